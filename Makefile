@@ -1,0 +1,54 @@
+# `make demo` and `make test` need Python 3.11 or newer and an internet connection for the first set-up; nothing else.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+WORKERS ?= 2
+CORPUS ?= ../shared/dicom
+
+.PHONY: help setup demo test check lint bench lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## make .venv from requirements.lock (the other targets do it too)
+
+# The stamp is written last, so a set-up that failed is done again.
+$(STAMP): requirements.lock pyproject.toml
+	@echo "Setting up $(VENV) from requirements.lock (about 1 GB to fetch the first time; some minutes)"
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "expected Python 3.11 or newer, received $(PYTHON); set PYTHON=…" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## sort sample_data/inbox into outbox/ and show the manifest
+	$(BIN)/python -m dicomsort sort sample_data/inbox outbox || [ $$? -eq 3 ]
+	@$(BIN)/python sample_data/show_manifest.py outbox/manifest.csv
+
+test: $(STAMP) ## the whole test suite
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+check: lint test ## what CI runs: lint, types, the import rule, tests
+
+lint: $(STAMP) ## ruff, mypy strict, the import rule
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(STAMP) ## measure: throughput, and correctness on CORPUS where there is one
+	$(BIN)/python benchmarks/throughput.py
+	@if [ -d "$(CORPUS)" ]; then $(BIN)/python benchmarks/corpus.py --corpus "$(CORPUS)"; \
+	 else echo "corpus skipped: no folder $(CORPUS); set CORPUS=…"; fi
+
+lock: ## write requirements.lock from pyproject.toml (after a set-up, which brings uv; remove the old lock to upgrade)
+	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra dev \
+	  --no-header --no-annotate --quiet --output-file requirements.lock
+
+clean: ## remove what the other targets made, .venv too
+	rm -rf $(VENV) outbox dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

@@ -1,0 +1,10 @@
+"""``python -m dicomsort`` is the command ``dicomsort``."""
+
+from __future__ import annotations
+
+import sys
+
+from dicomsort.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

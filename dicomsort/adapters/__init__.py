@@ -1,0 +1,36 @@
+"""What connects the pipeline to other machinery: here the engines, by the names that ``--engine`` takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dicomsort.adapters.cluster import ClusterEngine
+from dicomsort.adapters.processes import ProcessEngine
+from dicomsort.adapters.serial import SerialEngine
+from dicomsort.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dicomsort.engine import Engine, Limits
+
+# name -> (workers, scheduler, limits, modules that each worker imports first)
+ENGINES: dict[str, Callable[[int | None, str | None, Limits, tuple[str, ...]], Engine]] = {
+    "processes": lambda workers, _, limits, warm: ProcessEngine(workers, limits, warm),
+    "serial": lambda _workers, _scheduler, _limits, _warm: SerialEngine(),
+    "dask": lambda workers, scheduler, limits, warm: ClusterEngine(scheduler, workers, limits, warm),
+}
+
+
+def open_engine(
+    name: str, workers: int | None, scheduler: str | None, *, limits: Limits, warm: tuple[str, ...] = ()
+) -> Engine:
+    """Open the engine of that name; the caller closes it.
+
+    ``workers`` bounds the tasks at a time (default: the cores, or the cluster's threads), ``scheduler`` is the address
+    that ``dask`` needs, ``limits`` hold for each task (``serial`` has none), ``warm`` names modules for workers to
+    import at their start. Raises ``UsageError`` for an unknown name, and what the engine raises.
+    """
+    if name not in ENGINES:
+        raise UsageError(f"expected --engine {'|'.join(ENGINES)}, received {name}")
+    return ENGINES[name](workers, scheduler, limits, warm)

@@ -1,0 +1,34 @@
+"""Back pressure: a counted gate that a submitter waits at, and that closing opens with an error."""
+
+from __future__ import annotations
+
+import threading
+
+from dicomsort.errors import DicomsortError
+
+CLOSED = "the engine is closed; expected an open one"
+
+
+class Slots:
+    """``number`` places; ``take`` waits for a free one."""
+
+    def __init__(self, number: int) -> None:
+        """Open the gate with ``number`` free places."""
+        self._free = threading.Semaphore(number)
+        self.closed = False
+
+    def take(self) -> None:
+        """Wait for a place and take it; raises ``DicomsortError`` once closed, also in those who wait."""
+        self._free.acquire()
+        if self.closed:
+            self._free.release()  # wakes the next one who waits
+            raise DicomsortError(CLOSED)
+
+    def give(self) -> None:
+        """Give a place back."""
+        self._free.release()
+
+    def close(self) -> None:
+        """Refuse from now on, and wake those who wait."""
+        self.closed = True
+        self._free.release()

@@ -1,0 +1,236 @@
+"""What a bundle is, and the checks that stand between a folder of unknown origin and a run.
+
+Nothing in a bundle is code: one bounded JSON file and one LiteRT model whose SHA-256 the JSON pins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from dicomsort.errors import BundleError
+from dicomsort.records import REVIEW, UNREADABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+FORMAT_VERSION = 1
+SPEC_NAME = "bundle.json"
+MODEL_NAME = "model.tflite"
+HEADER_CLASSES = ("CT", "MRI", "XRAY")
+MAX_SPEC_BYTES = 1 << 20
+MAX_MODEL_BYTES = 512 << 20
+MIN_LABELS, MAX_LABELS = 2, 256
+MAX_LABEL_BYTES = 64
+MAX_TEXT = 128
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+# The names that an outbox, or a file system it may be copied to, keeps for itself.
+_RESERVED = frozenset({REVIEW.casefold(), UNREADABLE.casefold(), "manifest.csv", "con", "prn", "aux", "nul"})
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A validated bundle; picklable, so that workers can be handed one.
+
+    ``labels`` are in the order of the model's outputs; ``header_classes`` maps CT, MRI, XRAY to labels (empty where the
+    labels are others, such as CHEST and HAND: such a model sorts by pixels alone). ``input_shape`` is (height, width,
+    3). ``temperature`` divides the logits. ``decide`` is the calibrated mean confidence (0..1) from which pixels alone
+    decide, ``contradict`` the one from which pixels against a clear header hold the series for review. ``training``
+    tells the images' fingerprint and counts, ``created_with`` the versions of the software that wrote it.
+    """
+
+    folder: Path
+    name: str
+    arch: str
+    labels: tuple[str, ...]
+    header_classes: Mapping[str, str]
+    input_shape: tuple[int, int, int]
+    rendering_version: int
+    temperature: float
+    decide: float
+    contradict: float
+    training: Mapping[str, Any]
+    created_with: Mapping[str, str]
+    model_sha256: str
+    model_size: int
+
+    @property
+    def model_path(self) -> Path:
+        """The LiteRT model's file."""
+        return self.folder / MODEL_NAME
+
+
+def default_path() -> Path:
+    """Return the folder of the bundle that ships: inside the installed package, else in the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    shipped = package / "models" / "default"
+    return shipped if shipped.is_dir() else package.parent / "models" / "default"
+
+
+def load(path: Path, rendering_version: int) -> Bundle:
+    """Read and check the bundle in the folder ``path``.
+
+    ``rendering_version`` is the loader's own; a model trained on another rendering would see other pixels than it
+    learnt, so it is refused. Raises BundleError saying what was expected and what was received.
+    """
+    if not path.is_dir():
+        what = "a file" if path.is_file() else "nothing there"
+        msg = f"model {str(path)!r}: expected a bundle (a folder with {SPEC_NAME} and {MODEL_NAME}), received {what}"
+        raise BundleError(msg)
+    spec = check(_read_spec(path / SPEC_NAME), str(path))
+    if spec["rendering_version"] != rendering_version:
+        _fail(str(path), "rendering_version", f"{rendering_version}, that of this program", spec["rendering_version"])
+    bundle = _bundle(path, spec)
+    read_model(bundle)
+    return bundle
+
+
+def read_model(bundle: Bundle) -> bytes:
+    """Return the model's bytes, checked against the size and SHA-256 that bundle.json pins; BundleError otherwise."""
+    where = str(bundle.folder)
+    data = _read_bounded(bundle.model_path, MAX_MODEL_BYTES)
+    if len(data) != bundle.model_size:
+        _fail(where, MODEL_NAME, f"{bundle.model_size} bytes", f"{len(data)} bytes")
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != bundle.model_sha256:
+        _fail(where, MODEL_NAME, f"SHA-256 {bundle.model_sha256}", digest)
+    return data
+
+
+def check(spec: object, where: str) -> dict[str, Any]:
+    """Return ``spec`` (parsed JSON) if every field is as the format says; BundleError names the first that is not."""
+    if not isinstance(spec, dict):
+        _fail(where, "the whole", "an object", type(spec).__name__)
+    if spec.get("format_version") != FORMAT_VERSION:
+        _fail(where, "format_version", str(FORMAT_VERSION), spec.get("format_version"))
+    for key, (expected, holds) in _FIELDS.items():
+        if key not in spec or not holds(spec[key]):
+            _fail(where, key, expected, spec.get(key))
+    for label in spec["labels"]:
+        if problem := label_problem(label):
+            _fail(where, "labels", f"names that can be folders ({problem})", label)
+    if not set(spec["header_classes"].values()) <= set(spec["labels"]):
+        _fail(where, "header_classes", f"values among the labels {spec['labels']}", spec["header_classes"])
+    return spec
+
+
+def label_problem(label: str) -> str:
+    """Return why ``label`` cannot be a class's folder in an outbox; empty where it can."""
+    if label.casefold() in _RESERVED:
+        return "the name is reserved"
+    if not label or len(label.encode("utf-8", "surrogatepass")) > MAX_LABEL_BYTES:
+        return f"1 to {MAX_LABEL_BYTES} bytes are allowed"
+    if not label.isprintable() or any(char in '/\\:*?"<>|' for char in label):
+        return "a character is not allowed in folder names"
+    if label[0] in ".-~ " or label[-1] in ". " or unicodedata.normalize("NFC", label) != label:
+        return "it starts or ends with a character that is not allowed there"
+    return ""
+
+
+def _read_spec(path: Path) -> object:
+    """Return the parsed JSON of ``path``."""
+    try:
+        spec: object = json.loads(_read_bounded(path, MAX_SPEC_BYTES))
+    except (ValueError, RecursionError) as error:
+        _fail(str(path.parent), SPEC_NAME, "JSON in UTF-8", str(error))
+    return spec
+
+
+def _read_bounded(path: Path, limit: int) -> bytes:
+    """Return the bytes of a regular file of at most ``limit`` bytes."""
+    where = str(path.parent)
+    if not path.is_file():
+        _fail(where, path.name, "a file", "none")
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as error:
+        _fail(where, path.name, "a readable file", error.strerror)
+    if len(data) > limit:
+        _fail(where, path.name, f"at most {limit} bytes", f"{path.stat().st_size} bytes")
+    return data
+
+
+def _bundle(folder: Path, spec: Mapping[str, Any]) -> Bundle:
+    """Return the record of a checked ``spec``."""
+    height, width, channels = spec["input_shape"]
+    return Bundle(
+        folder=folder,
+        name=spec["name"],
+        arch=spec["arch"],
+        labels=tuple(spec["labels"]),
+        header_classes=dict(spec["header_classes"]),
+        input_shape=(height, width, channels),
+        rendering_version=spec["rendering_version"],
+        temperature=float(spec["temperature"]),
+        decide=float(spec["thresholds"]["decide"]),
+        contradict=float(spec["thresholds"]["contradict"]),
+        training=spec["training"],
+        created_with=spec["created_with"],
+        model_sha256=spec["model_sha256"],
+        model_size=spec["model_size"],
+    )
+
+
+def _fail(where: str, key: str, expected: str, received: object) -> NoReturn:
+    """Raise the one form of error that a bundle's content gets; long values are cut."""
+    text = repr(received)
+    shown = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+    msg = f"bundle {where!r}: {key}: expected {expected}, received {shown}"
+    raise BundleError(msg)
+
+
+def _is_int(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and value.isprintable()
+
+
+def _is_labels(value: object) -> bool:
+    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
+        return False
+    return MIN_LABELS <= len(value) <= MAX_LABELS and len({label.casefold() for label in value}) == len(value)
+
+
+def _is_map(value: object, keys: tuple[str, ...] | None = None) -> bool:
+    return isinstance(value, dict) and all(
+        (keys is None or key in keys) and isinstance(text, str) for key, text in value.items()
+    )
+
+
+def _is_thresholds(value: object) -> bool:
+    return isinstance(value, dict) and all(_is_number(value.get(key), 0.0, 1.0) for key in ("decide", "contradict"))
+
+
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": (f"a line of at most {MAX_TEXT} characters", _is_text),
+    "arch": (f"a line of at most {MAX_TEXT} characters", _is_text),
+    "labels": (f"a list of 2 to {MAX_LABELS} names, each once", _is_labels),
+    "header_classes": (f"an object from {', '.join(HEADER_CLASSES)} to labels", lambda v: _is_map(v, HEADER_CLASSES)),
+    "input_shape": (
+        "[height, width, 3] of 16 to 1024 pixels",
+        lambda v: isinstance(v, list) and v[2:] == [3] and all(_is_int(n, 16, 1024) for n in v[:2]),
+    ),
+    "rendering_version": ("a number from 1", lambda v: _is_int(v, 1, 1 << 31)),
+    "temperature": ("a number from 0.05 to 20", lambda v: _is_number(v, 0.05, 20.0)),
+    "thresholds": ("an object with decide and contradict, 0 to 1", _is_thresholds),
+    "training": ("an object", lambda v: isinstance(v, dict)),
+    "created_with": ("an object from software to version", _is_map),
+    "model_sha256": ("64 hexadecimal digits", lambda v: isinstance(v, str) and bool(_HEX.fullmatch(v))),
+    "model_size": (f"1 to {MAX_MODEL_BYTES} bytes", lambda v: _is_int(v, 1, MAX_MODEL_BYTES)),
+}

@@ -1,0 +1,98 @@
+"""Writes a bundle: everything into a folder beside the target, then one rename; a reader never meets a half."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dicomsort.bundle.spec import FORMAT_VERSION, MODEL_NAME, SPEC_NAME, check
+from dicomsort.errors import BundleError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+@contextmanager
+def staged(folder: Path, outputs: frozenset[str]) -> Iterator[Path]:
+    """Yield an empty folder beside ``folder`` that takes its place when the block ends well, and vanishes otherwise.
+
+    ``outputs`` are the names of the files that a bundle may hold: an existing ``folder`` is replaced only if it holds
+    nothing else, so that no file of somebody else's is lost. UsageError where it does or cannot be written.
+    """
+    target = Path(os.path.abspath(folder))
+    _check_target(target, outputs)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        msg = f"--out {str(folder)!r}: expected a folder that can be written, received {error.strerror}"
+        raise UsageError(msg) from error
+    try:
+        yield part
+        if not (part / SPEC_NAME).is_file():
+            msg = f"bundle {str(folder)!r}: expected {SPEC_NAME} among the files to place, received none"
+            raise BundleError(msg)
+        _check_target(target, outputs)
+        _place(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def seal(folder: Path, spec: Mapping[str, Any]) -> None:
+    """Write ``bundle.json`` into ``folder``: ``spec`` with the format's version, and the model's size and SHA-256.
+
+    BundleError where the result would not be one that ``load`` accepts.
+    """
+    model = (folder / MODEL_NAME).read_bytes()
+    whole = {
+        "format_version": FORMAT_VERSION,
+        **spec,
+        "model_sha256": hashlib.sha256(model).hexdigest(),
+        "model_size": len(model),
+    }
+    check(whole, str(folder))
+    text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+    (folder / SPEC_NAME).write_text(text, encoding="utf-8")
+
+
+def _check_target(target: Path, outputs: frozenset[str]) -> None:
+    """Raise UsageError where ``target`` is something that must not be replaced."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if target.is_symlink() or not target.is_dir():
+        msg = f"--out {str(target)!r}: expected a new folder or an earlier bundle, received a file or a link"
+        raise UsageError(msg)
+    foreign = sorted({path.name for path in target.iterdir()} - outputs)
+    if foreign:
+        msg = (
+            f"--out {str(target)!r}: expected a new folder or an earlier bundle, received one with {foreign[0]!r} in it"
+        )
+        raise UsageError(msg)
+
+
+def _place(part: Path, target: Path) -> None:
+    """Flush ``part`` and rename it to ``target``; what was there is put aside first and removed last."""
+    part.chmod(0o755)
+    for path in (*part.iterdir(), part):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    old = part.with_suffix(".old")
+    had = target.exists()
+    if had:
+        target.rename(old)
+    try:
+        part.rename(target)
+    except OSError:
+        if had:
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,102 @@
+"""Stage 3: header evidence, pixel evidence, and an ordered table of rules that turns them into verdicts.
+
+Judged by series, because Modality (0008,0060) is an attribute of the series (PS3.3 C.7.3.1); the study then decides
+for those of its series whose headers say nothing. Pure: no file is touched here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dicomsort.classify.evidence import (
+    Case,
+    Judge,
+    grouping_of,
+    has_uids,
+    is_uid,
+    mixture,
+    said_by,
+    showable_frames,
+    tier,
+)
+from dicomsort.classify.rules import RULES, Rule
+from dicomsort.records import REVIEW, Group, Placement, Verdict, Vote
+
+__all__ = [
+    "RULES",
+    "Judge",
+    "Rule",
+    "classify_study",
+    "grouping_of",
+    "has_uids",
+    "is_clear",
+    "is_contradicted",
+    "is_uid",
+    "said_by",
+    "showable_frames",
+]
+
+# Held for what one file is, not for what the series is: no placement for the rest of it.
+_OF_ONE_FILE = ("uid-collision", "against-placement")
+
+
+def classify_study(
+    members: Sequence[tuple[Group, Vote]], placements: Sequence[Placement], judge: Judge
+) -> list[tuple[Group, Verdict]]:
+    """Judge the groups of one study, clear headers first, so that the others may follow them."""
+    cases = [(group, vote, said_by(group.sample.header, judge)) for group, vote in members]
+    cases.sort(key=lambda case: tier(case[2]))
+    so_far: dict[str, Verdict] = {}
+    verdicts: list[tuple[Group, Verdict]] = []
+    for group, vote, said in cases:
+        placed = _placed(placements, group.grouping.series, said.classes)
+        verdict = decide(Case(judge, group, said, vote, placed, so_far))
+        verdicts.append((group, verdict))
+        if verdict.folder and not group.sample.header.problem:
+            so_far.setdefault(group.grouping.series, verdict)
+    remark = mixture([verdict for _, verdict in verdicts])
+    return [(group, _remarked(verdict, remark)) for group, verdict in verdicts]
+
+
+def decide(case: Case) -> Verdict:
+    """The verdict of the first rule that applies."""
+    rule = next(rule for rule in RULES if rule.applies(case))
+    return rule.decide(case, rule.name)
+
+
+def is_clear(group: Group, judge: Judge) -> bool:
+    """Whether the header alone names one class, so that a single frame is enough of a check."""
+    return len(said_by(group.sample.header, judge).classes) == 1
+
+
+def is_contradicted(group: Group, vote: Vote, judge: Judge) -> bool:
+    """Whether that single frame disagrees so strongly that more frames should be asked before a person is."""
+    case = Case(judge, group, said_by(group.sample.header, judge), vote)
+    return case.pixel_class not in case.said.classes and case.says(judge.contradict)
+
+
+def _placed(placements: Sequence[Placement], series: str, classes: Sequence[str]) -> str:
+    """The folder that earlier runs gave the series, else the study where all of it went to one.
+
+    A series new to the study whose own header names another class is the second half of a mixed study (PET/CT, CR and
+    CT), whichever arrives first; the study's placement does not speak for it.
+    """
+    usable = [p for p in placements if p.reason not in _OF_ONE_FILE]
+    own = [p for p in usable if p.series == series]
+    folders = {_folder(p) for p in own or usable}
+    folder = folders.pop() if len(folders) == 1 else ""
+    if not own and classes and folder.partition("/")[0] not in classes:
+        return ""
+    return folder
+
+
+def _folder(placement: Placement) -> str:
+    parts = placement.destination.split("/")
+    return "/".join(parts[:2]) if parts[0] in {REVIEW, "OTHER"} else parts[0]
+
+
+def _remarked(verdict: Verdict, remark: str) -> Verdict:
+    if not remark or not verdict.class_:
+        return verdict
+    return replace(verdict, note="; ".join(note for note in (verdict.note, remark) if note))

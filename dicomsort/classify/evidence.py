@@ -1,0 +1,174 @@
+"""What header and pixels each say of a group, brought to one vocabulary: the labels of the model, and OTHER."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dicomsort.modalities import (
+    ASK,
+    CT,
+    FOLLOWS,
+    MRI,
+    OTHER_PREFIX,
+    XRAY,
+    kind_of,
+    modality_category,
+    sop_class_category,
+)
+from dicomsort.records import OTHER, DecidedBy, Examined, Group, Grouping, Header, Kind, Status, Verdict, Vote
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_KIND = re.compile(r"[A-Z0-9]{1,16}")
+_PLACED = frozenset({Status.SORTED, Status.OTHER})
+_IMAGING = frozenset({CT, MRI, XRAY})
+MAX_UID = 64
+
+
+def is_uid(text: str) -> bool:
+    """Whether a text is a UID by PS3.5 section 9.1 (leading zeros in a component, common in the field, may pass)."""
+    return len(text) <= MAX_UID and _UID.fullmatch(text) is not None
+
+
+def has_uids(header: Header) -> bool:
+    """Whether study, series and instance each have a valid UID."""
+    return is_uid(header.study_uid) and is_uid(header.series_uid) and is_uid(header.sop_uid)
+
+
+def is_localizer(header: Header) -> bool:
+    """A scout: ImageType value 3 is LOCALIZER (PS3.3 C.8.2.1.1.1); it looks like a radiograph and is none."""
+    return "LOCALIZER" in header.image_type.upper().split("\\")[2:]
+
+
+def grouping_of(e: Examined) -> Grouping:
+    """What this file is judged together with."""
+    header = e.header
+    if e.failed or header.ignored or header.problem or header.kind is not Kind.DICOM or not has_uids(header):
+        kept = header.study_uid if has_uids(header) else ""
+        state = "failed" if e.failed else header.ignored or header.problem or _said(header)
+        return Grouping(kept, header.series_uid if kept else e.found.path, f"{header.kind}:{state}")
+    return Grouping(header.study_uid, header.series_uid, f"{header.kind}:{_said(header)}")
+
+
+def _said(header: Header) -> str:
+    return f"{sop_class_category(header.sop_class_uid)}/{modality_category(header.modality)}/{header.has_pixels:d}"
+
+
+def showable_frames(e: Examined) -> int:
+    """How many frames of a file may be shown to the model; none of scouts, or of what is no image."""
+    header = e.header
+    if e.failed or header.ignored or not header.has_pixels:
+        return 0
+    if header.kind is Kind.UNKNOWN or (header.kind is Kind.DICOM and is_localizer(header)):
+        return 0
+    return max(1, header.frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """What a verdict needs to know of the model and of the user's choice.
+
+    ``header_classes`` maps CT, MRI and XRAY to the model's labels (empty: the header does not count); ``decide`` and
+    ``contradict`` are the bundle's thresholds; ``evidence`` is ``auto``, ``header`` or ``pixels``; a series changed
+    after ``settled_before_ns`` is left alone.
+    """
+
+    labels: tuple[str, ...]
+    header_classes: Mapping[str, str]
+    decide: float
+    contradict: float
+    evidence: str = "auto"
+    settled_before_ns: int | None = None
+
+    @property
+    def reads_headers(self) -> bool:
+        """Whether the header takes part."""
+        return self.evidence != "pixels" and bool(self.header_classes)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a header says.
+
+    ``classes`` are the labels it names (two where it contradicts itself), ``follows`` whether the object belongs to
+    others' pixels; ``kind`` names the folder below OTHER.
+    """
+
+    classes: tuple[str, ...] = ()
+    follows: bool = False
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One group with all that the rules may look at."""
+
+    judge: Judge
+    group: Group
+    said: Said
+    vote: Vote
+    placed: str = ""  # the folder that an earlier run gave the series, else the study: a class, OTHER/…, REVIEW/…
+    study: Mapping[str, Verdict] = field(default_factory=dict)  # verdicts so far in this study, by series
+
+    @property
+    def header(self) -> Header:
+        """The header of the group's first file."""
+        return self.group.sample.header
+
+    @property
+    def pixel_class(self) -> str:
+        """The model's first choice."""
+        p = self.vote.probabilities
+        return self.judge.labels[max(range(len(p)), key=p.__getitem__)] if p else ""
+
+    @property
+    def pixel_confidence(self) -> float | None:
+        """The probability of the model's first choice."""
+        return max(self.vote.probabilities, default=None)
+
+    def says(self, threshold: float) -> bool:
+        """Whether the model's confidence reaches a threshold."""
+        return (self.pixel_confidence or 0.0) >= threshold
+
+    def study_folders(self) -> set[str]:
+        """Where the rest of the study goes, as far as it is decided."""
+        return {v.folder for v in self.study.values() if v.status in _PLACED}
+
+
+def said_by(header: Header, judge: Judge) -> Said:
+    """The header's evidence in the model's labels."""
+    categories = [c for c in (sop_class_category(header.sop_class_uid), modality_category(header.modality)) if c]
+    kind = _kind(header)
+    if FOLLOWS in categories or (not header.has_pixels and not any(_decisive(c) for c in categories)):
+        return Said(follows=True, kind=kind)
+    if not judge.reads_headers:
+        return Said(kind=kind)
+    named = dict.fromkeys(_label(c, judge) for c in categories if c != ASK)
+    return Said(tuple(label for label in named if label), kind=kind)
+
+
+def _decisive(category: str) -> bool:
+    return category in _IMAGING or category.startswith(OTHER_PREFIX)
+
+
+def _label(category: str, judge: Judge) -> str:
+    return OTHER if category.startswith(OTHER_PREFIX) else judge.header_classes.get(category, "")
+
+
+def _kind(header: Header) -> str:
+    kind = kind_of(header.sop_class_uid, header.modality) or header.modality.strip().upper()
+    if _KIND.fullmatch(kind):
+        return kind
+    return "image" if header.has_pixels else "object"
+
+
+def tier(said: Said) -> int:
+    """In which order the groups of a study are judged: clear headers, then pixels, then what follows the others."""
+    return 2 if said.follows else 0 if said.classes else 1
+
+
+def mixture(verdicts: Sequence[Verdict]) -> str:
+    """A remark where a study has images of more than one class."""
+    folders = sorted({v.folder for v in verdicts if v.status in _PLACED and v.decided_by is not DecidedBy.STUDY})
+    return f"mixed study: {' '.join(folders)}" if len(folders) > 1 else ""

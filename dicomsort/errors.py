@@ -1,0 +1,41 @@
+"""Every error a user can meet, and the exit code each ends the process with.
+
+DicomsortError            1  the run failed
+├── UsageError            2  wrong usage or configuration
+├── OutboxLocked          4  another run holds the outbox
+├── BundleError           2  a model path that is no bundle, or one this version must not use
+├── PlacingFailed         1  the disk refused; ``resume`` goes on from there
+└── WorkerLost            1  a worker died, or ran past its limit of time or memory, on a task
+"""
+
+from __future__ import annotations
+
+
+class DicomsortError(Exception):
+    """The run failed; the message says what was expected and what was received."""
+
+    exit_code = 1
+
+
+class UsageError(DicomsortError):
+    """Wrong usage or configuration."""
+
+    exit_code = 2
+
+
+class BundleError(UsageError):
+    """A model path that is no bundle, or a bundle that this version must not use."""
+
+
+class OutboxLocked(DicomsortError):
+    """Another run holds the outbox."""
+
+    exit_code = 4
+
+
+class PlacingFailed(DicomsortError):
+    """The file system refused a change that placing needs; the journal tells ``resume`` where to go on."""
+
+
+class WorkerLost(DicomsortError):
+    """A worker process died, or ran past its limit of time or memory, while it held a task."""

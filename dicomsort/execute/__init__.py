@@ -1,0 +1,113 @@
+"""Stage 5: carry out a sealed plan, journalled and idempotent; ``sort``, ``resume`` and ``undo`` all end here.
+
+Order of writes for each batch: ``begin`` lines, flushed; new folders; new names (links, or verified copies); one flush
+of the file system; ``end`` lines, flushed; only then sources are removed. A plan may be carried out any number of
+times: what ended is not done again, and what was begun is recognised by inode, not by content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, islice
+from typing import TypeVar
+
+from dicomsort.errors import PlacingFailed
+from dicomsort.execute.folders import Folders
+from dicomsort.execute.placing import Fatal, Placer, Roots
+from dicomsort.files import Files, flush_path
+from dicomsort.journal import Journal, Plan
+from dicomsort.records import Operation, Outcome, Result, Verb
+
+__all__ = ["BATCH", "Executor", "Roots"]
+
+BATCH = 512
+_FOLDER_VERBS = frozenset({Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER})
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Executor:
+    """Carries out one plan with a few threads; only the thread that calls ``run`` writes the journal."""
+
+    def __init__(self, files: Files, roots: Roots, journal: Journal, run: str, threads: int) -> None:
+        """``run`` is the run's id, which names the temporary copies."""
+        self._files = files
+        self._roots = roots
+        self._journal = journal
+        self._folders = Folders(files, roots)
+        self._placer = Placer(files, roots, run, journal.known)
+        self._threads = threads
+
+    def run(self, plan: Plan, on_done: Callable[[int], None]) -> None:
+        """Do all that is not done yet; PlacingFailed where the disk refuses, after what was done is journalled."""
+        operations = (o for o in plan.operations() if o.verb is not Verb.LEAVE)
+        with ThreadPoolExecutor(self._threads) as self._pool:
+            for is_folder, group in groupby(operations, lambda o: o.verb in _FOLDER_VERBS):
+                for batch in _batches(group):
+                    if is_folder:
+                        self._folder_batch(batch)
+                    else:
+                        self._file_batch(batch)
+                    on_done(len(batch))
+
+    def _file_batch(self, batch: list[Operation]) -> None:
+        known = self._journal.known
+        waiting = [o for o in batch if known.result(o.number) is None]
+        if waiting:
+            self._place(waiting)
+        done = [o for o in batch if (r := known.result(o.number)) is not None and r.outcome is Outcome.DONE]
+        self._each(self._placer.finish, done)
+
+    def _place(self, waiting: list[Operation]) -> None:
+        checked = self._each(self._placer.check, waiting)
+        ended = [result for result in checked if result is not None]
+        ready = [o for o, result in zip(waiting, checked, strict=True) if result is None]
+        ready, refused, missing = self._folders.needed(ready)
+        self._journal.begin([o.number for o in ready], missing)
+        self._folders.make(missing)
+        outcomes = self._each(self._placer.act, ready)
+        placed = [(o, r) for o, r in zip(ready, outcomes, strict=True) if isinstance(r, Result)]
+        self._make_durable([o for o, r in placed if r.outcome is Outcome.DONE] + _found_done(waiting, checked))
+        self._journal.end([*ended, *refused, *(r for _, r in placed)])
+        for outcome in outcomes:
+            if isinstance(outcome, Fatal):
+                raise PlacingFailed(outcome.message)
+
+    def _folder_batch(self, batch: list[Operation]) -> None:
+        waiting = [o for o in batch if self._journal.known.result(o.number) is None]
+        if not waiting:
+            return
+        self._journal.begin([o.number for o in waiting], [])
+        self._journal.end([self._folders.change(o) for o in waiting])
+
+    def _make_durable(self, operations: Sequence[Operation]) -> None:
+        targets = [o.target for o in operations if o.target]
+        try:
+            for root in sorted({target.partition("/")[0] for target in targets}):
+                if self._files.flush_system(self._roots.absolute(root)):
+                    continue
+                mine = [target for target in targets if target.startswith(root + "/")]
+                for path in sorted({*mine, *self._folders.chains(mine)}):
+                    flush_path(self._files, self._roots.absolute(path))
+        except OSError as error:
+            message = f"flushing to disk: expected success, received {error.strerror}; sources are untouched"
+            raise PlacingFailed(message) from error
+
+    def _each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Map in the threads, a slice a thread: a future an item would cost more than a link."""
+        size = max(1, -(-len(items) // self._threads))
+        slices = [items[start : start + size] for start in range(0, len(items), size)]
+        mapped = self._pool.map(lambda part: [function(item) for item in part], slices)
+        return [result for part in mapped for result in part]
+
+
+def _found_done(waiting: Sequence[Operation], checked: Sequence[Result | None]) -> list[Operation]:
+    pairs = zip(waiting, checked, strict=True)
+    return [o for o, result in pairs if result is not None and result.outcome is Outcome.DONE]
+
+
+def _batches(items: Iterable[Operation]) -> Iterator[list[Operation]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch

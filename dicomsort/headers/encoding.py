@@ -1,0 +1,51 @@
+"""How a data set is encoded: what its transfer syntax declares (PS3.5 Annex A), and what its bytes show."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final, NamedTuple
+
+IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
+EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
+EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
+# Deflated Explicit VR LE; JPIP Referenced Deflate; JPIP HTJ2K Referenced Deflate
+DEFLATED: Final = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
+_NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, *DEFLATED, ""})
+
+# Bytes of an explicit element's tag, VR and length (PS3.5 7.1.2)
+HEADER_SIZE: Final[dict[bytes, int]] = {
+    **dict.fromkeys(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split(), 8),
+    **dict.fromkeys(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split(), 12),
+}
+_FIRST_GROUPS: Final = 0x0028  # groups 0008, 0010, 0020 and 0028 are in every image: its data set begins with one
+_TAG_LE: Final = Struct("<HH2s").unpack_from
+_TAG_BE: Final = Struct(">HH2s").unpack_from
+
+
+class Encoding(NamedTuple):
+    """VR and byte order of a data set."""
+
+    explicit: bool
+    little: bool
+
+    @property
+    def uid(self) -> str:
+        """The transfer syntax of this encoding without compression."""
+        if not self.little:
+            return EXPLICIT_BIG
+        return EXPLICIT_LITTLE if self.explicit else IMPLICIT_LITTLE
+
+
+def sniff(start: bytes) -> Encoding | None:
+    """Encoding that the first six bytes of a data set show; ``None`` where they cannot begin one."""
+    if len(start) < 6:  # noqa: PLR2004
+        return None
+    little = _TAG_LE(start)[0] <= _TAG_BE(start)[0]
+    group, _, vr = (_TAG_LE if little else _TAG_BE)(start)
+    explicit = vr in HEADER_SIZE
+    return Encoding(explicit, little) if explicit or group <= _FIRST_GROUPS else None
+
+
+def settled_syntax(declared: str, found: Encoding) -> str:
+    """Transfer syntax to report: the bytes win over a declared native one; compression can only be declared."""
+    return found.uid if declared in _NATIVE else declared

@@ -1,0 +1,256 @@
+"""The sealed plan and the append-only log of a run, as JSON lines below ``OUTBOX/.dicomsort/runs/<run-id>/``.
+
+``plan.jsonl`` holds a head, a line an operation, and a seal (count and SHA-256 of the lines before it); without its
+seal it is no plan. ``journal.jsonl`` gets ``begin`` lines before, and ``end`` lines after, what they speak of. A torn
+last line is cut off when the journal is opened again: it was never flushed, so nothing relied on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from dicomsort.errors import DicomsortError
+from dicomsort.files import Files, look_up, opened
+from dicomsort.records import Operation, Outcome, Result, Row, Verb
+
+STATE = ".dicomsort"
+PLAN, JOURNAL = "plan.jsonl", "journal.jsonl"
+FORMAT = 1
+_OUTCOMES = tuple(Outcome)
+_FIELDS = tuple(f.name for f in fields(Operation))
+_CELLS = tuple(f.name for f in fields(Row))
+_BUFFER = 1 << 20
+
+
+def runs_folder(outbox: str) -> str:
+    """The folder that holds a folder a run."""
+    return f"{outbox}/{STATE}/runs"
+
+
+def _line(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def pack(operation: Operation) -> list[Any]:
+    """An operation as a JSON list."""
+    *cells, _ = (getattr(operation, name) for name in _FIELDS)
+    return [*cells, None if operation.row is None else [getattr(operation.row, name) for name in _CELLS]]
+
+
+def unpack(cells: list[Any]) -> Operation:
+    """The inverse of ``pack``."""
+    number, verb, *middle, row = cells
+    values: list[Any] = [number, Verb(verb), *middle, None if row is None else Row(*row)]
+    return Operation(*values)
+
+
+class PlanWriter:
+    """Writes a plan line by line and seals it; until then nothing may be placed."""
+
+    def __init__(self, files: Files, folder: str, head: dict[str, Any]) -> None:
+        """Create ``plan.jsonl`` in the run's folder, which must not hold one."""
+        self._files = files
+        self._folder = folder
+        self._descriptor = files.create(f"{folder}/{PLAN}", 0o600)
+        self._digest = hashlib.sha256()
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self.count = 0
+        self._head = {"format": FORMAT, **head}
+        self._put(_line(self._head))
+
+    def add(self, operation: Operation) -> None:
+        """Append an operation; numbers count up from 0."""
+        self._put(_line(pack(operation)))
+        self.count += 1
+
+    def seal(self) -> None:
+        """Write the seal and make the plan durable; from here on ``resume`` can carry it out."""
+        self._write_out()
+        self._files.write(self._descriptor, _line({"sealed": self.count, "sha256": self._digest.hexdigest()}))
+        self._files.flush(self._descriptor)
+        with opened(self._folder) as folder:
+            self._files.flush(folder)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan as it was written, once it is sealed."""
+        return Plan(Path(self._folder) / PLAN, self._head, self.count)
+
+    def close(self) -> None:
+        """Close the file, sealed or not."""
+        os.close(self._descriptor)
+
+    def _put(self, line: bytes) -> None:
+        self._digest.update(line)
+        self._waiting.append(line)
+        self._waiting_bytes += len(line)
+        if self._waiting_bytes >= _BUFFER:
+            self._write_out()
+
+    def _write_out(self) -> None:
+        self._files.write(self._descriptor, b"".join(self._waiting))
+        self._waiting, self._waiting_bytes = [], 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sealed plan on disk: its head and the number of its operations."""
+
+    path: Path
+    head: dict[str, Any]
+    count: int
+
+    @classmethod
+    def open(cls, folder: str) -> Self:
+        """Read head and seal and check them; DicomsortError where the plan was never sealed or was changed since."""
+        path = Path(folder) / PLAN
+        run = path.parent.name
+        digest, head, last = hashlib.sha256(), b"", b""
+        try:
+            with path.open("rb") as lines:
+                for line in lines:
+                    digest.update(last)
+                    head, last = head or line, line
+            seal, values = json.loads(last), json.loads(head)
+        except (FileNotFoundError, ValueError):
+            seal, values = {}, {}
+        if not isinstance(seal, dict) or "sealed" not in seal:
+            message = f"run {run} died before its plan was sealed: it has moved nothing; run `dicomsort sort` again"
+            raise DicomsortError(message)
+        if seal["sha256"] != digest.hexdigest() or values.get("format") != FORMAT:
+            message = f"plan of run {run}: expected SHA-256 {seal['sha256'][:12]}…, received {digest.hexdigest()[:12]}…"
+            raise DicomsortError(message)
+        return cls(path, values, seal["sealed"])
+
+    def operations(self) -> Iterator[Operation]:
+        """Yield the operations in their order."""
+        with self.path.open("rb") as lines:
+            next(lines)
+            for _, line in zip(range(self.count), lines, strict=False):
+                yield unpack(json.loads(line))
+
+
+@dataclass
+class Replay:
+    """What a journal says: what was begun, how it ended, in a few bytes an operation."""
+
+    outcomes: bytearray
+    inodes: array[int]
+    begun: set[int] = field(default_factory=set)  # begun and not ended
+    messages: dict[int, str] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)  # made in the outbox or inbox, parents first
+    marks: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, count: int) -> Self:
+        """A journal in which nothing happened yet, for ``count`` operations."""
+        return cls(bytearray(count), array("Q", bytes(8 * count)))
+
+    def result(self, number: int) -> Result | None:
+        """How an operation ended; None where it did not."""
+        code = self.outcomes[number]
+        if not code:
+            return None
+        return Result(number, _OUTCOMES[code - 1], self.messages.get(number, ""), self.inodes[number])
+
+    def take(self, result: Result) -> None:
+        """Note how an operation ended."""
+        self.outcomes[result.number] = _OUTCOMES.index(result.outcome) + 1
+        self.inodes[result.number] = result.inode
+        if result.message:
+            self.messages[result.number] = result.message
+        self.begun.discard(result.number)
+
+    def apply(self, entry: list[Any]) -> None:
+        """Note one line of the journal."""
+        match entry:
+            case ["begin", numbers, folders]:
+                self.begun.update(n for n in numbers if not self.outcomes[n])
+                self.folders.extend(folders)
+            case ["end", number, outcome, message, inode]:
+                self.take(Result(number, Outcome(outcome), message, inode))
+            case ["mark", name, value]:
+                self.marks[name] = value
+            case _:
+                message = f"unknown entry {entry[:1]!r}"
+                raise ValueError(message)
+
+
+def replay(folder: str, count: int) -> Replay:
+    """Read a run's journal; a torn last line is passed over, an unreadable one before it is an error."""
+    known = Replay.empty(count)
+    path = Path(folder) / JOURNAL
+    if not path.exists():
+        return known
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                known.apply(json.loads(line))
+            except (ValueError, IndexError, TypeError) as error:
+                message = f"journal of run {path.parent.name}: line {number} is damaged ({error}); nothing was changed"
+                raise DicomsortError(message) from error
+    return known
+
+
+class Journal:
+    """The append-only log of one run, with what it says so far in ``known``."""
+
+    def __init__(self, files: Files, folder: str, count: int) -> None:
+        """Open or create ``journal.jsonl``, cutting off a torn last line."""
+        self._files = files
+        self.known = replay(folder, count)
+        path = f"{folder}/{JOURNAL}"
+        fresh = look_up(path) is None
+        self._descriptor = files.open_append(path, 0o600)
+        size = os.fstat(self._descriptor).st_size
+        whole = _whole_lines(self._descriptor, size)
+        if whole != size:
+            files.truncate(self._descriptor, whole)
+        if fresh:
+            files.flush(self._descriptor)
+            with opened(folder) as descriptor:
+                files.flush(descriptor)
+
+    def begin(self, numbers: Sequence[int], folders: Sequence[str]) -> None:
+        """Say, durably, what is about to be done and which folders will be made for it."""
+        self._append([["begin", list(numbers), list(folders)]])
+
+    def end(self, results: Iterable[Result]) -> None:
+        """Say, durably, how operations ended."""
+        self._append([["end", r.number, r.outcome, r.message, r.inode] for r in results])
+
+    def mark(self, name: str, value: object) -> None:
+        """Say, durably, how far the work after placing has come."""
+        self._append([["mark", name, value]])
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def _append(self, entries: list[list[Any]]) -> None:
+        self._files.write(self._descriptor, b"".join(_line(entry) for entry in entries))
+        self._files.flush(self._descriptor)
+        for entry in entries:
+            self.known.apply(entry)
+
+
+def _whole_lines(descriptor: int, size: int) -> int:
+    """The offset after the last line feed."""
+    end = size
+    while end > 0:
+        start = max(0, end - 65536)
+        found = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

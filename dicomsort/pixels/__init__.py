@@ -1,0 +1,36 @@
+"""Files to the model's input: one rendering, for training and for sorting.
+
+``render`` turns any PNG, JPEG or DICOM file, told by its content, into (224, 224, 3) uint8 RGB, 0 black to 255 white.
+What it does is fixed by ``RENDERING_VERSION``: a bundle remembers the version that it was trained with, and whoever
+changes an output counts it up (``tests/test_pixels_golden.py`` notices).
+
+DICOM (sections of PS3.3 unless said otherwise):
+
+1. One frame, the middle one by default, is found by its offset and decoded alone. A Number of Frames (C.7.6.6) that
+   the pixel data contradicts is put right by what is there. Native data of a defined length, and codestreams whose
+   first bytes name another codec, win over the transfer syntax; a codestream's own size wins over Rows and Columns.
+2. Stored values (C.7.6.3): Bits Stored of Bits Allocated 1, 8, 16, 32 or 64, signed or not, High Bit anywhere; Float
+   and Double Float Pixel Data.
+3. Grey: Modality LUT (C.11.1) by table, else rescale (not the table of XA and RF whose values are stored as shown,
+   C.8.7.1.1.2); VOI LUT (C.11.2) by the first table, else the first window, LINEAR, LINEAR_EXACT or SIGMOID. Enhanced
+   files give both a frame, or all frames (C.7.6.16). With no window, or one that shows the image in less than an
+   eighth of black to white, the 0.5th to 99.5th percentile. MONOCHROME1 is inverted. Pixel Padding (C.7.5.1.1.2) is
+   left out of percentiles and is black.
+4. Colour: PALETTE COLOR (C.7.6.3.1.5, segmented C.7.9.2; grey where the palette is missing), YBR_FULL, YBR_FULL_422,
+   YBR_ICT and YBR_RCT (C.7.6.3.1.2) become RGB once. A JPEG is YCbCr or RGB by its component ids, JFIF and Adobe
+   markers, and only where these are silent by its header. Samples deeper than 8 bits lose the lower ones.
+
+PNG and JPEG: 8 bits as they are; 16-bit grey by the percentiles above; 16-bit colour loses the lower bits; palettes
+resolved; alpha over black; CMYK to RGB; EXIF orientation applied; a JPEG is decoded at the least of 1, 1/2, 1/4, 1/8
+of its size that leaves its longer side 448 pixels.
+
+Then the image is scaled by a triangle filter over the whole of what each pixel covers, its longer side to 224 pixels
+and its aspect kept, and lies centred on black. Grey is the same in all three channels.
+"""
+
+from __future__ import annotations
+
+from dicomsort.pixels.problems import MAX_INFLATED, MAX_PIXELS, PixelsError
+from dicomsort.pixels.render import INPUT_SHAPE, RENDERING_VERSION, render
+
+__all__ = ["INPUT_SHAPE", "MAX_INFLATED", "MAX_PIXELS", "RENDERING_VERSION", "PixelsError", "render"]

@@ -1,0 +1,148 @@
+"""One frame of encapsulated pixel data, PS3.5 A.4: found by offset table or fragments, decoded alone."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import imagecodecs
+import numpy as np
+from pydicom import uid
+from pydicom.encaps import encapsulate, get_frame, parse_basic_offsets, parse_fragments
+from pydicom.pixels.decoders.base import get_decoder
+
+from dicomsort.pixels import codestream, decoders, native
+from dicomsort.pixels.layout import GREY, Frame, Layout, alignment, choose, to_frame
+from dicomsort.pixels.problems import MAX_FRAGMENTS, PixelsError, border, check_size
+from dicomsort.pixels.source import Source, integer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pydicom.dataset import Dataset
+
+_DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+
+
+def decode(source: Source, layout: Layout, frame: int | None) -> Frame:
+    """Decode one frame by what its bytes are: they decide where the transfer syntax says otherwise."""
+    with border("the encapsulated pixel data is damaged"):
+        index, data = _read_fragment(source, frame)
+    if source.syntax == uid.RLELossless:
+        check_size(layout.rows, layout.columns)
+        return _decode_rle(data, layout, index)
+    if source.syntax == _DEFLATED_FRAMES:
+        check_size(layout.rows, layout.columns)
+        return _decode_deflated(data, source, layout, index)
+    stream = codestream.parse(data)
+    if stream is None:
+        if source.syntax in decoders.DECODER_DEPENDENCIES:
+            raise PixelsError(f"no codestream of transfer syntax {source.syntax}")
+        raise PixelsError(f"transfer syntax {source.syntax or '(none)'} is not supported for encapsulated pixel data")
+    check_size(stream.rows, stream.columns)
+    layout = _as_coded(layout, stream)
+    with border("the compressed pixel data cannot be decoded"):
+        if stream.codec not in decoders.SYNTAXES:
+            return _unknown_to_pydicom(decoders.decode(data, stream, layout.photometric), layout, index)
+        decoders.register()
+        pixels, facts = get_decoder(decoders.SYNTAXES[stream.codec]).as_array(
+            encapsulate([data]), index=0, raw=True, decoding_plugin=decoders.PLUGIN, **layout.options(1)
+        )
+    return to_frame(pixels, facts, replace(layout, shift=0), index)
+
+
+def _unknown_to_pydicom(pixels: NDArray[Any], layout: Layout, index: int) -> Frame:
+    if pixels.ndim == 3 and pixels.shape[2] == 3:  # noqa: PLR2004
+        return Frame(pixels, "RGB", pixels.dtype.itemsize * 8, index)
+    if pixels.ndim != 2:  # noqa: PLR2004
+        raise PixelsError("the number of samples per pixel is not supported")
+    signed = pixels.view(f"i{pixels.dtype.itemsize}") if layout.signed and pixels.dtype.kind == "u" else pixels
+    return Frame(signed, layout.photometric if layout.samples == 1 else "MONOCHROME2", layout.stored, index)
+
+
+def _as_coded(layout: Layout, stream: codestream.Codestream) -> Layout:
+    """Let the codestream's size, samples and depth win over the header's."""
+    samples = stream.samples or layout.samples
+    if samples not in {1, 3}:
+        raise PixelsError(f"{samples} samples per pixel are not supported")
+    photometric = layout.photometric
+    if (samples == 1) != (photometric in GREY):
+        photometric = "MONOCHROME2" if samples == 1 else "RGB"
+    allocated = max(layout.allocated, 8 if stream.bits <= 8 else 16 if stream.bits <= 16 else 32)  # noqa: PLR2004
+    stored = min(max(layout.stored, 1), allocated)
+    return replace(
+        layout,
+        rows=stream.rows,
+        columns=stream.columns,
+        samples=samples,
+        photometric=photometric,
+        allocated=allocated,
+        stored=stored,
+        signed=int(layout.signed or stream.signed),
+        planar=0,
+    )
+
+
+def _read_fragment(source: Source, frame: int | None) -> tuple[int, bytes]:
+    """Return the index and the encoded bytes of the chosen frame: offset tables first, then fragments (PS3.5 A.4)."""
+    file, start = source.file, source.element.offset
+    file.seek(start + 4)
+    if int.from_bytes(file.read(4), "little") > 4 * MAX_FRAGMENTS:
+        raise PixelsError("the offset table is too long")
+    file.seek(start)
+    offsets = parse_basic_offsets(file)
+    declared = integer(source.dataset, "NumberOfFrames", 1)
+    extended = _extended_offsets(source.dataset)
+    if extended:
+        held = len(extended[0]) // 8
+    elif offsets:
+        held = len(offsets)
+    else:
+        held, _ = parse_fragments(file)
+    if not held:
+        raise PixelsError("truncated pixel data")
+    count = min(declared, held) if declared > 0 else held
+    index = choose(frame, count)
+    file.seek(start)
+    data = get_frame(file, index, number_of_frames=count, extended_offsets=extended)
+    if not data:
+        raise PixelsError("truncated pixel data")
+    return index, data
+
+
+def _extended_offsets(dataset: Dataset) -> tuple[bytes, bytes] | None:
+    offsets, lengths = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    if isinstance(offsets, bytes) and isinstance(lengths, bytes) and 0 < len(offsets) == len(lengths):
+        return offsets, lengths
+    return None
+
+
+def _decode_rle(data: bytes, layout: Layout, index: int) -> Frame:
+    """Decode PS3.5 annex G: by pydicom, but for packed bits, which it does not know."""
+    if layout.allocated == 1:
+        with border("the compressed pixel data cannot be decoded"):
+            return _unpack(imagecodecs.packbits_decode(data[64:]), layout, index)
+    with border("the compressed pixel data cannot be decoded"):
+        pixels, facts = get_decoder(uid.RLELossless).as_array(
+            encapsulate([data]),
+            index=0,
+            raw=True,
+            decoding_plugin="pydicom",
+            **alignment(layout),
+            **layout.options(1),
+        )
+    return to_frame(pixels, facts, layout, index)
+
+
+def _unpack(packed: bytes | bytearray, layout: Layout, index: int) -> Frame:
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little", count=layout.rows * layout.columns)
+    return Frame(bits.reshape(layout.rows, layout.columns), layout.photometric, 1, index)
+
+
+def _decode_deflated(data: bytes, source: Source, layout: Layout, index: int) -> Frame:
+    """Decode a frame of Deflated Image Frame Compression, PS3.5 A.4.12."""
+    expected = (layout.bits + 7) // 8
+    with border("the compressed pixel data cannot be decoded"):
+        plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, expected)
+    return replace(native.decode(io.BytesIO(plain), len(plain), source, layout, 0), index=index)

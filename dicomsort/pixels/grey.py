@@ -1,0 +1,204 @@
+"""From stored values to grey, as PS3.3 C.11 and PS3.4 N.2 order it: Modality LUT, VOI LUT, polarity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from pydicom import uid
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+
+from dicomsort.pixels.source import item, numbers, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Values = NDArray[np.float32]
+    Transform = Callable[[Values], Values]
+
+PERCENTILES = (0.5, 99.5)
+"""Of the values that are no padding, shown as black and white where no window is given, or where it shows nothing."""
+
+_ANGIOGRAPHY = {uid.XRayAngiographicImageStorage, uid.XRayRadiofluoroscopicImageStorage}
+_SAMPLE = 1 << 15  # values that percentiles are taken of, on a regular grid
+_BLOCK = 1 << 20  # values that are transformed at once where no table can hold them all
+_LEAST_CONTRAST = 1 / 8  # of black to white: a window that shows the image in less than this shows nothing
+
+
+class Padding(NamedTuple):
+    """Stored values from ``low`` to ``high`` are no part of the image: PS3.3 C.7.5.1.1.2."""
+
+    low: float
+    high: float
+
+
+def to_grey(stored: NDArray[Any], dataset: Dataset, index: int, *, inverted: bool) -> NDArray[np.uint8]:
+    """Render frame ``index``, (rows, columns) stored values, to uint8 of its shape: 0 black, 255 white, padding black.
+
+    ``inverted`` is MONOCHROME1, whose lowest values are white.
+    """
+    modality = _modality(dataset, index)
+    padding = _padding(dataset, stored.dtype)
+    step = max(1, int(np.ceil(np.sqrt(stored.size / _SAMPLE))))
+    sample = stored[::step, ::step]
+    low, high = _extent(modality(sample[~_is_padding(sample, padding)].astype(np.float32)))
+    voi = _voi(dataset, index, exact=stored.dtype.kind == "f")
+    if voi is None or float(np.ptp(voi(np.array([low, high], np.float32)))) < _LEAST_CONTRAST:
+        voi = _ramp(low, high) if low < high else np.zeros_like
+
+    def show(part: NDArray[Any]) -> NDArray[np.uint8]:
+        grey = voi(modality(part.astype(np.float32)))
+        grey = (1 - grey if inverted else grey) * np.float32(255) + np.float32(0.5)
+        grey[_is_padding(part, padding)] = 0
+        return grey.astype(np.uint8)
+
+    rows = max(1, _BLOCK // stored.shape[1])
+    blocks = (stored[top : top + rows] for top in range(0, len(stored), rows))
+    if stored.dtype.kind in "ui" and stored.dtype.itemsize <= 2:  # noqa: PLR2004 - a table holds all values
+        native, unsigned = stored.dtype.newbyteorder("="), np.dtype(f"u{stored.dtype.itemsize}")
+        table = show(np.arange(1 << 8 * unsigned.itemsize, dtype=unsigned).view(native))
+        return np.concatenate([table.take(block.astype(native, copy=False).view(unsigned)) for block in blocks])
+    return np.concatenate([show(block) for block in blocks])
+
+
+def _padding(dataset: Dataset, dtype: np.dtype[Any]) -> Padding | None:
+    """Read (0028,0120) *Pixel Padding Value* and (0028,0121) *Pixel Padding Range Limit*, or their float kin."""
+    if dtype.kind == "f":
+        found = numbers(dataset, "FloatPixelPaddingValue") or numbers(dataset, "DoubleFloatPixelPaddingValue")
+        return Padding(found[0], found[0]) if found else None
+    found = numbers(dataset, "PixelPaddingValue")[:1]
+    if not found:
+        return None
+    found += numbers(dataset, "PixelPaddingRangeLimit")[:1]
+    # Some writers give the two's complement as an unsigned number, and the other way round.
+    span, signed = 1 << 8 * dtype.itemsize, dtype.kind == "i"
+    wrapped = [value % span - (span if signed and value % span >= span // 2 else 0) for value in found]
+    return Padding(min(wrapped), max(wrapped))
+
+
+def _is_padding(stored: NDArray[Any], padding: Padding | None) -> NDArray[np.bool_]:
+    """Mask the padding among stored values; what is not finite is padding too."""
+    mask = ~np.isfinite(stored) if stored.dtype.kind == "f" else np.zeros(stored.shape, np.bool_)
+    return mask if padding is None else mask | ((stored >= padding.low) & (stored <= padding.high))
+
+
+def _macro(dataset: Dataset, index: int, name: str) -> Dataset:
+    """Find a functional group macro (PS3.3 C.7.6.16): of the frame, else shared by all, else the data set itself."""
+    for groups in (
+        item(dataset, "PerFrameFunctionalGroupsSequence", index),
+        item(dataset, "SharedFunctionalGroupsSequence"),
+    ):
+        if groups is not None and (found := item(groups, name)) is not None:
+            return found
+    return dataset
+
+
+def _modality(dataset: Dataset, index: int) -> Transform:
+    """Return the Modality LUT transformation, PS3.3 C.11.1: the table where there is one, else the rescale."""
+    table = item(dataset, "ModalityLUTSequence")
+    # PS3.3 C.8.7.1.1.2: this table leads back to the X-ray intensity, what is stored is what is shown.
+    shown_as_stored = text(dataset, "SOPClassUID") in _ANGIOGRAPHY and text(dataset, "PixelIntensityRelationship") in {
+        "LOG",
+        "DISP",
+    }
+    if table is not None and not shown_as_stored and (lookup := _lookup(table)) is not None:
+        return lookup
+    source = _macro(dataset, index, "PixelValueTransformationSequence")
+    slope = np.float32(next(iter(numbers(source, "RescaleSlope")), 1) or 1)
+    intercept = np.float32(next(iter(numbers(source, "RescaleIntercept")), 0))
+    if slope == 1 and intercept == 0:
+        return lambda values: values
+    return lambda values: values * slope + intercept
+
+
+def _voi(dataset: Dataset, index: int, *, exact: bool) -> Transform | None:
+    """Return the VOI LUT transformation to 0…1, PS3.3 C.11.2: the first table, else the first window, else None."""
+    source = _macro(dataset, index, "FrameVOILUTSequence")
+    table = item(source, "VOILUTSequence")
+    if table is not None and (lookup := _lookup(table)) is not None:
+        top = np.float32((1 << int(lookup.entries.max()).bit_length()) - 1 or 1)  # of the bits that are used
+        return lambda values: lookup(values) / top
+    centre, width = numbers(source, "WindowCenter")[:1], numbers(source, "WindowWidth")[:1]
+    if not centre or not width or width[0] <= 0:
+        return None
+    function = text(source, "VOILUTFunction") or "LINEAR"
+    # LINEAR is made for whole numbers: floating point pixels 0…1 in a window 0…1 would all be white.
+    return _window(centre[0], width[0], "LINEAR_EXACT" if exact and function == "LINEAR" else function)
+
+
+def _window(centre: float, width: float, function: str) -> Transform:
+    """Return a window of PS3.3 C.11.2.1.2 and C.11.2.1.3: LINEAR, LINEAR_EXACT or SIGMOID, to 0…1."""
+    if function == "SIGMOID":
+        scale = np.float32(-4 / width)
+        return lambda values: 1 / (1 + np.exp(np.clip(scale * (values - np.float32(centre)), -60, 60)))
+    if function == "LINEAR" and width >= 1:
+        centre, width = centre - 0.5, width - 1
+    return _ramp(centre - width / 2, centre + width / 2)
+
+
+def _ramp(low: float, high: float) -> Transform:
+    """Return the line from 0 at ``low`` to 1 at ``high``, a step where they are the same."""
+    if high <= low:
+        return lambda values: (values > np.float32(low)).astype(np.float32)
+    scale = np.float32(1 / (high - low))
+    return lambda values: np.clip((values - np.float32(low)) * scale, 0, 1)
+
+
+def _extent(values: Values) -> tuple[float, float]:
+    """Return the percentiles of values, or their extremes where nearly all are the same, as in a mask."""
+    if not values.size:
+        return 0.0, 0.0
+    low, high = (float(value) for value in np.percentile(values, PERCENTILES))
+    return (low, high) if low < high else (float(values.min()), float(values.max()))
+
+
+def percentile_grey(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Show deep grey that says nothing of its range, as a PNG of 16 bits, by its percentiles: uint8 of its shape."""
+    return to_grey(pixels, Dataset(), 0, inverted=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lookup:
+    """A look-up table: values below the first mapped one give the first entry, values beyond the last the last."""
+
+    first: int
+    entries: Values
+
+    def __call__(self, values: Values, /) -> Values:
+        index = np.clip(np.nan_to_num(values) - np.float32(self.first), 0, len(self.entries) - 1)
+        return np.asarray(self.entries.take(index.astype(np.intp)), np.float32)
+
+
+def _lookup(table: Dataset) -> _Lookup | None:
+    """Read a look-up table of PS3.3 C.11.1.1 or C.11.2.1.1, None where it is damaged."""
+    descriptor = numbers(table, "LUTDescriptor")
+    if len(descriptor) != 3:  # noqa: PLR2004
+        return None
+    count, first = int(descriptor[0]) % (1 << 16) or 1 << 16, int(descriptor[1])
+    entries = lut_entries(table, "LUTData", count)
+    if first >= 1 << 15 and first + count > 1 << 16:
+        first -= 1 << 16  # a negative one that was read as unsigned
+    return None if entries is None else _Lookup(first, entries.astype(np.float32))
+
+
+def lut_entries(dataset: Dataset, keyword: str, count: int) -> NDArray[np.uint16] | None:
+    """Return the entries of a look-up table as (count,) uint16, words or bytes by its length; None if too few."""
+    found = raw_words(dataset, keyword, wide=lambda size: size >= 2 * count)
+    return found[:count] if found is not None and 0 < count <= len(found) else None
+
+
+def raw_words(dataset: Dataset, keyword: str, wide: Callable[[int], bool]) -> NDArray[np.uint16] | None:
+    """Return an element's bytes as they lie in the file, as (n,) uint16 of words or, where not ``wide``, of bytes.
+
+    pydicom would make a Python number of each, which takes longer than rendering.
+    """
+    element: object = dataset.get_item(keyword)
+    if not isinstance(element, RawDataElement) or not element.value:
+        return None
+    order = "<" if element.is_little_endian else ">"
+    dtype = np.dtype(f"{order}u2" if wide(len(element.value)) else "u1")
+    return np.frombuffer(element.value, dtype, count=len(element.value) // dtype.itemsize).astype(np.uint16)

@@ -1,0 +1,52 @@
+"""What can go wrong with pixels, and the limits that keep a hostile file cheap."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from dicomsort.errors import DicomsortError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_PIXELS = 100_000_000
+"""Rows times columns of one frame; a mammogram has 25 million, a large slide's frame 1 million."""
+
+MAX_INFLATED = 256 * 2**20
+"""Bytes that a deflated data set (PS3.5 A.5) may inflate to."""
+
+MAX_FRAGMENTS = 1_000_000
+"""Offsets in a Basic Offset Table (PS3.5 A.4), and frames of one file."""
+
+
+class PixelsError(DicomsortError):
+    """A file has no pixels that can be rendered; the message is one short phrase without patient data."""
+
+
+@contextmanager
+def border(phrase: str) -> Iterator[None]:
+    """Translate whatever a dependency raises inside into ``PixelsError(phrase)``.
+
+    The dependency's own message is dropped: it may quote values of the file.
+    """
+    try:
+        yield
+    except PixelsError:
+        raise
+    except RecursionError:
+        raise PixelsError("sequences are nested too deep") from None
+    except MemoryError:
+        raise PixelsError(f"{phrase}: it takes too much memory") from None
+    except OSError as exc:
+        raise PixelsError(f"{phrase}: {exc.strerror}" if exc.strerror else phrase) from None
+    except Exception as exc:
+        raise PixelsError(f"{phrase} ({type(exc).__name__})") from exc
+
+
+def check_size(rows: int, columns: int) -> None:
+    """Refuse a frame without pixels or beyond ``MAX_PIXELS`` before anything is allocated for it."""
+    if rows < 1 or columns < 1:
+        raise PixelsError("the image has no rows or no columns")
+    if rows * columns > MAX_PIXELS:
+        raise PixelsError(f"{columns} x {rows} exceeds the limit of {MAX_PIXELS} pixels")

@@ -1,0 +1,98 @@
+"""The one way from a file to the model's input, for training and for sorting."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from dicomsort.pixels import colour, frames, grey, raster, source
+from dicomsort.pixels.problems import PixelsError, border
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from dicomsort.pixels.layout import Frame
+
+RENDERING_VERSION = 1
+INPUT_SHAPE = (224, 224, 3)
+
+_SIDE = INPUT_SHAPE[0]
+_RASTER_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+_CHATTY = ("pydicom", "PIL")
+
+
+def render(path: str | os.PathLike[str], frame: int | None = None) -> NDArray[np.uint8]:
+    """Render one frame of a PNG, JPEG or DICOM file, told by content, to (224, 224, 3) uint8 RGB, 0 black to 255 white.
+
+    ``frame`` counts from 0; None is the middle one (a PNG or JPEG has frame 0 only). The frame keeps its aspect, is
+    scaled so that its longer side has 224 pixels, and lies centred on black. Grey is the same in all three channels.
+
+    Raises:
+        PixelsError: the file has no pixels that can be rendered; nothing else is ever raised or printed.
+    """
+    with _quiet(), border("the file cannot be read"), _open(path) as (file, size):
+        head = file.read(132)
+        file.seek(0)
+        if head.startswith(_RASTER_MAGIC) and head[128:] != b"DICM":
+            if frame not in {None, 0}:
+                raise PixelsError(f"frame {frame} does not exist, the file holds 1")
+            with border("the image cannot be decoded"):
+                return fit(raster.load(file, least=2 * _SIDE))
+        with border("the header cannot be parsed"):
+            image = source.read(file, size)
+        with border("the pixel data cannot be decoded"):
+            decoded = frames.decode(image, frame)
+        with border("the pixel data cannot be shown"):
+            return fit(Image.fromarray(_show(decoded, image)))
+
+
+def _show(decoded: Frame, image: source.Source) -> NDArray[np.uint8]:
+    bare = decoded.photometric == "PALETTE COLOR" and not colour.has_palette(image.dataset)
+    if bare or decoded.photometric.startswith("MONOCHROME"):
+        return grey.to_grey(decoded.pixels, image.dataset, decoded.index, inverted=decoded.photometric == "MONOCHROME1")
+    return np.ascontiguousarray(colour.to_rgb(decoded, image.dataset))
+
+
+def fit(image: Image.Image) -> NDArray[np.uint8]:
+    """Scale an image of mode L or RGB to the longer side, and centre it on black: (224, 224, 3) uint8."""
+    scale = _SIDE / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    canvas = Image.new(image.mode, (_SIDE, _SIDE))
+    canvas.paste(small, ((_SIDE - width) // 2, (_SIDE - height) // 2))
+    return np.array(canvas.convert("RGB"))
+
+
+@contextmanager
+def _open(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
+    # A pipe without a writer must not block.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # noqa: PTH123
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise PixelsError("not a regular file")
+        yield file, status.st_size
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' warnings and log records, which may quote values of the file, to themselves."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

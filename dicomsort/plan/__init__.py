@@ -1,0 +1,196 @@
+"""Stage 4: from verdicts to operations, and from a run's operations to those that undo it. Pure: it asks, never acts.
+
+Every file gets exactly one operation; no two get the same target, also where only case or Unicode form differ; every
+target is proven to lie below the outbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from dicomsort.plan.layout import TOKENS, Layout, fold, parse_layout, with_suffix
+from dicomsort.plan.reverse import reverse
+from dicomsort.records import (
+    REVIEW,
+    Action,
+    DecidedBy,
+    Examined,
+    Grouping,
+    Operation,
+    Placement,
+    Row,
+    Status,
+    Verb,
+    Verdict,
+)
+
+__all__ = ["TOKENS", "Layout", "Options", "Surroundings", "parse_layout", "plan", "reverse"]
+
+COLLISION = "uid-collision"
+_ACTIONS = {Verb.COPY: Action.COPIED, Verb.MOVE: Action.MOVED, Verb.LINK: Action.LINKED}
+
+
+class Surroundings(Protocol):
+    """What planning asks of the world outside."""
+
+    def claim(self, name: str) -> bool:
+        """Give a name out once; False where it is taken."""
+
+    def is_repeated(self, sop: str) -> bool:
+        """Whether several files of this run have this SOP Instance UID."""
+
+    def placed_instances(self, study: str, sop: str) -> list[Placement]:
+        """Where earlier runs put the files with this SOP Instance UID, those that are still there."""
+
+    def holds(self, destination: str, size: int, sha256: str) -> bool | None:
+        """Whether the file at a destination has this content; None where nothing is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to place: COPY, MOVE or LINK; the layout; whether proven duplicates and emptied folders are removed."""
+
+    verb: Verb
+    layout: Layout
+    remove_duplicates: bool = False
+    prune_empty: bool = False
+
+
+def plan(
+    files: Iterable[tuple[Examined, Grouping, Verdict]],
+    folders: Callable[[], Iterable[tuple[str, int, int]]],
+    options: Options,
+    around: Surroundings,
+) -> Iterator[Operation]:
+    """Yield the operations, numbered from 0: files in path order, then duplicates to remove, then folders to prune.
+
+    ``folders`` gives path, mode and mtime (ns) of the inbox's folders, each after those within it.
+    """
+    planner = _Planner(options, around)
+    removals: list[Operation] = []
+    emptied: set[str] = set()
+    number = 0
+    for e, grouping, verdict in files:
+        operation = planner.operation(e, grouping, verdict)
+        if options.prune_empty and operation.verb in {Verb.MOVE, Verb.REMOVE}:
+            emptied.update(_parents(e.found.path))
+        if operation.verb is Verb.REMOVE:
+            removals.append(operation)
+            continue
+        yield replace(operation, number=number)
+        number += 1
+    pruned = (_prune(*folder) for folder in folders() if folder[0] in emptied) if emptied else ()
+    for operation in (*removals, *pruned):
+        yield replace(operation, number=number)
+        number += 1
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path := path.rpartition("/")[0]:
+        yield path
+
+
+def _prune(path: str, mode: int, mtime_ns: int) -> Operation:
+    return Operation(0, Verb.REMOVE_FOLDER, f"inbox/{path}", mode=mode, mtime_ns=mtime_ns)
+
+
+class _Planner:
+    def __init__(self, options: Options, around: Surroundings) -> None:
+        self._options = options
+        self._around = around
+        self._given: dict[str, dict[str, str]] = {}  # repeated SOP Instance UID -> SHA-256 -> destination
+
+    def operation(self, e: Examined, grouping: Grouping, verdict: Verdict) -> Operation:
+        """The one operation of a file."""
+        if not verdict.folder:
+            return self._leave(e, verdict)
+        with_uids = bool(grouping.study) and verdict.status is not Status.UNREADABLE
+        if with_uids and (known := self._known_contents(e)):
+            if e.sha256 in known:
+                return self._duplicate(e, verdict, known[e.sha256])
+            verdict = _collision(verdict)
+        destination, same = self._destination(e, verdict, with_uids=with_uids)
+        if same is False:
+            verdict = _collision(verdict)
+            destination, same = self._destination(e, verdict, with_uids=with_uids)
+        if same is False:
+            note = "every name it could get is taken by other files"
+            return self._leave(e, replace(verdict, status=Status.CONFLICT, note=note))
+        if with_uids and self._around.is_repeated(e.header.sop_uid):
+            self._given.setdefault(e.header.sop_uid, {})[e.sha256] = destination
+        if same:
+            return self._duplicate(e, verdict, destination)
+        return self._place(e, verdict, destination)
+
+    def _known_contents(self, e: Examined) -> dict[str, str]:
+        """The contents under this SOP Instance UID so far, earlier runs' and this one's: SHA-256 to destination."""
+        earlier = self._around.placed_instances(e.header.study_uid, e.header.sop_uid)
+        return {p.sha256: p.destination for p in earlier} | self._given.get(e.header.sop_uid, {})
+
+    def _destination(self, e: Examined, verdict: Verdict, *, with_uids: bool) -> tuple[str, bool | None]:
+        """A name and what is there: nothing (None), the same content (True); False where no name is free."""
+        top = verdict.folder.partition("/")[0]
+        sorted_ = verdict.status is Status.SORTED and top != REVIEW
+        layout = self._options.layout
+        path = layout.path(verdict.folder, e, with_uids=with_uids) if sorted_ else f"{verdict.folder}/{e.found.path}"
+        by_instance = sorted_ and with_uids and layout.by_instance
+        for name in (path, with_suffix(path, e.sha256)):
+            _prove_inside(name)
+            same = self._around.holds(name, e.found.size, e.sha256)
+            if same is not False and self._around.claim(fold(name)):
+                return name, same
+            if by_instance:
+                break
+        return path, False
+
+    def _place(self, e: Examined, verdict: Verdict, destination: str) -> Operation:
+        verb = self._options.verb
+        row = row_of(e, verdict, destination, _ACTIONS[verb])
+        found = e.found
+        return Operation(
+            0, verb, f"inbox/{found.path}", f"outbox/{destination}", "", found.size, found.mtime_ns, found.device,
+            found.inode, found.mode, e.sha256, row=row,
+        )  # fmt: skip
+
+    def _duplicate(self, e: Examined, verdict: Verdict, destination: str) -> Operation:
+        verdict = replace(verdict, status=Status.DUPLICATE)
+        if not self._options.remove_duplicates:
+            return self._leave(e, verdict, destination)
+        placed = self._place(e, verdict, destination)
+        row = row_of(e, verdict, destination, Action.REMOVED)
+        return replace(placed, verb=Verb.REMOVE, target="", kept=placed.target, row=row)
+
+    def _leave(self, e: Examined, verdict: Verdict, destination: str = "") -> Operation:
+        row = row_of(e, verdict, destination, Action.LEFT)
+        return Operation(0, Verb.LEAVE, f"inbox/{e.found.path}", size=e.found.size, sha256=e.sha256, row=row)
+
+
+def _collision(verdict: Verdict) -> Verdict:
+    note = "another file has the same SOP Instance UID and other content"
+    folder = f"{REVIEW}/{COLLISION}"
+    by = DecidedBy.NONE
+    return replace(verdict, status=Status.CONFLICT, folder=folder, reason=COLLISION, decided_by=by, note=note)
+
+
+def _prove_inside(path: str) -> None:
+    """Every component is a name; AssertionError otherwise, which no input may cause."""
+    if path.startswith("/") or {"", ".", ".."} & set(path.split("/")) or "\0" in path:
+        message = f"planned a target outside the outbox: {path!r}"
+        raise AssertionError(message)
+
+
+def row_of(e: Examined, verdict: Verdict, destination: str, action: Action) -> Row:
+    """The manifest's row of a file, as it will be if the operation succeeds."""
+    h = e.header
+    message = "; ".join(part for part in (e.failed, h.message, verdict.note) if part)
+    return Row(
+        e.found.path, destination, action, verdict.status, verdict.class_, verdict.reason, verdict.decided_by,
+        _number(verdict.confidence), verdict.header_class, verdict.pixel_class, _number(verdict.pixel_confidence),
+        h.modality, h.sop_class_uid, h.study_uid, h.series_uid, h.sop_uid, h.kind, e.found.size, e.sha256, message,
+    )  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,59 @@
+"""From what a run did to the operations that undo it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+
+from dicomsort.records import Action, Found, Operation, Outcome, Result, Row, Verb
+
+
+def reverse(
+    done: Callable[[], Iterable[tuple[Operation, Result]]],
+    made: Sequence[str],
+    look_up: Callable[[str], Found | None],
+) -> Iterator[Operation]:
+    """Yield the operations that undo a run, numbered from 0.
+
+    ``done`` gives the run's operations that ended, each time it is called; ``made`` are the folders it made, parents
+    first; ``look_up`` tells what lies at a place now. What was removed is restored first, while its kept copy is still
+    where it was; then files go back; then folders that the run pruned, and last those that it made.
+    """
+    unmade = (Operation(0, Verb.REMOVE_FOLDER, path) for path in reversed(made))
+    steps = chain(_restored(done(), look_up), _returned(done(), look_up), _folders_again(done()), unmade)
+    for number, operation in enumerate(steps):
+        yield replace(operation, number=number)
+
+
+def _restored(done: Iterable[tuple[Operation, Result]], look_up: Callable[[str], Found | None]) -> Iterator[Operation]:
+    for o, _ in done:
+        if o.verb is Verb.REMOVE:
+            kept = look_up(o.kept)
+            inode, mtime_ns = (kept.inode, kept.mtime_ns) if kept else (0, 0)
+            yield replace(
+                o, verb=Verb.COPY, source=o.kept, target=o.source, kept="", inode=inode, mtime_ns=mtime_ns,
+                stamp_ns=o.mtime_ns, row=_undone(o),
+            )  # fmt: skip
+
+
+def _returned(done: Iterable[tuple[Operation, Result]], look_up: Callable[[str], Found | None]) -> Iterator[Operation]:
+    for o, result in done:
+        back = replace(o, source=o.target, target=o.source, inode=result.inode, row=_undone(o))
+        if o.verb is Verb.MOVE:
+            yield replace(back, verb=Verb.MOVE)
+        elif o.verb in {Verb.COPY, Verb.LINK}:
+            if look_up(o.source) is None:  # the copy is the only one left: it goes back instead of away
+                yield replace(back, verb=Verb.MOVE)
+            else:
+                yield replace(back, verb=Verb.REMOVE, target="", kept=o.source)
+
+
+def _folders_again(done: Iterable[tuple[Operation, Result]]) -> Iterator[Operation]:
+    for o, result in done:
+        if o.verb is Verb.REMOVE_FOLDER and result.outcome is Outcome.DONE:
+            yield replace(o, verb=Verb.MAKE_FOLDER)
+
+
+def _undone(o: Operation) -> Row | None:
+    return o.row and replace(o.row, action=Action.UNDONE)

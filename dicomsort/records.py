@@ -1,0 +1,272 @@
+"""The records that the stages hand to each other: small, frozen, picklable, no behaviour but naming.
+
+Paths are ``str`` decoded with ``surrogateescape`` (``os.fsdecode``), relative to the inbox or outbox, with ``/``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+RENDERING_VERSION = 1  # of ``pixels.render``; a bundle trained on another rendering is refused
+
+OTHER = "OTHER"
+REVIEW = "REVIEW"
+UNREADABLE = "UNREADABLE"
+
+
+class Kind(StrEnum):
+    """What a file is by its content (``unknown`` too where only its name says DICOM or image)."""
+
+    DICOM = "dicom"
+    PNG = "png"
+    JPEG = "jpeg"
+    UNKNOWN = "unknown"
+
+
+class Status(StrEnum):
+    """What became of a file; the column ``status`` of the manifest."""
+
+    SORTED = "sorted"
+    OTHER = "other"
+    REVIEW = "review"
+    UNREADABLE = "unreadable"
+    DUPLICATE = "duplicate"
+    CONFLICT = "conflict"
+    IGNORED = "ignored"
+    SETTLING = "settling"
+    CHANGED = "changed"
+    FAILED = "failed"
+
+
+class Action(StrEnum):
+    """What was done to a file; the column ``action`` of the manifest."""
+
+    COPIED = "copied"
+    MOVED = "moved"
+    LINKED = "linked"
+    LEFT = "left"
+    REMOVED = "removed"
+    UNDONE = "undone"
+
+
+class DecidedBy(StrEnum):
+    """Which evidence decided; the column ``decided_by`` of the manifest."""
+
+    HEADER = "header"
+    PIXELS = "pixels"
+    BOTH = "both"
+    STUDY = "study"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A regular file that the walk found, with what ``stat`` says of it."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    device: int
+    inode: int
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file's first bytes tell: its kind by content and, for DICOM, the tags that matter (PS3.6 names).
+
+    Text values are stripped of padding (blanks, NUL) and decoded by (0008,0005); absent ones are ``""``.
+    ``problem`` is a reason code where the header cannot be trusted to decide (``truncated-header``, ``not-dicom``,
+    ``empty-file``, ``executable-preamble``, …), ``ignored`` one where the file is no image at all (``not-an-image``,
+    ``archive``, ``dicomdir``). ``message`` is one sentence that names neither patient nor absolute path.
+    """
+
+    kind: Kind
+    problem: str = ""
+    ignored: str = ""
+    message: str = ""
+    transfer_syntax: str = ""  # (0002,0010), or what the bytes turned out to be
+    image_type: str = ""  # (0008,0008), values joined by a backslash
+    sop_class_uid: str = ""  # (0008,0016)
+    sop_uid: str = ""  # (0008,0018)
+    study_date: str = ""  # (0008,0020)
+    accession_number: str = ""  # (0008,0050)
+    modality: str = ""  # (0008,0060)
+    study_description: str = ""  # (0008,1030)
+    series_description: str = ""  # (0008,103E)
+    patient_id: str = ""  # (0010,0020)
+    body_part: str = ""  # (0018,0015)
+    study_uid: str = ""  # (0020,000D)
+    series_uid: str = ""  # (0020,000E)
+    series_number: str = ""  # (0020,0011)
+    instance_number: str = ""  # (0020,0013)
+    refers_to: str = ""  # first Series Instance UID inside (0008,1115) Referenced Series Sequence
+    frames: int = 1  # (0028,0008)
+    has_pixels: bool = True  # Rows and Columns are there; False for SR, PR, KO, …
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the model saw in one frame of one file: class probabilities (sum 1), or why there are none."""
+
+    probabilities: tuple[float, ...] = ()
+    problem: str = ""  # why the pixels could not be had, one short phrase
+
+
+class Verb(StrEnum):
+    """What an operation does; ``sort``, ``resume`` and ``undo`` are all made of these."""
+
+    COPY = "copy"
+    MOVE = "move"
+    LINK = "link"
+    REMOVE = "remove"  # the source, after every byte of it was found in ``kept``
+    LEAVE = "leave"  # nothing on disk, only a row
+    MAKE_FOLDER = "make-folder"
+    REMOVE_FOLDER = "remove-folder"  # only where it is empty
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the manifest, less its ``run_id``; the cells are as the interface orders them."""
+
+    source: str
+    destination: str = ""
+    action: str = Action.LEFT
+    status: str = Status.IGNORED
+    class_: str = ""
+    reason: str = ""
+    decided_by: str = DecidedBy.NONE
+    confidence: str = ""
+    header_class: str = ""
+    pixel_class: str = ""
+    pixel_confidence: str = ""
+    modality: str = ""
+    sop_class_uid: str = ""
+    study_uid: str = ""
+    series_uid: str = ""
+    sop_uid: str = ""
+    kind: str = Kind.UNKNOWN
+    size: int = 0
+    sha256: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One step of a sealed plan.
+
+    ``source``, ``target`` and ``kept`` begin with the root they lie under, ``inbox/`` or ``outbox/``. Size, mtime,
+    device and inode are what the source was when it was judged; where they differ later it is ``changed``.
+    ``stamp_ns`` is the mtime that a copy gets where that is not the source's. ``row`` is None for folders.
+    """
+
+    number: int
+    verb: Verb
+    source: str = ""
+    target: str = ""
+    kept: str = ""
+    size: int = 0
+    mtime_ns: int = 0
+    device: int = 0
+    inode: int = 0
+    mode: int = 0o644
+    sha256: str = ""
+    stamp_ns: int = 0
+    row: Row | None = None
+
+
+class Outcome(StrEnum):
+    """How an operation ended."""
+
+    DONE = "done"
+    DUPLICATE = "duplicate"
+    CONFLICT = "conflict"
+    CHANGED = "changed"
+    FAILED = "failed"
+    SKIPPED = "skipped"  # a folder that was not empty, or is there already
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the journal knows of an operation that ended; ``inode`` is the target's."""
+
+    number: int
+    outcome: Outcome
+    message: str = ""
+    inode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A file after its header was read: what it is, the SHA-256 of its bytes, or why it could not be read."""
+
+    found: Found
+    header: Header
+    sha256: str = ""
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """What is judged together: the files of one series (PS3.3 A.1.2.3) that have the same header evidence.
+
+    ``study`` and ``series`` are UIDs; a file without valid ones is a study of its own (``study`` is then ``""`` and
+    ``series`` its path). ``evidence`` is what its SOP Class and its Modality say, or its problem.
+    """
+
+    study: str
+    series: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A grouping with what its files have in common; ``sample`` is one of them, the first in path order."""
+
+    number: int
+    grouping: Grouping
+    members: int
+    newest_mtime_ns: int  # of the whole series
+    sample: Examined
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """The model's mean over the frames it was shown: a probability a label, in the bundle's order.
+
+    Without probabilities, ``problem`` says why; both are empty where the pixels were not asked.
+    """
+
+    probabilities: tuple[float, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a group is, and why; ``folder`` is where below the outbox it belongs (``""``: it stays in the inbox)."""
+
+    status: Status
+    folder: str = ""
+    class_: str = ""
+    reason: str = ""
+    decided_by: DecidedBy = DecidedBy.NONE
+    confidence: float | None = None
+    header_class: str = ""
+    pixel_class: str = ""
+    pixel_confidence: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an earlier run of this outbox put a file, as ``manifest.csv`` tells."""
+
+    study: str
+    series: str
+    sop: str
+    class_: str
+    status: str
+    reason: str
+    destination: str
+    sha256: str

@@ -1,0 +1,166 @@
+"""The manifest, the summary and the history of runs; derived from plan and journal, so they can be made again."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from dicomsort.files import Files, closing, look_up
+from dicomsort.journal import Journal, Plan, Replay, runs_folder
+from dicomsort.records import Action, Operation, Outcome, Placement, Result, Row, Status, Verb
+
+MANIFEST, SUMMARY = "manifest.csv", "summary.json"
+COLUMNS = ("run_id", *(f.name.rstrip("_") for f in fields(Row)))
+NEEDS_PERSON = frozenset({Status.REVIEW, Status.UNREADABLE, Status.CONFLICT, Status.CHANGED, Status.FAILED})
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_ENDED = {Outcome.DUPLICATE: Status.DUPLICATE, Outcome.CONFLICT: Status.CONFLICT, Outcome.CHANGED: Status.CHANGED}
+_BUFFER = 1 << 20
+
+
+@dataclass
+class Summary:
+    """What a run did, for people, for ``--json`` and for the exit code."""
+
+    run_id: str = ""
+    verb: str = "sort"
+    dry_run: bool = False
+    found: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    statuses: Counter[str] = field(default_factory=Counter)
+    classes: Counter[str] = field(default_factory=Counter)  # of what was placed in a class folder or OTHER
+    actions: Counter[str] = field(default_factory=Counter)
+    held: Counter[str] = field(default_factory=Counter)  # by reason
+    archives: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def count(self, row: Row) -> None:
+        """Count one final row."""
+        self.found += 1
+        self.bytes += row.size
+        self.actions[row.action] += 1
+        if row.action == Action.UNDONE:
+            self.statuses[row.action] += 1
+            return
+        self.statuses[row.status] += 1
+        if row.status in {Status.SORTED, Status.OTHER}:
+            self.classes[row.class_] += 1
+        if needs_person(row):
+            self.held[row.reason] += 1
+        if row.reason == "archive":
+            self.archives.append(row.source)
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether the run newly found something that a person must look at."""
+        return any(self.statuses[status] for status in NEEDS_PERSON)
+
+    def as_json(self) -> dict[str, Any]:
+        """The summary as JSON values."""
+        seconds, archives = round(self.seconds, 3), [printable(archive) for archive in self.archives]
+        return {**vars(self), "seconds": seconds, "archives": archives}
+
+
+def needs_person(row: Row) -> bool:
+    """Whether this row is one that a person must look at."""
+    return row.status in NEEDS_PERSON and row.action != Action.UNDONE
+
+
+def final_rows(plan: Plan, known: Replay) -> Iterator[Row]:
+    """The row of every file, as its operation ended; an operation without an end is a failed one."""
+    for operation in plan.operations():
+        if operation.row is not None:
+            yield final_row(operation.row, operation, known.result(operation.number))
+
+
+def final_row(row: Row, operation: Operation, result: Result | None) -> Row:
+    """The planned row, corrected by what really happened."""
+    if operation.verb is Verb.LEAVE or (result and result.outcome is Outcome.DONE):
+        return row
+    outcome, message = (result.outcome, result.message) if result else (Outcome.FAILED, "not carried out")
+    status = _ENDED.get(outcome, Status.FAILED)
+    destination = row.destination if outcome is Outcome.DUPLICATE else ""
+    notes = "; ".join(note for note in (message, row.message) if note)
+    return replace(row, status=status, action=Action.LEFT, destination=destination, message=notes)
+
+
+def write_manifests(files: Files, outbox: str, run: str, journal: Journal, rows: Iterable[Row]) -> None:
+    """Write the run's own manifest, then append it to the outbox's; after a crash, both are mended and done again."""
+    own = f"{runs_folder(outbox)}/{run}/{MANIFEST}"
+    if look_up(own) is not None:
+        files.unlink(own)
+    with closing(files.create(own, 0o600)) as descriptor:
+        for block in _blocks([COLUMNS], ((run, *_cells(row)) for row in rows)):
+            files.write(descriptor, block)
+        files.flush(descriptor)
+    with closing(files.open_append(f"{outbox}/{MANIFEST}")) as descriptor:
+        end = os.fstat(descriptor).st_size
+        begun = journal.known.marks.get("manifest")
+        if begun is None:
+            journal.mark("manifest", end)
+        elif end > begun:
+            files.truncate(descriptor, begun)
+            end = begun
+        with Path(own).open("rb") as source:
+            if end:
+                source.readline()
+            while piece := source.read(_BUFFER):
+                files.write(descriptor, piece)
+        files.flush(descriptor)
+    journal.mark("reported", True)
+
+
+def _blocks(*parts: Iterable[Iterable[str]]) -> Iterator[bytes]:
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    for part in parts:
+        for cells in part:
+            writer.writerow(cells)
+            if buffer.tell() >= _BUFFER:
+                yield buffer.getvalue().encode()
+                buffer.seek(0)
+                buffer.truncate()
+    yield buffer.getvalue().encode()
+
+
+def _cells(row: Row) -> Iterator[str]:
+    for cell in astuple(row):
+        text = printable(str(cell))
+        yield f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def printable(text: str) -> str:
+    r"""The text as UTF-8 can hold it; bytes of a name that are no UTF-8 become ``\xNN``."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def history(outbox: str) -> Iterator[tuple[bool, Placement]]:
+    """What earlier runs put where, in their order; False where it was undone since."""
+    path = Path(outbox) / MANIFEST
+    if not path.is_file():
+        return
+    placed = {Action.COPIED, Action.MOVED, Action.LINKED}
+    with path.open(encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines):
+            if row["action"] in placed or row["action"] == Action.UNDONE:
+                yield row["action"] != Action.UNDONE, Placement(
+                    row["study_uid"], row["series_uid"], row["sop_uid"], row["class"], row["status"], row["reason"],
+                    row["destination"], row["sha256"],
+                )  # fmt: skip
+
+
+def write_summary(files: Files, outbox: str, summary: Summary) -> None:
+    """Write the run's ``summary.json``."""
+    path = f"{runs_folder(outbox)}/{summary.run_id}/{SUMMARY}"
+    if look_up(path) is not None:
+        files.unlink(path)
+    with closing(files.create(path, 0o600)) as descriptor:
+        files.write(descriptor, json.dumps(summary.as_json(), indent=1).encode() + b"\n")
+        files.flush(descriptor)

@@ -1,0 +1,97 @@
+"""Walk, examine in workers, spool: the first half of the pipeline, with a bounded number of files on the way."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+
+from dicomsort.catalog import Catalog
+from dicomsort.classify import grouping_of, showable_frames
+from dicomsort.discover import Folder, Passed, walk
+from dicomsort.engine import Engine, submit_batch
+from dicomsort.errors import WorkerLost
+from dicomsort.files import sha256_of
+from dicomsort.records import Examined, Found, Grouping, Header, Kind
+from dicomsort.sorting.progress import Progress
+from dicomsort.sorting.tasks import examine
+
+BATCH_FILES = 64
+BATCH_BYTES = 32 << 20
+
+
+def examine_inbox(
+    inbox: str, is_left_out: Callable[[os.stat_result], bool], engine: Engine, catalog: Catalog, progress: Progress
+) -> int:
+    """Fill the catalog with every file below the inbox, in path order; return how many there are."""
+    progress.stage("reading headers", None)
+    task = partial(examine, inbox)
+    waiting: deque[Future[list[Examined]]] = deque()
+    found = 0
+
+    def take() -> int:
+        batch = waiting.popleft().result()
+        catalog.add([_spooled(inbox, e) for e in batch])
+        progress.advance(len(batch))
+        return len(batch)
+
+    for files, passed in _batches(inbox, is_left_out, catalog):
+        waiting.append(submit_batch(engine, task, files, _on_lost) if files else _ready([]))
+        waiting.append(_ready([_passed(p) for p in passed]))
+        while waiting and (len(waiting) > 8 * engine.workers or waiting[0].done()):
+            found += take()
+    while waiting:
+        found += take()
+    return found
+
+
+def _batches(
+    inbox: str, is_left_out: Callable[[os.stat_result], bool], catalog: Catalog
+) -> Iterator[tuple[list[Found], list[Passed]]]:
+    files: list[Found] = []
+    size = 0
+    for entry in walk(inbox, is_left_out):
+        if isinstance(entry, Folder):
+            catalog.add_folders([(entry.path, entry.mode, entry.mtime_ns)])
+        elif isinstance(entry, Passed):
+            yield files, [entry]
+            files, size = [], 0
+        else:
+            files.append(entry)
+            size += entry.size
+            if len(files) >= BATCH_FILES or size >= BATCH_BYTES:
+                yield files, []
+                files, size = [], 0
+    yield files, []
+
+
+def _spooled(inbox: str, e: Examined) -> tuple[Examined, Grouping, int]:
+    if not e.sha256 and not e.failed and e.found.inode:
+        e = _hashed(inbox, e)
+    return e, grouping_of(e), showable_frames(e)
+
+
+def _hashed(inbox: str, e: Examined) -> Examined:
+    try:
+        return Examined(e.found, e.header, sha256_of(f"{inbox}/{e.found.path}"))
+    except OSError as error:
+        return Examined(e.found, e.header, failed=error.strerror or str(error))
+
+
+def _on_lost(found: Found, error: WorkerLost) -> Examined:
+    return Examined(found, Header(Kind.UNKNOWN, problem="beyond-limit", message=f"reading the header: {error}"))
+
+
+def _passed(passed: Passed) -> Examined:
+    found = Found(passed.path, 0, 0, 0, 0)
+    if passed.failed:
+        return Examined(found, Header(Kind.UNKNOWN), failed=passed.message)
+    return Examined(found, Header(Kind.UNKNOWN, ignored=passed.reason, message=passed.message))
+
+
+def _ready(batch: list[Examined]) -> Future[list[Examined]]:
+    future: Future[list[Examined]] = Future()
+    future.set_result(batch)
+    return future

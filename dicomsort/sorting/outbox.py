@@ -1,0 +1,131 @@
+"""The outbox as a run holds it: its state folder, its lock, its runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
+from dicomsort.files import Files, closing, look_up
+from dicomsort.journal import PLAN, STATE, Plan, replay, runs_folder
+from dicomsort.report import SUMMARY
+
+_README = """\
+This folder is the memory of dicomsort for the outbox around it: do not delete it while a run is not finished.
+
+lock                      held by a running dicomsort; the system frees it when that process ends
+runs/<run-id>/plan.jsonl  what the run decided to do, sealed before the first file was placed
+             journal.jsonl  what it began and what it finished; `dicomsort resume` goes on from here
+             manifest.csv   its rows of the manifest
+             summary.json   its counts
+
+`dicomsort runs OUTBOX` lists the runs, `dicomsort undo OUTBOX` takes the newest back.
+"""
+
+
+@contextmanager
+def held(files: Files, outbox: str, *, create: bool) -> Iterator[None]:
+    """Hold the outbox for the time of the context; OutboxLocked where another run holds it."""
+    if create:
+        _make(files, outbox)
+    lock = f"{outbox}/{STATE}/lock"
+    if look_up(f"{outbox}/{STATE}") is None:
+        message = f"expected an outbox of dicomsort (with a folder {STATE}), received {outbox!r}"
+        raise UsageError(message)
+    try:
+        descriptor = files.open_append(lock, 0o600)
+    except OSError as error:
+        message = f"outbox {outbox!r}: expected write permission, received {error.strerror}"
+        raise DicomsortError(message) from error
+    with closing(descriptor):
+        if not files.lock(descriptor):
+            raise OutboxLocked(_holder(descriptor, outbox))
+        mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
+        files.truncate(descriptor, 0)
+        files.write(descriptor, json.dumps(mine).encode())
+        yield
+
+
+def _holder(descriptor: int, outbox: str) -> str:
+    try:
+        told = json.loads(os.pread(descriptor, 4096, 0))
+        who = f"process {int(told['pid'])} on host {told['host']} since {told['since']}"
+    except (ValueError, KeyError, TypeError):
+        who = "another process"
+    return f"outbox {outbox!r} is held by {who}; wait for it to end (the lock of a dead process frees itself)"
+
+
+def _make(files: Files, outbox: str) -> None:
+    state = f"{outbox}/{STATE}"
+    try:
+        for path, mode in [*_missing(outbox), (state, 0o700), (f"{state}/runs", 0o700)]:
+            if look_up(path) is None:
+                files.make_folder(path, mode)
+        if look_up(f"{state}/README") is None:
+            with closing(files.create(f"{state}/README", 0o600)) as descriptor:
+                files.write(descriptor, _README.encode())
+    except FileExistsError:
+        return  # another run makes it at this moment; the lock tells who goes first
+    except OSError as error:
+        message = f"outbox {outbox!r}: expected a folder that can be written, received {error.strerror}"
+        raise DicomsortError(message) from error
+
+
+def _missing(folder: str) -> list[tuple[str, int]]:
+    chain: list[tuple[str, int]] = []
+    while look_up(folder) is None:
+        chain.append((folder, 0o777))
+        folder = os.path.dirname(folder)
+    return chain[::-1]
+
+
+def new_run(files: Files, outbox: str) -> str:
+    """Make the folder of a new run and return its id, which sorts after those of all earlier runs."""
+    run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+    earlier = all_runs(outbox)
+    if earlier and run <= earlier[-1]:  # the clock went backwards
+        run = f"{earlier[-1]}+"
+    files.make_folder(f"{runs_folder(outbox)}/{run}", 0o700)
+    return run
+
+
+def all_runs(outbox: str) -> list[str]:
+    """The ids of all runs, oldest first."""
+    folder = Path(runs_folder(outbox))
+    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+
+def unfinished(outbox: str) -> str | None:
+    """The newest run with a sealed plan that was not carried to its end, or None."""
+    for run in reversed(all_runs(outbox)):
+        folder = f"{runs_folder(outbox)}/{run}"
+        if look_up(f"{folder}/{SUMMARY}") is None and look_up(f"{folder}/{PLAN}") is not None:
+            try:
+                plan = Plan.open(folder)
+            except DicomsortError:
+                continue
+            if "reported" not in replay(folder, plan.count).marks:
+                return run
+    return None
+
+
+def chosen(outbox: str, run: str | None, default: str | None, what: str) -> str:
+    """The folder's name of the run that a command is about; UsageError where there is none such."""
+    runs = all_runs(outbox)
+    name = run or default
+    if name is None or name not in runs:
+        received = f"{run!r}" if run else f"none {what}"
+        message = f"expected one of the runs that `dicomsort runs {outbox}` lists, received {received}"
+        raise UsageError(message)
+    return name
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,117 @@
+"""Carry out a sealed plan and report on it: the second half of ``sort``, all of ``resume``, and of ``undo``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.execute import Executor, Roots
+from dicomsort.files import Files, look_up
+from dicomsort.journal import Journal, Plan, PlanWriter, Replay, replay, runs_folder
+from dicomsort.plan import reverse
+from dicomsort.records import Found, Operation, Outcome, Result, Verb
+from dicomsort.report import Summary, final_rows, needs_person, printable, write_manifests, write_summary
+from dicomsort.sorting.outbox import all_runs, chosen, held, new_run, now, unfinished
+from dicomsort.sorting.progress import Progress
+
+THREADS = 4
+_log = logging.getLogger("dicomsort")
+
+
+def carry_out(files: Files, outbox: str, run: str, plan: Plan, progress: Progress) -> Summary:
+    """Execute the plan as far as it is not done, write manifest and summary; idempotent."""
+    started = time.monotonic()
+    folder = f"{runs_folder(outbox)}/{run}"
+    summary = Summary(run, plan.head["verb"])
+    with closing(Journal(files, folder, plan.count)) as journal:
+        progress.stage("placing files", plan.count)
+        roots = Roots(plan.head["inbox"], outbox)
+        Executor(files, roots, journal, run, THREADS).run(plan, progress.advance)
+        progress.stage("writing the manifest", None)
+        if "reported" not in journal.known.marks:
+            write_manifests(files, outbox, run, journal, final_rows(plan, journal.known))
+        for row in final_rows(plan, journal.known):
+            summary.count(row)
+            if needs_person(row):
+                facts = {"source": printable(row.source), "status": row.status, "reason": row.reason}
+                _log.warning("needs a person", extra={"facts": facts})
+    summary.seconds = time.monotonic() - started
+    summary.notes = list(plan.head.get("notes", []))
+    return summary
+
+
+def resume(outbox: str, run: str | None, progress: Progress, files: Files) -> Summary:
+    """Go on with a run that was cut short; the newest unfinished one by default."""
+    outbox = os.path.realpath(outbox)
+    with held(files, outbox, create=False):
+        runs = all_runs(outbox)
+        name = chosen(outbox, run, unfinished(outbox) or (runs[-1] if runs else None), "to resume")
+        plan = Plan.open(f"{runs_folder(outbox)}/{name}")
+        summary = carry_out(files, outbox, name, plan, progress)
+        write_summary(files, outbox, summary)
+        return summary
+
+
+def undo(outbox: str, run: str | None, progress: Progress, files: Files) -> Summary:
+    """Take a run back, the newest that is not undone by default, as a run of its own."""
+    outbox = os.path.realpath(outbox)
+    with held(files, outbox, create=False):
+        name = chosen(outbox, run, _newest_undoable(outbox), "to undo")
+        folder = f"{runs_folder(outbox)}/{name}"
+        plan = Plan.open(folder)
+        if plan.head["verb"] == "undo":
+            message = f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}"
+            raise UsageError(message)
+        known = replay(folder, plan.count)
+        mine = new_run(files, outbox)
+        head = {"verb": "undo", "undoes": name, "inbox": plan.head["inbox"], "outbox": outbox, "started": now()}
+        roots = Roots(plan.head["inbox"], outbox)
+        operations = reverse(lambda: _done(plan, known), known.folders, lambda path: _found(roots.absolute(path)))
+        sealed = seal_plan(files, outbox, mine, head, operations)
+        summary = carry_out(files, outbox, mine, sealed, progress)
+        write_summary(files, outbox, summary)
+        return summary
+
+
+def seal_plan(files: Files, outbox: str, run: str, head: dict[str, Any], operations: Iterator[Operation]) -> Plan:
+    """Write operations as the run's plan and seal it."""
+    writer = PlanWriter(files, f"{runs_folder(outbox)}/{run}", head)
+    with closing(writer):
+        for operation in operations:
+            writer.add(operation)
+        writer.seal()
+    return writer.plan
+
+
+def _newest_undoable(outbox: str) -> str | None:
+    undone = set()
+    for run in reversed(all_runs(outbox)):
+        try:
+            head = Plan.open(f"{runs_folder(outbox)}/{run}").head
+        except DicomsortError:  # a run without a sealed plan placed nothing
+            continue
+        if head["verb"] == "undo":
+            undone.add(head["undoes"])
+        elif run not in undone:
+            return run
+    return None
+
+
+def _done(plan: Plan, known: Replay) -> Iterator[tuple[Operation, Result]]:
+    for operation in plan.operations():
+        result = known.result(operation.number)
+        if result is not None and result.outcome is Outcome.DONE and operation.verb is not Verb.LEAVE:
+            yield operation, result
+
+
+def _found(path: str) -> Found | None:
+    status = look_up(path)
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return None
+    return Found(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino, stat.S_IMODE(status.st_mode))

@@ -1,0 +1,42 @@
+"""What planning asks of the world: the catalog's memory, and what lies in the outbox now."""
+
+from __future__ import annotations
+
+import stat
+
+from dicomsort.catalog import Catalog
+from dicomsort.files import look_up, sha256_of
+from dicomsort.records import Placement
+
+
+class Around:
+    """Answers ``plan.Surroundings`` from a catalog and an outbox, which a dry run may do without."""
+
+    def __init__(self, catalog: Catalog, outbox: str | None) -> None:
+        """Without an outbox every name is free."""
+        self._catalog = catalog
+        self._outbox = outbox
+        self._remembers = catalog.remembers()
+
+    def claim(self, name: str) -> bool:
+        """Give a name out once."""
+        return self._catalog.claim(name)
+
+    def is_repeated(self, sop: str) -> bool:
+        """Whether several files of this run have this SOP Instance UID."""
+        return self._catalog.is_repeated(sop)
+
+    def placed_instances(self, study: str, sop: str) -> list[Placement]:
+        """Where earlier runs put the files with this SOP Instance UID, those that are still there."""
+        placed = self._catalog.placed_instances(study, sop) if self._remembers else []
+        return [p for p in placed if look_up(f"{self._outbox}/{p.destination}")]
+
+    def holds(self, destination: str, size: int, sha256: str) -> bool | None:
+        """Whether the file at a destination has this content; an earlier run's word for it is taken."""
+        status = look_up(f"{self._outbox}/{destination}") if self._outbox else None
+        if status is None:
+            return None
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+            return False
+        placed = self._catalog.placed_at(destination) if self._remembers else None
+        return (placed.sha256 if placed else sha256_of(f"{self._outbox}/{destination}")) == sha256

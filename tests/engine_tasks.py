@@ -1,0 +1,71 @@
+"""The tasks of test_engines: workers import this module, so it imports little."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+EVIL = (3, 8)
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def fail(message: str) -> None:
+    raise LookupError(message)
+
+
+def fail_all(messages: list[str]) -> list[str]:
+    raise LookupError(*messages)
+
+
+def fail_unpicklably(message: str) -> None:
+    error = RuntimeError(message)
+    error.cause = threading.Lock()  # type: ignore[attr-defined]
+    raise error
+
+
+def die(way: str) -> int:
+    if way == "exit":
+        os._exit(7)
+    elif way == "signal":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif way == "hang":
+        time.sleep(60)
+    return len(bytearray(1 << 31))
+
+
+def whoami(_: object) -> tuple[int, int]:
+    return os.getpid(), os.getppid()
+
+
+def surroundings(_: object) -> dict[str, object]:
+    return {
+        "modules": {"typer", "rich", "dicomsort.cli"} & set(sys.modules),
+        "threads": os.environ["OMP_NUM_THREADS"],
+        "stdin": Path("/proc/self/fd/0").readlink().name,
+        "stdout": Path("/proc/self/fd/1").readlink().name,
+        "interrupt": signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
+    }
+
+
+def sys_has(module: str) -> bool:
+    return module in sys.modules
+
+
+def wait_for(path: str) -> None:
+    while not Path(path).exists():
+        time.sleep(0.01)
+
+
+def kill_parent(_: object) -> None:
+    os.kill(os.getppid(), signal.SIGKILL)
+
+
+def double_all(numbers: list[int], way: str = "exit") -> list[int]:
+    return [die(way) if number in EVIL else double(number) for number in numbers]

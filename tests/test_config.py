@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from dicomsort.config import OPTIONS, Option, SortSettings, load
+from dicomsort.errors import UsageError
+
+# Of each option: a text for the environment, the same for a file, and the value that both stand for.
+GIVEN: dict[str, tuple[str, str, object]] = {
+    "mode": ("move", '"move"', "move"),
+    "dry_run": ("YES", "true", True),
+    "model": ("/models/ct", '"/models/ct"', Path("/models/ct")),
+    "evidence": ("pixels", '"pixels"', "pixels"),
+    "layout": ("{class}/{sop_uid}.dcm", '"{class}/{sop_uid}.dcm"', "{class}/{sop_uid}.dcm"),
+    "settle": ("2.5", "2.5", 2.5),
+    "duplicates": ("remove", '"remove"', "remove"),
+    "prune_empty": ("1", "true", True),
+    "held_ok": ("true", "true", True),
+    "workers": ("3", "3", 3),
+    "engine": ("dask", '"dask"', "dask"),
+    "scheduler": ("tcp://10.0.0.1:8786", '"tcp://10.0.0.1:8786"', "tcp://10.0.0.1:8786"),
+    "json": ("True", "true", True),
+    "quiet": ("yes", "true", True),
+    "log_file": ("/var/log/dicomsort", '"/var/log/dicomsort"', Path("/var/log/dicomsort")),
+    "log_format": ("json", '"json"', "json"),
+}
+DEFAULTS = {name: option.default for name, option in OPTIONS.items()}
+
+
+def toml(folder: Path, text: str | bytes) -> Path:
+    file = folder / "settings.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file
+
+
+def two_others(option: Option, value: object) -> list[object]:
+    """Two values that the option may have and that are not ``value``, the same one twice where there is one only."""
+    if option.kind is bool:
+        return [False, False]
+    if isinstance(option.kind, tuple):
+        words: list[object] = [word for word in option.kind if word != value]
+        return [words[0], words[-1]]
+    return [option.kind("7"), option.kind("8")]
+
+
+def test_the_table_names_every_setting_once() -> None:
+    assert list(OPTIONS) == [field.name for field in dataclasses.fields(SortSettings)] == list(GIVEN)
+    assert all(option.help.endswith(".") for option in OPTIONS.values())
+
+
+def test_nothing_given_gives_the_defaults() -> None:
+    other = {"PATH": "/bin", "dicomsort_mode": "move", "DICOMSORT_WORKERS": ""}
+    assert dataclasses.asdict(load({"quiet": None}, other, None)) == DEFAULTS
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_flag_beats_the_environment_which_beats_the_file(name: str, tmp_path: Path) -> None:
+    text, literal, value = GIVEN[name]
+    file = toml(tmp_path, f"{name} = {literal}")
+    assert dataclasses.asdict(load({}, {}, file)) == DEFAULTS | {name: value}
+    assert dataclasses.asdict(load({}, {f"DICOMSORT_{name.upper()}": text}, None)) == DEFAULTS | {name: value}
+    others = two_others(OPTIONS[name], value)
+    over_file = load({}, {f"DICOMSORT_{name.upper()}": str(others[0])}, file)
+    assert getattr(over_file, name) == others[0]
+    engine = {"engine": "dask"} if name == "scheduler" else {}
+    over_both = load({name: others[1], **engine}, {f"DICOMSORT_{name.upper()}": text}, file)
+    assert getattr(over_both, name) == others[1]
+
+
+def test_false_in_the_environment_beats_true_in_the_file(tmp_path: Path) -> None:
+    file = toml(tmp_path, "held-ok = true\nquiet = true")
+    settings = load({}, {"DICOMSORT_HELD_OK": "no", "DICOMSORT_QUIET": "0"}, file)
+    assert (settings.held_ok, settings.quiet) == (False, False)
+
+
+def test_a_file_has_dashes_underscores_and_a_table(tmp_path: Path) -> None:
+    file = toml(tmp_path, b'\xef\xbb\xbfprune-empty = true\nlog_format = "json"\n[sort]\nheld-ok = true\nsettle = 5\n')
+    settings = load({}, {}, file)
+    assert (settings.prune_empty, settings.log_format, settings.held_ok, settings.settle) == (True, "json", True, 5.0)
+
+
+def test_paths_start_at_the_file_and_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/pacs")
+    settings = load({}, {"DICOMSORT_LOG_FILE": "~/log"}, toml(tmp_path, 'model = "models/ct"'))
+    assert (settings.model, settings.log_file) == (tmp_path / "models/ct", Path("/home/pacs/log"))
+
+
+def test_the_environment_may_name_the_file_and_the_flag_beats_it(tmp_path: Path) -> None:
+    named = {"DICOMSORT_CONFIG": str(toml(tmp_path, "workers = 5"))}
+    other = tmp_path / "other.toml"
+    other.write_text("workers = 6")
+    assert load({}, named, None).workers == 5
+    assert load({}, named, other).workers == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("worker = 2", "received 'worker'; did you mean workers?"),
+        ("[sort]\nlog-fromat = 'text'", "received 'log-fromat'; did you mean log_format?"),
+        ("[watch]\nevery = 60", "expected the name of an option, received 'watch'; known are mode, dry_run, model,"),
+        ("sort = 1", "expected [sort] to be a table, received 1"),
+        ("held-ok = true\nheld_ok = true", "held_ok: expected an option once, received it twice"),
+        ("quiet = true\n[sort]\nquiet = true", "quiet: expected an option once, received it twice"),
+        ("workers = '2'", "workers: expected a whole number of at least 1, received '2'"),
+        ("workers = true", "workers: expected a whole number of at least 1, received True"),
+        ("workers = 0", "workers: expected a whole number of at least 1, received 0"),
+        ("settle = -1", "settle: expected a number of at least 0, received -1"),
+        ("settle = nan", "settle: expected a number of at least 0, received nan"),
+        ("held-ok = 1", "held-ok: expected true or false, received 1"),
+        ("mode = 'rename'", "mode: expected copy|move|link, received 'rename'"),
+        ("mode = ['copy']", "mode: expected copy|move|link, received ['copy']"),
+        ("layout = 7", "layout: expected text, received 7"),
+        ("model = ''", "model: expected a path, received ''"),
+        ("quiet = true\nworkers = = 2", "expected TOML, received: Invalid value (at line 2, column 11)"),
+        (b"quiet = true\nlayout = '\xe4'", "expected UTF-8, received other bytes (at line 2)"),
+    ],
+)
+def test_a_wrong_file_is_a_usage_error(tmp_path: Path, text: str | bytes, message: str) -> None:
+    file = toml(tmp_path, text)
+    with pytest.raises(UsageError, match=re.escape(message)) as raised:
+        load({}, {}, file)
+    assert str(raised.value).startswith(str(file))
+
+
+def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
+    for file, reason in ((tmp_path / "absent.toml", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(UsageError, match=f"{file}: expected a readable TOML file, received: {reason}"):
+            load({}, {}, file)
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("DICOMSORT_WORKER", "2", "received DICOMSORT_WORKER; did you mean DICOMSORT_WORKERS?"),
+        ("DICOMSORT_SPEED", "2", "received DICOMSORT_SPEED; known are DICOMSORT_MODE, DICOMSORT_DRY_RUN,"),
+        ("DICOMSORT_mode", "copy", "received DICOMSORT_mode; did you mean DICOMSORT_MODE?"),
+        ("DICOMSORT_WORKERS", "two", "DICOMSORT_WORKERS: expected a whole number of at least 1, received 'two'"),
+        ("DICOMSORT_WORKERS", "0", "DICOMSORT_WORKERS: expected a whole number of at least 1, received 0"),
+        ("DICOMSORT_SETTLE", "inf", "DICOMSORT_SETTLE: expected a number of at least 0, received inf"),
+        ("DICOMSORT_QUIET", "maybe", "DICOMSORT_QUIET: expected true or false, received 'maybe'"),
+        ("DICOMSORT_ENGINE", "threads", "DICOMSORT_ENGINE: expected processes|serial|dask, received 'threads'"),
+    ],
+)
+def test_a_wrong_variable_is_a_usage_error(variable: str, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        load({}, {variable: text}, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"workers": 0}, "--workers: expected a whole number of at least 1, received 0"),
+        ({"log_format": "xml"}, "--log-format: expected text|json, received 'xml'"),
+        ({"settle": float("nan")}, "--settle: expected a number of at least 0, received nan"),
+        ({"scheduler": "tcp://a:1"}, "--scheduler: expected --engine dask beside it, received --engine processes"),
+    ],
+)
+def test_a_wrong_flag_is_a_usage_error(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        load(flags, {}, None)

@@ -1,0 +1,288 @@
+"""One contract over the three engines, and what each alone promises."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import engine_tasks as tasks
+import pytest
+
+from dicomsort.adapters import ENGINES, cluster, open_engine
+from dicomsort.adapters.processes import WAITING_PER_WORKER, ProcessEngine, usable_cores
+from dicomsort.engine import Engine, Limits, submit_batch
+from dicomsort.errors import DicomsortError, UsageError, WorkerLost
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+LIMITS = Limits(seconds=2, memory_bytes=256 << 20)
+PATIENT = Limits(seconds=60, memory_bytes=1 << 30)
+WAYS_TO_DIE = ("exit", "signal", "hang", "hog")
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield the address of a real scheduler with two worker processes behind it."""
+    pytest.importorskip("distributed", reason="the extra dicomsort[cluster] is not installed")
+    folder = tmp_path_factory.mktemp("dask")
+    address_file = folder / "scheduler.json"
+    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    settings = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "DASK_TEMPORARY_DIRECTORY": str(folder)}
+    settings |= {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+
+    def start(program: str, *options: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", f"distributed.cli.{program}", "--scheduler-file", str(address_file)]
+        with (folder / "log").open("ab") as log:
+            return subprocess.Popen(
+                [*command, "--no-dashboard", *options], env=os.environ | settings, stdout=log, stderr=log, cwd=folder
+            )
+
+    running = [start("dask_scheduler", "--host", "127.0.0.1", "--port", "0")]
+    running += [start("dask_worker", "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny") for _ in range(2)]
+    try:
+        while not address_file.exists():
+            assert running[0].poll() is None, (folder / "log").read_text()
+            time.sleep(0.05)
+        import distributed
+
+        with distributed.Client(scheduler_file=str(address_file), set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+            yield client.scheduler.address
+    finally:
+        for process in reversed(running):
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    address = request.getfixturevalue("scheduler") if request.param == "dask" else None
+    with open_engine(request.param, 2, address, limits=LIMITS) as engine:
+        yield engine
+
+
+@pytest.fixture
+def killable(engine: Engine) -> Engine:
+    if engine.__class__.__name__ == "SerialEngine":
+        pytest.skip("serial runs in the calling process: it has no limits")
+    return engine
+
+
+def children() -> set[int]:
+    """Processes whose parent is this one, zombies too."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, parent = stat.parent.name, stat.read_text().rpartition(")")[2].split()[1]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found |= {int(name)} if int(parent) == os.getpid() else set()
+    return found
+
+
+def test_results_belong_to_their_tasks(engine: Engine) -> None:
+    futures = {number: engine.submit(tasks.double, number) for number in range(40)}
+    assert {number: future.result() for number, future in reversed(futures.items())} == {n: 2 * n for n in range(40)}
+
+
+def test_partials_and_builtins_are_functions_too(engine: Engine) -> None:
+    assert engine.submit(partial(pow, 2), 5).result() == 32
+
+
+def test_an_exception_comes_back_as_itself(engine: Engine) -> None:
+    future = engine.submit(tasks.fail, "no such thing")
+    with pytest.raises(LookupError, match="no such thing"):
+        future.result()
+    assert engine.submit(tasks.double, 4).result() == 8
+
+
+def test_a_closed_engine_refuses_and_closes_again(engine: Engine) -> None:
+    assert engine.submit(tasks.double, 4).result() == 8
+    engine.close()
+    engine.close()
+    with pytest.raises(DicomsortError, match="closed"):
+        engine.submit(tasks.double, 4)
+
+
+@pytest.mark.parametrize("way", WAYS_TO_DIE)
+def test_a_lost_worker_costs_its_own_task(killable: Engine, way: str) -> None:
+    before = [killable.submit(tasks.double, number) for number in range(3)]
+    lost = killable.submit(tasks.die, way)
+    after = [killable.submit(tasks.double, number) for number in range(3, 6)]
+    reason = {"exit": "exit status 7", "signal": "signal 9", "hang": "ran past 2 s", "hog": "256 MiB of memory"}[way]
+    with pytest.raises(WorkerLost, match=reason):
+        lost.result()
+    assert [future.result() for future in before + after] == [0, 2, 4, 6, 8, 10]
+
+
+def test_a_lost_batch_singles_out_its_culprits(killable: Engine) -> None:
+    lost: list[int] = []
+
+    def on_lost(number: int, error: WorkerLost) -> int:
+        assert "exit status 7" in str(error)
+        lost.append(number)
+        return -1
+
+    batches = [range(start, start + 5) for start in range(0, 60, 5)]  # more than may wait, so submitting blocks
+    outcomes = [submit_batch(killable, tasks.double_all, list(batch), on_lost) for batch in batches]
+    results = [result for outcome in outcomes for result in outcome.result()]
+    assert results == [-1 if number in tasks.EVIL else 2 * number for number in range(60)]
+    assert sorted(lost) == list(tasks.EVIL)
+
+
+def test_a_batch_that_raises_tells_so(engine: Engine) -> None:
+    outcome = submit_batch(engine, tasks.fail_all, ["no such thing"], lambda item, _: item)
+    with pytest.raises(LookupError, match="no such thing"):
+        outcome.result()
+
+
+def test_submit_waits_while_too_many_tasks_wait_and_closing_ends_them_all(tmp_path: Path) -> None:
+    flag, futures, refused = tmp_path / "go", [], threading.Event()
+    engine = ProcessEngine(2, PATIENT)
+
+    def submit_until_closed() -> None:
+        with contextlib.suppress(DicomsortError):
+            while True:
+                futures.append(engine.submit(tasks.wait_for, str(flag)))
+        refused.set()
+
+    thread = threading.Thread(target=submit_until_closed)
+    thread.start()
+    while len(futures) < engine.workers * WAITING_PER_WORKER:
+        time.sleep(0.01)
+    assert not refused.wait(0.3)
+    assert len(futures) <= engine.workers * (WAITING_PER_WORKER + 1)
+    engine.close()
+    thread.join()
+    assert all(isinstance(future.exception(), DicomsortError) for future in futures)
+    assert not any(isinstance(future.exception(), WorkerLost) for future in futures)
+
+
+def test_closing_leaves_no_process_and_no_thread() -> None:
+    processes, threads = children(), set(threading.enumerate())
+    with ProcessEngine(3, LIMITS) as engine:
+        futures = [engine.submit(time.sleep, 60) for _ in range(3)]
+    assert all(future.done() for future in futures)
+    assert (children(), set(threading.enumerate())) == (processes, threads)
+
+
+def test_a_worker_that_dies_idle_is_replaced_unnoticed() -> None:
+    with ProcessEngine(1, PATIENT) as engine:
+        worker, parent = engine.submit(tasks.whoami, None).result()
+        assert parent == os.getpid()
+        os.kill(worker, signal.SIGKILL)
+        os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+        assert engine.submit(tasks.whoami, None).result()[0] != worker
+
+
+def test_what_cannot_be_pickled_is_told() -> None:
+    with ProcessEngine(1, PATIENT) as engine:
+        assert isinstance(engine.submit(tasks.double, threading.Lock()).exception(), TypeError)  # type: ignore[arg-type]
+        assert isinstance(engine.submit(lambda number: number, 1).exception(), AttributeError)
+        assert "RuntimeError in a worker" in str(engine.submit(tasks.fail_unpicklably, "lock").exception())
+        assert isinstance(engine.submit(open, os.devnull).exception(), TypeError)  # its result
+        assert "worker process" in "".join(engine.submit(tasks.fail, "note").exception().__notes__)  # type: ignore[union-attr]
+
+
+def test_where_a_worker_lives() -> None:
+    with ProcessEngine(1, PATIENT, warm=("colorsys", "no_such_module")) as engine:
+        here = engine.submit(tasks.surroundings, None).result()
+        assert engine.submit(tasks.sys_has, "colorsys").result()
+    assert here == {"modules": set(), "threads": "1", "stdin": "null", "stdout": "null", "interrupt": True}
+    with ProcessEngine(None, LIMITS) as engine:
+        assert engine.workers == usable_cores() == len(os.sched_getaffinity(0))
+
+
+def test_a_worker_that_cannot_start_fails_the_run_not_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with ProcessEngine(1, LIMITS) as engine:
+        error = engine.submit(tasks.double, 1).exception()
+    assert "expected a worker process to start, received: the worker process ended with exit status 1" in str(error)
+    assert not isinstance(error, WorkerLost)
+
+
+def run_script(script: str, folder: Path) -> subprocess.Popen[str]:
+    head = "from dicomsort.adapters.processes import *; import time\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", head + script],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_workers_import_nothing_from_the_working_folder(tmp_path: Path) -> None:
+    (tmp_path / "gdcm.py").write_text("raise SystemExit")
+    script = "with ProcessEngine(1, Limits(60, 1 << 30)) as e: print(e.submit(__import__, 'gdcm').exception())"
+    output, errors = run_script(script, tmp_path).communicate()
+    assert (output, errors) == ("No module named 'gdcm'\n", "")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_workers_die_with_their_parent(tmp_path: Path, how: signal.Signals) -> None:
+    script = (
+        "with ProcessEngine(1, Limits(60, 1 << 30)) as e:\n"
+        "    print(e.submit(eval, '__import__(\"os\").getpid()').result(), flush=True)\n"
+        "    e.submit(time.sleep, 60).result()"
+    )
+    with run_script(script, tmp_path) as parent:
+        assert parent.stdout is not None
+        stat = Path("/proc", parent.stdout.readline().strip(), "stat")
+        assert stat.exists()
+        os.killpg(parent.pid, how)
+        assert parent.wait() == -how
+        while stat.exists() and " Z " not in stat.read_text():
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler_address", "expected"),
+    [
+        ("threads", None, "processes|serial|dask"),
+        ("dask", None, "expected --scheduler ADDRESS"),
+        ("dask", "host:8786", "received host:8786"),
+    ],
+)
+def test_a_wrong_engine_is_a_usage_error(name: str, scheduler_address: str | None, expected: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(expected)):
+        open_engine(name, None, scheduler_address, limits=LIMITS)
+
+
+def test_dask_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)  # what an import finds where it is not installed
+    with pytest.raises(UsageError, match=re.escape("dicomsort[cluster]")):
+        open_engine("dask", None, "tcp://127.0.0.1:8786", limits=LIMITS)
+
+
+def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed", reason="the extra dicomsort[cluster] is not installed")
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(DicomsortError, match=f"scheduler at {address} to answer within 1 s"):
+            open_engine("dask", None, address, limits=LIMITS)
+
+
+def test_dask_workers_of_another_version_are_named(monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
+    monkeypatch.setattr(cluster, "__version__", "0.0.0")
+    with pytest.raises(DicomsortError, match=r"expected dicomsort 0\.0\.0 on every Dask worker, received tcp://"):
+        open_engine("dask", None, scheduler, limits=LIMITS)
+
+
+def test_a_lost_dask_worker_loses_its_task_alone(scheduler: str) -> None:  # the last test: a worker is gone
+    with open_engine("dask", None, scheduler, limits=PATIENT) as engine:
+        assert isinstance(engine.submit(tasks.kill_parent, None).exception(), WorkerLost)
+        assert engine.submit(tasks.double, 4).result() == 8
