@@ -54,6 +54,16 @@ CREATE INDEX groups_by_key ON groups (study, series, evidence);
 INSERT INTO repeated SELECT sop FROM files WHERE sop <> '' GROUP BY sop HAVING COUNT(*) > 1;
 """
 _COLUMNS = "f.path, f.size, f.mtime_ns, f.device, f.inode, f.mode, f.header, f.sha256, f.failed"
+_ADD = "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_STUDIES = (  # constants only: nothing from outside is in the text of a query
+    "SELECT g.number, g.study, g.series, g.evidence, g.members, (SELECT MAX(newest) FROM groups s"
+    f" WHERE s.study = g.study AND s.series = g.series), g.vote, {_COLUMNS}"
+    " FROM groups g JOIN files f ON f.ordinal = g.sample ORDER BY g.study, g.series, g.sample"
+)
+_JUDGED = (
+    f"SELECT f.study, f.series, f.evidence, g.verdict, {_COLUMNS}"
+    " FROM files f JOIN groups g USING (study, series, evidence) ORDER BY f.ordinal"
+)
 _NUMBER = re.compile(r"[+-]?\d{1,12}")
 
 
@@ -80,7 +90,7 @@ class Catalog:
     def add(self, batch: Iterable[tuple[Examined, Grouping, int]]) -> None:
         """Spool examined files in path order; the number is how many frames may be shown to the model."""
         rows = [self._file(*item) for item in batch]
-        self._base.executemany(f"INSERT INTO files VALUES ({','.join('?' * 16)})", rows)
+        self._base.executemany(_ADD, rows)
 
     def _file(self, e: Examined, g: Grouping, frames: int) -> tuple[Any, ...]:
         self._count += 1
@@ -109,10 +119,7 @@ class Catalog:
 
     def studies(self) -> Iterator[list[tuple[Group, Vote]]]:
         """Yield the groups of each study, and of each file that belongs to none."""
-        query = f"""SELECT g.number, g.study, g.series, g.evidence, g.members, (SELECT MAX(newest) FROM groups s
-            WHERE s.study = g.study AND s.series = g.series), g.vote, {_COLUMNS}
-            FROM groups g JOIN files f ON f.ordinal = g.sample ORDER BY g.study, g.series, g.sample"""
-        with closing(self._base.execute(query)) as rows:
+        with closing(self._base.execute(_STUDIES)) as rows:
             for _, same in groupby(rows, key=lambda r: (r[1], r[2] if not r[1] else b"")):
                 yield [(_group(row), _vote(row[6])) for row in same]
 
@@ -139,10 +146,8 @@ class Catalog:
 
     def judged(self) -> Iterator[tuple[Examined, Grouping, Verdict]]:
         """Yield every file with its verdict, in path order."""
-        query = f"""SELECT f.study, f.series, f.evidence, g.verdict, {_COLUMNS}
-            FROM files f JOIN groups g USING (study, series, evidence) ORDER BY f.ordinal"""
         last, verdict = "", None
-        with closing(self._base.execute(query)) as rows:
+        with closing(self._base.execute(_JUDGED)) as rows:
             for study, series, evidence, judged, *file in rows:
                 if verdict is None or judged != last:
                     last, verdict = judged, _verdict(judged)

@@ -12,7 +12,7 @@ from dicomsort.records import Found
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """Something found that will not be opened; ``reason`` is symlink, special-file, unreadable-folder, part-file, …"""
+    """Something found that will not be opened; ``reason`` is symlink, special-file, unreadable-folder, or such."""
 
     path: str
     reason: str

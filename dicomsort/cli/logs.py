@@ -1,4 +1,4 @@
-"""``--log-file`` and ``--log-format``: one line an event, as text or JSON; paths below the inbox, never patient data."""
+"""``--log-file`` and ``--log-format``: a line an event, text or JSON; paths below the inbox, never patient data."""
 
 from __future__ import annotations
 

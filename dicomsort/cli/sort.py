@@ -34,7 +34,15 @@ def _mode_flag(mode: str, help_: str) -> Any:
     return typer.Option(f"--{mode}", help=help_, rich_help_panel=_WHAT)
 
 
-def sort(
+_CONFIG = typer.Option(
+    metavar="FILE",
+    rich_help_panel=_RUN,
+    help="A TOML file of options; a flag beats the environment (DICOMSORT_*), which beats the file.",
+)
+
+
+def sort(  # the parameters are what Typer makes options of; they are read from the context
+    context: typer.Context,
     inbox: Annotated[str, typer.Argument(metavar="INBOX", help="The folder to sort, with all folders below it.")],
     outbox: Annotated[
         str | None, typer.Argument(metavar="[OUTBOX]", help="Where classes, manifest and state go; made if missing.")
@@ -53,29 +61,19 @@ def sort(
     workers: Annotated[int | None, _option("workers", _RUN, "N")] = None,
     engine: Annotated[str | None, _option("engine", _RUN)] = None,
     scheduler: Annotated[str | None, _option("scheduler", _RUN, "ADDRESS")] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", metavar="FILE", rich_help_panel=_RUN,
-            help="A TOML file of options; a flag beats the environment (DICOMSORT_*), which beats the file.",
-        ),
-    ] = None,
-    as_json: Annotated[bool | None, _option("json", _OUT)] = None,
+    config: Annotated[Path | None, _CONFIG] = None,
+    json: Annotated[bool | None, _option("json", _OUT)] = None,
     quiet: Annotated[bool | None, _option("quiet", _OUT)] = None,
     log_file: Annotated[Path | None, _option("log_file", _OUT, "FILE")] = None,
     log_format: Annotated[str | None, _option("log_format", _OUT)] = None,
     held_ok: Annotated[bool | None, _option("held_ok", _OUT)] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Sort the files of INBOX into OUTBOX by what they show.
 
     Example: dicomsort sort --move --layout readable inbox/ outbox/
     """
-    flags = {
-        "mode": _mode(copy=copy, move=move, link=link), "dry_run": dry_run, "duplicates": duplicates,
-        "prune_empty": prune_empty, "settle": settle, "model": model, "evidence": evidence, "layout": layout,
-        "workers": workers, "engine": engine, "scheduler": scheduler, "json": as_json, "quiet": quiet,
-        "log_file": log_file, "log_format": log_format, "held_ok": held_ok,
-    }  # fmt: skip
+    flags = {name: value for name, value in context.params.items() if name in OPTIONS}
+    flags["mode"] = _mode(copy=copy, move=move, link=link)
     raise typer.Exit(_sort(inbox, outbox, load(flags, os.environ, config)))
 
 

@@ -43,9 +43,9 @@ class Executor:
         """Do all that is not done yet; PlacingFailed where the disk refuses, after what was done is journalled."""
         operations = (o for o in plan.operations() if o.verb is not Verb.LEAVE)
         with ThreadPoolExecutor(self._threads) as self._pool:
-            for is_folder, group in groupby(operations, lambda o: o.verb in _FOLDER_VERBS):
+            for kind, group in groupby(operations, _kind):
                 for batch in _batches(group):
-                    if is_folder:
+                    if kind == "folder":
                         self._folder_batch(batch)
                     else:
                         self._file_batch(batch)
@@ -100,6 +100,13 @@ class Executor:
         slices = [items[start : start + size] for start in range(0, len(items), size)]
         mapped = self._pool.map(lambda part: [function(item) for item in part], slices)
         return [result for part in mapped for result in part]
+
+
+def _kind(operation: Operation) -> str:
+    """Kinds are not mixed in a batch: a duplicate is removed only after what it equals was placed."""
+    if operation.verb in _FOLDER_VERBS:
+        return "folder"
+    return "remove" if operation.verb is Verb.REMOVE else "place"
 
 
 def _found_done(waiting: Sequence[Operation], checked: Sequence[Result | None]) -> list[Operation]:

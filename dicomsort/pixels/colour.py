@@ -86,6 +86,8 @@ def _segments(dataset: Dataset, keyword: str, bits: int) -> NDArray[np.uint16]:
         _expand(data.tolist(), 0, None, entries, 1 if bits <= 8 else 2)  # noqa: PLR2004
     except IndexError:
         raise PixelsError(_DAMAGED) from None
+    if not entries:
+        raise PixelsError(_DAMAGED)
     return np.array(entries, np.uint16)
 
 

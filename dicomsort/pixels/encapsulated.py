@@ -14,7 +14,7 @@ from pydicom.encaps import encapsulate, get_frame, parse_basic_offsets, parse_fr
 from pydicom.pixels.decoders.base import get_decoder
 
 from dicomsort.pixels import codestream, decoders, native
-from dicomsort.pixels.layout import GREY, Frame, Layout, alignment, choose, to_frame
+from dicomsort.pixels.layout import GREY, Frame, Layout, alignment, choose, keep_bits, to_frame
 from dicomsort.pixels.problems import MAX_FRAGMENTS, PixelsError, border, check_size
 from dicomsort.pixels.source import Source, integer
 
@@ -49,7 +49,14 @@ def decode(source: Source, layout: Layout, frame: int | None) -> Frame:
         pixels, facts = get_decoder(decoders.SYNTAXES[stream.codec]).as_array(
             encapsulate([data]), index=0, raw=True, decoding_plugin=decoders.PLUGIN, **layout.options(1)
         )
+    if _hides_sign(layout, stream):
+        pixels = keep_bits(pixels, layout.stored)
     return to_frame(pixels, facts, replace(layout, shift=0), index)
+
+
+def _hides_sign(layout: Layout, stream: codestream.Codestream) -> bool:
+    """Whether signed values were coded as unsigned ones of more bits than are stored; no decoder can tell."""
+    return bool(layout.signed) and not stream.signed and not layout.stored >= stream.bits > 0
 
 
 def _unknown_to_pydicom(pixels: NDArray[Any], layout: Layout, index: int) -> Frame:
@@ -57,8 +64,9 @@ def _unknown_to_pydicom(pixels: NDArray[Any], layout: Layout, index: int) -> Fra
         return Frame(pixels, "RGB", pixels.dtype.itemsize * 8, index)
     if pixels.ndim != 2:  # noqa: PLR2004
         raise PixelsError("the number of samples per pixel is not supported")
-    signed = pixels.view(f"i{pixels.dtype.itemsize}") if layout.signed and pixels.dtype.kind == "u" else pixels
-    return Frame(signed, layout.photometric if layout.samples == 1 else "MONOCHROME2", layout.stored, index)
+    if layout.signed and pixels.dtype.kind == "u":
+        pixels = keep_bits(pixels.view(f"i{pixels.dtype.itemsize}"), min(layout.stored, pixels.dtype.itemsize * 8))
+    return Frame(pixels, layout.photometric if layout.samples == 1 else "MONOCHROME2", layout.stored, index)
 
 
 def _as_coded(layout: Layout, stream: codestream.Codestream) -> Layout:

@@ -123,6 +123,10 @@ def to_frame(pixels: NDArray[Any], facts: dict[str, Any], layout: Layout, index:
 def _realign(pixels: NDArray[Any], layout: Layout) -> NDArray[Any]:
     """Move values whose High Bit is not Bits Stored - 1 down, where the bits below them are indeed unused."""
     unused_below = not np.any(pixels & ((1 << layout.shift) - 1))
-    bits = pixels.dtype.itemsize * 8
-    up = bits - layout.stored - (layout.shift if unused_below else 0)
-    return np.asarray(np.right_shift(np.left_shift(pixels, up), bits - layout.stored))
+    return keep_bits(pixels >> layout.shift if unused_below else pixels, layout.stored)
+
+
+def keep_bits(pixels: NDArray[Any], stored: int) -> NDArray[Any]:
+    """Drop the bits above the ``stored`` lowest ones, and take the highest of those for the sign of signed values."""
+    unused = pixels.dtype.itemsize * 8 - stored
+    return np.asarray(np.right_shift(np.left_shift(pixels, unused), unused))

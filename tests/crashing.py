@@ -1,0 +1,72 @@
+"""Doubles for ``files.Files``: one that dies at a given call, and file systems that refuse what some refuse."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Any
+
+from dicomsort.files import Files
+
+CHANGES = (
+    "make_folder", "remove_folder", "link", "unlink", "create", "open_append", "write", "truncate", "set_mode",
+    "set_mtime", "flush", "flush_system",
+)  # fmt: skip
+
+
+class Crash(BaseException):
+    """The process died here; nothing may catch it."""
+
+
+class CrashingFiles(Files):
+    """Dies before the n-th call that changes something (that is: after the one before it), or in the midst of a write."""
+
+    def __init__(self, at: int, base: type[Files] = Files, *, torn: bool = False) -> None:
+        super().__init__()
+        self._inner = base()
+        self._at, self._torn = at, torn
+        self.called: list[str] = []
+        self.dead = False
+        for name in CHANGES:
+            setattr(self, name, self._guarded(name))
+
+    def _guarded(self, name: str) -> Callable[..., Any]:
+        change = getattr(self._inner, name)
+
+        def call(*arguments: Any) -> Any:
+            if self.dead:
+                raise Crash
+            self.called.append(name)
+            if len(self.called) - 1 != self._at:
+                return change(*arguments)
+            self.dead = True
+            if self._torn and name == "write":
+                descriptor, data = arguments
+                os.write(descriptor, bytes(data)[: len(data) // 2])
+            raise Crash
+
+        return call
+
+
+class NoLinks(Files):
+    """A file system without hard links."""
+
+    def link(self, source: str, target: str) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
+
+
+class OtherDevice(Files):
+    """Inbox and outbox on different file systems: links work within each only."""
+
+    def link(self, source: str, target: str) -> None:
+        if ("/inbox/" in source) != ("/inbox/" in target):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), source, None, target)
+        super().link(source, target)
+
+
+class NoSyncfs(Files):
+    """A system that can flush single files only."""
+
+    def flush_system(self, path: str) -> bool:
+        return False
