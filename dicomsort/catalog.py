@@ -13,8 +13,9 @@ import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import astuple
+from dataclasses import astuple, fields
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Self
 
 from dicomsort.records import (
@@ -64,6 +65,9 @@ _JUDGED = (
     f"SELECT f.study, f.series, f.evidence, g.verdict, {_COLUMNS}"
     " FROM files f JOIN groups g USING (study, series, evidence) ORDER BY f.ordinal"
 )
+_HEADER_CELLS = attrgetter(*(f.name for f in fields(Header)))
+_FOUND_CELLS = attrgetter(*(f.name for f in fields(Found)))
+_dump = json.JSONEncoder(separators=(",", ":")).encode
 _NUMBER = re.compile(r"[+-]?\d{1,12}")
 
 
@@ -77,6 +81,7 @@ class Catalog:
         self._base.executescript(_SCHEMA)
         self._base.execute("BEGIN")
         self._count = 0
+        self._any_repeated = False
 
     def __enter__(self) -> Self:
         """Return the catalog itself."""
@@ -94,13 +99,13 @@ class Catalog:
 
     def _file(self, e: Examined, g: Grouping, frames: int) -> tuple[Any, ...]:
         self._count += 1
-        header = json.dumps(astuple(e.header), separators=(",", ":"))
+        header = _dump(_HEADER_CELLS(e.header))
         number = e.header.instance_number
         instance = int(number) if _NUMBER.fullmatch(number) else 0
-        found = (os.fsencode(e.found.path), *astuple(e.found)[1:])
+        path, *facts = _FOUND_CELLS(e.found)
         sop = e.header.sop_uid if g.study else ""
         keys = (g.study, os.fsencode(g.series), g.evidence, sop, instance, frames)
-        return (self._count, *_unsigned(found), header, e.sha256, e.failed, *keys)
+        return (self._count, os.fsencode(path), *_unsigned(facts), header, e.sha256, e.failed, *keys)
 
     def add_folders(self, folders: Iterable[tuple[str, int, int]]) -> None:
         """Spool the inbox's folders: path, mode, mtime in nanoseconds."""
@@ -115,6 +120,7 @@ class Catalog:
         """Form the groups, once every file is there; return how many there are."""
         for statement in _GROUP.split(";"):
             self._base.execute(statement)
+        self._any_repeated = bool(self._one("SELECT EXISTS (SELECT 1 FROM repeated)"))
         return int(self._one("SELECT COUNT(*) FROM groups"))
 
     def studies(self) -> Iterator[list[tuple[Group, Vote]]]:
@@ -190,7 +196,7 @@ class Catalog:
 
     def is_repeated(self, sop: str) -> bool:
         """Whether more than one file of this run has this SOP Instance UID."""
-        return bool(self._one("SELECT EXISTS (SELECT 1 FROM repeated WHERE sop = ?)", sop))
+        return self._any_repeated and bool(self._one("SELECT EXISTS (SELECT 1 FROM repeated WHERE sop = ?)", sop))
 
     def claim(self, name: str) -> bool:
         """Give out a name once; False where it is taken."""
@@ -201,9 +207,9 @@ class Catalog:
         return self._base.execute(query, values).fetchone()[0]
 
 
-def _unsigned(cells: tuple[Any, ...]) -> tuple[Any, ...]:
+def _unsigned(cells: list[Any]) -> list[Any]:
     """SQLite's integers end at 63 bits; inode and device numbers may not."""
-    return tuple(c - (1 << 64) if isinstance(c, int) and c >= 1 << 63 else c for c in cells)
+    return [c - (1 << 64) if c >= 1 << 63 else c for c in cells]
 
 
 def _examined(cells: list[Any]) -> Examined:

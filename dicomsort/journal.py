@@ -13,6 +13,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,8 +25,9 @@ STATE = ".dicomsort"
 PLAN, JOURNAL = "plan.jsonl", "journal.jsonl"
 FORMAT = 1
 _OUTCOMES = tuple(Outcome)
-_FIELDS = tuple(f.name for f in fields(Operation))
-_CELLS = tuple(f.name for f in fields(Row))
+_FIELDS = attrgetter(*(f.name for f in fields(Operation)))
+_CELLS = attrgetter(*(f.name for f in fields(Row)))
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _BUFFER = 1 << 20
 
 
@@ -35,13 +37,13 @@ def runs_folder(outbox: str) -> str:
 
 
 def _line(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+    return _encode(value).encode("ascii") + b"\n"
 
 
 def pack(operation: Operation) -> list[Any]:
     """An operation as a JSON list."""
-    *cells, _ = (getattr(operation, name) for name in _FIELDS)
-    return [*cells, None if operation.row is None else [getattr(operation.row, name) for name in _CELLS]]
+    *cells, row = _FIELDS(operation)
+    return [*cells, None if row is None else _CELLS(row)]
 
 
 def unpack(cells: list[Any]) -> Operation:

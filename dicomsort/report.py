@@ -8,7 +8,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ COLUMNS = ("run_id", *(f.name.rstrip("_") for f in fields(Row)))
 NEEDS_PERSON = frozenset({Status.REVIEW, Status.UNREADABLE, Status.CONFLICT, Status.CHANGED, Status.FAILED})
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _ENDED = {Outcome.DUPLICATE: Status.DUPLICATE, Outcome.CONFLICT: Status.CONFLICT, Outcome.CHANGED: Status.CHANGED}
+_ROW_CELLS = attrgetter(*(f.name for f in fields(Row)))
 _BUFFER = 1 << 20
 
 
@@ -131,13 +133,15 @@ def _blocks(*parts: Iterable[Iterable[str]]) -> Iterator[bytes]:
 
 
 def _cells(row: Row) -> Iterator[str]:
-    for cell in astuple(row):
+    for cell in _ROW_CELLS(row):
         text = printable(str(cell))
         yield f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def printable(text: str) -> str:
     r"""The text as UTF-8 can hold it; bytes of a name that are no UTF-8 become ``\xNN``."""
+    if text.isascii():
+        return text
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -20,7 +20,7 @@ class Crash(BaseException):
 
 
 class CrashingFiles(Files):
-    """Dies before the n-th call that changes something (that is: after the one before it), or in the midst of a write."""
+    """Dies before the n-th call that changes something (so: after the one before it), or in the midst of a write."""
 
     def __init__(self, at: int, base: type[Files] = Files, *, torn: bool = False) -> None:
         super().__init__()

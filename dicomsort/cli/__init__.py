@@ -54,6 +54,9 @@ def main() -> None:
     except DicomsortError as error:
         print(f"dicomsort: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"dicomsort: expected success, received {error}; `dicomsort resume` goes on from there", file=sys.stderr)
+        sys.exit(DicomsortError.exit_code)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NEEDS_PERSON = 3
 SECONDS_PER_TASK = 10.0
 BYTES_PER_TASK = 1 << 30
-WARM = ("dicomsort.sorting.tasks", "dicomsort.pixels")
+WARM = ("dicomsort.tasks",)
 
 _WHAT, _HOW, _RUN, _OUT = "What to do with the files", "How to judge and name", "How to run", "What to say"
 

@@ -100,6 +100,7 @@ class _Planner:
     def __init__(self, options: Options, around: Surroundings) -> None:
         self._options = options
         self._around = around
+        self._by_instance = options.layout.by_instance
         self._given: dict[str, dict[str, str]] = {}  # repeated SOP Instance UID -> SHA-256 -> destination
 
     def operation(self, e: Examined, grouping: Grouping, verdict: Verdict) -> Operation:
@@ -135,11 +136,12 @@ class _Planner:
         sorted_ = verdict.status is Status.SORTED and top != REVIEW
         layout = self._options.layout
         path = layout.path(verdict.folder, e, with_uids=with_uids) if sorted_ else f"{verdict.folder}/{e.found.path}"
-        by_instance = sorted_ and with_uids and layout.by_instance
+        by_instance = sorted_ and with_uids and self._by_instance
+        unique = by_instance and not self._around.is_repeated(e.header.sop_uid)
         for name in (path, with_suffix(path, e.sha256)):
             _prove_inside(name)
             same = self._around.holds(name, e.found.size, e.sha256)
-            if same is not False and self._around.claim(fold(name)):
+            if same is not False and (unique or self._around.claim(fold(name))):
                 return name, same
             if by_instance:
                 break

@@ -15,6 +15,7 @@ from dicomsort.records import Examined, Header
 
 MAX_COMPONENT = 64
 _HARMLESS = re.compile(r"[^\w.+-]+")
+_NUMBERS = re.compile(r"[0-9]+(\.[0-9]+)*(\.dcm)?")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _KEY = 8
 
@@ -51,8 +52,7 @@ class Layout:
     @property
     def by_instance(self) -> bool:
         """Whether the SOP Instance UID is in the name, so that two contents under one name are one UID used twice."""
-        names = {name for part in self.parts or () for _, name in part}
-        return bool(names & {"sop_uid", "sop_key"})
+        return any(name == "sop_uid" for part in self.parts or () for _, name in part)
 
     def path(self, folder: str, e: Examined, *, with_uids: bool) -> str:
         """The path below the outbox of a file that belongs in a class folder."""
@@ -98,6 +98,8 @@ def _component(pieces: tuple[tuple[str, str], ...], header: Header) -> str:
 
 def harmless(text: str, *, bounded: bool = True) -> str:
     """One path component without separators, control characters, leading dots or reserved names; never empty."""
+    if len(text) <= MAX_COMPONENT and _NUMBERS.fullmatch(text):  # a UID, as nearly always
+        return text
     clean = _HARMLESS.sub("_", unicodedata.normalize("NFC", text)).strip("._-") or "none"
     if _RESERVED.fullmatch(clean):
         clean = f"_{clean}"

@@ -16,7 +16,7 @@ from dicomsort.errors import WorkerLost
 from dicomsort.files import sha256_of
 from dicomsort.records import Examined, Found, Grouping, Header, Kind
 from dicomsort.sorting.progress import Progress
-from dicomsort.sorting.tasks import examine
+from dicomsort.tasks import examine
 
 BATCH_FILES = 64
 BATCH_BYTES = 32 << 20

@@ -14,7 +14,7 @@ from dicomsort.engine import Engine, submit_batch
 from dicomsort.errors import WorkerLost
 from dicomsort.records import Group, Look, Vote
 from dicomsort.sorting.progress import Progress
-from dicomsort.sorting.tasks import look
+from dicomsort.tasks import look
 
 FRAMES = 5
 BATCH = 8  # frames a task: enough to fill the network's batch, few enough for a worker's time limit

@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -15,7 +16,7 @@ from dicomsort.execute import Executor, Roots
 from dicomsort.files import Files, look_up
 from dicomsort.journal import Journal, Plan, PlanWriter, Replay, replay, runs_folder
 from dicomsort.plan import reverse
-from dicomsort.records import Found, Operation, Outcome, Result, Verb
+from dicomsort.records import Found, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import Summary, final_rows, needs_person, printable, write_manifests, write_summary
 from dicomsort.sorting.outbox import all_runs, chosen, held, new_run, now, unfinished
 from dicomsort.sorting.progress import Progress
@@ -34,16 +35,23 @@ def carry_out(files: Files, outbox: str, run: str, plan: Plan, progress: Progres
         roots = Roots(plan.head["inbox"], outbox)
         Executor(files, roots, journal, run, THREADS).run(plan, progress.advance)
         progress.stage("writing the manifest", None)
+        rows = _counted(final_rows(plan, journal.known), summary)
         if "reported" not in journal.known.marks:
-            write_manifests(files, outbox, run, journal, final_rows(plan, journal.known))
-        for row in final_rows(plan, journal.known):
-            summary.count(row)
-            if needs_person(row):
-                facts = {"source": printable(row.source), "status": row.status, "reason": row.reason}
-                _log.warning("needs a person", extra={"facts": facts})
+            write_manifests(files, outbox, run, journal, rows)
+        else:
+            deque(rows, maxlen=0)
     summary.seconds = time.monotonic() - started
     summary.notes = list(plan.head.get("notes", []))
     return summary
+
+
+def _counted(rows: Iterator[Row], summary: Summary) -> Iterator[Row]:
+    for row in rows:
+        summary.count(row)
+        if needs_person(row):
+            facts = {"source": printable(row.source), "status": row.status, "reason": row.reason}
+            _log.warning("needs a person", extra={"facts": facts})
+        yield row
 
 
 def resume(outbox: str, run: str | None, progress: Progress, files: Files) -> Summary:

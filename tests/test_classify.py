@@ -1,0 +1,158 @@
+"""The rules, one case each, and what studies do with them."""
+
+from __future__ import annotations
+
+import pytest
+
+from dicomsort.classify import RULES, Judge, classify_study, grouping_of, showable_frames
+from dicomsort.records import Examined, Found, Group, Header, Kind, Placement, Status, Verdict, Vote
+
+LABELS = ("CT", "MRI", "OTHER", "XRAY")
+MAP = {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}
+JUDGE = Judge(LABELS, MAP, decide=0.9, contradict=0.99)
+CT, MR, CR, SC = (f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2", "4", "1", "7"))
+SR, US = "1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.5.1.4.1.1.6.1"
+
+
+def vote(**shares: float) -> Vote:
+    rest = (1 - sum(shares.values())) / (len(LABELS) - len(shares))
+    return Vote(tuple(shares.get(label, rest) for label in LABELS))
+
+
+def header(sop_class: str = "", modality: str = "", series: int = 1, **more: object) -> Header:
+    uids = {"study_uid": "1.2", "series_uid": f"1.2.{series}", "sop_uid": f"1.2.{series}.1"}
+    return Header(Kind.DICOM, sop_class_uid=sop_class, modality=modality, **(uids | more))  # type: ignore[arg-type]
+
+
+def group(h: Header, number: int = 1, failed: str = "", mtime_ns: int = 0) -> Group:
+    examined = Examined(Found(f"file{number}", 1, mtime_ns, 1, 1), h, "", failed)
+    return Group(number, grouping_of(examined), 1, mtime_ns, examined)
+
+
+def judged(h: Header, votes: Vote = Vote(), judge: Judge = JUDGE, *placed: Placement, **more: object) -> Verdict:
+    ((_, verdict),) = classify_study([(group(h, **more), votes)], placed, judge)  # type: ignore[arg-type]
+    return verdict
+
+
+def placement(destination: str, series: str = "1.2.1", reason: str = "header") -> Placement:
+    return Placement("1.2", series, "9", "CT", "sorted", reason, destination, "")
+
+
+SURE_CT, UNSURE, SURE_XRAY, SURE_OTHER = vote(CT=0.995), vote(CT=0.6), vote(XRAY=0.995), vote(OTHER=0.995)
+
+CASES = {
+    "failed": (judged(header(CT, "CT"), failed="I/O error"), Status.FAILED, "", "", "none"),
+    "ignored": (judged(Header(Kind.UNKNOWN, ignored="archive")), Status.IGNORED, "", "", "none"),
+    "settling": (
+        judged(header(CT, "CT"), Vote(), Judge(LABELS, MAP, 0.9, 0.99, settled_before_ns=5), mtime_ns=6),
+        Status.SETTLING, "", "", "none",
+    ),
+    "damaged": (
+        judged(header(CT, "CT", problem="truncated-header")), Status.UNREADABLE, "UNREADABLE", "CT", "none",
+    ),
+    "against-placement": (
+        judged(header(MR, "MR"), Vote(), JUDGE, placement("CT/x")), Status.REVIEW, "REVIEW/against-placement", "MRI",
+        "none",
+    ),
+    "placed-before": (
+        judged(header(SC, ""), UNSURE, JUDGE, placement("CT/x")), Status.SORTED, "CT", "CT", "study",
+    ),
+    "pixels-settle-header": (judged(header(CR, "CT"), vote(CT=0.95)), Status.SORTED, "CT", "CT", "both"),
+    "header-contradicts-itself": (
+        judged(header(CR, "CT"), UNSURE), Status.REVIEW, "REVIEW/header-contradicts-itself", "", "none",
+    ),
+    "header-against-pixels": (
+        judged(header(CT, "CT"), SURE_XRAY), Status.REVIEW, "REVIEW/header-against-pixels", "CT", "none",
+    ),
+    "header-and-pixels": (judged(header(CT, "CT"), SURE_CT), Status.SORTED, "CT", "CT", "both"),
+    "header": (judged(header(CT, "CT"), vote(XRAY=0.8)), Status.SORTED, "CT", "CT", "header"),
+    "no-study-to-follow": (judged(header(SR, "SR", has_pixels=False)), Status.OTHER, "OTHER/SR", "OTHER", "header"),
+    "pixels": (judged(header(SC, "OT"), SURE_CT), Status.SORTED, "CT", "CT", "pixels"),
+    "unsure": (judged(header(SC, "OT"), UNSURE), Status.REVIEW, "REVIEW/unsure", "", "none"),
+    "no-evidence": (
+        judged(header(SC, "OT"), Vote(problem="no pixel data")), Status.REVIEW, "REVIEW/no-evidence", "", "none",
+    ),
+}  # fmt: skip
+BY_STUDY = {"follows-series", "follows-study", "follows-held", "pixels-against-study"}
+
+
+@pytest.mark.parametrize("rule", CASES)
+def test_rule(rule: str) -> None:
+    verdict, *expected = CASES[rule]
+    assert [verdict.status, verdict.folder, verdict.class_, verdict.decided_by] == expected
+    own_reasons = {"ignored": "archive", "damaged": "truncated-header"}
+    assert verdict.reason == own_reasons.get(rule, rule)
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {rule.name for rule in RULES} == set(CASES) | BY_STUDY
+
+
+def study(*members: tuple[Header, Vote]) -> dict[str, Verdict]:
+    groups = [(group(h, number), votes) for number, (h, votes) in enumerate(members)]
+    return {g.sample.header.series_uid: verdict for g, verdict in classify_study(groups, [], JUDGE)}
+
+
+def test_a_series_that_says_nothing_follows_its_study() -> None:
+    verdicts = study((header(SC, "OT", 2), UNSURE), (header(CT, "CT", 1), SURE_CT))
+    assert (verdicts["1.2.2"].folder, verdicts["1.2.2"].reason) == ("CT", "follows-study")
+    assert verdicts["1.2.2"].decided_by == "study"
+
+
+def test_confident_pixels_against_the_study_are_held() -> None:
+    verdicts = study((header(SC, "OT", 2), SURE_XRAY), (header(CT, "CT", 1), SURE_CT))
+    assert verdicts["1.2.2"].folder == "REVIEW/pixels-against-study"
+
+
+def test_a_mixed_study_is_split_by_series_and_says_so() -> None:
+    verdicts = study((header(CT, "CT", 1), SURE_CT), (header(CR, "CR", 2), SURE_XRAY))
+    assert [verdicts[f"1.2.{n}"].folder for n in (1, 2)] == ["CT", "XRAY"]
+    assert all("mixed study: CT XRAY" in verdict.note for verdict in verdicts.values())
+
+
+def test_reports_follow_the_series_they_refer_to_else_the_study_else_go_to_other() -> None:
+    mixed = [(header(CT, "CT", 1), SURE_CT), (header(CR, "CR", 2), SURE_XRAY)]
+    refers = header(SR, "SR", 3, has_pixels=False, refers_to="1.2.2")
+    silent = header(SR, "SR", 4, has_pixels=False)
+    verdicts = study((refers, Vote()), (silent, Vote()), *mixed)
+    assert (verdicts["1.2.3"].folder, verdicts["1.2.3"].reason) == ("XRAY", "follows-series")
+    assert (verdicts["1.2.4"].folder, verdicts["1.2.4"].reason) == ("OTHER/SR", "no-study-to-follow")
+    assert study((silent, Vote()), mixed[0])["1.2.4"].reason == "follows-study"
+
+
+def test_reports_of_a_held_study_are_held_with_it() -> None:
+    verdicts = study((header(SR, "SR", 3, has_pixels=False), Vote()), (header(CT, "CT", 1), SURE_XRAY))
+    assert (verdicts["1.2.3"].folder, verdicts["1.2.3"].reason) == ("REVIEW/header-against-pixels", "follows-held")
+
+
+def test_ultrasound_is_other_by_header_and_not_argued_with_by_a_model_without_other() -> None:
+    assert judged(header(US, "US"), SURE_OTHER).folder == "OTHER/US"
+    three = Judge(("CT", "MRI", "XRAY"), MAP, 0.9, 0.99)
+    assert judged(header(US, "US"), Vote((0.001, 0.001, 0.998)), three).folder == "OTHER/US"
+
+
+def test_the_header_does_not_count_where_the_user_or_the_model_says_so() -> None:
+    for judge in (Judge(LABELS, MAP, 0.9, 0.99, "pixels"), Judge(LABELS, {}, 0.9, 0.99)):
+        verdict = judged(header(CT, "CT"), SURE_XRAY, judge)
+        assert (verdict.folder, verdict.decided_by, verdict.header_class) == ("XRAY", "pixels", "")
+
+
+def test_pixels_that_cannot_be_had_are_told_in_the_message() -> None:
+    verdict = judged(header(CT, "CT"), Vote(problem="truncated pixel data"))
+    assert (verdict.status, verdict.decided_by, verdict.note) == ("sorted", "header", "pixels: truncated pixel data")
+
+
+def test_the_second_half_of_a_mixed_study_may_come_later() -> None:
+    late = judged(header("1.2.840.10008.5.1.4.1.1.128", "PT", 2), Vote(), JUDGE, placement("CT/x"))
+    assert late.folder == "OTHER/PT"
+
+
+def test_what_was_held_for_one_file_places_no_series() -> None:
+    held = placement("REVIEW/uid-collision/x", reason="uid-collision")
+    assert judged(header(CT, "CT"), SURE_CT, JUDGE, held).reason == "header-and-pixels"
+
+
+def test_scouts_are_not_shown_to_the_model() -> None:
+    scout = Examined(Found("x", 1, 1, 1, 1), header(CT, "CT", image_type="ORIGINAL\\PRIMARY\\LOCALIZER"))
+    assert showable_frames(scout) == 0
+    assert showable_frames(Examined(Found("x", 1, 1, 1, 1), header(CT, "CT", frames=7))) == 7

@@ -1,0 +1,100 @@
+"""The sealed plan and the journal: what is torn is told from what is damaged, and nothing is believed unsealed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicomsort.errors import DicomsortError
+from dicomsort.files import Files
+from dicomsort.journal import Journal, Plan, PlanWriter, pack, replay, unpack
+from dicomsort.records import Operation, Outcome, Result, Row, Verb
+
+ROW = Row("a\udce9", "CT/a\udce9", class_="CT")
+OPERATIONS = [
+    Operation(0, Verb.MOVE, "inbox/a\udce9", "outbox/CT/a", "", 1, 2, 3, 1 << 63, 0o640, "ab", row=ROW),
+    Operation(1, Verb.REMOVE_FOLDER, "inbox/b", mode=0o750, mtime_ns=5),
+]
+
+
+def write(folder: Path, *, seal: bool = True) -> Path:
+    writer = PlanWriter(Files(), str(folder), {"verb": "sort"})
+    for operation in OPERATIONS:
+        writer.add(operation)
+    if seal:
+        writer.seal()
+    writer.close()
+    return folder / "plan.jsonl"
+
+
+def test_a_sealed_plan_gives_its_operations_back(tmp_path: Path) -> None:
+    write(tmp_path)
+    plan = Plan.open(str(tmp_path))
+    assert plan.head["verb"] == "sort"
+    assert list(plan.operations()) == OPERATIONS
+
+
+def test_an_operation_survives_packing() -> None:
+    assert [unpack(pack(operation)) for operation in OPERATIONS] == OPERATIONS
+
+
+def test_an_unsealed_plan_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path, seal=False)
+    with pytest.raises(DicomsortError, match="died before its plan was sealed"):
+        Plan.open(str(tmp_path))
+    path.unlink()
+    with pytest.raises(DicomsortError, match="died before its plan was sealed"):
+        Plan.open(str(tmp_path))
+
+
+def test_a_plan_torn_anywhere_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    whole = path.read_bytes()
+    for size in range(0, len(whole) - 1, 7):
+        path.write_bytes(whole[:size])
+        with pytest.raises(DicomsortError):
+            Plan.open(str(tmp_path))
+
+
+def test_a_plan_that_was_changed_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"outbox/CT/a", b"outbox/CT/b"))
+    with pytest.raises(DicomsortError, match="expected SHA-256"):
+        Plan.open(str(tmp_path))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(Outcome), st.text(max_size=5)), max_size=8), st.integers(0))
+def test_a_torn_tail_is_cut_off_and_the_rest_believed(
+    tmp_path_factory: pytest.TempPathFactory, entries: list[tuple[int, Outcome, str]], cut: int
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    journal = Journal(Files(), str(folder), 5)
+    journal.begin(range(5), ["outbox/CT"])
+    for number, outcome, message in entries:
+        journal.end([Result(number, outcome, message, 7)])
+    journal.close()
+    path = folder / "journal.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: cut % (len(whole) + 1)])
+    kept = path.read_bytes().count(b"\n")
+    again = Journal(Files(), str(folder), 5)
+    again.mark("x", 1)
+    again.close()
+    assert path.read_bytes().count(b"\n") == kept + 1
+    known = replay(str(folder), 5)
+    last = {number: Result(number, outcome, message, 7) for number, outcome, message in entries[: max(kept - 1, 0)]}
+    for number in range(5):
+        result = known.result(number)
+        assert (result is None) == (number not in last)
+        assert result is None or (result.outcome, result.inode) == (last[number].outcome, 7)
+    assert known.begun == (set(range(5)) - set(last) if kept else set())
+
+
+@pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b'["end",99,"done","",0]\n', b"\xff\n", b'["end",0,"lost","",0]\n'])
+def test_damage_in_the_middle_stops_everything(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "journal.jsonl").write_bytes(line + b'["mark","x",1]\n')
+    with pytest.raises(DicomsortError, match="line 1 is damaged"):
+        replay(str(tmp_path), 5)

@@ -1,0 +1,162 @@
+"""Single operations against what they may meet: nothing is ever replaced, and every refusal has its word."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from building import make_files, read_tree
+from crashing import NoLinks
+from test_crash import FILES, Nobody, operations, step, world
+
+from dicomsort.errors import PlacingFailed
+from dicomsort.execute import Executor, Roots
+from dicomsort.files import Files
+from dicomsort.journal import Journal, Replay
+from dicomsort.records import Operation, Outcome, Result, Verb
+from dicomsort.sorting import resume, running
+from dicomsort.sorting.outbox import held, new_run
+
+
+def carry_out(inbox: Path, outbox: Path, steps: list[Operation], files: Files) -> Replay:
+    with held(files, str(outbox), create=True):
+        run = new_run(files, str(outbox))
+        head = {"verb": "sort", "inbox": str(inbox), "outbox": str(outbox), "started": "now"}
+        plan = running.seal_plan(files, str(outbox), run, head, iter(steps))
+        journal = Journal(files, str(plan.path.parent), plan.count)
+        try:
+            Executor(files, Roots(str(inbox), str(outbox)), journal, run, 2).run(plan, lambda _: None)
+        finally:
+            journal.close()
+        return journal.known
+
+
+def one(inbox: Path, outbox: Path, operation: Operation, files: Files | None = None) -> Result:
+    result = carry_out(inbox, outbox, [operation], files or Files()).result(0)
+    assert result is not None
+    return result
+
+
+@pytest.fixture(params=[Verb.MOVE, Verb.COPY, Verb.LINK])
+def verb(request: pytest.FixtureRequest) -> Verb:
+    return Verb(request.param)
+
+
+def test_a_target_that_appeared_is_a_conflict_and_both_are_kept(tmp_path: Path, verb: Verb) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, verb, "a/1", target="outbox/CT/s/1")
+    make_files(outbox, {"CT/s/1": b"two" * 50})
+    assert one(inbox, outbox, operation).outcome is Outcome.CONFLICT
+    assert (outbox / "CT/s/1").read_bytes() == b"two" * 50
+    assert read_tree(inbox) == FILES
+
+
+def test_the_same_content_there_is_a_duplicate_and_stays(tmp_path: Path, verb: Verb) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, verb, "a/1", target="outbox/CT/s/1")
+    make_files(outbox, {"CT/s/1": FILES["a/1"]})
+    assert one(inbox, outbox, operation).outcome is Outcome.DUPLICATE
+    assert read_tree(inbox) == FILES
+
+
+def test_a_source_that_changed_or_went_is_changed(tmp_path: Path, verb: Verb) -> None:
+    inbox, outbox = world(tmp_path)
+    grown, gone = (step(inbox, verb, path, target=f"outbox/CT/{path}") for path in ("a/1", "a/2"))
+    with (inbox / "a/1").open("ab") as file:
+        file.write(b"more")
+    (inbox / "a/2").unlink()
+    for operation in (grown, gone):
+        assert one(inbox, outbox, operation).outcome is Outcome.CHANGED
+    assert not (outbox / "CT/a").exists()
+
+
+def test_bytes_that_changed_behind_an_equal_stat_are_found_by_the_copy(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.COPY, "a/1", target="outbox/CT/s/1")
+    stamp = (inbox / "a/1").stat().st_mtime_ns
+    (inbox / "a/1").write_bytes(b"ONE" * 50)
+    os.utime(inbox / "a/1", ns=(stamp, stamp))
+    assert one(inbox, outbox, operation).outcome is Outcome.CHANGED
+    assert not [path for path in outbox.rglob("*") if path.name.endswith(".part") or path.name == "1"]
+
+
+def test_a_file_or_link_where_a_folder_should_be_fails_that_file_only(tmp_path: Path, verb: Verb) -> None:
+    inbox, outbox = world(tmp_path)
+    make_files(outbox, {"OTHER": b"a file"})
+    (outbox / "REVIEW").symlink_to(tmp_path)
+    steps = [step(inbox, verb, "a/1", target="outbox/OTHER/US/1"), step(inbox, verb, "a/2", target="outbox/REVIEW/x/2")]
+    steps[1] = Operation(**{name: getattr(steps[1], name) for name in steps[1].__slots__} | {"number": 1})
+    known = carry_out(inbox, outbox, steps, Files())
+    for number in (0, 1):
+        result = known.result(number)
+        assert result is not None
+        assert result.outcome is Outcome.FAILED
+        assert "expected a folder" in result.message
+    assert read_tree(inbox) == FILES
+    assert not (tmp_path / "x").exists()
+
+
+def test_hard_links_refused_fail_with_the_reason(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    result = one(inbox, outbox, step(inbox, Verb.LINK, "a/1", target="outbox/CT/1"), NoLinks())
+    assert (result.outcome, result.message) == (
+        Outcome.FAILED, "hard link refused (Operation not permitted); use --copy or --move",
+    )  # fmt: skip
+
+
+class Full(Files):
+    """No room left once some bytes are written."""
+
+    room = 2000
+
+    def write(self, descriptor: int, data: bytes | memoryview) -> None:
+        if len(data) > self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.room -= len(data)
+        super().write(descriptor, data)
+
+
+@pytest.mark.parametrize("room", range(0, 4000, 150))
+def test_a_full_disk_ends_the_run_with_a_message_and_resume_goes_on(tmp_path: Path, room: int) -> None:
+    inbox, outbox = world(tmp_path)
+    files = Full()
+    files.room = 10**6
+    with held(files, str(outbox), create=True):
+        run = new_run(files, str(outbox))
+        head = {"verb": "sort", "inbox": str(inbox), "outbox": str(outbox), "started": "now"}
+        plan = running.seal_plan(files, str(outbox), run, head, iter(operations(inbox, Verb.COPY)))
+    files.room = room
+    try:
+        with held(Files(), str(outbox), create=False):
+            running.carry_out(files, str(outbox), run, plan, Nobody())
+    except (PlacingFailed, OSError) as error:
+        assert "No space left" in str(error)
+    assert read_tree(inbox) == FILES
+    assert resume(str(outbox), None, Nobody(), Files()).actions["moved"] == 4
+    assert (outbox / "CT/s/1").read_bytes() == FILES["a/1"]
+
+
+class Unflushable(Files):
+    """Writing back fails."""
+
+    def flush_system(self, path: str) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_flush_error_leaves_every_source(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    with pytest.raises(PlacingFailed, match="sources are untouched"):
+        carry_out(inbox, outbox, operations(inbox, Verb.MOVE), Unflushable())
+    assert read_tree(inbox) == FILES
+
+
+def test_a_copy_never_hands_on_setuid(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    (inbox / "a/1").chmod(0o4755)
+    operation = step(inbox, Verb.COPY, "a/1", target="outbox/CT/1")
+    status = (inbox / "a/1").stat()
+    values = {name: getattr(operation, name) for name in operation.__slots__} | {"mode": status.st_mode & 0o7777}
+    assert one(inbox, outbox, Operation(**values)).outcome is Outcome.DONE
+    assert (outbox / "CT/1").stat().st_mode & 0o7777 == 0o755

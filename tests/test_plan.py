@@ -1,0 +1,136 @@
+"""What holds of every plan: each file once, no target twice, nothing outside the outbox."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicomsort.classify import grouping_of
+from dicomsort.errors import UsageError
+from dicomsort.plan import Options, parse_layout, plan
+from dicomsort.plan.layout import MAX_COMPONENT, fold, harmless, with_suffix
+from dicomsort.records import Examined, Found, Grouping, Header, Kind, Operation, Placement, Status, Verb, Verdict
+
+NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=()), min_size=1, max_size=12).filter(
+    lambda name: name not in {".", ".."}
+)
+PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
+TEXTS = st.one_of(st.text(max_size=40), st.sampled_from(["../../etc/passwd", "..", "CON", "a/b", "\x1b[31m", ""]))
+UIDS = st.one_of(st.integers(1, 3).map(lambda n: f"1.2.{n}"), TEXTS)
+VERDICTS = st.sampled_from(
+    [
+        Verdict(Status.SORTED, "CT", "CT", "header"),
+        Verdict(Status.SORTED, "MRI", "MRI", "pixels"),
+        Verdict(Status.OTHER, "OTHER/US", "OTHER", "header"),
+        Verdict(Status.REVIEW, "REVIEW/unsure", "", "unsure"),
+        Verdict(Status.UNREADABLE, "UNREADABLE", "", "damaged"),
+        Verdict(Status.IGNORED, reason="archive"),
+    ]
+)
+LAYOUTS = ["uid", "keep", "readable", "{class}/{patient_id}/{series_description}-{study_description}.dcm", "{class}/{sop_uid}"]
+
+
+class Fake:
+    """An outbox that holds ``there`` (destination -> SHA-256), as a dictionary."""
+
+    def __init__(self, files: list[Examined], there: dict[str, str]) -> None:
+        self.names: set[str] = set()
+        self.there = there
+        uids = [e.header.sop_uid for e in files]
+        self.repeated = {uid for uid in uids if uids.count(uid) > 1}
+
+    def claim(self, name: str) -> bool:
+        fresh = name not in self.names
+        self.names.add(name)
+        return fresh
+
+    def is_repeated(self, sop: str) -> bool:
+        return sop in self.repeated
+
+    def placed_instances(self, study: str, sop: str) -> list[Placement]:
+        return []
+
+    def holds(self, destination: str, size: int, sha256: str) -> bool | None:
+        return None if destination not in self.there else self.there[destination] == sha256
+
+
+@st.composite
+def inboxes(draw: st.DrawFn) -> list[tuple[Examined, Grouping, Verdict]]:
+    files = []
+    for path in draw(st.lists(PATHS, unique=True, max_size=12)):
+        kind = draw(st.sampled_from([Kind.DICOM, Kind.DICOM, Kind.PNG, Kind.UNKNOWN]))
+        texts = {name: draw(TEXTS) for name in ("patient_id", "series_description", "study_description", "modality")}
+        uids = {name: draw(UIDS) for name in ("study_uid", "series_uid", "sop_uid")}
+        header = Header(kind, **texts, **uids) if kind is Kind.DICOM else Header(kind)
+        digest = hashlib.sha256(bytes([draw(st.integers(0, 2))])).hexdigest()
+        examined = Examined(Found(path, 1, 1, 1, 1), header, digest)
+        files.append((examined, grouping_of(examined), draw(VERDICTS)))
+    return files
+
+
+def planned(
+    files: list[tuple[Examined, Grouping, Verdict]], there: dict[str, str], options: Options
+) -> list[Operation]:
+    return list(plan(files, list, options, Fake([e for e, _, _ in files], there)))
+
+
+@given(inboxes(), st.sampled_from(LAYOUTS), st.booleans())
+def test_each_file_once_no_target_twice_nothing_outside(
+    files: list[tuple[Examined, Grouping, Verdict]], layout: str, remove: bool
+) -> None:
+    operations = planned(files, {}, Options(Verb.MOVE, parse_layout(layout), remove_duplicates=remove))
+    assert sorted(o.source for o in operations) == sorted(f"inbox/{e.found.path}" for e, _, _ in files)
+    assert [o.number for o in operations] == list(range(len(operations)))
+    targets = [o.target for o in operations if o.target]
+    assert len({fold(target) for target in targets}) == len(targets)
+    for target in targets:
+        root, *parts = target.split("/")
+        assert root == "outbox"
+        assert not {"", ".", ".."} & set(parts)
+        assert all(len(part.encode(errors="surrogateescape")) <= 255 for part in parts)
+    for operation in operations:
+        if operation.verb is Verb.REMOVE:
+            assert operation.kept in targets
+        assert (operation.row is not None) and operation.row.source == operation.source.removeprefix("inbox/")
+
+
+@given(inboxes(), st.sampled_from(LAYOUTS))
+def test_the_second_night_gives_the_same_names_and_places_nothing(
+    files: list[tuple[Examined, Grouping, Verdict]], layout: str
+) -> None:
+    options = Options(Verb.COPY, parse_layout(layout))
+    first = planned(files, {}, options)
+    there = {o.target.removeprefix("outbox/"): o.sha256 for o in first if o.target}
+    second = planned(files, there, options)
+    assert [o.verb for o in second] == [Verb.LEAVE] * len(files)
+    for before, after in zip(first, second, strict=True):
+        if before.row and before.row.destination:
+            assert after.row is not None
+            assert there[after.row.destination] == before.sha256
+
+
+@given(TEXTS)
+def test_a_harmless_component_is_one_short_name(text: str) -> None:
+    name = harmless(text)
+    assert name
+    assert not set(name) & set("/\\\0\n\r\t\x1b:*?\"<>|")
+    assert not name.startswith(".")
+    assert len(name.encode()) <= MAX_COMPONENT + 1
+    assert name.casefold() not in {"con", "nul", "prn", "aux"}
+
+
+def test_a_suffix_goes_before_the_extension_and_keeps_names_short() -> None:
+    assert with_suffix("a/b.dcm", "0123456789") == "a/b.01234567.dcm"
+    assert with_suffix("a.b/c", "0123456789") == "a.b/c.01234567"
+    long = with_suffix("x" * 251 + ".dcm", "0123456789")
+    assert len(long) == 255
+    assert long.endswith(".01234567.dcm")
+
+
+@pytest.mark.parametrize("layout", ["", "{class}/", "{class}//{sop_uid}", "x/{class}", "{class}/{sop_uid!r}", "{class}/{}"])
+def test_templates_that_are_refused(layout: str) -> None:
+    with pytest.raises(UsageError, match="--layout: expected"):
+        parse_layout(layout)
