@@ -7,14 +7,14 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from dicomsort.files import Files, closing, look_up
-from dicomsort.journal import Journal, Plan, Replay, runs_folder
+from dicomsort.journal import Journal, runs_folder
 from dicomsort.records import Action, Operation, Outcome, Placement, Result, Row, Status, Verb
 
 MANIFEST, SUMMARY = "manifest.csv", "summary.json"
@@ -75,13 +75,6 @@ def needs_person(row: Row) -> bool:
     return row.status in NEEDS_PERSON and row.action != Action.UNDONE
 
 
-def final_rows(plan: Plan, known: Replay) -> Iterator[Row]:
-    """The row of every file, as its operation ended; an operation without an end is a failed one."""
-    for operation in plan.operations():
-        if operation.row is not None:
-            yield final_row(operation.row, operation, known.result(operation.number))
-
-
 def final_row(row: Row, operation: Operation, result: Result | None) -> Row:
     """The planned row, corrected by what really happened."""
     if operation.verb is Verb.LEAVE or (result and result.outcome is Outcome.DONE):
@@ -93,15 +86,45 @@ def final_row(row: Row, operation: Operation, result: Result | None) -> Row:
     return replace(row, status=status, action=Action.LEFT, destination=destination, message=notes)
 
 
-def write_manifests(files: Files, outbox: str, run: str, journal: Journal, rows: Iterable[Row]) -> None:
-    """Write the run's own manifest, then append it to the outbox's; after a crash, both are mended and done again."""
+class RunManifest:
+    """The run's own ``manifest.csv``, written while the run goes on; after a crash it is begun anew."""
+
+    def __init__(self, files: Files, outbox: str, run: str) -> None:
+        """Take away what an attempt cut short has left, and begin with the head."""
+        path = f"{runs_folder(outbox)}/{run}/{MANIFEST}"
+        if look_up(path) is not None:
+            files.unlink(path)
+        self._files = files
+        self._run = run
+        self._descriptor = files.create(path, 0o600)
+        self._buffer = io.StringIO(newline="")
+        self._writer = csv.writer(self._buffer, lineterminator="\n")
+        self._writer.writerow(COLUMNS)
+
+    def add(self, row: Row) -> None:
+        """Append a final row."""
+        self._writer.writerow((self._run, *_cells(row)))
+        if self._buffer.tell() >= _BUFFER:
+            self._write_out()
+
+    def flush(self) -> None:
+        """Make all rows so far durable."""
+        self._write_out()
+        self._files.flush(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def _write_out(self) -> None:
+        self._files.write(self._descriptor, self._buffer.getvalue().encode())
+        self._buffer.seek(0)
+        self._buffer.truncate()
+
+
+def append_manifest(files: Files, outbox: str, run: str, journal: Journal) -> None:
+    """Append the run's rows to the outbox's ``manifest.csv``, once; what a crash left half-done is cut off first."""
     own = f"{runs_folder(outbox)}/{run}/{MANIFEST}"
-    if look_up(own) is not None:
-        files.unlink(own)
-    with closing(files.create(own, 0o600)) as descriptor:
-        for block in _blocks([COLUMNS], ((run, *_cells(row)) for row in rows)):
-            files.write(descriptor, block)
-        files.flush(descriptor)
     with closing(files.open_append(f"{outbox}/{MANIFEST}")) as descriptor:
         end = os.fstat(descriptor).st_size
         begun = journal.known.marks.get("manifest")
@@ -117,19 +140,6 @@ def write_manifests(files: Files, outbox: str, run: str, journal: Journal, rows:
                 files.write(descriptor, piece)
         files.flush(descriptor)
     journal.mark("reported", True)
-
-
-def _blocks(*parts: Iterable[Iterable[str]]) -> Iterator[bytes]:
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    for part in parts:
-        for cells in part:
-            writer.writerow(cells)
-            if buffer.tell() >= _BUFFER:
-                yield buffer.getvalue().encode()
-                buffer.seek(0)
-                buffer.truncate()
-    yield buffer.getvalue().encode()
 
 
 def _cells(row: Row) -> Iterator[str]:

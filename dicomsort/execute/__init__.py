@@ -39,17 +39,19 @@ class Executor:
         self._placer = Placer(files, roots, run, journal.known)
         self._threads = threads
 
-    def run(self, plan: Plan, on_done: Callable[[int], None]) -> None:
-        """Do all that is not done yet; PlacingFailed where the disk refuses, after what was done is journalled."""
-        operations = (o for o in plan.operations() if o.verb is not Verb.LEAVE)
+    def run(self, plan: Plan, on_done: Callable[[list[Operation]], None]) -> None:
+        """Do all that is not done yet; PlacingFailed where the disk refuses, after what was done is journalled.
+
+        ``on_done`` is given each batch, in the plan's order, when the journal knows how its operations ended.
+        """
         with ThreadPoolExecutor(self._threads) as self._pool:
-            for kind, group in groupby(operations, _kind):
+            for kind, group in groupby(plan.operations(), _kind):
                 for batch in _batches(group):
                     if kind == "folder":
                         self._folder_batch(batch)
                     else:
-                        self._file_batch(batch)
-                    on_done(len(batch))
+                        self._file_batch([o for o in batch if o.verb is not Verb.LEAVE])
+                    on_done(batch)
 
     def _file_batch(self, batch: list[Operation]) -> None:
         known = self._journal.known

@@ -58,12 +58,22 @@ def _jpeg(data: bytes, colour: str) -> NDArray[Any]:
     return imagecodecs.jpeg8_decode(data)
 
 
+def _jpegls(data: bytes) -> NDArray[Any]:
+    # CharLS takes seconds to notice the end of a stream that was cut off, but for an end marker at once.
+    return imagecodecs.jpegls_decode(data + b"\xff\xd9")
+
+
+def _jpeg2k(data: bytes) -> NDArray[Any]:
+    # OpenJPEG reads high throughput too; imagecodecs' htj2k_decode returns a damaged stream as if it were whole.
+    return imagecodecs.jpeg2k_decode(data, numthreads=1)
+
+
 _CODECS: dict[str, Callable[[bytes, str], NDArray[Any]]] = {
     "jpeg": _jpeg,
-    "ljpeg": lambda data, _: imagecodecs.jpeg8_decode(data, outcolorspace=None),
-    "jpegls": lambda data, _: imagecodecs.jpegls_decode(data),
-    "jpeg2k": lambda data, _: imagecodecs.jpeg2k_decode(data, numthreads=1),
-    "htj2k": lambda data, _: imagecodecs.htj2k_decode(data),
+    "ljpeg": _jpeg,
+    "jpegls": lambda data, _: _jpegls(data),
+    "jpeg2k": lambda data, _: _jpeg2k(data),
+    "htj2k": lambda data, _: _jpeg2k(data),
     "jpegxl": lambda data, _: imagecodecs.jpegxl_decode(data, numthreads=1),
 }
 

@@ -41,7 +41,9 @@ def border(phrase: str) -> Iterator[None]:
     except OSError as exc:
         raise PixelsError(f"{phrase}: {exc.strerror}" if exc.strerror else phrase) from None
     except Exception as exc:
-        raise PixelsError(f"{phrase} ({type(exc).__name__})") from exc
+        kind = type(exc)
+        name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+        raise PixelsError(f"{phrase} ({name})") from exc
 
 
 def check_size(rows: int, columns: int) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 UNDEFINED = 0xFFFFFFFF
 _MAGIC_END = 132
+_SMALL = 2 << 20
 _KEYWORDS = """
     SOPClassUID PixelIntensityRelationship SamplesPerPixel PhotometricInterpretation PlanarConfiguration
     NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue
@@ -64,6 +65,8 @@ class Source:
 
 def read(file: BinaryIO, size: int) -> Source:
     """Read the header of a DICOM file of ``size`` bytes, up to its pixel data."""
+    if size <= _SMALL:  # the header's hundreds of short reads cost less, and none can claim more than there is
+        file = io.BytesIO(file.read())
     head = file.read(_MAGIC_END + 2)
     start = _MAGIC_END if head[128:132] == b"DICM" else 0
     if not start and not _plausible(head):

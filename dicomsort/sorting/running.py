@@ -6,7 +6,6 @@ import logging
 import os
 import stat
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -17,7 +16,7 @@ from dicomsort.files import Files, look_up
 from dicomsort.journal import Journal, Plan, PlanWriter, Replay, replay, runs_folder
 from dicomsort.plan import reverse
 from dicomsort.records import Found, Operation, Outcome, Result, Row, Verb
-from dicomsort.report import Summary, final_rows, needs_person, printable, write_manifests, write_summary
+from dicomsort.report import RunManifest, Summary, append_manifest, final_row, needs_person, printable, write_summary
 from dicomsort.sorting.outbox import all_runs, chosen, held, new_run, now, unfinished
 from dicomsort.sorting.progress import Progress
 
@@ -28,30 +27,33 @@ _log = logging.getLogger("dicomsort")
 def carry_out(files: Files, outbox: str, run: str, plan: Plan, progress: Progress) -> Summary:
     """Execute the plan as far as it is not done, write manifest and summary; idempotent."""
     started = time.monotonic()
-    folder = f"{runs_folder(outbox)}/{run}"
     summary = Summary(run, plan.head["verb"])
-    with closing(Journal(files, folder, plan.count)) as journal:
+    journal = Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)
+    with closing(journal), closing(RunManifest(files, outbox, run)) as manifest:
+
+        def report(batch: list[Operation]) -> None:
+            for operation in batch:
+                if operation.row is not None:
+                    row = final_row(operation.row, operation, journal.known.result(operation.number))
+                    manifest.add(row)
+                    _count(row, summary)
+            progress.advance(len(batch))
+
         progress.stage("placing files", plan.count)
-        roots = Roots(plan.head["inbox"], outbox)
-        Executor(files, roots, journal, run, THREADS).run(plan, progress.advance)
-        progress.stage("writing the manifest", None)
-        rows = _counted(final_rows(plan, journal.known), summary)
+        Executor(files, Roots(plan.head["inbox"], outbox), journal, run, THREADS).run(plan, report)
+        manifest.flush()
         if "reported" not in journal.known.marks:
-            write_manifests(files, outbox, run, journal, rows)
-        else:
-            deque(rows, maxlen=0)
+            append_manifest(files, outbox, run, journal)
     summary.seconds = time.monotonic() - started
     summary.notes = list(plan.head.get("notes", []))
     return summary
 
 
-def _counted(rows: Iterator[Row], summary: Summary) -> Iterator[Row]:
-    for row in rows:
-        summary.count(row)
-        if needs_person(row):
-            facts = {"source": printable(row.source), "status": row.status, "reason": row.reason}
-            _log.warning("needs a person", extra={"facts": facts})
-        yield row
+def _count(row: Row, summary: Summary) -> None:
+    summary.count(row)
+    if needs_person(row):
+        facts = {"source": printable(row.source), "status": row.status, "reason": row.reason}
+        _log.warning("needs a person", extra={"facts": facts})
 
 
 def resume(outbox: str, run: str | None, progress: Progress, files: Files) -> Summary:

@@ -101,4 +101,4 @@ def _style() -> Any:
     """Return the context in which all pictures look alike; no display is needed."""
     import matplotlib as mpl
 
-    return mpl.rc_context(STYLE)
+    return mpl.rc_context(dict(STYLE))

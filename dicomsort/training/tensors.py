@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def render_all(dataset: Dataset, cache: Path, reporter: Reporter) -> Rendered:
     context = multiprocessing.get_context("spawn")
     with (
         reporter.step("Rendering images", len(paths)) as step,
-        ProcessPoolExecutor(min(os.cpu_count() or 1, len(batches)), context) as pool,
+        ProcessPoolExecutor(min(os.cpu_count() or 1, len(batches)), context, _leave_signals) as pool,
     ):
         jobs = [pool.submit(_render, cache, dataset.root, i * BATCH, batch) for i, batch in enumerate(batches)]
         try:
@@ -66,6 +67,11 @@ def render_all(dataset: Dataset, cache: Path, reporter: Reporter) -> Rendered:
     good = [i for i, (_, problem) in enumerate(answers) if not problem]
     skipped = tuple((path, problem) for path, (_, problem) in zip(paths, answers, strict=True) if problem)
     return Rendered(dataset.only(good), images, np.array(good, np.intp), tuple(answers[i][0] for i in good), skipped)
+
+
+def _leave_signals() -> None:
+    """Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _render(cache: Path, root: Path, start: int, paths: Sequence[str]) -> list[tuple[str, str]]:

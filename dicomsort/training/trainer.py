@@ -16,8 +16,8 @@ import numpy as np
 import dicomsort
 from dicomsort.bundle import calibrate, seal, staged
 from dicomsort.errors import UsageError
-from dicomsort.pixels import INPUT_SHAPE, RENDERING_VERSION
-from dicomsort.records import OTHER
+from dicomsort.pixels import INPUT_SHAPE
+from dicomsort.records import OTHER, RENDERING_VERSION
 from dicomsort.training import calibration, metrics, plots
 from dicomsort.training.architectures import ARCHITECTURES, Architecture
 from dicomsort.training.card import Story, write_card
@@ -75,6 +75,17 @@ class Trained:
     skipped: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run whose model is trained and converted, and whose words and figures are still to be written."""
+
+    settings: Settings
+    rendered: Rendered
+    fitted: Fitted
+    kept: Conversion
+    conversions: Sequence[Conversion]
+
+
 def train(settings: Settings, reporter: Reporter) -> Trained:
     """Train and write the bundle ``settings.out``; it is placed whole or not at all.
 
@@ -98,7 +109,7 @@ def train(settings: Settings, reporter: Reporter) -> Trained:
         kept, conversions = export.convert(fitted.model, architecture.precisions, probes)
         export.save_keras(fitted.model, folder)
         (folder / "model.tflite").write_bytes(kept.model)
-        figures = _write(folder, settings, rendered, fitted, kept, conversions)
+        figures = _write(folder, _Run(settings, rendered, fitted, kept, conversions))
     return Trained(settings.out, figures, fitted.held_out, rendered.skipped)
 
 
@@ -131,40 +142,16 @@ def _tell_skipped(rendered: Rendered, reporter: Reporter) -> None:
         reporter.note(f"  … and {len(rendered.skipped) - SKIPPED_SAID} more, all listed in metrics.json")
 
 
-def _write(
-    folder: Path,
-    settings: Settings,
-    rendered: Rendered,
-    fitted: Fitted,
-    kept: Conversion,
-    conversions: Sequence[Conversion],
-) -> dict[str, Any]:
+def _write(folder: Path, run: _Run) -> dict[str, Any]:
     """Write everything but the models into ``folder``; return the figures."""
-    dataset = rendered.dataset.only(fitted.held)
+    fitted, skipped = run.fitted, run.rendered.skipped
+    dataset = run.rendered.dataset.only(fitted.held)
     fit = calibration.fit(fitted.probabilities, dataset.classes())
     figures = _measure(dataset, fitted, fit)
-    spec = _spec(settings, rendered, fit)
-    recipe = {
-        "epochs": settings.epochs,
-        "batch size": settings.batch_size,
-        "Adam, learning rate": settings.learning_rate,
-        "seed": settings.seed,
-    }
-    story = Story(
-        spec,
-        figures,
-        ARCHITECTURES[settings.arch].summary,
-        recipe,
-        fitted.split,
-        fitted.held_out,
-        fit.notes,
-        kept,
-        conversions,
-        rendered.skipped,
-    )
-    (folder / "card.md").write_text(write_card(story), encoding="utf-8", errors="backslashreplace")
-    told = {"held_out": fitted.held_out, "split": fitted.split, **figures, "skipped": dict(rendered.skipped)}
-    (folder / "metrics.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    spec = _spec(run.settings, run.rendered, fit)
+    (folder / "card.md").write_text(write_card(_story(run, spec, figures, fit)), "utf-8", "backslashreplace")
+    told = {"held_out": fitted.held_out, "split": fitted.split, **figures, "skipped": dict(skipped)}
+    (folder / "metrics.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     with (folder / "history.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("epoch", *fitted.history))
@@ -175,6 +162,29 @@ def _write(
     plots.plot_confusion(matrix["rows_are_truth"], dataset.labels, "Held-out images", folder / "confusion.png")
     seal(folder, spec)
     return figures
+
+
+def _story(run: _Run, spec: dict[str, Any], figures: dict[str, Any], fit: calibration.Calibration) -> Story:
+    """Return what the card tells."""
+    settings = run.settings
+    recipe = {
+        "epochs": settings.epochs,
+        "batch size": settings.batch_size,
+        "Adam, learning rate": settings.learning_rate,
+        "seed": settings.seed,
+    }
+    return Story(
+        spec,
+        figures,
+        ARCHITECTURES[settings.arch].summary,
+        recipe,
+        run.fitted.split,
+        run.fitted.held_out,
+        fit.notes,
+        run.kept,
+        run.conversions,
+        run.rendered.skipped,
+    )
 
 
 def _measure(dataset: Dataset, fitted: Fitted, fit: calibration.Calibration) -> dict[str, Any]:
