@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from dicomsort.errors import DicomsortError
 from dicomsort.files import Files, closing, look_up
 from dicomsort.journal import Journal, runs_folder
 from dicomsort.records import Action, Operation, Outcome, Placement, Result, Row, Status, Verb
@@ -155,6 +156,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def visible(text: str) -> str:
+    """The text for a terminal: control characters, which could drive it, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(text))
+
+
 def history(outbox: str) -> Iterator[tuple[bool, Placement]]:
     """What earlier runs put where, in their order; False where it was undone since."""
     path = Path(outbox) / MANIFEST
@@ -162,7 +168,10 @@ def history(outbox: str) -> Iterator[tuple[bool, Placement]]:
         return
     placed = {Action.COPIED, Action.MOVED, Action.LINKED}
     with path.open(encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines):
+        reader = csv.DictReader(lines)
+        if not {*COLUMNS} <= {*(reader.fieldnames or COLUMNS)}:
+            raise DicomsortError(f"{path}: expected the columns {','.join(COLUMNS)}, received {reader.fieldnames}")
+        for row in reader:
             if row["action"] in placed or row["action"] == Action.UNDONE:
                 yield row["action"] != Action.UNDONE, Placement(
                     row["study_uid"], row["series_uid"], row["sop_uid"], row["class"], row["status"], row["reason"],

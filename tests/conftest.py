@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from building import make_dicom, make_files
 from hypothesis import HealthCheck, settings
 
 # A shared, loaded machine is no failure of the code under test.
@@ -31,3 +32,21 @@ def shared() -> Path:
     if not (folder / "dicom" / "index.csv").is_file():
         pytest.skip("no folder ../shared with the test corpus beside this checkout")
     return folder
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    """A CT study of two files, an MR, a radiograph, an ultrasound, a text file."""
+    root = tmp_path / "inbox"
+    make_dicom(root / "ct" / "1.dcm", study=1, instance=1)
+    make_dicom(root / "ct" / "2", study=1, instance=2)
+    make_dicom(root / "mr.dcm", study=2, modality="MR")
+    make_dicom(root / "cr.dcm", study=3, modality="CR")
+    make_dicom(root / "us.dcm", study=4, modality="US")
+    make_files(root, {"notes.txt": "hello"})
+    return root
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Path:
+    return tmp_path / "outbox"

@@ -116,7 +116,7 @@ def test_the_second_night_gives_the_same_names_and_places_nothing(
 def test_a_harmless_component_is_one_short_name(text: str) -> None:
     name = harmless(text)
     assert name
-    assert not set(name) & set("/\\\0\n\r\t\x1b:*?\"<>|")
+    assert not set(name) & set('/\\\0\n\r\t\x1b:*?"<>|')
     assert not name.startswith(".")
     assert len(name.encode()) <= MAX_COMPONENT + 1
     assert name.casefold() not in {"con", "nul", "prn", "aux"}

@@ -132,6 +132,8 @@ def _which(summary: Summary, status: str) -> str:
 
 
 def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
+    from dicomsort.report import visible
+
     if summary.held:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.held.most_common())
         yield f"for a person to look at: {reasons}"
@@ -140,7 +142,7 @@ def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
     if duplicates := summary.statuses.get("duplicate"):
         yield f"{duplicates:,} files are duplicates of what the outbox holds; nothing was placed twice"
     if summary.archives:
-        names = ", ".join(summary.as_json()["archives"][:SHOWN])
+        names = ", ".join(visible(name) for name in summary.archives[:SHOWN])
         more = f" and {len(summary.archives) - SHOWN} more" if len(summary.archives) > SHOWN else ""
         yield f"archives were left unopened: {names}{more}"
     yield from summary.notes

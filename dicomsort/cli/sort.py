@@ -107,15 +107,15 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings) -> int:
 
 
 def _show(operation: Operation) -> None:
-    from dicomsort.report import printable
+    from dicomsort.report import visible
 
     row = operation.row
     if row is None:
-        print(f"prune     {printable(operation.source)}")
+        print(f"prune     {visible(operation.source.removeprefix('inbox/'))}")
     else:
-        target = f" -> {printable(row.destination)}" if row.destination else ""
+        target = f" -> {visible(row.destination)}" if row.destination else ""
         verb = operation.verb.value if operation.verb != "leave" else row.status
-        print(f"{verb:<9} {printable(row.source)}{target}  [{row.reason}]")
+        print(f"{verb:<9} {visible(row.source)}{target}  [{row.reason}]")
 
 
 def _nothing(_: Operation) -> None:

@@ -56,6 +56,7 @@ def runs(outbox: Outbox, *, as_json: Json = False) -> None:
 
 def verify(outbox: Outbox, *, as_json: Json = False, quiet: Quiet = False) -> None:
     """Hash what the manifest says was placed, and compare; exit code 3 where a file is gone or differs."""
+    from dicomsort.report import visible
     from dicomsort.sorting import verify as check
 
     with watching(quiet=quiet or as_json) as progress:
@@ -66,5 +67,5 @@ def verify(outbox: Outbox, *, as_json: Json = False, quiet: Quiet = False) -> No
         typer.echo(f"{result['whole']:,} files hold the bytes that the manifest says")
         for state in ("missing", "different"):
             for path in result[state]:
-                typer.echo(f"{state}: {path}")
+                typer.echo(f"{state}: {visible(path)}")
     raise typer.Exit(NEEDS_PERSON if result["missing"] or result["different"] else 0)

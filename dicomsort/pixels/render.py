@@ -14,6 +14,7 @@ from PIL import Image
 
 from dicomsort.pixels import colour, frames, grey, raster, source
 from dicomsort.pixels.problems import PixelsError, border
+from dicomsort.records import RENDERING_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
     from dicomsort.pixels.layout import Frame
 
-RENDERING_VERSION = 1
+__all__ = ["INPUT_SHAPE", "RENDERING_VERSION", "render"]
+
 INPUT_SHAPE = (224, 224, 3)
 
 _SIDE = INPUT_SHAPE[0]
