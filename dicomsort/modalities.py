@@ -282,3 +282,8 @@ def kind_of(sop_class_uid: str, modality: str) -> str:
         if entry and entry.startswith((OTHER_PREFIX, FOLLOWS)):
             return entry.partition(":")[2]
     return ""
+
+
+def tables() -> tuple[dict[str, str], dict[str, str]]:
+    """What is known, to be shown: category or ``FOLLOWS:<KIND>`` by SOP Class UID, and by defined term of Modality."""
+    return dict(_SOP_CLASSES), dict(_KINDS)

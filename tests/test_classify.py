@@ -29,8 +29,8 @@ def group(h: Header, number: int = 1, failed: str = "", mtime_ns: int = 0) -> Gr
     return Group(number, grouping_of(examined), 1, mtime_ns, examined)
 
 
-def judged(h: Header, votes: Vote = Vote(), judge: Judge = JUDGE, *placed: Placement, **more: object) -> Verdict:
-    ((_, verdict),) = classify_study([(group(h, **more), votes)], placed, judge)  # type: ignore[arg-type]
+def judged(h: Header, votes: Vote | None = None, judge: Judge = JUDGE, *placed: Placement, **more: object) -> Verdict:
+    ((_, verdict),) = classify_study([(group(h, **more), votes or Vote())], placed, judge)  # type: ignore[arg-type]
     return verdict
 
 

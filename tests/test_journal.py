@@ -66,7 +66,11 @@ def test_a_plan_that_was_changed_is_refused(tmp_path: Path) -> None:
         Plan.open(str(tmp_path))
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(Outcome), st.text(max_size=5)), max_size=8), st.integers(0))
+ENTRIES = st.tuples(st.integers(0, 4), st.sampled_from(Outcome), st.text(max_size=5))
+DAMAGE = [b"{}\n", b"[1]\n", b'["end",99,"done","",0]\n', b"\xff\n", b'["end",0,"lost","",0]\n']
+
+
+@given(st.lists(ENTRIES, max_size=8), st.integers(0))
 def test_a_torn_tail_is_cut_off_and_the_rest_believed(
     tmp_path_factory: pytest.TempPathFactory, entries: list[tuple[int, Outcome, str]], cut: int
 ) -> None:
@@ -93,7 +97,7 @@ def test_a_torn_tail_is_cut_off_and_the_rest_believed(
     assert known.begun == (set(range(5)) - set(last) if kept else set())
 
 
-@pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b'["end",99,"done","",0]\n', b"\xff\n", b'["end",0,"lost","",0]\n'])
+@pytest.mark.parametrize("line", DAMAGE)
 def test_damage_in_the_middle_stops_everything(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "journal.jsonl").write_bytes(line + b'["mark","x",1]\n')
     with pytest.raises(DicomsortError, match="line 1 is damaged"):

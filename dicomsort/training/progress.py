@@ -87,6 +87,17 @@ class Step:
         self._reporter.show(self)
 
 
+def load_tensorflow() -> None:
+    """Import TensorFlow and Keras without their remarks on accelerators, drivers and retracing; errors still show."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with hushed():
+        import keras  # noqa: F401 - takes long, and is what callers import next
+        import tensorflow as tf
+
+        tf.get_logger().setLevel("ERROR")
+        tf.config.list_logical_devices()  # the drivers are looked for here, once
+
+
 @contextmanager
 def hushed() -> Iterator[None]:
     """Hold back what native code writes to stderr; it is let through only if the block fails.

@@ -22,7 +22,7 @@ from dicomsort.training import calibration, metrics, plots
 from dicomsort.training.architectures import ARCHITECTURES, Architecture
 from dicomsort.training.card import Story, write_card
 from dicomsort.training.dataset import Dataset, fingerprint, read_groups, require_trainable, scan
-from dicomsort.training.progress import Reporter, hushed
+from dicomsort.training.progress import Reporter, load_tensorflow
 from dicomsort.training.tensors import Rendered, render_all
 
 if TYPE_CHECKING:
@@ -98,8 +98,9 @@ def train(settings: Settings, reporter: Reporter) -> Trained:
         _tell_skipped(rendered, reporter)
         require_trainable(rendered.dataset, len(rendered.skipped))
         reporter.note("Loading TensorFlow")
-        with hushed():
-            from dicomsort.training import export, fit
+        load_tensorflow()
+        from dicomsort.training import export, fit
+
         recipe = fit.Recipe(
             settings.epochs, settings.batch_size, settings.learning_rate, settings.validation_split, settings.seed
         )

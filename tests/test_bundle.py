@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dicomsort.bundle import Bundle, Predictor, calibrate, default_path, label_problem, load, seal, staged
+from dicomsort.errors import BundleError, UsageError
+from dicomsort.records import RENDERING_VERSION
+
+SPEC, MODEL = "bundle.json", "model.tflite"
+MISSING = object()
+
+# field -> what it must not be; the error names the field and says what was expected and what was received
+WRONG: list[tuple[str, object]] = [
+    ("format_version", 2),
+    ("format_version", MISSING),
+    ("name", ""),
+    ("name", "two\nlines"),
+    ("arch", 3),
+    ("labels", ["CT"]),
+    ("labels", ["CT", "ct"]),
+    ("labels", "CT"),
+    ("labels", ["CT", "../up"]),
+    ("labels", ["CT", "REVIEW"]),
+    ("header_classes", {"CT": "nowhere"}),
+    ("header_classes", {"US": "CT"}),
+    ("header_classes", []),
+    ("input_shape", [224, 224]),
+    ("input_shape", [224, 224, 1]),
+    ("input_shape", [224.0, 224, 3]),
+    ("input_shape", [1 << 20, 1 << 20, 3]),
+    ("rendering_version", 0),
+    ("rendering_version", True),
+    ("rendering_version", RENDERING_VERSION + 1),
+    ("temperature", 0),
+    ("temperature", "1"),
+    ("temperature", float("nan")),
+    ("thresholds", {"decide": 0.9}),
+    ("thresholds", {"decide": 1.1, "contradict": 0.9}),
+    ("training", None),
+    ("created_with", {"keras": 3}),
+    ("model_sha256", "A" * 64),
+    ("model_size", -1),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(default_path(), tmp_path / "bundle"))
+
+
+def _change(folder: Path, **fields: object) -> None:
+    spec: dict[str, Any] = json.loads((folder / SPEC).read_text("utf-8"))
+    spec.update(fields)
+    kept = {key: value for key, value in spec.items() if value is not MISSING}
+    (folder / SPEC).write_text(json.dumps(kept), "utf-8")
+
+
+def _swap_model(folder: Path, model: bytes) -> Bundle:
+    (folder / MODEL).write_bytes(model)
+    _change(folder, model_size=len(model), model_sha256=hashlib.sha256(model).hexdigest())
+    return load(folder, RENDERING_VERSION)
+
+
+def _custom_operator(model: bytes) -> bytes:
+    """The model with its first operator made one that LiteRT does not know."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    tree = schema.ModelT.InitFromPackedBuf(model, 0)
+    tree.operatorCodes[0].customCode = b"Evil"
+    tree.operatorCodes[0].builtinCode = schema.BuiltinOperator.CUSTOM
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(tree.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def test_the_default_bundle_is_what_the_program_expects() -> None:
+    bundle = load(default_path(), RENDERING_VERSION)
+    assert set(bundle.labels) == {"CT", "MRI", "XRAY", "OTHER"}
+    assert bundle.header_classes == {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}
+    assert bundle.input_shape == (224, 224, 3)
+    assert 0.5 <= bundle.decide < bundle.contradict < 1
+    assert bundle.model_size <= 10_000_000
+    assert sum(path.stat().st_size for path in bundle.folder.iterdir()) < 12_000_000
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG, ids=lambda part: repr(part)[:40])
+def test_a_wrong_field_is_refused_by_name(folder: Path, field: str, value: object) -> None:
+    _change(folder, **{field: value})
+    with pytest.raises(BundleError, match=f"{field}: expected .*, received ") as caught:
+        load(folder, RENDERING_VERSION)
+    assert caught.value.exit_code == 2
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '"CT"', "[" * 100_000, "\ufeff{}"])
+def test_a_spec_that_is_no_object_is_refused(folder: Path, text: str) -> None:
+    (folder / SPEC).write_text(text, "utf-8")
+    with pytest.raises(BundleError, match="expected .*, received"):
+        load(folder, RENDERING_VERSION)
+
+
+def test_a_spec_too_long_is_refused_before_it_is_parsed(folder: Path) -> None:
+    (folder / SPEC).write_text(" " * ((1 << 20) + 1) + "{}")
+    with pytest.raises(BundleError, match="expected at most 1048576 bytes"):
+        load(folder, RENDERING_VERSION)
+
+
+def test_a_path_that_is_no_bundle_says_what_one_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for name, received in (("file", "a file"), ("gone", "nothing there")):
+        with pytest.raises(BundleError, match=f"expected a bundle .* received {received}"):
+            load(tmp_path / name, RENDERING_VERSION)
+    with pytest.raises(BundleError, match=r"bundle.json: expected a file, received 'none'"):
+        load(tmp_path, RENDERING_VERSION)
+
+
+def test_a_missing_cut_or_changed_model_is_refused(folder: Path) -> None:
+    model = folder / MODEL
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(BundleError, match="SHA-256"):
+        load(folder, RENDERING_VERSION)
+    model.write_bytes(whole[:-1])
+    with pytest.raises(BundleError, match=f"expected '?{len(whole)} bytes.*received '{len(whole) - 1} bytes"):
+        load(folder, RENDERING_VERSION)
+    model.unlink()
+    with pytest.raises(BundleError, match=r"model.tflite: expected a file"):
+        load(folder, RENDERING_VERSION)
+
+
+def test_a_model_with_custom_operators_is_refused(folder: Path) -> None:
+    bundle = _swap_model(folder, _custom_operator((folder / MODEL).read_bytes()))
+    with pytest.raises(BundleError, match="expected builtin operators only, received b'Evil'"):
+        Predictor(bundle)
+
+
+@pytest.mark.parametrize("model", [b"no model", b"\0" * 4096, b"\x1c\0\0\0TFL3" + b"\xff" * 4096])
+def test_a_file_that_is_no_model_is_refused(folder: Path, model: bytes) -> None:
+    bundle = _swap_model(folder, model)
+    with pytest.raises(BundleError, match="expected a LiteRT model"):
+        Predictor(bundle)
+
+
+@pytest.mark.parametrize(
+    ("fields", "tensor"), [({"labels": ["CT", "MRI", "XRAY"]}, "output"), ({"input_shape": [96, 96, 3]}, "input")]
+)
+def test_a_model_of_other_tensors_is_refused(folder: Path, fields: dict[str, object], tensor: str) -> None:
+    _change(folder, **fields)
+    with pytest.raises(BundleError, match=f"expected {tensor}"):
+        Predictor(load(folder, RENDERING_VERSION))
+
+
+def test_predictions_do_not_depend_on_the_batch() -> None:
+    predictor = Predictor(load(default_path(), RENDERING_VERSION))
+    images = np.random.default_rng(0).integers(0, 256, (35, 224, 224, 3), np.uint8)
+    whole = predictor.predict(images)
+    assert whole.dtype == np.float32
+    assert whole.shape == (35, 4)
+    np.testing.assert_allclose(whole.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(predictor.predict(images[34:]), whole[34:], atol=1e-3)
+    assert predictor.predict(images[:0]).shape == (0, 4)
+    for wrong in (images.astype(np.float32), images[:, :96]):
+        with pytest.raises(ValueError, match="expected uint8"):
+            predictor.predict(wrong)
+
+
+def test_calibration_keeps_the_order_and_turns_nonsense_into_doubt() -> None:
+    p = np.array([[0.7, 0.2, 0.1], [np.nan, 0, 1], [0, 0, 0], [1, 0, 0]], np.float32)
+    np.testing.assert_allclose(calibrate(p, 1.0)[0], p[0], atol=1e-6)
+    assert calibrate(p, 2.0)[0].max() < 0.7 < calibrate(p, 0.5)[0].max()
+    np.testing.assert_allclose(calibrate(p, 2.0)[1:3], 1 / 3)
+    assert calibrate(p, 2.0)[3].argmax() == 0
+
+
+@pytest.mark.parametrize("label", ["", "review", "Unreadable", "a/b", "a\\b", ".hidden", "-x", "x.", "CON", "a\0b", "é"])
+def test_names_that_cannot_be_folders(label: str) -> None:
+    assert label_problem(label)
+
+
+def test_names_that_can_be_folders() -> None:
+    assert not any(map(label_problem, ["CT", "OTHER", "Röntgen", "left hand", "手"]))
+
+
+def test_a_staged_bundle_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target, spec = tmp_path / "new", json.loads((default_path() / SPEC).read_text("utf-8"))
+    outputs = frozenset({SPEC, MODEL})
+
+    def write(*, fail: type[BaseException] | None) -> None:
+        with staged(target, outputs) as part:
+            (part / MODEL).write_bytes((default_path() / MODEL).read_bytes())
+            if fail:
+                raise fail
+            seal(part, spec)
+
+    for interruption in (KeyboardInterrupt, RuntimeError):
+        with pytest.raises(interruption):
+            write(fail=interruption)
+        assert list(tmp_path.iterdir()) == []
+    write(fail=None)
+    write(fail=None)  # an earlier bundle is replaced
+    assert load(target, RENDERING_VERSION).name == spec["name"]
+    with pytest.raises(KeyboardInterrupt):
+        write(fail=KeyboardInterrupt)
+    assert load(target, RENDERING_VERSION).name == spec["name"]
+    (target / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"received one with 'thesis.txt' in it"):
+        write(fail=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_spec_that_load_would_refuse_is_never_written(tmp_path: Path) -> None:
+    spec = json.loads((default_path() / SPEC).read_text("utf-8"))
+    with pytest.raises(BundleError, match="temperature"), staged(tmp_path / "new", frozenset()) as part:
+        (part / MODEL).write_bytes(b"model")
+        seal(part, spec | {"temperature": 0})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, dicomsort.bundle; print({'tensorflow', 'keras', 'ai_edge_litert', 'numpy'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
