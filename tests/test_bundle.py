@@ -105,7 +105,7 @@ def test_a_wrong_field_is_refused_by_name(folder: Path, field: str, value: objec
 @pytest.mark.parametrize("text", ["", "[]", "{", '"CT"', "[" * 100_000, "\ufeff{}"])
 def test_a_spec_that_is_no_object_is_refused(folder: Path, text: str) -> None:
     (folder / SPEC).write_text(text, "utf-8")
-    with pytest.raises(BundleError, match="expected .*, received"):
+    with pytest.raises(BundleError, match=r"expected .*, received"):
         load(folder, RENDERING_VERSION)
 
 
@@ -182,7 +182,9 @@ def test_calibration_keeps_the_order_and_turns_nonsense_into_doubt() -> None:
     assert calibrate(p, 2.0)[3].argmax() == 0
 
 
-@pytest.mark.parametrize("label", ["", "review", "Unreadable", "a/b", "a\\b", ".hidden", "-x", "x.", "CON", "a\0b", "é"])
+@pytest.mark.parametrize(
+    "label", ["", "review", "Unreadable", "a/b", "a\\b", ".hidden", "-x", "x.", "CON", "a\0b", "e\u0301", "x" * 65]
+)
 def test_names_that_cannot_be_folders(label: str) -> None:
     assert label_problem(label)
 
@@ -220,10 +222,10 @@ def test_a_staged_bundle_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_spec_that_load_would_refuse_is_never_written(tmp_path: Path) -> None:
     spec = json.loads((default_path() / SPEC).read_text("utf-8"))
-    with pytest.raises(BundleError, match="temperature"), staged(tmp_path / "new", frozenset()) as part:
-        (part / MODEL).write_bytes(b"model")
-        seal(part, spec | {"temperature": 0})
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / MODEL).write_bytes(b"model")
+    with pytest.raises(BundleError, match="temperature"):
+        seal(tmp_path, spec | {"temperature": 0})
+    assert [path.name for path in tmp_path.iterdir()] == [MODEL]
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -55,12 +55,15 @@ class Predictor:
 
     def _invoke(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the model's own output for one chunk, float32 (n, classes)."""
-        if len(images) != self._batch:
-            self._interpreter.resize_tensor_input(self._input, images.shape)
-            self._interpreter.allocate_tensors()
-            self._batch = len(images)
-        self._interpreter.set_tensor(self._input, images.astype("float32"))
-        self._interpreter.invoke()
+        try:
+            if len(images) != self._batch:
+                self._interpreter.resize_tensor_input(self._input, images.shape)
+                self._interpreter.allocate_tensors()
+                self._batch = len(images)
+            self._interpreter.set_tensor(self._input, images.astype("float32"))
+            self._interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            raise BundleError(_message(self.bundle, f"a model for batches of {len(images)}", str(error))) from error
         output: NDArray[np.float32] = self._interpreter.get_tensor(self._output)
         return output
 

@@ -43,6 +43,7 @@ def train(
 
     Example: dicomsort train --arch efficientnet-lite0 --out models/ours images/
     """
+    from dicomsort.report import visible
     from dicomsort.training.progress import Reporter
     from dicomsort.training.trainer import Settings
     from dicomsort.training.trainer import train as run
@@ -51,10 +52,10 @@ def train(
     with Reporter() as reporter:
         trained = run(settings, reporter)
     figures = trained.figures
-    print(f"{trained.folder}: {figures['accuracy']:.1%} right, balanced {figures['balanced_accuracy']:.1%},", end=" ")
-    print(f"of {figures['images']:,} images held out by {trained.held_out}")
+    shares = f"{figures['accuracy']:.1%} right (balanced {figures['balanced_accuracy']:.1%})"
+    print(f"{visible(str(trained.folder))}: {shares} of {figures['images']:,} held-out images; {trained.held_out}")
     if trained.skipped:
-        print(f"{len(trained.skipped):,} files were skipped, being no readable image")
+        print(f"{len(trained.skipped):,} files were skipped, being no readable image; metrics.json lists them")
     if show:
         for name in PLOTS:
             typer.launch(str(trained.folder / name))
@@ -124,11 +125,11 @@ def _write_json(answer: dict[str, Any]) -> None:
 
 
 def _write_csv(answer: dict[str, Any]) -> None:
-    from dicomsort.report import printable
+    from dicomsort.report import visible
 
     path, class_, confidence, probabilities, abstained, reason = answer.values()
     shares = " ".join(f"{label}={share:.4f}" for label, share in probabilities.items())
     told = "yes" if abstained else "no"
     csv.writer(sys.stdout, lineterminator="\n").writerow(
-        (printable(path), class_, f"{confidence:.4f}", shares, told, reason)
+        (visible(path), class_, f"{confidence:.4f}", shares, told, reason)
     )

@@ -16,7 +16,16 @@ from dicomsort.files import Files, look_up
 from dicomsort.journal import Journal, Plan, PlanWriter, Replay, replay, runs_folder
 from dicomsort.plan import reverse
 from dicomsort.records import Found, Operation, Outcome, Result, Row, Verb
-from dicomsort.report import RunManifest, Summary, append_manifest, final_row, needs_person, printable, write_summary
+from dicomsort.report import (
+    SUMMARY,
+    RunManifest,
+    Summary,
+    append_manifest,
+    final_row,
+    needs_person,
+    printable,
+    write_summary,
+)
 from dicomsort.sorting.outbox import all_runs, chosen, held, new_run, now, unfinished
 from dicomsort.sorting.progress import Progress
 
@@ -63,7 +72,10 @@ def resume(outbox: str, run: str | None, progress: Progress, files: Files) -> Su
         runs = all_runs(outbox)
         name = chosen(outbox, run, unfinished(outbox) or (runs[-1] if runs else None), "to resume")
         plan = Plan.open(f"{runs_folder(outbox)}/{name}")
+        had_ended = look_up(f"{runs_folder(outbox)}/{name}/{SUMMARY}") is not None
         summary = carry_out(files, outbox, name, plan, progress)
+        if had_ended:
+            summary.notes.append(f"run {name} had ended before; there was nothing to resume")
         write_summary(files, outbox, summary)
         return summary
 

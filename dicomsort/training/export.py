@@ -94,13 +94,13 @@ def _measured(precision: str, model: bytes, probes: NDArray[np.float32], wanted:
     """Run a conversion on ``probes`` at batch 1 and all at once; the time is the best of a few."""
     from ai_edge_litert.interpreter import Interpreter
 
-    with hushed():
-        interpreter = Interpreter(model_content=model, num_threads=1)
+    interpreter = Interpreter(model_content=model, num_threads=1)
     source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
     times, output = [], wanted
     for count in (1, len(probes)):
         interpreter.resize_tensor_input(source, (count, *probes.shape[1:]))
-        interpreter.allocate_tensors()
+        with hushed():
+            interpreter.allocate_tensors()
         interpreter.set_tensor(source, probes[:count])
         best = float("inf")
         for _ in range(REPEATS):

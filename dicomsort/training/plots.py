@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-TRAINING, HELD_OUT, INK, FAINT = "#8aa4bf", "#c2410c", "#1f2933", "#d9dee4"
-STYLE = {
+TRAINING, HELD_OUT, INK, MUTED, FAINT = "#5b7fa6", "#c2410c", "#1f2933", "#9aa5b1", "#d9dee4"
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.spines.top": False,
@@ -27,6 +27,7 @@ STYLE = {
     "axes.titlepad": 14,
 }
 DPI = 144
+AXES_POINTS, LINE_POINTS = 220, 15  # about the height of a history's axes, and of a line of text in it
 ROWS_LABELLED = 30
 
 
@@ -44,23 +45,23 @@ def plot_history(history: Mapping[str, Sequence[float]], column: str, path: Path
         held = np.array(history[f"val_{column}"])
         best = int(held.argmax() if column == "accuracy" else held.argmin())
         axes.scatter([epochs[best]], [held[best]], s=110, facecolors="none", edgecolors=HELD_OUT, linewidths=1.6)
-        for name, values, colour in (("training", history[column], TRAINING), ("validation", held, HELD_OUT)):
-            text = f"{values[-1]:.1%}" if column == "accuracy" else f"{values[-1]:.3f}"
+        ends = (("training", history[column][-1], TRAINING), ("validation", float(held[-1]), HELD_OUT))
+        for (name, value, colour), shift in zip(ends, _apart(ends[0][1], ends[1][1], axes.get_ylim()), strict=True):
             axes.annotate(
-                f"{name} {text}",
-                (epochs[-1], values[-1]),
-                xytext=(8, 0),
+                f"{name} {value:.1%}" if column == "accuracy" else f"{name} {value:.3f}",
+                (epochs[-1], value),
+                xytext=(10, shift),
                 textcoords="offset points",
                 color=colour,
                 va="center",
                 annotation_clip=False,
             )
         axes.set_title(column.capitalize())
-        axes.set_xlabel("epoch")
+        axes.set_xlabel("epoch (ring: the best on the validation images)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color=FAINT, linewidth=0.7)
         if column == "accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         figure.savefig(path, dpi=DPI)
 
 
@@ -81,11 +82,11 @@ def plot_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title
                 axes.text(
                     column,
                     row,
-                    f"{share:.1%}\n{int(counts[row, column])}",
+                    f"{share:.1%}\n{int(counts[row, column]):,}" if share else "0",
                     ha="center",
                     va="center",
                     fontsize=9,
-                    color="white" if share > 0.55 else INK,  # noqa: PLR2004 - where Blues turns dark
+                    color="white" if share > 0.55 else INK if share else MUTED,  # noqa: PLR2004 - where Blues turns dark
                 )
         axes.set_xticks(range(len(labels)), labels)
         axes.set_yticks(range(len(labels)), labels)
@@ -97,8 +98,15 @@ def plot_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title
         figure.savefig(path, dpi=DPI)
 
 
+def _apart(first: float, second: float, limits: tuple[float, float]) -> tuple[float, float]:
+    """Return by how many points two labels at these heights must be moved so that neither covers the other."""
+    gap = abs(first - second) / (limits[1] - limits[0]) * AXES_POINTS
+    shift = max(0.0, (LINE_POINTS - gap) / 2)
+    return (shift, -shift) if first > second else (-shift, shift)
+
+
 def _style() -> Any:
     """Return the context in which all pictures look alike; no display is needed."""
     import matplotlib as mpl
 
-    return mpl.rc_context(dict(STYLE))
+    return mpl.rc_context(STYLE)

@@ -18,6 +18,7 @@ from dicomsort.bundle import calibrate, seal, staged
 from dicomsort.errors import UsageError
 from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.records import OTHER, RENDERING_VERSION
+from dicomsort.report import visible
 from dicomsort.training import calibration, metrics, plots
 from dicomsort.training.architectures import ARCHITECTURES, Architecture
 from dicomsort.training.card import Story, write_card
@@ -48,6 +49,7 @@ OUTPUTS = frozenset(
 # What folders that hold a header's class are called.
 HEADER_NAMES = {"CT": {"ct"}, "MRI": {"mri", "mr"}, "XRAY": {"xray", "x-ray", "x_ray"}}
 SKIPPED_SAID = 10
+MAX_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ def _tell_skipped(rendered: Rendered, reporter: Reporter) -> None:
         return
     reporter.note(f"Skipped {len(rendered.skipped)} files that are no readable image:")
     for path, reason in rendered.skipped[:SKIPPED_SAID]:
-        reporter.note(f"  {path}: {reason}")
+        reporter.note(f"  {visible(path)}: {reason}")
     if len(rendered.skipped) > SKIPPED_SAID:
         reporter.note(f"  … and {len(rendered.skipped) - SKIPPED_SAID} more, all listed in metrics.json")
 
@@ -211,7 +213,7 @@ def _spec(settings: Settings, rendered: Rendered, fit: calibration.Calibration) 
     }
     run = {key: value for key, value in asdict(settings).items() if key not in {"dataset", "out", "groups"}}
     return {
-        "name": settings.out.name,
+        "name": visible(settings.out.absolute().name)[:MAX_NAME] or "model",
         "arch": settings.arch,
         "labels": list(dataset.labels),
         "header_classes": mapping,

