@@ -9,7 +9,7 @@ STAMP := $(VENV)/.set-up
 WORKERS ?= 2
 CORPUS ?= ../shared/dicom
 
-.PHONY: help setup demo test check lint bench lock clean
+.PHONY: help setup demo test check lint wheel bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ bench: $(STAMP) ## measure: throughput, and correctness on CORPUS where there is
 	$(BIN)/python benchmarks/throughput.py
 	@if [ -d "$(CORPUS)" ]; then $(BIN)/python benchmarks/corpus.py --corpus "$(CORPUS)"; \
 	 else echo "corpus skipped: no folder $(CORPUS); set CORPUS=…"; fi
+
+wheel: $(STAMP) ## build dist/dicomsort-*.whl, which contains the default model
+	$(BIN)/python -m build --wheel --no-isolation
 
 lock: ## write requirements.lock from pyproject.toml (after a set-up, which brings uv; remove the old lock to upgrade)
 	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra dev \

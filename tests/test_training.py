@@ -23,8 +23,10 @@ from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.architectures import ARCHITECTURES, Architecture
 from dicomsort.training.trainer import OUTPUTS
 
-CLASSES, EACH = ("CT", "MRI", "X-ray"), 12
-SOURCES = 3
+pytestmark = pytest.mark.xdist_group("training")  # one training serves most of these tests
+
+CLASSES, EACH = ("CT", "MRI", "X-ray"), 10
+SOURCES = 2
 UNREADABLE = {"CT/readme.txt": "no image", "MRI/a/cut.png": b"\x89PNG\r\n\x1a\n", "X-ray/empty.dcm": b""}
 REFERENCE: list[tuple[str, dict[str, Any]]] = [
     ("Rescaling", {"scale": 1 / 255, "offset": 0.0}),

@@ -1,0 +1,193 @@
+"""Every claim of the README that can be checked: commands, options, tables, the demo's result, the cron line.
+
+``PYTHONPATH=. python tests/test_readme.py`` writes the parts between markers anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+from building import make_dicom
+from command import by_source, placed, run
+
+from dicomsort.classify import RULES
+from dicomsort.cli import EXIT_INTERRUPTED, app
+from dicomsort.cli import sort as sort_command
+from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
+from dicomsort.headers.source import LIMIT
+from dicomsort.pixels import MAX_PIXELS
+from dicomsort.plan import TOKENS
+from dicomsort.plan.layout import MAX_COMPONENT
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+SHOWN_FOLDERS = 2
+EXCERPT = (
+    "CD_2019/DICOM/PA1/ST1/SE1/IM0001",
+    "CD_2019/DICOM/PA1/ST1/SR1/IM0001",
+    "CD_2019/DICOM/PA2/ST1/SE1/IM0001",
+    "export/0002.dcm",
+    "export/study.zip",
+    "export/IM0001 (copy).dcm",
+    "from-modality/ct/sent again/1.dcm",
+    "from-modality/us/heart.dcm",
+    "mail/CT head.png",
+    "mail/attachment.dcm",
+)
+CELLS = ("source", "status", "class", "reason", "decided_by", "header_class", "pixel_class")
+
+
+def demo(folder: Path) -> Path:
+    """The outbox of the demo's sort."""
+    outbox = folder / "outbox"
+    assert run("sort", "--engine", "serial", "--quiet", ROOT / "sample_data" / "inbox", outbox).code == 3
+    return outbox
+
+
+def tree(outbox: Path) -> str:
+    """The outbox as a tree, UIDs shortened, the first files of each folder of a class."""
+    lines = ["```", "outbox/"]
+    tops: dict[str, list[str]] = {}
+    for path in placed(outbox):
+        tops.setdefault(path.split("/")[0], []).append(path)
+    for top, paths in tops.items():
+        lines += [f"  {short(path)}" for path in paths[:SHOWN_FOLDERS]]
+        if len(paths) > SHOWN_FOLDERS:
+            lines.append(f"  {top}/… {len(paths) - SHOWN_FOLDERS} more")
+    return "\n".join([*lines, "  manifest.csv", "```"])
+
+
+def short(path: str) -> str:
+    parts = path.split("/")
+    return "/".join(f"{part[:6]}…{part[-8:]}" if re.fullmatch(r"[0-9.]{18,}(dcm)?", part) else part for part in parts)
+
+
+def manifest(outbox: Path) -> str:
+    found = by_source(outbox)
+    head = [f"| {' | '.join(CELLS)} |", "|" + "---|" * len(CELLS)]
+    return "\n".join([*head, *(f"| {' | '.join(found[source][cell] for cell in CELLS)} |" for source in EXCERPT)])
+
+
+def rules(_: Path) -> str:
+    lines = [f"| {number} | `{rule.name}` | {rule.when} | {rule.then} |" for number, rule in enumerate(RULES, 1)]
+    return "\n".join(["| | rule | when | then |", "|---|---|---|---|", *lines])
+
+
+def tokens(_: Path) -> str:
+    lines = [f"| `{{{name}}}` | {meaning} |" for name, (meaning, _) in TOKENS.items()]
+    return "\n".join(["| token | value |", "|---|---|", "| `{class}` | the judged class |", *lines])
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {"tree": tree, "manifest": manifest, "rules": rules, "tokens": tokens}
+
+
+def block(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- /{name} -->)", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def outbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return demo(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_generated_parts_are_what_the_program_does(name: str, outbox: Path) -> None:
+    found = block(name).search(README.read_text(encoding="utf-8"))
+    assert found is not None
+    assert found[0] == BLOCKS[name](outbox)
+
+
+def commands() -> Iterator[list[str]]:
+    """Every line of the README's shell and cron blocks that runs dicomsort, as words."""
+    for kind, text in re.findall(r"```(sh|cron)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL):
+        for line in text.splitlines():
+            words = shlex.split(line, comments=True)[5 if kind == "cron" else 0 :]
+            while words and "=" in words[0]:
+                words.pop(0)
+            if words and words[0].endswith("dicomsort"):
+                yield words[1:]
+
+
+@pytest.mark.parametrize("words", [*commands()], ids=" ".join)
+def test_commands_and_options_exist(words: list[str]) -> None:
+    group = typer.main.get_command(app)
+    known = {option for parameter in group.params for option in parameter.opts}
+    if words[0] in group.commands:  # type: ignore[attr-defined]
+        command = group.commands[words[0]]  # type: ignore[attr-defined]
+        known = {option for parameter in command.params for option in parameter.opts}
+    else:
+        assert words[0].startswith("--")
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_make_targets_and_linked_files_exist() -> None:
+    text, makefile = README.read_text(encoding="utf-8"), (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"\bmake ([a-z]+)", text):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / link).is_file(), link
+
+
+def test_exit_codes() -> None:
+    codes = set(map(int, re.findall(r"^\| (\d+) \|", section("### Exit codes"), re.MULTILINE)))
+    errors = {DicomsortError.exit_code, UsageError.exit_code, OutboxLocked.exit_code}
+    assert codes == {0, EXIT_INTERRUPTED, sort_command.NEEDS_PERSON} | errors
+
+
+def section(heading: str) -> str:
+    return (
+        README.read_text(encoding="utf-8").partition(f"\n{heading}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
+    )
+
+
+def test_limits() -> None:
+    limits = section("## Limits")
+    assert f"{sort_command.SECONDS_PER_TASK:.0f} seconds and {sort_command.BYTES_PER_TASK >> 30} GiB" in limits
+    assert f"{MAX_PIXELS:,} pixels" in limits
+    assert f"{LIMIT >> 20} MiB" in limits
+    assert f"at most {MAX_COMPONENT} bytes each" in section("### Layouts")
+
+
+def test_the_cron_line_runs_without_a_terminal_or_an_environment(tmp_path: Path) -> None:
+    line = re.search(r"```cron\n(.*?)\n", README.read_text(encoding="utf-8"))
+    assert line is not None
+    command = line[1].split(None, 5)[5].replace("dicomsort sort", f"{sys.executable} -P -m dicomsort sort", 1)
+    command = command.replace("/var/log", str(tmp_path)).replace("/srv", str(tmp_path))
+    path = make_dicom(tmp_path / "inbox" / "sub" / "1.dcm")
+    os.utime(path, (1, 1))
+    shell = shutil.which("sh") or "/bin/sh"
+    ran = subprocess.run(
+        [shell, "-c", command], env={"PYTHONPATH": str(ROOT)}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True,
+        check=False,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert list(placed(tmp_path / "outbox"))
+    assert not (tmp_path / "inbox" / "sub").exists()
+    assert "sort ended" in (tmp_path / "dicomsort.log").read_text()
+
+
+def write() -> None:
+    """Put what the program does between the markers."""
+    text = README.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        made = demo(Path(folder))
+        for name, make in BLOCKS.items():
+            text = re.sub(
+                rf"<!-- {name} -->\n.*?<!-- /{name} -->", f"<!-- {name} -->\n<!-- /{name} -->", text, flags=re.DOTALL
+            )
+            text = text.replace(f"<!-- {name} -->\n", f"<!-- {name} -->\n{make(made)}\n")
+    README.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
