@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from building import make_dicom, make_files
+from dask_cluster import running_cluster
 from hypothesis import HealthCheck, settings
 
 # A shared, loaded machine is no failure of the code under test.
@@ -50,3 +52,11 @@ def inbox(tmp_path: Path) -> Path:
 @pytest.fixture
 def outbox(tmp_path: Path) -> Path:
     return tmp_path / "outbox"
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real Dask scheduler with two worker processes behind it."""
+    pytest.importorskip("distributed", reason="the extra dicomsort[cluster] is not installed")
+    with running_cluster(tmp_path_factory.mktemp("dask")) as address:
+        yield address
