@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dicomsort.adapters.cluster import ClusterEngine
 from dicomsort.adapters.processes import ProcessEngine
 from dicomsort.adapters.serial import SerialEngine
 from dicomsort.errors import UsageError
@@ -14,11 +13,18 @@ if TYPE_CHECKING:
 
     from dicomsort.engine import Engine, Limits
 
+
+def _dask(workers: int | None, scheduler: str | None, limits: Limits, warm: tuple[str, ...]) -> Engine:
+    from dicomsort.adapters.cluster import ClusterEngine  # imports asyncio, which every other start would pay for
+
+    return ClusterEngine(scheduler, workers, limits, warm)
+
+
 # name -> (workers, scheduler, limits, modules that each worker imports first)
 ENGINES: dict[str, Callable[[int | None, str | None, Limits, tuple[str, ...]], Engine]] = {
     "processes": lambda workers, _, limits, warm: ProcessEngine(workers, limits, warm),
     "serial": lambda _workers, _scheduler, _limits, _warm: SerialEngine(),
-    "dask": lambda workers, scheduler, limits, warm: ClusterEngine(scheduler, workers, limits, warm),
+    "dask": _dask,
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dicomsort.records import OTHER
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -59,7 +61,7 @@ def _data(story: Story) -> list[str]:
     ]
     lines += ["their licences are those of their sources.", ""]
     lines += ["Recipe: " + ", ".join(f"{name} {value}" for name, value in story.recipe.items()) + "."]
-    lines += [f"Held out for the learning curves (`history.csv`): {story.split}."]
+    lines += [f"Held out for the learning curves (`accuracy.png`, `loss.png`): {story.split}."]
     if story.skipped:
         lines += ["", f"Skipped, being no readable image: {len(story.skipped)} files.", ""]
         lines += [f"- `{path}`: {reason}" for path, reason in story.skipped[:LISTED]]
@@ -133,9 +135,10 @@ def _speed(story: Story) -> list[str]:
 
 def _limits(story: Story) -> list[str]:
     lines = ["## Limits", "", "- A sorter's model, not a medical device: it names the kind of image, nothing in it."]
-    lines += [
-        "- It knows only these classes. What is none of them gets one of their names, hopefully without confidence."
-    ]
+    lines += ["- It knows only these classes. What is none of them gets one of their names all the same, at times a"]
+    lines += ["  confident one."]
+    if OTHER in story.spec["labels"]:
+        lines += [f"- {OTHER} is what these images of it show; another kind of image may be taken for a class."]
     if "sources" not in story.figures:
         lines += [
             "- The held-out images come from the same sources as the training images. On other scanners, body parts"

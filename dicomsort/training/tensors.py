@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomsort.errors import WorkerLost
+from dicomsort.errors import DicomsortError, WorkerLost
 from dicomsort.pixels import INPUT_SHAPE, PixelsError, render
 
 if TYPE_CHECKING:
@@ -44,9 +44,10 @@ class Rendered:
 
 
 def render_all(dataset: Dataset, cache: Path, reporter: Reporter) -> Rendered:
-    """Render the data set's files into ``cache``; WorkerLost where a worker process dies."""
+    """Render the data set's files into ``cache``; WorkerLost where a worker process dies, DicomsortError on a full disk."""
     paths = [item.path for item in dataset.items]
     images = np.lib.format.open_memmap(cache, "w+", np.uint8, (len(paths), *INPUT_SHAPE))
+    _claim(cache)
     batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
     answers: list[tuple[str, str]] = []
     context = multiprocessing.get_context("spawn")
@@ -67,6 +68,22 @@ def render_all(dataset: Dataset, cache: Path, reporter: Reporter) -> Rendered:
     good = [i for i, (_, problem) in enumerate(answers) if not problem]
     skipped = tuple((path, problem) for path, (_, problem) in zip(paths, answers, strict=True) if problem)
     return Rendered(dataset.only(good), images, np.array(good, np.intp), tuple(answers[i][0] for i in good), skipped)
+
+
+def _claim(cache: Path) -> None:
+    """Take the whole file's room on disk now: a mapped file that finds none later kills the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    size = cache.stat().st_size
+    try:
+        with cache.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        msg = (
+            f"rendering: expected {size >> 20} MiB for temporary files in {str(cache.parent.parent)!r}, "
+            f"received: {error.strerror}; set TMPDIR to a folder with more room"
+        )
+        raise DicomsortError(msg) from error
 
 
 def _leave_signals() -> None:

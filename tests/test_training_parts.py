@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import pickle
+import struct
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from building import make_files
+
+from dicomsort.errors import UsageError
+from dicomsort.training import calibration, metrics
+from dicomsort.training.dataset import Dataset, Item, fingerprint, folds, read_groups, scan, split
+from dicomsort.training.progress import Reporter, load_tensorflow
+from dicomsort.training.torchfile import read_tensors
+
+LABELS = ("CT", "MRI", "XRAY")
+
+
+def _dataset(sources: int = 6, each: int = 5) -> Dataset:
+    items = (
+        Item(f"{label}/{label}{source}/{i}.png", index, f"{label}{source}")
+        for index, label in enumerate(LABELS)
+        for source in range(sources)
+        for i in range(each + source)
+    )
+    return Dataset(Path(), LABELS, tuple(items))
+
+
+def test_scan_takes_folders_for_classes_and_sources_and_skips_hidden_files(tmp_path: Path) -> None:
+    make_files(tmp_path, dict.fromkeys(("B/s/2.png", "B/1.png", "A/t/u/3.png", "A/.x", ".git/a", "C/.y", "note"), "x"))
+    (tmp_path / "A" / "link").symlink_to(tmp_path / "B")
+    found = scan(tmp_path, {"s": "twins"})
+    assert found.labels == ("A", "B")
+    assert found.items == (Item("A/t/u/3.png", 0, "t"), Item("B/1.png", 1, ""), Item("B/s/2.png", 1, "twins"))
+    assert (found.grouped(), found.joined()) == (False, True)
+
+
+def test_groups_are_read_from_a_table(tmp_path: Path) -> None:
+    make_files(tmp_path, {"good.csv": "source,group\na,x\nb,x\n", "bad.csv": "a,b\n1,2\n"})
+    assert read_groups(tmp_path / "good.csv") == {"a": "x", "b": "x"}
+    for name in ("bad.csv", "gone.csv"):
+        with pytest.raises(UsageError, match="expected a CSV file with the columns source and group"):
+            read_groups(tmp_path / name)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_grouped_split_parts_no_source_and_leaves_every_class_on_both_sides(seed: int) -> None:
+    dataset = _dataset()
+    train, held = split(dataset, 0.2, seed, grouped=True)
+    assert sorted([*train, *held]) == list(range(len(dataset.items)))
+    assert not {dataset.items[i].group for i in train} & {dataset.items[i].group for i in held}
+    for side in (train, held):
+        assert {dataset.items[i].label for i in side} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.99])
+def test_a_random_split_holds_the_share_out_and_keeps_every_class_in_training(fraction: float) -> None:
+    dataset = _dataset(2, 2)
+    train, held = split(dataset, fraction, 3, grouped=False)
+    assert sorted([*train, *held]) == list(range(len(dataset.items)))
+    assert len(held)
+    assert {dataset.items[i].label for i in train} == {0, 1, 2}
+    again = split(dataset, fraction, 3, grouped=False)[1]
+    np.testing.assert_array_equal(held, again)
+
+
+def test_folds_part_no_source_and_are_even() -> None:
+    dataset = _dataset()
+    fold = folds(dataset, 3, 0, grouped=True)
+    by_group: dict[str, set[int]] = {}
+    for item, number in zip(dataset.items, fold, strict=True):
+        by_group.setdefault(item.group, set()).add(int(number))
+    assert all(len(numbers) == 1 for numbers in by_group.values())
+    sizes = np.bincount(fold)
+    assert sizes.max() - sizes.min() <= len(LABELS) * 2
+
+
+def test_the_fingerprint_is_of_names_and_contents_in_any_order() -> None:
+    items = [Item("A/1", 0, ""), Item("B/2", 1, "")]
+    whole = fingerprint(items, ["x", "y"])
+    assert whole == fingerprint(items[::-1], ["y", "x"])
+    assert len({whole, fingerprint(items, ["y", "x"]), fingerprint(items[:1], ["x"])}) == 3
+
+
+def test_calibration_finds_overconfidence_and_the_thresholds_hold() -> None:
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 3, 5000)
+    logits = random.normal(0, 1, (5000, 3)) + 2.5 * np.eye(3)[truth]
+    sharp = np.exp(3 * logits)
+    fitted = calibration.fit((sharp / sharp.sum(1, keepdims=True)).astype(np.float32), truth)
+    # the logits of unit-variance classes 2.5 apart are calibrated at 2.5 times themselves
+    assert fitted.temperature == pytest.approx(3 / 2.5, rel=0.1)
+    assert 0.5 <= fitted.decide <= fitted.contradict <= 0.99
+    assert fitted.notes == ()
+
+
+def test_calibration_of_chance_keeps_careful_thresholds_and_says_so() -> None:
+    random = np.random.default_rng(0)
+    guesses = random.dirichlet((1, 1, 1), 500).astype(np.float32)
+    fitted = calibration.fit(guesses, random.integers(0, 3, 500))
+    assert (fitted.decide, fitted.contradict) == (0.99, 0.99)
+    assert len(fitted.notes) == 2
+
+
+def test_the_figures_are_what_their_definitions_say() -> None:
+    probabilities = np.array([[0.9, 0.1, 0], [0.6, 0.4, 0], [0.2, 0.8, 0], [0.1, 0.2, 0.7]], np.float32)
+    truth = np.array([0, 1, 1, 2])
+    figures = metrics.measure(probabilities, truth, LABELS, {"decide": 0.75})
+    assert figures["accuracy"] == 0.75
+    assert figures["balanced_accuracy"] == pytest.approx((1 + 0.5 + 1) / 3, abs=1e-4)
+    assert figures["confusion_matrix"]["rows_are_truth"] == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert figures["classes"]["CT"] == {"precision": 0.5, "recall": 1.0, "f1": 0.6667, "support": 1}
+    assert figures["thresholds"]["decide"] == {"threshold": 0.75, "coverage": 0.5, "accuracy": 1.0}
+    assert figures["ece"] == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4, abs=1e-4)
+    assert metrics.without("XRAY", probabilities, truth, LABELS)["balanced_accuracy"] == 0.75
+    worst = metrics.by_source(probabilities, truth, LABELS, ["a", "b", "b", "c"])[0]
+    assert worst == {"label": "MRI", "source": "b", "images": 2, "recall": 0.5, "mistaken_for": "CT"}
+
+
+def test_a_seed_fixes_a_head() -> None:
+    load_tensorflow()
+    from dicomsort.training import fit
+
+    dataset = _dataset(2, 4)
+    features = np.random.default_rng(0).normal(size=(len(dataset.items), 8)).astype(np.float32)
+    with Reporter() as reporter:
+        heads = fit._Heads(dataset, features, fit.Recipe(2, 8, 0.01, 0.2, 7), reporter)
+        histories = [heads.fit(np.arange(len(features)), None, "twice")[1] for _ in range(2)]
+    assert histories[0] == histories[1]
+
+
+def test_balance_gives_classes_and_their_sources_equal_weight() -> None:
+    load_tensorflow()
+    from dicomsort.training import fit
+
+    dataset = _dataset(3, 2)
+    weights = fit.balance(dataset)
+    assert weights.mean() == pytest.approx(1)
+    by_source: dict[str, float] = {}
+    for item, weight in zip(dataset.items, weights, strict=True):
+        by_source[item.group] = by_source.get(item.group, 0) + float(weight)
+    assert max(by_source.values()) == pytest.approx(min(by_source.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("hostile", [b"cos\nsystem\n(S'true'\ntR.", b"cbuiltins\neval\n(S'1'\ntR."])
+def test_weights_that_carry_code_are_refused(hostile: bytes) -> None:
+    with pytest.raises(pickle.UnpicklingError, match=r"expected tensors only, received (os|builtins)"):
+        read_tensors(hostile)
+
+
+def _torch_file(shape: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> bytes:
+    """Two-by-two float32 0, 1, 2, 3 under the name ``w``, seen through ``shape`` and ``stride``, protocol 0 by hand."""
+    reference = b"(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI4\nNtQ"
+    numbers = b"".join(b"(" + b"".join(b"I%d\n" % n for n in part) + b"t" for part in (shape, stride))
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + reference + b"I%d\n" % offset + numbers + b"I00\nNtR"
+    state = b"ccollections\nOrderedDict\n(tR(S'w'\n" + tensor + b"u."
+    head = b"".join(pickle.dumps(value) for value in (1, 1001, OrderedDict()))
+    return head + state + pickle.dumps(["0"]) + struct.pack("<q4f", 4, 0, 1, 2, 3)
+
+
+def test_tensors_are_read_by_shape_and_stride() -> None:
+    np.testing.assert_array_equal(read_tensors(_torch_file((2, 2), (2, 1)))["w"], [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(read_tensors(_torch_file((2, 2), (1, 2)))["w"], [[0, 2], [1, 3]])
+
+
+@pytest.mark.parametrize(("shape", "stride", "offset"), [((2, 3), (2, 1), 0), ((2,), (-1,), 0), ((2,), (1,), -1)])
+def test_tensors_outside_their_storage_are_refused(
+    shape: tuple[int, ...], stride: tuple[int, ...], offset: int
+) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="inside their storage"):
+        read_tensors(_torch_file(shape, stride, offset))
+
+
+def test_a_cut_file_of_weights_is_refused() -> None:
+    with pytest.raises((EOFError, pickle.UnpicklingError, struct.error, ValueError)):
+        read_tensors(_torch_file((2, 2), (2, 1))[:-4])
