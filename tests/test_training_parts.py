@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import pickle
 import struct
+import subprocess
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -176,3 +179,20 @@ def test_tensors_outside_their_storage_are_refused(
 def test_a_cut_file_of_weights_is_refused() -> None:
     with pytest.raises((EOFError, pickle.UnpicklingError, struct.error, ValueError)):
         read_tensors(_torch_file((2, 2), (2, 1))[:-4])
+
+
+def test_no_room_for_temporary_files_is_said_at_once(tmp_path: Path) -> None:
+    make_files(tmp_path, {f"data/{label}/{i}.png": "x" for label in LABELS for i in range(10)})
+    code = (
+        "import resource, sys; from dicomsort.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "sys.argv = ['dicomsort', 'train', 'data', '--out', 'out']; main()\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    assert "expected 4 MiB of room for temporary files, received: File too large" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

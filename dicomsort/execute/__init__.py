@@ -58,8 +58,8 @@ class Executor:
         waiting = [o for o in batch if known.result(o.number) is None]
         if waiting:
             self._place(waiting)
-        done = [o for o in batch if (r := known.result(o.number)) is not None and r.outcome is Outcome.DONE]
-        self._each(self._placer.finish, done)
+        ended = [(o, r) for o in batch if (r := known.result(o.number)) is not None and r.outcome is Outcome.DONE]
+        self._each(lambda pair: self._placer.finish(*pair), ended)
 
     def _place(self, waiting: list[Operation]) -> None:
         checked = self._each(self._placer.check, waiting)

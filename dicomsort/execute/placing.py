@@ -152,9 +152,10 @@ class Placer:
             self._stamp(o, target)
         return Result(o.number, Outcome.DONE, inode=os.lstat(target).st_ino)
 
-    def finish(self, o: Operation) -> None:
+    def finish(self, o: Operation, result: Result) -> None:
         """After the result is durable: remove the temporary copy, and the source of a move or remove."""
-        if o.target and o.verb in {Verb.COPY, Verb.MOVE} and look_up(part := self._part(o)) is not None:
+        copied = o.verb in {Verb.COPY, Verb.MOVE} and result.inode != o.inode
+        if copied and look_up(part := self._part(o)) is not None:
             self._files.unlink(part)
         if o.verb in {Verb.MOVE, Verb.REMOVE}:
             path = self._roots.absolute(o.source)

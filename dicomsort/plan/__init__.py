@@ -73,13 +73,13 @@ def plan(
     emptied: set[str] = set()
     number = 0
     for e, grouping, verdict in files:
-        operation = planner.operation(e, grouping, verdict)
+        operation = planner.operation(number, e, grouping, verdict)
         if options.prune_empty and operation.verb in {Verb.MOVE, Verb.REMOVE}:
             emptied.update(_parents(e.found.path))
         if operation.verb is Verb.REMOVE:
             removals.append(operation)
             continue
-        yield replace(operation, number=number)
+        yield operation
         number += 1
     pruned = (_prune(*folder) for folder in folders() if folder[0] in emptied) if emptied else ()
     for operation in (*removals, *pruned):
@@ -100,11 +100,13 @@ class _Planner:
     def __init__(self, options: Options, around: Surroundings) -> None:
         self._options = options
         self._around = around
+        self._number = 0  # of the operation at hand
         self._by_instance = options.layout.by_instance
         self._given: dict[str, dict[str, str]] = {}  # repeated SOP Instance UID -> SHA-256 -> destination
 
-    def operation(self, e: Examined, grouping: Grouping, verdict: Verdict) -> Operation:
+    def operation(self, number: int, e: Examined, grouping: Grouping, verdict: Verdict) -> Operation:
         """The one operation of a file."""
+        self._number = number
         if not verdict.folder:
             return self._leave(e, verdict)
         with_uids = bool(grouping.study) and verdict.status is not Status.UNREADABLE
@@ -152,8 +154,8 @@ class _Planner:
         row = row_of(e, verdict, destination, _ACTIONS[verb])
         found = e.found
         return Operation(
-            0, verb, f"inbox/{found.path}", f"outbox/{destination}", "", found.size, found.mtime_ns, found.device,
-            found.inode, found.mode, e.sha256, row=row,
+            self._number, verb, f"inbox/{found.path}", f"outbox/{destination}", "", found.size, found.mtime_ns,
+            found.device, found.inode, found.mode, e.sha256, row=row,
         )  # fmt: skip
 
     def _duplicate(self, e: Examined, verdict: Verdict, destination: str) -> Operation:
@@ -166,7 +168,7 @@ class _Planner:
 
     def _leave(self, e: Examined, verdict: Verdict, destination: str = "") -> Operation:
         row = row_of(e, verdict, destination, Action.LEFT)
-        return Operation(0, Verb.LEAVE, f"inbox/{e.found.path}", size=e.found.size, sha256=e.sha256, row=row)
+        return Operation(self._number, Verb.LEAVE, f"inbox/{e.found.path}", size=e.found.size, sha256=e.sha256, row=row)
 
 
 def _collision(verdict: Verdict) -> Verdict:

@@ -60,6 +60,9 @@ class Layout:
             return f"{folder}/{e.found.path}"
         if not with_uids:
             return f"{folder}/no-uid/{e.found.path}"
+        if self == UID:  # by far the most common, and made of valid UIDs only, which are harmless
+            h = e.header
+            return f"{folder}/{h.study_uid}/{h.series_uid}/{h.sop_uid}.dcm"
         return "/".join([folder, *(_component(part, e.header) for part in self.parts)])
 
 
@@ -124,6 +127,9 @@ def with_suffix(path: str, sha256: str) -> str:
 def fold(path: str) -> str:
     """What two names share that some file system would take for one: case and Unicode normal form put aside."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
+
+UID = parse_layout("uid")
 
 
 def _key(text: str) -> str:

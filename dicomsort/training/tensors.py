@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import multiprocessing
 import os
 import signal
@@ -44,10 +45,12 @@ class Rendered:
 
 
 def render_all(dataset: Dataset, cache: Path, reporter: Reporter) -> Rendered:
-    """Render the data set's files into ``cache``; WorkerLost where a worker process dies, DicomsortError on a full disk."""
+    """Render the data set's files into ``cache``.
+
+    WorkerLost where a worker process dies, DicomsortError where ``cache`` finds no room.
+    """
     paths = [item.path for item in dataset.items]
-    images = np.lib.format.open_memmap(cache, "w+", np.uint8, (len(paths), *INPUT_SHAPE))
-    _claim(cache)
+    images = _claim(cache, (len(paths), *INPUT_SHAPE))
     batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
     answers: list[tuple[str, str]] = []
     context = multiprocessing.get_context("spawn")
@@ -70,20 +73,20 @@ def render_all(dataset: Dataset, cache: Path, reporter: Reporter) -> Rendered:
     return Rendered(dataset.only(good), images, np.array(good, np.intp), tuple(answers[i][0] for i in good), skipped)
 
 
-def _claim(cache: Path) -> None:
-    """Take the whole file's room on disk now: a mapped file that finds none later kills the process."""
-    if not hasattr(os, "posix_fallocate"):
-        return
-    size = cache.stat().st_size
+def _claim(cache: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Make the mapped file, all of its room taken now: one that finds none later kills the process."""
     try:
-        with cache.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+        images: NDArray[np.uint8] = np.lib.format.open_memmap(cache, "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):
+            with cache.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, cache.stat().st_size)
     except OSError as error:
         msg = (
-            f"rendering: expected {size >> 20} MiB for temporary files in {str(cache.parent.parent)!r}, "
-            f"received: {error.strerror}; set TMPDIR to a folder with more room"
+            f"rendering: expected {math.prod(shape) >> 20} MiB of room for temporary files, received: "
+            f"{error.strerror}; set TMPDIR to a folder that has it"
         )
         raise DicomsortError(msg) from error
+    return images
 
 
 def _leave_signals() -> None:
