@@ -13,11 +13,12 @@ import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import astuple, fields
+from dataclasses import fields
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Self
 
+from dicomsort.errors import DicomsortError
 from dicomsort.records import (
     DecidedBy,
     Examined,
@@ -44,13 +45,15 @@ CREATE TABLE groups (number INTEGER PRIMARY KEY, study TEXT, series BLOB, eviden
 CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE placements (study TEXT, series TEXT, sop TEXT, class TEXT, status TEXT, reason TEXT, destination BLOB
     PRIMARY KEY, sha256 TEXT) WITHOUT ROWID;
-CREATE INDEX placements_by_study ON placements (study, sop);
+CREATE INDEX placements_by_study ON placements (study);
+CREATE INDEX placements_by_instance ON placements (sop, sha256);
 CREATE TABLE repeated (sop TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 _GROUP = """
 CREATE INDEX by_group ON files (study, series, evidence, instance, ordinal);
 INSERT INTO groups (study, series, evidence, members, sample, newest)
     SELECT study, series, evidence, COUNT(*), MIN(ordinal), MAX(mtime_ns) FROM files GROUP BY study, series, evidence;
+CREATE INDEX by_instance ON files (sop);
 CREATE INDEX groups_by_key ON groups (study, series, evidence);
 INSERT INTO repeated SELECT sop FROM files WHERE sop <> '' GROUP BY sop HAVING COUNT(*) > 1;
 """
@@ -67,6 +70,8 @@ _JUDGED = (
 )
 _HEADER_CELLS = attrgetter(*(f.name for f in fields(Header)))
 _FOUND_CELLS = attrgetter(*(f.name for f in fields(Found)))
+_VOTE_CELLS = attrgetter(*(f.name for f in fields(Vote)))
+_VERDICT_CELLS = attrgetter(*(f.name for f in fields(Verdict)))
 _dump = json.JSONEncoder(separators=(",", ":")).encode
 _NUMBER = re.compile(r"[+-]?\d{1,12}")
 
@@ -75,10 +80,10 @@ class Catalog:
     """One run's spool; use it as a context, from one thread."""
 
     def __init__(self) -> None:
-        """Make a temporary folder, readable by nobody else."""
-        self._folder = tempfile.TemporaryDirectory(prefix="dicomsort-")
-        self._base = sqlite3.connect(os.path.join(self._folder.name, "catalog.sqlite"), isolation_level=None)
-        self._base.executescript(_SCHEMA)
+        """Make the base in a temporary folder and take its name away at once, so that not even a crash leaves it."""
+        with tempfile.TemporaryDirectory(prefix="dicomsort-") as folder:
+            self._base = sqlite3.connect(os.path.join(folder, "catalog.sqlite"), isolation_level=None)
+            self._base.executescript(_SCHEMA)
         self._base.execute("BEGIN")
         self._count = 0
         self._any_repeated = False
@@ -87,10 +92,14 @@ class Catalog:
         """Return the catalog itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Throw everything away."""
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Throw everything away; DicomsortError where the temporary folder was the trouble."""
         self._base.close()
-        self._folder.cleanup()
+        if isinstance(error, sqlite3.Error):
+            where = tempfile.gettempdir()
+            raise DicomsortError(
+                f"temporary folder {where}: expected room for the catalog, received: {error}"
+            ) from error
 
     def add(self, batch: Iterable[tuple[Examined, Grouping, int]]) -> None:
         """Spool examined files in path order; the number is how many frames may be shown to the model."""
@@ -144,11 +153,11 @@ class Catalog:
 
     def vote(self, group: int, vote: Vote) -> None:
         """Keep the model's vote on a group."""
-        self._base.execute("UPDATE groups SET vote = ? WHERE number = ?", (json.dumps(astuple(vote)), group))
+        self._base.execute("UPDATE groups SET vote = ? WHERE number = ?", (_dump(_VOTE_CELLS(vote)), group))
 
     def judge(self, group: int, verdict: Verdict) -> None:
         """Keep the verdict on a group."""
-        self._base.execute("UPDATE groups SET verdict = ? WHERE number = ?", (json.dumps(astuple(verdict)), group))
+        self._base.execute("UPDATE groups SET verdict = ? WHERE number = ?", (_dump(_VERDICT_CELLS(verdict)), group))
 
     def judged(self) -> Iterator[tuple[Examined, Grouping, Verdict]]:
         """Yield every file with its verdict, in path order."""
@@ -159,9 +168,12 @@ class Catalog:
                     last, verdict = judged, _verdict(judged)
                 yield _examined(file), Grouping(study, os.fsdecode(series), evidence), verdict
 
-    def has_study(self, study: str) -> bool:
-        """Whether any file of this study was found."""
-        return bool(self._one("SELECT EXISTS (SELECT 1 FROM groups WHERE study = ?)", study))
+    def concerns(self, placement: Placement) -> bool:
+        """Whether an earlier placement matters: of a study or an instance at hand, or of a file of no study."""
+        if not placement.study:
+            return True
+        known = "SELECT EXISTS (SELECT 1 FROM groups WHERE study = ?) OR EXISTS (SELECT 1 FROM files WHERE sop = ?)"
+        return bool(self._one(known, placement.study, placement.sop))
 
     def place(self, placement: Placement) -> None:
         """Keep where an earlier run put a file."""
@@ -184,10 +196,11 @@ class Catalog:
         """Whether earlier runs placed anything that matters to this one."""
         return bool(self._one("SELECT EXISTS (SELECT 1 FROM placements)"))
 
-    def placed_instances(self, study: str, sop: str) -> list[Placement]:
-        """Where earlier runs put the files with this SOP Instance UID."""
-        rows = self._base.execute("SELECT * FROM placements WHERE study = ? AND sop = ?", (study, sop))
-        return [_placement(row) for row in rows]
+    def placed_instances(self, sop: str, sha256: str | None) -> Iterator[Placement]:
+        """Where earlier runs put files with this SOP Instance UID: those with this content, or with any (None)."""
+        condition, values = ("sop = ?", [sop]) if sha256 is None else ("sop = ? AND sha256 = ?", [sop, sha256])
+        for row in self._base.execute(f"SELECT * FROM placements WHERE {condition}", values):
+            yield _placement(row)
 
     def placed_at(self, destination: str) -> Placement | None:
         """What an earlier run put there."""

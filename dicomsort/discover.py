@@ -21,7 +21,7 @@ class Passed:
     @property
     def failed(self) -> bool:
         """Whether files may lie unseen behind it."""
-        return self.reason == "unreadable-folder"
+        return self.reason in {"unreadable", "unreadable-folder"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,15 @@ def walk(inbox: str, is_left_out: Callable[[os.stat_result], bool]) -> Iterator[
         below: list[str] = []
         for name in entries:
             path = f"{folder}/{name}" if folder else name
-            seen = _judge(inbox, path)
+            try:
+                status = os.lstat(f"{inbox}/{path}")
+            except OSError as failure:
+                gone = isinstance(failure, FileNotFoundError)
+                yield Passed(path, "vanished" if gone else "unreadable", failure.strerror or str(failure))
+                continue
+            seen = _judge(path, status)
             if isinstance(seen, Folder):
-                if is_left_out(os.lstat(f"{inbox}/{path}")):
+                if is_left_out(status):
                     continue
                 below.append(path)
             yield seen
@@ -64,11 +70,7 @@ def _entries(path: str) -> tuple[list[str], str]:
         return [], error.strerror or str(error)
 
 
-def _judge(inbox: str, path: str) -> Found | Passed | Folder:
-    try:
-        status = os.lstat(f"{inbox}/{path}")
-    except OSError as error:
-        return Passed(path, "vanished", error.strerror or str(error))
+def _judge(path: str, status: os.stat_result) -> Found | Passed | Folder:
     mode = status.st_mode
     if stat.S_ISDIR(mode):
         return Folder(path, stat.S_IMODE(mode), status.st_mtime_ns)

@@ -144,14 +144,19 @@ def sha256_of(path: str) -> str:
 
 
 def same_bytes(one: str, other: str) -> bool:
-    """Whether two files hold the same bytes, every one compared; two names of one file do."""
+    """Whether two files hold the same bytes, every one compared; two names of one file do, one name by two ways not."""
     with opened(one) as first, opened(other) as second:
         here, there = os.fstat(first), os.fstat(second)
-        if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
-            return True
+        if os.path.samestat(here, there):
+            return here.st_nlink > 1 and not _is_one_name(one, other)
         if here.st_size != there.st_size:
             return False
         return all(piece == os.pread(second, len(piece), offset) for offset, piece in _with_offsets(first))
+
+
+def _is_one_name(one: str, other: str) -> bool:
+    (folder, name), (other_folder, other_name) = os.path.split(one), os.path.split(other)
+    return name == other_name and os.path.samefile(folder, other_folder)
 
 
 def _with_offsets(descriptor: int) -> Iterator[tuple[int, memoryview]]:
@@ -169,6 +174,18 @@ def copy_bytes(files: Files, source: str, target: str) -> str:
             digest.update(piece)
             files.write(writer, piece)
     return digest.hexdigest()
+
+
+def whole_lines(descriptor: int, size: int) -> int:
+    """The offset after the last line feed."""
+    end = size
+    while end > 0:
+        start = max(0, end - 65536)
+        found = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def flush_path(files: Files, path: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from dicomsort.errors import DicomsortError
-from dicomsort.files import Files, look_up, opened
+from dicomsort.files import Files, look_up, opened, whole_lines
 from dicomsort.records import Operation, Outcome, Result, Row, Verb
 
 STATE = ".dicomsort"
@@ -132,6 +132,19 @@ class Plan:
             raise DicomsortError(message)
         return cls(path, values, seal["sealed"])
 
+    @classmethod
+    def peek(cls, folder: str) -> Self | None:
+        """Head and count of a plan that looks sealed, its hash unchecked; None where there is none such."""
+        path = Path(folder) / PLAN
+        try:
+            with path.open("rb") as lines:
+                head = json.loads(next(lines, b""))
+                lines.seek(max(0, path.stat().st_size - 256))
+                seal = json.loads(lines.read().splitlines()[-1])
+            return cls(path, head, seal["sealed"])
+        except (OSError, ValueError, TypeError, LookupError):
+            return None
+
     def operations(self) -> Iterator[Operation]:
         """Yield the operations in their order."""
         with self.path.open("rb") as lines:
@@ -215,7 +228,7 @@ class Journal:
         fresh = look_up(path) is None
         self._descriptor = files.open_append(path, 0o600)
         size = os.fstat(self._descriptor).st_size
-        whole = _whole_lines(self._descriptor, size)
+        whole = whole_lines(self._descriptor, size)
         if whole != size:
             files.truncate(self._descriptor, whole)
         if fresh:
@@ -244,15 +257,3 @@ class Journal:
         self._files.flush(self._descriptor)
         for entry in entries:
             self.known.apply(entry)
-
-
-def _whole_lines(descriptor: int, size: int) -> int:
-    """The offset after the last line feed."""
-    end = size
-    while end > 0:
-        start = max(0, end - 65536)
-        found = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0

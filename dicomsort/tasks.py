@@ -16,7 +16,7 @@ from dicomsort.records import RENDERING_VERSION, Examined, Found, Header, Kind, 
 
 WHOLE = 256 << 10  # files up to this size are read once, for header and hash alike
 HEAD = 16 << 10
-HASHED_HERE = 512 << 20  # larger files are hashed where no time limit cuts a slow disk short
+HASHED_HERE = 32 << 20  # larger files are hashed where no time limit cuts a slow disk short
 
 
 def examine(inbox: str, files: Sequence[Found]) -> list[Examined]:
@@ -28,7 +28,9 @@ def _examine(inbox: str, found: Found) -> Examined:
     try:
         with opened(f"{inbox}/{found.path}") as descriptor:
             status = os.fstat(descriptor)
-            found = replace(found, size=status.st_size, mtime_ns=status.st_mtime_ns, inode=status.st_ino)
+            if (status.st_dev, status.st_ino) != (found.device, found.inode):
+                return Examined(found, Header(Kind.UNKNOWN), failed="replaced by another file while it was read")
+            found = replace(found, size=status.st_size, mtime_ns=status.st_mtime_ns)
             data = os.pread(descriptor, found.size if found.size <= WHOLE else HEAD, 0)
             name = found.path.rpartition("/")[2]
             header = read_header(data, found.size, name, lambda offset, size: os.pread(descriptor, size, offset))

@@ -12,7 +12,7 @@ from dicomsort.classify import grouping_of
 from dicomsort.errors import UsageError
 from dicomsort.plan import Options, parse_layout, plan
 from dicomsort.plan.layout import MAX_COMPONENT, fold, harmless, with_suffix
-from dicomsort.records import Examined, Found, Grouping, Header, Kind, Operation, Placement, Status, Verb, Verdict
+from dicomsort.records import Examined, Found, Grouping, Header, Kind, Operation, Status, Verb, Verdict
 
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=()), min_size=1, max_size=12).filter(
     lambda name: name not in {".", ".."}
@@ -50,8 +50,8 @@ class Fake:
     def is_repeated(self, sop: str) -> bool:
         return sop in self.repeated
 
-    def placed_instances(self, study: str, sop: str) -> list[Placement]:
-        return []
+    def placed_instance(self, sop: str, sha256: str | None) -> str | None:
+        return None
 
     def holds(self, destination: str, size: int, sha256: str) -> bool | None:
         return None if destination not in self.there else self.there[destination] == sha256

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from dicomsort.cli import rules, sort, state, train
-from dicomsort.errors import DicomsortError
+from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
     from types import FrameType
 
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = 130  # what Typer ends with on KeyboardInterrupt
+_WrongUsage: Any = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this version of Typer keeps it
 
 app = typer.Typer(
     name="dicomsort",
@@ -49,14 +51,24 @@ def main() -> None:
     """Run the command line; every known error is one line on stderr and its own exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     logging.getLogger("dicomsort").addHandler(logging.NullHandler())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name must not end the run of a terminal without UTF-8
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except DicomsortError as error:
-        print(f"dicomsort: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except _WrongUsage as error:
+        received = error.format_message()  # nothing where no command was given: the help was printed instead
+        _fail(received and f"expected what --help tells of, received: {received}", UsageError.exit_code)
     except OSError as error:
-        print(f"dicomsort: expected success, received {error}; `dicomsort resume` goes on from there", file=sys.stderr)
-        sys.exit(DicomsortError.exit_code)
+        _fail(f"expected success, received {error}; `dicomsort resume` finishes a sort that had begun", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if message:
+        print(f"dicomsort: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -53,13 +53,25 @@ class Executor:
                         self._file_batch([o for o in batch if o.verb is not Verb.LEAVE])
                     on_done(batch)
 
+    def settle(self, plan: Plan) -> None:
+        """Before an undo: how those operations stand that were begun and not ended; no temporary copy stays."""
+        known = self._journal.known
+        ended = [self._placer.settle(o) for o in plan.operations() if o.number in known.begun and _kind(o) != "folder"]
+        if ended:
+            self._journal.end(ended)
+        for operation in plan.operations():
+            self._placer.tidy(operation)
+
     def _file_batch(self, batch: list[Operation]) -> None:
         known = self._journal.known
         waiting = [o for o in batch if known.result(o.number) is None]
         if waiting:
             self._place(waiting)
-        ended = [(o, r) for o in batch if (r := known.result(o.number)) is not None and r.outcome is Outcome.DONE]
-        self._each(lambda pair: self._placer.finish(*pair), ended)
+        done = [o for o in batch if (r := known.result(o.number)) is not None and r.outcome is Outcome.DONE]
+        stuck = {r.number: r for r in self._each(self._placer.finish, done) if r is not None}
+        if stuck:
+            self._journal.end(stuck.values())
+            self._each(self._placer.take_back, [o for o in done if o.number in stuck])
 
     def _place(self, waiting: list[Operation]) -> None:
         checked = self._each(self._placer.check, waiting)
@@ -84,13 +96,14 @@ class Executor:
         self._journal.end([self._folders.change(o) for o in waiting])
 
     def _make_durable(self, operations: Sequence[Operation]) -> None:
-        targets = [o.target for o in operations if o.target]
+        by_device: dict[int, list[str]] = {}  # a folder of the outbox may be a mount of its own
         try:
-            for root in sorted({target.partition("/")[0] for target in targets}):
-                if self._files.flush_system(self._roots.absolute(root)):
+            for target in (o.target for o in operations if o.target):
+                by_device.setdefault(self._folders.device(target), []).append(target)
+            for targets in by_device.values():
+                if self._files.flush_system(self._roots.absolute(targets[0].rpartition("/")[0])):
                     continue
-                mine = [target for target in targets if target.startswith(root + "/")]
-                for path in sorted({*mine, *self._folders.chains(mine)}):
+                for path in sorted({*targets, *self._folders.chains(targets)}):
                     flush_path(self._files, self._roots.absolute(path))
         except OSError as error:
             message = f"flushing to disk: expected success, received {error.strerror}; sources are untouched"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from collections.abc import Iterable, Sequence
 
@@ -22,6 +23,7 @@ class Folders:
         self._files = files
         self._roots = roots
         self._there: set[str] = {"inbox", "outbox"}
+        self._devices: dict[str, int] = {}
 
     def needed(self, operations: Sequence[Operation]) -> tuple[list[Operation], list[Result], list[str]]:
         """Which operations may go on, which may not (something else stands where a folder should), what is missing."""
@@ -66,6 +68,13 @@ class Folders:
             outcome = Outcome.SKIPPED if error.errno in _NOT_EMPTY else Outcome.FAILED
             return Result(operation.number, outcome, error.strerror or "")
         return Result(operation.number, Outcome.DONE)
+
+    def device(self, target: str) -> int:
+        """The device that a target's folder lies on."""
+        folder = _parent(target)
+        if folder not in self._devices:
+            self._devices[folder] = os.stat(self._roots.absolute(folder)).st_dev
+        return self._devices[folder]
 
     def chains(self, targets: Iterable[str]) -> set[str]:
         """All folders between the root and each target, the root too: what must be flushed one by one."""

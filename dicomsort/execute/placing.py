@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from dataclasses import dataclass
 
-from dicomsort.files import (
-    NO_LINK,
-    Files,
-    chunks,
-    copy_bytes,
-    look_up,
-    opened,
-    same_bytes,
-    sha256_of,
-)
+from dicomsort.files import NO_LINK, Files, chunks, copy_bytes, look_up, opened, same_bytes, sha256_of
 from dicomsort.journal import Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
 
 _FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+_CREATED_MODE = 0o600  # of files that are not complete yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +54,8 @@ class Placer:
             return Result(o.number, Outcome.FAILED, f"{error.strerror}")
 
     def _check(self, o: Operation) -> Result | None:
-        source = look_up(self._roots.absolute(o.source))
+        path = self._roots.absolute(o.source)
+        source = look_up(path)
         ours = o.number in self._begun
         if o.target and (target := look_up(self._roots.absolute(o.target))) is not None:
             return self._recognise(o, target, source) if ours else self._occupied(o, target)
@@ -71,17 +65,21 @@ class Placer:
             return Result(o.number, Outcome.CHANGED, "the file is gone")
         if not _unchanged(o, source):
             return Result(o.number, Outcome.CHANGED, "the file changed after it was judged")
+        if o.verb in {Verb.MOVE, Verb.REMOVE} and not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
+            return Result(o.number, Outcome.FAILED, "its folder may not be changed, so the file cannot leave it")
         if o.verb is Verb.REMOVE and not self._same(o.source, o.kept):
             return Result(o.number, Outcome.CHANGED, "the kept file does not hold the same bytes any more")
         return None
 
     def _recognise(self, o: Operation, target: os.stat_result, source: os.stat_result | None) -> Result | None:
         """A target that an attempt cut short may have made: ours by inode, or torn and ours to make again."""
-        if target.st_ino == o.inode and o.verb is not Verb.COPY:
+        if o.verb is not Verb.COPY and _is_one_file(o, target, source):
             return Result(o.number, Outcome.DONE, inode=target.st_ino)
         part, path = self._part(o), self._roots.absolute(o.target)
         made = look_up(part)
-        if made is None or source is None or not (made.st_ino == target.st_ino or _is_beginning(path, part)):
+        if made is None or source is None:
+            return self._occupied(o, target)
+        if not os.path.samestat(made, target) and not _is_torn(path, target, part):
             return self._occupied(o, target)
         if target.st_size == o.size and sha256_of(path) == o.sha256:
             self._stamp(o, path)
@@ -91,7 +89,7 @@ class Placer:
 
     def _occupied(self, o: Operation, target: os.stat_result) -> Result:
         if stat.S_ISREG(target.st_mode) and target.st_size == o.size:
-            same = target.st_ino == o.inode or sha256_of(self._roots.absolute(o.target)) == o.sha256
+            same = _is_one_file(o, target, None) or sha256_of(self._roots.absolute(o.target)) == o.sha256
             if same:
                 return Result(o.number, Outcome.DUPLICATE, "the same file is there already", target.st_ino)
         return Result(o.number, Outcome.CONFLICT, "another file stands at the destination; both were kept")
@@ -117,51 +115,100 @@ class Placer:
             return Result(o.number, Outcome.FAILED, reason)
 
     def _new_name(self, o: Operation, target: str) -> Result:
-        if o.verb is not Verb.COPY:
+        if o.verb is Verb.COPY:
+            return self._copy(o, target)
+        try:
+            self._files.link(self._roots.absolute(o.source), target)
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            if o.verb is Verb.LINK:
+                message = f"hard link refused ({error.strerror}); use --copy or --move"
+                return Result(o.number, Outcome.FAILED, message)
+            return self._copy(o, target)
+        inode = os.lstat(target).st_ino
+        if inode != o.inode:  # the source's name was given to another file since the check
+            self._files.unlink(target)
+            return Result(o.number, Outcome.CHANGED, "the file was replaced while it was placed")
+        return Result(o.number, Outcome.DONE, inode=inode)
+
+    def _copy(self, o: Operation, target: str) -> Result:
+        part = self._part(o)
+        if look_up(part) is not None:
+            self._files.unlink(part)
+        try:
+            if not self._fill(o, part):
+                self._files.unlink(part)
+                return Result(o.number, Outcome.CHANGED, "the bytes changed after the file was judged")
+            self._stamp(o, part)
             try:
-                self._files.link(self._roots.absolute(o.source), target)
+                self._files.link(part, target)
             except OSError as error:
                 if error.errno not in NO_LINK:
                     raise
-                if o.verb is Verb.LINK:
-                    message = f"hard link refused ({error.strerror}); use --copy or --move"
-                    return Result(o.number, Outcome.FAILED, message)
-            else:
-                return Result(o.number, Outcome.DONE, inode=os.lstat(target).st_ino)
-        return self._copy(o, target)
-
-    def _copy(self, o: Operation, target: str) -> Result:
-        source, part = self._roots.absolute(o.source), self._part(o)
-        if look_up(part) is not None:
-            self._files.unlink(part)
-        digest = copy_bytes(self._files, source, part)
-        if o.verb is Verb.MOVE and digest == o.sha256:
-            digest = sha256_of(part)
-        if digest != o.sha256:
-            self._files.unlink(part)
-            return Result(o.number, Outcome.CHANGED, "the bytes changed after the file was judged")
-        self._stamp(o, part)
-        try:
-            self._files.link(part, target)
-        except OSError as error:
-            if error.errno == errno.EEXIST:
+                copy_bytes(self._files, part, target)
+                self._stamp(o, target)
+        except OSError:
+            with contextlib.suppress(OSError):
                 self._files.unlink(part)
-            if error.errno not in NO_LINK:
-                raise
-            copy_bytes(self._files, part, target)
-            self._stamp(o, target)
+            raise
         return Result(o.number, Outcome.DONE, inode=os.lstat(target).st_ino)
 
-    def finish(self, o: Operation, result: Result) -> None:
-        """After the result is durable: remove the temporary copy, and the source of a move or remove."""
-        copied = o.verb in {Verb.COPY, Verb.MOVE} and result.inode != o.inode
-        if copied and look_up(part := self._part(o)) is not None:
-            self._files.unlink(part)
-        if o.verb in {Verb.MOVE, Verb.REMOVE}:
-            path = self._roots.absolute(o.source)
-            source = look_up(path)
-            if source is not None and _unchanged(o, source):
+    def _fill(self, o: Operation, part: str) -> bool:
+        """Copy into the temporary file; whether its bytes are those that were judged (read again for a move)."""
+        digest = copy_bytes(self._files, self._roots.absolute(o.source), part)
+        if o.verb is Verb.MOVE and digest == o.sha256:
+            digest = sha256_of(part)
+        return digest == o.sha256
+
+    def finish(self, o: Operation) -> Result | None:
+        """After the result is durable: remove the temporary copy, and the source of a move or remove.
+
+        A plan may be carried out again much later, so what replaces the source must be there at this moment. A result
+        is returned only where the source cannot be removed; ``take_back`` is for what was placed then.
+        """
+        path = self._roots.absolute(o.source)
+        source = None if o.verb is Verb.COPY else look_up(path)
+        target = look_up(self._roots.absolute(o.target)) if o.target else None
+        linked = source is not None and target is not None and os.path.samestat(source, target)
+        if not linked:
+            self.tidy(o)
+        if o.verb not in {Verb.MOVE, Verb.REMOVE} or source is None or not _unchanged(o, source):
+            return None
+        try:
+            if self._is_replaced(o, source, target):
                 self._files.unlink(path)
+        except OSError as error:
+            return Result(o.number, Outcome.FAILED, f"the source cannot be removed: {error.strerror}")
+        return None
+
+    def _is_replaced(self, o: Operation, source: os.stat_result, target: os.stat_result | None) -> bool:
+        if o.verb is Verb.REMOVE:
+            return self._same(o.source, o.kept)
+        if target is None or target.st_size != o.size:
+            return False
+        if os.path.samestat(source, target):
+            return source.st_nlink > 1  # else both are one name, reached by two ways
+        return sha256_of(self._roots.absolute(o.target)) == o.sha256
+
+    def take_back(self, o: Operation) -> None:
+        """Remove the new name of a file whose source stays."""
+        source, target = (look_up(self._roots.absolute(place)) for place in (o.source, o.target or o.source))
+        if o.verb is Verb.MOVE and source is not None and target is not None and _unchanged(o, source):
+            self._files.unlink(self._roots.absolute(o.target))
+
+    def settle(self, o: Operation) -> Result:
+        """How an operation that an earlier attempt had begun stands, before it is undone; nothing new is done."""
+        found = self.check(o)
+        if found is not None and found.outcome is Outcome.DONE:
+            return found
+        self.tidy(o)
+        return found or Result(o.number, Outcome.FAILED, "cut short before it was done")
+
+    def tidy(self, o: Operation) -> None:
+        """Remove the temporary copy, if an attempt left one."""
+        if o.verb in {Verb.COPY, Verb.MOVE} and look_up(part := self._part(o)) is not None:
+            self._files.unlink(part)
 
     def _part(self, o: Operation) -> str:
         folder = self._roots.absolute(o.target).rpartition("/")[0]
@@ -183,8 +230,17 @@ def _unchanged(o: Operation, status: os.stat_result) -> bool:
     return stat.S_ISREG(status.st_mode) and seen == (o.size, o.mtime_ns, o.inode)
 
 
-def _is_beginning(path: str, whole: str) -> bool:
-    """Whether the one file holds the beginning of the other: a copy that was cut short."""
+def _is_one_file(o: Operation, target: os.stat_result, source: os.stat_result | None) -> bool:
+    """Whether the target is the source under its new name; inode numbers mean nothing across devices."""
+    if source is not None:
+        return os.path.samestat(target, source)
+    return (target.st_dev, target.st_ino) == (o.device, o.inode)
+
+
+def _is_torn(path: str, status: os.stat_result, whole: str) -> bool:
+    """Whether a file is our own copy of ``whole``, cut short: not yet stamped, and the beginning of it."""
+    if stat.S_IMODE(status.st_mode) != _CREATED_MODE:
+        return False
     with opened(path) as shorter, opened(whole) as longer:
         offset = 0
         for piece in chunks(shorter):

@@ -19,7 +19,6 @@ from dicomsort.records import (
     Examined,
     Grouping,
     Operation,
-    Placement,
     Row,
     Status,
     Verb,
@@ -41,8 +40,8 @@ class Surroundings(Protocol):
     def is_repeated(self, sop: str) -> bool:
         """Whether several files of this run have this SOP Instance UID."""
 
-    def placed_instances(self, study: str, sop: str) -> list[Placement]:
-        """Where earlier runs put the files with this SOP Instance UID, those that are still there."""
+    def placed_instance(self, sop: str, sha256: str | None) -> str | None:
+        """Where an earlier run put a file with this SOP Instance UID, of this content or (None) of any."""
 
     def holds(self, destination: str, size: int, sha256: str) -> bool | None:
         """Whether the file at a destination has this content; None where nothing is there."""
@@ -110,16 +109,17 @@ class _Planner:
         if not verdict.folder:
             return self._leave(e, verdict)
         with_uids = bool(grouping.study) and verdict.status is not Status.UNREADABLE
-        if with_uids and (known := self._known_contents(e)):
-            if e.sha256 in known:
-                return self._duplicate(e, verdict, known[e.sha256])
-            verdict = _collision(verdict)
+        if with_uids:
+            if known := self._known(e, e.sha256):
+                return self._duplicate(e, verdict, known)
+            if self._known(e, None):
+                verdict = _collision(verdict)
         destination, same = self._destination(e, verdict, with_uids=with_uids)
         if same is False:
             verdict = _collision(verdict)
             destination, same = self._destination(e, verdict, with_uids=with_uids)
         if same is False:
-            note = "every name it could get is taken by other files"
+            note = "every name it could get is taken by other files, or too long"
             return self._leave(e, replace(verdict, status=Status.CONFLICT, note=note))
         if with_uids and self._around.is_repeated(e.header.sop_uid):
             self._given.setdefault(e.header.sop_uid, {})[e.sha256] = destination
@@ -127,10 +127,12 @@ class _Planner:
             return self._duplicate(e, verdict, destination)
         return self._place(e, verdict, destination)
 
-    def _known_contents(self, e: Examined) -> dict[str, str]:
-        """The contents under this SOP Instance UID so far, earlier runs' and this one's: SHA-256 to destination."""
-        earlier = self._around.placed_instances(e.header.study_uid, e.header.sop_uid)
-        return {p.sha256: p.destination for p in earlier} | self._given.get(e.header.sop_uid, {})
+    def _known(self, e: Examined, sha256: str | None) -> str | None:
+        """Where a file with this SOP Instance UID lies or will lie, one of this content or (None) of any."""
+        sop = e.header.sop_uid
+        given = self._given.get(sop, {})
+        here = next(iter(given.values()), None) if sha256 is None else given.get(sha256)
+        return here or self._around.placed_instance(sop, sha256)
 
     def _destination(self, e: Examined, verdict: Verdict, *, with_uids: bool) -> tuple[str, bool | None]:
         """A name and what is there: nothing (None), the same content (True); False where no name is free."""
@@ -139,11 +141,10 @@ class _Planner:
         layout = self._options.layout
         path = layout.path(verdict.folder, e, with_uids=with_uids) if sorted_ else f"{verdict.folder}/{e.found.path}"
         by_instance = sorted_ and with_uids and self._by_instance
-        unique = by_instance and not self._around.is_repeated(e.header.sop_uid)
         for name in (path, with_suffix(path, e.sha256)):
             _prove_inside(name)
             same = self._around.holds(name, e.found.size, e.sha256)
-            if same is not False and (unique or self._around.claim(fold(name))):
+            if same is not False and self._around.claim(fold(name)):
                 return name, same
             if by_instance:
                 break

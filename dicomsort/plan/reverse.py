@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from dicomsort.records import Action, Found, Operation, Outcome, Result, Row, Verb
+from dicomsort.records import Action, Found, Operation, Outcome, Result, Verb
+
+_COARSE = 2_000_000_000  # nanoseconds: some file systems keep times to two seconds
 
 
 def reverse(
@@ -30,30 +32,33 @@ def _restored(done: Iterable[tuple[Operation, Result]], look_up: Callable[[str],
     for o, _ in done:
         if o.verb is Verb.REMOVE:
             kept = look_up(o.kept)
-            inode, mtime_ns = (kept.inode, kept.mtime_ns) if kept else (0, 0)
+            device, inode, mtime_ns = (kept.device, kept.inode, kept.mtime_ns) if kept else (0, 0, 0)
+            row = o.row and replace(o.row, action=Action.UNDONE, destination="")  # the kept file stays where it is
             yield replace(
-                o, verb=Verb.COPY, source=o.kept, target=o.source, kept="", inode=inode, mtime_ns=mtime_ns,
-                stamp_ns=o.mtime_ns, row=_undone(o),
+                o, verb=Verb.COPY, source=o.kept, target=o.source, kept="", device=device, inode=inode,
+                mtime_ns=mtime_ns, stamp_ns=o.mtime_ns, row=row,
             )  # fmt: skip
 
 
 def _returned(done: Iterable[tuple[Operation, Result]], look_up: Callable[[str], Found | None]) -> Iterator[Operation]:
     for o, result in done:
-        back = replace(o, source=o.target, target=o.source, inode=result.inode, row=_undone(o))
-        if o.verb is Verb.MOVE:
+        if o.verb not in {Verb.MOVE, Verb.COPY, Verb.LINK}:
+            continue
+        there, source = look_up(o.target), look_up(o.source)
+        if there is None and source is not None:
+            continue  # undone already, or taken from the outbox by somebody
+        row = o.row and replace(o.row, action=Action.UNDONE)
+        back = replace(o, source=o.target, target=o.source, inode=result.inode, row=row)
+        if there is not None:
+            mtime_ns = there.mtime_ns if abs(there.mtime_ns - o.mtime_ns) < _COARSE else o.mtime_ns
+            back = replace(back, device=there.device, mtime_ns=mtime_ns, stamp_ns=o.mtime_ns)
+        if source is None:  # for a copy, too, whose source is gone: the only one left goes back instead of away
             yield replace(back, verb=Verb.MOVE)
-        elif o.verb in {Verb.COPY, Verb.LINK}:
-            if look_up(o.source) is None:  # the copy is the only one left: it goes back instead of away
-                yield replace(back, verb=Verb.MOVE)
-            else:
-                yield replace(back, verb=Verb.REMOVE, target="", kept=o.source)
+        else:
+            yield replace(back, verb=Verb.REMOVE, target="", kept=o.source)
 
 
 def _folders_again(done: Iterable[tuple[Operation, Result]]) -> Iterator[Operation]:
     for o, result in done:
         if o.verb is Verb.REMOVE_FOLDER and result.outcome is Outcome.DONE:
             yield replace(o, verb=Verb.MAKE_FOLDER)
-
-
-def _undone(o: Operation) -> Row | None:
-    return o.row and replace(o.row, action=Action.UNDONE)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.files import Files, closing, look_up
-from dicomsort.journal import PLAN, STATE, Plan, replay, runs_folder
-from dicomsort.report import SUMMARY
+from dicomsort.journal import STATE, Plan, runs_folder
+from dicomsort.report import read_summary
 
+_RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+\+*$")
 _README = """\
 This folder is the memory of dicomsort for the outbox around it: do not delete it while a run is not finished.
 
@@ -29,17 +31,20 @@ runs/<run-id>/plan.jsonl  what the run decided to do, sealed before the first fi
 """
 
 
+def absolute(outbox: str) -> str:
+    """The outbox's real path; UsageError where it is no folder that ``sort`` has written to."""
+    if not outbox or not os.path.isdir(f"{outbox}/{STATE}"):
+        raise UsageError(f"expected an outbox of dicomsort (with a folder {STATE}), received {outbox!r}")
+    return os.path.realpath(outbox)
+
+
 @contextmanager
 def held(files: Files, outbox: str, *, create: bool) -> Iterator[None]:
     """Hold the outbox for the time of the context; OutboxLocked where another run holds it."""
     if create:
         _make(files, outbox)
-    lock = f"{outbox}/{STATE}/lock"
-    if look_up(f"{outbox}/{STATE}") is None:
-        message = f"expected an outbox of dicomsort (with a folder {STATE}), received {outbox!r}"
-        raise UsageError(message)
     try:
-        descriptor = files.open_append(lock, 0o600)
+        descriptor = files.open_append(f"{outbox}/{STATE}/lock", 0o600)
     except OSError as error:
         message = f"outbox {outbox!r}: expected write permission, received {error.strerror}"
         raise DicomsortError(message) from error
@@ -65,13 +70,10 @@ def _make(files: Files, outbox: str) -> None:
     state = f"{outbox}/{STATE}"
     try:
         for path, mode in [*_missing(outbox), (state, 0o700), (f"{state}/runs", 0o700)]:
-            if look_up(path) is None:
+            with suppress(FileExistsError):  # perhaps since a moment: the lock tells which run goes first
                 files.make_folder(path, mode)
-        if look_up(f"{state}/README") is None:
-            with closing(files.create(f"{state}/README", 0o600)) as descriptor:
-                files.write(descriptor, _README.encode())
-    except FileExistsError:
-        return  # another run makes it at this moment; the lock tells who goes first
+        with suppress(FileExistsError), closing(files.create(f"{state}/README", 0o600)) as descriptor:
+            files.write(descriptor, _README.encode())
     except OSError as error:
         message = f"outbox {outbox!r}: expected a folder that can be written, received {error.strerror}"
         raise DicomsortError(message) from error
@@ -98,21 +100,25 @@ def new_run(files: Files, outbox: str) -> str:
 def all_runs(outbox: str) -> list[str]:
     """The ids of all runs, oldest first."""
     folder = Path(runs_folder(outbox))
-    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if _RUN.match(entry.name) and entry.is_dir())
 
 
 def unfinished(outbox: str) -> str | None:
-    """The newest run with a sealed plan that was not carried to its end, or None."""
+    """The newest run with a sealed plan that neither came to its end nor was undone since, or None."""
+    undone = set(undoings(outbox).values())
     for run in reversed(all_runs(outbox)):
-        folder = f"{runs_folder(outbox)}/{run}"
-        if look_up(f"{folder}/{SUMMARY}") is None and look_up(f"{folder}/{PLAN}") is not None:
-            try:
-                plan = Plan.open(folder)
-            except DicomsortError:
-                continue
-            if "reported" not in replay(folder, plan.count).marks:
-                return run
+        plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
+        if plan and run not in undone and read_summary(outbox, run) is None:
+            return run
     return None
+
+
+def undoings(outbox: str) -> dict[str, str]:
+    """The runs that are undos, each with the run that it undoes, oldest first."""
+    plans = ((run, Plan.peek(f"{runs_folder(outbox)}/{run}")) for run in all_runs(outbox))
+    return {run: plan.head["undoes"] for run, plan in plans if plan and plan.head["verb"] == "undo"}
 
 
 def chosen(outbox: str, run: str | None, default: str | None, what: str) -> str:

@@ -17,16 +17,16 @@ from dicomsort.journal import Journal, Plan, PlanWriter, Replay, replay, runs_fo
 from dicomsort.plan import reverse
 from dicomsort.records import Found, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import (
-    SUMMARY,
     RunManifest,
     Summary,
     append_manifest,
     final_row,
     needs_person,
     printable,
+    read_summary,
     write_summary,
 )
-from dicomsort.sorting.outbox import all_runs, chosen, held, new_run, now, unfinished
+from dicomsort.sorting.outbox import absolute, all_runs, chosen, held, new_run, now, undoings, unfinished
 from dicomsort.sorting.progress import Progress
 
 THREADS = 4
@@ -36,6 +36,8 @@ _log = logging.getLogger("dicomsort")
 def carry_out(files: Files, outbox: str, run: str, plan: Plan, progress: Progress) -> Summary:
     """Execute the plan as far as it is not done, write manifest and summary; idempotent."""
     started = time.monotonic()
+    if not os.path.isdir(inbox := plan.head["inbox"]):
+        raise DicomsortError(f"run {run}: expected its inbox {inbox!r}, received nothing there; mount it, then resume")
     summary = Summary(run, plan.head["verb"])
     journal = Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)
     with closing(journal), closing(RunManifest(files, outbox, run)) as manifest:
@@ -49,7 +51,7 @@ def carry_out(files: Files, outbox: str, run: str, plan: Plan, progress: Progres
             progress.advance(len(batch))
 
         progress.stage("placing files", plan.count)
-        Executor(files, Roots(plan.head["inbox"], outbox), journal, run, THREADS).run(plan, report)
+        Executor(files, Roots(inbox, outbox), journal, run, THREADS).run(plan, report)
         manifest.flush()
         if "reported" not in journal.known.marks:
             append_manifest(files, outbox, run, journal)
@@ -67,33 +69,47 @@ def _count(row: Row, summary: Summary) -> None:
 
 def resume(outbox: str, run: str | None, progress: Progress, files: Files) -> Summary:
     """Go on with a run that was cut short; the newest unfinished one by default."""
-    outbox = os.path.realpath(outbox)
+    outbox = absolute(outbox)
     with held(files, outbox, create=False):
         runs = all_runs(outbox)
         name = chosen(outbox, run, unfinished(outbox) or (runs[-1] if runs else None), "to resume")
+        for undoing, undone in undoings(outbox).items():
+            if undone == name:
+                raise UsageError(f"expected a run to go on with, received {name}, which {undoing} has undone")
+        if ended := read_summary(outbox, name):
+            ended.notes.append(f"run {name} had ended before; there was nothing to resume")
+            return ended
         plan = Plan.open(f"{runs_folder(outbox)}/{name}")
-        had_ended = look_up(f"{runs_folder(outbox)}/{name}/{SUMMARY}") is not None
         summary = carry_out(files, outbox, name, plan, progress)
-        if had_ended:
-            summary.notes.append(f"run {name} had ended before; there was nothing to resume")
         write_summary(files, outbox, summary)
         return summary
 
 
+def complete_reports(files: Files, outbox: str) -> None:
+    """Finish what a crash left of appending to the manifest, before another run appends to it."""
+    for run in all_runs(outbox):
+        plan = Plan.peek(folder := f"{runs_folder(outbox)}/{run}")
+        if plan is None or read_summary(outbox, run) is not None:
+            continue
+        marks = replay(folder, plan.count).marks
+        if "manifest" in marks and "reported" not in marks:
+            with closing(Journal(files, folder, plan.count)) as journal:
+                append_manifest(files, outbox, run, journal)
+
+
 def undo(outbox: str, run: str | None, progress: Progress, files: Files) -> Summary:
     """Take a run back, the newest that is not undone by default, as a run of its own."""
-    outbox = os.path.realpath(outbox)
+    outbox = absolute(outbox)
     with held(files, outbox, create=False):
         name = chosen(outbox, run, _newest_undoable(outbox), "to undo")
-        folder = f"{runs_folder(outbox)}/{name}"
-        plan = Plan.open(folder)
-        if plan.head["verb"] == "undo":
-            message = f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}"
-            raise UsageError(message)
-        known = replay(folder, plan.count)
-        mine = new_run(files, outbox)
-        head = {"verb": "undo", "undoes": name, "inbox": plan.head["inbox"], "outbox": outbox, "started": now()}
+        plan = _undoable(outbox, name)
+        complete_reports(files, outbox)
         roots = Roots(plan.head["inbox"], outbox)
+        with closing(Journal(files, f"{runs_folder(outbox)}/{name}", plan.count)) as journal:
+            Executor(files, roots, journal, name, THREADS).settle(plan)
+            known = journal.known
+        mine = new_run(files, outbox)
+        head = {"verb": "undo", "undoes": name, "inbox": roots.inbox, "outbox": outbox, "started": now()}
         operations = reverse(lambda: _done(plan, known), known.folders, lambda path: _found(roots.absolute(path)))
         sealed = seal_plan(files, outbox, mine, head, operations)
         summary = carry_out(files, outbox, mine, sealed, progress)
@@ -111,16 +127,29 @@ def seal_plan(files: Files, outbox: str, run: str, head: dict[str, Any], operati
     return writer.plan
 
 
+def _undoable(outbox: str, name: str) -> Plan:
+    """The plan of a run that can be undone now; UsageError or DicomsortError says why it cannot."""
+    plan = Plan.open(f"{runs_folder(outbox)}/{name}")
+    if plan.head["verb"] == "undo":
+        raise UsageError(f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}")
+    if not os.path.isdir(inbox := plan.head["inbox"]):
+        raise DicomsortError(f"run {name}: expected its inbox {inbox!r}, received nothing there; mount it, then undo")
+    for undoing, undone in undoings(outbox).items():
+        if undone == name and read_summary(outbox, undoing) is None:
+            raise UsageError(f"run {undoing}, which undoes {name}, was cut short: `dicomsort resume` finishes it")
+    return plan
+
+
 def _newest_undoable(outbox: str) -> str | None:
+    """The newest run that sorted and is not wholly undone."""
     undone = set()
+    for undoing, name in undoings(outbox).items():
+        summary = read_summary(outbox, undoing)
+        if summary is not None and not summary.needs_person:
+            undone.add(name)
     for run in reversed(all_runs(outbox)):
-        try:
-            head = Plan.open(f"{runs_folder(outbox)}/{run}").head
-        except DicomsortError:  # a run without a sealed plan placed nothing
-            continue
-        if head["verb"] == "undo":
-            undone.add(head["undoes"])
-        elif run not in undone:
+        plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
+        if plan and plan.head["verb"] != "undo" and run not in undone:
             return run
     return None
 

@@ -16,13 +16,13 @@ from dicomsort.errors import UsageError
 from dicomsort.files import Files
 from dicomsort.journal import STATE
 from dicomsort.plan import Layout, Options, parse_layout, plan
-from dicomsort.records import RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Verb
+from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Verb
 from dicomsort.report import Summary, history, write_summary
 from dicomsort.sorting.examining import examine_inbox
 from dicomsort.sorting.looking import Looker
 from dicomsort.sorting.outbox import held, new_run, now, unfinished
 from dicomsort.sorting.progress import Progress
-from dicomsort.sorting.running import carry_out, seal_plan
+from dicomsort.sorting.running import carry_out, complete_reports, seal_plan
 from dicomsort.sorting.surroundings import Around
 
 SETTLE = 60.0
@@ -45,6 +45,8 @@ def check(inbox: str, outbox: str | None, settings: SortSettings) -> Request:
     """Prove that a request can be carried out; UsageError or BundleError otherwise."""
     layout = parse_layout(settings.layout)
     bundle = load(settings.model or default_path(), RENDERING_VERSION)
+    if "" in {inbox, outbox}:
+        raise UsageError("expected an INBOX and an OUTBOX, received an empty name")
     source, target = os.path.realpath(inbox), outbox and os.path.realpath(outbox)
     _check_inbox(inbox, source)
     if target is None and not settings.dry_run:
@@ -73,14 +75,15 @@ def _check_inbox(inbox: str, source: str) -> None:
 
 
 def _check_outbox(source: str, target: str, bundle: Bundle) -> None:
-    if source == target:
+    if os.path.exists(target) and os.path.samefile(source, target):
         message = f"expected an OUTBOX other than the INBOX, received {target!r} for both"
         raise UsageError(message)
     if os.path.exists(target) and not os.path.isdir(target):
         message = f"OUTBOX: expected a folder, received {target!r} (a file)"
         raise UsageError(message)
     inside = os.path.relpath(source, target).split("/")[0]
-    if inside in {*bundle.labels, "OTHER", REVIEW, UNREADABLE, STATE}:
+    own = {*bundle.labels, OTHER, REVIEW, UNREADABLE, STATE}
+    if inside in own or (inside != ".." and any(p.destination.split("/")[0] == inside for _, p in history(target))):
         message = f"expected an INBOX outside what the OUTBOX holds, received its folder {inside!r}"
         raise UsageError(message)
 
@@ -114,6 +117,7 @@ class _Job:
     def carry_out(self, catalog: Catalog, files: Files, outbox: str) -> Summary:
         if cut_short := unfinished(outbox):
             self.notes.append(f"run {cut_short} was cut short: `dicomsort resume {outbox} {cut_short}` finishes it")
+        complete_reports(files, outbox)
         run = new_run(files, outbox)
         operations = self._operations(catalog)
         settings = self.request.settings
@@ -158,7 +162,7 @@ class _Job:
         if self.request.outbox is None:
             return
         for is_there, placement in history(self.request.outbox):
-            if placement.study and not catalog.has_study(placement.study):
+            if not catalog.concerns(placement):
                 continue
             if is_there:
                 catalog.place(placement)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import stat
 
 from dicomsort.catalog import Catalog
 from dicomsort.files import look_up, sha256_of
-from dicomsort.records import Placement
 
 
 class Around:
@@ -26,14 +26,20 @@ class Around:
         """Whether several files of this run have this SOP Instance UID."""
         return self._catalog.is_repeated(sop)
 
-    def placed_instances(self, study: str, sop: str) -> list[Placement]:
-        """Where earlier runs put the files with this SOP Instance UID, those that are still there."""
-        placed = self._catalog.placed_instances(study, sop) if self._remembers else []
-        return [p for p in placed if look_up(f"{self._outbox}/{p.destination}")]
+    def placed_instance(self, sop: str, sha256: str | None) -> str | None:
+        """Where an earlier run put a file with this SOP Instance UID, of this content or of any; None if it went."""
+        placed = self._catalog.placed_instances(sop, sha256) if self._remembers else ()
+        return next((p.destination for p in placed if self._status(p.destination)), None)
+
+    def _status(self, destination: str) -> os.stat_result | None:
+        return look_up(f"{self._outbox}/{destination}") if self._outbox else None
 
     def holds(self, destination: str, size: int, sha256: str) -> bool | None:
         """Whether the file at a destination has this content; an earlier run's word for it is taken."""
-        status = look_up(f"{self._outbox}/{destination}") if self._outbox else None
+        try:
+            status = self._status(destination)
+        except OSError:  # too long a name for this file system
+            return False
         if status is None:
             return None
         if not stat.S_ISREG(status.st_mode) or status.st_size != size:

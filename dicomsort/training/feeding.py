@@ -90,10 +90,10 @@ def predict_rows(model: Any, images: NDArray[np.uint8], rows: Indices, step: Ste
     return np.concatenate(parts)
 
 
-def run(model: Any, data: Any, held: Any, epochs: int, learning_rate: float, step: Step) -> dict[str, list[float]]:
+def run(model: Any, data: Any, held: Any, epochs: int, learning_rate: Any, step: Step) -> dict[str, list[float]]:
     """Compile and fit as the reference does: Adam, categorical cross-entropy, accuracy; return the history.
 
-    ``data`` shuffles itself, by a seed of its own.
+    ``data`` shuffles itself, by a seed of its own. ``learning_rate`` is a number or a schedule of Keras.
     """
     model.compile(keras.optimizers.Adam(learning_rate), "categorical_crossentropy", metrics=["accuracy"])
     watch = [Watch(step, epochs)]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dicomsort.training.tensors import Rendered
 
 FOLDS = 10
-HEAD_DROPOUT, HEAD_L2 = 0.7, 1e-3
+HEAD_DROPOUT, HEAD_L2 = 0.5, 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,10 @@ def fit_whole(architecture: Architecture, rendered: Rendered, recipe: Recipe, re
 
 
 def fit_head(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Fitted:
-    """Train a softmax layer on frozen features: once with sources held out, once a fold, at last on everything."""
+    """Train a softmax layer on frozen features: once with sources held out, once a fold, at last on everything.
+
+    The learning rate falls to 0 along a cosine.
+    """
     dataset = rendered.dataset
     grouped = dataset.grouped()
     body = architecture.build(rendered.images.shape[1:])
@@ -131,7 +134,8 @@ class _Heads:
                 keras.layers.Dense(
                     truth.shape[1],
                     activation="softmax",
-                    kernel_initializer=keras.initializers.GlorotUniform(recipe.seed),
+                    # Random weights would stay random in those directions that only unseen sources have.
+                    kernel_initializer="zeros",
                     kernel_regularizer=keras.regularizers.L2(HEAD_L2),
                     name="probabilities",
                 ),
@@ -141,8 +145,10 @@ class _Heads:
         weights = balance(self.dataset.only(train))
         data = Batches(self.features, train, truth[train], recipe.batch_size, recipe.seed, weights)
         validation = None if held is None else Batches(self.features, held, truth[held], recipe.batch_size)
-        with self.reporter.step(name, recipe.epochs * len(data)) as step:
-            history = run(head, data, validation, recipe.epochs, recipe.learning_rate, step)
+        steps = recipe.epochs * len(data)
+        rate = keras.optimizers.schedules.CosineDecay(recipe.learning_rate, steps)
+        with self.reporter.step(name, steps) as step:
+            history = run(head, data, validation, recipe.epochs, rate, step)
         return head, history
 
 

@@ -1,0 +1,115 @@
+"""The manifest, the summary and the history of runs; derived from plan and journal, so they can be made again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dicomsort.files import Files, closing, look_up
+from dicomsort.journal import runs_folder
+from dicomsort.records import Action, Operation, Outcome, Result, Row, Status, Verb
+from dicomsort.report.manifest import COLUMNS, RunManifest, append_manifest, history
+from dicomsort.report.text import printable, visible
+
+__all__ = [
+    "COLUMNS",
+    "NEEDS_PERSON",
+    "RunManifest",
+    "Summary",
+    "append_manifest",
+    "final_row",
+    "history",
+    "needs_person",
+    "printable",
+    "read_summary",
+    "visible",
+    "write_summary",
+]
+
+NEEDS_PERSON = frozenset({Status.REVIEW, Status.UNREADABLE, Status.CONFLICT, Status.CHANGED, Status.FAILED})
+_SUMMARY = "summary.json"
+_ENDED = {Outcome.DUPLICATE: Status.DUPLICATE, Outcome.CONFLICT: Status.CONFLICT, Outcome.CHANGED: Status.CHANGED}
+
+
+@dataclass
+class Summary:
+    """What a run did, for people, for ``--json`` and for the exit code."""
+
+    run_id: str = ""
+    verb: str = "sort"
+    dry_run: bool = False
+    found: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    statuses: Counter[str] = field(default_factory=Counter)
+    classes: Counter[str] = field(default_factory=Counter)  # of what was placed in a class folder or OTHER
+    actions: Counter[str] = field(default_factory=Counter)
+    held: Counter[str] = field(default_factory=Counter)  # by reason
+    archives: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def count(self, row: Row) -> None:
+        """Count one final row."""
+        self.found += 1
+        self.bytes += row.size
+        self.actions[row.action] += 1
+        if row.action == Action.UNDONE:
+            self.statuses[row.action] += 1
+            return
+        self.statuses[row.status] += 1
+        if row.status in {Status.SORTED, Status.OTHER}:
+            self.classes[row.class_] += 1
+        if needs_person(row):
+            self.held[row.reason] += 1
+        if row.reason == "archive":
+            self.archives.append(row.source)
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether the run newly found something that a person must look at."""
+        return any(self.statuses[status] for status in NEEDS_PERSON)
+
+    def as_json(self) -> dict[str, Any]:
+        """The summary as JSON values."""
+        seconds, archives = round(self.seconds, 3), [printable(archive) for archive in self.archives]
+        return {**vars(self), "seconds": seconds, "archives": archives}
+
+
+def needs_person(row: Row) -> bool:
+    """Whether this row is one that a person must look at."""
+    return row.status in NEEDS_PERSON and row.action != Action.UNDONE
+
+
+def final_row(row: Row, operation: Operation, result: Result | None) -> Row:
+    """The planned row, corrected by what really happened."""
+    if operation.verb is Verb.LEAVE or (result and result.outcome is Outcome.DONE):
+        return row
+    outcome, message = (result.outcome, result.message) if result else (Outcome.FAILED, "not carried out")
+    status = _ENDED.get(outcome, Status.FAILED)
+    destination = row.destination if outcome is Outcome.DUPLICATE else ""
+    reason = row.reason if outcome is Outcome.DUPLICATE else str(status)
+    notes = "; ".join(note for note in (message, row.message) if note)
+    return replace(row, status=status, action=Action.LEFT, destination=destination, reason=reason, message=notes)
+
+
+def write_summary(files: Files, outbox: str, summary: Summary) -> None:
+    """Write the run's ``summary.json``."""
+    path = f"{runs_folder(outbox)}/{summary.run_id}/{_SUMMARY}"
+    if look_up(path) is not None:
+        files.unlink(path)
+    with closing(files.create(path, 0o600)) as descriptor:
+        files.write(descriptor, json.dumps(summary.as_json(), indent=1).encode() + b"\n")
+        files.flush(descriptor)
+
+
+def read_summary(outbox: str, run: str) -> Summary | None:
+    """The summary of a run that came to its end; None where there is none, or a half-written one."""
+    try:
+        told = json.loads(Path(f"{runs_folder(outbox)}/{run}/{_SUMMARY}").read_text(encoding="utf-8"))
+        counters = {name: Counter(told[name]) for name in ("statuses", "classes", "actions", "held")}
+        return Summary(**(told | counters))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

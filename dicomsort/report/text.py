@@ -1,0 +1,42 @@
+"""Names as the manifest writes them, and as a terminal may show them."""
+
+from __future__ import annotations
+
+import os
+import re
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f]")
+_ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
+
+
+def printable(text: str) -> str:
+    r"""The text as UTF-8 can hold it: bytes that are no UTF-8, and control characters but line feed, become ``\xNN``.
+
+    A backslash that would read as the beginning of such an escape becomes one itself, so that ``restored`` can tell.
+    """
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text
+    plain = _ESCAPE.sub(lambda found: f"\\x5cx{found[1]}", text)
+    plain = plain.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", plain)
+
+
+def restored(text: str) -> str:
+    """The inverse of ``printable``."""
+    if "\\x" not in text:
+        return text
+    parts = _ESCAPE.split(text)
+    parts[1::2] = [bytes.fromhex(code) for code in parts[1::2]]
+    return os.fsdecode(b"".join(part if isinstance(part, bytes) else os.fsencode(part) for part in parts))
+
+
+def cell(text: str) -> str:
+    """The text as a cell that no spreadsheet runs as a formula."""
+    shown = printable(text)
+    return f"'{shown}" if text.startswith(FORMULA) else shown
+
+
+def visible(text: str) -> str:
+    """The text for a terminal: control characters, which could drive it, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(text))
