@@ -93,7 +93,7 @@ def test_the_default_bundle_is_what_the_program_expects() -> None:
     assert sum(path.stat().st_size for path in bundle.folder.iterdir()) < 12_000_000
 
 
-@pytest.mark.parametrize(("field", "value"), WRONG, ids=lambda part: repr(part)[:40])
+@pytest.mark.parametrize(("field", "value"), WRONG, ids=lambda part: "missing" if part is MISSING else repr(part)[:40])
 def test_a_wrong_field_is_refused_by_name(folder: Path, field: str, value: object) -> None:
     _change(folder, **{field: value})
     with pytest.raises(BundleError, match=f"{field}: expected .*, received ") as caught:

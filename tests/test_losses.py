@@ -40,7 +40,7 @@ def test_a_run_that_was_undone_is_not_resumed(tmp_path: Path) -> None:
     assert read_tree(inbox) == FILES
     ran = run("resume", outbox)
     assert "undone" in ran.err or "nothing to resume" in ran.out
-    named = next(iter((outbox / ".dicomsort" / "runs").iterdir())).name
+    named = min(path.name for path in (outbox / ".dicomsort" / "runs").iterdir())
     assert "has undone" in run("resume", outbox, named).err
     assert read_tree(inbox) == FILES
 

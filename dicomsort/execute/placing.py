@@ -79,13 +79,14 @@ class Placer:
         made = look_up(part)
         if made is None or source is None:
             return self._occupied(o, target)
-        if not os.path.samestat(made, target) and not _is_torn(path, target, part):
-            return self._occupied(o, target)
         if target.st_size == o.size and sha256_of(path) == o.sha256:
             self._stamp(o, path)
             return Result(o.number, Outcome.DONE, inode=target.st_ino)
-        self._files.unlink(path)
-        return None
+        if os.path.samestat(made, target) or _is_torn(path, target, part):
+            self._files.unlink(path)
+            return None
+        self.tidy(o)
+        return self._occupied(o, target)
 
     def _occupied(self, o: Operation, target: os.stat_result) -> Result:
         if stat.S_ISREG(target.st_mode) and target.st_size == o.size:
