@@ -31,7 +31,7 @@ demo: $(STAMP) ## sort sample_data/inbox into outbox/ and show the manifest
 	@$(BIN)/python sample_data/show_manifest.py outbox/manifest.csv
 
 test: $(STAMP) ## the whole test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: lint test ## what CI runs: lint, types, the import rule, tests
 

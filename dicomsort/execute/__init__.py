@@ -21,7 +21,7 @@ from dicomsort.records import Operation, Outcome, Result, Verb
 
 __all__ = ["BATCH", "Executor", "Roots"]
 
-BATCH = 512
+BATCH = 1024
 _FOLDER_VERBS = frozenset({Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER})
 T = TypeVar("T")
 R = TypeVar("R")

@@ -45,6 +45,7 @@ class Placer:
         self._roots = roots
         self._run = run
         self._begun = frozenset(known.begun)
+        self._writable: dict[str, bool] = {}
 
     def check(self, o: Operation) -> Result | None:
         """What can be said before anything is done; None where the operation is to be done."""
@@ -65,11 +66,17 @@ class Placer:
             return Result(o.number, Outcome.CHANGED, "the file is gone")
         if not _unchanged(o, source):
             return Result(o.number, Outcome.CHANGED, "the file changed after it was judged")
-        if o.verb in {Verb.MOVE, Verb.REMOVE} and not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
+        if o.verb in {Verb.MOVE, Verb.REMOVE} and not self._may_leave(os.path.dirname(path)):
             return Result(o.number, Outcome.FAILED, "its folder may not be changed, so the file cannot leave it")
         if o.verb is Verb.REMOVE and not self._same(o.source, o.kept):
             return Result(o.number, Outcome.CHANGED, "the kept file does not hold the same bytes any more")
         return None
+
+    def _may_leave(self, folder: str) -> bool:
+        known = self._writable.get(folder)
+        if known is None:
+            known = self._writable[folder] = os.access(folder, os.W_OK | os.X_OK)
+        return known
 
     def _recognise(self, o: Operation, target: os.stat_result, source: os.stat_result | None) -> Result | None:
         """A target that an attempt cut short may have made: ours by inode, or torn and ours to make again."""

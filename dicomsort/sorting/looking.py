@@ -17,7 +17,7 @@ from dicomsort.sorting.progress import Progress
 from dicomsort.tasks import look
 
 FRAMES = 5
-BATCH = 8  # frames a task: enough to fill the network's batch, few enough for a worker's time limit
+BATCH = 4  # frames a task: few, so that no worker idles at the end, and none meets its time limit
 
 Frames = list[tuple[str, int | None]]
 
