@@ -140,7 +140,8 @@ def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
     if settling := summary.statuses.get("settling"):
         yield f"{settling:,} files belong to series that changed just now and were left; take them now with --settle 0"
     if duplicates := summary.statuses.get("duplicate"):
-        yield f"{duplicates:,} files are duplicates of what the outbox holds; nothing was placed twice"
+        verb = "file is a duplicate" if duplicates == 1 else "files are duplicates"
+        yield f"{duplicates:,} {verb} of what the outbox holds; nothing was placed twice"
     if summary.archives:
         names = ", ".join(visible(name) for name in summary.archives[:SHOWN])
         more = f" and {len(summary.archives) - SHOWN} more" if len(summary.archives) > SHOWN else ""
