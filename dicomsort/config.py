@@ -45,7 +45,7 @@ OPTIONS: dict[str, Option] = {
     "engine": Option(("processes", "serial", "dask"), "processes", "What runs the tasks."),
     "scheduler": Option(str, None, "The address of the Dask scheduler (tcp://HOST:PORT)."),
     "json": Option(bool, False, "Print the summary as one JSON object."),
-    "quiet": Option(bool, False, "Show no progress."),
+    "quiet": Option(bool, False, "Print errors only."),
     "log_file": Option(Path, None, "Append the log to this file."),
     "log_format": Option(("text", "json"), "text", "The form of the log's lines."),
 }

@@ -101,7 +101,7 @@ class Header:
     series_uid: str = ""  # (0020,000E)
     series_number: str = ""  # (0020,0011)
     instance_number: str = ""  # (0020,0013)
-    refers_to: str = ""  # first Series Instance UID inside (0008,1115) Referenced Series Sequence
+    refers_to: str = ""  # first Series Instance UID in (0008,1115), (0040,A375) or (3006,0010), of what FOLLOWS only
     frames: int = 1  # (0028,0008)
     has_pixels: bool = True  # Rows and Columns are there; False for SR, PR, KO, …
 

@@ -24,7 +24,7 @@ app = typer.Typer(
     help="Sort DICOM, PNG and JPEG files into CT, MRI and X-ray, by header and by pixels, without losing one.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # plain help: Rich would take longer to import than all else together
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("sort")(sort.sort)

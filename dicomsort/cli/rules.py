@@ -16,7 +16,10 @@ _ASK = {"ASK": "says nothing: the pixels are asked", "FOLLOWS": "follows its ser
 
 
 def rules(*, as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False) -> None:
-    """Print the ordered rules, and what each Modality and SOP Class says; the first rule that applies decides."""
+    """Print the ordered rules, and what headers say.
+
+    The first rule that applies decides. Then come the tables of Modality (0008,0060) and SOP Class (0008,0016).
+    """
     from dicomsort.classify import RULES
     from dicomsort.modalities import tables
 

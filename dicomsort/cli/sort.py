@@ -20,23 +20,19 @@ SECONDS_PER_TASK = 10.0
 BYTES_PER_TASK = 1 << 30
 WARM = ("dicomsort.tasks",)
 
-_WHAT, _HOW, _RUN, _OUT = "What to do with the files", "How to judge and name", "How to run", "What to say"
 
-
-def _option(name: str, panel: str, metavar: str | None = None) -> Any:
+def _option(name: str, metavar: str | None = None) -> Any:
     option = OPTIONS[name]
     words = "|".join(option.kind) if isinstance(option.kind, tuple) else metavar
-    help_ = option.help.replace("[", "\\[")
-    return typer.Option("--" + name.replace("_", "-"), help=help_, rich_help_panel=panel, metavar=words)
+    return typer.Option("--" + name.replace("_", "-"), help=option.help, metavar=words)
 
 
 def _mode_flag(mode: str, help_: str) -> Any:
-    return typer.Option(f"--{mode}", help=help_, rich_help_panel=_WHAT)
+    return typer.Option(f"--{mode}", help=help_)
 
 
 _CONFIG = typer.Option(
     metavar="FILE",
-    rich_help_panel=_RUN,
     help="A TOML file of options; a flag beats the environment (DICOMSORT_*), which beats the file.",
 )
 
@@ -51,22 +47,22 @@ def sort(  # the parameters are what Typer makes options of; they are read from 
     copy: Annotated[bool, _mode_flag("copy", "Copy the files (the default).")] = False,
     move: Annotated[bool, _mode_flag("move", "Move the files.")] = False,
     link: Annotated[bool, _mode_flag("link", "Make hard links to the files.")] = False,
-    dry_run: Annotated[bool | None, _option("dry_run", _WHAT)] = None,
-    duplicates: Annotated[str | None, _option("duplicates", _WHAT)] = None,
-    prune_empty: Annotated[bool | None, _option("prune_empty", _WHAT)] = None,
-    settle: Annotated[float | None, _option("settle", _WHAT, "SECONDS")] = None,
-    model: Annotated[Path | None, _option("model", _HOW, "PATH")] = None,
-    evidence: Annotated[str | None, _option("evidence", _HOW)] = None,
-    layout: Annotated[str | None, _option("layout", _HOW, "uid|keep|readable|TEMPLATE")] = None,
-    workers: Annotated[int | None, _option("workers", _RUN, "N")] = None,
-    engine: Annotated[str | None, _option("engine", _RUN)] = None,
-    scheduler: Annotated[str | None, _option("scheduler", _RUN, "ADDRESS")] = None,
+    dry_run: Annotated[bool | None, _option("dry_run")] = None,
+    duplicates: Annotated[str | None, _option("duplicates")] = None,
+    prune_empty: Annotated[bool | None, _option("prune_empty")] = None,
+    settle: Annotated[float | None, _option("settle", "SECONDS")] = None,
+    model: Annotated[Path | None, _option("model", "PATH")] = None,
+    evidence: Annotated[str | None, _option("evidence")] = None,
+    layout: Annotated[str | None, _option("layout", "uid|keep|readable|TEMPLATE")] = None,
+    workers: Annotated[int | None, _option("workers", "N")] = None,
+    engine: Annotated[str | None, _option("engine")] = None,
+    scheduler: Annotated[str | None, _option("scheduler", "ADDRESS")] = None,
     config: Annotated[Path | None, _CONFIG] = None,
-    json: Annotated[bool | None, _option("json", _OUT)] = None,
-    quiet: Annotated[bool | None, _option("quiet", _OUT)] = None,
-    log_file: Annotated[Path | None, _option("log_file", _OUT, "FILE")] = None,
-    log_format: Annotated[str | None, _option("log_format", _OUT)] = None,
-    held_ok: Annotated[bool | None, _option("held_ok", _OUT)] = None,
+    json: Annotated[bool | None, _option("json")] = None,
+    quiet: Annotated[bool | None, _option("quiet")] = None,
+    log_file: Annotated[Path | None, _option("log_file", "FILE")] = None,
+    log_format: Annotated[str | None, _option("log_format")] = None,
+    held_ok: Annotated[bool | None, _option("held_ok")] = None,
 ) -> None:
     """Sort the files of INBOX into OUTBOX by what they show.
 

@@ -17,12 +17,18 @@ NEEDS_PERSON = 3
 
 
 def resume(outbox: Outbox, run: Run = None, *, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Go on with a run that was cut short (the newest unfinished one by default)."""
+    """Go on with a run that was cut short.
+
+    The newest unfinished one by default.
+    """
     _finish("resume", outbox, run, as_json=as_json, quiet=quiet)
 
 
 def undo(outbox: Outbox, run: Run = None, *, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Take a run back (the newest by default): paths, modes, times and folders as they were before it."""
+    """Take a run back, the newest by default.
+
+    Paths, modes, times and folders are as they were before it. What was there before, or changed since, is not touched.
+    """
     _finish("undo", outbox, run, as_json=as_json, quiet=quiet)
 
 
@@ -55,7 +61,10 @@ def runs(outbox: Outbox, *, as_json: Json = False) -> None:
 
 
 def verify(outbox: Outbox, *, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Hash what the manifest says was placed, and compare; exit code 3 where a file is gone or differs."""
+    """Hash what was placed and compare with the manifest.
+
+    Exit code 3 where a file is gone or differs.
+    """
     from dicomsort.report import visible
     from dicomsort.sorting import verify as check
 

@@ -39,7 +39,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Fixes splits, first weights and order.")] = 0,
     show: Annotated[bool, typer.Option("--show", help="Open the plots when done.")] = False,
 ) -> None:
-    """Train a model on DATASET, in which a folder is a class, and write it as a bundle.
+    """Train a model on a folder of images a class.
 
     Example: dicomsort train --arch efficientnet-lite0 --out models/ours images/
     """
@@ -69,7 +69,7 @@ def predict(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead.")] = False,
 ) -> None:
-    """Judge files by their pixels alone, whatever a header says; a line a file, in the order given.
+    """Judge files by their pixels alone, a line a file.
 
     The line, as CSV: path, class, confidence, probabilities, abstained, reason.
     """

@@ -43,7 +43,7 @@ _GROUP_8: Final = (b"\x08\x00", b"\x00\x08")  # where a data set without file me
 _GROUP_10: Final = 0x00100000
 _MESSAGES: Final = {
     "truncated-header": "the data end within the header",
-    "damaged-header": "the bytes where the header should be are not the header of an image",
+    "damaged-header": "no data element that tells what this file is could be read",
     "deflate-broken": "the deflated data set cannot be inflated",
     "nesting-beyond-limit": "sequences are nested deeper than any real file nests them",
     "header-beyond-limit": "the header is larger than any real one",
