@@ -12,7 +12,7 @@ from typing import Any
 
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.execute import Executor, Roots
-from dicomsort.files import Files, look_up
+from dicomsort.files import Files, is_network, look_up
 from dicomsort.journal import Journal, Plan, PlanWriter, Replay, replay, runs_folder
 from dicomsort.plan import reverse
 from dicomsort.records import Found, Operation, Outcome, Result, Row, Verb
@@ -29,7 +29,8 @@ from dicomsort.report import (
 from dicomsort.sorting.outbox import absolute, all_runs, chosen, held, new_run, now, undoings, unfinished
 from dicomsort.sorting.progress import Progress
 
-THREADS = 4
+# Threads that place: a local disk answers sooner than the interpreter switches between many, a network does not.
+LOCAL_THREADS, NETWORK_THREADS = 2, 8
 _log = logging.getLogger("dicomsort")
 
 
@@ -51,13 +52,17 @@ def carry_out(files: Files, outbox: str, run: str, plan: Plan, progress: Progres
             progress.advance(len(batch))
 
         progress.stage("placing files", plan.count)
-        Executor(files, Roots(inbox, outbox), journal, run, THREADS).run(plan, report)
+        Executor(files, Roots(inbox, outbox), journal, run, _threads(outbox)).run(plan, report)
         manifest.flush()
         if "reported" not in journal.known.marks:
             append_manifest(files, outbox, run, journal)
     summary.seconds = time.monotonic() - started
     summary.notes = list(plan.head.get("notes", []))
     return summary
+
+
+def _threads(outbox: str) -> int:
+    return NETWORK_THREADS if is_network(outbox) else LOCAL_THREADS
 
 
 def _count(row: Row, summary: Summary) -> None:
@@ -106,7 +111,7 @@ def undo(outbox: str, run: str | None, progress: Progress, files: Files) -> Summ
         complete_reports(files, outbox)
         roots = Roots(plan.head["inbox"], outbox)
         with closing(Journal(files, f"{runs_folder(outbox)}/{name}", plan.count)) as journal:
-            Executor(files, roots, journal, name, THREADS).settle(plan)
+            Executor(files, roots, journal, name, LOCAL_THREADS).settle(plan)
             known = journal.known
         mine = new_run(files, outbox)
         head = {"verb": "undo", "undoes": name, "inbox": roots.inbox, "outbox": outbox, "started": now()}
