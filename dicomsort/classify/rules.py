@@ -180,7 +180,7 @@ RULES = (
         lambda c: c.said.follows and bool(_held_folder(c)), lambda c, name: _follow(c, name, _held_folder(c)),
     ),
     Rule(
-        "no-study-to-follow", "SR, PR, KO, SEG, RT …: nothing to follow, or several classes", "OTHER/<KIND>",
+        "no-study-to-follow", "SR, PR, KO, SEG, RT …: nothing to follow, or several classes", "OTHER, below its kind",
         lambda c: c.said.follows, _put(DecidedBy.HEADER, lambda _: OTHER),
     ),
     Rule(
