@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 RENDERING_VERSION = 1  # of ``pixels.render``; a bundle trained on another rendering is refused
 
@@ -60,8 +61,17 @@ class DecidedBy(StrEnum):
     NONE = "none"
 
 
+class _Packed:
+    """Pickles as the plain tuple of its fields: what every file costs on its way from a worker."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
+        return type(self), tuple([getattr(self, name) for name in self.__slots__])
+
+
 @dataclass(frozen=True, slots=True)
-class Found:
+class Found(_Packed):
     """A regular file that the walk found, with what ``stat`` says of it."""
 
     path: str
@@ -73,7 +83,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class Header(_Packed):
     """What a file's first bytes tell: its kind by content and, for DICOM, the tags that matter (PS3.6 names).
 
     Text values are stripped of padding (blanks, NUL) and decoded by (0008,0005); absent ones are ``""``.
@@ -198,7 +208,7 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
+class Examined(_Packed):
     """A file after its header was read: what it is, the SHA-256 of its bytes, or why it could not be read."""
 
     found: Found

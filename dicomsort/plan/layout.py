@@ -126,6 +126,8 @@ def with_suffix(path: str, sha256: str) -> str:
 
 def fold(path: str) -> str:
     """What two names share that some file system would take for one: case and Unicode normal form put aside."""
+    if path.isascii():
+        return path.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
