@@ -41,8 +41,8 @@ def test_scan_takes_folders_for_classes_and_sources_and_skips_hidden_files(tmp_p
 
 
 def test_groups_are_read_from_a_table(tmp_path: Path) -> None:
-    make_files(tmp_path, {"good.csv": "source,group\na,x\nb,x\n", "bad.csv": "a,b\n1,2\n"})
-    assert read_groups(tmp_path / "good.csv") == {"a": "x", "b": "x"}
+    make_files(tmp_path, {"good.csv": "source,group\na,x\nb,x\nc,\nd\n", "bad.csv": "a,b\n1,2\n"})
+    assert read_groups(tmp_path / "good.csv") == {"a": "x", "b": "x", "c": "c", "d": "d"}
     for name in ("bad.csv", "gone.csv"):
         with pytest.raises(UsageError, match="expected a CSV file with the columns source and group"):
             read_groups(tmp_path / name)

@@ -36,6 +36,9 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Adam's.")] = 0.001,
     validation_split: Annotated[float, typer.Option(help="The share that is held out, 0 to 1.")] = 0.2,
+    groups: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV (source, group): source folders to keep on one side.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Fixes splits, first weights and order.")] = 0,
     show: Annotated[bool, typer.Option("--show", help="Open the plots when done.")] = False,
 ) -> None:
@@ -48,7 +51,7 @@ def train(
     from dicomsort.training.trainer import Settings
     from dicomsort.training.trainer import train as run
 
-    settings = Settings(dataset, out, arch, epochs, batch_size, learning_rate, validation_split, seed)
+    settings = Settings(dataset, out, arch, epochs, batch_size, learning_rate, validation_split, seed, groups)
     with Reporter() as reporter:
         trained = run(settings, reporter)
     figures = trained.figures

@@ -107,8 +107,8 @@ def read_groups(path: Path) -> dict[str, str]:
     """Return source -> group from a CSV file with the columns ``source`` and ``group``; UsageError for another file."""
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        return {row["source"]: row["group"] for row in rows}
+            rows = list(csv.DictReader(stream, restval=""))
+        return {row["source"]: row["group"] or row["source"] for row in rows}
     except (OSError, KeyError, UnicodeError, csv.Error) as error:
         msg = f"--groups {str(path)!r}: expected a CSV file with the columns source and group, received {error}"
         raise UsageError(msg) from error
