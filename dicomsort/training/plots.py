@@ -31,8 +31,13 @@ AXES_POINTS, LINE_POINTS = 220, 15  # about the height of a history's axes, and 
 ROWS_LABELLED = 30
 
 
-def plot_history(history: Mapping[str, Sequence[float]], column: str, path: Path) -> None:
-    """Draw ``column`` (accuracy or loss) and its ``val_`` twin over the epochs, the best held-out epoch marked."""
+def plot_history(
+    history: Mapping[str, Sequence[float]], column: str, path: Path, kept: int | None = None
+) -> None:
+    """Draw ``column`` (accuracy or loss) and its ``val_`` twin over the epochs.
+
+    The epoch ``kept``, counted from 1, is marked: the one whose weights the bundle has; without it the best by column.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -43,8 +48,12 @@ def plot_history(history: Mapping[str, Sequence[float]], column: str, path: Path
         axes.plot(epochs, history[column], color=TRAINING, linewidth=2, marker="o", markersize=4)
         axes.plot(epochs, history[f"val_{column}"], color=HELD_OUT, linewidth=2, marker="o", markersize=4)
         held = np.array(history[f"val_{column}"])
-        best = int(held.argmax() if column == "accuracy" else held.argmin())
+        best = kept - 1 if kept else int(held.argmax() if column == "accuracy" else held.argmin())
         axes.scatter([epochs[best]], [held[best]], s=110, facecolors="none", edgecolors=HELD_OUT, linewidths=1.6)
+        axes.axvline(epochs[best], color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
+        shown = f"{held[best]:.1%}" if column == "accuracy" else f"{held[best]:.3f}"
+        ring = f"ring: epoch {epochs[best]}, {'kept' if kept else 'the best'}, {shown} in validation"
+        axes.set_title(ring, loc="right", color=HELD_OUT, fontsize=9, fontweight="normal")
         ends = (("training", history[column][-1], TRAINING), ("validation", float(held[-1]), HELD_OUT))
         for (name, value, colour), shift in zip(ends, _apart(ends[0][1], ends[1][1], axes.get_ylim()), strict=True):
             axes.annotate(
@@ -57,8 +66,9 @@ def plot_history(history: Mapping[str, Sequence[float]], column: str, path: Path
                 annotation_clip=False,
             )
         axes.set_title(column.capitalize())
-        axes.set_xlabel("epoch (ring: the best on the validation images)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xlim(epochs[0] - 0.3, epochs[-1] + 0.3)
         axes.grid(axis="y", color=FAINT, linewidth=0.7)
         if column == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))

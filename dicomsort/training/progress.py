@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 PLAIN_EVERY = 15.0
+SPEED_SECONDS = 600.0  # over which the speed is measured: a batch of a large network takes a minute
 
 
 class Reporter:
@@ -36,8 +38,9 @@ class Reporter:
             TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             console=self._console,
             expand=True,
+            speed_estimate_period=SPEED_SECONDS,
         )
-        self._said = 0.0
+        self._said = time.monotonic()
 
     def __enter__(self) -> Self:
         """Start the display, where there is a terminal for one."""
@@ -56,10 +59,10 @@ class Reporter:
         self._console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
-    def step(self, name: str, total: int) -> Iterator[Step]:
-        """Yield the counter of a step of ``total`` parts."""
-        task = self._progress.add_task(name, total=total, text="")
-        step = Step(self, int(task), name, total)
+    def step(self, name: str, total: int, done: int = 0) -> Iterator[Step]:
+        """Yield the counter of a step of ``total`` parts, of which some were ``done`` earlier."""
+        task = self._progress.add_task(name, total=total, completed=done, text="")
+        step = Step(self, int(task), name, total, done)
         yield step
         if not self._live:
             self.note(f"{name}: {step.done} of {total} done {step.text}".rstrip())
@@ -68,25 +71,38 @@ class Reporter:
         """Bring a step's count to the display, or say it when the last line is old enough."""
         if self._live:
             task = self._progress.task_ids[step.task]
-            self._progress.update(task, completed=step.done, text=step.text)
+            self._progress.update(task, completed=step.done, total=step.total, text=step.text)
         elif (now := time.monotonic()) - self._said > PLAIN_EVERY:
             self._said = now
-            self.note(f"{step.name}: {step.done} of {step.total} {step.text}".rstrip())
+            self.note(f"{step.name}: {step.done} of {step.total}{step.left()} {step.text}".rstrip())
 
 
 class Step:
     """A step's count, and a few words beside it."""
 
-    def __init__(self, reporter: Reporter, task: int, name: str, total: int) -> None:
-        """Count from 0."""
+    def __init__(self, reporter: Reporter, task: int, name: str, total: int, done: int = 0) -> None:
+        """Count from ``done``."""
         self._reporter = reporter
-        self.task, self.name, self.total, self.done, self.text = task, name, total, 0, ""
+        self.task, self.name, self.total, self.done, self.text = task, name, total, done, ""
+        self._first, self._began = done, time.monotonic()
 
     def advance(self, parts: int = 1, text: str | None = None) -> None:
         """Count ``parts`` as done; ``text``, where given, replaces the words beside the count."""
         self.done = min(self.done + parts, self.total)
         self.text = self.text if text is None else text
         self._reporter.show(self)
+
+    def end(self) -> None:
+        """Count no further: what is done is all there is."""
+        self.total = self.done
+        self._reporter.show(self)
+
+    def left(self) -> str:
+        """Say how long the rest will take at the speed so far, "" before anything is known."""
+        if self.done == self._first:
+            return ""
+        seconds = (time.monotonic() - self._began) / (self.done - self._first) * (self.total - self.done)
+        return f", {timedelta(seconds=round(seconds))} left"
 
 
 def load_tensorflow() -> None:

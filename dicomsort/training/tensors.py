@@ -1,32 +1,57 @@
-"""Renders every image of a data set once, in parallel, into one file mapped to memory."""
+"""Renders every image of a data set once, by an engine's workers, into one file mapped to memory."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import multiprocessing
 import os
-import signal
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import secrets
+from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dicomsort.errors import DicomsortError, WorkerLost
+from dicomsort.engine import submit_batch
+from dicomsort.errors import DicomsortError
 from dicomsort.pixels import INPUT_SHAPE, PixelsError, render
+from dicomsort.training.cache import recall, remember
+from dicomsort.training.grouping import Kept, keep_together
+from dicomsort.training.identity import patient, perceptual_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
+    from dicomsort.engine import Engine
+    from dicomsort.errors import WorkerLost
     from dicomsort.training.dataset import Dataset
     from dicomsort.training.progress import Reporter
 
-BATCH = 16
+BATCH = 8  # files a task: its time limit holds for all of them
+AHEAD = 4  # tasks a worker whose results may wait
+SALT_BYTES = 16
+
+
+class Seen(NamedTuple):
+    """What a worker found: SHA-256, salted hash of the patient, perceptual hash; or why the file is no image."""
+
+    digest: str = ""
+    patient: str = ""
+    print: NDArray[np.uint64] | None = None
+    problem: str = ""
+
+
+class Room(NamedTuple):
+    """Where workers put what they render: the array's file and the offset of its data; the cache, "" for none."""
+
+    array: str
+    offset: int
+    cache: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +59,8 @@ class Rendered:
     """A data set with its pixels.
 
     ``images``: uint8 (M, 224, 224, 3), mapped; ``rows[i]`` is the row of item i of ``dataset``. ``digests`` are the
-    files' SHA-256, ``skipped`` the (relative path, reason) of files that are no readable image.
+    files' SHA-256, ``skipped`` the (relative path, reason) of files that are no readable image, ``kept`` counts what
+    the items' ``group`` and ``kin`` keep together.
     """
 
     dataset: Dataset
@@ -42,69 +68,98 @@ class Rendered:
     rows: NDArray[np.intp]
     digests: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
+    kept: Kept
 
 
-def render_all(dataset: Dataset, cache: Path, reporter: Reporter) -> Rendered:
-    """Render the data set's files into ``cache``.
+def render_all(
+    dataset: Dataset, place: Path, engine: Engine, reporter: Reporter, cache: Path | None = None
+) -> Rendered:
+    """Render the data set's files into the new file ``place``, or take them from ``cache`` (see ``open_cache``).
 
-    WorkerLost where a worker process dies, DicomsortError where ``cache`` finds no room.
+    What one file costs is bound by the engine's limits: a file beyond them is skipped. DicomsortError where ``place``
+    or ``cache`` finds no room.
     """
     paths = [item.path for item in dataset.items]
-    images = _claim(cache, (len(paths), *INPUT_SHAPE))
-    batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
-    answers: list[tuple[str, str]] = []
-    context = multiprocessing.get_context("spawn")
-    with (
-        reporter.step("Rendering images", len(paths)) as step,
-        ProcessPoolExecutor(min(os.cpu_count() or 1, len(batches)), context, _leave_signals) as pool,
-    ):
-        jobs = [pool.submit(_render, cache, dataset.root, i * BATCH, batch) for i, batch in enumerate(batches)]
-        try:
-            for job in jobs:
-                answers += job.result()
-                step.advance(BATCH)
-        except BrokenProcessPool as error:
-            msg = f"rendering: expected {len(paths)} images, received {len(answers)} before a worker process died"
-            raise WorkerLost(msg) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    good = [i for i, (_, problem) in enumerate(answers) if not problem]
-    skipped = tuple((path, problem) for path, (_, problem) in zip(paths, answers, strict=True) if problem)
-    return Rendered(dataset.only(good), images, np.array(good, np.intp), tuple(answers[i][0] for i in good), skipped)
+    images = _claim(place, (len(paths), *INPUT_SHAPE))
+    room = Room(str(place), images.offset, str(cache or ""))
+    task = partial(render_into, room, str(dataset.root), secrets.token_bytes(SALT_BYTES))
+    seen: list[Seen] = []
+    with reporter.step("Rendering images", len(paths)) as step:
+        for answer in _answers(engine, task, list(enumerate(paths))):
+            seen += answer
+            step.advance(len(answer))
+    good = [i for i, answer in enumerate(seen) if not answer.problem]
+    skipped = tuple((path, answer.problem) for path, answer in zip(paths, seen, strict=True) if answer.problem)
+    joined, kept = keep_together(dataset.only(good), [seen[i].print for i in good], [seen[i].patient for i in good])
+    return Rendered(joined, images, np.array(good, np.intp), tuple(seen[i].digest for i in good), skipped, kept)
 
 
-def _claim(cache: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def render_into(room: Room, root: str, salt: bytes, files: Sequence[tuple[int, str]]) -> list[Seen]:
+    """Render files (row, path below ``root``) into their rows; runs in a worker."""
+    return [_render(room, row, Path(root, path), salt) for row, path in files]
+
+
+def _render(room: Room, row: int, path: Path, salt: bytes) -> Seen:
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        known = recall(Path(room.cache), digest) if room.cache else None
+        image = render(path) if known is None else known
+        owner = patient(path, salt)
+    except PixelsError as error:
+        return Seen(problem=str(error))
+    except OSError as error:
+        return Seen(problem=error.strerror or type(error).__name__)
+    if room.cache and known is None:
+        remember(Path(room.cache), digest, image)
+    _put(room, row, image)
+    return Seen(digest, owner, perceptual_hash(image))
+
+
+def _put(room: Room, row: int, image: NDArray[np.uint8]) -> None:
+    """Write a rendering into its row; a write, unlike a mapping, counts as no memory and survives a full disk."""
+    handle = os.open(room.array, os.O_WRONLY)
+    try:
+        view = memoryview(image.tobytes())
+        offset = room.offset + row * len(view)
+        while view:
+            written = os.pwrite(handle, view, offset)
+            view, offset = view[written:], offset + written
+    except OSError as error:
+        raise DicomsortError(_no_room(image.nbytes, error)) from error
+    finally:
+        os.close(handle)
+
+
+def _answers(engine: Engine, task: partial[list[Seen]], files: list[tuple[int, str]]) -> Iterator[list[Seen]]:
+    """Yield the answers in the files' order."""
+    waiting: deque[Future[list[Seen]]] = deque()
+    for start in range(0, len(files), BATCH):
+        waiting.append(submit_batch(engine, task, files[start : start + BATCH], _on_lost))
+        if len(waiting) > AHEAD * engine.workers:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _on_lost(_: tuple[int, str], error: WorkerLost) -> Seen:
+    return Seen(problem=str(error))
+
+
+def _claim(place: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
     """Make the mapped file, all of its room taken now: one that finds none later kills the process."""
     try:
-        images: NDArray[np.uint8] = np.lib.format.open_memmap(cache, "w+", np.uint8, shape)
+        images = np.lib.format.open_memmap(place, "w+", np.uint8, shape)
         if hasattr(os, "posix_fallocate"):
-            with cache.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, cache.stat().st_size)
+            with place.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, place.stat().st_size)
     except OSError as error:
-        msg = (
-            f"rendering: expected {math.prod(shape) >> 20} MiB of room for temporary files, received: "
-            f"{error.strerror}; set TMPDIR to a folder that has it"
-        )
-        raise DicomsortError(msg) from error
+        raise DicomsortError(_no_room(math.prod(shape), error)) from error
     return images
 
 
-def _leave_signals() -> None:
-    """Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _render(cache: Path, root: Path, start: int, paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Render files below ``root`` into the rows of ``cache`` from ``start``; return (SHA-256, why not) for each."""
-    images = np.lib.format.open_memmap(cache, "r+")
-    answers = []
-    for row, path in enumerate(paths, start):
-        try:
-            images[row] = render(root / path)
-            answers.append((hashlib.sha256((root / path).read_bytes()).hexdigest(), ""))
-        except PixelsError as error:
-            answers.append(("", str(error)))
-        except OSError as error:
-            answers.append(("", error.strerror or type(error).__name__))
-    images.flush()
-    return answers
+def _no_room(size: int, error: OSError) -> str:
+    return (
+        f"rendering: expected {size >> 20} MiB of room for temporary files, received: {error.strerror}; "
+        "set TMPDIR to a folder that has it"
+    )

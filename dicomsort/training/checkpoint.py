@@ -1,0 +1,106 @@
+"""The state of a training that was interrupted: one file, replaced as a whole, without pickles.
+
+What goes on from it computes what the uninterrupted training would have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Arrays = Sequence[NDArray[Any]]
+
+NAME, PART, STORY = "state.npz", "state.npz.part", "story"
+KINDS = ("variables", "sums", "best")
+
+
+@dataclass
+class Progress:
+    """How far a training has come: the next epoch and batch, counted from 0, and what it learned on the way.
+
+    ``best`` is the epoch with the lowest validation loss, counted from 0, -1 before there is one.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    best: int = -1
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a checkpoint holds: progress, and arrays in their order, none of some kinds.
+
+    ``variables`` are the model's and the optimizer's, ``sums`` those that an unfinished epoch's figures are made of,
+    ``best`` the best epoch's weights.
+    """
+
+    progress: Progress
+    variables: Arrays
+    sums: Arrays
+    best: Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The folder of a training's checkpoint; ``identity`` says which training it is, as JSON values.
+
+    The folder is made by the first ``save``, for its owner alone.
+    """
+
+    folder: Path
+    identity: Mapping[str, Any]
+
+    def save(self, saved: Saved) -> None:
+        """Replace the checkpoint, durably; OSError where that cannot be."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = self.folder / PART
+        counts = {kind: len(getattr(saved, kind)) for kind in KINDS}
+        story = json.dumps({"identity": self.identity, "progress": asdict(saved.progress), "arrays": counts})
+        with part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **{STORY: np.array(story)}, **_named(saved))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self.folder / NAME)
+
+    def load(self) -> tuple[Saved | None, str]:
+        """Return what was saved, None where there is nothing to go on from; and why not, "" if there was nothing."""
+        path = self.folder / NAME
+        if not path.is_file():
+            return None, ""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                story = json.loads(str(file[STORY]))
+                arrays = [[file[f"{kind}{i}"] for i in range(story["arrays"][kind])] for kind in KINDS]
+            identity, progress = story["identity"], Progress(**story["progress"])
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            return None, "it is damaged"
+        if other := sorted(key for key in {*identity, *self.identity} if identity.get(key) != self.identity.get(key)):
+            return None, f"it is of another training: {', '.join(other)} differ"
+        return Saved(progress, *arrays), ""
+
+
+def forget(folder: Path | None) -> None:
+    """Remove a checkpoint whose training has ended well, and its folder if nothing else is in it."""
+    if folder is None:
+        return
+    for name in (NAME, PART):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _named(saved: Saved) -> dict[str, NDArray[Any]]:
+    return {f"{kind}{i}": array for kind in KINDS for i, array in enumerate(getattr(saved, kind))}
