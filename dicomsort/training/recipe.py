@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from dicomsort.training.dataset import Indices
+    from dicomsort.training.distance import Space
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,10 @@ class Fitted:
 
     ``history``: column -> a value an epoch. ``held``: items with held-out predictions; ``probabilities``: float32
     (len(held), C) of those, not calibrated. ``split`` and ``held_out`` say in words how it was split, ``by_source``
-    whether whole sources were held out; ``course`` is what metrics.json tells of the training.
+    whether whole sources were held out; ``course`` is what metrics.json tells of the training. ``fold``: int64
+    (len(held),), which of several models judged an item, None where one did; ``distances``: float32 (len(held),), from
+    what that model was trained on; ``variants``: name of a shortcut test -> probabilities like the others; ``space`` is
+    where the features of the final model's training images lie.
     """
 
     model: Any
@@ -55,3 +61,7 @@ class Fitted:
     held_out: str
     by_source: bool = False
     course: dict[str, Any] = field(default_factory=dict)
+    fold: NDArray[np.int64] | None = None
+    distances: NDArray[np.float32] | None = None
+    variants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    space: Space | None = None

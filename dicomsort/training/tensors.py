@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from dicomsort.engine import Engine
     from dicomsort.errors import WorkerLost
@@ -80,7 +80,7 @@ def render_all(
     or ``cache`` finds no room.
     """
     paths = [item.path for item in dataset.items]
-    images = _claim(place, (len(paths), *INPUT_SHAPE))
+    images = claim(place, (len(paths), *INPUT_SHAPE))
     room = Room(str(place), images.offset, str(cache or ""))
     task = partial(render_into, room, str(dataset.root), secrets.token_bytes(SALT_BYTES))
     seen: list[Seen] = []
@@ -146,16 +146,16 @@ def _on_lost(_: tuple[int, str], error: WorkerLost) -> Seen:
     return Seen(problem=str(error))
 
 
-def _claim(place: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
-    """Make the mapped file, all of its room taken now: one that finds none later kills the process."""
+def claim(place: Path, shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> np.memmap[Any, Any]:
+    """Make the mapped file of an array, all of its room taken now: one that finds none later kills the process."""
     try:
-        images = np.lib.format.open_memmap(place, "w+", np.uint8, shape)
+        array = np.lib.format.open_memmap(place, "w+", dtype, shape)
         if hasattr(os, "posix_fallocate"):
             with place.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, place.stat().st_size)
     except OSError as error:
-        raise DicomsortError(_no_room(math.prod(shape), error)) from error
-    return images
+        raise DicomsortError(_no_room(math.prod(shape) * np.dtype(dtype).itemsize, error)) from error
+    return array
 
 
 def _no_room(size: int, error: OSError) -> str:

@@ -1,0 +1,188 @@
+"""The recipe for networks with pretrained weights: their beginning stays as it is, the rest is trained, by source.
+
+What the frozen part sees in the images and their variations is computed once. On that the rest is trained: once for
+each fold of sources, to judge the fold that it has not seen, at last on everything. Images are drawn so that classes,
+and in each its sources, come alike; the weights kept are a running average of those on the way (Polyak and Juditsky
+1992), while the learning rate rises shortly and falls to 0 along a cosine.
+
+Imports Keras: import this module inside a function, after everything that can fail early.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import keras
+import numpy as np
+
+from dicomsort.records import OTHER
+from dicomsort.training import distance
+from dicomsort.training.feeding import Watch, one_hot
+from dicomsort.training.recipe import Fitted
+from dicomsort.training.shortcuts import SHORTCUTS
+from dicomsort.training.splitting import balance, folds
+from dicomsort.training.views import divide, look, view_all
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dicomsort.training.architectures import Architecture
+    from dicomsort.training.dataset import Dataset, Indices
+    from dicomsort.training.progress import Reporter
+    from dicomsort.training.recipe import Recipe
+    from dicomsort.training.tensors import Rendered
+    from dicomsort.training.views import Views
+
+FOLDS = 5
+EPOCH = 2048  # images drawn an epoch at most: balanced drawing repeats the few of small sources
+WARM_UP = 0.1
+DECAY, CLIP, AVERAGING = 1e-3, 1.0, 0.99
+PREDICTED = 128
+
+
+class Drawn(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
+    """Batches of float32 activations (n, …) and one-hot truth (n, C), drawn from ``items`` by their weights.
+
+    What is drawn depends on seed, epoch and batch alone.
+    """
+
+    def __init__(self, views: Views, dataset: Dataset, items: Indices, recipe: Recipe) -> None:
+        super().__init__()
+        self._views, self._items, self._truth = views, items, one_hot(dataset)
+        weights = balance(dataset.only(items)).astype(np.float64)
+        self._shares, self._size, self._seed, self._epoch = weights / weights.sum(), recipe.batch_size, recipe.seed, 0
+
+    def __len__(self) -> int:
+        return math.ceil(min(len(self._items), EPOCH) / self._size)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        random = np.random.default_rng((self._seed, self._epoch, index))
+        drawn = random.choice(self._items, self._size, p=self._shares)
+        return self._views.batch(drawn, random), self._truth[drawn]
+
+    def on_epoch_end(self) -> None:
+        """Go to the next epoch."""
+        self._epoch += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The part of a network that is trained, again and again from ``start``, its weights at first.
+
+    ``both`` is the same part with two outputs, features and probabilities.
+    """
+
+    model: Any
+    both: Any
+    start: list[NDArray[np.float32]]
+    views: Views
+    dataset: Dataset
+    recipe: Recipe
+    reporter: Reporter
+
+    def fit(self, items: Indices, held: Indices | None, name: str) -> dict[str, list[float]]:
+        """Train on ``items``; return the history, with the figures of ``held`` where given."""
+        data, recipe = Drawn(self.views, self.dataset, items, self.recipe), self.recipe
+        steps = recipe.epochs * len(data)
+        warm = max(1, round(WARM_UP * steps))
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0, max(1, steps - warm), warmup_target=recipe.learning_rate, warmup_steps=warm
+        )
+        self.model.set_weights(self.start)
+        optimizer = keras.optimizers.AdamW(
+            rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=AVERAGING
+        )
+        self.model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
+        validation = (
+            None if held is None else (self.views.seen[0, held].astype(np.float32), one_hot(self.dataset)[held])
+        )
+        with self.reporter.step(name, steps) as step:
+            done = self.model.fit(
+                data, validation_data=validation, epochs=recipe.epochs, shuffle=False, verbose=0,
+                callbacks=[Watch(step, recipe.epochs)],
+            )  # fmt: skip
+        return {column: [float(value) for value in values] for column, values in done.history.items()}
+
+    def see(self, activations: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return features (N, D) and probabilities (N, C), float32, for activations (N, …)."""
+        parts = []
+        for start in range(0, len(activations), PREDICTED):
+            batch = activations[start : start + PREDICTED].astype(np.float32)
+            parts.append([np.asarray(part) for part in self.both.predict_on_batch(batch)])
+        features, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return features, probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What models that were not trained on an item say of it, filled fold by fold; shapes as in ``Fitted``."""
+
+    probabilities: NDArray[np.float32]
+    distances: NDArray[np.float32]
+    variants: dict[str, NDArray[np.float32]]
+
+    @classmethod
+    def empty(cls, count: int, classes: int) -> Self:
+        """Return room for ``count`` items."""
+        room = np.zeros((1 + len(SHORTCUTS), count, classes), np.float32)
+        return cls(room[0], np.zeros(count, np.float32), dict(zip(SHORTCUTS, room[1:], strict=True)))
+
+    def take(self, tail: Tail, trunk: Any, rendered: Rendered, outside: Indices, inside: Indices) -> None:
+        """Judge the items ``inside``, plain and changed by each shortcut test, by what was trained on ``outside``."""
+        space = space_of(tail, outside)
+        features, self.probabilities[inside] = tail.see(tail.views.seen[0][inside])
+        self.distances[inside] = space.distances(features)
+        with tail.reporter.step("Judging changed images", len(inside) * len(SHORTCUTS)) as step:
+            for name, change in SHORTCUTS.items():
+                for items, activations in look(trunk, rendered, inside, lambda _, image: change(image), step):  # noqa: B023
+                    self.variants[name][items] = tail.see(activations)[1]
+
+
+def space_of(tail: Tail, items: Indices) -> distance.Space:
+    """Return where the features of ``items`` lie, those of OTHER left out where there are other classes."""
+    labels, classes = tail.dataset.labels, tail.dataset.classes()[items]
+    if OTHER in labels and len(labels) > 2:  # noqa: PLR2004 - two classes and OTHER
+        items = items[classes != labels.index(OTHER)]
+    features, _ = tail.see(tail.views.seen[0][items])
+    return distance.fit(features, tail.dataset.classes()[items], balance(tail.dataset.only(items)))
+
+
+def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Fitted:
+    """Train what lies behind ``architecture.trained_from``: once a fold of sources, at last on everything."""
+    dataset = rendered.dataset
+    grouped = dataset.grouped()
+    network = architecture.build(rendered.images.shape[1:], len(dataset.labels))
+    trunk, model = divide(network, architecture.trained_from)
+    with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
+        views = view_all(trunk, rendered, recipe.augment, recipe.seed, Path(scratch) / "views.npy", reporter)
+        both = keras.Model(model.input, [model.get_layer("features").output, model.output])
+        tail = Tail(model, both, model.get_weights(), views, dataset, recipe, reporter)
+        fold = folds(dataset, FOLDS, recipe.seed, grouped=grouped)
+        judged = _Judged.empty(len(fold), len(dataset.labels))
+        history: dict[str, list[float]] = {}
+        for k in np.unique(fold):
+            inside, outside = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
+            course = tail.fit(outside, None if history else inside, f"Cross-validation, fold {k + 1} of {FOLDS}")
+            history = history or course
+            judged.take(tail, trunk, rendered, outside, inside)
+        everything = np.arange(len(fold))
+        tail.fit(everything, None, "Training on everything")
+        space = space_of(tail, everything)
+    unit = _unit(dataset, grouped=grouped)
+    words = (
+        f"cross-validation in {FOLDS} folds by {unit}: each image is judged by a model that was not trained on its fold"
+    )
+    return Fitted(
+        network, history, everything, judged.probabilities, f"the first of {FOLDS} folds, {unit}", words, grouped,
+        {}, fold, judged.distances, judged.variants, space,
+    )  # fmt: skip
+
+
+def _unit(dataset: Dataset, *, grouped: bool) -> str:
+    if not grouped:
+        return "images at random (there are no sources to tell apart), patients and near-duplicates kept together"
+    return "whole sources, near-twins kept together" if dataset.joined() else "whole sources"
