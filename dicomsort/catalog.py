@@ -245,8 +245,8 @@ def _placement(row: tuple[Any, ...]) -> Placement:
 def _vote(cell: str | None) -> Vote:
     if cell is None:
         return Vote()
-    probabilities, problem = json.loads(cell)
-    return Vote(tuple(probabilities), problem)
+    probabilities, *rest = json.loads(cell)
+    return Vote(tuple(probabilities), *rest)
 
 
 def _verdict(cell: str) -> Verdict:

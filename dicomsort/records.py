@@ -122,6 +122,7 @@ class Look:
 
     probabilities: tuple[float, ...] = ()
     problem: str = ""  # why the pixels could not be had, one short phrase
+    distance: float | None = None  # from the images that the model knows, 0 or more; None where it tells none
 
 
 class Verb(StrEnum):
@@ -243,13 +244,14 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """The model's mean over the frames it was shown: a probability a label, in the bundle's order.
+    """The model's mean over the frames it was shown: a probability a label, in the bundle's order, and the distance.
 
     Without probabilities, ``problem`` says why; both are empty where the pixels were not asked.
     """
 
     probabilities: tuple[float, ...] = ()
     problem: str = ""
+    distance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dicomsort.bundle import Predictor, load
 from dicomsort.files import chunks, opened
 from dicomsort.headers import read_header
 from dicomsort.records import RENDERING_VERSION, Examined, Found, Header, Kind, Look
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 WHOLE = 256 << 10  # files up to this size are read once, for header and hash alike
 HEAD = 16 << 10
@@ -52,22 +57,40 @@ def _digest(descriptor: int, data: bytes, size: int) -> str:
 
 def look(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[Look]:
     """What the model sees in each frame (path below the inbox, frame number or None for the middle one)."""
-    import numpy as np
+    return [explained.look for explained in explain(bundle, inbox, frames)]
 
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A look with what it was at.
+
+    ``image``: uint8 (height, width, 3), as the model was shown it; ``maps``: float32 (h, w, classes), 0 or more, where
+    in it the evidence for each class lies. None where there was nothing to see, or the model has no maps.
+    """
+
+    look: Look
+    image: NDArray[np.uint8] | None = None
+    maps: NDArray[np.float32] | None = None
+
+
+def explain(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[Explained]:
+    """As ``look``, with the images and the class maps."""
     from dicomsort.pixels import PixelsError, render
 
-    looks: list[Look | None] = []
-    images = []
+    shown: list[NDArray[np.uint8] | Look] = []
     for path, frame in frames:
         try:
-            images.append(render(f"{inbox}/{path}", frame))
-            looks.append(None)
+            shown.append(render(f"{inbox}/{path}", frame))
         except PixelsError as error:
-            looks.append(Look(problem=str(error)))
-    if not images:
-        return [look for look in looks if look is not None]
-    seen = iter(_predictor(bundle).predict(np.stack(images)).tolist())
-    return [Look(tuple(next(seen))) if look is None else look for look in looks]
+            shown.append(Look(problem=str(error)))
+    return [Explained(each) if isinstance(each, Look) else _seen(_predictor(bundle), each) for each in shown]
+
+
+def _seen(predictor: Predictor, image: NDArray[np.uint8]) -> Explained:
+    seen = predictor.predict(image[None])
+    distance = None if predictor.bundle.distance is None else float(seen.distances[0])
+    look = Look(tuple(seen.probabilities[0].tolist()), distance=distance)
+    return Explained(look, image, None if seen.maps is None else seen.maps[0])
 
 
 @lru_cache(maxsize=1)

@@ -45,6 +45,9 @@ WRONG: list[tuple[str, object]] = [
     ("temperature", float("nan")),
     ("thresholds", {"decide": 0.9}),
     ("thresholds", {"decide": 1.1, "contradict": 0.9}),
+    ("thresholds", {"decide": 0.9, "contradict": 0.99, "distance": -1}),
+    ("thresholds", {"decide": 0.9, "contradict": 0.99, "distance": float("inf")}),
+    ("thresholds", {"decide": 0.9, "contradict": 0.99, "distance": "1"}),
     ("training", None),
     ("created_with", {"keras": 3}),
     ("model_sha256", "A" * 64),
@@ -164,11 +167,14 @@ def test_predictions_do_not_depend_on_the_batch() -> None:
     predictor = Predictor(load(default_path(), RENDERING_VERSION))
     images = np.random.default_rng(0).integers(0, 256, (35, 224, 224, 3), np.uint8)
     whole = predictor.predict(images)
-    assert whole.dtype == np.float32
-    assert whole.shape == (35, 4)
-    np.testing.assert_allclose(whole.sum(1), 1, atol=1e-5)
-    np.testing.assert_allclose(predictor.predict(images[34:]), whole[34:], atol=1e-3)
-    assert predictor.predict(images[:0]).shape == (0, 4)
+    assert (whole.probabilities.dtype, whole.distances.dtype) == (np.float32, np.float32)
+    assert (whole.probabilities.shape, whole.distances.shape) == ((35, 4), (35,))
+    np.testing.assert_allclose(whole.probabilities.sum(1), 1, atol=1e-5)
+    last = predictor.predict(images[34:])
+    np.testing.assert_allclose(last.probabilities, whole.probabilities[34:], atol=1e-3)
+    np.testing.assert_allclose(last.distances, whole.distances[34:], rtol=1e-3)
+    nothing = predictor.predict(images[:0])
+    assert (nothing.probabilities.shape, nothing.distances.shape) == ((0, 4), (0,))
     for wrong in (images.astype(np.float32), images[:, :96]):
         with pytest.raises(ValueError, match="expected uint8"):
             predictor.predict(wrong)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dicomsort.classify import RULES, Judge, classify_study, grouping_of, showable_frames
+from dicomsort.classify.hints import hinted
 from dicomsort.records import Examined, Found, Group, Header, Kind, Placement, Status, Verdict, Vote
 
 LABELS = ("CT", "MRI", "OTHER", "XRAY")
 MAP = {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}
 JUDGE = Judge(LABELS, MAP, decide=0.9, contradict=0.99)
+STRICT = replace(JUDGE, distance=1.5)
 CT, MR, CR, SC = (f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2", "4", "1", "7"))
 SR, US = "1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.5.1.4.1.1.6.1"
 
@@ -67,6 +71,17 @@ CASES = {
     "header-and-pixels": (judged(header(CT, "CT"), SURE_CT), Status.SORTED, "CT", "CT", "both"),
     "header": (judged(header(CT, "CT"), vote(XRAY=0.8)), Status.SORTED, "CT", "CT", "header"),
     "no-study-to-follow": (judged(header(SR, "SR", has_pixels=False)), Status.OTHER, "OTHER/SR", "OTHER", "header"),
+    "out-of-distribution": (
+        judged(header(SC, "OT"), replace(SURE_CT, distance=1.6), STRICT), Status.REVIEW, "REVIEW/out-of-distribution", "",
+        "none",
+    ),
+    "description-and-pixels": (
+        judged(header(SC, "OT", study_description="CT ABDOMEN"), UNSURE), Status.SORTED, "CT", "CT", "both",
+    ),
+    "description-against-pixels": (
+        judged(header(SC, "OT", study_description="CT ABDOMEN"), SURE_XRAY), Status.REVIEW,
+        "REVIEW/description-against-pixels", "", "none",
+    ),
     "pixels": (judged(header(SC, "OT"), SURE_CT), Status.SORTED, "CT", "CT", "pixels"),
     "unsure": (judged(header(SC, "OT"), UNSURE), Status.REVIEW, "REVIEW/unsure", "", "none"),
     "no-evidence": (
@@ -156,3 +171,56 @@ def test_scouts_are_not_shown_to_the_model() -> None:
     scout = Examined(Found("x", 1, 1, 1, 1), header(CT, "CT", image_type="ORIGINAL\\PRIMARY\\LOCALIZER"))
     assert showable_frames(scout) == 0
     assert showable_frames(Examined(Found("x", 1, 1, 1, 1), header(CT, "CT", frames=7))) == 7
+
+
+@pytest.mark.parametrize(("distance", "strange"), [(None, False), (1.5, False), (1.51, True), (float("inf"), True)])
+def test_pixels_unlike_all_that_the_model_knows_neither_support_a_header_nor_argue_with_it(
+    distance: float | None, strange: bool
+) -> None:
+    agreeing, arguing = (replace(sure, distance=distance) for sure in (SURE_CT, SURE_XRAY))
+    clear, torn = header(CT, "CT"), header(CR, "CT")
+    described = header(SC, "OT", study_description="CT")
+    assert judged(clear, agreeing, STRICT).reason == ("header" if strange else "header-and-pixels")
+    assert judged(clear, arguing, STRICT).reason == ("header" if strange else "header-against-pixels")
+    assert judged(torn, agreeing, STRICT).reason == ("header-contradicts-itself" if strange else "pixels-settle-header")
+    assert judged(described, agreeing, STRICT).reason == (
+        "out-of-distribution" if strange else "description-and-pixels"
+    )
+    assert judged(clear, agreeing).reason == "header-and-pixels"  # a bundle without a threshold
+
+
+def test_distance_is_no_argument_against_other() -> None:
+    assert judged(header(SC, "OT"), replace(SURE_OTHER, distance=9.0), STRICT).folder == "OTHER/image"
+
+
+def test_a_header_with_two_classes_leaves_the_pixels_the_choice_between_them() -> None:
+    assert judged(header(CR, "CT"), vote(CT=0.8, MRI=0.15)).reason == "pixels-settle-header"
+    assert judged(header(CR, "CT"), vote(CT=0.8, XRAY=0.15)).reason == "header-contradicts-itself"
+    assert judged(header(CR, "CT"), vote(MRI=0.6, CT=0.39)).reason == "header-contradicts-itself"
+
+
+@pytest.mark.parametrize(
+    ("study", "series", "modality", "named"),
+    [
+        ("CT ABDOMEN W CONTRAST", "", "", "CT"),
+        ("Thorax", "HRCT 1.0", "", "CT"),
+        ("mri brain t2", "", "OT", "MRI"),
+        ("CHEST", "X-ray pa", "", "XRAY"),
+        ("", "", "CAT", "CT"),
+        ("PET/CT WHOLE BODY", "", "", ""),
+        ("CT or MR", "", "", ""),
+        ("ultrasound", "", "", ""),
+        ("DOCTOR CTX MRSA", "T2", "", ""),
+        ("", "", "SC", ""),
+    ],
+)
+def test_words_that_name_one_class(study: str, series: str, modality: str, named: str) -> None:
+    assert hinted(header(SC, modality, study_description=study, series_description=series)) == named
+
+
+def test_words_never_decide_alone_and_not_where_headers_do_not_count() -> None:
+    described = header(SC, "OT", study_description="CT ABDOMEN")
+    assert judged(described, vote(CT=0.4)).reason == "unsure"
+    assert judged(described, SURE_OTHER).folder == "OTHER/image"
+    assert judged(described).reason == "no-evidence"
+    assert judged(described, UNSURE, replace(JUDGE, evidence="pixels")).reason == "unsure"

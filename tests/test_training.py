@@ -127,7 +127,7 @@ def test_the_network_is_the_reference(trained: Trained) -> None:
 def test_keras_h5_and_litert_agree(dataset: Path, trained: Trained) -> None:
     images = np.stack([render(path) for path in sorted(dataset.glob("*/source*/*"))[::4]])
     bundle = load(trained.out, RENDERING_VERSION)
-    seen = Predictor(bundle).predict(images)
+    seen = Predictor(bundle).predict(images).probabilities
     for name in ("model.keras", "medical_image_classifier.h5"):
         raw = _load_keras(trained.out / name).predict_on_batch(images.astype(np.float32))
         np.testing.assert_allclose(calibrate(raw, bundle.temperature), seen, atol=0.01)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dicomsort.bundle.spec import MODEL_NAME, Bundle, read_model
+from dicomsort.bundle.tensors import DISTANCE, MAPS, PROBABILITIES, UnfitModelError, check_outputs, read_outputs
 from dicomsort.errors import BundleError
 
 if TYPE_CHECKING:
@@ -14,11 +15,25 @@ if TYPE_CHECKING:
 CHUNK = 1  # images a step: on one core larger batches are no faster, and each change of size costs 0.2 s
 
 
+class Seen(NamedTuple):
+    """What a model sees in N images.
+
+    ``probabilities``: calibrated, float32 (N, classes), rows sum to 1. ``distances``: float32 (N,), how far the
+    features lie from those of the nearest class, about 1 for images like the training's; NaN where the model has none.
+    ``maps``: float32 (N, height, width, classes), 0 or more, where in the image the evidence for each class lies
+    (Grad-CAM); None where the model has none.
+    """
+
+    probabilities: NDArray[np.float32]
+    distances: NDArray[np.float32]
+    maps: NDArray[np.float32] | None
+
+
 class Predictor:
     """A bundle's model, ready to run in this process; not to be shared between threads or pickled.
 
     Raises BundleError where the model's file is not the one the bundle pins, is no LiteRT model, takes or gives other
-    tensors than bundle.json says, or has operators beyond LiteRT's builtin ones.
+    tensors than bundle.json says, has operators beyond LiteRT's builtin ones, or tensors beyond any image network's.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -27,34 +42,46 @@ class Predictor:
 
         model = read_model(bundle)
         try:
-            _check_operators(model, bundle)
+            outputs = read_outputs(model)
             self._interpreter: Any = Interpreter(model_content=model, num_threads=1)
+            self._input = _checked_input(bundle, self._interpreter.get_input_details())
+            check_outputs(outputs, len(bundle.labels), distance=bundle.distance is not None)
+        except UnfitModelError as error:
+            raise BundleError(_message(bundle, error.expected, error.received)) from error
         except (ValueError, RuntimeError) as error:
             raise BundleError(_message(bundle, "a LiteRT model", str(error))) from error
-        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
-        _check_tensors(bundle, inputs, outputs)
         self.bundle = bundle
-        self._input, self._output = inputs[0]["index"], outputs[0]["index"]
+        self._outputs = {name: (tensor.index, tensor.shape[1:]) for name, tensor in outputs.items()}
         self._batch = 0
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return calibrated class probabilities for rendered images.
+    @property
+    def explains(self) -> bool:
+        """Whether the model gives class maps."""
+        return MAPS in self._outputs
 
-        ``images``: uint8 (N, height, width, 3), 0..255, as ``pixels.render`` gives them; N may be 0. Returns float32
-        (N, classes) in the order of ``bundle.labels``; rows sum to 1. Raises ValueError for another shape or dtype.
+    def predict(self, images: NDArray[np.uint8]) -> Seen:
+        """Return what the model sees in rendered images.
+
+        ``images``: uint8 (N, height, width, 3), 0..255, as ``pixels.render`` gives them; N may be 0. Classes are in the
+        order of ``bundle.labels``. Raises ValueError for another shape or dtype, BundleError where the model fails.
         """
         import numpy as np
 
         if images.dtype != np.uint8 or images.shape[1:] != self.bundle.input_shape:
             msg = f"images: expected uint8 (N, {self.bundle.input_shape}), received {images.dtype} {images.shape}"
             raise ValueError(msg)
-        raw = [self._invoke(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
-        if not raw:
-            return np.zeros((0, len(self.bundle.labels)), np.float32)
-        return calibrate(np.concatenate(raw), self.bundle.temperature)
+        steps = [self._invoke(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
+        seen = {
+            name: np.concatenate([step[name] for step in steps]) if steps else np.zeros((0, *inner), np.float32)
+            for name, (_, inner) in self._outputs.items()
+        }
+        distances = seen.get(DISTANCE, np.full(len(images), np.nan, np.float32))
+        if DISTANCE in seen:
+            distances = np.where(np.isnan(distances), np.float32(np.inf), distances)  # no distance is no nearness
+        return Seen(calibrate(seen[PROBABILITIES], self.bundle.temperature), distances, seen.get(MAPS))
 
-    def _invoke(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the model's own output for one chunk, float32 (n, classes)."""
+    def _invoke(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Return the model's own outputs for one chunk, by name."""
         try:
             if len(images) != self._batch:
                 self._interpreter.resize_tensor_input(self._input, images.shape)
@@ -64,8 +91,12 @@ class Predictor:
             self._interpreter.invoke()
         except (ValueError, RuntimeError) as error:
             raise BundleError(_message(self.bundle, f"a model for batches of {len(images)}", str(error))) from error
-        output: NDArray[np.float32] = self._interpreter.get_tensor(self._output)
-        return output
+        outputs = {name: self._interpreter.get_tensor(index) for name, (index, _) in self._outputs.items()}
+        for name, (_, inner) in self._outputs.items():
+            if outputs[name].shape != (len(images), *inner):
+                expected = f"output {name} {(len(images), *inner)}"
+                raise BundleError(_message(self.bundle, expected, str(outputs[name].shape)))
+        return outputs
 
 
 def calibrate(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
@@ -83,30 +114,14 @@ def calibrate(probabilities: NDArray[np.float32], temperature: float) -> NDArray
     return result
 
 
-def _check_tensors(bundle: Bundle, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-    """Raise BundleError unless there is one float32 input and one float32 output of the bundle's shapes."""
-    for what, tensors, shape in (
-        ("input", inputs, bundle.input_shape),
-        ("output", outputs, (len(bundle.labels),)),
-    ):
-        if len(tensors) != 1:
-            raise BundleError(_message(bundle, f"one {what} tensor", f"{len(tensors)}"))
-        got, dtype = tuple(int(n) for n in tensors[0]["shape"][1:]), tensors[0]["dtype"].__name__
-        if got != shape or dtype != "float32":
-            raise BundleError(_message(bundle, f"{what} (N, {shape}) float32", f"(N, {got}) {dtype}"))
-
-
-def _check_operators(model: bytes, bundle: Bundle) -> None:
-    """Raise BundleError for a custom operator: a model must run on LiteRT alone, without loadable code."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    try:
-        flat = schema.Model.GetRootAs(model, 0)
-        custom = [name for i in range(flat.OperatorCodesLength()) if (name := flat.OperatorCodes(i).CustomCode())]
-    except Exception as error:
-        raise BundleError(_message(bundle, "a LiteRT model", f"{type(error).__name__}: {error}")) from error
-    if custom:
-        raise BundleError(_message(bundle, "builtin operators only", f"{custom[0]!r}"))
+def _checked_input(bundle: Bundle, inputs: list[dict[str, Any]]) -> int:
+    """Return the index of the one input, float32 (N, height, width, 3); UnfitModelError where it is another."""
+    if len(inputs) != 1:
+        raise UnfitModelError("one input tensor", f"{len(inputs)}")
+    got, dtype = tuple(int(n) for n in inputs[0]["shape"][1:]), inputs[0]["dtype"].__name__
+    if got != bundle.input_shape or dtype != "float32":
+        raise UnfitModelError(f"input (N, {bundle.input_shape}) float32", f"(N, {got}) {dtype}")
+    return int(inputs[0]["index"])
 
 
 def _message(bundle: Bundle, expected: str, received: str) -> str:

@@ -29,6 +29,7 @@ MAX_MODEL_BYTES = 512 << 20
 MIN_LABELS, MAX_LABELS = 2, 256
 MAX_LABEL_BYTES = 64
 MAX_TEXT = 128
+MAX_DISTANCE = 1e9
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 # The names that an outbox, or a file system it may be copied to, keeps for itself.
@@ -42,7 +43,8 @@ class Bundle:
     ``labels`` are in the order of the model's outputs; ``header_classes`` maps CT, MRI, XRAY to labels (empty where the
     labels are others, such as CHEST and HAND: such a model sorts by pixels alone). ``input_shape`` is (height, width,
     3). ``temperature`` divides the logits. ``decide`` is the calibrated mean confidence (0..1) from which pixels alone
-    decide, ``contradict`` the one from which pixels against a clear header hold the series for review. ``training``
+    decide, ``contradict`` the one from which pixels against a clear header hold the series for review, ``distance`` the
+    one (0 or more) beyond which the pixels are like none that the model knows (None: it tells no distance). ``training``
     tells the images' fingerprint and counts, ``created_with`` the versions of the software that wrote it.
     """
 
@@ -56,6 +58,7 @@ class Bundle:
     temperature: float
     decide: float
     contradict: float
+    distance: float | None
     training: Mapping[str, Any]
     created_with: Mapping[str, str]
     model_sha256: str
@@ -172,6 +175,7 @@ def _bundle(folder: Path, spec: Mapping[str, Any]) -> Bundle:
         temperature=float(spec["temperature"]),
         decide=float(spec["thresholds"]["decide"]),
         contradict=float(spec["thresholds"]["contradict"]),
+        distance=None if (distance := spec["thresholds"].get("distance")) is None else float(distance),
         training=spec["training"],
         created_with=spec["created_with"],
         model_sha256=spec["model_sha256"],
@@ -214,7 +218,9 @@ def _is_map(value: object, keys: tuple[str, ...] | None = None) -> bool:
 
 
 def _is_thresholds(value: object) -> bool:
-    return isinstance(value, dict) and all(_is_number(value.get(key), 0.0, 1.0) for key in ("decide", "contradict"))
+    if not isinstance(value, dict) or not all(_is_number(value.get(key), 0.0, 1.0) for key in ("decide", "contradict")):
+        return False
+    return value.get("distance") is None or _is_number(value["distance"], 0.0, MAX_DISTANCE)
 
 
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -228,7 +234,10 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "rendering_version": ("a number from 1", lambda v: _is_int(v, 1, 1 << 31)),
     "temperature": ("a number from 0.05 to 20", lambda v: _is_number(v, 0.05, 20.0)),
-    "thresholds": ("an object with decide and contradict, 0 to 1", _is_thresholds),
+    "thresholds": (
+        f"an object with decide and contradict, 0 to 1, and maybe distance, 0 to {MAX_DISTANCE:.0f}",
+        _is_thresholds,
+    ),
     "training": ("an object", lambda v: isinstance(v, dict)),
     "created_with": ("an object from software to version", _is_map),
     "model_sha256": ("64 hexadecimal digits", lambda v: isinstance(v, str) and bool(_HEX.fullmatch(v))),

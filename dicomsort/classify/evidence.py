@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from dicomsort.classify.hints import hinted
 from dicomsort.modalities import (
     ASK,
     CT,
@@ -24,6 +25,7 @@ _KIND = re.compile(r"[A-Z0-9]{1,16}")
 _PLACED = frozenset({Status.SORTED, Status.OTHER})
 _IMAGING = frozenset({CT, MRI, XRAY})
 MAX_UID = 64
+MAJORITY = 0.5  # the pixels' share for a class from which on they support what else names it
 
 
 def is_uid(text: str) -> bool:
@@ -71,7 +73,7 @@ class Judge:
 
     ``header_classes`` maps CT, MRI and XRAY to the model's labels (empty: the header does not count); ``decide`` and
     ``contradict`` are the bundle's thresholds; ``evidence`` is ``auto``, ``header`` or ``pixels``; a series changed
-    after ``settled_before_ns`` is left alone.
+    after ``settled_before_ns`` is left alone; pixels beyond ``distance`` are like none that the model knows.
     """
 
     labels: tuple[str, ...]
@@ -80,6 +82,7 @@ class Judge:
     contradict: float
     evidence: str = "auto"
     settled_before_ns: int | None = None
+    distance: float | None = None
 
     @property
     def reads_headers(self) -> bool:
@@ -92,12 +95,14 @@ class Said:
     """What a header says.
 
     ``classes`` are the labels it names (two where it contradicts itself), ``follows`` whether the object belongs to
-    others' pixels; ``kind`` names the folder below OTHER.
+    others' pixels; ``kind`` names the folder below OTHER; ``hint`` is the label that descriptions name where nothing
+    else in the header does.
     """
 
     classes: tuple[str, ...] = ()
     follows: bool = False
     kind: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +132,35 @@ class Case:
         """The probability of the model's first choice."""
         return max(self.vote.probabilities, default=None)
 
+    @property
+    def is_strange(self) -> bool:
+        """Whether the pixels are like none that the model knows, so that its choice means nothing."""
+        return is_strange(self.pixel_class, self.vote.distance, self.judge.distance)
+
     def says(self, threshold: float) -> bool:
-        """Whether the model's confidence reaches a threshold."""
-        return (self.pixel_confidence or 0.0) >= threshold
+        """Whether the model's confidence reaches a threshold, in pixels of which it knows the like."""
+        return (self.pixel_confidence or 0.0) >= threshold and not self.is_strange
+
+    def agrees(self, class_: str) -> bool:
+        """Whether the pixels, of which the model knows the like, show this class rather than all others."""
+        return bool(class_) and self.pixel_class == class_ and self.says(MAJORITY)
+
+    def share_among(self, classes: Sequence[str]) -> float:
+        """The share of the model's first choice in what it gives to these classes, one of which is the right one."""
+        whole = sum(self.vote.probabilities[self.judge.labels.index(c)] for c in classes if c in self.judge.labels)
+        return (self.pixel_confidence or 0.0) / whole if whole else 0.0
 
     def study_folders(self) -> set[str]:
         """Where the rest of the study goes, as far as it is decided."""
         return {v.folder for v in self.study.values() if v.status in _PLACED}
+
+
+def is_strange(class_: str, distance: float | None, limit: float | None) -> bool:
+    """Whether pixels seen as ``class_`` are further than ``limit`` from all images of a class that the model knows.
+
+    OTHER is what lies far from them, so distance is no argument against it.
+    """
+    return class_ not in {"", OTHER} and distance is not None and limit is not None and distance > limit
 
 
 def said_by(header: Header, judge: Judge) -> Said:
@@ -145,7 +172,8 @@ def said_by(header: Header, judge: Judge) -> Said:
     if not judge.reads_headers:
         return Said(kind=kind)
     named = dict.fromkeys(_label(c, judge) for c in categories if c != ASK)
-    return Said(tuple(label for label in named if label), kind=kind)
+    classes = tuple(label for label in named if label)
+    return Said(classes, kind=kind, hint="" if classes else judge.header_classes.get(hinted(header), ""))
 
 
 def _decisive(category: str) -> bool:

@@ -108,7 +108,14 @@ def _against_pixels(case: Case) -> bool:
 
 
 def _settled_by_pixels(case: Case) -> bool:
-    return len(case.said.classes) > 1 and case.pixel_class in case.said.classes and case.says(case.judge.decide)
+    """The header leaves only its own classes: what the pixels give to others is no argument between these."""
+    classes = case.said.classes
+    agreed = len(classes) > 1 and case.pixel_class in classes and case.agrees(case.pixel_class)
+    return agreed and case.share_among(classes) >= case.judge.decide
+
+
+def _against_hint(case: Case) -> bool:
+    return bool(case.said.hint) and case.pixel_class not in {case.said.hint, OTHER} and case.says(case.judge.decide)
 
 
 def _against_study(case: Case) -> bool:
@@ -143,7 +150,7 @@ RULES = (
         lambda c: bool(c.placed), lambda c, name: _follow(c, name, c.placed),
     ),
     Rule(
-        "pixels-settle-header", "SOP Class and Modality contradict each other, pixels confidently agree with one",
+        "pixels-settle-header", "SOP Class and Modality contradict each other, pixels agree with one, confidently among the two",
         "the class they agree on", _settled_by_pixels, _put(DecidedBy.BOTH, lambda c: c.pixel_class),
     ),
     Rule(
@@ -156,11 +163,12 @@ RULES = (
     ),
     Rule(
         "header-and-pixels", "the header names a class, the pixels agree", "the class",
-        lambda c: len(c.said.classes) == 1 and c.pixel_class == c.said.classes[0],
+        lambda c: len(c.said.classes) == 1 and c.pixel_class == c.said.classes[0] and not c.is_strange,
         _put(DecidedBy.BOTH, _header_class),
     ),
     Rule(
-        "header", "the header names a class; pixels unsure, not asked or not to be had", "the class",
+        "header", "the header names a class; pixels unsure, unlike all known, not asked or not to be had",
+        "the class",
         lambda c: len(c.said.classes) == 1, _put(DecidedBy.HEADER, _header_class),
     ),
     Rule(
@@ -182,6 +190,18 @@ RULES = (
     Rule(
         "no-study-to-follow", "SR, PR, KO, SEG, RT …: nothing to follow, or several classes", "OTHER, below its kind",
         lambda c: c.said.follows, _put(DecidedBy.HEADER, lambda _: OTHER),
+    ),
+    Rule(
+        "out-of-distribution", "the header says nothing, the pixels are unlike all that the model knows", "REVIEW",
+        lambda c: c.is_strange, _hold(lambda _: ""),
+    ),
+    Rule(
+        "description-and-pixels", "only Study or Series Description names a class, the pixels agree by majority",
+        "the class", lambda c: c.agrees(c.said.hint), _put(DecidedBy.BOTH, lambda c: c.said.hint),
+    ),
+    Rule(
+        "description-against-pixels", "only Study or Series Description names a class, confident pixels another",
+        "REVIEW", _against_hint, _hold(lambda _: ""),
     ),
     Rule(
         "pixels", "the header says nothing, the pixels are confident", "the class they show, or OTHER/image",

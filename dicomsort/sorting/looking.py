@@ -93,11 +93,13 @@ def middle_half(count: int, wanted: int) -> list[int]:
 
 
 def mean(looks: list[Look]) -> Vote:
-    """The mean of the probabilities of those frames that could be shown; else why the first could not."""
+    """The means of probabilities and distances of those frames that could be shown; else why the first could not."""
     seen = [look.probabilities for look in looks if look.probabilities]
     if not seen:
         return Vote(problem=looks[0].problem if looks else "")
-    return Vote(tuple(sum(column) / len(seen) for column in zip(*seen, strict=True)))
+    distances = [look.distance for look in looks if look.distance is not None]
+    distance = sum(distances) / len(distances) if distances else None
+    return Vote(tuple(sum(column) / len(seen) for column in zip(*seen, strict=True)), distance=distance)
 
 
 def _packed(requests: Iterable[tuple[Group, Frames]]) -> Iterator[list[tuple[Group, Frames]]]:

@@ -59,8 +59,8 @@ def check(inbox: str, outbox: str | None, settings: SortSettings) -> Request:
         raise UsageError(message)
     settle = settings.settle if settings.settle is not None else SETTLE if settings.mode == "move" else 0.0
     before = time.time_ns() - int(settle * 1e9) if settle > 0 else None
-    classes = bundle.header_classes
-    judge = Judge(bundle.labels, classes, bundle.decide, bundle.contradict, settings.evidence, before)
+    classes, thresholds = bundle.header_classes, (bundle.decide, bundle.contradict)
+    judge = Judge(bundle.labels, classes, *thresholds, settings.evidence, before, bundle.distance)
     return Request(source, target, settings, bundle, layout, judge)
 
 

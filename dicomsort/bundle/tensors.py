@@ -1,0 +1,118 @@
+"""What stands in a LiteRT file, read without running it: operators, sizes, and what its inputs and outputs are called.
+
+Everything is read from the flatbuffer; nothing is allocated that the file does not hold already.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+PROBABILITIES, DISTANCE, MAPS = "probabilities", "distance", "maps"
+MAX_BYTES = 1 << 30  # of all tensors whose content is not in the file; VGG-16 has 0.6 GB, unpacked weights included
+MAX_TENSORS = 20_000
+MAX_SIDE = 1024  # of a class map
+ELEMENT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor as the file declares it: its place in the graph, and its shape with -1 where that is open."""
+
+    index: int
+    shape: tuple[int, ...]
+    is_float32: bool
+
+
+class UnfitModelError(ValueError):
+    """A model that must not be run: what was expected and what was received, as two phrases."""
+
+    def __init__(self, expected: str, received: str) -> None:
+        """Keep both for the message that names the bundle."""
+        super().__init__(expected, received)
+        self.expected, self.received = expected, received
+
+
+def read_outputs(model: bytes) -> dict[str, Tensor]:
+    """Check a model file and return its outputs by name; a sole output is ``probabilities`` whatever it is called.
+
+    Raises UnfitModelError where it is no LiteRT model, has custom operators, would take much memory, or has outputs of
+    other names.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    try:
+        flat = schema.Model.GetRootAs(model, 0)
+        custom = [name for i in range(flat.OperatorCodesLength()) if (name := flat.OperatorCodes(i).CustomCode())]
+        size = sum(_sizes(flat))
+        outputs = dict(_outputs(flat))
+    except UnfitModelError:
+        raise
+    except Exception as error:
+        raise UnfitModelError("a LiteRT model", f"{type(error).__name__}: {error}") from error
+    if custom:
+        raise UnfitModelError("builtin operators only", f"{custom[0]!r}")
+    if size > MAX_BYTES:
+        raise UnfitModelError(f"tensors of at most {MAX_BYTES} bytes in all", f"{size}")
+    return outputs
+
+
+def check_outputs(outputs: Mapping[str, Tensor], classes: int, *, distance: bool) -> None:
+    """Raise UnfitModelError unless the outputs are what a bundle of so many classes, with a distance or not, promises.
+
+    ``probabilities`` float32 (N, classes); ``distance``, which must be there where it has a threshold, float32 (N,);
+    ``maps`` float32 (N, height, width, classes).
+    """
+    wanted = {PROBABILITIES, DISTANCE} if distance else {PROBABILITIES}
+    if not wanted <= set(outputs) <= {PROBABILITIES, DISTANCE, MAPS}:
+        raise UnfitModelError(f"outputs {', '.join(sorted(wanted))}", ", ".join(sorted(outputs)) or "none")
+    for name, tensor in outputs.items():
+        inner = tensor.shape[1:]
+        if name == MAPS:
+            fits = len(inner) == 3 and inner[2] == classes and all(0 < side <= MAX_SIDE for side in inner[:2])  # noqa: PLR2004
+            shape = f"(N, height, width, {classes})"
+        else:
+            fits = inner == ((classes,) if name == PROBABILITIES else ())
+            shape = f"(N, {classes})" if name == PROBABILITIES else "(N,)"
+        if not tensor.shape or not fits or not tensor.is_float32:
+            kind = "float32" if tensor.is_float32 else "another type"
+            raise UnfitModelError(f"output {name} {shape} float32", f"{tensor.shape} {kind}")
+
+
+def _sizes(flat: Any) -> Iterator[int]:
+    """Bytes of every tensor whose content the file does not hold, at one image a batch."""
+    count = 0
+    for i in range(flat.SubgraphsLength()):
+        graph = flat.Subgraphs(i)
+        count += graph.TensorsLength()
+        if count > MAX_TENSORS:
+            raise UnfitModelError(f"at most {MAX_TENSORS} tensors", f"{count}")
+        for j in range(graph.TensorsLength()):
+            tensor = graph.Tensors(j)
+            if not flat.Buffers(tensor.Buffer()).DataLength():
+                yield math.prod(abs(n) for n in _shape(tensor)) * ELEMENT_BYTES
+
+
+def _outputs(flat: Any) -> Iterator[tuple[str, Tensor]]:
+    """The outputs of the first graph, by the names that the first signature gives them."""
+    graph = flat.Subgraphs(0)
+    indices = [int(graph.Outputs(i)) for i in range(graph.OutputsLength())]
+    names = {}
+    if flat.SignatureDefsLength():
+        signature = flat.SignatureDefs(0)
+        maps = [signature.Outputs(i) for i in range(signature.OutputsLength())]
+        names = {int(each.TensorIndex()): each.Name().decode("utf-8", "replace") for each in maps}
+    for index in indices:
+        name = PROBABILITIES if len(indices) == 1 else names.get(index, f"number {index}")
+        tensor = graph.Tensors(index)
+        yield name, Tensor(index, _shape(tensor), tensor.Type() == 0)
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    """The shape with -1 where the file leaves it open, else as it stands."""
+    open_ = [int(tensor.ShapeSignature(i)) for i in range(tensor.ShapeSignatureLength())]
+    return tuple(open_ or [int(tensor.Shape(i)) for i in range(tensor.ShapeLength())])

@@ -1,0 +1,102 @@
+"""The pictures of ``predict --explain``: an image beside the same with a class map over it.
+
+The maps are Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391), computed within the model itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dicomsort.bundle import Predictor
+from dicomsort.errors import UsageError
+from dicomsort.plan.layout import harmless, with_suffix
+from dicomsort.report import visible
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from dicomsort.bundle import Bundle
+
+ZOOM = 2
+MARGIN, CAPTION = 8, 24
+STRENGTH = 0.5  # how far the strongest evidence covers the image
+STOPS = ((0, 0, 80), (0, 90, 255), (0, 220, 200), (255, 225, 0), (255, 30, 0))  # weakest to strongest evidence
+
+
+def prepare(folder: Path, bundle: Bundle) -> None:
+    """Make the folder; UsageError where it cannot be made, or the bundle's model cannot be explained."""
+    if not Predictor(bundle).explains:
+        msg = (
+            f"--explain: expected a bundle whose model gives class maps, received {str(bundle.folder)!r}, which has "
+            "none; one that this version trains has them, for networks that end in pooled or flattened features "
+            "and dense layers"
+        )
+        raise UsageError(msg)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"--explain {str(folder)!r}: expected a folder that can be written, received {error.strerror}"
+        raise UsageError(msg) from error
+
+
+def write_overlay(folder: Path, answer: dict[str, Any], image: NDArray[np.uint8], map_: NDArray[np.float32]) -> str:
+    """Write the picture of one answer of ``predict``; return why there is none, else an empty text.
+
+    ``image``: uint8 (height, width, 3), as the model was shown it; ``map_``: float32 (h, w), 0 or more. What has the
+    picture's name already is never replaced.
+    """
+    name = overlay_name(answer["path"])
+    stream = BytesIO()
+    draw_overlay(_caption(answer), image, map_).save(stream, "PNG")
+    try:
+        with (folder / name).open("xb") as file:
+            file.write(stream.getvalue())
+    except FileExistsError:
+        return f"{name} is there already, and stays as it is"
+    except OSError as error:
+        msg = f"--explain {str(folder)!r}: expected room for {name}, received {error.strerror}"
+        raise UsageError(msg) from error
+    return ""
+
+
+def overlay_name(path: str) -> str:
+    """Return the picture's name: that of the file made harmless, with 8 digits of its whole path's SHA-256."""
+    key = hashlib.sha256(os.path.abspath(path).encode(errors="surrogateescape")).hexdigest()
+    return with_suffix(f"{harmless(path.rpartition('/')[2])}.png", key)
+
+
+def draw_overlay(caption: str, image: NDArray[np.uint8], map_: NDArray[np.float32]) -> Image.Image:
+    """Return the image, the image under its map, and the caption below: RGB, twice as large as the image."""
+    size = (image.shape[1] * ZOOM, image.shape[0] * ZOOM)
+    plain = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+    peak = float(map_.max()) if np.isfinite(map_).all() else 0.0
+    evidence = np.asarray(map_ / peak if peak > 0 else np.zeros_like(map_), np.float32)
+    smooth = Image.fromarray(evidence).resize(size, Image.Resampling.BICUBIC)
+    share = np.clip(np.asarray(smooth), 0, 1)[..., None]
+    covered = np.asarray(plain) * (1 - STRENGTH * share) + _coloured(share[..., 0]) * (STRENGTH * share)
+    sheet = Image.new("RGB", (2 * size[0] + 3 * MARGIN, size[1] + 2 * MARGIN + CAPTION), "white")
+    sheet.paste(plain, (MARGIN, MARGIN))
+    sheet.paste(Image.fromarray(covered.astype(np.uint8)), (size[0] + 2 * MARGIN, MARGIN))
+    font = ImageFont.load_default(14)
+    ImageDraw.Draw(sheet).text((MARGIN, size[1] + MARGIN + 5), caption, "black", font)
+    return sheet
+
+
+def _coloured(share: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the colours, float (h, w, 3), 0 to 255, of shares from 0 to 1."""
+    places = np.linspace(0, 1, len(STOPS))
+    return np.stack([np.interp(share, places, channel) for channel in zip(*STOPS, strict=True)], axis=-1)
+
+
+def _caption(answer: dict[str, Any]) -> str:
+    reason = f"; abstained: {answer['reason']}" if answer["abstained"] else ""
+    name = visible(answer["path"].rpartition("/")[2])
+    return f"{answer['class']}, confidence {answer['confidence']:.3f}{reason}; evidence for it, weak to strong; {name}"
