@@ -11,18 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import dicomsort
-from dicomsort.bundle import calibrate, seal, staged
+from dicomsort.bundle import seal, staged
 from dicomsort.errors import UsageError
 from dicomsort.pixels import INPUT_SHAPE
-from dicomsort.records import OTHER, RENDERING_VERSION
+from dicomsort.records import RENDERING_VERSION
 from dicomsort.report import visible
-from dicomsort.training import calibration, metrics, plots
+from dicomsort.training import calibration, plots, reporting, seen
 from dicomsort.training.architectures import ARCHITECTURES, Architecture
-from dicomsort.training.card import Story, write_card
-from dicomsort.training.dataset import Dataset, fingerprint, read_groups, require_trainable, scan
+from dicomsort.training.card import write_card
+from dicomsort.training.dataset import fingerprint, folds, read_groups, require_trainable, scan
+from dicomsort.training.predictions import HeldOut
 from dicomsort.training.progress import Reporter, load_tensorflow
 from dicomsort.training.tensors import Rendered, render_all
 
@@ -41,15 +40,16 @@ OUTPUTS = frozenset(
         "history.csv",
         "accuracy.png",
         "loss.png",
-        "confusion.png",
         "metrics.json",
         "card.md",
+        *reporting.PICTURES,
     }
 )
 # What folders that hold a header's class are called.
 HEADER_NAMES = {"CT": {"ct"}, "MRI": {"mri", "mr"}, "XRAY": {"xray", "x-ray", "x_ray"}}
 SKIPPED_SAID = 10
 MAX_NAME = 64
+CALIBRATION_FOLDS = 5  # in which held-out predictions calibrate each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +147,16 @@ def _tell_skipped(rendered: Rendered, reporter: Reporter) -> None:
 
 def _write(folder: Path, run: _Run) -> dict[str, Any]:
     """Write everything but the models into ``folder``; return the figures."""
-    fitted, skipped = run.fitted, run.rendered.skipped
+    fitted = run.fitted
     dataset = run.rendered.dataset.only(fitted.held)
     fit = calibration.fit(fitted.probabilities, dataset.classes())
-    figures = _measure(dataset, fitted, fit)
+    fold = folds(dataset, CALIBRATION_FOLDS, run.settings.seed, grouped=fitted.by_source)
+    held = HeldOut(fitted.probabilities, fold, fitted.held_out, fitted.by_source)
+    predictions = held.calibrated(dataset)
+    told = reporting.tell(predictions, run.settings.seed)
+    told |= {"skipped": dict(run.rendered.skipped), "training_run": _training_run(run, fit)}
     spec = _spec(run.settings, run.rendered, fit)
-    (folder / "card.md").write_text(write_card(_story(run, spec, figures, fit)), "utf-8", "backslashreplace")
-    told = {"held_out": fitted.held_out, "split": fitted.split, **figures, "skipped": dict(skipped)}
+    (folder / "card.md").write_text(write_card(spec, told), "utf-8", "backslashreplace")
     (folder / "metrics.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     with (folder / "history.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
@@ -161,48 +164,20 @@ def _write(folder: Path, run: _Run) -> dict[str, Any]:
         writer.writerows((i, *values) for i, values in enumerate(zip(*fitted.history.values(), strict=True), 1))
     for column in ("accuracy", "loss"):
         plots.plot_history(fitted.history, column, folder / f"{column}.png")
-    matrix = figures["confusion_matrix"]
-    plots.plot_confusion(matrix["rows_are_truth"], dataset.labels, "Held-out images", folder / "confusion.png")
+    reporting.draw(folder, told, predictions)
     seal(folder, spec)
-    return figures
+    return told
 
 
-def _story(run: _Run, spec: dict[str, Any], figures: dict[str, Any], fit: calibration.Calibration) -> Story:
-    """Return what the card tells."""
-    settings = run.settings
-    recipe = {
-        "epochs": settings.epochs,
-        "batch size": settings.batch_size,
-        "Adam, learning rate": settings.learning_rate,
-        "seed": settings.seed,
+def _training_run(run: _Run, fit: calibration.Calibration) -> dict[str, Any]:
+    """Return what the card tells of the training, which later evaluations carry on."""
+    return {
+        "summary": ARCHITECTURES[run.settings.arch].summary,
+        "split": run.fitted.split,
+        "data": reporting.describe(run.rendered.dataset),
+        "notes": list(fit.notes),
+        "litert": [made.as_json(kept=made is run.kept) for made in run.conversions],
     }
-    return Story(
-        spec,
-        figures,
-        ARCHITECTURES[settings.arch].summary,
-        recipe,
-        run.fitted.split,
-        run.fitted.held_out,
-        fit.notes,
-        run.kept,
-        run.conversions,
-        run.rendered.skipped,
-    )
-
-
-def _measure(dataset: Dataset, fitted: Fitted, fit: calibration.Calibration) -> dict[str, Any]:
-    """Return the figures of the held-out predictions; by source where sources were held out."""
-    probabilities, truth = calibrate(fitted.probabilities, fit.temperature), dataset.classes()
-    thresholds = {"decide": fit.decide, "contradict": fit.contradict}
-    figures = metrics.measure(probabilities, truth, dataset.labels, thresholds)
-    if OTHER in dataset.labels and len(dataset.labels) > 2 and (truth != dataset.labels.index(OTHER)).any():  # noqa: PLR2004
-        figures["without_other"] = metrics.without(OTHER, probabilities, truth, dataset.labels)
-    if fitted.by_source:
-        sources = [item.path.split("/")[1] for item in dataset.items]
-        figures["sources"] = metrics.by_source(probabilities, truth, dataset.labels, sources)
-        recalls = [row["recall"] for row in figures["sources"]]
-        figures["mean_recall_by_source"] = round(float(np.mean(recalls)), 4)
-    return figures
 
 
 def _spec(settings: Settings, rendered: Rendered, fit: calibration.Calibration) -> dict[str, Any]:
@@ -223,6 +198,7 @@ def _spec(settings: Settings, rendered: Rendered, fit: calibration.Calibration) 
         "thresholds": {"decide": fit.decide, "contradict": fit.contradict},
         "training": {
             "fingerprint": fingerprint(dataset.items, rendered.digests),
+            seen.KEY: seen.encode(rendered.digests),
             "images": dataset.counts(),
             "recipe": run,
         },
