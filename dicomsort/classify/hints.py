@@ -14,10 +14,15 @@ from dicomsort.records import Header
 
 _OTHERS: Final = "OTHER"
 _WORDS: Final[dict[str, str]] = {
-    **dict.fromkeys("CT CTA CAT CBCT HRCT TDM TAC".split(), CT),
-    **dict.fromkeys("MR MRI MRA MRCP FMRI IRM RMN NMR MRT".split(), MRI),
-    **dict.fromkeys("XR XRAY CR DX DR RX RADIOGRAPH RADIOGRAPHY MAMMO MAMMOGRAM MAMMOGRAPHY".split(), XRAY),
-    **dict.fromkeys("US ULTRASOUND SONO SONOGRAPHY ECHO DOPPLER PET PT NM SPECT ECG ENDOSCOPY".split(), _OTHERS),
+    **dict.fromkeys(["CT", "CTA", "CAT", "CBCT", "HRCT", "TDM", "TAC"], CT),
+    **dict.fromkeys(["MR", "MRI", "MRA", "MRCP", "FMRI", "IRM", "RMN", "NMR", "MRT"], MRI),
+    **dict.fromkeys(
+        ["XR", "XRAY", "CR", "DX", "DR", "RX", "RADIOGRAPH", "RADIOGRAPHY", "MAMMO", "MAMMOGRAM", "MAMMOGRAPHY"], XRAY
+    ),
+    **dict.fromkeys(
+        ["US", "ULTRASOUND", "SONO", "SONOGRAPHY", "ECHO", "DOPPLER", "PET", "PT", "NM", "SPECT", "ECG", "ENDOSCOPY"],
+        _OTHERS,
+    ),
 }
 _X_RAY: Final = re.compile(r"\bX[ -]RAYS?\b")
 _WORD: Final = re.compile(r"[A-Z]+")

@@ -84,3 +84,12 @@ def train(
     if show:
         for name in PLOTS:
             typer.launch(str(trained.folder / name))
+
+
+def open_workers() -> Engine:
+    """Open workers that decode a data set, with the limits of sorting: a hostile file costs its own time and memory."""
+    from dicomsort.adapters import open_engine
+    from dicomsort.engine import Limits
+
+    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
+    return open_engine("processes", None, None, limits=limits, warm=("dicomsort.training.tensors",))

@@ -18,22 +18,50 @@ MIN_CONFIDENT = 20
 DECIDE_ACCURACY, DECIDE_BOUNDS = 0.99, (0.5, 0.99)
 CONTRADICT_ACCURACY, CONTRADICT_BOUNDS = 0.995, (0.9, 0.99)
 TEMPERATURES = np.geomspace(0.25, 10.0, 150)
+OUTSIDE = 0.01  # the share of held-out class images that may lie beyond the limit of distance
+BINS = 15
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A temperature and thresholds (0..1), and in ``notes`` what of them could not be fitted, in sentences."""
+    """A temperature and thresholds (0..1), and in ``notes`` what of them could not be fitted, in sentences.
+
+    ``distance`` is the feature-space distance beyond which an image is out of distribution, None where there is none.
+    """
 
     temperature: float
     decide: float
     contradict: float
     notes: tuple[str, ...] = ()
+    distance: float | None = None
 
 
-def fit(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> Calibration:
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """Calibration that is fair to each image: fitted on the held-out predictions of the other folds alone.
+
+    ``probabilities``: float32 (N, C), calibrated; ``temperatures``, ``decide`` and ``contradict``: float64 (N,), those
+    of the image's fold; ``limits``: float64 (N,) of distance, or None.
+    """
+
+    probabilities: NDArray[np.float32]
+    temperatures: NDArray[np.float64]
+    decide: NDArray[np.float64]
+    contradict: NDArray[np.float64]
+    limits: NDArray[np.float64] | None = None
+
+
+def fit(
+    probabilities: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    distances: NDArray[np.float32] | None = None,
+    other: int | None = None,
+) -> Calibration:
     """Fit on held-out predictions.
 
-    ``probabilities``: float32 (N, C), the model's own, of items it was not trained on; ``truth``: int64 (N,), 0..C-1.
+    ``probabilities``: float32 (N, C), the model's own, of items it was not trained on; ``truth``: int64 (N,), 0..C-1;
+    ``distances``: float32 (N,). The limit of distance is the one that 1 % of the images lie beyond, those of the class
+    ``other`` (the index of OTHER, where there is one) left out.
     """
     if len(truth) < MIN_HELD_OUT:
         note = (
@@ -41,29 +69,62 @@ def fit(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> Calibra
             "are not fitted but set to careful values."
         )
         return Calibration(1.0, DECIDE_BOUNDS[1], CONTRADICT_BOUNDS[1], (note,))
-    losses = [log_loss(calibrate(probabilities, float(t)), truth) for t in TEMPERATURES]
-    temperature = round(float(TEMPERATURES[int(np.argmin(losses))]), 4)
+    found = [float(losses(calibrate(probabilities, float(t)), truth).mean()) for t in TEMPERATURES]
+    temperature = round(float(TEMPERATURES[int(np.argmin(found))]), 4)
     calibrated = calibrate(probabilities, temperature)
     right, confidence = calibrated.argmax(1) == truth, calibrated.max(1)
     decide, decide_note = _threshold("decide", right, confidence, DECIDE_ACCURACY, DECIDE_BOUNDS)
     contradict, contradict_note = _threshold("contradict", right, confidence, CONTRADICT_ACCURACY, CONTRADICT_BOUNDS)
-    return Calibration(temperature, decide, contradict, tuple(note for note in (decide_note, contradict_note) if note))
+    notes = tuple(note for note in (decide_note, contradict_note) if note)
+    known = distances[truth != other] if distances is not None else ()
+    limit = float(np.quantile(known, 1 - OUTSIDE)) if len(known) else None
+    return Calibration(temperature, decide, contradict, notes, limit)
 
 
-def log_loss(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
-    """Return the mean negative log likelihood of ``truth`` (N,) under ``probabilities`` (N, C), in nats."""
+def nested(
+    probabilities: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    fold: NDArray[np.int64],
+    distances: NDArray[np.float32] | None = None,
+    other: int | None = None,
+) -> Nested:
+    """Calibrate the images of each fold by what ``fit`` finds on all the others; arguments as there.
+
+    ``fold``: int64 (N,); no source may have images in two folds.
+    """
+    calibrated = np.zeros_like(probabilities)
+    temperatures, decide, contradict, limits = (np.full(len(truth), np.inf) for _ in range(4))
+    for k in np.unique(fold):
+        rest, inside = fold != k, fold == k
+        found = fit(probabilities[rest], truth[rest], None if distances is None else distances[rest], other)
+        calibrated[inside] = calibrate(probabilities[inside], found.temperature)
+        temperatures[inside], decide[inside], contradict[inside] = found.temperature, found.decide, found.contradict
+        if found.distance is not None:
+            limits[inside] = found.distance
+    return Nested(calibrated, temperatures, decide, contradict, None if distances is None else limits)
+
+
+def by_image(probabilities: NDArray[np.float32], temperatures: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Calibrate each row of ``probabilities`` (N, C) by a temperature of its own (N,)."""
+    calibrated = np.zeros_like(probabilities)
+    for temperature in np.unique(temperatures):
+        rows = temperatures == temperature
+        calibrated[rows] = calibrate(probabilities[rows], float(temperature))
+    return calibrated
+
+
+def losses(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the negative log likelihood of each ``truth`` (N,) under ``probabilities`` (N, C), in nats, (N,)."""
     picked = probabilities[np.arange(len(truth)), truth].astype(np.float64)
-    return float(-np.log(np.maximum(picked, 1e-12)).mean())
+    return np.asarray(-np.log(np.maximum(picked, 1e-12)))
 
 
-def expected_calibration_error(right: NDArray[np.bool_], confidence: NDArray[np.float32], bins: int = 15) -> float:
-    """Return the ECE: over equal bins of confidence, the mean gap between confidence and accuracy, 0..1."""
-    edges = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [
-        abs(float(right[edges == b].mean()) - float(confidence[edges == b].mean())) * float((edges == b).mean())
-        for b in np.unique(edges)
-    ]
-    return float(sum(gaps))
+def bin_of(confidence: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return the bin of each confidence (N,), of 15 of equal width, for the expected calibration error.
+
+    Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, 2017.
+    """
+    return np.minimum((confidence * BINS).astype(np.intp), BINS - 1)
 
 
 def _threshold(

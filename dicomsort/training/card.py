@@ -1,4 +1,8 @@
-"""The model card: what a bundle was trained on and what was measured, in Markdown; every number comes from a run."""
+"""The model card: what a bundle was trained on and what was measured, in Markdown.
+
+It is made of bundle.json and metrics.json alone, so that training and evaluation write the same one; every number in it
+was measured or counted.
+"""
 
 from __future__ import annotations
 
@@ -6,150 +10,171 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.records import OTHER
+from dicomsort.training.cardtables import percent, tables
+from dicomsort.training.predictions import NESTED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from dicomsort.training.export import Conversion
+    from dicomsort.training.cardtables import Table
 
-WORST = 12
 LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
-    """What the card tells: the bundle's fields, the figures of metrics.json, and the words of the run."""
+class _Story:
+    """What the card tells: bundle.json, metrics.json, and of the latter what is about the training."""
 
     spec: Mapping[str, Any]
-    figures: Mapping[str, Any]
-    summary: str
-    recipe: Mapping[str, object]
-    split: str
-    held_out: str
-    notes: Sequence[str]
-    kept: Conversion
-    conversions: Sequence[Conversion]
-    skipped: Sequence[tuple[str, str]]
+    told: Mapping[str, Any]
+    run: Mapping[str, Any]
 
 
-def write_card(story: Story) -> str:
-    """Return the card's text."""
+def write_card(spec: Mapping[str, Any], told: Mapping[str, Any]) -> str:
+    """Return the card's text from the content of bundle.json and of metrics.json."""
+    story = _Story(spec, told, told.get("training_run", {}))
+    summary = f": {story.run['summary']}" if "summary" in story.run else ""
     parts = (
-        [f"# Model card: {story.spec['name']}", "", f"Architecture `{story.spec['arch']}`: {story.summary}."],
+        [f"# Model card: {spec['name']}", "", f"Architecture `{spec['arch']}`{summary}."],
+        _use(),
         _data(story),
-        _figures(story),
-        _confusion(story),
-        _sources(story),
-        _confidence(story),
+        _measured(story),
+        _abstaining(story),
         _speed(story),
         _limits(story),
     )
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Return a Markdown table's lines; all columns but the first are numbers, or short."""
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    return lines + ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+def markdown(table: Table) -> list[str]:
+    """Return a table as Markdown lines; all columns but the first are numbers, or short."""
+    head = ["| " + " | ".join(table.head) + " |", "|---" + "|---:" * (len(table.head) - 1) + "|"]
+    return head + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
 
 
-def _data(story: Story) -> list[str]:
-    training = story.spec["training"]
-    lines = ["## Trained on", "", *table(("class", "images"), training["images"].items()), ""]
-    lines += [
-        f"Fingerprint of the files (SHA-256): `{training['fingerprint']}`. The images are not part of the bundle;"
+def _use() -> list[str]:
+    return [
+        "## Intended use",
+        "",
+        "Sorting image files by the kind of image they show, together with their headers, where a person looks at what",
+        "is held back. Not a medical device: it says nothing of what an image shows of a patient, and nothing may be",
+        "diagnosed, triaged or left out by it.",
     ]
-    lines += ["their licences are those of their sources.", ""]
-    lines += ["Recipe: " + ", ".join(f"{name} {value}" for name, value in story.recipe.items()) + "."]
-    lines += [f"Held out for the learning curves (`accuracy.png`, `loss.png`): {story.split}."]
-    if story.skipped:
-        lines += ["", f"Skipped, being no readable image: {len(story.skipped)} files.", ""]
-        lines += [f"- `{path}`: {reason}" for path, reason in story.skipped[:LISTED]]
-        lines += [f"- … and {len(story.skipped) - LISTED} more"] if len(story.skipped) > LISTED else []
+
+
+def _data(story: _Story) -> list[str]:
+    training, data = story.spec["training"], story.run.get("data", {})
+    sources = data.get("sources", {})
+    head = "| class | images | sources |" if sources else "| class | images |"
+    lines = ["## Trained on", "", head, "|---|---:|---:|" if sources else "|---|---:|"]
+    for label, count in training["images"].items():
+        lines += [f"| {label} | {count:,} | {sources[label]} |" if sources else f"| {label} | {count:,} |"]
+    lines += ["", f"Fingerprint of the files (SHA-256): `{training['fingerprint']}`."]
+    lines += ["The images are not part of the bundle."]
+    if licences := data.get("licences"):
+        lines += ["", "Licences, as the data set's manifest states them (images):", ""]
+        lines += [f"- {licence}: {count:,}" for licence, count in licences.items()]
+    else:
+        lines += ["The data set had no list of licences (`manifest.csv`): they are those of its sources."]
+    recipe = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in training.get("recipe", {}).items())
+    lines += ["", f"Recipe: {recipe}."]
+    if split := story.run.get("split"):
+        lines += [f"Held out for the learning curves (`accuracy.png`, `loss.png`): {split}."]
+    return lines + _skipped(story.told.get("skipped", {}))
+
+
+def _skipped(skipped: Mapping[str, str]) -> list[str]:
+    if not skipped:
+        return []
+    lines = ["", f"Skipped, being no readable image: {len(skipped)} files.", ""]
+    lines += [f"- `{path}`: {reason}" for path, reason in list(skipped.items())[:LISTED]]
+    return lines + ([f"- … and {len(skipped) - LISTED} more"] if len(skipped) > LISTED else [])
+
+
+def _measured(story: _Story) -> list[str]:
+    told, drawn = story.told, story.told["bootstrap"]
+    lines = ["## Measured", "", f"Held out: {told['held_out']}."]
+    if "intervals" in told:
+        lines += [f"Intervals hold 95 % of {drawn['resamples']:,} bootstrap resamples (seed {drawn['seed']}) of"]
+        lines += [f"{drawn['clusters']:,} {drawn['unit']}s, each drawn as a whole."]
+    else:
+        lines += [f"No intervals: there is one {drawn['unit']} only to resample."]
+    lines += _flatters(story)
+    for table in tables(told):
+        lines += ["", f"**{table.title}**", "", *markdown(table)]
+    if "shortcuts" in told:
+        lines += ["", "The shortcut tests change the rendered image in ways that leave what it shows as it is; the"]
+        lines += ["change is against the same models' accuracy on the same images, unchanged."]
     return lines
 
 
-def _figures(story: Story) -> list[str]:
-    figures = story.figures
-    lines = ["## Measured on held-out images", "", f"Held out by {story.held_out}.", ""]
-    rows: list[tuple[str, object]] = [
-        ("images", figures["images"]),
-        ("accuracy", _percent(figures["accuracy"])),
-        ("balanced accuracy", _percent(figures["balanced_accuracy"])),
-    ]
-    if other := figures.get("without_other"):
-        rows += [
-            ("accuracy, OTHER left out", _percent(other["accuracy"])),
-            ("balanced accuracy, OTHER left out", _percent(other["balanced_accuracy"])),
-        ]
-    if "mean_recall_by_source" in figures:
-        rows += [("mean recall by class and source", _percent(figures["mean_recall_by_source"]))]
-    rows += [("expected calibration error", f"{figures['ece']:.3f}"), ("log loss", f"{figures['log_loss']:.3f}")]
-    lines += [*table(("figure", "value"), rows), ""]
-    return lines + table(
-        ("class", "precision", "recall", "F1", "images"),
-        (
-            (label, _percent(row["precision"]), _percent(row["recall"]), _percent(row["f1"]), row["support"])
-            for label, row in figures["classes"].items()
-        ),
-    )
-
-
-def _confusion(story: Story) -> list[str]:
-    matrix = story.figures["confusion_matrix"]
-    rows = zip(matrix["labels"], matrix["rows_are_truth"], strict=True)
-    return ["Confusion (rows: truth):", "", *table(("", *matrix["labels"]), ((label, *row) for label, row in rows))]
-
-
-def _sources(story: Story) -> list[str]:
-    worst = [row for row in story.figures.get("sources", ()) if row["recall"] < 1][:WORST]
-    if not worst:
-        return []
-    rows = ((r["source"], r["label"], r["images"], _percent(r["recall"]), r["mistaken_for"]) for r in worst)
-    head = ("source", "class", "images", "recall", "mostly mistaken for")
-    return ["Where it is worst (a source is a folder in a class's folder):", "", *table(head, rows)]
-
-
-def _confidence(story: Story) -> list[str]:
-    lines = ["## Confidence", "", f"Temperature {story.spec['temperature']}; thresholds on calibrated confidence, both"]
-    lines += ["fitted on the same held-out predictions, so the accuracies beside them flatter a little.", ""]
-    rows = (
-        (name, row["threshold"], _percent(row["coverage"]), _percent(row["accuracy"]))
-        for name, row in story.figures["thresholds"].items()
-    )
-    lines += table(("threshold", "value", "images at or above", "right among them"), rows)
-    return lines + (["", *story.notes] if story.notes else [])
-
-
-def _speed(story: Story) -> list[str]:
-    lines = [
-        "## LiteRT",
-        "",
-        f"`model.tflite` holds {story.kept.precision} weights. Best of a few runs, one thread:",
-        "",
-    ]
-    head = ("weights", "MB", "ms an image, batch 1", "ms an image, batch 32", "largest difference from Keras")
-    rows = ((c.precision, f"{len(c.model) / 1e6:.1f}", c.single, c.batch, c.difference) for c in story.conversions)
-    return lines + table(head, rows)
-
-
-def _limits(story: Story) -> list[str]:
-    lines = ["## Limits", "", "- A sorter's model, not a medical device: it names the kind of image, nothing in it."]
-    lines += ["- It knows only these classes. What is none of them gets one of their names all the same, at times a"]
-    lines += ["  confident one."]
-    if OTHER in story.spec["labels"]:
-        lines += [f"- {OTHER} is what these images of it show; another kind of image may be taken for a class."]
-    if "sources" not in story.figures:
+def _flatters(story: _Story) -> list[str]:
+    """Say what makes the figures look better than they are."""
+    told = story.told
+    lines = ["", "What flatters these figures:", ""]
+    if told.get("trained_on"):
+        lines += [f"- The model was trained on {told['trained_on']:,} of these {told['images']:,} images."]
+    if not told["by_source"]:
         lines += [
-            "- The held-out images come from the same sources as the training images. On other scanners, body parts"
+            "- The images may come from the sources that the model was trained on; on others it is right less often."
         ]
-        lines += ["  and exports it will be right less often than the figures above say."]
+    if told.get("calibration") == NESTED:
+        lines += [
+            "- Temperature and thresholds of each image were fitted on other folds' held-out predictions, never on its",
+            "  own; but the models behind those predictions had seen images of its fold.",
+            "- Settings of the recipe that were chosen by looking at these figures, or at figures of the same images,",
+            "  are chosen in their favour.",
+        ]
+    lines += ["- A label that is wrong in the data set counts as it stands, for the model or against it."]
+    return lines
+
+
+def _abstaining(story: _Story) -> list[str]:
+    spec, told = story.spec, story.told
+    limits = spec["thresholds"]
+    lines = ["## When it abstains", "", f"Temperature {spec['temperature']}; it decides from a confidence of"]
+    lines += [f"{limits['decide']} on, and contradicts a clear header from {limits['contradict']} on."]
+    if "out_of_distribution" in told:
+        lines += [
+            "What lies farther from the training images' features than a limit is out of distribution, whatever the",
+            f"confidence: {percent(told['out_of_distribution'])} of the images judged here.",
+        ]
     else:
         lines += [
-            "- The figures are for sources that the model judged never saw; a source unlike all of these may do worse."
+            "It has no measure of distance: what is unlike all it was trained on is held back by low confidence alone."
         ]
+    return lines + [f"\n{note}" for note in story.run.get("notes", ())]
+
+
+def _speed(story: _Story) -> list[str]:
+    conversions: Sequence[Mapping[str, Any]] = story.run.get("litert", ())
+    if not conversions:
+        return []
+    kept = next(conversion["precision"] for conversion in conversions if conversion["kept"])
+    lines = ["## LiteRT", "", f"`model.tflite` holds {kept} weights. Best of a few runs when it was converted, one"]
+    lines += ["thread; the difference is the largest of any probability:", ""]
+    lines += ["| weights | MB | ms an image, batch 1 | ms an image, batch 32 | difference from Keras |"]
+    lines += ["|---|---:|---:|---:|---:|"]
+    return lines + [
+        f"| {c['precision']} | {c['megabytes']:.1f} | {c['single']} | {c['batch']} | {c['difference']} |"
+        for c in conversions
+    ]
+
+
+def _limits(story: _Story) -> list[str]:
+    lines = ["## Limits", "", "- It knows only these classes. What is none of them may get one of their names all the"]
+    lines += ["  same, at times a confident one."]
+    if OTHER in story.spec["labels"]:
+        lines += [f"- {OTHER} is what the images of it show; another kind of image may be taken for a class."]
+    if story.told["by_source"]:
+        lines += [
+            "- The figures are for sources that the model judged never saw; one unlike all of these may do worse."
+        ]
+    else:
+        lines += ["- On other scanners, body parts and exports it will be right less often than these figures say."]
+    worst = [row for row in story.told.get("sources", ()) if row["recall"] < 1]
+    if worst:
+        row = worst[0]
+        share = f"{percent(row['recall'])} of {row['images']:,} images right"
+        lines += [f"- It is weakest on {row['source'] or 'images without a source'} ({row['label']}): {share}."]
     return lines
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"

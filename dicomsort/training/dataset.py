@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MIN_CLASSES = 2
 MIN_IMAGES = 2
+_FOLDERS = {1: "one folder", MIN_CLASSES: "two folders"}
 
 
 class DatasetError(UsageError):
@@ -87,20 +88,20 @@ class Dataset:
         return any(item.group not in {"", item.source} for item in self.items)
 
 
-def scan(root: Path, groups: Mapping[str, str] | None = None) -> Dataset:
+def scan(root: Path, groups: Mapping[str, str] | None = None, *, least: int = MIN_CLASSES) -> Dataset:
     """Return the files below ``root``: a class is a folder in it, a source a folder in that.
 
     ``groups`` names sources and files that must stay together (see ``read_groups``). Nothing is opened. DatasetError
-    where ``root`` is missing, or has fewer than two class folders with files, or a folder that cannot be a label.
+    where ``root`` is missing, or has fewer than ``least`` class folders with files, or a folder that cannot be a label.
     """
     if not root.is_dir():
         msg = f"data set {str(root)!r}: expected a folder with a folder a class, received {_what(root)}"
         raise DatasetError(msg)
     found = {folder.name: sorted(_files(folder)) for folder in sorted(root.iterdir()) if _is_class(folder)}
     labels = tuple(label for label, files in found.items() if files)
-    if len(labels) < MIN_CLASSES:
+    if len(labels) < least:
         msg = (
-            f"data set {str(root)!r}: expected at least two folders with images, one a class, "
+            f"data set {str(root)!r}: expected at least {_FOLDERS[least]} with images, one a class, "
             f"received {len(labels)} ({', '.join(labels) or 'none'})"
         )
         raise DatasetError(msg)

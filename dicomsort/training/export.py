@@ -48,6 +48,12 @@ class Conversion:
     single: float
     batch: float
 
+    def as_json(self, *, kept: bool) -> dict[str, Any]:
+        """Return what metrics.json tells of it; ``kept`` for the one in the bundle."""
+        size = round(len(self.model) / 1e6, 2)
+        told = {"precision": self.precision, "kept": kept, "megabytes": size}
+        return {**told, "single": self.single, "batch": self.batch, "difference": self.difference}
+
 
 def save_keras(model: Any, folder: Path) -> None:
     """Write ``model.keras`` and ``medical_image_classifier.h5``; the latter is for other tools, never read here.

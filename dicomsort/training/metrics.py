@@ -1,4 +1,8 @@
-"""Figures from held-out predictions: plain dicts, ready for JSON."""
+"""Figures from predictions: plain dicts, ready for JSON, each with its bootstrap interval.
+
+Every figure is a function of how often each cluster counts, so one computation gives the figure (each once) and its
+resampled values (as often as drawn).
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomsort.training.calibration import expected_calibration_error, log_loss
+from dicomsort.records import OTHER
+from dicomsort.training import bootstrap
+from dicomsort.training.predictions import Predictions
+from dicomsort.training.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-THRESHOLD_DIGITS = 4
+DIGITS = 4
+MIN_LABELS_BESIDE_OTHER = 2
 
 
 def measure(
@@ -22,39 +30,34 @@ def measure(
     labels: Sequence[str],
     thresholds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return accuracy, balanced accuracy, figures by class, confusion matrix (rows: truth), ECE and coverage.
+    """Return accuracy, balanced accuracy, figures by class, confusion matrix (rows: truth), ECE, coverage and the rest.
 
     ``probabilities``: float32 (N, C), calibrated; ``truth``: int64 (N,). Balanced accuracy is the mean recall over the
     classes that occur. ``thresholds`` are reported with the share of images above each and the accuracy among them.
     """
-    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
-    right = predicted == truth
-    matrix = np.zeros((len(labels), len(labels)), int)
-    np.add.at(matrix, (truth, predicted), 1)
-    by_class = {label: _class_figures(matrix, i) for i, label in enumerate(labels)}
-    recalls = [figures["recall"] for figures in by_class.values() if figures["support"]]
-    return {
-        "images": len(truth),
-        "accuracy": _round(right.mean()),
-        "balanced_accuracy": _round(np.mean(recalls)),
-        "log_loss": _round(log_loss(probabilities, truth)),
-        "ece": _round(expected_calibration_error(right, confidence)),
-        "classes": by_class,
-        "confusion_matrix": {"labels": list(labels), "rows_are_truth": matrix.tolist()},
-        "thresholds": {name: _coverage(right, confidence, value) for name, value in thresholds.items()},
-    }
+    arrays = {name: np.full(len(truth), value) for name, value in thresholds.items()}
+    return _figures(Tally(probabilities, truth, labels, np.zeros(len(truth), np.intp), arrays), arrays)
 
 
-def without(
-    label: str, probabilities: NDArray[np.float32], truth: NDArray[np.int64], labels: Sequence[str]
-) -> dict[str, float]:
-    """Return accuracy and balanced accuracy of the other classes, with ``label`` taken out of truth and answers."""
-    column = labels.index(label)
-    rows = truth != column
-    answers = np.delete(np.arange(len(labels)), column)[np.delete(probabilities[rows], column, axis=1).argmax(1)]
-    right, kept = answers == truth[rows], truth[rows]
-    recalls = [float(right[kept == c].mean()) for c in np.unique(kept)]
-    return {"images": int(rows.sum()), "accuracy": _round(right.mean()), "balanced_accuracy": _round(np.mean(recalls))}
+def report(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
+    """Return all figures of ``predictions``, and under ``intervals``, in the same shape, their 95 % intervals.
+
+    ``sources`` lists each class and source with its recall, the worst first, where there are sources.
+    """
+    names, cluster = np.unique(np.array(predictions.clusters), return_inverse=True)
+    tally = _tally(predictions, cluster)
+    drawn_from = {"unit": predictions.unit, "clusters": len(names), "resamples": bootstrap.RESAMPLES, "seed": seed}
+    figures = {"bootstrap": drawn_from, **_figures(tally, predictions.thresholds)}
+    sources = [item.source for item in predictions.dataset.items]
+    if any(sources):
+        truth, labels = predictions.dataset.classes(), predictions.dataset.labels
+        figures["sources"] = by_source(predictions.probabilities, truth, labels, sources)
+    if len(names) >= bootstrap.MIN_CLUSTERS:
+        room = max(len(cluster), len(tally.labels) ** 2)
+        parts = [tally.figures(weights) for weights in bootstrap.resamples(len(names), room, seed)]
+        drawn = {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
+        figures["intervals"] = bootstrap.nest({path: bootstrap.interval(values) for path, values in drawn.items()})
+    return figures
 
 
 def by_source(
@@ -78,20 +81,35 @@ def by_source(
     return sorted(rows, key=lambda row: (row["recall"], row["source"], row["label"]))
 
 
-def _class_figures(matrix: NDArray[np.int_], i: int) -> dict[str, Any]:
-    """Return precision, recall, F1 (0..1; 0 where undefined) and support of class ``i``."""
-    hits, support, named = int(matrix[i, i]), int(matrix[i].sum()), int(matrix[:, i].sum())
-    precision, recall = hits / named if named else 0.0, hits / support if support else 0.0
-    f1 = 2 * hits / (support + named) if support + named else 0.0
-    return {"precision": _round(precision), "recall": _round(recall), "f1": _round(f1), "support": support}
+def _tally(predictions: Predictions, cluster: NDArray[np.intp]) -> Tally:
+    """Return the sums of all that is measured; what is named by source only where sources are the clusters."""
+    dataset, truth = predictions.dataset, predictions.dataset.classes()
+    tally = Tally(predictions.probabilities, truth, dataset.labels, cluster, predictions.thresholds)
+    if predictions.distances is not None and predictions.limits is not None:
+        tally.add_answered(predictions.thresholds["decide"], predictions.outside)
+    keys = [f"{item.label}/{item.source}" for item in dataset.items] if predictions.unit == "source" else []
+    if keys:
+        tally.add_sources(keys)
+    if OTHER in dataset.labels and len(dataset.labels) > MIN_LABELS_BESIDE_OTHER:
+        tally.add_other(dataset.labels.index(OTHER), keys)
+    for name, changed in predictions.variants.items():
+        tally.add_variant(name, changed)
+    return tally
 
 
-def _coverage(right: NDArray[np.bool_], confidence: NDArray[np.float32], threshold: float) -> dict[str, float | None]:
-    """Return the share of images at or above ``threshold`` and the accuracy among them (None where there are none)."""
-    above = confidence >= threshold
-    accuracy = _round(right[above].mean()) if above.any() else None
-    return {"threshold": threshold, "coverage": _round(above.mean()), "accuracy": accuracy}
+def _figures(tally: Tally, thresholds: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Return the figures where every cluster counts once; what is undefined is 0 for a class, else None."""
+    flat: dict[tuple[str, ...], Any] = {("images",): len(tally.truth)}
+    for path, (value,) in tally.figures(np.ones((1, tally.clusters))).items():
+        flat[path] = _round(value) if np.isfinite(value) else 0.0 if path[0] == "classes" else None
+    for name, values in thresholds.items():
+        flat["thresholds", name, "threshold"] = _round(np.mean(values))
+    matrix = tally.matrix(np.ones((1, tally.clusters)))[0].astype(int)
+    for label, row in zip(tally.labels, matrix, strict=True):
+        flat["classes", label, "support"] = int(row.sum())
+    flat["confusion_matrix",] = {"labels": list(tally.labels), "rows_are_truth": matrix.tolist()}
+    return bootstrap.nest(flat)
 
 
 def _round(value: float | np.floating[Any]) -> float:
-    return round(float(value), THRESHOLD_DIGITS)
+    return round(float(value), DIGITS)

@@ -39,7 +39,7 @@ def plot_history(history: Mapping[str, Sequence[float]], column: str, path: Path
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    with _style():
+    with styled():
         figure = Figure((6.4, 4.0), layout="constrained")
         axes = figure.subplots()
         epochs = np.arange(1, len(history[column]) + 1)
@@ -79,7 +79,7 @@ def plot_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title
 
     counts = np.array(matrix, float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    with _style():
+    with styled():
         side = 2.4 + 0.85 * min(len(labels), ROWS_LABELLED)
         figure = Figure((side + 0.4, side), layout="constrained")
         axes = figure.subplots()
@@ -113,7 +113,7 @@ def _apart(first: float, second: float, limits: tuple[float, float]) -> tuple[fl
     return (shift, -shift) if first > second else (-shift, shift)
 
 
-def _style() -> Any:
+def styled() -> Any:
     """Return the context in which all pictures look alike; no display is needed."""
     import matplotlib as mpl
 

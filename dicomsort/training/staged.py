@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,6 +30,8 @@ from dicomsort.training.splitting import balance, folds
 from dicomsort.training.views import divide, look, view_all
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from numpy.typing import NDArray
 
     from dicomsort.training.architectures import Architecture
@@ -70,19 +74,26 @@ class Drawn(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
 
 
 @dataclass(frozen=True, slots=True)
-class Tail:
-    """The part of a network that is trained, again and again from ``start``, its weights at first.
+class Staged:
+    """A network in training: ``trunk``, which stays, and ``tail``, trained again and again from ``start``.
 
-    ``both`` is the same part with two outputs, features and probabilities.
+    ``both`` is the tail with two outputs, features and probabilities; ``views`` is what the trunk sees.
     """
 
-    model: Any
+    network: Any
+    trunk: Any
+    tail: Any
     both: Any
     start: list[NDArray[np.float32]]
     views: Views
-    dataset: Dataset
+    rendered: Rendered
     recipe: Recipe
     reporter: Reporter
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set that it is trained on."""
+        return self.rendered.dataset
 
     def fit(self, items: Indices, held: Indices | None, name: str) -> dict[str, list[float]]:
         """Train on ``items``; return the history, with the figures of ``held`` where given."""
@@ -92,16 +103,16 @@ class Tail:
         rate = keras.optimizers.schedules.CosineDecay(
             0.0, max(1, steps - warm), warmup_target=recipe.learning_rate, warmup_steps=warm
         )
-        self.model.set_weights(self.start)
+        self.tail.set_weights(self.start)
         optimizer = keras.optimizers.AdamW(
             rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=AVERAGING
         )
-        self.model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
+        self.tail.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
         validation = (
             None if held is None else (self.views.seen[0, held].astype(np.float32), one_hot(self.dataset)[held])
         )
         with self.reporter.step(name, steps) as step:
-            done = self.model.fit(
+            done = self.tail.fit(
                 data, validation_data=validation, epochs=recipe.epochs, shuffle=False, verbose=0,
                 callbacks=[Watch(step, recipe.epochs)],
             )  # fmt: skip
@@ -118,7 +129,7 @@ class Tail:
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
+class Judged:
     """What models that were not trained on an item say of it, filled fold by fold; shapes as in ``Fitted``."""
 
     probabilities: NDArray[np.float32]
@@ -131,54 +142,70 @@ class _Judged:
         room = np.zeros((1 + len(SHORTCUTS), count, classes), np.float32)
         return cls(room[0], np.zeros(count, np.float32), dict(zip(SHORTCUTS, room[1:], strict=True)))
 
-    def take(self, tail: Tail, trunk: Any, rendered: Rendered, outside: Indices, inside: Indices) -> None:
+    def take(self, staged: Staged, outside: Indices, inside: Indices) -> None:
         """Judge the items ``inside``, plain and changed by each shortcut test, by what was trained on ``outside``."""
-        space = space_of(tail, outside)
-        features, self.probabilities[inside] = tail.see(tail.views.seen[0][inside])
+        space = space_of(staged, outside)
+        features, self.probabilities[inside] = staged.see(staged.views.seen[0][inside])
         self.distances[inside] = space.distances(features)
-        with tail.reporter.step("Judging changed images", len(inside) * len(SHORTCUTS)) as step:
+        with staged.reporter.step("Judging changed images", len(inside) * len(SHORTCUTS)) as step:
             for name, change in SHORTCUTS.items():
-                for items, activations in look(trunk, rendered, inside, lambda _, image: change(image), step):  # noqa: B023
-                    self.variants[name][items] = tail.see(activations)[1]
+                changed = partial(_changed, change)
+                for items, activations in look(staged.trunk, staged.rendered, inside, changed, step):
+                    self.variants[name][items] = staged.see(activations)[1]
 
 
-def space_of(tail: Tail, items: Indices) -> distance.Space:
+def _changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], _: int, image: NDArray[np.uint8]) -> Any:
+    return change(image)
+
+
+def space_of(staged: Staged, items: Indices) -> distance.Space:
     """Return where the features of ``items`` lie, those of OTHER left out where there are other classes."""
-    labels, classes = tail.dataset.labels, tail.dataset.classes()[items]
+    labels, classes = staged.dataset.labels, staged.dataset.classes()[items]
     if OTHER in labels and len(labels) > 2:  # noqa: PLR2004 - two classes and OTHER
         items = items[classes != labels.index(OTHER)]
-    features, _ = tail.see(tail.views.seen[0][items])
-    return distance.fit(features, tail.dataset.classes()[items], balance(tail.dataset.only(items)))
+    features, _ = staged.see(staged.views.seen[0][items])
+    return distance.fit(features, staged.dataset.classes()[items], balance(staged.dataset.only(items)))
+
+
+@contextmanager
+def opened(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Iterator[Staged]:
+    """Yield the network with all that its trunk sees, in temporary files."""
+    network = architecture.build(rendered.images.shape[1:], len(rendered.dataset.labels))
+    trunk, tail = divide(network, architecture.trained_from)
+    both = keras.Model(tail.input, [tail.get_layer("features").output, tail.output])
+    with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
+        views = view_all(trunk, rendered, recipe.augment, recipe.seed, Path(scratch) / "views.npy", reporter)
+        yield Staged(network, trunk, tail, both, tail.get_weights(), views, rendered, recipe, reporter)
+
+
+def cross_validate(staged: Staged, fold: NDArray[np.int64]) -> tuple[Judged, dict[str, list[float]]]:
+    """Judge each fold by what is trained on the others; also return the history with the first fold held out."""
+    numbers = np.unique(fold)
+    judged = Judged.empty(len(fold), len(staged.dataset.labels))
+    history: dict[str, list[float]] = {}
+    for i, k in enumerate(numbers, 1):
+        inside, outside = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
+        course = staged.fit(outside, None if history else inside, f"Cross-validation, fold {i} of {len(numbers)}")
+        history = history or course
+        judged.take(staged, outside, inside)
+    return judged, history
 
 
 def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Fitted:
     """Train what lies behind ``architecture.trained_from``: once a fold of sources, at last on everything."""
     dataset = rendered.dataset
     grouped = dataset.grouped()
-    network = architecture.build(rendered.images.shape[1:], len(dataset.labels))
-    trunk, model = divide(network, architecture.trained_from)
-    with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
-        views = view_all(trunk, rendered, recipe.augment, recipe.seed, Path(scratch) / "views.npy", reporter)
-        both = keras.Model(model.input, [model.get_layer("features").output, model.output])
-        tail = Tail(model, both, model.get_weights(), views, dataset, recipe, reporter)
-        fold = folds(dataset, FOLDS, recipe.seed, grouped=grouped)
-        judged = _Judged.empty(len(fold), len(dataset.labels))
-        history: dict[str, list[float]] = {}
-        for k in np.unique(fold):
-            inside, outside = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
-            course = tail.fit(outside, None if history else inside, f"Cross-validation, fold {k + 1} of {FOLDS}")
-            history = history or course
-            judged.take(tail, trunk, rendered, outside, inside)
-        everything = np.arange(len(fold))
-        tail.fit(everything, None, "Training on everything")
-        space = space_of(tail, everything)
+    fold = folds(dataset, FOLDS, recipe.seed, grouped=grouped)
+    everything = np.arange(len(fold))
+    with opened(architecture, rendered, recipe, reporter) as staged:
+        judged, history = cross_validate(staged, fold)
+        staged.fit(everything, None, "Training on everything")
+        space = space_of(staged, everything)
     unit = _unit(dataset, grouped=grouped)
-    words = (
-        f"cross-validation in {FOLDS} folds by {unit}: each image is judged by a model that was not trained on its fold"
-    )
+    held_out = f"cross-validation in {FOLDS} folds by {unit}: each image is judged by a model not trained on its fold"
     return Fitted(
-        network, history, everything, judged.probabilities, f"the first of {FOLDS} folds, {unit}", words, grouped,
-        {}, fold, judged.distances, judged.variants, space,
+        staged.network, history, everything, judged.probabilities, f"the first of {FOLDS} folds, {unit}", held_out,
+        grouped, {}, fold, judged.distances, judged.variants, space,
     )  # fmt: skip
 
 

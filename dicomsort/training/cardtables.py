@@ -1,0 +1,146 @@
+"""The tables of an evaluation, for the card and for the terminal alike; every cell is text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dicomsort.records import OTHER
+from dicomsort.training.predictions import NESTED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+WORST = 12
+# what a figure is called -> where it stands in metrics.json
+ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("accuracy", ("accuracy",)),
+    ("balanced accuracy", ("balanced_accuracy",)),
+    ("mean recall by class and source", ("mean_recall_by_source",)),
+    (f"accuracy, {OTHER} left out", ("without_other", "accuracy")),
+    (f"balanced accuracy, {OTHER} left out", ("without_other", "balanced_accuracy")),
+    (f"mean recall by class and source, {OTHER} left out", ("without_other", "mean_recall_by_source")),
+    (f"{OTHER} recall", ("other", "recall")),
+    (f"other classes' images sent to {OTHER}", ("other", "class_images_sent_to_other")),
+    ("right among the most confident 90 %", ("confident_90", "accuracy")),
+    ("out of distribution", ("out_of_distribution",)),
+    ("expected calibration error", ("ece",)),
+    ("log loss", ("log_loss",)),
+)
+NUMBERS = {("ece",), ("log_loss",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table: all columns but the first are numbers, or short."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def tables(told: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of metrics.json's content that have rows."""
+    for table in (
+        _figures(told),
+        _classes(told),
+        _confusion(told),
+        _thresholds(told),
+        _sources(told),
+        _shortcuts(told),
+    ):
+        if table.rows:
+            yield table
+
+
+def percent(value: float | None) -> str:
+    """Return a share as a percentage, "-" for None."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _figures(told: Mapping[str, Any]) -> Table:
+    rows = [("images", f"{told['images']:,}", "")]
+    for title, path in ROWS:
+        value = _at(told, path)
+        if value is not None:
+            write = _number if path in NUMBERS else percent
+            rows.append((title, write(value), _interval(told, path, write)))
+    return Table("Figures", ("figure", "value", "95 % interval"), tuple(rows))
+
+
+def _classes(told: Mapping[str, Any]) -> Table:
+    rows = [
+        (label, *(_with_interval(told, ("classes", label, key)) for key in ("precision", "recall", "f1")),
+         f"{row['support']:,}")
+        for label, row in told["classes"].items()
+    ]  # fmt: skip
+    return Table("By class (95 % interval)", ("class", "precision", "recall", "F1", "images"), tuple(rows))
+
+
+def _confusion(told: Mapping[str, Any]) -> Table:
+    matrix = told["confusion_matrix"]
+    pairs = zip(matrix["labels"], matrix["rows_are_truth"], strict=True)
+    return Table(
+        "Confusion (rows: truth)", ("truth", *matrix["labels"]), tuple((label, *map(str, row)) for label, row in pairs)
+    )
+
+
+def _thresholds(told: Mapping[str, Any]) -> Table:
+    rows = []
+    for name, row in told["thresholds"].items():
+        value = f"{row['threshold']:.3f}" if "threshold" in row else ""
+        figures = (_with_interval(told, ("thresholds", name, key)) for key in ("coverage", "accuracy"))
+        rows.append((name.replace("_", " "), value, *figures))
+    mean = ", the mean over the folds" if told.get("calibration") == NESTED else ""
+    head = ("threshold", f"value{mean}", "images at or above", "right among them")
+    return Table("Confidence", head, tuple(rows))
+
+
+def _sources(told: Mapping[str, Any]) -> Table:
+    worst = [row for row in told.get("sources", ()) if row["recall"] < 1][:WORST]
+    rows = [
+        (row["source"] or "(none)", row["label"], f"{row['images']:,}", percent(row["recall"]), row["mistaken_for"])
+        for row in worst
+    ]
+    return Table(
+        "Where it is worst (a source is a folder in a class's folder)",
+        ("source", "class", "images", "recall", "mostly mistaken for"),
+        tuple(rows),
+    )
+
+
+def _shortcuts(told: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            name,
+            percent(row["accuracy"]),
+            _points(row["change"]),
+            _interval(told, ("shortcuts", name, "change"), _points),
+        )
+        for name, row in told.get("shortcuts", {}).items()
+    ]
+    return Table("Shortcut tests", ("image changed by", "accuracy", "change, points", "95 % interval"), tuple(rows))
+
+
+def _at(figures: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        figures = figures.get(name) if isinstance(figures, dict) else None
+    return figures
+
+
+def _with_interval(told: Mapping[str, Any], path: tuple[str, ...]) -> str:
+    interval = _interval(told, path, percent)
+    return f"{percent(_at(told, path))} ({interval})" if interval else percent(_at(told, path))
+
+
+def _interval(told: Mapping[str, Any], path: tuple[str, ...], write: Any) -> str:
+    found = _at(told, ("intervals", *path))
+    return f"{write(found[0])} to {write(found[1])}" if found else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"

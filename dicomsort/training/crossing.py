@@ -1,0 +1,100 @@
+"""Cross-validation by source: a bundle's recipe, trained anew without some of the sources, judges those.
+
+Imports Keras inside functions only.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dicomsort.errors import UsageError
+from dicomsort.training.architectures import ARCHITECTURES
+from dicomsort.training.predictions import HeldOut, Predictions, require_images
+from dicomsort.training.progress import load_tensorflow
+from dicomsort.training.recipe import Recipe
+from dicomsort.training.splitting import folds
+from dicomsort.training.tensors import Rendered, render_all
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dicomsort.bundle import Bundle
+    from dicomsort.engine import Engine
+    from dicomsort.training.architectures import Architecture
+    from dicomsort.training.dataset import Dataset
+    from dicomsort.training.progress import Reporter
+
+RECIPE = ("epochs", "batch_size", "learning_rate", "validation_split", "seed", "augment")
+
+
+@dataclass(frozen=True, slots=True)
+class Folding:
+    """How to hold sources out: in ``count`` parts (0: one by one), dealt out by ``seed``."""
+
+    count: int
+    seed: int
+
+
+def by_folds(
+    bundle: Bundle, dataset: Dataset, folding: Folding, engine: Engine, reporter: Reporter
+) -> tuple[Predictions, tuple[tuple[str, str], ...]]:
+    """Judge every source by models of the bundle's recipe that never saw it; also return what was skipped, and why."""
+    architecture = _crossable(bundle)
+    with tempfile.TemporaryDirectory(prefix="dicomsort-evaluate-") as scratch:
+        rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter)
+        require_images(rendered.dataset, len(rendered.skipped))
+        _require_sources(rendered.dataset)
+        reporter.note("Loading TensorFlow")
+        load_tensorflow()
+        held = _cross_validate(architecture, rendered, bundle.training["recipe"], folding, reporter)
+    return held.calibrated(rendered.dataset), rendered.skipped
+
+
+def _cross_validate(
+    architecture: Architecture, rendered: Rendered, recipe: Mapping[str, Any], folding: Folding, reporter: Reporter
+) -> HeldOut:
+    """Train what the recipe trains once for each fold of sources on the others, and judge the fold by it."""
+    from dicomsort.training.staged import cross_validate, opened
+
+    dataset = rendered.dataset
+    sources = len({item.group for item in dataset.items})
+    count = min(folding.count or sources, sources)
+    fold = folds(dataset, count, folding.seed, grouped=True)
+    asked = Recipe(**{key: recipe[key] for key in RECIPE})
+    with opened(architecture, rendered, asked, reporter) as staged:
+        judged, _ = cross_validate(staged, fold)
+    return HeldOut(judged.probabilities, fold, _words(dataset, count, sources), True, judged.distances, judged.variants)
+
+
+def _crossable(bundle: Bundle) -> Architecture:
+    """Return the bundle's architecture; UsageError where it cannot be cross-validated."""
+    architecture = ARCHITECTURES.get(bundle.arch)
+    if architecture is None or architecture.recipe != "staged":
+        raise UsageError(
+            "--cross-validate: expected a bundle trained from pretrained weights, received architecture "
+            f"{bundle.arch!r}"
+        )
+    architecture.require()
+    if not isinstance(recipe := bundle.training.get("recipe"), dict) or not set(RECIPE) <= set(recipe):
+        raise UsageError(
+            f"--cross-validate: expected a bundle that tells its recipe ({', '.join(RECIPE)}), received {recipe!r}"
+        )
+    return architecture
+
+
+def _require_sources(dataset: Dataset) -> None:
+    """Raise UsageError unless whole sources can be held out."""
+    if not dataset.grouped():
+        raise UsageError(
+            f"--cross-validate source: data set {str(dataset.root)!r}: expected every file in a source's folder, and "
+            "at least two sources a class, received fewer"
+        )
+
+
+def _words(dataset: Dataset, count: int, sources: int) -> str:
+    unit = "whole sources, near-twins kept together" if dataset.joined() else "whole sources"
+    kind = f"each of {sources} sources alone" if count == sources else f"{count} parts of {sources} sources in turn"
+    return f"cross-validation, {kind} ({unit}): each image is judged by a model that never saw its source"

@@ -1,0 +1,122 @@
+"""What a model says of a data set's images, and how it came to judge them: what figures are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicomsort.records import OTHER
+from dicomsort.training.calibration import by_image, nested
+from dicomsort.training.dataset import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from dicomsort.training.dataset import Dataset
+
+NESTED = "nested"
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Predictions for the items of ``dataset``, from wherever they come.
+
+    ``probabilities``: float32 (N, C), calibrated, in the order of the labels. ``thresholds``: name -> float64 (N,), on
+    confidence, each image's own where they were fitted without it. ``held_out`` says in words how the images relate to
+    those that the model was trained on; ``by_source`` tells whether whole sources were kept from it. ``clusters`` names
+    for each item what is resampled as one, ``unit`` what that is (source, patient, file). ``distances``: float32 (N,),
+    the feature-space distance from the training images, or None; ``limits``: float64 (N,), beyond which an image is out
+    of distribution. ``variants``: name of a shortcut test -> probabilities of the changed images, like the others.
+    ``calibration`` tells where temperatures and thresholds come from: ``the bundle's``, or ``nested`` (other folds).
+    """
+
+    dataset: Dataset
+    probabilities: NDArray[np.float32]
+    thresholds: Mapping[str, NDArray[np.float64]]
+    held_out: str
+    clusters: Sequence[str]
+    unit: str
+    by_source: bool = False
+    distances: NDArray[np.float32] | None = None
+    limits: NDArray[np.float64] | None = None
+    variants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    calibration: str = "the bundle's"
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Whether each image's most probable class is its own, (N,)."""
+        return np.asarray(self.probabilities.argmax(1) == self.dataset.classes())
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        """The probability of each image's most probable class, (N,)."""
+        return np.asarray(self.probabilities.max(1))
+
+    @property
+    def outside(self) -> NDArray[np.bool_]:
+        """Whether each image lies beyond its limit of distance, (N,); False everywhere where there is none."""
+        if self.distances is None or self.limits is None:
+            return np.zeros(len(self.probabilities), bool)
+        return np.asarray(self.distances > self.limits)
+
+
+def name_clusters(dataset: Dataset, patients: Sequence[str] = ()) -> tuple[list[str], str]:
+    """Return for each item what is resampled as one, and what that is: ``source``, ``patient`` or ``file``.
+
+    Sources (or groups of them) where every item has one and there are at least two; else patients, where some are
+    known (``patients`` has one for each item, "" where not), else files.
+    """
+    groups = [item.group for item in dataset.items]
+    if all(groups) and len(set(groups)) > 1:
+        return groups, "source"
+    paths = [item.path for item in dataset.items]
+    if any(patients) and len(set(patients)) > 1:
+        return [owner or path for owner, path in zip(patients, paths, strict=True)], "patient"
+    return paths, "file"
+
+
+def require_images(dataset: Dataset, skipped: int) -> None:
+    """Raise DatasetError where no image is left to judge."""
+    if not dataset.items:
+        msg = f"data set {str(dataset.root)!r}: expected a readable image, received none ({skipped} files were skipped)"
+        raise DatasetError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Predictions of items by models that were not trained on them, not calibrated.
+
+    ``probabilities``: float32 (N, C); ``fold``: int64 (N,), no source in two of them; ``held_out`` and ``by_source`` as
+    in ``Predictions``; ``distances``: float32 (N,) or None; ``variants``: name of a shortcut test -> float32 (N, C), of
+    the same models.
+    """
+
+    probabilities: NDArray[np.float32]
+    fold: NDArray[np.int64]
+    held_out: str
+    by_source: bool
+    distances: NDArray[np.float32] | None = None
+    variants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def calibrated(self, dataset: Dataset, patients: Sequence[str] = ()) -> Predictions:
+        """Return the predictions, each calibrated by what the other folds tell (``calibration.nested``)."""
+        other = dataset.labels.index(OTHER) if OTHER in dataset.labels else None
+        found = nested(self.probabilities, dataset.classes(), self.fold, self.distances, other)
+        clusters, unit = name_clusters(dataset, patients)
+        return Predictions(
+            dataset,
+            found.probabilities,
+            {"decide": found.decide, "contradict": found.contradict},
+            self.held_out,
+            clusters,
+            unit,
+            self.by_source,
+            self.distances,
+            found.limits,
+            {name: by_image(changed, found.temperatures) for name, changed in self.variants.items()},
+            NESTED,
+        )

@@ -1,0 +1,69 @@
+"""Whether a bundle's model was trained on an image: the bundle keeps the first 32 bits of each file's SHA-256.
+
+Of 100,000 files that it was not trained on, kept digests of as many others name two by chance.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomsort.training.dataset import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from dicomsort.training.dataset import Item
+
+KEY = "files"
+HEX_DIGITS = 8
+MAX_KEPT = 100_000  # bundle.json is bounded
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How many of ``images`` files the model was trained on; ``count`` is None where the bundle does not tell."""
+
+    images: int
+    count: int | None
+
+    def words(self) -> str:
+        """Say it in a sentence without a stop."""
+        if self.count is None:
+            return "the bundle does not tell which files it was trained on: whether these were is not known"
+        if self.count == self.images:
+            return "NOT held out: the model was trained on every one of these images, so these figures flatter it"
+        if self.count:
+            return (
+                f"NOT all held out: the model was trained on {self.count:,} of these {self.images:,} images, so these "
+                "figures flatter it"
+            )
+        return "the model was trained on none of these files; whether it knows their sources or patients is not known"
+
+
+def encode(digests: Sequence[str]) -> str:
+    """Return what a bundle keeps of the SHA-256 of its training files, in Base64; "" for more than 100,000."""
+    if len(digests) > MAX_KEPT:
+        return ""
+    return base64.b64encode(np.unique(_keys(digests)).astype(">u4").tobytes()).decode()
+
+
+def compare(training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str]) -> Seen:
+    """Tell how many of these files ``training``, as bundle.json holds it, was on; ``digests`` are their SHA-256."""
+    if training.get("fingerprint") == fingerprint(items, digests):
+        return Seen(len(items), len(items))
+    try:
+        kept = np.frombuffer(base64.b64decode(str(training.get(KEY) or ""), validate=True), ">u4")
+    except (binascii.Error, ValueError):
+        return Seen(len(items), None)
+    return Seen(len(items), int(np.isin(_keys(digests), kept).sum()) if len(kept) else None)
+
+
+def _keys(digests: Sequence[str]) -> NDArray[np.uint32]:
+    return np.array([int(digest[:HEX_DIGITS], 16) for digest in digests], np.uint32)

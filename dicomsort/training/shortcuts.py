@@ -1,0 +1,116 @@
+"""Shortcut tests: changes that leave what an image shows as it is, and that a model must not depend on.
+
+All are made on the rendering (``pixels.render``), without chance. An image lies centred on black, with its longer side
+filling the square; borders and crops are those of the image itself, not of the square.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+
+BORDER = 0.1
+QUALITY = 30
+SIDE = 96
+CROP = 0.75
+TEXT = "HOSPITAL 12 L"
+MIN_SIDE = 8
+
+
+def mask_borders(image: Pixels) -> Pixels:
+    """Blacken the outer 10 % of the image on each side."""
+    top, left, bottom, right = _box(image)
+    high, wide = round((bottom - top) * BORDER), round((right - left) * BORDER)
+    changed = np.zeros_like(image)
+    inner = (slice(top + high, bottom - high), slice(left + wide, right - wide))
+    changed[inner] = image[inner]
+    return changed
+
+
+def paste_text(image: Pixels) -> Pixels:
+    """Write into two corners, as workstations burn it in: white on what is there."""
+    picture = Image.fromarray(image)
+    draw, side = ImageDraw.Draw(picture), len(image)
+    font = ImageFont.load_default(size=side / 14)
+    draw.text((side * 0.03, side * 0.03), TEXT, font=font, fill=(255, 255, 255))
+    draw.text((side * 0.97, side * 0.97), "R", font=font, fill=(255, 255, 255), anchor="rs")
+    return np.array(picture)
+
+
+def invert(image: Pixels) -> Pixels:
+    """Turn white into black and back within the image; the black around it stays."""
+    changed = image.copy()
+    top, left, bottom, right = _box(image)
+    changed[top:bottom, left:right] = 255 - changed[top:bottom, left:right]
+    return changed
+
+
+def recompress(image: Pixels) -> Pixels:
+    """Save as JPEG of quality 30, and read that."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=QUALITY)
+    return np.array(Image.open(stream).convert("RGB"))
+
+
+def downscale(image: Pixels) -> Pixels:
+    """Scale down to 96 pixels a side, and up again."""
+    small = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.array(small.resize((image.shape[1], image.shape[0]), Image.Resampling.BILINEAR))
+
+
+def crop_centre(image: Pixels) -> Pixels:
+    """Cut the middle 75 % of each side out, and scale it as a file of its own would be."""
+    return _cut(image, 0.5)
+
+
+def crop_corner(image: Pixels) -> Pixels:
+    """Cut 75 % of each side out, from the top left corner."""
+    return _cut(image, 0.0)
+
+
+# name -> change of a rendering, uint8 (H, W, 3) to the same
+SHORTCUTS: dict[str, Callable[[Pixels], Pixels]] = {
+    "borders masked": mask_borders,
+    "text pasted": paste_text,
+    "inverted": invert,
+    "JPEG quality 30": recompress,
+    "96 pixels": downscale,
+    "crop, centre": crop_centre,
+    "crop, corner": crop_corner,
+}
+
+
+def _cut(image: Pixels, place: float) -> Pixels:
+    """Keep 75 % of each side from ``place`` (0: top left, 1: bottom right) on, centred and scaled as in rendering."""
+    from dicomsort.pixels.render import fit
+
+    top, left, bottom, right = _box(image)
+    high, wide = round((bottom - top) * CROP), round((right - left) * CROP)
+    first, start = top + round((bottom - top - high) * place), left + round((right - left - wide) * place)
+    return fit(Image.fromarray(image[first : first + high, start : start + wide]))
+
+
+def _box(image: Pixels) -> tuple[int, int, int, int]:
+    """Return top, left, bottom, right of the image in the square: all but black rows or columns on two sides alike.
+
+    The longer side fills the square, so bars lie on one pair of sides at most; a dark image keeps its whole square.
+    """
+    lit = image.max(2) > 0
+    spans = []
+    for axis in (1, 0):
+        filled = np.flatnonzero(lit.any(axis))
+        gap = min(int(filled[0]), lit.shape[1 - axis] - 1 - int(filled[-1])) if len(filled) else 0
+        spans.append(gap if lit.shape[1 - axis] - 2 * gap >= MIN_SIDE else 0)
+    high, wide = spans
+    high, wide = (high, 0) if high >= wide else (0, wide)
+    return high, wide, image.shape[0] - high, image.shape[1] - wide

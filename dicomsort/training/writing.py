@@ -1,0 +1,132 @@
+"""Writes what a training leaves beside the models: figures, pictures, card, and the contract that seals them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import dicomsort
+from dicomsort.bundle import seal
+from dicomsort.pixels import INPUT_SHAPE
+from dicomsort.records import OTHER, RENDERING_VERSION
+from dicomsort.report import visible
+from dicomsort.training import calibration, plots, reporting, seen
+from dicomsort.training.card import write_card
+from dicomsort.training.dataset import fingerprint
+from dicomsort.training.predictions import HeldOut
+from dicomsort.training.splitting import folds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from dicomsort.training.architectures import Architecture
+    from dicomsort.training.export import Conversion
+    from dicomsort.training.recipe import Fitted
+    from dicomsort.training.settings import Settings
+    from dicomsort.training.tensors import Rendered
+
+OUTPUTS = frozenset(
+    {
+        "model.keras",
+        "model.tflite",
+        "bundle.json",
+        "medical_image_classifier.h5",
+        "history.csv",
+        "accuracy.png",
+        "loss.png",
+        "metrics.json",
+        "card.md",
+        *reporting.PICTURES,
+    }
+)
+# What folders that hold a header's class are called.
+HEADER_NAMES = {"CT": {"ct"}, "MRI": {"mri", "mr"}, "XRAY": {"xray", "x-ray", "x_ray"}}
+MAX_NAME = 64
+CALIBRATION_FOLDS = 5  # in which held-out predictions calibrate each other
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run whose model is trained and converted, and whose words and figures are still to be written."""
+
+    settings: Settings
+    architecture: Architecture
+    rendered: Rendered
+    fitted: Fitted
+    kept: Conversion
+    conversions: Sequence[Conversion]
+
+
+def write(folder: Path, run: Run) -> dict[str, Any]:
+    """Write everything but the models into ``folder``; return the figures."""
+    fitted = run.fitted
+    dataset = run.rendered.dataset.only(fitted.held)
+    other = dataset.labels.index(OTHER) if OTHER in dataset.labels else None
+    fit = calibration.fit(fitted.probabilities, dataset.classes(), fitted.distances, other)
+    fold = fitted.fold
+    if fold is None:
+        fold = folds(dataset, CALIBRATION_FOLDS, run.settings.seed, grouped=fitted.by_source)
+    held = HeldOut(fitted.probabilities, fold, fitted.held_out, fitted.by_source, fitted.distances, fitted.variants)
+    predictions = held.calibrated(dataset)
+    told = reporting.tell(predictions, run.settings.seed)
+    told |= {"skipped": dict(run.rendered.skipped), "training_run": _training_run(run, fit)}
+    spec = _spec(run, fit)
+    (folder / "card.md").write_text(write_card(spec, told), "utf-8", "backslashreplace")
+    (folder / "metrics.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+    with (folder / "history.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("epoch", *fitted.history))
+        writer.writerows((i, *values) for i, values in enumerate(zip(*fitted.history.values(), strict=True), 1))
+    for column in ("accuracy", "loss"):
+        plots.plot_history(fitted.history, column, folder / f"{column}.png", fitted.course.get("epoch_kept"))
+    reporting.draw(folder, told, predictions)
+    seal(folder, spec)
+    return told
+
+
+def _training_run(run: Run, fit: calibration.Calibration) -> dict[str, Any]:
+    """Return what the card tells of the training, which later evaluations carry on."""
+    return {
+        "summary": run.architecture.summary,
+        "split": run.fitted.split,
+        "course": run.fitted.course,
+        "kept_together": run.rendered.kept.as_json(),
+        "data": reporting.describe(run.rendered.dataset),
+        "notes": list(fit.notes),
+        "litert": [made.as_json(kept=made is run.kept) for made in run.conversions],
+    }
+
+
+def _spec(run: Run, fit: calibration.Calibration) -> dict[str, Any]:
+    """Return bundle.json's content, less what ``seal`` adds."""
+    settings, rendered = run.settings, run.rendered
+    dataset = rendered.dataset
+    mapping = {
+        name: label for name, known in HEADER_NAMES.items() for label in dataset.labels if label.casefold() in known
+    }
+    return {
+        "name": visible(settings.out.absolute().name)[:MAX_NAME] or "model",
+        "arch": settings.arch,
+        "labels": list(dataset.labels),
+        "header_classes": mapping,
+        "input_shape": list(INPUT_SHAPE),
+        "rendering_version": RENDERING_VERSION,
+        "temperature": fit.temperature,
+        "thresholds": {"decide": fit.decide, "contradict": fit.contradict, "distance": fit.distance},
+        "training": {
+            "fingerprint": fingerprint(dataset.items, rendered.digests),
+            seen.KEY: seen.encode(rendered.digests),
+            "images": dataset.counts(),
+            "recipe": settings.told(),
+        },
+        "created_with": {
+            "dicomsort": dicomsort.__version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("tensorflow", "keras", "numpy")},
+        },
+    }
