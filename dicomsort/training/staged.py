@@ -171,8 +171,7 @@ def space_of(staged: Staged, items: Indices) -> distance.Space:
 def opened(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Iterator[Staged]:
     """Yield the network with all that its trunk sees, in temporary files."""
     network = architecture.build(rendered.images.shape[1:], len(rendered.dataset.labels))
-    trunk, tail = divide(network, architecture.trained_from)
-    both = keras.Model(tail.input, [tail.get_layer("features").output, tail.output])
+    trunk, tail, both = divide(network, architecture.trained_from)
     with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
         views = view_all(trunk, rendered, recipe.augment, recipe.seed, Path(scratch) / "views.npy", reporter)
         yield Staged(network, trunk, tail, both, tail.get_weights(), views, rendered, recipe, reporter)

@@ -48,21 +48,22 @@ class Views:
         return self.seen[view, items].astype(np.float32)
 
 
-def divide(network: Any, start: str) -> tuple[Any, Any]:
+def divide(network: Any, start: str) -> tuple[Any, Any, Any]:
     """Return the parts of a keras.Model before and from its layer ``start``, which everything passes through.
 
-    They share the network's weights. What normalises batches in the second part keeps its statistics: it is to learn
+    The second part comes twice, the other time with two outputs, features and probabilities. They share the network's weights. What normalises batches in the second part keeps its statistics: it is to learn
     from few images.
     """
     cut = network.get_layer(start).input
     trunk, tail = keras.Model(network.input, cut), keras.Model(cut, network.output)
+    both = keras.Model(cut, [network.get_layer("features").output, network.output])
     network.trainable = True
     for layer in trunk.layers:
         layer.trainable = False
     for layer in tail.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
-    return trunk, tail
+    return trunk, tail, both
 
 
 def view_all(trunk: Any, rendered: Rendered, strength: str, seed: int, place: Path, reporter: Reporter) -> Views:
