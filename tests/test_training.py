@@ -191,7 +191,23 @@ def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return classifier(build(shape), classes)
 
-    monkeypatch.setitem(ARCHITECTURES, "raster", Architecture("means of a raster", "head", whole, ("float32",), backbone=build))
+    monkeypatch.setitem(
+        ARCHITECTURES, "raster", Architecture("means of a raster", "head", whole, ("float32",), backbone=build)
+    )
+
+
+@pytest.fixture
+def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An architecture of the registry with a few weights on an 8 x 8 raster."""
+
+    def build(shape: tuple[int, int, int], classes: int) -> Any:
+        import keras
+
+        layers = keras.layers
+        raster = [layers.AveragePooling2D(28), layers.Flatten(), layers.Dense(4, name="features")]
+        return keras.Sequential([keras.Input(shape), *raster, layers.Dense(classes, "softmax", name="probabilities")])
+
+    monkeypatch.setitem(ARCHITECTURES, "speck", Architecture("a speck", "whole", build, ("float32",)))
 
 
 def test_a_head_is_judged_on_sources_it_never_saw(dataset: Path, tiny_backbone: None) -> None:
@@ -208,6 +224,16 @@ def test_a_head_is_judged_on_sources_it_never_saw(dataset: Path, tiny_backbone: 
     }
     assert figures["accuracy"] > 0.6  # a third is chance
     assert "never saw" in (out / "card.md").read_text("utf-8")
+
+
+def test_images_of_one_size_and_colour_give_a_model_and_a_warning(tmp_path: Path, tiny_network: None) -> None:
+    for label, grey in (("CT", 0), ("MRI", 200)):
+        for number in range(3):
+            _write(tmp_path / "dataset" / label / str(number), np.full((20, 20), grey, np.uint8), 0)
+    ran = run("train", tmp_path / "dataset", "--out", tmp_path / "out", "--arch", "speck", "--epochs", 1)
+    assert ran.code == 0, ran.err
+    assert "6 images are of one colour; they tell nothing" in ran.err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == OUTPUTS
 
 
 def test_ctrl_c_leaves_nothing_half_written(dataset: Path, tmp_path: Path) -> None:

@@ -123,7 +123,12 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_rendered(data
 @pytest.mark.parametrize(
     ("arch", "name", "content", "expected"),
     [
-        ("cnn", "w.h5", b"\x89HDF\r\n\x1a\n", "expected with --arch mobilenet-v3-small|resnet50|vgg16, received --arch cnn"),
+        (
+            "cnn",
+            "w.h5",
+            b"\x89HDF\r\n\x1a\n",
+            "expected with --arch mobilenet-v3-small|resnet50|vgg16, received --arch cnn",
+        ),
         ("vgg16", "w.h5", b"\x80\x04pickle", "expected Keras weights (.weights.h5 or .h5, HDF5), received another"),
         ("vgg16", "w.keras", b"PK\x03\x04", "expected Keras weights (.weights.h5 or .h5, HDF5), received another"),
     ],
@@ -133,5 +138,3 @@ def test_files_that_are_no_weights(dataset: Path, arch: str, name: str, content:
     ran = run("train", dataset, "--out", dataset.parent / "out", "--arch", arch, "--weights", dataset.parent / name)
     assert ran.code == 2
     assert expected in ran.err
-
-

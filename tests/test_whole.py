@@ -36,9 +36,13 @@ def _speck(shape: tuple[int, int, int], classes: int) -> Any:
 
     layers = keras.layers
     parts = [
-        layers.Rescaling(1 / 255), layers.AveragePooling2D(28), layers.Flatten(), layers.Dense(8, "relu", name="features"),
-        layers.Dropout(0.3), layers.Dense(classes, "softmax", dtype="float32", name="probabilities"),
-    ]  # fmt: skip
+        layers.Rescaling(1 / 255),
+        layers.AveragePooling2D(28),
+        layers.Flatten(),
+        layers.Dense(8, "relu", name="features"),
+        layers.Dropout(0.3),
+        layers.Dense(classes, "softmax", dtype="float32", name="probabilities"),
+    ]
     return keras.Sequential([keras.Input(shape), *parts], name="speck")
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dicomsort.engine import Engine
     from dicomsort.errors import WorkerLost
     from dicomsort.records import Look
+    from dicomsort.training.settings import Settings
 
 BATCH = 8  # files a task
 PLOTS = ("accuracy.png", "loss.png", "confusion.png")
@@ -76,15 +77,29 @@ def train(
 
     Example: dicomsort train --augment light --patience 3 --out models/ours images/
     """
-    from dicomsort.report import visible
-    from dicomsort.training.progress import Reporter
     from dicomsort.training.settings import Settings
-    from dicomsort.training.trainer import train as run
 
     settings = Settings(
         dataset, out, arch, epochs, batch_size, learning_rate, validation_split, seed, groups, augment, patience,
         balance, split, weights, cache, fresh,
     )  # fmt: skip
+    _train(settings, show=show)
+
+
+def open_workers() -> Engine:
+    """Open workers that decode a data set, with the limits of sorting: a hostile file costs its own time and memory."""
+    from dicomsort.adapters import open_engine
+    from dicomsort.engine import Limits
+
+    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
+    return open_engine("processes", None, None, limits=limits, warm=("dicomsort.training.tensors",))
+
+
+def _train(settings: Settings, *, show: bool) -> None:
+    from dicomsort.report import visible
+    from dicomsort.training.progress import Reporter
+    from dicomsort.training.trainer import train as run
+
     with Reporter() as reporter:
         trained = run(settings, open_workers, reporter)
     figures = trained.figures
@@ -95,15 +110,6 @@ def train(
     if show:
         for name in PLOTS:
             typer.launch(str(trained.folder / name))
-
-
-def open_workers() -> Engine:
-    """Open workers that decode a data set, with the limits of sorting: a hostile file costs its own time and memory."""
-    from dicomsort.adapters import open_engine
-    from dicomsort.engine import Limits
-
-    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
-    return open_engine("processes", None, None, limits=limits, warm=("dicomsort.training.tensors",))
 
 
 def predict(

@@ -151,7 +151,7 @@ def text(picture: Image.Image, random: Random) -> Image.Image:
 def border(picture: Image.Image, random: Random) -> Image.Image:
     """Lay a frame of one grey around the picture, or a shutter over its sides."""
     side = picture.width
-    grey = int(random.choice([0, 0, 255, random.integers(0, 256)]))
+    grey = (0, 0, 255, int(random.integers(256)))[random.integers(4)]
     left, top, right, bottom = (int(v) for v in random.uniform(0, 0.15, 4) * side * (random.random(4) < MOSTLY))
     box = (left, top, max(left + 1, side - right), max(top + 1, side - bottom))
     canvas = Image.new(picture.mode, picture.size, (grey, grey, grey))

@@ -74,18 +74,29 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
         return np.random.default_rng((self._seed or 0, self.epoch, *purpose))
 
 
-class Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
-    """Brings the data to each epoch, counts batches, and shows loss and accuracy beside the count."""
+class Begin(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
+    """Brings batches to each epoch: Keras' own calls at a data set's epochs come once too often."""
 
-    def __init__(self, data: Batches, step: Step, epochs: int) -> None:
+    def __init__(self, data: Batches) -> None:
         super().__init__()
-        self._data, self._step, self._epochs, self._epoch = data, step, epochs, 0
+        self._data = data
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
-        """Go to the epoch; Keras' own calls at a data set's epochs come once too often."""
-        self._epoch = epoch + 1
+        """Go to the epoch, unless the batches are in it already."""
         if self._data.epoch != epoch:
             self._data.begin(epoch)
+
+
+class Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
+    """Counts batches and shows loss and accuracy beside the count."""
+
+    def __init__(self, step: Step, epochs: int) -> None:
+        super().__init__()
+        self._step, self._epochs, self._epoch = step, epochs, 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
+        """Remember the epoch."""
+        self._epoch = epoch + 1
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
         """Count a batch."""
@@ -127,7 +138,7 @@ def run(
 
     ``data`` shuffles itself, by a seed of its own. Only its present epoch may have begun already.
     """
-    watch = [Watch(data, step, epochs), *callbacks]
+    watch = [Begin(data), Watch(step, epochs), *callbacks]
     done = model.fit(
         data, validation_data=held, epochs=epochs, initial_epoch=data.epoch, shuffle=False, verbose=0, callbacks=watch
     )

@@ -31,9 +31,7 @@ AXES_POINTS, LINE_POINTS = 220, 15  # about the height of a history's axes, and 
 ROWS_LABELLED = 30
 
 
-def plot_history(
-    history: Mapping[str, Sequence[float]], column: str, path: Path, kept: int | None = None
-) -> None:
+def plot_history(history: Mapping[str, Sequence[float]], column: str, path: Path, kept: int | None = None) -> None:
     """Draw ``column`` (accuracy or loss) and its ``val_`` twin over the epochs.
 
     The epoch ``kept``, counted from 1, is marked: the one whose weights the bundle has; without it the best by column.
