@@ -14,8 +14,10 @@ from building import make_files
 
 from dicomsort.errors import UsageError
 from dicomsort.training import calibration, metrics
-from dicomsort.training.dataset import Dataset, Item, fingerprint, folds, read_groups, scan, split
+from dicomsort.training.dataset import Dataset, Item, fingerprint, read_groups, scan
 from dicomsort.training.progress import Reporter, load_tensorflow
+from dicomsort.training.recipe import Recipe
+from dicomsort.training.splitting import balance, folds, split
 from dicomsort.training.torchfile import read_tensors
 
 LABELS = ("CT", "MRI", "XRAY")
@@ -128,17 +130,14 @@ def test_a_seed_fixes_a_head() -> None:
     dataset = _dataset(2, 4)
     features = np.random.default_rng(0).normal(size=(len(dataset.items), 8)).astype(np.float32)
     with Reporter() as reporter:
-        heads = fit._Heads(dataset, features, fit.Recipe(2, 8, 0.01, 0.2, 7), reporter)
+        heads = fit._Heads(dataset, features, Recipe(2, 8, 0.01, 0.2, 7), reporter)
         histories = [heads.fit(np.arange(len(features)), None, "twice")[1] for _ in range(2)]
     assert histories[0] == histories[1]
 
 
 def test_balance_gives_classes_and_their_sources_equal_weight() -> None:
-    load_tensorflow()
-    from dicomsort.training import fit
-
     dataset = _dataset(3, 2)
-    weights = fit.balance(dataset)
+    weights = balance(dataset)
     assert weights.mean() == pytest.approx(1)
     by_source: dict[str, float] = {}
     for item, weight in zip(dataset.items, weights, strict=True):

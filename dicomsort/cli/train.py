@@ -11,6 +11,7 @@ from dicomsort.cli.sort import BYTES_PER_TASK, SECONDS_PER_TASK
 
 if TYPE_CHECKING:
     from dicomsort.engine import Engine
+    from dicomsort.training.settings import Settings
 
 PLOTS = ("accuracy.png", "loss.png", "confusion.png")
 
@@ -65,15 +66,29 @@ def train(
 
     Example: dicomsort train --augment light --patience 3 --out models/ours images/
     """
-    from dicomsort.report import visible
-    from dicomsort.training.progress import Reporter
     from dicomsort.training.settings import Settings
-    from dicomsort.training.trainer import train as run
 
     settings = Settings(
         dataset, out, arch, epochs, batch_size, learning_rate, validation_split, seed, groups, augment, patience,
         balance, split, weights, cache, fresh,
     )  # fmt: skip
+    _train(settings, show=show)
+
+
+def open_workers() -> Engine:
+    """Open workers that decode a data set, with the limits of sorting: a hostile file costs its own time and memory."""
+    from dicomsort.adapters import open_engine
+    from dicomsort.engine import Limits
+
+    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
+    return open_engine("processes", None, None, limits=limits, warm=("dicomsort.training.tensors",))
+
+
+def _train(settings: Settings, *, show: bool) -> None:
+    from dicomsort.report import visible
+    from dicomsort.training.progress import Reporter
+    from dicomsort.training.trainer import train as run
+
     with Reporter() as reporter:
         trained = run(settings, open_workers, reporter)
     figures = trained.figures
@@ -84,12 +99,3 @@ def train(
     if show:
         for name in PLOTS:
             typer.launch(str(trained.folder / name))
-
-
-def open_workers() -> Engine:
-    """Open workers that decode a data set, with the limits of sorting: a hostile file costs its own time and memory."""
-    from dicomsort.adapters import open_engine
-    from dicomsort.engine import Limits
-
-    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
-    return open_engine("processes", None, None, limits=limits, warm=("dicomsort.training.tensors",))

@@ -1,8 +1,12 @@
 """Training: scan a data set, render it once, fit a model, measure it on what was held out, write a bundle.
 
 trainer   the order of the steps below, the only module that knows it
-dataset   folders to classes, sources, splits      tensors   every image rendered once, into a file mapped to memory
-architectures, lite0, torchfile   the networks     fit       the two recipes: end to end, or a head on frozen features
+settings  what was asked for                       dataset   folders to classes and sources
+tensors, cache      every image rendered once, by an engine's workers, into a file mapped to memory
+identity, grouping  what must stay on one side     splitting  what is held out, and what an image weighs
+architectures, lite0, torchfile, keras_networks    the networks, as a table
+fit, whole          the recipes: a head on frozen features, or end to end, with checkpoint and interrupts
+feeding, augment    what Keras is fed
 calibration, metrics              what held-out predictions tell
 export, plots, card               what lies in a bundle
 

@@ -81,7 +81,7 @@ class Checkpoint:
         if not path.is_file():
             return None, ""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 story = json.loads(str(file[STORY]))
                 arrays = [[file[f"{kind}{i}"] for i in range(story["arrays"][kind])] for kind in KINDS]
             identity, progress = story["identity"], Progress(**story["progress"])

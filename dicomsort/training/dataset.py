@@ -129,8 +129,8 @@ def read_groups(path: Path) -> dict[str, str]:
         return {row[key]: row["group"] or row[key] for row in rows for key in keys if row[key]}
     except (OSError, KeyError, UnicodeError, csv.Error) as error:
         msg = (
-            f"--groups {str(path)!r}: expected a CSV file with the columns source and group (or path and group), "
-            f"received {error}"
+            f"--groups {str(path)!r}: expected a CSV file with the columns source and group, received {error} "
+            "(path and group do as well)"
         )
         raise UsageError(msg) from error
 

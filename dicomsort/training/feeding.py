@@ -53,7 +53,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
 
     def begin(self, epoch: int, skip: int = 0) -> None:
         """Go to an epoch, counted from 0, less its first ``skip`` batches."""
-        self._epoch, self._skip = epoch, skip
+        self.epoch, self._skip = epoch, skip
         count = len(self._rows)
         self._order = np.arange(count) if self._seed is None else self._random(0).permutation(count)
 
@@ -70,12 +70,21 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
         fed = (batch.astype(np.float32), self._truth[picked])
         return fed if self._weights is None else (*fed, self._weights[picked])
 
-    def on_epoch_end(self) -> None:
-        """Go to the next epoch."""
-        self.begin(self._epoch + 1)
-
     def _random(self, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng((self._seed or 0, self._epoch, *purpose))
+        return np.random.default_rng((self._seed or 0, self.epoch, *purpose))
+
+
+class Begin(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
+    """Brings batches to each epoch: Keras' own calls at a data set's epochs come once too often."""
+
+    def __init__(self, data: Batches) -> None:
+        super().__init__()
+        self._data = data
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
+        """Go to the epoch, unless the batches are in it already."""
+        if self._data.epoch != epoch:
+            self._data.begin(epoch)
 
 
 class Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
@@ -123,15 +132,15 @@ def compiled(model: Any, learning_rate: Any) -> Any:
 
 
 def run(
-    model: Any, data: Any, held: Any, epochs: int, step: Step, callbacks: Sequence[Any] = (), start: int = 0
+    model: Any, data: Batches, held: Batches | None, epochs: int, step: Step, callbacks: Sequence[Any] = ()
 ) -> dict[str, list[float]]:
-    """Fit a compiled model from epoch ``start``, counted from 0, up to ``epochs``; return the history.
+    """Fit a compiled model from where ``data`` is up to ``epochs``; return the history.
 
-    ``data`` shuffles itself, by a seed of its own.
+    ``data`` shuffles itself, by a seed of its own. Only its present epoch may have begun already.
     """
-    watch = [Watch(step, epochs), *callbacks]
+    watch = [Begin(data), Watch(step, epochs), *callbacks]
     done = model.fit(
-        data, validation_data=held, epochs=epochs, initial_epoch=start, shuffle=False, verbose=0, callbacks=watch
+        data, validation_data=held, epochs=epochs, initial_epoch=data.epoch, shuffle=False, verbose=0, callbacks=watch
     )
     return {column: [float(value) for value in values] for column, values in done.history.items()}
 
@@ -144,15 +153,20 @@ def one_hot(dataset: Dataset) -> NDArray[np.float32]:
 @contextmanager
 def fast_precision() -> Iterator[bool]:
     """Build models in mixed precision where there is a GPU, else in float32; yield whether it is mixed."""
-    import tensorflow as tf
-
-    mixed = bool(tf.config.list_physical_devices("GPU"))
+    mixed = has_gpu()
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
     try:
         yield mixed
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def has_gpu() -> bool:
+    """Tell whether TensorFlow has a GPU to train on."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def in_float32(model: Any, build: Callable[[], Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dicomsort.errors import UsageError
@@ -81,8 +82,10 @@ def pretrained(name: str, file: Path, shape: tuple[int, int, int]) -> Any:
     """
     network = body(name, shape)
     try:
-        network.load_weights(file)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Keras only warns where it leaves layers as they were
+            network.load_weights(file)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, UserWarning) as error:
         told = " ".join(str(error).split())[:200]
         msg = f"--weights {str(file)!r}: expected weights of {name} without its ImageNet layer, received: {told}"
         raise UsageError(msg) from error

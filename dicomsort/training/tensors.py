@@ -76,8 +76,9 @@ def render_all(
 ) -> Rendered:
     """Render the data set's files into the new file ``place``, or take them from ``cache`` (see ``open_cache``).
 
-    What one file costs is bound by the engine's limits: a file beyond them is skipped. DicomsortError where ``place``
-    or ``cache`` finds no room.
+    What one file costs is bound by the engine's limits: a file beyond them is skipped. ``place`` has lost its name when
+    this returns, so that however the process ends no image is left behind. DicomsortError where ``place`` or ``cache``
+    finds no room.
     """
     paths = [item.path for item in dataset.items]
     images = claim(place, (len(paths), *INPUT_SHAPE))
@@ -88,6 +89,7 @@ def render_all(
         for answer in _answers(engine, task, list(enumerate(paths))):
             seen += answer
             step.advance(len(answer))
+    place.unlink()  # the mapping lasts
     good = [i for i, answer in enumerate(seen) if not answer.problem]
     skipped = tuple((path, answer.problem) for path, answer in zip(paths, seen, strict=True) if answer.problem)
     joined, kept = keep_together(dataset.only(good), [seen[i].print for i in good], [seen[i].patient for i in good])

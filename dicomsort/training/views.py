@@ -51,8 +51,8 @@ class Views:
 def divide(network: Any, start: str) -> tuple[Any, Any, Any]:
     """Return the parts of a keras.Model before and from its layer ``start``, which everything passes through.
 
-    The second part comes twice, the other time with two outputs, features and probabilities. They share the network's weights. What normalises batches in the second part keeps its statistics: it is to learn
-    from few images.
+    The second part comes twice, the other time with two outputs, features and probabilities. All share the network's
+    weights. What normalises batches in the second part keeps its statistics: it is to learn from few images.
     """
     cut = network.get_layer(start).input
     trunk, tail = keras.Model(network.input, cut), keras.Model(cut, network.output)

@@ -138,7 +138,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untype
         if self._checkpoint is None:
             return
         variables, metrics = self._variables(), self.trained.metrics_variables if self.progress.batch else []
-        arrays = [[np.array(variable) for variable in kind] for kind in (variables, metrics)]
+        arrays = [[keras.ops.convert_to_numpy(variable) for variable in kind] for kind in (variables, metrics)]
         try:
             self._checkpoint.save(Saved(self.progress, arrays[0], arrays[1], self._best))
         except OSError as error:
@@ -166,11 +166,10 @@ def _train(keeper: Keeper, rendered: Rendered, train: Indices, held: Indices) ->
         try:
             if progress.batch:  # the rest of an epoch
                 data.begin(progress.epoch, progress.batch)
-                run(keeper.trained, data, validation, progress.epoch + 1, step, [keeper], progress.epoch)
-            elif not keeper.finished():
-                data.begin(progress.epoch)
+                run(keeper.trained, data, validation, progress.epoch + 1, step, [keeper])
             if not keeper.finished():
-                run(keeper.trained, data, validation, recipe.epochs, step, [keeper], progress.epoch)
+                data.begin(progress.epoch)
+                run(keeper.trained, data, validation, recipe.epochs, step, [keeper])
         except KeyboardInterrupt:
             if recipe.checkpoint:
                 keeper.reporter.note(f"The same command goes on from {recipe.checkpoint.name}; --fresh starts anew")

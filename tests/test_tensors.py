@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from building import make_dicom, make_files
+from PIL import Image
+
+from dicomsort.adapters import open_engine
+from dicomsort.adapters.serial import SerialEngine
+from dicomsort.engine import Limits, R, T
+from dicomsort.errors import DicomsortError, UsageError, WorkerLost
+from dicomsort.pixels import render
+from dicomsort.training import cache, tensors
+from dicomsort.training.dataset import Dataset, scan
+from dicomsort.training.progress import Reporter
+from dicomsort.training.tensors import Rendered, render_all
+
+
+class Losing(SerialEngine):
+    """Loses every task that has the file ``hostile``, as one that is killed at its limit."""
+
+    def submit(self, function: Callable[[T], R], task: T, /) -> Future[R]:
+        if "hostile" in repr(task):
+            lost: Future[R] = Future()
+            lost.set_exception(WorkerLost("the worker process ran past 10 s"))
+            return lost
+        return super().submit(function, task)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """Two classes, PNG and DICOM of one patient, a file that is no image."""
+    for number in range(9):
+        picture = np.random.default_rng(number).integers(0, 255, (30, 40, 3), np.uint8)
+        path = tmp_path / "data" / "CT" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    for number in range(2):
+        pixels = np.random.default_rng(50 + number).integers(0, 255, (30, 40), np.uint8)
+        make_dicom(tmp_path / "data" / "MRI" / str(number), pixels=pixels)
+    make_files(tmp_path / "data", {"CT/3-hostile.png": "x", "CT/note.txt": "x"})
+    return scan(tmp_path / "data")
+
+
+def _render(dataset: Dataset, place: Path, engine: SerialEngine, store: Path | None = None) -> Rendered:
+    with Reporter() as reporter:
+        return render_all(dataset, place, engine, reporter, store)
+
+
+def test_every_readable_file_is_rendered_and_a_lost_one_is_skipped_alone(dataset: Dataset, tmp_path: Path) -> None:
+    rendered = _render(dataset, tmp_path / "images.npy", Losing())
+    assert dict(rendered.skipped) == {
+        "CT/3-hostile.png": "the worker process ran past 10 s",
+        "CT/note.txt": "neither PNG, JPEG nor DICOM",
+    }
+    assert len(rendered.dataset.items) == len(rendered.digests) == 11
+    for item, row in zip(rendered.dataset.items, rendered.rows, strict=True):
+        np.testing.assert_array_equal(rendered.images[row], render(dataset.root / item.path))
+    assert [item.kin for item in rendered.dataset.items if item.label == 1] == ["MRI/0", "MRI/0"]
+    assert (rendered.kept.patients, rendered.kept.near_duplicates) == (1, 0)
+
+
+def test_worker_processes_render_the_same(dataset: Dataset, tmp_path: Path) -> None:
+    here = _render(dataset, tmp_path / "here.npy", SerialEngine())
+    with open_engine("processes", 1, None, limits=Limits(30, 1 << 30)) as engine, Reporter() as reporter:
+        there = render_all(dataset, tmp_path / "there.npy", engine, reporter)
+    np.testing.assert_array_equal(here.images, there.images)
+    assert (here.dataset, here.digests, here.skipped) == (there.dataset, there.digests, there.skipped)
+
+
+def test_a_second_rendering_comes_from_the_cache(dataset: Dataset, tmp_path: Path) -> None:
+    store = cache.open_cache(tmp_path / "cache")
+    first = _render(dataset, tmp_path / "1.npy", SerialEngine(), store)
+    kept = sorted(path for path in store.rglob("*") if path.is_file())
+    assert len(kept) == 11
+    assert [path.stat().st_mode & 0o077 for path in (store, *kept)] == [0] * 12
+    with mock.patch.object(tensors, "render", side_effect=AssertionError("decoded again")):
+        second = _render(dataset.only(range(3)), tmp_path / "2.npy", SerialEngine(), store)
+    np.testing.assert_array_equal(first.images[:3], second.images)
+    kept[0].write_bytes(kept[0].read_bytes()[:100])  # damaged: rendered again, and repaired
+    third = _render(dataset, tmp_path / "3.npy", SerialEngine(), store)
+    np.testing.assert_array_equal(first.images, third.images)
+    assert cache.recall(store, kept[0].stem) is not None
+
+
+def test_a_full_disk_ends_the_rendering_with_its_reason(dataset: Dataset, tmp_path: Path) -> None:
+    full = OSError(28, "No space left on device")
+    with (
+        mock.patch.object(os, "pwrite", side_effect=full),
+        pytest.raises(DicomsortError, match="expected 0 MiB of room for temporary files, received: No space left"),
+    ):
+        _render(dataset, tmp_path / "1.npy", SerialEngine())
+    store = cache.open_cache(tmp_path / "cache")
+    with (
+        mock.patch.object(os, "replace", side_effect=full),
+        pytest.raises(DicomsortError, match="--cache: expected room for the renderings, received No space left"),
+    ):
+        _render(dataset, tmp_path / "2.npy", SerialEngine(), store)
+    assert [path for path in store.rglob("*") if path.is_file()] == []
+
+
+def test_a_cache_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    make_files(tmp_path, {"file": "x"})
+    with pytest.raises(UsageError, match="expected a folder that can be written, received Not a directory"):
+        cache.open_cache(tmp_path / "file")

@@ -1,0 +1,230 @@
+"""Training a whole network, on one of a few hundred weights: what a seed fixes, what an interruption keeps."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dicomsort.training.architectures import ARCHITECTURES, Architecture, with_weights
+from dicomsort.training.checkpoint import Checkpoint, forget
+from dicomsort.training.dataset import Dataset, Item
+from dicomsort.training.grouping import keep_together
+from dicomsort.training.progress import Reporter, Step, load_tensorflow
+from dicomsort.training.recipe import Fitted, Recipe
+from dicomsort.training.tensors import Rendered
+
+pytestmark = pytest.mark.xdist_group("whole")
+
+LABELS = ("CT", "MRI")
+EACH, BATCHES = 10, 4  # images a class, batches an epoch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tensorflow() -> None:
+    load_tensorflow()
+
+
+def _speck(shape: tuple[int, int, int], classes: int) -> Any:
+    import keras
+
+    layers = keras.layers
+    parts = [
+        layers.Rescaling(1 / 255),
+        layers.AveragePooling2D(28),
+        layers.Flatten(),
+        layers.Dense(8, "relu", name="features"),
+        layers.Dropout(0.3),
+        layers.Dense(classes, "softmax", dtype="float32", name="probabilities"),
+    ]
+    return keras.Sequential([keras.Input(shape), *parts], name="speck")
+
+
+SPECK = Architecture("a speck", "whole", _speck, ("float32",))
+
+
+@pytest.fixture(scope="module")
+def rendered() -> Rendered:
+    """Noise of two brightnesses."""
+    items = [Item(f"{label}/{i}", n) for n, label in enumerate(LABELS) for i in range(EACH)]
+    random = np.random.default_rng(0)
+    images = random.integers(0, 128, (2 * EACH, 224, 224, 3), np.uint8)
+    images[EACH:] += 60
+    count = len(items)
+    dataset, kept = keep_together(Dataset(Path(), LABELS, tuple(items)), [None] * count, [""] * count)
+    return Rendered(dataset, images, np.arange(count), tuple(map(str, range(count))), (), kept)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return Recipe(3, 4, 0.01, 0.2, 7, "light", checkpoint=tmp_path / "out.checkpoint")
+
+
+def _fit(rendered: Rendered, recipe: Recipe) -> Fitted:
+    from dicomsort.training.fit import fit
+
+    with Reporter() as reporter:
+        return fit(SPECK, rendered, recipe, reporter)
+
+
+def _same(one: Fitted, other: Fitted) -> bool:
+    pairs = zip(one.model.get_weights(), other.model.get_weights(), strict=True)
+    return all(np.array_equal(first, second) for first, second in pairs)
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Send this process a signal as the n-th batch from now ends."""
+    advance, batches = Step.advance, [0]
+
+    def stop_at(count: int) -> None:
+        batches[0] = count
+
+    def advanced(step: Step, parts: int = 1, text: str | None = None) -> None:
+        advance(step, parts, text)
+        if step.name == "Training" and parts:
+            batches[0] -= 1
+            if batches[0] == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Step, "advance", advanced)
+    yield stop_at
+    batches[0] = 0
+
+
+def test_a_seed_fixes_weights_and_variations(rendered: Rendered, recipe: Recipe) -> None:
+    runs = [_fit(rendered, replace(recipe, seed=seed, fresh=True)) for seed in (7, 7, 8)]
+    assert _same(runs[0], runs[1])
+    assert runs[0].history == runs[1].history
+    assert not _same(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("batch", [BATCHES + 2, 2 * BATCHES])
+def test_an_interrupted_training_ends_as_if_it_had_not_been(
+    rendered: Rendered,
+    recipe: Recipe,
+    interrupt: Callable[[int], None],
+    batch: int,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    whole = _fit(rendered, replace(recipe, checkpoint=None))
+    interrupt(batch)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(rendered, recipe)
+    assert recipe.checkpoint is not None
+    assert recipe.checkpoint.stat().st_mode & 0o777 == 0o700
+    again = _fit(rendered, recipe)
+    assert _same(whole, again)
+    for column, values in whole.history.items():
+        assert again.history[column] == pytest.approx(values, rel=1e-4)
+    said = capfd.readouterr().err
+    assert "The same command goes on from out.checkpoint; --fresh starts anew" in said
+    assert f"Going on from the checkpoint in out.checkpoint: epoch {batch // BATCHES + 1} of 3" in said
+    forget(recipe.checkpoint)
+    assert not recipe.checkpoint.exists()
+
+
+def test_another_training_starts_anew_and_says_why(
+    rendered: Rendered, recipe: Recipe, interrupt: Callable[[int], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(BATCHES)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(rendered, recipe)
+    _fit(rendered, replace(recipe, learning_rate=0.02, seed=8))
+    assert "Starting anew: there is a checkpoint, but it is of another training: learning_rate, seed differ" in (
+        capfd.readouterr().err
+    )
+    assert recipe.checkpoint is not None
+    (recipe.checkpoint / "state.npz").write_bytes(b"PK\x03\x04 torn")
+    _fit(rendered, recipe)
+    assert "Starting anew: there is a checkpoint, but it is damaged" in capfd.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_only_itself(
+    rendered: Rendered, recipe: Recipe, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "out.checkpoint").write_text("in the way", "utf-8")
+    fitted = _fit(rendered, recipe)
+    assert len(fitted.history["loss"]) == 3
+    assert capfd.readouterr().err.count("No checkpoint: ") == 1
+
+
+def test_patience_ends_the_training_and_keeps_the_best_weights(rendered: Rendered, recipe: Recipe) -> None:
+    fitted = _fit(rendered, replace(recipe, epochs=30, patience=2, learning_rate=1.0, checkpoint=None))
+    losses = fitted.history["val_loss"]
+    best = int(np.argmin(losses))
+    assert fitted.course == {"epochs_run": len(losses), "epoch_kept": best + 1}
+    assert len(losses) == best + 3 < 30
+    truth = rendered.dataset.classes()[fitted.held]
+    wrong = -np.log(np.maximum(fitted.probabilities[np.arange(len(truth)), truth], 1e-7)).mean()
+    assert wrong == pytest.approx(losses[best], rel=1e-3)
+
+
+def test_whole_sources_are_held_out_where_asked(rendered: Rendered, recipe: Recipe) -> None:
+    items = [Item(f"{LABELS[item.label]}/s{i % 4}/{i}", item.label) for i, item in enumerate(rendered.dataset.items)]
+    items = [replace(item, group=f"{item.label}{item.source}") for item in items]
+    sourced = replace(rendered, dataset=replace(rendered.dataset, items=tuple(items)))
+    fitted = _fit(sourced, replace(recipe, split="source", balance=True, checkpoint=None))
+    held = {items[i].group for i in fitted.held}
+    assert not held & {item.group for i, item in enumerate(items) if i not in set(fitted.held.tolist())}
+    assert fitted.by_source
+
+
+def test_mixed_precision_is_left_in_float32(
+    rendered: Rendered, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    from dicomsort.training import feeding
+
+    monkeypatch.setattr(feeding, "has_gpu", lambda: True)
+    fitted = _fit(rendered, recipe)
+    assert {layer.compute_dtype for layer in fitted.model.layers} == {"float32"}
+    assert keras.config.dtype_policy().name == "float32"
+    assert np.isfinite(fitted.probabilities).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("cnn", 11_169_218), ("mobilenet-v3-small", 940_274), ("resnet50", 23_591_810), ("vgg16", 14_715_714)],
+)
+def test_every_network_has_features_before_its_probabilities(name: str, weights: int) -> None:
+    model = ARCHITECTURES[name].build((224, 224, 3), 2)
+    assert model.count_params() == weights
+    assert (model.input_shape, model.output_shape) == ((None, 224, 224, 3), (None, 2))
+    names = [layer.name for layer in model.layers]
+    assert names[-1] == "probabilities"
+    assert names.index("features") >= len(names) - 3
+    assert len(model.get_layer("features").output.shape) == 2
+    places = [names.index(stage) for stage in ARCHITECTURES[name].stages]
+    assert places == sorted(places, reverse=True)
+    assert not any("Lambda" in type(layer).__name__ for layer in model.layers)
+
+
+def test_weights_of_a_file_are_taken_and_others_refused(tmp_path: Path) -> None:
+    from dicomsort.errors import UsageError
+    from dicomsort.training import keras_networks
+
+    shape = (64, 64, 3)
+    theirs = keras_networks.body("vgg16", shape)
+    theirs.save_weights(tmp_path / "theirs.weights.h5")
+    architecture = with_weights(ARCHITECTURES["vgg16"], "vgg16", tmp_path / "theirs.weights.h5")
+    assert "theirs.weights.h5 (SHA-256 " in architecture.summary
+    assert architecture.recipe == "head"
+    ours = architecture.build(shape, 2)
+    kernels = [model.get_layer("block1_conv1").get_weights()[0] for model in (theirs, ours)]
+    np.testing.assert_array_equal(kernels[0][:, :, ::-1], kernels[1])  # theirs expects blue, green, red
+    other = with_weights(ARCHITECTURES["mobilenet-v3-small"], "mobilenet-v3-small", tmp_path / "theirs.weights.h5")
+    with pytest.raises(UsageError, match="expected weights of mobilenet-v3-small without its ImageNet layer, received"):
+        other.build(shape, 2)
+
+
+def test_a_checkpoint_holds_no_objects(tmp_path: Path) -> None:
+    np.savez(tmp_path / "state.npz", story=np.array([{}], dtype=object))
+    assert Checkpoint(tmp_path, {}).load() == (None, "it is damaged")
