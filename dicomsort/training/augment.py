@@ -47,17 +47,18 @@ class Strength:
     quality: float
     resolution: float
     noise: float
+    photograph: float
 
 
 STRENGTHS: dict[str, Strength | None] = {
     "none": None,
     "light": Strength(
         10, 0.05, 0.1, 0.2, 0.1, turn=0, flip=0.5, invert=0, crop=0, text=0, border=0, quality=0.3, resolution=0.1,
-        noise=0,
+        noise=0, photograph=0,
     ),
     "strong": Strength(
         20, 0.1, 0.25, 0.6, 0.3, turn=0.15, flip=0.5, invert=0.2, crop=0.4, text=0.3, border=0.3, quality=0.4,
-        resolution=0.4, noise=0.2,
+        resolution=0.4, noise=0.2, photograph=0.12,
     ),
 }  # fmt: skip
 
@@ -71,7 +72,7 @@ def augment(image: NDArray[np.uint8], strength: Strength, random: Random) -> NDA
 
 
 def _steps(s: Strength, random: Random) -> list[Step]:
-    """Return what is done to one image, in the order in which it would happen: anatomy, window, burnt in, export."""
+    """Return what is done to an image, in the order in which it would happen: anatomy, window, burnt in, photograph."""
     chances: tuple[tuple[float, Step], ...] = (
         (s.crop, crop),
         (1.0, lambda picture, rng: move(picture, rng, s)),
@@ -83,6 +84,7 @@ def _steps(s: Strength, random: Random) -> list[Step]:
         (s.text, text),
         (s.resolution, lower),
         (s.noise, noise),
+        (s.photograph, photograph),
         (s.quality, recompress),
     )
     return [step for chance, step in chances if random.random() < chance]
@@ -175,6 +177,28 @@ def noise(picture: Image.Image, random: Random) -> Image.Image:
     pixels = np.asarray(picture, np.float32)
     grain = random.normal(0, random.uniform(2, 16), pixels.shape[:2]).astype(np.float32)
     return Image.fromarray(np.clip(pixels + grain[..., None], 0, 255).astype(np.uint8))
+
+
+def photograph(picture: Image.Image, random: Random) -> Image.Image:
+    """Show the picture as a photograph of a screen: at an angle, unevenly lit, tinted, with the screen's pattern."""
+    side = picture.width
+    square = np.array([(0, 0), (side, 0), (side, side), (0, side)], float)
+    seen = square + random.uniform(-0.12, 0.12, (4, 2)) * side
+    # x = (a x' + b y' + c) / (g x' + h y' + 1), and y likewise: eight equations for eight coefficients.
+    rows = [(*p, 1, 0, 0, 0, -p[0] * q[0], -p[1] * q[0]) for p, q in zip(seen, square, strict=True)]
+    rows += [(0, 0, 0, *p, 1, -p[0] * q[1], -p[1] * q[1]) for p, q in zip(seen, square, strict=True)]
+    matrix = np.linalg.solve(np.array(rows), square.T.ravel())
+    room = tuple(int(v) for v in random.integers(0, 60, 3))
+    tilted = picture.transform(
+        picture.size, Image.Transform.PERSPECTIVE, tuple(matrix), Image.Resampling.BILINEAR, fillcolor=room
+    )
+    down, right = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    light = 1 + random.uniform(-0.3, 0.3) * down + random.uniform(-0.3, 0.3) * right
+    across = right * np.cos(angle := random.uniform(0, np.pi)) + down * np.sin(angle)
+    pattern = random.uniform(0, 10) * np.sin(across * side * random.uniform(0.3, 2.5))
+    tint, glow = random.uniform(0.8, 1.1, 3), random.uniform(0, 40)
+    lit = (np.asarray(tilted, float) * light[..., None] + pattern[..., None] + glow) * tint
+    return Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8))
 
 
 def recompress(picture: Image.Image, random: Random) -> Image.Image:

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 FOLDS = 5
 EPOCH = 2048  # images drawn an epoch at most: balanced drawing repeats the few of small sources
 WARM_UP = 0.1
-DECAY, CLIP, AVERAGING = 1e-3, 1.0, 0.99
+DECAY, CLIP = 1e-3, 1.0
+AVERAGED = 10  # of the steps, one in so many is the reach of the running average
 PREDICTED = 128
 
 
@@ -105,7 +106,7 @@ class Staged:
         )
         self.tail.set_weights(self.start)
         optimizer = keras.optimizers.AdamW(
-            rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=AVERAGING
+            rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=max(0.0, 1 - AVERAGED / steps)
         )
         self.tail.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
         validation = (
