@@ -55,11 +55,14 @@ def folds(dataset: Dataset, count: int, seed: int, *, grouped: bool) -> NDArray[
     return np.array([assigned[str(group)] for group in groups], np.int64)
 
 
-def balance(dataset: Dataset) -> NDArray[np.float32]:
-    """Return a weight for each item, float32 (N,), mean 1: all classes weigh the same, and in each all its sources."""
-    keys = [f"{item.label}/{item.group}" for item in dataset.items]
+def balance(dataset: Dataset, evenness: float = 1.0) -> NDArray[np.float32]:
+    """Return a weight for each item, float32 (N,), mean 1: all classes weigh the same, and in each all its sources.
+
+    With an ``evenness`` below 1 a source of n images weighs n ** (1 - evenness): few images are not repeated as often.
+    """
+    keys = [f"{item.label}/{item.source or item.group}" for item in dataset.items]
     _, source, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    weights = 1.0 / counts[source]
+    weights = 1.0 / counts[source] ** evenness
     weights /= np.bincount(dataset.classes(), weights)[dataset.classes()]
     result: NDArray[np.float32] = (weights / weights.mean()).astype(np.float32)
     return result

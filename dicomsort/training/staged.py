@@ -47,6 +47,7 @@ WARM_UP = 0.1
 DECAY, CLIP = 1e-3, 1.0
 AVERAGED = 10  # of the steps, one in so many is the reach of the running average
 PREDICTED = 128
+EVENNESS = 0.75  # of sources: one of 16 times as many images is drawn twice as often
 
 
 class Drawn(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
@@ -58,7 +59,7 @@ class Drawn(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
     def __init__(self, views: Views, dataset: Dataset, items: Indices, recipe: Recipe) -> None:
         super().__init__()
         self._views, self._items, self._truth = views, items, one_hot(dataset)
-        weights = balance(dataset.only(items)).astype(np.float64)
+        weights = balance(dataset.only(items), EVENNESS).astype(np.float64)
         self._shares, self._size, self._seed, self._epoch = weights / weights.sum(), recipe.batch_size, recipe.seed, 0
 
     def __len__(self) -> int:
@@ -165,7 +166,7 @@ def space_of(staged: Staged, items: Indices) -> distance.Space:
     if OTHER in labels and len(labels) > 2:  # noqa: PLR2004 - two classes and OTHER
         items = items[classes != labels.index(OTHER)]
     features, _ = staged.see(staged.views.seen[0][items])
-    return distance.fit(features, staged.dataset.classes()[items], balance(staged.dataset.only(items)))
+    return distance.fit(features, staged.dataset.classes()[items], balance(staged.dataset.only(items), EVENNESS))
 
 
 @contextmanager
