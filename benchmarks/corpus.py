@@ -20,6 +20,9 @@ from typing import NamedTuple
 
 CLASSES = ("CT", "MRI", "XRAY")
 SHARE_REQUIRED = 0.99
+RIGHT_REQUIRED, WRONG_ALLOWED = 0.70, 0.02  # of the files with a bad header
+BAD = ("conflict_modality_sop", "missing_or_empty", "nonstandard", "uninformative", "wrong")
+EVIDENCE = {"auto": "header and pixels", "header": "header alone", "pixels": "pixels alone"}
 READ = ("class", "status", "reason", "destination", "decided_by")
 STAYS = {"ignored", "duplicate", "settling"}  # statuses of files that are rightly not in the outbox
 
@@ -52,24 +55,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="folder with index.csv")
     parser.add_argument("--out", type=Path, help="outbox to keep (a temporary one by default)")
+    parser.add_argument("--model", help="bundle to sort by (default: the one that ships)")
     arguments = parser.parse_args()
+    model = ("--model", arguments.model) if arguments.model else ()
     with tempfile.TemporaryDirectory() as temporary:
         outbox = arguments.out or Path(temporary, "outbox")
-        code, seconds = sort(arguments.corpus, outbox)
+        code, seconds = sort(arguments.corpus, outbox, *model)
         pairs = joined(arguments.corpus, outbox)
         checks = [Check("exit code of the sort (0 or 3)", str(code), code in {0, 3}), *checks_of(pairs)]
         checks += contents(arguments.corpus, outbox, pairs)
+        bad = {"auto": bad_headers(pairs)}
+        for evidence in ("header", "pixels"):
+            other = Path(temporary, evidence)
+            sort(arguments.corpus, other, "--evidence", evidence, *model)
+            bad[evidence] = bad_headers(joined(arguments.corpus, other))
+        checks += checks_of_bad_headers(bad)
     print(f"`dicomsort sort` of {len(pairs)} files: {seconds:.1f} s\n")
     print_table(("requirement", "measured", "met"), ((c.what, c.figure, "yes" if c.passed else "NO") for c in checks))
+    print("Bad headers: images of a class whose header is missing, empty, OT or SC, no defined term, torn or wrong.\n")
+    print_table(("header state", "files", *EVIDENCE.values()), table_of_bad_headers(bad))
     print_table(("header state", "truth", "class given", "files"), confusion(pairs))
     print_table(("file", "truth", "class", "folder", "reason", "note"), wrong(pairs))
     return 0 if all(check.passed for check in checks) else 1
 
 
-def sort(corpus: Path, outbox: Path) -> tuple[int, float]:
+def sort(corpus: Path, outbox: Path, *options: str) -> tuple[int, float]:
     """Run the command as a user does; its exit code and wall time in seconds."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "dicomsort", "sort", str(corpus), str(outbox), "--quiet"]
+    command = [sys.executable, "-m", "dicomsort", "sort", str(corpus), str(outbox), "--quiet", *options]
     return subprocess.run(command, check=False).returncode, time.perf_counter() - started
 
 
@@ -108,6 +121,45 @@ def checks_of(pairs: list[Pair]) -> Iterator[Check]:
     yield Check(
         "no clear header: in the folder of a wrong class (no limit)", f"{misfiled} of {len(unclear)}", passed=True
     )
+
+
+def bad_headers(pairs: list[Pair]) -> dict[str, Counter[str]]:
+    """How many images of a class with a bad header are right, wrong, held; by header state, and of the crafted ones.
+
+    Right and wrong are what lies in a folder of a class, or in OTHER; all else waits for a person.
+    """
+    found: dict[str, Counter[str]] = {}
+    for path, truth, row in ((pair.path, pair.truth, pair.row) for pair in pairs):
+        if truth["header_state"] not in BAD or truth["truth"] not in CLASSES:
+            continue
+        placed = folder(row) in {*CLASSES, "OTHER"}
+        outcome = ("right" if folder(row) == truth["truth"] else "wrong") if placed else "held"
+        states = [truth["header_state"], "all", *(["crafted+identity"] if path.startswith("crafted+identity/") else [])]
+        for state in states:
+            found.setdefault(state, Counter())[outcome] += 1
+    return found
+
+
+def checks_of_bad_headers(bad: dict[str, dict[str, Counter[str]]]) -> Iterator[Check]:
+    """The requirement on header and pixels together, and that they beat each alone."""
+    for state in ("all", "crafted+identity"):
+        both, *alone = (bad[evidence][state] for evidence in EVIDENCE)
+        right, wrong = both["right"] / both.total(), both["wrong"] / both.total()
+        figure = f"{right:.1%} right, {wrong:.1%} wrong of {both.total()}"
+        passed = right >= RIGHT_REQUIRED and wrong <= WRONG_ALLOWED
+        yield Check(f"bad headers, {state}: right class (70 %), wrong class (2 %)", figure, passed)
+        gain = both["right"] - both["wrong"]
+        figure = f"{gain} against {', '.join(str(one['right'] - one['wrong']) for one in alone)}"
+        beats = all(gain >= one["right"] - one["wrong"] for one in alone)
+        yield Check(f"bad headers, {state}: right less wrong, against header alone, pixels alone", figure, beats)
+
+
+def table_of_bad_headers(bad: dict[str, dict[str, Counter[str]]]) -> Iterator[tuple[str, ...]]:
+    """Right / wrong / held of each header state, by evidence."""
+    for state in sorted(bad["auto"], key=lambda state: (state == "all", state)):
+        counts = [bad[evidence][state] for evidence in EVIDENCE]
+        cells = (f"{c['right']} right, {c['wrong']} wrong, {c['held']} held" for c in counts)
+        yield state, str(counts[0].total()), *cells
 
 
 def contents(corpus: Path, outbox: Path, pairs: list[Pair]) -> Iterator[Check]:

@@ -221,6 +221,6 @@ def test_words_that_name_one_class(study: str, series: str, modality: str, named
 def test_words_never_decide_alone_and_not_where_headers_do_not_count() -> None:
     described = header(SC, "OT", study_description="CT ABDOMEN")
     assert judged(described, vote(CT=0.4)).reason == "unsure"
-    assert judged(described, SURE_OTHER).folder == "OTHER/image"
+    assert judged(described, SURE_OTHER).reason == "description-against-pixels"
     assert judged(described).reason == "no-evidence"
     assert judged(described, UNSURE, replace(JUDGE, evidence="pixels")).reason == "unsure"

@@ -216,3 +216,14 @@ def test_one_bit_a_pixel(tmp_path: Path) -> None:
     tags = {"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0, "NumberOfFrames": 2, "PixelData": packed}
     path = make_dicom(tmp_path / "a", pixels=mask, **tags)
     assert (show(path) == mask * 255).all()
+
+
+def test_words_with_their_bytes_the_other_way_round_are_put_right(tmp_path: Path) -> None:
+    ramp = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint16) * 31
+    noise = np.random.default_rng(0).integers(0, 65536, (64, 64)).astype(np.uint16)
+    for name, pixels in (("ramp", ramp), ("noise", noise)):
+        right, swapped = (
+            render(make_dicom(tmp_path / f"{name}{kind}.dcm", pixels=stored))
+            for kind, stored in (("right", pixels), ("swapped", pixels.byteswap()))
+        )
+        assert np.array_equal(right, swapped) == (name == "ramp")

@@ -115,7 +115,7 @@ def _settled_by_pixels(case: Case) -> bool:
 
 
 def _against_hint(case: Case) -> bool:
-    return bool(case.said.hint) and case.pixel_class not in {case.said.hint, OTHER} and case.says(case.judge.decide)
+    return bool(case.said.hint) and case.pixel_class != case.said.hint and case.says(case.judge.decide)
 
 
 def _against_study(case: Case) -> bool:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dicomsort.bundle import Bundle
 
 ZOOM = 2
-MARGIN, CAPTION = 8, 24
+MARGIN, CAPTION, KEY_WIDTH = 8, 24, 80
 STRENGTH = 0.5  # how far the strongest evidence covers the image
 STOPS = ((0, 0, 80), (0, 90, 255), (0, 220, 200), (255, 225, 0), (255, 30, 0))  # weakest to strongest evidence
 
@@ -85,8 +85,15 @@ def draw_overlay(caption: str, image: NDArray[np.uint8], map_: NDArray[np.float3
     sheet = Image.new("RGB", (2 * size[0] + 3 * MARGIN, size[1] + 2 * MARGIN + CAPTION), "white")
     sheet.paste(plain, (MARGIN, MARGIN))
     sheet.paste(Image.fromarray(covered.astype(np.uint8)), (size[0] + 2 * MARGIN, MARGIN))
-    font = ImageFont.load_default(14)
-    ImageDraw.Draw(sheet).text((MARGIN, size[1] + MARGIN + 5), caption, "black", font)
+    draw, font, below = ImageDraw.Draw(sheet), ImageFont.load_default(14), size[1] + MARGIN + 5
+    draw.text((MARGIN, below), caption, "black", font)
+    left = sheet.width - MARGIN - KEY_WIDTH
+    words = "evidence, weak to strong"
+    words_left = left - MARGIN - int(draw.textlength(words, font))
+    draw.rectangle((words_left - MARGIN, below, sheet.width, sheet.height), "white")  # a long name ends here
+    draw.text((words_left, below), words, "black", font)
+    key = _coloured(np.linspace(0, 1, KEY_WIDTH, dtype=np.float32)[None]).astype(np.uint8)
+    sheet.paste(Image.fromarray(key).resize((KEY_WIDTH, CAPTION - 10)), (left, below + 2))
     return sheet
 
 
@@ -99,4 +106,4 @@ def _coloured(share: NDArray[np.float32]) -> NDArray[np.float64]:
 def _caption(answer: dict[str, Any]) -> str:
     reason = f"; abstained: {answer['reason']}" if answer["abstained"] else ""
     name = visible(answer["path"].rpartition("/")[2])
-    return f"{answer['class']}, confidence {answer['confidence']:.3f}{reason}; evidence for it, weak to strong; {name}"
+    return f"{answer['class']}, confidence {answer['confidence']:.3f}{reason}; {name}"

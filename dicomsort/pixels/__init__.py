@@ -10,7 +10,8 @@ DICOM (sections of PS3.3 unless said otherwise):
    the pixel data contradicts is put right by what is there. Native data of a defined length, and codestreams whose
    first bytes name another codec, win over the transfer syntax; a codestream's own size wins over Rows and Columns.
 2. Stored values (C.7.6.3): Bits Stored of Bits Allocated 1, 8, 16, 32 or 64, signed or not, High Bit anywhere; Float
-   and Double Float Pixel Data.
+   and Double Float Pixel Data. Native words that are noise as the transfer syntax orders their bytes, and an image the
+   other way round, are read the other way round.
 3. Grey: Modality LUT (C.11.1) by table, else rescale (not the table of XA and RF whose values are stored as shown,
    C.8.7.1.1.2); VOI LUT (C.11.2) by the first table, else the first window, LINEAR, LINEAR_EXACT or SIGMOID. Enhanced
    files give both a frame, or all frames (C.7.6.16). With no window, or one that shows the image in less than an
