@@ -50,10 +50,11 @@ def by_folds(
     bundle: Bundle, dataset: Dataset, folding: Folding, reporter: Reporter
 ) -> tuple[Predictions, tuple[tuple[str, str], ...]]:
     """Judge every source by models of the bundle's recipe that never saw it; also return what was skipped, and why."""
-    architecture = _crossable(bundle, dataset)
+    architecture = _crossable(bundle)
     with tempfile.TemporaryDirectory(prefix="dicomsort-evaluate-") as scratch:
         rendered = render_all(dataset, Path(scratch) / "images.npy", reporter)
         require_images(rendered.dataset, len(rendered.skipped))
+        _require_sources(rendered.dataset)
         reporter.note("Loading TensorFlow")
         load_tensorflow()
         held = cross_validate(architecture, rendered, bundle.training["recipe"], folding, reporter)
@@ -101,8 +102,8 @@ class Changed:
         return np.stack([self._change(image) for image in self._images[rows]])
 
 
-def _crossable(bundle: Bundle, dataset: Dataset) -> Architecture:
-    """Return the bundle's architecture; UsageError where it or the data set cannot be cross-validated."""
+def _crossable(bundle: Bundle) -> Architecture:
+    """Return the bundle's architecture; UsageError where it cannot be cross-validated."""
     architecture = ARCHITECTURES.get(bundle.arch)
     if architecture is None or architecture.recipe != "head":
         raise UsageError(
@@ -110,16 +111,20 @@ def _crossable(bundle: Bundle, dataset: Dataset) -> Architecture:
             f"{bundle.arch!r}"
         )
     architecture.require()
-    if not dataset.grouped():
-        raise UsageError(
-            f"--cross-validate source: data set {str(dataset.root)!r}: expected every file in a source's folder, and "
-            "at least two sources a class, received fewer"
-        )
     if not isinstance(recipe := bundle.training.get("recipe"), dict) or not set(RECIPE) <= set(recipe):
         raise UsageError(
             f"--cross-validate: expected a bundle that tells its recipe ({', '.join(RECIPE)}), received {recipe!r}"
         )
     return architecture
+
+
+def _require_sources(dataset: Dataset) -> None:
+    """Raise UsageError unless whole sources can be held out."""
+    if not dataset.grouped():
+        raise UsageError(
+            f"--cross-validate source: data set {str(dataset.root)!r}: expected every file in a source's folder, and "
+            "at least two sources a class, received fewer"
+        )
 
 
 def _words(dataset: Dataset, count: int, sources: int) -> str:

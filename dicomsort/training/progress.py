@@ -49,7 +49,8 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop the display; it stays on the screen."""
-        self._progress.stop()
+        if self._live:
+            self._progress.stop()  # without a terminal it would print an empty line
 
     def note(self, text: str) -> None:
         """Say one line."""
