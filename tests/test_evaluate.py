@@ -123,7 +123,7 @@ def test_what_is_missing_or_unreadable_is_said(evaluated: Evaluated) -> None:
 def test_sources_and_licences_are_counted(evaluated: Evaluated) -> None:
     assert evaluated.told["data"] == {
         "images": {"CT": 4, "MRI": 4, "OTHER": 0, "XRAY": 4},
-        "sources": {"CT": 2, "MRI": 2, "OTHER": 0, "XRAY": 2},
+        "sources": {"CT": {"s0": 2, "s1": 2}, "MRI": {"s0": 2, "s1": 2}, "OTHER": {}, "XRAY": {"s0": 2, "s1": 2}},
         "licences": {"CC-BY-4.0": 6, "CC0": 6},
     }
     recalls = [row["recall"] for row in evaluated.told["sources"]]

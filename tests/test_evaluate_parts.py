@@ -197,9 +197,16 @@ def test_licences_come_by_path_else_by_source(tmp_path: Path) -> None:
 
 
 def test_the_card_holds_every_figure_and_what_flatters_it(told: dict[str, object]) -> None:
-    run = {"summary": "a network", "notes": ["Only few."], "data": {"licences": {"CC0": 7}}}
+    run = {
+        "summary": "a network",
+        "notes": ["Only few."],
+        "data": {"licences": {"CC0": 7}, "sources": {"CT": {"ours": 3}}},
+    }
     card = write_card(SPEC, {**told, "training_run": run})
-    assert all(name in card for name in (*SHORTCUTS, "CC0: 7", "Only few.", "never on its", "out of distribution"))
+    assert all(
+        name in card
+        for name in (*SHORTCUTS, "CC0: 7", "(images): ours 3", "Only few.", "never on its", "out of distribution")
+    )
     for table in tables(told):
         assert table.title in card
         assert all(cell in card for row in table.rows for cell in row)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.records import OTHER
+from dicomsort.report import visible
 from dicomsort.training.cardtables import percent, tables
 from dicomsort.training.predictions import NESTED
 
@@ -68,7 +69,10 @@ def _data(story: _Story) -> list[str]:
     head = "| class | images | sources |" if sources else "| class | images |"
     lines = ["## Trained on", "", head, "|---|---:|---:|" if sources else "|---|---:|"]
     for label, count in training["images"].items():
-        lines += [f"| {label} | {count:,} | {sources[label]} |" if sources else f"| {label} | {count:,} |"]
+        lines += [f"| {label} | {count:,} | {len(sources[label])} |" if sources else f"| {label} | {count:,} |"]
+    for label, counts in sources.items():
+        told = ", ".join(f"{visible(source)} {count:,}" for source, count in counts.items())
+        lines += ["", f"Sources of {label} (images): {told}."]
     lines += ["", f"Fingerprint of the files (SHA-256): `{training['fingerprint']}`."]
     lines += ["The images are not part of the bundle."]
     if licences := data.get("licences"):
