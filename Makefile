@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 WORKERS ?= 2
 CORPUS ?= ../shared/dicom
+DATASET ?= ../shared/dataset
 
-.PHONY: help setup demo test check lint wheel bench lock clean
+.PHONY: help setup demo test check lint wheel bench evaluate lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv from requirements.lock (the other targets do it too)
 
@@ -45,6 +46,12 @@ bench: $(STAMP) ## measure: throughput, and correctness on CORPUS where there is
 	$(BIN)/python benchmarks/throughput.py
 	@if [ -d "$(CORPUS)" ]; then $(BIN)/python benchmarks/corpus.py --corpus "$(CORPUS)"; \
 	 else echo "corpus skipped: no folder $(CORPUS); set CORPUS=…"; fi
+
+evaluate: $(STAMP) ## measure models/default by sources held out of DATASET, and write its card anew
+	@if [ -d "$(DATASET)" ]; then \
+	   $(BIN)/python -m dicomsort evaluate "$(DATASET)" --model models/default --groups models/groups.csv \
+	     --cross-validate source --shortcuts --update --out evaluation; \
+	 else echo "evaluate skipped: no folder $(DATASET); set DATASET=…"; fi
 
 wheel: $(STAMP) ## build dist/dicomsort-*.whl, which contains the default model
 	$(BIN)/python -m build --wheel --no-isolation

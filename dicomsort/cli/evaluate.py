@@ -52,25 +52,28 @@ def evaluate(
         raise UsageError(f"--cross-validate: expected source, received {cross_validate!r}")
     if folds == 1:
         raise UsageError("--folds: expected 0, or 2 or more, received 1")
-    from dicomsort.adapters import open_engine
-    from dicomsort.adapters.processes import usable_cores
-    from dicomsort.bundle import default_path, load
-    from dicomsort.engine import Limits
-    from dicomsort.records import RENDERING_VERSION
-    from dicomsort.training.evaluate import WARM, Settings
-    from dicomsort.training.evaluate import evaluate as run
-    from dicomsort.training.progress import Reporter
-
-    bundle = load(model or default_path(), RENDERING_VERSION)
-    settings = Settings(dataset, out, groups, seed, shortcuts, folds if cross_validate else None, update)
-    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
-    with Reporter() as reporter, open_engine("processes", usable_cores(), None, limits=limits, warm=WARM) as engine:
-        told = run(bundle, settings, engine, reporter).told
+    told = _evaluate(model, (dataset, out, groups, seed, shortcuts, folds if cross_validate else None, update))
     _remark(told, sys.stderr)
     if as_json:
         print(json.dumps(told))
     else:
         _show(told, out)
+
+
+def _evaluate(model: Path | None, asked: tuple[Any, ...]) -> dict[str, Any]:
+    """Return metrics.json's content; ``asked`` holds the fields of ``Settings`` in order."""
+    from dicomsort.adapters import open_engine
+    from dicomsort.adapters.processes import usable_cores
+    from dicomsort.bundle import default_path, load
+    from dicomsort.engine import Limits
+    from dicomsort.records import RENDERING_VERSION
+    from dicomsort.training.evaluate import WARM, Settings, evaluate
+    from dicomsort.training.progress import Reporter
+
+    bundle = load(model or default_path(), RENDERING_VERSION)
+    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
+    with Reporter() as reporter, open_engine("processes", usable_cores(), None, limits=limits, warm=WARM) as engine:
+        return evaluate(bundle, Settings(*asked), engine, reporter).told
 
 
 def _remark(told: dict[str, Any], stream: Any) -> None:

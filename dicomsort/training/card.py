@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.records import OTHER
+from dicomsort.report import visible
 from dicomsort.training.cardtables import percent, tables
 from dicomsort.training.predictions import NESTED
 
@@ -68,19 +69,22 @@ def _data(story: _Story) -> list[str]:
     head = "| class | images | sources |" if sources else "| class | images |"
     lines = ["## Trained on", "", head, "|---|---:|---:|" if sources else "|---|---:|"]
     for label, count in training["images"].items():
-        lines += [f"| {label} | {count:,} | {sources[label]} |" if sources else f"| {label} | {count:,} |"]
+        lines += [f"| {label} | {count:,} | {len(sources[label])} |" if sources else f"| {label} | {count:,} |"]
+    for label, counts in sources.items():
+        told = ", ".join(f"{visible(source)} {count:,}" for source, count in counts.items())
+        lines += ["", f"Sources of {label} (images): {told}."]
     lines += ["", f"Fingerprint of the files (SHA-256): `{training['fingerprint']}`."]
     lines += ["The images are not part of the bundle."]
     if licences := data.get("licences"):
         lines += ["", "Licences, as the data set's manifest states them (images):", ""]
         lines += [f"- {licence}: {count:,}" for licence, count in licences.items()]
     else:
-        lines += ["The data set had no list of licences (`manifest.csv`): they are those of its sources."]
+        lines += ["No licences were listed with them (`manifest.csv`): they are those of their sources."]
     recipe = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in training.get("recipe", {}).items())
     lines += ["", f"Recipe: {recipe}."]
     if split := story.run.get("split"):
         lines += [f"Held out for the learning curves (`accuracy.png`, `loss.png`): {split}."]
-    return lines + _skipped(story.told.get("skipped", {}))
+    return lines
 
 
 def _skipped(skipped: Mapping[str, str]) -> list[str]:
@@ -93,10 +97,16 @@ def _skipped(skipped: Mapping[str, str]) -> list[str]:
 
 def _measured(story: _Story) -> list[str]:
     told, drawn = story.told, story.told["bootstrap"]
-    lines = ["## Measured", "", f"Held out: {told['held_out']}."]
+    lines = ["## Measured", "", f"Images: {told['held_out']}."]
     if "intervals" in told:
         lines += [f"Intervals hold 95 % of {drawn['resamples']:,} bootstrap resamples (seed {drawn['seed']}) of"]
-        lines += [f"{drawn['clusters']:,} {drawn['unit']}s, each drawn as a whole."]
+        lines += [
+            f"{drawn['clusters']:,} {drawn['unit']}s, each drawn as a whole; that of the calibration error is given"
+        ]
+        lines += [
+            "less the bias of resampling;",
+            "one from 100.0% to 100.0% says that no mistake was seen, not that none will be.",
+        ]
     else:
         lines += [f"No intervals: there is one {drawn['unit']} only to resample."]
     lines += _flatters(story)
@@ -105,7 +115,7 @@ def _measured(story: _Story) -> list[str]:
     if "shortcuts" in told:
         lines += ["", "The shortcut tests change the rendered image in ways that leave what it shows as it is; the"]
         lines += ["change is against the same models' accuracy on the same images, unchanged."]
-    return lines
+    return lines + _skipped(told["skipped"])
 
 
 def _flatters(story: _Story) -> list[str]:

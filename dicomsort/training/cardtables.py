@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.records import OTHER
+from dicomsort.report import visible
 from dicomsort.training.predictions import NESTED
 
 if TYPE_CHECKING:
@@ -99,7 +100,13 @@ def _thresholds(told: Mapping[str, Any]) -> Table:
 def _sources(told: Mapping[str, Any]) -> Table:
     worst = [row for row in told.get("sources", ()) if row["recall"] < 1][:WORST]
     rows = [
-        (row["source"] or "(none)", row["label"], f"{row['images']:,}", percent(row["recall"]), row["mistaken_for"])
+        (
+            visible(row["source"]) or "(none)",
+            row["label"],
+            f"{row['images']:,}",
+            percent(row["recall"]),
+            row["mistaken_for"],
+        )
         for row in worst
     ]
     return Table(

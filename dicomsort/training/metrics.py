@@ -56,6 +56,7 @@ def report(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
         room = max(len(cluster), len(tally.labels) ** 2)
         parts = [tally.figures(weights) for weights in bootstrap.resamples(len(names), room, seed)]
         drawn = {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
+        drawn["ece",] = bootstrap.centred(drawn["ece",], figures["ece"])
         figures["intervals"] = bootstrap.nest({path: bootstrap.interval(values) for path, values in drawn.items()})
     return figures
 

@@ -48,7 +48,7 @@ def plot_reliability(right: NDArray[np.bool_], confidence: NDArray[np.float32], 
         figure = Figure((5.2, 5.2), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axes.text(0.1, 0.12, "confidence = accuracy", color=MUTED, rotation=45, fontsize=9, ha="left", va="bottom")
+        axes.text(0.1, 0.12, "confidence = accuracy", color=MUTED, rotation=45, rotation_mode="anchor", fontsize=9)
         axes.vlines(mean, mean, accuracy, color=HELD_OUT, linewidth=1.2, alpha=0.6)
         axes.scatter(mean, accuracy, s=18 + 900 * share, color=TRAINING, edgecolors="white", linewidths=0.8, zorder=3)
         biggest = int(share.argmax())
@@ -95,7 +95,7 @@ def plot_coverage(
         axes = figure.subplots()
         axes.plot(share[drawn:], accuracy[drawn:], color=TRAINING, linewidth=2)
         lowest = min(float(accuracy[drawn:].min()), *(y for _, _, y in marked))
-        low = max(0.0, min(lowest - 0.01, 1 - STEP))
+        low = min(lowest - (1 - lowest) * 0.15, 1 - STEP)
         axes.set(
             xlim=(0, 1.02), ylim=(low, 1 + (1 - low) * 0.08), xlabel="share of the images, the most confident first"
         )
@@ -104,26 +104,30 @@ def plot_coverage(
         axes.set_ylabel("right among them")
         axes.set_title("Accuracy against coverage")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if low < 1 - 2 * STEP else 1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(axis="y", color=FAINT, linewidth=0.7)
         figure.savefig(path, dpi=DPI)
 
 
 def plot_sources(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the recall of each class and source, the worst first; the 40 worst where there are more."""
+    """Draw the recall of each class and source with a mistake, the worst first, at most 40."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    shown = rows[:SHOWN_SOURCES]
+    worst = [row for row in rows if row["recall"] < 1]
+    shown = worst[:SHOWN_SOURCES] or rows[:1]
     with styled():
         figure = Figure((7.2, 1.5 + 0.23 * len(shown)), layout="constrained")
         axes = figure.subplots()
         places, recalls = np.arange(len(shown)), np.array([row["recall"] for row in shown])
         axes.hlines(places, recalls, 1, color=FAINT, linewidth=3)
-        axes.scatter(recalls, places, s=34, color=np.where(recalls < LOWEST, HELD_OUT, TRAINING), zorder=3)
+        axes.scatter(
+            recalls, places, s=34, color=np.where(recalls < LOWEST, HELD_OUT, TRAINING), zorder=3, clip_on=False
+        )
         for y, row in enumerate(shown):
-            wrong = f", mostly as {row['mistaken_for']}" if row.get("mistaken_for") else ""
-            axes.text(1.02, y, f"{row['recall']:.0%} of {row['images']:,}{wrong}", va="center", fontsize=8)
+            wrong, mostly = round(row["images"] * (1 - row["recall"])), row.get("mistaken_for")
+            words = f"{wrong:,} of {row['images']:,} wrong" + (f", mostly as {mostly}" if mostly else "")
+            axes.text(1.02, y, words, va="center", fontsize=8)
         axes.set_yticks(places, [_short(f"{row['label']}  {row['source']}".strip(), 2 * NAME) for row in shown])
         axes.tick_params(axis="y", length=0, labelsize=8)
         axes.set(xlim=(-0.02, 1.01), ylim=(len(shown) - 0.4, -0.6))
@@ -131,8 +135,10 @@ def plot_sources(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", color=FAINT, linewidth=0.7)
         axes.set_axisbelow(True)
-        left = f", the {len(shown)} worst of {len(rows)}" if len(rows) > len(shown) else ""
-        axes.set_title(f"Recall by {'source' if any(row['source'] for row in rows) else 'class'}{left}")
+        perfect = len(rows) - len(worst)
+        left = f", the {len(shown)} worst of {len(worst)}" if len(worst) > len(shown) else ""
+        unit = "source" if any(row["source"] for row in rows) else "class"
+        axes.set_title(f"Recall by {unit}{left}; all images right in {perfect} of {len(rows)}", x=-0.3)
         figure.savefig(path, dpi=DPI)
 
 
@@ -145,7 +151,7 @@ def plot_mistakes(cells: Sequence[Mistake], total: int, images: int, path: Path)
         figure = Figure((2.0 * COLUMNS, 0.7 + 2.55 * lines), layout="constrained")
         title = f"The {len(cells)} most confident of {total:,} mistakes" if cells else "No mistakes"
         figure.suptitle(f"{title} among {images:,} images", x=0.01, ha="left", weight="bold", fontsize=13, color=INK)
-        grid = figure.subplots(lines, COLUMNS, squeeze=False).flat
+        grid = list(figure.subplots(lines, COLUMNS, squeeze=False).flat)
         for axes in grid:
             axes.axis("off")
         for axes, cell in zip(grid, cells, strict=False):
@@ -160,10 +166,10 @@ def plot_mistakes(cells: Sequence[Mistake], total: int, images: int, path: Path)
 
 
 def _label_marks(axes: Any, marks: Sequence[tuple[str, float, float]]) -> None:
-    """Write names and figures below or above the marks, none on another."""
+    """Write names and figures left of and below the marks, none on another: the curve falls, so there is room."""
     low, high = axes.get_ylim()
     last = float("inf")
-    for name, x, y in sorted(marks, key=lambda mark: -mark[1]):
+    for name, x, y in sorted(marks, key=lambda mark: mark[1]):
         words = f"{name.replace('_', ' ')}: {y:.1%} of {x:.0%}" if name != "all images" else f"all: {y:.1%}"
         height = (y - low) / (high - low) * 220
         target = min(height - 14, last - LINE_POINTS)

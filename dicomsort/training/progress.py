@@ -53,7 +53,7 @@ class Reporter:
     ) -> None:
         """Stop the display; it stays on the screen."""
         if self._live:
-            self._progress.stop()
+            self._progress.stop()  # without a terminal it would print an empty line
 
     def note(self, text: str) -> None:
         """Say one line."""

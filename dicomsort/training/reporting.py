@@ -37,14 +37,17 @@ def tell(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """Return images and sources by class, and the licences by number of images where the data set lists them.
+    """Return images by class and source, and the licences by number of images where the data set lists them.
 
     ``manifest.csv`` in the data set's folder lists them, in the columns ``licence`` and ``path`` or ``source``.
     """
-    sources = {(item.label, source) for item in dataset.items if (source := item.source)}
     told: dict[str, Any] = {"images": dataset.counts()}
-    if sources:
-        told["sources"] = {name: sum(label == i for label, _ in sources) for i, name in enumerate(dataset.labels)}
+    named = Counter((item.label, source) for item in dataset.items if (source := item.source))
+    if named:
+        told["sources"] = {
+            label: {source: count for (i, source), count in sorted(named.items()) if i == index}
+            for index, label in enumerate(dataset.labels)
+        }
     if licences := _licences(dataset):
         told["licences"] = licences
     return told
