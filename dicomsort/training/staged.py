@@ -166,7 +166,7 @@ def space_of(staged: Staged, items: Indices) -> distance.Space:
     if OTHER in labels and len(labels) > 2:  # noqa: PLR2004 - two classes and OTHER
         items = items[classes != labels.index(OTHER)]
     features, _ = staged.see(staged.views.seen[0][items])
-    return distance.fit(features, staged.dataset.classes()[items], balance(staged.dataset.only(items), EVENNESS))
+    return distance.fit(features, staged.dataset.classes()[items])
 
 
 @contextmanager
