@@ -150,7 +150,8 @@ RULES = (
         lambda c: bool(c.placed), lambda c, name: _follow(c, name, c.placed),
     ),
     Rule(
-        "pixels-settle-header", "SOP Class and Modality contradict each other, pixels agree with one, confidently among the two",
+        "pixels-settle-header",
+        "SOP Class and Modality contradict each other, pixels agree with one, confidently among the two",
         "the class they agree on", _settled_by_pixels, _put(DecidedBy.BOTH, lambda c: c.pixel_class),
     ),
     Rule(
