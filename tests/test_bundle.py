@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,17 +74,57 @@ def _swap_model(folder: Path, model: bytes) -> Bundle:
     return load(folder, RENDERING_VERSION)
 
 
-def _custom_operator(model: bytes) -> bytes:
-    """The model with its first operator made one that LiteRT does not know."""
+def _edited(model: bytes, edit: Callable[[Any], None]) -> bytes:
+    """The model after ``edit`` of its flatbuffer."""
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     tree = schema.ModelT.InitFromPackedBuf(model, 0)
-    tree.operatorCodes[0].customCode = b"Evil"
-    tree.operatorCodes[0].builtinCode = schema.BuiltinOperator.CUSTOM
+    edit(tree)
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(tree.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def _custom_operator(tree: Any) -> None:
+    """Make the first operator one that LiteRT does not know."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    tree.operatorCodes[0].customCode = b"Evil"
+    tree.operatorCodes[0].builtinCode = schema.BuiltinOperator.CUSTOM
+
+
+def _huge(tree: Any) -> None:
+    """Let what the first operator gives have 2^60 elements."""
+    graph = tree.subgraphs[0]
+    tensor = graph.tensors[graph.operators[0].outputs[0]]
+    tensor.shape, tensor.shapeSignature = [1, 1 << 30, 1 << 30], None
+
+
+def _two_outputs(tree: Any) -> None:
+    """Let the input be an output too, of no name."""
+    graph = tree.subgraphs[0]
+    graph.outputs = [*graph.outputs, graph.inputs[0]]
+
+
+def _no_output(tree: Any) -> None:
+    tree.subgraphs[0].outputs = []
+
+
+def _wide_output(tree: Any) -> None:
+    """Promise five classes."""
+    graph = tree.subgraphs[0]
+    graph.tensors[graph.outputs[0]].shape = [1, 5]
+    graph.tensors[graph.outputs[0]].shapeSignature = [-1, 5]
+
+
+HOSTILE = {
+    _custom_operator: "expected builtin operators only, received b'Evil'",
+    _huge: r"expected tensors of at most \d+ bytes in all, received \d{19}",
+    _two_outputs: r"expected outputs .*probabilities, received .*number 0",
+    _no_output: r"expected outputs .*probabilities, received none",
+    _wide_output: r"expected output \w+ \(N.*\) float32, received \(-1, 5\) float32",
+}
 
 
 def test_the_default_bundle_is_what_the_program_expects() -> None:
@@ -141,9 +182,22 @@ def test_a_missing_cut_or_changed_model_is_refused(folder: Path) -> None:
         load(folder, RENDERING_VERSION)
 
 
-def test_a_model_with_custom_operators_is_refused(folder: Path) -> None:
-    bundle = _swap_model(folder, _custom_operator((folder / MODEL).read_bytes()))
-    with pytest.raises(BundleError, match="expected builtin operators only, received b'Evil'"):
+@pytest.mark.parametrize("edit", HOSTILE, ids=lambda edit: edit.__name__)
+def test_a_hostile_model_is_refused_before_memory_is_taken(folder: Path, edit: Callable[[Any], None]) -> None:
+    bundle = _swap_model(folder, _edited((folder / MODEL).read_bytes(), edit))
+    with pytest.raises(BundleError, match=HOSTILE[edit]):
+        Predictor(bundle)
+
+
+def _one_output(tree: Any) -> None:
+    tree.subgraphs[0].outputs = tree.subgraphs[0].outputs[:1]
+
+
+def test_a_threshold_needs_a_model_that_tells_distances(folder: Path) -> None:
+    _change(folder, thresholds={"decide": 0.9, "contradict": 0.99, "distance": 2.5})
+    bundle = _swap_model(folder, _edited((folder / MODEL).read_bytes(), _one_output))
+    assert bundle.distance == 2.5
+    with pytest.raises(BundleError, match="expected outputs distance, probabilities, received probabilities"):
         Predictor(bundle)
 
 

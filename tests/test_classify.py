@@ -72,8 +72,8 @@ CASES = {
     "header": (judged(header(CT, "CT"), vote(XRAY=0.8)), Status.SORTED, "CT", "CT", "header"),
     "no-study-to-follow": (judged(header(SR, "SR", has_pixels=False)), Status.OTHER, "OTHER/SR", "OTHER", "header"),
     "out-of-distribution": (
-        judged(header(SC, "OT"), replace(SURE_CT, distance=1.6), STRICT), Status.REVIEW, "REVIEW/out-of-distribution", "",
-        "none",
+        judged(header(SC, "OT"), replace(SURE_CT, distance=1.6), STRICT), Status.REVIEW,
+        "REVIEW/out-of-distribution", "", "none",
     ),
     "description-and-pixels": (
         judged(header(SC, "OT", study_description="CT ABDOMEN"), UNSURE), Status.SORTED, "CT", "CT", "both",
@@ -173,20 +173,21 @@ def test_scouts_are_not_shown_to_the_model() -> None:
     assert showable_frames(Examined(Found("x", 1, 1, 1, 1), header(CT, "CT", frames=7))) == 7
 
 
-@pytest.mark.parametrize(("distance", "strange"), [(None, False), (1.5, False), (1.51, True), (float("inf"), True)])
+@pytest.mark.parametrize("distance", [None, 1.5, 1.51, float("inf")])
 def test_pixels_unlike_all_that_the_model_knows_neither_support_a_header_nor_argue_with_it(
-    distance: float | None, strange: bool
+    distance: float | None,
 ) -> None:
+    strange = distance is not None and distance > 1.5
     agreeing, arguing = (replace(sure, distance=distance) for sure in (SURE_CT, SURE_XRAY))
-    clear, torn = header(CT, "CT"), header(CR, "CT")
-    described = header(SC, "OT", study_description="CT")
-    assert judged(clear, agreeing, STRICT).reason == ("header" if strange else "header-and-pixels")
-    assert judged(clear, arguing, STRICT).reason == ("header" if strange else "header-against-pixels")
-    assert judged(torn, agreeing, STRICT).reason == ("header-contradicts-itself" if strange else "pixels-settle-header")
-    assert judged(described, agreeing, STRICT).reason == (
-        "out-of-distribution" if strange else "description-and-pixels"
-    )
-    assert judged(clear, agreeing).reason == "header-and-pixels"  # a bundle without a threshold
+    cases = {
+        (header(CT, "CT"), agreeing): ("header", "header-and-pixels"),
+        (header(CT, "CT"), arguing): ("header", "header-against-pixels"),
+        (header(CR, "CT"), agreeing): ("header-contradicts-itself", "pixels-settle-header"),
+        (header(SC, "OT", study_description="CT"), agreeing): ("out-of-distribution", "description-and-pixels"),
+    }
+    for (said, seen), reasons in cases.items():
+        assert judged(said, seen, STRICT).reason == reasons[not strange]
+    assert judged(header(CT, "CT"), agreeing).reason == "header-and-pixels"  # a bundle without a threshold
 
 
 def test_distance_is_no_argument_against_other() -> None:

@@ -15,7 +15,8 @@ from command import run
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from dicomsort.bundle import default_path
+from dicomsort.bundle import default_path, load
+from dicomsort.records import RENDERING_VERSION
 
 KEYS = ["path", "class", "confidence", "probabilities", "abstained", "reason"]
 
@@ -56,7 +57,7 @@ def test_json_is_a_line_an_argument_with_exactly_these_keys(
 def test_images_have_probabilities_also_where_the_model_abstains(
     arguments: list[str], answers: list[dict[str, object]]
 ) -> None:
-    decide = json.loads((default_path() / "bundle.json").read_text("utf-8"))["thresholds"]["decide"]
+    decide = load(default_path(), RENDERING_VERSION).decide
     seen = [answer for answer in answers if answer["probabilities"]]
     assert {Path(str(answer["path"])).name for answer in seen} == {
         "CT_small.dcm",
@@ -71,8 +72,10 @@ def test_images_have_probabilities_also_where_the_model_abstains(
         assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
         assert answer["class"] == max(shares, key=shares.__getitem__)
         assert answer["confidence"] == pytest.approx(max(shares.values()), abs=1e-6)
-        assert answer["abstained"] is (max(shares.values()) < decide)
-        assert answer["reason"] == ("unsure" if answer["abstained"] else "")
+        assert answer["abstained"] is bool(answer["reason"])
+        assert answer["reason"] in {"", "unsure", "out-of-distribution"}
+        assert (answer["reason"] == "") <= (max(shares.values()) >= decide)
+        assert (answer["reason"] == "unsure") <= (max(shares.values()) < decide)
     assert answers[0] == answers[8]
 
 

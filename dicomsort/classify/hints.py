@@ -14,15 +14,14 @@ from dicomsort.records import Header
 
 _OTHERS: Final = "OTHER"
 _WORDS: Final[dict[str, str]] = {
-    **dict.fromkeys(["CT", "CTA", "CAT", "CBCT", "HRCT", "TDM", "TAC"], CT),
-    **dict.fromkeys(["MR", "MRI", "MRA", "MRCP", "FMRI", "IRM", "RMN", "NMR", "MRT"], MRI),
-    **dict.fromkeys(
-        ["XR", "XRAY", "CR", "DX", "DR", "RX", "RADIOGRAPH", "RADIOGRAPHY", "MAMMO", "MAMMOGRAM", "MAMMOGRAPHY"], XRAY
-    ),
-    **dict.fromkeys(
-        ["US", "ULTRASOUND", "SONO", "SONOGRAPHY", "ECHO", "DOPPLER", "PET", "PT", "NM", "SPECT", "ECG", "ENDOSCOPY"],
-        _OTHERS,
-    ),
+    word: category
+    for category, words in {
+        CT: "CT CTA CAT CBCT HRCT TDM TAC",
+        MRI: "MR MRI MRA MRCP FMRI IRM RMN NMR MRT",
+        XRAY: "XR XRAY CR DX DR RX RADIOGRAPH RADIOGRAPHY MAMMO MAMMOGRAM MAMMOGRAPHY",
+        _OTHERS: "US ULTRASOUND SONO SONOGRAPHY ECHO DOPPLER PET PT NM SPECT ECG ENDOSCOPY",
+    }.items()
+    for word in words.split()
 }
 _X_RAY: Final = re.compile(r"\bX[ -]RAYS?\b")
 _WORD: Final = re.compile(r"[A-Z]+")

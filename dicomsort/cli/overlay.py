@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dicomsort.bundle import Predictor
 from dicomsort.errors import UsageError
+from dicomsort.files import Files
 from dicomsort.plan.layout import harmless, with_suffix
 from dicomsort.report import visible
 
@@ -41,7 +42,9 @@ def prepare(folder: Path, bundle: Bundle) -> None:
         )
         raise UsageError(msg)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for part in (*reversed(folder.parents), folder):
+            if not part.is_dir():
+                Files().make_folder(str(part))
     except OSError as error:
         msg = f"--explain {str(folder)!r}: expected a folder that can be written, received {error.strerror}"
         raise UsageError(msg) from error
@@ -56,15 +59,25 @@ def write_overlay(folder: Path, answer: dict[str, Any], image: NDArray[np.uint8]
     name = overlay_name(answer["path"])
     stream = BytesIO()
     draw_overlay(_caption(answer), image, map_).save(stream, "PNG")
+    files, target = Files(), str(folder / name)
     try:
-        with (folder / name).open("xb") as file:
-            file.write(stream.getvalue())
+        descriptor = files.create(target, 0o666)
     except FileExistsError:
         return f"{name} is there already, and stays as it is"
     except OSError as error:
-        msg = f"--explain {str(folder)!r}: expected room for {name}, received {error.strerror}"
-        raise UsageError(msg) from error
+        raise UsageError(_no_room(folder, name, error)) from error
+    try:
+        files.write(descriptor, stream.getbuffer())
+    except OSError as error:
+        files.unlink(target)  # half a picture is none
+        raise UsageError(_no_room(folder, name, error)) from error
+    finally:
+        os.close(descriptor)
     return ""
+
+
+def _no_room(folder: Path, name: str, error: OSError) -> str:
+    return f"--explain {str(folder)!r}: expected a folder with room for {name}, received {error.strerror}"
 
 
 def overlay_name(path: str) -> str:

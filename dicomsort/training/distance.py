@@ -18,7 +18,9 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SIZE = 128
+SIZE, SHARE = 128, 4  # principal directions, at most that part of all
+LEAST = 1e-3  # of the mean variance: so much there is at least in the other directions, or dead units would be all
+ROUNDING = 1e-4  # of squared distances between unit vectors in float32, with room: alike images span no less
 KEPT = 0.99
 TINY = 1e-12
 
@@ -62,16 +64,11 @@ class Space:
         return self.rest * len(self.centre)
 
 
-def fit(
-    features: NDArray[np.float32],
-    classes: NDArray[np.int64],
-    weights: NDArray[np.float32] | None = None,
-    size: int = SIZE,
-) -> Space:
+def fit(features: NDArray[np.float32], classes: NDArray[np.int64], weights: NDArray[np.float32] | None = None) -> Space:
     """Return the space of ``features``, float32 (N, D), whose ``classes`` are integers (N,), one number a class.
 
     ``weights``, 0 or more (N,), say how much each image counts; all the same by default. Directions that N images
-    cannot span are left out, so a few images do, and so does D = 1.
+    cannot span are left out: a few images do, and so does D = 1.
     """
     unit = _unit(features.astype(np.float64))
     share = np.ones(len(unit)) if weights is None else weights.astype(np.float64)
@@ -81,8 +78,8 @@ def fit(
     covariance = (inside * share[:, None]).T @ inside / share.sum()
     variances, vectors = np.linalg.eigh(covariance)
     variances, vectors = np.maximum(variances[::-1], TINY), vectors[:, ::-1]
-    kept = max(0, min(size, len(variances) - 1, len(unit) - len(numbers) - 1))
-    rest = float(variances[kept:].mean())
+    kept = max(0, min(SIZE, len(variances) // SHARE, len(unit) - len(numbers) - 1))
+    rest = max(float(variances[kept:].mean()), LEAST * float(variances.mean()), ROUNDING / len(variances))
     scaled = vectors[:, :kept] * np.sqrt(np.maximum(0, 1 - rest / variances[:kept]))
     centre = means.mean(axis=0)
     single = np.float32
@@ -106,7 +103,7 @@ def append(space: Space, features: Any) -> Any:
 
 def threshold(distances: NDArray[np.float32], kept: float = KEPT) -> float:
     """Return the distance that the share ``kept`` (0 to 1) of held-out images, float32 (N,), does not exceed."""
-    return round(float(np.quantile(distances, kept)), 4)
+    return float(f"{np.quantile(distances, kept):.5g}")
 
 
 def _squares(tensor: Any) -> Any:

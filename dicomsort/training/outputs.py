@@ -3,9 +3,10 @@
 The class maps are Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) in closed form.
 
 Grad-CAM weighs each channel of the last convolution by the mean gradient of a class's logit there. Behind global
-average pooling and one dense layer that gradient is the layer's weight (then it is the class activation map of Zhou et
-al. 2016, up to a factor); behind flattening and dense layers with ReLU it is the product of their weights over those
-units that are on. So no gradient is computed when the model runs, and a bundle explains itself without Keras.
+average pooling and one dense layer that gradient is the layer's weight by the number of places (it is the class
+activation map of Zhou et al. 2016); behind flattening and dense layers with ReLU it is the product of their weights
+over those units that are on. So no gradient is computed when the model runs, and a bundle explains itself without
+Keras.
 """
 
 from __future__ import annotations
@@ -66,12 +67,12 @@ def complete(model: Any, space: distance.Space | None = None) -> Any:
     if tail is None:
         if space is not None:
             raise DicomsortError(_unknown_end(model))
-        return keras.Model(model.inputs, {PROBABILITIES: model.outputs[0]})
+        return keras.Model(model.inputs[0], {PROBABILITIES: model.outputs[0]})
     features, active = _run(tail)
     outputs = {PROBABILITIES: active[-1][1], MAPS: _maps(tail.pool, active)}
     if space is not None:
         outputs[DISTANCE] = distance.append(space, features)
-    return keras.Model(model.inputs, outputs)
+    return keras.Model(model.inputs[0], outputs)
 
 
 def featured(model: Any) -> Any:
@@ -84,7 +85,7 @@ def featured(model: Any) -> Any:
     tail = find_tail(model)
     if tail is None:
         raise DicomsortError(_unknown_end(model))
-    return keras.Model(model.inputs, _run(tail)[0])
+    return keras.Model(model.inputs[0], _run(tail)[0])
 
 
 def _unknown_end(model: Any) -> str:
@@ -118,8 +119,9 @@ def _maps(pool: Any, active: list[tuple[Any, Any]]) -> Any:
     gradient: Any = None  # of each logit by the outputs of the layer at hand, (N, units, C) or the same for all
     for i, (layer, output) in reversed(list(enumerate(active))):
         kernel: NDArray[np.float32] = np.asarray(layer.get_weights()[0])
-        if i == 0 and flattened:
-            kernel = kernel.reshape(height * width, channels, -1).mean(axis=0)
+        if i == 0:
+            places = height * width
+            kernel = kernel.reshape(places, channels, -1).mean(axis=0) if flattened else kernel / places
         if gradient is None:
             gradient = kernel
             continue
@@ -127,5 +129,5 @@ def _maps(pool: Any, active: list[tuple[Any, Any]]) -> Any:
             on = ops.cast(ops.greater(output, 0), "float32")
             gradient = ops.multiply(ops.expand_dims(on, 2), gradient)
         gradient = ops.matmul(kernel, gradient)
-    places = ops.reshape(pool.input, (-1, height * width, channels))
-    return ops.reshape(ops.relu(ops.matmul(places, gradient)), (-1, height, width, active[-1][1].shape[1]))
+    convolved = ops.reshape(pool.input, (-1, height * width, channels))
+    return ops.reshape(ops.relu(ops.matmul(convolved, gradient)), (-1, height, width, active[-1][1].shape[1]))
