@@ -43,7 +43,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 pixels = random.integers(0, 70 * (label + 1) - 20 * source, (60, 80), np.uint8)
                 if number:
-                    make_dicom(path.with_suffix(".dcm"), pixels=pixels, study=label)
+                    make_dicom(path.with_suffix(".dcm"), pixels=pixels, study=10 * label + source)
                 else:
                     Image.fromarray(pixels).save(path.with_suffix(".png"))
     make_files(root, UNREADABLE)
@@ -137,6 +137,17 @@ def test_a_person_gets_plain_tables_where_there_is_no_terminal(dataset: Path, tm
         assert words in shown
     assert shown.isascii() or "…" in shown
     assert not set("┃│\x1b") & set(shown)
+
+
+def test_a_person_gets_the_same_tables_on_a_terminal(capsys: pytest.CaptureFixture[str], evaluated: Evaluated) -> None:
+    from dicomsort.cli.evaluate import _rich
+    from dicomsort.training.cardtables import tables
+
+    for table in tables(evaluated.told):
+        _rich(table)
+        shown = capsys.readouterr().out
+        assert table.title in shown
+        assert all(row[0] in shown for row in table.rows)
 
 
 def _digests(dataset: Path) -> list[str]:

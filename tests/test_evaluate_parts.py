@@ -258,6 +258,12 @@ def test_borders_and_inversion_are_of_the_image_not_of_the_square() -> None:
     assert (inverted[50:170] == 255 - _picture()[50:170]).all()
 
 
+def test_text_lies_within_the_image() -> None:
+    changed = np.flatnonzero((SHORTCUTS["text pasted"](_picture()) != _picture()).any(2).any(1))
+    assert 40 <= changed[0] < 60
+    assert 160 < changed[-1] < 184
+
+
 def test_a_crop_fills_the_square_as_a_file_of_its_own_would() -> None:
     cut = SHORTCUTS["crop, centre"](_picture())
     lit = np.flatnonzero(cut.max(2).any(1))

@@ -24,6 +24,7 @@ QUALITY = 30
 SIDE = 96
 CROP = 0.75
 TEXT = "HOSPITAL 12 L"
+LINES = 15  # of text that would fill the square
 MIN_SIDE = 8
 
 
@@ -38,12 +39,16 @@ def mask_borders(image: Pixels) -> Pixels:
 
 
 def paste_text(image: Pixels) -> Pixels:
-    """Write into two corners, as workstations burn it in: white on what is there."""
+    """Write into two corners of the image, as workstations burn it in: white with a black edge."""
     picture = Image.fromarray(image)
-    draw, side = ImageDraw.Draw(picture), len(image)
-    font = ImageFont.load_default(size=side / 14)
-    draw.text((side * 0.03, side * 0.03), TEXT, font=font, fill=(255, 255, 255))
-    draw.text((side * 0.97, side * 0.97), "R", font=font, fill=(255, 255, 255), anchor="rs")
+    draw, size = ImageDraw.Draw(picture), len(image) / LINES
+    top, left, bottom, right = _box(image)
+    font = ImageFont.load_default(size=size)
+    for text, place, anchor in (
+        (TEXT, (left + size / 2, top + size / 2), "lt"),
+        ("R", (right - size / 2, bottom - size / 2), "rs"),
+    ):
+        draw.text(place, text, font=font, fill="white", stroke_width=1, stroke_fill="black", anchor=anchor)
     return np.array(picture)
 
 
