@@ -26,15 +26,18 @@ LEAST_CHANGE = -0.02
 def raster() -> Any:
     """An architecture of the registry whose features are the means of an 8 x 8 raster."""
 
-    def build(shape: tuple[int, int, int]) -> Any:
+    def build(shape: tuple[int, int, int], classes: int) -> Any:
         import keras
 
         image = keras.Input(shape)
-        pooled = keras.layers.AveragePooling2D(28)(keras.layers.Rescaling(1 / 255)(image))
-        return keras.Model(image, keras.layers.Flatten()(pooled), name="raster")
+        pooled = keras.layers.AveragePooling2D(28, name="means")(keras.layers.Rescaling(1 / 255)(image))
+        features = keras.layers.Flatten(name="features")(pooled)
+        dense = keras.layers.Dense(classes, activation="softmax", kernel_initializer="zeros", name="probabilities")
+        return keras.Model(image, dense(features), name="raster")
 
+    chosen = Architecture("means of a raster", "staged", build, ("float32",), "means")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, "raster", Architecture("means of a raster", "head", build, ("float32",)))
+        patch.setitem(ARCHITECTURES, "raster", chosen)
         yield
 
 
@@ -138,7 +141,7 @@ def test_what_cannot_be_cross_validated_is_said(dataset: Path, bundle: Path, tmp
     (other / "bundle.json").write_text(text.replace('"arch": "raster"', '"arch": "cnn"', 1), "utf-8")
     ran = run("evaluate", dataset, "--model", other, "--cross-validate", "source", "--out", tmp_path / "out")
     assert ran.code == 2
-    assert "expected a bundle that trains a head on a frozen network, received architecture 'cnn'" in ran.err
+    assert "expected a bundle trained from pretrained weights, received architecture 'cnn'" in ran.err
     assert not (tmp_path / "out").exists()
 
 
