@@ -50,7 +50,7 @@ bench: $(STAMP) ## measure: throughput, and correctness on CORPUS where there is
 evaluate: $(STAMP) ## measure models/default by sources held out of DATASET, and write its card anew
 	@if [ -d "$(DATASET)" ]; then \
 	   $(BIN)/python -m dicomsort evaluate "$(DATASET)" --model models/default --groups models/groups.csv \
-	     --cross-validate source --shortcuts --update --out evaluation; \
+	     --cross-validate source --folds 5 --shortcuts --update --out evaluation; \
 	 else echo "evaluate skipped: no folder $(DATASET); set DATASET=…"; fi
 
 # What the shipped bundle is made by; sort needs only these of its files.

@@ -13,6 +13,7 @@ import numpy as np
 
 from dicomsort.bundle import label_problem
 from dicomsort.errors import UsageError
+from dicomsort.records import OTHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -72,6 +73,13 @@ class Dataset:
     def classes(self) -> NDArray[np.int64]:
         """Return the label index of each item, int64 (N,)."""
         return np.array([item.label for item in self.items], np.int64)
+
+    def known(self, items: Indices) -> Indices:
+        """Return those of ``items`` whose class is not OTHER, where there are two more classes; else all."""
+        if OTHER not in self.labels or len(self.labels) <= MIN_CLASSES:
+            return items
+        known: Indices = items[self.classes()[items] != self.labels.index(OTHER)]
+        return known
 
     def units(self, *, grouped: bool) -> list[str]:
         """Return for each item the name of what is never split: its ``group`` if ``grouped``, else its kin."""

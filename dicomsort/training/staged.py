@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Self
 import keras
 import numpy as np
 
-from dicomsort.records import OTHER
 from dicomsort.training import distance
 from dicomsort.training.feeding import Watch, one_hot
 from dicomsort.training.recipe import Fitted
@@ -162,11 +161,9 @@ def _changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], _: int, i
 
 def space_of(staged: Staged, items: Indices) -> distance.Space:
     """Return where the features of ``items`` lie, those of OTHER left out where there are other classes."""
-    labels, classes = staged.dataset.labels, staged.dataset.classes()[items]
-    if OTHER in labels and len(labels) > 2:  # noqa: PLR2004 - two classes and OTHER
-        items = items[classes != labels.index(OTHER)]
-    features, _ = staged.see(staged.views.seen[0][items])
-    return distance.fit(features, staged.dataset.classes()[items])
+    known = staged.dataset.known(items)
+    features, _ = staged.see(staged.views.seen[0][known])
+    return distance.fit(features, staged.dataset.classes()[known])
 
 
 @contextmanager

@@ -16,11 +16,13 @@ import keras
 import numpy as np
 
 from dicomsort.records import RENDERING_VERSION
+from dicomsort.training import distance
 from dicomsort.training.augment import STRENGTHS
 from dicomsort.training.checkpoint import Checkpoint, Progress, Saved
 from dicomsort.training.dataset import DatasetError, fingerprint
 from dicomsort.training.feeding import Batches, compiled, fast_precision, in_float32, one_hot, predict_rows, run
 from dicomsort.training.interrupts import Asked, held_back
+from dicomsort.training.outputs import featured
 from dicomsort.training.recipe import Fitted, Recipe
 from dicomsort.training.splitting import balance, split
 
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
 
     from dicomsort.training.architectures import Architecture
     from dicomsort.training.dataset import Dataset, Indices
+    from dicomsort.training.distance import Space
     from dicomsort.training.progress import Reporter
     from dicomsort.training.tensors import Rendered
 
 SAVE_SECONDS = 300.0  # within long epochs
+MEASURED = 2000  # training images at most tell where features lie
 UNBALANCED = 3  # times as many images in the largest class as in the smallest
 
 
@@ -53,10 +57,24 @@ def fit_whole(architecture: Architecture, rendered: Rendered, recipe: Recipe, re
     model = in_float32(model, build) if mixed else model
     with reporter.step("Predicting held-out images", len(held)) as step:
         probabilities = predict_rows(model, rendered.images, rendered.rows[held], step)
-    course = keeper.course()
+    space, distances = _measured(model, rendered, train, held, reporter)
     return Fitted(
-        model, keeper.progress.history, held, probabilities, words, f"the validation split: {words}", grouped, course
-    )
+        model, keeper.progress.history, held, probabilities, words, f"the validation split: {words}", grouped,
+        keeper.course(), distances=distances, space=space,
+    )  # fmt: skip
+
+
+def _measured(
+    model: Any, rendered: Rendered, train: Indices, held: Indices, reporter: Reporter
+) -> tuple[Space, NDArray[np.float32]]:
+    """Return where the features of the training images lie, and how far from them each of ``held`` is."""
+    known = rendered.dataset.known(train)
+    known = known[:: -(-len(known) // MEASURED)]
+    body = featured(model)
+    with reporter.step("Measuring distances", len(known) + len(held)) as step:
+        features = predict_rows(body, rendered.images, rendered.rows[known], step)
+        space = distance.fit(features, rendered.dataset.classes()[known])
+        return space, space.distances(predict_rows(body, rendered.images, rendered.rows[held], step))
 
 
 class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
