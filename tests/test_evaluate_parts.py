@@ -75,7 +75,13 @@ def test_figures_of_the_rest_are_what_their_definitions_say() -> None:
     found = metrics.report(
         Predictions(dataset, probabilities, arrays, "", list("abcd"), "source", distances=distances, limits=limits)
     )
-    assert found["other"] == {"recall": 0.5, "class_images_sent_to_other": 0.5}
+    assert found["other"] == {
+        "recall": 0.5,
+        "class_images_sent_to_other": 0.5,
+        "named_a_class": 0.5,
+        "out_of_distribution": 0.5,
+        "class_images_out_of_distribution": 0.0,
+    }
     assert found["without_other"] == {"accuracy": 1.0, "balanced_accuracy": 1.0, "mean_recall_by_source": 1.0}
     assert found["thresholds"]["decide"] == {
         "threshold": 0.6125,
@@ -125,7 +131,7 @@ def test_every_figure_is_within_its_interval_and_a_seed_fixes_it(told: dict[str,
 
 def test_one_cluster_has_no_interval() -> None:
     dataset = _dataset(1, 3).only(range(3))
-    one = Predictions(dataset, _guesses(dataset), {}, "", ["a"] * 3, "source")
+    one = Predictions(dataset, _guesses(dataset), {"decide": np.ones(3)}, "", ["a"] * 3, "source")
     assert "intervals" not in metrics.report(one)
 
 
