@@ -27,10 +27,11 @@ class Predictions:
 
     ``probabilities``: float32 (N, C), calibrated, in the order of the labels. ``thresholds``: ``decide`` and
     ``contradict`` -> float64 (N,), on confidence, each image's own where they were fitted without it. ``held_out``
-    says in words how the images relate to those that the model was trained on; ``by_source`` tells whether whole sources
-    were kept from it. ``clusters`` names for each item what is resampled as one, ``unit`` what that is (source,
+    says in words how the images relate to those that the model was trained on; ``by_source`` tells whether whole
+    sources were kept from it. ``clusters`` names for each item what is resampled as one, ``unit`` what that is (source,
     patient, file). ``distances``: float32 (N,), the feature-space distance from the training images, or None;
-    ``limits``: float64 (N,), beyond which an image is out of distribution. ``variants``: name of a shortcut test -> probabilities of the changed images, like the others.
+    ``limits``: float64 (N,), beyond which an image is out of distribution. ``variants``: name of a shortcut test ->
+    probabilities of the changed images, like the others.
     ``calibration`` tells where temperatures and thresholds come from: ``the bundle's``, or ``nested`` (other folds).
     """
 
