@@ -12,6 +12,7 @@ from dicomsort.training import bootstrap, calibration, metrics, reporting, seen
 from dicomsort.training.card import write_card
 from dicomsort.training.cardtables import tables
 from dicomsort.training.dataset import Dataset, Item
+from dicomsort.training.grouping import keep_together
 from dicomsort.training.predictions import HeldOut, Predictions, name_clusters
 from dicomsort.training.shortcuts import SHORTCUTS
 
@@ -75,7 +76,13 @@ def test_figures_of_the_rest_are_what_their_definitions_say() -> None:
     found = metrics.report(
         Predictions(dataset, probabilities, arrays, "", list("abcd"), "source", distances=distances, limits=limits)
     )
-    assert found["other"] == {"recall": 0.5, "class_images_sent_to_other": 0.5}
+    assert found["other"] == {
+        "recall": 0.5,
+        "class_images_sent_to_other": 0.5,
+        "named_a_class": 0.5,
+        "out_of_distribution": 0.5,
+        "class_images_out_of_distribution": 0.0,
+    }
     assert found["without_other"] == {"accuracy": 1.0, "balanced_accuracy": 1.0, "mean_recall_by_source": 1.0}
     assert found["thresholds"]["decide"] == {
         "threshold": 0.6125,
@@ -125,7 +132,7 @@ def test_every_figure_is_within_its_interval_and_a_seed_fixes_it(told: dict[str,
 
 def test_one_cluster_has_no_interval() -> None:
     dataset = _dataset(1, 3).only(range(3))
-    one = Predictions(dataset, _guesses(dataset), {}, "", ["a"] * 3, "source")
+    one = Predictions(dataset, _guesses(dataset), {"decide": np.ones(3)}, "", ["a"] * 3, "source")
     assert "intervals" not in metrics.report(one)
 
 
@@ -140,8 +147,9 @@ def test_clusters_are_sources_else_patients_else_files() -> None:
     dataset = _dataset(2, 1)
     bare = Dataset(Path(), LABELS, tuple(Item(f"CT/{i}", 0, "") for i in range(3)))
     assert name_clusters(dataset) == ([item.group for item in dataset.items], "source")
-    assert name_clusters(bare, ["p", "", "p"]) == (["p", "CT/1", "p"], "patient")
-    assert name_clusters(bare, ["", "", ""]) == (["CT/0", "CT/1", "CT/2"], "file")
+    joined, _ = keep_together(bare, [None] * 3, ["p", "", "p"])
+    assert name_clusters(joined) == (["CT/0", "CT/1", "CT/0"], "patient")
+    assert name_clusters(bare) == (["CT/0", "CT/1", "CT/2"], "file")
 
 
 def test_nested_calibration_never_sees_the_fold_it_serves() -> None:

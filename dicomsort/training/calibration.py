@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dicomsort.bundle import calibrate
+from dicomsort.training import distance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,7 +19,6 @@ MIN_CONFIDENT = 20
 DECIDE_ACCURACY, DECIDE_BOUNDS = 0.99, (0.5, 0.99)
 CONTRADICT_ACCURACY, CONTRADICT_BOUNDS = 0.995, (0.9, 0.99)
 TEMPERATURES = np.geomspace(0.25, 10.0, 150)
-OUTSIDE = 0.01  # the share of held-out class images that may lie beyond the limit of distance
 BINS = 15
 
 
@@ -60,8 +60,8 @@ def fit(
     """Fit on held-out predictions.
 
     ``probabilities``: float32 (N, C), the model's own, of items it was not trained on; ``truth``: int64 (N,), 0..C-1;
-    ``distances``: float32 (N,). The limit of distance is the one that 1 % of the images lie beyond, those of the class
-    ``other`` (the index of OTHER, where there is one) left out.
+    ``distances``: float32 (N,). The limit of distance is what ``distance.threshold`` makes of the images that are
+    not of the class ``other`` (the index of OTHER, where there is one).
     """
     if len(truth) < MIN_HELD_OUT:
         note = (
@@ -76,8 +76,8 @@ def fit(
     decide, decide_note = _threshold("decide", right, confidence, DECIDE_ACCURACY, DECIDE_BOUNDS)
     contradict, contradict_note = _threshold("contradict", right, confidence, CONTRADICT_ACCURACY, CONTRADICT_BOUNDS)
     notes = tuple(note for note in (decide_note, contradict_note) if note)
-    known = distances[truth != other] if distances is not None else ()
-    limit = float(np.quantile(known, 1 - OUTSIDE)) if len(known) else None
+    known = np.zeros(0, np.float32) if distances is None else distances[truth != other]
+    limit = distance.threshold(known) if len(known) else None
     return Calibration(temperature, decide, contradict, notes, limit)
 
 

@@ -23,8 +23,10 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (f"mean recall by class and source, {OTHER} left out", ("without_other", "mean_recall_by_source")),
     (f"{OTHER} recall", ("other", "recall")),
     (f"other classes' images sent to {OTHER}", ("other", "class_images_sent_to_other")),
+    (f"{OTHER} images named a class, confidently", ("other", "named_a_class")),
+    (f"{OTHER} images out of distribution", ("other", "out_of_distribution")),
+    ("other classes' images out of distribution", ("other", "class_images_out_of_distribution")),
     ("right among the most confident 90 %", ("confident_90", "accuracy")),
-    ("out of distribution", ("out_of_distribution",)),
     ("expected calibration error", ("ece",)),
     ("log loss", ("log_loss",)),
 )

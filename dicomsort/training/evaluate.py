@@ -20,6 +20,7 @@ from dicomsort.training import reporting, seen
 from dicomsort.training.card import write_card
 from dicomsort.training.crossing import Folding, by_folds
 from dicomsort.training.dataset import Dataset, DatasetError, read_groups, scan
+from dicomsort.training.grouping import keep_together
 from dicomsort.training.judging import Judged, judge, spread, thumbnails
 from dicomsort.training.predictions import Predictions, name_clusters, require_images
 from dicomsort.training.shortcuts import SHORTCUTS
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from dicomsort.engine import Engine
     from dicomsort.training.progress import Reporter
 
-WARM = ("dicomsort.training.judging",)
+WARM = ("dicomsort.training.judging", "dicomsort.training.tensors")
 SALT_BYTES = 16
 CARD, FIGURES = "card.md", "metrics.json"
 OUTPUTS = frozenset({CARD, FIGURES, reporting.SHEET, *reporting.PICTURES})
@@ -114,6 +115,7 @@ def by_model(bundle: Bundle, dataset: Dataset, settings: Settings, engine: Engin
     good = [answer for answer in answers if not answer.problem]
     skipped = [(item.path, a.problem) for item, a in zip(dataset.items, answers, strict=True) if a.problem]
     dataset = dataset.only(i for i, answer in enumerate(answers) if not answer.problem)
+    dataset, _ = keep_together(dataset, [answer.print for answer in good], [answer.patient for answer in good])
     require_images(dataset, len(skipped))
     known = seen.compare(bundle.training, dataset.items, [answer.digest for answer in good])
     predictions = _predictions(bundle, dataset, good, known.words())
@@ -140,9 +142,9 @@ def _predictions(bundle: Bundle, dataset: Dataset, answers: Sequence[Judged], he
     """Return the answers as arrays, with the bundle's own thresholds for every image."""
     count = len(answers)
     rows = [answer.probabilities for answer in answers if answer.probabilities is not None]
-    clusters, unit = name_clusters(dataset, [answer.patient for answer in answers])
+    clusters, unit = name_clusters(dataset)
     distances = [answer.distance for answer in answers if answer.distance is not None]
-    limit = getattr(bundle, "distance", None)
+    limit = bundle.distance
     return Predictions(
         dataset,
         np.stack(rows),
@@ -151,7 +153,7 @@ def _predictions(bundle: Bundle, dataset: Dataset, answers: Sequence[Judged], he
         clusters,
         unit,
         distances=np.array(distances, np.float32) if len(distances) == count else None,
-        limits=None if limit is None else np.full(count, float(limit)),
+        limits=None if limit is None else np.full(count, limit),
         variants={name: np.stack([answer.variants[name] for answer in answers]) for name in answers[0].variants},
     )
 

@@ -18,7 +18,7 @@ from dicomsort.bundle import Predictor, load
 from dicomsort.engine import R, submit_batch
 from dicomsort.pixels import PixelsError, render
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training.identity import patient
+from dicomsort.training.identity import patient, perceptual_hash
 from dicomsort.training.shortcuts import SHORTCUTS
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class Judged:
     """What became of a file: ``problem`` says why it could not be judged, the rest is empty then.
 
     ``probabilities``: float32 (C,), calibrated; ``distance`` None where the model has none; ``variants``: name of a
-    shortcut test -> probabilities; ``digest``: SHA-256 of the file; ``patient``: a salted hash, "" where none is named.
+    shortcut test -> probabilities; ``digest``: SHA-256 of the file; ``patient``: a salted hash, "" where none is named;
+    ``print``: perceptual hash, None for a blank image.
     """
 
     problem: str = ""
@@ -51,6 +52,7 @@ class Judged:
     variants: Mapping[str, Row] = field(default_factory=dict)
     digest: str = ""
     patient: str = ""
+    print: NDArray[np.uint64] | None = None
 
 
 def judge(bundle: str, root: str, salt: bytes, shortcuts: Sequence[str], paths: Sequence[str]) -> list[Judged]:
@@ -93,10 +95,10 @@ def _judge(predictor: Predictor, path: Path, salt: bytes, shortcuts: Sequence[st
     except OSError as error:
         return Judged(error.strerror or type(error).__name__)
     changed = [SHORTCUTS[name](image) for name in shortcuts]
-    judged = predictor.predict(np.stack([image, *changed]))
-    plain, *others = judged.probabilities
-    distance = None if np.isnan(judged.distances[0]) else float(judged.distances[0])
-    return Judged("", plain, distance, dict(zip(shortcuts, others, strict=True)), digest, owner)
+    found = predictor.predict(np.stack([image, *changed]))
+    plain, *others = found.probabilities
+    distance = None if np.isnan(found.distances[0]) else float(found.distances[0])
+    return Judged("", plain, distance, dict(zip(shortcuts, others, strict=True)), digest, owner, perceptual_hash(image))
 
 
 def _rendered(path: Path) -> NDArray[np.uint8] | None:

@@ -86,13 +86,16 @@ def _tally(predictions: Predictions, cluster: NDArray[np.intp]) -> Tally:
     """Return the sums of all that is measured; what is named by source only where sources are the clusters."""
     dataset, truth = predictions.dataset, predictions.dataset.classes()
     tally = Tally(predictions.probabilities, truth, dataset.labels, cluster, predictions.thresholds)
-    if predictions.distances is not None and predictions.limits is not None:
-        tally.add_answered(predictions.thresholds["decide"], predictions.outside)
+    decide, outside = predictions.thresholds["decide"], predictions.outside
+    beside = OTHER in dataset.labels and len(dataset.labels) > MIN_LABELS_BESIDE_OTHER
+    other = dataset.labels.index(OTHER) if beside else None
     keys = [f"{item.label}/{item.source}" for item in dataset.items] if predictions.unit == "source" else []
     if keys:
         tally.add_sources(keys)
-    if OTHER in dataset.labels and len(dataset.labels) > MIN_LABELS_BESIDE_OTHER:
-        tally.add_other(dataset.labels.index(OTHER), keys)
+    if other is not None:
+        tally.add_other(other, keys, decide, outside)
+    if predictions.distances is not None and predictions.limits is not None:
+        tally.add_distance(other, decide, outside)
     for name, changed in predictions.variants.items():
         tally.add_variant(name, changed)
     return tally

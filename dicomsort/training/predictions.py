@@ -25,12 +25,13 @@ NESTED = "nested"
 class Predictions:
     """Predictions for the items of ``dataset``, from wherever they come.
 
-    ``probabilities``: float32 (N, C), calibrated, in the order of the labels. ``thresholds``: name -> float64 (N,), on
-    confidence, each image's own where they were fitted without it. ``held_out`` says in words how the images relate to
-    those that the model was trained on; ``by_source`` tells whether whole sources were kept from it. ``clusters`` names
-    for each item what is resampled as one, ``unit`` what that is (source, patient, file). ``distances``: float32 (N,),
-    the feature-space distance from the training images, or None; ``limits``: float64 (N,), beyond which an image is out
-    of distribution. ``variants``: name of a shortcut test -> probabilities of the changed images, like the others.
+    ``probabilities``: float32 (N, C), calibrated, in the order of the labels. ``thresholds``: ``decide`` and
+    ``contradict`` -> float64 (N,), on confidence, each image's own where they were fitted without it. ``held_out``
+    says in words how the images relate to those that the model was trained on; ``by_source`` tells whether whole
+    sources were kept from it. ``clusters`` names for each item what is resampled as one, ``unit`` what that is (source,
+    patient, file). ``distances``: float32 (N,), the feature-space distance from the training images, or None;
+    ``limits``: float64 (N,), beyond which an image is out of distribution. ``variants``: name of a shortcut test ->
+    probabilities of the changed images, like the others.
     ``calibration`` tells where temperatures and thresholds come from: ``the bundle's``, or ``nested`` (other folds).
     """
 
@@ -64,19 +65,17 @@ class Predictions:
         return np.asarray(self.distances > self.limits)
 
 
-def name_clusters(dataset: Dataset, patients: Sequence[str] = ()) -> tuple[list[str], str]:
+def name_clusters(dataset: Dataset) -> tuple[list[str], str]:
     """Return for each item what is resampled as one, and what that is: ``source``, ``patient`` or ``file``.
 
-    Sources (or groups of them) where every item has one and there are at least two; else patients, where some are
-    known (``patients`` has one for each item, "" where not), else files.
+    Sources (or groups of them) where every item has one and there are at least two; else patients, near-duplicates
+    with them, where some are known; else files.
     """
     groups = [item.group for item in dataset.items]
     if all(groups) and len(set(groups)) > 1:
         return groups, "source"
-    paths = [item.path for item in dataset.items]
-    if any(patients) and len(set(patients)) > 1:
-        return [owner or path for owner, path in zip(patients, paths, strict=True)], "patient"
-    return paths, "file"
+    kin = dataset.units(grouped=False)
+    return kin, "patient" if any(item.kin for item in dataset.items) and len(set(kin)) > 1 else "file"
 
 
 def require_images(dataset: Dataset, skipped: int) -> None:
@@ -102,11 +101,11 @@ class HeldOut:
     distances: NDArray[np.float32] | None = None
     variants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
-    def calibrated(self, dataset: Dataset, patients: Sequence[str] = ()) -> Predictions:
+    def calibrated(self, dataset: Dataset) -> Predictions:
         """Return the predictions, each calibrated by what the other folds tell (``calibration.nested``)."""
         other = dataset.labels.index(OTHER) if OTHER in dataset.labels else None
         found = nested(self.probabilities, dataset.classes(), self.fold, self.distances, other)
-        clusters, unit = name_clusters(dataset, patients)
+        clusters, unit = name_clusters(dataset)
         return Predictions(
             dataset,
             found.probabilities,

@@ -59,8 +59,12 @@ class Tally:
         whole[:, self._cells] = weights @ self._counts
         return whole.reshape(-1, len(self.labels), len(self.labels))
 
-    def add_answered(self, decide: Values, outside: NDArray[np.bool_]) -> None:
-        """Add what is answered at all: confident enough, and not out of distribution."""
+    def add_distance(self, other: int | None, decide: Values, outside: NDArray[np.bool_]) -> None:
+        """Add what lies out of distribution, and what is answered: confident enough, and not out of distribution."""
+        known = self.truth != other
+        if other is not None:
+            self._ratio(("other", "out_of_distribution"), outside & ~known, ~known)
+            self._ratio(("other", "class_images_out_of_distribution"), outside & known, known)
         self._mean(("out_of_distribution",), outside)
         self._add_coverage("decide_and_distance", (self._confidence >= decide) & ~outside)
 
@@ -68,11 +72,17 @@ class Tally:
         """Add the mean recall by class and source, which ``keys`` name; a source must lie in one cluster."""
         self._mean_recall(("mean_recall_by_source",), keys, self._right, np.ones(len(self.truth), bool))
 
-    def add_other(self, column: int, keys: Sequence[str]) -> None:
-        """Add what concerns the class of all the rest, and what the other classes' images fare without it."""
+    def add_other(self, column: int, keys: Sequence[str], decide: Values, outside: NDArray[np.bool_]) -> None:
+        """Add what concerns the class of all the rest, and how the other classes' images fare without it.
+
+        What does harm is an image of the rest that gets a class's name: with a confidence of ``decide``, and not
+        ``outside`` the limit of distance.
+        """
         known = self.truth != column
         self._ratio(("other", "recall"), self._right & ~known, ~known)
         self._ratio(("other", "class_images_sent_to_other"), known & (self._predicted == column), known)
+        named = (self._predicted != column) & (self._confidence >= decide) & ~outside
+        self._ratio(("other", "named_a_class"), named & ~known, ~known)
         names = np.delete(np.arange(len(self.labels)), column)
         right = names[np.delete(self._probabilities, column, axis=1).argmax(1)] == self.truth
         self._ratio(("without_other", "accuracy"), right & known, known)
