@@ -14,9 +14,11 @@ from dicomsort.plan import Options, parse_layout, plan
 from dicomsort.plan.layout import MAX_COMPONENT, fold, harmless, with_suffix
 from dicomsort.records import Examined, Found, Grouping, Header, Kind, Operation, Status, Verb, Verdict
 
-NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=()), min_size=1, max_size=12).filter(
-    lambda name: name not in {".", ".."}
+# What os.fsdecode gives: any text, and a surrogate of its own for each byte that is no UTF-8 (PEP 383).
+LETTERS = st.characters(exclude_characters="/\0", exclude_categories=("Cs",)) | st.characters(
+    min_codepoint=0xDC80, max_codepoint=0xDCFF, categories=("Cs",)
 )
+NAMES = st.text(LETTERS, min_size=1, max_size=12).filter(lambda name: name not in {".", ".."})
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
 TEXTS = st.one_of(st.text(max_size=40), st.sampled_from(["../../etc/passwd", "..", "CON", "a/b", "\x1b[31m", ""]))
 UIDS = st.one_of(st.integers(1, 3).map(lambda n: f"1.2.{n}"), TEXTS)
