@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SIZE = 128
 KEPT = 0.99
 TINY = 1e-12
+LEAST = 1e-4  # of the scale: features have length 1, and float32 tells no smaller squared distance reliably
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,9 @@ def fit(
 ) -> Space:
     """Return the space of ``features``, float32 (N, D), whose ``classes`` are integers (N,), one number a class.
 
-    ``weights``, 0 or more (N,), say how much each image counts; all the same by default. Directions that N images
-    cannot span are left out, so a few images do, and so does D = 1.
+    ``weights``, 0 or more (N,), say how much each image counts; all the same by default. At most half
+    of the directions that N images span are taken, so that the others can be measured; so a few images do, and so
+    does D = 1.
     """
     unit = _unit(features.astype(np.float64))
     share = np.ones(len(unit)) if weights is None else weights.astype(np.float64)
@@ -81,8 +83,8 @@ def fit(
     covariance = (inside * share[:, None]).T @ inside / share.sum()
     variances, vectors = np.linalg.eigh(covariance)
     variances, vectors = np.maximum(variances[::-1], TINY), vectors[:, ::-1]
-    kept = max(0, min(size, len(variances) - 1, len(unit) - len(numbers) - 1))
-    rest = float(variances[kept:].mean())
+    kept = max(0, min(size, len(variances) - 1, (len(unit) - len(numbers)) // 2))
+    rest = max(float(variances[kept:].mean()), LEAST / len(variances))
     scaled = vectors[:, :kept] * np.sqrt(np.maximum(0, 1 - rest / variances[:kept]))
     centre = means.mean(axis=0)
     single = np.float32

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 FOLDS = 5
 EPOCH = 2048  # images drawn an epoch at most: balanced drawing repeats the few of small sources
 WARM_UP = 0.1
-DECAY, CLIP, AVERAGING = 1e-3, 1.0, 0.99
+DECAY, CLIP = 1e-3, 1.0
+AVERAGED, MOST_AVERAGED = 0.2, 100  # the share of the steps that the running average is over, and their number at most
 PREDICTED = 128
 
 
@@ -104,8 +105,9 @@ class Staged:
             0.0, max(1, steps - warm), warmup_target=recipe.learning_rate, warmup_steps=warm
         )
         self.tail.set_weights(self.start)
+        momentum = 1 - 1 / min(max(AVERAGED * steps, 1), MOST_AVERAGED)
         optimizer = keras.optimizers.AdamW(
-            rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=AVERAGING
+            rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=momentum
         )
         self.tail.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
         validation = (
