@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from networks import TINY, tiny
 
 from dicomsort.errors import BundleError
 from dicomsort.training.architectures import ARCHITECTURES, Architecture
@@ -28,23 +29,6 @@ RECIPE = Recipe(12, 4, 0.05, 0.2, 7, "light")
 @pytest.fixture(scope="module", autouse=True)
 def _tensorflow() -> None:
     load_tensorflow()
-
-
-def tiny(shape: tuple[int, int, int], classes: int) -> Any:
-    """A trunk that takes means, then a convolution, a depthwise one, and the end that all networks have."""
-    import keras
-
-    from dicomsort.training.keras_networks import classifier
-
-    layers = keras.layers
-    image = keras.Input(shape)
-    means = layers.AveragePooling2D(28, name="means")(layers.Rescaling(1 / 255)(image))
-    first = layers.Conv2D(16, 3, padding="same", activation="relu", name="first")(means)
-    second = layers.DepthwiseConv2D(3, padding="same", activation="relu", name="second")(first)
-    return classifier(keras.Model(image, layers.GlobalAveragePooling2D(name="features")(second), name="tiny"), classes)
-
-
-TINY = Architecture("a tiny network", "staged", tiny, ("float32",), "first")
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +100,7 @@ def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rende
     drawn, view = np.round(batch[:, 0] % 100).astype(int), (batch[:, 0] // 100).astype(int)
     assert batch.dtype == np.float32
     np.testing.assert_array_equal(truth.argmax(1), rendered.dataset.classes()[drawn])
-    shares = {group: 0.0 for group in {item.group for item in rendered.dataset.items}}
+    shares = dict.fromkeys({item.group for item in rendered.dataset.items}, 0.0)
     for i in drawn:
         shares[rendered.dataset.items[i].group] += 1 / len(drawn)
     assert all(share == pytest.approx(1 / len(shares), abs=0.03) for share in shares.values())

@@ -23,10 +23,11 @@ import numpy as np
 
 from dicomsort.records import OTHER
 from dicomsort.training import distance
+from dicomsort.training.dataset import DatasetError
 from dicomsort.training.feeding import Watch, one_hot
 from dicomsort.training.recipe import Fitted
 from dicomsort.training.shortcuts import SHORTCUTS
-from dicomsort.training.splitting import balance, folds
+from dicomsort.training.splitting import balance, folds, held_together
 from dicomsort.training.views import divide, look, view_all
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ WARM_UP = 0.1
 DECAY, CLIP = 1e-3, 1.0
 AVERAGED, MOST_AVERAGED = 0.2, 100  # the share of the steps that the running average is over, and their number at most
 PREDICTED = 128
+# Of the weights of a bundle from which a training goes on, averaged with what it came to (Wortsman et al. 2022,
+# arXiv:2109.01903): what the new images do not show is not forgotten.
+KEPT = 0.5
 
 
 class Drawn(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
@@ -78,7 +82,8 @@ class Drawn(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
 class Staged:
     """A network in training: ``trunk``, which stays, and ``tail``, trained again and again from ``start``.
 
-    ``both`` is the tail with two outputs, features and probabilities; ``views`` is what the trunk sees.
+    ``both`` is the tail with two outputs, features and probabilities; ``views`` is what the trunk sees; ``kept`` is the
+    share of ``start`` in the weights that a training ends with.
     """
 
     network: Any
@@ -90,6 +95,7 @@ class Staged:
     rendered: Rendered
     recipe: Recipe
     reporter: Reporter
+    kept: float
 
     @property
     def dataset(self) -> Dataset:
@@ -118,6 +124,9 @@ class Staged:
                 data, validation_data=validation, epochs=recipe.epochs, shuffle=False, verbose=0,
                 callbacks=[Watch(step, recipe.epochs)],
             )  # fmt: skip
+        if self.kept:
+            pairs = zip(self.start, self.tail.get_weights(), strict=True)
+            self.tail.set_weights([self.kept * before + (1 - self.kept) * after for before, after in pairs])
         return {column: [float(value) for value in values] for column, values in done.history.items()}
 
     def see(self, activations: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -164,7 +173,7 @@ def space_of(staged: Staged, items: Indices) -> distance.Space:
     """Return where the features of ``items`` lie, those of OTHER left out where there are other classes."""
     labels, classes = staged.dataset.labels, staged.dataset.classes()[items]
     if OTHER in labels and len(labels) > 2:  # noqa: PLR2004 - two classes and OTHER
-        items = items[classes != labels.index(OTHER)]
+        items = items[classes != labels.index(OTHER)] if (classes != labels.index(OTHER)).any() else items
     features, _ = staged.see(staged.views.seen[0][items])
     return distance.fit(features, staged.dataset.classes()[items], balance(staged.dataset.only(items)))
 
@@ -175,8 +184,9 @@ def opened(architecture: Architecture, rendered: Rendered, recipe: Recipe, repor
     network = architecture.build(rendered.images.shape[1:], len(rendered.dataset.labels))
     trunk, tail, both = divide(network, architecture.trained_from)
     with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
+        kept = KEPT if architecture.start else 0.0
         views = view_all(trunk, rendered, recipe.augment, recipe.seed, Path(scratch) / "views.npy", reporter)
-        yield Staged(network, trunk, tail, both, tail.get_weights(), views, rendered, recipe, reporter)
+        yield Staged(network, trunk, tail, both, tail.get_weights(), views, rendered, recipe, reporter, kept)
 
 
 def cross_validate(staged: Staged, fold: NDArray[np.int64]) -> tuple[Judged, dict[str, list[float]]]:
@@ -197,16 +207,22 @@ def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, r
     dataset = rendered.dataset
     grouped = dataset.grouped()
     fold = folds(dataset, FOLDS, recipe.seed, grouped=grouped)
+    count = len(np.unique(fold))
+    if count < 2:  # noqa: PLR2004 - one to train on and one to hold out
+        raise DatasetError(held_together(dataset))
     everything = np.arange(len(fold))
     with opened(architecture, rendered, recipe, reporter) as staged:
+        before = staged.see(staged.views.seen[0])[1] if architecture.start else None
         judged, history = cross_validate(staged, fold)
         staged.fit(everything, None, "Training on everything")
-        space = space_of(staged, everything)
+        # A site's few images say nothing of where all that the starting bundle was trained on lies.
+        space = None if architecture.start else space_of(staged, everything)
     unit = _unit(dataset, grouped=grouped)
-    held_out = f"cross-validation in {FOLDS} folds by {unit}: each image is judged by a model not trained on its fold"
+    held_out = f"cross-validation in {count} folds by {unit}: each image is judged by a model not trained on its fold"
+    distances = None if architecture.start else judged.distances
     return Fitted(
-        staged.network, history, everything, judged.probabilities, f"the first of {FOLDS} folds, {unit}", held_out,
-        grouped, {}, fold, judged.distances, judged.variants, space,
+        staged.network, history, everything, judged.probabilities, f"the first of {count} folds, {unit}", held_out,
+        grouped, {}, fold, distances, judged.variants, space, before,
     )  # fmt: skip
 
 
