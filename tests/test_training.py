@@ -179,21 +179,17 @@ def test_no_file_names_the_folders_of_this_machine(dataset: Path, trained: Train
 def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """An architecture of the registry whose features are the means of an 8 x 8 raster."""
 
-    def build(shape: tuple[int, int, int]) -> Any:
+    def build(shape: tuple[int, int, int], classes: int) -> Any:
         import keras
+
+        from dicomsort.training.keras_networks import classifier
 
         image = keras.Input(shape)
         pooled = keras.layers.AveragePooling2D(28)(keras.layers.Rescaling(1 / 255)(image))
-        return keras.Model(image, keras.layers.Flatten(name="features")(pooled), name="raster")
+        return classifier(keras.Model(image, keras.layers.Flatten(name="features")(pooled), name="raster"), classes)
 
-    def whole(shape: tuple[int, int, int], classes: int) -> Any:
-        from dicomsort.training.keras_networks import classifier
-
-        return classifier(build(shape), classes)
-
-    monkeypatch.setitem(
-        ARCHITECTURES, "raster", Architecture("means of a raster", "head", whole, ("float32",), backbone=build)
-    )
+    architecture = Architecture("means of a raster", "staged", build, ("float32",), "features")
+    monkeypatch.setitem(ARCHITECTURES, "raster", architecture)
 
 
 @pytest.fixture

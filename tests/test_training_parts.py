@@ -15,8 +15,6 @@ from building import make_files
 from dicomsort.errors import UsageError
 from dicomsort.training import calibration, metrics
 from dicomsort.training.dataset import Dataset, Item, fingerprint, read_groups, scan
-from dicomsort.training.progress import Reporter, load_tensorflow
-from dicomsort.training.recipe import Recipe
 from dicomsort.training.splitting import balance, folds, split
 from dicomsort.training.torchfile import read_tensors
 
@@ -121,18 +119,6 @@ def test_the_figures_are_what_their_definitions_say() -> None:
     assert figures["ece"] == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4, abs=1e-4)
     worst = metrics.by_source(probabilities, truth, LABELS, ["a", "b", "b", "c"])[0]
     assert worst == {"label": "MRI", "source": "b", "images": 2, "recall": 0.5, "mistaken_for": "CT"}
-
-
-def test_a_seed_fixes_a_head() -> None:
-    load_tensorflow()
-    from dicomsort.training import fit
-
-    dataset = _dataset(2, 4)
-    features = np.random.default_rng(0).normal(size=(len(dataset.items), 8)).astype(np.float32)
-    with Reporter() as reporter:
-        heads = fit._Heads(dataset, features, Recipe(2, 8, 0.01, 0.2, 7), reporter)
-        histories = [heads.fit(np.arange(len(features)), None, "twice")[1] for _ in range(2)]
-    assert histories[0] == histories[1]
 
 
 def test_balance_gives_classes_and_their_sources_equal_weight() -> None:

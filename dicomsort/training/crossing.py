@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.errors import UsageError
+from dicomsort.training import comparing
 from dicomsort.training.architectures import ARCHITECTURES
 from dicomsort.training.predictions import HeldOut, Predictions, require_images
 from dicomsort.training.progress import load_tensorflow
@@ -76,6 +77,11 @@ def _crossable(bundle: Bundle) -> Architecture:
         raise UsageError(
             "--cross-validate: expected a bundle trained from pretrained weights, received architecture "
             f"{bundle.arch!r}"
+        )
+    if bundle.training.get(comparing.KEY):
+        raise UsageError(
+            "--cross-validate: expected a bundle trained from published weights, received one started from another "
+            "bundle, which may have seen the sources"
         )
     architecture.require()
     if not isinstance(recipe := bundle.training.get("recipe"), dict) or not set(RECIPE) <= set(recipe):

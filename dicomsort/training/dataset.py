@@ -6,7 +6,7 @@ import csv
 import hashlib
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,7 +79,7 @@ class Dataset:
         if OTHER not in self.labels or len(self.labels) <= MIN_CLASSES:
             return items
         known: Indices = items[self.classes()[items] != self.labels.index(OTHER)]
-        return known
+        return known if len(known) else items
 
     def units(self, *, grouped: bool) -> list[str]:
         """Return for each item the name of what is never split: its ``group`` if ``grouped``, else its kin."""
@@ -125,6 +125,22 @@ def scan(root: Path, groups: Mapping[str, str] | None = None, *, least: int = MI
     return Dataset(root, labels, tuple(items))
 
 
+def relabelled(dataset: Dataset, labels: Sequence[str]) -> Dataset:
+    """Return the data set with the ``labels`` of a bundle in their order; DatasetError names folders that are none."""
+    known = {label.casefold(): index for index, label in enumerate(labels)}
+    strange = [label for label in dataset.labels if label.casefold() not in known]
+    if strange:
+        msg = (
+            f"data set {str(dataset.root)!r}: expected folders with names among the bundle's labels "
+            f"({', '.join(labels)}), received {', '.join(map(repr, strange))} as well: rename them, or leave them out"
+        )
+        raise DatasetError(msg)
+    places = [known[label.casefold()] for label in dataset.labels]
+    return Dataset(
+        dataset.root, tuple(labels), tuple(replace(item, label=places[item.label]) for item in dataset.items)
+    )
+
+
 def read_groups(path: Path) -> dict[str, str]:
     """Return source or path -> group from a CSV file with a column ``group`` and ``source`` or ``path`` (or both).
 
@@ -143,10 +159,10 @@ def read_groups(path: Path) -> dict[str, str]:
         raise UsageError(msg) from error
 
 
-def require_trainable(dataset: Dataset, skipped: int) -> None:
-    """Raise DatasetError unless every class has at least two readable images."""
+def require_trainable(dataset: Dataset, files: Mapping[str, int], skipped: int) -> None:
+    """Raise DatasetError unless every class that has any of the ``files`` (label -> number) has two readable images."""
     for label, count in dataset.counts().items():
-        if count < MIN_IMAGES:
+        if files[label] and count < MIN_IMAGES:
             msg = (
                 f"data set {str(dataset.root)!r}: class {label!r}: expected at least {MIN_IMAGES} readable images, "
                 f"received {count} ({skipped} files of the data set were skipped)"

@@ -7,7 +7,7 @@ import os
 import secrets
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from dicomsort.report import visible
 from dicomsort.training import reporting, seen
 from dicomsort.training.card import write_card
 from dicomsort.training.crossing import Folding, by_folds
-from dicomsort.training.dataset import Dataset, DatasetError, read_groups, scan
+from dicomsort.training.dataset import Dataset, read_groups, relabelled, scan
 from dicomsort.training.grouping import keep_together
 from dicomsort.training.judging import Judged, judge, spread, thumbnails
 from dicomsort.training.predictions import Predictions, name_clusters, require_images
@@ -88,22 +88,6 @@ def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Repor
         with _outcome(bundle.folder) as folder:
             _write(folder, bundle, found)
     return found
-
-
-def relabelled(dataset: Dataset, labels: Sequence[str]) -> Dataset:
-    """Return the data set with the ``labels`` of a bundle in their order; DatasetError names folders that are none."""
-    known = {label.casefold(): index for index, label in enumerate(labels)}
-    strange = [label for label in dataset.labels if label.casefold() not in known]
-    if strange:
-        msg = (
-            f"data set {str(dataset.root)!r}: expected folders with names among the bundle's labels "
-            f"({', '.join(labels)}), received {', '.join(map(repr, strange))} as well: rename them, or leave them out"
-        )
-        raise DatasetError(msg)
-    places = [known[label.casefold()] for label in dataset.labels]
-    return Dataset(
-        dataset.root, tuple(labels), tuple(replace(item, label=places[item.label]) for item in dataset.items)
-    )
 
 
 def by_model(bundle: Bundle, dataset: Dataset, settings: Settings, engine: Engine, reporter: Reporter) -> Evaluated:

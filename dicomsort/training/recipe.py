@@ -50,7 +50,8 @@ class Fitted:
     whether whole sources were held out; ``course`` is what metrics.json tells of the training. ``fold``: int64
     (len(held),), which of several models judged an item, None where one did; ``distances``: float32 (len(held),), from
     what that model was trained on; ``variants``: name of a shortcut test -> probabilities like the others; ``space`` is
-    where the features of the final model's training images lie.
+    where the features of the final model's training images lie; ``before``: what the bundle from which the training
+    went on says of ``held``, like ``probabilities``, None where there is none.
     """
 
     model: Any
@@ -65,3 +66,4 @@ class Fitted:
     distances: NDArray[np.float32] | None = None
     variants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     space: Space | None = None
+    before: NDArray[np.float32] | None = None

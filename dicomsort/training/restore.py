@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from dicomsort.training.lite0 import Unit
     from dicomsort.training.torchfile import Array
 
+# What damaged content makes the parser, or what is read here, raise.
+UNREADABLE = (
+    struct.error, IndexError, KeyError, StopIteration, TypeError, ValueError, AttributeError, OverflowError,
+    RecursionError,
+)  # fmt: skip
 TYPES = {0: np.dtype(np.float32), 1: np.dtype(np.float16)}  # TensorType of the schema
 
 
@@ -38,7 +44,7 @@ def read_weights(model: bytes, convolutions: int) -> Weights:
         graph = _Graph.read(model)
         units = tuple(graph.units())[:convolutions]
         kernel, bias = graph.head()
-    except (IndexError, KeyError, StopIteration, TypeError, ValueError, AttributeError) as error:
+    except UNREADABLE as error:
         msg = f"model.tflite: expected weights as dicomsort exports them, received {type(error).__name__}: {error}"
         raise BundleError(msg) from error
     if len(units) != convolutions:

@@ -47,22 +47,35 @@ class Seen:
         return "the model was trained on none of these files; whether it knows their sources or patients is not known"
 
 
-def encode(digests: Sequence[str]) -> str:
-    """Return what a bundle keeps of the SHA-256 of its training files, in Base64; "" for more than 100,000."""
-    if len(digests) > MAX_KEPT:
-        return ""
-    return base64.b64encode(np.unique(_keys(digests)).astype(">u4").tobytes()).decode()
+def encode(digests: Sequence[str], earlier: Mapping[str, Any] | None = None) -> str:
+    """Return what a bundle keeps of the SHA-256 of its training files, in Base64; "" for more than 100,000.
+
+    ``earlier`` is the ``training`` of the bundle from which it went on; "" where that does not tell its files.
+    """
+    keys = np.unique(_keys(digests))
+    if earlier is not None:
+        before = _decode(earlier)
+        if not len(before):
+            return ""
+        keys = np.union1d(keys, before)
+    return "" if len(keys) > MAX_KEPT else base64.b64encode(keys.astype(">u4").tobytes()).decode()
 
 
 def compare(training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str]) -> Seen:
     """Tell how many of these files ``training``, as bundle.json holds it, was on; ``digests`` are their SHA-256."""
     if training.get("fingerprint") == fingerprint(items, digests):
         return Seen(len(items), len(items))
+    kept = _decode(training)
+    return Seen(len(items), int(np.isin(_keys(digests), kept).sum()) if len(kept) else None)
+
+
+def _decode(training: Mapping[str, Any]) -> NDArray[np.uint32]:
+    """Return the keys that a bundle keeps, none where it does not tell."""
     try:
         kept = np.frombuffer(base64.b64decode(str(training.get(KEY) or ""), validate=True), ">u4")
     except (binascii.Error, ValueError):
-        return Seen(len(items), None)
-    return Seen(len(items), int(np.isin(_keys(digests), kept).sum()) if len(kept) else None)
+        return np.zeros(0, np.uint32)
+    return kept.astype(np.uint32)
 
 
 def _keys(digests: Sequence[str]) -> NDArray[np.uint32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,14 @@ from dicomsort.errors import UsageError
 from dicomsort.training.architectures import ARCHITECTURES, with_weights
 from dicomsort.training.augment import STRENGTHS
 from dicomsort.training.recipe import Recipe
+from dicomsort.training.starting import from_bundle
 
 if TYPE_CHECKING:
     from dicomsort.training.architectures import Architecture
 
 SPLITS = ("random", "source")
+DEFAULT = "cnn"
+LEARNING_RATE, GENTLE = 0.001, 0.0001  # the latter for a network that knows the classes already
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +26,16 @@ class Settings:
     """A training run as the user asked for it.
 
     ``groups`` is a CSV file (see ``read_groups``), ``weights`` a file of Keras weights, ``cache`` a folder for
-    renderings; the rest is told by ``Recipe``.
+    renderings, ``start`` the folder of a bundle to go on from; the rest is told by ``Recipe``. ``arch`` and
+    ``learning_rate`` are None where they were not asked for; ``checked`` fills them in.
     """
 
     dataset: Path
     out: Path
-    arch: str = "cnn"
+    arch: str | None = None
     epochs: int = 10
     batch_size: int = 32
-    learning_rate: float = 0.001
+    learning_rate: float | None = None
     validation_split: float = 0.2
     seed: int = 0
     groups: Path | None = None
@@ -42,13 +46,14 @@ class Settings:
     weights: Path | None = None
     cache: Path | None = None
     fresh: bool = False
+    start: Path | None = None
 
     def recipe(self) -> Recipe:
         """Return the numbers of the training; its checkpoint lies beside the bundle."""
         out = Path(os.path.abspath(self.out))
         return Recipe(
-            self.epochs, self.batch_size, self.learning_rate, self.validation_split, self.seed, self.augment,
-            self.patience, self.balance, self.split, out.with_name(f"{out.name}.checkpoint"), self.fresh,
+            self.epochs, self.batch_size, self.learning_rate or LEARNING_RATE, self.validation_split, self.seed,
+            self.augment, self.patience, self.balance, self.split, out.with_name(f"{out.name}.checkpoint"), self.fresh,
         )  # fmt: skip
 
     def told(self) -> dict[str, Any]:
@@ -58,31 +63,60 @@ class Settings:
         return {name: getattr(self, name) for name in names} | {k: v for k, v in chosen.items() if v is not None}
 
 
-def checked(settings: Settings) -> Architecture:
-    """Return the architecture; UsageError names the first setting that cannot be."""
+def checked(settings: Settings) -> tuple[Settings, Architecture]:
+    """Return the settings with all defaults filled in, and the architecture.
+
+    UsageError names the first setting that cannot be.
+    """
+    arch = settings.arch or DEFAULT
+    rate = GENTLE if settings.start else LEARNING_RATE
+    if settings.learning_rate is None:
+        settings = replace(settings, learning_rate=rate)
+    _check_numbers(settings)
     for option, chosen, known in (
-        ("--arch", settings.arch, tuple(ARCHITECTURES)),
+        ("--arch", arch, tuple(ARCHITECTURES)),
         ("--augment", settings.augment, tuple(STRENGTHS)),
         ("--split", settings.split or SPLITS[0], SPLITS),
     ):
         if chosen not in known:
             raise UsageError(f"{option}: expected one of {', '.join(known)}, received {chosen!r}")
+    for option, path in (("--out", settings.out), ("--cache", settings.cache)):
+        # What lies in the data set is taken for a class by the next training.
+        if path and path.resolve().is_relative_to(settings.dataset.resolve()):
+            raise UsageError(f"{option} {str(path)!r}: expected a folder outside the data set, received one in it")
+    if settings.start:
+        return _started(settings, settings.start)
+    architecture = ARCHITECTURES[arch]
+    if settings.weights:
+        architecture = with_weights(architecture, arch, settings.weights)
+    else:
+        architecture.require()
+    return replace(settings, arch=arch), architecture
+
+
+def _started(settings: Settings, start: Path) -> tuple[Settings, Architecture]:
+    """Return what ``checked`` does for a training that goes on from a bundle."""
+    if settings.weights:
+        raise UsageError("--from: expected no --weights beside it, received both")
+    if settings.out.resolve() == start.resolve():
+        raise UsageError(f"--out {str(settings.out)!r}: expected another folder than --from, received the same")
+    architecture = from_bundle(start)
+    if architecture.start is None or settings.arch not in {None, architecture.start.arch}:
+        known = architecture.start and architecture.start.arch
+        raise UsageError(f"--arch: expected {known}, that of --from, or nothing, received {settings.arch!r}")
+    return replace(settings, arch=architecture.start.arch), architecture
+
+
+def _check_numbers(settings: Settings) -> None:
+    """Raise UsageError for the first number out of its range."""
+    rate = settings.learning_rate or 0
     for option, value, holds, expected in (
         ("--epochs", settings.epochs, settings.epochs >= 1, "1 or more"),
         ("--batch-size", settings.batch_size, settings.batch_size >= 1, "1 or more"),
-        ("--learning-rate", settings.learning_rate, 0 < settings.learning_rate <= 1, "above 0, at most 1"),
+        ("--learning-rate", rate, 0 < rate <= 1, "above 0, at most 1"),
         ("--validation-split", settings.validation_split, 0 < settings.validation_split < 1, "between 0 and 1"),
         ("--seed", settings.seed, 0 <= settings.seed < 1 << 32, "0 to 4294967295"),
         ("--patience", settings.patience, settings.patience >= 0, "0 (off) or more"),
     ):
         if not holds:
             raise UsageError(f"{option}: expected {expected}, received {value}")
-    for option, path in (("--out", settings.out), ("--cache", settings.cache)):
-        # What lies in the data set is taken for a class by the next training.
-        if path and path.resolve().is_relative_to(settings.dataset.resolve()):
-            raise UsageError(f"{option} {str(path)!r}: expected a folder outside the data set, received one in it")
-    architecture = ARCHITECTURES[settings.arch]
-    if settings.weights:
-        return with_weights(architecture, settings.arch, settings.weights)
-    architecture.require()
-    return architecture

@@ -100,8 +100,12 @@ def _any_unit(dataset: Dataset, units: NDArray[np.str_], random: np.random.Gener
         inside: NDArray[np.bool_] = units == name
         if len(np.unique(classes[~inside])) == len(dataset.labels):
             return inside
-    msg = (
+    raise DatasetError(held_together(dataset))
+
+
+def held_together(dataset: Dataset) -> str:
+    """Return the words of the error for a data set of which nothing can be held out."""
+    return (
         f"data set {str(dataset.root)!r}: expected images of which some can be held out, received in every class only "
         "near-duplicates of one image, or images of one patient or one named group"
     )
-    raise DatasetError(msg)

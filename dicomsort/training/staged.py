@@ -22,10 +22,11 @@ import keras
 import numpy as np
 
 from dicomsort.training import distance
+from dicomsort.training.dataset import DatasetError
 from dicomsort.training.feeding import Watch, one_hot
 from dicomsort.training.recipe import Fitted
 from dicomsort.training.shortcuts import SHORTCUTS
-from dicomsort.training.splitting import balance, folds
+from dicomsort.training.splitting import balance, folds, held_together
 from dicomsort.training.views import divide, look, view_all
 
 if TYPE_CHECKING:
@@ -44,9 +45,12 @@ FOLDS = 5
 EPOCH = 2048  # images drawn an epoch at most: balanced drawing repeats the few of small sources
 WARM_UP = 0.1
 DECAY, CLIP = 1e-3, 1.0
-AVERAGED = 10  # of the steps, one in so many is the reach of the running average
+AVERAGED, MOST_AVERAGED = 0.1, 100  # the share of the steps that the running average is over, and their number at most
 PREDICTED = 128
 EVENNESS = 0.75  # of sources: one of 16 times as many images is drawn twice as often
+# Of the weights of a bundle from which a training goes on, averaged with what it came to (Wortsman et al. 2022,
+# arXiv:2109.01903): what the new images do not show is not forgotten.
+KEPT = 0.5
 
 
 class Drawn(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
@@ -78,7 +82,8 @@ class Drawn(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
 class Staged:
     """A network in training: ``trunk``, which stays, and ``tail``, trained again and again from ``start``.
 
-    ``both`` is the tail with two outputs, features and probabilities; ``views`` is what the trunk sees.
+    ``both`` is the tail with two outputs, features and probabilities; ``views`` is what the trunk sees; ``kept`` is the
+    share of ``start`` in the weights that a training ends with.
     """
 
     network: Any
@@ -90,6 +95,7 @@ class Staged:
     rendered: Rendered
     recipe: Recipe
     reporter: Reporter
+    kept: float
 
     @property
     def dataset(self) -> Dataset:
@@ -105,8 +111,9 @@ class Staged:
             0.0, max(1, steps - warm), warmup_target=recipe.learning_rate, warmup_steps=warm
         )
         self.tail.set_weights(self.start)
+        momentum = 1 - 1 / min(max(AVERAGED * steps, 1), MOST_AVERAGED)
         optimizer = keras.optimizers.AdamW(
-            rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=max(0.0, 1 - AVERAGED / steps)
+            rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=momentum
         )
         self.tail.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
         validation = (
@@ -117,6 +124,9 @@ class Staged:
                 data, validation_data=validation, epochs=recipe.epochs, shuffle=False, verbose=0,
                 callbacks=[Watch(step, recipe.epochs)],
             )  # fmt: skip
+        if self.kept:
+            pairs = zip(self.start, self.tail.get_weights(), strict=True)
+            self.tail.set_weights([self.kept * before + (1 - self.kept) * after for before, after in pairs])
         return {column: [float(value) for value in values] for column, values in done.history.items()}
 
     def see(self, activations: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -172,8 +182,9 @@ def opened(architecture: Architecture, rendered: Rendered, recipe: Recipe, repor
     network = architecture.build(rendered.images.shape[1:], len(rendered.dataset.labels))
     trunk, tail, both = divide(network, architecture.trained_from)
     with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
+        kept = KEPT if architecture.start else 0.0
         views = view_all(trunk, rendered, recipe.augment, recipe.seed, Path(scratch) / "views.npy", reporter)
-        yield Staged(network, trunk, tail, both, tail.get_weights(), views, rendered, recipe, reporter)
+        yield Staged(network, trunk, tail, both, tail.get_weights(), views, rendered, recipe, reporter, kept)
 
 
 def cross_validate(staged: Staged, fold: NDArray[np.int64]) -> tuple[Judged, dict[str, list[float]]]:
@@ -194,16 +205,22 @@ def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, r
     dataset = rendered.dataset
     grouped = dataset.grouped()
     fold = folds(dataset, FOLDS, recipe.seed, grouped=grouped)
+    count = len(np.unique(fold))
+    if count < 2:  # noqa: PLR2004 - one to train on and one to hold out
+        raise DatasetError(held_together(dataset))
     everything = np.arange(len(fold))
     with opened(architecture, rendered, recipe, reporter) as staged:
+        before = staged.see(staged.views.seen[0])[1] if architecture.start else None
         judged, history = cross_validate(staged, fold)
         staged.fit(everything, None, "Training on everything")
-        space = space_of(staged, everything)
+        # A site's few images say nothing of where all that the starting bundle was trained on lies.
+        space = None if architecture.start else space_of(staged, everything)
     unit = _unit(dataset, grouped=grouped)
-    held_out = f"cross-validation in {FOLDS} folds by {unit}: each image is judged by a model not trained on its fold"
+    held_out = f"cross-validation in {count} folds by {unit}: each image is judged by a model not trained on its fold"
+    distances = None if architecture.start else judged.distances
     return Fitted(
-        staged.network, history, everything, judged.probabilities, f"the first of {FOLDS} folds, {unit}", held_out,
-        grouped, {}, fold, judged.distances, judged.variants, space,
+        staged.network, history, everything, judged.probabilities, f"the first of {count} folds, {unit}", held_out,
+        grouped, {}, fold, distances, judged.variants, space, before,
     )  # fmt: skip
 
 

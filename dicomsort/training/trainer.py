@@ -13,7 +13,7 @@ from dicomsort.errors import DicomsortError
 from dicomsort.report import visible
 from dicomsort.training.cache import open_cache
 from dicomsort.training.checkpoint import forget
-from dicomsort.training.dataset import read_groups, require_trainable, scan
+from dicomsort.training.dataset import read_groups, relabelled, require_trainable, scan
 from dicomsort.training.progress import Reporter, load_tensorflow
 from dicomsort.training.settings import Settings, checked
 from dicomsort.training.tensors import Rendered, render_all
@@ -44,8 +44,12 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
     ``open_workers`` opens the engine that decodes the files. UsageError where a setting or the data set cannot be
     trained with; KeyboardInterrupt leaves a checkpoint from which the same settings go on.
     """
-    architecture = checked(settings)
-    dataset = scan(settings.dataset, read_groups(settings.groups) if settings.groups else None)
+    settings, architecture = checked(settings)
+    groups = read_groups(settings.groups) if settings.groups else None
+    if start := architecture.start:
+        dataset = relabelled(scan(settings.dataset, groups, least=1), start.labels)
+    else:
+        dataset = scan(settings.dataset, groups)
     cache = open_cache(settings.cache) if settings.cache else None
     recipe = settings.recipe()
     with staged(settings.out, OUTPUTS) as folder, tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
@@ -54,7 +58,7 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
             rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter, cache)
         _tell_skipped(rendered, reporter)
         _tell_kept(rendered.kept, reporter)
-        require_trainable(rendered.dataset, len(rendered.skipped))
+        require_trainable(rendered.dataset, dataset.counts(), len(rendered.skipped))
         reporter.note("Loading TensorFlow")
         load_tensorflow()
         from dicomsort.training import export, fit

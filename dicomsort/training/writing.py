@@ -14,7 +14,7 @@ from dicomsort.bundle import seal
 from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.records import OTHER, RENDERING_VERSION
 from dicomsort.report import visible
-from dicomsort.training import calibration, plots, reporting, seen
+from dicomsort.training import calibration, comparing, plots, reporting, seen
 from dicomsort.training.card import write_card
 from dicomsort.training.dataset import fingerprint
 from dicomsort.training.predictions import HeldOut
@@ -67,7 +67,10 @@ def write(folder: Path, run: Run) -> dict[str, Any]:
     fitted = run.fitted
     dataset = run.rendered.dataset.only(fitted.held)
     other = dataset.labels.index(OTHER) if OTHER in dataset.labels else None
-    fit = calibration.fit(fitted.probabilities, dataset.classes(), fitted.distances, other)
+    start = run.architecture.start
+    fit = (start and calibration.kept(start, dataset.counts())) or calibration.fit(
+        fitted.probabilities, dataset.classes(), fitted.distances, other
+    )
     fold = fitted.fold
     if fold is None:
         fold = folds(dataset, CALIBRATION_FOLDS, run.settings.seed, grouped=fitted.by_source)
@@ -91,13 +94,20 @@ def write(folder: Path, run: Run) -> dict[str, Any]:
 
 def _training_run(run: Run, fit: calibration.Calibration) -> dict[str, Any]:
     """Return what the card tells of the training, which later evaluations carry on."""
-    return {
+    start, before = run.architecture.start, run.fitted.before
+    started, notes = {}, list(fit.notes)
+    if start and before is not None:
+        truth = run.rendered.dataset.classes()[run.fitted.held]
+        started = {comparing.KEY: comparing.compare(start, truth, before, run.fitted.probabilities)}
+        if start.distance is not None:
+            notes.append(f"Distances, which {start.name} tells, are not told: its training images are needed for them.")
+    return started | {
         "summary": run.architecture.summary,
         "split": run.fitted.split,
         "course": run.fitted.course,
         "kept_together": run.rendered.kept.as_json(),
         "data": reporting.describe(run.rendered.dataset),
-        "notes": list(fit.notes),
+        "notes": notes,
         "litert": [made.as_json(kept=made is run.kept) for made in run.conversions],
     }
 
@@ -105,22 +115,24 @@ def _training_run(run: Run, fit: calibration.Calibration) -> dict[str, Any]:
 def _spec(run: Run, fit: calibration.Calibration) -> dict[str, Any]:
     """Return bundle.json's content, less what ``seal`` adds."""
     settings, rendered = run.settings, run.rendered
-    dataset = rendered.dataset
+    dataset, start = rendered.dataset, run.architecture.start
     mapping = {
         name: label for name, known in HEADER_NAMES.items() for label in dataset.labels if label.casefold() in known
     }
+    training = {comparing.KEY: comparing.lineage(start)} if start else {}
     return {
         "name": visible(settings.out.absolute().name)[:MAX_NAME] or "model",
         "arch": settings.arch,
         "labels": list(dataset.labels),
-        "header_classes": mapping,
+        "header_classes": dict(start.header_classes) if start else mapping,
         "input_shape": list(INPUT_SHAPE),
         "rendering_version": RENDERING_VERSION,
         "temperature": fit.temperature,
         "thresholds": {"decide": fit.decide, "contradict": fit.contradict, "distance": fit.distance},
-        "training": {
+        "training": training
+        | {
             "fingerprint": fingerprint(dataset.items, rendered.digests),
-            seen.KEY: seen.encode(rendered.digests),
+            seen.KEY: seen.encode(rendered.digests, start.training if start else None),
             "images": dataset.counts(),
             "recipe": settings.told(),
         },

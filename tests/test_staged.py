@@ -1,0 +1,210 @@
+"""The staged recipe and its parts, on a network of a few hundred weights and noise of two kinds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import TINY, tiny
+
+from dicomsort.errors import BundleError
+from dicomsort.training.architectures import ARCHITECTURES, Architecture
+from dicomsort.training.dataset import Dataset, Item
+from dicomsort.training.grouping import keep_together
+from dicomsort.training.progress import Reporter, load_tensorflow
+from dicomsort.training.recipe import Fitted, Recipe
+from dicomsort.training.shortcuts import SHORTCUTS
+from dicomsort.training.tensors import Rendered
+
+pytestmark = pytest.mark.xdist_group("staged")
+
+LABELS = ("CT", "MRI")
+SOURCES, EACH = 3, 4  # a class, a source
+RECIPE = Recipe(12, 4, 0.05, 0.2, 7, "light")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tensorflow() -> None:
+    load_tensorflow()
+
+
+@pytest.fixture(scope="module")
+def rendered() -> Rendered:
+    """Noise of two brightnesses, in three sources a class, the last of them twice as large."""
+    items = [
+        Item(f"{label}/{label}{source}/{i}", n, f"{label}{source}")
+        for n, label in enumerate(LABELS)
+        for source in range(SOURCES)
+        for i in range(EACH * (1 + (source == SOURCES - 1)))
+    ]
+    images = np.random.default_rng(0).integers(0, 60, (len(items), 224, 224, 3), np.uint8)
+    images[[item.label == 1 for item in items]] += 180
+    dataset, kept = keep_together(Dataset(Path(), LABELS, tuple(items)), [None] * len(items), [""] * len(items))
+    return Rendered(dataset, images, np.arange(len(items)), tuple(f"{i:064x}" for i in range(len(items))), (), kept)
+
+
+def _fit(rendered: Rendered, recipe: Recipe = RECIPE, architecture: Architecture = TINY) -> Fitted:
+    from dicomsort.training.fit import fit
+
+    with Reporter() as reporter:
+        return fit(architecture, rendered, recipe, reporter)
+
+
+@pytest.mark.parametrize(
+    ("build", "start"),
+    [
+        pytest.param(tiny, "first", id="tiny"),
+        *(
+            pytest.param(ARCHITECTURES[name].build, ARCHITECTURES[name].trained_from, id=name)
+            for name in ("mobilenet-v3-small", "resnet50")
+        ),
+    ],
+)
+def test_trunk_and_tail_are_the_network(build: Any, start: str) -> None:
+    import keras
+
+    from dicomsort.training.views import divide
+
+    shape = (224, 224, 3) if build is tiny else (64, 64, 3)
+    network = build(shape, 3)
+    network.get_layer("probabilities").set_weights(
+        [np.random.default_rng(0).normal(size=w.shape) for w in network.get_layer("probabilities").get_weights()]
+    )
+    trunk, tail, both = divide(network, start)
+    images = np.random.default_rng(1).integers(0, 255, (3, *shape)).astype(np.float32)
+    whole = network.predict_on_batch(images)
+    seen = trunk.predict_on_batch(images)
+    np.testing.assert_allclose(tail.predict_on_batch(seen), whole, atol=1e-5)
+    features, probabilities = both.predict_on_batch(seen)
+    np.testing.assert_allclose(probabilities, whole, atol=1e-5)
+    assert features.shape == (3, network.get_layer("features").output.shape[1])
+    assert trunk.trainable_variables == []
+    frozen = [layer for layer in tail.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert not any(layer.trainable_variables for layer in frozen)
+    assert {id(v) for v in tail.trainable_variables} == {id(v) for v in network.trainable_variables} != set()
+
+
+def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rendered) -> None:
+    from dicomsort.training.staged import Drawn
+    from dicomsort.training.views import CLEAN, Views
+
+    count, views = len(rendered.dataset.items), 5
+    numbers = np.arange(views)[:, None] * 100 + np.arange(count)
+    seen = Views(numbers[..., None].astype(np.float16))
+    everything = np.arange(count)
+    recipe = replace(RECIPE, batch_size=4000)
+    batch, truth = Drawn(seen, rendered.dataset, everything, recipe)[0]
+    drawn, view = np.round(batch[:, 0] % 100).astype(int), (batch[:, 0] // 100).astype(int)
+    assert batch.dtype == np.float32
+    np.testing.assert_array_equal(truth.argmax(1), rendered.dataset.classes()[drawn])
+    shares = dict.fromkeys({item.group for item in rendered.dataset.items}, 0.0)
+    for i in drawn:
+        shares[rendered.dataset.items[i].group] += 1 / len(drawn)
+    assert all(share == pytest.approx(1 / len(shares), abs=0.03) for share in shares.values())
+    assert np.mean(view == 0) == pytest.approx(CLEAN, abs=0.03)
+    again, other = (Drawn(seen, rendered.dataset, everything, replace(recipe, seed=seed)) for seed in (7, 8))
+    np.testing.assert_array_equal(batch, again[0][0])
+    assert not np.array_equal(batch, other[0][0])
+    again.on_epoch_end()
+    assert not np.array_equal(batch, again[0][0])
+    few = Drawn(seen, rendered.dataset, everything[:3], replace(recipe, batch_size=2))
+    assert len(few) == 2
+    assert {int(i) for n in range(9) for i in few[n][0][:, 0] % 100} <= {0, 1, 2}
+
+
+def test_what_is_shown_clean_is_the_image_itself(rendered: Rendered, tmp_path: Path) -> None:
+    from dicomsort.training.views import VIEWS, divide, view_all
+
+    trunk, _, _ = divide(tiny((224, 224, 3), 2), "first")
+    with Reporter() as reporter:
+        plain = view_all(trunk, rendered, "none", 0, tmp_path / "plain.npy", reporter)
+        varied = view_all(trunk, rendered, "light", 0, tmp_path / "varied.npy", reporter)
+    assert (len(plain.seen), len(varied.seen)) == (1, 1 + VIEWS)
+    np.testing.assert_array_equal(plain.seen[0], varied.seen[0])
+    means = rendered.images.reshape(-1, 8, 28, 8, 28, 3).mean((2, 4)) / 255
+    np.testing.assert_allclose(plain.seen[0], means, atol=2e-3)
+    assert not np.array_equal(varied.seen[1], varied.seen[0])
+
+
+def test_every_item_is_judged_by_a_model_that_never_saw_its_source(
+    rendered: Rendered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dicomsort.training.staged import Judged, Staged
+
+    trained: list[set[int]] = []
+    judged: list[tuple[set[int], set[int]]] = []
+    fit, take = Staged.fit, Judged.take
+
+    def fitted(self: Staged, items: Any, *rest: Any) -> Any:
+        trained.append(set(items.tolist()))
+        return fit(self, items, *rest)
+
+    def taken(self: Judged, staged: Staged, outside: Any, inside: Any) -> None:
+        assert trained[-1] == set(outside.tolist())
+        judged.append((trained[-1], set(inside.tolist())))
+        take(self, staged, outside, inside)
+
+    monkeypatch.setattr(Staged, "fit", fitted)
+    monkeypatch.setattr(Judged, "take", taken)
+    found = _fit(rendered)
+    items = rendered.dataset.items
+    assert sorted(i for _, inside in judged for i in inside) == list(range(len(items)))
+    for outside, inside in judged:
+        assert not {items[i].group for i in outside} & {items[i].group for i in inside}
+    assert trained[-1] == set(range(len(items)))  # the model that is kept
+    assert found.fold is not None
+    assert [len({int(found.fold[i]) for i in inside}) for _, inside in judged] == [1] * len(judged)
+    assert found.by_source
+    assert set(found.variants) == set(SHORTCUTS)
+    for probabilities in (found.probabilities, *found.variants.values()):
+        np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    assert np.mean(found.probabilities.argmax(1) == rendered.dataset.classes()) > 0.9
+    assert found.distances is not None
+    assert np.isfinite(found.distances).all()
+    assert found.space is not None
+    assert {len(values) for values in found.history.values()} == {RECIPE.epochs}
+    assert set(found.history) == {"accuracy", "loss", "val_accuracy", "val_loss"}
+
+
+def test_a_seed_fixes_a_staged_training(rendered: Rendered) -> None:
+    from dicomsort.training.staged import opened
+
+    everything, found = np.arange(len(rendered.dataset.items)), []
+    for seed in (7, 7, 8):
+        import keras
+
+        keras.utils.set_random_seed(seed)
+        recipe = replace(RECIPE, epochs=2, seed=seed, augment="none")
+        with Reporter() as reporter, opened(TINY, rendered, recipe, reporter) as staged:
+            found.append((staged.fit(everything, None, "seed"), staged.see(staged.views.seen[0])[1]))
+    assert found[0][0] == found[1][0] != found[2][0]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_weights_come_back_from_litert(precision: str) -> None:
+    from dicomsort.training import export
+    from dicomsort.training.restore import read_weights
+
+    network = tiny((224, 224, 3), 3)
+    random = np.random.default_rng(3)
+    network.set_weights([random.normal(0, 0.5, weight.shape) for weight in network.get_weights()])
+    images = random.integers(0, 255, (5, 224, 224, 3), np.uint8)
+    kept, _ = export.convert(network, [precision], images)
+    found = read_weights(kept.model, 2)
+    again = tiny((224, 224, 3), 3)
+    for name, weights in zip(
+        ("first", "second", "probabilities"), (*found.units, (found.kernel, found.bias)), strict=True
+    ):
+        again.get_layer(name).set_weights(weights)
+    wanted = network.predict_on_batch(images.astype(np.float32))
+    assert wanted.std() > 0.05
+    np.testing.assert_allclose(again.predict_on_batch(images.astype(np.float32)), wanted, atol=0.005)
+    with pytest.raises(BundleError, match="expected 3 convolutions, received 2"):
+        read_weights(kept.model, 3)
+    for junk in (b"", b"junk", bytes(4096), kept.model[:200], kept.model[: len(kept.model) // 2]):
+        with pytest.raises(BundleError, match=r"model\.tflite: expected"):
+            read_weights(junk, 2)
