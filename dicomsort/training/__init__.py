@@ -5,7 +5,9 @@ settings  what was asked for                       dataset   folders to classes 
 tensors, cache      every image rendered once, by an engine's workers, into a file mapped to memory
 identity, grouping  what must stay on one side     splitting  what is held out, and what an image weighs
 architectures, lite0, torchfile, keras_networks    the networks, as a table
-fit, whole          the recipes: a head on frozen features, or end to end, with checkpoint and interrupts
+fit, whole, staged  the recipes: end to end, or behind a frozen beginning, both with checkpoints; views: what that sees
+starting, restore   going on from a bundle, and the weights in its LiteRT model; comparing: what that made better
+tune, trying        the search for a recipe, and one trial of it
 feeding, augment    what Keras is fed
 calibration, metrics              what held-out predictions tell
 export, plots, card               what lies in a bundle

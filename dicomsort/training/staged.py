@@ -33,7 +33,7 @@ from dicomsort.training.views import divide, look, view_all
 from dicomsort.training.whole import identify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -104,7 +104,9 @@ class Staged:
         """The data set that it is trained on."""
         return self.rendered.dataset
 
-    def fit(self, items: Indices, held: Indices | None, name: str) -> dict[str, list[float]]:
+    def fit(
+        self, items: Indices, held: Indices | None, name: str, callbacks: Sequence[Any] = ()
+    ) -> dict[str, list[float]]:
         """Train on ``items``; return the history, with the figures of ``held`` where given."""
         data, recipe = Drawn(self.views, self.dataset, items, self.recipe), self.recipe
         steps = recipe.epochs * len(data)
@@ -118,20 +120,30 @@ class Staged:
         optimizer = keras.optimizers.AdamW(
             rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=momentum
         )
-        self.tail.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
+        self.tail.compile(optimizer, self._loss(), metrics=["accuracy"])
         validation = (
             None if held is None else (self.views.seen[0, held].astype(np.float32), one_hot(self.dataset)[held])
         )
         with self.reporter.step(name, steps) as step:
             done = self.tail.fit(
                 data, validation_data=validation, epochs=recipe.epochs, shuffle=False, verbose=0,
-                callbacks=[Watch(step, recipe.epochs)],
+                callbacks=[Watch(step, recipe.epochs), *callbacks],
             )  # fmt: skip
         if self.kept:
             for variable, value in zip(self.tail.variables, self.start, strict=True):
                 if np.issubdtype(value.dtype, np.floating):
                     variable.assign(self.kept * value + (1 - self.kept) * keras.ops.convert_to_numpy(variable))
         return {column: [float(value) for value in values] for column, values in done.history.items()}
+
+    def _loss(self) -> Any:
+        """Return the cross-entropy; where the training goes on from a bundle, among the classes that have images.
+
+        Else a class without images would only ever be argued against, and unlearnt: measured, all of it within minutes.
+        """
+        if not self.kept:
+            return "categorical_crossentropy"
+        there = np.isin(np.arange(len(self.dataset.labels)), self.dataset.classes()).astype(np.float32)
+        return lambda truth, said: keras.losses.categorical_crossentropy(truth, said * there)  # which makes the sum 1
 
     def see(self, activations: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return features (N, D) and probabilities (N, C), float32, for activations (N, …)."""
