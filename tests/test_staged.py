@@ -169,6 +169,37 @@ def test_every_item_is_judged_by_a_model_that_never_saw_its_source(
     assert set(found.history) == {"accuracy", "loss", "val_accuracy", "val_loss"}
 
 
+def test_an_interrupted_cross_validation_goes_on_with_the_next_fold(
+    rendered: Rendered, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from dicomsort.training.staged import Staged
+
+    recipe = replace(RECIPE, epochs=2, augment="none", checkpoint=tmp_path / "out.checkpoint")
+    whole = _fit(rendered, replace(recipe, checkpoint=None))
+    fit, names = Staged.fit, []
+
+    def stopped(self: Staged, items: Any, held: Any, name: str) -> Any:
+        names.append(name)
+        if len(names) in {3, 6}:
+            raise KeyboardInterrupt
+        return fit(self, items, held, name)
+
+    monkeypatch.setattr(Staged, "fit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(rendered, recipe)
+    assert "The same command goes on from out.checkpoint; --fresh starts anew" in capfd.readouterr().err
+    again = _fit(rendered, recipe)
+    assert names[3:5] == ["Cross-validation, fold 3 of 3", "Training on everything"]
+    assert "Going on from the checkpoint in out.checkpoint: 2 of 3 folds are done" in capfd.readouterr().err
+    assert again.history == whole.history
+    np.testing.assert_allclose(again.probabilities, whole.probabilities, atol=1e-5)
+    for one, other in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(rendered, replace(recipe, seed=8))
+    assert "but it is of another training: seed differ" in capfd.readouterr().err
+
+
 def test_a_seed_fixes_a_staged_training(rendered: Rendered) -> None:
     from dicomsort.training.staged import opened
 

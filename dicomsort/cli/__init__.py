@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from dicomsort.cli import evaluate, predict, rules, sort, state, train
+from dicomsort.cli import evaluate, predict, rules, sort, state, train, tune
 from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ app.command("undo")(state.undo)
 app.command("runs")(state.runs)
 app.command("verify")(state.verify)
 app.command("train")(train.train)
+app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("rules")(rules.rules)

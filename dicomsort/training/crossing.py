@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomsort.errors import UsageError
 from dicomsort.training import comparing
-from dicomsort.training.architectures import ARCHITECTURES
+from dicomsort.training.architectures import ARCHITECTURES, varied
 from dicomsort.training.predictions import HeldOut, Predictions, require_images
 from dicomsort.training.progress import load_tensorflow
 from dicomsort.training.recipe import Recipe
@@ -88,7 +88,7 @@ def _crossable(bundle: Bundle) -> Architecture:
         raise UsageError(
             f"--cross-validate: expected a bundle that tells its recipe ({', '.join(RECIPE)}), received {recipe!r}"
         )
-    return architecture
+    return varied(architecture, bundle.arch, recipe.get("variation") or {})
 
 
 def _require_sources(dataset: Dataset) -> None:

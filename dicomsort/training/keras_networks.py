@@ -45,14 +45,14 @@ def body(name: str, shape: tuple[int, int, int]) -> Any:
     return keras.Model(image, pooled, name=name.replace("-", "_"))
 
 
-def classifier(backbone: Any, classes: int) -> Any:
+def classifier(backbone: Any, classes: int, *, dropout: float = DROPOUT) -> Any:
     """Return the backbone with a softmax layer behind its features.
 
     Its weights are 0: random ones would stay random in those directions that only unseen sources have.
     """
     import keras
 
-    dropped = keras.layers.Dropout(DROPOUT)(backbone.output)
+    dropped = keras.layers.Dropout(dropout)(backbone.output)
     dense = keras.layers.Dense(
         classes, activation="softmax", kernel_initializer="zeros", dtype="float32", name="probabilities"
     )

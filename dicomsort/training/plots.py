@@ -73,6 +73,30 @@ def plot_history(history: Mapping[str, Sequence[float]], column: str, path: Path
         figure.savefig(path, dpi=DPI)
 
 
+def plot_trials(trials: Sequence[tuple[int, float, bool]], path: Path) -> None:
+    """Draw a search: (number, balanced accuracy, whether it was trained to its end) of each trial."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    numbers, scores, whole = (np.array(column) for column in zip(*trials, strict=True))
+    with styled():
+        figure = Figure((6.4, 4.0), layout="constrained")
+        axes = figure.subplots()
+        axes.step(numbers, np.maximum.accumulate(np.where(whole, scores, -np.inf)), color=FAINT, where="post", zorder=0)
+        for chosen, colour, name in ((whole, TRAINING, "trained to the end"), (~whole, MUTED, "ended early")):
+            axes.scatter(numbers[chosen], scores[chosen], color=colour, s=30, label=name)
+        best = int(np.where(whole, scores, -np.inf).argmax())
+        axes.scatter([numbers[best]], [scores[best]], s=110, facecolors="none", edgecolors=HELD_OUT, linewidths=1.6)
+        axes.set_title(f"ring: trial {numbers[best]}, {scores[best]:.1%}", loc="right", color=HELD_OUT, fontsize=9)
+        axes.set_title("Balanced accuracy, held out")
+        axes.set_xlabel("trial")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.grid(axis="y", color=FAINT, linewidth=0.7)
+        axes.legend(frameon=False, fontsize=9)
+        figure.savefig(path, dpi=DPI)
+
+
 def plot_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title: str, path: Path) -> None:
     """Draw a confusion matrix: rows are the truth, colour is the share of the row, cells give share and count."""
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.errors import UsageError
-from dicomsort.training.architectures import ARCHITECTURES, with_weights
+from dicomsort.training.architectures import ARCHITECTURES, varied, with_weights
 from dicomsort.training.augment import STRENGTHS
 from dicomsort.training.recipe import Recipe
 from dicomsort.training.starting import from_bundle
@@ -26,7 +26,8 @@ class Settings:
     """A training run as the user asked for it.
 
     ``groups`` is a CSV file (see ``read_groups``), ``weights`` a file of Keras weights, ``cache`` a folder for
-    renderings, ``start`` the folder of a bundle to go on from; the rest is told by ``Recipe``. ``arch`` and
+    renderings, ``start`` the folder of a bundle to go on from, ``variation`` what a search changed in the network
+    (``architectures.VARIATIONS``); the rest is told by ``Recipe``. ``arch`` and
     ``learning_rate`` are None where they were not asked for; ``checked`` fills them in.
     """
 
@@ -47,6 +48,7 @@ class Settings:
     cache: Path | None = None
     fresh: bool = False
     start: Path | None = None
+    variation: tuple[tuple[str, Any], ...] = ()
 
     def recipe(self) -> Recipe:
         """Return the numbers of the training; its checkpoint lies beside the bundle."""
@@ -59,7 +61,12 @@ class Settings:
     def told(self) -> dict[str, Any]:
         """Return what ``bundle.json`` tells of the recipe: numbers and names, no paths of this machine."""
         names = ("arch", "epochs", "batch_size", "learning_rate", "validation_split", "seed", "augment", "patience")
-        chosen = {"balance": self.balance, "split": self.split, "weights": self.weights and self.weights.name}
+        chosen: dict[str, Any] = {
+            "balance": self.balance,
+            "split": self.split,
+            "weights": self.weights and self.weights.name,
+        }
+        chosen["variation"] = dict(self.variation) or None
         return {name: getattr(self, name) for name in names} | {k: v for k, v in chosen.items() if v is not None}
 
 
@@ -91,7 +98,7 @@ def checked(settings: Settings) -> tuple[Settings, Architecture]:
         architecture = with_weights(architecture, arch, settings.weights)
     else:
         architecture.require()
-    return replace(settings, arch=arch), architecture
+    return replace(settings, arch=arch), varied(architecture, arch, dict(settings.variation))
 
 
 def _started(settings: Settings, start: Path) -> tuple[Settings, Architecture]:

@@ -22,15 +22,17 @@ import keras
 import numpy as np
 
 from dicomsort.training import distance
+from dicomsort.training.checkpoint import Checkpoint, Progress, Saved
 from dicomsort.training.dataset import DatasetError
 from dicomsort.training.feeding import Watch, one_hot
 from dicomsort.training.recipe import Fitted
 from dicomsort.training.shortcuts import SHORTCUTS
 from dicomsort.training.splitting import balance, folds, held_together
 from dicomsort.training.views import divide, look, view_all
+from dicomsort.training.whole import identify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -90,7 +92,7 @@ class Staged:
     trunk: Any
     tail: Any
     both: Any
-    start: list[NDArray[np.float32]]
+    start: list[NDArray[Any]]
     views: Views
     rendered: Rendered
     recipe: Recipe
@@ -102,7 +104,9 @@ class Staged:
         """The data set that it is trained on."""
         return self.rendered.dataset
 
-    def fit(self, items: Indices, held: Indices | None, name: str) -> dict[str, list[float]]:
+    def fit(
+        self, items: Indices, held: Indices | None, name: str, callbacks: Sequence[Any] = ()
+    ) -> dict[str, list[float]]:
         """Train on ``items``; return the history, with the figures of ``held`` where given."""
         data, recipe = Drawn(self.views, self.dataset, items, self.recipe), self.recipe
         steps = recipe.epochs * len(data)
@@ -110,24 +114,36 @@ class Staged:
         rate = keras.optimizers.schedules.CosineDecay(
             0.0, max(1, steps - warm), warmup_target=recipe.learning_rate, warmup_steps=warm
         )
-        self.tail.set_weights(self.start)
+        for variable, value in zip(self.tail.variables, self.start, strict=True):
+            variable.assign(value)  # what draws for dropout begins anew as well
         momentum = 1 - 1 / min(max(AVERAGED * steps, 1), MOST_AVERAGED)
         optimizer = keras.optimizers.AdamW(
             rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=momentum
         )
-        self.tail.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
+        self.tail.compile(optimizer, self._loss(), metrics=["accuracy"])
         validation = (
             None if held is None else (self.views.seen[0, held].astype(np.float32), one_hot(self.dataset)[held])
         )
         with self.reporter.step(name, steps) as step:
             done = self.tail.fit(
                 data, validation_data=validation, epochs=recipe.epochs, shuffle=False, verbose=0,
-                callbacks=[Watch(step, recipe.epochs)],
+                callbacks=[Watch(step, recipe.epochs), *callbacks],
             )  # fmt: skip
         if self.kept:
-            pairs = zip(self.start, self.tail.get_weights(), strict=True)
-            self.tail.set_weights([self.kept * before + (1 - self.kept) * after for before, after in pairs])
+            for variable, value in zip(self.tail.variables, self.start, strict=True):
+                if np.issubdtype(value.dtype, np.floating):
+                    variable.assign(self.kept * value + (1 - self.kept) * keras.ops.convert_to_numpy(variable))
         return {column: [float(value) for value in values] for column, values in done.history.items()}
+
+    def _loss(self) -> Any:
+        """Return the cross-entropy; where the training goes on from a bundle, among the classes that have images.
+
+        Else a class without images would only ever be argued against, and unlearnt: measured, all of it within minutes.
+        """
+        if not self.kept:
+            return "categorical_crossentropy"
+        there = np.isin(np.arange(len(self.dataset.labels)), self.dataset.classes()).astype(np.float32)
+        return lambda truth, said: keras.losses.categorical_crossentropy(truth, said * there)  # which makes the sum 1
 
     def see(self, activations: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return features (N, D) and probabilities (N, C), float32, for activations (N, …)."""
@@ -152,6 +168,10 @@ class Judged:
         """Return room for ``count`` items."""
         room = np.zeros((1 + len(SHORTCUTS), count, classes), np.float32)
         return cls(room[0], np.zeros(count, np.float32), dict(zip(SHORTCUTS, room[1:], strict=True)))
+
+    def arrays(self) -> list[NDArray[np.float32]]:
+        """Return all that is filled, in a fixed order."""
+        return [self.probabilities, self.distances, *self.variants.values()]
 
     def take(self, staged: Staged, outside: Indices, inside: Indices) -> None:
         """Judge the items ``inside``, plain and changed by each shortcut test, by what was trained on ``outside``."""
@@ -182,22 +202,48 @@ def opened(architecture: Architecture, rendered: Rendered, recipe: Recipe, repor
     network = architecture.build(rendered.images.shape[1:], len(rendered.dataset.labels))
     trunk, tail, both = divide(network, architecture.trained_from)
     with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
+        start = [keras.ops.convert_to_numpy(variable) for variable in tail.variables]
         kept = KEPT if architecture.start else 0.0
         views = view_all(trunk, rendered, recipe.augment, recipe.seed, Path(scratch) / "views.npy", reporter)
-        yield Staged(network, trunk, tail, both, tail.get_weights(), views, rendered, recipe, reporter, kept)
+        yield Staged(network, trunk, tail, both, start, views, rendered, recipe, reporter, kept)
 
 
-def cross_validate(staged: Staged, fold: NDArray[np.int64]) -> tuple[Judged, dict[str, list[float]]]:
-    """Judge each fold by what is trained on the others; also return the history with the first fold held out."""
+def cross_validate(
+    staged: Staged, fold: NDArray[np.int64], checkpoint: Checkpoint | None = None
+) -> tuple[Judged, dict[str, list[float]]]:
+    """Judge each fold by what is trained on the others; also return the history with the first fold held out.
+
+    What each fold gave is kept in ``checkpoint``, and not done again.
+    """
     numbers = np.unique(fold)
     judged = Judged.empty(len(fold), len(staged.dataset.labels))
-    history: dict[str, list[float]] = {}
-    for i, k in enumerate(numbers, 1):
+    progress = _restored(checkpoint, judged, staged, len(numbers))
+    for i, k in enumerate(numbers[progress.epoch :], progress.epoch + 1):
         inside, outside = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
-        course = staged.fit(outside, None if history else inside, f"Cross-validation, fold {i} of {len(numbers)}")
-        history = history or course
+        held = None if progress.history else inside
+        course = staged.fit(outside, held, f"Cross-validation, fold {i} of {len(numbers)}")
         judged.take(staged, outside, inside)
-    return judged, history
+        progress.history, progress.epoch = progress.history or course, i
+        if checkpoint:
+            try:
+                checkpoint.save(Saved(progress, judged.arrays(), [], []))
+            except OSError as error:
+                staged.reporter.note(f"No checkpoint: {error.strerror or error}")
+    return judged, progress.history
+
+
+def _restored(checkpoint: Checkpoint | None, judged: Judged, staged: Staged, count: int) -> Progress:
+    """Put what a checkpoint holds into ``judged`` and return how many folds that is; say so, or why not."""
+    saved, problem = checkpoint.load() if checkpoint and not staged.recipe.fresh else (None, "")
+    if problem:
+        staged.reporter.note(f"Starting anew: there is a checkpoint, but {problem}")
+    if checkpoint is None or saved is None:
+        return Progress()
+    for array, before in zip(judged.arrays(), saved.variables, strict=True):
+        array[...] = before
+    done = f"{saved.progress.epoch} of {count} folds are done"
+    staged.reporter.note(f"Going on from the checkpoint in {checkpoint.folder.name}: {done}")
+    return saved.progress
 
 
 def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Fitted:
@@ -211,8 +257,9 @@ def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, r
     everything = np.arange(len(fold))
     with opened(architecture, rendered, recipe, reporter) as staged:
         before = staged.see(staged.views.seen[0])[1] if architecture.start else None
-        judged, history = cross_validate(staged, fold)
-        staged.fit(everything, None, "Training on everything")
+        with _told(recipe, reporter):
+            judged, history = cross_validate(staged, fold, _checkpoint(staged, architecture))
+            staged.fit(everything, None, "Training on everything")
         # A site's few images say nothing of where all that the starting bundle was trained on lies.
         space = None if architecture.start else space_of(staged, everything)
     unit = _unit(dataset, grouped=grouped)
@@ -222,6 +269,25 @@ def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, r
         staged.network, history, everything, judged.probabilities, f"the first of {count} folds, {unit}", held_out,
         grouped, {}, fold, distances, judged.variants, space, before,
     )  # fmt: skip
+
+
+def _checkpoint(staged: Staged, architecture: Architecture) -> Checkpoint | None:
+    """Return the place for what the folds give; ``architecture`` names its weights."""
+    place, network = staged.recipe.checkpoint, f"{architecture.summary}, from {architecture.trained_from}"
+    if place is None:
+        return None
+    return Checkpoint(place, identify(staged.network, staged.rendered, staged.recipe, architecture=network))
+
+
+@contextmanager
+def _told(recipe: Recipe, reporter: Reporter) -> Iterator[None]:
+    """Say how an interrupted training goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if recipe.checkpoint and recipe.checkpoint.is_dir():
+            reporter.note(f"The same command goes on from {recipe.checkpoint.name}; --fresh starts anew")
+        raise
 
 
 def _unit(dataset: Dataset, *, grouped: bool) -> str:

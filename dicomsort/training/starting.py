@@ -19,7 +19,7 @@ from dicomsort.errors import BundleError
 from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training import lite0
-from dicomsort.training.architectures import ARCHITECTURES
+from dicomsort.training.architectures import ARCHITECTURES, varied
 from dicomsort.training.keras_networks import classifier
 from dicomsort.training.restore import read_weights
 
@@ -93,7 +93,10 @@ def _lite0(bundle: Bundle) -> Any:
 def _beside(bundle: Bundle, shape: Shape, classes: int) -> Any:
     """Return the network with the weights of ``model.keras``, of which nothing else is used."""
     file = bundle.folder / KERAS_MODEL
-    model = ARCHITECTURES[bundle.arch].build(shape, classes)
+    recipe = bundle.training.get("recipe")
+    variation = recipe.get("variation") if isinstance(recipe, dict) else None
+    variation = variation if isinstance(variation, dict) else {}
+    model = varied(ARCHITECTURES[bundle.arch], bundle.arch, variation).build(shape, classes)
     try:
         _require_like(file, model)
         model.load_weights(file)

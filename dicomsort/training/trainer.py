@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dicomsort.engine import Engine
+    from dicomsort.training.architectures import Architecture
+    from dicomsort.training.dataset import Dataset
     from dicomsort.training.grouping import Kept
 
 SKIPPED_SAID = 10
+TRIALS = frozenset({"trials.csv", "trials.png"})  # what a search adds to its bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +48,17 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
     trained with; KeyboardInterrupt leaves a checkpoint from which the same settings go on.
     """
     settings, architecture = checked(settings)
-    groups = read_groups(settings.groups) if settings.groups else None
-    if start := architecture.start:
-        dataset = relabelled(scan(settings.dataset, groups, least=1), start.labels)
-    else:
-        dataset = scan(settings.dataset, groups)
+    dataset = scanned(settings, architecture)
     cache = open_cache(settings.cache) if settings.cache else None
     recipe = settings.recipe()
-    with staged(settings.out, OUTPUTS) as folder, tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
+    with (
+        staged(settings.out, OUTPUTS | TRIALS) as folder,
+        tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch,
+    ):
         reporter.note(f"Network {settings.arch}: {architecture.summary}")
         with open_workers() as engine:
             rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter, cache)
-        _tell_skipped(rendered, reporter)
+        tell_skipped(rendered, reporter)
         _tell_kept(rendered.kept, reporter)
         require_trainable(rendered.dataset, dataset.counts(), len(rendered.skipped))
         reporter.note("Loading TensorFlow")
@@ -73,6 +75,14 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
             figures = write(folder, Run(settings, architecture, rendered, fitted, kept, conversions))
     forget(recipe.checkpoint)
     return Trained(settings.out, figures, fitted.held_out, rendered.skipped)
+
+
+def scanned(settings: Settings, architecture: Architecture) -> Dataset:
+    """Return the files of the data set; where the training goes on from a bundle, with its labels."""
+    groups = read_groups(settings.groups) if settings.groups else None
+    if start := architecture.start:
+        return relabelled(scan(settings.dataset, groups, least=1), start.labels)
+    return scan(settings.dataset, groups)
 
 
 @contextmanager
@@ -93,7 +103,7 @@ def _tell_kept(kept: Kept, reporter: Reporter) -> None:
         reporter.note(f"{kept.blank:,} images are of one colour; they tell nothing")
 
 
-def _tell_skipped(rendered: Rendered, reporter: Reporter) -> None:
+def tell_skipped(rendered: Rendered, reporter: Reporter) -> None:
     """Say how many files were skipped, and the first of them with their reasons."""
     if not rendered.skipped:
         return

@@ -50,7 +50,8 @@ def fit_whole(architecture: Architecture, rendered: Rendered, recipe: Recipe, re
     build = partial(architecture.build, rendered.images.shape[1:], len(dataset.labels))
     with fast_precision() as mixed:
         model = compiled(build(), recipe.learning_rate)
-    place = recipe.checkpoint and Checkpoint(recipe.checkpoint, _identity(model, rendered, recipe, mixed=mixed))
+    precision = "mixed" if mixed else "float32"
+    place = recipe.checkpoint and Checkpoint(recipe.checkpoint, identify(model, rendered, recipe, precision=precision))
     keeper = Keeper(model, recipe, place or None, reporter)
     keeper.restore()
     _train(keeper, rendered, train, held)
@@ -215,7 +216,7 @@ def _tell_unbalanced(dataset: Dataset, reporter: Reporter) -> None:
         reporter.note(f"The classes are unbalanced ({told}): --balance makes them weigh the same")
 
 
-def _identity(model: Any, rendered: Rendered, recipe: Recipe, *, mixed: bool) -> dict[str, Any]:
+def identify(model: Any, rendered: Rendered, recipe: Recipe, **more: str) -> dict[str, Any]:
     """Return what must be the same for a training to go on, by the names under which a difference is told."""
     numbers = asdict(replace(recipe, checkpoint=None, fresh=False))
     items = rendered.dataset.items
@@ -229,5 +230,5 @@ def _identity(model: Any, rendered: Rendered, recipe: Recipe, *, mixed: bool) ->
         "groups": together.hexdigest(),
         "rendering": RENDERING_VERSION,
         "Keras": keras.__version__,
-        "precision": "mixed" if mixed else "float32",
+        **more,
     }

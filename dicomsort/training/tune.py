@@ -1,0 +1,202 @@
+"""The search for a recipe: trials of it, each judged on the same held-out images, and a training by the best.
+
+Optuna's TPE (Bergstra et al. 2011) chooses what to try, its median pruner ends trials that fall behind. Trials are kept
+in a journal beside the bundle, so that an interrupted search goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dicomsort.errors import UsageError
+from dicomsort.training.dataset import fingerprint, require_trainable
+from dicomsort.training.progress import load_tensorflow
+from dicomsort.training.settings import Settings, checked
+from dicomsort.training.tensors import Rendered, render_all
+from dicomsort.training.trainer import scanned, tell_skipped, train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dicomsort.engine import Engine
+    from dicomsort.training.progress import Reporter
+    from dicomsort.training.trainer import Trained
+
+TABLE, PICTURE = "trials.csv", "trials.png"
+RATES = (1e-4, 1e-2)
+BATCHES = (16, 32, 64)
+STRENGTHS = ("none", "light", "strong")
+WARM_UP_TRIALS = 5  # that are never ended early
+ENDED = ("COMPLETE", "PRUNED")
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """The bundle of the best recipe, that recipe, its balanced accuracy in the search, and the number of trials."""
+
+    trained: Trained
+    best: Settings
+    score: float
+    trials: int
+
+
+def tune(settings: Settings, trials: int, open_workers: Callable[[], Engine], reporter: Reporter) -> Tuned:
+    """Search until there are ``trials``, then train the best and write the bundle ``settings.out`` with the trials.
+
+    UsageError where Optuna is missing, or a setting or the data set cannot be trained with; KeyboardInterrupt leaves
+    the trials, from which the same settings go on.
+    """
+    optuna = _require_optuna()
+    if trials < 1:
+        raise UsageError(f"--trials: expected 1 or more, received {trials}")
+    settings, architecture = checked(settings)
+    dataset = scanned(settings, architecture)
+    with tempfile.TemporaryDirectory(prefix="dicomsort-tune-") as scratch:
+        with open_workers() as engine:
+            rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter, settings.cache)
+        tell_skipped(rendered, reporter)
+        require_trainable(rendered.dataset, dataset.counts(), len(rendered.skipped))
+        study = _open_study(optuna, settings, rendered, reporter)
+        reporter.note("Loading TensorFlow")
+        load_tensorflow()
+        with _told(settings, reporter):
+            _search(optuna, study, settings, trials, rendered, reporter)
+    best, score, count = _chosen(settings, study.best_trial.params), study.best_value, len(_ended(study))
+    reporter.note(f"The best of {count} trials: {_words(study.best_trial.params)}")
+    trained = train(best, open_workers, reporter)
+    _write(trained.folder, study)
+    _journal(settings).unlink(missing_ok=True)
+    return Tuned(trained, best, score, count)
+
+
+def _require_optuna() -> Any:
+    """Return the package; UsageError where it is missing."""
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise UsageError("tune: expected the package optuna, received none; install dicomsort[tune]") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _journal(settings: Settings) -> Path:
+    """Return the file of the trials, beside the bundle."""
+    out = settings.out.absolute()
+    return out.with_name(f"{out.name}.trials")
+
+
+def _open_study(optuna: Any, settings: Settings, rendered: Rendered, reporter: Reporter) -> Any:
+    """Return the study of these settings and this data set, with the trials that it had."""
+    path = _journal(settings)
+    if settings.fresh:
+        path.unlink(missing_ok=True)
+    asked = {name: str(value) for name, value in asdict(settings).items() if name not in {"out", "cache", "fresh"}}
+    content = json.dumps([asked, fingerprint(rendered.dataset.items, rendered.digests)], sort_keys=True)
+    name = hashlib.sha256(content.encode()).hexdigest()[:16]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+        others = [study.study_name for study in optuna.get_all_study_summaries(storage) if study.study_name != name]
+        study = optuna.create_study(
+            storage=storage, study_name=name, load_if_exists=True, direction="maximize",
+            sampler=optuna.samplers.TPESampler(seed=settings.seed),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError) as error:
+        msg = f"--out {str(settings.out)!r}: expected {path.name} beside it to be writable and of a search, received "
+        raise UsageError(f"{msg}{error}; --fresh starts anew") from error
+    if _ended(study):
+        reporter.note(f"Going on from {path.name}: {len(_ended(study))} trials are done")
+    elif others:
+        reporter.note(f"Starting anew: {path.name} is of another search")
+    return study
+
+
+def _ended(study: Any) -> list[Any]:
+    """Return the trials that were not interrupted."""
+    return [trial for trial in study.trials if trial.state.name in ENDED]
+
+
+def _search(optuna: Any, study: Any, settings: Settings, trials: int, rendered: Rendered, reporter: Reporter) -> None:
+    """Try until ``trials`` have ended."""
+    from dicomsort.training.trying import attempt
+
+    done = len(_ended(study))
+    with reporter.step("Trials", max(trials, done), done) as step:
+
+        def objective(trial: Any) -> float:
+            chosen = _chosen(settings, _suggest(trial, settings))
+            reporter.note(f"Trial {trial.number + 1}: {_words(trial.params)}")
+
+            def report(epoch: int, score: float) -> None:
+                trial.report(score, epoch)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+
+            return attempt(chosen, rendered, reporter, report)
+
+        def tell(study: Any, trial: Any) -> None:
+            if trial.state.name in ENDED:
+                scores = [one.value for one in study.trials if one.state.name == "COMPLETE"]
+                step.advance(1, f"best {max(scores):.1%}" if scores else "")
+
+        study.optimize(objective, n_trials=max(0, trials - done), callbacks=[tell])
+
+
+def _suggest(trial: Any, settings: Settings) -> dict[str, Any]:
+    """Return what the trial is to try."""
+    from dicomsort.training.architectures import VARIATIONS
+
+    params = {
+        "learning_rate": trial.suggest_float("learning_rate", *RATES, log=True),
+        "batch_size": trial.suggest_categorical("batch_size", BATCHES),
+        "augment": trial.suggest_categorical("augment", STRENGTHS),
+    }
+    for name, values in VARIATIONS[settings.arch or ""].items():
+        params[name] = trial.suggest_categorical(name, values)
+    return params
+
+
+def _chosen(settings: Settings, params: dict[str, Any]) -> Settings:
+    """Return the settings of a trial's parameters; what is no setting varies the network."""
+    own = ("learning_rate", "batch_size", "augment")
+    variation = tuple(sorted((name, value) for name, value in params.items() if name not in own))
+    return replace(settings, **{name: params[name] for name in own}, variation=variation)
+
+
+def _words(params: dict[str, Any]) -> str:
+    shown = (f"{value:.2g}" if isinstance(value, float) else str(value) for value in params.values())
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in zip(params, shown, strict=True))
+
+
+@contextmanager
+def _told(settings: Settings, reporter: Reporter) -> Iterator[None]:
+    """Say how an interrupted search goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        reporter.note(f"The same command goes on from {_journal(settings).name}; --fresh starts anew")
+        raise
+
+
+def _write(folder: Path, study: Any) -> None:
+    """Write the table and the picture of the trials."""
+    from dicomsort.training.plots import plot_trials
+
+    trials = _ended(study)
+    names = sorted({name for trial in trials for name in trial.params})
+    with (folder / TABLE).open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("trial", "state", "balanced_accuracy", "epochs", *names))
+        for trial in trials:
+            told = [trial.params.get(name, "") for name in names]
+            score = (trial.state.name.lower(), round(trial.value, 4), len(trial.intermediate_values))
+            writer.writerow((trial.number + 1, *score, *told))
+    plot_trials([(trial.number + 1, trial.value, trial.state.name == "COMPLETE") for trial in trials], folder / PICTURE)

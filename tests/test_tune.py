@@ -1,0 +1,110 @@
+"""The search for a recipe, on a network that is trained in a moment."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import run
+from networks import TINY
+from PIL import Image
+
+from dicomsort.bundle import load
+from dicomsort.records import RENDERING_VERSION
+from dicomsort.training.architectures import ARCHITECTURES, VARIATIONS, varied
+from dicomsort.training.trainer import OUTPUTS, TRIALS
+
+pytestmark = pytest.mark.xdist_group("tune")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny() -> Any:
+    ARCHITECTURES["tiny"], VARIATIONS["tiny"] = TINY, {"trained_from": ("first", "second")}
+    yield
+    del ARCHITECTURES["tiny"], VARIATIONS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tune") / "images"
+    for level, label in enumerate(("CT", "MRI")):
+        for number in range(8):
+            noise = np.random.default_rng((level, number)).integers(0, 60, (40, 40), np.uint8)
+            path = root / label / f"source{number % 2}{label}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise + np.uint8(150 * level)).save(path)
+    return root
+
+
+def _trials(out: Path) -> list[dict[str, str]]:
+    with (out / "trials.csv").open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_a_search_is_interrupted_goes_on_and_leaves_the_best_as_a_bundle(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dicomsort.training.progress import load_tensorflow
+
+    load_tensorflow()
+    from dicomsort.training import trying
+
+    out = tmp_path / "tuned"
+    command = ("tune", dataset, "--out", out, "--arch", "tiny", "--trials", 2, "--epochs", 2)
+    tried, attempt = [], trying.attempt
+
+    def stopped(*arguments: Any) -> float:
+        tried.append(arguments[0])
+        if len(tried) == 2:
+            raise KeyboardInterrupt
+        return attempt(*arguments)
+
+    monkeypatch.setattr(trying, "attempt", stopped)
+    ran = run(*command)
+    assert ran.code == 130
+    assert "The same command goes on from tuned.trials; --fresh starts anew" in ran.err
+    assert not out.exists()
+    ran = run(*command)
+    assert ran.code == 0, ran.err
+    assert "Going on from tuned.trials: 1 trials are done" in ran.err
+    assert len(tried) == 3
+    assert {path.name for path in out.iterdir()} == OUTPUTS | TRIALS
+    assert not out.with_name("tuned.trials").exists()
+    rows = [row for row in _trials(out) if row["state"] == "complete"]
+    assert len(rows) == 2
+    best = max(rows, key=lambda row: float(row["balanced_accuracy"]))
+    recipe = load(out, RENDERING_VERSION).training["recipe"]
+    assert float(best["learning_rate"]) == recipe["learning_rate"]
+    assert (int(best["batch_size"]), best["augment"]) == (recipe["batch_size"], recipe["augment"])
+    assert recipe["variation"] == {"trained_from": best["trained_from"]}
+    assert "the best of" in ran.out
+    assert "flatters the figures" in ran.out
+
+
+@pytest.mark.parametrize("arch", ["cnn", "mobilenet-v3-small"])
+def test_variations_change_the_network(arch: str) -> None:
+    name, values = next(iter(VARIATIONS[arch].items()))
+    architecture = ARCHITECTURES[arch]
+    models = [varied(architecture, arch, {name: value}).build((64, 64, 3), 2) for value in (values[0], values[-1])]
+    assert str(models[0].get_config()) != str(models[1].get_config())
+    assert varied(architecture, arch, {}) is architecture
+
+
+def test_a_variation_that_is_not_known(tmp_path: Path) -> None:
+    from dicomsort.errors import UsageError
+
+    with pytest.raises(UsageError, match=r"expected filters among .*, received 100000"):
+        varied(ARCHITECTURES["cnn"], "cnn", {"filters": 100_000})
+
+
+def test_no_trials_and_no_optuna(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = run("tune", dataset, "--out", tmp_path / "out", "--trials", 0)
+    assert (ran.code, ran.err) == (2, "dicomsort: --trials: expected 1 or more, received 0\n")
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    ran = run("tune", dataset, "--out", tmp_path / "out")
+    assert ran.code == 2
+    assert "tune: expected the package optuna, received none; install dicomsort[tune]" in ran.err
