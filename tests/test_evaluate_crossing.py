@@ -96,6 +96,7 @@ def test_training_writes_the_same_figures_with_intervals(bundle: Path) -> None:
     assert {"bootstrap", "intervals", "data", "training_run"} <= set(told)
     assert {path.name for path in bundle.iterdir()} == OUTPUTS
     assert reporting.SHEET not in OUTPUTS
+    assert bundle.with_name(f"{bundle.name}-{reporting.SHEET}").read_bytes().startswith(b"\x89PNG")
 
 
 def test_each_source_is_judged_by_a_model_that_never_saw_it(crossed: dict[str, Any]) -> None:

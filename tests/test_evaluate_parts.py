@@ -234,7 +234,7 @@ def test_pictures_are_drawn_of_little_too(tmp_path: Path) -> None:
         told = reporting.tell(right)
         assert told["thresholds"]["decide"]["accuracy"] is None
         reporting.draw(tmp_path, told, right)
-        reporting.draw_mistakes(tmp_path, right, reporting.mistakes(right), [])
+        reporting.draw_mistakes(tmp_path / reporting.SHEET, right, reporting.mistakes(right), [])
     assert {path.name for path in tmp_path.iterdir()} == {*reporting.PICTURES, reporting.SHEET}
 
 

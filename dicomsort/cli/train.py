@@ -101,6 +101,7 @@ def _train(settings: Settings, *, show: bool) -> None:
     figures = trained.figures
     shares = f"{figures['accuracy']:.1%} right (balanced {figures['balanced_accuracy']:.1%})"
     print(f"{visible(str(trained.folder))}: {shares} of {figures['images']:,} held-out images; {trained.held_out}")
+    print(f"The mistakes, as a picture of your images: {visible(str(trained.sheet))}")
     if started := figures["training_run"].get(comparing.KEY):
         print(comparing.words(started))
     if trained.skipped:

@@ -83,7 +83,7 @@ def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Repor
         images = spread(engine, partial(thumbnails, str(settings.dataset)), paths, lambda *_: None, step)
     with _outcome(settings.out) as folder:
         _write(folder, bundle, found)
-        reporting.draw_mistakes(folder, found.predictions, chosen, images)
+        reporting.draw_mistakes(folder / reporting.SHEET, found.predictions, chosen, images)
     if settings.update:
         with _outcome(bundle.folder) as folder:
             _write(folder, bundle, found)

@@ -77,9 +77,9 @@ def mistakes(predictions: Predictions) -> list[int]:
 
 
 def draw_mistakes(
-    folder: Path, predictions: Predictions, chosen: Sequence[int], images: Sequence[NDArray[np.uint8] | None]
+    place: Path, predictions: Predictions, chosen: Sequence[int], images: Sequence[NDArray[np.uint8] | None]
 ) -> None:
-    """Write the sheet of ``chosen`` mistakes; ``images`` are their renderings. Not for a bundle: it shows images."""
+    """Write the sheet of ``chosen`` mistakes; ``images`` are their renderings. Not into a bundle: it shows images."""
     items, labels = predictions.dataset.items, predictions.dataset.labels
     answers, confidence = predictions.probabilities.argmax(1), predictions.confidence
     cells = [
@@ -87,7 +87,7 @@ def draw_mistakes(
         for i, image in zip(chosen, images, strict=True)
     ]
     total = int((~predictions.right).sum())
-    pictures.plot_mistakes(cells, total, len(items), folder / SHEET)
+    pictures.plot_mistakes(cells, total, len(items), place)
 
 
 def _licences(dataset: Dataset) -> dict[str, int]:

@@ -17,7 +17,7 @@ from dicomsort.training.dataset import read_groups, relabelled, require_trainabl
 from dicomsort.training.progress import Reporter, load_tensorflow
 from dicomsort.training.settings import Settings, checked
 from dicomsort.training.tensors import Rendered, render_all
-from dicomsort.training.writing import OUTPUTS, Run, write
+from dicomsort.training.writing import OUTPUTS, Run, sheet_of, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,12 +33,16 @@ TRIALS = frozenset({"trials.csv", "trials.png"})  # what a search adds to its bu
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a run left: the bundle's folder, metrics.json's figures, and the files that were skipped, with reasons."""
+    """What a run left: the bundle's folder, metrics.json's figures, and the files that were skipped, with reasons.
+
+    ``sheet`` is the picture of the most confident mistakes, beside the bundle.
+    """
 
     folder: Path
     figures: dict[str, Any]
     held_out: str
     skipped: tuple[tuple[str, str], ...]
+    sheet: Path
 
 
 def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Reporter) -> Trained:
@@ -74,7 +78,7 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
             (folder / "model.tflite").write_bytes(kept.model)
             figures = write(folder, Run(settings, architecture, rendered, fitted, kept, conversions))
     forget(recipe.checkpoint)
-    return Trained(settings.out, figures, fitted.held_out, rendered.skipped)
+    return Trained(settings.out, figures, fitted.held_out, rendered.skipped, sheet_of(settings.out))
 
 
 def scanned(settings: Settings, architecture: Architecture) -> Dataset:

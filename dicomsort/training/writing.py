@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from dicomsort.training.architectures import Architecture
     from dicomsort.training.export import Conversion
+    from dicomsort.training.predictions import Predictions
     from dicomsort.training.recipe import Fitted
     from dicomsort.training.settings import Settings
     from dicomsort.training.tensors import Rendered
@@ -88,8 +89,20 @@ def write(folder: Path, run: Run) -> dict[str, Any]:
     for column in ("accuracy", "loss"):
         plots.plot_history(fitted.history, column, folder / f"{column}.png", fitted.course.get("epoch_kept"))
     reporting.draw(folder, told, predictions)
+    _draw_mistakes(run, predictions)
     seal(folder, spec)
     return told
+
+
+def sheet_of(out: Path) -> Path:
+    """Return where the sheet of mistakes of the bundle ``out`` lies: beside it, for it shows images of the data set."""
+    return out.absolute().with_name(f"{out.absolute().name}-{reporting.SHEET}")
+
+
+def _draw_mistakes(run: Run, predictions: Predictions) -> None:
+    chosen = reporting.mistakes(predictions)
+    rows = run.rendered.rows[run.fitted.held[chosen]]
+    reporting.draw_mistakes(sheet_of(run.settings.out), predictions, chosen, [run.rendered.images[row] for row in rows])
 
 
 def _training_run(run: Run, fit: calibration.Calibration) -> dict[str, Any]:
