@@ -78,7 +78,7 @@ def test_a_training_goes_on_with_the_classes_of_its_bundle(start: Path, gone_on:
     before, after = (load(folder, RENDERING_VERSION) for folder in (start, out))
     assert (after.labels, after.arch, after.header_classes) == (LABELS, "tiny", before.header_classes)
     assert after.training["images"] == {"CT": 6, "MRI": 0, "XRAY": 6}
-    assert after.training["recipe"]["learning_rate"] == 0.0001
+    assert after.training["recipe"]["learning_rate"] == 0.001
     assert (after.temperature, after.decide, after.contradict) == (before.temperature, before.decide, before.contradict)
     assert after.distance is None
     assert "Temperature and thresholds are those of start" in (out / "card.md").read_text("utf-8")
@@ -109,6 +109,7 @@ def test_one_class_alone_will_do(start: Path, tmp_path: Path) -> None:
     ran = run("train", site, "--from", start, "--out", tmp_path / "out", *RECIPE)
     assert ran.code == 0, ran.err
     assert load(tmp_path / "out", RENDERING_VERSION).labels == LABELS
+    assert "better: none; worse: none" in ran.out  # one class alone teaches nothing, and unteaches nothing
 
 
 @pytest.mark.parametrize(

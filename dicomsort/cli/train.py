@@ -23,7 +23,6 @@ _FROM = (
     "Go on from a bundle, with its network and its classes, on a site's own images (some of the classes will do), and "
     "say what got better and worse."
 )
-_LEARNING_RATE = "Adam's. Default: 0.001, a tenth of that with --from."
 _WEIGHTS = "Weights for mobilenet-v3-small, resnet50 or vgg16 in a local Keras file (.h5), without the ImageNet layer."
 _PATIENCE = (
     "End after N epochs without a better validation loss, and keep the best epoch's weights; 0: train every epoch and "
@@ -55,7 +54,7 @@ def train(
     epochs: Annotated[int, typer.Option(help="How often every image is shown, at most.")] = 10,
     patience: Annotated[int, typer.Option(metavar="N", help=_PATIENCE)] = 5,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    learning_rate: Annotated[float | None, typer.Option(help=_LEARNING_RATE)] = None,
+    learning_rate: Annotated[float, typer.Option(help="Adam's.")] = 0.001,
     validation_split: Annotated[float, typer.Option(help="The share that is held out, 0 to 1.")] = 0.2,
     split: Annotated[str | None, typer.Option(metavar="random|source", help=SPLIT)] = None,
     groups: Annotated[Path | None, typer.Option(metavar="FILE", help=GROUPS)] = None,

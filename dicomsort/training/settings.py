@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("random", "source")
 DEFAULT = "cnn"
-LEARNING_RATE, GENTLE = 0.001, 0.0001  # the latter for a network that knows the classes already
+LEARNING_RATE = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,8 @@ def checked(settings: Settings) -> tuple[Settings, Architecture]:
     UsageError names the first setting that cannot be.
     """
     arch = settings.arch or DEFAULT
-    rate = GENTLE if settings.start else LEARNING_RATE
     if settings.learning_rate is None:
-        settings = replace(settings, learning_rate=rate)
+        settings = replace(settings, learning_rate=LEARNING_RATE)
     _check_numbers(settings)
     for option, chosen, known in (
         ("--arch", arch, tuple(ARCHITECTURES)),

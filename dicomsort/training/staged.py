@@ -201,6 +201,8 @@ def opened(architecture: Architecture, rendered: Rendered, recipe: Recipe, repor
     """Yield the network with all that its trunk sees, in temporary files."""
     network = architecture.build(rendered.images.shape[1:], len(rendered.dataset.labels))
     trunk, tail, both = divide(network, architecture.trained_from)
+    if architecture.start:
+        network.get_layer("features").trainable = False
     with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
         start = [keras.ops.convert_to_numpy(variable) for variable in tail.variables]
         kept = KEPT if architecture.start else 0.0
