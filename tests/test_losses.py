@@ -11,7 +11,7 @@ import pytest
 from building import make_dicom, make_files, read_tree
 from command import by_source, placed, rows, run, sort
 from crashing import Crash, CrashingFiles, NoLinks
-from test_crash import FILES, Nobody, check_nothing_lost, facts, start, step, world
+from matrix import FILES, Nobody, check_nothing_lost, facts, start, step, world
 
 from dicomsort.execute.placing import Placer, Roots
 from dicomsort.files import Files, same_bytes
