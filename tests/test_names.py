@@ -1,4 +1,4 @@
-"""Names that differ in little, are odd or long, and files that want one place: all are kept, under names of their own."""
+"""Names that differ in little, are odd or long, and files that want one place: all are kept, by names of their own."""
 
 from __future__ import annotations
 
