@@ -167,6 +167,17 @@ def test_a_duplicate_that_cannot_be_removed_stays_and_so_does_what_was_placed(in
     assert set(read_tree(inbox)) == {"notes.txt", "zz.dcm"}
 
 
+def test_a_foreign_file_that_came_while_a_run_was_down_stays(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1")
+    make_files(outbox, {"CT/1": b"foreign"})
+    known = Replay.empty(1)
+    known.begun.add(0)
+    result = Placer(Files(), Roots(str(inbox), str(outbox)), "run", known).check(operation)
+    assert result is not None
+    assert result.outcome is Outcome.CONFLICT
+
+
 @pytest.mark.parametrize("whose", ["the outbox's", "both"])
 def test_undo_after_somebody_took_files_away(inbox: Path, outbox: Path, whose: str) -> None:
     sort(inbox, outbox)
