@@ -9,8 +9,11 @@ STAMP := $(VENV)/.set-up
 WORKERS ?= 2
 CORPUS ?= ../shared/dicom
 DATASET ?= ../shared/dataset
+FUZZ_SECONDS ?= 600
+CORE := plan journal execute files classify
+CORE_TESTS := $(patsubst %,tests/test_%.py,classify crash faults journal lock losses names placing plan races sort sort_edges state)
 
-.PHONY: help setup demo test check lint wheel bench evaluate model lock clean
+.PHONY: help setup demo test torture fuzz coverage check lint wheel bench evaluate model lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +36,19 @@ demo: $(STAMP) ## sort sample_data/inbox into outbox/ and show the manifest
 
 test: $(STAMP) ## the whole test suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# The suite itself has at least fifty kills and a sample of the bytes; this has three hundred, and every byte of the journal.
+torture: $(STAMP) ## crash at every change on disk, tear every byte of the journal, kill -9 300 times (about 10 minutes)
+	$(BIN)/python tests/torture.py $(if $(SEED),--seed $(SEED))
+
+fuzz: $(STAMP) ## mutate headers and pixels for FUZZ_SECONDS each (600), guided by coverage
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3.0'
+	$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS)
+
+# What placing rests on has no branch that no test takes.
+coverage: $(STAMP) ## branch coverage of plan, journal, execute, files, classify: 100 % or it fails
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(CORE_TESTS) $(CORE:%=--cov=dicomsort.%) --cov-branch \
+	  --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 check: lint test ## what CI runs: lint, types, the import rule, tests
 

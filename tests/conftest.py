@@ -15,6 +15,14 @@ settings.load_profile("suite")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many crash points were tried in each mode, and whether any failed."""
+    reports = [r for name in ("passed", "failed") for r in terminalreporter.stats.get(name, []) if r.when == "call"]
+    told = [(*value, r.outcome) for r in reports for name, value in r.user_properties if name == "crash points"]
+    for mode, kind, tried, outcome in sorted(told):
+        terminalreporter.write_line(f"crash points: {mode}, {kind}: {tried} tried, {outcome}")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""

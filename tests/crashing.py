@@ -20,14 +20,19 @@ class Crash(BaseException):
 
 
 class CrashingFiles(Files):
-    """Dies before the n-th call that changes something (so: after the one before it), or in the midst of a write."""
+    """Dies before the n-th call that changes something (so: after the one before it), or in the midst of a write.
 
-    def __init__(self, at: int, base: type[Files] = Files, *, torn: bool = False) -> None:
+    ``torn`` is the number of bytes that the write at which it dies still gets to the disk.
+    """
+
+    def __init__(self, at: int, base: Callable[[], Files] = Files, *, torn: int = 0) -> None:
         super().__init__()
         self._inner = base()
         self._at, self._torn = at, torn
         self.called: list[str] = []
+        self.writes: list[tuple[str, int]] = []  # of each call, the name of the file and how much it writes there
         self.dead = False
+        self._names: dict[int, str] = {}
         for name in CHANGES:
             setattr(self, name, self._guarded(name))
 
@@ -38,12 +43,16 @@ class CrashingFiles(Files):
             if self.dead:
                 raise Crash
             self.called.append(name)
+            self.writes.append((self._names[arguments[0]], len(arguments[1])) if name == "write" else ("", 0))
             if len(self.called) - 1 != self._at:
-                return change(*arguments)
+                result = change(*arguments)
+                if name in {"create", "open_append"}:
+                    self._names[result] = arguments[0].rpartition("/")[2]
+                return result
             self.dead = True
             if self._torn and name == "write":
                 descriptor, data = arguments
-                os.write(descriptor, bytes(data)[: len(data) // 2])
+                os.write(descriptor, bytes(data)[: self._torn])
             raise Crash
 
         return call
@@ -52,8 +61,25 @@ class CrashingFiles(Files):
 class NoLinks(Files):
     """A file system without hard links."""
 
+    code = errno.EPERM
+
     def link(self, source: str, target: str) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
+        raise OSError(self.code, os.strerror(self.code), source, None, target)
+
+
+class Unsupported(NoLinks):
+    """One that says so by another name."""
+
+    code = errno.ENOTSUP
+
+
+class Protected(Files):
+    """Links to files of others are forbidden (fs.protected_hardlinks), those to one's own copies are not."""
+
+    def link(self, source: str, target: str) -> None:
+        if not source.endswith(".part"):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
+        super().link(source, target)
 
 
 class OtherDevice(Files):

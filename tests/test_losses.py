@@ -11,7 +11,7 @@ import pytest
 from building import make_dicom, make_files, read_tree
 from command import by_source, placed, rows, run, sort
 from crashing import Crash, CrashingFiles, NoLinks
-from test_crash import FILES, Nobody, check_nothing_lost, facts, start, step, world
+from matrix import FILES, Nobody, check_nothing_lost, facts, start, step, world
 
 from dicomsort.execute.placing import Placer, Roots
 from dicomsort.files import Files, same_bytes
@@ -245,26 +245,3 @@ def test_paths_too_long_cost_their_own_file(tmp_path: Path, outbox: Path) -> Non
     assert ran.code == 3
     assert "Traceback" not in ran.err
     assert [row["action"] for row in rows(tmp_path / ("o" * 200))] == ["left"]
-
-
-def test_no_patient_data_in_anything_that_is_written(tmp_path: Path, outbox: Path) -> None:
-    from pydicom.datadict import DicomDictionary
-    from pydicom.dataset import Dataset
-
-    marker = "ZQXMARKER"
-    known = Dataset()
-    for tag, (vr, _, _, retired, keyword) in DicomDictionary.items():
-        if vr in {"PN", "LO", "SH", "LT", "ST", "UT", "UC"} and keyword and not retired and tag >> 16 > 2:
-            setattr(known, keyword, marker)
-    tags = {element.keyword: element.value for element in known}
-    inbox = tmp_path / "inbox"
-    for number, modality in enumerate(("CT", "OT", "US")):
-        make_dicom(inbox / f"{number}.dcm", study=number, modality=modality, **tags)
-    (inbox / "cut.dcm").write_bytes((inbox / "0.dcm").read_bytes()[:700])
-    ran = sort("--evidence", "auto", "--log-file", tmp_path / "log", inbox, outbox)
-    run("undo", outbox)
-    written = ran.out + ran.err + (tmp_path / "log").read_text() + (outbox / "manifest.csv").read_text()
-    written += "".join(path.read_text() for path in (outbox / ".dicomsort").rglob("*") if path.is_file())
-    assert marker in (inbox / "0.dcm").read_bytes().decode("latin-1")
-    assert marker not in written
-    assert not any(marker in path for path in read_tree(outbox))

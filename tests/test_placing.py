@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from building import make_files, read_tree
 from crashing import NoLinks
-from test_crash import FILES, Nobody, operations, step, world
+from matrix import FILES, Nobody, operations, step, world
 
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute import Executor, Roots

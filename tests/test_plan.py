@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import pytest
 from hypothesis import given
@@ -14,11 +15,10 @@ from dicomsort.plan import Options, parse_layout, plan
 from dicomsort.plan.layout import MAX_COMPONENT, fold, harmless, with_suffix
 from dicomsort.records import Examined, Found, Grouping, Header, Kind, Operation, Status, Verb, Verdict
 
-# What os.fsdecode gives: any text, and a surrogate of its own for each byte that is no UTF-8 (PEP 383).
-LETTERS = st.characters(exclude_characters="/\0", exclude_categories=("Cs",)) | st.characters(
-    min_codepoint=0xDC80, max_codepoint=0xDCFF, categories=("Cs",)
+# Whatever the system may give: any bytes but these two, those that are no UTF-8 as lone surrogates (PEP 383).
+NAMES = st.one_of(st.text(max_size=12), st.binary(max_size=12).map(os.fsdecode)).filter(
+    lambda name: name not in {"", ".", ".."} and not {"/", "\0"} & set(name)
 )
-NAMES = st.text(LETTERS, min_size=1, max_size=12).filter(lambda name: name not in {".", ".."})
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
 TEXTS = st.one_of(st.text(max_size=40), st.sampled_from(["../../etc/passwd", "..", "CON", "a/b", "\x1b[31m", ""]))
 UIDS = st.one_of(st.integers(1, 3).map(lambda n: f"1.2.{n}"), TEXTS)
@@ -140,3 +140,16 @@ REFUSED = ["", "{class}/", "{class}//{sop_uid}", "x/{class}", "{class}/{sop_uid!
 def test_templates_that_are_refused(layout: str) -> None:
     with pytest.raises(UsageError, match="--layout: expected"):
         parse_layout(layout)
+
+
+def test_a_folder_that_leads_out_is_never_planned() -> None:
+    examined = Examined(Found("1.dcm", 1, 1, 1, 1), Header(Kind.DICOM), "ab")
+    verdict = Verdict(Status.REVIEW, "REVIEW/../..", "", "unsure")
+    with pytest.raises(AssertionError, match="outside the outbox"):
+        planned([(examined, grouping_of(examined), verdict)], {}, Options(Verb.COPY, parse_layout("uid")))
+
+
+def test_long_texts_are_cut_and_keep_apart() -> None:
+    one, other = harmless("x" * 99), harmless("x" * 98 + "y")
+    assert one != other
+    assert len(one) == len(other) == MAX_COMPONENT

@@ -61,8 +61,6 @@ class Placer:
         if o.target and (target := look_up(self._roots.absolute(o.target))) is not None:
             return self._recognise(o, target, source) if ours else self._occupied(o, target)
         if source is None:
-            if o.verb is Verb.REMOVE and ours:
-                return Result(o.number, Outcome.DONE)
             return Result(o.number, Outcome.CHANGED, "the file is gone")
         if not _unchanged(o, source):
             return Result(o.number, Outcome.CHANGED, "the file changed after it was judged")

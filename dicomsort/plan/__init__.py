@@ -6,6 +6,7 @@ target is proven to lie below the outbox.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -28,6 +29,7 @@ from dicomsort.records import (
 __all__ = ["TOKENS", "Layout", "Options", "Surroundings", "parse_layout", "plan", "reverse"]
 
 COLLISION = "uid-collision"
+_CODE = re.compile(r"[A-Z0-9_ ]{0,16}")  # a Code String (PS3.5 6.2); what is typed there instead may be a name
 _ACTIONS = {Verb.COPY: Action.COPIED, Verb.MOVE: Action.MOVED, Verb.LINK: Action.LINKED}
 
 
@@ -189,11 +191,12 @@ def _prove_inside(path: str) -> None:
 def row_of(e: Examined, verdict: Verdict, destination: str, action: Action) -> Row:
     """The manifest's row of a file, as it will be if the operation succeeds."""
     h = e.header
-    message = "; ".join(part for part in (e.failed, h.message, verdict.note) if part)
+    modality, odd = (h.modality, "") if _CODE.fullmatch(h.modality) else ("", "Modality (0008,0060) is no code")
+    message = "; ".join(part for part in (e.failed, h.message, verdict.note, odd) if part)
     return Row(
         e.found.path, destination, action, verdict.status, verdict.class_, verdict.reason, verdict.decided_by,
         _number(verdict.confidence), verdict.header_class, verdict.pixel_class, _number(verdict.pixel_confidence),
-        h.modality, h.sop_class_uid, h.study_uid, h.series_uid, h.sop_uid, h.kind, e.found.size, e.sha256, message,
+        modality, h.sop_class_uid, h.study_uid, h.series_uid, h.sop_uid, h.kind, e.found.size, e.sha256, message,
     )  # fmt: skip
 
 

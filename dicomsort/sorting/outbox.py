@@ -58,12 +58,33 @@ def held(files: Files, outbox: str, *, create: bool) -> Iterator[None]:
 
 
 def _holder(descriptor: int, outbox: str) -> str:
+    """Who holds the lock by its own word, and what to do where that one is gone: the lock itself is the system's."""
+    advice = "wait for it to end"
     try:
         told = json.loads(os.pread(descriptor, 4096, 0))
-        who = f"process {int(told['pid'])} on host {told['host']} since {told['since']}"
+        pid, host = int(told["pid"]), str(told["host"])
+        who = f"process {pid} on host {host} since {told['since']}"
+        if host != socket.gethostname():
+            advice = (
+                f"wait for it to end, or look on {host} whether it still runs; the file server frees a dead one's lock"
+            )
+        elif not _is_alive(pid):
+            advice = (
+                "that process is gone, so one that it started, or the file server, holds the lock: `fuser` names it"
+            )
     except (ValueError, KeyError, TypeError):
         who = "another process"
-    return f"outbox {outbox!r} is held by {who}; wait for it to end (the lock of a dead process frees itself)"
+    return f"outbox {outbox!r} is held by {who}; {advice} (the lock of a dead process frees itself)"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def _make(files: Files, outbox: str) -> None:

@@ -1,0 +1,72 @@
+"""What must hold of any bytes: the targets of ``make fuzz``, and of the test that replays its corpus."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from building import make_dicom
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+from dicomsort.headers import read_header
+from dicomsort.pixels import PixelsError, render
+from dicomsort.records import Kind
+
+CORPUS = Path(__file__).resolve().parent / "fuzz_corpus"
+MOST = 4096  # bytes of an input: every construct fits, and mutations stay near it
+ASKED = (4 << 20) + 5  # bytes that one header may cost (headers.source.LIMIT)
+
+
+def header(data: bytes) -> None:
+    """Reading a header never raises, and reads a bounded part."""
+    asked = 0
+
+    def more(offset: int, length: int) -> bytes:
+        nonlocal asked
+        asked += length
+        return data[offset : offset + length]
+
+    for head in (data, data[:256]):
+        asked = 0
+        found = read_header(head, len(data), "fuzz.dcm", more)
+        assert asked <= ASKED
+        assert found.kind is not Kind.UNKNOWN or bool(found.problem) != bool(found.ignored)
+
+
+def pixels(data: bytes) -> None:
+    """Rendering gives an image or a PixelsError with a reason, nothing else."""
+    path = _place()
+    path.write_bytes(data)
+    try:
+        image = render(path)
+    except PixelsError as error:
+        if not str(error):
+            raise
+    else:
+        assert (image.shape, image.dtype) == ((224, 224, 3), np.uint8)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {"header": header, "pixels": pixels}
+
+
+@lru_cache
+def _place() -> Path:
+    memory = Path("/dev/shm")  # noqa: S108 - a write costs nothing there
+    handle, path = tempfile.mkstemp(prefix="dicomsort-fuzz-", dir=memory if os.access(memory, os.W_OK) else None)
+    os.close(handle)
+    return Path(path)
+
+
+def seeds(folder: Path) -> None:
+    """Small valid files of several kinds, to begin from."""
+    small = np.arange(16, dtype=np.uint16).reshape(4, 4)
+    make_dicom(folder / "explicit.dcm", pixels=small)
+    make_dicom(folder / "implicit.dcm", pixels=small, syntax=ImplicitVRLittleEndian)
+    make_dicom(folder / "big endian.dcm", pixels=small, syntax=ExplicitVRBigEndian)
+    make_dicom(folder / "frames.dcm", pixels=np.stack([small, small]), RescaleSlope=2, RescaleIntercept=-1024)
+    make_dicom(folder / "window.dcm", pixels=small, WindowCenter=8, WindowWidth=4, PatientID="P")
+    make_dicom(folder / "no pixels.dcm", has_pixels=False, modality="SR", SpecificCharacterSet="ISO_IR 192")

@@ -1,0 +1,94 @@
+"""Names that differ in little, are odd or long, and files that want one place: all are kept, by names of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from building import make_dicom, make_files, read_tree
+from command import by_source, placed, rows, run, sort
+
+LONG = "x" * 251 + ".dcm"  # 255 bytes, the most that Linux takes
+
+
+def whole_way(inbox: Path, outbox: Path, *options: object) -> None:
+    """Sort, sort again (nothing is placed twice), verify, undo: all as it was."""
+    before = read_tree(inbox)
+    first = sort("--held-ok", *options, inbox, outbox)
+    assert first.code == 0
+    names = list(placed(outbox))
+    assert sorted((outbox / name).read_bytes() for name in names) == sorted(before.values())
+    assert sort(*options, inbox, outbox).code == 0
+    assert list(placed(outbox)) == names
+    assert json.loads(run("verify", "--json", outbox).out) == {"whole": len(names), "missing": [], "different": []}
+    for _ in range(2):
+        assert run("undo", outbox).code == 0
+    assert (read_tree(inbox), list(placed(outbox))) == (before, [])
+
+
+@pytest.mark.parametrize("mode", ["--copy", "--link"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Scan.dcm", "scan.dcm", "SCAN.DCM"),
+        ("e\u0301.dcm", "\u00e9.dcm"),
+        ("\u212b.dcm", "\u00c5.dcm", "\u00e5.dcm"),
+        ("stra\u00dfe.dcm", "STRASSE.dcm"),
+        ("A/1.dcm", "a/1.dcm"),
+        (LONG, LONG.upper()),
+        ("\u00e9" * 127, "e\u0301" * 85),
+        (os.fsdecode(b"\xe9.dcm"), os.fsdecode(b"\xc9.dcm")),
+        ("line\nfeed.dcm", "line\rfeed.dcm", "tab\t.dcm", "\x7f.dcm"),
+        ("CON.dcm", "nul", "trailing dot.", "trailing space .dcm ", "-rf", "~", "$(x).dcm", "a\\b.dcm", '"q".dcm'),
+    ],
+    ids=lambda names: repr(names[0][:12]),
+)
+def test_names_of_little_difference(tmp_path: Path, outbox: Path, names: tuple[str, ...], mode: str) -> None:
+    inbox = tmp_path / "inbox"
+    for number, name in enumerate(names):
+        make_dicom(inbox / name, study=number, modality="MR")
+    whole_way(inbox, outbox, "--layout", "keep", mode)
+    folded = [row["destination"].casefold() for row in rows(outbox)[: len(names)]]
+    assert len(set(folded)) == len(names)
+
+
+def test_paths_near_the_limit(tmp_path: Path) -> None:
+    """A path of 4,095 bytes is the most that Linux takes; beyond it a file stays, and its row says why."""
+    base = tmp_path / "inbox"
+    deep = base
+    while len(os.fsencode(deep)) + 256 < 3_900:
+        deep = deep / ("d" * 250)
+    deep.mkdir(parents=True)
+    make_files(deep, {"1.dcm": "one", "2.dcm": "two"})
+    before = read_tree(base)
+    assert sort("--held-ok", base, tmp_path / "o").code == 0
+    assert {row["status"] for row in rows(tmp_path / "o")} == {"unreadable"}
+    ran = sort(base, tmp_path / ("o" * 250))
+    assert ran.code == 3
+    assert {row["status"] for row in rows(tmp_path / ("o" * 250))} <= {"failed", "conflict"}
+    assert read_tree(base) == before
+
+
+@pytest.mark.parametrize("layout", ["{class}/{study_date}.dcm", "{class}/{patient_id}/{instance_number}.dcm"])
+def test_two_files_that_a_template_gives_one_name(tmp_path: Path, outbox: Path, layout: str) -> None:
+    inbox = tmp_path / "inbox"
+    for study in (1, 2):
+        make_dicom(inbox / f"{study}.dcm", study=study, StudyDate="20260102", PatientID="P")
+    whole_way(inbox, outbox, "--layout", layout)
+    first, second = (by_source(outbox)[f"{study}.dcm"] for study in (1, 2))
+    assert first["destination"] != second["destination"]
+
+
+def test_the_second_night_with_copy_has_the_same_names_places_nothing_and_says_so(inbox: Path, outbox: Path) -> None:
+    sort(inbox, outbox)
+    tree = {path: (outbox / path).stat().st_ino for path in placed(outbox)}
+    first = {row["source"]: row["destination"] for row in rows(outbox)}
+    ran = sort(inbox, outbox)
+    assert ran.code == 0
+    assert "duplicates of what the outbox holds; nothing was placed twice" in ran.out
+    assert {path: (outbox / path).stat().st_ino for path in placed(outbox)} == tree
+    second = rows(outbox)[len(first) :]
+    assert {row["source"]: row["destination"] for row in second} == first
+    assert {row["action"] for row in second} == {"left"}

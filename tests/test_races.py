@@ -1,0 +1,260 @@
+"""What happens between a look and an act: single operations while somebody else is at work, and calls that fail."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from building import make_dicom, make_files, read_tree
+from command import by_source, placed, run, sort
+from crashing import NoLinks
+from matrix import FILES, operations, step, world
+from test_placing import carry_out, one
+
+from dicomsort import files as files_module
+from dicomsort.errors import DicomsortError, PlacingFailed
+from dicomsort.execute.placing import Placer, Roots
+from dicomsort.files import Files, is_network, same_bytes
+from dicomsort.journal import Plan, PlanWriter, Replay
+from dicomsort.records import Operation, Outcome, Verb
+
+
+class Meddled(Files):
+    """Something happens just before each call of one name; what it returns True for is not done."""
+
+    def __init__(self, call: str, something: Callable[..., object]) -> None:
+        super().__init__()
+        change = getattr(super(), call)
+        setattr(self, call, lambda *arguments: something(*arguments) is True or change(*arguments))
+
+
+def fail(code: int, *, where: str = "") -> Callable[..., None]:
+    def failing(*arguments: object) -> None:
+        if where in str(arguments[0]):
+            raise OSError(code, os.strerror(code))
+
+    return failing
+
+
+def test_a_source_that_cannot_be_removed_keeps_its_only_name(inbox: Path, outbox: Path) -> None:
+    before = read_tree(inbox)
+    shutil.copy2(inbox / "mr.dcm", inbox / "zz.dcm")
+    with pytest.MonkeyPatch.context() as patch:
+        stubborn = Meddled("unlink", fail(errno.EPERM, where="/inbox/"))
+        patch.setattr(files_module, "Files", lambda: stubborn)
+        assert sort("--move", "--settle", 0, "--duplicates", "remove", inbox, outbox).code == 3
+    row = by_source(outbox)["mr.dcm"]
+    assert (row["status"], row["action"], row["destination"]) == ("failed", "left", "")
+    assert row["message"] == "the source cannot be removed: Operation not permitted"
+    assert by_source(outbox)["zz.dcm"]["status"] in {"failed", "changed"}
+    assert list(placed(outbox)) == []
+    (inbox / "zz.dcm").unlink()
+    assert read_tree(inbox) == before
+
+
+def test_a_folder_that_appears_is_as_good_as_one_made(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    quick = Meddled("make_folder", lambda path, *_: Path(path).mkdir() if path.endswith("/CT/s") else None)
+    assert one(inbox, outbox, step(inbox, Verb.COPY, "a/1", target="outbox/CT/s/1"), quick).outcome is Outcome.DONE
+
+
+def test_a_folder_that_cannot_be_made_ends_the_run(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    full = Meddled("make_folder", fail(errno.ENOSPC, where="/CT/s"))
+    with pytest.raises(PlacingFailed, match="making folder 'outbox/CT/s': expected success, received No space left"):
+        carry_out(inbox, outbox, operations(inbox, Verb.MOVE), full)
+    assert read_tree(inbox) == FILES
+
+
+def test_a_source_behind_a_loop_of_links_is_failed(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1")
+    shutil.rmtree(inbox / "a")
+    (inbox / "a").symlink_to("a")
+    assert one(inbox, outbox, operation).outcome is Outcome.FAILED
+
+
+def test_a_move_out_of_a_closed_folder_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inbox, outbox = world(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    steps = [step(inbox, Verb.MOVE, path, target=f"outbox/CT/{path}") for path in ("a/1", "a/2")]
+    known = carry_out(inbox, outbox, [replace(s, number=n) for n, s in enumerate(steps)], Files())
+    for number in (0, 1):
+        result = known.result(number)
+        assert result is not None
+        assert (result.outcome, result.message) == (
+            Outcome.FAILED, "its folder may not be changed, so the file cannot leave it",
+        )  # fmt: skip
+
+
+LINK_RACES: list[tuple[Callable[[str, str], object], Outcome, str]] = [
+    (lambda _, target: Path(target).write_bytes(b"x"), Outcome.CONFLICT, "both were kept"),
+    (shutil.copy2, Outcome.DUPLICATE, "there already"),
+    (fail(errno.EEXIST), Outcome.CONFLICT, "a race for the name"),
+    (lambda source, _: Path(source).unlink(), Outcome.CHANGED, "vanished while it was placed"),
+    (lambda _, target: shutil.rmtree(Path(target).parent), Outcome.FAILED, "the destination's folder vanished"),
+    (fail(errno.EACCES), Outcome.FAILED, "Permission denied"),
+]
+
+
+@pytest.mark.parametrize(("race", "outcome", "message"), LINK_RACES)
+def test_races_for_a_link(tmp_path: Path, race: Callable[..., object], outcome: Outcome, message: str) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.MOVE, "a/1", target="outbox/XRAY/1")
+
+    def meddle(source: str, target: str) -> None:
+        race(source, target)
+
+    result = one(inbox, outbox, operation, Meddled("link", meddle))
+    assert (result.outcome, message in result.message) == (outcome, True)
+    assert (inbox / "a/1").exists() == (outcome is not Outcome.CHANGED)
+
+
+def test_a_copy_that_cannot_get_its_name_leaves_nothing(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.COPY, "a/1", target="outbox/XRAY/1")
+    assert one(inbox, outbox, operation, Meddled("link", fail(errno.EACCES))).outcome is Outcome.FAILED
+    assert list((outbox / "XRAY").iterdir()) == []
+
+
+def test_a_duplicate_whose_kept_file_went_stays(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    result = one(inbox, outbox, step(inbox, Verb.REMOVE, "copy of 1", kept="outbox/CT/gone"))
+    assert (result.outcome, result.message) == (
+        Outcome.CHANGED, "the kept file does not hold the same bytes any more",
+    )  # fmt: skip
+    assert read_tree(inbox) == FILES
+
+
+def test_a_duplicate_that_somebody_else_removed_is_changed_and_undo_does_not_bring_it_back(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.REMOVE, "copy of 1", kept="outbox/CT/s/1")
+    (inbox / "copy of 1").unlink()
+    known = Replay.empty(1)
+    known.begun.add(0)
+    result = Placer(Files(), Roots(str(inbox), str(outbox)), "run", known).check(operation)
+    assert result is not None
+    assert result.outcome is Outcome.CHANGED
+
+
+def test_a_foreign_file_with_the_mode_of_ours_stays(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1")
+    make_files(outbox, {"CT/1": b"foreign", "CT/.dicomsort-run-0.part": FILES["a/1"]})
+    (outbox / "CT/1").chmod(0o600)
+    known = Replay.empty(1)
+    known.begun.add(0)
+    result = Placer(NoLinks(), Roots(str(inbox), str(outbox)), "run", known).check(operation)
+    assert result is not None
+    assert result.outcome is Outcome.CONFLICT
+    assert (outbox / "CT/1").read_bytes() == b"foreign"
+
+
+def test_a_duplicate_that_cannot_be_removed_stays_and_so_does_what_was_placed(inbox: Path, outbox: Path) -> None:
+    shutil.copy2(inbox / "mr.dcm", inbox / "zz.dcm")
+    with pytest.MonkeyPatch.context() as patch:
+        stubborn = Meddled("unlink", fail(errno.EPERM, where="/inbox/zz"))
+        patch.setattr(files_module, "Files", lambda: stubborn)
+        assert sort("--move", "--settle", 0, "--duplicates", "remove", inbox, outbox).code == 3
+    found = by_source(outbox)
+    assert (found["mr.dcm"]["status"], found["zz.dcm"]["status"]) == ("sorted", "failed")
+    assert set(read_tree(inbox)) == {"notes.txt", "zz.dcm"}
+
+
+def test_a_foreign_file_that_came_while_a_run_was_down_stays(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1")
+    make_files(outbox, {"CT/1": b"foreign"})
+    known = Replay.empty(1)
+    known.begun.add(0)
+    result = Placer(Files(), Roots(str(inbox), str(outbox)), "run", known).check(operation)
+    assert result is not None
+    assert result.outcome is Outcome.CONFLICT
+
+
+@pytest.mark.parametrize("whose", ["the outbox's", "both"])
+def test_undo_after_somebody_took_files_away(inbox: Path, outbox: Path, whose: str) -> None:
+    sort(inbox, outbox)
+    (outbox / by_source(outbox)["mr.dcm"]["destination"]).unlink()
+    if whose == "both":
+        (inbox / "mr.dcm").unlink()
+    assert run("undo", outbox).code == (3 if whose == "both" else 0)
+    assert (by_source(outbox)["mr.dcm"]["status"] == "changed") == (whose == "both")
+    assert list(placed(outbox)) == []
+
+
+def test_a_name_that_a_foreign_file_has_is_a_collision_of_uids(inbox: Path, outbox: Path) -> None:
+    sort("--dry-run", inbox, outbox)
+    sort(inbox, outbox)
+    destination = by_source(outbox)["mr.dcm"]["destination"]
+    shutil.rmtree(outbox)
+    make_files(outbox, {destination: "somebody's"})
+    assert sort(inbox, outbox).code == 3
+    assert by_source(outbox)["mr.dcm"]["destination"] == "REVIEW/uid-collision/mr.dcm"
+    assert (outbox / destination).read_text() == "somebody's"
+
+
+def test_files_of_other_sizes_are_not_the_same(tmp_path: Path) -> None:
+    make_files(tmp_path, {"a": "one", "b": "longer"})
+    assert not same_bytes(f"{tmp_path}/a", f"{tmp_path}/b")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EIO, 0])
+def test_syncfs_is_believed(tmp_path: Path, code: int) -> None:
+    files = Files()
+
+    def syncfs(_: int) -> int:
+        ctypes.set_errno(code)
+        return -bool(code)
+
+    files._syncfs = syncfs
+    if code == errno.EIO:
+        with pytest.raises(OSError, match="Input/output error"):
+            files.flush_system(str(tmp_path))
+    else:
+        assert files.flush_system(str(tmp_path)) == (code == 0)
+
+
+def test_network_file_systems_are_flushed_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path.stat().st_dev
+    line = f"36 35 {os.major(device)}:{os.minor(device)} / /mnt rw - nfs4 server:/export rw\n"
+    for text, expected in ((f"1 1 0:0 / /x rw - ext4 x rw\n{line}", True), ("", False), (None, False)):
+
+        def read(*_: object, text: str | None = text, **__: object) -> str:
+            if text is None:
+                raise FileNotFoundError
+            return text
+
+        monkeypatch.setattr(Path, "read_text", read)
+        assert is_network(str(tmp_path)) == expected
+        assert Files().flush_system(str(tmp_path)) != expected
+
+
+def test_a_plan_larger_than_its_buffer(tmp_path: Path) -> None:
+    writer = PlanWriter(Files(), str(tmp_path), {"verb": "sort"})
+    for number in range(1200):
+        writer.add(Operation(number, Verb.LEAVE, f"inbox/{number}" + "x" * 1000))
+    writer.seal()
+    writer.close()
+    assert sum(1 for _ in Plan.open(str(tmp_path)).operations()) == 1200
+
+
+def test_a_journal_of_another_format_is_named(tmp_path: Path) -> None:
+    (tmp_path / "plan.jsonl").write_text('{"format":99}\n{"sealed":0,"sha256":"x"}\n')
+    with pytest.raises(DicomsortError, match="expected SHA-256"):
+        Plan.open(str(tmp_path))
+
+
+def test_an_undo_of_pruned_folders_that_are_there_again(tmp_path: Path, outbox: Path) -> None:
+    make_dicom(tmp_path / "inbox" / "a" / "b" / "1.dcm")
+    sort("--move", "--settle", 0, "--prune-empty", tmp_path / "inbox", outbox)
+    assert list((tmp_path / "inbox").iterdir()) == []
+    (tmp_path / "inbox" / "a").mkdir()
+    assert run("undo", outbox).code == 0
+    assert list(read_tree(tmp_path / "inbox")) == ["a/b/1.dcm"]
