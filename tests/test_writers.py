@@ -27,6 +27,7 @@ WRITERS = {
     "training/progress.py": "what libraries print while they convert, in a temporary file",
     "training/staged.py": "temporary tensors of a training",
     "training/tensors.py": "temporary tensors",
+    "training/tune.py": "the journal of a search beside the bundle to come, and its table in the staging folder",
     "training/trainer.py": "the files of a bundle, in its staging folder",
     "training/writing.py": "the files of a bundle, in its staging folder",
 }

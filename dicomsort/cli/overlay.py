@@ -87,11 +87,14 @@ def overlay_name(path: str) -> str:
 
 
 def draw_overlay(caption: str, image: NDArray[np.uint8], map_: NDArray[np.float32]) -> Image.Image:
-    """Return the image, the image under its map, and the caption below: RGB, twice as large as the image."""
+    """Return the image, the image under its map, and the caption below: RGB, twice as large as the image.
+
+    Colours go from the map's least to its most, which the key tells: what is spread evenly must not look found.
+    """
     size = (image.shape[1] * ZOOM, image.shape[0] * ZOOM)
     plain = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-    peak = float(map_.max()) if np.isfinite(map_).all() else 0.0
-    evidence = np.asarray(map_ / peak if peak > 0 else np.zeros_like(map_), np.float32)
+    least, most = (float(map_.min()), float(map_.max())) if np.isfinite(map_).all() else (0.0, 0.0)
+    evidence = np.asarray((map_ - least) / (most - least) if most > least else np.zeros_like(map_), np.float32)
     smooth = Image.fromarray(evidence).resize(size, Image.Resampling.BICUBIC)
     share = np.clip(np.asarray(smooth), 0, 1)[..., None]
     covered = np.asarray(plain) * (1 - STRENGTH * share) + _coloured(share[..., 0]) * (STRENGTH * share)
@@ -101,7 +104,7 @@ def draw_overlay(caption: str, image: NDArray[np.uint8], map_: NDArray[np.float3
     draw, font, below = ImageDraw.Draw(sheet), ImageFont.load_default(14), size[1] + MARGIN + 5
     draw.text((MARGIN, below), caption, "black", font)
     left = sheet.width - MARGIN - KEY_WIDTH
-    words = "evidence, weak to strong"
+    words = f"evidence, {least / most:.0%} to 100% of the strongest" if most > 0 else "no evidence"
     words_left = left - MARGIN - int(draw.textlength(words, font))
     draw.rectangle((words_left - MARGIN, below, sheet.width, sheet.height), "white")  # a long name ends here
     draw.text((words_left, below), words, "black", font)
