@@ -225,3 +225,15 @@ def test_words_never_decide_alone_and_not_where_headers_do_not_count() -> None:
     assert judged(described, SURE_OTHER).reason == "description-against-pixels"
     assert judged(described).reason == "no-evidence"
     assert judged(described, UNSURE, replace(JUDGE, evidence="pixels")).reason == "unsure"
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        (vote(XRAY=0.95, CT=0.005), "header-against-pixels"),  # what goes to third classes is no word for CT
+        (vote(XRAY=0.95, CT=0.04), "header"),
+        (vote(XRAY=0.85, CT=0.001), "header"),  # would not decide alone
+    ],
+)
+def test_pixels_deny_a_header_by_what_they_leave_its_class(seen: Vote, reason: str) -> None:
+    assert judged(header(CT, "CT"), seen).reason == reason

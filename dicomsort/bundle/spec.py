@@ -43,9 +43,10 @@ class Bundle:
     ``labels`` are in the order of the model's outputs; ``header_classes`` maps CT, MRI, XRAY to labels (empty where the
     labels are others, such as CHEST and HAND: such a model sorts by pixels alone). ``input_shape`` is (height, width,
     3). ``temperature`` divides the logits. ``decide`` is the calibrated mean confidence (0..1) from which pixels alone
-    decide, ``contradict`` the one from which pixels against a clear header hold the series for review, ``distance`` the
-    one (0 or more) beyond which the pixels are like none that the model knows (None: it tells no distance).
-    ``training`` tells the images' fingerprint and counts, ``created_with`` the versions of the software that wrote it.
+    decide, ``contradict`` the share between a clear header's class and their own from which pixels that would decide
+    hold the series for review, ``distance`` the one (0 or more) beyond which the pixels are like none that the model
+    knows (None: it tells no distance). ``training`` tells the images' fingerprint and counts, ``created_with`` the
+    versions of the software that wrote it.
     """
 
     folder: Path

@@ -74,8 +74,7 @@ def is_clear(group: Group, judge: Judge) -> bool:
 
 def is_contradicted(group: Group, vote: Vote, judge: Judge) -> bool:
     """Whether that single frame disagrees so strongly that more frames should be asked before a person is."""
-    case = Case(judge, group, said_by(group.sample.header, judge), vote)
-    return case.pixel_class not in case.said.classes and case.says(judge.contradict)
+    return Case(judge, group, said_by(group.sample.header, judge), vote).is_denied
 
 
 def _placed(placements: Sequence[Placement], series: str, classes: Sequence[str]) -> str:

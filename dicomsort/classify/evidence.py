@@ -150,6 +150,17 @@ class Case:
         whole = sum(self.vote.probabilities[self.judge.labels.index(c)] for c in classes if c in self.judge.labels)
         return (self.pixel_confidence or 0.0) / whole if whole else 0.0
 
+    @property
+    def is_denied(self) -> bool:
+        """Whether confident pixels deny the one class that the header names.
+
+        The header leaves its own class and the one that they show: what they give to others is no argument for it.
+        """
+        classes, judge = self.said.classes, self.judge
+        if len(classes) != 1 or classes[0] not in judge.labels or self.pixel_class in classes:
+            return False
+        return self.says(judge.decide) and self.share_among((*classes, self.pixel_class)) >= judge.contradict
+
     def study_folders(self) -> set[str]:
         """Where the rest of the study goes, as far as it is decided."""
         return {v.folder for v in self.study.values() if v.status in _PLACED}

@@ -102,11 +102,6 @@ def _against_placement(case: Case) -> bool:
     return bool(now) and before not in now and before != REVIEW and not case.said.follows
 
 
-def _against_pixels(case: Case) -> bool:
-    can_agree = len(case.said.classes) == 1 and case.said.classes[0] in case.judge.labels
-    return can_agree and case.pixel_class not in case.said.classes and case.says(case.judge.contradict)
-
-
 def _settled_by_pixels(case: Case) -> bool:
     """The header leaves only its own classes: what the pixels give to others is no argument between these."""
     classes = case.said.classes
@@ -160,7 +155,7 @@ RULES = (
     ),
     Rule(
         "header-against-pixels", "the header names a class, confident pixels another", "REVIEW",
-        _against_pixels, _hold(_header_class),
+        lambda c: c.is_denied, _hold(_header_class),
     ),
     Rule(
         "header-and-pixels", "the header names a class, the pixels agree", "the class",

@@ -146,7 +146,10 @@ def _abstaining(story: _Story) -> list[str]:
     spec, told = story.spec, story.told
     limits = spec["thresholds"]
     lines = ["## When it abstains", "", f"Temperature {spec['temperature']}; it decides from a confidence of"]
-    lines += [f"{limits['decide']} on, and contradicts a clear header from {limits['contradict']} on."]
+    lines += [
+        f"{limits['decide']} on. So confident, it contradicts a clear header where, of what it gives to the header's",
+        f"class and to its own, its own has {limits['contradict']} or more.",
+    ]
     if "out_of_distribution" in told:
         lines += [
             "What lies farther from the training images' features than a limit is out of distribution, whatever the",
