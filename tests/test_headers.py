@@ -114,6 +114,11 @@ def test_a_file_without_preamble_or_without_file_meta_is_read(ct: bytes) -> None
         assert header_in(content, "IM1") == header_in(ct)
 
 
+@pytest.mark.parametrize("magic", [b"II*\0", b"MM\0*", b"II+\0"])
+def test_a_picture_of_another_format_in_the_preamble_is_no_problem(ct: bytes, magic: bytes) -> None:
+    assert header_in(magic.ljust(128, b"\0") + ct[128:]) == header_in(ct)  # PS3.10 7.1: dual TIFF and DICOM files
+
+
 @pytest.mark.parametrize("program", EXECUTABLES)
 def test_a_program_in_the_preamble_is_a_problem_but_all_is_read(ct: bytes, program: bytes) -> None:
     header = header_in(program.ljust(128, b"\0") + ct[128:])
