@@ -50,7 +50,7 @@ coverage: $(STAMP) ## branch coverage of plan, journal, execute, files, classify
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(CORE_TESTS) $(CORE:%=--cov=dicomsort.%) --cov-branch \
 	  --cov-report=term-missing:skip-covered --cov-fail-under=100
 
-check: lint test ## what CI runs: lint, types, the import rule, tests
+check: lint test ## lint, types, the import rule, tests; CI runs this, and coverage
 
 lint: $(STAMP) ## ruff, mypy strict, the import rule
 	$(BIN)/ruff check .
