@@ -20,14 +20,16 @@ help: ## this list
 
 setup: $(STAMP) ## make .venv from requirements.lock (the other targets do it too)
 
-# The stamp is written last, so a set-up that failed is done again.
+# The stamp is written last, so a set-up that failed is done again. --no-deps: the lock is whole, and pip would look for
+# newer releases of what a package asks for with an extra (coverage[toml]), which have no hash here.
 $(STAMP): requirements.lock pyproject.toml
 	@echo "Setting up $(VENV) from requirements.lock (about 1 GB to fetch the first time; some minutes)"
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "expected Python 3.11 or newer, received $(PYTHON); set PYTHON=…" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip check --disable-pip-version-check
 	@touch $@
 
 demo: $(STAMP) ## sort sample_data/inbox into outbox/ and show the manifest
