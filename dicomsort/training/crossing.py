@@ -101,6 +101,6 @@ def _require_sources(dataset: Dataset) -> None:
 
 
 def _words(dataset: Dataset, count: int, sources: int) -> str:
-    unit = "whole sources, near-twins kept together" if dataset.joined() else "whole sources"
+    unit = dataset.sources_held()
     kind = f"each of {sources} sources alone" if count == sources else f"{count} parts of {sources} sources in turn"
     return f"cross-validation, {kind} ({unit}): each image is judged by a model that never saw its source"

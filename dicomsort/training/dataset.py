@@ -91,6 +91,10 @@ class Dataset:
         per_class = Counter(label for label, _ in sources)
         return all(item.group for item in self.items) and min(per_class.values()) >= MIN_CLASSES
 
+    def sources_held(self) -> str:
+        """Say what is held out where whole sources are."""
+        return "whole sources, near-twins kept together" if self.joined() else "whole sources"
+
     def joined(self) -> bool:
         """Tell whether several sources are kept together as one group."""
         return any(item.group not in {"", item.source} for item in self.items)

@@ -295,4 +295,4 @@ def _told(recipe: Recipe, reporter: Reporter) -> Iterator[None]:
 def _unit(dataset: Dataset, *, grouped: bool) -> str:
     if not grouped:
         return "images at random (there are no sources to tell apart), patients and near-duplicates kept together"
-    return "whole sources, near-twins kept together" if dataset.joined() else "whole sources"
+    return dataset.sources_held()

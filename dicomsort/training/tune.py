@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.errors import UsageError
+from dicomsort.training.cache import open_cache
 from dicomsort.training.dataset import fingerprint, require_trainable
 from dicomsort.training.progress import load_tensorflow
 from dicomsort.training.settings import Settings, checked
@@ -58,9 +59,10 @@ def tune(settings: Settings, trials: int, open_workers: Callable[[], Engine], re
         raise UsageError(f"--trials: expected 1 or more, received {trials}")
     settings, architecture = checked(settings)
     dataset = scanned(settings, architecture)
+    cache = open_cache(settings.cache) if settings.cache else None
     with tempfile.TemporaryDirectory(prefix="dicomsort-tune-") as scratch:
         with open_workers() as engine:
-            rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter, settings.cache)
+            rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter, cache)
         tell_skipped(rendered, reporter)
         require_trainable(rendered.dataset, dataset.counts(), len(rendered.skipped))
         study = _open_study(optuna, settings, rendered, reporter)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Change = Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]]
 
-VIEWS = 6  # variations of each image; more are no better
+VIEWS = 6  # variations of each image
 BATCH = 32
 CLEAN = 0.25  # the share of images that are shown as they are
 
