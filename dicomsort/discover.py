@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from dicomsort.records import Found
+
+IN_MEMORY = 65_536  # names of one folder; those of a larger one are sorted on disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +47,11 @@ def walk(inbox: str, is_left_out: Callable[[os.stat_result], bool]) -> Iterator[
     waiting = [""]
     while waiting:
         folder = waiting.pop()
-        entries, error = _entries(f"{inbox}/{folder}" if folder else inbox)
-        if error:
-            yield Passed(f"{folder}/" if folder else "./", "unreadable-folder", error)
+        try:
+            entries = _names(f"{inbox}/{folder}" if folder else inbox)
+        except OSError as error:
+            yield Passed(f"{folder}/" if folder else "./", "unreadable-folder", error.strerror or str(error))
+            continue
         below: list[str] = []
         for name in entries:
             path = f"{folder}/{name}" if folder else name
@@ -63,11 +70,27 @@ def walk(inbox: str, is_left_out: Callable[[os.stat_result], bool]) -> Iterator[
         waiting.extend(reversed(below))
 
 
-def _entries(path: str) -> tuple[list[str], str]:
-    try:
-        return sorted(os.listdir(path), key=os.fsencode), ""
-    except OSError as error:
-        return [], error.strerror or str(error)
+def _names(path: str) -> Iterator[str]:
+    """Read a folder's names, then yield them in byte order; OSError where it cannot be read."""
+    with os.scandir(path) as entries:
+        names = (os.fsencode(entry.name) for entry in entries)
+        first = sorted(islice(names, IN_MEMORY))
+        if len(first) == IN_MEMORY:
+            return _sorted_on_disk(chain(first, names))
+    return map(os.fsdecode, first)
+
+
+def _sorted_on_disk(names: Iterable[bytes]) -> Iterator[str]:
+    base = sqlite3.connect("")  # a temporary file that ends with it
+    base.execute("CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID")
+    base.executemany("INSERT INTO names VALUES (?)", ((name,) for name in names))
+
+    def read() -> Iterator[str]:
+        with closing(base):
+            for (name,) in base.execute("SELECT name FROM names ORDER BY name"):
+                yield os.fsdecode(name)
+
+    return read()
 
 
 def _judge(path: str, status: os.stat_result) -> Found | Passed | Folder:

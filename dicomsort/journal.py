@@ -8,8 +8,8 @@ last line is cut off when the journal is opened again: it was never flushed, so 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files, look_up, opened, whole_lines
+from dicomsort.jsonlines import dump, parse
 from dicomsort.records import Operation, Outcome, Result, Row, Verb
 
 STATE = ".dicomsort"
@@ -27,7 +28,6 @@ FORMAT = 1
 _OUTCOMES = tuple(Outcome)
 _FIELDS = attrgetter(*(f.name for f in fields(Operation)))
 _CELLS = attrgetter(*(f.name for f in fields(Row)))
-_encode = json.JSONEncoder(separators=(",", ":")).encode
 _BUFFER = 1 << 20
 
 
@@ -37,7 +37,7 @@ def runs_folder(outbox: str) -> str:
 
 
 def _line(value: object) -> bytes:
-    return _encode(value).encode("ascii") + b"\n"
+    return dump(value) + b"\n"
 
 
 def pack(operation: Operation) -> list[Any]:
@@ -121,7 +121,7 @@ class Plan:
                 for line in lines:
                     digest.update(last)
                     head, last = head or line, line
-            seal, values = json.loads(last), json.loads(head)
+            seal, values = parse(last), parse(head)
         except (FileNotFoundError, ValueError):
             seal, values = {}, {}
         if not isinstance(seal, dict) or "sealed" not in seal:
@@ -138,9 +138,9 @@ class Plan:
         path = Path(folder) / PLAN
         try:
             with path.open("rb") as lines:
-                head = json.loads(next(lines, b""))
+                head = parse(next(lines, b""))
                 lines.seek(max(0, path.stat().st_size - 256))
-                seal = json.loads(lines.read().splitlines()[-1])
+                seal = parse(lines.read().splitlines()[-1])
             return cls(path, head, seal["sealed"])
         except (OSError, ValueError, TypeError, LookupError):
             return None
@@ -150,7 +150,7 @@ class Plan:
         with self.path.open("rb") as lines:
             next(lines)
             for _, line in zip(range(self.count), lines, strict=False):
-                yield unpack(json.loads(line))
+                yield unpack(parse(line))
 
 
 @dataclass
@@ -181,7 +181,7 @@ class Replay:
         self.outcomes[result.number] = _OUTCOMES.index(result.outcome) + 1
         self.inodes[result.number] = result.inode
         if result.message:
-            self.messages[result.number] = result.message
+            self.messages[result.number] = sys.intern(result.message)  # a million files may fail for one reason
         self.begun.discard(result.number)
 
     def apply(self, entry: list[Any]) -> None:
@@ -210,7 +210,7 @@ def replay(folder: str, count: int) -> Replay:
             if not line.endswith(b"\n"):
                 break
             try:
-                known.apply(json.loads(line))
+                known.apply(parse(line))
             except (ValueError, IndexError, TypeError) as error:
                 message = f"journal of run {path.parent.name}: line {number} is damaged ({error}); nothing was changed"
                 raise DicomsortError(message) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -43,6 +44,8 @@ class Fake:
         self.there = there
         uids = [e.header.sop_uid for e in files]
         self.repeated = {uid for uid in uids if uids.count(uid) > 1}
+        self.places: dict[tuple[str, str], str] = {}
+        self.kept: list[Operation] = []
 
     def claim(self, name: str) -> bool:
         fresh = name not in self.names
@@ -54,6 +57,18 @@ class Fake:
 
     def placed_instance(self, sop: str, sha256: str | None) -> str | None:
         return None
+
+    def give(self, sop: str, sha256: str, destination: str) -> None:
+        self.places[sop, sha256] = destination
+
+    def given(self, sop: str, sha256: str | None) -> str | None:
+        return next((place for (uid, sha), place in self.places.items() if uid == sop and sha256 in {None, sha}), None)
+
+    def defer(self, operation: Operation) -> None:
+        self.kept.append(operation)
+
+    def deferred(self) -> Iterator[Operation]:
+        return iter(self.kept)
 
     def holds(self, destination: str, size: int, sha256: str) -> bool | None:
         return None if destination not in self.there else self.there[destination] == sha256

@@ -14,7 +14,8 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 # None of these is given a path of an inbox, or one below an outbox.
 WRITERS = {
     "files.py": "the only one that sort, resume and undo change anything with",
-    "catalog.py": "the spool of a run, in a temporary folder that ends with it",
+    "catalog/__init__.py": "the spool of a run, in a temporary folder that ends with it",
+    "discover.py": "the names of a folder that holds very many, in a temporary file without a name",
     "cli/logs.py": "the file that --log-file names",
     "bundle/staging.py": "a bundle, in a folder beside the one that train was given by name, then renamed",
     "training/cache.py": "renderings, in the folder that --cache names",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Protocol
 
 from dicomsort.plan.layout import TOKENS, Layout, fold, parse_layout, with_suffix
@@ -48,6 +49,18 @@ class Surroundings(Protocol):
     def holds(self, destination: str, size: int, sha256: str) -> bool | None:
         """Whether the file at a destination has this content; None where nothing is there."""
 
+    def give(self, sop: str, sha256: str, destination: str) -> None:
+        """Keep where this run will put a file with this SOP Instance UID and content."""
+
+    def given(self, sop: str, sha256: str | None) -> str | None:
+        """Where this run will put the first file with this SOP Instance UID, of this content or (None) of any."""
+
+    def defer(self, operation: Operation) -> None:
+        """Keep an operation for later."""
+
+    def deferred(self) -> Iterator[Operation]:
+        """Yield what was kept, in its order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -70,7 +83,6 @@ def plan(
     ``folders`` gives path, mode and mtime (ns) of the inbox's folders, each after those within it.
     """
     planner = _Planner(options, around)
-    removals: list[Operation] = []
     emptied: set[str] = set()
     number = 0
     for e, grouping, verdict in files:
@@ -78,12 +90,12 @@ def plan(
         if options.prune_empty and operation.verb in {Verb.MOVE, Verb.REMOVE}:
             emptied.update(_parents(e.found.path))
         if operation.verb is Verb.REMOVE:
-            removals.append(operation)
+            around.defer(operation)
             continue
         yield operation
         number += 1
     pruned = (_prune(*folder) for folder in folders() if folder[0] in emptied) if emptied else ()
-    for operation in (*removals, *pruned):
+    for operation in chain(around.deferred(), pruned):
         yield replace(operation, number=number)
         number += 1
 
@@ -103,7 +115,6 @@ class _Planner:
         self._around = around
         self._number = 0  # of the operation at hand
         self._by_instance = options.layout.by_instance
-        self._given: dict[str, dict[str, str]] = {}  # repeated SOP Instance UID -> SHA-256 -> destination
 
     def operation(self, number: int, e: Examined, grouping: Grouping, verdict: Verdict) -> Operation:
         """The one operation of a file."""
@@ -124,7 +135,7 @@ class _Planner:
             note = "every name it could get is taken by other files, or too long"
             return self._leave(e, replace(verdict, status=Status.CONFLICT, note=note))
         if with_uids and self._around.is_repeated(e.header.sop_uid):
-            self._given.setdefault(e.header.sop_uid, {})[e.sha256] = destination
+            self._around.give(e.header.sop_uid, e.sha256, destination)
         if same:
             return self._duplicate(e, verdict, destination)
         return self._place(e, verdict, destination)
@@ -132,9 +143,7 @@ class _Planner:
     def _known(self, e: Examined, sha256: str | None) -> str | None:
         """Where a file with this SOP Instance UID lies or will lie, one of this content or (None) of any."""
         sop = e.header.sop_uid
-        given = self._given.get(sop, {})
-        here = next(iter(given.values()), None) if sha256 is None else given.get(sha256)
-        return here or self._around.placed_instance(sop, sha256)
+        return self._around.given(sop, sha256) or self._around.placed_instance(sop, sha256)
 
     def _destination(self, e: Examined, verdict: Verdict, *, with_uids: bool) -> tuple[str, bool | None]:
         """A name and what is there: nothing (None), the same content (True); False where no name is free."""

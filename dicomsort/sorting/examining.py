@@ -23,28 +23,33 @@ BATCH_BYTES = 32 << 20
 
 
 def examine_inbox(
-    inbox: str, is_left_out: Callable[[os.stat_result], bool], engine: Engine, catalog: Catalog, progress: Progress
-) -> int:
-    """Fill the catalog with every file below the inbox, in path order; return how many there are."""
+    inbox: str,
+    is_left_out: Callable[[os.stat_result], bool],
+    engine: Engine,
+    catalog: Catalog,
+    progress: Progress,
+    on_added: Callable[[dict[int, int]], None],
+) -> None:
+    """Fill the catalog with every file below the inbox, in path order.
+
+    ``on_added`` is told, after each batch, how many files each group got, by the group's number.
+    """
     progress.stage("reading headers", None)
     task = partial(examine, inbox)
     waiting: deque[Future[list[Examined]]] = deque()
-    found = 0
 
-    def take() -> int:
+    def take() -> None:
         batch = waiting.popleft().result()
-        catalog.add([_spooled(inbox, e) for e in batch])
+        on_added(catalog.add([_spooled(inbox, e) for e in batch]))
         progress.advance(len(batch))
-        return len(batch)
 
     for files, passed in _batches(inbox, is_left_out, catalog):
         waiting.append(submit_batch(engine, task, files, _on_lost) if files else _ready([]))
         waiting.append(_ready([_passed(p) for p in passed]))
         while waiting and (len(waiting) > 8 * engine.workers or waiting[0].done()):
-            found += take()
+            take()
     while waiting:
-        found += take()
-    return found
+        take()
 
 
 def _batches(

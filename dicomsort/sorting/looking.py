@@ -1,11 +1,17 @@
-"""Show the model a few frames of each series, from its middle half; a clear header is checked on one."""
+"""Show the model a few frames of each series, from its middle half; a clear header is checked on one.
+
+A series is looked at while headers of others are still read: where no file of it came for a while it is most likely
+whole, and what the model saw is kept. When all files are there, the frames that count are chosen, and only those that
+were not seen are asked for: the result is the same as if nothing had been looked at early.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from dicomsort.catalog import Catalog
@@ -18,13 +24,16 @@ from dicomsort.tasks import look
 
 FRAMES = 5
 BATCH = 4  # frames a task: few, so that no worker idles at the end, and none meets its time limit
+QUIET = 128  # files that came since a series got its last
+OPEN = 4096  # series that may be waited for
+WAITING = 256  # groups whose frames are under way
 
 Frames = list[tuple[str, int | None]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Looker:
-    """One run's looks: asks the engine, keeps a vote a group in the catalog."""
+    """One run's looks: asks the engine, keeps what was seen, and a vote a group, in the catalog."""
 
     inbox: str
     bundle: str
@@ -32,19 +41,44 @@ class Looker:
     engine: Engine
     catalog: Catalog
     progress: Progress
+    _open: dict[int, int] = field(default_factory=dict)  # group -> files there when it got its last; oldest first
+    _files: int = 0
+    _packed: Frames = field(default_factory=list)
+    _sent: deque[tuple[Frames, Future[list[Look]]]] = field(default_factory=deque)
+    _under_way: set[tuple[str, int | None]] = field(default_factory=set)
+    _asked: int = 0  # frames, in their order
+    _seen: int = 0  # of them, those whose looks are kept
+
+    def notice(self, added: Mapping[int, int]) -> None:
+        """Files were added to these groups; look at those that are most likely whole."""
+        self._files += sum(added.values())
+        for number in added:
+            self._open.pop(number, None)
+            self._open[number] = self._files
+        while self._open:
+            number, last = next(iter(self._open.items()))
+            if self._files - last < QUIET and len(self._open) <= OPEN:
+                break
+            del self._open[number]
+            if self.catalog.begin_early(number):  # once: a series that trickles in is not looked at again and again
+                group = self.catalog.group(number)
+                if self._is_asked(group):
+                    self._ask(self._frames(group, self._wanted(group)))
 
     def run(self) -> None:
         """Ask once, and once more where one frame against a clear header, or no frame at all, is too little."""
         self.progress.stage("looking at pixels", None)
-        doubtful = self._round((group, self._frames(group, self._wanted(group))) for group in self._asked())
-        self._round((group, self._frames(group, FRAMES)) for group in doubtful)
+        groups = (group for study in self.catalog.studies() for group, _ in study if self._is_asked(group))
+        doubtful = array("q")  # numbers, for there may be many
+        for group, vote, frames in self._votes((group, self._wanted(group)) for group in groups):
+            if frames < FRAMES and self._is_doubtful(group, vote):
+                doubtful.append(group.number)
+        for _ in self._votes((self.catalog.group(number), FRAMES) for number in doubtful):
+            pass
 
-    def _asked(self) -> Iterator[Group]:
-        for study in self.catalog.studies():
-            for group, _ in study:
-                header = group.sample.header
-                if not header.problem and showable_frames(group.sample) and not said_by(header, self.judge).follows:
-                    yield group
+    def _is_asked(self, group: Group) -> bool:
+        header = group.sample.header
+        return bool(not header.problem and showable_frames(group.sample)) and not said_by(header, self.judge).follows
 
     def _wanted(self, group: Group) -> int:
         return 1 if is_clear(group, self.judge) else FRAMES
@@ -58,28 +92,58 @@ class Looker:
         shown = (self.catalog.shown(group.number, place) for place in range(files))
         return [(path, frame) for path, frames in shown for frame in middle_half(frames, each)]
 
-    def _round(self, requests: Iterable[tuple[Group, Frames]]) -> list[Group]:
-        """Ask for all of these; return the groups whose vote calls for a second look."""
-        task = partial(look, self.bundle, self.inbox)
-        waiting: deque[tuple[list[tuple[Group, Frames]], Future[list[Look]]]] = deque()
-        doubtful: list[Group] = []
-        for packed in _packed(requests):
-            frames = [frame for _, chosen in packed for frame in chosen]
-            waiting.append((packed, submit_batch(self.engine, task, frames, _on_lost)))
-            while len(waiting) > 8 * self.engine.workers or (waiting and waiting[0][1].done()):
-                doubtful += self._take(*waiting.popleft())
+    def _votes(self, wanted: Iterable[tuple[Group, int]]) -> Iterator[tuple[Group, Vote, int]]:
+        """Vote on groups by so many frames each; yield each with its vote and the number of frames that it rests on."""
+        waiting: deque[tuple[Group, Frames, int]] = deque()
+        for group, count in wanted:
+            frames = self._frames(group, count)
+            self._ask(frames)
+            waiting.append((group, frames, self._asked))
+            if len(waiting) > WAITING:
+                self._await(waiting[0][2])
+            while waiting and waiting[0][2] <= self._seen:
+                yield self._vote(*waiting.popleft())
+        self._await(self._asked)
         for item in waiting:
-            doubtful += self._take(*item)
-        return doubtful
+            yield self._vote(*item)
 
-    def _take(self, packed: list[tuple[Group, Frames]], future: Future[list[Look]]) -> Iterator[Group]:
-        looks = iter(future.result())
-        for group, frames in packed:
-            vote = mean([next(looks) for _ in frames])
-            self.catalog.vote(group.number, vote)
-            self.progress.advance()
-            if len(frames) < FRAMES and self._is_doubtful(group, vote):
-                yield group
+    def _vote(self, group: Group, frames: Frames, _: int) -> tuple[Group, Vote, int]:
+        looks = [look for frame in frames if (look := self.catalog.recall(*frame)) is not None]
+        vote = mean(looks)
+        self.catalog.vote(group.number, vote)
+        self.progress.advance()
+        return group, vote, len(frames)
+
+    def _ask(self, frames: Frames) -> None:
+        """Have these frames looked at, unless they were; returns before they are."""
+        for frame in frames:
+            if frame not in self._under_way and self.catalog.recall(*frame) is None:
+                self._under_way.add(frame)
+                self._packed.append(frame)
+                self._asked += 1
+                if len(self._packed) >= BATCH:
+                    self._send()
+        while self._sent and (self._sent[0][1].done() or len(self._sent) > 8 * self.engine.workers):
+            self._keep()
+
+    def _send(self) -> None:
+        frames, self._packed = self._packed, []
+        self._sent.append((frames, submit_batch(self.engine, partial(look, self.bundle, self.inbox), frames, _on_lost)))
+
+    def _keep(self) -> None:
+        """Keep what was seen in the frames that were sent first; waits for them."""
+        frames, future = self._sent.popleft()
+        for frame, seen in zip(frames, future.result(), strict=True):
+            self.catalog.remember(*frame, seen)
+            self._under_way.discard(frame)
+        self._seen += len(frames)
+
+    def _await(self, asked: int) -> None:
+        """Wait until the looks at the first so many frames are kept."""
+        if self._packed and self._asked - len(self._packed) < asked:
+            self._send()
+        while self._seen < asked:
+            self._keep()
 
     def _is_doubtful(self, group: Group, vote: Vote) -> bool:
         more = group.members > 1 or showable_frames(group.sample) > 1
@@ -100,18 +164,6 @@ def mean(looks: list[Look]) -> Vote:
     distances = [look.distance for look in looks if look.distance is not None]
     distance = sum(distances) / len(distances) if distances else None
     return Vote(tuple(sum(column) / len(seen) for column in zip(*seen, strict=True)), distance=distance)
-
-
-def _packed(requests: Iterable[tuple[Group, Frames]]) -> Iterator[list[tuple[Group, Frames]]]:
-    packed: list[tuple[Group, Frames]] = []
-    for group, frames in requests:
-        if frames:
-            packed.append((group, frames))
-        if sum(len(chosen) for _, chosen in packed) >= BATCH:
-            yield packed
-            packed = []
-    if packed:
-        yield packed
 
 
 def _on_lost(_: tuple[str, int | None], error: WorkerLost) -> Look:

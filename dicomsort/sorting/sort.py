@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from dicomsort.bundle import Bundle, default_path, load
-from dicomsort.catalog import Catalog
+from dicomsort.catalog import Catalog, Ledger
 from dicomsort.classify import Judge, classify_study
 from dicomsort.config import SortSettings
 from dicomsort.engine import Engine
@@ -140,34 +140,37 @@ class _Job:
     def _operations(self, catalog: Catalog) -> Iterator[Operation]:
         """Everything up to the plan."""
         request, progress = self.request, self.progress
-        examine_inbox(request.inbox, _is_state_of(request.outbox), self.engine, catalog, progress)
-        catalog.group()
-        self._recall(catalog)
-        if request.settings.evidence != "header":
-            folder = str(request.bundle.folder.resolve())
-            Looker(request.inbox, folder, request.judge, self.engine, catalog, progress).run()
+        folder = str(request.bundle.folder.resolve())
+        looker = Looker(request.inbox, folder, request.judge, self.engine, catalog, progress)
+        looks = request.settings.evidence != "header"
+        look_early = looker.notice if looks else _nothing
+        examine_inbox(request.inbox, _is_state_of(request.outbox), self.engine, catalog, progress, look_early)
+        ledger = catalog.complete()
+        self._recall(ledger)
+        if looks:
+            looker.run()
         progress.stage("deciding", None)
         for study in catalog.studies():
-            placements = catalog.placements(study[0][0].grouping.study)
+            placements = ledger.placements(study[0][0].grouping.study)
             for group, verdict in classify_study(study, placements, request.judge):
                 catalog.judge(group.number, verdict)
         self._remark()
         settings = request.settings
         remove = settings.duplicates == "remove"
         options = Options(_VERBS[settings.mode], request.layout, remove, settings.prune_empty)
-        return plan(catalog.judged(), catalog.folders_deepest_first, options, Around(catalog, request.outbox))
+        return plan(catalog.judged(), catalog.folders_deepest_first, options, Around(ledger, request.outbox))
 
-    def _recall(self, catalog: Catalog) -> None:
+    def _recall(self, ledger: Ledger) -> None:
         """Take from the manifest what earlier runs did with the studies at hand, and with files of no study."""
         if self.request.outbox is None:
             return
         for is_there, placement in history(self.request.outbox):
-            if not catalog.concerns(placement):
+            if not ledger.concerns(placement):
                 continue
             if is_there:
-                catalog.place(placement)
+                ledger.place(placement)
             else:
-                catalog.displace(placement.destination)
+                ledger.displace(placement.destination)
 
     def _remark(self) -> None:
         if not self.request.bundle.header_classes:
@@ -184,3 +187,7 @@ def _is_state_of(outbox: str | None) -> Callable[[os.stat_result], bool]:
     if there is None:
         return lambda _: False
     return lambda status: (status.st_dev, status.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _nothing(_: object) -> None:
+    return
