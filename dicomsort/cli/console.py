@@ -144,7 +144,8 @@ def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
         yield f"{duplicates:,} {verb} of what the outbox holds; nothing was placed twice"
     if summary.archives:
         names = ", ".join(visible(name) for name in summary.archives[:SHOWN])
-        more = f" and {len(summary.archives) - SHOWN} more" if len(summary.archives) > SHOWN else ""
+        left = summary.archives_found - SHOWN
+        more = f" and {left} more" if left > 0 else ""
         yield f"archives were left unopened: {names}{more}"
     yield from summary.notes
     if outbox and summary.run_id:

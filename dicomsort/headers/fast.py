@@ -21,6 +21,14 @@ _MAX_DEPTH: Final = 16_384  # open sequences and items; real files stay below 20
 _LONGEST: Final = 12  # bytes of the longest element header
 _SHORTEST: Final = 8
 _EXPLICIT: Final = {True: Struct("<HH2sH").unpack_from, False: Struct(">HH2sH").unpack_from}
+_WORDS: Final = {True: Struct("<HHHH").unpack_from, False: Struct(">HHHH").unpack_from}
+_VRS: Final = {  # those with a length of two bytes, and of four, as the number that their two letters make
+    order == "little": tuple(
+        frozenset(int.from_bytes(vr, order) for vr, size in HEADER_SIZE.items() if size == wanted)
+        for wanted in (_SHORTEST, _LONGEST)
+    )
+    for order in ("little", "big")
+}
 _IMPLICIT: Final = {True: Struct("<HHI").unpack_from, False: Struct(">HHI").unpack_from}
 _LENGTH: Final = {True: Struct("<I").unpack_from, False: Struct(">I").unpack_from}
 
@@ -92,29 +100,32 @@ def _value(source: Source, offset: int, length: int) -> bytes:
 def _run(buffer: bytes, index: int, encoding: Encoding, tags: Tags, last: int) -> int:
     """Read on while elements are plain and lie whole in ``buffer``; the index of the first that does not.
 
-    Most of the time that a header takes goes by here: hence one loop over locals, without calls.
+    Most of the time that a header takes goes by here: hence one loop over locals and whole numbers, without calls.
     """
     explicit, little = encoding
-    explicit_header, implicit_header, long_length = _EXPLICIT[little], _IMPLICIT[little], _LENGTH[little]
-    sizes, wanted, values, reached = HEADER_SIZE, WANTED, tags.values, tags.reached
-    end = len(buffer)
-    while index + _LONGEST <= end:
+    header, long_length = (_WORDS if explicit else _IMPLICIT)[little], _LENGTH[little]
+    short, long = _VRS[little]
+    wanted, values, reached = WANTED, tags.values, tags.reached
+    limit = len(buffer)
+    while index + _LONGEST <= limit:
+        start = index + _SHORTEST
         if explicit:
-            group, element, vr, length = explicit_header(buffer, index)
-            size = sizes.get(vr, _UNDEFINED)
-            if size == _LONGEST:
-                (length,) = long_length(buffer, index + 8)
+            group, element, vr, length = header(buffer, index)
+            if vr in long:
+                (length,) = long_length(buffer, start)
+                start += 4
+            elif vr not in short:
+                break
         else:
-            group, element, length = implicit_header(buffer, index)
-            size = _SHORTEST
+            group, element, length = header(buffer, index)
         tag = group << 16 | element
-        following = index + size + length
-        if following > end or tag <= reached or tag > last:
+        following = start + length
+        if following > limit or tag <= reached or tag > last:
             break
         if tag in wanted:
             if tag in REFERENCES:
                 break
-            values[tag] = buffer[index + size : min(following, index + size + VALUE_LIMIT)]
+            values[tag] = buffer[start : min(following, start + VALUE_LIMIT)]
         reached = tag
         index = following
     tags.reached = reached

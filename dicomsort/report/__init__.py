@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 NEEDS_PERSON = frozenset({Status.REVIEW, Status.UNREADABLE, Status.CONFLICT, Status.CHANGED, Status.FAILED})
+NAMED = 1000  # archives that a summary names
 _SUMMARY = "summary.json"
 _ENDED = {Outcome.DUPLICATE: Status.DUPLICATE, Outcome.CONFLICT: Status.CONFLICT, Outcome.CHANGED: Status.CHANGED}
 
@@ -48,7 +49,8 @@ class Summary:
     classes: Counter[str] = field(default_factory=Counter)  # of what was placed in a class folder or OTHER
     actions: Counter[str] = field(default_factory=Counter)
     held: Counter[str] = field(default_factory=Counter)  # by reason
-    archives: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)  # the first NAMED of them; all are in the manifest
+    archives_found: int = 0
     notes: list[str] = field(default_factory=list)
 
     def count(self, row: Row) -> None:
@@ -65,7 +67,9 @@ class Summary:
         if needs_person(row):
             self.held[row.reason] += 1
         if row.reason == "archive":
-            self.archives.append(row.source)
+            self.archives_found += 1
+            if len(self.archives) < NAMED:
+                self.archives.append(row.source)
 
     @property
     def needs_person(self) -> bool:

@@ -1,0 +1,56 @@
+"""The walk: every entry, in path order, with few names in memory."""
+
+from __future__ import annotations
+
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from dicomsort import discover
+from dicomsort.discover import Folder, Passed, walk
+from dicomsort.records import Found
+
+
+def names_of(inbox: Path) -> list[str]:
+    return [entry.path for entry in walk(str(inbox), lambda _: False) if isinstance(entry, Found)]
+
+
+def test_a_folder_of_many_names_is_walked_in_the_same_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [
+        os.fsdecode(name) for name in (b"b", b"a\n1", b"\xff\xfe", "ä".encode(), b"A", *(b"%d" % n for n in range(40)))
+    ]
+    for name in made:
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "inner").write_bytes(b"")
+    expected = names_of(tmp_path)
+    assert expected == [*sorted(made, key=os.fsencode), "c/inner"]
+    for many in (1, 7, len(made), len(made) + 1, len(made) + 2):
+        monkeypatch.setattr(discover, "IN_MEMORY", many)
+        assert names_of(tmp_path) == expected
+
+
+def test_memory_does_not_grow_with_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discover, "IN_MEMORY", 100)
+    for number in range(4000):
+        (tmp_path / f"a name that takes its room in memory, {number:060d}").touch()
+    peaks = []
+    for many in (100, 1 << 20):
+        monkeypatch.setattr(discover, "IN_MEMORY", many)
+        tracemalloc.start()
+        assert sum(1 for _ in walk(str(tmp_path), lambda _: False)) == 4000
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] < peaks[1] / 4
+
+
+def test_a_folder_that_vanishes_is_a_result(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    entries = []
+    for entry in walk(str(tmp_path), lambda _: False):
+        entries.append(entry)
+        if isinstance(entry, Folder):
+            (tmp_path / entry.path).rmdir()
+    assert entries[1:] == [Passed("gone/", "unreadable-folder", "No such file or directory")]

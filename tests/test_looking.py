@@ -1,0 +1,101 @@
+"""Looking early changes nothing but the time: the same frames decide, and none is shown twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from typing import Any
+
+import pytest
+from building import STORAGE, uid
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicomsort.adapters.serial import SerialEngine
+from dicomsort.catalog import Catalog
+from dicomsort.classify import Judge, grouping_of, showable_frames
+from dicomsort.records import Examined, Found, Header, Kind, Look
+from dicomsort.sorting import looking
+from dicomsort.sorting.looking import FRAMES, Looker, middle_half
+
+JUDGE = Judge(("CT", "MRI", "XRAY"), {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}, 0.8, 0.9)
+NEVER = 1 << 40
+
+# A file: its series, its instance number, its frames, and whether its header names a class.
+FILES = st.lists(
+    st.tuples(st.integers(0, 4), st.integers(0, 9), st.sampled_from([1, 1, 1, 7]), st.booleans()), max_size=40
+)
+
+
+class Quiet:
+    def stage(self, name: str, total: int | None) -> None:
+        pass
+
+    def advance(self, steps: int = 1) -> None:
+        pass
+
+
+def examined(place: int, series: int, instance: int, frames: int, *, clear: bool) -> Examined:
+    uids = {"study_uid": uid(1), "series_uid": uid(1, series), "sop_uid": uid(1, series, place)}
+    sop_class, modality = (STORAGE["CT"], "CT") if clear else (STORAGE["OT"], "OT")
+    header = Header(
+        Kind.DICOM, sop_class_uid=sop_class, modality=modality, instance_number=str(instance), frames=frames, **uids
+    )
+    return Examined(Found(f"{place:04d}.dcm", 1, 1, 1, place + 1), header, "00")
+
+
+def run(files: list[tuple[int, int, int, bool]], quiet: int, batch: int) -> tuple[dict[Any, Any], Counter[Any]]:
+    """The votes by group, and how often each frame was shown."""
+    shown: Counter[Any] = Counter()
+
+    def look(_: str, __: str, frames: list[tuple[str, int | None]]) -> list[Look]:
+        shown.update(frames)
+        return [seen_in(*frame) for frame in frames]
+
+    with pytest.MonkeyPatch.context() as patch, Catalog() as catalog:
+        patch.setattr(looking, "QUIET", quiet)
+        patch.setattr(looking, "look", look)
+        looker = Looker("", "", JUDGE, SerialEngine(), catalog, Quiet())
+        items = [examined(i, s, n, frames, clear=clear) for i, (s, n, frames, clear) in enumerate(files)]
+        for start in range(0, len(items), batch):
+            part = items[start : start + batch]
+            looker.notice(catalog.add([(e, grouping_of(e), showable_frames(e)) for e in part]))
+        catalog.complete()
+        looker.run()
+        votes = {group.grouping: vote for study in catalog.studies() for group, vote in study}
+    return votes, shown
+
+
+def seen_in(path: str, frame: int | None) -> Look:
+    """What a model would see: for some CT, confidently or not, for some MRI, in some nothing."""
+    kind = hashlib.sha256(f"{path} {frame}".encode()).digest()[0] % 5
+    if kind == 0:
+        return Look(problem="truncated pixel data")
+    return Look(((0.98, 0.01, 0.01), (0.5, 0.3, 0.2), (0.01, 0.98, 0.01), (0.2, 0.7, 0.1))[kind - 1], distance=1.0)
+
+
+@given(FILES, st.integers(1, 12), st.integers(1, 5))
+def test_looking_early_gives_the_same_votes(files: list[tuple[int, int, int, bool]], quiet: int, batch: int) -> None:
+    votes, shown = run(files, quiet, batch)
+    expected, asked = run(files, NEVER, batch)
+    assert votes == expected
+    assert max(shown.values(), default=1) == 1
+    assert asked.keys() <= shown.keys()
+
+
+def test_series_that_come_one_after_the_other_are_looked_at_early_and_nothing_is_wasted() -> None:
+    files = [(series, place, 1, True) for series in range(5) for place in range(20)]
+    _, shown = run(files, 8, 4)
+    assert shown == run(files, NEVER, 4)[1]
+
+
+def test_a_series_that_trickles_in_is_looked_at_early_once() -> None:
+    files = [(0, 0, 1, True) if place % 10 == 0 else (1 + place % 3, place, 1, True) for place in range(400)]
+    _, shown = run(files, 4, 1)
+    assert shown.total() <= run(files, NEVER, 1)[1].total() + 4
+
+
+def test_frames_come_from_the_middle_half() -> None:
+    assert middle_half(100, FRAMES) == [30, 40, 50, 60, 70]
+    assert middle_half(2, FRAMES) == [0, 1]
+    assert middle_half(0, FRAMES) == []
