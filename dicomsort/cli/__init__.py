@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from dicomsort.cli import evaluate, predict, rules, sort, state, train, tune
+from dicomsort.cli import doctor, evaluate, predict, rules, sort, state, train, tune
 from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("rules")(rules.rules)
+app.command("doctor")(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)

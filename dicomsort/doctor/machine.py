@@ -1,0 +1,166 @@
+"""The installation: versions, decoders, model, room for temporary files, limits, clock, port."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import os
+import platform
+import resource
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from dicomsort.adapters import open_engine
+from dicomsort.bundle import Predictor, default_path, load
+from dicomsort.doctor.finding import Finding, fine, guarded, note, wrong
+from dicomsort.engine import Limits
+from dicomsort.errors import DicomsortError
+from dicomsort.records import RENDERING_VERSION
+
+EXTRAS = {"pacs": ("pynetdicom",), "cluster": ("distributed",), "tune": ("optuna",)}
+DESCRIPTORS = 256  # open files that a run may need: workers' pipes, folders, copies
+TEMPORARY = 1 << 30  # bytes; the spool takes about 700 a file
+LIMITS = Limits(60, 1 << 30)  # of the model's first run
+_EPOCH = 1_767_225_600  # 2026-01-01; a clock before it was never set
+
+
+def examine_machine(model: Path | None, port: int | None) -> Iterator[Finding]:
+    """Look at what does not depend on folders; ``port`` is where ``receive`` will listen, None for nowhere."""
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "versions": _versions,
+        "decoders": _decoders,
+        "model": partial(_model, model or default_path()),
+        "temporary folder": _temporary,
+        "limits": _limits,
+        "clock": _clock,
+    }
+    for what, check in checks.items():
+        yield from guarded(what, check)
+    if port is not None:
+        yield from guarded("port", partial(_port, port))
+
+
+def _versions() -> Iterator[Finding]:
+    from packaging.requirements import Requirement
+
+    told = f"dicomsort {importlib.metadata.version('dicomsort')}, Python {platform.python_version()}"
+    bad = False
+    for text in importlib.metadata.requires("dicomsort") or ():
+        needed = Requirement(text)
+        if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+            have = _installed(needed.name)
+            if have is None or not needed.specifier.contains(have, prereleases=True):
+                bad = True
+                mend = "install dicomsort anew into an environment of its own"
+                yield wrong("versions", f"expected {needed}, received {have or 'none'}", mend)
+    if not bad:
+        yield fine("versions", f"{told}; every package that it needs is there")
+    for extra, names in EXTRAS.items():
+        there = [f"{name} {version}" for name in names if (version := _installed(name))]
+        yield fine("extras", f"[{extra}]: {', '.join(there) or 'not installed'}")
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _decoders() -> Iterator[Finding]:
+    try:
+        from dicomsort.pixels.selftest import failures
+    except ImportError as error:
+        yield wrong("decoders", f"expected imagecodecs, NumPy and pydicom to load, received: {error}", "install anew")
+        return
+    bad = [wrong("decoders", f"{name}: {why}", "install imagecodecs anew") for name, why in failures()]
+    yield from bad or [fine("decoders", "JPEG, JPEG lossless, JPEG-LS, JPEG 2000, HTJ2K and JPEG XL decode")]
+
+
+def _model(path: Path) -> Iterator[Finding]:
+    try:
+        with open_engine("processes", 1, None, limits=LIMITS) as engine:
+            told = engine.submit(tried, path).result()
+    except DicomsortError as error:
+        yield wrong("model", str(error), "name another with --model, or install dicomsort anew")
+    else:
+        yield fine("model", told)
+
+
+def tried(path: Path) -> str:
+    """Run a bundle's model once, in a worker process as a sort does; BundleError where it is not what it should be."""
+    import numpy as np
+
+    bundle = load(path, RENDERING_VERSION)
+    predictor = Predictor(bundle)
+    image = np.zeros((1, *bundle.input_shape), np.uint8)
+    predictor.predict(image)
+    started = time.perf_counter()
+    predictor.predict(image)
+    spent = (time.perf_counter() - started) * 1000
+    labels = ", ".join(bundle.labels)
+    return f"{labels}; SHA-256 {bundle.model_sha256[:12]}… as bundle.json says; {spent:.0f} ms an image, in a worker"
+
+
+def _temporary() -> Iterator[Finding]:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    told = f"{folder}: {free / 1e9:,.1f} GB free"
+    if free < TEMPORARY:
+        yield note("temporary folder", told, "free some: a million files need about 0.7 GB; or set TMPDIR to another")
+    else:
+        yield fine("temporary folder", told)
+
+
+def _limits() -> Iterator[Finding]:
+    open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if open_files != resource.RLIM_INFINITY and open_files < DESCRIPTORS:
+        yield wrong("limits", f"expected {DESCRIPTORS} open files, received {open_files}", "raise it: `ulimit -n 1024`")
+    size, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if size != resource.RLIM_INFINITY:
+        yield note("limits", f"files may have {size:,} bytes at most", "`ulimit -f unlimited`, or larger files fail")
+    if sys.platform == "linux":
+        available = _available_memory()
+        if available < 2 << 30:
+            yield note("limits", f"{available / 1e9:.1f} GB of memory are free", "use fewer --workers, or free some")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield fine("limits", f"{cores} cores")
+
+
+def _available_memory() -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 1 << 62
+
+
+def _clock() -> Iterator[Finding]:
+    now = time.time()
+    shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    if now < _EPOCH:
+        yield wrong("clock", f"expected a time after 2025, received {shown}", "set the clock: settling depends on it")
+    else:
+        yield fine("clock", shown)
+
+
+def _port(port: int) -> Iterator[Finding]:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                yield note(
+                    "port", f"{port} is in use", f"by `dicomsort receive`, or else: `ss -ltnp 'sport = :{port}'`"
+                )
+            else:
+                mend = "ports below 1024 are root's: take 11112, or give the service CAP_NET_BIND_SERVICE"
+                yield wrong("port", f"expected to listen on {port}, received {error.strerror}", mend)
+        else:
+            yield fine("port", f"{port} is free")
