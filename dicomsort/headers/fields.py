@@ -57,14 +57,18 @@ def text_fields(tags: Tags, size: int, encoding: Encoding) -> dict[str, Any]:
     a Number of Frames below 1, unreadable, or beyond what the file could hold is 1.
     """
     values = tags.values
-    fields: dict[str, Any] = {name: _code(values.get(tag, b"")) for tag, name in CODES.items()}
+    fields: dict[str, Any] = {name: _code(values[tag]) for tag, name in CODES.items() if tag in values}
     for name in ("modality", "body_part"):
-        fields[name] = fields[name].partition("\\")[0].strip(_PADDING)
+        if "\\" in (value := fields.get(name, "")):
+            fields[name] = value.partition("\\")[0].strip(_PADDING)
     character_set = _code(values.get(CHARACTER_SET, b""))
     fields |= {name: _text(values[tag], character_set) for tag, name in TEXTS.items() if tag in values}
-    fields["image_type"] = "\\".join(part.strip(_PADDING) for part in _code(values.get(IMAGE_TYPE, b"")).split("\\"))
-    fields["refers_to"] = _code(tags.referred)
-    fields["frames"] = _frames(values.get(FRAMES, b""), size)
+    if IMAGE_TYPE in values:
+        fields["image_type"] = "\\".join(part.strip(_PADDING) for part in _code(values[IMAGE_TYPE]).split("\\"))
+    if tags.referred:
+        fields["refers_to"] = _code(tags.referred)
+    if FRAMES in values:
+        fields["frames"] = _frames(values[FRAMES], size)
     fields["has_pixels"] = all(_positive(values.get(tag, b""), little=encoding.little) for tag in (ROWS, COLUMNS))
     return fields
 
