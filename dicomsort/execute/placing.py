@@ -8,7 +8,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from dicomsort.files import NO_LINK, Files, chunks, copy_bytes, look_up, opened, same_bytes, sha256_of
+from dicomsort.files import NO_LINK, Copied, Files, chunks, copy, look_up, opened, same_bytes, sha256_of
 from dicomsort.journal import Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
 
@@ -140,32 +140,37 @@ class Placer:
 
     def _copy(self, o: Operation, target: str) -> Result:
         part = self._part(o)
-        if look_up(part) is not None:
-            self._files.unlink(part)
         try:
-            if not self._fill(o, part):
+            made = self._filled(o, part)
+            if made is None:
                 self._files.unlink(part)
                 return Result(o.number, Outcome.CHANGED, "the bytes changed after the file was judged")
-            self._stamp(o, part)
             try:
                 self._files.link(part, target)
             except OSError as error:
                 if error.errno not in NO_LINK:
                     raise
-                copy_bytes(self._files, part, target)
-                self._stamp(o, target)
+                made = self._copied(o, part, target)
         except OSError:
             with contextlib.suppress(OSError):
                 self._files.unlink(part)
             raise
-        return Result(o.number, Outcome.DONE, inode=os.lstat(target).st_ino)
+        return Result(o.number, Outcome.DONE, inode=made.inode)
 
-    def _fill(self, o: Operation, part: str) -> bool:
-        """Copy into the temporary file; whether its bytes are those that were judged (read again for a move)."""
-        digest = copy_bytes(self._files, self._roots.absolute(o.source), part)
-        if o.verb is Verb.MOVE and digest == o.sha256:
-            digest = sha256_of(part)
-        return digest == o.sha256
+    def _filled(self, o: Operation, part: str) -> Copied | None:
+        """The temporary file; None where its bytes are not those that were judged (they are read again for a move)."""
+        source = self._roots.absolute(o.source)
+        try:
+            made = self._copied(o, source, part)
+        except FileExistsError:  # what an attempt cut short has left
+            self._files.unlink(part)
+            made = self._copied(o, source, part)
+        if made.sha256 != o.sha256 or (o.verb is Verb.MOVE and sha256_of(part) != o.sha256):
+            return None
+        return made
+
+    def _copied(self, o: Operation, source: str, target: str) -> Copied:
+        return copy(self._files, source, target, _mode(o), o.stamp_ns or o.mtime_ns)
 
     def finish(self, o: Operation) -> Result | None:
         """After the result is durable: remove the temporary copy, and the source of a move or remove.
@@ -221,7 +226,7 @@ class Placer:
         return f"{folder}/.dicomsort-{self._run}-{o.number}.part"
 
     def _stamp(self, o: Operation, path: str) -> None:
-        self._files.set_mode(path, o.mode & 0o777)  # a copy made by root must not become somebody's setuid program
+        self._files.set_mode(path, _mode(o))
         self._files.set_mtime(path, o.stamp_ns or o.mtime_ns)
 
     def _same(self, one: str, other: str) -> bool:
@@ -229,6 +234,10 @@ class Placer:
             return same_bytes(self._roots.absolute(one), self._roots.absolute(other))
         except FileNotFoundError:
             return False
+
+
+def _mode(o: Operation) -> int:
+    return o.mode & 0o777  # a copy made by root must not become somebody's setuid program
 
 
 def _unchanged(o: Operation, status: os.stat_result) -> bool:
