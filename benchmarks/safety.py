@@ -39,11 +39,10 @@ def main() -> None:
     parser.add_argument("--side", type=int, help="images of so many rows and columns (512: 512 KB each)")
     parser.add_argument("--folder", type=Path, help="where to work (a temporary folder by default)")
     arguments = parser.parse_args()
-    rounds = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
-        for repetition in range(arguments.repeat):
-            # Nothing is removed in between: ext4 looks long for an inode where many were given back a moment ago.
-            rounds.append(measured(Path(temporary, str(repetition)), arguments.files, arguments.side))
+        # Nothing is removed in between: ext4 looks long for an inode where many were given back a moment ago.
+        places = [Path(temporary, str(repetition)) for repetition in range(arguments.repeat)]
+        rounds = [measured(place, arguments.files, arguments.side) for place in places]
     report(arguments.files, rounds)
 
 

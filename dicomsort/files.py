@@ -203,8 +203,8 @@ class Copied(NamedTuple):
 def copy(files: Files, source: str, target: str, mode: int, mtime_ns: int) -> Copied:
     """Create ``target`` with the bytes of ``source``, then with that mode and mtime; flush nothing.
 
-    Where the file system lets two files share their bytes, ``target`` is a snapshot of ``source``. What is hashed then is
-    the source, which may be in memory still, if nobody has touched it since before the snapshot; else the snapshot.
+    Where the file system lets files share their bytes, ``target`` is a snapshot of ``source``. What is hashed then is
+    the source, which may still be in memory, if nobody has touched it since before the snapshot; else the snapshot.
     """
     with opened(source) as reader, closing(files.create(target)) as writer:
         before, made = os.fstat(reader), os.fstat(writer)

@@ -46,20 +46,24 @@ class Placer:
         self._run = run
         self._begun = frozenset(known.begun)
         self._writable: dict[str, bool] = {}
+        self.copies = False  # whether links were refused, so that what should have linked has copied
+        self._proven: dict[int, tuple[int, int, int]] = {}  # copies read again: device, inode, mtime of the new file
 
-    def check(self, o: Operation) -> Result | None:
-        """What can be said before anything is done; None where the operation is to be done."""
+    def check(self, o: Operation, *, fresh: bool = False) -> Result | None:
+        """What can be said before anything is done; None where the operation is to be done.
+
+        ``fresh``: the target's folder is not there yet, so neither is the target.
+        """
         try:
-            return self._check(o)
+            return self._check(o, fresh=fresh)
         except OSError as error:
             return Result(o.number, Outcome.FAILED, f"{error.strerror}")
 
-    def _check(self, o: Operation) -> Result | None:
+    def _check(self, o: Operation, *, fresh: bool) -> Result | None:
         path = self._roots.absolute(o.source)
         source = look_up(path)
-        ours = o.number in self._begun
-        if o.target and (target := look_up(self._roots.absolute(o.target))) is not None:
-            return self._recognise(o, target, source) if ours else self._occupied(o, target)
+        if o.target and not fresh and (target := look_up(self._roots.absolute(o.target))) is not None:
+            return self._recognise(o, target, source) if o.number in self._begun else self._occupied(o, target)
         if source is None:
             return Result(o.number, Outcome.CHANGED, "the file is gone")
         if not _unchanged(o, source):
@@ -85,7 +89,8 @@ class Placer:
         if made is None or source is None:
             return self._occupied(o, target)
         if target.st_size == o.size and sha256_of(path) == o.sha256:
-            self._stamp(o, path)
+            self._files.set_mode(path, _mode(o))
+            self._files.set_mtime(path, _stamp(o))
             return Result(o.number, Outcome.DONE, inode=target.st_ino)
         if os.path.samestat(made, target) or _is_torn(path, target, part):
             self._files.unlink(path)
@@ -131,6 +136,7 @@ class Placer:
             if o.verb is Verb.LINK:
                 message = f"hard link refused ({error.strerror}); use --copy or --move"
                 return Result(o.number, Outcome.FAILED, message)
+            self.copies = True
             return self._copy(o, target)
         inode = os.lstat(target).st_ino
         if inode != o.inode:  # the source's name was given to another file since the check
@@ -165,12 +171,16 @@ class Placer:
         except FileExistsError:  # what an attempt cut short has left
             self._files.unlink(part)
             made = self._copied(o, source, part)
-        if made.sha256 != o.sha256 or (o.verb is Verb.MOVE and sha256_of(part) != o.sha256):
+        if made.sha256 != o.sha256:
             return None
+        if o.verb is Verb.MOVE:
+            if sha256_of(part) != o.sha256:
+                return None
+            self._proven[o.number] = made.device, made.inode, _stamp(o)
         return made
 
     def _copied(self, o: Operation, source: str, target: str) -> Copied:
-        return copy(self._files, source, target, _mode(o), o.stamp_ns or o.mtime_ns)
+        return copy(self._files, source, target, _mode(o), _stamp(o))
 
     def finish(self, o: Operation) -> Result | None:
         """After the result is durable: remove the temporary copy, and the source of a move or remove.
@@ -178,13 +188,16 @@ class Placer:
         A plan may be carried out again much later, so what replaces the source must be there at this moment. A result
         is returned only where the source cannot be removed; ``take_back`` is for what was placed then.
         """
+        if o.verb is Verb.COPY or o.verb is Verb.LINK:
+            self.tidy(o)
+            return None
         path = self._roots.absolute(o.source)
-        source = None if o.verb is Verb.COPY else look_up(path)
-        target = look_up(self._roots.absolute(o.target)) if o.target else None
+        source = look_up(path)
+        target = look_up(self._roots.absolute(o.target)) if source is not None and o.target else None
         linked = source is not None and target is not None and os.path.samestat(source, target)
         if not linked:
             self.tidy(o)
-        if o.verb not in {Verb.MOVE, Verb.REMOVE} or source is None or not _unchanged(o, source):
+        if source is None or not _unchanged(o, source):
             return None
         try:
             if self._is_replaced(o, source, target):
@@ -200,6 +213,9 @@ class Placer:
             return False
         if os.path.samestat(source, target):
             return source.st_nlink > 1  # else both are one name, reached by two ways
+        proven = self._proven.pop(o.number, None)
+        if (target.st_dev, target.st_ino, target.st_mtime_ns) == proven:
+            return True
         return sha256_of(self._roots.absolute(o.target)) == o.sha256
 
     def take_back(self, o: Operation) -> None:
@@ -218,16 +234,19 @@ class Placer:
 
     def tidy(self, o: Operation) -> None:
         """Remove the temporary copy, if an attempt left one."""
-        if o.verb in {Verb.COPY, Verb.MOVE} and look_up(part := self._part(o)) is not None:
-            self._files.unlink(part)
+        if o.verb is Verb.COPY or o.verb is Verb.MOVE:
+            part = self._part(o)
+            try:
+                self._files.unlink(part)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                if look_up(part) is not None:
+                    raise
 
     def _part(self, o: Operation) -> str:
         folder = self._roots.absolute(o.target).rpartition("/")[0]
         return f"{folder}/.dicomsort-{self._run}-{o.number}.part"
-
-    def _stamp(self, o: Operation, path: str) -> None:
-        self._files.set_mode(path, _mode(o))
-        self._files.set_mtime(path, o.stamp_ns or o.mtime_ns)
 
     def _same(self, one: str, other: str) -> bool:
         try:
@@ -238,6 +257,10 @@ class Placer:
 
 def _mode(o: Operation) -> int:
     return o.mode & 0o777  # a copy made by root must not become somebody's setuid program
+
+
+def _stamp(o: Operation) -> int:
+    return o.stamp_ns or o.mtime_ns
 
 
 def _unchanged(o: Operation, status: os.stat_result) -> bool:
