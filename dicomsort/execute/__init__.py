@@ -7,6 +7,7 @@ times: what ended is not done again, and what was begun is recognised by inode, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
@@ -40,6 +41,7 @@ class Executor:
         self._placer = Placer(files, roots, run, journal.known)
         self._threads = threads
         self._is_far = is_network(roots.outbox)
+        self._placer.copies = os.stat(roots.inbox).st_dev != os.stat(roots.outbox).st_dev
 
     def run(self, plan: Plan, on_done: Callable[[list[Operation]], None]) -> None:
         """Do all that is not done yet; PlacingFailed where the disk refuses, after what was done is journalled.
@@ -70,19 +72,22 @@ class Executor:
         if waiting:
             self._place(waiting)
         done = [o for o in batch if known.is_done(o.number)]
-        stuck = {r.number: r for r in self._each(self._placer.finish, done) if r is not None}
+        finished = self._each(self._placer.finish, done, at_once=self._moves_bytes(done))
+        stuck = {result.number: result for result in finished if result is not None}
         if stuck:
             self._journal.end(list(stuck.values()))
-            self._each(self._placer.take_back, [o for o in done if o.number in stuck])
+            for operation in (o for o in done if o.number in stuck):
+                self._placer.take_back(operation)
 
     def _place(self, waiting: list[Operation]) -> None:
         absent, refused = self._folders.survey(waiting)
-        found = self._each(lambda o: self._placer.check(o, fresh=parent(o.target) in absent), waiting)
+        check = lambda o: self._placer.check(o, fresh=parent(o.target) in absent)
+        found = self._each(check, waiting, at_once=_kind(waiting[0]) == "remove")  # which compares every byte
         checked = [result or refused.get(o.number) for o, result in zip(waiting, found, strict=True)]
         ready = [o for o, result in zip(waiting, checked, strict=True) if result is None]
         self._journal.begin([o.number for o in ready], missing := needed(ready, absent))
         self._folders.make(missing)
-        outcomes = self._each(self._placer.act, ready)
+        outcomes = self._each(self._placer.act, ready, at_once=self._moves_bytes(ready))
         placed = [(o, r) for o, r in zip(ready, outcomes, strict=True) if isinstance(r, Result)]
         self._make_durable([o for o, r in placed if r.outcome is Outcome.DONE] + _found_done(waiting, checked))
         self._journal.end([*filter(None, checked), *(r for _, r in placed)])
@@ -111,12 +116,16 @@ class Executor:
             message = f"flushing to disk: expected success, received {error.strerror}; sources are untouched"
             raise PlacingFailed(message) from error
 
-    def _each(self, function: Callable[[Operation], R], operations: Sequence[Operation]) -> list[R]:
-        """Map, in threads where that is a gain: a link on a local disk costs less than its way to a thread."""
-        if not (self._is_far or self._placer.copies or any(o.verb not in _LINKING for o in operations)):
+    def _each(self, function: Callable[[Operation], R], operations: Sequence[Operation], *, at_once: bool) -> list[R]:
+        """Map, in threads where told to: on a local disk, looks and links cost less than their way to a thread."""
+        if not (at_once or self._is_far):
             return [function(o) for o in operations]
         mapped = self._pool.map(lambda part: [function(o) for o in part], _slices(operations, self._threads))
         return [result for part in mapped for result in part]
+
+    def _moves_bytes(self, operations: Sequence[Operation]) -> bool:
+        """Whether placing or removing these reads or writes files, which threads do at the same time."""
+        return self._placer.copies or any(o.verb not in _LINKING for o in operations)
 
 
 def _slices(operations: Sequence[Operation], threads: int) -> Iterator[Sequence[Operation]]:
