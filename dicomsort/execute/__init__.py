@@ -23,8 +23,6 @@ from dicomsort.records import Operation, Outcome, Result, Verb
 __all__ = ["BATCH", "Executor", "Roots"]
 
 BATCH = 1024
-_FOLDER_VERBS = frozenset({Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER})
-_LINKING = frozenset({Verb.MOVE, Verb.LINK})
 _WORK = 64 << 10  # what a file costs beside its bytes, in bytes
 R = TypeVar("R")
 
@@ -125,7 +123,7 @@ class Executor:
 
     def _moves_bytes(self, operations: Sequence[Operation]) -> bool:
         """Whether placing or removing these reads or writes files, which threads do at the same time."""
-        return self._placer.copies or any(o.verb not in _LINKING for o in operations)
+        return self._placer.copies or any(o.verb is Verb.COPY or o.verb is Verb.REMOVE for o in operations)
 
 
 def _slices(operations: Sequence[Operation], threads: int) -> Iterator[Sequence[Operation]]:
@@ -141,9 +139,10 @@ def _slices(operations: Sequence[Operation], threads: int) -> Iterator[Sequence[
 
 def _kind(operation: Operation) -> str:
     """Kinds are not mixed in a batch: a duplicate is removed only after what it equals was placed."""
-    if operation.verb in _FOLDER_VERBS:
+    verb = operation.verb
+    if verb is Verb.MAKE_FOLDER or verb is Verb.REMOVE_FOLDER:
         return "folder"
-    return "remove" if operation.verb is Verb.REMOVE else "place"
+    return "remove" if verb is Verb.REMOVE else "place"
 
 
 def _found_done(waiting: Sequence[Operation], checked: Sequence[Result | None]) -> list[Operation]:

@@ -68,7 +68,7 @@ class Placer:
             return Result(o.number, Outcome.CHANGED, "the file is gone")
         if not _unchanged(o, source):
             return Result(o.number, Outcome.CHANGED, "the file changed after it was judged")
-        if o.verb in {Verb.MOVE, Verb.REMOVE} and not self._may_leave(os.path.dirname(path)):
+        if (o.verb is Verb.MOVE or o.verb is Verb.REMOVE) and not self._may_leave(path.rpartition("/")[0]):
             return Result(o.number, Outcome.FAILED, "its folder may not be changed, so the file cannot leave it")
         if o.verb is Verb.REMOVE and not self._same(o.source, o.kept):
             return Result(o.number, Outcome.CHANGED, "the kept file does not hold the same bytes any more")
@@ -200,21 +200,19 @@ class Placer:
         if source is None or not _unchanged(o, source):
             return None
         try:
-            if self._is_replaced(o, source, target):
+            if source.st_nlink > 1 if linked else self._is_replaced(o, target):  # else it is one name, by two ways
                 self._files.unlink(path)
         except OSError as error:
             return Result(o.number, Outcome.FAILED, f"the source cannot be removed: {error.strerror}")
         return None
 
-    def _is_replaced(self, o: Operation, source: os.stat_result, target: os.stat_result | None) -> bool:
+    def _is_replaced(self, o: Operation, target: os.stat_result | None) -> bool:
+        """Whether another file holds the source's bytes."""
         if o.verb is Verb.REMOVE:
             return self._same(o.source, o.kept)
         if target is None or target.st_size != o.size:
             return False
-        if os.path.samestat(source, target):
-            return source.st_nlink > 1  # else both are one name, reached by two ways
-        proven = self._proven.pop(o.number, None)
-        if (target.st_dev, target.st_ino, target.st_mtime_ns) == proven:
+        if (target.st_dev, target.st_ino, target.st_mtime_ns) == self._proven.pop(o.number, None):
             return True
         return sha256_of(self._roots.absolute(o.target)) == o.sha256
 
@@ -264,8 +262,8 @@ def _stamp(o: Operation) -> int:
 
 
 def _unchanged(o: Operation, status: os.stat_result) -> bool:
-    seen = (status.st_size, status.st_mtime_ns, status.st_ino)
-    return stat.S_ISREG(status.st_mode) and seen == (o.size, o.mtime_ns, o.inode)
+    same = status.st_ino == o.inode and status.st_mtime_ns == o.mtime_ns and status.st_size == o.size
+    return same and stat.S_ISREG(status.st_mode)
 
 
 def _is_one_file(o: Operation, target: os.stat_result, source: os.stat_result | None) -> bool:
