@@ -9,6 +9,7 @@ medians; options that it does not know go to the sort.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shutil
 import statistics
@@ -71,9 +72,9 @@ def measured(place: Path, count: int, options: list[str]) -> dict[str, float]:
     return taken
 
 
-def fill(inbox: Path, count: int) -> None:
-    """Write ``count`` files, every second study CT or MR, each file unique."""
-    templates = [template("CT_small.dcm"), template("MR_small.dcm")]
+def fill(inbox: Path, count: int, side: int | None = None) -> None:
+    """Write ``count`` files, every second study CT or MR, each file unique; ``side``: of so many rows and columns."""
+    templates = [template("CT_small.dcm", side), template("MR_small.dcm", side)]
     for number in range(count):
         study, series = number // PER_STUDY, number // PER_SERIES
         folder = inbox / f"PA{study:03d}" / f"SE{series:04d}"
@@ -85,11 +86,15 @@ def fill(inbox: Path, count: int) -> None:
         (folder / f"IM{number:06d}").write_bytes(content)
 
 
-def template(name: str) -> Template:
-    """The test file ``name`` of pydicom."""
-    path = Path(str(get_testdata_file(name, download=False)))
-    dataset = dcmread(path, stop_before_pixels=True)
-    return Template(path.read_bytes(), tuple(str(dataset[keyword].value).encode() for keyword in UIDS))
+def template(name: str, side: int | None) -> Template:
+    """The test file ``name`` of pydicom, or one of ``side`` rows and columns, a multiple of 128, with its header."""
+    dataset = dcmread(str(get_testdata_file(name, download=False)))
+    if side is not None:
+        dataset.PixelData *= side * side // (dataset.Rows * dataset.Columns)
+        dataset.Rows = dataset.Columns = side
+    written = io.BytesIO()
+    dataset.save_as(written)
+    return Template(written.getvalue(), tuple(str(dataset[keyword].value).encode() for keyword in UIDS))
 
 
 def renumbered(uid: bytes, number: int) -> bytes:

@@ -15,12 +15,16 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 CHUNK = 1 << 20
 NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_NEVER_CLONES = frozenset({errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
+_FICLONE = 0x40049409  # <linux/fs.h>
 _NO_SYNCFS = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
 _NETWORK_SYSTEMS = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "gluster", "lustre", "afs")
 _NO_FOLLOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a name that became a FIFO must not hang the run
+_spare: list[memoryview] = []  # buffers that nobody reads into now: one a thread, made once
 
 
 class Files:
@@ -29,6 +33,7 @@ class Files:
     def __init__(self) -> None:
         """Look up ``syncfs`` of the C library, where it has one."""
         self._syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+        self.without_clones: set[tuple[int, int]] = set()  # devices, from and to, that were asked and cannot
 
     def make_folder(self, path: str, mode: int = 0o777) -> None:
         """Make one folder; its parent must be there."""
@@ -60,15 +65,19 @@ class Files:
         while view:
             view = view[os.write(descriptor, view) :]
 
+    def clone(self, source: int, target: int) -> None:
+        """Let an empty file hold the bytes of another by sharing its blocks (a reflink)."""
+        fcntl.ioctl(target, _FICLONE, source)
+
     def truncate(self, descriptor: int, size: int) -> None:
         """Cut the file to ``size`` bytes."""
         os.ftruncate(descriptor, size)
 
-    def set_mode(self, path: str, mode: int) -> None:
-        """Set the permission bits."""
+    def set_mode(self, path: str | int, mode: int) -> None:
+        """Set the permission bits of what a path names, or a descriptor."""
         os.chmod(path, stat.S_IMODE(mode))
 
-    def set_mtime(self, path: str, mtime_ns: int) -> None:
+    def set_mtime(self, path: str | int, mtime_ns: int) -> None:
         """Set the time of last modification (nanoseconds since 1970)."""
         os.utime(path, ns=(mtime_ns, mtime_ns))
 
@@ -127,19 +136,36 @@ def look_up(path: str) -> os.stat_result | None:
         return None
 
 
-def chunks(descriptor: int) -> Iterator[memoryview]:
-    """Yield the file's bytes from its present offset, in pieces that are only valid until the next."""
-    buffer = memoryview(bytearray(CHUNK))
-    while count := os.readv(descriptor, [buffer]):
-        yield buffer[:count]
+def chunks(descriptor: int, start: int = 0, size: int = -1) -> Iterator[memoryview]:
+    """Yield the file's bytes from ``start`` on, in pieces that are only valid until the next.
+
+    Where its ``size`` is known, a small file costs one call: none more, to be told that it has ended.
+    """
+    try:
+        buffer = _spare.pop()
+    except IndexError:
+        buffer = memoryview(bytearray(CHUNK))
+    try:
+        while count := os.preadv(descriptor, [buffer], start):
+            yield buffer[:count]
+            start += count
+            if count < CHUNK and start == size:
+                return
+    finally:
+        _spare.append(buffer)
 
 
 def sha256_of(path: str) -> str:
     """SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
     with opened(path) as descriptor:
-        for piece in chunks(descriptor):
-            digest.update(piece)
+        return hashed(descriptor)
+
+
+def hashed(descriptor: int, head: bytes = b"", size: int = -1) -> str:
+    """SHA-256, in hex, of the bytes of an open file, whose first are at hand already and whose size may be known."""
+    digest = hashlib.sha256(head)
+    for piece in chunks(descriptor, len(head), size):
+        digest.update(piece)
     return digest.hexdigest()
 
 
@@ -166,14 +192,56 @@ def _with_offsets(descriptor: int) -> Iterator[tuple[int, memoryview]]:
         offset += len(piece)
 
 
-def copy_bytes(files: Files, source: str, target: str) -> str:
-    """Create ``target`` with the bytes of ``source``, flushing nothing; return the SHA-256 of what was written."""
-    digest = hashlib.sha256()
+class Copied(NamedTuple):
+    """A new file: the SHA-256 of the bytes it was given, and which file it is."""
+
+    sha256: str
+    device: int
+    inode: int
+
+
+def copy(files: Files, source: str, target: str, mode: int, mtime_ns: int) -> Copied:
+    """Create ``target`` with the bytes of ``source``, then with that mode and mtime; flush nothing.
+
+    Where the file system lets files share their bytes, ``target`` is a snapshot of ``source``. What is hashed then is
+    the source, which may still be in memory, if nobody has touched it since before the snapshot; else the snapshot.
+    """
     with opened(source) as reader, closing(files.create(target)) as writer:
-        for piece in chunks(reader):
-            digest.update(piece)
-            files.write(writer, piece)
+        before, made = os.fstat(reader), os.fstat(writer)
+        if not before.st_size or not _is_cloned(files, reader, writer, (before.st_dev, made.st_dev)):
+            sha256 = _filled(files, reader, writer, before.st_size)
+        else:
+            sha256 = hashed(reader, size=before.st_size)
+            if _last_touched(os.fstat(reader)) != _last_touched(before):
+                sha256 = sha256_of(target)
+        files.set_mode(writer, mode)
+        files.set_mtime(writer, mtime_ns)
+    return Copied(sha256, made.st_dev, made.st_ino)
+
+
+def _is_cloned(files: Files, reader: int, writer: int, devices: tuple[int, int]) -> bool:
+    """Whether the file system shared the bytes; whatever hinders it is told again by writing, where it hinders that."""
+    if devices in files.without_clones:
+        return False
+    try:
+        files.clone(reader, writer)
+    except OSError as error:
+        if error.errno in _NEVER_CLONES:
+            files.without_clones.add(devices)
+        return False
+    return True
+
+
+def _filled(files: Files, reader: int, writer: int, size: int) -> str:
+    digest = hashlib.sha256()
+    for piece in chunks(reader, size=size):
+        digest.update(piece)
+        files.write(writer, piece)
     return digest.hexdigest()
+
+
+def _last_touched(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def whole_lines(descriptor: int, size: int) -> int:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
@@ -26,6 +26,7 @@ STATE = ".dicomsort"
 PLAN, JOURNAL = "plan.jsonl", "journal.jsonl"
 FORMAT = 1
 _OUTCOMES = tuple(Outcome)
+_DONE = _OUTCOMES.index(Outcome.DONE) + 1
 _FIELDS = attrgetter(*(f.name for f in fields(Operation)))
 _CELLS = attrgetter(*(f.name for f in fields(Row)))
 _BUFFER = 1 << 20
@@ -176,6 +177,14 @@ class Replay:
             return None
         return Result(number, _OUTCOMES[code - 1], self.messages.get(number, ""), self.inodes[number])
 
+    def has_ended(self, number: int) -> bool:
+        """Whether an operation ended, well or not."""
+        return bool(self.outcomes[number])
+
+    def is_done(self, number: int) -> bool:
+        """Whether an operation ended well."""
+        return self.outcomes[number] == _DONE
+
     def take(self, result: Result) -> None:
         """Note how an operation ended."""
         self.outcomes[result.number] = _OUTCOMES.index(result.outcome) + 1
@@ -238,15 +247,20 @@ class Journal:
 
     def begin(self, numbers: Sequence[int], folders: Sequence[str]) -> None:
         """Say, durably, what is about to be done and which folders will be made for it."""
-        self._append([["begin", list(numbers), list(folders)]])
+        entry = ["begin", list(numbers), list(folders)]
+        self._append([entry])
+        self.known.apply(entry)
 
-    def end(self, results: Iterable[Result]) -> None:
+    def end(self, results: Sequence[Result]) -> None:
         """Say, durably, how operations ended."""
         self._append([["end", r.number, r.outcome, r.message, r.inode] for r in results])
+        for result in results:
+            self.known.take(result)
 
     def mark(self, name: str, value: object) -> None:
         """Say, durably, how far the work after placing has come."""
         self._append([["mark", name, value]])
+        self.known.marks[name] = value
 
     def close(self) -> None:
         """Close the file."""
@@ -255,5 +269,3 @@ class Journal:
     def _append(self, entries: list[list[Any]]) -> None:
         self._files.write(self._descriptor, b"".join(_line(entry) for entry in entries))
         self._files.flush(self._descriptor)
-        for entry in entries:
-            self.known.apply(entry)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dicomsort.bundle import Predictor, load
-from dicomsort.files import chunks, opened
+from dicomsort.files import hashed, opened
 from dicomsort.headers import read_header
 from dicomsort.records import RENDERING_VERSION, Examined, Found, Header, Kind, Look
 
@@ -49,10 +49,7 @@ def _digest(descriptor: int, data: bytes, size: int) -> str:
         return ""
     if len(data) == size:
         return hashlib.sha256(data).hexdigest()
-    digest = hashlib.sha256()
-    for piece in chunks(descriptor):
-        digest.update(piece)
-    return digest.hexdigest()
+    return hashed(descriptor, data, size)
 
 
 def look(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[Look]:

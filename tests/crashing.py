@@ -11,7 +11,7 @@ from dicomsort.files import Files
 
 CHANGES = (
     "make_folder", "remove_folder", "link", "unlink", "create", "open_append", "write", "truncate", "set_mode",
-    "set_mtime", "flush", "flush_system",
+    "set_mtime", "clone", "flush", "flush_system",
 )  # fmt: skip
 
 
@@ -96,3 +96,18 @@ class NoSyncfs(Files):
 
     def flush_system(self, path: str) -> bool:
         return False
+
+
+class Clones(Files):
+    """A file system where files can share their bytes, as far as can be seen from outside."""
+
+    def clone(self, source: int, target: int) -> None:
+        os.pwrite(target, os.pread(source, os.fstat(source).st_size, 0), 0)
+
+
+class Subvolumes(Clones, OtherDevice):
+    """Inbox and outbox on two subvolumes of one such file system: bytes can be shared between them, names cannot."""
+
+
+class Shared(Clones, Unsupported):
+    """Such a file system behind a server that has no hard links."""

@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from building import make_files, read_tree
-from crashing import Crash, CrashingFiles, NoLinks, NoSyncfs, OtherDevice, Protected, Unsupported
+from crashing import (
+    Clones,
+    Crash,
+    CrashingFiles,
+    NoLinks,
+    NoSyncfs,
+    OtherDevice,
+    Protected,
+    Shared,
+    Subvolumes,
+    Unsupported,
+)
 
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
@@ -33,6 +44,7 @@ SYSTEMS: dict[str, Callable[[], Files]] = {
     "no links, EPERM": NoLinks,
     "no links, ENOTSUP": Unsupported,
 }
+CLONING: dict[str, Callable[[], Files]] = {"clones": Clones, "two subvolumes": Subvolumes, "clones, no links": Shared}
 LINKLESS = frozenset(SYSTEMS) - {"links", "no syncfs"}  # there --link fails, with the reason, and places nothing
 NO_RUN_YET = ("its plan was sealed", "expected one of the runs", "expected an outbox")
 
@@ -65,7 +77,11 @@ class Mode(NamedTuple):
         return self.verb is not Verb.LINK or self.system not in LINKLESS
 
 
-MODES = [Mode(verb, system) for verb in (Verb.MOVE, Verb.COPY, Verb.LINK) for system in SYSTEMS]
+MODES = [
+    *(Mode(verb, system) for verb in (Verb.MOVE, Verb.COPY, Verb.LINK) for system in SYSTEMS),
+    *(Mode(Verb.MOVE, system) for system in ("two subvolumes", "clones, no links")),  # the others link
+    *(Mode(Verb.COPY, system) for system in ("clones", "clones, no links")),
+]
 
 
 class Nobody:
@@ -167,14 +183,15 @@ def play(root: Path, mode: Mode, chain: Chain) -> list[CrashingFiles]:
     """Die as told, then finish, then undo; AssertionError where anything was lost, touched or left over."""
     inbox, outbox = world(root)
     before = facts(inbox)
+    disk = (SYSTEMS | CLONING)[mode.system]
     entered = []
     for door, death in chain:
-        files = CrashingFiles(death.at, SYSTEMS[mode.system], torn=death.torn)
+        files = CrashingFiles(death.at, disk, torn=death.torn)
         with contextlib.suppress(Crash):
             enter(door, files, inbox, outbox, mode.verb)
         check_nothing_lost(inbox, outbox)
         entered.append(files)
-    whole = SYSTEMS[mode.system]()
+    whole = disk()
     finished = enter("resume", whole, inbox, outbox, mode.verb)
     if finished and "undo" not in dict(chain):
         check_done(inbox, outbox, mode)

@@ -128,7 +128,7 @@ def test_a_file_that_cannot_be_read_is_failed_and_the_rest_is_sorted(
 ) -> None:
     study(inbox := tmp_path / "inbox")
     bad = (inbox / "3.dcm").stat().st_ino
-    for name in ("pread", "readv"):
+    for name in ("pread", "preadv"):
         read = getattr(os, name)
 
         def broken(descriptor: int, *arguments: object, read: Callable[..., object] = read) -> object:

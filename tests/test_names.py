@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 from building import make_dicom, make_files, read_tree
 from command import by_source, placed, rows, run, sort
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dicomsort.files import Files
+from dicomsort.records import Row
+from dicomsort.report.manifest import RunManifest
+from dicomsort.report.text import cell
 
 LONG = "x" * 251 + ".dcm"  # 255 bytes, the most that Linux takes
 
@@ -92,3 +102,26 @@ def test_the_second_night_with_copy_has_the_same_names_places_nothing_and_says_s
     second = rows(outbox)[len(first) :]
     assert {row["source"]: row["destination"] for row in second} == first
     assert {row["action"] for row in second} == {"left"}
+
+
+CELLS = st.text(st.characters(codec="utf-8") | st.sampled_from('=+-@,"\\\t\r\n \udce9ab'), max_size=6)
+
+
+@given(st.tuples(CELLS, CELLS, CELLS))
+@example(("a", "b", "c"))
+@example(("a,b", "=1", '"'))
+def test_rows_are_written_as_the_csv_module_writes_them(texts: tuple[str, str, str]) -> None:
+    source, destination, message = texts
+    written = io.StringIO(newline="")
+    cells = (
+        cell(str(value)) for value in (getattr(Row(source, destination, message=message), n) for n in Row.__slots__)
+    )
+    csv.writer(written, lineterminator="\n").writerow(("run", *cells))
+    with tempfile.TemporaryDirectory() as outbox:
+        (runs := Path(outbox, ".dicomsort", "runs", "run")).mkdir(parents=True)
+        manifest = RunManifest(Files(), outbox, "run")
+        manifest.add(Row(source, destination, message=message))
+        manifest.flush()
+        manifest.close()
+        _, _, line = (runs / "manifest.csv").read_bytes().partition(b"\n")
+    assert line.decode() == written.getvalue()

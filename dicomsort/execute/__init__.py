@@ -7,23 +7,23 @@ times: what ended is not done again, and what was begun is recognised by inode, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
 from typing import TypeVar
 
 from dicomsort.errors import PlacingFailed
-from dicomsort.execute.folders import Folders
+from dicomsort.execute.folders import Folders, needed, parent
 from dicomsort.execute.placing import Fatal, Placer, Roots
-from dicomsort.files import Files, flush_path
+from dicomsort.files import Files, flush_path, is_network
 from dicomsort.journal import Journal, Plan
 from dicomsort.records import Operation, Outcome, Result, Verb
 
 __all__ = ["BATCH", "Executor", "Roots"]
 
 BATCH = 1024
-_FOLDER_VERBS = frozenset({Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER})
-T = TypeVar("T")
+_WORK = 64 << 10  # what a file costs beside its bytes, in bytes
 R = TypeVar("R")
 
 
@@ -38,6 +38,8 @@ class Executor:
         self._folders = Folders(files, roots)
         self._placer = Placer(files, roots, run, journal.known)
         self._threads = threads
+        self._is_far = is_network(roots.outbox)
+        self._placer.copies = os.stat(roots.inbox).st_dev != os.stat(roots.outbox).st_dev
 
     def run(self, plan: Plan, on_done: Callable[[list[Operation]], None]) -> None:
         """Do all that is not done yet; PlacingFailed where the disk refuses, after what was done is journalled.
@@ -64,32 +66,35 @@ class Executor:
 
     def _file_batch(self, batch: list[Operation]) -> None:
         known = self._journal.known
-        waiting = [o for o in batch if known.result(o.number) is None]
+        waiting = [o for o in batch if not known.has_ended(o.number)]
         if waiting:
             self._place(waiting)
-        done = [o for o in batch if (r := known.result(o.number)) is not None and r.outcome is Outcome.DONE]
-        stuck = {r.number: r for r in self._each(self._placer.finish, done) if r is not None}
+        done = [o for o in batch if known.is_done(o.number)]
+        finished = self._each(self._placer.finish, done, at_once=self._moves_bytes(done))
+        stuck = {result.number: result for result in finished if result is not None}
         if stuck:
-            self._journal.end(stuck.values())
-            self._each(self._placer.take_back, [o for o in done if o.number in stuck])
+            self._journal.end(list(stuck.values()))
+            for operation in (o for o in done if o.number in stuck):
+                self._placer.take_back(operation)
 
     def _place(self, waiting: list[Operation]) -> None:
-        checked = self._each(self._placer.check, waiting)
-        ended = [result for result in checked if result is not None]
+        absent, refused = self._folders.survey(waiting)
+        check = lambda o: self._placer.check(o, fresh=parent(o.target) in absent)
+        found = self._each(check, waiting, at_once=_kind(waiting[0]) == "remove")  # which compares every byte
+        checked = [result or refused.get(o.number) for o, result in zip(waiting, found, strict=True)]
         ready = [o for o, result in zip(waiting, checked, strict=True) if result is None]
-        ready, refused, missing = self._folders.needed(ready)
-        self._journal.begin([o.number for o in ready], missing)
+        self._journal.begin([o.number for o in ready], missing := needed(ready, absent))
         self._folders.make(missing)
-        outcomes = self._each(self._placer.act, ready)
+        outcomes = self._each(self._placer.act, ready, at_once=self._moves_bytes(ready))
         placed = [(o, r) for o, r in zip(ready, outcomes, strict=True) if isinstance(r, Result)]
         self._make_durable([o for o, r in placed if r.outcome is Outcome.DONE] + _found_done(waiting, checked))
-        self._journal.end([*ended, *refused, *(r for _, r in placed)])
+        self._journal.end([*filter(None, checked), *(r for _, r in placed)])
         for outcome in outcomes:
             if isinstance(outcome, Fatal):
                 raise PlacingFailed(outcome.message)
 
     def _folder_batch(self, batch: list[Operation]) -> None:
-        waiting = [o for o in batch if self._journal.known.result(o.number) is None]
+        waiting = [o for o in batch if not self._journal.known.has_ended(o.number)]
         if not waiting:
             return
         self._journal.begin([o.number for o in waiting], [])
@@ -109,19 +114,35 @@ class Executor:
             message = f"flushing to disk: expected success, received {error.strerror}; sources are untouched"
             raise PlacingFailed(message) from error
 
-    def _each(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """Map in the threads, a slice a thread: a future an item would cost more than a link."""
-        size = max(1, -(-len(items) // self._threads))
-        slices = [items[start : start + size] for start in range(0, len(items), size)]
-        mapped = self._pool.map(lambda part: [function(item) for item in part], slices)
+    def _each(self, function: Callable[[Operation], R], operations: Sequence[Operation], *, at_once: bool) -> list[R]:
+        """Map, in threads where told to: on a local disk, looks and links cost less than their way to a thread."""
+        if not (at_once or self._is_far):
+            return [function(o) for o in operations]
+        mapped = self._pool.map(lambda part: [function(o) for o in part], _slices(operations, self._threads))
         return [result for part in mapped for result in part]
+
+    def _moves_bytes(self, operations: Sequence[Operation]) -> bool:
+        """Whether placing or removing these reads or writes files, which threads do at the same time."""
+        return self._placer.copies or any(o.verb is Verb.COPY or o.verb is Verb.REMOVE for o in operations)
+
+
+def _slices(operations: Sequence[Operation], threads: int) -> Iterator[Sequence[Operation]]:
+    """Neighbours together, for threads in one folder wait for each other; four slices a thread, of about equal work."""
+    work = sum(o.size + _WORK for o in operations)
+    start, done = 0, 0
+    for end, operation in enumerate(operations, 1):
+        done += operation.size + _WORK
+        if done * 4 * threads >= work or end == len(operations):
+            yield operations[start:end]
+            start, done = end, 0
 
 
 def _kind(operation: Operation) -> str:
     """Kinds are not mixed in a batch: a duplicate is removed only after what it equals was placed."""
-    if operation.verb in _FOLDER_VERBS:
+    verb = operation.verb
+    if verb is Verb.MAKE_FOLDER or verb is Verb.REMOVE_FOLDER:
         return "folder"
-    return "remove" if operation.verb is Verb.REMOVE else "place"
+    return "remove" if verb is Verb.REMOVE else "place"
 
 
 def _found_done(waiting: Sequence[Operation], checked: Sequence[Result | None]) -> list[Operation]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute.placing import Roots
@@ -25,30 +25,29 @@ class Folders:
         self._there: set[str] = {"inbox", "outbox"}
         self._devices: dict[str, int] = {}
 
-    def needed(self, operations: Sequence[Operation]) -> tuple[list[Operation], list[Result], list[str]]:
-        """Which operations may go on, which may not (something else stands where a folder should), what is missing."""
-        missing: dict[str, None] = {}
-        ready, refused = [], []
+    def survey(self, operations: Sequence[Operation]) -> tuple[set[str], dict[int, Result]]:
+        """Which folders are missing, and which operations may not go on: where a folder should be is something else."""
+        absent: set[str] = set()
+        refused: dict[int, Result] = {}
         for operation in operations:
             try:
                 if operation.target:
-                    missing.update(dict.fromkeys(self._missing(_parent(operation.target), missing)))
+                    absent.update(self._missing(parent(operation.target), absent))
             except NotADirectoryError as error:
-                refused.append(Result(operation.number, Outcome.FAILED, str(error)))
-            else:
-                ready.append(operation)
-        return ready, refused, list(missing)
+                refused[operation.number] = Result(operation.number, Outcome.FAILED, str(error))
+        return absent, refused
 
     def make(self, paths: Iterable[str]) -> None:
         """Make folders, parents first; one that appeared meanwhile is as good."""
         for path in paths:
+            absolute = self._roots.absolute(path)
             try:
-                self._files.make_folder(self._roots.absolute(path))
-            except FileExistsError:
-                pass
+                self._files.make_folder(absolute)
             except OSError as error:
-                message = f"making folder {path!r}: expected success, received {error.strerror}"
-                raise PlacingFailed(message) from error
+                there = look_up(absolute) if isinstance(error, FileExistsError) else None
+                if there is None or not stat.S_ISDIR(there.st_mode):
+                    message = f"making folder {path!r}: expected success, received {error.strerror}"
+                    raise PlacingFailed(message) from error
             self._there.add(path)
 
     def change(self, operation: Operation) -> Result:
@@ -71,7 +70,7 @@ class Folders:
 
     def device(self, target: str) -> int:
         """The device that a target's folder lies on."""
-        folder = _parent(target)
+        folder = parent(target)
         if folder not in self._devices:
             self._devices[folder] = os.stat(self._roots.absolute(folder)).st_dev
         return self._devices[folder]
@@ -80,13 +79,13 @@ class Folders:
         """All folders between the root and each target, the root too: what must be flushed one by one."""
         found: set[str] = set()
         for target in targets:
-            path = _parent(target)
+            path = parent(target)
             while path and path not in found:
                 found.add(path)
-                path = _parent(path)
+                path = parent(path)
         return found
 
-    def _missing(self, path: str, planned: Iterable[str]) -> list[str]:
+    def _missing(self, path: str, planned: Container[str]) -> list[str]:
         """The folders of the chain that are not there, parents first; NotADirectoryError where a file or link is."""
         chain: list[str] = []
         while path not in self._there and path not in planned:
@@ -98,9 +97,23 @@ class Folders:
                 raise NotADirectoryError(message)
             else:
                 self._there.add(path)
-            path = _parent(path)
+            path = parent(path)
         return chain[::-1]
 
 
-def _parent(path: str) -> str:
+def needed(operations: Iterable[Operation], absent: Container[str]) -> list[str]:
+    """Those of the missing folders that operations need, parents first."""
+    found: dict[str, None] = {}
+    for operation in operations:
+        chain = []
+        path = parent(operation.target)
+        while path in absent and path not in found:
+            chain.append(path)
+            path = parent(path)
+        found.update(dict.fromkeys(reversed(chain)))
+    return list(found)
+
+
+def parent(path: str) -> str:
+    """The path of the folder that holds it."""
     return path.rpartition("/")[0]

@@ -8,7 +8,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from dicomsort.files import NO_LINK, Files, chunks, copy_bytes, look_up, opened, same_bytes, sha256_of
+from dicomsort.files import NO_LINK, Copied, Files, chunks, copy, look_up, opened, same_bytes, sha256_of
 from dicomsort.journal import Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
 
@@ -46,25 +46,29 @@ class Placer:
         self._run = run
         self._begun = frozenset(known.begun)
         self._writable: dict[str, bool] = {}
+        self.copies = False  # whether links were refused, so that what should have linked has copied
+        self._proven: dict[int, tuple[int, int, int]] = {}  # copies read again: device, inode, mtime of the new file
 
-    def check(self, o: Operation) -> Result | None:
-        """What can be said before anything is done; None where the operation is to be done."""
+    def check(self, o: Operation, *, fresh: bool = False) -> Result | None:
+        """What can be said before anything is done; None where the operation is to be done.
+
+        ``fresh``: the target's folder is not there yet, so neither is the target.
+        """
         try:
-            return self._check(o)
+            return self._check(o, fresh=fresh)
         except OSError as error:
             return Result(o.number, Outcome.FAILED, f"{error.strerror}")
 
-    def _check(self, o: Operation) -> Result | None:
+    def _check(self, o: Operation, *, fresh: bool) -> Result | None:
         path = self._roots.absolute(o.source)
         source = look_up(path)
-        ours = o.number in self._begun
-        if o.target and (target := look_up(self._roots.absolute(o.target))) is not None:
-            return self._recognise(o, target, source) if ours else self._occupied(o, target)
+        if o.target and not fresh and (target := look_up(self._roots.absolute(o.target))) is not None:
+            return self._recognise(o, target, source) if o.number in self._begun else self._occupied(o, target)
         if source is None:
             return Result(o.number, Outcome.CHANGED, "the file is gone")
         if not _unchanged(o, source):
             return Result(o.number, Outcome.CHANGED, "the file changed after it was judged")
-        if o.verb in {Verb.MOVE, Verb.REMOVE} and not self._may_leave(os.path.dirname(path)):
+        if (o.verb is Verb.MOVE or o.verb is Verb.REMOVE) and not self._may_leave(path.rpartition("/")[0]):
             return Result(o.number, Outcome.FAILED, "its folder may not be changed, so the file cannot leave it")
         if o.verb is Verb.REMOVE and not self._same(o.source, o.kept):
             return Result(o.number, Outcome.CHANGED, "the kept file does not hold the same bytes any more")
@@ -85,7 +89,8 @@ class Placer:
         if made is None or source is None:
             return self._occupied(o, target)
         if target.st_size == o.size and sha256_of(path) == o.sha256:
-            self._stamp(o, path)
+            self._files.set_mode(path, _mode(o))
+            self._files.set_mtime(path, _stamp(o))
             return Result(o.number, Outcome.DONE, inode=target.st_ino)
         if os.path.samestat(made, target) or _is_torn(path, target, part):
             self._files.unlink(path)
@@ -131,6 +136,7 @@ class Placer:
             if o.verb is Verb.LINK:
                 message = f"hard link refused ({error.strerror}); use --copy or --move"
                 return Result(o.number, Outcome.FAILED, message)
+            self.copies = True
             return self._copy(o, target)
         inode = os.lstat(target).st_ino
         if inode != o.inode:  # the source's name was given to another file since the check
@@ -140,32 +146,41 @@ class Placer:
 
     def _copy(self, o: Operation, target: str) -> Result:
         part = self._part(o)
-        if look_up(part) is not None:
-            self._files.unlink(part)
         try:
-            if not self._fill(o, part):
+            made = self._filled(o, part)
+            if made is None:
                 self._files.unlink(part)
                 return Result(o.number, Outcome.CHANGED, "the bytes changed after the file was judged")
-            self._stamp(o, part)
             try:
                 self._files.link(part, target)
             except OSError as error:
                 if error.errno not in NO_LINK:
                     raise
-                copy_bytes(self._files, part, target)
-                self._stamp(o, target)
+                made = self._copied(o, part, target)
         except OSError:
             with contextlib.suppress(OSError):
                 self._files.unlink(part)
             raise
-        return Result(o.number, Outcome.DONE, inode=os.lstat(target).st_ino)
+        return Result(o.number, Outcome.DONE, inode=made.inode)
 
-    def _fill(self, o: Operation, part: str) -> bool:
-        """Copy into the temporary file; whether its bytes are those that were judged (read again for a move)."""
-        digest = copy_bytes(self._files, self._roots.absolute(o.source), part)
-        if o.verb is Verb.MOVE and digest == o.sha256:
-            digest = sha256_of(part)
-        return digest == o.sha256
+    def _filled(self, o: Operation, part: str) -> Copied | None:
+        """The temporary file; None where its bytes are not those that were judged (they are read again for a move)."""
+        source = self._roots.absolute(o.source)
+        try:
+            made = self._copied(o, source, part)
+        except FileExistsError:  # what an attempt cut short has left
+            self._files.unlink(part)
+            made = self._copied(o, source, part)
+        if made.sha256 != o.sha256:
+            return None
+        if o.verb is Verb.MOVE:
+            if sha256_of(part) != o.sha256:
+                return None
+            self._proven[o.number] = made.device, made.inode, _stamp(o)
+        return made
+
+    def _copied(self, o: Operation, source: str, target: str) -> Copied:
+        return copy(self._files, source, target, _mode(o), _stamp(o))
 
     def finish(self, o: Operation) -> Result | None:
         """After the result is durable: remove the temporary copy, and the source of a move or remove.
@@ -173,28 +188,32 @@ class Placer:
         A plan may be carried out again much later, so what replaces the source must be there at this moment. A result
         is returned only where the source cannot be removed; ``take_back`` is for what was placed then.
         """
+        if o.verb is Verb.COPY or o.verb is Verb.LINK:
+            self.tidy(o)
+            return None
         path = self._roots.absolute(o.source)
-        source = None if o.verb is Verb.COPY else look_up(path)
-        target = look_up(self._roots.absolute(o.target)) if o.target else None
+        source = look_up(path)
+        target = look_up(self._roots.absolute(o.target)) if source is not None and o.target else None
         linked = source is not None and target is not None and os.path.samestat(source, target)
         if not linked:
             self.tidy(o)
-        if o.verb not in {Verb.MOVE, Verb.REMOVE} or source is None or not _unchanged(o, source):
+        if source is None or not _unchanged(o, source):
             return None
         try:
-            if self._is_replaced(o, source, target):
+            if source.st_nlink > 1 if linked else self._is_replaced(o, target):  # else it is one name, by two ways
                 self._files.unlink(path)
         except OSError as error:
             return Result(o.number, Outcome.FAILED, f"the source cannot be removed: {error.strerror}")
         return None
 
-    def _is_replaced(self, o: Operation, source: os.stat_result, target: os.stat_result | None) -> bool:
+    def _is_replaced(self, o: Operation, target: os.stat_result | None) -> bool:
+        """Whether another file holds the source's bytes."""
         if o.verb is Verb.REMOVE:
             return self._same(o.source, o.kept)
         if target is None or target.st_size != o.size:
             return False
-        if os.path.samestat(source, target):
-            return source.st_nlink > 1  # else both are one name, reached by two ways
+        if (target.st_dev, target.st_ino, target.st_mtime_ns) == self._proven.pop(o.number, None):
+            return True
         return sha256_of(self._roots.absolute(o.target)) == o.sha256
 
     def take_back(self, o: Operation) -> None:
@@ -213,16 +232,19 @@ class Placer:
 
     def tidy(self, o: Operation) -> None:
         """Remove the temporary copy, if an attempt left one."""
-        if o.verb in {Verb.COPY, Verb.MOVE} and look_up(part := self._part(o)) is not None:
-            self._files.unlink(part)
+        if o.verb is Verb.COPY or o.verb is Verb.MOVE:
+            part = self._part(o)
+            try:
+                self._files.unlink(part)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                if look_up(part) is not None:
+                    raise
 
     def _part(self, o: Operation) -> str:
         folder = self._roots.absolute(o.target).rpartition("/")[0]
         return f"{folder}/.dicomsort-{self._run}-{o.number}.part"
-
-    def _stamp(self, o: Operation, path: str) -> None:
-        self._files.set_mode(path, o.mode & 0o777)  # a copy made by root must not become somebody's setuid program
-        self._files.set_mtime(path, o.stamp_ns or o.mtime_ns)
 
     def _same(self, one: str, other: str) -> bool:
         try:
@@ -231,9 +253,17 @@ class Placer:
             return False
 
 
+def _mode(o: Operation) -> int:
+    return o.mode & 0o777  # a copy made by root must not become somebody's setuid program
+
+
+def _stamp(o: Operation) -> int:
+    return o.stamp_ns or o.mtime_ns
+
+
 def _unchanged(o: Operation, status: os.stat_result) -> bool:
-    seen = (status.st_size, status.st_mtime_ns, status.st_ino)
-    return stat.S_ISREG(status.st_mode) and seen == (o.size, o.mtime_ns, o.inode)
+    same = status.st_ino == o.inode and status.st_mtime_ns == o.mtime_ns and status.st_size == o.size
+    return same and stat.S_ISREG(status.st_mode)
 
 
 def _is_one_file(o: Operation, target: os.stat_result, source: os.stat_result | None) -> bool:

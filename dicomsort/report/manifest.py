@@ -14,7 +14,7 @@ from dicomsort.errors import DicomsortError
 from dicomsort.files import Files, closing, look_up
 from dicomsort.journal import Journal, runs_folder
 from dicomsort.records import Action, Placement, Row
-from dicomsort.report.text import cell, restored
+from dicomsort.report.text import cell, is_plain, restored
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("run_id", *(f.name.rstrip("_") for f in fields(Row)))
@@ -40,7 +40,12 @@ class RunManifest:
 
     def add(self, row: Row) -> None:
         """Append a final row."""
-        self._writer.writerow((self._run, *(cell(str(value)) for value in _ROW_CELLS(row))))
+        cells = [str(value) for value in _ROW_CELLS(row)]
+        line = ",".join((self._run, *cells))
+        if is_plain(line) and line.count(",") == len(cells):  # as nearly every row is
+            self._buffer.write(f"{line}\n")
+        else:
+            self._writer.writerow((self._run, *map(cell, cells)))
         if self._buffer.tell() >= _BUFFER:
             self._write_out()
 

@@ -37,6 +37,13 @@ def cell(text: str) -> str:
     return f"'{shown}" if text.startswith(FORMULA) else shown
 
 
+def is_plain(line: str) -> bool:
+    """Whether cells, joined by commas, are what ``cell`` makes of them but the first, and none needs quotes."""
+    if not (line.isascii() and line.isprintable()) or "\\" in line or '"' in line:
+        return False
+    return ",=" not in line and ",+" not in line and ",-" not in line and ",@" not in line
+
+
 def visible(text: str) -> str:
     """The text for a terminal: control characters, which could drive it, are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(text))
