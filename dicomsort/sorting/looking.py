@@ -19,7 +19,7 @@ from dicomsort.tasks import look
 FRAMES = 5
 BATCH = 4  # frames a task: few, so that no worker idles at the end, and none meets its time limit
 
-Frames = list[tuple[str, int | None]]
+Frames = list[tuple[str, int | None, str]]  # as ``tasks.look`` wants them
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Looker:
     def run(self) -> None:
         """Ask once, and once more where one frame against a clear header, or no frame at all, is too little."""
         self.progress.stage("looking at pixels", None)
-        doubtful = self._round((group, self._frames(group, self._wanted(group))) for group in self._asked())
-        self._round((group, self._frames(group, FRAMES)) for group in doubtful)
+        doubtful = self._round((group, self._frames(group, *self._wanted(group))) for group in self._asked())
+        self._round((group, self._frames(group, FRAMES, "")) for group in doubtful)
 
     def _asked(self) -> Iterator[Group]:
         for study in self.catalog.studies():
@@ -46,17 +46,18 @@ class Looker:
                 if not header.problem and showable_frames(group.sample) and not said_by(header, self.judge).follows:
                     yield group
 
-    def _wanted(self, group: Group) -> int:
-        return 1 if is_clear(group, self.judge) else FRAMES
+    def _wanted(self, group: Group) -> tuple[int, str]:
+        """How many frames to show, and the class that a clear header names, which one is to confirm."""
+        return (1, said_by(group.sample.header, self.judge).classes[0]) if is_clear(group, self.judge) else (FRAMES, "")
 
-    def _frames(self, group: Group, count: int) -> Frames:
+    def _frames(self, group: Group, count: int, named: str) -> Frames:
         """Which frames to show: of the middle half of the files, else of the middle half of each file's frames."""
         files = 1 if group.members == 1 else self.catalog.showable(group.number)
         if files >= count:
-            return [(self.catalog.shown(group.number, place)[0], None) for place in middle_half(files, count)]
+            return [(self.catalog.shown(group.number, place)[0], None, named) for place in middle_half(files, count)]
         each = -(-count // max(files, 1))
         shown = (self.catalog.shown(group.number, place) for place in range(files))
-        return [(path, frame) for path, frames in shown for frame in middle_half(frames, each)]
+        return [(path, frame, named) for path, frames in shown for frame in middle_half(frames, each)]
 
     def _round(self, requests: Iterable[tuple[Group, Frames]]) -> list[Group]:
         """Ask for all of these; return the groups whose vote calls for a second look."""
@@ -114,5 +115,5 @@ def _packed(requests: Iterable[tuple[Group, Frames]]) -> Iterator[list[tuple[Gro
         yield packed
 
 
-def _on_lost(_: tuple[str, int | None], error: WorkerLost) -> Look:
+def _on_lost(_: tuple[str, int | None, str], error: WorkerLost) -> Look:
     return Look(problem=str(error))
