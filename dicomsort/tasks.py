@@ -10,7 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dicomsort.bundle import Predictor, load
+from dicomsort.bundle import SCREEN_NAME, Bundle, Predictor, load
+from dicomsort.classify import is_strange
 from dicomsort.files import hashed, opened
 from dicomsort.headers import read_header
 from dicomsort.records import RENDERING_VERSION, Examined, Found, Header, Kind, Look
@@ -52,9 +53,38 @@ def _digest(descriptor: int, data: bytes, size: int) -> str:
     return hashed(descriptor, data, size)
 
 
-def look(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[Look]:
-    """What the model sees in each frame (path below the inbox, frame number or None for the middle one)."""
-    return [explained.look for explained in explain(bundle, inbox, frames)]
+def look(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None, str]]) -> list[Look]:
+    """What the model sees in each frame.
+
+    A frame is its path below the inbox, its number or None for the middle one, and the class that its header names or
+    "". Where it names one, the bundle's screen is asked first, if there is one; what confirms that class is the answer,
+    and nothing else of what a screen sees.
+    """
+    shown = [(_rendered(inbox, path, frame), named) for path, frame, named in frames]
+    return [image if isinstance(image, Look) else _look(bundle, image, named) for image, named in shown]
+
+
+def _look(bundle: str, image: NDArray[np.uint8], named: str) -> Look:
+    return (_confirmed(bundle, image, named) if named else None) or _seen(_predictor(bundle), image).look
+
+
+def _confirmed(bundle: str, image: NDArray[np.uint8], named: str) -> Look | None:
+    """What the bundle's screen sees where that confirms the class that the header names; else None."""
+    spec = _bundle(bundle)
+    if spec.screen is None:
+        return None
+    seen = _seen(_screen(bundle), image).look
+    return seen if confidence_in(named, seen, spec.labels, spec.distance) >= spec.screen.confirm else None
+
+
+def confidence_in(class_: str, look: Look, labels: Sequence[str], limit: float | None) -> float:
+    """The probability of a class where it is what a look shows, and not further than ``limit`` from what is known.
+
+    0 where it is not. ``labels`` are those of the look's probabilities, in their order.
+    """
+    best = max(look.probabilities)
+    shows = labels[look.probabilities.index(best)] == class_ and not is_strange(class_, look.distance, limit)
+    return best if shows else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +101,18 @@ class Explained:
 
 
 def explain(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[Explained]:
-    """As ``look``, with the images and the class maps."""
+    """What the model sees in each frame (path below the inbox, frame number or None for the middle one), and where."""
+    shown = [_rendered(inbox, path, frame) for path, frame in frames]
+    return [Explained(each) if isinstance(each, Look) else _seen(_predictor(bundle), each) for each in shown]
+
+
+def _rendered(inbox: str, path: str, frame: int | None) -> NDArray[np.uint8] | Look:
     from dicomsort.pixels import PixelsError, render
 
-    shown: list[NDArray[np.uint8] | Look] = []
-    for path, frame in frames:
-        try:
-            shown.append(render(f"{inbox}/{path}", frame))
-        except PixelsError as error:
-            shown.append(Look(problem=str(error)))
-    return [Explained(each) if isinstance(each, Look) else _seen(_predictor(bundle), each) for each in shown]
+    try:
+        return render(f"{inbox}/{path}", frame)
+    except PixelsError as error:
+        return Look(problem=str(error))
 
 
 def _seen(predictor: Predictor, image: NDArray[np.uint8]) -> Explained:
@@ -91,5 +123,16 @@ def _seen(predictor: Predictor, image: NDArray[np.uint8]) -> Explained:
 
 
 @lru_cache(maxsize=1)
-def _predictor(bundle: str) -> Predictor:
-    return Predictor(load(Path(bundle), RENDERING_VERSION))
+def _bundle(folder: str) -> Bundle:
+    return load(Path(folder), RENDERING_VERSION)
+
+
+# Either is loaded when it is first asked: most workers of a small sort never need the model.
+@lru_cache(maxsize=1)
+def _predictor(folder: str) -> Predictor:
+    return Predictor(_bundle(folder))
+
+
+@lru_cache(maxsize=1)
+def _screen(folder: str) -> Predictor:
+    return Predictor(_bundle(folder), SCREEN_NAME)

@@ -134,6 +134,8 @@ def test_the_default_bundle_is_what_the_program_expects() -> None:
     assert bundle.input_shape == (224, 224, 3)
     assert 0.5 <= bundle.decide < bundle.contradict < 1
     assert bundle.model_size <= 10_000_000
+    assert bundle.screen is not None
+    assert bundle.screen.size < bundle.model_size
     assert sum(path.stat().st_size for path in bundle.folder.iterdir()) < 12_000_000
 
 
@@ -254,7 +256,7 @@ def test_names_that_can_be_folders() -> None:
 
 
 def test_a_staged_bundle_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    target, spec = tmp_path / "new", json.loads((default_path() / SPEC).read_text("utf-8"))
+    target, spec = tmp_path / "new", json.loads((default_path() / SPEC).read_text("utf-8")) | {"screen": None}
     outputs = frozenset({SPEC, MODEL})
 
     def write(*, fail: type[BaseException] | None) -> None:
@@ -281,7 +283,7 @@ def test_a_staged_bundle_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_spec_that_load_would_refuse_is_never_written(tmp_path: Path) -> None:
-    spec = json.loads((default_path() / SPEC).read_text("utf-8"))
+    spec = json.loads((default_path() / SPEC).read_text("utf-8")) | {"screen": None}
     (tmp_path / MODEL).write_bytes(b"model")
     with pytest.raises(BundleError, match="temperature"):
         seal(tmp_path, spec | {"temperature": 0})

@@ -48,9 +48,9 @@ def run(files: list[tuple[int, int, int, bool]], quiet: int, batch: int) -> tupl
     """The votes by group, and how often each frame was shown."""
     shown: Counter[Any] = Counter()
 
-    def look(_: str, __: str, frames: list[tuple[str, int | None]]) -> list[Look]:
-        shown.update(frames)
-        return [seen_in(*frame) for frame in frames]
+    def look(_: str, __: str, frames: list[tuple[str, int | None, str]]) -> list[Look]:
+        shown.update((path, frame) for path, frame, _ in frames)
+        return [seen_in(path, frame) for path, frame, _ in frames]
 
     with pytest.MonkeyPatch.context() as patch, Catalog() as catalog:
         patch.setattr(looking, "QUIET", quiet)

@@ -1,20 +1,24 @@
 """A trained model on disk: a folder with ``bundle.json`` (the contract) and ``model.tflite`` (run by LiteRT).
 
-``spec`` says what a bundle is and reads one, ``tensors`` looks into the model's file, ``predictor`` runs it,
-``staging`` writes one (aside, then renamed).
+It may hold a second, faster model, ``screen.tflite``, which confirms what clear headers say and decides nothing else.
+
+``spec`` says what a bundle is and reads one, ``tensors`` looks into a model's file, ``running`` runs one, ``predictor``
+makes predictions of it, ``staging`` writes a bundle (aside, then renamed).
 Importing this package loads neither TensorFlow nor LiteRT nor numpy.
 """
 
 from __future__ import annotations
 
 from dicomsort.bundle.predictor import Predictor, Seen, calibrate
-from dicomsort.bundle.spec import FORMAT_VERSION, Bundle, default_path, label_problem, load
+from dicomsort.bundle.spec import FORMAT_VERSION, SCREEN_NAME, Bundle, Screen, default_path, label_problem, load
 from dicomsort.bundle.staging import seal, staged
 
 __all__ = [
     "FORMAT_VERSION",
+    "SCREEN_NAME",
     "Bundle",
     "Predictor",
+    "Screen",
     "Seen",
     "calibrate",
     "default_path",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dicomsort.bundle.running import Running
 from dicomsort.bundle.spec import MODEL_NAME, Bundle, read_model
-from dicomsort.bundle.tensors import DISTANCE, MAPS, PROBABILITIES, UnfitModelError, check_outputs, read_outputs
+from dicomsort.bundle.tensors import DISTANCE, MAPS, PROBABILITIES, UnfitModelError, check_outputs
 from dicomsort.errors import BundleError
 
 if TYPE_CHECKING:
@@ -30,29 +31,25 @@ class Seen(NamedTuple):
 
 
 class Predictor:
-    """A bundle's model, ready to run in this process; not to be shared between threads or pickled.
+    """A bundle's model, or its screen, ready to run in this process; not to be shared between threads or pickled.
 
     Raises BundleError where the model's file is not the one the bundle pins, is no LiteRT model, takes or gives other
     tensors than bundle.json says, has operators beyond LiteRT's builtin ones, or tensors beyond any image network's.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        """Load the model; nothing is allocated before its tensors are found to be what the bundle says."""
-        from ai_edge_litert.interpreter import Interpreter
-
-        model = read_model(bundle)
+    def __init__(self, bundle: Bundle, name: str = MODEL_NAME) -> None:
+        """Load the bundle's file ``name``; nothing is allocated before its tensors are found to be what it says."""
+        self.bundle, self._name = bundle, name
+        model = read_model(bundle, name)
         try:
-            outputs = read_outputs(model)
-            self._interpreter: Any = Interpreter(model_content=model, num_threads=1)
-            self._input = _checked_input(bundle, self._interpreter.get_input_details())
-            check_outputs(outputs, len(bundle.labels), distance=bundle.distance is not None)
+            self._running = Running(model)
+            _check_input(bundle, self._running.inputs)
+            check_outputs(self._running.outputs, len(bundle.labels), distance=bundle.distance is not None)
         except UnfitModelError as error:
-            raise BundleError(_message(bundle, error.expected, error.received)) from error
+            raise BundleError(self._message(error.expected, error.received)) from error
         except (ValueError, RuntimeError) as error:
-            raise BundleError(_message(bundle, "a LiteRT model", str(error))) from error
-        self.bundle = bundle
-        self._outputs = {name: (tensor.index, tensor.shape[1:]) for name, tensor in outputs.items()}
-        self._batch = 0
+            raise BundleError(self._message("a LiteRT model", str(error))) from error
+        self._outputs = {name: tensor.shape[1:] for name, tensor in self._running.outputs.items()}
 
     @property
     def explains(self) -> bool:
@@ -73,7 +70,7 @@ class Predictor:
         steps = [self._invoke(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
         seen = {
             name: np.concatenate([step[name] for step in steps]) if steps else np.zeros((0, *inner), np.float32)
-            for name, (_, inner) in self._outputs.items()
+            for name, inner in self._outputs.items()
         }
         distances = seen.get(DISTANCE, np.full(len(images), np.nan, np.float32))
         if DISTANCE in seen:
@@ -83,20 +80,17 @@ class Predictor:
     def _invoke(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return the model's own outputs for one chunk, by name."""
         try:
-            if len(images) != self._batch:
-                self._interpreter.resize_tensor_input(self._input, images.shape)
-                self._interpreter.allocate_tensors()
-                self._batch = len(images)
-            self._interpreter.set_tensor(self._input, images.astype("float32"))
-            self._interpreter.invoke()
+            outputs = self._running.run(images.astype("float32"))
         except (ValueError, RuntimeError) as error:
-            raise BundleError(_message(self.bundle, f"a model for batches of {len(images)}", str(error))) from error
-        outputs = {name: self._interpreter.get_tensor(index) for name, (index, _) in self._outputs.items()}
-        for name, (_, inner) in self._outputs.items():
+            raise BundleError(self._message(f"a model for batches of {len(images)}", str(error))) from error
+        for name, inner in self._outputs.items():
             if outputs[name].shape != (len(images), *inner):
-                expected = f"output {name} {(len(images), *inner)}"
-                raise BundleError(_message(self.bundle, expected, str(outputs[name].shape)))
+                raise BundleError(self._message(f"output {name} {(len(images), *inner)}", str(outputs[name].shape)))
         return outputs
+
+    def _message(self, expected: str, received: str) -> str:
+        where = str(self.bundle.folder)
+        return f"bundle {where!r}: {self._name}: expected {expected}, received {received[:200]}"
 
 
 def calibrate(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
@@ -114,15 +108,10 @@ def calibrate(probabilities: NDArray[np.float32], temperature: float) -> NDArray
     return result
 
 
-def _checked_input(bundle: Bundle, inputs: list[dict[str, Any]]) -> int:
-    """Return the index of the one input, float32 (N, height, width, 3); UnfitModelError where it is another."""
+def _check_input(bundle: Bundle, inputs: list[dict[str, Any]]) -> None:
+    """Raise UnfitModelError unless there is one input, float32 (N, height, width, 3)."""
     if len(inputs) != 1:
         raise UnfitModelError("one input tensor", f"{len(inputs)}")
     got, dtype = tuple(int(n) for n in inputs[0]["shape"][1:]), inputs[0]["dtype"].__name__
     if got != bundle.input_shape or dtype != "float32":
         raise UnfitModelError(f"input (N, {bundle.input_shape}) float32", f"(N, {got}) {dtype}")
-    return int(inputs[0]["index"])
-
-
-def _message(bundle: Bundle, expected: str, received: str) -> str:
-    return f"bundle {str(bundle.folder)!r}: {MODEL_NAME}: expected {expected}, received {received[:200]}"

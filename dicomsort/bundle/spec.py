@@ -1,6 +1,6 @@
 """What a bundle is, and the checks that stand between a folder of unknown origin and a run.
 
-Nothing in a bundle is code: one bounded JSON file and one LiteRT model whose SHA-256 the JSON pins.
+Nothing in a bundle is code: one bounded JSON file, and one or two LiteRT models whose SHA-256 the JSON pins.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 SPEC_NAME = "bundle.json"
 MODEL_NAME = "model.tflite"
+SCREEN_NAME = "screen.tflite"
 HEADER_CLASSES = ("CT", "MRI", "XRAY")
 MAX_SPEC_BYTES = 1 << 20
 MAX_MODEL_BYTES = 512 << 20
@@ -37,6 +38,18 @@ _RESERVED = frozenset({REVIEW.casefold(), UNREADABLE.casefold(), "manifest.csv",
 
 
 @dataclass(frozen=True, slots=True)
+class Screen:
+    """A second, faster model of a bundle, which may confirm the class that a header names, and nothing else.
+
+    ``confirm`` is the calibrated probability (0..1) of that class from which it does; size and SHA-256 are its file's.
+    """
+
+    confirm: float
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """A validated bundle; picklable, so that workers can be handed one.
 
@@ -46,7 +59,7 @@ class Bundle:
     decide, ``contradict`` the share between a clear header's class and their own from which pixels that would decide
     hold the series for review, ``distance`` the one (0 or more) beyond which the pixels are like none that the model
     knows (None: it tells no distance). ``training`` tells the images' fingerprint and counts, ``created_with`` the
-    versions of the software that wrote it.
+    versions of the software that wrote it. ``screen`` is None where there is no second model.
     """
 
     folder: Path
@@ -64,11 +77,7 @@ class Bundle:
     created_with: Mapping[str, str]
     model_sha256: str
     model_size: int
-
-    @property
-    def model_path(self) -> Path:
-        """The LiteRT model's file."""
-        return self.folder / MODEL_NAME
+    screen: Screen | None = None
 
 
 def default_path() -> Path:
@@ -92,20 +101,35 @@ def load(path: Path, rendering_version: int) -> Bundle:
     if spec["rendering_version"] != rendering_version:
         _fail(str(path), "rendering_version", f"{rendering_version}, that of this program", spec["rendering_version"])
     bundle = _bundle(path, spec)
-    read_model(bundle)
+    for name in _pinned(bundle):
+        read_model(bundle, name)
     return bundle
 
 
-def read_model(bundle: Bundle) -> bytes:
-    """Return the model's bytes, checked against the size and SHA-256 that bundle.json pins; BundleError otherwise."""
+def read_model(bundle: Bundle, name: str = MODEL_NAME) -> bytes:
+    """Return the content of the model's file, or of the screen's, checked against what bundle.json pins.
+
+    BundleError where size or SHA-256 differ, or the bundle pins no such file.
+    """
     where = str(bundle.folder)
-    data = _read_bounded(bundle.model_path, MAX_MODEL_BYTES)
-    if len(data) != bundle.model_size:
-        _fail(where, MODEL_NAME, f"{bundle.model_size} bytes", f"{len(data)} bytes")
+    if name not in (pinned := _pinned(bundle)):
+        _fail(where, name, f"one of {', '.join(pinned)}", "one that the bundle does not pin")
+    size, sha256 = pinned[name]
+    data = _read_bounded(bundle.folder / name, MAX_MODEL_BYTES)
+    if len(data) != size:
+        _fail(where, name, f"{size} bytes", f"{len(data)} bytes")
     digest = hashlib.sha256(data).hexdigest()
-    if digest != bundle.model_sha256:
-        _fail(where, MODEL_NAME, f"SHA-256 {bundle.model_sha256}", digest)
+    if digest != sha256:
+        _fail(where, name, f"SHA-256 {sha256}", digest)
     return data
+
+
+def _pinned(bundle: Bundle) -> dict[str, tuple[int, str]]:
+    """Return size and SHA-256 of the LiteRT files that a bundle has, by name."""
+    pinned = {MODEL_NAME: (bundle.model_size, bundle.model_sha256)}
+    if bundle.screen:
+        pinned[SCREEN_NAME] = (bundle.screen.size, bundle.screen.sha256)
+    return pinned
 
 
 def check(spec: object, where: str) -> dict[str, Any]:
@@ -117,12 +141,24 @@ def check(spec: object, where: str) -> dict[str, Any]:
     for key, (expected, holds) in _FIELDS.items():
         if key not in spec or not holds(spec[key]):
             _fail(where, key, expected, spec.get(key))
+    _check_screen(spec.get("screen"), where)
     for label in spec["labels"]:
         if problem := label_problem(label):
             _fail(where, "labels", f"names that can be folders ({problem})", label)
     if not set(spec["header_classes"].values()) <= set(spec["labels"]):
         _fail(where, "header_classes", f"values among the labels {spec['labels']}", spec["header_classes"])
     return spec
+
+
+def _check_screen(screen: object, where: str) -> None:
+    """Raise BundleError where there is a block for a screen that is not as the format says."""
+    if screen is None:
+        return
+    if not isinstance(screen, dict):
+        _fail(where, "screen", "an object, or none", screen)
+    for key, (expected, holds) in _SCREEN.items():
+        if not holds(screen.get(key)):
+            _fail(where, f"screen.{key}", expected, screen.get(key))
 
 
 def label_problem(label: str) -> str:
@@ -181,6 +217,7 @@ def _bundle(folder: Path, spec: Mapping[str, Any]) -> Bundle:
         created_with=spec["created_with"],
         model_sha256=spec["model_sha256"],
         model_size=spec["model_size"],
+        screen=None if (screen := spec.get("screen")) is None else Screen(**{key: screen[key] for key in _SCREEN}),
     )
 
 
@@ -224,6 +261,14 @@ def _is_thresholds(value: object) -> bool:
     return value.get("distance") is None or _is_number(value["distance"], 0.0, MAX_DISTANCE)
 
 
+_SHA256: tuple[str, Callable[[Any], bool]] = (
+    "64 hexadecimal digits",
+    lambda v: isinstance(v, str) and bool(_HEX.fullmatch(v)),
+)
+_SIZE: tuple[str, Callable[[Any], bool]] = (
+    f"1 to {MAX_MODEL_BYTES} bytes",
+    lambda v: _is_int(v, 1, MAX_MODEL_BYTES),
+)
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": (f"a line of at most {MAX_TEXT} characters", _is_text),
     "arch": (f"a line of at most {MAX_TEXT} characters", _is_text),
@@ -241,6 +286,11 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "training": ("an object", lambda v: isinstance(v, dict)),
     "created_with": ("an object from software to version", _is_map),
-    "model_sha256": ("64 hexadecimal digits", lambda v: isinstance(v, str) and bool(_HEX.fullmatch(v))),
-    "model_size": (f"1 to {MAX_MODEL_BYTES} bytes", lambda v: _is_int(v, 1, MAX_MODEL_BYTES)),
+    "model_sha256": _SHA256,
+    "model_size": _SIZE,
+}
+_SCREEN: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "confirm": ("a number from 0.5 to 1", lambda v: _is_number(v, 0.5, 1.0)),
+    "sha256": _SHA256,
+    "size": _SIZE,
 }

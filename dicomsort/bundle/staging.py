@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicomsort.bundle.spec import FORMAT_VERSION, MODEL_NAME, SPEC_NAME, check
+from dicomsort.bundle.spec import FORMAT_VERSION, MODEL_NAME, SCREEN_NAME, SPEC_NAME, check
 from dicomsort.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -45,20 +45,25 @@ def staged(folder: Path, outputs: frozenset[str]) -> Iterator[Path]:
 
 
 def seal(folder: Path, spec: Mapping[str, Any]) -> None:
-    """Write ``bundle.json`` into ``folder``: ``spec`` with the format's version, and the model's size and SHA-256.
+    """Write ``bundle.json`` into ``folder``: ``spec`` with the format's version, and the files' sizes and SHA-256.
 
-    BundleError where the result would not be one that ``load`` accepts.
+    The files are the model, and the screen where ``spec`` has a block for one. BundleError where the result would not
+    be one that ``load`` accepts.
     """
-    model = (folder / MODEL_NAME).read_bytes()
-    whole = {
-        "format_version": FORMAT_VERSION,
-        **spec,
-        "model_sha256": hashlib.sha256(model).hexdigest(),
-        "model_size": len(model),
-    }
+    size, sha256 = _measure(folder / MODEL_NAME)
+    whole = {"format_version": FORMAT_VERSION, **spec, "model_sha256": sha256, "model_size": size}
+    if screen := spec.get("screen"):
+        size, sha256 = _measure(folder / SCREEN_NAME)
+        whole["screen"] = {**screen, "sha256": sha256, "size": size}
     check(whole, str(folder))
     text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
     (folder / SPEC_NAME).write_text(text, encoding="utf-8")
+
+
+def _measure(file: Path) -> tuple[int, str]:
+    """Return a file's size and SHA-256."""
+    content = file.read_bytes()
+    return len(content), hashlib.sha256(content).hexdigest()
 
 
 def _check_target(target: Path, outputs: frozenset[str]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from dicomsort.cli import doctor, evaluate, predict, rules, sort, state, train, tune
+from dicomsort.cli import doctor, evaluate, predict, rules, screen, sort, state, train, tune
 from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ app.command("verify")(state.verify)
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
+app.command("screen")(screen.screen)
 app.command("predict")(predict.predict)
 app.command("rules")(rules.rules)
 app.command("doctor")(doctor.doctor)

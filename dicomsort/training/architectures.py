@@ -16,7 +16,7 @@ from dicomsort.training import keras_networks, lite0
 from dicomsort.training.keras_networks import classifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from dicomsort.bundle import Bundle
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Shape = tuple[int, int, int]
 Precision = Literal["float32", "float16", "int8"]
 LITE0_TRAINED = "blocks-5-expand_conv"
+# What folders that hold a header's class are called.
+HEADER_NAMES = {"CT": {"ct"}, "MRI": {"mri", "mr"}, "XRAY": {"xray", "x-ray", "x_ray"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,12 @@ class Architecture:
     trained_from: str = ""
     require: Callable[[], object] = tuple
     start: Bundle | None = None
+
+    def header_classes(self, labels: Sequence[str]) -> dict[str, str]:
+        """Return which of ``labels`` are the classes that a header may name: as in ``start``, else by their names."""
+        if self.start:
+            return dict(self.start.header_classes)
+        return {name: label for name, known in HEADER_NAMES.items() for label in labels if label.casefold() in known}
 
 
 def cnn(shape: Shape, classes: int, *, filters: int = 32, dense: int = 128) -> Any:

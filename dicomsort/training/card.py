@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomsort.records import OTHER
 from dicomsort.report import visible
-from dicomsort.training import comparing
+from dicomsort.training import comparing, screening
 from dicomsort.training.cardtables import percent, tables
 from dicomsort.training.predictions import NESTED
 
@@ -43,6 +43,7 @@ def write_card(spec: Mapping[str, Any], told: Mapping[str, Any]) -> str:
         _measured(story),
         _abstaining(story),
         _speed(story),
+        _screen(story),
         _limits(story),
     )
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
@@ -174,6 +175,26 @@ def _speed(story: _Story) -> list[str]:
     return lines + [
         f"| {c['precision']} | {c['megabytes']:.1f} | {c['single']} | {c['batch']} | {c['difference']} |"
         for c in conversions
+    ]
+
+
+def _screen(story: _Story) -> list[str]:
+    if not (told := story.run.get(screening.KEY)):
+        return []
+    if not told["kept"]:
+        return ["## Screen", "", f"There is none: {told['reason']}."]
+    lines = ["## Screen", "", f"`screen.tflite` ({told['megabytes']} MB) is the same network in int8. It took"]
+    lines += [
+        f"{told['single']} ms an image where it was made, and the model {told['model_single']} (one thread, batch"
+    ]
+    lines += ["1). `sort` shows it the one frame that checks a clear header. What it gives the header's class confirms"]
+    lines += [f"it from {told['confirm']} on, unless the image is out of distribution; else the model is asked. It"]
+    lines += ["denies nothing, and judges nothing else. Wrongly confirmed: wrong labels, each image's in turn, that it"]
+    lines += ["confirms and the model would deny. This tells how two versions of one network agree, not how right they"]
+    lines += ["are.", "", "| images | number | right labels confirmed | wrongly confirmed |", "|---|---:|---:|---:|"]
+    return lines + [
+        f"| {on['what']} | {on['images']:,} | {percent(on['confirmed'])} | {on['wrong']:,} of {on['pairs']:,} |"
+        for on in told["on"]
     ]
 
 

@@ -58,7 +58,8 @@ def _cross_validate(
     architecture: Architecture, rendered: Rendered, recipe: Mapping[str, Any], folding: Folding, reporter: Reporter
 ) -> HeldOut:
     """Train what the recipe trains once for each fold of sources on the others, and judge the fold by it."""
-    from dicomsort.training.staged import cross_validate, opened
+    from dicomsort.training.folding import cross_validate
+    from dicomsort.training.staged import opened
 
     dataset = rendered.dataset
     sources = len({item.group for item in dataset.items})

@@ -8,19 +8,21 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomsort.bundle.tensors import DISTANCE, PROBABILITIES, read_outputs
+from dicomsort.bundle.running import Running
+from dicomsort.bundle.tensors import DISTANCE, PROBABILITIES
 from dicomsort.errors import DicomsortError
 from dicomsort.training.outputs import complete
 from dicomsort.training.progress import hushed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -94,14 +96,23 @@ def convert(
     raise DicomsortError(msg)
 
 
-def _convert(model: Any, precision: str) -> bytes:
-    """Return a LiteRT model of builtin operators with weights of this precision; any batch size."""
+@contextmanager
+def converting(model: Any) -> Iterator[Any]:
+    """Yield TensorFlow's converter of a keras.Model to builtin operators, any batch size, without its remarks."""
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory(prefix="dicomsort-") as scratch, hushed():
         model.export(scratch, format="tf_saved_model", verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        yield converter
+
+
+def _convert(model: Any, precision: str) -> bytes:
+    """Return a LiteRT model with weights of this precision."""
+    import tensorflow as tf
+
+    with converting(model) as converter:
         if precision != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
@@ -114,25 +125,24 @@ def _measured(
     precision: str, model: bytes, probes: NDArray[np.float32], wanted: dict[str, NDArray[np.float32]]
 ) -> Conversion:
     """Run a conversion on ``probes`` at batch 1 and all at once; the time is the best of a few."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_content=model, num_threads=1)
-    source = interpreter.get_input_details()[0]["index"]
-    times = []
-    for count in (1, len(probes)):
-        interpreter.resize_tensor_input(source, (count, *probes.shape[1:]))
-        with hushed():
-            interpreter.allocate_tensors()
-        interpreter.set_tensor(source, probes[:count])
-        best = float("inf")
-        for _ in range(REPEATS):
-            start = time.perf_counter()
-            interpreter.invoke()
-            best = min(best, time.perf_counter() - start)
-        times.append(round(best / count * 1000, 2))
-    given = {name: interpreter.get_tensor(tensor.index) for name, tensor in read_outputs(model).items()}
+    with hushed():
+        running = Running(model)
+        given = running.run(probes)
+        whole = fastest(running, probes)
+        single = fastest(running, probes[:1])
     difference = round(float(np.abs(given[PROBABILITIES] - wanted[PROBABILITIES]).max()), 5)
     strayed = 0.0
     if DISTANCE in wanted:
         strayed = float((np.abs(given[DISTANCE] - wanted[DISTANCE]) / np.maximum(wanted[DISTANCE], 1)).max())
-    return Conversion(precision, model, difference, round(strayed, 5), *times)
+    return Conversion(precision, model, difference, round(strayed, 5), single, whole)
+
+
+def fastest(running: Running, images: NDArray[np.float32], repeats: int = REPEATS) -> float:
+    """Return milliseconds an image of a batch, the best of ``repeats`` after one that is not counted."""
+    running.run(images)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        running.run(images)
+        best = min(best, time.perf_counter() - start)
+    return round(best / len(images) * 1000, 2)

@@ -54,12 +54,12 @@ def find_tail(model: Any) -> Tail | None:
     return Tail(pool, behind)
 
 
-def complete(model: Any, space: distance.Space | None = None) -> Any:
+def complete(model: Any, space: distance.Space | None = None, *, explains: bool = True) -> Any:
     """Return a keras.Model of the same weights with the outputs of a bundle, by their names.
 
     From float32 (N, height, width, 3) to ``probabilities`` (N, C); ``maps`` (N, h, w, C), 0 or more, where the network
-    ends as ``find_tail`` says; ``distance`` (N,) where there is a ``space``, made of the features of ``featured``.
-    DicomsortError where there is one, but the network's end is another.
+    ends as ``find_tail`` says, unless it ``explains`` nothing; ``distance`` (N,) where there is a ``space``, made of
+    the features of ``featured``. DicomsortError where there is one, but the network's end is another.
     """
     import keras
 
@@ -69,7 +69,9 @@ def complete(model: Any, space: distance.Space | None = None) -> Any:
             raise DicomsortError(_unknown_end(model))
         return keras.Model(model.inputs[0], {PROBABILITIES: model.outputs[0]})
     features, active = _run(tail)
-    outputs = {PROBABILITIES: active[-1][1], MAPS: _maps(tail.pool, active)}
+    outputs = {PROBABILITIES: active[-1][1]}
+    if explains:
+        outputs[MAPS] = _maps(tail.pool, active)
     if space is not None:
         outputs[DISTANCE] = distance.append(space, features)
     return keras.Model(model.inputs[0], outputs)

@@ -9,7 +9,7 @@ import numpy as np
 
 from dicomsort.report import visible
 from dicomsort.training.calibration import BINS, bin_of
-from dicomsort.training.plots import DPI, FAINT, HELD_OUT, INK, LINE_POINTS, MUTED, TRAINING, styled
+from dicomsort.training.plots import DPI, FAINT, HELD_OUT, INK, LINE_POINTS, MUTED, TRAINING, save, styled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,7 +67,7 @@ def plot_reliability(right: NDArray[np.bool_], confidence: NDArray[np.float32], 
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(color=FAINT, linewidth=0.7)
         axes.set_axisbelow(True)
-        figure.savefig(path, dpi=DPI)
+        save(figure, path)
 
 
 def plot_coverage(
@@ -106,7 +106,7 @@ def plot_coverage(
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(axis="y", color=FAINT, linewidth=0.7)
-        figure.savefig(path, dpi=DPI)
+        save(figure, path)
 
 
 def plot_sources(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -139,7 +139,7 @@ def plot_sources(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         left = f", the {len(shown)} worst of {len(worst)}" if len(worst) > len(shown) else ""
         unit = "source" if any(row["source"] for row in rows) else "class"
         axes.set_title(f"Recall by {unit}{left}; all images right in {perfect} of {len(rows)}", x=-0.3)
-        figure.savefig(path, dpi=DPI)
+        save(figure, path)
 
 
 def plot_mistakes(cells: Sequence[Mistake], total: int, images: int, path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +29,7 @@ STYLE: dict[Any, Any] = {
     "axes.titlepad": 14,
 }
 DPI = 144
+COLOURS = 256  # of a picture of lines and letters: a third of the bytes of one that has them all
 AXES_POINTS, LINE_POINTS = 220, 15  # about the height of a history's axes, and of a line of text in it
 ROWS_LABELLED = 30
 
@@ -70,7 +73,7 @@ def plot_history(history: Mapping[str, Sequence[float]], column: str, path: Path
         axes.grid(axis="y", color=FAINT, linewidth=0.7)
         if column == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        figure.savefig(path, dpi=DPI)
+        save(figure, path)
 
 
 def plot_trials(trials: Sequence[tuple[int, float, bool]], path: Path) -> None:
@@ -94,7 +97,7 @@ def plot_trials(trials: Sequence[tuple[int, float, bool]], path: Path) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(axis="y", color=FAINT, linewidth=0.7)
         axes.legend(frameon=False, fontsize=9)
-        figure.savefig(path, dpi=DPI)
+        save(figure, path)
 
 
 def plot_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title: str, path: Path) -> None:
@@ -127,7 +130,7 @@ def plot_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_title(title)
-        figure.savefig(path, dpi=DPI)
+        save(figure, path)
 
 
 def _apart(first: float, second: float, limits: tuple[float, float]) -> tuple[float, float]:
@@ -135,6 +138,14 @@ def _apart(first: float, second: float, limits: tuple[float, float]) -> tuple[fl
     gap = abs(first - second) / (limits[1] - limits[0]) * AXES_POINTS
     shift = max(0.0, (LINE_POINTS - gap) / 2)
     return (shift, -shift) if first > second else (-shift, shift)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure without photographs as PNG, its few colours in a palette."""
+    with io.BytesIO() as stream:
+        figure.savefig(stream, dpi=DPI)
+        with Image.open(stream) as picture:
+            picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
 
 
 def styled() -> Any:

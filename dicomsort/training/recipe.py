@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from dicomsort.training.dataset import Indices
     from dicomsort.training.distance import Space
+    from dicomsort.training.screening import Said
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class Fitted:
     (len(held),), which of several models judged an item, None where one did; ``distances``: float32 (len(held),), from
     what that model was trained on; ``variants``: name of a shortcut test -> probabilities like the others; ``space`` is
     where the features of the final model's training images lie; ``before``: what the bundle from which the training
-    went on says of ``held``, like ``probabilities``, None where there is none.
+    went on says of ``held``, like ``probabilities``, None where there is none; ``screened``: what screens of the models
+    that judged say of ``held``, None where none were made.
     """
 
     model: Any
@@ -67,3 +69,4 @@ class Fitted:
     variants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     space: Space | None = None
     before: NDArray[np.float32] | None = None
+    screened: Said | None = None

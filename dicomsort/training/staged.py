@@ -13,26 +13,26 @@ from __future__ import annotations
 import math
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from dicomsort.training import distance
-from dicomsort.training.checkpoint import Checkpoint, Progress, Saved
+from dicomsort.training.checkpoint import Checkpoint
 from dicomsort.training.dataset import DatasetError
 from dicomsort.training.feeding import Watch, one_hot
+from dicomsort.training.folding import Judged, cross_validate, space_of
 from dicomsort.training.recipe import Fitted
-from dicomsort.training.shortcuts import SHORTCUTS
+from dicomsort.training.screening import Said, pointless
+from dicomsort.training.screens import Screens
 from dicomsort.training.splitting import balance, folds, held_together
-from dicomsort.training.views import divide, look, view_all
+from dicomsort.training.views import divide, view_all
 from dicomsort.training.whole import identify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -155,47 +155,6 @@ class Staged:
         return features, probabilities
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What models that were not trained on an item say of it, filled fold by fold; shapes as in ``Fitted``."""
-
-    probabilities: NDArray[np.float32]
-    distances: NDArray[np.float32]
-    variants: dict[str, NDArray[np.float32]]
-
-    @classmethod
-    def empty(cls, count: int, classes: int) -> Self:
-        """Return room for ``count`` items."""
-        room = np.zeros((1 + len(SHORTCUTS), count, classes), np.float32)
-        return cls(room[0], np.zeros(count, np.float32), dict(zip(SHORTCUTS, room[1:], strict=True)))
-
-    def arrays(self) -> list[NDArray[np.float32]]:
-        """Return all that is filled, in a fixed order."""
-        return [self.probabilities, self.distances, *self.variants.values()]
-
-    def take(self, staged: Staged, outside: Indices, inside: Indices) -> None:
-        """Judge the items ``inside``, plain and changed by each shortcut test, by what was trained on ``outside``."""
-        space = space_of(staged, outside)
-        features, self.probabilities[inside] = staged.see(staged.views.seen[0][inside])
-        self.distances[inside] = space.distances(features)
-        with staged.reporter.step("Judging changed images", len(inside) * len(SHORTCUTS)) as step:
-            for name, change in SHORTCUTS.items():
-                changed = partial(_changed, change)
-                for items, activations in look(staged.trunk, staged.rendered, inside, changed, step):
-                    self.variants[name][items] = staged.see(activations)[1]
-
-
-def _changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], _: int, image: NDArray[np.uint8]) -> Any:
-    return change(image)
-
-
-def space_of(staged: Staged, items: Indices) -> distance.Space:
-    """Return where the features of ``items`` lie, those of OTHER left out where there are other classes."""
-    known = staged.dataset.known(items)
-    features, _ = staged.see(staged.views.seen[0][known])
-    return distance.fit(features, staged.dataset.classes()[known])
-
-
 @contextmanager
 def opened(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Iterator[Staged]:
     """Yield the network with all that its trunk sees, in temporary files."""
@@ -210,44 +169,6 @@ def opened(architecture: Architecture, rendered: Rendered, recipe: Recipe, repor
         yield Staged(network, trunk, tail, both, start, views, rendered, recipe, reporter, kept)
 
 
-def cross_validate(
-    staged: Staged, fold: NDArray[np.int64], checkpoint: Checkpoint | None = None
-) -> tuple[Judged, dict[str, list[float]]]:
-    """Judge each fold by what is trained on the others; also return the history with the first fold held out.
-
-    What each fold gave is kept in ``checkpoint``, and not done again.
-    """
-    numbers = np.unique(fold)
-    judged = Judged.empty(len(fold), len(staged.dataset.labels))
-    progress = _restored(checkpoint, judged, staged, len(numbers))
-    for i, k in enumerate(numbers[progress.epoch :], progress.epoch + 1):
-        inside, outside = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
-        held = None if progress.history else inside
-        course = staged.fit(outside, held, f"Cross-validation, fold {i} of {len(numbers)}")
-        judged.take(staged, outside, inside)
-        progress.history, progress.epoch = progress.history or course, i
-        if checkpoint:
-            try:
-                checkpoint.save(Saved(progress, judged.arrays(), [], []))
-            except OSError as error:
-                staged.reporter.note(f"No checkpoint: {error.strerror or error}")
-    return judged, progress.history
-
-
-def _restored(checkpoint: Checkpoint | None, judged: Judged, staged: Staged, count: int) -> Progress:
-    """Put what a checkpoint holds into ``judged`` and return how many folds that is; say so, or why not."""
-    saved, problem = checkpoint.load() if checkpoint and not staged.recipe.fresh else (None, "")
-    if problem:
-        staged.reporter.note(f"Starting anew: there is a checkpoint, but {problem}")
-    if checkpoint is None or saved is None:
-        return Progress()
-    for array, before in zip(judged.arrays(), saved.variables, strict=True):
-        array[...] = before
-    done = f"{saved.progress.epoch} of {count} folds are done"
-    staged.reporter.note(f"Going on from the checkpoint in {checkpoint.folder.name}: {done}")
-    return saved.progress
-
-
 def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Fitted:
     """Train what lies behind ``architecture.trained_from``: once a fold of sources, at last on everything."""
     dataset = rendered.dataset
@@ -257,19 +178,22 @@ def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, r
     if count < 2:  # noqa: PLR2004 - one to train on and one to hold out
         raise DatasetError(held_together(dataset))
     everything = np.arange(len(fold))
+    wanted = not pointless(architecture.header_classes(dataset.labels), len(fold))
+    screens = Screens(rendered, recipe.seed, reporter) if wanted else None
     with opened(architecture, rendered, recipe, reporter) as staged:
         before = staged.see(staged.views.seen[0])[1] if architecture.start else None
         with _told(recipe, reporter):
-            judged, history = cross_validate(staged, fold, _checkpoint(staged, architecture))
+            judged, history = cross_validate(staged, fold, _checkpoint(staged, architecture), screens)
             staged.fit(everything, None, "Training on everything")
         # A site's few images say nothing of where all that the starting bundle was trained on lies.
         space = None if architecture.start else space_of(staged, everything)
     unit = _unit(dataset, grouped=grouped)
     held_out = f"cross-validation in {count} folds by {unit}: each image is judged by a model not trained on its fold"
-    distances = None if architecture.start else judged.distances
+    distances, screened_distances = (None, None) if space is None else (judged.distances, judged.screened_distances)
     return Fitted(
         staged.network, history, everything, judged.probabilities, f"the first of {count} folds, {unit}", held_out,
         grouped, {}, fold, distances, judged.variants, space, before,
+        Said(judged.screened, screened_distances) if wanted else None,
     )  # fmt: skip
 
 
@@ -278,7 +202,10 @@ def _checkpoint(staged: Staged, architecture: Architecture) -> Checkpoint | None
     place, network = staged.recipe.checkpoint, f"{architecture.summary}, from {architecture.trained_from}"
     if place is None:
         return None
-    return Checkpoint(place, identify(staged.network, staged.rendered, staged.recipe, architecture=network))
+    judged = ", ".join(field.name for field in fields(Judged))  # what is kept of each fold
+    return Checkpoint(
+        place, identify(staged.network, staged.rendered, staged.recipe, architecture=network, judged=judged)
+    )
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicomsort.bundle import staged
+from dicomsort.bundle import SCREEN_NAME, staged
 from dicomsort.errors import DicomsortError
 from dicomsort.report import visible
 from dicomsort.training.cache import open_cache
 from dicomsort.training.checkpoint import forget
 from dicomsort.training.dataset import read_groups, relabelled, require_trainable, scan
 from dicomsort.training.progress import Reporter, load_tensorflow
+from dicomsort.training.screening import KEY, Made, pointless, words
 from dicomsort.training.settings import Settings, checked
 from dicomsort.training.tensors import Rendered, render_all
 from dicomsort.training.writing import OUTPUTS, Run, sheet_of, write
@@ -26,9 +27,12 @@ if TYPE_CHECKING:
     from dicomsort.training.architectures import Architecture
     from dicomsort.training.dataset import Dataset
     from dicomsort.training.grouping import Kept
+    from dicomsort.training.recipe import Fitted
+    from dicomsort.training.screens import Screens
 
 SKIPPED_SAID = 10
 TRIALS = frozenset({"trials.csv", "trials.png"})  # what a search adds to its bundle
+MAYBE = TRIALS | {SCREEN_NAME}  # what an earlier bundle may have beside ``OUTPUTS``
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
     cache = open_cache(settings.cache) if settings.cache else None
     recipe = settings.recipe()
     with (
-        staged(settings.out, OUTPUTS | TRIALS) as folder,
+        staged(settings.out, OUTPUTS | MAYBE) as folder,
         tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch,
     ):
         reporter.note(f"Network {settings.arch}: {architecture.summary}")
@@ -68,17 +72,27 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
         reporter.note("Loading TensorFlow")
         load_tensorflow()
         from dicomsort.training import export, fit
+        from dicomsort.training.screens import Screens
 
         fitted = fit.fit(architecture, rendered, recipe, reporter)
         reporter.note("Converting to LiteRT")
         probes = rendered.images[rendered.rows[:: max(1, len(rendered.rows) // export.PROBES)]]
         kept, conversions = export.convert(fitted.model, architecture.precisions, probes, fitted.space)
+        screens = Screens(rendered, recipe.seed, reporter)
+        screen = _screen(architecture, screens, fitted, kept.model)
         with _room_for(settings.out):
             export.save_keras(fitted.model, folder)
             (folder / "model.tflite").write_bytes(kept.model)
-            figures = write(folder, Run(settings, architecture, rendered, fitted, kept, conversions))
+            figures = write(folder, Run(settings, architecture, rendered, fitted, kept, conversions, screen))
+        reporter.note(words(figures["training_run"][KEY]))
     forget(recipe.checkpoint)
     return Trained(settings.out, figures, fitted.held_out, rendered.skipped, sheet_of(settings.out))
+
+
+def _screen(architecture: Architecture, screens: Screens, fitted: Fitted, model: bytes) -> Made | str:
+    """Return the screen of what was trained, whose LiteRT file is ``model``; or why there is none."""
+    labels = screens.rendered.dataset.labels
+    return pointless(architecture.header_classes(labels), len(fitted.held)) or screens.of_training(fitted, model)
 
 
 def scanned(settings: Settings, architecture: Architecture) -> Dataset:

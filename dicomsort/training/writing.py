@@ -10,11 +10,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import dicomsort
-from dicomsort.bundle import seal
+from dicomsort.bundle import SCREEN_NAME, seal
 from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.records import OTHER, RENDERING_VERSION
 from dicomsort.report import visible
-from dicomsort.training import calibration, comparing, plots, reporting, seen
+from dicomsort.training import calibration, comparing, plots, reporting, screening, seen
 from dicomsort.training.card import write_card
 from dicomsort.training.dataset import fingerprint
 from dicomsort.training.predictions import HeldOut
@@ -45,15 +45,16 @@ OUTPUTS = frozenset(
         *reporting.PICTURES,
     }
 )
-# What folders that hold a header's class are called.
-HEADER_NAMES = {"CT": {"ct"}, "MRI": {"mri", "mr"}, "XRAY": {"xray", "x-ray", "x_ray"}}
 MAX_NAME = 64
 CALIBRATION_FOLDS = 5  # in which held-out predictions calibrate each other
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run whose model is trained and converted, and whose words and figures are still to be written."""
+    """A run whose model is trained and converted, and whose words and figures are still to be written.
+
+    ``screen`` is the screen that was made, or why none was.
+    """
 
     settings: Settings
     architecture: Architecture
@@ -61,6 +62,7 @@ class Run:
     fitted: Fitted
     kept: Conversion
     conversions: Sequence[Conversion]
+    screen: screening.Made | str
 
 
 def write(folder: Path, run: Run) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def write(folder: Path, run: Run) -> dict[str, Any]:
     predictions = held.calibrated(dataset)
     told = reporting.tell(predictions, run.settings.seed)
     told |= {"skipped": dict(run.rendered.skipped), "training_run": _training_run(run, fit)}
-    spec = _spec(run, fit)
+    spec = _spec(run, fit) | _place_screen(folder, run, fit, told["training_run"])
     (folder / "card.md").write_text(write_card(spec, told), "utf-8", "backslashreplace")
     (folder / "metrics.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     with (folder / "history.csv").open("w", encoding="utf-8", newline="") as stream:
@@ -92,6 +94,18 @@ def write(folder: Path, run: Run) -> dict[str, Any]:
     _draw_mistakes(run, predictions)
     seal(folder, spec)
     return told
+
+
+def _place_screen(folder: Path, run: Run, fit: calibration.Calibration, told: dict[str, Any]) -> dict[str, Any]:
+    """Write the screen where it is safe, add to ``told`` what was found, and return bundle.json's block for it."""
+    labels = run.rendered.dataset.labels
+    limits = screening.Limits(labels, fit.temperature, fit.decide, fit.contradict, fit.distance)
+    settled = screening.settle(run.screen, limits)
+    told[screening.KEY] = settled.told
+    if isinstance(run.screen, str) or settled.confirm is None:
+        return {}
+    (folder / SCREEN_NAME).write_bytes(run.screen.content)
+    return {screening.KEY: {"confirm": settled.confirm}}
 
 
 def sheet_of(out: Path) -> Path:
@@ -129,15 +143,12 @@ def _spec(run: Run, fit: calibration.Calibration) -> dict[str, Any]:
     """Return bundle.json's content, less what ``seal`` adds."""
     settings, rendered = run.settings, run.rendered
     dataset, start = rendered.dataset, run.architecture.start
-    mapping = {
-        name: label for name, known in HEADER_NAMES.items() for label in dataset.labels if label.casefold() in known
-    }
     training = {comparing.KEY: comparing.lineage(start)} if start else {}
     return {
         "name": visible(settings.out.absolute().name)[:MAX_NAME] or "model",
         "arch": settings.arch,
         "labels": list(dataset.labels),
-        "header_classes": dict(start.header_classes) if start else mapping,
+        "header_classes": run.architecture.header_classes(dataset.labels),
         "input_shape": list(INPUT_SHAPE),
         "rendering_version": RENDERING_VERSION,
         "temperature": fit.temperature,
