@@ -23,6 +23,7 @@ from command import by_source, placed, run
 from dicomsort.classify import RULES
 from dicomsort.cli import EXIT_INTERRUPTED, app
 from dicomsort.cli import sort as sort_command
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.headers.source import LIMIT
 from dicomsort.pixels import MAX_PIXELS
@@ -152,7 +153,7 @@ def section(heading: str) -> str:
 
 def test_limits() -> None:
     limits = section("## Limits")
-    assert f"{sort_command.SECONDS_PER_TASK:.0f} seconds and {sort_command.BYTES_PER_TASK >> 30} GiB" in limits
+    assert f"{SECONDS_PER_TASK:.0f} seconds and {BYTES_PER_TASK >> 30} GiB" in limits
     assert f"{MAX_PIXELS:,} pixels" in limits
     assert f"{LIMIT >> 20} MiB" in limits
     assert f"at most {MAX_COMPONENT} bytes each" in section("### Layouts")
