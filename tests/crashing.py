@@ -10,7 +10,7 @@ from typing import Any
 from dicomsort.files import Files
 
 CHANGES = (
-    "make_folder", "remove_folder", "link", "unlink", "create", "open_append", "write", "truncate", "set_mode",
+    "make_folder", "remove_folder", "link", "unlink", "replace", "create", "open_append", "write", "truncate", "set_mode",
     "set_mtime", "flush", "flush_system",
 )  # fmt: skip
 

@@ -95,7 +95,9 @@ def _service(request: Request, settings: WatchSettings, stop: Stop) -> Service:
     settle = sort.settle or 0.0
     watcher: Watcher = Silent() if sort.quiet or sort.json else Lines()
     files, progress = StoppableFiles(stop.check), StoppableProgress(watcher, stop.check)
-    rounds = Rounds(request, int(settle * 1e9), partial(engine_for, sort), files, progress, clock)
+    again = settings.every / 2  # rounds are never quite as far apart as asked for
+    times = (int(settle * 1e9), int(again * 1e9))
+    rounds = Rounds(request, *times, partial(engine_for, sort), files, progress, clock)
     show = partial(_show, as_json=sort.json, quiet=sort.quiet)
     courier = _courier(request, settings, stop) if settings.routes else None
     return Service(rounds, stop, settings.every, settle, clock, show, _complain, courier, sort.metrics)

@@ -82,6 +82,7 @@ class Service:
         finally:
             if self.courier is not None:
                 self.courier.stop()
+            self.stop.close()
         _log.info("watch ends", extra={"facts": {"signal": self.stop.signal}})
         return self.stop.signal
 

@@ -33,12 +33,16 @@ class Rounds:
         self,
         request: Request,
         settle_ns: int,
+        again_ns: int,
         open_engine: Callable[[], AbstractContextManager[Engine]],
         files: Files,
         progress: Progress,
         clock: Callable[[], int],
     ) -> None:
-        """``clock`` tells nanoseconds since 1970 and never goes back; the engine is opened where there is work."""
+        """``clock`` tells nanoseconds since 1970 and never goes back; the engine is opened where there is work.
+
+        A study settles ``settle_ns`` after it changed by its files' times, and ``again_ns`` after its last file was met.
+        """
         self._request = request
         self._outbox = request.outbox or ""
         self._settle_ns = settle_ns
@@ -46,7 +50,7 @@ class Rounds:
         self._files = files
         self._progress = progress
         self._clock = clock
-        self._seen = Seen(settle_ns, clock)
+        self._seen = Seen(settle_ns, again_ns, clock)
         self._settled: str | None = None  # no run up to this one is unfinished, or it is of another inbox
         self._inbox = os.stat(request.inbox)
 

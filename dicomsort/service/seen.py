@@ -61,13 +61,14 @@ class Scan:
 class Seen:
     """The memory of one service, by which it tells ``sorting`` what is new and since when (``sorting.Arrivals``).
 
-    A file changed when it says so itself, if it was there when the service began; else when it was first met, for
-    copies often keep old times, and the clock of a file server may go wrong.
+    A file changed when it says so itself, but not after it was first met: the clock of a file server may go wrong. One
+    that came while the service ran is taken for fresh until it was met again, for copies often keep old times.
     """
 
-    def __init__(self, settle_ns: int, clock: Callable[[], int]) -> None:
-        """``clock`` tells nanoseconds since 1970 and never goes back."""
+    def __init__(self, settle_ns: int, again_ns: int, clock: Callable[[], int]) -> None:
+        """``clock`` tells nanoseconds since 1970 and never goes back; a file is fresh until ``again_ns`` later."""
         self._settle_ns = settle_ns
+        self._fresh_ns = settle_ns - min(again_ns, settle_ns)
         self._clock = clock
         self._known = Keys()
         self._changed: dict[int, int] = {}  # of files that wait: key -> when they changed
@@ -147,7 +148,10 @@ class Seen:
     def _since(self, key: int, entry: Found | Passed, now: int) -> int:
         if isinstance(entry, Passed):
             return 0
-        return self._changed.get(key, min(max(entry.mtime_ns, 0), now) if self._is_first else now)
+        if key in self._changed:
+            return self._changed[key]
+        changed = min(max(entry.mtime_ns, 0), now)
+        return changed if self._is_first else max(changed, now - self._fresh_ns)
 
 
 class _Count:
