@@ -138,7 +138,9 @@ def mounted(inbox: Path) -> None:
 
 
 @pytest.mark.parametrize("unmount", [unmounted, gone])
-def test_an_inbox_that_is_not_mounted_fails_the_round_and_comes_back(inbox: Path, outbox: Path, unmount: object) -> None:
+def test_an_inbox_that_is_not_mounted_fails_the_round_and_comes_back(
+    inbox: Path, outbox: Path, unmount: object
+) -> None:
     assert callable(unmount)
     watch = Watch(inbox, outbox, mode="copy")
     timer = Timer(
@@ -220,8 +222,7 @@ def test_a_full_disk_fails_the_round_and_room_lets_the_next_go_on(
     before = read_tree(inbox)
     watch = Watch(inbox, outbox, mode=mode, files=Broken(call, at, errno.ENOSPC))
     with pytest.raises((DicomsortError, OSError), match="No space left on device"):
-        for _ in range(2):
-            watch.round()
+        _ = [watch.round(), watch.round()]
     inside = {*read_tree(inbox).values(), *(read_tree(outbox).values())}
     assert set(before.values()) <= inside
     for _ in range(3):
@@ -251,8 +252,8 @@ def test_an_unexpected_error_fails_a_round_and_its_words_are_not_repeated(
     inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Watch(inbox, outbox)
-    service, shown, complaints = watch.service(Timer(lambda: patch.undo()))
     patch = pytest.MonkeyPatch()
+    service, shown, complaints = watch.service(Timer(patch.undo))
     patch.setattr("dicomsort.sorting.sort.classify_study", lambda *_: [][len("MARKER^JANE")])
     service.run()
     assert complaints == [complaints[0]]
@@ -384,7 +385,7 @@ def test_many_rounds_take_no_more_memory_and_no_more_files(
 
     def measure() -> None:
         gc.collect()
-        sizes.append((tracemalloc.get_traced_memory()[0], len(os.listdir("/proc/self/fd"))))
+        sizes.append((tracemalloc.get_traced_memory()[0], len([*Path("/proc/self/fd").iterdir()])))
 
     steps = [arrive, lambda: None] * 25
     timer = Timer(*steps, measure, *steps * 3, measure)

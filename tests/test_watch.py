@@ -48,7 +48,7 @@ def test_a_service_that_ends_in_the_middle_loses_nothing_and_the_next_goes_on(
 ) -> None:
     whole = digests(many)
     with watching(mode, many, outbox) as process:
-        wait_until(process, lambda: (outbox / "CT").is_dir())
+        wait_until(process, (outbox / "CT").is_dir)
         code, said = end(process, number)
     assert (code, said) == (0 if number == signal.SIGTERM else -number, "")
     assert digests(many, outbox) == whole
@@ -65,7 +65,7 @@ def test_a_study_waits_until_it_is_whole(tmp_path: Path, outbox: Path) -> None:
     inbox = tmp_path / "inbox"
     inbox.mkdir()
     with watching("--move", "--settle", 1, inbox, outbox) as process:
-        wait_until(process, lambda: (outbox / ".dicomsort").is_dir())
+        wait_until(process, (outbox / ".dicomsort").is_dir)
         make_dicom(inbox / "a" / "1.dcm", study=1, series=1)
         make_dicom(inbox / "b" / "2.dcm", study=1, series=2, modality="SR", has_pixels=False)
         wait_until(process, lambda: is_done(outbox, 2))

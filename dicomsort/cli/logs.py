@@ -47,17 +47,22 @@ class _Log(RotatingFileHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError, ValueError):
-            if not self._is_still_there():
-                self.close()
+            if self.stream is not None and not self._is_still_there(self.stream.fileno()):
+                self.stream.close()
                 self.stream = self._open()
         super().emit(record)
 
-    def _is_still_there(self) -> bool:
+    def _is_still_there(self, descriptor: int) -> bool:
         try:
-            there = os.stat(self.baseFilename)
+            return os.path.samestat(os.stat(self.baseFilename), os.fstat(descriptor))
         except FileNotFoundError:
             return False
-        return self.stream is None or os.path.samestat(there, os.fstat(self.stream.fileno()))
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:  # what was not written is lost, but no reason for the run to fail
+            self._complain("be written", error)
 
     def doRollover(self) -> None:  # noqa: N802 - the library's name
         try:

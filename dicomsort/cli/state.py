@@ -44,9 +44,7 @@ def _finish(verb: str, outbox: str, run: str | None, *, as_json: bool, quiet: bo
 
 KeepDays = Annotated[
     float | None,
-    typer.Option(
-        "--prune", metavar="KEEP_DAYS", min=0, help="Remove the state of runs older than so many days."
-    ),
+    typer.Option("--prune", metavar="KEEP_DAYS", min=0, help="Remove the state of runs older than so many days."),
 ]
 KeepCount = Annotated[
     int | None, typer.Option("--keep", metavar="N", min=1, help="Remove the state of all runs but the newest N.")

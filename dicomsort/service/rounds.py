@@ -41,7 +41,7 @@ class Rounds:
     ) -> None:
         """``clock`` tells nanoseconds since 1970 and never goes back; the engine is opened where there is work.
 
-        A study settles ``settle_ns`` after it changed by its files' times, and ``again_ns`` after its last file was met.
+        A study settles ``settle_ns`` after the last of its files' times, and ``again_ns`` after the last was met.
         """
         self._request = request
         self._outbox = request.outbox or ""
