@@ -142,7 +142,7 @@ class Service:
 
     def _pause(self, scan: Scan | None) -> float:
         if self._failures:
-            return min(self.every * 2.0 ** min(self._failures, 30), max(self.every, LONGEST_PAUSE))
+            return min(max(self.every, 1.0) * 2.0 ** min(self._failures, 30), max(self.every, LONGEST_PAUSE))
         if scan is not None and scan.waiting > 0 and self.settle > 0:
             return min(self.every, self.settle)
         return self.every

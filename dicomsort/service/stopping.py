@@ -6,7 +6,7 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from dicomsort.files import Files
@@ -33,7 +33,8 @@ class Stop:
     def ask(self, number: int) -> None:
         """Ask the service to end, and wake it."""
         self.signal = number
-        self._mouth.send(b"\0")
+        with suppress(OSError):  # it may be ending already
+            self._mouth.send(b"\0")
 
     @property
     def is_asked(self) -> bool:

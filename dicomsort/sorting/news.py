@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dicomsort.catalog import Catalog
 from dicomsort.engine import Engine
@@ -86,10 +86,22 @@ def sort_news(
             if not _is_news(planned, arrivals, outbox):
                 return None
         ledger.begin_again()
-        summary = job.place(new_run(files, outbox), job.operations(catalog, ledger), files, outbox, note)
+        ready = _without_waiting(job.operations(catalog, ledger), arrivals)
+        summary = job.place(new_run(files, outbox), ready, files, outbox, note)
         summary.seconds = time.monotonic() - started
         write_summary(files, outbox, summary)
     return summary
+
+
+def _without_waiting(operations: Iterator[Operation], arrivals: Arrivals) -> Iterator[Operation]:
+    """Leave out what settles: a study that arrives for long would fill the manifest with rows that say so."""
+    number = 0
+    for operation in operations:
+        if operation.row is not None and operation.row.status == Status.SETTLING:
+            arrivals.note(operation.row)
+        else:
+            yield operation if operation.number == number else replace(operation, number=number)
+            number += 1
 
 
 def _is_news(operations: Iterator[Operation], arrivals: Arrivals, outbox: str) -> bool:
