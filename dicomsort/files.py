@@ -1,7 +1,8 @@
 """The only module that changes bytes on disk.
 
 Every change goes through one ``Files`` object, a call a system call, so that a test double can crash before and after
-each of them. Nothing here replaces a file: names are made by ``link`` or by exclusive creation.
+each of them. Nothing that sorting places replaces a file: names are made by ``link`` or by exclusive creation.
+``replace`` is for figures that dicomsort itself wrote before.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class Files:
     def unlink(self, path: str) -> None:
         """Take one name away."""
         os.unlink(path)
+
+    def replace(self, source: str, target: str) -> None:
+        """Give the file the name ``target``, in place of what has it; only ``report.metrics`` does this."""
+        os.replace(source, target)
 
     def create(self, path: str, mode: int = 0o600) -> int:
         """Create a file that is not there yet and return its descriptor, open for writing."""

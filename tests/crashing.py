@@ -10,8 +10,8 @@ from typing import Any
 from dicomsort.files import Files
 
 CHANGES = (
-    "make_folder", "remove_folder", "link", "unlink", "create", "open_append", "write", "truncate", "set_mode",
-    "set_mtime", "clone", "flush", "flush_system",
+    "make_folder", "remove_folder", "link", "unlink", "replace", "create", "open_append", "write", "truncate",
+    "set_mode", "set_mtime", "clone", "flush", "flush_system",
 )  # fmt: skip
 
 

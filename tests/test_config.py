@@ -25,8 +25,11 @@ GIVEN: dict[str, tuple[str, str, object]] = {
     "scheduler": ("tcp://10.0.0.1:8786", '"tcp://10.0.0.1:8786"', "tcp://10.0.0.1:8786"),
     "json": ("True", "true", True),
     "quiet": ("yes", "true", True),
+    "metrics": ("/run/metrics/d.prom", '"/run/metrics/d.prom"', Path("/run/metrics/d.prom")),
     "log_file": ("/var/log/dicomsort", '"/var/log/dicomsort"', Path("/var/log/dicomsort")),
     "log_format": ("json", '"json"', "json"),
+    "log_size": ("0.5", "0.5", 0.5),
+    "log_count": ("9", "9", 9),
 }
 DEFAULTS = {name: option.default for name, option in OPTIONS.items()}
 
@@ -102,7 +105,8 @@ def test_the_environment_may_name_the_file_and_the_flag_beats_it(tmp_path: Path)
     [
         ("worker = 2", "received 'worker'; did you mean workers?"),
         ("[sort]\nlog-fromat = 'text'", "received 'log-fromat'; did you mean log_format?"),
-        ("[watch]\nevery = 60", "expected the name of an option, received 'watch'; known are mode, dry_run, model,"),
+        ("[wach]\nevery = 60", "expected the name of an option, received 'wach'; did you mean [watch]?"),
+        ("[spam]\nevery = 60", "received 'spam'; known are mode, dry_run, model,"),
         ("sort = 1", "expected [sort] to be a table, received 1"),
         ("held-ok = true\nheld_ok = true", "held_ok: expected an option once, received it twice"),
         ("quiet = true\n[sort]\nquiet = true", "quiet: expected an option once, received it twice"),

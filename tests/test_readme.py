@@ -23,11 +23,15 @@ from command import by_source, placed, run
 from dicomsort.classify import RULES
 from dicomsort.cli import EXIT_INTERRUPTED, app
 from dicomsort.cli import sort as sort_command
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK
+from dicomsort.config import OPTIONS, load_watch
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.headers.source import LIMIT
 from dicomsort.pixels import MAX_PIXELS
 from dicomsort.plan import TOKENS
 from dicomsort.plan.layout import MAX_COMPONENT
+from dicomsort.report.metrics import FAMILIES
+from dicomsort.service import LONGEST_PAUSE
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -88,7 +92,18 @@ def tokens(_: Path) -> str:
     return "\n".join(["| token | value |", "|---|---|", "| `{class}` | the judged class |", *lines])
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"tree": tree, "manifest": manifest, "rules": rules, "tokens": tokens}
+def metrics(_: Path) -> str:
+    lines = [f"| `{name}` | {kind} | {help_.removesuffix('.')} |" for name, (kind, help_) in FAMILIES.items()]
+    return "\n".join(["| figure | type | what it tells |", "|---|---|---|", *lines])
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "tree": tree,
+    "manifest": manifest,
+    "rules": rules,
+    "tokens": tokens,
+    "metrics": metrics,
+}
 
 
 def block(name: str) -> re.Pattern[str]:
@@ -152,28 +167,43 @@ def section(heading: str) -> str:
 
 def test_limits() -> None:
     limits = section("## Limits")
-    assert f"{sort_command.SECONDS_PER_TASK:.0f} seconds and {sort_command.BYTES_PER_TASK >> 30} GiB" in limits
+    assert f"{SECONDS_PER_TASK:.0f} seconds and {BYTES_PER_TASK >> 30} GiB" in limits
     assert f"{MAX_PIXELS:,} pixels" in limits
     assert f"{LIMIT >> 20} MiB" in limits
     assert f"at most {MAX_COMPONENT} bytes each" in section("### Layouts")
 
 
-def test_the_cron_line_runs_without_a_terminal_or_an_environment(tmp_path: Path) -> None:
-    line = re.search(r"```cron\n(.*?)\n", README.read_text(encoding="utf-8"))
-    assert line is not None
-    command = line[1].split(None, 5)[5].replace("dicomsort sort", f"{sys.executable} -P -m dicomsort sort", 1)
-    command = command.replace("/var/log", str(tmp_path)).replace("/srv", str(tmp_path))
-    path = make_dicom(tmp_path / "inbox" / "sub" / "1.dcm")
+def test_the_cron_lines_run_without_a_terminal_or_an_environment(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("dicomsort")
+    if not script.is_file():
+        pytest.skip("dicomsort is not installed beside this interpreter")
+    lines = re.findall(r"```cron\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    commands = [line.split(None, 5)[5] for block in lines for line in block.splitlines()]
+    assert [shlex.split(command)[1] for command in commands] == ["sort", "runs"]
+    path = make_dicom(tmp_path / "inbox" / "Zoë" / os.fsdecode(b"\xff") / "1.dcm")
     os.utime(path, (1, 1))
-    shell = shutil.which("sh") or "/bin/sh"
-    ran = subprocess.run(
-        [shell, "-c", command], env={"PYTHONPATH": str(ROOT)}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True,
-        check=False,
-    )  # fmt: skip
-    assert (ran.returncode, ran.stderr) == (0, b"")
+    for command in commands:
+        here = command.replace("/opt/dicomsort/bin/dicomsort", str(script))
+        here = here.replace("/var/log", str(tmp_path)).replace("/srv", str(tmp_path))
+        ran = subprocess.run(
+            ["env", "-i", shutil.which("sh") or "/bin/sh", "-c", here], cwd="/", stdin=subprocess.DEVNULL,
+            capture_output=True, check=False, start_new_session=True,
+        )  # fmt: skip
+        assert (ran.returncode, ran.stderr) == (0, b"")
     assert list(placed(tmp_path / "outbox"))
-    assert not (tmp_path / "inbox" / "sub").exists()
+    assert not (tmp_path / "inbox" / "Zoë").exists()
     assert "sort ended" in (tmp_path / "dicomsort.log").read_text()
+
+
+def test_the_configuration_of_the_service_is_one(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```toml\n(# /etc/dicomsort.toml\n.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    file = tmp_path / "dicomsort.toml"
+    file.write_text(text, encoding="utf-8")
+    settings = load_watch({}, {}, file)
+    assert (settings.every, settings.sort.settle, list(settings.routes)) == (60, 120, ["CT", "MRI"])
+    assert f"{LONGEST_PAUSE / 60:.0f} minutes" in section("### As a service")
+    defaults = [OPTIONS[name].default for name in ("log_size", "log_count")]
+    assert defaults == [float(size) for size in re.findall(r"\((\d+)\)", section("### Logs"))]
 
 
 def write() -> None:

@@ -49,6 +49,7 @@ CHANGING = {
         "NamedTemporaryFile", "SpooledTemporaryFile", "TemporaryDirectory", "TemporaryFile", "mkdtemp", "mkstemp",
     },
     "logging": {"FileHandler"},
+    "logging.handlers": {"RotatingFileHandler", "TimedRotatingFileHandler", "WatchedFileHandler"},
     "sqlite3": {"connect"},
 }  # fmt: skip
 METHODS = {

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Self
 
 from dicomsort.catalog import rows, schema
 from dicomsort.catalog.ledger import Ledger
 from dicomsort.errors import DicomsortError
-from dicomsort.records import Examined, Group, Grouping, Look, Verdict, Vote
+from dicomsort.records import Examined, Found, Group, Grouping, Look, Verdict, Vote
 
 __all__ = ["Catalog", "Ledger"]
 
@@ -27,8 +28,12 @@ _KNOWN = 4096  # numbers of groups that are kept in memory: those of the files t
 class Catalog:
     """One run's spool; use it as a context, from one thread."""
 
-    def __init__(self) -> None:
-        """Make the base in a temporary folder and take its name away at once, so that not even a crash leaves it."""
+    def __init__(self, changed_ns: Callable[[Found], int] = attrgetter("mtime_ns")) -> None:
+        """Make the base in a temporary folder and take its name away at once, so that not even a crash leaves it.
+
+        ``changed_ns`` tells when a file last changed, which groups are settled by.
+        """
+        self._changed_ns = changed_ns
         with tempfile.TemporaryDirectory(prefix="dicomsort-") as folder:
             self._base = sqlite3.connect(os.path.join(folder, "catalog.sqlite"), isolation_level=None)
             self._base.executescript(schema.SCHEMA)
@@ -62,7 +67,7 @@ class Catalog:
             count = added.setdefault(number, [0, 0, 0])
             count[0] += 1
             count[1] += frames > 0
-            count[2] = max(count[2], e.found.mtime_ns)
+            count[2] = max(count[2], self._changed_ns(e.found))
             cells.append(rows.file_cells(self._count, number, e, frames, has_uids=bool(grouping.study)))
         self._base.executemany(schema.ADD, cells)
         self._base.executemany(schema.COUNT, [(*counts, number) for number, counts in added.items()])

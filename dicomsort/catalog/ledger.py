@@ -76,6 +76,11 @@ class Ledger:
         """Give out a name once; False where it is taken."""
         return self._base.execute("INSERT OR IGNORE INTO names VALUES (?)", (os.fsencode(name),)).rowcount == 1
 
+    def begin_again(self) -> None:
+        """Forget what one planning gave out and put off, so that the same files can be planned once more."""
+        for table in ("given", "names", "deferred"):
+            self._base.execute(f"DELETE FROM {table}")
+
     def defer(self, operation: Operation) -> None:
         """Put an operation off."""
         self._base.execute("INSERT INTO deferred (operation) VALUES (?)", (dump(pack(operation)),))

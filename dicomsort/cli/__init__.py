@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from dicomsort.cli import doctor, evaluate, predict, rules, screen, sort, state, train, tune
+from dicomsort.cli import doctor, evaluate, predict, rules, screen, sort, state, train, tune, watch
 from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("sort")(sort.sort)
+app.command("watch")(watch.watch)
 app.command("resume")(state.resume)
 app.command("undo")(state.undo)
 app.command("runs")(state.runs)

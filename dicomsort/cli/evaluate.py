@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.sort import BYTES_PER_TASK, SECONDS_PER_TASK
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK
 from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:

@@ -1,15 +1,25 @@
-"""``--log-file`` and ``--log-format``: a line an event, text or JSON; paths below the inbox, never patient data."""
+"""``--log-file`` and its kin: a line an event, text or JSON; paths below the inbox, never patient data.
+
+A log that would grow over its size is put aside as ``FILE.1``, older ones as ``FILE.2`` and so on. Where something else
+(logrotate) moves the file away, a new one is begun.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from dicomsort.config import SortSettings
 from dicomsort.errors import UsageError
+
+MIB = 1 << 20
 
 
 class _Json(logging.Formatter):
@@ -28,18 +38,65 @@ def _stamp(record: logging.LogRecord) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
 
 
+class _Log(RotatingFileHandler):
+    """A log that no trouble with its own file keeps the program from working; each kind is told once on stderr."""
+
+    def __init__(self, path: Path, size: int, count: int) -> None:
+        super().__init__(path, maxBytes=size, backupCount=count, encoding="utf-8")
+        self._complained: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError, ValueError):
+            if self.stream is not None and not self._is_still_there(self.stream.fileno()):
+                self.stream.close()
+                self.stream = self._open()
+        super().emit(record)
+
+    def _is_still_there(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.baseFilename), os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:  # what was not written is lost, but no reason for the run to fail
+            self._complain("be written", error)
+
+    def doRollover(self) -> None:  # noqa: N802 - the library's name
+        try:
+            super().doRollover()
+        except OSError as error:  # its folder may not be changed: better a long log than none
+            self.maxBytes = 0
+            self._complain("be put aside, and grows on", error)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self._complain("be written", error)
+        else:
+            super().handleError(record)
+
+    def _complain(self, what: str, error: OSError) -> None:
+        if what not in self._complained:
+            self._complained.add(what)
+            print(f"dicomsort: the log cannot {what}: {error.strerror}", file=sys.stderr)
+
+
 @contextmanager
-def logging_to(path: Path | None, log_format: str) -> Iterator[logging.Logger]:
+def logging_to(settings: SortSettings) -> Iterator[logging.Logger]:
     """The program's logger, writing to a file where one is wanted; UsageError where it cannot be written."""
     log = logging.getLogger("dicomsort")
     log.propagate = False
     log.setLevel(logging.INFO)
+    path, size = settings.log_file, int(settings.log_size * MIB)
     try:
-        handler = logging.FileHandler(path, encoding="utf-8") if path else logging.NullHandler()
+        handler = _Log(path, size, settings.log_count) if path else logging.NullHandler()
     except OSError as error:
         message = f"--log-file: expected a file that can be written, received {str(path)!r} ({error.strerror})"
         raise UsageError(message) from error
-    handler.setFormatter(_Json() if log_format == "json" else _Text())
+    handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
     log.addHandler(handler)
     try:
         yield log

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.sort import BYTES_PER_TASK, SECONDS_PER_TASK, WARM
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM
 
 if TYPE_CHECKING:
     from dicomsort.bundle import Bundle

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dicomsort.cli.console import show_summary, watching
+from dicomsort.cli.options import CONFIG, engine_for, flags_of, mode_flag, option
 from dicomsort.config import OPTIONS, SortSettings, load
-from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
+    from logging import Logger
+
+    from dicomsort.files import Files
     from dicomsort.records import Operation
+    from dicomsort.report.metrics import Tally
+    from dicomsort.sorting import Request
 
 NEEDS_PERSON = 3
-SECONDS_PER_TASK = 10.0
-BYTES_PER_TASK = 1 << 30
-WARM = ("dicomsort.tasks",)
-
-
-def _option(name: str, metavar: str | None = None) -> Any:
-    option = OPTIONS[name]
-    words = "|".join(option.kind) if isinstance(option.kind, tuple) else metavar
-    return typer.Option("--" + name.replace("_", "-"), help=option.help, metavar=words)
-
-
-def _mode_flag(mode: str, help_: str) -> Any:
-    return typer.Option(f"--{mode}", help=help_)
-
-
-_CONFIG = typer.Option(
-    metavar="FILE",
-    help="A TOML file of options; a flag beats the environment (DICOMSORT_*), which beats the file.",
-)
 
 
 def sort(  # the parameters are what Typer makes options of; they are read from the context
@@ -44,62 +32,80 @@ def sort(  # the parameters are what Typer makes options of; they are read from 
         str | None, typer.Argument(metavar="[OUTBOX]", help="Where classes, manifest and state go; made if missing.")
     ] = None,
     *,
-    copy: Annotated[bool, _mode_flag("copy", "Copy the files (the default).")] = False,
-    move: Annotated[bool, _mode_flag("move", "Move the files.")] = False,
-    link: Annotated[bool, _mode_flag("link", "Make hard links to the files.")] = False,
-    dry_run: Annotated[bool | None, _option("dry_run")] = None,
-    duplicates: Annotated[str | None, _option("duplicates")] = None,
-    prune_empty: Annotated[bool | None, _option("prune_empty")] = None,
-    settle: Annotated[float | None, _option("settle", "SECONDS")] = None,
-    model: Annotated[Path | None, _option("model", "PATH")] = None,
-    evidence: Annotated[str | None, _option("evidence")] = None,
-    layout: Annotated[str | None, _option("layout", "uid|keep|readable|TEMPLATE")] = None,
-    workers: Annotated[int | None, _option("workers", "N")] = None,
-    engine: Annotated[str | None, _option("engine")] = None,
-    scheduler: Annotated[str | None, _option("scheduler", "ADDRESS")] = None,
-    config: Annotated[Path | None, _CONFIG] = None,
-    json: Annotated[bool | None, _option("json")] = None,
-    quiet: Annotated[bool | None, _option("quiet")] = None,
-    log_file: Annotated[Path | None, _option("log_file", "FILE")] = None,
-    log_format: Annotated[str | None, _option("log_format")] = None,
-    held_ok: Annotated[bool | None, _option("held_ok")] = None,
+    copy: Annotated[bool, mode_flag("copy", "Copy the files (the default).")] = False,
+    move: Annotated[bool, mode_flag("move", "Move the files.")] = False,
+    link: Annotated[bool, mode_flag("link", "Make hard links to the files.")] = False,
+    dry_run: Annotated[bool | None, option(OPTIONS, "dry_run")] = None,
+    duplicates: Annotated[str | None, option(OPTIONS, "duplicates")] = None,
+    prune_empty: Annotated[bool | None, option(OPTIONS, "prune_empty")] = None,
+    settle: Annotated[float | None, option(OPTIONS, "settle", "SECONDS")] = None,
+    model: Annotated[Path | None, option(OPTIONS, "model", "PATH")] = None,
+    evidence: Annotated[str | None, option(OPTIONS, "evidence")] = None,
+    layout: Annotated[str | None, option(OPTIONS, "layout", "uid|keep|readable|TEMPLATE")] = None,
+    workers: Annotated[int | None, option(OPTIONS, "workers", "N")] = None,
+    engine: Annotated[str | None, option(OPTIONS, "engine")] = None,
+    scheduler: Annotated[str | None, option(OPTIONS, "scheduler", "ADDRESS")] = None,
+    config: Annotated[Path | None, CONFIG] = None,
+    json: Annotated[bool | None, option(OPTIONS, "json")] = None,
+    quiet: Annotated[bool | None, option(OPTIONS, "quiet")] = None,
+    metrics: Annotated[Path | None, option(OPTIONS, "metrics", "FILE")] = None,
+    log_file: Annotated[Path | None, option(OPTIONS, "log_file", "FILE")] = None,
+    log_format: Annotated[str | None, option(OPTIONS, "log_format")] = None,
+    log_size: Annotated[float | None, option(OPTIONS, "log_size", "MIB")] = None,
+    log_count: Annotated[int | None, option(OPTIONS, "log_count", "N")] = None,
+    held_ok: Annotated[bool | None, option(OPTIONS, "held_ok")] = None,
 ) -> None:
     """Sort the files of INBOX into OUTBOX by what they show.
 
     Example: dicomsort sort --move --layout readable inbox/ outbox/
     """
-    flags = {name: value for name, value in context.params.items() if name in OPTIONS}
-    flags["mode"] = _mode(copy=copy, move=move, link=link)
-    raise typer.Exit(_sort(inbox, outbox, load(flags, os.environ, config)))
-
-
-def _mode(**chosen: bool) -> str | None:
-    names = [name for name, is_set in chosen.items() if is_set]
-    if len(names) > 1:
-        raise UsageError("expected one of --copy, --move, --link, received " + " and ".join(f"--{n}" for n in names))
-    return names[0] if names else None
+    raise typer.Exit(_sort(inbox, outbox, load(flags_of(context, OPTIONS), os.environ, config)))
 
 
 def _sort(inbox: str, outbox: str | None, settings: SortSettings) -> int:
-    from dicomsort.adapters import open_engine
     from dicomsort.cli.logs import logging_to
-    from dicomsort.engine import Limits
     from dicomsort.files import Files
+    from dicomsort.report.metrics import Tally, check_target
     from dicomsort.sorting import check, sort_inbox
 
     request = check(inbox, outbox, settings)
-    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
+    if settings.metrics is not None:
+        check_target(settings.metrics, {"INBOX": request.inbox})
+    files, tally = Files(), Tally()
     with (
-        logging_to(settings.log_file, settings.log_format) as log,
-        open_engine(settings.engine, settings.workers, settings.scheduler, limits=limits, warm=WARM) as engine,
+        logging_to(settings) as log,
+        engine_for(settings) as engine,
         watching(quiet=settings.quiet or settings.json) as progress,
     ):
         log.info("sort begins", extra={"facts": {"mode": settings.mode, "dry_run": settings.dry_run}})
         show = _nothing if settings.json or settings.quiet else _show
-        summary = sort_inbox(request, engine, progress, Files(), show)
+        summary = sort_inbox(request, engine, progress, files, show, tally.count)
         log.info("sort ended", extra={"facts": summary.as_json()})
+        if settings.metrics is not None and not settings.dry_run:
+            _measure(request, settings.metrics, files, tally, summary.seconds, log)
     show_summary(summary, as_json=settings.json, quiet=settings.quiet, outbox=outbox)
     return NEEDS_PERSON if summary.needs_person and not settings.held_ok else 0
+
+
+def _measure(request: Request, path: Path, files: Files, tally: Tally, seconds: float, log: Logger) -> None:
+    """Write the figures of a run; what hinders that is told, and is no failure of the run."""
+    from dicomsort import __version__
+    from dicomsort.errors import DicomsortError
+    from dicomsort.report.metrics import Figures, tell_inbox, write_metrics
+    from dicomsort.sorting import survey
+
+    figures = Figures()
+    figures.set("dicomsort_info", 1, version=__version__)
+    figures.set("dicomsort_last_success_timestamp_seconds", int(time.time()))
+    tally.tell(figures, seconds)
+    left = survey(request.inbox, request.outbox)
+    tell_inbox(figures, left.files, left.oldest_ns)
+    try:
+        write_metrics(files, path, figures)
+    except (DicomsortError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        log.warning("metrics could not be written", extra={"facts": {"message": reason}})
+        print(f"dicomsort: the metrics could not be written: {reason}", file=sys.stderr)
 
 
 def _show(operation: Operation) -> None:

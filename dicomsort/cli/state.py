@@ -42,10 +42,26 @@ def _finish(verb: str, outbox: str, run: str | None, *, as_json: bool, quiet: bo
     raise typer.Exit(NEEDS_PERSON if summary.needs_person else 0)
 
 
-def runs(outbox: Outbox, *, as_json: Json = False) -> None:
-    """List the runs of an outbox, oldest first."""
+KeepDays = Annotated[
+    float | None,
+    typer.Option("--prune", metavar="KEEP_DAYS", min=0, help="Remove the state of runs older than so many days."),
+]
+KeepCount = Annotated[
+    int | None, typer.Option("--keep", metavar="N", min=1, help="Remove the state of all runs but the newest N.")
+]
+
+
+def runs(outbox: Outbox, *, as_json: Json = False, prune_days: KeepDays = None, keep_count: KeepCount = None) -> None:
+    """List the runs of an outbox, oldest first; or remove what is kept of old ones, for good.
+
+    What was sorted, and manifest.csv, stay; a run that was removed can be neither undone nor resumed. With both --prune
+    and --keep, a run goes that neither keeps. Example: dicomsort runs --prune 90 --keep 10 outbox/
+    """
     from dicomsort.sorting import list_runs
 
+    if prune_days is not None or keep_count is not None:
+        _prune(outbox, prune_days, keep_count, as_json=as_json)
+        return
     listed = list_runs(outbox)
     if as_json:
         typer.echo(json.dumps(listed, indent=1))
@@ -58,6 +74,24 @@ def runs(outbox: Outbox, *, as_json: Json = False) -> None:
         cells = ("run_id", "verb", "state", "found", "sorted", "held", "mode")
         table.add_row(*(str(run[cell]) for cell in cells))
     Console().print(table)
+
+
+def _prune(outbox: str, days: float | None, count: int | None, *, as_json: bool) -> None:
+    from dicomsort.files import Files
+    from dicomsort.sorting import prune
+
+    pruned = prune(outbox, Files(), days, count)
+    if as_json:
+        typer.echo(json.dumps(vars(pruned), indent=1))
+        return
+    removed = len(pruned.removed)
+    typer.echo(f"removed the state of {removed:,} {_runs(removed)}, {pruned.bytes:,} bytes; {pruned.kept:,} kept")
+    for run, why in pruned.needed.items():
+        typer.echo(f"kept {run}: {why}")
+
+
+def _runs(count: int) -> str:
+    return "run" if count == 1 else "runs"
 
 
 def verify(outbox: Outbox, *, as_json: Json = False, quiet: Quiet = False) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.sort import BYTES_PER_TASK, SECONDS_PER_TASK
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK
 
 if TYPE_CHECKING:
     from dicomsort.engine import Engine

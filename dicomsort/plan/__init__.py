@@ -7,7 +7,7 @@ target is proven to lie below the outbox.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Protocol
@@ -77,7 +77,7 @@ def plan(
     folders: Callable[[], Iterable[tuple[str, int, int]]],
     options: Options,
     around: Surroundings,
-) -> Iterator[Operation]:
+) -> Generator[Operation]:
     """Yield the operations, numbered from 0: files in path order, then duplicates to remove, then folders to prune.
 
     ``folders`` gives path, mode and mtime (ns) of the inbox's folders, each after those within it.

@@ -11,27 +11,32 @@ from typing import Any
 from dicomsort.files import Files, closing, look_up
 from dicomsort.journal import runs_folder
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Status, Verb
-from dicomsort.report.manifest import COLUMNS, RunManifest, append_manifest, history
-from dicomsort.report.text import printable, visible
+from dicomsort.report.manifest import COLUMNS, MANIFEST, RunManifest, append_manifest, history, is_told_of, told
+from dicomsort.report.text import cell, printable, visible
 
 __all__ = [
     "COLUMNS",
+    "MANIFEST",
     "NEEDS_PERSON",
+    "SUMMARY",
     "RunManifest",
     "Summary",
     "append_manifest",
+    "cell",
     "final_row",
     "history",
+    "is_told_of",
     "needs_person",
     "printable",
     "read_summary",
+    "told",
     "visible",
     "write_summary",
 ]
 
 NEEDS_PERSON = frozenset({Status.REVIEW, Status.UNREADABLE, Status.CONFLICT, Status.CHANGED, Status.FAILED})
 NAMED = 1000  # archives that a summary names
-_SUMMARY = "summary.json"
+SUMMARY = "summary.json"
 _ENDED = {Outcome.DUPLICATE: Status.DUPLICATE, Outcome.CONFLICT: Status.CONFLICT, Outcome.CHANGED: Status.CHANGED}
 
 
@@ -101,7 +106,7 @@ def final_row(row: Row, operation: Operation, result: Result | None) -> Row:
 
 def write_summary(files: Files, outbox: str, summary: Summary) -> None:
     """Write the run's ``summary.json``."""
-    path = f"{runs_folder(outbox)}/{summary.run_id}/{_SUMMARY}"
+    path = f"{runs_folder(outbox)}/{summary.run_id}/{SUMMARY}"
     if look_up(path) is not None:
         files.unlink(path)
     with closing(files.create(path, 0o600)) as descriptor:
@@ -112,7 +117,7 @@ def write_summary(files: Files, outbox: str, summary: Summary) -> None:
 def read_summary(outbox: str, run: str) -> Summary | None:
     """The summary of a run that came to its end; None where there is none, or a half-written one."""
     try:
-        told = json.loads(Path(f"{runs_folder(outbox)}/{run}/{_SUMMARY}").read_text(encoding="utf-8"))
+        told = json.loads(Path(f"{runs_folder(outbox)}/{run}/{SUMMARY}").read_text(encoding="utf-8"))
         counters = {name: Counter(told[name]) for name in ("statuses", "classes", "actions", "held")}
         return Summary(**(told | counters))
     except (OSError, ValueError, TypeError, KeyError):

@@ -104,6 +104,26 @@ def _skip_appended(descriptor: int, begun: int, rows: io.BufferedReader) -> None
 
 def history(outbox: str) -> Iterator[tuple[bool, Placement]]:
     """What earlier runs put where, in their order; False where it was undone since."""
+    for row in _rows(outbox):
+        action, destination = row["action"], row["destination"]
+        if destination and (action in _PLACED or action == Action.UNDONE):
+            yield action != Action.UNDONE, Placement(
+                row["study_uid"], row["series_uid"], row["sop_uid"], row["class"], row["status"], row["reason"],
+                restored(destination), row["sha256"],
+            )  # fmt: skip
+
+
+def told(outbox: str) -> Iterator[tuple[str, str, str]]:
+    """Of each row the cells that tell whether it speaks of the same file as another: source, size, SHA-256."""
+    return ((row["source"], row["size"], row["sha256"]) for row in _rows(outbox))
+
+
+def is_told_of(outbox: str, run: str) -> bool:
+    """Whether the manifest has rows of a run."""
+    return any(row["run_id"] == run for row in _rows(outbox))
+
+
+def _rows(outbox: str) -> Iterator[dict[str, str]]:
     path = Path(outbox) / MANIFEST
     if not path.is_file():
         return
@@ -111,10 +131,4 @@ def history(outbox: str) -> Iterator[tuple[bool, Placement]]:
         reader = csv.DictReader(lines)
         if not {*COLUMNS} <= {*(reader.fieldnames or COLUMNS)}:
             raise DicomsortError(f"{path}: expected the columns {','.join(COLUMNS)}, received {reader.fieldnames}")
-        for row in reader:
-            action, destination = row["action"], row["destination"]
-            if destination and (action in _PLACED or action == Action.UNDONE):
-                yield action != Action.UNDONE, Placement(
-                    row["study_uid"], row["series_uid"], row["sop_uid"], row["class"], row["status"], row["reason"],
-                    restored(destination), row["sha256"],
-                )  # fmt: skip
+        yield from reader

@@ -5,9 +5,32 @@ walk and examine -> spool -> group -> look -> classify -> plan, sealed -> execut
 
 from __future__ import annotations
 
+from dicomsort.sorting.arrivals import Arrivals, Survey, survey, walk_inbox
 from dicomsort.sorting.history import list_runs, verify
+from dicomsort.sorting.news import look_at_runs, newest_run, sort_news
+from dicomsort.sorting.outbox import held
 from dicomsort.sorting.progress import Progress
+from dicomsort.sorting.pruning import Pruned, prune
 from dicomsort.sorting.running import resume, undo
 from dicomsort.sorting.sort import Request, check, sort_inbox
 
-__all__ = ["Progress", "Request", "check", "list_runs", "resume", "sort_inbox", "undo", "verify"]
+__all__ = [
+    "Arrivals",
+    "Progress",
+    "Pruned",
+    "Request",
+    "Survey",
+    "check",
+    "held",
+    "list_runs",
+    "look_at_runs",
+    "newest_run",
+    "prune",
+    "resume",
+    "sort_inbox",
+    "sort_news",
+    "survey",
+    "undo",
+    "verify",
+    "walk_inbox",
+]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 
 from dicomsort.catalog import Catalog
 from dicomsort.classify import grouping_of, showable_frames
-from dicomsort.discover import Folder, Passed, walk
+from dicomsort.discover import Folder, Passed
 from dicomsort.engine import Engine, submit_batch
 from dicomsort.errors import WorkerLost
 from dicomsort.files import sha256_of
@@ -24,13 +23,13 @@ BATCH_BYTES = 32 << 20
 
 def examine_inbox(
     inbox: str,
-    is_left_out: Callable[[os.stat_result], bool],
+    entries: Iterable[Found | Passed | Folder],
     engine: Engine,
     catalog: Catalog,
     progress: Progress,
     on_added: Callable[[dict[int, int]], None],
 ) -> None:
-    """Fill the catalog with every file below the inbox, in path order.
+    """Fill the catalog with the files that a walk of the inbox yields, in path order.
 
     ``on_added`` is told, after each batch, how many files each group got, by the group's number.
     """
@@ -43,7 +42,7 @@ def examine_inbox(
         on_added(catalog.add([_spooled(inbox, e) for e in batch]))
         progress.advance(len(batch))
 
-    for files, passed in _batches(inbox, is_left_out, catalog):
+    for files, passed in _batches(entries, catalog):
         waiting.append(submit_batch(engine, task, files, _on_lost) if files else _ready([]))
         waiting.append(_ready([_passed(p) for p in passed]))
         while waiting and (len(waiting) > 8 * engine.workers or waiting[0].done()):
@@ -53,11 +52,11 @@ def examine_inbox(
 
 
 def _batches(
-    inbox: str, is_left_out: Callable[[os.stat_result], bool], catalog: Catalog
+    entries: Iterable[Found | Passed | Folder], catalog: Catalog
 ) -> Iterator[tuple[list[Found], list[Passed]]]:
     files: list[Found] = []
     size = 0
-    for entry in walk(inbox, is_left_out):
+    for entry in entries:
         if isinstance(entry, Folder):
             catalog.add_folders([(entry.path, entry.mode, entry.mtime_ns)])
         elif isinstance(entry, Passed):

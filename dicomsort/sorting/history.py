@@ -8,12 +8,12 @@ from dicomsort.files import look_up, sha256_of
 from dicomsort.journal import Plan, runs_folder
 from dicomsort.records import Placement
 from dicomsort.report import NEEDS_PERSON, history, printable, read_summary
-from dicomsort.sorting.outbox import absolute, all_runs
+from dicomsort.sorting.outbox import absolute, all_runs, was_pruned
 from dicomsort.sorting.progress import Progress
 
 
 def list_runs(outbox: str) -> list[dict[str, Any]]:
-    """The runs of an outbox, oldest first: id, verb, state (finished, unfinished, unsealed), counts, mode."""
+    """The runs of an outbox, oldest first: id, verb, state (finished, unfinished, unsealed, pruned), counts, mode."""
     outbox = absolute(outbox)
     return [_described(outbox, run) for run in all_runs(outbox)]
 
@@ -22,7 +22,7 @@ def _described(outbox: str, run: str) -> dict[str, Any]:
     told: dict[str, Any] = {"run_id": run, "verb": "sort", "mode": "", "found": 0, "sorted": 0, "held": 0}
     plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
     if plan is None:
-        return told | {"state": "unsealed"}
+        return told | {"state": "pruned" if was_pruned(outbox, run, is_there=True) else "unsealed"}
     told |= {"verb": plan.head["verb"], "mode": plan.head.get("mode", ""), "started": plan.head["started"]}
     summary = read_summary(outbox, run)
     if summary is None:

@@ -10,12 +10,11 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.files import Files, closing, look_up
-from dicomsort.journal import STATE, Plan, runs_folder
-from dicomsort.report import read_summary
+from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, runs_folder
+from dicomsort.report import SUMMARY, is_told_of, read_summary
 
 _RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+\+*$")
 _README = """\
@@ -118,27 +117,31 @@ def new_run(files: Files, outbox: str) -> str:
     return run
 
 
-def all_runs(outbox: str) -> list[str]:
-    """The ids of all runs, oldest first."""
-    folder = Path(runs_folder(outbox))
-    if not folder.is_dir():
+def all_runs(outbox: str, since: str = "") -> list[str]:
+    """The ids of all runs after ``since``, oldest first."""
+    try:
+        with os.scandir(runs_folder(outbox)) as found:
+            return sorted(e.name for e in found if e.name > since and _RUN.match(e.name) and e.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(entry.name for entry in folder.iterdir() if _RUN.match(entry.name) and entry.is_dir())
 
 
-def unfinished(outbox: str) -> str | None:
-    """The newest run with a sealed plan that neither came to its end nor was undone since, or None."""
-    undone = set(undoings(outbox).values())
-    for run in reversed(all_runs(outbox)):
+def unfinished(outbox: str, since: str = "") -> str | None:
+    """The newest run with a sealed plan that neither came to its end nor was undone since, or None.
+
+    Runs up to ``since`` are not looked at, here and below: who knows that they are settled need not read them all.
+    """
+    undone = set(undoings(outbox, since).values())
+    for run in reversed(all_runs(outbox, since)):
         plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
         if plan and run not in undone and read_summary(outbox, run) is None:
             return run
     return None
 
 
-def undoings(outbox: str) -> dict[str, str]:
+def undoings(outbox: str, since: str = "") -> dict[str, str]:
     """The runs that are undos, each with the run that it undoes, oldest first."""
-    plans = ((run, Plan.peek(f"{runs_folder(outbox)}/{run}")) for run in all_runs(outbox))
+    plans = ((run, Plan.peek(f"{runs_folder(outbox)}/{run}")) for run in all_runs(outbox, since))
     return {run: plan.head["undoes"] for run, plan in plans if plan and plan.head["verb"] == "undo"}
 
 
@@ -146,11 +149,22 @@ def chosen(outbox: str, run: str | None, default: str | None, what: str) -> str:
     """The folder's name of the run that a command is about; UsageError where there is none such."""
     runs = all_runs(outbox)
     name = run or default
+    if name and was_pruned(outbox, name, is_there=name in runs):
+        advice = "what it placed stays, and it can be neither resumed nor undone any more"
+        raise UsageError(f"expected a run whose plan is kept, received {name}, which was pruned: {advice}")
     if name is None or name not in runs:
         received = f"{run!r}" if run else f"none {what}"
         message = f"expected one of the runs that `dicomsort runs {outbox}` lists, received {received}"
         raise UsageError(message)
     return name
+
+
+def was_pruned(outbox: str, run: str, *, is_there: bool) -> bool:
+    """Whether a run's state, or its plan alone, was taken away since."""
+    if not is_there:
+        return is_told_of(outbox, run)
+    folder = f"{runs_folder(outbox)}/{run}"
+    return look_up(f"{folder}/{PLAN}") is None and any(look_up(f"{folder}/{name}") for name in (JOURNAL, SUMMARY))
 
 
 def now() -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -34,8 +34,15 @@ LOCAL_THREADS, NETWORK_THREADS = 2, 8
 _log = logging.getLogger("dicomsort")
 
 
-def carry_out(files: Files, outbox: str, run: str, plan: Plan, progress: Progress) -> Summary:
-    """Execute the plan as far as it is not done, write manifest and summary; idempotent."""
+def carry_out(
+    files: Files,
+    outbox: str,
+    run: str,
+    plan: Plan,
+    progress: Progress,
+    on_row: Callable[[Row], None] | None = None,
+) -> Summary:
+    """Execute the plan as far as it is not done, write the manifest; idempotent. ``on_row`` is given each final row."""
     started = time.monotonic()
     if not os.path.isdir(inbox := plan.head["inbox"]):
         raise DicomsortError(f"run {run}: expected its inbox {inbox!r}, received nothing there; mount it, then resume")
@@ -49,6 +56,8 @@ def carry_out(files: Files, outbox: str, run: str, plan: Plan, progress: Progres
                     row = final_row(operation.row, operation, journal.known.result(operation.number))
                     manifest.add(row)
                     _count(row, summary)
+                    if on_row is not None:
+                        on_row(row)
             progress.advance(len(batch))
 
         progress.stage("placing files", plan.count)
@@ -72,7 +81,9 @@ def _count(row: Row, summary: Summary) -> None:
         _log.warning("needs a person", extra={"facts": facts})
 
 
-def resume(outbox: str, run: str | None, progress: Progress, files: Files) -> Summary:
+def resume(
+    outbox: str, run: str | None, progress: Progress, files: Files, on_row: Callable[[Row], None] | None = None
+) -> Summary:
     """Go on with a run that was cut short; the newest unfinished one by default."""
     outbox = absolute(outbox)
     with held(files, outbox, create=False):
@@ -85,14 +96,14 @@ def resume(outbox: str, run: str | None, progress: Progress, files: Files) -> Su
             ended.notes.append(f"run {name} had ended before; there was nothing to resume")
             return ended
         plan = Plan.open(f"{runs_folder(outbox)}/{name}")
-        summary = carry_out(files, outbox, name, plan, progress)
+        summary = carry_out(files, outbox, name, plan, progress, on_row)
         write_summary(files, outbox, summary)
         return summary
 
 
-def complete_reports(files: Files, outbox: str) -> None:
+def complete_reports(files: Files, outbox: str, since: str = "") -> None:
     """Finish what a crash left of appending to the manifest, before another run appends to it."""
-    for run in all_runs(outbox):
+    for run in all_runs(outbox, since):
         plan = Plan.peek(folder := f"{runs_folder(outbox)}/{run}")
         if plan is None or read_summary(outbox, run) is not None:
             continue

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from itertools import filterfalse
 
 from dicomsort.bundle import Bundle, default_path, load
 from dicomsort.catalog import Catalog, Ledger
@@ -16,8 +17,9 @@ from dicomsort.errors import UsageError
 from dicomsort.files import Files
 from dicomsort.journal import STATE
 from dicomsort.plan import Layout, Options, parse_layout, plan
-from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Verb
+from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Row, Verb
 from dicomsort.report import Summary, history, write_summary
+from dicomsort.sorting.arrivals import Arrivals, as_one, walk_inbox
 from dicomsort.sorting.examining import examine_inbox
 from dicomsort.sorting.looking import Looker
 from dicomsort.sorting.outbox import held, new_run, now, unfinished
@@ -89,18 +91,26 @@ def _check_outbox(source: str, target: str, bundle: Bundle) -> None:
 
 
 def sort_inbox(
-    request: Request, engine: Engine, progress: Progress, files: Files, show: Callable[[Operation], None]
+    request: Request,
+    engine: Engine,
+    progress: Progress,
+    files: Files,
+    show: Callable[[Operation], None],
+    on_row: Callable[[Row], None] | None = None,
 ) -> Summary:
-    """Sort an inbox; ``show`` is given each operation of a dry run, which changes nothing on disk."""
+    """Sort an inbox; ``on_row`` is given each final row.
+
+    ``show`` is given each operation of a dry run, which changes nothing on disk.
+    """
     started = time.monotonic()
-    job = _Job(request, engine, progress)
+    job = Job(request, engine, progress)
     with Catalog() as catalog:
         if request.settings.dry_run:
             summary = job.rehearse(catalog, show)
         else:
             outbox = request.outbox or ""
             with held(files, outbox, create=True):
-                summary = job.carry_out(catalog, files, outbox)
+                summary = job.carry_out(catalog, files, outbox, on_row)
                 summary.seconds = time.monotonic() - started
                 write_summary(files, outbox, summary)
     summary.seconds = time.monotonic() - started
@@ -108,43 +118,63 @@ def sort_inbox(
 
 
 @dataclass
-class _Job:
+class Job:
+    """One run's way from the inbox to the sealed plan, and on; ``arrivals`` are what a round of ``watch`` goes by."""
+
     request: Request
     engine: Engine
     progress: Progress
+    arrivals: Arrivals | None = None
     notes: list[str] = field(default_factory=list)
 
-    def carry_out(self, catalog: Catalog, files: Files, outbox: str) -> Summary:
+    def carry_out(
+        self, catalog: Catalog, files: Files, outbox: str, on_row: Callable[[Row], None] | None = None
+    ) -> Summary:
+        """Sort everything."""
         if cut_short := unfinished(outbox):
             self.notes.append(f"run {cut_short} was cut short: `dicomsort resume {outbox} {cut_short}` finishes it")
         complete_reports(files, outbox)
         run = new_run(files, outbox)
-        operations = self._operations(catalog)
+        return self.place(run, self.operations(catalog, self.judge(catalog)), files, outbox, on_row)
+
+    def place(
+        self,
+        run: str,
+        operations: Iterator[Operation],
+        files: Files,
+        outbox: str,
+        on_row: Callable[[Row], None] | None,
+    ) -> Summary:
+        """Seal the operations as the run's plan, and carry it out."""
         settings = self.request.settings
         head: dict[str, object] = {
             "verb": "sort", "inbox": self.request.inbox, "outbox": outbox, "mode": settings.mode,
             "layout": settings.layout, "model": self.request.bundle.model_sha256, "started": now(), "notes": self.notes,
         }  # fmt: skip
         sealed = seal_plan(files, outbox, run, head, operations)
-        return carry_out(files, outbox, run, sealed, self.progress)
+        return carry_out(files, outbox, run, sealed, self.progress, on_row)
 
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
+        """Plan everything, and count."""
         summary = Summary(dry_run=True)
-        for operation in self._operations(catalog):
+        for operation in self.operations(catalog, self.judge(catalog)):
             show(operation)
             if operation.row is not None:
                 summary.count(operation.row)
         summary.notes = self.notes
         return summary
 
-    def _operations(self, catalog: Catalog) -> Iterator[Operation]:
-        """Everything up to the plan."""
-        request, progress = self.request, self.progress
+    def judge(self, catalog: Catalog) -> Ledger:
+        """Everything up to the verdicts."""
+        request, progress, arrivals = self.request, self.progress, self.arrivals
         folder = str(request.bundle.folder.resolve())
         looker = Looker(request.inbox, folder, request.judge, self.engine, catalog, progress)
         looks = request.settings.evidence != "header"
         look_early = looker.notice if looks else _nothing
-        examine_inbox(request.inbox, _is_state_of(request.outbox), self.engine, catalog, progress, look_early)
+        entries = walk_inbox(request.inbox, request.outbox)
+        if arrivals is not None:
+            entries = filterfalse(arrivals.is_known, entries)
+        examine_inbox(request.inbox, entries, self.engine, catalog, progress, look_early)
         ledger = catalog.complete()
         self._recall(ledger)
         if looks:
@@ -152,13 +182,18 @@ class _Job:
         progress.stage("deciding", None)
         for study in catalog.studies():
             placements = ledger.placements(study[0][0].grouping.study)
-            for group, verdict in classify_study(study, placements, request.judge):
+            together = study if arrivals is None else as_one(study)
+            for group, verdict in classify_study(together, placements, request.judge):
                 catalog.judge(group.number, verdict)
         self._remark()
-        settings = request.settings
+        return ledger
+
+    def operations(self, catalog: Catalog, ledger: Ledger) -> Generator[Operation]:
+        """The plan."""
+        settings = self.request.settings
         remove = settings.duplicates == "remove"
-        options = Options(_VERBS[settings.mode], request.layout, remove, settings.prune_empty)
-        return plan(catalog.judged(), catalog.folders_deepest_first, options, Around(ledger, request.outbox))
+        options = Options(_VERBS[settings.mode], self.request.layout, remove, settings.prune_empty)
+        return plan(catalog.judged(), catalog.folders_deepest_first, options, Around(ledger, self.request.outbox))
 
     def _recall(self, ledger: Ledger) -> None:
         """Take from the manifest what earlier runs did with the studies at hand, and with files of no study."""
@@ -176,17 +211,6 @@ class _Job:
         if not self.request.bundle.header_classes:
             labels = ", ".join(self.request.bundle.labels)
             self.notes.append(f"the model's classes ({labels}) have no header counterpart: sorted by pixels alone")
-
-
-def _is_state_of(outbox: str | None) -> Callable[[os.stat_result], bool]:
-    """Whether a folder of the walk is the outbox itself."""
-    try:
-        there = os.stat(outbox) if outbox else None
-    except FileNotFoundError:
-        there = None
-    if there is None:
-        return lambda _: False
-    return lambda status: (status.st_dev, status.st_ino) == (there.st_dev, there.st_ino)
 
 
 def _nothing(_: object) -> None:

@@ -1,0 +1,133 @@
+"""``dicomsort watch``: the sorter as a service. Settings to one ``Service``, its end to an exit code."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dicomsort.cli.console import Lines, Silent, Watcher
+from dicomsort.cli.options import CONFIG, engine_for, flags_of, mode_flag, option
+from dicomsort.config import WATCH, WatchSettings, load_watch
+from dicomsort.errors import UsageError
+
+if TYPE_CHECKING:
+    from dicomsort.report import Summary
+    from dicomsort.service import Courier, Sender, Service, Stop
+    from dicomsort.sorting import Request
+
+
+def watch(  # the parameters are what Typer makes options of; they are read from the context
+    context: typer.Context,
+    inbox: Annotated[str, typer.Argument(metavar="INBOX", help="The folder to look into, with all folders below it.")],
+    outbox: Annotated[str, typer.Argument(metavar="OUTBOX", help="Where classes, manifest and state go.")],
+    *,
+    every: Annotated[float | None, option(WATCH, "every", "SECONDS")] = None,
+    settle: Annotated[float | None, option(WATCH, "settle", "SECONDS")] = None,
+    copy: Annotated[bool, mode_flag("copy", "Copy the files (the default).")] = False,
+    move: Annotated[bool, mode_flag("move", "Move the files.")] = False,
+    link: Annotated[bool, mode_flag("link", "Make hard links to the files.")] = False,
+    duplicates: Annotated[str | None, option(WATCH, "duplicates")] = None,
+    prune_empty: Annotated[bool | None, option(WATCH, "prune_empty")] = None,
+    model: Annotated[Path | None, option(WATCH, "model", "PATH")] = None,
+    evidence: Annotated[str | None, option(WATCH, "evidence")] = None,
+    layout: Annotated[str | None, option(WATCH, "layout", "uid|keep|readable|TEMPLATE")] = None,
+    workers: Annotated[int | None, option(WATCH, "workers", "N")] = None,
+    engine: Annotated[str | None, option(WATCH, "engine")] = None,
+    scheduler: Annotated[str | None, option(WATCH, "scheduler", "ADDRESS")] = None,
+    config: Annotated[Path | None, CONFIG] = None,
+    json: Annotated[bool | None, option(WATCH, "json")] = None,
+    quiet: Annotated[bool | None, option(WATCH, "quiet")] = None,
+    metrics: Annotated[Path | None, option(WATCH, "metrics", "FILE")] = None,
+    log_file: Annotated[Path | None, option(WATCH, "log_file", "FILE")] = None,
+    log_format: Annotated[str | None, option(WATCH, "log_format")] = None,
+    log_size: Annotated[float | None, option(WATCH, "log_size", "MIB")] = None,
+    log_count: Annotated[int | None, option(WATCH, "log_count", "N")] = None,
+    held_ok: Annotated[bool | None, option(WATCH, "held_ok")] = None,
+) -> None:
+    """Sort what comes into INBOX, again and again, until SIGTERM (exit code 0) or Ctrl-C (130).
+
+    Example: dicomsort watch --move --every 60 --config dicomsort.toml inbox/ outbox/
+    """
+    raise typer.Exit(_watch(inbox, outbox, load_watch(flags_of(context, WATCH), os.environ, config)))
+
+
+def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
+    from dicomsort.cli.logs import logging_to
+    from dicomsort.service import Stop
+
+    stop = Stop()
+    with stop.listening():
+        request = _checked(inbox, outbox, settings)
+        with logging_to(settings.sort):
+            number = _service(request, settings, stop).run()
+    return 0 if number == signal.SIGTERM else 128 + number
+
+
+def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request:
+    """The request, once it is proved that it can be carried out; what cannot work at all ends the service here."""
+    from dicomsort.files import Files
+    from dicomsort.report.metrics import check_target
+    from dicomsort.service import check_routes
+    from dicomsort.sorting import check, held
+
+    sort = settings.sort
+    request = check(inbox, outbox, sort)
+    check_routes(settings.routes, request.bundle.labels, _destination)
+    if sort.metrics is not None:
+        check_target(sort.metrics, {"INBOX": request.inbox})
+    if sort.log_file is not None and Path(os.path.realpath(sort.log_file)).is_relative_to(request.inbox):
+        raise UsageError(f"--log-file: expected a file outside the INBOX, received {str(sort.log_file)!r}")
+    with engine_for(sort), held(Files(), request.outbox or "", create=True):
+        return request
+
+
+def _service(request: Request, settings: WatchSettings, stop: Stop) -> Service:
+    from dicomsort.service import Rounds, Service, StoppableFiles, StoppableProgress, steady_clock
+
+    sort, clock = settings.sort, steady_clock()
+    settle = sort.settle or 0.0
+    watcher: Watcher = Silent() if sort.quiet or sort.json else Lines()
+    files, progress = StoppableFiles(stop.check), StoppableProgress(watcher, stop.check)
+    again = settings.every / 2  # rounds are never quite as far apart as asked for
+    times = (int(settle * 1e9), int(again * 1e9))
+    rounds = Rounds(request, *times, partial(engine_for, sort), files, progress, clock)
+    show = partial(_show, as_json=sort.json, quiet=sort.quiet)
+    courier = _courier(request, settings, stop) if settings.routes else None
+    return Service(rounds, stop, settings.every, settle, clock, show, _complain, courier, sort.metrics)
+
+
+def _courier(request: Request, settings: WatchSettings, stop: Stop) -> Courier:
+    from dicomsort.service import Courier
+
+    return Courier(request.outbox or "", settings.routes, _sender(stop).send)
+
+
+def _sender(_: Stop) -> Sender:
+    raise UsageError("[routes]: expected an installation that can send, received one that cannot")
+
+
+def _destination(text: str) -> None:
+    title, at, address = text.rpartition("@")
+    port = address.rpartition(":")[2]
+    if "://" not in text and not (title and at and port.isdecimal()):
+        raise UsageError(f"expected AE@HOST:PORT or https://HOST/PATH, received {text!r}")
+
+
+def _show(summary: Summary, *, as_json: bool, quiet: bool) -> None:
+    """Print what a run did, on one line."""
+    if as_json:
+        print(jsonlib.dumps(summary.as_json()), flush=True)
+    elif not quiet:
+        counts = ", ".join(f"{count:,} {status}" for status, count in summary.statuses.most_common())
+        print(f"{summary.run_id}: {summary.found:,} files in {summary.seconds:.1f} s: {counts}", flush=True)
+
+
+def _complain(message: str) -> None:
+    print(f"dicomsort: {message}; the next round tries again", file=sys.stderr, flush=True)

@@ -1,0 +1,81 @@
+"""The configuration file: TOML, its keys and tables checked, whichever command reads it."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dicomsort.config.option import Option, checked
+from dicomsort.config.tables import TABLES
+from dicomsort.errors import UsageError
+
+ROUTES = "routes"
+TOP = ""  # the table that stands for the keys above all tables
+KNOWN: dict[str, Option] = {name: option for table in TABLES.values() for name, option in (table or {}).items()}
+
+
+def read(file: Path) -> dict[str, dict[str, Any]]:
+    """The checked values of each table, by option; those above all tables are in the table ``TOP``.
+
+    Relative paths start at the file's folder. UsageError where the file cannot be read or is no TOML, and for a key or
+    a table that is none.
+    """
+    content = _parsed(file)
+    tables = {name: content.pop(name) for name in [*TABLES] if name in content}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise UsageError(f"{file}: expected [{name}] to be a table, received {table!r}")
+    values = {TOP: _checked(file, content, KNOWN, list(TABLES))}
+    for name, table in tables.items():
+        options = TABLES[name]
+        values[name] = table if options is None else _checked(file, table, options)
+    for key in values.get("sort", {}).keys() & values[TOP].keys():
+        raise UsageError(f"{file}: {key}: expected an option once, received it twice")
+    _check_routes(file, values.get(ROUTES, {}))
+    return values
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_bytes().decode("utf-8-sig"))  # editors of Windows write a mark
+    except OSError as error:
+        raise UsageError(f"{file}: expected a readable TOML file, received: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{file}: expected UTF-8, received other bytes (at line {line})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{file}: expected TOML, received: {error}") from None
+
+
+def _checked(
+    file: Path, entries: Mapping[str, object], options: Mapping[str, Option], tables: Iterable[str] = ()
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in entries.items():
+        name, origin = key.replace("-", "_"), f"{file}: {key}"
+        if name not in options:
+            known = [*options, *(f"[{table}]" for table in tables)]
+            near = f"[{name}]" if isinstance(value, dict) else name
+            raise UsageError(f"{file}: expected the name of an option, received {key!r}; {nearest(near, known)}")
+        if name in values:
+            raise UsageError(f"{origin}: expected an option once, received it twice")
+        right = checked(options[name], value, origin)
+        values[name] = file.parent / right.expanduser() if isinstance(right, Path) else right
+    return values
+
+
+def _check_routes(file: Path, routes: Mapping[str, object]) -> None:
+    for class_, destination in routes.items():
+        if not isinstance(destination, str) or not destination:
+            message = f"expected a destination (AE@HOST:PORT or https://HOST/PATH), received {destination!r}"
+            raise UsageError(f"{file}: [{ROUTES}] {class_}: {message}")
+
+
+def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:
+    """Say which known name was probably meant, else all of them, each as ``show`` writes it."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {show(near[0])}?" if near else f"known are {', '.join(map(show, known))}"

@@ -1,0 +1,178 @@
+"""Figures for Prometheus: the text exposition format (0.0.4), written whole and put in place by a rename.
+
+Whatever collects it (the textfile collector of node_exporter, say) meets the old file or the new one, never a half.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from dicomsort.errors import UsageError
+from dicomsort.files import Files, closing, flush_path, look_up
+from dicomsort.records import Row
+from dicomsort.report.text import printable
+
+Labels = tuple[tuple[str, str], ...]
+
+# name -> (type, help); the README has this table, a test compares them.
+FAMILIES: Final[dict[str, tuple[str, str]]] = {
+    "dicomsort_info": ("gauge", "The version that wrote this; always 1."),
+    "dicomsort_last_success_timestamp_seconds": (
+        "gauge",
+        "When a run, or a round that found nothing new, last came to its end (Unix time).",
+    ),
+    "dicomsort_last_run_files": ("gauge", "Files of the last run, by status and class."),
+    "dicomsort_last_run_bytes": ("gauge", "Bytes of the files of the last run."),
+    "dicomsort_last_run_duration_seconds": ("gauge", "How long the last run took."),
+    "dicomsort_inbox_files": ("gauge", "Files that lie in the inbox."),
+    "dicomsort_inbox_oldest_file_age_seconds": ("gauge", "Age by its time of the oldest file in the inbox, or 0."),
+    "dicomsort_inbox_waiting_files": ("gauge", "Files in the inbox that no round has dealt with yet."),
+    "dicomsort_inbox_oldest_waiting_age_seconds": (
+        "gauge",
+        "For how long the file has waited that waits longest; 0: none waits.",
+    ),
+    "dicomsort_start_timestamp_seconds": ("gauge", "When the service began (Unix time)."),
+    "dicomsort_files_total": ("counter", "Files of all runs since the service began, by status and class."),
+    "dicomsort_rounds_total": ("counter", "Rounds since the service began, by how they ended."),
+    "dicomsort_round_duration_seconds": ("gauge", "How long the last round took."),
+    "dicomsort_failures_in_a_row": ("gauge", "Rounds that failed since one last ended well."),
+    "dicomsort_sent_total": ("counter", "Instances that a destination acknowledged, by route."),
+    "dicomsort_send_failures_total": ("counter", "Instances that could not be sent, each attempt counted, by route."),
+    "dicomsort_route_up": ("gauge", "Whether the last sending by a route came to its end: 1, or 0."),
+}
+_FIRST = b"# HELP dicomsort_"
+
+
+@dataclass
+class Figures:
+    """The samples of one file: (family, labels) -> value."""
+
+    samples: dict[tuple[str, Labels], float] = field(default_factory=dict)
+
+    def set(self, family: str, value: float, **labels: str) -> None:
+        """Set a sample."""
+        self.samples[family, tuple(sorted(labels.items()))] = value
+
+    def add(self, family: str, value: float, **labels: str) -> None:
+        """Add to a sample, which begins at 0."""
+        key = (family, tuple(sorted(labels.items())))
+        self.samples[key] = self.samples.get(key, 0) + value
+
+    def drop(self, family: str) -> None:
+        """Forget all samples of a family."""
+        self.samples = {key: value for key, value in self.samples.items() if key[0] != family}
+
+    def text(self) -> str:
+        """The file's content, each family once, in the order of ``FAMILIES``."""
+        return "".join(f"{line}\n" for line in self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        for family, (kind, help_) in FAMILIES.items():
+            samples = sorted((labels, value) for (name, labels), value in self.samples.items() if name == family)
+            if samples:
+                yield f"# HELP {family} {help_}"
+                yield f"# TYPE {family} {kind}"
+                yield from (f"{family}{_labels(labels)} {_number(value)}" for labels, value in samples)
+
+
+class Tally:
+    """Counts the final rows of a run by status and class."""
+
+    def __init__(self) -> None:
+        """Nothing was counted."""
+        self.files: Counter[tuple[str, str]] = Counter()
+        self.bytes = 0
+
+    def count(self, row: Row) -> None:
+        """Count one."""
+        self.files[str(row.status), row.class_] += 1
+        self.bytes += row.size
+
+    def tell(self, figures: Figures, seconds: float) -> None:
+        """Put the run in the place of the last one."""
+        figures.drop("dicomsort_last_run_files")
+        for (status, class_), count in self.files.items():
+            figures.set("dicomsort_last_run_files", count, **{"status": status, "class": class_})
+        figures.set("dicomsort_last_run_bytes", self.bytes)
+        figures.set("dicomsort_last_run_duration_seconds", round(seconds, 3))
+
+
+def tell_inbox(figures: Figures, files: int, oldest_ns: int | None) -> None:
+    """Say what lies in the inbox; times are nanoseconds since 1970."""
+    figures.set("dicomsort_inbox_files", files)
+    figures.set("dicomsort_inbox_oldest_file_age_seconds", age(oldest_ns, time.time_ns()))
+
+
+def age(since_ns: int | None, now_ns: int) -> float:
+    """Seconds from one moment to another; 0 where there is none, or it is still to come."""
+    return 0.0 if since_ns is None else round(max(0, now_ns - since_ns) / 1e9, 3)
+
+
+def check_target(path: Path, folders: Mapping[str, str]) -> None:
+    """UsageError where figures cannot be put at ``path``, or would stand in the place of something else.
+
+    ``folders`` are places where they must not lie, by name.
+    """
+    target = os.path.realpath(path)
+    for name, folder in folders.items():
+        if os.path.commonpath([folder, target]) == folder:
+            raise UsageError(f"--metrics: expected a file outside the {name}, received {str(path)!r}")
+    if not os.path.isdir(parent := os.path.dirname(target)) or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--metrics: expected a file in a folder that can be written, received {str(path)!r}")
+    _check_ours(target, str(path))
+
+
+def write_metrics(files: Files, path: Path, figures: Figures) -> None:
+    """Write the figures; the file that was there stays whole until they are."""
+    target = os.path.realpath(path)
+    _check_ours(target, str(path))
+    folder, name = os.path.split(target)
+    part = f"{folder}/.{name}.part"
+    if look_up(part) is not None:
+        files.unlink(part)
+    try:
+        with closing(files.create(part, 0o644)) as descriptor:
+            files.write(descriptor, figures.text().encode())
+            files.flush(descriptor)
+        files.replace(part, target)
+    except OSError:
+        with suppress(OSError):
+            files.unlink(part)
+        raise
+    flush_path(files, folder)
+
+
+def _check_ours(target: str, shown: str) -> None:
+    """A file that is there must be one that was written here before, or empty: it is going to be replaced."""
+    status = look_up(target)
+    if status is None:
+        return
+    try:
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"--metrics: expected a file, received {shown!r}, which is none")
+        with Path(target).open("rb") as stream:
+            first = stream.read(len(_FIRST))
+    except OSError as error:
+        raise UsageError(f"--metrics: expected a file, received {shown!r} ({error.strerror})") from None
+    if first and first != _FIRST:
+        raise UsageError(f"--metrics: expected a new file or earlier figures, received another file, {shown!r}")
+
+
+def _labels(labels: Labels) -> str:
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in labels) + "}" if labels else ""
+
+
+def _escaped(value: str) -> str:
+    return printable(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else repr(value)

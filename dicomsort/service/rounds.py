@@ -1,0 +1,107 @@
+"""One round of the service: what was cut short, then what is new."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+
+from dicomsort.engine import Engine
+from dicomsort.errors import DicomsortError
+from dicomsort.files import Files
+from dicomsort.records import Row
+from dicomsort.report import Summary
+from dicomsort.service.seen import Scan, Seen
+from dicomsort.sorting import Progress, Request, look_at_runs, newest_run, resume, sort_news, walk_inbox
+
+
+@dataclass
+class Round:
+    """What a round came to: the runs that it finished, what lay in the inbox; filled as it goes on."""
+
+    summaries: list[Summary] = field(default_factory=list)
+    scan: Scan | None = None  # at its end
+    runs: list[str] = field(default_factory=list)  # that placed something, somebody else's too
+    cut_short: str = ""  # an unfinished run of another inbox, which is left to a person
+
+
+class Rounds:
+    """Looks into one inbox again and again; every round is a run of ``sorting`` of its own, or none."""
+
+    def __init__(
+        self,
+        request: Request,
+        settle_ns: int,
+        again_ns: int,
+        open_engine: Callable[[], AbstractContextManager[Engine]],
+        files: Files,
+        progress: Progress,
+        clock: Callable[[], int],
+    ) -> None:
+        """``clock`` tells nanoseconds since 1970 and never goes back; the engine is opened where there is work.
+
+        A study settles ``settle_ns`` after the last of its files' times, and ``again_ns`` after the last was met.
+        """
+        self._request = request
+        self._outbox = request.outbox or ""
+        self._settle_ns = settle_ns
+        self._open_engine = open_engine
+        self._files = files
+        self._progress = progress
+        self._clock = clock
+        self._seen = Seen(settle_ns, again_ns, clock)
+        self._settled: str | None = None  # no run up to this one is unfinished, or it is of another inbox
+        self._inbox = os.stat(request.inbox)
+
+    def go(self, round_: Round, on_row: Callable[[Row], None]) -> None:
+        """Do one round; ``on_row`` is given each final row.
+
+        OutboxLocked where somebody else holds the outbox; DicomsortError, OSError and others where the round failed.
+        """
+        self._check_inbox()
+        self._resume(round_, on_row)
+        round_.scan = self._seen.scan(walk_inbox(self._request.inbox, self._outbox))
+        if not round_.scan.ripe:
+            return
+        before = self._clock() - self._settle_ns if self._settle_ns else None
+        request = replace(self._request, judge=replace(self._request.judge, settled_before_ns=before))
+        with self._open_engine() as engine:
+            summary = sort_news(request, engine, self._progress, self._files, self._seen, on_row)
+        self._seen.end_round()
+        if summary is not None:
+            self._settled = summary.run_id
+            round_.summaries.append(summary)
+            round_.runs.append(summary.run_id)
+        round_.scan = self._seen.scan(walk_inbox(self._request.inbox, self._outbox))
+
+    def _check_inbox(self) -> None:
+        """An inbox that is not mounted is missing, or an empty folder that is not the one of before."""
+        inbox = self._request.inbox
+        if not os.path.isdir(inbox):
+            raise DicomsortError(f"INBOX: expected the folder {inbox!r}, received nothing there; is it mounted?")
+        now = os.stat(inbox)
+        if os.path.samestat(now, self._inbox):
+            return
+        with os.scandir(inbox) as entries:
+            if next(entries, None) is None:
+                raise DicomsortError(
+                    f"INBOX: expected the folder {inbox!r} of before, received another, empty one; is it mounted?"
+                )
+        self._inbox = now
+
+    def _resume(self, round_: Round, on_row: Callable[[Row], None]) -> None:
+        """Go on with runs that were cut short, wherever runs came that this service did not make."""
+        newest = newest_run(self._outbox, self._settled or "")
+        if newest == self._settled:
+            return
+        place = (self._files, self._outbox, self._request.inbox, self._settled or "")
+        standing = look_at_runs(*place)
+        while standing.cut_short:
+            summary = resume(self._outbox, standing.cut_short, self._progress, self._files, on_row)
+            round_.summaries.append(summary)
+            standing = look_at_runs(*place)
+        if self._settled is not None and standing.is_ours:
+            self._seen.forget()
+        round_.runs += standing.sorted
+        self._settled, round_.cut_short = standing.newest, standing.of_another

@@ -1,0 +1,121 @@
+"""One round of ``watch``: go on with what was cut short, sort what is new, and make no run where nothing is."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from dicomsort.catalog import Catalog
+from dicomsort.engine import Engine
+from dicomsort.errors import DicomsortError
+from dicomsort.files import Files
+from dicomsort.journal import STATE, Plan, runs_folder
+from dicomsort.records import Operation, Row, Status, Verb
+from dicomsort.report import Summary, cell, told, write_summary
+from dicomsort.sorting.arrivals import Arrivals
+from dicomsort.sorting.outbox import all_runs, held, new_run, unfinished
+from dicomsort.sorting.progress import Progress
+from dicomsort.sorting.running import complete_reports
+from dicomsort.sorting.sort import Job, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the newer runs of an outbox tell: their newest, those that sorted, whether any is of the inbox in question.
+
+    ``cut_short`` is the newest that is unfinished, where it is of that inbox, else ``of_another``; empty where none is.
+    """
+
+    newest: str
+    sorted: tuple[str, ...]
+    is_ours: bool
+    cut_short: str
+    of_another: str
+
+
+def newest_run(outbox: str, since: str) -> str:
+    """The newest run of an outbox, ``since`` where none is newer; DicomsortError where the outbox is not there."""
+    if not os.path.isdir(f"{outbox}/{STATE}"):
+        raise DicomsortError(f"outbox {outbox!r}: expected its folder {STATE}, received nothing there; is it mounted?")
+    return max(all_runs(outbox, since), default=since)
+
+
+def look_at_runs(files: Files, outbox: str, inbox: str, since: str) -> Standing:
+    """Under the lock: how an outbox stands, as far as runs after ``since`` tell; OutboxLocked where it is held."""
+    with held(files, outbox, create=False):
+        complete_reports(files, outbox, since)
+        plans = {run: Plan.peek(f"{runs_folder(outbox)}/{run}") for run in all_runs(outbox, since)}
+        sealed = {run: plan.head for run, plan in plans.items() if plan is not None}
+        run = unfinished(outbox, since) or ""
+        of_ours = run != "" and sealed[run]["inbox"] == inbox
+    return Standing(
+        max(plans, default=since),
+        tuple(run for run, head in sealed.items() if head["verb"] != "undo"),
+        any(head["inbox"] == inbox for head in sealed.values()),
+        run if of_ours else "",
+        "" if of_ours else run,
+    )
+
+
+def sort_news(
+    request: Request,
+    engine: Engine,
+    progress: Progress,
+    files: Files,
+    arrivals: Arrivals,
+    on_row: Callable[[Row], None],
+) -> Summary | None:
+    """Sort what no earlier round has dealt with; None where nothing of it is to be placed, or told for the first time.
+
+    ``on_row`` is given each final row of a run. OutboxLocked where another run holds the outbox.
+    """
+    started = time.monotonic()
+    job = Job(request, engine, progress, arrivals)
+    outbox = request.outbox or ""
+
+    def note(row: Row) -> None:
+        arrivals.note(row)
+        on_row(row)
+
+    with Catalog(arrivals.changed_ns) as catalog, held(files, outbox, create=False):
+        ledger = job.judge(catalog)
+        with closing(job.operations(catalog, ledger)) as planned:
+            if not _is_news(planned, arrivals, outbox):
+                return None
+        ledger.begin_again()
+        ready = _without_waiting(job.operations(catalog, ledger), arrivals)
+        summary = job.place(new_run(files, outbox), ready, files, outbox, note)
+        summary.seconds = time.monotonic() - started
+        write_summary(files, outbox, summary)
+    return summary
+
+
+def _without_waiting(operations: Iterator[Operation], arrivals: Arrivals) -> Iterator[Operation]:
+    """Leave out what settles: a study that arrives for long would fill the manifest with rows that say so."""
+    number = 0
+    for operation in operations:
+        if operation.row is not None and operation.row.status == Status.SETTLING:
+            arrivals.note(operation.row)
+        else:
+            yield operation if operation.number == number else replace(operation, number=number)
+            number += 1
+
+
+def _is_news(operations: Iterator[Operation], arrivals: Arrivals, outbox: str) -> bool:
+    """Whether anything is placed, or left for a reason that the manifest does not tell yet."""
+    untold: set[int] = set()
+    for operation in operations:
+        row = operation.row
+        if operation.verb is not Verb.LEAVE or row is None:
+            return True
+        arrivals.note(row)
+        if row.status != Status.SETTLING:
+            untold.add(hash((cell(row.source), str(row.size), row.sha256)))
+    for row_told in told(outbox) if untold else ():
+        untold.discard(hash(row_told))
+        if not untold:
+            break
+    return bool(untold)

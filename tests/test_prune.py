@@ -1,0 +1,241 @@
+"""``runs --prune``: what goes, what stays for somebody who needs it, and what a pruned run says."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from building import make_dicom, make_files, read_tree
+from command import placed, rows, run, sort
+from crashing import Crash, CrashingFiles
+from test_faults import Broken
+from test_lock import locked
+from watching import runs_of
+
+from dicomsort.files import Files
+from dicomsort.sorting import prune
+
+DAY = 86400
+
+
+def sort_new(inbox: Path, outbox: Path, study: int) -> str:
+    """Sort one more study; the run's id."""
+    make_dicom(inbox / f"{study}.dcm", study=study)
+    assert sort("--move", "--settle", 0, inbox, outbox).code == 0
+    return runs_of(outbox)[-1]
+
+
+def grow_old(outbox: Path, run_id: str, days: float) -> str:
+    """Let a run have begun so many days ago; its new id."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() - days * DAY))
+    named = f"{stamp}-{run_id[17:].rstrip('+')}"
+    for path in (outbox / ".dicomsort").rglob("*.json*"):
+        path.write_text(path.read_text().replace(run_id, named))
+    manifest = outbox / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace(run_id, named))
+    (outbox / ".dicomsort" / "runs" / run_id).rename(outbox / ".dicomsort" / "runs" / named)
+    return named
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Path:
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    return folder
+
+
+def visible(outbox: Path) -> dict[str, bytes]:
+    """All but the state folder."""
+    return {path: content for path, content in read_tree(outbox).items() if not path.startswith(".dicomsort/")}
+
+
+def test_old_runs_go_and_nothing_else(inbox: Path, outbox: Path) -> None:
+    old = [grow_old(outbox, sort_new(inbox, outbox, study), 40 - study) for study in range(3)]
+    young = [sort_new(inbox, outbox, study) for study in (3, 4)]
+    before = visible(outbox)
+    ran = run("runs", outbox, "--prune", 38.5, "--json")
+    assert (ran.code, json.loads(ran.out)["removed"]) == (0, old[:2])
+    assert runs_of(outbox) == [old[2], *young]
+    ran = run("runs", outbox, "--prune", 0)
+    assert (ran.code, runs_of(outbox)) == (0, young[1:])
+    assert ran.out.startswith("removed the state of 2 runs, ")
+    assert run("runs", outbox, "--prune", 0).out == "removed the state of 0 runs, 0 bytes; 1 kept\n"
+    assert visible(outbox) == before
+    assert run("verify", outbox).code == 0
+    assert [json.loads(run("runs", outbox, "--json").out)[0]["run_id"]] == young[1:]
+
+
+def test_keep_counts_and_both_options_keep(inbox: Path, outbox: Path) -> None:
+    runs = [grow_old(outbox, sort_new(inbox, outbox, study), 40 - 10 * study) for study in range(4)]
+    assert run("runs", outbox, "--prune", 5, "--keep", 3).code == 0
+    assert runs_of(outbox) == runs[1:]
+    assert run("runs", outbox, "--prune", 35, "--keep", 1).code == 0
+    assert runs_of(outbox) == runs[1:]
+    assert run("runs", outbox, "--keep", 2).code == 0
+    assert runs_of(outbox) == runs[2:]
+    assert run("runs", outbox, "--keep", 0).code == 2
+    assert run("runs", outbox, "--prune", -1).code == 2
+
+
+@pytest.mark.parametrize("command", ["undo", "resume"])
+def test_a_pruned_run_says_so(inbox: Path, outbox: Path, command: str) -> None:
+    old, new = sort_new(inbox, outbox, 1), sort_new(inbox, outbox, 2)
+    run("runs", outbox, "--keep", 1)
+    before = read_tree(outbox)
+    ran = run(command, outbox, old)
+    assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
+    assert f"received {old}, which was pruned: what it placed stays, and it can be neither" in ran.err
+    after = read_tree(outbox)
+    assert {path for path, content in after.items() if before[path] != content} <= {".dicomsort/lock"}
+    assert "which was pruned" not in run(command, outbox, "20200101T000000Z-abcdef").err
+    assert run(command, outbox, new).code == 0
+
+
+def test_undo_goes_on_with_the_runs_that_are_left(inbox: Path, outbox: Path) -> None:
+    for study in (1, 2, 3):
+        sort_new(inbox, outbox, study)
+    run("runs", outbox, "--keep", 2)
+    assert [run("undo", outbox).code, run("undo", outbox).code] == [0, 0]
+    assert sorted(read_tree(inbox)) == ["2.dcm", "3.dcm"]
+    ran = run("undo", outbox)
+    assert (ran.code, "received none to undo" in ran.err) == (2, True)
+
+
+def test_what_was_placed_before_is_still_known(inbox: Path, outbox: Path) -> None:
+    sort_new(inbox, outbox, 1)
+    sort_new(inbox, outbox, 2)
+    run("runs", outbox, "--keep", 1)
+    make_dicom(inbox / "late.dcm", study=1, instance=2)
+    assert sort("--move", "--settle", 0, inbox, outbox).code == 0
+    assert rows(outbox)[-1]["reason"] == "placed-before"
+
+
+def cut_short(inbox: Path, outbox: Path, study: int) -> str:
+    """A run that died in the middle of placing."""
+    make_dicom(inbox / f"{study}.dcm", study=study)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dicomsort.files.Files", lambda: Broken("flush_system", 0, errno.EIO))
+        assert sort("--move", "--settle", 0, inbox, outbox).code == 1
+    return runs_of(outbox)[-1]
+
+
+def test_unfinished_runs_stay_and_can_be_resumed(inbox: Path, outbox: Path) -> None:
+    unfinished = cut_short(inbox, outbox, 1)
+    sort_new(inbox, outbox, 2)
+    sort_new(inbox, outbox, 3)
+    ran = run("runs", outbox, "--prune", 0)
+    assert f"kept {unfinished}: it was cut short" in ran.out
+    assert (ran.code, len(runs_of(outbox))) == (0, 2)
+    assert run("resume", outbox, unfinished).code == 0
+    assert len(list(placed(outbox))) == 3
+    assert run("runs", outbox, "--prune", 0).code == 0
+    assert len(runs_of(outbox)) == 1
+
+
+def test_an_undo_goes_with_what_it_undid_and_never_before_it(inbox: Path, outbox: Path) -> None:
+    unfinished = cut_short(inbox, outbox, 1)
+    assert run("undo", outbox, unfinished).code == 0
+    undo = runs_of(outbox)[-1]
+    last = sort_new(inbox, outbox, 2)
+    before = visible(outbox)
+    for at in range(40):
+        copy = outbox.with_name("copy")
+        shutil.copytree(outbox, copy)
+        files = CrashingFiles(at)
+        with suppress(Crash):
+            prune(str(copy), files, days=0)
+        states = {r["run_id"]: r["state"] for r in json.loads(run("runs", "--json", copy).out)}
+        assert undo in states or unfinished not in states or states[unfinished] == "pruned"
+        assert sort(inbox, copy).code == 0  # no run seems to be unfinished, and none is gone on with
+        assert visible(copy)["manifest.csv"] == before["manifest.csv"]
+        assert run("runs", copy, "--prune", 0).code == 0
+        assert len(runs_of(copy)) == 1
+        assert {*visible(copy)} == {*before}
+        shutil.rmtree(copy)
+        if not files.dead:
+            break
+    assert not files.dead
+    assert runs_of(outbox) == sorted([unfinished, undo, last])
+
+
+def test_a_run_whose_undo_was_cut_short_stays_with_it(inbox: Path, outbox: Path) -> None:
+    first = sort_new(inbox, outbox, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dicomsort.files.Files", lambda: Broken("flush_system", 0, errno.EIO))
+        assert run("undo", outbox).code == 1
+    undo = runs_of(outbox)[-1]
+    last = sort_new(inbox, outbox, 2)
+    ran = run("runs", outbox, "--prune", 0)
+    assert f"kept {first}: an undo of it was cut short" in ran.out
+    assert f"kept {undo}: it is an undo that was cut short" in ran.out
+    assert runs_of(outbox) == sorted([first, undo, last])
+    assert run("resume", outbox, undo).code == 0
+    assert [run("runs", outbox, "--prune", 0).code, runs_of(outbox)] == [0, [last]]
+
+
+def test_a_crash_at_any_change_leaves_runs_that_are_whole_or_pruned(inbox: Path, outbox: Path) -> None:
+    old = [sort_new(inbox, outbox, study) for study in (1, 2)]
+    last = sort_new(inbox, outbox, 3)
+    before = visible(outbox)
+    for at in range(60):
+        copy = outbox.with_name("copy")
+        shutil.copytree(outbox, copy)
+        files = CrashingFiles(at)
+        with suppress(Crash):
+            prune(str(copy), files, days=0)
+        for name in old:
+            state = next((r["state"] for r in json.loads(run("runs", "--json", copy).out) if r["run_id"] == name), "")
+            assert state in {"finished", "pruned", "unsealed", ""}
+            if state != "finished":
+                for command in ("undo", "resume"):
+                    ran = run(command, copy, name)
+                    assert ran.code in {1, 2}
+                    assert "was pruned" in ran.err or "died before its plan was sealed" in ran.err
+        assert visible(copy) == before
+        assert prune(str(copy), Files(), days=0).kept == 1
+        assert runs_of(copy) == [last]
+        shutil.rmtree(copy)
+        if not files.dead:
+            return
+    pytest.fail("60 changes were not enough")
+
+
+def test_what_is_not_ours_stays(inbox: Path, outbox: Path) -> None:
+    first, last = sort_new(inbox, outbox, 1), sort_new(inbox, outbox, 2)
+    folder = outbox / ".dicomsort" / "runs"
+    make_files(folder, {f"{first}/notes.txt": "mine", "a folder of mine/x": "x"})
+    ran = run("runs", outbox, "--prune", 0)
+    assert f"kept {first}: it holds 'notes.txt', which is none of ours" in ran.out
+    assert sorted(path.name for path in folder.iterdir()) == sorted([first, last, "a folder of mine"])
+
+
+def test_a_plan_that_cannot_be_read_beside_a_journal_stays(inbox: Path, outbox: Path) -> None:
+    first = sort_new(inbox, outbox, 1)
+    sort_new(inbox, outbox, 2)
+    plan = outbox / ".dicomsort" / "runs" / first / "plan.jsonl"
+    plan.write_bytes(plan.read_bytes()[:-30])
+    assert f"kept {first}: its plan cannot be read" in run("runs", outbox, "--prune", 0).out
+    assert plan.exists()
+
+
+def test_runs_that_died_before_they_had_a_plan_go(inbox: Path, outbox: Path) -> None:
+    sort_new(inbox, outbox, 1)
+    folder = outbox / ".dicomsort" / "runs" / "20200101T000000Z-abcdef"
+    make_files(folder, {"plan.jsonl": '{"format": 1}\n'})
+    (folder.parent / "20200102T000000Z-abcdef").mkdir()
+    assert run("runs", outbox, "--prune", 10).code == 0
+    assert len(runs_of(outbox)) == 1
+
+
+def test_a_run_that_goes_on_is_waited_for(inbox: Path, outbox: Path) -> None:
+    sort_new(inbox, outbox, 1)
+    sort_new(inbox, outbox, 2)
+    with locked(outbox, "{}"):
+        assert run("runs", outbox, "--prune", 0).code == 4
+    assert len(runs_of(outbox)) == 2
+    assert run("runs", inbox, "--prune", 0).code == 2

@@ -1,0 +1,200 @@
+"""``[routes]``: what is sent when, what is tried again, and what a failing archive changes: nothing but its figures."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from building import make_dicom
+from watching import Timer, Watch, runs_of, told
+
+from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.report.metrics import Figures
+from dicomsort.service import Courier, Sent, check_routes
+from dicomsort.service.routes import MANY
+
+ROUTES = {"CT": "ARCHIVE@pacs:104", "MRI": "https://pacs/dicom-web"}
+
+
+class Archive:
+    """Remembers what it was asked to send, and answers as it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, str | None]] = []
+        self.answers: list[Sent | Exception] = []
+        self.meanwhile = lambda: None
+
+    def send(self, folder: str, destination: str, run: str | None, /) -> Sent:
+        self.asked.append((Path(folder).name, destination, run))
+        self.meanwhile()
+        answer = self.answers.pop(0) if self.answers else Sent(2, 0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def runs(self, class_: str) -> list[str | None]:
+        """What was asked of one class since the last time."""
+        found = [run for name, _, run in self.asked if name == class_]
+        self.asked = [each for each in self.asked if each[0] != class_]
+        return found
+
+
+@pytest.fixture
+def archive() -> Archive:
+    return Archive()
+
+
+@pytest.fixture
+def courier(archive: Archive, inbox: Path, outbox: Path) -> Courier:
+    Watch(inbox, outbox, mode="copy").round()
+    return Courier(str(outbox), ROUTES, archive.send)
+
+
+def figures(courier: Courier) -> str:
+    told_of = Figures()
+    courier.tell(told_of)
+    return told_of.text()
+
+
+def made(outbox: Path, *names: str) -> list[str]:
+    """Folders of runs."""
+    for name in names:
+        (outbox / ".dicomsort" / "runs" / name).mkdir()
+    return [*names]
+
+
+def test_all_that_lies_there_is_sent_at_first_then_run_by_run(courier: Courier, archive: Archive, outbox: Path) -> None:
+    courier.call([])
+    courier.deliver()
+    assert archive.asked == [("CT", "ARCHIVE@pacs:104", None), ("MRI", "https://pacs/dicom-web", None)]
+    courier.call(made(outbox, "1", "2"))
+    courier.deliver()
+    courier.deliver()
+    assert (archive.runs("CT"), archive.runs("MRI")) == ([None, "1", "2"], [None, "1", "2"])
+    assert 'dicomsort_sent_total{class="CT",to="ARCHIVE@pacs:104"} 6' in figures(courier)
+    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(courier)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [Sent(1, 3, "no"), DicomsortError("unreachable"), ConnectionRefusedError(111, "no"), KeyError()],
+)
+def test_a_route_that_fails_is_tried_again_and_holds_up_no_other(
+    courier: Courier, archive: Archive, outbox: Path, failure: Sent | Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    courier.deliver()
+    archive.asked.clear()
+    archive.answers = [failure]
+    courier.call(made(outbox, "1", "2"))
+    courier.deliver()
+    assert (archive.runs("CT"), archive.runs("MRI")) == (["1"], ["1", "2"])
+    failed = 3 if isinstance(failure, Sent) else 1
+    assert f'dicomsort_send_failures_total{{class="CT",to="ARCHIVE@pacs:104"}} {failed}\n' in figures(courier)
+    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 0' in figures(courier)
+    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [
+        "sending failed; the next round tries again"
+    ]
+    courier.call([])
+    courier.deliver()
+    assert archive.runs("CT") == ["1", "2"]
+    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(courier)
+
+
+def test_of_many_runs_that_wait_the_whole_folder_is_gone_through_instead(
+    courier: Courier, archive: Archive, outbox: Path
+) -> None:
+    courier.deliver()
+    archive.asked.clear()
+    archive.answers = [DicomsortError("down")] * 4
+    names = made(outbox, *map(str, range(MANY + 5)))
+    for name in names[:3]:
+        courier.call([name])
+    courier.deliver()
+    for name in names[3:]:
+        courier.call([name])
+    archive.answers.clear()
+    courier.deliver()
+    assert archive.runs("CT") == ["0", None]
+
+
+def test_runs_that_come_while_everything_is_sent_are_not_forgotten(
+    courier: Courier, archive: Archive, outbox: Path
+) -> None:
+    names = made(outbox, *map(str, range(MANY + 5)))
+
+    def more() -> None:
+        archive.meanwhile = lambda: None
+        for name in names:
+            courier.call([name])
+
+    archive.meanwhile = more
+    courier.deliver()
+    assert archive.runs("CT") == [None, None]
+
+
+def test_a_run_that_was_pruned_before_it_was_sent_is_looked_for_in_the_folder(
+    courier: Courier, archive: Archive
+) -> None:
+    courier.deliver()
+    archive.asked.clear()
+    courier.call(["20200101T000000Z-abcdef"])
+    courier.deliver()
+    assert archive.runs("CT") == [None]
+
+
+def test_a_class_without_a_folder_waits_until_it_has_one(archive: Archive, tmp_path: Path, outbox: Path) -> None:
+    inbox = tmp_path / "inbox"
+    make_dicom(inbox / "mr.dcm", modality="MR")
+    watch = Watch(inbox, outbox)
+    courier = Courier(str(outbox), {"CT": "A@b:1"}, archive.send)
+    watch.round()
+    courier.deliver()
+    assert archive.asked == []
+    make_dicom(inbox / "ct.dcm", study=2)
+    watch.round()
+    courier.call(runs_of(outbox)[-1:])
+    courier.deliver()
+    assert archive.runs("CT") == [None]
+
+
+def test_the_service_sends_beside_its_rounds(inbox: Path, outbox: Path, archive: Archive, tmp_path: Path) -> None:
+    gate = threading.Event()
+    asked = threading.Semaphore(0)
+
+    def blocked() -> None:
+        asked.release()
+        gate.wait()
+
+    archive.meanwhile = blocked
+    courier = Courier(str(outbox), {"CT": "ARCHIVE@pacs:104"}, archive.send)
+
+    def new(study: int) -> None:
+        make_dicom(inbox / f"new {study}.dcm", study=study)
+
+    def let_go() -> None:
+        asked.acquire()  # of what lies there at first
+        gate.set()
+        asked.acquire()  # of the second run, which the archive did not hold up
+        asked.acquire()
+
+    timer = Timer(lambda: new(8), lambda: new(9), let_go)
+    service, shown, _ = Watch(inbox, outbox, mode="copy").service(timer, courier=courier, metrics=tmp_path / "m.prom")
+    service.run()
+    assert told(shown)[1:] == [{"sorted": 1}, {"sorted": 1}]
+    assert archive.runs("CT") == [None, *runs_of(outbox)[1:]]
+    assert "dicomsort_sent_total" in (tmp_path / "m.prom").read_text()
+
+
+def test_routes_are_checked() -> None:
+    def check(destination: str) -> None:
+        if "@" not in destination:
+            raise UsageError(f"expected AE@HOST:PORT, received {destination!r}")
+
+    labels = ("CT", "MRI", "OTHER")
+    check_routes({"CT": "A@b:1", "OTHER": "A@b:1"}, labels, check)
+    check_routes({}, labels, check)
+    with pytest.raises(UsageError, match=r"expected a class of the model \(CT, MRI, OTHER\), received 'REVIEW'"):
+        check_routes({"REVIEW": "A@b:1"}, labels, check)
+    with pytest.raises(UsageError, match=r"\[routes\] MRI: expected AE@HOST:PORT, received 'b'"):
+        check_routes({"MRI": "b"}, labels, check)
