@@ -1,0 +1,116 @@
+"""Runs tools in turn, again and again, on fresh inboxes, and checks that every file arrived."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from inboxes import SHAPE, Shape, arrived, files_below, fill
+from measuring import Taken, ToolFailed, timed
+from tools import Tool
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where and how to measure: a folder to work in, repetitions, venvs of peers, sizes of the rows of scale."""
+
+    folder: Path
+    repeat: int
+    peers: Path
+    sizes: tuple[int, ...]
+    shape: Shape = SHAPE
+
+
+@dataclass
+class Compared:
+    """What each tool took for each number of files, a value a repetition; and why a tool has none."""
+
+    taken: dict[tuple[str, int], list[Taken]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def seconds(self, tool: Tool, count: int) -> list[float]:
+        """Wall times."""
+        return [taken.seconds for taken in self.taken[tool.name, count]]
+
+    def rates(self, tool: Tool, count: int) -> list[float]:
+        """Files a second of the whole process."""
+        return [count / seconds for seconds in self.seconds(tool, count)]
+
+    def steady(self, tool: Tool, count: int) -> list[float]:
+        """Files a second without the start: (N - 1) / (time for N - time for one)."""
+        pairs = zip(self.seconds(tool, count), self.seconds(tool, 1), strict=True)
+        return [(count - 1) / (many - one) for many, one in pairs]
+
+    def arrived(self, tool: Tool, count: int) -> str:
+        """How many files arrived, in the worst repetition; nothing for a tool that only reads."""
+        found = [taken.arrived for taken in self.taken[tool.name, count] if taken.arrived is not None]
+        return f"{min(found):,} of {count:,}" if found else ""
+
+    def memory(self, tool: Tool, count: int) -> list[float]:
+        """Peaks in MB."""
+        return [taken.memory / 1e6 for taken in self.taken[tool.name, count]]
+
+
+def compare(
+    tools: Sequence[Tool], counts: Sequence[int], setting: Setting, kind: str = "small", watched: int = 0
+) -> Compared:
+    """Each repetition runs every tool once for each count; memory is watched from ``watched`` files on (0: never).
+
+    Ours must succeed; a peer that fails is left out from then on, and named.
+    """
+    compared = Compared()
+    for repetition in range(setting.repeat):
+        for count in counts:
+            bench = _Bench(setting.folder / f"{repetition}-{count}", count, kind, setting.shape)
+            for tool in tools:
+                if tool.name in compared.failed:
+                    continue
+                print(f"{repetition + 1}/{setting.repeat}: {tool.name}, {count:,} files", file=sys.stderr, flush=True)
+                try:
+                    taken = bench.measured(tool, watched=0 < watched <= count)
+                except ToolFailed as error:
+                    compared.failed[tool.name] = str(error)
+                else:
+                    compared.taken.setdefault((tool.name, count), []).append(taken)
+            bench.remove()
+    for name, problem in compared.failed.items():
+        if name.startswith("sort"):
+            sys.exit(f"{name}: {problem}")
+    return compared
+
+
+class _Bench:
+    """One inbox, made anew when a tool has moved its files away."""
+
+    def __init__(self, place: Path, count: int, kind: str, shape: Shape) -> None:
+        self._place = place
+        self._inbox, self._target = place / "inbox", place / "target"
+        self._count, self._kind, self._shape = count, kind, shape
+        self._digests: set[bytes] = set()
+
+    def measured(self, tool: Tool, *, watched: bool) -> Taken:
+        """Run once, check, and remove what came of it."""
+        if not self._inbox.is_dir():
+            self._digests = fill(self._inbox, self._count, self._kind, self._shape)
+        try:
+            taken = timed(lambda: tool.task(self._inbox, self._target), watched=watched)
+            if tool.way != "reads":
+                taken = replace(taken, arrived=arrived(self._target, self._digests))
+                self._check(tool, taken)
+        finally:
+            shutil.rmtree(self._target, ignore_errors=True)
+            if tool.way == "moves":
+                shutil.rmtree(self._inbox, ignore_errors=True)
+        return taken
+
+    def _check(self, tool: Tool, taken: Taken) -> None:
+        left = sum(1 for _ in files_below(self._inbox))
+        if tool.name.startswith("sort") and (taken.arrived, left) != (self._count, 0 if tool.way == "moves" else left):
+            raise ToolFailed(f"expected {self._count} files to arrive, received {taken.arrived}, and {left} left")
+
+    def remove(self) -> None:
+        """Remove the inbox too."""
+        shutil.rmtree(self._place, ignore_errors=True)

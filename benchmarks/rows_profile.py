@@ -1,0 +1,87 @@
+"""Where the time of a move goes: by stage, and by function of the process that plans and places."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from comparing import Setting
+from inboxes import fill
+from measuring import OURS, run, spread, timed
+from report import Section, Table
+
+COUNT, SHOWN = 20_000, 25
+START, TOTAL = "start: interpreter, imports, first workers", "all"
+TEXT = f"""`sort --move` of {COUNT:,} small files as above. Stages are those that the pipeline tells its progress of;
+deciding includes the plan and its sealing, placing the manifest. Functions: own CPU seconds in all threads of the
+driving process (cProfile, which slows calls of small functions most), the {SHOWN} most expensive."""
+
+
+def measure(setting: Setting) -> Section:
+    """Stages without a profile, then one run with it."""
+    rounds = []
+    for repetition in range(setting.repeat):
+        print(f"{repetition + 1}/{setting.repeat}: stages, {COUNT:,} files", file=sys.stderr, flush=True)
+        rounds.append(_stages(*_run(setting, "stages")))
+    print(f"functions, {COUNT:,} files", file=sys.stderr, flush=True)
+    functions, began, ended = _run(setting, "functions")
+    tables = [_stage_table(rounds), _function_table(functions, ended - began, rounds)]
+    return Section("g", "Where the time goes", TEXT, tables)
+
+
+def _run(setting: Setting, what: str) -> tuple[list[Any], float, float]:
+    """What staged.py told of one run, and when it began and ended."""
+    inbox, outbox, told = (setting.folder / name for name in ("inbox", "outbox", "told.json"))
+    fill(inbox, COUNT, shape=setting.shape)
+    script = Path(__file__).with_name("staged.py")
+    arguments = ("sort", inbox, outbox, "--move", "--settle", "0", "--quiet")
+    began = 0.0
+
+    def task() -> None:
+        nonlocal began
+        began = time.monotonic()
+        run([sys.executable, script, told, what, *arguments], OURS, (0, 3))
+
+    taken = timed(task)
+    shutil.rmtree(inbox)
+    shutil.rmtree(outbox)
+    return json.loads(told.read_text("utf-8")), began, began + taken.seconds
+
+
+def _stages(seen: list[Any], began: float, ended: float) -> dict[str, tuple[float, float, float]]:
+    """Wall, own CPU, workers' CPU seconds of each stage, the start and the end included."""
+    marks = [(START, began, 0.0, 0.0), *seen]
+    marks.append(("", ended, *marks[-1][2:]))
+    spent: dict[str, tuple[float, float, float]] = {}
+    for mark, following in pairwise(marks):
+        wall, own, workers = (after - before for before, after in zip(mark[1:], following[1:], strict=True))
+        spent[mark[0]] = (wall, own, workers)
+    spent[TOTAL] = tuple(map(sum, zip(*spent.values(), strict=True)))  # type: ignore[assignment]
+    return spent
+
+
+def _stage_table(rounds: list[dict[str, tuple[float, float, float]]]) -> Table:
+    rows = []
+    for name in rounds[0]:
+        walls, own, workers = ([each[name][place] for each in rounds] for place in range(3))
+        share = statistics.median(each[name][0] / each[TOTAL][0] for each in rounds)
+        rows.append([name, spread(walls, ".2f"), f"{share:.0%}", spread(own, ".2f"), spread(workers, ".2f")])
+    columns = ("stage", "seconds", "share", "CPU seconds, driving process", "CPU seconds, workers")
+    return Table(columns, rows)
+
+
+def _function_table(functions: list[Any], seconds: float, rounds: list[dict[str, tuple[float, float, float]]]) -> Table:
+    total = sum(own for _, own, _, _ in functions)
+    rows = [
+        [f"`{name}`", f"{own:.2f}", f"{own / total:.1%}", f"{whole:.2f}", f"{calls:,}"]
+        for name, own, whole, calls in functions[:SHOWN]
+    ]
+    usual = statistics.median(each[TOTAL][0] for each in rounds)
+    title = f"Functions: {total:.1f} CPU seconds in all; this run took {seconds:.1f} s, {usual:.1f} without the profile"
+    return Table(("function", "own, s", "share", "with callees, s", "calls"), rows, 1, title)
