@@ -1,7 +1,8 @@
 """One worker's share of a part of sorting pictures, alone: ``python benchmarks/alone.py decode|infer|both LIST``.
 
 LIST names a file with a path a line. It makes ready, prints ``ready``, waits for a line on stdin, and prints the
-seconds that the loop took. ``both`` decodes and infers in turn: what a worker cannot be faster than.
+seconds of wall and of CPU time that the loop took.
+``both`` decodes and infers in turn: what a worker cannot be faster than.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ def main() -> None:
     task, items = tasks[what]
     print("ready", flush=True)
     sys.stdin.readline()
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), time.process_time()
     for item in items:
         task(item)
-    print(time.perf_counter() - started, flush=True)
+    print(time.perf_counter() - started, time.process_time() - spent, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -48,6 +49,10 @@ class Compared:
         """How many files arrived, in the worst repetition; nothing for a tool that only reads."""
         found = [taken.arrived for taken in self.taken[tool.name, count] if taken.arrived is not None]
         return f"{min(found):,} of {count:,}" if found else ""
+
+    def cpu(self, tool: Tool, count: int) -> str:
+        """CPU seconds of the whole process and those that it started."""
+        return f"{statistics.median(taken.cpu for taken in self.taken[tool.name, count]):.2f}"
 
     def memory(self, tool: Tool, count: int) -> list[float]:
         """Peaks in MB."""

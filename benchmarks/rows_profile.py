@@ -17,10 +17,11 @@ from measuring import OURS, run, spread, timed
 from report import Section, Table
 
 COUNT, SHOWN = 20_000, 25
+WAITS = {"'acquire' of '_thread.lock' objects", "'get' of '_queue.SimpleQueue' objects", "posix.read", "posix.waitpid"}
 START, TOTAL = "start: interpreter, imports, first workers", "all"
 TEXT = f"""`sort --move` of {COUNT:,} small files as above. Stages are those that the pipeline tells its progress of;
-deciding includes the plan and its sealing, placing the manifest. Functions: own CPU seconds in all threads of the
-driving process (cProfile, which slows calls of small functions most), the {SHOWN} most expensive."""
+deciding includes the plan and its sealing, placing the manifest. Functions: own seconds (wall) in all threads
+of the driving process but for waiting on locks and pipes; by cProfile, which slows calls of small functions most."""
 
 
 def measure(setting: Setting) -> Section:
@@ -77,11 +78,16 @@ def _stage_table(rounds: list[dict[str, tuple[float, float, float]]]) -> Table:
 
 
 def _function_table(functions: list[Any], seconds: float, rounds: list[dict[str, tuple[float, float, float]]]) -> Table:
+    waiting = sum(own for name, own, _, _ in functions if name in WAITS)
+    functions = [function for function in functions if function[0] not in WAITS]
     total = sum(own for _, own, _, _ in functions)
     rows = [
         [f"`{name}`", f"{own:.2f}", f"{own / total:.1%}", f"{whole:.2f}", f"{calls:,}"]
         for name, own, whole, calls in functions[:SHOWN]
     ]
     usual = statistics.median(each[TOTAL][0] for each in rounds)
-    title = f"Functions: {total:.1f} CPU seconds in all; this run took {seconds:.1f} s, {usual:.1f} without the profile"
+    title = (
+        f"The {SHOWN} most expensive functions; {total:.1f} s in all threads together, waiting ({waiting:.1f} s) left "
+        f"out; this run took {seconds:.1f} s, {usual:.1f} without the profile"
+    )
     return Table(("function", "own, s", "share", "with callees, s", "calls"), rows, 1, title)

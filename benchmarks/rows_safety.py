@@ -31,12 +31,15 @@ def measure(setting: Setting) -> Section:
     unflushed = Tool(f"{moving.name}, no flush", "moves", partial(_unflushed, by_header))
     tools = (CP_SYNC, copying, moving, unflushed)
     compared = compare(tools, (1, COUNT), setting)
-    rows = [[tool.name, spread(compared.steady(tool, COUNT))] for tool in tools]
+    rows = [[tool.name, spread(compared.steady(tool, COUNT)), compared.cpu(tool, COUNT)] for tool in tools]
     times = [
         ["`--copy` by `cp -r; sync -f`", _times(compared, copying, CP_SYNC), "1.3"],
         ["`--move` by `--move` without flushing", _times(compared, moving, unflushed), "1.18 (15 % of its speed)"],
     ]
-    tables = [Table(("what", "files/s"), rows), Table(("time of … by time of …", "measured", "at most wanted"), times)]
+    tables = [
+        Table(("what", "files/s", "CPU seconds, whole process"), rows),
+        Table(("time of … by time of …", "measured", "at most wanted"), times),
+    ]
     return Section("f", "What safety costs", TEXT, tables)
 
 

@@ -23,7 +23,7 @@ def measure(setting: Setting) -> Section:
     for tool in tools:
         steady = [rate * megabytes for rate in compared.steady(tool, COUNT)]
         rates = spread(compared.rates(tool, COUNT)), spread(compared.steady(tool, COUNT)), spread(steady)
-        rows.append([tool.name, *rates, compared.arrived(tool, COUNT)])
+        rows.append([tool.name, *rates, compared.cpu(tool, COUNT), compared.arrived(tool, COUNT)])
     pairs = ((COPY, CP_SYNC), (MOVE, RENAME))
     times = [
         [
@@ -34,7 +34,7 @@ def measure(setting: Setting) -> Section:
         for mine, other in pairs
     ]
     tables = [
-        Table(("what", "files/s, whole process", "files/s, steady", "MB/s, steady", "arrived"), rows),
+        Table(("what", "files/s, whole process", "files/s, steady", "MB/s, steady", "CPU seconds", "arrived"), rows),
         Table(("time of … by time of …", "whole process", "steady"), times),
     ]
     return Section("b", f"{COUNT} slices of 512 KB", TEXT, tables)

@@ -33,10 +33,9 @@ def _whole(tools: Sequence[Tool], compared: Compared, missing: dict[str, str]) -
     columns = (*COMPARED, "CPU seconds", "arrived")
     rows = []
     for tool in _measured(tools, compared):
-        cpu = statistics.median(taken.cpu for taken in compared.taken[tool.name, WHOLE])
         row = [_name(tool), tool.way, spread(compared.rates(tool, WHOLE))]
         row += _faster(tool, {each: compared.rates(each, WHOLE) for each in (MOVE, COPY, tool)})
-        rows.append([*row, f"{cpu:.2f}", compared.arrived(tool, WHOLE)])
+        rows.append([*row, compared.cpu(tool, WHOLE), compared.arrived(tool, WHOLE)])
     rows += [[name, problem, *[""] * (len(columns) - 2)] for name, problem in missing.items()]
     return Table(columns, rows, 2, f"Whole processes, {WHOLE:,} files of {WHOLE // 50} studies")
 

@@ -2,7 +2,7 @@
 
 OUT gets JSON. ``stages``: for each stage that the pipeline tells its progress of, when it began (seconds of the
 monotonic clock), and the CPU seconds of this process and of its workers until then; the last entry is the end.
-``functions``: own CPU seconds, CPU seconds with what it calls, and calls, of each function, in all threads.
+``functions``: own seconds, seconds with what it calls, and calls, of each function, in all threads.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
     out, what, *arguments = sys.argv[1:]
     sys.argv = ["dicomsort", *arguments]
     stages = Stages()
-    profiles = [cProfile.Profile(time.thread_time)] if what == "functions" else []
+    profiles = [cProfile.Profile()] if what == "functions" else []
     from dicomsort import cli
 
     if profiles:
@@ -86,7 +86,7 @@ def profile_threads(profiles: list[cProfile.Profile]) -> None:
     begin: Callable[[threading.Thread], None] = threading.Thread.run
 
     def profiled(self: threading.Thread) -> None:
-        profile = cProfile.Profile(time.thread_time)
+        profile = cProfile.Profile()
         with suppress(ValueError):
             profile.enable()
             profiles.append(profile)
