@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,18 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
 from report import Section
 
-OURS, PEER, YARDSTICK = "#c8471e", "#2f6f9f", "#9aa3ab"
+OURS, PEER, YARDSTICK = "#c8471e", "#2f6f9f", "#8d979f"
+KINDS = {OURS: "dicomsort", PEER: "other sorters", YARDSTICK: "yardsticks of the machine"}
 YARDSTICKS = ("cp", "os.rename", "walk", "pydicom,")
 INK, FAINT = "#22282d", "#d9dde0"
+STYLE: Any = {
+    "font.size": 9, "axes.edgecolor": FAINT, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
+    "ytick.color": INK, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.titleweight": "bold",
+}  # fmt: skip
 
 
 def draw(path: Path, sections: dict[str, Section]) -> bool:
@@ -22,67 +30,67 @@ def draw(path: Path, sections: dict[str, Section]) -> bool:
     sizes = sections["c"].data["sizes"] if "c" in sections else {}
     if not (tools or sizes):
         return False
-    style: Any = {
-        "font.size": 9,
-        "axes.edgecolor": FAINT,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-    }
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(12, 5.6), dpi=110, layout="constrained")
-        grid = figure.add_gridspec(2, 2 if tools and sizes else 1, width_ratios=[1.7, 1] if tools and sizes else [1])
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(12, 6.2), dpi=110, layout="constrained")
+        columns = figure.add_gridspec(2, 2, width_ratios=[1.6, 1]) if tools and sizes else figure.add_gridspec(2, 1)
         if tools:
-            _bars(figure.add_subplot(grid[:, 0]), tools)
+            _bars(figure.add_subplot(columns[:, 0]), tools)
         if sizes:
-            rates = figure.add_subplot(grid[0, -1])
-            _line(rates, sizes, "rate", "files/s", "dicomsort sort --move: files/s over the number of files")
-            _line(figure.add_subplot(grid[1, -1], sharex=rates), sizes, "memory", "MB", "peak memory of all processes")
+            rates, memory = figure.add_subplot(columns[0, -1]), figure.add_subplot(columns[1, -1])
+            _line(rates, sizes, "rate", "files/s of sort --move")
+            _line(memory, sizes, "memory", "peak memory of all its processes, MB")
+            memory.set_xlabel("files sorted")
         figure.savefig(path)
     return True
 
 
 def _bars(axes: Axes, tools: list[dict[str, Any]]) -> None:
+    """Two bars a tool: steady with its spread, and below it, thin, the whole process."""
     tools = sorted(tools, key=lambda tool: statistics.median(tool["steady"]))
     for place, tool in enumerate(tools):
-        steady, whole = statistics.median(tool["steady"]), statistics.median(tool["whole"])
-        spread = [[steady - min(tool["steady"])], [max(tool["steady"]) - steady]]
-        axes.barh(place, steady, 0.62, color=_colour(tool["name"]), xerr=spread, error_kw={"ecolor": INK, "lw": 0.8})
-        axes.plot(whole, place, "|", color="white", markersize=13, markeredgewidth=2)
-        axes.plot(whole, place, "|", color=INK, markersize=11, markeredgewidth=1)
-        axes.annotate(
-            f"{steady:,.0f}", (max(tool["steady"]), place), xytext=(5, 0), textcoords="offset points", va="center"
-        )
+        colour = _colour(tool["name"])
+        for key, above, height, alpha in (("steady", 0.14, 0.44, 1.0), ("whole", -0.26, 0.22, 0.5)):
+            middle, least, most = statistics.median(tool[key]), min(tool[key]), max(tool[key])
+            error = [[middle - least], [most - middle]]
+            ends = {"ecolor": INK, "lw": 0.8}
+            axes.barh(place + above, middle, height, color=colour, alpha=alpha, xerr=error, error_kw=ends)
+            size = 9 if key == "steady" else 7
+            point, beside = (most, place + above), (5, -0.5)
+            axes.annotate(f"{middle:,.0f}", point, beside, textcoords="offset points", va="center", fontsize=size)
     axes.set_xscale("log")
-    axes.set_yticks(range(len(tools)), [f"{tool['name']} ({tool['way']})" for tool in tools])
+    rates = [rate for tool in tools for rate in (*tool["steady"], *tool["whole"])]
+    axes.set_xlim(10 ** math.floor(math.log10(min(rates))) / 2, max(rates) * 2.5)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_yticks(range(len(tools)), [f"{tool['name']}  ({tool['way']})" for tool in tools])
     for label, tool in zip(axes.get_yticklabels(), tools, strict=True):
         label.set_fontweight("bold" if _colour(tool["name"]) == OURS else "normal")
-    axes.margins(x=0.15)
-    axes.set_title("files/s, steady over 20,000 files; | whole process, 2,000 files", loc="left", fontsize=10)
-    _plain(axes, "x")
+    axes.set_title("files/s: steady over 20,000 files (thick), whole process of 2,000 (thin)")
+    axes.legend(handles=[Patch(color=colour, label=name) for colour, name in KINDS.items()], loc="lower right")
+    _plain(axes)
+    axes.grid(axis="x", color=FAINT, lw=0.7)
 
 
-def _line(axes: Axes, sizes: dict[str, Any], key: str, unit: str, title: str) -> None:
+def _line(axes: Axes, sizes: dict[str, Any], key: str, title: str) -> None:
     counts = [int(size) for size in sizes]
     values = [size[key] for size in sizes.values()]
-    axes.plot(counts, values, "o-", color=OURS, lw=1.6, markersize=5)
+    axes.plot(counts, values, "o-", color=OURS, lw=1.8, markersize=5)
     for count, value in zip(counts, values, strict=True):
         axes.annotate(f"{value:,.0f}", (count, value), xytext=(0, 7), textcoords="offset points", ha="center")
     axes.set_xscale("log")
     axes.set_xlim(min(counts) / 1.8, max(counts) * 1.8)
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
     axes.minorticks_off()
-    axes.set_ylim(0, max(values) * 1.25)
-    axes.set_ylabel(unit)
-    axes.set_title(title, loc="left", fontsize=10)
-    _plain(axes, "y")
+    axes.set_ylim(0, max(values) * 1.3)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_title(title)
+    _plain(axes)
+    axes.grid(axis="y", color=FAINT, lw=0.7)
 
 
-def _plain(axes: Axes, grid: str) -> None:
+def _plain(axes: Axes) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0, which="both")
     axes.set_axisbelow(True)
-    axes.grid(axis="x" if grid == "x" else "y", color=FAINT, lw=0.7)
 
 
 def _colour(name: str) -> str:

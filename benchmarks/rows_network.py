@@ -74,7 +74,7 @@ def _alone(what: str, paths: list[str], folder: Path) -> tuple[float, float]:
     for number in range(WORKERS):
         listed = folder / f"list{number}"
         listed.write_text("\n".join(paths[number::WORKERS]), "utf-8")
-        command = [sys.executable, script, what, listed]
+        command: list[str | Path] = [sys.executable, script, what, listed]
         environment = OURS | ONE_THREAD
         piped, nowhere = subprocess.PIPE, subprocess.DEVNULL
         workers.append(subprocess.Popen(command, env=environment, stdin=piped, stdout=piped, stderr=nowhere, text=True))
@@ -92,14 +92,13 @@ def _alone(what: str, paths: list[str], folder: Path) -> tuple[float, float]:
 
 def _sorted(pictures: Path, folder: Path) -> Taken:
     """Move the pictures: other names of the same files, so that the next repetition has them too."""
-    inbox, outbox = folder / "inbox", folder / "outbox"
+    number = sum(1 for _ in folder.glob("inbox*"))
+    inbox, outbox = folder / f"inbox{number}", folder / f"outbox{number}"
     shutil.copytree(pictures, inbox, copy_function=os.link)
     taken = timed(lambda: sort("move", (), inbox, outbox))
     placed = sum(1 for path in files_below(outbox) if path.endswith((".png", ".jpg")))
     if placed != sum(1 for _ in files_below(pictures)) or any(files_below(inbox)):
         raise RuntimeError(f"expected every picture in the outbox, received {placed}")
-    shutil.rmtree(inbox)
-    shutil.rmtree(outbox)
     return taken
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import sys
 import time
@@ -38,7 +37,8 @@ def measure(setting: Setting) -> Section:
 
 def _run(setting: Setting, what: str) -> tuple[list[Any], float, float]:
     """What staged.py told of one run, and when it began and ended."""
-    inbox, outbox, told = (setting.folder / name for name in ("inbox", "outbox", "told.json"))
+    number = sum(1 for _ in setting.folder.glob("inbox*"))
+    inbox, outbox, told = (setting.folder / f"{name}{number}" for name in ("inbox", "outbox", "told"))
     fill(inbox, COUNT, shape=setting.shape)
     script = Path(__file__).with_name("staged.py")
     arguments = ("sort", inbox, outbox, "--move", "--settle", "0", "--quiet")
@@ -50,8 +50,6 @@ def _run(setting: Setting, what: str) -> tuple[list[Any], float, float]:
         run([sys.executable, script, told, what, *arguments], OURS, (0, 3))
 
     taken = timed(task)
-    shutil.rmtree(inbox)
-    shutil.rmtree(outbox)
     return json.loads(told.read_text("utf-8")), began, began + taken.seconds
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
+from itertools import count
 
 from comparing import Setting
 from inboxes import fill
@@ -23,13 +23,14 @@ TEXT = """Wall time of the whole process, warm cache; milliseconds, median, in b
 
 def measure(setting: Setting) -> Section:
     """Every command in turn."""
-    single, picture, outbox = (setting.folder / name for name in ("single", "picture", "outbox"))
+    single, picture = setting.folder / "single", setting.folder / "picture"
+    outboxes = (setting.folder / f"outbox{number}" for number in count())
     fill(single, 1)
     draw(picture, 1)
     found = installed(setting.peers)
 
     def sorting(inbox: str) -> None:
-        sort("copy", (), setting.folder / inbox, outbox)
+        sort("copy", (), setting.folder / inbox, next(outboxes))
 
     commands: dict[str, Callable[[], None]] = {
         "`python -c pass`": lambda: python("pass"),
@@ -42,12 +43,10 @@ def measure(setting: Setting) -> Section:
     }
     for command in commands.values():  # compiles modules, fills the cache
         command()
-        shutil.rmtree(outbox, ignore_errors=True)
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(TIMES * setting.repeat):
         for name, command in commands.items():
             seconds[name].append(timed(command).seconds)
-            shutil.rmtree(outbox, ignore_errors=True)
     missing = {each.peer.package: each.problem for each in found if not each.version}
     print(f"start-up: {TIMES * setting.repeat} times each", file=sys.stderr)
     return Section("e", "Starting", TEXT, [_table(seconds, missing)], {"seconds": seconds})

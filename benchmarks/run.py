@@ -28,29 +28,29 @@ import rows_slices
 import rows_sorting
 import rows_startup
 from comparing import Setting
-from inboxes import MOST, Shape
+from inboxes import Shape
 from measuring import ROOT
 from peers import installed
 
 GB = 10**9
-FILE_KB = 25  # of small files, on average
+FILE = 27e3  # bytes of a small file on disk, on average
 
 
 class Group(NamedTuple):
-    """A group of rows, and how many bytes and files it needs room for at its peak."""
+    """A group of rows, and how many bytes and files it needs room for; nothing is removed before the end."""
 
     measure: Callable[[Setting], report.Section]
     room: Callable[[Setting], tuple[float, int]]
 
 
 GROUPS = {
-    "a": Group(rows_sorting.measure, lambda _: (2 * 20_000 * FILE_KB * 1e3 + GB, 50_000)),
-    "b": Group(rows_slices.measure, lambda _: (2 * 500 * 0.53e6, 2_000)),
-    "c": Group(rows_scale.measure, lambda s: (6e3 * max(s.sizes), 2 * max(s.sizes))),
-    "d": Group(rows_network.measure, lambda _: (2.5 * GB, 10_000)),
-    "e": Group(rows_startup.measure, lambda _: (GB, 1_000)),
-    "f": Group(rows_safety.measure, lambda _: (2 * 2_000 * FILE_KB * 1e3, 5_000)),
-    "g": Group(rows_profile.measure, lambda _: (2 * 20_000 * FILE_KB * 1e3, 50_000)),
+    "a": Group(rows_sorting.measure, lambda s: (s.repeat * 11 * 22_000 * FILE, s.repeat * 11 * 25_000)),
+    "b": Group(rows_slices.measure, lambda s: (s.repeat * 5 * 500 * 0.53e6, s.repeat * 5_000)),
+    "c": Group(rows_scale.measure, lambda s: (s.repeat * 6e3 * sum(s.sizes), s.repeat * int(1.2 * sum(s.sizes)))),
+    "d": Group(rows_network.measure, lambda s: (1.5 * GB, s.repeat * 5_000)),
+    "e": Group(rows_startup.measure, lambda s: (GB, s.repeat * 1_000)),
+    "f": Group(rows_safety.measure, lambda s: (s.repeat * 5 * 2_000 * FILE, s.repeat * 15_000)),
+    "g": Group(rows_profile.measure, lambda s: ((s.repeat + 1) * 20_000 * FILE, (s.repeat + 1) * 25_000)),
 }
 SIZES = (10_000, 100_000)
 MILLION = 1_000_000
@@ -65,15 +65,17 @@ def main() -> None:
     sizes = (*SIZES, MILLION) if arguments.million else SIZES
     shape = Shape(arguments.per_study, arguments.per_series)
     peers = ROOT / "build" / "peers"
-    for key in arguments.rows:
-        with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="bench-") as folder:
-            setting = Setting(Path(folder), arguments.repeat, peers, sizes, shape)
+    with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="bench-") as folder:
+        setting = Setting(Path(folder), arguments.repeat, peers, sizes, shape)
+        for key in arguments.rows:
+            place = setting.folder / key
             if not has_room(key, setting):
                 continue
-            measured = machine.described(setting.folder, installed(peers) if key in "ae" else [])
-            sections[key] = replace(GROUPS[key].measure(setting), measured=measured)
-        report.save(stored, sections)
-    finish(arguments.out, sections, arguments.paste)
+            place.mkdir()
+            measured = machine.described(place, installed(peers) if key in "ae" else [])
+            sections[key] = replace(GROUPS[key].measure(replace(setting, folder=place)), measured=measured)
+            report.save(stored, sections)
+        finish(arguments.out, sections, paste=arguments.paste)
 
 
 def parsed() -> argparse.Namespace:
@@ -99,20 +101,24 @@ def rows(told: str) -> list[str]:
 
 
 def has_room(key: str, setting: Setting) -> bool:
-    """Say how much room a group needs and has; False where it is too little."""
+    """Say how much room a group needs and has, without what earlier ones left where need be; False if too little."""
     needed, files = GROUPS[key].room(setting)
-    there = os.statvfs(setting.folder)
-    free, names = shutil.disk_usage(setting.folder).free, there.f_favail if there.f_files else MOST * 10
-    enough = needed < free and files < names
-    print(
-        f"rows {key}: need {needed / GB:.1f} GB and {files:,} files, {free / GB:.1f} GB and {names:,} are free"
-        f"{'' if enough else '; left out, choose another --folder'}",
-        file=sys.stderr,
-    )
-    return enough
+    for last in (False, True):
+        there = os.statvfs(setting.folder)
+        free, names = there.f_bavail * there.f_frsize, there.f_favail if there.f_files else files + 1
+        wanted, found = f"{needed / GB:.1f} GB and {files:,} files", f"{free / GB:.1f} GB and {names:,} are free"
+        print(f"rows {key}: {wanted} are needed, {found}", file=sys.stderr)
+        if needed < free and files < names:
+            return True
+        if not last:
+            print("removing what earlier rows left", file=sys.stderr)
+            for place in setting.folder.iterdir():
+                shutil.rmtree(place)
+    print(f"rows {key} are left out: choose another --folder, or a smaller --repeat", file=sys.stderr)
+    return False
 
 
-def finish(out: Path, sections: dict[str, report.Section], paste: bool) -> None:  # noqa: FBT001 - a flag of the command
+def finish(out: Path, sections: dict[str, report.Section], *, paste: bool) -> None:
     """Write Markdown and picture, print the Markdown, paste it where asked."""
     text = report.markdown(sections)
     picture = plot.draw(out / "results.png", sections)

@@ -79,6 +79,6 @@ _WAYS = {"move": "moves", "copy": "copies"}
 MOVE, COPY = ours("move"), ours("copy")
 CP = Tool("cp -r", "copies", copy)
 CP_SYNC = Tool("cp -r; sync -f", "copies", copy_and_sync)
-RENAME = Tool("os.rename, each file into one folder", "moves", rename)
+RENAME = Tool("os.rename into one folder", "moves", rename)
 WALK = Tool("walk, 16 KiB read of each file", "reads", walk)
 HEADERS = Tool("pydicom, header of each file", "reads", read_headers)
