@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from measuring import CLEAN, run
@@ -61,6 +62,7 @@ class Installed:
         run([self.programs / program, *arguments], CLEAN, (0, 1))
 
 
+@cache
 def installed(folder: Path) -> list[Installed]:
     """Every peer, installed below ``folder`` where it is not yet."""
     return [_install(peer, folder / peer.package) for peer in PEERS]

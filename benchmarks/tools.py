@@ -20,12 +20,13 @@ HEAD = 16 << 10
 class Tool:
     """A way from an inbox to a target.
 
-    ``way``: moves, copies, or reads, and then nothing arrives.
+    ``way``: moves, copies, or reads, and then nothing arrives. One that is ``foreign`` may fail.
     """
 
     name: str
     way: str
     task: Callable[[Path, Path], None]
+    foreign: bool = False
 
 
 def ours(mode: str, *options: str) -> Tool:
@@ -40,7 +41,7 @@ def sort(mode: str, options: tuple[str, ...], source: Path, target: Path) -> Non
 
 def peer(it: Installed) -> Tool:
     """Another sorter."""
-    return Tool(it.peer.package, "moves" if it.peer.moves else "copies", it.sort)
+    return Tool(it.peer.package, "moves" if it.peer.moves else "copies", it.sort, foreign=True)
 
 
 def copy(source: Path, target: Path) -> None:
