@@ -61,7 +61,7 @@ lint: $(STAMP) ## ruff, mypy strict, the import rule
 	$(BIN)/lint-imports --no-cache
 
 # BENCH holds options: --folder DIR, --rows a,b, --repeat 5, --paste (into benchmarks/RESULTS.md); run.py --help tells all.
-bench: $(STAMP) ## measure beside cp, rename and other sorters (half an hour, 25 GB of disk); correctness where CORPUS is
+bench: $(STAMP) ## measure beside cp, rename and other sorters (half an hour, 13 GB of disk); correctness where CORPUS is
 	$(BIN)/python benchmarks/run.py $(BENCH)
 	@if [ -d "$(CORPUS)" ]; then $(BIN)/python benchmarks/corpus.py --corpus "$(CORPUS)"; \
 	 else echo "corpus skipped: no folder $(CORPUS); set CORPUS=…"; fi

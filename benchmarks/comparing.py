@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from inboxes import SHAPE, Shape, arrived, files_below, fill
+from inboxes import SHAPE, Shape, arrived, files_below, fill, take_back
 from measuring import Taken, ToolFailed, timed
 from tools import Tool
 
@@ -66,9 +66,9 @@ def compare(
     A foreign tool that fails is left out from then on, and named; any other must succeed.
     """
     compared = Compared()
+    benches = {count: _Bench(setting.folder / f"{count}", count, kind, setting.shape) for count in counts}
     for repetition in range(setting.repeat):
-        for count in counts:
-            bench = _Bench(setting.folder / f"{repetition}-{count}", count, kind, setting.shape)
+        for count, bench in benches.items():
             for tool in tools:
                 if tool.name in compared.failed:
                     continue
@@ -85,33 +85,41 @@ def compare(
 
 
 class _Bench:
-    """One inbox, and another when a tool has moved its files away.
+    """An inbox, laid out anew when a tool has moved its files away.
 
-    Nothing is removed: ext4 looks long for a free inode where many were given back a moment ago.
+    Nothing is removed, and files that were moved are taken back: ext4 looks long for a free inode where many were given
+    back a moment ago.
     """
 
     def __init__(self, place: Path, count: int, kind: str, shape: Shape) -> None:
         self._place = place
         self._count, self._kind, self._shape = count, kind, shape
-        self._inbox = place
-        self._digests: set[bytes] = set()
+        self._inbox = place / "inbox"
+        self._places = fill(self._inbox, count, kind, shape)
         self._runs = 0
 
     def measured(self, tool: Tool, *, watched: bool) -> Taken:
         """Run once, and check."""
-        if not self._digests:
-            self._inbox = self._place / f"inbox{self._runs}"
-            self._digests = fill(self._inbox, self._count, self._kind, self._shape)
-        target = self._place / f"target{self._runs}"
         self._runs += 1
-        digests = self._digests
+        target = self._place / f"target{self._runs}"
+        try:
+            taken = timed(lambda: tool.task(self._inbox, target), watched=watched)
+            if tool.way == "reads":
+                return taken
+            found = arrived(target, self._places)
+            left = sum(1 for _ in files_below(self._inbox)) if tool.way == "moves" else 0
+        except ToolFailed:
+            self._lay_out({})
+            raise
         if tool.way == "moves":
-            self._digests = set()
-        taken = timed(lambda: tool.task(self._inbox, target), watched=watched)
-        if tool.way == "reads":
-            return taken
-        taken = replace(taken, arrived=arrived(target, digests))
-        left = sum(1 for _ in files_below(self._inbox)) if tool.way == "moves" else 0
-        if not tool.foreign and (taken.arrived, left) != (self._count, 0):
-            raise ToolFailed(f"expected {self._count} files to arrive, received {taken.arrived}, and {left} left")
-        return taken
+            self._lay_out(found)
+        if not tool.foreign and (len(found), left) != (self._count, 0):
+            raise ToolFailed(f"expected {self._count} files to arrive, received {len(found)}, and {left} left")
+        return replace(taken, arrived=len(found))
+
+    def _lay_out(self, found: dict[bytes, str]) -> None:
+        self._inbox = self._place / f"inbox{self._runs}"
+        if len(found) == self._count:
+            take_back(found, self._inbox, self._places)
+        else:
+            self._places = fill(self._inbox, self._count, self._kind, self._shape)

@@ -101,22 +101,23 @@ def templates(kind: str) -> list[Template]:
     return [cut(make()) for make in KINDS[kind]]
 
 
-def fill(inbox: Path, count: int, kind: str = "small", shape: Shape = SHAPE) -> set[bytes]:
-    """Write ``count`` files, no two alike, into a new folder; return their digests."""
+def fill(inbox: Path, count: int, kind: str = "small", shape: Shape = SHAPE) -> dict[bytes, str]:
+    """Write ``count`` files, no two alike, into a new folder; return the place in it of each, by digest."""
     made = templates(kind)
-    digests = set()
-    folder = inbox
+    places: dict[bytes, str] = {}
+    folder = ""
     for number in range(count):
         study, series = number // shape.per_study, number // shape.per_series
         if number % shape.per_series == 0 or number % shape.per_study == 0:
-            folder = inbox / f"PA{study // 10:05d}" / f"ST{study:06d}" / f"SE{series:06d}"
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = f"PA{study // 10:05d}/ST{study:06d}/SE{series:06d}"
+            (inbox / folder).mkdir(parents=True, exist_ok=True)
         content = made[study % len(made)].filled((study, series, number))
-        (folder / f"IM{number:07d}.dcm").write_bytes(content)  # some peers look at .dcm alone
-        digests.add(digest(content))
-    if len(digests) != count:
-        raise ValueError(f"expected {count} files that differ, received {len(digests)}")
-    return digests
+        place = f"{folder}/IM{number:07d}.dcm"  # some sorters look at .dcm alone
+        (inbox / place).write_bytes(content)
+        places[digest(content)] = place
+    if len(places) != count:
+        raise ValueError(f"expected {count} files that differ, received {len(places)}")
+    return places
 
 
 def digest(content: bytes) -> bytes:
@@ -131,6 +132,14 @@ def files_below(folder: Path) -> Iterator[str]:
             yield f"{place}/{name}"
 
 
-def arrived(target: Path, digests: set[bytes]) -> int:
-    """How many of these files lie below ``target``, whole; told by their bytes."""
-    return len({known for path in files_below(target) if (known := digest(Path(path).read_bytes())) in digests})
+def arrived(target: Path, places: dict[bytes, str]) -> dict[bytes, str]:
+    """Which of these files lie below ``target``, whole, and where; told by their bytes."""
+    return {known: path for path in files_below(target) if (known := digest(Path(path).read_bytes())) in places}
+
+
+def take_back(found: dict[bytes, str], inbox: Path, places: dict[bytes, str]) -> None:
+    """Rename files that were moved into a new inbox, each to its place."""
+    for folder in {place.rpartition("/")[0] for place in places.values()}:
+        (inbox / folder).mkdir(parents=True)
+    for known, place in places.items():
+        Path(found[known]).rename(inbox / place)

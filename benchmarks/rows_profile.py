@@ -6,14 +6,15 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from comparing import Setting
-from inboxes import fill
-from measuring import OURS, run, spread, timed
+from comparing import Setting, compare
+from measuring import OURS, run, spread
 from report import Section, Table
+from tools import Tool
 
 COUNT, SHOWN = 20_000, 25
 WAITS = {"'acquire' of '_thread.lock' objects", "'get' of '_queue.SimpleQueue' objects", "posix.read", "posix.waitpid"}
@@ -25,32 +26,27 @@ of the driving process but for waiting on locks and pipes; by cProfile, which sl
 
 def measure(setting: Setting) -> Section:
     """Stages without a profile, then one run with it."""
-    rounds = []
-    for repetition in range(setting.repeat):
-        print(f"{repetition + 1}/{setting.repeat}: stages, {COUNT:,} files", file=sys.stderr, flush=True)
-        rounds.append(_stages(*_run(setting, "stages")))
-    print(f"functions, {COUNT:,} files", file=sys.stderr, flush=True)
-    functions, began, ended = _run(setting, "functions")
+    staged = _runs(setting, "stages")
+    profiled = _runs(replace(setting, repeat=1), "functions")
+    rounds = [_stages(*each) for each in staged]
+    functions, began, ended = profiled[0]
     tables = [_stage_table(rounds), _function_table(functions, ended - began, rounds)]
     return Section("g", "Where the time goes", TEXT, tables)
 
 
-def _run(setting: Setting, what: str) -> tuple[list[Any], float, float]:
-    """What staged.py told of one run, and when it began and ended."""
-    number = sum(1 for _ in setting.folder.glob("inbox*"))
-    inbox, outbox, told = (setting.folder / f"{name}{number}" for name in ("inbox", "outbox", "told"))
-    fill(inbox, COUNT, shape=setting.shape)
-    script = Path(__file__).with_name("staged.py")
-    arguments = ("sort", inbox, outbox, "--move", "--settle", "0", "--quiet")
-    began = 0.0
+def _runs(setting: Setting, what: str) -> list[tuple[list[Any], float, float]]:
+    """What staged.py told of each run, and when it began and ended."""
+    told, script = setting.folder / "told", Path(__file__).with_name("staged.py")
+    runs = []
 
-    def task() -> None:
-        nonlocal began
+    def task(inbox: Path, outbox: Path) -> None:
         began = time.monotonic()
+        arguments = ("sort", inbox, outbox, "--move", "--settle", "0", "--quiet")
         run([sys.executable, script, told, what, *arguments], OURS, (0, 3))
+        runs.append((json.loads(told.read_text("utf-8")), began, time.monotonic()))
 
-    taken = timed(task)
-    return json.loads(told.read_text("utf-8")), began, began + taken.seconds
+    compare([Tool(f"sort --move, {what}", "moves", task)], (COUNT,), replace(setting, folder=setting.folder / what))
+    return runs
 
 
 def _stages(seen: list[Any], began: float, ended: float) -> dict[str, tuple[float, float, float]]:

@@ -26,6 +26,7 @@ def measure(setting: Setting) -> Section:
     tools = [MOVE, COPY, CP, CP_SYNC, RENAME, WALK, HEADERS, *(peer(each) for each in found if each.version)]
     compared = compare(tools, (1, WHOLE, MANY), setting, watched=MANY)
     missing = {each.peer.package: each.problem for each in found if not each.version} | compared.failed
+    tools = [tool for tool in tools if tool.name not in compared.failed]
     tables = [_whole(tools, compared, missing), _steady(tools, compared, missing)]
     return Section("a", "Small files", TEXT, tables, {"tools": _data(tools, compared)})
 
@@ -33,7 +34,7 @@ def measure(setting: Setting) -> Section:
 def _whole(tools: Sequence[Tool], compared: Compared, missing: dict[str, str]) -> Table:
     columns = (*COMPARED, "CPU seconds", "arrived")
     rows = []
-    for tool in _measured(tools, compared):
+    for tool in tools:
         row = [_name(tool), tool.way, spread(compared.rates(tool, WHOLE))]
         row += _faster(tool, {each: compared.rates(each, WHOLE) for each in (MOVE, COPY, tool)})
         rows.append([*row, compared.cpu(tool, WHOLE), compared.arrived(tool, WHOLE)])
@@ -44,7 +45,7 @@ def _whole(tools: Sequence[Tool], compared: Compared, missing: dict[str, str]) -
 def _steady(tools: Sequence[Tool], compared: Compared, missing: dict[str, str]) -> Table:
     columns = (*COMPARED, "one file, s", "peak memory, MB", "arrived")
     rows = []
-    for tool in _measured(tools, compared):
+    for tool in tools:
         row = [_name(tool), tool.way, spread(compared.steady(tool, MANY))]
         row += _faster(tool, {each: compared.steady(each, MANY) for each in (MOVE, COPY, tool)})
         row += [f"{statistics.median(compared.seconds(tool, 1)):.3f}", _memory(tool, compared)]
@@ -52,10 +53,6 @@ def _steady(tools: Sequence[Tool], compared: Compared, missing: dict[str, str]) 
     rows += [[name, problem, *[""] * (len(columns) - 2)] for name, problem in missing.items()]
     title = f"Steady rates, (N - 1) / (time for N - time for one), N = {MANY:,}; memory is of all processes (PSS)"
     return Table(columns, rows, 2, title)
-
-
-def _measured(tools: Sequence[Tool], compared: Compared) -> list[Tool]:
-    return [tool for tool in tools if tool.name not in compared.failed]
 
 
 def _name(tool: Tool) -> str:
@@ -81,5 +78,5 @@ def _data(tools: Sequence[Tool], compared: Compared) -> list[dict[str, object]]:
             "whole": compared.rates(tool, WHOLE),
             "steady": compared.steady(tool, MANY),
         }
-        for tool in _measured(tools, compared)
+        for tool in tools
     ]

@@ -44,13 +44,13 @@ class Group(NamedTuple):
 
 
 GROUPS = {
-    "a": Group(rows_sorting.measure, lambda s: (s.repeat * 11 * 22_000 * FILE, s.repeat * 11 * 25_000)),
-    "b": Group(rows_slices.measure, lambda s: (s.repeat * 5 * 500 * 0.53e6, s.repeat * 5_000)),
-    "c": Group(rows_scale.measure, lambda s: (s.repeat * 6e3 * sum(s.sizes), s.repeat * int(1.2 * sum(s.sizes)))),
+    "a": Group(rows_sorting.measure, lambda s: ((1 + 4 * s.repeat) * 22_000 * FILE, (1 + 11 * s.repeat) * 25_000)),
+    "b": Group(rows_slices.measure, lambda s: ((1 + 2 * s.repeat) * 500 * 0.53e6, s.repeat * 5_000)),
+    "c": Group(rows_scale.measure, lambda s: (6e3 * sum(s.sizes), s.repeat * int(1.2 * sum(s.sizes)))),
     "d": Group(rows_network.measure, lambda s: (1.5 * GB, s.repeat * 5_000)),
     "e": Group(rows_startup.measure, lambda s: (GB, s.repeat * 1_000)),
-    "f": Group(rows_safety.measure, lambda s: (s.repeat * 5 * 2_000 * FILE, s.repeat * 15_000)),
-    "g": Group(rows_profile.measure, lambda s: ((s.repeat + 1) * 20_000 * FILE, (s.repeat + 1) * 25_000)),
+    "f": Group(rows_safety.measure, lambda s: ((1 + 2 * s.repeat) * 2_000 * FILE, s.repeat * 15_000)),
+    "g": Group(rows_profile.measure, lambda s: (2 * 20_000 * FILE, (s.repeat + 1) * 25_000)),
 }
 SIZES = (10_000, 100_000)
 MILLION = 1_000_000

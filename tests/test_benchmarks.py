@@ -44,13 +44,24 @@ def test_generated_files_keep_their_length_and_are_read_by_pydicom(inboxes: Modu
 
 
 def test_an_inbox_has_the_shape_asked_for_and_no_two_files_alike(inboxes: ModuleType, tmp_path: Path) -> None:
-    digests = inboxes.fill(tmp_path / "inbox", 12, "tiny", inboxes.Shape(per_study=6, per_series=2))
+    places = inboxes.fill(tmp_path / "inbox", 12, "tiny", inboxes.Shape(per_study=6, per_series=2))
     headers = [dcmread(io.BytesIO(content)) for content in read_tree(tmp_path / "inbox").values()]
     counts = [len({header[keyword].value for header in headers}) for keyword in inboxes.UIDS]
     assert counts == [2, 6, 12]
-    assert len(digests) == len(set(read_tree(tmp_path / "inbox").values())) == 12
-    assert inboxes.arrived(tmp_path / "inbox", digests) == 12
-    assert inboxes.arrived(tmp_path / "inbox", set()) == 0
+    assert len(places) == len(set(read_tree(tmp_path / "inbox").values())) == 12
+
+
+def test_files_that_were_moved_are_known_by_their_bytes_and_taken_back(inboxes: ModuleType, tmp_path: Path) -> None:
+    places = inboxes.fill(tmp_path / "inbox", 4, "tiny", inboxes.Shape(2, 1))
+    before = read_tree(tmp_path / "inbox")
+    for number, path in enumerate(list(inboxes.files_below(tmp_path / "inbox"))):
+        Path(path).rename(tmp_path / "inbox" / f"moved{number}")
+    found = inboxes.arrived(tmp_path / "inbox", places)
+    assert sorted(Path(path).name for path in found.values()) == ["moved0", "moved1", "moved2", "moved3"]
+    inboxes.take_back(found, tmp_path / "again", places)
+    assert read_tree(tmp_path / "again") == before
+    (tmp_path / "again" / places[next(iter(places))]).write_bytes(b"torn")
+    assert len(inboxes.arrived(tmp_path / "again", places)) == 3
 
 
 def test_uids_without_room_for_the_number_are_refused(inboxes: ModuleType) -> None:
