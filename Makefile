@@ -13,10 +13,10 @@ FUZZ_SECONDS ?= 600
 CORE := plan journal execute files classify
 CORE_TESTS := $(patsubst %,tests/test_%.py,classify crash faults journal lock losses metrics names placing plan races sort sort_edges state)
 
-.PHONY: help setup demo test torture fuzz coverage check lint wheel bench evaluate model screen lock clean
+.PHONY: help setup demo test torture fuzz coverage check lint wheel bench bench-million evaluate model screen lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## make .venv from requirements.lock (the other targets do it too)
 
@@ -60,11 +60,14 @@ lint: $(STAMP) ## ruff, mypy strict, the import rule
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(STAMP) ## measure: throughput, and correctness on CORPUS where there is one
-	$(BIN)/python benchmarks/throughput.py
-	$(BIN)/python benchmarks/safety.py
+# BENCH holds options: --folder DIR, --rows a,b, --repeat 5, --paste (into benchmarks/RESULTS.md); run.py --help tells all.
+bench: $(STAMP) ## measure beside cp, rename and other sorters (half an hour, 13 GB of disk); correctness where CORPUS is
+	$(BIN)/python benchmarks/run.py $(BENCH)
 	@if [ -d "$(CORPUS)" ]; then $(BIN)/python benchmarks/corpus.py --corpus "$(CORPUS)"; \
 	 else echo "corpus skipped: no folder $(CORPUS); set CORPUS=…"; fi
+
+bench-million: $(STAMP) ## measure 10,000, 100,000 and 1,000,000 files (half an hour, 7 GB of disk)
+	$(BIN)/python benchmarks/run.py --rows c --million --repeat 1 $(BENCH)
 
 evaluate: $(STAMP) ## measure models/default by sources held out of DATASET, and write its card anew
 	@if [ -d "$(DATASET)" ]; then \
