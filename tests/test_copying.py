@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -14,12 +15,15 @@ from unittest import mock
 import pytest
 from building import make_dicom, make_files, read_tree
 from command import by_source, placed, run, sort
-from crashing import Clones, Subvolumes
+from crashing import Clones, OtherDevice, Subvolumes
 from matrix import FILES, step, world
 from test_placing import one
 from test_races import Meddled, fail
 
+from dicomsort.execute import Roots
+from dicomsort.execute.placing import Placer
 from dicomsort.files import CHUNK, Files, chunks, copy, hashed, opened
+from dicomsort.journal import Replay
 from dicomsort.records import Outcome, Verb
 
 SIZES = (0, 1, 4096, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK)
@@ -133,6 +137,43 @@ def test_somebody_who_touches_the_source_meanwhile_costs_a_look_at_the_clone(tmp
     files = Snapshots(nothing, (inbox / "a/1").touch)
     assert one(inbox, outbox, operation, files).outcome is Outcome.DONE
     assert (outbox / "CT/1").read_bytes() == FILES["a/1"]
+
+
+class Flipping(OtherDevice):
+    """What is written is not what is read back."""
+
+    def write(self, descriptor: int, data: bytes | memoryview) -> None:
+        flipped = bytes(data)[:-1] + b"?" if bytes(data) == FILES["a/1"] else data
+        super().write(descriptor, flipped)
+
+
+def test_a_move_to_another_file_system_reads_again_what_it_wrote(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1")
+    assert one(inbox, outbox, operation, Flipping()).outcome is Outcome.CHANGED
+    assert read_tree(inbox) == FILES
+    assert not (outbox / "CT/1").exists()
+
+
+@pytest.mark.parametrize("content", [b"ONE" * 50, b"shorter"])
+def test_a_copy_that_was_swapped_before_its_source_is_removed(tmp_path: Path, content: bytes) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1")
+    files = Meddled("flush_system", lambda _: (outbox / "CT/1").unlink() or make_files(outbox, {"CT/1": content}))
+    files.link = OtherDevice().link  # type: ignore[method-assign]
+    assert one(inbox, outbox, operation, files).outcome is Outcome.DONE
+    assert read_tree(inbox) == FILES
+    assert (outbox / "CT/1").read_bytes() == content
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_temporary_copy_that_cannot_be_removed(tmp_path: Path, there: bool) -> None:  # noqa: FBT001
+    inbox, outbox = world(tmp_path)
+    placer = Placer(Meddled("unlink", fail(errno.EROFS)), Roots(str(inbox), str(outbox)), "run", Replay.empty(1))
+    if there:
+        make_files(outbox, {"CT/.dicomsort-run-0.part": "left"})
+    with pytest.raises(OSError, match="Read-only") if there else contextlib.nullcontext():
+        placer.tidy(step(inbox, Verb.COPY, "a/1", target="outbox/CT/1"))
 
 
 MAKING = {"btrfs": ["mkfs.btrfs", "-q"], "xfs": ["mkfs.xfs", "-q", "-m", "reflink=1"]}

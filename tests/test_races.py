@@ -64,6 +64,15 @@ def test_a_folder_that_appears_is_as_good_as_one_made(tmp_path: Path) -> None:
     assert one(inbox, outbox, step(inbox, Verb.COPY, "a/1", target="outbox/CT/s/1"), quick).outcome is Outcome.DONE
 
 
+def test_a_link_that_appears_where_a_folder_is_to_be_made_is_not_followed(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    quick = Meddled("make_folder", lambda path, *_: Path(path).symlink_to(elsewhere) if path.endswith("/new") else None)
+    with pytest.raises(PlacingFailed, match="making folder 'outbox/new': expected success, received File exists"):
+        carry_out(inbox, outbox, [step(inbox, Verb.COPY, "a/1", target="outbox/new/1")], quick)
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_made_ends_the_run(tmp_path: Path) -> None:
     inbox, outbox = world(tmp_path)
     full = Meddled("make_folder", fail(errno.ENOSPC, where="/CT/s"))
