@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from command import run, sort
 
 from dicomsort.cli.logs import MIB, logging_to
-from dicomsort.config import SortSettings, load
 from dicomsort.errors import UsageError
 
 LINE = 200  # bytes, at least, of the lines that are written here
 
 
-def settings(file: Path | None, size: int = 10_000, count: int = 3, log_format: str = "text") -> SortSettings:
-    flags = {"log_file": file, "log_size": size / MIB, "log_count": count, "log_format": log_format}
-    return load(flags, {}, None)
+def settings(
+    file: Path, size: int = 10_000, count: int = 3, log_format: str = "text"
+) -> AbstractContextManager[logging.Logger]:
+    return logging_to(file, log_format, size / MIB, count)
 
 
-def write(chosen: SortSettings, lines: int, first: int = 0) -> None:
-    with logging_to(chosen) as log:
+def write(opened: AbstractContextManager[logging.Logger], lines: int, first: int = 0) -> None:
+    with opened as log:
         for number in range(first, first + lines):
             log.info("event", extra={"facts": {"number": number, "filling": "x" * LINE}})
 
@@ -44,9 +46,8 @@ def test_a_log_is_put_aside_before_it_grows_over_its_size(tmp_path: Path) -> Non
 
 
 def test_a_second_process_goes_on_where_the_first_ended(tmp_path: Path) -> None:
-    chosen = settings(tmp_path / "log", log_format="json")
     for first in range(0, 90, 10):
-        write(chosen, 10, first)
+        write(settings(tmp_path / "log", log_format="json"), 10, first)
     assert numbers(*(tmp_path / name for name in ("log.2", "log.1", "log"))) == list(range(90))
 
 
@@ -58,8 +59,7 @@ def test_without_a_size_a_log_grows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 10_000])
 def test_a_log_that_somebody_moves_away_is_begun_anew(tmp_path: Path, size: int) -> None:
-    chosen = settings(tmp_path / "log", size=size, log_format="json")
-    with logging_to(chosen) as log:
+    with settings(tmp_path / "log", size=size, log_format="json") as log:
         for number in range(6):
             log.info("event", extra={"facts": {"number": number}})
             if number == 2:
@@ -94,11 +94,8 @@ def test_a_full_disk_loses_lines_and_says_so_once(
 
 
 def test_a_log_that_cannot_be_opened_is_wrong_usage(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UsageError, match="--log-file: expected a file that can be written"),
-        logging_to(settings(tmp_path / "no folder" / "log")),
-    ):
-        pass
+    with pytest.raises(UsageError, match="--log-file: expected a file that can be written"):
+        write(settings(tmp_path / "no folder" / "log"), 1)
 
 
 def test_sort_and_watch_have_the_options(inbox: Path, outbox: Path, tmp_path: Path) -> None:

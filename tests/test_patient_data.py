@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from test_faults import Broken
 from watching import Timer, Watch
 
-from dicomsort.config import load
+from dicomsort.cli.logs import logging_to
 
 MARKER = "ZQXMARKER"
 TEXTS = {"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT"}
@@ -73,12 +73,10 @@ def test_nothing_that_is_written_or_printed_holds_a_tag(
 def test_nothing_that_a_service_writes_or_says_holds_a_tag(
     marked: Path, tmp_path: Path, outbox: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from dicomsort.cli.logs import logging_to
-
     log, figures = tmp_path / "log", tmp_path / "m.prom"
     watch = Watch(marked, outbox, files=Broken("set_mtime", 3, 5), mode="copy")
     service, shown, complaints = watch.service(Timer(lambda: None, lambda: None), metrics=figures)
-    with logging_to(load({"log_file": log}, {}, None)):
+    with logging_to(log, "text"):
         service.run()
     assert (len(complaints), len(shown)) == (1, 1)
     written = "".join([*complaints, str(shown), *capfd.readouterr(), log.read_text(), figures.read_text()])

@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from dicomsort.config import SortSettings
 from dicomsort.errors import UsageError
 
 MIB = 1 << 20
@@ -84,19 +83,26 @@ class _Log(RotatingFileHandler):
             print(f"dicomsort: the log cannot {what}: {error.strerror}", file=sys.stderr)
 
 
+def formatter(log_format: str) -> logging.Formatter:
+    """What makes a line of an event, in the form that ``--log-format`` names."""
+    return _Json() if log_format == "json" else _Text()
+
+
 @contextmanager
-def logging_to(settings: SortSettings) -> Iterator[logging.Logger]:
-    """The program's logger, writing to a file where one is wanted; UsageError where it cannot be written."""
+def logging_to(path: Path | None, log_format: str, size: float = 10.0, count: int = 5) -> Iterator[logging.Logger]:
+    """The program's logger, writing to a file where one is wanted; UsageError where it cannot be written.
+
+    ``size`` is in MiB, 0 for a log that grows; ``count`` older logs are kept.
+    """
     log = logging.getLogger("dicomsort")
     log.propagate = False
     log.setLevel(logging.INFO)
-    path, size = settings.log_file, int(settings.log_size * MIB)
     try:
-        handler = _Log(path, size, settings.log_count) if path else logging.NullHandler()
+        handler = _Log(path, int(size * MIB), count) if path else logging.NullHandler()
     except OSError as error:
         message = f"--log-file: expected a file that can be written, received {str(path)!r} ({error.strerror})"
         raise UsageError(message) from error
-    handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
+    handler.setFormatter(formatter(log_format))
     log.addHandler(handler)
     try:
         yield log

@@ -11,6 +11,9 @@ from dicomsort.config import Option, SortSettings
 from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from logging import Logger
+
     from dicomsort.engine import Engine
 
 SECONDS_PER_TASK = 10.0
@@ -41,6 +44,13 @@ def flags_of(context: typer.Context, table: Mapping[str, Option]) -> dict[str, o
         raise UsageError("expected one of --copy, --move, --link, received " + " and ".join(f"--{m}" for m in modes))
     flags = {name: value for name, value in context.params.items() if name in table}
     return flags | {"mode": modes[0] if modes else None}
+
+
+def log_of(settings: SortSettings) -> AbstractContextManager[Logger]:
+    """The log that the settings name."""
+    from dicomsort.cli.logs import logging_to
+
+    return logging_to(settings.log_file, settings.log_format, settings.log_size, settings.log_count)
 
 
 def engine_for(settings: SortSettings) -> Engine:

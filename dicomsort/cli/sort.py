@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import show_summary, watching
-from dicomsort.cli.options import CONFIG, engine_for, flags_of, mode_flag, option
+from dicomsort.cli.options import CONFIG, engine_for, flags_of, log_of, mode_flag, option
 from dicomsort.config import OPTIONS, SortSettings, load
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ def sort(  # the parameters are what Typer makes options of; they are read from 
 
 
 def _sort(inbox: str, outbox: str | None, settings: SortSettings) -> int:
-    from dicomsort.cli.logs import logging_to
     from dicomsort.files import Files
     from dicomsort.report.metrics import Tally, check_target
     from dicomsort.sorting import check, sort_inbox
@@ -73,7 +72,7 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings) -> int:
         check_target(settings.metrics, {"INBOX": request.inbox})
     files, tally = Files(), Tally()
     with (
-        logging_to(settings) as log,
+        log_of(settings) as log,
         engine_for(settings) as engine,
         watching(quiet=settings.quiet or settings.json) as progress,
     ):

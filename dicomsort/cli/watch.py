@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import Lines, Silent, Watcher
-from dicomsort.cli.options import CONFIG, engine_for, flags_of, mode_flag, option
+from dicomsort.cli.options import CONFIG, engine_for, flags_of, log_of, mode_flag, option
 from dicomsort.config import WATCH, WatchSettings, load_watch
 from dicomsort.errors import UsageError
 
@@ -59,13 +59,12 @@ def watch(  # the parameters are what Typer makes options of; they are read from
 
 
 def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
-    from dicomsort.cli.logs import logging_to
     from dicomsort.service import Stop
 
     stop = Stop()
     with stop.listening():
         request = _checked(inbox, outbox, settings)
-        with logging_to(settings.sort):
+        with log_of(settings.sort):
             number = _service(request, settings, stop).run()
     return 0 if number == signal.SIGTERM else 128 + number
 

@@ -14,7 +14,7 @@ from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
 from dicomsort.journal import STATE, Plan, runs_folder
 from dicomsort.records import Operation, Row, Status, Verb
-from dicomsort.report import Summary, cell, told, write_summary
+from dicomsort.report import Summary, cell, read_summary, told, write_summary
 from dicomsort.sorting.arrivals import Arrivals
 from dicomsort.sorting.outbox import all_runs, held, new_run, unfinished
 from dicomsort.sorting.progress import Progress
@@ -24,7 +24,7 @@ from dicomsort.sorting.sort import Job, Request
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What the newer runs of an outbox tell: their newest, those that sorted, whether any is of the inbox in question.
+    """What the newer runs of an outbox tell: their newest, those that sorted, whether any is of the inbox at hand.
 
     ``cut_short`` is the newest that is unfinished, where it is of that inbox, else ``of_another``; empty where none is.
     """
@@ -51,9 +51,10 @@ def look_at_runs(files: Files, outbox: str, inbox: str, since: str) -> Standing:
         sealed = {run: plan.head for run, plan in plans.items() if plan is not None}
         run = unfinished(outbox, since) or ""
         of_ours = run != "" and sealed[run]["inbox"] == inbox
+        ended = {name: read_summary(outbox, name) for name, head in sealed.items() if head["verb"] != "undo"}
     return Standing(
         max(plans, default=since),
-        tuple(run for run, head in sealed.items() if head["verb"] != "undo"),
+        tuple(name for name, summary in ended.items() if summary is not None and summary.found),
         any(head["inbox"] == inbox for head in sealed.values()),
         run if of_ours else "",
         "" if of_ours else run,
