@@ -8,11 +8,13 @@ Importing this package loads neither TensorFlow nor LiteRT nor numpy.
 from __future__ import annotations
 
 from dicomsort.bundle.predictor import Predictor, Seen, calibrate
-from dicomsort.bundle.spec import FORMAT_VERSION, Bundle, default_path, label_problem, load
+from dicomsort.bundle.spec import FORMAT_VERSION, MODEL_NAME, SPEC_NAME, Bundle, default_path, label_problem, load
 from dicomsort.bundle.staging import seal, staged
 
 __all__ = [
     "FORMAT_VERSION",
+    "MODEL_NAME",
+    "SPEC_NAME",
     "Bundle",
     "Predictor",
     "Seen",

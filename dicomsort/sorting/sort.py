@@ -6,7 +6,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
+from dicomsort.agreement import amiss, view
 from dicomsort.bundle import Bundle, default_path, load
 from dicomsort.catalog import Catalog
 from dicomsort.classify import Judge, classify_study
@@ -93,6 +95,8 @@ def sort_inbox(
 ) -> Summary:
     """Sort an inbox; ``show`` is given each operation of a dry run, which changes nothing on disk."""
     started = time.monotonic()
+    model = str(request.bundle.folder.resolve()) if request.settings.evidence != "header" else ""
+    engine.require(partial(view, request.inbox, request.outbox, model), amiss)
     job = _Job(request, engine, progress)
     with Catalog() as catalog:
         if request.settings.dry_run:
