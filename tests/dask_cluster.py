@@ -63,9 +63,14 @@ class Cluster:
         workers: dict[str, Any] = self.client.scheduler_info()["workers"]
         return workers
 
+    def processes(self) -> dict[str, int]:
+        """The process of each worker, by address."""
+        processes: dict[str, int] = self.client.run(os.getpid)
+        return processes
+
     def address_of(self, process: subprocess.Popen[bytes]) -> str:
         """The address of a worker that has no nanny."""
-        return next(a for a, pid in self.client.run(os.getpid).items() if pid == process.pid)
+        return next(address for address, pid in self.processes().items() if pid == process.pid)
 
     def log(self) -> str:
         return (self._folder / "log").read_text()

@@ -84,15 +84,15 @@ def meanwhile(action: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def holding(cluster: Cluster, worker: subprocess.Popen[bytes]) -> None:
-    """Stop a worker (SIGSTOP) while it holds tasks."""
-    address = cluster.address_of(worker)
+def kill_while_it_holds_tasks(cluster: Cluster, address: str, process: int) -> None:
+    """Stop a worker first, so that what it holds when it dies is known."""
     while True:
         cluster.wait(lambda: cluster.client.processing().get(address))
-        worker.send_signal(signal.SIGSTOP)
+        os.kill(process, signal.SIGSTOP)
         if cluster.client.processing().get(address):
-            return
-        worker.send_signal(signal.SIGCONT)
+            break
+        os.kill(process, signal.SIGCONT)
+    os.kill(process, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("evidence", ["auto", "header"])
@@ -116,22 +116,21 @@ def test_a_cluster_moves_test_files_of_pydicom_and_others(tmp_path: Path, inbox:
     assert cells == [{name: row[name] for name in row.keys() - {"action"}} for row in told(tmp_path / "alone")]
 
 
+@pytest.mark.parametrize("nanny", [False, True])
 def test_a_worker_that_is_killed_while_it_holds_tasks_loses_nothing(
-    cluster: Cluster, many: Path, tmp_path: Path
+    cluster: Cluster, many: Path, tmp_path: Path, *, nanny: bool
 ) -> None:
-    worker = cluster.add()
+    others = cluster.processes()
+    cluster.add(nanny=nanny)
+    ((address, process),) = cluster.processes().items() - others.items()
     before = read_tree(many)
-
-    def kill() -> None:
-        holding(cluster, worker)
-        worker.kill()
-
-    killer = meanwhile(kill)
+    killer = meanwhile(lambda: kill_while_it_holds_tasks(cluster, address, process))
     ran = on(cluster.address, "--quiet", "--move", "--settle", 0, many, tmp_path / "outbox")
     killer.join()
     assert (ran.code, ran.err) == (0, "")
-    assert worker.wait() == -signal.SIGKILL
+    assert address not in cluster.workers()
     assert len(rows(tmp_path / "outbox")) == len({row["source"] for row in rows(tmp_path / "outbox")}) == FILES
+    assert {row["status"] for row in rows(tmp_path / "outbox")} == {"sorted"}
     assert {(tmp_path / "outbox" / path).read_bytes() for path in placed(tmp_path / "outbox")} == set(before.values())
     assert read_tree(many) == {}
 
@@ -144,7 +143,7 @@ def test_without_any_worker_left_a_run_gives_up(
     outbox, before = tmp_path / "outbox", read_tree(many)
 
     def kill() -> None:
-        workers = cluster.client.run(os.getpid).values()
+        workers = cluster.processes().values()
         cluster.wait(lambda: any(cluster.client.processing().values()))
         for pid in workers:
             os.kill(pid, signal.SIGKILL)

@@ -74,7 +74,8 @@ def other_version(cluster: Cluster, folder: Path) -> Popen[bytes]:
     shutil.copytree(ROOT / "dicomsort", folder / "dicomsort", ignore=shutil.ignore_patterns("__pycache__"))
     init = folder / "dicomsort" / "__init__.py"
     init.write_text(init.read_text().replace(f'"{__version__}"', '"0.0.1"'))
-    return cluster.add(settings={"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT / "tests")])})
+    paths = [str(folder), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    return cluster.add(settings={"PYTHONPATH": os.pathsep.join(filter(None, paths))})
 
 
 def test_workers_without_the_product_or_of_another_version_are_named(
@@ -89,6 +90,20 @@ def test_workers_without_the_product_or_of_another_version_are_named(
     assert f"Dask worker {none} on {host}: none (" in ran.err
     assert f"Dask worker {other} on {host}: 0.0.1" in ran.err
     assert "install this version" in ran.err
+    assert not outbox.exists()
+
+
+def test_a_worker_of_another_dask_is_named(cluster: Cluster, inbox: Path, outbox: Path, elsewhere: Path) -> None:
+    make_files(
+        elsewhere, {"distributed-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: distributed\nVersion: 1.0"}
+    )
+    paths = [str(elsewhere), str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    worker = cluster.add(settings={"PYTHONPATH": os.pathsep.join(filter(None, paths))})
+    ran = on(cluster, inbox, outbox)
+    assert ran.code == 1
+    assert "expected Python 3." in ran.err
+    assert f"as here, at scheduler and workers, received from Dask worker {cluster.address_of(worker)}: " in ran.err
+    assert "with distributed 1.0; install the same" in ran.err
     assert not outbox.exists()
 
 

@@ -75,6 +75,11 @@ def test_an_exception_comes_back_as_itself(engine: Engine) -> None:
     assert engine.submit(tasks.double, 4).result() == 8
 
 
+def test_what_all_workers_see_is_no_hindrance(engine: Engine) -> None:
+    engine.require(Path.cwd, tasks.nothing_amiss)
+    assert engine.submit(tasks.double, 4).result() == 8
+
+
 def test_a_closed_engine_refuses_and_closes_again(engine: Engine) -> None:
     assert engine.submit(tasks.double, 4).result() == 8
     engine.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from dicomsort import __version__
@@ -31,6 +32,7 @@ def connected(address: str) -> Any:
     """
     try:
         from distributed import Client, Security
+        from distributed.versions import VersionMismatchWarning
     except ImportError:
         raise UsageError("expected the extra dicomsort[cluster] for --engine dask, received: not installed") from None
     if not _ADDRESS.fullmatch(address):
@@ -42,7 +44,9 @@ def connected(address: str) -> Any:
         raise UsageError(_NO_CERTIFICATES.format(address))
     try:
         asyncio.run(_shake_hands(address, security))
-        return Client(address, timeout=CONNECT_SECONDS, security=security, set_as_default=False, name="dicomsort")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VersionMismatchWarning)  # ``count_threads`` looks at what matters of it
+            return Client(address, timeout=CONNECT_SECONDS, security=security, set_as_default=False, name="dicomsort")
     except Exception as error:  # noqa: BLE001 - whatever is said by something that may be no scheduler at all
         raise DicomsortError(
             f"expected a Dask scheduler at {address} to answer within {CONNECT_SECONDS:g} s, "
@@ -71,17 +75,41 @@ def _cause(error: BaseException) -> str:
 
 
 def count_threads(client: Any, address: str) -> int:
-    """Count the threads of all workers, once each is known to have this version of the product."""
+    """Count the threads of all workers, once each is known to have this version of the product, of Dask and of Python.
+
+    Of Python the minor version matters: what Dask sends by value is bytecode.
+    """
     try:
         client.wait_for_workers(1, timeout=CONNECT_SECONDS)
     except (OSError, TimeoutError):
         message = f"expected a Dask worker behind {address} within {CONNECT_SECONDS:g} s, received none; start some"
         raise DicomsortError(message) from None
+    ours, theirs = client.sync(_dask_versions, client)
+    if odd := [(who, version) for who, version in theirs if version != ours]:
+        message = f"expected {ours}, as here, at scheduler and workers, received from {listed(odd)}; install the same"
+        raise DicomsortError(message)
     if odd := [(who, said) for who, said in ask_workers(client, _version_probe()) if said != __version__]:
         advice = "install this version beside each of them, and start them again"
         raise DicomsortError(f"expected dicomsort {__version__} on every Dask worker, received {listed(odd)}; {advice}")
     threads: int = sum(client.nthreads().values())
     return threads
+
+
+async def _dask_versions(client: Any) -> tuple[str, list[tuple[str, str]]]:
+    """Versions of Python and Dask here, and at the others; none where one does not answer, whom others will name."""
+
+    def told(versions: Any) -> str:
+        packages = versions["packages"]
+        minor = ".".join(str(packages["python"]).split(".")[:2])
+        return f"Python {minor} with distributed {packages['distributed']}"
+
+    try:
+        versions = await asyncio.wait_for(client.get_versions(), CONNECT_SECONDS)
+    except TimeoutError:
+        return "", []
+    others = {f"Dask worker {address}": said for address, said in versions["workers"].items()}
+    others["the scheduler"] = versions["scheduler"]
+    return told(versions["client"]), [(who, told(said)) for who, said in others.items()]
 
 
 def ask_workers(client: Any, function: Callable[..., Any], *arguments: object) -> list[tuple[str, str]]:
