@@ -44,6 +44,15 @@ class Engine(Protocol):
         """
         ...
 
+    def require(self, _look: Callable[[], T], _amiss: Callable[[T], str], /) -> None:
+        """Hold workers on other machines to what this one sees; here for engines that have none elsewhere.
+
+        ``amiss(look())`` runs there (``look()`` here; both as a task's function and task must be) and says what is
+        wrong, ``""`` for nothing. Raises ``DicomsortError`` naming each worker that has something to say; one that
+        joins later is asked before its first task, which ends with the same error.
+        """
+        return
+
     def close(self) -> None:
         """Stop at once: what has not finished ends with ``DicomsortError``. Closing again does nothing."""
         ...

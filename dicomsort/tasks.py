@@ -34,15 +34,25 @@ def _examine(inbox: str, found: Found) -> Examined:
     try:
         with opened(f"{inbox}/{found.path}") as descriptor:
             status = os.fstat(descriptor)
-            if (status.st_dev, status.st_ino) != (found.device, found.inode):
-                return Examined(found, Header(Kind.UNKNOWN), failed="replaced by another file while it was read")
-            found = replace(found, size=status.st_size, mtime_ns=status.st_mtime_ns)
+            if not _is_as_found(status, found):
+                if status.st_ino != found.inode:
+                    return Examined(found, Header(Kind.UNKNOWN), failed="replaced by another file while it was read")
+                found = replace(found, size=status.st_size, mtime_ns=status.st_mtime_ns)
             data = os.pread(descriptor, found.size if found.size <= WHOLE else HEAD, 0)
             name = found.path.rpartition("/")[2]
             header = read_header(data, found.size, name, lambda offset, size: os.pread(descriptor, size, offset))
             return Examined(found, header, _digest(descriptor, data, found.size))
     except OSError as error:
         return Examined(found, Header(Kind.UNKNOWN), failed=error.strerror or str(error))
+
+
+def _is_as_found(status: os.stat_result, found: Found) -> bool:
+    """Whether an open file is what the walk met, as far as another host can tell.
+
+    A device number means nothing elsewhere, an inode number is made up where SMB or FUSE keep none, and time may be cut
+    to 100 ns or a second there. So the record keeps what the walk saw: placing compares with that, on the same host.
+    """
+    return (status.st_size, status.st_mtime_ns // 10**9) == (found.size, found.mtime_ns // 10**9)
 
 
 def _digest(descriptor: int, data: bytes, size: int) -> str:

@@ -66,5 +66,5 @@ def outbox(tmp_path: Path) -> Path:
 def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real Dask scheduler with two worker processes behind it."""
     pytest.importorskip("distributed", reason="the extra dicomsort[cluster] is not installed")
-    with running_cluster(tmp_path_factory.mktemp("dask")) as address:
-        yield address
+    with running_cluster(tmp_path_factory.mktemp("dask")) as cluster:
+        yield cluster.address

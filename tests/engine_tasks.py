@@ -69,3 +69,17 @@ def kill_parent(_: object) -> None:
 
 def double_all(numbers: list[int], way: str = "exit") -> list[int]:
     return [die(way) if number in EVIL else double(number) for number in numbers]
+
+
+def nothing_amiss(_: object) -> str:
+    return ""
+
+
+def sleep_amiss(_: object) -> str:
+    time.sleep(60)
+    return ""
+
+
+def rest_and_tell(_: object) -> int:
+    time.sleep(0.2)
+    return os.getpid()

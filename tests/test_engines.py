@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import engine_tasks as tasks
 import pytest
 
-from dicomsort.adapters import ENGINES, cluster, open_engine
+from dicomsort.adapters import ENGINES, connecting, open_engine
 from dicomsort.adapters.processes import WAITING_PER_WORKER, ProcessEngine, usable_cores
 from dicomsort.engine import Engine, Limits, submit_batch
 from dicomsort.errors import DicomsortError, UsageError, WorkerLost
@@ -72,6 +72,11 @@ def test_an_exception_comes_back_as_itself(engine: Engine) -> None:
     future = engine.submit(tasks.fail, "no such thing")
     with pytest.raises(LookupError, match="no such thing"):
         future.result()
+    assert engine.submit(tasks.double, 4).result() == 8
+
+
+def test_what_all_workers_see_is_no_hindrance(engine: Engine) -> None:
+    engine.require(Path.cwd, tasks.nothing_amiss)
     assert engine.submit(tasks.double, 4).result() == 8
 
 
@@ -234,7 +239,7 @@ def test_dask_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatc
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed", reason="the extra dicomsort[cluster] is not installed")
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(connecting, "CONNECT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(DicomsortError, match=f"scheduler at {address} to answer within 1 s"):
@@ -242,8 +247,10 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPat
 
 
 def test_dask_workers_of_another_version_are_named(monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
-    monkeypatch.setattr(cluster, "__version__", "0.0.0")
-    with pytest.raises(DicomsortError, match=r"expected dicomsort 0\.0\.0 on every Dask worker, received tcp://"):
+    monkeypatch.setattr(connecting, "__version__", "0.0.0")
+    with pytest.raises(
+        DicomsortError, match=r"expected dicomsort 0\.0\.0 on every Dask worker, received Dask worker tcp://"
+    ):
         open_engine("dask", None, scheduler, limits=LIMITS)
 
 

@@ -131,19 +131,3 @@ def test_names_cannot_drive_the_terminal(tmp_path: Path) -> None:
     assert "\\x1b[2J.dcm" in ran.out
     assert "[red]\\x07.zip" in ran.out
     assert not {"\x1b", "\x07"} & set(ran.out)
-
-
-def test_a_cluster_sorts_as_one_machine_does(inbox: Path, tmp_path: Path, scheduler: str) -> None:
-    options = ("--engine", "dask", "--scheduler", scheduler, "--workers", 2, "--evidence", "auto")
-    assert sort(*options, inbox, tmp_path / "cluster").code == sort("--evidence", "auto", inbox, tmp_path / "one").code
-    assert list(placed(tmp_path / "cluster")) == list(placed(tmp_path / "one"))
-
-
-def test_a_scheduler_that_is_not_there_is_named(inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dicomsort.adapters import cluster
-
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
-    ran = sort("--engine", "dask", "--scheduler", "tcp://127.0.0.1:1", inbox, outbox)
-    assert ran.code == 1
-    assert "tcp://127.0.0.1:1" in ran.err
-    assert not outbox.exists()

@@ -1,20 +1,21 @@
 """The engine of a Dask cluster (extra ``dicomsort[cluster]``): tasks run on the machines behind a scheduler.
 
-On a Dask worker a task runs in a ``processes`` engine of that worker's own: limits hold there by the same mechanism,
-and a hostile file costs neither the Dask worker nor the other tasks on it.
+``remote`` is the other end, on each Dask worker.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 import threading
 from concurrent.futures import Future
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dicomsort import __version__
-from dicomsort.adapters.processes import WAITING_PER_WORKER, ProcessEngine
+from dicomsort.adapters.connecting import CONNECT_SECONDS, ask_workers, connected, count_threads, listed
+from dicomsort.adapters.processes import WAITING_PER_WORKER
+from dicomsort.adapters.remote import Settings, meet
 from dicomsort.adapters.slots import CLOSED, Slots
 from dicomsort.engine import Engine, Limits, R, T
 from dicomsort.errors import DicomsortError, UsageError, WorkerLost
@@ -22,15 +23,18 @@ from dicomsort.errors import DicomsortError, UsageError, WorkerLost
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CONNECT_SECONDS = 10
-SCHEMES = ("tcp://", "tls://")
-
-_local: dict[tuple[Limits, tuple[str, ...]], ProcessEngine] = {}  # on a Dask worker, as long as it lives
-_local_lock = threading.Lock()
+WATCH_SECONDS = 2.0  # between looks whether there are workers
+GIVE_UP_SECONDS = 60.0  # without one: a nanny starts another in a few, a scheduler of jobs may need a while
+_MISFIT = "dicomsort on a Dask worker"
+_AGAIN = "look at the cluster, then run the command again"
 
 
 class ClusterEngine(Engine):
     """Runs tasks behind the scheduler at ``address`` (``tcp://host:port``, ``tls://…``), at most ``workers`` at a time.
+
+    A Dask worker that dies costs time: its tasks run on the others. One that joins gets tasks, and more may wait then.
+    Where no worker is there for 60 s, or the scheduler does not answer for so long, every task ends with
+    ``DicomsortError``.
 
     Raises ``UsageError`` without an address or without the package, ``DicomsortError`` where no scheduler or no worker
     answers within 10 s, or where a worker has another version of the product than this one, or none.
@@ -40,128 +44,132 @@ class ClusterEngine(Engine):
         if not address:
             raise UsageError("expected --scheduler ADDRESS (tcp://host:8786) with --engine dask, received none")
         self._address = address
-        self._client = _connect(address)
+        self._client = connected(address)
         try:
-            threads = _threads(self._client, address)
+            threads = count_threads(self._client, address)
         except BaseException:
             self._client.close()
             raise
         self.workers = min(workers or threads, threads)
+        self._is_bounded = workers is not None
         self._slots = Slots(workers or WAITING_PER_WORKER * threads)
-        self._executor = self._client.get_executor(pure=False)
-        self._settings = (limits, warm)
-        self._pending: set[Future[Any]] = set()
+        self._settings = Settings(limits, warm)
+        self._run = _runner()
+        self._lock = threading.Lock()
+        self._pending: dict[Future[Any], Future[None]] = {}  # and what waits for each at Dask
+        self._loop = self._client.loop.asyncio_loop
+        self._loop.set_exception_handler(lambda _loop, _context: None)  # of what is dropped at the end it tells nobody
+        self._watching = asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
 
     def submit(self, function: Callable[[T], R], task: T, /) -> Future[R]:
         """Send a task to the scheduler; blocks while four a worker (or ``workers``, where given) are there."""
         self._slots.take()
         future: Future[R] = Future()
         future.set_running_or_notify_cancel()
-        self._pending.add(future)
         try:  # as bytes, for Dask would look for tasks of its own inside lists and tuples
-            payload = pickle.dumps((function, task, *self._settings), pickle.HIGHEST_PROTOCOL)
-            self._executor.submit(run_here, payload).add_done_callback(partial(self._settle, future))
+            payload = pickle.dumps((function, task, self._settings), pickle.HIGHEST_PROTOCOL)
+            sent = self._client.submit(self._run, __version__, payload, pure=False)
         except Exception as error:  # noqa: BLE001 - it belongs to who asks for the result
-            self._finish(future, error)
-        return future
+            self._slots.give()
+            future.set_exception(error)
+            return future
+        with self._lock:
+            if not self._slots.closed:
+                self._pending[future] = asyncio.run_coroutine_threadsafe(self._deliver(sent, future), self._loop)
+                return future
+        self._slots.give()
+        return self.submit(function, task)  # raises, saying why it was closed meanwhile
+
+    def require(self, look: Callable[[], T], amiss: Callable[[T], str], /) -> None:
+        """Ask every worker at once, and each that joins later before its first task."""
+        settings = Settings(self._settings.limits, self._settings.warm, pickle.dumps((amiss, look())))
+        if odd := [(who, said) for who, said in ask_workers(self._client, meet, settings) if said]:
+            raise DicomsortError(listed(odd))
+        self._settings = settings
 
     def close(self) -> None:
         """Cancel what has not finished, and disconnect; the cluster is left as it is."""
-        if self._slots.closed:
-            return
-        self._slots.close()
-        while self._pending:
-            self._pending.pop().set_exception(DicomsortError(CLOSED))
-        self._client.close()
+        self._end(CLOSED)
+        self._watching.cancel()
+        with contextlib.suppress(Exception):  # a scheduler that is gone cannot be said goodbye to
+            self._client.close(timeout=CONNECT_SECONDS)
 
-    def _settle(self, future: Future[Any], done: Future[Any]) -> None:
-        if done.cancelled():
-            self._finish(future, DicomsortError(f"the Dask scheduler at {self._address} was lost, or dropped a task"))
-        else:
-            error = done.exception()
-            self._finish(future, error and self._translated(error), None if error else done.result())
+    def _end(self, why: str) -> None:
+        with self._lock:
+            self._slots.close(why)
+            left, self._pending = self._pending, {}
+        for future, waiting in left.items():
+            waiting.cancel()
+            future.set_exception(DicomsortError(why))
 
-    def _finish(self, future: Future[Any], error: BaseException | None, result: object = None) -> None:
+    async def _deliver(self, sent: Any, future: Future[Any]) -> None:
+        error: BaseException | None = None
+        result = None
         try:
-            self._pending.remove(future)
-        except KeyError:  # close finished it
-            return
+            result = await self._client.gather(sent, asynchronous=True)
+        except asyncio.CancelledError:  # by ``_end``
+            raise
+        except BaseException as raised:  # noqa: BLE001 - it belongs to who asks for the result
+            error = self._translated(raised, sent.status)
+        with self._lock:
+            if self._pending.pop(future, None) is None:  # ``_end`` finished it
+                return
         self._slots.give()
         if error is None:
             future.set_result(result)
         else:
             future.set_exception(error)
 
-    def _translated(self, error: BaseException) -> BaseException:
+    def _translated(self, error: BaseException, status: str) -> BaseException:
+        if status != "error":  # not the task's own
+            return DicomsortError(f"the Dask scheduler at {self._address} was lost, or dropped a task; {_AGAIN}")
         if type(error).__name__ == "KilledWorker":
             return WorkerLost("the task was lost with each Dask worker that it was given to")
+        if isinstance(error, ImportError) and error.name == _MISFIT:
+            return DicomsortError(str(error))
         if type(error).__module__.startswith("distributed"):
-            return DicomsortError(f"the Dask cluster at {self._address} failed: {error}")
+            return DicomsortError(f"the Dask cluster at {self._address} failed: {error}; {_AGAIN}")
         return error
 
+    async def _watch(self) -> None:
+        """Give up where no worker runs for long, for Dask itself waits without end; take in those that join."""
+        silent, why = 0.0, ""
+        while silent < GIVE_UP_SECONDS:  # counted in ticks: a run that was suspended (Ctrl-Z) missed nothing
+            await asyncio.sleep(WATCH_SECONDS)
+            silent += WATCH_SECONDS
+            try:
+                identity = await asyncio.wait_for(self._client.scheduler.identity(), CONNECT_SECONDS)
+                why = f"expected a running worker behind the Dask scheduler at {self._address}, received none"
+                if running := [w["nthreads"] for w in identity["workers"].values() if w["status"] == "running"]:
+                    silent = 0.0
+                    self._grow(sum(running))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is no answer
+                silent += CONNECT_SECONDS if isinstance(error, TimeoutError) else 0
+                why = f"expected the Dask scheduler at {self._address} to answer, received nothing"
+        self._end(f"{why} for {GIVE_UP_SECONDS:g} s; {_AGAIN}")
 
-def run_here(payload: bytes) -> object:
-    """On a Dask worker: run a pickled ``(function, task, limits, warm)`` in a process that can be killed."""
-    from distributed import get_worker
-
-    function, task, limits, warm = pickle.loads(payload)  # noqa: S301 - Dask's own wire is pickle too
-    with _local_lock:
-        engine = _local.get((limits, warm))
-        if engine is None:
-            engine = _local[limits, warm] = ProcessEngine(get_worker().state.nthreads, limits, warm)
-    return engine.submit(function, task).result()
-
-
-def _connect(address: str) -> Any:
-    try:
-        from distributed import Client
-    except ImportError:
-        raise UsageError("expected the extra dicomsort[cluster] for --engine dask, received: not installed") from None
-    if not address.startswith(SCHEMES):
-        raise UsageError(f"expected --scheduler tcp://HOST:PORT or tls://HOST:PORT, received {address}")
-    try:
-        asyncio.run(_shake_hands(address))
-        return Client(address, timeout=CONNECT_SECONDS, set_as_default=False, name="dicomsort")
-    except Exception as error:  # noqa: BLE001 - whatever is said by something that may be no scheduler at all
-        raise DicomsortError(
-            f"expected a Dask scheduler at {address} to answer within {CONNECT_SECONDS} s, "
-            f"received: {type(error).__name__}; check --scheduler"
-        ) from None
+    def _grow(self, threads: int) -> None:
+        if self._is_bounded or threads <= self.workers:
+            return
+        for _ in range(WAITING_PER_WORKER * (threads - self.workers)):
+            self._slots.give()
+        self.workers = threads
 
 
-async def _shake_hands(address: str) -> None:
-    # Client waits without end for a peer that accepts the connection and says nothing.
-    from distributed import Security
-    from distributed.comm import connect
-
-    async with asyncio.timeout(CONNECT_SECONDS):
-        comm = await connect(address, timeout=CONNECT_SECONDS, **Security().get_connection_args("client"))
-    comm.abort()
-
-
-def _threads(client: Any, address: str) -> int:
-    """Count the threads of all workers, each of which must have this version of the product."""
-    try:
-        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
-        versions = client.run(_version_probe(), on_error="return")
-        threads: int = sum(client.nthreads().values())
-    except (OSError, TimeoutError) as error:
-        raise DicomsortError(
-            f"expected a Dask worker behind {address} within {CONNECT_SECONDS} s, received: {type(error).__name__}"
-        ) from None
-    odd = [f"{worker}: {version}" for worker, version in sorted(versions.items()) if version != __version__]
-    if odd:
-        raise DicomsortError(f"expected dicomsort {__version__} on every Dask worker, received {'; '.join(odd)}")
-    return threads
-
-
-def _version_probe() -> Callable[[], str]:
-    # Dask sends a nested function by value: it runs where this package cannot be imported, too.
-    def probe() -> str:
+def _runner() -> Callable[[str, bytes], object]:
+    # By value, as ``connecting._version_probe``: a Dask worker that cannot import what it is sent ends at once, and the
+    # next one that its nanny starts too, until the scheduler takes the task for what killed them.
+    def run(version: str, payload: bytes) -> object:
         try:
-            from dicomsort import __version__ as version
+            from dicomsort.adapters.remote import run_here
         except ImportError as error:
-            return f"none ({error})"
-        return version
+            import socket
 
-    return probe
+            from distributed import get_worker
+
+            who = f"Dask worker {get_worker().address} on {socket.gethostname()}"
+            message = f"{who}: expected dicomsort {version}, received none ({error}); install it there"
+            raise ImportError(message, name=_MISFIT) from None
+        return run_here(version, payload)
+
+    return run

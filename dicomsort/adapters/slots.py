@@ -15,6 +15,7 @@ class Slots:
     def __init__(self, number: int) -> None:
         """Open the gate with ``number`` free places."""
         self._free = threading.Semaphore(number)
+        self._why = CLOSED
         self.closed = False
 
     def take(self) -> None:
@@ -22,13 +23,14 @@ class Slots:
         self._free.acquire()
         if self.closed:
             self._free.release()  # wakes the next one who waits
-            raise DicomsortError(CLOSED)
+            raise DicomsortError(self._why)
 
     def give(self) -> None:
         """Give a place back."""
         self._free.release()
 
-    def close(self) -> None:
-        """Refuse from now on, and wake those who wait."""
-        self.closed = True
+    def close(self, why: str = CLOSED) -> None:
+        """Refuse from now on, saying why, and wake those who wait."""
+        if not self.closed:
+            self._why, self.closed = why, True
         self._free.release()

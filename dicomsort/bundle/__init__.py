@@ -10,12 +10,24 @@ Importing this package loads neither TensorFlow nor LiteRT nor numpy.
 from __future__ import annotations
 
 from dicomsort.bundle.predictor import Predictor, Seen, calibrate
-from dicomsort.bundle.spec import FORMAT_VERSION, SCREEN_NAME, Bundle, Screen, default_path, label_problem, load
+from dicomsort.bundle.spec import (
+    FORMAT_VERSION,
+    MODEL_NAME,
+    SCREEN_NAME,
+    SPEC_NAME,
+    Bundle,
+    Screen,
+    default_path,
+    label_problem,
+    load,
+)
 from dicomsort.bundle.staging import seal, staged
 
 __all__ = [
     "FORMAT_VERSION",
+    "MODEL_NAME",
     "SCREEN_NAME",
+    "SPEC_NAME",
     "Bundle",
     "Predictor",
     "Screen",

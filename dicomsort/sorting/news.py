@@ -75,6 +75,7 @@ def sort_news(
     """
     started = time.monotonic()
     job = Job(request, engine, progress, arrivals)
+    job.require_agreement()
     outbox = request.outbox or ""
 
     def note(row: Row) -> None:

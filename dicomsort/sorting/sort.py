@@ -6,8 +6,10 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import filterfalse
 
+from dicomsort.agreement import amiss, view
 from dicomsort.bundle import Bundle, default_path, load
 from dicomsort.catalog import Catalog, Ledger
 from dicomsort.classify import Judge, classify_study
@@ -104,6 +106,7 @@ def sort_inbox(
     """
     started = time.monotonic()
     job = Job(request, engine, progress)
+    job.require_agreement()
     with Catalog() as catalog:
         if request.settings.dry_run:
             summary = job.rehearse(catalog, show)
@@ -126,6 +129,12 @@ class Job:
     progress: Progress
     arrivals: Arrivals | None = None
     notes: list[str] = field(default_factory=list)
+
+    def require_agreement(self) -> None:
+        """DicomsortError where a worker sees another inbox, or another model, than this process."""
+        request = self.request
+        model = str(request.bundle.folder.resolve()) if request.settings.evidence != "header" else ""
+        self.engine.require(partial(view, request.inbox, request.outbox, model), amiss)
 
     def carry_out(
         self, catalog: Catalog, files: Files, outbox: str, on_row: Callable[[Row], None] | None = None

@@ -1,0 +1,173 @@
+"""The way to a Dask cluster: a scheduler that must answer in time, and workers that must be fit for the run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from dicomsort import __version__
+from dicomsort.errors import DicomsortError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 60.0  # for a worker's first look around: its imports may come over a cold network
+NAMED = 5  # workers that an error names one by one
+_ADDRESS = re.compile(r"(tcp|tls)://([^:/\[\]]+|\[[^/\[\]]+\]):\d{1,5}")
+_NO_CERTIFICATES = (
+    "--scheduler {}: expected certificates in Dask's configuration (distributed.comm.tls.ca-file, .client.cert and "
+    ".client.key, or DASK_DISTRIBUTED__COMM__TLS__CA_FILE …), received none"
+)
+
+
+def connected(address: str) -> Any:
+    """Return a Dask client of the scheduler at ``address``.
+
+    Raises ``UsageError`` for an address of another form, ``tls://`` without certificates, or where the package is
+    missing; ``DicomsortError`` where no scheduler answers within 10 s.
+    """
+    try:
+        from distributed import Client, Security
+        from distributed.versions import VersionMismatchWarning
+    except ImportError:
+        raise UsageError("expected the extra dicomsort[cluster] for --engine dask, received: not installed") from None
+    if not _ADDRESS.fullmatch(address):
+        raise UsageError(f"expected --scheduler tcp://HOST:PORT or tls://HOST:PORT, received {address}")
+    for name in filter(re.compile(r"(distributed|tornado)\b").match, logging.root.manager.loggerDict):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is told once, by an error of ours
+    security = Security()
+    if address.startswith("tls") and security.get_connection_args("client").get("ssl_context") is None:
+        raise UsageError(_NO_CERTIFICATES.format(address))
+    try:
+        asyncio.run(_shake_hands(address, security))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VersionMismatchWarning)  # ``count_threads`` looks at what matters of it
+            return Client(address, timeout=CONNECT_SECONDS, security=security, set_as_default=False, name="dicomsort")
+    except Exception as error:  # noqa: BLE001 - whatever is said by something that may be no scheduler at all
+        raise DicomsortError(
+            f"expected a Dask scheduler at {address} to answer within {CONNECT_SECONDS:g} s, "
+            f"received: {_cause(error)}; check --scheduler"
+        ) from None
+
+
+async def _shake_hands(address: str, security: Any) -> None:
+    # Client waits without end for a peer that accepts the connection and says nothing.
+    from distributed.comm import connect
+
+    async with asyncio.timeout(CONNECT_SECONDS):
+        comm = await connect(address, timeout=CONNECT_SECONDS, **security.get_connection_args("client"))
+    comm.abort()
+
+
+def _cause(error: BaseException) -> str:
+    """What the system said, where it said anything: it is the first of a chain of errors."""
+    chain: list[BaseException] = [error]
+    while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(earlier)
+    said = [each.strerror for each in chain if isinstance(each, OSError) and each.strerror]
+    if said:
+        return said[-1]
+    return "no answer" if isinstance(error, TimeoutError) else f"what is no Dask protocol ({type(error).__name__})"
+
+
+def count_threads(client: Any, address: str) -> int:
+    """Count the threads of all workers, once each is known to have this version of the product, of Dask and of Python.
+
+    Of Python the minor version matters: what Dask sends by value is bytecode.
+    """
+    try:
+        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+    except (OSError, TimeoutError):
+        message = f"expected a Dask worker behind {address} within {CONNECT_SECONDS:g} s, received none; start some"
+        raise DicomsortError(message) from None
+    ours, theirs = client.sync(_dask_versions, client)
+    if odd := [(who, version) for who, version in theirs if version != ours]:
+        message = f"expected {ours}, as here, at scheduler and workers, received from {listed(odd)}; install the same"
+        raise DicomsortError(message)
+    if odd := [(who, said) for who, said in ask_workers(client, _version_probe()) if said != __version__]:
+        advice = "install this version beside each of them, and start them again"
+        raise DicomsortError(f"expected dicomsort {__version__} on every Dask worker, received {listed(odd)}; {advice}")
+    threads: int = sum(client.nthreads().values())
+    return threads
+
+
+async def _dask_versions(client: Any) -> tuple[str, list[tuple[str, str]]]:
+    """Versions of Python and Dask here, and at the others; none where one does not answer, whom others will name."""
+
+    def told(versions: Any) -> str:
+        packages = versions["packages"]
+        minor = ".".join(str(packages["python"]).split(".")[:2])
+        return f"Python {minor} with distributed {packages['distributed']}"
+
+    try:
+        versions = await asyncio.wait_for(client.get_versions(), CONNECT_SECONDS)
+    except TimeoutError:
+        return "", []
+    others = {f"Dask worker {address}": said for address, said in versions["workers"].items()}
+    others["the scheduler"] = versions["scheduler"]
+    return told(versions["client"]), [(who, told(said)) for who, said in others.items()]
+
+
+def ask_workers(client: Any, function: Callable[..., Any], *arguments: object) -> list[tuple[str, str]]:
+    """Call a function on every worker, past what they are busy with; return who each is, and what it said.
+
+    The function returns its host's name and a text, and may be a coroutine function. A worker that went away meanwhile
+    is left out. Raises ``DicomsortError`` where one gives no answer within a minute, or the scheduler does not.
+    """
+    patience = CONNECT_SECONDS + ANSWER_SECONDS
+    try:
+        answers = client.sync(_ask_workers, client, function, arguments, callback_timeout=patience)
+    except (OSError, TimeoutError) as error:
+        address, received = client.scheduler.address, _cause(error)
+        message = f"expected the Dask scheduler at {address} to answer, received: {received}; look at the cluster"
+        raise DicomsortError(message) from None
+    if silent := [(f"Dask worker {worker}", said) for worker, said in answers if isinstance(said, _Silent)]:
+        advice = "look at their hosts, or take them out of the cluster"
+        raise DicomsortError(f"expected an answer from every Dask worker, received from {listed(silent)}; {advice}")
+    return [(f"Dask worker {worker} on {host}", said) for worker, (host, said) in answers]
+
+
+class _Silent(str):
+    """Why there is no answer."""
+
+    __slots__ = ()
+
+
+async def _ask_workers(client: Any, function: Callable[..., Any], arguments: tuple[object, ...]) -> Any:
+    async def ask(worker: str) -> Any:
+        request = client.run(function, *arguments, workers=[worker], asynchronous=True)
+        try:
+            return (await asyncio.wait_for(request, ANSWER_SECONDS))[worker]
+        except TimeoutError:
+            return _Silent(f"none within {ANSWER_SECONDS:g} s")
+        except Exception as error:  # noqa: BLE001 - anything that a foreign installation may raise
+            return _Silent(f"{type(error).__name__}: {error}")
+
+    workers = (await client.scheduler.identity())["workers"]
+    answers = await asyncio.gather(*map(ask, workers))
+    left = (await client.scheduler.identity())["workers"]
+    return [(worker, said) for worker, said in zip(workers, answers, strict=True) if worker in left]
+
+
+def listed(answers: Sequence[tuple[str, str]]) -> str:
+    """Return the first few answers in one line, and how many more there are."""
+    shown = "; ".join(f"{who}: {said}" for who, said in sorted(answers)[:NAMED])
+    return shown if len(answers) <= NAMED else f"{shown}; and {len(answers) - NAMED} more"
+
+
+def _version_probe() -> Callable[[], tuple[str, str]]:
+    # Dask sends a nested function by value: it runs where this package cannot be imported, too.
+    def probe() -> tuple[str, str]:
+        import socket
+
+        try:
+            from dicomsort import __version__ as version
+        except ImportError as error:
+            return socket.gethostname(), f"none ({error})"
+        return socket.gethostname(), version
+
+    return probe
