@@ -1,8 +1,7 @@
-"""One frame of encapsulated pixel data, PS3.5 A.4: found by offset table or fragments, decoded alone."""
+"""One frame of encapsulated pixel data, PS3.5 A.4, decoded by what its bytes are."""
 
 from __future__ import annotations
 
-import io
 import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,25 +9,26 @@ from typing import TYPE_CHECKING, Any
 import imagecodecs
 import numpy as np
 from pydicom import uid
-from pydicom.encaps import encapsulate, get_frame, parse_basic_offsets, parse_fragments
+from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
 from dicomsort.pixels import codestream, decoders, native
-from dicomsort.pixels.layout import GREY, Frame, Layout, alignment, choose, keep_bits, to_frame
-from dicomsort.pixels.problems import MAX_FRAGMENTS, PixelsError, border, check_size
-from dicomsort.pixels.source import Source, integer
+from dicomsort.pixels.content import Content
+from dicomsort.pixels.fragments import read_frame
+from dicomsort.pixels.layout import GREY, Frame, Layout, alignment, keep_bits, to_frame
+from dicomsort.pixels.problems import PixelsError, border, check_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from pydicom.dataset import Dataset
+
+    from dicomsort.pixels.source import Source
 
 _DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
 
 
-def decode(source: Source, layout: Layout, frame: int | None) -> Frame:
+def decode(source: Source, layout: Layout, frame: int | None, least: int) -> Frame:
     """Decode one frame by what its bytes are: they decide where the transfer syntax says otherwise."""
-    with border("the encapsulated pixel data is damaged"):
-        index, data = _read_fragment(source, frame)
+    index, data = read_frame(source, frame)
     if source.syntax == uid.RLELossless:
         check_size(layout.rows, layout.columns)
         return _decode_rle(data, layout, index)
@@ -92,40 +92,6 @@ def _as_coded(layout: Layout, stream: codestream.Codestream) -> Layout:
     )
 
 
-def _read_fragment(source: Source, frame: int | None) -> tuple[int, bytes]:
-    """Return the index and the encoded bytes of the chosen frame: offset tables first, then fragments (PS3.5 A.4)."""
-    file, start = source.file, source.element.offset
-    file.seek(start + 4)
-    if int.from_bytes(file.read(4), "little") > 4 * MAX_FRAGMENTS:
-        raise PixelsError("the offset table is too long")
-    file.seek(start)
-    offsets = parse_basic_offsets(file)
-    declared = integer(source.dataset, "NumberOfFrames", 1)
-    extended = _extended_offsets(source.dataset)
-    if extended:
-        held = len(extended[0]) // 8
-    elif offsets:
-        held = len(offsets)
-    else:
-        held, _ = parse_fragments(file)
-    if not held:
-        raise PixelsError("truncated pixel data")
-    count = min(declared, held) if declared > 0 else held
-    index = choose(frame, count)
-    file.seek(start)
-    data = get_frame(file, index, number_of_frames=count, extended_offsets=extended)
-    if not data:
-        raise PixelsError("truncated pixel data")
-    return index, data
-
-
-def _extended_offsets(dataset: Dataset) -> tuple[bytes, bytes] | None:
-    offsets, lengths = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
-    if isinstance(offsets, bytes) and isinstance(lengths, bytes) and 0 < len(offsets) == len(lengths):
-        return offsets, lengths
-    return None
-
-
 def _decode_rle(data: bytes, layout: Layout, index: int) -> Frame:
     """Decode PS3.5 annex G: by pydicom, but for packed bits, which it does not know."""
     if layout.allocated == 1:
@@ -153,4 +119,4 @@ def _decode_deflated(data: bytes, source: Source, layout: Layout, index: int) ->
     expected = (layout.bits + 7) // 8
     with border("the compressed pixel data cannot be decoded"):
         plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, expected)
-    return replace(native.decode(io.BytesIO(plain), len(plain), source, layout, 0), index=index)
+    return replace(native.decode(Content.of_bytes(plain), 0, len(plain), source, layout, 0), index=index)
