@@ -12,7 +12,7 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
-from dicomsort.pixels import codestream, decoders, native
+from dicomsort.pixels import codestream, decoders, grey, native, reduced
 from dicomsort.pixels.content import Content
 from dicomsort.pixels.fragments import read_frame
 from dicomsort.pixels.layout import GREY, Frame, Layout, alignment, keep_bits, to_frame
@@ -43,6 +43,8 @@ def decode(source: Source, layout: Layout, frame: int | None, least: int) -> Fra
     check_size(stream.rows, stream.columns)
     layout = _as_coded(layout, stream)
     with border("the compressed pixel data cannot be decoded"):
+        if (small := _decode_smaller(data, stream, layout, source, index, least)) is not None:
+            return small
         if stream.codec not in decoders.SYNTAXES:
             return _unknown_to_pydicom(decoders.decode(data, stream, layout.photometric), layout, index)
         decoders.register()
@@ -52,6 +54,31 @@ def decode(source: Source, layout: Layout, frame: int | None, least: int) -> Fra
     if _hides_sign(layout, stream):
         pixels = keep_bits(pixels, layout.stored)
     return to_frame(pixels, facts, replace(layout, shift=0), index)
+
+
+def _decode_smaller(
+    data: bytes, stream: codestream.Codestream, layout: Layout, source: Source, index: int, least: int
+) -> Frame | None:
+    """Decode a large frame at a fraction of its size, where the mean of neighbours is a value like theirs.
+
+    It is not among indices of a palette, beside padding that is black by decree, or where bits mean another number than
+    they were coded as. A JPEG without a window is decoded whole, which costs little: the ends of its grey scale are
+    noise, and the percentiles of less of it are others.
+    """
+    same = bool(layout.signed) == stream.signed and (stream.codec != "jpeg" or stream.bits <= layout.stored)
+    if not same or layout.photometric == "PALETTE COLOR":
+        return None
+    if stream.codec == "jpeg" and layout.samples == 1 and not grey.has_window(source.dataset, index):
+        return None
+    pixels = reduced.decode(data, stream, decoders.jpeg_colour(stream, layout.photometric), least)
+    if pixels is None:
+        return None
+    pixels = pixels.astype(f"{'ui'[layout.signed]}{layout.allocated // 8}", copy=False)
+    inverted = layout.photometric == "MONOCHROME1"
+    if layout.samples == 1 and not grey.padding_is_black(source.dataset, index, pixels.dtype, inverted=inverted):
+        return None
+    decoded = stream.codec == "jpeg" or layout.photometric in {"YBR_ICT", "YBR_RCT"}  # by the codec itself
+    return Frame(pixels, "RGB" if layout.samples > 1 and decoded else layout.photometric, layout.stored, index)
 
 
 def _hides_sign(layout: Layout, stream: codestream.Codestream) -> bool:

@@ -26,6 +26,7 @@ PERCENTILES = (0.5, 99.5)
 _ANGIOGRAPHY = {uid.XRayAngiographicImageStorage, uid.XRayRadiofluoroscopicImageStorage}
 _SAMPLE = 1 << 15  # values that percentiles are taken of, on a regular grid
 _BLOCK = 1 << 20  # values that are transformed at once where no table can hold them all
+_BLACK = 0.5 / 255  # of black to white: what is less becomes 0
 _LEAST_CONTRAST = 1 / 8  # of black to white: a window that shows the image in less than this shows nothing
 
 
@@ -84,6 +85,23 @@ def _padding(dataset: Dataset, dtype: np.dtype[Any]) -> Padding | None:
     span, signed = 1 << 8 * dtype.itemsize, dtype.kind == "i"
     wrapped = [value % span - (span if signed and value % span >= span // 2 else 0) for value in found]
     return Padding(min(wrapped), max(wrapped))
+
+
+def has_window(dataset: Dataset, index: int) -> bool:
+    """Whether a frame brings a VOI LUT or a window."""
+    return _voi(dataset, index, exact=False) is not None
+
+
+def padding_is_black(dataset: Dataset, index: int, dtype: np.dtype[Any], *, inverted: bool) -> bool:
+    """Whether a frame's window would show its padding black anyway: then it may be averaged with its neighbours."""
+    padding = _padding(dataset, dtype)
+    if padding is None:
+        return True
+    voi = _voi(dataset, index, exact=dtype.kind == "f")
+    if voi is None:
+        return False
+    grey = voi(_modality(dataset, index)(np.array(padding, np.float32)))
+    return bool((1 - grey if inverted else grey).max() < _BLACK)
 
 
 def _is_padding(stored: NDArray[Any], padding: Padding | None) -> NDArray[np.bool_] | None:

@@ -37,35 +37,36 @@ def decode(content: Content, start: int, length: int, source: Source, layout: La
     declared = integer(source.dataset, "NumberOfFrames", 1 if "NumberOfFrames" not in source.dataset else 0)
     count = min(declared, held) if declared > 0 else held
     index = choose(frame, count)
-    seen = _read(content, start, layout, index, count, little=source.little)
+    plain = content.at(start + index * (layout.bits // 8), layout.bits // 8) if _is_plain(layout, source) else b""
+
+    def read(*, little: bool) -> Frame:
+        if len(plain) * 8 == layout.bits:
+            return _read_plain(plain, layout, index, little=little)
+        syntax = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        with border("the pixel data cannot be read"):
+            pixels, facts = get_decoder(syntax).as_array(
+                content.stream(start), index=index, raw=True, **alignment(layout), **layout.options(count)
+            )
+        return to_frame(pixels, facts, layout, index)
+
+    seen = read(little=source.little)
     if layout.allocated == _WORD and (roughness := _roughness(seen.pixels)) > _ROUGH:
-        swapped = _read(content, start, layout, index, count, little=not source.little)
+        swapped = read(little=not source.little)
         if _roughness(swapped.pixels) < roughness * _SMOOTHER:
             return swapped
     return seen
 
 
-def _read(content: Content, start: int, layout: Layout, index: int, count: int, *, little: bool) -> Frame:
-    """Read a frame among ``count``: what most are at once, everything else by pydicom."""
-    if _is_plain(layout, little=little):
-        size = layout.bits // 8
-        data = content.at(start + index * size, size)
-        dtype = np.dtype(f"{'<' if little else '>'}{'ui'[layout.signed]}{layout.allocated // 8}")
-        if len(data) == size:
-            pixels = np.frombuffer(data, dtype).reshape(layout.rows, layout.columns)
-            kept = pixels if layout.stored == layout.allocated else keep_bits(pixels, layout.stored)
-            return Frame(kept, layout.photometric, layout.stored, index)
-    syntax = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
-    with border("the pixel data cannot be read"):
-        pixels, facts = get_decoder(syntax).as_array(
-            content.stream(start), index=index, raw=True, **alignment(layout), **layout.options(count)
-        )
-    return to_frame(pixels, facts, layout, index)
+def _read_plain(data: bytes, layout: Layout, index: int, *, little: bool) -> Frame:
+    dtype = np.dtype(f"{'<' if little else '>'}{'ui'[layout.signed]}{layout.allocated // 8}")
+    pixels = np.frombuffer(data, dtype).reshape(layout.rows, layout.columns)
+    kept = pixels if layout.stored == layout.allocated else keep_bits(pixels, layout.stored)
+    return Frame(kept, layout.photometric, layout.stored, index)
 
 
-def _is_plain(layout: Layout, *, little: bool) -> bool:
-    """Whether a frame is grey in whole bytes or words, with nothing below the stored bits."""
-    whole = layout.allocated == _WORD or (layout.allocated == 8 and little)  # noqa: PLR2004
+def _is_plain(layout: Layout, source: Source) -> bool:
+    """Whether a frame is what most are, and nothing for pydicom: grey, in bytes or words with no bits below."""
+    whole = layout.allocated == _WORD or (layout.allocated == 8 and source.little)  # noqa: PLR2004
     return (
         whole
         and layout.keyword == "PixelData"
