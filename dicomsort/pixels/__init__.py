@@ -36,6 +36,15 @@ and its aspect kept, and lies centred on black. Grey is the same in all three ch
 from __future__ import annotations
 
 from dicomsort.pixels.problems import MAX_INFLATED, MAX_PIXELS, PixelsError
-from dicomsort.pixels.render import INPUT_SHAPE, RENDERING_VERSION, render
+from dicomsort.pixels.render import INPUT_SHAPE, RENDERING_VERSION, as_array, picture, render
 
-__all__ = ["INPUT_SHAPE", "MAX_INFLATED", "MAX_PIXELS", "RENDERING_VERSION", "PixelsError", "render"]
+__all__ = [
+    "INPUT_SHAPE",
+    "MAX_INFLATED",
+    "MAX_PIXELS",
+    "RENDERING_VERSION",
+    "PixelsError",
+    "as_array",
+    "picture",
+    "render",
+]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dicomsort.pixels.layout import Frame
 
-__all__ = ["INPUT_SHAPE", "RENDERING_VERSION", "render"]
+__all__ = ["INPUT_SHAPE", "RENDERING_VERSION", "as_array", "picture", "render"]
 
 INPUT_SHAPE = (224, 224, 3)
 
@@ -43,6 +43,11 @@ def render(path: str | os.PathLike[str], frame: int | None = None) -> NDArray[np
     Raises:
         PixelsError: the file has no pixels that can be rendered; nothing else is ever raised or printed.
     """
+    return as_array(picture(path, frame))
+
+
+def picture(path: str | os.PathLike[str], frame: int | None = None) -> Image.Image:
+    """Render as ``render`` does, to an image of mode RGB or, where it is grey, L."""
     with _quiet(), border("the file cannot be read"), _open(path) as content:
         head = content.at(0, 132)
         if head.startswith(_RASTER_MAGIC) and head[128:] != b"DICM":
@@ -65,17 +70,22 @@ def _show(decoded: Frame, image: source.Source) -> NDArray[np.uint8]:
     return np.ascontiguousarray(colour.to_rgb(decoded, image.dataset))
 
 
-def fit(image: Image.Image) -> NDArray[np.uint8]:
-    """Scale an image of mode L or RGB to the longer side, and centre it on black: (224, 224, 3) uint8."""
+def as_array(rendered: Image.Image) -> NDArray[np.uint8]:
+    """Return what ``picture`` gives as ``render`` does."""
+    wide = rendered if rendered.mode == "RGB" else Image.merge("RGB", (rendered, rendered, rendered))
+    return np.frombuffer(bytearray(wide.tobytes()), np.uint8).reshape(INPUT_SHAPE)
+
+
+def fit(image: Image.Image) -> Image.Image:
+    """Scale an image of mode L or RGB to the longer side, and centre it on black: 224 x 224 of the same mode."""
     scale = _SIDE / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    if small.size != (_SIDE, _SIDE):
-        canvas = Image.new(image.mode, (_SIDE, _SIDE))
-        canvas.paste(small, ((_SIDE - width) // 2, (_SIDE - height) // 2))
-        small = canvas
-    colour_ = small if image.mode == "RGB" else Image.merge("RGB", (small, small, small))
-    return np.frombuffer(bytearray(colour_.tobytes()), np.uint8).reshape(INPUT_SHAPE)
+    if small.size == (_SIDE, _SIDE):
+        return small
+    canvas = Image.new(image.mode, (_SIDE, _SIDE))
+    canvas.paste(small, ((_SIDE - width) // 2, (_SIDE - height) // 2))
+    return canvas
 
 
 @contextmanager
