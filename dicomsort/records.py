@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
-RENDERING_VERSION = 1  # of ``pixels.render``; a bundle trained on another rendering is refused
+RENDERING_VERSION = 2  # of ``pixels.render``; a bundle trained on another rendering is refused
 
 OTHER = "OTHER"
 REVIEW = "REVIEW"

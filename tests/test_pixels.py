@@ -28,7 +28,7 @@ from dicomsort.pixels import INPUT_SHAPE, MAX_INFLATED, MAX_PIXELS, RENDERING_VE
 
 def test_output_is_the_models_input() -> None:
     pixels = render(get_testdata_file("CT_small.dcm"))
-    assert (pixels.shape, pixels.dtype, RENDERING_VERSION) == (INPUT_SHAPE, np.uint8, 1)
+    assert (pixels.shape, pixels.dtype, RENDERING_VERSION) == (INPUT_SHAPE, np.uint8, 2)
     assert pixels.flags.c_contiguous
     assert pixels.flags.writeable
     assert (pixels[:, :, 0] == pixels[:, :, 1]).all()

@@ -15,7 +15,7 @@ from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from dicomsort.pixels import PixelsError, render
-from dicomsort.pixels.render import fit
+from dicomsort.pixels.render import as_array, fit
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 INDEX = np.arange(224 * 224).reshape(224, 224) % 256
@@ -114,7 +114,7 @@ def test_palettes_are_applied_as_pydicom_does(name: str) -> None:
     path = get_testdata_file(name)
     dataset = dcmread(path)
     rgb = apply_color_lut(pixel_array(path, index=0), dataset)
-    expected = fit(Image.fromarray((rgb >> 8 if rgb.dtype == np.uint16 else rgb).astype(np.uint8)))
+    expected = as_array(fit(Image.fromarray((rgb >> 8 if rgb.dtype == np.uint16 else rgb).astype(np.uint8))))
     assert (render(path, 0) == expected).all()
 
 

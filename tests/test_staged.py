@@ -96,7 +96,7 @@ def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rende
     seen = Views(numbers[..., None].astype(np.float16))
     everything = np.arange(count)
     recipe = replace(RECIPE, batch_size=4000)
-    batch, truth = Drawn(seen, rendered.dataset, everything, recipe)[0]
+    batch, truth = Drawn(seen, rendered.dataset, everything, recipe).batch(0, 0)
     drawn, view = np.round(batch[:, 0] % 100).astype(int), (batch[:, 0] // 100).astype(int)
     assert batch.dtype == np.float32
     np.testing.assert_array_equal(truth.argmax(1), rendered.dataset.classes()[drawn])
@@ -106,22 +106,22 @@ def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rende
     assert all(share == pytest.approx(1 / len(shares), abs=0.03) for share in shares.values())
     assert np.mean(view == 0) == pytest.approx(CLEAN, abs=0.03)
     again, other = (Drawn(seen, rendered.dataset, everything, replace(recipe, seed=seed)) for seed in (7, 8))
-    np.testing.assert_array_equal(batch, again[0][0])
-    assert not np.array_equal(batch, other[0][0])
-    again.on_epoch_end()
-    assert not np.array_equal(batch, again[0][0])
+    np.testing.assert_array_equal(batch, again.batch(0, 0)[0])
+    assert not np.array_equal(batch, other.batch(0, 0)[0])
+    assert not np.array_equal(batch, again.batch(1, 0)[0])
     few = Drawn(seen, rendered.dataset, everything[:3], replace(recipe, batch_size=2))
     assert len(few) == 2
-    assert {int(i) for n in range(9) for i in few[n][0][:, 0] % 100} <= {0, 1, 2}
+    assert {int(i) for n in range(9) for i in few.batch(0, n)[0][:, 0] % 100} <= {0, 1, 2}
 
 
 def test_what_is_shown_clean_is_the_image_itself(rendered: Rendered, tmp_path: Path) -> None:
     from dicomsort.training.views import VIEWS, divide, view_all
 
     trunk, _, _ = divide(tiny((224, 224, 3), 2), "first")
+    spent: list[tuple[float, float]] = []
     with Reporter() as reporter:
-        plain = view_all(trunk, rendered, "none", 0, tmp_path / "plain.npy", reporter)
-        varied = view_all(trunk, rendered, "light", 0, tmp_path / "varied.npy", reporter)
+        plain = view_all(trunk, rendered, "none", 0, tmp_path / "plain.npy", reporter, spent)
+        varied = view_all(trunk, rendered, "light", 0, tmp_path / "varied.npy", reporter, spent)
     assert (len(plain.seen), len(varied.seen)) == (1, 1 + VIEWS)
     np.testing.assert_array_equal(plain.seen[0], varied.seen[0])
     means = rendered.images.reshape(-1, 8, 28, 8, 28, 3).mean((2, 4)) / 255

@@ -6,18 +6,21 @@ from concurrent.futures import Future
 from pathlib import Path
 from unittest import mock
 
+import imagecodecs
 import numpy as np
 import pytest
 from building import make_dicom, make_files
 from PIL import Image
 
+from dicomsort import pixels
 from dicomsort.adapters import open_engine
 from dicomsort.adapters.serial import SerialEngine
 from dicomsort.engine import Limits, R, T
 from dicomsort.errors import DicomsortError, UsageError, WorkerLost
-from dicomsort.pixels import render
+from dicomsort.pixels import INPUT_SHAPE, render
 from dicomsort.training import cache, tensors
 from dicomsort.training.dataset import Dataset, scan
+from dicomsort.training.identity import perceptual_hash
 from dicomsort.training.progress import Reporter
 from dicomsort.training.tensors import Rendered, render_all
 
@@ -80,13 +83,56 @@ def test_a_second_rendering_comes_from_the_cache(dataset: Dataset, tmp_path: Pat
     kept = sorted(path for path in store.rglob("*") if path.is_file())
     assert len(kept) == 11
     assert [path.stat().st_mode & 0o077 for path in (store, *kept)] == [0] * 12
-    with mock.patch.object(tensors, "render", side_effect=AssertionError("decoded again")):
+    with mock.patch.object(pixels, "picture", side_effect=AssertionError("decoded again")):
         second = _render(dataset.only(range(3)), tmp_path / "2.npy", SerialEngine(), store)
     np.testing.assert_array_equal(first.images[:3], second.images)
     kept[0].write_bytes(kept[0].read_bytes()[:100])  # damaged: rendered again, and repaired
     third = _render(dataset, tmp_path / "3.npy", SerialEngine(), store)
     np.testing.assert_array_equal(first.images, third.images)
     assert cache.recall(store, kept[0].stem) is not None
+    assert (first.dataset, first.kept) == (third.dataset, third.kept)  # near-duplicates by the hashes that were kept
+
+
+@pytest.mark.parametrize("blank", [True, False])
+@pytest.mark.parametrize("colour", [True, False])
+def test_what_is_kept_comes_back_to_the_last_bit(tmp_path: Path, colour: bool, blank: bool) -> None:  # noqa: FBT001
+    store = cache.open_cache(tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, INPUT_SHAPE, np.uint8)
+    image = image if colour else np.repeat(image[..., :1], 3, axis=2)
+    digest = "ab" * 32
+    assert cache.recall(store, digest) is None
+    cache.remember(store, digest, cache.Picture(image, None if blank else perceptual_hash(image)))
+    (path,) = (path for path in store.rglob("*") if path.is_file())
+    assert path.stat().st_size < (1 if colour else 0.5) * image.size + 1000
+    found = cache.recall(store, digest)
+    assert found is not None
+    assert found.image.flags.c_contiguous
+    np.testing.assert_array_equal(found.image, image)
+    np.testing.assert_array_equal(found.print, None if blank else perceptual_hash(image))
+
+
+def test_a_damaged_or_foreign_file_in_the_cache_is_none_of_it(tmp_path: Path) -> None:
+    store, digest = cache.open_cache(tmp_path), "ab" * 32
+    image = np.random.default_rng(0).integers(0, 256, INPUT_SHAPE, np.uint8)
+    cache.remember(store, digest, cache.Picture(image, None))
+    (path,) = (path for path in store.rglob("*") if path.is_file())
+    whole = path.read_bytes()
+    flipped = bytes([whole[5000] ^ 1])
+    other = imagecodecs.lz4f_encode(b"\2\3\0" + bytes(32) + image.tobytes(), contentchecksum=True)
+    short = imagecodecs.lz4f_encode(b"\1\3\0" + bytes(50), contentchecksum=True)
+    for content in (b"", b"x", whole[:5000], whole[:5000] + flipped + whole[5001:], other, short):
+        path.write_bytes(content)
+        assert cache.recall(store, digest) is None
+    path.write_bytes(whole)
+    assert cache.recall(store, digest) is not None
+
+
+def test_small_files_come_in_large_batches(tmp_path: Path) -> None:
+    make_files(tmp_path, {str(number): b"x" * (10 if number < 100 else 1 << 19) for number in range(120)})
+    paths = [*(str(number) for number in range(120)), "gone"]
+    batches = list(tensors._batches(tmp_path, paths))
+    assert [pair for batch in batches for pair in batch] == list(enumerate(paths))
+    assert [len(batch) for batch in batches] == [64, 38, 8, 8, 3]
 
 
 def test_a_full_disk_ends_the_rendering_with_its_reason(dataset: Dataset, tmp_path: Path) -> None:

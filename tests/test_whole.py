@@ -159,6 +159,8 @@ def test_patience_ends_the_training_and_keeps_the_best_weights(rendered: Rendere
     fitted = _fit(rendered, replace(recipe, epochs=30, patience=2, learning_rate=1.0, checkpoint=None))
     losses = fitted.history["val_loss"]
     best = int(np.argmin(losses))
+    waited = fitted.course.pop("waiting")
+    assert 0 <= waited < 1
     assert fitted.course == {"epochs_run": len(losses), "epoch_kept": best + 1}
     assert len(losses) == best + 3 < 30
     truth = rendered.dataset.classes()[fitted.held]

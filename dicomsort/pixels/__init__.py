@@ -6,9 +6,13 @@ changes an output counts it up (``tests/test_pixels_golden.py`` notices).
 
 DICOM (sections of PS3.3 unless said otherwise):
 
-1. One frame, the middle one by default, is found by its offset and decoded alone. A Number of Frames (C.7.6.6) that
-   the pixel data contradicts is put right by what is there. Native data of a defined length, and codestreams whose
-   first bytes name another codec, win over the transfer syntax; a codestream's own size wins over Rows and Columns.
+1. One frame, the middle one by default, is found by its offset and decoded alone; of the others, and of elements that
+   nothing depends on, no byte is read but what lies in the file's first 64 KiB. A Number of Frames (C.7.6.6) that the
+   pixel data contradicts is put right by what is there. Native data of a defined length, and codestreams whose first
+   bytes name another codec, win over the transfer syntax; a codestream's own size wins over Rows and Columns. JPEG of 8
+   bits and JPEG 2000 are decoded at the least of 1, 1/2, 1/4, 1/8 of their size that leaves the longer side 448 pixels,
+   unless values are no measure (a palette, padding that a window would not show black, a sign that the codec does not
+   know) or a JPEG has no window.
 2. Stored values (C.7.6.3): Bits Stored of Bits Allocated 1, 8, 16, 32 or 64, signed or not, High Bit anywhere; Float
    and Double Float Pixel Data. Native words that are noise as the transfer syntax orders their bytes, and an image the
    other way round, are read the other way round.
@@ -32,6 +36,15 @@ and its aspect kept, and lies centred on black. Grey is the same in all three ch
 from __future__ import annotations
 
 from dicomsort.pixels.problems import MAX_INFLATED, MAX_PIXELS, PixelsError
-from dicomsort.pixels.render import INPUT_SHAPE, RENDERING_VERSION, render
+from dicomsort.pixels.render import INPUT_SHAPE, RENDERING_VERSION, as_array, picture, render
 
-__all__ = ["INPUT_SHAPE", "MAX_INFLATED", "MAX_PIXELS", "RENDERING_VERSION", "PixelsError", "render"]
+__all__ = [
+    "INPUT_SHAPE",
+    "MAX_INFLATED",
+    "MAX_PIXELS",
+    "RENDERING_VERSION",
+    "PixelsError",
+    "as_array",
+    "picture",
+    "render",
+]

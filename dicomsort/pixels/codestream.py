@@ -15,6 +15,7 @@ _SIZ = Struct(">IIIIIIIIHB")  # ISO/IEC 15444-1 A.5.1, from Xsiz to the first Ss
 _LOSSY = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # baseline, extended, progressive; the same arithmetic coded
 _FRAMES = {**dict.fromkeys(_LOSSY, "jpeg"), 0xC3: "ljpeg", 0xF7: "jpegls"}
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD8)}  # TEM and RSTn have no length
+_TILES = {0x90, 0x93, 0xD9}  # SOT, SOD, EOC: the main header has ended
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 _JXL_SIGNATURE = b"\x00\x00\x00\x0cJXL "
 _JXL_RATIOS = ((1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # ISO/IEC 18181-1, columns to rows
@@ -31,6 +32,7 @@ class Codestream:
     bits: int = 0
     colour: str = ""  # RGB or YCBCR where the markers say which, else ""
     signed: bool = False
+    levels: int = 0  # of the wavelet transform of JPEG 2000: so often can its sides be halved
 
 
 def parse(data: bytes) -> Codestream | None:
@@ -100,7 +102,18 @@ def _parse_jpeg2000(data: bytes) -> Codestream:
     right, bottom, left, top, *_tiles, samples, depth = _SIZ.unpack_from(data, 8)
     # Bit 14 of Rsiz announces part 15, high throughput.
     codec = "htj2k" if int.from_bytes(data[6:8]) & 0x4000 else "jpeg2k"
-    return Codestream(codec, bottom - top, right - left, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80))
+    rows, columns, bits, signed = bottom - top, right - left, (depth & 0x7F) + 1, bool(depth & 0x80)
+    return Codestream(codec, rows, columns, samples, bits, signed=signed, levels=_levels(data))
+
+
+def _levels(data: bytes) -> int:
+    """Return the decomposition levels in the COD segment (ISO/IEC 15444-1 A.6.1) of the main header, else 0."""
+    offset = 2
+    while offset + 10 <= len(data) and data[offset] == 0xFF and data[offset + 1] not in _TILES:  # noqa: PLR2004
+        if data[offset + 1] == 0x52:  # noqa: PLR2004 - COD: Lcod, Scod, progression, layers, transform of components
+            return data[offset + 9]
+        offset += 2 + int.from_bytes(data[offset + 2 : offset + 4])
+    return 0
 
 
 def _parse_jpegxl(data: bytes) -> Codestream:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dicomsort.pixels.grey import lut_entries, raw_words
 from dicomsort.pixels.problems import PixelsError
-from dicomsort.pixels.source import numbers
+from dicomsort.pixels.values import numbers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

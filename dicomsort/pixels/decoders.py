@@ -97,10 +97,14 @@ def decode(data: bytes, stream: codestream.Codestream, photometric: str) -> NDAr
     Three components of a lossy JPEG come back as RGB whatever they were; other codecs return their components, after
     the inverse of JPEG 2000's own component transform.
     """
-    colour = ""
-    if stream.codec == "jpeg" and stream.samples == 3:  # noqa: PLR2004
-        colour = stream.colour or ("RGB" if photometric == "RGB" else "YCBCR")
-    return _CODECS[stream.codec](data, colour)
+    return _CODECS[stream.codec](data, jpeg_colour(stream, photometric))
+
+
+def jpeg_colour(stream: codestream.Codestream, photometric: str) -> str:
+    """Return the colour space of the components of a lossy JPEG that has three, YCBCR or RGB, else ""."""
+    if stream.codec != "jpeg" or stream.samples != 3:  # noqa: PLR2004
+        return ""
+    return stream.colour or ("RGB" if photometric == "RGB" else "YCBCR")
 
 
 def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:

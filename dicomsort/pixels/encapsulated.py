@@ -1,8 +1,7 @@
-"""One frame of encapsulated pixel data, PS3.5 A.4: found by offset table or fragments, decoded alone."""
+"""One frame of encapsulated pixel data, PS3.5 A.4, decoded by what its bytes are."""
 
 from __future__ import annotations
 
-import io
 import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,25 +9,26 @@ from typing import TYPE_CHECKING, Any
 import imagecodecs
 import numpy as np
 from pydicom import uid
-from pydicom.encaps import encapsulate, get_frame, parse_basic_offsets, parse_fragments
+from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
-from dicomsort.pixels import codestream, decoders, native
-from dicomsort.pixels.layout import GREY, Frame, Layout, alignment, choose, keep_bits, to_frame
-from dicomsort.pixels.problems import MAX_FRAGMENTS, PixelsError, border, check_size
-from dicomsort.pixels.source import Source, integer
+from dicomsort.pixels import codestream, decoders, grey, native, reduced
+from dicomsort.pixels.content import Content
+from dicomsort.pixels.fragments import read_frame
+from dicomsort.pixels.layout import GREY, Frame, Layout, alignment, keep_bits, to_frame
+from dicomsort.pixels.problems import PixelsError, border, check_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from pydicom.dataset import Dataset
+
+    from dicomsort.pixels.source import Source
 
 _DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
 
 
-def decode(source: Source, layout: Layout, frame: int | None) -> Frame:
+def decode(source: Source, layout: Layout, frame: int | None, least: int) -> Frame:
     """Decode one frame by what its bytes are: they decide where the transfer syntax says otherwise."""
-    with border("the encapsulated pixel data is damaged"):
-        index, data = _read_fragment(source, frame)
+    index, data = read_frame(source, frame)
     if source.syntax == uid.RLELossless:
         check_size(layout.rows, layout.columns)
         return _decode_rle(data, layout, index)
@@ -43,6 +43,8 @@ def decode(source: Source, layout: Layout, frame: int | None) -> Frame:
     check_size(stream.rows, stream.columns)
     layout = _as_coded(layout, stream)
     with border("the compressed pixel data cannot be decoded"):
+        if (small := _decode_smaller(data, stream, layout, source, index, least)) is not None:
+            return small
         if stream.codec not in decoders.SYNTAXES:
             return _unknown_to_pydicom(decoders.decode(data, stream, layout.photometric), layout, index)
         decoders.register()
@@ -52,6 +54,31 @@ def decode(source: Source, layout: Layout, frame: int | None) -> Frame:
     if _hides_sign(layout, stream):
         pixels = keep_bits(pixels, layout.stored)
     return to_frame(pixels, facts, replace(layout, shift=0), index)
+
+
+def _decode_smaller(
+    data: bytes, stream: codestream.Codestream, layout: Layout, source: Source, index: int, least: int
+) -> Frame | None:
+    """Decode a large frame at a fraction of its size, where the mean of neighbours is a value like theirs.
+
+    It is not among indices of a palette, beside padding that is black by decree, or where bits mean another number than
+    they were coded as. A JPEG without a window is decoded whole, which costs little: the ends of its grey scale are
+    noise, and the percentiles of less of it are others.
+    """
+    same = bool(layout.signed) == stream.signed and (stream.codec != "jpeg" or stream.bits <= layout.stored)
+    if not same or layout.photometric == "PALETTE COLOR":
+        return None
+    if stream.codec == "jpeg" and layout.samples == 1 and not grey.has_window(source.dataset, index):
+        return None
+    pixels = reduced.decode(data, stream, decoders.jpeg_colour(stream, layout.photometric), least)
+    if pixels is None:
+        return None
+    pixels = pixels.astype(f"{'ui'[layout.signed]}{layout.allocated // 8}", copy=False)
+    inverted = layout.photometric == "MONOCHROME1"
+    if layout.samples == 1 and not grey.padding_is_black(source.dataset, index, pixels.dtype, inverted=inverted):
+        return None
+    decoded = stream.codec == "jpeg" or layout.photometric in {"YBR_ICT", "YBR_RCT"}  # by the codec itself
+    return Frame(pixels, "RGB" if layout.samples > 1 and decoded else layout.photometric, layout.stored, index)
 
 
 def _hides_sign(layout: Layout, stream: codestream.Codestream) -> bool:
@@ -92,40 +119,6 @@ def _as_coded(layout: Layout, stream: codestream.Codestream) -> Layout:
     )
 
 
-def _read_fragment(source: Source, frame: int | None) -> tuple[int, bytes]:
-    """Return the index and the encoded bytes of the chosen frame: offset tables first, then fragments (PS3.5 A.4)."""
-    file, start = source.file, source.element.offset
-    file.seek(start + 4)
-    if int.from_bytes(file.read(4), "little") > 4 * MAX_FRAGMENTS:
-        raise PixelsError("the offset table is too long")
-    file.seek(start)
-    offsets = parse_basic_offsets(file)
-    declared = integer(source.dataset, "NumberOfFrames", 1)
-    extended = _extended_offsets(source.dataset)
-    if extended:
-        held = len(extended[0]) // 8
-    elif offsets:
-        held = len(offsets)
-    else:
-        held, _ = parse_fragments(file)
-    if not held:
-        raise PixelsError("truncated pixel data")
-    count = min(declared, held) if declared > 0 else held
-    index = choose(frame, count)
-    file.seek(start)
-    data = get_frame(file, index, number_of_frames=count, extended_offsets=extended)
-    if not data:
-        raise PixelsError("truncated pixel data")
-    return index, data
-
-
-def _extended_offsets(dataset: Dataset) -> tuple[bytes, bytes] | None:
-    offsets, lengths = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
-    if isinstance(offsets, bytes) and isinstance(lengths, bytes) and 0 < len(offsets) == len(lengths):
-        return offsets, lengths
-    return None
-
-
 def _decode_rle(data: bytes, layout: Layout, index: int) -> Frame:
     """Decode PS3.5 annex G: by pydicom, but for packed bits, which it does not know."""
     if layout.allocated == 1:
@@ -153,4 +146,4 @@ def _decode_deflated(data: bytes, source: Source, layout: Layout, index: int) ->
     expected = (layout.bits + 7) // 8
     with border("the compressed pixel data cannot be decoded"):
         plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, expected)
-    return replace(native.decode(io.BytesIO(plain), len(plain), source, layout, 0), index=index)
+    return replace(native.decode(Content.of_bytes(plain), 0, len(plain), source, layout, 0), index=index)

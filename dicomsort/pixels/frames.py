@@ -7,7 +7,8 @@ from pydicom import uid
 from dicomsort.pixels import encapsulated, native
 from dicomsort.pixels.layout import Frame, read_layout
 from dicomsort.pixels.problems import check_size
-from dicomsort.pixels.source import UNDEFINED, Source
+from dicomsort.pixels.source import Source
+from dicomsort.pixels.walk import UNDEFINED
 
 _ITEM = b"\xfe\xff\x00\xe0"
 _NATIVE = {
@@ -19,15 +20,16 @@ _NATIVE = {
 }
 
 
-def decode(source: Source, frame: int | None) -> Frame:
-    """Decode one frame, the middle one where ``frame`` is None."""
-    layout = read_layout(source)
-    source.file.seek(source.element.offset)
-    item = source.file.read(len(_ITEM)) == _ITEM
+def decode(source: Source, frame: int | None, least: int) -> Frame:
+    """Decode one frame, the middle one where ``frame`` is None; a large one comes back smaller, if that is cheaper.
+
+    Its longer side is then no less than ``least`` pixels.
+    """
+    layout, element = read_layout(source), source.element
+    item = source.content.at(element.offset, len(_ITEM)) == _ITEM
     # A defined length is native data, whatever the transfer syntax says, unless an item shows that it is not.
-    if source.element.length == UNDEFINED or (item and source.syntax not in _NATIVE):
-        return encapsulated.decode(source, layout, frame)
+    if element.length == UNDEFINED or (item and source.syntax not in _NATIVE):
+        return encapsulated.decode(source, layout, frame, least)
     check_size(layout.rows, layout.columns)
-    source.file.seek(source.element.offset)
-    length = min(source.element.length, source.size - source.element.offset)
-    return native.decode(source.file, length, source, layout, frame)
+    length = min(element.length, source.content.size - element.offset)
+    return native.decode(source.content, element.offset, length, source, layout, frame)

@@ -10,7 +10,7 @@ from pydicom import uid
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
-from dicomsort.pixels.source import item, numbers, text
+from dicomsort.pixels.values import item, numbers, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,7 @@ PERCENTILES = (0.5, 99.5)
 _ANGIOGRAPHY = {uid.XRayAngiographicImageStorage, uid.XRayRadiofluoroscopicImageStorage}
 _SAMPLE = 1 << 15  # values that percentiles are taken of, on a regular grid
 _BLOCK = 1 << 20  # values that are transformed at once where no table can hold them all
+_BLACK = 0.5 / 255  # of black to white: what is less becomes 0
 _LEAST_CONTRAST = 1 / 8  # of black to white: a window that shows the image in less than this shows nothing
 
 
@@ -44,8 +45,7 @@ def to_grey(stored: NDArray[Any], dataset: Dataset, index: int, *, inverted: boo
     modality = _modality(dataset, index)
     padding = _padding(dataset, stored.dtype)
     step = max(1, int(np.ceil(np.sqrt(stored.size / _SAMPLE))))
-    sample = stored[::step, ::step]
-    low, high = _extent(modality(sample[~_is_padding(sample, padding)].astype(np.float32)))
+    low, high = _extent(modality(_without(stored[::step, ::step], padding).astype(np.float32)))
     voi = _voi(dataset, index, exact=stored.dtype.kind == "f")
     if voi is None or float(np.ptp(voi(np.array([low, high], np.float32)))) < _LEAST_CONTRAST:
         voi = _ramp(low, high) if low < high else np.zeros_like
@@ -53,16 +53,23 @@ def to_grey(stored: NDArray[Any], dataset: Dataset, index: int, *, inverted: boo
     def show(part: NDArray[Any]) -> NDArray[np.uint8]:
         grey = voi(modality(part.astype(np.float32)))
         grey = (1 - grey if inverted else grey) * np.float32(255) + np.float32(0.5)
-        grey[_is_padding(part, padding)] = 0
+        _blacken(grey, part, padding)
         return grey.astype(np.uint8)
 
     rows = max(1, _BLOCK // stored.shape[1])
-    blocks = (stored[top : top + rows] for top in range(0, len(stored), rows))
+    blocks = [stored[top : top + rows] for top in range(0, len(stored), rows)]
     if stored.dtype.kind in "ui" and stored.dtype.itemsize <= 2:  # noqa: PLR2004 - a table holds all values
-        native, unsigned = stored.dtype.newbyteorder("="), np.dtype(f"u{stored.dtype.itemsize}")
-        table = show(np.arange(1 << 8 * unsigned.itemsize, dtype=unsigned).view(native))
-        return np.concatenate([table.take(block.astype(native, copy=False).view(unsigned)) for block in blocks])
-    return np.concatenate([show(block) for block in blocks])
+        least, most = int(stored.min()), int(stored.max())
+        if most - least < stored.size:
+            native, unsigned = stored.dtype.newbyteorder("="), np.dtype(f"u{stored.dtype.itemsize}")
+            values = np.arange(least, most + 1).astype(native)
+            table, first = show(values), values.view(unsigned)[0]
+            return _joined([table.take(block.astype(native, copy=False).view(unsigned) - first) for block in blocks])
+    return _joined([show(block) for block in blocks])
+
+
+def _joined(blocks: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def _padding(dataset: Dataset, dtype: np.dtype[Any]) -> Padding | None:
@@ -80,10 +87,42 @@ def _padding(dataset: Dataset, dtype: np.dtype[Any]) -> Padding | None:
     return Padding(min(wrapped), max(wrapped))
 
 
-def _is_padding(stored: NDArray[Any], padding: Padding | None) -> NDArray[np.bool_]:
-    """Mask the padding among stored values; what is not finite is padding too."""
-    mask = ~np.isfinite(stored) if stored.dtype.kind == "f" else np.zeros(stored.shape, np.bool_)
-    return mask if padding is None else mask | ((stored >= padding.low) & (stored <= padding.high))
+def has_window(dataset: Dataset, index: int) -> bool:
+    """Whether a frame brings a VOI LUT or a window."""
+    return _voi(dataset, index, exact=False) is not None
+
+
+def padding_is_black(dataset: Dataset, index: int, dtype: np.dtype[Any], *, inverted: bool) -> bool:
+    """Whether a frame's window would show its padding black anyway: then it may be averaged with its neighbours."""
+    padding = _padding(dataset, dtype)
+    if padding is None:
+        return True
+    voi = _voi(dataset, index, exact=dtype.kind == "f")
+    if voi is None:
+        return False
+    grey = voi(_modality(dataset, index)(np.array(padding, np.float32)))
+    return bool((1 - grey if inverted else grey).max() < _BLACK)
+
+
+def _is_padding(stored: NDArray[Any], padding: Padding | None) -> NDArray[np.bool_] | None:
+    """Mask the padding among stored values, None where there can be none; what is not finite is padding too."""
+    mask = ~np.isfinite(stored) if stored.dtype.kind == "f" else None
+    if padding is None:
+        return mask
+    within: NDArray[np.bool_] = (stored >= padding.low) & (stored <= padding.high)
+    return within if mask is None else mask | within
+
+
+def _without(stored: NDArray[Any], padding: Padding | None) -> NDArray[Any]:
+    """Return the stored values that are no padding, (n,)."""
+    mask = _is_padding(stored, padding)
+    return stored.ravel() if mask is None else stored[~mask]
+
+
+def _blacken(grey: Values, stored: NDArray[Any], padding: Padding | None) -> None:
+    mask = _is_padding(stored, padding)
+    if mask is not None:
+        grey[mask] = 0
 
 
 def _macro(dataset: Dataset, index: int, name: str) -> Dataset:
@@ -152,8 +191,24 @@ def _extent(values: Values) -> tuple[float, float]:
     """Return the percentiles of values, or their extremes where nearly all are the same, as in a mask."""
     if not values.size:
         return 0.0, 0.0
-    low, high = (float(value) for value in np.percentile(values, PERCENTILES))
+    low, high = _percentiles(values)
     return (low, high) if low < high else (float(values.min()), float(values.max()))
+
+
+def _percentiles(values: Values) -> list[float]:
+    """Return ``PERCENTILES`` as np.percentile does, with less ado about the few values that it takes."""
+    last = values.size - 1
+    places = [last * (share / 100) for share in PERCENTILES]
+    below = [int(place) for place in places]
+    above = [min(place + 1, last) for place in below]
+    ordered = np.partition(values, sorted({*below, *above, last}))
+    if np.isnan(ordered[last]):
+        return [np.nan for _ in places]
+    found = []
+    for place, low, high in zip(places, below, above, strict=True):
+        step, share = float(ordered[high] - ordered[low]), place - low
+        found.append(float(ordered[high]) - step * (1 - share) if share >= 0.5 else float(ordered[low]) + step * share)  # noqa: PLR2004
+    return found
 
 
 def percentile_grey(pixels: NDArray[Any]) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomsort.pixels.problems import PixelsError
-from dicomsort.pixels.source import integer, text
+from dicomsort.pixels.values import integer, text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,12 +7,13 @@ import os
 import stat
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from dicomsort.pixels import colour, frames, grey, raster, source
+from dicomsort.pixels.content import Content
 from dicomsort.pixels.problems import PixelsError, border
 from dicomsort.records import RENDERING_VERSION
 
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 
     from dicomsort.pixels.layout import Frame
 
-__all__ = ["INPUT_SHAPE", "RENDERING_VERSION", "render"]
+__all__ = ["INPUT_SHAPE", "RENDERING_VERSION", "as_array", "picture", "render"]
 
 INPUT_SHAPE = (224, 224, 3)
 
 _SIDE = INPUT_SHAPE[0]
+_LEAST = 2 * _SIDE  # pixels of the longer side of what is decoded smaller than it is
 _RASTER_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _CHATTY = ("pydicom", "PIL")
 
@@ -41,18 +43,22 @@ def render(path: str | os.PathLike[str], frame: int | None = None) -> NDArray[np
     Raises:
         PixelsError: the file has no pixels that can be rendered; nothing else is ever raised or printed.
     """
-    with _quiet(), border("the file cannot be read"), _open(path) as (file, size):
-        head = file.read(132)
-        file.seek(0)
+    return as_array(picture(path, frame))
+
+
+def picture(path: str | os.PathLike[str], frame: int | None = None) -> Image.Image:
+    """Render as ``render`` does, to an image of mode RGB or, where it is grey, L."""
+    with _quiet(), border("the file cannot be read"), _open(path) as content:
+        head = content.at(0, 132)
         if head.startswith(_RASTER_MAGIC) and head[128:] != b"DICM":
             if frame not in {None, 0}:
                 raise PixelsError(f"frame {frame} does not exist, the file holds 1")
             with border("the image cannot be decoded"):
-                return fit(raster.load(file, least=2 * _SIDE))
+                return fit(raster.load(content.file(), _LEAST))
         with border("the header cannot be parsed"):
-            image = source.read(file, size)
+            image = source.read(content)
         with border("the pixel data cannot be decoded"):
-            decoded = frames.decode(image, frame)
+            decoded = frames.decode(image, frame, _LEAST)
         with border("the pixel data cannot be shown"):
             return fit(Image.fromarray(_show(decoded, image)))
 
@@ -64,24 +70,32 @@ def _show(decoded: Frame, image: source.Source) -> NDArray[np.uint8]:
     return np.ascontiguousarray(colour.to_rgb(decoded, image.dataset))
 
 
-def fit(image: Image.Image) -> NDArray[np.uint8]:
-    """Scale an image of mode L or RGB to the longer side, and centre it on black: (224, 224, 3) uint8."""
+def as_array(rendered: Image.Image) -> NDArray[np.uint8]:
+    """Return what ``picture`` gives as ``render`` does."""
+    wide = rendered if rendered.mode == "RGB" else Image.merge("RGB", (rendered, rendered, rendered))
+    return np.frombuffer(bytearray(wide.tobytes()), np.uint8).reshape(INPUT_SHAPE)
+
+
+def fit(image: Image.Image) -> Image.Image:
+    """Scale an image of mode L or RGB to the longer side, and centre it on black: 224 x 224 of the same mode."""
     scale = _SIDE / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    if small.size == (_SIDE, _SIDE):
+        return small
     canvas = Image.new(image.mode, (_SIDE, _SIDE))
     canvas.paste(small, ((_SIDE - width) // 2, (_SIDE - height) // 2))
-    return np.array(canvas.convert("RGB"))
+    return canvas
 
 
 @contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
+def _open(path: str | os.PathLike[str]) -> Iterator[Content]:
     # A pipe without a writer must not block.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    with open(path, "rb", 0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise PixelsError("not a regular file")
-        yield file, status.st_size
+        yield Content.of_file(file.fileno(), status.st_size)
 
 
 @contextmanager

@@ -6,42 +6,33 @@ some archives), and deflated ones (PS3.5 A.5) end up in the same ``Source``.
 
 from __future__ import annotations
 
-import io
 import re
 import zlib
 from dataclasses import dataclass
-from math import isfinite
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 from pydicom import uid
-from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
-from pydicom.tag import BaseTag
 from pydicom.values import converters
 
+from dicomsort.pixels.content import Content
 from dicomsort.pixels.problems import MAX_INFLATED, PixelsError
+from dicomsort.pixels.values import TAGS, text
+from dicomsort.pixels.walk import Unusual, Walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-UNDEFINED = 0xFFFFFFFF
+    from pydicom.tag import BaseTag
+
 _MAGIC_END = 132
 _SMALL = 2 << 20
-_KEYWORDS = """
-    SOPClassUID PixelIntensityRelationship SamplesPerPixel PhotometricInterpretation PlanarConfiguration
-    NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue
-    PixelPaddingRangeLimit FloatPixelPaddingValue DoubleFloatPixelPaddingValue ModalityLUTSequence RescaleIntercept
-    RescaleSlope VOILUTSequence WindowCenter WindowWidth VOILUTFunction SharedFunctionalGroupsSequence
-    PerFrameFunctionalGroupsSequence RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor
-    BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData GreenPaletteColorLookupTableData
-    BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData
-    SegmentedBluePaletteColorLookupTableData ExtendedOffsetTable ExtendedOffsetTableLengths
-""".split()  # noqa: SIM905 - a list of lines would be four times as long
+_SYNTAX = 0x00020010
 _PIXEL_ELEMENTS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Element:
     """Where the pixel data lies: ``length`` is ``UNDEFINED`` where it is encapsulated (PS3.5 A.4)."""
 
@@ -51,44 +42,56 @@ class Element:
     length: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Source:
-    """A header, and the file (or inflated buffer) of ``size`` bytes that holds its pixel data."""
+    """A header, and the content (a file's, or what it inflates to) that holds its pixel data."""
 
-    file: BinaryIO
-    size: int
+    content: Content
     dataset: Dataset
     syntax: str
     little: bool
     element: Element
 
 
-def read(file: BinaryIO, size: int) -> Source:
-    """Read the header of a DICOM file of ``size`` bytes, up to its pixel data."""
-    if size <= _SMALL:  # the header's hundreds of short reads cost less, and none can claim more than there is
-        file = io.BytesIO(file.read())
-    head = file.read(_MAGIC_END + 2)
+def read(content: Content) -> Source:
+    """Read the header of a DICOM file up to its pixel data."""
+    head = content.at(0, _MAGIC_END + 2)
     start = _MAGIC_END if head[128:132] == b"DICM" else 0
     if not start and not _plausible(head):
         raise PixelsError("neither PNG, JPEG nor DICOM")
-    file.seek(start)
-    syntax = _read_syntax(file, head[start : start + 2])
+    syntax, start = _read_syntax(content, start, head[start : start + 2])
     if syntax == uid.DeflatedExplicitVRLittleEndian:
-        file, size = _inflate(file)
-    implicit, little = _encoding(file, syntax)
-    element: list[Element] = []
+        content, start = _inflate(content, start), 0
+    implicit, little = _encoding(content.at(start, 6), syntax)
+    try:
+        dataset, element = _read_usual(content, start, implicit=implicit, little=little)
+    except Unusual:
+        dataset, element = _read_unusual(content, start, implicit=implicit, little=little)
+    return Source(content, dataset, syntax, little, element)
+
+
+def _read_usual(content: Content, start: int, *, implicit: bool, little: bool) -> tuple[Dataset, Element]:
+    walk = Walk(content, implicit=implicit, little=little)
+    elements, place = walk.take(start, TAGS, range(min(_PIXEL_ELEMENTS)), _PIXEL_ELEMENTS.__contains__)
+    if place.vr == "":
+        raise Unusual
+    return Dataset(elements), Element(_PIXEL_ELEMENTS[place.tag], place.vr or "OW", place.value, place.length)
+
+
+def _read_unusual(content: Content, start: int, *, implicit: bool, little: bool) -> tuple[Dataset, Element]:
+    found: list[Element] = []
+    file = content.file(start, _SMALL)
 
     def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
         if tag not in _PIXEL_ELEMENTS:
             return False
-        element[:] = [Element(_PIXEL_ELEMENTS[tag], vr or "OW", file.tell(), length)]
+        found[:] = [Element(_PIXEL_ELEMENTS[tag], vr or "OW", file.tell(), length)]
         return True
 
-    tags: list[BaseTag | int] = [BaseTag(tag) for name in _KEYWORDS if (tag := tag_for_keyword(name)) is not None]
-    dataset = read_dataset(file, implicit, little, stop_when=at_pixels, specific_tags=tags)
-    if not element:
+    dataset = read_dataset(file, implicit, little, stop_when=at_pixels, specific_tags=list(TAGS))
+    if not found:
         raise PixelsError("no pixel data")
-    return Source(file, size, dataset, syntax, little, element[0])
+    return dataset, found[0]
 
 
 def _plausible(head: bytes) -> bool:
@@ -96,72 +99,41 @@ def _plausible(head: bytes) -> bool:
     return head[:2] in {b"\x02\0", b"\x08\0", b"\0\x08", b"\0\0"} and any(head[4:8])
 
 
-def _read_syntax(file: BinaryIO, group: bytes) -> str:
-    """Read past the meta information (PS3.10 7.1) and a command set; return the transfer syntax UID, "" if none."""
+def _read_syntax(content: Content, start: int, group: bytes) -> tuple[str, int]:
+    """Read past the meta information (PS3.10 7.1) or a command set; return the transfer syntax UID, "" if none."""
     syntax = ""
     if group == b"\x02\0":
-        meta = read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=_outside(0x0002))
+        meta, start = _read_group(content, start, 0x0002, implicit=False)
         syntax = text(meta, "TransferSyntaxUID")
     elif group == b"\0\0":
-        read_dataset(file, is_implicit_VR=True, is_little_endian=True, stop_when=_outside(0x0000))
-    return syntax if re.fullmatch(r"[0-9.]{1,64}", syntax) else ""
+        _, start = _read_group(content, start, 0x0000, implicit=True)
+    return syntax if re.fullmatch(r"[0-9.]{1,64}", syntax) else "", start
 
 
-def _outside(group: int) -> Callable[[BaseTag, str | None, int], bool]:
-    return lambda tag, _vr, _length: tag >> 16 != group
+def _read_group(content: Content, start: int, group: int, *, implicit: bool) -> tuple[Dataset, int]:
+    """Return the transfer syntax among the elements of a group, and where the group ends."""
+    inside = range(group << 16, (group + 1) << 16)
+    try:
+        walk = Walk(content, implicit=implicit, little=True)
+        elements, place = walk.take(start, frozenset({_SYNTAX}), inside, lambda tag: tag not in inside)
+        return Dataset(elements), place.start
+    except Unusual:
+        file = content.file(start, _SMALL)
+        outside: Callable[[BaseTag, str | None, int], bool] = lambda tag, _vr, _length: tag not in inside
+        return read_dataset(file, implicit, is_little_endian=True, stop_when=outside), file.tell()
 
 
-def _inflate(file: BinaryIO) -> tuple[BinaryIO, int]:
+def _inflate(content: Content, start: int) -> Content:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    data = inflater.decompress(file.read(MAX_INFLATED), MAX_INFLATED)
+    data = inflater.decompress(content.at(start, MAX_INFLATED), MAX_INFLATED)
     if inflater.unconsumed_tail:
         raise PixelsError(f"the deflated data set exceeds the limit of {MAX_INFLATED} bytes")
-    return io.BytesIO(data), len(data)
+    return Content.of_bytes(data)
 
 
-def _encoding(file: BinaryIO, syntax: str) -> tuple[bool, bool]:
+def _encoding(first: bytes, syntax: str) -> tuple[bool, bool]:
     """Tell (implicit VR, little endian) by the transfer syntax, or by the first element where there is none."""
     if syntax:
         return syntax == uid.ImplicitVRLittleEndian, syntax != uid.ExplicitVRBigEndian
-    first = file.read(6)
-    file.seek(-len(first), io.SEEK_CUR)
     explicit = first[4:6].decode("latin-1") in converters
     return not explicit, not (explicit and first[:1] == b"\0")
-
-
-def text(dataset: Dataset, keyword: str) -> str:
-    """Return an element's first value as stripped text, "" where it is absent or cannot be read."""
-    return str(next(iter(_values(dataset, keyword)), "")).strip(" \0")
-
-
-def numbers(dataset: Dataset, keyword: str) -> list[float]:
-    """Return an element's values as finite numbers, none where it is absent or one of them is no number."""
-    try:
-        found = [float(value) for value in _values(dataset, keyword)]
-    except (TypeError, ValueError):
-        return []
-    return found if all(map(isfinite, found)) else []
-
-
-def integer(dataset: Dataset, keyword: str, default: int = 0) -> int:
-    """Return an element's first value as an integer, ``default`` where there is none."""
-    found = numbers(dataset, keyword)
-    return int(found[0]) if found else default
-
-
-def item(dataset: Dataset, keyword: str, index: int = 0) -> Dataset | None:
-    """Return one item of a sequence element, None where it is not there."""
-    found = _values(dataset, keyword)
-    return found[index] if 0 <= index < len(found) and isinstance(found[index], Dataset) else None
-
-
-def _values(dataset: Dataset, keyword: str) -> list[Any]:
-    try:
-        value = dataset.get(keyword)
-    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError):
-        return []  # a value that its VR cannot hold ('1A' frames) is no value
-    if value is None or (isinstance(value, str) and not value):
-        return []
-    if isinstance(value, str | bytes | int | float):
-        return [value]
-    return list(value)

@@ -1,4 +1,4 @@
-"""Keras glue: batches from the mapped images, what is shown of an epoch, and predictions with a count.
+"""Keras glue: batches from the mapped images, what is shown and kept of an epoch, and predictions with a count.
 
 Imports Keras: import this module inside a function, after everything that can fail early.
 """
@@ -6,7 +6,7 @@ Imports Keras: import this module inside a function, after everything that can f
 from __future__ import annotations
 
 import math
-import os
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from dicomsort.training.augment import augment
+from dicomsort.training.prefetching import as_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 
     from dicomsort.training.augment import Strength
     from dicomsort.training.dataset import Dataset, Indices
+    from dicomsort.training.prefetching import Feed
     from dicomsort.training.progress import Step
 
 PREDICT_BATCH = 32
-WAITING = 8  # batches made ahead
 
 
-class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
-    """Feeds rows of an array (N, …) as float32, with one-hot truth float32 (n, C) and, where given, weights (n,).
+class Batches:
+    """Rows of an array (N, …), with one-hot truth float32 (n, C) and, where given, weights (n,); see ``Source``.
 
     ``rows`` are those of ``data``; ``truth`` and ``weights`` have one for each. With a ``seed`` each epoch has an order
     of its own, and with a ``strength`` each of its images (uint8) a variation of its own; both depend on seed, epoch
@@ -46,45 +47,62 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
         weights: NDArray[np.float32] | None = None,
         strength: Strength | None = None,
     ) -> None:
-        super().__init__(workers=_threads() if strength else 1, max_queue_size=WAITING)
         self._data, self._rows, self._truth, self._size, self._weights = data, rows, truth, size, weights
         self._seed, self._strength = seed, strength
-        self.begin(0)
-
-    def begin(self, epoch: int, skip: int = 0) -> None:
-        """Go to an epoch, counted from 0, less its first ``skip`` batches."""
-        self.epoch, self._skip = epoch, skip
-        count = len(self._rows)
-        self._order = np.arange(count) if self._seed is None else self._random(0).permutation(count)
+        self._orders: list[tuple[int, NDArray[np.intp]]] = 2 * [(-1, np.arange(len(rows)))]
 
     def __len__(self) -> int:
-        return math.ceil(len(self._rows) / self._size) - self._skip
+        """Return how many batches an epoch has."""
+        return math.ceil(len(self._rows) / self._size)
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], ...]:
-        start = (self._skip + index) * self._size
-        picked = self._order[start : start + self._size]
-        batch = self._data[self._rows[picked]]
+    def batch(self, epoch: int, index: int) -> tuple[NDArray[Any], ...]:
+        """Return images as they lie in ``data``, which a network makes float32, truth, and weights if there are any."""
+        picked = self._ordered(epoch)[index * self._size : (index + 1) * self._size]
+        images = self._data[self._rows[picked]]
         if self._strength is not None:
-            varied = (augment(batch[i], self._strength, self._random(1, int(k))) for i, k in enumerate(picked))
-            batch = np.stack(list(varied))
-        fed = (batch.astype(np.float32), self._truth[picked])
+            for image, item in zip(images, picked, strict=True):
+                image[...] = augment(image, self._strength, self._random(epoch, 1, int(item)))
+        fed = (images, self._truth[picked])
         return fed if self._weights is None else (*fed, self._weights[picked])
 
-    def _random(self, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng((self._seed or 0, self.epoch, *purpose))
+    def _ordered(self, epoch: int) -> NDArray[np.intp]:
+        known, order = self._orders[epoch % 2]  # batches of two epochs are made at a time
+        if self._seed is not None and known != epoch:
+            order = self._random(epoch, 0).permutation(len(self._rows))
+            self._orders[epoch % 2] = (epoch, order)
+        return order
+
+    def _random(self, epoch: int, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng((self._seed or 0, epoch, *purpose))
 
 
 class Begin(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
-    """Brings batches to each epoch: Keras' own calls at a data set's epochs come once too often."""
+    """Brings a feed to each epoch, and keeps how long training waited for it.
 
-    def __init__(self, data: Batches) -> None:
+    ``spent`` has the seconds that were waited and all that batches took, for each epoch, without validation.
+    """
+
+    def __init__(self, feed: Feed) -> None:
         super().__init__()
-        self._data = data
+        self._feed, self._began, self._waited = feed, 0.0, 0.0
+        self.spent: list[tuple[float, float]] = []
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
-        """Go to the epoch, unless the batches are in it already."""
-        if self._data.epoch != epoch:
-            self._data.begin(epoch)
+        """Go to the epoch, unless the feed is in it already."""
+        if self._feed.epoch != epoch:
+            self._feed.go_to(epoch)
+        self._began, self._waited = time.perf_counter(), self._feed.waited
+        self.spent.append((0.0, 0.0))
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
+        """Look at the clock."""
+        self.spent[-1] = (self._feed.waited - self._waited, time.perf_counter() - self._began)
+
+
+def waiting(spent: Sequence[tuple[float, float]]) -> float | None:
+    """Return the share of time, 0 to 1, that was spent on waiting for batches: see ``Begin.spent``."""
+    waited, took = (sum(part) for part in zip(*spent, strict=True)) if spent else (0.0, 0.0)
+    return round(waited / took, 4) if took else None
 
 
 class Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
@@ -111,13 +129,14 @@ class Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
         return f"epoch {self._epoch}/{self._epochs} {figures}"
 
 
-def predict_rows(model: Any, images: NDArray[np.uint8], rows: Indices, step: Step) -> NDArray[np.float32]:
+def predict_rows(model: Any, images: NDArray[np.uint8], rows: Indices, step: Step | None = None) -> NDArray[np.float32]:
     """Return the model's float32 output for ``rows`` of ``images`` (uint8), counted on ``step``."""
     parts = []
     for start in range(0, len(rows), PREDICT_BATCH):
         batch = images[rows[start : start + PREDICT_BATCH]].astype(np.float32)
         parts.append(np.asarray(model.predict_on_batch(batch), np.float32))
-        step.advance(len(batch))
+        if step is not None:
+            step.advance(len(batch))
     return np.concatenate(parts)
 
 
@@ -132,17 +151,18 @@ def compiled(model: Any, learning_rate: Any) -> Any:
 
 
 def run(
-    model: Any, data: Batches, held: Batches | None, epochs: int, step: Step, callbacks: Sequence[Any] = ()
-) -> dict[str, list[float]]:
-    """Fit a compiled model from where ``data`` is up to ``epochs``; return the history.
+    model: Any, feed: Feed, held: Feed | None, epochs: int, step: Step, callbacks: Sequence[Any] = ()
+) -> tuple[dict[str, list[float]], list[tuple[float, float]]]:
+    """Fit a compiled model from where ``feed`` is up to ``epochs``; return the history, and ``Begin.spent``.
 
-    ``data`` shuffles itself, by a seed of its own. Only its present epoch may have begun already.
+    ``feed`` shuffles itself, by a seed of its own. Only its present epoch may have begun already.
     """
-    watch = [Begin(data), Watch(step, epochs), *callbacks]
+    begin = Begin(feed)
     done = model.fit(
-        data, validation_data=held, epochs=epochs, initial_epoch=data.epoch, shuffle=False, verbose=0, callbacks=watch
-    )
-    return {column: [float(value) for value in values] for column, values in done.history.items()}
+        as_dataset(feed), validation_data=None if held is None else as_dataset(held), epochs=epochs,
+        initial_epoch=feed.epoch, shuffle=False, verbose=0, callbacks=[begin, Watch(step, epochs), *callbacks],
+    )  # fmt: skip
+    return {column: [float(value) for value in values] for column, values in done.history.items()}, begin.spent
 
 
 def one_hot(dataset: Dataset) -> NDArray[np.float32]:
@@ -174,8 +194,3 @@ def in_float32(model: Any, build: Callable[[], Any]) -> Any:
     plain = build()
     plain.set_weights(model.get_weights())
     return plain
-
-
-def _threads() -> int:
-    """Return the cores that this process may use: Pillow and NumPy work outside the interpreter's lock."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

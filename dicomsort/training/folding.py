@@ -15,7 +15,7 @@ from dicomsort.training import distance
 from dicomsort.training.checkpoint import Checkpoint, Progress, Saved
 from dicomsort.training.screening import Said
 from dicomsort.training.shortcuts import SHORTCUTS
-from dicomsort.training.views import look
+from dicomsort.training.views import Shown, look
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,8 +61,8 @@ class Judged:
         self.distances[inside] = space.distances(features)
         with staged.reporter.step("Judging changed images", len(inside) * len(SHORTCUTS)) as step:
             for name, change in SHORTCUTS.items():
-                changed = partial(_changed, change)
-                for items, activations in look(staged.trunk, staged.rendered, inside, changed, step):
+                shown = Shown(staged.rendered, inside, partial(_changed, change))
+                for _, items, activations in look(staged.trunk, shown, 1, step, staged.spent):
                     self.variants[name][items] = staged.see(activations)[1]
         return space
 
@@ -73,8 +73,8 @@ class Judged:
             self.screened_distances[inside] = said.distances
 
 
-def _changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], _: int, image: NDArray[np.uint8]) -> Any:
-    return change(image)
+def _changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], *args: Any) -> Any:
+    return change(args[-1])
 
 
 def space_of(staged: Staged, items: Indices) -> distance.Space:

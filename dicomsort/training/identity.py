@@ -34,12 +34,18 @@ def perceptual_hash(image: NDArray[np.uint8]) -> NDArray[np.uint64] | None:
     transform lie above their median (pHash: Zauner, Implementation and Benchmarking of Perceptual Image Hash
     Functions, 2010; 256 bits instead of 64, which cannot tell one chest radiograph from the next).
     """
-    grey = Image.fromarray(image).convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return hash_picture(Image.fromarray(image))
+
+
+def hash_picture(picture: Image.Image) -> NDArray[np.uint64] | None:
+    """Return the hash of an image of mode RGB or L, see ``perceptual_hash``."""
+    grey = picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     pixels = np.asarray(grey, np.float32)
     if pixels.std() < BLANK:
         return None
     spectrum = (_cosines() @ pixels @ _cosines().T).ravel()
-    bits = spectrum > np.median(spectrum[1:])
+    middle = (spectrum.size - 1) // 2
+    bits = spectrum > np.partition(spectrum[1:], middle)[middle]  # the median of an odd number
     bits[0] = False  # the mean grey
     return np.packbits(bits).view(np.uint64)
 

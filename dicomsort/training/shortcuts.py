@@ -97,12 +97,12 @@ SHORTCUTS: dict[str, Callable[[Pixels], Pixels]] = {
 
 def _cut(image: Pixels, place: float) -> Pixels:
     """Keep 75 % of each side from ``place`` (0: top left, 1: bottom right) on, centred and scaled as in rendering."""
-    from dicomsort.pixels.render import fit
+    from dicomsort.pixels.render import as_array, fit
 
     top, left, bottom, right = _box(image)
     high, wide = round((bottom - top) * CROP), round((right - left) * CROP)
     first, start = top + round((bottom - top - high) * place), left + round((right - left - wide) * place)
-    return fit(Image.fromarray(image[first : first + high, start : start + wide]))
+    return as_array(fit(Image.fromarray(image[first : first + high, start : start + wide])))
 
 
 def _box(image: Pixels) -> tuple[int, int, int, int]:

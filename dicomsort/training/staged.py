@@ -10,7 +10,6 @@ Imports Keras: import this module inside a function, after everything that can f
 
 from __future__ import annotations
 
-import math
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -22,13 +21,14 @@ import numpy as np
 
 from dicomsort.training.checkpoint import Checkpoint
 from dicomsort.training.dataset import DatasetError
-from dicomsort.training.feeding import Watch, one_hot
+from dicomsort.training.feeding import Begin, Watch, one_hot, waiting
 from dicomsort.training.folding import Judged, cross_validate, space_of
+from dicomsort.training.prefetching import Feed, as_dataset
 from dicomsort.training.recipe import Fitted
 from dicomsort.training.screening import Said, pointless
 from dicomsort.training.screens import Screens
-from dicomsort.training.splitting import balance, folds, held_together
-from dicomsort.training.views import divide, view_all
+from dicomsort.training.splitting import folds, held_together
+from dicomsort.training.views import Drawn, divide, view_all
 from dicomsort.training.whole import identify
 
 if TYPE_CHECKING:
@@ -44,40 +44,13 @@ if TYPE_CHECKING:
     from dicomsort.training.views import Views
 
 FOLDS = 5
-EPOCH = 2048  # images drawn an epoch at most: balanced drawing repeats the few of small sources
 WARM_UP = 0.1
 DECAY, CLIP = 1e-3, 1.0
 AVERAGED, MOST_AVERAGED = 0.1, 100  # the share of the steps that the running average is over, and their number at most
 PREDICTED = 128
-EVENNESS = 0.75  # of sources: one of 16 times as many images is drawn twice as often
 # Of the weights of a bundle from which a training goes on, averaged with what it came to (Wortsman et al. 2022,
 # arXiv:2109.01903): what the new images do not show is not forgotten.
 KEPT = 0.5
-
-
-class Drawn(keras.utils.PyDataset):  # type: ignore[misc]  # Keras is untyped
-    """Batches of float32 activations (n, …) and one-hot truth (n, C), drawn from ``items`` by their weights.
-
-    What is drawn depends on seed, epoch and batch alone.
-    """
-
-    def __init__(self, views: Views, dataset: Dataset, items: Indices, recipe: Recipe) -> None:
-        super().__init__()
-        self._views, self._items, self._truth = views, items, one_hot(dataset)
-        weights = balance(dataset.only(items), EVENNESS).astype(np.float64)
-        self._shares, self._size, self._seed, self._epoch = weights / weights.sum(), recipe.batch_size, recipe.seed, 0
-
-    def __len__(self) -> int:
-        return math.ceil(min(len(self._items), EPOCH) / self._size)
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        random = np.random.default_rng((self._seed, self._epoch, index))
-        drawn = random.choice(self._items, self._size, p=self._shares)
-        return self._views.batch(drawn, random), self._truth[drawn]
-
-    def on_epoch_end(self) -> None:
-        """Go to the next epoch."""
-        self._epoch += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +58,7 @@ class Staged:
     """A network in training: ``trunk``, which stays, and ``tail``, trained again and again from ``start``.
 
     ``both`` is the tail with two outputs, features and probabilities; ``views`` is what the trunk sees; ``kept`` is the
-    share of ``start`` in the weights that a training ends with.
+    share of ``start`` in the weights that a training ends with; ``spent`` see ``feeding.Begin``.
     """
 
     network: Any
@@ -98,6 +71,7 @@ class Staged:
     recipe: Recipe
     reporter: Reporter
     kept: float
+    spent: list[tuple[float, float]]
 
     @property
     def dataset(self) -> Dataset:
@@ -124,11 +98,13 @@ class Staged:
         validation = (
             None if held is None else (self.views.seen[0, held].astype(np.float32), one_hot(self.dataset)[held])
         )
-        with self.reporter.step(name, steps) as step:
+        with self.reporter.step(name, steps) as step, Feed(data, recipe.epochs) as feed:
+            begin = Begin(feed)
             done = self.tail.fit(
-                data, validation_data=validation, epochs=recipe.epochs, shuffle=False, verbose=0,
-                callbacks=[Watch(step, recipe.epochs), *callbacks],
+                as_dataset(feed), validation_data=validation, epochs=recipe.epochs, shuffle=False, verbose=0,
+                callbacks=[begin, Watch(step, recipe.epochs), *callbacks],
             )  # fmt: skip
+        self.spent.extend(begin.spent)
         if self.kept:
             for variable, value in zip(self.tail.variables, self.start, strict=True):
                 if np.issubdtype(value.dtype, np.floating):
@@ -165,8 +141,9 @@ def opened(architecture: Architecture, rendered: Rendered, recipe: Recipe, repor
     with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
         start = [keras.ops.convert_to_numpy(variable) for variable in tail.variables]
         kept = KEPT if architecture.start else 0.0
-        views = view_all(trunk, rendered, recipe.augment, recipe.seed, Path(scratch) / "views.npy", reporter)
-        yield Staged(network, trunk, tail, both, start, views, rendered, recipe, reporter, kept)
+        spent: list[tuple[float, float]] = []
+        views = view_all(trunk, rendered, recipe.augment, recipe.seed, Path(scratch) / "views.npy", reporter, spent)
+        yield Staged(network, trunk, tail, both, start, views, rendered, recipe, reporter, kept, spent)
 
 
 def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Fitted:
@@ -192,7 +169,7 @@ def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, r
     distances, screened_distances = (None, None) if space is None else (judged.distances, judged.screened_distances)
     return Fitted(
         staged.network, history, everything, judged.probabilities, f"the first of {count} folds, {unit}", held_out,
-        grouped, {}, fold, distances, judged.variants, space, before,
+        grouped, {"waiting": waiting(staged.spent)}, fold, distances, judged.variants, space, before,
         Said(judged.screened, screened_distances) if wanted else None,
     )  # fmt: skip
 

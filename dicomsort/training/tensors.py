@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dicomsort import pixels
 from dicomsort.engine import submit_batch
 from dicomsort.errors import DicomsortError
-from dicomsort.pixels import INPUT_SHAPE, PixelsError, render
-from dicomsort.training.cache import recall, remember
+from dicomsort.pixels import INPUT_SHAPE, PixelsError
+from dicomsort.training.cache import Picture, recall, remember
 from dicomsort.training.grouping import Kept, keep_together
-from dicomsort.training.identity import patient, perceptual_hash
+from dicomsort.training.identity import hash_picture, patient
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
     from numpy.typing import DTypeLike, NDArray
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from dicomsort.training.dataset import Dataset
     from dicomsort.training.progress import Reporter
 
-BATCH = 8  # files a task: its time limit holds for all of them
+BATCH, MOST = 8, 64  # files a task, and how many where they are small: its time limit holds for all of them
+BYTES = 1 << 20  # of a task's files, from which on they are not small
+SMALL = 1 << 20  # bytes of a file that is read at once
 AHEAD = 4  # tasks a worker whose results may wait
 SALT_BYTES = 16
 
@@ -86,7 +90,7 @@ def render_all(
     task = partial(render_into, room, str(dataset.root), secrets.token_bytes(SALT_BYTES))
     seen: list[Seen] = []
     with reporter.step("Rendering images", len(paths)) as step:
-        for answer in _answers(engine, task, list(enumerate(paths))):
+        for answer in _answers(engine, task, _batches(dataset.root, paths)):
             seen += answer
             step.advance(len(answer))
     place.unlink()  # the mapping lasts
@@ -98,50 +102,78 @@ def render_all(
 
 def render_into(room: Room, root: str, salt: bytes, files: Sequence[tuple[int, str]]) -> list[Seen]:
     """Render files (row, path below ``root``) into their rows; runs in a worker."""
-    return [_render(room, row, Path(root, path), salt) for row, path in files]
-
-
-def _render(room: Room, row: int, path: Path, salt: bytes) -> Seen:
+    handle = os.open(room.array, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return [_render(room, handle, row, Path(root, path), salt) for row, path in files]
+    finally:
+        os.close(handle)
+
+
+def _render(room: Room, handle: int, row: int, path: Path, salt: bytes) -> Seen:
+    try:
+        digest = _sha256(path)
         known = recall(Path(room.cache), digest) if room.cache else None
-        image = render(path) if known is None else known
+        picture = known or _rendered(path)
         owner = patient(path, salt)
     except PixelsError as error:
         return Seen(problem=str(error))
     except OSError as error:
         return Seen(problem=error.strerror or type(error).__name__)
     if room.cache and known is None:
-        remember(Path(room.cache), digest, image)
-    _put(room, row, image)
-    return Seen(digest, owner, perceptual_hash(image))
+        remember(Path(room.cache), digest, picture)
+    _put(handle, room.offset + row * picture.image.nbytes, picture.image)
+    return Seen(digest, owner, picture.print)
 
 
-def _put(room: Room, row: int, image: NDArray[np.uint8]) -> None:
-    """Write a rendering into its row; a write, unlike a mapping, counts as no memory and survives a full disk."""
-    handle = os.open(room.array, os.O_WRONLY)
+def _rendered(path: Path) -> Picture:
+    shown = pixels.picture(path)
+    return Picture(pixels.as_array(shown), hash_picture(shown))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size <= SMALL:  # a buffer for more would cost more than hashing
+            return hashlib.sha256(file.readall()).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _put(handle: int, offset: int, image: NDArray[np.uint8]) -> None:
+    """Write a rendering at its place; a write, unlike a mapping, counts as no memory and survives a full disk."""
+    view = np.ascontiguousarray(image).data.cast("B")
     try:
-        view = memoryview(image.tobytes())
-        offset = room.offset + row * len(view)
         while view:
             written = os.pwrite(handle, view, offset)
             view, offset = view[written:], offset + written
     except OSError as error:
         raise DicomsortError(_no_room(image.nbytes, error)) from error
-    finally:
-        os.close(handle)
 
 
-def _answers(engine: Engine, task: partial[list[Seen]], files: list[tuple[int, str]]) -> Iterator[list[Seen]]:
-    """Yield the answers in the files' order."""
+def _answers(
+    engine: Engine, task: partial[list[Seen]], batches: Iterable[list[tuple[int, str]]]
+) -> Iterator[list[Seen]]:
+    """Yield the answers in the batches' order."""
     waiting: deque[Future[list[Seen]]] = deque()
-    for start in range(0, len(files), BATCH):
-        waiting.append(submit_batch(engine, task, files[start : start + BATCH], _on_lost))
+    for batch in batches:
+        waiting.append(submit_batch(engine, task, batch, _on_lost))
         if len(waiting) > AHEAD * engine.workers:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def _batches(root: Path, paths: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
+    """Yield the files' rows and paths in batches, of small files more."""
+    batch: list[tuple[int, str]] = []
+    size = 0
+    for row, path in enumerate(paths):
+        batch.append((row, path))
+        with suppress(OSError):  # the worker will say why
+            size += (root / path).stat().st_size
+        if len(batch) >= (BATCH if size > BYTES else MOST):
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _on_lost(_: tuple[int, str], error: WorkerLost) -> Seen:

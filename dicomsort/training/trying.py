@@ -11,7 +11,8 @@ import keras
 import numpy as np
 
 from dicomsort.training.augment import STRENGTHS
-from dicomsort.training.feeding import Batches, compiled, fast_precision, one_hot, run
+from dicomsort.training.feeding import Batches, compiled, fast_precision, one_hot, predict_rows, run
+from dicomsort.training.prefetching import Feed
 from dicomsort.training.settings import checked
 from dicomsort.training.splitting import balance, split
 from dicomsort.training.staged import opened
@@ -76,14 +77,13 @@ def _whole(
     with fast_precision():
         model = compiled(architecture.build(rendered.images.shape[1:], len(dataset.labels)), recipe.learning_rate)
     weights = balance(dataset.only(train)) if recipe.balance else None
-    size = recipe.batch_size
     data = Batches(
-        rendered.images, rendered.rows[train], truth[train], size, recipe.seed, weights, STRENGTHS[recipe.augment]
-    )
-    unseen = Batches(rendered.images, rendered.rows[held], truth[held], size)
-    judge = Judge(lambda: np.asarray(model.predict(unseen, verbose=0)), dataset.classes()[held], report)
-    with reporter.step("Training", recipe.epochs * len(data)) as step:
-        run(model, data, None, recipe.epochs, step, [judge])
+        rendered.images, rendered.rows[train], truth[train], recipe.batch_size, recipe.seed, weights,
+        STRENGTHS[recipe.augment],
+    )  # fmt: skip
+    judge = Judge(lambda: predict_rows(model, rendered.images, rendered.rows[held]), dataset.classes()[held], report)
+    with reporter.step("Training", recipe.epochs * len(data)) as step, Feed(data, recipe.epochs) as feed:
+        run(model, feed, None, recipe.epochs, step, [judge])
     return judge.scores
 
 

@@ -5,8 +5,8 @@ Imports Keras: import this module inside a function, after everything that can f
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
+import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ import keras
 import numpy as np
 
 from dicomsort.training.augment import STRENGTHS, augment
+from dicomsort.training.feeding import one_hot
+from dicomsort.training.prefetching import Feed
+from dicomsort.training.splitting import balance
 from dicomsort.training.tensors import claim
 
 if TYPE_CHECKING:
@@ -22,15 +25,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicomsort.training.dataset import Indices
+    from dicomsort.training.dataset import Dataset, Indices
     from dicomsort.training.progress import Reporter, Step
+    from dicomsort.training.recipe import Recipe
     from dicomsort.training.tensors import Rendered
 
-    Change = Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]]
+    Change = Callable[[int, int, NDArray[np.uint8]], NDArray[np.uint8]]
+    Spent = list[tuple[float, float]]
 
 VIEWS = 6  # variations of each image
 BATCH = 32
 CLEAN = 0.25  # the share of images that are shown as they are
+EPOCH = 2048  # images drawn an epoch at most: balanced drawing repeats the few of small sources
+EVENNESS = 0.75  # of sources: one of 16 times as many images is drawn twice as often
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,28 @@ class Views:
             varied = random.random(len(items)) >= CLEAN
             view[varied] = random.integers(1, len(self.seen), varied.sum())
         return self.seen[view, items].astype(np.float32)
+
+
+class Drawn:
+    """Batches of float32 activations (n, …) and one-hot truth (n, C), drawn from ``items`` by their weights.
+
+    What is drawn depends on seed, epoch and index alone; see ``prefetching.Source``.
+    """
+
+    def __init__(self, views: Views, dataset: Dataset, items: Indices, recipe: Recipe) -> None:
+        self._views, self._items, self._truth = views, items, one_hot(dataset)
+        weights = balance(dataset.only(items), EVENNESS).astype(np.float64)
+        self._shares, self._size, self._seed = weights / weights.sum(), recipe.batch_size, recipe.seed
+
+    def __len__(self) -> int:
+        """Return how many batches an epoch has."""
+        return math.ceil(min(len(self._items), EPOCH) / self._size)
+
+    def batch(self, epoch: int, index: int) -> tuple[NDArray[Any], ...]:
+        """Draw a batch."""
+        random = np.random.default_rng((self._seed, 1 + epoch, index))
+        drawn = random.choice(self._items, self._size, p=self._shares)
+        return self._views.batch(drawn, random), self._truth[drawn]
 
 
 def divide(network: Any, start: str) -> tuple[Any, Any, Any]:
@@ -66,45 +95,61 @@ def divide(network: Any, start: str) -> tuple[Any, Any, Any]:
     return trunk, tail, both
 
 
-def view_all(trunk: Any, rendered: Rendered, strength: str, seed: int, place: Path, reporter: Reporter) -> Views:
+def view_all(
+    trunk: Any, rendered: Rendered, strength: str, seed: int, place: Path, reporter: Reporter, spent: Spent
+) -> Views:
     """Show all images of a data set, and ``VIEWS`` variations of each by a strength's name, to ``trunk``.
 
-    The activations go to the new file ``place``; DicomsortError where it finds no room.
+    The activations go to the new file ``place``; DicomsortError where it finds no room. ``spent``: see ``look``.
     """
     chosen = STRENGTHS[strength]
     count = 1 if chosen is None else 1 + VIEWS
     seen = claim(place, (count, len(rendered.rows), *trunk.output.shape[1:]), np.float16)
     everything = np.arange(len(rendered.rows))
+
+    def change(view: int, item: int, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return augment(image, chosen, np.random.default_rng((seed, view, item))) if view and chosen else image
+
     with reporter.step("Looking at variations" if chosen else "Looking at images", count * len(everything)) as step:
-        for view in range(count):
-
-            def change(item: int, image: NDArray[np.uint8], view: int = view) -> NDArray[np.uint8]:
-                return augment(image, chosen, np.random.default_rng((seed, view, item))) if view and chosen else image
-
-            for items, activations in look(trunk, rendered, everything, change, step):
-                seen[view, items] = activations
+        for view, items, activations in look(trunk, Shown(rendered, everything, change), count, step, spent):
+            seen[view, items] = activations
     return Views(seen)
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Batches of images of a data set, uint8 (n, …), each changed by ``change(epoch, item, image)``; see ``Source``."""
+
+    rendered: Rendered
+    items: Indices
+    change: Change
+
+    def __len__(self) -> int:
+        """Return how many batches there are."""
+        return math.ceil(len(self.items) / BATCH)
+
+    def batch(self, epoch: int, index: int) -> tuple[NDArray[Any], ...]:
+        """Return the images of a batch, and its items, int (n,)."""
+        items = self.items[index * BATCH : (index + 1) * BATCH]
+        images = self.rendered.images[self.rendered.rows[items]]
+        for item, image in zip(items, images, strict=True):
+            image[...] = self.change(epoch, int(item), image)
+        return images, items
+
+
 def look(
-    trunk: Any, rendered: Rendered, items: Indices, change: Change, step: Step
-) -> Iterator[tuple[Indices, NDArray[np.float32]]]:
-    """Yield (items, their activations, float32 (n, …)) batch by batch, each image changed by ``change(item, image)``.
+    trunk: Any, shown: Shown, epochs: int, step: Step, spent: Spent
+) -> Iterator[tuple[int, Indices, NDArray[np.float32]]]:
+    """Yield (epoch, items, their activations, float32 (n, …)) batch by batch.
 
-    Images are changed while the network looks at those before.
+    Images are changed while the network looks at those before. ``spent`` gets the seconds that it waited for them, and
+    all that it took.
     """
-    batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
-
-    def load(batch: Indices) -> NDArray[np.float32]:
-        images = rendered.images[rendered.rows[batch]]
-        return np.stack([change(int(i), image) for i, image in zip(batch, images, strict=True)]).astype(np.float32)
-
-    ahead = 2 * (os.cpu_count() or 1)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        loading = [pool.submit(load, batch) for batch in batches[:ahead]]
-        for i, batch in enumerate(batches):
-            images = loading.pop(0).result()
-            if i + ahead < len(batches):
-                loading.append(pool.submit(load, batches[i + ahead]))
-            yield batch, np.asarray(trunk.predict_on_batch(images))
-            step.advance(len(batch))
+    began = time.perf_counter()
+    with Feed(shown, epochs) as feed:
+        for epoch in range(epochs):
+            feed.go_to(epoch)
+            for images, items in feed:
+                yield epoch, items, np.asarray(trunk.predict_on_batch(images))
+                step.advance(len(items))
+    spent.append((feed.waited, time.perf_counter() - began))

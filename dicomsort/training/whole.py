@@ -20,9 +20,19 @@ from dicomsort.training import distance
 from dicomsort.training.augment import STRENGTHS
 from dicomsort.training.checkpoint import Checkpoint, Progress, Saved
 from dicomsort.training.dataset import DatasetError, fingerprint
-from dicomsort.training.feeding import Batches, compiled, fast_precision, in_float32, one_hot, predict_rows, run
+from dicomsort.training.feeding import (
+    Batches,
+    compiled,
+    fast_precision,
+    in_float32,
+    one_hot,
+    predict_rows,
+    run,
+    waiting,
+)  # fmt: skip
 from dicomsort.training.interrupts import Asked, held_back
 from dicomsort.training.outputs import featured
+from dicomsort.training.prefetching import Feed
 from dicomsort.training.recipe import Fitted, Recipe
 from dicomsort.training.splitting import balance, split
 
@@ -85,6 +95,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untype
         super().__init__()
         self.trained, self.recipe, self.reporter = model, recipe, reporter
         self.progress, self.asked, self.batches = Progress(), Asked(), 0
+        self.spent: list[tuple[float, float]] = []
         self._checkpoint = checkpoint
         self._best: list[NDArray[np.float32]] = []
         self._sums: list[NDArray[np.float32]] = []
@@ -118,9 +129,12 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untype
             self.trained.set_weights(self._best)
 
     def course(self) -> dict[str, Any]:
-        """Return what metrics.json tells of the training; epochs are counted from 1."""
+        """Return what metrics.json tells of the training; epochs are counted from 1.
+
+        ``waiting`` is the share of time that was spent on waiting for batches, in the first epoch only if it was alone.
+        """
         kept = self.progress.best + 1 if self.recipe.patience else self.progress.epoch
-        return {"epochs_run": self.progress.epoch, "epoch_kept": kept}
+        return {"epochs_run": self.progress.epoch, "epoch_kept": kept, "waiting": waiting(self.spent[1:] or self.spent)}
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
         """Save now and then; end here where that was asked for."""
@@ -172,11 +186,13 @@ def _train(keeper: Keeper, rendered: Rendered, train: Indices, held: Indices) ->
     weights = balance(rendered.dataset.only(train)) if recipe.balance else None
     size, strength = recipe.batch_size, STRENGTHS[recipe.augment]
     data = Batches(rendered.images, rendered.rows[train], truth[train], size, recipe.seed, weights, strength)
-    validation = Batches(rendered.images, rendered.rows[held], truth[held], size)
+    held_out = Batches(rendered.images, rendered.rows[held], truth[held], size)
     keeper.batches = len(data)
     done = progress.epoch * len(data) + progress.batch
     with (
         keeper.reporter.step("Training", recipe.epochs * len(data), done) as step,
+        Feed(data, recipe.epochs) as feed,
+        Feed(held_out, 1) as validation,
         held_back(
             lambda: keeper.reporter.note("Interrupted: finishing the batch, then saving; again to end at once")
         ) as asked,
@@ -184,11 +200,11 @@ def _train(keeper: Keeper, rendered: Rendered, train: Indices, held: Indices) ->
         keeper.asked = asked
         try:
             if progress.batch:  # the rest of an epoch
-                data.begin(progress.epoch, progress.batch)
-                run(keeper.trained, data, validation, progress.epoch + 1, step, [keeper])
+                feed.go_to(progress.epoch, progress.batch)
+                keeper.spent += run(keeper.trained, feed, validation, progress.epoch + 1, step, [keeper])[1]
             if not keeper.finished():
-                data.begin(progress.epoch)
-                run(keeper.trained, data, validation, recipe.epochs, step, [keeper])
+                feed.go_to(progress.epoch)
+                keeper.spent += run(keeper.trained, feed, validation, recipe.epochs, step, [keeper])[1]
         except KeyboardInterrupt:
             if recipe.checkpoint:
                 keeper.reporter.note(f"The same command goes on from {recipe.checkpoint.name}; --fresh starts anew")

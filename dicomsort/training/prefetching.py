@@ -1,0 +1,113 @@
+"""Batches made ahead by threads while a model trains, and how long it waited for them.
+
+Imports TensorFlow inside functions only.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    Batch = tuple[NDArray[Any], ...]
+
+MADE_AHEAD = 8  # batches at least; twice the threads where these are more
+
+
+class Source(Protocol):
+    """Batches by epoch and index, both counted from 0, as many in each epoch; several threads ask at a time."""
+
+    def __len__(self) -> int:
+        """Return how many batches an epoch has."""
+        ...
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Return a batch: arrays of the same length, whose first are images or what a network sees in them."""
+        ...
+
+
+class Feed:
+    """A source's batches in their order, epoch after epoch; leaving its context ends the threads.
+
+    While one epoch ends, and is judged, the first batches of the next are made already. ``waited`` is the time in
+    seconds that was spent on waiting for a batch which was not ready yet.
+    """
+
+    def __init__(self, source: Source, epochs: int, threads: int | None = None) -> None:
+        """Feed ``epochs`` at most; ``threads`` are by default as many as the process has cores."""
+        self.source, self.waited, self.epoch, self._index = source, 0.0, 0, 0
+        self._epochs, threads = epochs, threads or _usable_cores()
+        self._ahead = max(MADE_AHEAD, 2 * threads)
+        self._pool = ThreadPoolExecutor(threads, "dicomsort-feed")
+        self._made: deque[tuple[int, int, Future[Batch]]] = deque()
+        self._next = (0, 0)
+
+    def __enter__(self) -> Self:
+        """Return the feed itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the threads; what they were making is dropped."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def go_to(self, epoch: int, index: int = 0) -> None:
+        """Make a batch the next to be fed, and begin with it and those that follow."""
+        self.epoch, self._index = epoch, index
+        self._seek(epoch, index)
+
+    def __len__(self) -> int:
+        """Return how many batches are left in the epoch, when it was gone to."""
+        return len(self.source) - self._index
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the rest of the epoch."""
+        for index in range(self._index, len(self.source)):
+            self._seek(self.epoch, index)
+            _, _, future = self._made.popleft()
+            began = time.perf_counter()
+            batch = future.result()
+            self.waited += time.perf_counter() - began
+            self._fill()
+            yield batch
+
+    def _seek(self, epoch: int, index: int) -> None:
+        if not self._made or self._made[0][:2] != (epoch, index):
+            for _, _, future in self._made:
+                future.cancel()
+            self._made.clear()
+            self._next = (epoch, index)
+            self._fill()
+
+    def _fill(self) -> None:
+        while len(self._made) < self._ahead and self._next[0] < self._epochs:
+            epoch, index = self._next
+            self._made.append((epoch, index, self._pool.submit(self.source.batch, epoch, index)))
+            self._next = (epoch, index + 1) if index + 1 < len(self.source) else (epoch + 1, 0)
+
+
+def as_dataset(feed: Feed) -> Any:
+    """Return a tf.data.Dataset of the rest of the epoch that ``feed`` is in; again and again of later ones.
+
+    Nothing in it makes batches ahead: what a training step waits for is what the feed is waited for.
+    """
+    import tensorflow as tf
+
+    arrays = feed.source.batch(feed.epoch, 0)
+    signature = tuple(tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in arrays)
+    dataset = tf.data.Dataset.from_generator(lambda: iter(feed), output_signature=signature)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = 1
+    return dataset.with_options(options).apply(tf.data.experimental.assert_cardinality(len(feed)))
+
+
+def _usable_cores() -> int:
+    """Return the cores that this process may use: Pillow and NumPy work outside the interpreter's lock."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
