@@ -14,7 +14,7 @@ What the calls are for, each once a file where nothing else is said:
   is made by this batch;
 - to copy it: ``lstat`` of the source; ``open``, ``fstat`` and ``close`` of source and temporary file, one ``preadv``,
   one ``write``, ``chmod``, ``utime``; ``link``, and ``unlink`` of the temporary name. ``clone`` is asked once a run;
-- a folder of the inbox: ``lstat``, ``listdir``, and before a move ``access``; of the outbox: ``lstat``, ``mkdir``, and
+- a folder of the inbox: ``lstat``, ``scandir``, and before a move ``access``; of the outbox: ``lstat``, ``mkdir``, and
   where files go ``stat`` for its device.
 """
 
@@ -34,8 +34,8 @@ FILES = 200
 Bound = dict[str, tuple[int, int, int]]  # a file, a series, a study
 
 WORKER: Bound = {"open": (1, 0, 0), "fstat": (1, 0, 0), "pread": (1, 0, 0), "close": (1, 0, 0)}
-REHEARSE: Bound = {"lstat": (2, 1, 1), "listdir": (0, 1, 1)}
-FOLDERS: Bound = {"listdir": (0, 1, 1), "mkdir": (0, 1, 1), "stat": (0, 1, 0)}
+REHEARSE: Bound = {"lstat": (2, 1, 1), "scandir": (0, 1, 1)}
+FOLDERS: Bound = {"scandir": (0, 1, 1), "mkdir": (0, 1, 1), "stat": (0, 1, 0)}
 DRIVER: dict[str, Bound] = {
     "--dry-run": REHEARSE,
     "--link": {**FOLDERS, "lstat": (4, 2, 2), "link": (1, 0, 0)},
