@@ -161,9 +161,9 @@ def test_without_any_worker_left_a_run_gives_up(
 def test_a_scheduler_that_is_lost_ends_the_run(
     cluster: Cluster, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:
-    monkeypatch.setattr(engine, "GIVE_UP_SECONDS", 1)
+    monkeypatch.setattr(engine, "GIVE_UP_SECONDS", 4)
     monkeypatch.setattr(engine, "WATCH_SECONDS", 0.1)
-    monkeypatch.setattr(engine, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(engine, "CONNECT_SECONDS", 2)
     address, before = cluster.address, read_tree(many)
 
     def lose() -> None:
