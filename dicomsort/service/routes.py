@@ -47,7 +47,7 @@ class Errand:
 class Sender(Protocol):
     """What sends; it knows by its own journal what was acknowledged already."""
 
-    def send(self, folder: str, destination: str, run: str | None, /) -> Sent:
+    def __call__(self, folder: str, destination: str, run: str | None, /) -> Sent:
         """Send what ``run`` placed in a class folder of the outbox, or all that lies there (None).
 
         What the destination acknowledged before is passed over. It may raise what it will: that is a failure.
@@ -78,10 +78,10 @@ class Courier:
         self,
         outbox: str,
         routes: Mapping[str, str],
-        send: Callable[[str, str, str | None], Sent],
+        send: Sender,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``send`` is a ``Sender``'s; ``clock`` tells seconds."""
+        """``clock`` tells seconds."""
         self._outbox = outbox
         self._routes = routes
         self._send = send
