@@ -12,7 +12,7 @@ from watching import Timer, Watch, runs_of, told
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.report.metrics import Figures
 from dicomsort.service import Courier, Sent, check_routes
-from dicomsort.service.routes import MANY
+from dicomsort.service.routes import LAST_PAUSE, MANY
 
 ROUTES = {"CT": "ARCHIVE@pacs:104", "MRI": "https://pacs/dicom-web"}
 
@@ -78,9 +78,15 @@ def test_all_that_lies_there_is_sent_at_first_then_run_by_run(courier: Courier, 
 
 @pytest.mark.parametrize(
     "failure",
-    [Sent(1, 3, "no"), DicomsortError("unreachable"), ConnectionRefusedError(111, "no"), KeyError()],
+    [
+        Sent(1, 3, "out of resources", is_down=True),
+        Sent(0, 0, "no answer", is_down=True),
+        DicomsortError("unreachable"),
+        ConnectionRefusedError(111, "no"),
+        KeyError(),
+    ],
 )
-def test_a_route_that_fails_is_tried_again_and_holds_up_no_other(
+def test_a_destination_that_is_not_there_is_tried_after_each_round_and_holds_up_no_other(
     courier: Courier, archive: Archive, outbox: Path, failure: Sent | Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     courier.deliver()
@@ -89,16 +95,49 @@ def test_a_route_that_fails_is_tried_again_and_holds_up_no_other(
     courier.call(made(outbox, "1", "2"))
     courier.deliver()
     assert (archive.runs("CT"), archive.runs("MRI")) == (["1"], ["1", "2"])
-    failed = 3 if isinstance(failure, Sent) else 1
+    failed = failure.failed if isinstance(failure, Sent) else 1
     assert f'dicomsort_send_failures_total{{class="CT",to="ARCHIVE@pacs:104"}} {failed}\n' in figures(courier)
     assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 0' in figures(courier)
-    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [
-        "sending failed; the next round tries again"
-    ]
+    told_of = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert told_of == ["sending failed; it is tried again after the next round"]
     courier.call([])
     courier.deliver()
     assert archive.runs("CT") == ["1", "2"]
     assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(courier)
+
+
+def test_instances_that_are_refused_are_tried_again_less_and_less_often_and_hold_up_no_run(
+    courier: Courier, archive: Archive, outbox: Path
+) -> None:
+    now = 0.0
+    courier._clock = lambda: now
+    courier.deliver()
+    archive.asked.clear()
+    courier.call(made(outbox, "1", "2"))
+    tried = []
+    for _ in range(200):  # rounds, one a minute
+        archive.answers = [Sent(3, 1, "no valid UID")]
+        courier.call([])
+        courier.deliver()
+        tried.append(archive.runs("CT"))
+        now += 60
+    assert tried[:9] == [["1", "2"], ["1"], ["1"], [], ["1"], [], [], [], ["1"]]
+    assert 8 <= sum(map(bool, tried)) <= 10
+    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(courier)
+    archive.answers.clear()
+    now += LAST_PAUSE
+    courier.deliver()
+    now += LAST_PAUSE
+    courier.deliver()
+    assert archive.runs("CT") == ["1"]
+
+
+def test_what_lies_there_and_is_refused_keeps_no_run_waiting(courier: Courier, archive: Archive, outbox: Path) -> None:
+    archive.answers = [Sent(3, 1, "no valid UID")]
+    courier.deliver()
+    courier.call(made(outbox, "1"))
+    courier.deliver()
+    assert archive.runs("CT") == [None, "1"]
 
 
 def test_of_many_runs_that_wait_the_whole_folder_is_gone_through_instead(

@@ -19,7 +19,7 @@ from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
     from dicomsort.report import Summary
-    from dicomsort.service import Courier, Sender, Service, Stop
+    from dicomsort.service import Courier, Service, Stop
     from dicomsort.sorting import Request
 
 
@@ -98,17 +98,11 @@ def _service(request: Request, settings: WatchSettings, stop: Stop) -> Service:
     times = (int(settle * 1e9), int(again * 1e9))
     rounds = Rounds(request, *times, partial(engine_for, sort), files, progress, clock)
     show = partial(_show, as_json=sort.json, quiet=sort.quiet)
-    courier = _courier(request, settings, stop) if settings.routes else None
+    courier = _courier(request, settings) if settings.routes else None
     return Service(rounds, stop, settings.every, settle, clock, show, _complain, courier, sort.metrics)
 
 
-def _courier(request: Request, settings: WatchSettings, stop: Stop) -> Courier:
-    from dicomsort.service import Courier
-
-    return Courier(request.outbox or "", settings.routes, _sender(stop).send)
-
-
-def _sender(_: Stop) -> Sender:
+def _courier(_: Request, __: WatchSettings) -> Courier:
     raise UsageError("[routes]: expected an installation that can send, received one that cannot")
 
 

@@ -16,49 +16,51 @@ from dicomsort.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["OPTIONS", "TABLES", "WATCH", "Option", "SortSettings", "WatchSettings", "load", "load_watch"]
+__all__ = ["OPTIONS", "TABLES", "WATCH", "Option", "SortSettings", "WatchSettings", "load", "load_watch", "values_of"]
 
 PREFIX = "DICOMSORT_"
+INHERITS = {"watch": ("sort",)}  # whose tables hold for a command where its own says nothing
 
 
-def load(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> SortSettings:
-    """Resolve the options of ``sort`` from the flags, the environment, and the file (also by ``DICOMSORT_CONFIG``).
+def values_of(command: str, cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> dict[str, Any]:
+    """Resolve the options of a command from the flags, the environment, and the file (also by ``DICOMSORT_CONFIG``).
 
     ``cli`` maps names of options to typed values, None where a flag was not given. Empty variables count as not given.
     Relative paths in the file start at its folder. Raises ``UsageError`` for a name that is no option, a value of the
     wrong type or out of range, and a file that cannot be read or is no TOML.
     """
-    values, _ = _resolved(("sort",), OPTIONS, cli, environ, file)
-    return SortSettings(**values)
+    return _resolved(command, cli, environ, file)[0]
+
+
+def load(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> SortSettings:
+    """The settings of ``sort``, as ``values_of`` resolves them."""
+    return SortSettings(**values_of("sort", cli, environ, file))
 
 
 def load_watch(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> WatchSettings:
-    """Do as ``load`` does for ``watch``, which sorts: where ``[watch]`` says nothing, ``[sort]`` holds."""
-    values, routes = _resolved(("sort", "watch"), WATCH, cli, environ, file)
+    """The settings of ``watch``, which sorts: where ``[watch]`` says nothing, ``[sort]`` holds."""
+    values, written = _resolved("watch", cli, environ, file)
     every = values.pop("every")
-    return WatchSettings(SortSettings(dry_run=False, **values), every, routes)
+    return WatchSettings(SortSettings(dry_run=False, **values), every, written.get(_file.ROUTES, {}))
 
 
 def _resolved(
-    tables: tuple[str, ...],
-    options: Mapping[str, Option],
-    cli: Mapping[str, object],
-    environ: Mapping[str, str],
-    file: Path | None,
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """The value of each option, the later of ``tables`` before the earlier; and the routes."""
+    command: str, cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The value of each option of a command, and what the file's tables hold."""
+    options = TABLES[command] or {}
     variables = {name: text for name, text in environ.items() if name.startswith(PREFIX)}
     named = variables.pop(f"{PREFIX}CONFIG", "")
     file = file or (Path(named).expanduser() if named else None)
     values: dict[str, Any] = {name: option.default for name, option in options.items()}
     written = _file.read(file) if file is not None else {}
-    for table in (_file.TOP, *tables):
+    for table in (_file.TOP, *INHERITS.get(command, ()), command):
         values |= {name: value for name, value in written.get(table, {}).items() if name in options}
     values |= {name: value for name, value in _from_environment(variables, options).items() if name in options}
     values |= {name: checked(options[name], value, _flag(name)) for name, value in cli.items() if value is not None}
     if cli.get("scheduler") is not None and values["engine"] != "dask":
         raise UsageError(f"--scheduler: expected --engine dask beside it, received --engine {values['engine']}")
-    return values, written.get(_file.ROUTES, {})
+    return values, written
 
 
 def _from_environment(variables: Mapping[str, str], options: Mapping[str, Option]) -> dict[str, object]:

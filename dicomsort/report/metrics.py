@@ -46,7 +46,7 @@ FAMILIES: Final[dict[str, tuple[str, str]]] = {
     "dicomsort_failures_in_a_row": ("gauge", "Rounds that failed since one last ended well."),
     "dicomsort_sent_total": ("counter", "Instances that a destination acknowledged, by route."),
     "dicomsort_send_failures_total": ("counter", "Instances that could not be sent, each attempt counted, by route."),
-    "dicomsort_route_up": ("gauge", "Whether the last sending by a route came to its end: 1, or 0."),
+    "dicomsort_route_up": ("gauge", "Whether a route's destination was there when it was last tried: 1, or 0."),
 }
 _FIRST = b"# HELP dicomsort_"
 
