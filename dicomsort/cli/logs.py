@@ -28,6 +28,11 @@ def _stamp(record: logging.LogRecord) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
 
 
+def formatter(log_format: str) -> logging.Formatter:
+    """What makes a line of an event, in the form that ``--log-format`` names."""
+    return _Json() if log_format == "json" else _Text()
+
+
 @contextmanager
 def logging_to(path: Path | None, log_format: str) -> Iterator[logging.Logger]:
     """The program's logger, writing to a file where one is wanted; UsageError where it cannot be written."""
@@ -39,7 +44,7 @@ def logging_to(path: Path | None, log_format: str) -> Iterator[logging.Logger]:
     except OSError as error:
         message = f"--log-file: expected a file that can be written, received {str(path)!r} ({error.strerror})"
         raise UsageError(message) from error
-    handler.setFormatter(_Json() if log_format == "json" else _Text())
+    handler.setFormatter(formatter(log_format))
     log.addHandler(handler)
     try:
         yield log
