@@ -1,7 +1,7 @@
 """A storage SCP (PS3.4 Annex B) that puts what it receives into an inbox; needs the extra ``dicomsort[pacs]``.
 
-``network`` is the border to pynetdicom, ``arriving`` takes a data set fragment by fragment, ``parts`` and ``keeping``
-write it, ``storing`` answers, ``receiver`` begins and ends.
+``network`` and ``messages`` are the border to pynetdicom, ``arriving`` takes a data set fragment by fragment, ``parts``
+and ``keeping`` write it, ``storing`` answers, ``receiver`` begins and ends.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pynetdicom.association import Association
     from pynetdicom.events import Event
 
-    from dicomsort.adapters.receiving.network import Dimse
+    from dicomsort.adapters.receiving.messages import Dimse
     from dicomsort.adapters.receiving.parts import Parts
     from dicomsort.files import Files
 
