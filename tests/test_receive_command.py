@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
@@ -13,9 +14,13 @@ from unittest import mock
 import pytest
 from building import STORAGE, read_tree, uid
 from command import run
-from peers import environment, free_port, receiving
+from peers import ROOT, environment, free_port, receiving
 from rawscu import ABORT, LAST, Scu, pdata
 from receiving import made
+
+from dicomsort.adapters.receiving import GRACE
+from dicomsort.adapters.receiving.arriving import FAILURE, MISMATCH, NOT_UNDERSTOOD, OUT_OF_RESOURCES, SUCCESS
+from dicomsort.cli.receive import OPTIONS
 
 CT = STORAGE["CT"].encode()
 SOP = uid(1, 1, 1).encode()
@@ -70,6 +75,18 @@ def test_without_the_extra_it_is_named(inbox: Path) -> None:
 def test_help_has_an_example() -> None:
     ran = run("receive", "--help")
     assert (ran.code, "Example: dicomsort receive --ae-title" in ran.out) == (0, True)
+
+
+def test_the_readme_tells_statuses_and_defaults_as_they_are() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    section = readme.partition("\n## Receive from")[2].partition("\n## ")[0]
+    statuses = {SUCCESS, OUT_OF_RESOURCES, MISMATCH, NOT_UNDERSTOOD, FAILURE}
+    assert {int(code, 16) for code in re.findall(r"^\| `(0x\w{4})`", section, re.MULTILINE)} == statuses
+    assert f"port {OPTIONS['port'].default} " in section
+    assert f"`--max-associations` ({OPTIONS['max_associations'].default})" in section
+    assert f"`--timeout` seconds ({OPTIONS['timeout'].default:.0f})" in section
+    assert f"have {GRACE:.0f} seconds" in section
+    assert f"have {GRACE:.0f}" in run("receive", "--help").out.replace("\n", " ")
 
 
 def test_a_port_that_is_taken_is_told(inbox: Path) -> None:

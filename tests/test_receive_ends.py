@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
 from building import STORAGE, read_tree, uid
-from rawscu import ABORT, DATA, LAST, Scu, pdata
+from rawscu import ABORT, DATA, LAST, RELEASED, Scu, pdata
 from receiving import SETTINGS, made, opened
 
 from dicomsort.adapters.receiving import keeping
@@ -133,6 +135,23 @@ def test_connections_without_an_association_are_not_waited_for(inbox: Path) -> N
         thread = stopping(receiver, 60)
         assert silent.receive() == b""
         thread.join()
+
+
+def test_a_disk_that_takes_long_is_no_silence_of_the_sender(inbox: Path, tmp_path: Path) -> None:
+    passed = [0.0]
+
+    def slowly(*arguments: Any) -> Any:
+        passed[0] += 10_000
+        return keeping.keep(*arguments)
+
+    clock = SimpleNamespace(time=lambda: time.time() + passed[0])
+    receiver, _ = opened(inbox)
+    with mock.patch.object(storing, "keep", slowly), mock.patch("pynetdicom.timer.time", clock):
+        with Scu(receiver.start()) as scu:
+            scu.associate()
+            assert scu.store(CT, SOP, made(tmp_path)) == 0
+            assert (scu.echo(), scu.release()[0]) == (0, RELEASED)
+        receiver.stop(60)
 
 
 def test_a_connection_that_ends_before_its_association_leaves_no_thread(inbox: Path) -> None:

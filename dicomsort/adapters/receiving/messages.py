@@ -102,6 +102,7 @@ class Dimse(DIMSEServiceProvider):
 
     def send_msg(self, primitive: Any, context_id: int) -> None:
         """Answer; where the receiver ends, the association ends behind the answer."""
+        self.dul._idle_timer.restart()  # noqa: SLF001 - the disk took that time, not the peer
         super().send_msg(primitive, context_id)
         self._is_answering = False
         if self._is_ending:
