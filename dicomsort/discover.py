@@ -13,6 +13,7 @@ from itertools import chain, islice
 from dicomsort.records import Found
 
 IN_MEMORY = 65_536  # names of one folder; those of a larger one are sorted on disk
+RECEIVING = ".dicomsort-receive-"  # how names begin of instances that are still being received
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ class Folder:
 def walk(inbox: str, is_left_out: Callable[[os.stat_result], bool]) -> Iterator[Found | Passed | Folder]:
     """Yield every entry below ``inbox``, depth first, names in byte order; links are not followed, so loops end.
 
-    ``is_left_out`` is asked for each folder (the outbox may lie inside the inbox). Temporary copies of an undo that was
-    cut short are passed over; their run's ``resume`` takes them away.
+    ``is_left_out`` is asked for each folder (the outbox may lie inside the inbox). Passed over are temporary copies of
+    an undo that was cut short, which their run's ``resume`` takes away, and instances that are being received.
     """
     waiting = [""]
     while waiting:
@@ -102,5 +103,11 @@ def _judge(path: str, status: os.stat_result) -> Found | Passed | Folder:
     if not stat.S_ISREG(mode):
         return Passed(path, "special-file", "not a regular file")
     if path.rpartition("/")[2].startswith(".dicomsort-") and path.endswith(".part"):
-        return Passed(path, "part-file", "a temporary copy of a run that was cut short; `dicomsort resume` removes it")
+        return Passed(path, "part-file", _whose(path.rpartition("/")[2]))
     return Found(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino, stat.S_IMODE(mode))
+
+
+def _whose(name: str) -> str:
+    if name.startswith(RECEIVING):
+        return "an instance that is being received; one that a crash left goes when `dicomsort receive` starts"
+    return "a temporary copy of a run that was cut short; `dicomsort resume` removes it"

@@ -1,0 +1,34 @@
+"""A storage SCP (PS3.4 Annex B) that puts what it receives into an inbox; needs the extra ``dicomsort[pacs]``.
+
+``network`` and ``messages`` are the border to pynetdicom, ``arriving`` takes a data set fragment by fragment, ``parts``
+and ``keeping`` write it, ``storing`` answers, ``receiver`` begins and ends.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dicomsort.adapters.receiving.settings import GRACE, ReceiveSettings
+from dicomsort.errors import UsageError
+
+if TYPE_CHECKING:
+    import logging
+
+    from dicomsort.adapters.receiving.receiver import Receiver
+    from dicomsort.files import Files
+
+__all__ = ["GRACE", "ReceiveSettings", "open_receiver"]
+
+
+def open_receiver(inbox: str, settings: ReceiveSettings, files: Files, log: logging.Logger) -> Receiver:
+    """Make a receiver, which listens from its ``start`` to its ``stop``.
+
+    Raises ``UsageError`` without the extra, without the inbox, or for certificates that are none.
+    """
+    try:
+        from dicomsort.adapters.receiving.receiver import Receiver
+    except ModuleNotFoundError as error:
+        if error.name != "pynetdicom":
+            raise
+        raise UsageError("receive: expected the extra dicomsort[pacs], received: not installed") from None
+    return Receiver(inbox, settings, files, log)

@@ -1,0 +1,170 @@
+"""Connections: what of pynetdicom is replaced, so that a peer's bytes cost bounded memory and time.
+
+The library reads a PDU as long as its sender says, without a limit of time, lets one TLS handshake hold up all other
+peers, and leaves a thread behind where a connection ends before it is an association. Here a PDU has limits of length
+and time, and each connection has a thread of its own that stays until nothing of it is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from socketserver import BaseServer
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from pynetdicom.fsm import StateMachine
+from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+
+from dicomsort.adapters.receiving.messages import Dimse, User
+
+if TYPE_CHECKING:
+    from pynetdicom.ae import ApplicationEntity
+    from pynetdicom.association import Association
+
+_LONGEST: Final = 1 << 20  # bytes of a PDU: association requests with every context, and what ``max_pdu`` may be
+_QUICK: Final = getattr(socket, "TCP_QUICKACK", None)
+_MOMENT: Final = 0.001  # seconds until a thread runs
+_QUEUE: Final = 64  # connections that the system holds until they are accepted
+
+
+class Socket(AssociationSocket):
+    """Reads what is asked for whole, or fails, within limits of length and time.
+
+    Many senders write a PDU in two pieces and hold the second back until the first is acknowledged (Nagle), which a
+    receiver does 40 ms later unless it asks for quick acknowledgements; Linux forgets that again, so each read asks.
+    """
+
+    def __init__(self, assoc: Association, client: socket.socket) -> None:
+        """``client`` is connected, and has the timeout that holds for each read."""
+        super().__init__(assoc, client_socket=client)
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Read so many bytes, fewer only where the connection ends; OSError beyond a limit."""
+        if nr_bytes > _LONGEST:
+            raise OSError(f"expected a PDU of at most {_LONGEST} bytes, received one of {nr_bytes}")
+        client = cast("socket.socket", self.socket)
+        data, got = bytearray(nr_bytes), 0
+        deadline = time.monotonic() + (client.gettimeout() or 0)
+        if nr_bytes and _QUICK is not None:
+            client.setsockopt(socket.IPPROTO_TCP, _QUICK, 1)
+        with memoryview(data) as view:
+            while got < nr_bytes and (count := client.recv_into(view[got:])):
+                got += count
+                if got < nr_bytes and time.monotonic() > deadline:
+                    raise TimeoutError("expected the rest of a PDU in time")
+        return data if got == nr_bytes else data[:got]
+
+
+class Steps(StateMachine):
+    """The state machine of a connection; a step that it does not know ends that, not the thread with a traceback."""
+
+    def do_action(self, event: str) -> None:
+        """Take a step (PS3.8 9.2)."""
+        try:
+            super().do_action(event)
+        except Exception:  # noqa: BLE001 - whatever a peer has brought about
+            self.dul.kill_dul()
+
+
+class Handler(RequestHandler):
+    """One connection, from its first byte until nothing of it is left."""
+
+    server: Server
+
+    def handle(self) -> None:
+        """Let the library serve the peer, and clean up behind it."""
+        assoc = self._create_association()
+        assoc.dul.event_queue.get_nowait()  # that it is connected, which the next line says again
+        assoc.dul.socket = Socket(assoc, self.request)
+        assoc.dul.state_machine = Steps(assoc.dul)
+        assoc.dimse = dimse = Dimse(assoc, self.server.user, self.server.admit)
+        with self.server.counted(dimse):
+            try:
+                assoc.start()
+                while assoc.is_alive() and assoc.dul.ident is None:
+                    time.sleep(_MOMENT)
+                assoc.dul.join()
+                waiting: Any = assoc.dul.to_user_queue
+                waiting.put(None)  # for an association request that a connection which is over cannot bring
+                assoc.join()
+            finally:
+                dimse.discard()
+                self.server.user.on_end(assoc)
+
+
+class Server(ThreadedAssociationServer):
+    """Listens, and knows who is connected."""
+
+    daemon_threads = True
+    request_queue_size = _QUEUE
+
+    def __init__(
+        self,
+        ae: ApplicationEntity,
+        address: tuple[str, int],
+        tls: ssl.SSLContext | None,
+        handlers: list[Any],
+        user: User,
+    ) -> None:
+        """Listen at ``address``; OSError where that cannot be."""
+        super().__init__(ae, address, ae.ae_title, ae.supported_contexts, None, handlers, Handler)
+        self._tls = tls
+        self.user = user
+        self._lock = threading.Lock()
+        self._connections: set[Dimse] = set()
+
+    @contextlib.contextmanager
+    def counted(self, dimse: Dimse) -> Iterator[None]:
+        """Count a connection for the time of the context."""
+        with self._lock:
+            self._connections.add(dimse)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._connections.discard(dimse)
+
+    def admit(self, dimse: Dimse, limit: int) -> bool:
+        """Count a connection among the associations; False where ``limit`` of them are open."""
+        with self._lock:
+            dimse.is_admitted = sum(each.is_admitted for each in self._connections) < limit
+        return dimse.is_admitted
+
+    @property
+    def connections(self) -> list[Dimse]:
+        """Those that are open now."""
+        with self._lock:
+            return [*self._connections]
+
+    def shutdown(self) -> None:
+        """Accept no more connections; those that are open stay."""
+        BaseServer.shutdown(self)  # the library's also takes this server off a list that it is not on
+        self.server_close()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection. Small answers are sent at once, and no read or write waits longer than the timeout."""
+        client, address = cast("socket.socket", self.socket).accept()
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        client.settimeout(self.ae.network_timeout)
+        return client, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 - the library's signature
+        """Whether there is room to hear what the peer wants."""
+        return len(self.connections) < self.ae.maximum_associations
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection, in its own thread."""
+        if self._tls is not None:
+            request = self._tls.wrap_socket(request, server_side=True)
+        with contextlib.closing(request):
+            super().finish_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - as above
+        """Tell of a connection that failed; the others go on."""
+        self.user.on_failure(str(client_address[0]), sys.exc_info()[1])

@@ -1,0 +1,163 @@
+"""``dicomsort receive``: an inbox that modalities and PACS send to, until it is told to end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dicomsort.config import Option
+from dicomsort.errors import DicomsortError, UsageError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from dicomsort.adapters.receiving.receiver import Receiver
+
+INTERRUPTED = 130
+MAX_PORT = 65_535
+MAX_PDU = 1 << 20
+_TITLE = 16  # characters (PS3.5 6.2, AE)
+
+OPTIONS: dict[str, Option] = {
+    "port": Option(int, 11112, "The TCP port to listen at; 0 takes a free one, which the log tells.", 0),
+    "bind": Option(str, "0.0.0.0", "The address to listen at; one of this host's to be heard there only."),  # noqa: S104
+    "ae_title": Option(str, "DICOMSORT", "The AE title of this receiver; it answers to every name it is called by."),
+    "allow": Option(str, None, "An AE title that may send; give it again for each [default: everybody]."),
+    "max_associations": Option(int, 20, "How many associations may be open; more are rejected.", 1),
+    "max_pdu": Option(int, 131_072, "The longest PDU to be sent, in bytes.", 4096),
+    "max_object_size": Option(int, 4096, "The largest instance, in MiB; larger ones are refused.", 1),
+    "timeout": Option(float, 60.0, "Cut off a sender that was silent for SECONDS.", 1),
+    "tls_cert": Option(Path, None, "Speak TLS (1.2 or newer) with this certificate (PEM)."),
+    "tls_key": Option(Path, None, "The key of --tls-cert, where it is in a file of its own."),
+    "tls_ca": Option(Path, None, "Hear only senders with a certificate that one of these (PEM) signed."),
+    "log_file": Option(Path, None, "Append the log to this file [default: stderr]."),
+    "log_format": Option(("text", "json"), "text", "The form of the log's lines."),
+    "quiet": Option(bool, False, "Log warnings and errors only."),
+}
+
+
+def _option(name: str, metavar: str | None = None) -> Any:
+    option = OPTIONS[name]
+    words = "|".join(option.kind) if isinstance(option.kind, tuple) else metavar
+    return typer.Option("--" + name.replace("_", "-"), help=option.help, metavar=words)
+
+
+def _default(name: str) -> Any:
+    return OPTIONS[name].default
+
+
+def receive(  # the parameters are what Typer makes options of; they are read from the context
+    context: typer.Context,
+    inbox: Annotated[str, typer.Argument(metavar="INBOX", help="The folder that instances go to; it must be there.")],
+    *,
+    port: Annotated[int, _option("port", "PORT")] = _default("port"),
+    bind: Annotated[str, _option("bind", "ADDRESS")] = _default("bind"),
+    ae_title: Annotated[str, _option("ae_title", "AE")] = _default("ae_title"),
+    allow: Annotated[list[str] | None, _option("allow", "AE")] = None,
+    max_associations: Annotated[int, _option("max_associations", "N")] = _default("max_associations"),
+    max_pdu: Annotated[int, _option("max_pdu", "BYTES")] = _default("max_pdu"),
+    max_object_size: Annotated[int, _option("max_object_size", "MIB")] = _default("max_object_size"),
+    timeout: Annotated[float, _option("timeout", "SECONDS")] = _default("timeout"),
+    tls_cert: Annotated[Path | None, _option("tls_cert", "FILE")] = None,
+    tls_key: Annotated[Path | None, _option("tls_key", "FILE")] = None,
+    tls_ca: Annotated[Path | None, _option("tls_ca", "FILE")] = None,
+    log_file: Annotated[Path | None, _option("log_file", "FILE")] = None,
+    log_format: Annotated[str, _option("log_format")] = _default("log_format"),
+    quiet: Annotated[bool, _option("quiet")] = False,
+) -> None:
+    """Receive instances by C-STORE into INBOX, as INBOX/StudyUID/SeriesUID/SOPUID.dcm; answers C-ECHO too.
+
+    An instance is acknowledged when it is durable. SIGTERM ends it with exit code 0: instances on their way have 30
+    seconds. Needs dicomsort[pacs].
+
+    Example: dicomsort receive --ae-title SORTER --allow CT1 --allow ARCHIVE --log-file receive.log inbox/
+    """
+    from dicomsort.adapters.receiving import GRACE, ReceiveSettings, open_receiver
+    from dicomsort.files import Files
+
+    _check(context.params)
+    chosen = {field.name: context.params[field.name] for field in fields(ReceiveSettings)}
+    settings = ReceiveSettings(**(chosen | {"allow": tuple(title.strip() for title in allow or ())}))
+    with _logging(log_file, log_format, quiet=quiet) as log:
+        receiver = open_receiver(inbox, settings, Files(), log)
+        raise typer.Exit(_serve(receiver, settings.ae_title, GRACE, log))
+
+
+def _check(values: dict[str, Any]) -> None:
+    """UsageError for a value out of its range."""
+    for name, option in OPTIONS.items():
+        value, flag = values[name], "--" + name.replace("_", "-")
+        if option.minimum is not None and not value >= option.minimum:  # no number is less than NaN
+            raise UsageError(f"{flag}: expected at least {option.minimum}, received {value}")
+        if isinstance(option.kind, tuple) and value not in option.kind:
+            raise UsageError(f"{flag}: expected {'|'.join(option.kind)}, received {value!r}")
+    for name, most in (("port", MAX_PORT), ("max_pdu", MAX_PDU)):
+        if values[name] > most:
+            raise UsageError(f"--{name.replace('_', '-')}: expected at most {most}, received {values[name]}")
+    for flag, title in [("--ae-title", values["ae_title"]), *(("--allow", each) for each in values["allow"] or ())]:
+        if not title.strip() or len(title) > _TITLE or "\\" in title or not (title.isascii() and title.isprintable()):
+            raise UsageError(f"{flag}: expected an AE title (1 to 16 characters of ASCII), received {title!r}")
+
+
+@contextmanager
+def _logging(path: Path | None, log_format: str, *, quiet: bool) -> Iterator[logging.Logger]:
+    """The program's logger, which speaks to stderr where no file is named: the journal of systemd keeps that."""
+    from dicomsort.cli.logs import formatter, logging_to
+
+    with logging_to(path, log_format) as log:
+        log.setLevel(logging.WARNING if quiet else logging.INFO)
+        handler = logging.NullHandler() if path else logging.StreamHandler(sys.stderr)
+        handler.setFormatter(formatter(log_format))
+        log.addHandler(handler)
+        hook, threading.excepthook = threading.excepthook, _excepthook(log)
+        try:
+            yield log
+        finally:
+            threading.excepthook = hook
+            log.removeHandler(handler)
+
+
+def _excepthook(log: logging.Logger) -> Any:
+    """Log that a thread died of an error, by its type: its message may hold what a peer sent."""
+
+    def tell(died: threading.ExceptHookArgs) -> None:
+        log.error("a connection's thread died", extra={"facts": {"error": died.exc_type.__name__}})
+
+    return tell
+
+
+def _serve(receiver: Receiver, title: str, grace: float, log: logging.Logger) -> int:
+    """Receive until a signal says to end; the exit code. A second signal cuts off what the first waits for."""
+    ending, signals = threading.Event(), list[int]()
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        signals.append(number)
+        if ending.is_set():
+            receiver.hurry()
+        ending.set()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        port = receiver.start()
+        log.info("listening", extra={"facts": {"ae_title": title, "port": port}})
+        while not ending.wait(1):
+            if not receiver.is_alive:
+                raise DicomsortError(
+                    "expected to go on listening, received the end of it; start `dicomsort receive` anew"
+                )
+        log.info("ending", extra={"facts": {"signal": signal.Signals(signals[0]).name}})
+    finally:
+        receiver.stop(grace)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    log.info("ended")
+    return 0 if signals[0] == signal.SIGTERM else INTERRUPTED
