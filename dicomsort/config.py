@@ -26,7 +26,7 @@ class Option(NamedTuple):
     """One option: the type of its value or the words it may be, its default, its line of help, its least value."""
 
     kind: type[bool | int | float | str | Path] | tuple[str, ...]
-    default: bool | str | None
+    default: bool | int | float | str | None
     help: str
     minimum: int | None = None
 

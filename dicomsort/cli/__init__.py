@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from dicomsort.cli import evaluate, predict, rules, sort, state, train, tune
+from dicomsort.cli import evaluate, predict, rules, send, sort, state, train, tune
 from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ app.command("resume")(state.resume)
 app.command("undo")(state.undo)
 app.command("runs")(state.runs)
 app.command("verify")(state.verify)
+app.command("send")(send.send)
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
