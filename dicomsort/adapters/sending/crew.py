@@ -34,7 +34,9 @@ class Crew:
         self._stop = threading.Event()
         self._is_interrupted = False
         self._failure: BaseException | None = None
-        self._given_up = 0
+        self._given_up = 0  # in a row
+        self._has_answered = False  # an instance was acknowledged, or refused for good
+        self._last = ""
         self._threads = [
             threading.Thread(target=self._work, args=(channel,), name="dicomsort-send", daemon=True)
             for channel in channels
@@ -53,6 +55,8 @@ class Crew:
                 self._put(None)
             for thread in self._threads:
                 thread.join()
+            if self._given_up and not self._has_answered:
+                self._give_up_all(self._last)
         except BaseException:
             self._end()
             raise
@@ -134,7 +138,7 @@ class Crew:
                 left[instance] = answer
                 continue
             with self._lock:
-                self._given_up = 0
+                self._given_up, self._has_answered = 0, True
                 self._settle(instance, answer, attempts)
         return left, None
 
@@ -146,6 +150,7 @@ class Crew:
     def _give_up(self, message: str, *, is_down: bool, wait: float) -> None:
         with self._lock:
             self._given_up += 1
+            self._last = message
             if wait > LONGEST_WAIT:
                 self._give_up_all(f"{message}, and asks to wait {wait:.0f} s")
             elif is_down:

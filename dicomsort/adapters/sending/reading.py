@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from dicomsort.adapters.sending.records import Instance, Unsendable
-from dicomsort.files import opened
+from dicomsort.files import look_up, opened
 
 CHUNK = 1 << 20
+_GONE = "it is gone since it was found"
 _CHANGED = "it changed while it was sent; send again"
 
 
@@ -51,9 +52,19 @@ class Outgoing:
         return piece
 
     def _check(self) -> None:
-        status, found = os.fstat(self._descriptor), self._instance
-        if (status.st_size, status.st_mtime_ns, status.st_ino) != (found.size, found.mtime_ns, found.inode):
-            raise Unsendable(_CHANGED)
+        _compare(self._instance, os.fstat(self._descriptor))
+
+
+def check(instance: Instance) -> None:
+    """``Unsendable`` where the file is no more what it was when it was found."""
+    _compare(instance, look_up(instance.absolute))
+
+
+def _compare(found: Instance, status: os.stat_result | None) -> None:
+    if status is None:
+        raise Unsendable(_GONE)
+    if (status.st_size, status.st_mtime_ns, status.st_ino) != (found.size, found.mtime_ns, found.inode):
+        raise Unsendable(_CHANGED)
 
 
 @contextmanager
@@ -63,7 +74,7 @@ def outgoing(instance: Instance) -> Iterator[Outgoing]:
         try:
             descriptor = stack.enter_context(opened(instance.absolute))
         except FileNotFoundError:
-            raise Unsendable("it is gone since it was found") from None
+            raise Unsendable(_GONE) from None
         except OSError as error:
             raise Unsendable(f"it cannot be read: {error.strerror}") from None
         yield Outgoing(instance, descriptor)

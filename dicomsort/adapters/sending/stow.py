@@ -206,12 +206,12 @@ def _translated(peer: WebPeer, error: Exception, timeout: float) -> Temporary | 
 
     if isinstance(error, failures.NameResolutionError):
         return unresolved(peer.host, error.__cause__)
-    if isinstance(error, failures.ConnectTimeoutError):
-        return Temporary(f"{peer.name} cannot be reached: no answer within {timeout:g} s", is_down=True)
     if isinstance(error, failures.NewConnectionError):
         cause = error.__cause__
         why = getattr(cause, "strerror", None) or "no connection"
         return Temporary(f"{peer.name} cannot be reached: {why}", is_down=True)
+    if isinstance(error, failures.ConnectTimeoutError):
+        return Temporary(f"{peer.name} cannot be reached: no answer within {timeout:g} s", is_down=True)
     if isinstance(error, failures.SSLError):
         reason = error.args[0] if error.args else error
         if isinstance(reason, ssl.SSLCertVerificationError):
