@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -127,7 +128,12 @@ class Scp:
 
     @contextlib.contextmanager
     def running(
-        self, *, syntaxes: list[str] | None = None, called: str = "", unrestricted: bool = True
+        self,
+        *,
+        syntaxes: list[str] | None = None,
+        called: str = "",
+        unrestricted: bool = True,
+        tls: ssl.SSLContext | None = None,
     ) -> Iterator[Scp]:
         from pynetdicom import AE, _config, evt
         from pynetdicom.presentation import AllStoragePresentationContexts
@@ -146,7 +152,7 @@ class Scp:
         ]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_config, "UNRESTRICTED_STORAGE_SERVICE", unrestricted and syntaxes is None)
-            server = entity.start_server((HOST, 0), block=False, evt_handlers=handlers)
+            server = entity.start_server((HOST, 0), block=False, evt_handlers=handlers, ssl_context=tls)
             self.port = server.server_address[1]
             try:
                 yield self
@@ -195,7 +201,7 @@ class Web:
         return f"http://{HOST}:{self.port}/dicom-web"
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[Web]:
+    def running(self, tls: ssl.SSLContext | None = None) -> Iterator[Web]:
         web = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -220,6 +226,9 @@ class Web:
 
         server = ThreadingHTTPServer((HOST, 0), Handler)
         server.daemon_threads = True
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
         self.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,10 +18,12 @@ from command import Ran
 from peers_send import Scp, free_port, raw_server
 from sending_tools import rows, send, statuses
 
+from dicomsort.adapters.sending import crew
 from dicomsort.adapters.sending.association import Association
 from dicomsort.adapters.sending.destination import destination
+from dicomsort.adapters.sending.dimse import DimseChannel
 from dicomsort.adapters.sending.reading import CHUNK, outgoing
-from dicomsort.adapters.sending.records import Fate, Instance, Permanent, Temporary, Unsendable
+from dicomsort.adapters.sending.records import Batch, Fate, Instance, Permanent, Request, Temporary, Unsendable
 from dicomsort.adapters.sending.selecting import examine
 from dicomsort.records import Found
 
@@ -288,3 +291,33 @@ def test_ends_of_the_peer_between_instances(folder: Path) -> None:
     assert "the peer ended the association before it answered" in ran.err
     assert count == 6
     assert Fate.FAILED in statuses(ran)
+
+
+def test_an_interrupt_does_not_wait_for_a_peer_that_hangs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "GRACE", 0.05)
+    connected, over = threading.Event(), threading.Event()
+
+    def talk(connection: socket.socket) -> None:
+        connected.set()
+        over.wait(30)
+
+    def batches() -> Iterator[Batch]:
+        status = (folder / "0.dcm").stat()
+        instance = examine(str(folder), Found("0.dcm", status.st_size, status.st_mtime_ns, 0, status.st_ino))
+        assert isinstance(instance, Instance)
+        yield Batch((instance,), ((CT, EXPLICIT),))
+        connected.wait(30)
+        raise KeyboardInterrupt
+
+    settled: list[object] = []
+    with raw_server(talk) as port:
+        request = Request(str(folder), f"SCP@127.0.0.1:{port}", timeout=1)
+        channel = DimseChannel(destination(request.to), request, None, None)  # type: ignore[arg-type]
+        team = crew.Crew([channel], request, lambda *told: settled.append(told))
+        with pytest.raises(KeyboardInterrupt):
+            team.run(batches())
+        over.set()
+        for thread in team._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+    assert settled == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,12 +103,13 @@ def _send(request: Request, values: dict[str, Any]) -> int:
     from dicomsort.files import Files
 
     quiet = values["quiet"]
-    write = _writer(as_json=values["as_json"], quiet=quiet)  # before a bar takes stdout over
+    rows = _Rows(as_json=values["as_json"], quiet=quiet)
     with (
         logging_to(values["log_file"], values["log_format"]) as log,
         watching(quiet=quiet or sys.stdout.isatty()) as progress,
     ):
-        sent = deliver(request, Files(), progress, write)
+        sent = deliver(request, Files(), progress, rows.add)
+        rows.begin()
         counts = {name: value for name, value in vars(sent).items() if name != "reasons"}
         log.info("send ended", extra={"facts": counts})
     if not quiet:
@@ -119,27 +119,35 @@ def _send(request: Request, values: dict[str, Any]) -> int:
     return NEEDS_PERSON if sent.failed or sent.problem else 0
 
 
-def _writer(*, as_json: bool, quiet: bool) -> Callable[[Delivery], None]:
-    from dicomsort.adapters.sending import Fate
-    from dicomsort.report import printable
-    from dicomsort.report.text import cell
+class _Rows:
+    """Prints a row a file; the head of a CSV when it is sure that there will be a result."""
 
-    out = sys.stdout
-    table = csv.writer(out, lineterminator="\n")
-    if not as_json:
-        table.writerow(COLUMNS)
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        self._out = sys.stdout  # before a bar takes it over
+        self._table = csv.writer(self._out, lineterminator="\n")
+        self._as_json, self._quiet = as_json, quiet
+        self._is_begun = as_json
 
-    def write(delivery: Delivery) -> None:
-        cells = [getattr(delivery, name) for name in COLUMNS]
-        if quiet and delivery.status is not Fate.FAILED:
+    def begin(self) -> None:
+        if not self._is_begun:
+            self._table.writerow(COLUMNS)
+            self._is_begun = True
+
+    def add(self, delivery: Delivery) -> None:
+        from dicomsort.adapters.sending import Fate
+        from dicomsort.report import printable
+        from dicomsort.report.text import cell
+
+        if self._quiet and delivery.status is not Fate.FAILED:
             return
-        if as_json:
-            out.write(json.dumps(dict(zip(COLUMNS, [printable(cells[0]), *cells[1:]], strict=True))) + "\n")
+        self.begin()
+        cells = [getattr(delivery, name) for name in COLUMNS]
+        if self._as_json:
+            told = dict(zip(COLUMNS, [printable(cells[0]), *cells[1:]], strict=True))
+            self._out.write(json.dumps(told) + "\n")
         else:
-            table.writerow([cell(str(value)) for value in cells])
-        out.flush()
-
-    return write
+            self._table.writerow([cell(str(value)) for value in cells])
+        self._out.flush()
 
 
 def _summarise(sent: Sent) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
+from math import inf
 
 from dicomsort.adapters.sending import dimse, negotiation, selecting, stow, tls
 from dicomsort.adapters.sending.acknowledged import Acknowledged
@@ -30,6 +31,7 @@ from dicomsort.report import printable
 __all__ = ["Delivery", "Fate", "Progress", "Request", "Sent", "destination", "send"]
 
 WINDOW = 1000  # files whose headers are read before what they need of associations is settled
+LONGEST_TIMEOUT = 86_400  # seconds
 _log = logging.getLogger("dicomsort")
 
 
@@ -56,11 +58,13 @@ def send(
 def _check(request: Request) -> None:
     ae_title(request.ae_title, "--ae-title")
     for name, least in (("retries", 0), ("retry_wait", 0), ("associations", 1)):
-        if getattr(request, name) < least:
-            option = name.replace("_", "-")
-            raise UsageError(f"--{option}: expected at least {least}, received {getattr(request, name)}")
-    if request.timeout <= 0:
-        raise UsageError(f"--timeout: expected more than 0 seconds, received {request.timeout:g}")
+        value, option = getattr(request, name), name.replace("_", "-")
+        if not least <= value < inf:
+            raise UsageError(f"--{option}: expected at least {least}, received {value}")
+    if not 0 < request.timeout <= LONGEST_TIMEOUT:
+        raise UsageError(
+            f"--timeout: expected more than 0 and at most {LONGEST_TIMEOUT} seconds, received {request.timeout:g}"
+        )
 
 
 def _journal(selection: Selection, name: str) -> str:

@@ -70,7 +70,6 @@ class Sent:
     seconds: float = 0.0
     problem: str = ""
     reasons: Counter[str] = field(default_factory=Counter)  # of what failed
-    notes: list[str] = field(default_factory=list)
 
     def count(self, delivery: Delivery, size: int = 0) -> None:
         """Count one file of ``size`` bytes."""
