@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from dicomsort.cli import doctor, evaluate, predict, receive, rules, screen, sort, state, train, tune, watch
+from dicomsort.cli import doctor, evaluate, predict, receive, rules, screen, send, sort, state, train, tune, watch
 from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ app.command("undo")(state.undo)
 app.command("runs")(state.runs)
 app.command("verify")(state.verify)
 app.command("receive")(receive.receive)
+app.command("send")(send.send)
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)

@@ -6,6 +6,7 @@ import json as jsonlib
 import os
 import signal
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,8 +20,10 @@ from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
     from dicomsort.report import Summary
-    from dicomsort.service import Courier, Service, Stop
+    from dicomsort.service import Courier, Sent, Service, Stop
     from dicomsort.sorting import Request
+
+RETRIES = 1  # of an instance that may pass later: the next round tries again
 
 
 def watch(  # the parameters are what Typer makes options of; they are read from the context
@@ -98,19 +101,39 @@ def _service(request: Request, settings: WatchSettings, stop: Stop) -> Service:
     times = (int(settle * 1e9), int(again * 1e9))
     rounds = Rounds(request, *times, partial(engine_for, sort), files, progress, clock)
     show = partial(_show, as_json=sort.json, quiet=sort.quiet)
-    courier = _courier(request, settings) if settings.routes else None
+    courier = _courier(request, settings, stop) if settings.routes else None
     return Service(rounds, stop, settings.every, settle, clock, show, _complain, courier, sort.metrics)
 
 
-def _courier(_: Request, __: WatchSettings) -> Courier:
-    raise UsageError("[routes]: expected an installation that can send, received one that cannot")
+def _courier(request: Request, settings: WatchSettings, stop: Stop) -> Courier:
+    from dicomsort.service import Courier
+
+    return Courier(request.outbox or "", settings.routes, partial(_send, stop))
+
+
+def _send(stop: Stop, folder: str, destination: str, run: str | None) -> Sent:
+    """Send what lies in a class's folder on, until the service is asked to end; see ``service.Sender``."""
+    from dicomsort.adapters.sending import Request as Sending
+    from dicomsort.adapters.sending import send
+    from dicomsort.files import Files
+    from dicomsort.service import Sent, StoppableProgress, Stopped
+
+    counted = Counter[str]()
+    request = Sending(folder, destination, run=run or "", retries=RETRIES)
+    try:
+        sent = send(
+            request, Files(), StoppableProgress(Silent(), stop.check), lambda each: counted.update([each.status])
+        )
+    except Stopped:  # what is left is sent after the next start
+        return Sent(counted["acknowledged"], 0)
+    message = sent.problem or next(iter(sent.reasons), "")
+    return Sent(sent.acknowledged, max(sent.failed, int(bool(sent.problem))), message)
 
 
 def _destination(text: str) -> None:
-    title, at, address = text.rpartition("@")
-    port = address.rpartition(":")[2]
-    if "://" not in text and not (title and at and port.isdecimal()):
-        raise UsageError(f"expected AE@HOST:PORT or https://HOST/PATH, received {text!r}")
+    from dicomsort.adapters.sending import destination, require
+
+    require(destination(text))
 
 
 def _show(summary: Summary, *, as_json: bool, quiet: bool) -> None:

@@ -80,6 +80,34 @@ def read_header(data: bytes | memoryview, size: int, name: str, more: Callable[[
     return bare or magic.not_an_image(head, size, name, more)
 
 
+def data_set_offset(data: bytes | memoryview, size: int, more: Callable[[int, int], bytes]) -> int | None:
+    """Offset of the data set behind the file meta information (PS3.10 7.1), None where that is damaged.
+
+    The arguments are those of ``read_header``, for a file that it found to be DICOM; 0 where it has none.
+
+    Raises:
+        OSError: from ``more``.
+
+    """
+    head = bytes(data)
+    if head.startswith(b"DICM", magic.PREAMBLE):
+        start = magic.PREAMBLE + 4
+    elif head.startswith(b"DICM"):
+        start = 4
+    elif head.startswith(b"\x02\x00"):
+        start = 0
+    else:
+        return 0
+    meta, source = Tags(), FileSource(head, size, more)
+    try:
+        with suppress(fast.Unusual):  # as an implicit or deflated data set is to a reader of explicit elements
+            fast.scan(source, start, _FILE_META, meta, _META_END)
+        buffer, base = source.window(meta.position, 2)
+    except Ended:
+        return None
+    return None if buffer.startswith(b"\x02\x00", meta.position - base) else meta.position
+
+
 def _dicom(source: Source, start: int, size: int) -> Header:
     """Header of a DICOM file whose file meta information begins at ``start``."""
     meta = Tags()

@@ -33,6 +33,7 @@ __all__ = [
     "Stop",
     "StoppableFiles",
     "StoppableProgress",
+    "Stopped",
     "check_routes",
     "steady_clock",
 ]

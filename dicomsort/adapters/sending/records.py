@@ -1,0 +1,162 @@
+"""What goes into ``send`` and what comes out of it: plain records, and what its parts hand to each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+
+class Fate(StrEnum):
+    """What became of a file; the column ``status`` of the result."""
+
+    ACKNOWLEDGED = "acknowledged"  # the peer has it, by its own word
+    SKIPPED = "skipped"  # the peer acknowledged it before, and it has not changed since
+    FAILED = "failed"
+    IGNORED = "ignored"  # no DICOM instance at all
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to send, where to, and how patiently.
+
+    ``to`` is ``AE@HOST:PORT`` or the address of a DICOMweb server. ``run`` limits it to what that run of the outbox
+    placed. ``journal`` is the file that keeps what was acknowledged (``""``: in the outbox's state, else below the
+    folder). ``retry_wait`` is in seconds, and is doubled for each further retry; ``timeout`` bounds each wait for the
+    peer, in seconds. ``authorization`` names a file that holds ``user:password`` or the value of the HTTP header.
+    """
+
+    folder: str
+    to: str
+    ae_title: str = "DICOMSORT"
+    run: str = ""
+    journal: str = ""
+    again: bool = False  # also what was acknowledged before
+    retries: int = 5
+    retry_wait: float = 1.0
+    timeout: float = 60.0
+    associations: int = 1
+    decompress: bool = False
+    tls: bool = False
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    authorization: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A row of the result. ``path`` is relative to the outbox, or to the folder where that lies in none."""
+
+    path: str
+    sop_uid: str
+    status: Fate
+    attempts: int = 0
+    message: str = ""
+
+
+@dataclass
+class Sent:
+    """What a sending did. ``problem`` says why it ended early, where it did: the peer is not there, or refuses all."""
+
+    destination: str
+    found: int = 0
+    acknowledged: int = 0
+    skipped: int = 0
+    failed: int = 0
+    ignored: int = 0
+    bytes: int = 0  # of the files acknowledged
+    seconds: float = 0.0
+    problem: str = ""
+    reasons: Counter[str] = field(default_factory=Counter)  # of what failed
+
+    def count(self, delivery: Delivery, size: int = 0) -> None:
+        """Count one file of ``size`` bytes."""
+        self.found += 1
+        setattr(self, delivery.status, getattr(self, delivery.status) + 1)
+        if delivery.status is Fate.ACKNOWLEDGED:
+            self.bytes += size
+        elif delivery.status is Fate.FAILED:
+            self.reasons[delivery.message] += 1
+
+
+class Progress(Protocol):
+    """Told of each stage and of each step in it; never asked anything."""
+
+    def stage(self, name: str, total: int | None) -> None:
+        """A stage begins; ``total`` steps will follow, if that is known."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Steps of the present stage are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A SOP instance on disk, as it was when it was found; its data set begins at ``offset`` of ``absolute``."""
+
+    path: str
+    absolute: str
+    size: int
+    mtime_ns: int
+    inode: int
+    offset: int
+    syntax: str
+    sop_class: str
+    sop_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one attempt at one instance; without ``acknowledged``, ``again`` says whether another may help.
+
+    ``sha256`` is of the file whose data set was sent.
+    """
+
+    acknowledged: bool = False
+    again: bool = False
+    message: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a channel is given at once; ``contexts`` are the (SOP class, transfer syntax) of these and those near."""
+
+    instances: tuple[Instance, ...]
+    contexts: tuple[tuple[str, str], ...] = ()
+
+
+class Channel(Protocol):
+    """A connection to the peer, made where there is none; used by one thread at a time."""
+
+    def deliver(self, batch: Batch) -> list[Answer]:
+        """Send each instance; an answer each, in their order. Raises ``Temporary`` or ``Permanent``."""
+
+    def close(self) -> None:
+        """Take leave of the peer, where it is still there."""
+
+    def abort(self) -> None:
+        """Close at once, from another thread."""
+
+
+class Temporary(Exception):
+    """The peer could not be reached, or broke off; a later attempt may succeed.
+
+    ``wait`` is how many seconds the peer asked for. ``is_down`` says that nothing could be sent there at that moment,
+    so that trying another instance is of no use.
+    """
+
+    def __init__(self, message: str, *, wait: float = 0.0, is_down: bool = False) -> None:
+        """Keep why."""
+        super().__init__(message)
+        self.wait = wait
+        self.is_down = is_down
+
+
+class Permanent(Exception):
+    """Whatever is sent there will be refused: the address, a title, a certificate or a right is wrong."""
+
+
+class Unsendable(Exception):
+    """A file that cannot be sent: gone, changed, or unreadable."""

@@ -1,0 +1,237 @@
+"""STOW-RS (PS3.18 10.5): batches of files in one request, an answer for each from the response.
+
+The border to urllib3. Proxies of the environment are not used: images must not leave by a way that nobody named.
+"""
+
+from __future__ import annotations
+
+import base64
+import email.utils
+import json
+import ssl
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dicomsort.adapters.sending import statuses
+from dicomsort.adapters.sending.destination import WebPeer, unresolved
+from dicomsort.adapters.sending.multipart import Body, Part, PartLost
+from dicomsort.adapters.sending.records import Answer, Batch, Instance, Permanent, Request, Temporary, Unsendable
+from dicomsort.errors import UsageError
+
+BATCH_FILES, BATCH_BYTES = 64, 32 << 20
+MAX_ANSWER = 16 << 20  # bytes of a response that are read
+_JSON = "application/dicom+json"
+_STORED = frozenset({200, 202, 409})  # all, some, none of it was stored: the payload tells of each
+_LATER = frozenset({408, 429, 502, 503, 504})
+_RIGHTS = frozenset({401, 403, 407})
+_ELSEWHERE = frozenset({404, 405, 406, 410, 501, 505})
+_REFERENCED, _FAILED, _SOP_UID, _FAILURE, _WARNING = "00081199", "00081198", "00081155", "00081197", "00081196"
+
+
+def require() -> None:
+    """``UsageError`` where urllib3 is not installed."""
+    try:
+        import urllib3  # noqa: F401
+    except ImportError:
+        raise UsageError("expected the extra dicomsort[pacs] to send to a server, received: not installed") from None
+
+
+class WebChannel:
+    """A connection to the server, kept alive from batch to batch."""
+
+    def __init__(self, peer: WebPeer, request: Request, tls: ssl.SSLContext | None) -> None:
+        """Nothing is sent before the first delivery."""
+        import urllib3
+
+        self._peer, self._request = peer, request
+        self._headers = {"Accept": _JSON, **_authorization(peer, request.authorization)}
+        extra: dict[str, Any] = {} if tls is None else {"ssl_context": tls}
+        self._pool: Any = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False, **extra)
+        self._timeout = urllib3.Timeout(connect=request.timeout, read=request.timeout)
+
+    def deliver(self, batch: Batch) -> list[Answer]:
+        """See ``Channel``."""
+        answers: dict[Instance, Answer] = {}
+        parts = []
+        for instance in batch.instances:
+            try:
+                parts.append(Part(instance))
+            except Unsendable as problem:
+                answers[instance] = Answer(message=str(problem))
+        answers |= self._posted(parts)
+        return [answers[instance] for instance in batch.instances]
+
+    def _posted(self, parts: list[Part]) -> dict[Instance, Answer]:
+        """Post the parts; a file that is lost meanwhile is left out, a batch refused as a whole is halved."""
+        lost: dict[Instance, Answer] = {}
+        while parts:
+            try:
+                code, told = self._post(Body(parts))
+                break
+            except PartLost as problem:
+                lost[problem.part.instance] = Answer(message=str(problem))
+                parts = [part for part in parts if part is not problem.part]
+        else:
+            return lost
+        if told is None and len(parts) > 1:
+            half = len(parts) // 2
+            return lost | self._half(parts[:half]) | self._half(parts[half:])
+        if told is None:
+            return lost | {parts[0].instance: Answer(message=f"the server refuses it (HTTP {code})")}
+        return lost | {part.instance: _answer(told, part) for part in parts}
+
+    def _half(self, parts: list[Part]) -> dict[Instance, Answer]:
+        """As ``_posted``; what breaks off does not take the other half's answers with it."""
+        try:
+            return self._posted(parts)
+        except Temporary as error:
+            return {part.instance: Answer(again=True, message=str(error)) for part in parts}
+
+    def _post(self, body: Body) -> tuple[int, dict[str, int] | None]:
+        """The status, and what the response says of each SOP Instance UID; None where it refuses them all unread."""
+        import urllib3
+
+        headers = self._headers | {"Content-Type": body.content_type, "Content-Length": str(body.length)}
+        try:
+            response = self._pool.request(
+                "POST", self._peer.url, body=iter(body), headers=headers, redirect=False, preload_content=False,
+                timeout=self._timeout,
+            )  # fmt: skip
+            content = response.read(MAX_ANSWER, decode_content=True)
+            is_whole = len(content) < MAX_ANSWER
+            if is_whole:
+                response.drain_conn()
+            response.release_conn() if is_whole else response.close()
+        except urllib3.exceptions.HTTPError as error:
+            raise _translated(self._peer, error, self._request.timeout) from None
+        return response.status, _judged(self._peer, response.status, response.headers, content)
+
+    def close(self) -> None:
+        """See ``Channel``."""
+        self._pool.clear()
+
+    def abort(self) -> None:
+        """See ``Channel``; a request under way ends with its process."""
+
+
+def _authorization(peer: WebPeer, file: str) -> dict[str, str]:
+    """The header that the file holds, ready or as ``user:password``."""
+    if not file:
+        return {}
+    if not peer.keeps_secrets:
+        raise UsageError(f"--auth: expected an https:// address beside it, received {peer.name}")
+    try:
+        text = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UsageError(f"--auth: expected a file that can be read, received {file!r}: {why}") from None
+    if not text or not text.isprintable():
+        raise UsageError(f"--auth: expected one line in {file!r}, `user:password` or a scheme and its credentials")
+    if " " not in text.partition(":")[0]:
+        text = "Basic " + base64.b64encode(text.encode()).decode()
+    return {"Authorization": text}
+
+
+def _judged(peer: WebPeer, code: int, headers: Any, content: bytes) -> dict[str, int] | None:
+    told = _told(content) if code in _STORED else None
+    if told is not None:
+        return told
+    if code in _LATER:
+        raise Temporary(f"{peer.name} answers HTTP {code}", wait=_seconds(headers.get("Retry-After", "")), is_down=True)
+    if code in _RIGHTS:
+        raise Permanent(f"{peer.name} refuses with HTTP {code}; --auth FILE gives user and password, or a token")
+    if 300 <= code < 400 or code in _ELSEWHERE:  # noqa: PLR2004
+        raise Permanent(f"{peer.name} answers HTTP {code}: there is no STOW-RS service at {peer.url}; check --to")
+    if code < 300:  # noqa: PLR2004
+        kind = headers.get("Content-Type", "no type").partition(";")[0]
+        raise Permanent(
+            f"expected {_JSON} from {peer.url}, received HTTP {code} with {kind}: no STOW-RS service; check --to"
+        )
+    return None
+
+
+def _told(content: bytes) -> dict[str, int] | None:
+    """SOP Instance UID -> status, of a response's data set in DICOM JSON (PS3.18 F); None where it is none."""
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        return None
+    dataset = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
+    if not isinstance(dataset, dict) or not ({_REFERENCED, _FAILED} & dataset.keys()):
+        return None
+    told = {_first(item, _SOP_UID): _status(item, _WARNING, 0) for item in _items(dataset, _REFERENCED)}
+    told |= {_first(item, _SOP_UID): _status(item, _FAILURE, 0x0110) for item in _items(dataset, _FAILED)}
+    return {str(uid): status for uid, status in told.items()}
+
+
+def _items(dataset: dict[str, Any], tag: str) -> Iterator[dict[str, Any]]:
+    element = dataset.get(tag)
+    values = element.get("Value") if isinstance(element, dict) else None
+    return (item for item in (values if isinstance(values, list) else []) if isinstance(item, dict))
+
+
+def _first(item: dict[str, Any], tag: str) -> Any:
+    element = item.get(tag)
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values[0] if isinstance(values, list) and values else None
+
+
+def _status(item: dict[str, Any], tag: str, default: int) -> int:
+    value = _first(item, tag)
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def _answer(told: dict[str, int], part: Part) -> Answer:
+    status = told.get(part.instance.sop_uid)
+    if status is None:
+        return Answer(message="the server's answer does not name it")
+    message = "" if status == statuses.SUCCESS else statuses.told(status)
+    return Answer(statuses.is_stored(status), statuses.is_temporary(status), message, part.sha256)
+
+
+def _seconds(text: str) -> float:
+    """The value of Retry-After (RFC 9110 10.2.3): seconds, or a date."""
+    if text.strip().isdecimal():
+        return float(text)
+    with suppress(ValueError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    return 0.0
+
+
+def _translated(peer: WebPeer, error: Exception, timeout: float) -> Temporary | Permanent:
+    import urllib3.exceptions as failures
+
+    if isinstance(error, failures.NameResolutionError):
+        return unresolved(peer.host, error.__cause__)
+    if isinstance(error, failures.NewConnectionError):
+        cause = error.__cause__
+        why = getattr(cause, "strerror", None) or "no connection"
+        return Temporary(f"{peer.name} cannot be reached: {why}", is_down=True)
+    if isinstance(error, failures.ConnectTimeoutError):
+        return Temporary(f"{peer.name} cannot be reached: no answer within {timeout:g} s", is_down=True)
+    if isinstance(error, failures.SSLError):
+        reason = error.args[0] if error.args else error
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return Permanent(f"the certificate of {peer.name} is not trusted: {reason.verify_message}; see --tls-ca")
+        return Temporary(f"no TLS with {peer.name}: {getattr(reason, 'reason', reason)}", is_down=True)
+    if isinstance(error, failures.ReadTimeoutError):
+        return Temporary(f"{peer.name} did not answer within {timeout:g} s")
+    return Temporary(f"{peer.name} broke off the connection")
+
+
+def batches(instances: Iterable[Instance]) -> Iterator[Batch]:
+    """Yield instances together, bounded in number and bytes, no SOP Instance UID twice: answers name nothing else."""
+    held: list[Instance] = []
+    size = 0
+    for instance in instances:
+        is_full = len(held) == BATCH_FILES or size + instance.size > BATCH_BYTES
+        if held and (is_full or any(instance.sop_uid == other.sop_uid for other in held)):
+            yield Batch(tuple(held))
+            held, size = [], 0
+        held.append(instance)
+        size += instance.size
+    if held:
+        yield Batch(tuple(held))

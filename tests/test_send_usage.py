@@ -1,0 +1,225 @@
+"""What a user may get wrong, what ``send`` prints and keeps, and what it never tells."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from building import make_dicom, make_files, read_tree
+from command import run
+from peers_send import Scp, Web
+from sending_tools import rows, send, statuses
+from test_patient_data import MARKER, tags
+from test_send_web import stored
+
+from dicomsort.adapters.sending import Request, destination
+from dicomsort.adapters.sending import send as deliver
+from dicomsort.adapters.sending.destination import file_name
+from dicomsort.cli.console import Silent
+from dicomsort.errors import DicomsortError
+from dicomsort.files import Files
+
+pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(3):
+        make_dicom(tmp_path / "in" / f"{number}.dcm", instance=number)
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize(
+    ("to", "message"),
+    [
+        ("ARCHIVE", "--to: expected AE@HOST:PORT or https://HOST/PATH, received 'ARCHIVE'"),
+        ("pacs:104", "--to: expected AE@HOST:PORT"),
+        ("ARCHIVE@pacs", "--to: expected AE@HOST:PORT"),
+        ("ARCHIVE@pacs:dicom", "--to: expected a port of 1 to 65535"),
+        ("ARCHIVE@pacs:0", "--to: expected a port of 1 to 65535"),
+        ("ARCHIVE@pacs:65536", "--to: expected a port of 1 to 65535"),
+        ("ARCHIVE@pacs:٣", "--to: expected a port of 1 to 65535"),
+        ("@pacs:104", "--to: expected an AE title of 1 to 16 characters"),
+        ("SEVENTEENLETTERSX@pacs:104", "--to: expected an AE title of 1 to 16 characters"),
+        ("A\\B@pacs:104", "--to: expected an AE title of 1 to 16 characters"),
+        ("A@pa cs:104", "--to: expected AE@HOST:PORT"),
+        ("A@pacs/x:104", "--to: expected AE@HOST:PORT"),
+        ("ftp://pacs/", "--to: expected AE@HOST:PORT or https://HOST/PATH"),
+        ("https://", "--to: expected AE@HOST:PORT"),
+        ("https://pacs:x/", "--to: expected AE@HOST:PORT"),
+        ("https://[pacs/", "--to: expected AE@HOST:PORT"),
+        ("https://pacs/?a=b", "--to: expected AE@HOST:PORT"),
+        ("https://me:secret@pacs/", "--to: expected an address without user and password"),
+        ("", "--to: expected AE@HOST:PORT"),
+    ],
+)
+def test_addresses_that_are_none(folder: Path, to: str, message: str) -> None:
+    ran = send(folder, "--to", to)
+    assert (ran.code, ran.out, read_tree(folder).keys()) == (2, "", {"0.dcm", "1.dcm", "2.dcm"})
+    assert message in ran.err
+    assert "secret" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ae-title", "with\\slash"], "--ae-title: expected an AE title"),
+        (["--retries", "-1"], "--retries: expected at least 0, received -1"),
+        (["--retries", "many"], "Invalid value for '--retries'"),
+        (["--retry-wait", "-1"], "--retry-wait: expected at least 0"),
+        (["--retry-wait", "nan"], "--retry-wait: expected at least 0"),
+        (["--timeout", "0"], "--timeout: expected more than 0 and at most 86400 seconds"),
+        (["--timeout", "inf"], "--timeout: expected more than 0 and at most 86400 seconds"),
+        (["--timeout", "nan"], "--timeout: expected more than 0 and at most 86400 seconds"),
+        (["--associations", "0"], "--associations: expected at least 1"),
+        (["--auth", "file"], "--auth: expected an https:// address beside it"),
+        (["--log-format", "xml"], "--log-format: expected text|json, received 'xml'"),
+        (["--log-file", "/no/such/folder/log"], "--log-file: expected a file that can be written"),
+        (["--colour"], "No such option"),
+        (["--journal", "/proc/1/journal"], "--journal FILE names another place"),
+    ],
+)
+def test_options_that_are_wrong(folder: Path, options: list[str], message: str) -> None:
+    ran = send(folder, "--to", "SCP@127.0.0.1:1", *options)
+    assert ran.code == 2, ran.err
+    assert message in ran.err
+
+
+@pytest.mark.parametrize("missing", ["nowhere", "in/0.dcm", ""])
+def test_folders_that_are_none(folder: Path, missing: str) -> None:
+    ran = send(folder.parent / missing if missing else "", "--to", "SCP@127.0.0.1:1")
+    assert ran.code == 2
+    assert "expected a folder to send, received" in ran.err
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    ran = send(tmp_path, "--to", "SCP@127.0.0.1:1")
+    assert (ran.code, ran.out) == (0, "path,sop_uid,status,attempts,message\n")
+    assert "SCP@127.0.0.1:1: 0 acknowledged" in ran.err
+
+
+@pytest.mark.parametrize(("package", "to"), [("pynetdicom", "SCP@127.0.0.1:1"), ("urllib3", "http://127.0.0.1:1")])
+def test_an_extra_that_is_not_installed(folder: Path, package: str, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    ran = send(folder, "--to", to)
+    assert ran.code == 2
+    assert "expected the extra dicomsort[pacs]" in ran.err
+
+
+def test_rows_as_csv_as_json_and_only_what_failed(folder: Path) -> None:
+    make_files(folder, {"notes.txt": "x", "bad.dcm": b"\0" * 128 + b"DICM" + bytes(7)})
+    with Scp().running() as scp:
+        ran = send(folder, "--to", scp.to)
+        assert ran.out.splitlines()[0] == "path,sop_uid,status,attempts,message"
+        assert statuses(ran) == Counter(acknowledged=3, failed=1, ignored=1)
+        assert f"{scp.to}: 3 acknowledged; 1 failed; 1 ignored, no DICOM instances" in ran.err
+        ran = send(folder, "--to", scp.to, "--json")
+        told = [json.loads(line) for line in ran.out.splitlines()]
+        assert {tuple(each) for each in told} == {("path", "sop_uid", "status", "attempts", "message")}
+        assert Counter(each["status"] for each in told) == Counter(skipped=3, failed=1, ignored=1)
+        ran = send(folder, "--to", scp.to, "--quiet")
+    assert ([row["path"] for row in rows(ran)], ran.err, ran.code) == (["bad.dcm"], "", 3)
+
+
+def test_a_journal_of_another_destination(folder: Path, tmp_path: Path) -> None:
+    with Scp().running() as one, Scp().running() as other:
+        assert send(folder, "--to", one.to, "--journal", tmp_path / "journal").code == 0
+        ran = send(folder, "--to", other.to, "--journal", tmp_path / "journal")
+    assert (ran.code, other.came.total()) == (2, 0)
+    assert f"to be of {other.to}, received one of {one.to}" in ran.err
+
+
+@pytest.mark.parametrize("content", ["some text\n", "{}\n", "[]\n", '{"format":1}\n', "\n"])
+def test_a_file_that_is_no_journal_is_left_alone(folder: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "notes").write_text(content)
+    ran = send(folder, "--to", "SCP@127.0.0.1:1", "--journal", tmp_path / "notes")
+    assert ran.code == 2
+    assert "received one of" in ran.err
+    assert (tmp_path / "notes").read_text() == content
+
+
+def test_a_journal_that_is_held(folder: Path, tmp_path: Path) -> None:
+    with Scp().running() as scp:
+        assert send(folder, "--to", scp.to, "--journal", tmp_path / "journal").code == 0
+        with (tmp_path / "journal").open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            ran = send(folder, "--to", scp.to, "--journal", tmp_path / "journal")
+    assert ran.code == 4
+    assert "another `dicomsort send`" in ran.err
+
+
+def test_a_journal_with_damaged_lines_sends_more_not_less(folder: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    with Scp().running() as scp:
+        assert send(folder, "--to", scp.to, "--journal", journal).code == 0
+        head, base, first, second, third = journal.read_bytes().splitlines(keepends=True)
+        journal.write_bytes(head + base + b"\xff\xfe\n" + second.replace(b'"sent"', b'"seen"') + b"[]\n" + third[:-9])
+        ran = send(folder, "--to", scp.to, "--journal", journal)
+        assert statuses(ran) == Counter(acknowledged=3)
+        assert statuses(send(folder, "--to", scp.to, "--journal", journal)) == Counter(skipped=3)
+    assert first not in journal.read_bytes().splitlines(keepends=True)[:4]
+
+
+def test_a_full_disk_says_what_will_be_sent_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(Files):
+        def write(self, descriptor: int, data: bytes | memoryview) -> None:
+            if b'"sent"' in bytes(data):
+                raise OSError(28, os.strerror(28))
+            super().write(descriptor, data)
+
+    with Scp().running() as scp:
+        with monkeypatch.context() as patch:
+            patch.setattr("dicomsort.files.Files", Full)
+            ran = send(folder, "--to", scp.to)
+        assert ran.code == 1
+        assert "No space left on device; what the peer acknowledged last may be sent again" in ran.err
+        assert rows(ran) == []
+        assert statuses(send(folder, "--to", scp.to)) == Counter(acknowledged=3)
+
+
+def test_nothing_that_is_written_or_printed_holds_a_tag(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for number in range(3):
+        make_dicom(folder / f"{number}.dcm", instance=number, **tags())
+    log = ("--log-file", tmp_path / "log")
+    with Scp(lambda _, times: 0xC000 if times == 1 else 0).running() as scp:
+        ways = (log, (*log, "--log-format", "json"), ("--json",))
+        told = [send(folder, "--to", scp.to, *options) for options in ways]
+    with Web(lambda _, body: stored(body)).running() as web:
+        told.append(send(folder, "--to", web.to, *log, "--decompress"))
+    told.append(run("send", folder, "--to", "SCP@127.0.0.1:1", "--retries", 0, *log))
+    written = "".join(ran.out + ran.err for ran in told) + (tmp_path / "log").read_text("utf-8")
+    written += "".join(content.decode() for path, content in read_tree(folder).items() if not path.endswith(".dcm"))
+    assert "not sent" in written
+    assert '"sent"' in written
+    assert MARKER not in written
+
+
+def test_what_watch_calls(folder: Path) -> None:
+    with Scp().running() as scp:
+        sent = deliver(Request(str(folder), scp.to), Files(), Silent())
+        assert (sent.found, sent.acknowledged, sent.failed, sent.problem) == (3, 3, 0, "")
+        assert sent.bytes == sum(path.stat().st_size for path in folder.glob("*.dcm"))
+        assert deliver(Request(str(folder), scp.to), Files(), Silent()).skipped == 3
+    sent = deliver(Request(str(folder), scp.to, again=True, retries=0), Files(), Silent())
+    assert (sent.found, sent.failed, sent.acknowledged) == (3, 3, 0)
+    assert "cannot be reached" in sent.problem
+    with pytest.raises(DicomsortError, match="expected a folder to send"):
+        deliver(Request(str(folder / "no"), scp.to), Files(), Silent())
+
+
+def test_names_of_destinations() -> None:
+    addresses = (
+        *("ARCHIVE@PACS.example:104", "ARCHIVE@pacs.example:105", "A B/.C@pacs:104", "A@[fe80::1]:104"),
+        *("https://PACS/dicom-web", "https://pacs/dicom-web/studies/", "http://pacs/dicom-web", f"https://{'a' * 99}/"),
+    )
+    names = [file_name(destination(address)) for address in addresses]
+    assert names[0].startswith("ARCHIVE@pacs.example_104-")
+    assert names[4] == names[5]
+    assert len(set(names)) == len(names) - 1
+    assert all(len(name) < 100 and "/" not in name and not name.startswith(".") for name in names)

@@ -1,0 +1,306 @@
+"""STOW-RS servers that are busy, refuse, answer for some only, or are none: a clear word, nothing taken for sent."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from building import make_dicom, read_tree, uid
+from command import Ran
+from hypothesis import given
+from hypothesis import strategies as st
+from peers_send import Reply, Web, free_port, raw_server
+from sending_tools import rows, send, statuses
+
+from dicomsort.adapters.sending import stow
+
+pytest.importorskip("urllib3", reason="the extra dicomsort[pacs] is not installed")
+
+FILES = 5
+POISON = uid(1, 1, 3)
+JSON = {"Content-Type": "application/dicom+json"}
+HTML = Reply(200, b"<html><body>Welcome</body></html>", {"Content-Type": "text/html; charset=utf-8"})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(FILES):
+        make_dicom(tmp_path / "in" / f"{number}.dcm", instance=number)
+    return tmp_path / "in"
+
+
+def parts(body: bytes) -> list[bytes]:
+    """The DICOM files of a request."""
+    boundary = body[: body.index(b"\r\n")]
+    return [part.partition(b"\r\n\r\n")[2][:-2] for part in body.split(boundary)[1:-1]]
+
+
+def uids(body: bytes) -> list[str]:
+    return [found.decode() for found in re.findall(rb"\x08\x00\x18\x00UI..([0-9.]+)", body)]
+
+
+def stored(body: bytes, failing: dict[str, int] | None = None, *, warning: int = 0, status: int = 200) -> Reply:
+    """What a server answers that stored all but those that fail."""
+    failing = failing or {}
+    sequences: dict[str, list[dict[str, object]]] = {"00081199": [], "00081198": []}
+    for each in uids(body):
+        item: dict[str, object] = {"00081155": {"vr": "UI", "Value": [each]}}
+        if each in failing:
+            item["00081197"] = {"vr": "US", "Value": [failing[each]]}
+        elif warning:
+            item["00081196"] = {"vr": "US", "Value": [warning]}
+        sequences["00081198" if each in failing else "00081199"].append(item)
+    answer = {tag: {"vr": "SQ", "Value": items} for tag, items in sequences.items() if items}
+    return Reply(status, json.dumps(answer).encode(), JSON)
+
+
+def run(folder: Path, answer: Callable[[int, bytes], Reply], *options: object) -> tuple[Ran, Web]:
+    with Web(answer).running() as web:
+        return send(folder, "--to", web.to, *options), web
+
+
+def all_sent(ran: Ran) -> None:
+    assert (ran.code, statuses(ran)) == (0, Counter(acknowledged=FILES)), ran.err
+
+
+def nothing_sent(ran: Ran, folder: Path, message: str) -> None:
+    assert (ran.code, statuses(ran)) == (1, Counter(failed=FILES)), ran.err
+    assert message in ran.err
+    journals = [content for path, content in read_tree(folder).items() if path.endswith(".jsonl")]
+    assert all(b'"sent"' not in content for content in journals)
+
+
+def test_a_request_is_what_the_standard_says(folder: Path) -> None:
+    ran, web = run(folder, lambda _, body: stored(body))
+    all_sent(ran)
+    ((path, headers, body),) = web.requests
+    assert path == "/dicom-web/studies"
+    assert headers["Accept"] == "application/dicom+json"
+    assert re.fullmatch(r'multipart/related; type="application/dicom"; boundary=[0-9a-f]{32}', headers["Content-Type"])
+    assert int(headers["Content-Length"]) == len(body)
+    assert "Transfer-Encoding" not in headers
+    assert "Authorization" not in headers
+    assert parts(body) == [(folder / f"{number}.dcm").read_bytes() for number in range(FILES)]
+
+
+@pytest.mark.parametrize("address", ["", "/", "/studies", "/studies/"])
+def test_addresses_of_one_service(folder: Path, address: str) -> None:
+    with Web(lambda _, body: stored(body)).running() as web:
+        all_sent(send(folder, "--to", web.to + address))
+        assert statuses(send(folder, "--to", web.to)) == Counter(skipped=FILES)
+    assert [path for path, _, _ in web.requests] == ["/dicom-web/studies"]
+
+
+@pytest.mark.parametrize("after", ["0", "", "soon", email.utils.formatdate(time.time() - 5, usegmt=True)])
+@pytest.mark.parametrize("code", [503, 429])
+def test_a_busy_server_is_asked_again(folder: Path, code: int, after: str) -> None:
+    busy = Reply(code, b"busy", {"Retry-After": after})
+    ran, web = run(folder, lambda times, body: busy if times <= 2 else stored(body))
+    all_sent(ran)
+    assert len(web.requests) == 3
+    assert {row["attempts"] for row in rows(ran)} == {"3"}
+
+
+@pytest.mark.parametrize(("text", "least"), [("7", 7), ("", 0), ("-5", 0), ("Thu, 32 Foo", 0), ("9" * 400, 1e9)])
+def test_how_long_a_server_asks_to_wait(text: str, least: float) -> None:
+    assert stow._seconds(text) >= least
+    ahead = email.utils.formatdate(time.time() + 1000, usegmt=True)
+    assert 900 < stow._seconds(ahead) <= 1000
+
+
+def test_a_server_that_stays_busy(folder: Path) -> None:
+    ran, web = run(folder, lambda *_: Reply(503), "--retries", 2)
+    nothing_sent(ran, folder, "answers HTTP 503")
+    assert len(web.requests) == 3
+
+
+@pytest.mark.parametrize("after", ["3600", email.utils.formatdate(time.time() + 3600, usegmt=True)])
+def test_a_server_that_asks_to_wait_for_long(folder: Path, after: str) -> None:
+    ran, web = run(folder, lambda *_: Reply(503, b"", {"Retry-After": after}))
+    nothing_sent(ran, folder, "answers HTTP 503, and asks to wait 3")
+    assert len(web.requests) == 1
+
+
+def test_a_page_where_an_answer_was_due(folder: Path) -> None:
+    ran, web = run(folder, lambda *_: HTML)
+    nothing_sent(ran, folder, "received HTTP 200 with text/html: no STOW-RS service; check --to")
+    assert len(web.requests) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"[[1]]", b'{"error": "no"}', b"null", b"\xff", b"[{}, {}]"])
+def test_json_that_tells_of_no_instance(folder: Path, body: bytes) -> None:
+    ran, _ = run(folder, lambda *_: Reply(200, body, JSON))
+    nothing_sent(ran, folder, "no STOW-RS service")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (401, "refuses with HTTP 401; --auth FILE"),
+        (403, "refuses with HTTP 403; --auth FILE"),
+        (404, "answers HTTP 404: there is no STOW-RS service"),
+        (405, "answers HTTP 405: there is no STOW-RS service"),
+        (302, "answers HTTP 302: there is no STOW-RS service"),
+    ],
+)
+def test_what_no_retry_mends(folder: Path, code: int, message: str) -> None:
+    ran, web = run(folder, lambda *_: Reply(code, b"", {"Location": "http://127.0.0.1:1/elsewhere"}))
+    nothing_sent(ran, folder, message)
+    assert len(web.requests) == 1
+
+
+def test_a_connection_that_ends_in_the_middle(folder: Path) -> None:
+    ran, web = run(folder, lambda times, body: Reply(None) if times == 1 else stored(body))
+    all_sent(ran)
+    assert len(web.requests) == 2
+
+
+def test_a_connection_that_ends_while_we_send(folder: Path) -> None:
+    with raw_server(lambda connection: connection.recv(100) and None) as port:
+        ran = send(folder, "--to", f"http://127.0.0.1:{port}", "--retries", 1)
+    nothing_sent(ran, folder, "broke off the connection")
+
+
+def test_a_server_that_says_nothing(folder: Path) -> None:
+    with raw_server(lambda connection: (connection.recv(1 << 20), time.sleep(1))[1]) as port:
+        ran = send(folder, "--to", f"http://127.0.0.1:{port}", "--retries", 0, "--timeout", 0.2)
+    nothing_sent(ran, folder, "did not answer within 0.2 s")
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}", b"\0"])
+def test_what_is_no_http(folder: Path, answer: bytes) -> None:
+    with raw_server(lambda connection: connection.recv(1 << 20) and connection.sendall(answer)) as port:
+        ran = send(folder, "--to", f"http://127.0.0.1:{port}", "--retries", 0)
+    nothing_sent(ran, folder, "broke off the connection")
+
+
+def test_a_closed_port_and_a_host_without_an_address(folder: Path) -> None:
+    ran = send(folder, "--to", f"http://127.0.0.1:{free_port()}", "--retries", 1)
+    nothing_sent(ran, folder, "cannot be reached: Connection refused")
+    ran = send(folder, "--to", "http://no-such-host.invalid/dicom-web", "--retries", 1)
+    nothing_sent(ran, folder, "'no-such-host.invalid' cannot be resolved")
+
+
+def test_each_instance_has_its_own_answer(folder: Path) -> None:
+    ran, web = run(folder, lambda _, body: stored(body, {POISON: 0xC000}, status=202))
+    assert (ran.code, statuses(ran)) == (3, Counter(acknowledged=FILES - 1, failed=1))
+    told = {row["sop_uid"]: row["message"] for row in rows(ran)}
+    assert told[POISON] == "the peer says: cannot be understood (0xC000)"
+    assert len(web.requests) == 1
+
+
+def test_a_server_that_refuses_all_says_of_each_why(folder: Path) -> None:
+    ran, web = run(folder, lambda _, body: stored(body, dict.fromkeys(uids(body), 0x0124), status=409))
+    assert (ran.code, statuses(ran)) == (3, Counter(failed=FILES))
+    assert {row["message"] for row in rows(ran)} == {"the peer says: not authorised (0x0124)"}
+    assert len(web.requests) == 1
+
+
+def test_out_of_resources_is_tried_again_alone(folder: Path) -> None:
+    ran, web = run(folder, lambda times, body: stored(body, {POISON: 0xA700} if times <= 2 else {}))
+    all_sent(ran)
+    assert [len(uids(body)) for _, _, body in web.requests] == [FILES, 1, 1]
+
+
+def test_warnings(folder: Path) -> None:
+    ran, _ = run(folder, lambda _, body: stored(body, warning=0xB000))
+    all_sent(ran)
+    assert {row["message"] for row in rows(ran)} == {"the peer says: data elements were changed there (0xB000)"}
+
+
+@pytest.mark.parametrize("code", [400, 409, 413, 415, 500])
+def test_one_that_spoils_its_batch_is_found(folder: Path, code: int) -> None:
+    ran, _ = run(folder, lambda _, body: Reply(code, b"no") if POISON in uids(body) else stored(body))
+    assert (ran.code, statuses(ran)) == (3, Counter(acknowledged=FILES - 1, failed=1))
+    told = {row["sop_uid"]: row["message"] for row in rows(ran)}
+    assert told[POISON] == f"the server refuses it (HTTP {code})"
+
+
+def test_one_that_the_answer_does_not_name(folder: Path) -> None:
+    ran, _ = run(folder, lambda _, body: stored(body.replace(POISON.encode(), b"2.2" + POISON.encode()[3:])))
+    assert statuses(ran) == Counter(acknowledged=FILES - 1, failed=1)
+    assert "the server's answer does not name it" in ran.out
+
+
+def test_batches_are_bounded_and_hold_no_uid_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(10):
+        make_dicom(tmp_path / f"{number}.dcm", instance=number // 2, PatientComments=str(number))
+    monkeypatch.setattr(stow, "BATCH_FILES", 3)
+    ran, web = run(tmp_path, lambda _, body: stored(body))
+    assert statuses(ran) == Counter(acknowledged=10)
+    sent = [uids(body) for _, _, body in web.requests]
+    assert all(len(set(each)) == len(each) <= 3 for each in sent)
+    monkeypatch.setattr(stow, "BATCH_BYTES", 1)
+    _, web = run(tmp_path, lambda _, body: stored(body), "--again")
+    assert [len(uids(body)) for _, _, body in web.requests] == [1] * 10
+
+
+def test_files_that_vanish_or_change_meanwhile(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stow, "BATCH_FILES", 1)
+
+    def meddle(_: int, body: bytes) -> Reply:
+        (folder / "3.dcm").unlink(missing_ok=True)
+        with (folder / "4.dcm").open("ab") as file:
+            file.write(b"\0\0")
+        return stored(body)
+
+    ran, web = run(folder, meddle)
+    assert (ran.code, statuses(ran)) == (3, Counter(acknowledged=FILES - 2, failed=2))
+    assert len(web.requests) == FILES - 2
+
+
+def test_a_large_file_that_changes_on_the_way_is_not_sent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dicom(folder / "large.dcm", instance=99, PixelData=bytes(3 << 20), Rows=1024, Columns=1536)
+    real = stow.Body.__iter__
+
+    def meddling(body: stow.Body):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        for number, piece in enumerate(real(body)):
+            if number == 1 and (folder / "large.dcm").exists():
+                (folder / "large.dcm").write_bytes(b"torn")
+            yield piece
+
+    monkeypatch.setattr(stow.Body, "__iter__", meddling)
+    ran, _ = run(folder, lambda _, body: stored(body))
+    assert (ran.code, statuses(ran)) == (3, Counter(acknowledged=FILES, failed=1))
+    assert "it changed while it was sent" in ran.out
+
+
+def test_user_and_password_come_from_a_file(folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    for text, header in {"me:pass word\n": "Basic bWU6cGFzcyB3b3Jk", "Bearer a.b.c": "Bearer a.b.c"}.items():
+        secret.write_text(text)
+        ran, web = run(folder, lambda _, body: stored(body), "--auth", secret)
+        all_sent(ran)
+        assert web.requests[0][1]["Authorization"] == header
+        assert "pass" not in ran.out + ran.err
+
+
+@pytest.mark.parametrize("text", [None, "", "two\nlines", b"\xff\xfe"])
+def test_no_user_and_password_in_that_file(folder: Path, tmp_path: Path, text: str | bytes | None) -> None:
+    secret = tmp_path / "secret"
+    if text is not None:
+        secret.write_bytes(text if isinstance(text, bytes) else text.encode())
+    ran = send(folder, "--to", "http://127.0.0.1:1/", "--auth", secret)
+    assert ran.code == 2
+    assert "--auth: expected" in ran.err
+
+
+KEYS = ["00081199", "00081198", "Value", "00081155", "00081197", "00081196", "vr"]
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(KEYS), inner),
+        max_leaves=10,
+    )
+)
+def test_any_json_is_judged(value: object) -> None:
+    told = stow._told(json.dumps(value).encode())
+    assert told is None or all(isinstance(status, int) for status in told.values())
