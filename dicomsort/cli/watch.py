@@ -120,14 +120,13 @@ def _send(stop: Stop, folder: str, destination: str, run: str | None) -> Sent:
 
     counted = Counter[str]()
     request = Sending(folder, destination, run=run or "", retries=RETRIES)
+    progress = StoppableProgress(Silent(), stop.check)
     try:
-        sent = send(
-            request, Files(), StoppableProgress(Silent(), stop.check), lambda each: counted.update([each.status])
-        )
+        sent = send(request, Files(), progress, lambda delivery: counted.update([delivery.status]))
     except Stopped:  # what is left is sent after the next start
         return Sent(counted["acknowledged"], 0)
     message = sent.problem or next(iter(sent.reasons), "")
-    return Sent(sent.acknowledged, max(sent.failed, int(bool(sent.problem))), message)
+    return Sent(sent.acknowledged, sent.failed, message, is_down=bool(sent.problem))
 
 
 def _destination(text: str) -> None:
