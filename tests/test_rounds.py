@@ -234,7 +234,9 @@ def test_many_rounds_take_no_more_memory_and_no_more_files(
     service, _, complaints = watch.service(timer, every=0.0, metrics=tmp_path / "m.prom")
     found = array("q")
     service.show = lambda summary: found.append(summary.found)
-    monkeypatch.setattr(logging.getLogger("dicomsort"), "propagate", False)  # pytest would keep each line
+    log = logging.getLogger("dicomsort")
+    monkeypatch.setattr(log, "propagate", False)  # pytest would keep each line
+    monkeypatch.setattr(log, "handlers", [logging.NullHandler()])
     tracemalloc.start()
     try:
         service.run()
