@@ -145,6 +145,14 @@ def test_commands_and_options_exist(words: list[str]) -> None:
     assert {word for word in words if word.startswith("--")} <= known
 
 
+def test_every_command_is_in_the_readme_and_its_help_has_an_example() -> None:
+    text = README.read_text(encoding="utf-8")
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert f"dicomsort {name} " in text or f"dicomsort {name}\n" in text or f"`dicomsort {name}`" in text, name
+        assert "Example" in run(name, "--help").out, name
+        assert f"dicomsort {name}" in " ".join(str(command.help).split()), name
+
+
 def test_make_targets_and_linked_files_exist() -> None:
     text, makefile = README.read_text(encoding="utf-8"), (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"\bmake ([a-z]+)", text):

@@ -40,6 +40,8 @@ def predict(
     """Judge files by their pixels alone, a line a file.
 
     The line, as CSV: path, class, confidence, probabilities, abstained, reason.
+
+    Example: dicomsort predict --explain pictures/ scan.dcm photo.jpg
     """
     from dicomsort.bundle import default_path, load
     from dicomsort.records import RENDERING_VERSION

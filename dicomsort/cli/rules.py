@@ -19,6 +19,8 @@ def rules(*, as_json: Annotated[bool, typer.Option("--json", help="Print the tab
     """Print the ordered rules, and what headers say.
 
     The first rule that applies decides. Then come the tables of Modality (0008,0060) and SOP Class (0008,0016).
+
+    Example: dicomsort rules --json
     """
     from dicomsort.classify import RULES
     from dicomsort.modalities import tables

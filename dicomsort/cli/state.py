@@ -19,7 +19,7 @@ NEEDS_PERSON = 3
 def resume(outbox: Outbox, run: Run = None, *, as_json: Json = False, quiet: Quiet = False) -> None:
     """Go on with a run that was cut short.
 
-    The newest unfinished one by default.
+    The newest unfinished one by default. Example: dicomsort resume outbox/
     """
     _finish("resume", outbox, run, as_json=as_json, quiet=quiet)
 
@@ -28,6 +28,8 @@ def undo(outbox: Outbox, run: Run = None, *, as_json: Json = False, quiet: Quiet
     """Take a run back, the newest by default.
 
     Paths, modes, times and folders are as they were before it. What was there before, or changed since, is not touched.
+
+    Example: dicomsort undo outbox/
     """
     _finish("undo", outbox, run, as_json=as_json, quiet=quiet)
 
@@ -97,7 +99,7 @@ def _runs(count: int) -> str:
 def verify(outbox: Outbox, *, as_json: Json = False, quiet: Quiet = False) -> None:
     """Hash what was placed and compare with the manifest.
 
-    Exit code 3 where a file is gone or differs.
+    Exit code 3 where a file is gone or differs. Example: dicomsort verify outbox/
     """
     from dicomsort.report import visible
     from dicomsort.sorting import verify as check
