@@ -65,7 +65,8 @@ def compare(
 ) -> Compared:
     """Each repetition runs every tool once for each count, for one file a few times.
 
-    Memory is watched from ``watched`` files on (0: never). A foreign tool that fails is left out from then on, and named; any other must succeed.
+    Memory is watched from ``watched`` files on (0: never). A foreign tool that fails is left out from then on, and
+    named; any other must succeed.
     """
     compared = Compared()
     benches = {count: _Bench(setting.folder / f"{count}", count, kind, setting.shape) for count in counts}
