@@ -12,6 +12,8 @@ from inboxes import SHAPE, Shape, arrived, files_below, fill, take_back
 from measuring import Taken, ToolFailed, timed
 from tools import Tool
 
+ONES = 3  # the time for one file is taken off that for many, which may not be much longer
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -61,9 +63,10 @@ class Compared:
 def compare(
     tools: Sequence[Tool], counts: Sequence[int], setting: Setting, kind: str = "small", watched: int = 0
 ) -> Compared:
-    """Each repetition runs every tool once for each count; memory is watched from ``watched`` files on (0: never).
+    """Each repetition runs every tool once for each count, for one file a few times.
 
-    A foreign tool that fails is left out from then on, and named; any other must succeed.
+    Memory is watched from ``watched`` files on (0: never). A foreign tool that fails is left out from then on, and
+    named; any other must succeed.
     """
     compared = Compared()
     benches = {count: _Bench(setting.folder / f"{count}", count, kind, setting.shape) for count in counts}
@@ -73,15 +76,21 @@ def compare(
                 if tool.name in compared.failed:
                     continue
                 print(f"{repetition + 1}/{setting.repeat}: {tool.name}, {count:,} files", file=sys.stderr, flush=True)
+                times = ONES if count == 1 else 1
                 try:
-                    taken = bench.measured(tool, watched=0 < watched <= count)
+                    runs = [bench.measured(tool, watched=0 < watched <= count) for _ in range(times)]
                 except ToolFailed as error:
                     if not tool.foreign:
                         raise
                     compared.failed[tool.name] = str(error)
                 else:
-                    compared.taken.setdefault((tool.name, count), []).append(taken)
+                    compared.taken.setdefault((tool.name, count), []).append(median(runs))
     return compared
+
+
+def median(runs: list[Taken]) -> Taken:
+    """The one of the middle wall time."""
+    return sorted(runs, key=lambda taken: taken.seconds)[len(runs) // 2]
 
 
 class _Bench:

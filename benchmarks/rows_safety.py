@@ -11,7 +11,7 @@ from measuring import OURS, ratios, run, spread
 from report import Section, Table
 from tools import CP_SYNC, Tool, ours
 
-COUNT = 2_000
+COUNT = 10_000
 UNFLUSHED = """
 import sys
 from dicomsort.files import Files

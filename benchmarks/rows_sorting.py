@@ -16,7 +16,7 @@ COMPARED = ("tool", "", "files/s", "`--move` is … times as fast", "`--copy` is
 TEXT = """CT and MR of 39 and 10 KB (25 KB on average), 50 of a study, 25 of a series, in nested folders. dicomsort with
 default options (and `--settle 0 --quiet`): the pixels of every series are checked, every file is hashed, journalled and
 flushed. The other sorters, each in a virtual environment of its own, read headers, and rename or copy; none of them
-flushes anything, as tracing shows. Everything runs in turn, on files just made; medians, in brackets the least and the
+flushes anything, as tracing shows. Everything runs in turn, warm cache; medians, in brackets the least and the
 most. Every ratio is of one repetition. Rename, walk and header loop run in a Python process that had started before."""
 
 

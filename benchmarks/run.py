@@ -49,7 +49,7 @@ GROUPS = {
     "c": Group(rows_scale.measure, lambda s: (6e3 * sum(s.sizes), s.repeat * int(1.2 * sum(s.sizes)))),
     "d": Group(rows_network.measure, lambda s: (1.5 * GB, s.repeat * 5_000)),
     "e": Group(rows_startup.measure, lambda s: (GB, s.repeat * 1_000)),
-    "f": Group(rows_safety.measure, lambda s: ((1 + 2 * s.repeat) * 2_000 * FILE, s.repeat * 15_000)),
+    "f": Group(rows_safety.measure, lambda s: ((1 + 2 * s.repeat) * 10_000 * FILE, s.repeat * 30_000)),
     "g": Group(rows_profile.measure, lambda s: (2 * 20_000 * FILE, (s.repeat + 1) * 25_000)),
 }
 SIZES = (10_000, 100_000)
