@@ -8,11 +8,14 @@ followed by ``sync``, ``--copy``, ``--move``, and ``--move`` with every flush le
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from throughput import fill, timed
 
@@ -46,17 +49,38 @@ def main() -> None:
     report(arguments.files, rounds)
 
 
-def measured(place: Path, count: int, side: int | None) -> dict[str, float]:
-    """One repetition: seconds of each way, the time for one file taken off."""
+class Cost(NamedTuple):
+    """Seconds of the clock, and of the processors, which another load on the machine changes little."""
+
+    wall: float
+    cpu: float
+
+
+def measured(place: Path, count: int, side: int | None) -> dict[str, Cost]:
+    """One repetition: the cost of each way, that of one file taken off."""
     fill(place / "inbox", count, side)
-    taken = {"cp -r; sync": timed(lambda: copied(place / "inbox", place / "copy"))}
+    taken = {"cp -r; sync": cost(lambda: copied(place / "inbox", place / "copy"))}
     for number, (name, (start, way)) in enumerate(WAYS.items()):
         single, inbox = place / f"single{number}", place / f"inbox{number}"
         fill(single, 1, side)
         fill(inbox, count, side)
-        one = timed(lambda: sort(start, way, single, place / f"outbox-1-{number}"))  # noqa: B023
-        taken[name] = timed(lambda: sort(start, way, inbox, place / f"outbox-{number}")) - one  # noqa: B023
+        one = cost(lambda: sort(start, way, single, place / f"outbox-1-{number}"))  # noqa: B023
+        whole = cost(lambda: sort(start, way, inbox, place / f"outbox-{number}"))  # noqa: B023
+        taken[name] = Cost(whole.wall - one.wall, whole.cpu - one.cpu)
     return taken
+
+
+def cost(task: Callable[[], object]) -> Cost:
+    """What a task costs, the processes that it starts and waits for included."""
+    before = processors()
+    wall = timed(task)
+    return Cost(wall, processors() - before)
+
+
+def processors() -> float:
+    """Seconds that the processors worked for those of our processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def copied(inbox: Path, target: Path) -> None:
@@ -71,17 +95,20 @@ def sort(start: tuple[str, ...], way: str, inbox: Path, outbox: Path) -> None:
     subprocess.run([sys.executable, *start, "sort", str(inbox), str(outbox), *options], check=True)
 
 
-def report(count: int, rounds: list[dict[str, float]]) -> None:
-    """Print rates and the two ratios that matter."""
+def report(count: int, rounds: list[dict[str, Cost]]) -> None:
+    """Print what a file costs, and the two ratios that matter."""
 
     def ratio(one: str, other: str) -> str:
-        ratios = [each[one] / each[other] for each in rounds]
-        return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        ratios = [each[one].wall / each[other].wall for each in rounds]
+        spent = statistics.median(each[one].cpu / each[other].cpu for each in rounds)
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}; in CPU time {spent:.2f}"
+        return f"{statistics.median(ratios):.2f} ({spread})"
 
     print(f"{count} files, medians of {len(rounds)} (in brackets the least and the most)\n")
-    print("| what | files/s |\n| --- | ---: |")
+    print("| what | files/s | CPU µs a file |\n| --- | ---: | ---: |")
     for name in rounds[0]:
-        print(f"| {name} | {count / statistics.median(each[name] for each in rounds):,.0f} |")
+        wall, cpu = (statistics.median(values) for values in zip(*(each[name] for each in rounds), strict=True))
+        print(f"| {name} | {count / wall:,.0f} | {cpu / count * 1e6:,.0f} |")
     print(
         f"\n--copy takes {ratio('sort --copy', 'cp -r; sync')} times as long as cp -r and sync; at most 1.3 is wanted."
     )
