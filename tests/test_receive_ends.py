@@ -154,15 +154,20 @@ def test_a_disk_that_takes_long_is_no_silence_of_the_sender(inbox: Path, tmp_pat
         receiver.stop(60)
 
 
-def test_a_connection_that_ends_before_its_association_leaves_no_thread(inbox: Path) -> None:
+def test_a_connection_that_ends_before_its_association_leaves_nothing_behind(inbox: Path) -> None:
     before = threading.active_count()
     with mock.patch.object(receiver_module, "_NEGOTIATION", 10_000):
         receiver, _ = opened(inbox, replace(SETTINGS, timeout=10_000.0))
         port = receiver.start()
-        for _ in range(3):
-            Scu(port).socket.close()
-        while threading.active_count() > before + 1:  # the one that accepts
-            pass
+        server = receiver._server
+        assert server is not None
+        peers = [Scu(port) for _ in range(3)]
+        while len(server.connections) < 3:
+            time.sleep(0.01)
+        for scu in peers:
+            scu.socket.close()
+        while server.connections or threading.active_count() > before + 1:  # the one that accepts
+            time.sleep(0.01)
         receiver.stop(60)
 
 

@@ -121,6 +121,15 @@ def send_as_far_as_it_listens(scu: Scu, data: bytes) -> None:
         return
 
 
+@pytest.mark.parametrize("is_agreed", [False, True])
+def test_a_length_beyond_any_limit_ends_it_at_once(inbox: Path, *, is_agreed: bool) -> None:
+    with listening(inbox, replace(SETTINGS, timeout=10_000.0)) as receiver, Scu(receiver.port) as scu:
+        if is_agreed:
+            scu.associate()
+        scu.send(struct.pack(">BBI", DATA if is_agreed else ASSOCIATE, 0, (1 << 20) + 1))
+        ends(scu)
+
+
 @pytest.mark.parametrize("name", UNAGREED)
 def test_without_an_association(receiver: Listening, name: str) -> None:
     with Scu(receiver.port) as scu:
