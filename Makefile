@@ -63,6 +63,7 @@ lint: $(STAMP) ## ruff, mypy strict, the import rule
 bench: $(STAMP) ## measure: throughput, and correctness on CORPUS where there is one
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/safety.py
+	$(BIN)/python benchmarks/sending.py
 	@if [ -d "$(CORPUS)" ]; then $(BIN)/python benchmarks/corpus.py --corpus "$(CORPUS)"; \
 	 else echo "corpus skipped: no folder $(CORPUS); set CORPUS=…"; fi
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dicomsort import __version__
+from dicomsort.adapters.sending.meta import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 from dicomsort.adapters.sending.records import Permanent, Temporary
 from dicomsort.errors import UsageError
 
-IMPLEMENTATION_UID = "2.25.159964189786951432510675317879259221645"  # ours: PS3.7 annex D.3.3.2
 MAX_PDU = 16_384  # bytes that we take at once; answers are short
 _APPLICATION = "1.2.840.10008.3.1.1.1"  # DICOM application context (PS3.7 annex A)
 _TRANSIENT = 2
@@ -75,7 +74,7 @@ def request(called: str, calling: str, contexts: Sequence[tuple[str, str]]) -> b
     )  # fmt: skip
     length.maximum_length_received = MAX_PDU
     class_.implementation_class_uid = IMPLEMENTATION_UID
-    version.implementation_version_name = f"DICOMSORT_{__version__}"[:16]
+    version.implementation_version_name = IMPLEMENTATION_VERSION
     primitive.user_information = [length, class_, version]
     pdu = A_ASSOCIATE_RQ()
     pdu.from_primitive(primitive)
