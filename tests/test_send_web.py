@@ -16,7 +16,7 @@ from command import Ran
 from hypothesis import given
 from hypothesis import strategies as st
 from peers_send import Reply, Web, free_port, raw_server
-from sending_tools import rows, send, statuses
+from sending_tools import JSON, parts, rows, send, statuses, stored, uids
 
 from dicomsort.adapters.sending import stow
 
@@ -24,7 +24,6 @@ pytest.importorskip("urllib3", reason="the extra dicomsort[pacs] is not installe
 
 FILES = 5
 POISON = uid(1, 1, 3)
-JSON = {"Content-Type": "application/dicom+json"}
 HTML = Reply(200, b"<html><body>Welcome</body></html>", {"Content-Type": "text/html; charset=utf-8"})
 
 
@@ -33,31 +32,6 @@ def folder(tmp_path: Path) -> Path:
     for number in range(FILES):
         make_dicom(tmp_path / "in" / f"{number}.dcm", instance=number)
     return tmp_path / "in"
-
-
-def parts(body: bytes) -> list[bytes]:
-    """The DICOM files of a request."""
-    boundary = body[: body.index(b"\r\n")]
-    return [part.partition(b"\r\n\r\n")[2][:-2] for part in body.split(boundary)[1:-1]]
-
-
-def uids(body: bytes) -> list[str]:
-    return [found.decode() for found in re.findall(rb"\x08\x00\x18\x00UI..([0-9.]+)", body)]
-
-
-def stored(body: bytes, failing: dict[str, int] | None = None, *, warning: int = 0, status: int = 200) -> Reply:
-    """What a server answers that stored all but those that fail."""
-    failing = failing or {}
-    sequences: dict[str, list[dict[str, object]]] = {"00081199": [], "00081198": []}
-    for each in uids(body):
-        item: dict[str, object] = {"00081155": {"vr": "UI", "Value": [each]}}
-        if each in failing:
-            item["00081197"] = {"vr": "US", "Value": [failing[each]]}
-        elif warning:
-            item["00081196"] = {"vr": "US", "Value": [warning]}
-        sequences["00081198" if each in failing else "00081199"].append(item)
-    answer = {tag: {"vr": "SQ", "Value": items} for tag, items in sequences.items() if items}
-    return Reply(status, json.dumps(answer).encode(), JSON)
 
 
 def run(folder: Path, answer: Callable[[int, bytes], Reply], *options: object) -> tuple[Ran, Web]:
