@@ -63,6 +63,8 @@ lint: $(STAMP) ## ruff, mypy strict, the import rule
 # BENCH holds options: --folder DIR, --rows a,b, --repeat 5, --paste (into benchmarks/RESULTS.md); run.py --help tells all.
 bench: $(STAMP) ## measure beside cp, rename and other sorters (half an hour, 13 GB of disk); correctness where CORPUS is
 	$(BIN)/python benchmarks/run.py $(BENCH)
+	@if command -v storescp >/dev/null; then $(BIN)/python benchmarks/sending.py; $(BIN)/python benchmarks/receiving.py; \
+	 else echo "sending and receiving skipped: DCMTK is not installed"; fi
 	@if [ -d "$(CORPUS)" ]; then $(BIN)/python benchmarks/corpus.py --corpus "$(CORPUS)"; \
 	 else echo "corpus skipped: no folder $(CORPUS); set CORPUS=…"; fi
 

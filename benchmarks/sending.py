@@ -28,6 +28,7 @@ from measuring import timed
 
 HOST = "127.0.0.1"
 PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
+ORTHANC = shutil.which("Orthanc") or "/usr/sbin/Orthanc"
 NO_DELAY = os.environ | {"TCP_NODELAY": "1"}  # what DCMTK asks
 SEND = (sys.executable, "-m", "dicomsort", "send")
 
@@ -46,6 +47,10 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=500)
     parser.add_argument("--repeat", type=int, default=5)
     arguments = parser.parse_args()
+    missing = [name for name in ("storescp", "dcmsend", ORTHANC, PLUGIN) if not shutil.which(name, mode=os.F_OK)]
+    if missing:
+        print(f"sending skipped: not installed: {', '.join(missing)}")
+        return
     rounds: list[dict[str, Taken]] = []
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
@@ -95,8 +100,7 @@ def peers(folder: Path) -> Iterator[tuple[int, int, int]]:
         "Plugins": [PLUGIN], "RemoteAccessAllowed": False, "OverwriteInstances": True,
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(settings), encoding="utf-8")
-    orthanc = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin") or "Orthanc"
-    commands = [["storescp", "--ignore", str(storescp)], [orthanc, str(folder / "orthanc.json")]]
+    commands = [["storescp", "--ignore", str(storescp)], [ORTHANC, str(folder / "orthanc.json")]]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     running = [subprocess.Popen(command, env=NO_DELAY, **quiet) for command in commands]  # type: ignore[call-overload]
     try:

@@ -134,6 +134,8 @@ class Scp:
         called: str = "",
         unrestricted: bool = True,
         tls: ssl.SSLContext | None = None,
+        pdu: int = 16_382,
+        associations: int = 20,
     ) -> Iterator[Scp]:
         from pynetdicom import AE, _config, evt
         from pynetdicom.presentation import AllStoragePresentationContexts
@@ -142,7 +144,7 @@ class Scp:
         entity.require_called_aet = bool(called)
         if called:
             entity.ae_title = called
-        entity.maximum_associations = 20
+        entity.maximum_associations, entity.maximum_pdu_size = associations, pdu
         for context in AllStoragePresentationContexts:
             entity.add_supported_context(context.abstract_syntax, syntaxes or context.transfer_syntax)
         handlers = [

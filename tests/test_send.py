@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -177,3 +179,41 @@ def _peak(folder: Path, address: str, journal: Path) -> int:
     name = address.replace("/", "_")
     ran = subprocess.run([*command, "--journal", f"{journal}{name}"], capture_output=True, text=True, check=True)
     return int(ran.stderr.splitlines()[-1])
+
+
+@pytest.mark.peers
+def test_files_without_meta_information_arrive_as_dicom_files(folder: Path, tmp_path: Path, archive: Orthanc) -> None:
+    whole = make_dicom(tmp_path / "1.dcm", study=7, syntax=IMPLICIT).read_bytes()
+    start = whole.index(b"\x08\x00\x16\x00")
+    plain = make_dicom(tmp_path / "2.dcm", study=8).read_bytes()
+    make_files(tmp_path / "bare", {"bare": whole[start:], "no preamble": plain[132:], "no zeros": plain[128:]})
+    for to in (archive.web, archive.dicom):
+        ran = send(tmp_path / "bare", "--to", to, "--again")
+        assert (ran.code, statuses(ran)) == (0, Counter(acknowledged=3)), ran.out
+        held = archive.files()
+        for row in rows(ran):
+            if row["sop_uid"].endswith("7.1.1"):
+                assert data_set(held[row["sop_uid"]]) == data_set(whole)
+                assert dcmread(BytesIO(held[row["sop_uid"]])).file_meta.TransferSyntaxUID == IMPLICIT
+            else:
+                assert data_set(held[row["sop_uid"]]) == data_set(plain)
+
+
+@pytest.mark.parametrize("pdu", [0, 100, 16_382, 1 << 20])
+def test_messages_fit_into_what_the_peer_takes_at_once(folder: Path, pdu: int) -> None:
+    with Scp().running(pdu=pdu) as scp:
+        ran = send(folder, "--to", scp.to)
+    assert (ran.code, statuses(ran)) == (0, Counter(acknowledged=10, ignored=2)), ran.err
+    sent = {data_set(path.read_bytes()) for path in folder.rglob("*.dcm")}
+    assert {data_set(b"\x08\0" + content[2:]) for content in scp.kept.values()} == sent
+
+
+def test_a_peer_that_takes_fewer_associations_than_we_open(folder: Path) -> None:
+    def slow(_: str, __: int) -> int:
+        time.sleep(0.1)
+        return 0
+
+    with Scp(slow).running(associations=1) as scp:
+        ran = send(folder, "--to", scp.to, "--associations", 4, "--retries", 3, "--retry-wait", 0.1)
+    assert (ran.code, statuses(ran)) == (0, Counter(acknowledged=10, ignored=2)), ran.err
+    assert set(scp.came.values()) == {1}

@@ -13,8 +13,7 @@ import pytest
 from building import UID_ROOT, make_dicom
 from killing import start
 from peers_send import Reply, Scp, Web
-from sending_tools import send, statuses
-from test_send_web import stored, uids
+from sending_tools import send, statuses, stored, uids
 
 pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
 

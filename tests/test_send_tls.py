@@ -15,8 +15,7 @@ import pytest
 from building import make_dicom
 from command import Ran
 from peers_send import Scp, Web, raw_server
-from sending_tools import send, statuses
-from test_send_web import stored
+from sending_tools import send, statuses, stored
 
 pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
 

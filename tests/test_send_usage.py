@@ -5,22 +5,25 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from building import make_dicom, make_files, read_tree
-from command import run
+from building import make_dicom, make_files, read_tree, uid
+from command import Ran, run
 from peers_send import Scp, Web
-from sending_tools import rows, send, statuses
+from sending_tools import rows, send, statuses, stored
 from test_patient_data import MARKER, tags
-from test_send_web import stored
 
-from dicomsort.adapters.sending import Request, destination
+from dicomsort.adapters.sending import Fate, Request, destination, stow
 from dicomsort.adapters.sending import send as deliver
+from dicomsort.adapters.sending.crew import GIVEN_UP, LONGEST_WAIT
 from dicomsort.adapters.sending.destination import file_name
 from dicomsort.cli.console import Silent
+from dicomsort.cli.send import COLUMNS, OPTIONS
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
 
@@ -123,7 +126,9 @@ def test_rows_as_csv_as_json_and_only_what_failed(folder: Path) -> None:
         assert {tuple(each) for each in told} == {("path", "sop_uid", "status", "attempts", "message")}
         assert Counter(each["status"] for each in told) == Counter(skipped=3, failed=1, ignored=1)
         ran = send(folder, "--to", scp.to, "--quiet")
-    assert ([row["path"] for row in rows(ran)], ran.err, ran.code) == (["bad.dcm"], "", 3)
+        assert ([row["path"] for row in rows(ran)], ran.err, ran.code) == (["bad.dcm"], "", 3)
+        (folder / "bad.dcm").unlink()
+        assert send(folder, "--to", scp.to, "--quiet") == Ran(0, "", "")
 
 
 def test_a_journal_of_another_destination(folder: Path, tmp_path: Path) -> None:
@@ -223,3 +228,39 @@ def test_names_of_destinations() -> None:
     assert names[4] == names[5]
     assert len(set(names)) == len(names) - 1
     assert all(len(name) < 100 and "/" not in name and not name.startswith(".") for name in names)
+
+
+def test_uids_as_they_are_in_the_field(tmp_path: Path) -> None:
+    usual = f"{uid(5)}.{'1' * 31}"
+    for number, odd in enumerate(("1.2.03", "7", "1." + "9" * 40)):
+        path = make_dicom(tmp_path / "in" / f"{number}.dcm", instance=number, sop_class=usual)
+        whole = path.read_bytes()
+        assert whole.count(usual.encode()) == 2
+        path.write_bytes(whole.replace(usual.encode(), odd.encode().ljust(len(usual), b"\0")))
+    with Scp().running() as scp:
+        command = [sys.executable, "-m", "dicomsort", "send", tmp_path / "in", "--to", scp.to, "--retries", "0"]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.stderr.startswith(f"{scp.to}: 3 acknowledged")
+    assert len(ran.stderr.splitlines()) == 1
+    assert ran.returncode == 0
+
+
+def test_the_readme_tells_statuses_codes_and_defaults(root: Path) -> None:
+    section = (root / "README.md").read_text("utf-8").partition("\n## Send to a PACS\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [*Fate]
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)} == {0, 1, 3, 4, 130}
+    told = re.search(r"HTTP ([\d, and]+)\(", " ".join(section.split()))
+    assert told is not None
+    assert {int(code) for code in re.findall(r"\d+", told[1])} == stow._LATER
+    assert ", ".join(COLUMNS) in section
+    assert f"(`--retries`, {OPTIONS['retries'].default};" in section
+    assert LONGEST_WAIT == 5 * 60
+    assert GIVEN_UP == 3
+
+
+def test_defaults_are_the_same_everywhere() -> None:
+    given = {name: option.default for name, option in OPTIONS.items() if option.default not in (None, False)}
+    request = Request("folder", "to")
+    assert {name: getattr(request, name) for name in given if hasattr(request, name)} == {
+        name: value for name, value in given.items() if name != "log_format"
+    }

@@ -16,7 +16,7 @@ from command import Ran
 from hypothesis import given
 from hypothesis import strategies as st
 from peers_send import Reply, Web, free_port, raw_server
-from sending_tools import rows, send, statuses
+from sending_tools import JSON, parts, rows, send, statuses, stored, uids
 
 from dicomsort.adapters.sending import stow
 
@@ -24,7 +24,6 @@ pytest.importorskip("urllib3", reason="the extra dicomsort[pacs] is not installe
 
 FILES = 5
 POISON = uid(1, 1, 3)
-JSON = {"Content-Type": "application/dicom+json"}
 HTML = Reply(200, b"<html><body>Welcome</body></html>", {"Content-Type": "text/html; charset=utf-8"})
 
 
@@ -33,31 +32,6 @@ def folder(tmp_path: Path) -> Path:
     for number in range(FILES):
         make_dicom(tmp_path / "in" / f"{number}.dcm", instance=number)
     return tmp_path / "in"
-
-
-def parts(body: bytes) -> list[bytes]:
-    """The DICOM files of a request."""
-    boundary = body[: body.index(b"\r\n")]
-    return [part.partition(b"\r\n\r\n")[2][:-2] for part in body.split(boundary)[1:-1]]
-
-
-def uids(body: bytes) -> list[str]:
-    return [found.decode() for found in re.findall(rb"\x08\x00\x18\x00UI..([0-9.]+)", body)]
-
-
-def stored(body: bytes, failing: dict[str, int] | None = None, *, warning: int = 0, status: int = 200) -> Reply:
-    """What a server answers that stored all but those that fail."""
-    failing = failing or {}
-    sequences: dict[str, list[dict[str, object]]] = {"00081199": [], "00081198": []}
-    for each in uids(body):
-        item: dict[str, object] = {"00081155": {"vr": "UI", "Value": [each]}}
-        if each in failing:
-            item["00081197"] = {"vr": "US", "Value": [failing[each]]}
-        elif warning:
-            item["00081196"] = {"vr": "US", "Value": [warning]}
-        sequences["00081198" if each in failing else "00081199"].append(item)
-    answer = {tag: {"vr": "SQ", "Value": items} for tag, items in sequences.items() if items}
-    return Reply(status, json.dumps(answer).encode(), JSON)
 
 
 def run(folder: Path, answer: Callable[[int, bytes], Reply], *options: object) -> tuple[Ran, Web]:
@@ -97,9 +71,15 @@ def test_addresses_of_one_service(folder: Path, address: str) -> None:
     assert [path for path, _, _ in web.requests] == ["/dicom-web/studies"]
 
 
-@pytest.mark.parametrize("after", ["0", "", "soon", email.utils.formatdate(time.time() - 5, usegmt=True)])
+def dated(after: str | int) -> str:
+    """What a server says of when to ask again: a text, or the date so many seconds from now."""
+    return after if isinstance(after, str) else email.utils.formatdate(time.time() + after, usegmt=True)
+
+
+@pytest.mark.parametrize("after", ["0", "", "soon", -5])
 @pytest.mark.parametrize("code", [503, 429])
-def test_a_busy_server_is_asked_again(folder: Path, code: int, after: str) -> None:
+def test_a_busy_server_is_asked_again(folder: Path, code: int, after: str | int) -> None:
+    after = dated(after)
     busy = Reply(code, b"busy", {"Retry-After": after})
     ran, web = run(folder, lambda times, body: busy if times <= 2 else stored(body))
     all_sent(ran)
@@ -120,8 +100,9 @@ def test_a_server_that_stays_busy(folder: Path) -> None:
     assert len(web.requests) == 3
 
 
-@pytest.mark.parametrize("after", ["3600", email.utils.formatdate(time.time() + 3600, usegmt=True)])
-def test_a_server_that_asks_to_wait_for_long(folder: Path, after: str) -> None:
+@pytest.mark.parametrize("after", ["3600", 3600])
+def test_a_server_that_asks_to_wait_for_long(folder: Path, after: str | int) -> None:
+    after = dated(after)
     ran, web = run(folder, lambda *_: Reply(503, b"", {"Retry-After": after}))
     nothing_sent(ran, folder, "answers HTTP 503, and asks to wait 3")
     assert len(web.requests) == 1

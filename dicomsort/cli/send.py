@@ -109,7 +109,7 @@ def _send(request: Request, values: dict[str, Any]) -> int:
         watching(quiet=quiet or sys.stdout.isatty()) as progress,
     ):
         sent = deliver(request, Files(), progress, rows.add)
-        rows.begin()
+        rows.end()
         counts = {name: value for name, value in vars(sent).items() if name != "reasons"}
         log.info("send ended", extra={"facts": counts})
     if not quiet:
@@ -128,10 +128,14 @@ class _Rows:
         self._as_json, self._quiet = as_json, quiet
         self._is_begun = as_json
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         if not self._is_begun:
             self._table.writerow(COLUMNS)
             self._is_begun = True
+
+    def end(self) -> None:
+        if not self._quiet:
+            self._begin()
 
     def add(self, delivery: Delivery) -> None:
         from dicomsort.adapters.sending import Fate
@@ -140,7 +144,7 @@ class _Rows:
 
         if self._quiet and delivery.status is not Fate.FAILED:
             return
-        self.begin()
+        self._begin()
         cells = [getattr(delivery, name) for name in COLUMNS]
         if self._as_json:
             told = dict(zip(COLUMNS, [printable(cells[0]), *cells[1:]], strict=True))

@@ -25,6 +25,7 @@ runs/<run-id>/plan.jsonl  what the run decided to do, sealed before the first fi
              journal.jsonl  what it began and what it finished; `dicomsort resume` goes on from here
              manifest.csv   its rows of the manifest
              summary.json   its counts
+sent/<destination>.jsonl  what a PACS acknowledged; `dicomsort send` sends the rest
 
 `dicomsort runs OUTBOX` lists the runs, `dicomsort undo OUTBOX` takes the newest back.
 """

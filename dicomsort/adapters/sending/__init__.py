@@ -36,9 +36,15 @@ _log = logging.getLogger("dicomsort")
 
 
 def send(
-    request: Request, files: Files, progress: Progress, report: Callable[[Delivery], None] = lambda _: None
+    request: Request,
+    files: Files,
+    progress: Progress,
+    report: Callable[[Delivery], None] = lambda _: None,
+    stop: threading.Event | None = None,
 ) -> Sent:
     """Send what the request names; ``report`` is told of each file as it ends, by one thread at a time.
+
+    Once ``stop`` is set, what is being sent is finished and the rest is left, untold.
 
     Raises ``UsageError`` for what the request gets wrong, ``OutboxLocked`` where another sending to this destination
     holds its journal, ``DicomsortError`` where that cannot be written. A peer that is not there, or refuses all, is no
@@ -52,7 +58,7 @@ def send(
         channels = _channels(peer, request, stack)
         known = Acknowledged(files, journal, peer.name, selection.base)
         stack.callback(known.close)
-        return _Sending(peer, request, selection, known, report, progress).run(channels)
+        return _Sending(peer, request, selection, known, report, progress).run(channels, stop)
 
 
 def require(peer: DicomPeer | WebPeer) -> None:
@@ -109,26 +115,28 @@ class _Sending:
         self._sent = Sent(peer.name)
         self._crew: Crew | None = None
 
-    def run(self, channels: list[Channel]) -> Sent:
+    def run(self, channels: list[Channel], stop: threading.Event | None) -> Sent:
         started = time.monotonic()
         self._progress.stage(f"sending to {self._peer.name}", None)
-        self._crew = Crew(channels, self._request, self._settle)
-        self._crew.run(self._batches())
+        self._crew = Crew(channels, self._request, self._settle, stop)
+        self._crew.run(self._batches(stop))
         self._sent.problem = self._crew.problem
         self._sent.seconds = time.monotonic() - started
         return self._sent
 
-    def _batches(self) -> Iterator[Batch]:
-        fresh = self._fresh()
+    def _batches(self, stop: threading.Event | None) -> Iterator[Batch]:
+        fresh = self._fresh(stop)
         while window := list(islice(fresh, WINDOW)):
             if isinstance(self._peer, WebPeer):
                 yield from stow.batches(window)
             else:
                 yield from dimse.batches(window, decompress=self._request.decompress)
 
-    def _fresh(self) -> Iterator[Instance]:
+    def _fresh(self, stop: threading.Event | None) -> Iterator[Instance]:
         """Yield what must be sent; all else is told of here."""
         for found in selecting.candidates(self._selection):
+            if stop is not None and stop.is_set():
+                return
             if isinstance(found, Delivery):
                 self._tell(found)
                 continue

@@ -24,6 +24,11 @@ class DimseChannel:
         self._peer, self._request, self._tls, self._recoder = peer, request, tls, recoder
         self._association: Association | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """See ``Channel``."""
+        return (association := self._association) is not None and association.is_open
+
     def deliver(self, batch: Batch) -> list[Answer]:
         """See ``Channel``."""
         return [self._store(instance, batch.contexts) for instance in batch.instances]

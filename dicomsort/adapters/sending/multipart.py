@@ -19,12 +19,15 @@ class Part:
         """Read a small file; ``Unsendable`` where it is gone or changed."""
         self.instance = instance
         self.sha256 = ""
+        self.size = len(instance.lacking) + instance.size
         self._content = b""
         if instance.size <= CHUNK:
             self._content = b"".join(self._read())
 
     def pieces(self) -> Iterator[bytes]:
-        """The file's bytes; ``Unsendable`` where it changes meanwhile."""
+        """The file's bytes, as a DICOM file begins; ``Unsendable`` where it changes meanwhile."""
+        if self.instance.lacking:
+            yield self.instance.lacking
         if self._content:
             yield self._content
         else:
@@ -57,7 +60,7 @@ class Body:
         boundary = secrets.token_hex(16)
         self._head, self._tail = _HEAD % boundary.encode(), _TAIL % boundary.encode()
         self.content_type = f'multipart/related; type="application/dicom"; boundary={boundary}'
-        self.length = sum(len(self._head) + part.instance.size + 2 for part in parts) + len(self._tail)
+        self.length = sum(len(self._head) + part.size + 2 for part in parts) + len(self._tail)
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the body in pieces of about a megabyte, so that small files do not cost a packet each."""

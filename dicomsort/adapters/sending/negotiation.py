@@ -5,16 +5,19 @@ The one place that uses pynetdicom, and the border to its exceptions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from dicomsort import __version__
+from dicomsort.adapters.sending.meta import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 from dicomsort.adapters.sending.records import Permanent, Temporary
 from dicomsort.errors import UsageError
 
-IMPLEMENTATION_UID = "2.25.159964189786951432510675317879259221645"  # ours: PS3.7 annex D.3.3.2
 MAX_PDU = 16_384  # bytes that we take at once; answers are short
 _APPLICATION = "1.2.840.10008.3.1.1.1"  # DICOM application context (PS3.7 annex A)
 _TRANSIENT = 2
+_warnings_lock = threading.Lock()  # what is caught is the whole process's
 _REJECTED = {  # (source, reason), PS3.8 table 9-21
     (1, 1): "it gives no reason",
     (1, 2): "it does not support the application context",
@@ -51,6 +54,7 @@ def require() -> None:
 
 def request(called: str, calling: str, contexts: Sequence[tuple[str, str]]) -> bytes:
     """An A-ASSOCIATE-RQ PDU that proposes each (SOP class, transfer syntax) as a context of its own: 1, 3, 5 …."""
+    from pydicom.uid import UID
     from pynetdicom.pdu import A_ASSOCIATE_RQ
     from pynetdicom.pdu_primitives import (
         A_ASSOCIATE,
@@ -67,7 +71,8 @@ def request(called: str, calling: str, contexts: Sequence[tuple[str, str]]) -> b
     for number, (sop_class, syntax) in enumerate(contexts):
         context = PresentationContext()
         context.context_id = 2 * number + 1
-        context.abstract_syntax, context.transfer_syntax = sop_class, [syntax]
+        with _quiet():
+            context.abstract_syntax, context.transfer_syntax = UID(sop_class), [UID(syntax)]
         definitions.append(context)
     primitive.presentation_context_definition_list = definitions
     length, class_, version = (
@@ -75,11 +80,12 @@ def request(called: str, calling: str, contexts: Sequence[tuple[str, str]]) -> b
     )  # fmt: skip
     length.maximum_length_received = MAX_PDU
     class_.implementation_class_uid = IMPLEMENTATION_UID
-    version.implementation_version_name = f"DICOMSORT_{__version__}"[:16]
+    version.implementation_version_name = IMPLEMENTATION_VERSION
     primitive.user_information = [length, class_, version]
     pdu = A_ASSOCIATE_RQ()
-    pdu.from_primitive(primitive)
-    return pdu.encode()
+    with _quiet():
+        pdu.from_primitive(primitive)
+        return pdu.encode()
 
 
 def accepted(
@@ -90,7 +96,8 @@ def accepted(
 
     answer = A_ASSOCIATE_AC()
     try:
-        answer.decode(pdu)
+        with _quiet():
+            answer.decode(pdu)
         results = {context.context_id: context for context in answer.presentation_context}
         user = answer.user_information
         limit = (user.maximum_length if user is not None else None) or 0
@@ -107,6 +114,14 @@ def accepted(
             reason = context.result if context is not None else None
             refused[proposed] = _CONTEXTS.get(reason or 0, "the peer does not answer for its kind")
     return taken, refused, limit
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without pydicom's remarks on UIDs that are in use and not quite valid: their components begin with zeros."""
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def rejection(peer: str, calling: str, body: bytes) -> Permanent | Temporary:

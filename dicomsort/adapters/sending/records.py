@@ -93,7 +93,10 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A SOP instance on disk, as it was when it was found; its data set begins at ``offset`` of ``absolute``."""
+    """A SOP instance on disk, as it was when it was found; its data set begins at ``offset`` of ``absolute``.
+
+    ``lacking`` is what a DICOM file begins with, where this one does not.
+    """
 
     path: str
     absolute: str
@@ -104,6 +107,7 @@ class Instance:
     syntax: str
     sop_class: str
     sop_uid: str
+    lacking: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,10 @@ class Batch:
 
 class Channel(Protocol):
     """A connection to the peer, made where there is none; used by one thread at a time."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer took up the last attempt to send."""
 
     def deliver(self, batch: Batch) -> list[Answer]:
         """Send each instance; an answer each, in their order. Raises ``Temporary`` or ``Permanent``."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dicomsort.adapters.sending import meta
 from dicomsort.adapters.sending.records import Delivery, Fate, Instance
 from dicomsort.classify import is_uid
 from dicomsort.discover import Folder, Passed, walk
@@ -144,7 +145,8 @@ def examine(base: str, found: Found) -> Instance | Delivery:
         problem = "its transfer syntax is not known"
     if problem or offset is None:
         return Delivery(found.path, "", Fate.FAILED, 0, problem)
+    syntax, sop_class, sop_uid = header.transfer_syntax, header.sop_class_uid, header.sop_uid
     return Instance(
-        found.path, absolute, found.size, found.mtime_ns, found.inode, offset, header.transfer_syntax,
-        header.sop_class_uid, header.sop_uid,
+        found.path, absolute, found.size, found.mtime_ns, found.inode, offset, syntax, sop_class, sop_uid,
+        meta.lacking(head, sop_class, sop_uid, syntax),
     )  # fmt: skip

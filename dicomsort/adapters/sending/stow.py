@@ -47,10 +47,16 @@ class WebChannel:
         import urllib3
 
         self._peer, self._request = peer, request
+        self._is_open = False
         self._headers = {"Accept": _JSON, **_authorization(peer, request.authorization)}
         extra: dict[str, Any] = {} if tls is None else {"ssl_context": tls}
         self._pool: Any = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False, **extra)
         self._timeout = urllib3.Timeout(connect=request.timeout, read=request.timeout)
+
+    @property
+    def is_open(self) -> bool:
+        """See ``Channel``."""
+        return self._is_open
 
     def deliver(self, batch: Batch) -> list[Answer]:
         """See ``Channel``."""
@@ -94,6 +100,7 @@ class WebChannel:
         """The status, and what the response says of each SOP Instance UID; None where it refuses them all unread."""
         import urllib3
 
+        self._is_open = False
         headers = self._headers | {"Content-Type": body.content_type, "Content-Length": str(body.length)}
         try:
             response = self._pool.request(
@@ -107,10 +114,13 @@ class WebChannel:
             response.release_conn() if is_whole else response.close()
         except urllib3.exceptions.HTTPError as error:
             raise _translated(self._peer, error, self._request.timeout) from None
-        return response.status, _judged(self._peer, response.status, response.headers, content)
+        told = _judged(self._peer, response.status, response.headers, content)
+        self._is_open = True
+        return response.status, told
 
     def close(self) -> None:
         """See ``Channel``."""
+        self._is_open = False
         self._pool.clear()
 
     def abort(self) -> None:
