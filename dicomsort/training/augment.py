@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import io
 import string
+import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -69,6 +71,12 @@ def augment(image: NDArray[np.uint8], strength: Strength, random: Random) -> NDA
     for step in _steps(strength, random):
         picture = step(picture, random)
     return np.asarray(picture)
+
+
+def vary(images: NDArray[np.uint8], strength: Strength, seeds: Sequence[tuple[int, ...]]) -> NDArray[np.uint8]:
+    """Return a variation of each image, uint8 (n, side, side, 3), decided by its own seed alone."""
+    varied = (augment(image, strength, np.random.default_rng(seed)) for image, seed in zip(images, seeds, strict=True))
+    return np.stack(list(varied))
 
 
 def _steps(s: Strength, random: Random) -> list[Step]:
@@ -132,7 +140,7 @@ def window(picture: Image.Image, random: Random, s: Strength) -> Image.Image:
     low, high = random.uniform(0, s.window * 255), 255 - random.uniform(0, s.window * 255)
     exponent = np.exp(random.uniform(-s.contrast, s.contrast))
     curve = np.clip((np.arange(256) - low) / max(high - low, 1), 0, 1) ** exponent * 255
-    return picture.point(np.tile(np.round(curve), 3).astype(int).tolist())
+    return picture.point(3 * np.round(curve).astype(int).tolist())
 
 
 def text(picture: Image.Image, random: Random) -> Image.Image:
@@ -141,13 +149,19 @@ def text(picture: Image.Image, random: Random) -> Image.Image:
     draw = ImageDraw.Draw(drawn)
     letters = list(string.ascii_uppercase + string.digits + ":./- ")
     colour = (255, 255, 255) if random.random() < MOSTLY else tuple(int(v) for v in random.integers(0, 256, 3))
-    font = ImageFont.load_default(float(random.integers(7, 18)))
+    font = _font(float(random.integers(7, 18)), threading.get_ident())
     for _ in range(random.integers(1, 9)):
         words = "".join(random.choice(letters, random.integers(1, 16)))
         # Mostly near the edges, where annotations are.
         x, y = np.where(random.random(2) < MOSTLY, random.choice([0.02, 0.6, 0.9], 2), random.uniform(0, 0.9, 2))
         draw.text((float(x) * picture.width, float(y) * picture.height), words, fill=colour, font=font)
     return drawn
+
+
+@lru_cache(maxsize=1 << 10)
+def _font(size: float, _thread: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return Pillow's own font: it is decoded anew each time, and threads that share one must take turns."""
+    return ImageFont.load_default(size)
 
 
 def border(picture: Image.Image, random: Random) -> Image.Image:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from dicomsort.training.augment import augment
+from dicomsort.training.augment import vary
 from dicomsort.training.prefetching import as_dataset
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dicomsort.training.dataset import Dataset, Indices
     from dicomsort.training.prefetching import Feed
     from dicomsort.training.progress import Step
+    from dicomsort.training.varying import Vary
 
 PREDICT_BATCH = 32
 
@@ -33,8 +34,8 @@ class Batches:
     """Rows of an array (N, …), with one-hot truth float32 (n, C) and, where given, weights (n,); see ``Source``.
 
     ``rows`` are those of ``data``; ``truth`` and ``weights`` have one for each. With a ``seed`` each epoch has an order
-    of its own, and with a ``strength`` each of its images (uint8) a variation of its own; both depend on seed, epoch
-    and item alone, not on what was fed before or by which thread.
+    of its own, and with a ``strength`` each of its images (uint8) a variation of its own, made by ``vary``; both depend
+    on seed, epoch and item alone, not on what was fed before or by which thread.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class Batches:
         seed: int | None = None,
         weights: NDArray[np.float32] | None = None,
         strength: Strength | None = None,
+        vary: Vary = vary,
     ) -> None:
+        self._vary = vary
         self._data, self._rows, self._truth, self._size, self._weights = data, rows, truth, size, weights
         self._seed, self._strength = seed, strength
         self._orders: list[tuple[int, NDArray[np.intp]]] = 2 * [(-1, np.arange(len(rows)))]
@@ -60,20 +63,17 @@ class Batches:
         picked = self._ordered(epoch)[index * self._size : (index + 1) * self._size]
         images = self._data[self._rows[picked]]
         if self._strength is not None:
-            for image, item in zip(images, picked, strict=True):
-                image[...] = augment(image, self._strength, self._random(epoch, 1, int(item)))
+            seeds = [(self._seed or 0, epoch, 1, int(item)) for item in picked]
+            images = self._vary(images, self._strength, seeds)
         fed = (images, self._truth[picked])
         return fed if self._weights is None else (*fed, self._weights[picked])
 
     def _ordered(self, epoch: int) -> NDArray[np.intp]:
         known, order = self._orders[epoch % 2]  # batches of two epochs are made at a time
         if self._seed is not None and known != epoch:
-            order = self._random(epoch, 0).permutation(len(self._rows))
+            order = np.random.default_rng((self._seed, epoch, 0)).permutation(len(self._rows))
             self._orders[epoch % 2] = (epoch, order)
         return order
-
-    def _random(self, epoch: int, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng((self._seed or 0, epoch, *purpose))
 
 
 class Begin(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped

@@ -73,8 +73,8 @@ class Judged:
             self.screened_distances[inside] = said.distances
 
 
-def _changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], *args: Any) -> Any:
-    return change(args[-1])
+def _changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], *args: Any) -> NDArray[np.uint8]:
+    return np.stack([change(image) for image in args[-1]])
 
 
 def space_of(staged: Staged, items: Indices) -> distance.Space:

@@ -19,6 +19,7 @@ from dicomsort import pixels
 from dicomsort.engine import submit_batch
 from dicomsort.errors import DicomsortError
 from dicomsort.pixels import INPUT_SHAPE, PixelsError
+from dicomsort.training.augment import vary
 from dicomsort.training.cache import Picture, recall, remember
 from dicomsort.training.grouping import Kept, keep_together
 from dicomsort.training.identity import hash_picture, patient
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from dicomsort.errors import WorkerLost
     from dicomsort.training.dataset import Dataset
     from dicomsort.training.progress import Reporter
+    from dicomsort.training.varying import Vary
 
 BATCH, MOST = 8, 64  # files a task, and how many where they are small: its time limit holds for all of them
 BYTES = 1 << 20  # of a task's files, from which on they are not small
@@ -64,7 +66,7 @@ class Rendered:
 
     ``images``: uint8 (M, 224, 224, 3), mapped; ``rows[i]`` is the row of item i of ``dataset``. ``digests`` are the
     files' SHA-256, ``skipped`` the (relative path, reason) of files that are no readable image, ``kept`` counts what
-    the items' ``group`` and ``kin`` keep together.
+    the items' ``group`` and ``kin`` keep together; ``vary`` makes variations of images.
     """
 
     dataset: Dataset
@@ -73,6 +75,7 @@ class Rendered:
     digests: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     kept: Kept
+    vary: Vary = vary
 
 
 def render_all(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from dicomsort.training.progress import Reporter, load_tensorflow
 from dicomsort.training.screening import KEY, Made, pointless, words
 from dicomsort.training.settings import Settings, checked
 from dicomsort.training.tensors import Rendered, render_all
+from dicomsort.training.varying import varied_by
 from dicomsort.training.writing import OUTPUTS, Run, sheet_of, write
 
 if TYPE_CHECKING:
@@ -52,8 +53,9 @@ class Trained:
 def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Reporter) -> Trained:
     """Train and write the bundle ``settings.out``; it is placed whole or not at all.
 
-    ``open_workers`` opens the engine that decodes the files. UsageError where a setting or the data set cannot be
-    trained with; KeyboardInterrupt leaves a checkpoint from which the same settings go on.
+    ``open_workers`` opens the engine that decodes the files, and makes variations where there are many cores.
+    UsageError where a setting or the data set cannot be trained with; KeyboardInterrupt leaves a checkpoint from which
+    the same settings go on.
     """
     settings, architecture = checked(settings)
     dataset = scanned(settings, architecture)
@@ -62,10 +64,11 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
     with (
         staged(settings.out, OUTPUTS | MAYBE) as folder,
         tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch,
+        open_workers() as engine,
     ):
         reporter.note(f"Network {settings.arch}: {architecture.summary}")
-        with open_workers() as engine:
-            rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter, cache)
+        rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter, cache)
+        rendered = replace(rendered, vary=varied_by(engine, recipe.augment))
         tell_skipped(rendered, reporter)
         _tell_kept(rendered.kept, reporter)
         require_trainable(rendered.dataset, dataset.counts(), len(rendered.skipped))

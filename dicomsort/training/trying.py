@@ -79,7 +79,7 @@ def _whole(
     weights = balance(dataset.only(train)) if recipe.balance else None
     data = Batches(
         rendered.images, rendered.rows[train], truth[train], recipe.batch_size, recipe.seed, weights,
-        STRENGTHS[recipe.augment],
+        STRENGTHS[recipe.augment], rendered.vary,
     )  # fmt: skip
     judge = Judge(lambda: predict_rows(model, rendered.images, rendered.rows[held]), dataset.classes()[held], report)
     with reporter.step("Training", recipe.epochs * len(data)) as step, Feed(data, recipe.epochs) as feed:

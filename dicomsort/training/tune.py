@@ -22,6 +22,7 @@ from dicomsort.training.progress import load_tensorflow
 from dicomsort.training.settings import Settings, checked
 from dicomsort.training.tensors import Rendered, render_all
 from dicomsort.training.trainer import scanned, tell_skipped, train
+from dicomsort.training.varying import varied_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,9 +61,9 @@ def tune(settings: Settings, trials: int, open_workers: Callable[[], Engine], re
     settings, architecture = checked(settings)
     dataset = scanned(settings, architecture)
     cache = open_cache(settings.cache) if settings.cache else None
-    with tempfile.TemporaryDirectory(prefix="dicomsort-tune-") as scratch:
-        with open_workers() as engine:
-            rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter, cache)
+    with tempfile.TemporaryDirectory(prefix="dicomsort-tune-") as scratch, open_workers() as engine:
+        rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter, cache)
+        rendered = replace(rendered, vary=varied_by(engine, "strong"))  # trials try every strength
         tell_skipped(rendered, reporter)
         require_trainable(rendered.dataset, dataset.counts(), len(rendered.skipped))
         study = _open_study(optuna, settings, rendered, reporter)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from dicomsort.training.augment import STRENGTHS, augment
+from dicomsort.training.augment import STRENGTHS
 from dicomsort.training.feeding import one_hot
 from dicomsort.training.prefetching import Feed
 from dicomsort.training.splitting import balance
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dicomsort.training.recipe import Recipe
     from dicomsort.training.tensors import Rendered
 
-    Change = Callable[[int, int, NDArray[np.uint8]], NDArray[np.uint8]]
+    Change = Callable[[int, Indices, NDArray[np.uint8]], NDArray[np.uint8]]
     Spent = list[tuple[float, float]]
 
 VIEWS = 6  # variations of each image
@@ -107,8 +107,10 @@ def view_all(
     seen = claim(place, (count, len(rendered.rows), *trunk.output.shape[1:]), np.float16)
     everything = np.arange(len(rendered.rows))
 
-    def change(view: int, item: int, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return augment(image, chosen, np.random.default_rng((seed, view, item))) if view and chosen else image
+    def change(view: int, items: Indices, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if not view or not chosen:
+            return images
+        return rendered.vary(images, chosen, [(seed, view, int(item)) for item in items])
 
     with reporter.step("Looking at variations" if chosen else "Looking at images", count * len(everything)) as step:
         for view, items, activations in look(trunk, Shown(rendered, everything, change), count, step, spent):
@@ -118,7 +120,7 @@ def view_all(
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Batches of images of a data set, uint8 (n, …), each changed by ``change(epoch, item, image)``; see ``Source``."""
+    """Batches of images of a data set, uint8 (n, …), changed by ``change(epoch, items, images)``; see ``Source``."""
 
     rendered: Rendered
     items: Indices
@@ -132,9 +134,7 @@ class Shown:
         """Return the images of a batch, and its items, int (n,)."""
         items = self.items[index * BATCH : (index + 1) * BATCH]
         images = self.rendered.images[self.rendered.rows[items]]
-        for item, image in zip(items, images, strict=True):
-            image[...] = self.change(epoch, int(item), image)
-        return images, items
+        return self.change(epoch, items, images), items
 
 
 def look(

@@ -185,7 +185,9 @@ def _train(keeper: Keeper, rendered: Rendered, train: Indices, held: Indices) ->
     recipe, truth, progress = keeper.recipe, one_hot(rendered.dataset), keeper.progress
     weights = balance(rendered.dataset.only(train)) if recipe.balance else None
     size, strength = recipe.batch_size, STRENGTHS[recipe.augment]
-    data = Batches(rendered.images, rendered.rows[train], truth[train], size, recipe.seed, weights, strength)
+    data = Batches(
+        rendered.images, rendered.rows[train], truth[train], size, recipe.seed, weights, strength, rendered.vary
+    )
     held_out = Batches(rendered.images, rendered.rows[held], truth[held], size)
     keeper.batches = len(data)
     done = progress.epoch * len(data) + progress.batch
