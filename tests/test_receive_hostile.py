@@ -152,7 +152,7 @@ def test_who_stalls_is_cut_off(inbox: Path, name: str) -> None:
         assert other.associate()[0] == ACCEPTED
         assert other.echo() == 0
         ends(scu)
-        while read_tree(inbox):
+        while [*inbox.iterdir()]:
             time.sleep(0.01)
 
 

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import suppress
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Self
@@ -34,10 +34,13 @@ class Catalog:
         ``changed_ns`` tells when a file last changed, which groups are settled by.
         """
         self._changed_ns = changed_ns
-        with tempfile.TemporaryDirectory(prefix="dicomsort-") as folder:
-            self._base = sqlite3.connect(os.path.join(folder, "catalog.sqlite"), isolation_level=None)
-            self._base.executescript(schema.SCHEMA)
-        self._base.execute("BEGIN")
+        try:
+            with tempfile.TemporaryDirectory(prefix="dicomsort-") as folder:
+                self._base = sqlite3.connect(os.path.join(folder, "catalog.sqlite"), isolation_level=None)
+                self._base.executescript(schema.SCHEMA)
+            self._base.execute("BEGIN")
+        except (sqlite3.Error, OSError) as error:
+            raise _no_room(error) from error
         self._count = 0
         self._numbers: dict[Grouping, int] = {}
 
@@ -49,10 +52,7 @@ class Catalog:
         """Throw everything away; DicomsortError where the temporary folder was the trouble."""
         self._base.close()
         if isinstance(error, sqlite3.Error):
-            where = tempfile.gettempdir()
-            raise DicomsortError(
-                f"temporary folder {where}: expected room for the catalog, received: {error}"
-            ) from error
+            raise _no_room(error) from error
 
     def add(self, batch: Iterable[tuple[Examined, Grouping, int]]) -> dict[int, int]:
         """Spool examined files in path order, each with how many of its frames may be shown to the model.
@@ -102,9 +102,8 @@ class Catalog:
 
     def studies(self) -> Iterator[list[tuple[Group, Vote]]]:
         """Yield the groups of each study, and of each file that belongs to none."""
-        with closing(self._base.execute(schema.STUDIES)) as found:
-            for _, same in groupby(found, key=lambda r: (r[1], r[2] if not r[1] else b"")):
-                yield [(rows.group(row[:-1]), rows.vote(row[-1])) for row in same]
+        for _, same in groupby(self._rows(schema.STUDIES), key=lambda r: (r[1], r[2] if not r[1] else b"")):
+            yield [(rows.group(row[:-1]), rows.vote(row[-1])) for row in same]
 
     def group(self, number: int) -> Group:
         """A group by its number, as it is now."""
@@ -145,12 +144,31 @@ class Catalog:
     def judged(self) -> Iterator[tuple[Examined, Grouping, Verdict]]:
         """Yield every file with its verdict, in path order."""
         last = 0
-        with closing(self._base.execute(schema.JUDGED)) as found:
-            for study, series, evidence, number, judged, *file in found:
-                if number != last:
-                    last = number
-                    verdict, grouping = rows.verdict(judged), Grouping(study, os.fsdecode(series), evidence)
-                yield rows.examined(file), grouping, verdict
+        for study, series, evidence, number, judged, *file in self._rows(schema.JUDGED):
+            if number != last:
+                last = number
+                verdict, grouping = rows.verdict(judged), Grouping(study, os.fsdecode(series), evidence)
+            yield rows.examined(file), grouping, verdict
+
+    def _rows(self, query: str) -> Iterator[Any]:
+        """Yield a query's rows; one that is left in the middle may outlive the base."""
+        cursor = self._base.execute(query)
+        try:
+            for row in cursor:  # noqa: UP028 - "yield from" would close the cursor itself, and raise
+                yield row
+        finally:
+            with suppress(sqlite3.ProgrammingError):
+                cursor.close()
 
     def _one(self, query: str, *values: object) -> Any:
         return self._base.execute(query, values).fetchone()[0]
+
+
+def _no_room(error: Exception) -> DicomsortError:
+    try:
+        where = tempfile.gettempdir()
+    except OSError:
+        where = "(none)"
+    return DicomsortError(
+        f"temporary folder {where}: expected room for the catalog, received: {error}; free some, or set TMPDIR"
+    )
