@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pytest
 
@@ -98,22 +98,24 @@ def receiving(inbox: Path, *options: object, name: str = "receiver") -> Iterator
 
 
 class Sending(NamedTuple):
-    """A process that sends."""
+    """A process that sends, and what it prints."""
 
     process: subprocess.Popen[bytes]
-    output: Path
+    output: IO[bytes]
 
     def finish(self) -> tuple[int, str]:
         """Wait for its end: its exit code, and what it printed."""
-        return self.process.wait(ENDS * 5), self.output.read_text("utf-8", "replace")
+        code = self.process.wait(ENDS * 5)
+        with self.output as stream:
+            stream.seek(0)
+            return code, stream.read().decode("utf-8", "replace")
 
 
 def dcmsend(port: int, *paths: Path) -> Sending:
     """Begin to send files and folders, each as it is, over one association."""
-    with tempfile.NamedTemporaryFile(prefix="dcmsend-", delete=False) as stream:
-        command = [tool("dcmsend"), "-v", "-dn", "-nh", "+sd", "+r", "127.0.0.1", str(port), *map(str, paths)]
-        process = subprocess.Popen(command, stdout=stream, stderr=stream)
-    return Sending(process, Path(stream.name))
+    output = tempfile.TemporaryFile()  # noqa: SIM115 - ``finish`` closes it
+    command = [tool("dcmsend"), "-v", "-dn", "-nh", "+sd", "+r", "127.0.0.1", str(port), *map(str, paths)]
+    return Sending(subprocess.Popen(command, stdout=output, stderr=output), output)
 
 
 @contextlib.contextmanager
