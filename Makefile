@@ -67,6 +67,8 @@ bench: $(STAMP) ## measure beside cp, rename and other sorters (half an hour, 13
 	 else echo "sending and receiving skipped: DCMTK is not installed"; fi
 	@if [ -d "$(CORPUS)" ]; then $(BIN)/python benchmarks/corpus.py --corpus "$(CORPUS)"; \
 	 else echo "corpus skipped: no folder $(CORPUS); set CORPUS=…"; fi
+	@if [ -d "$(DATASET)" ]; then $(BIN)/python benchmarks/training.py "$(DATASET)"; \
+	 else echo "training skipped: no folder $(DATASET); set DATASET=…"; fi
 
 bench-million: $(STAMP) ## measure 10,000, 100,000 and 1,000,000 files (half an hour, 7 GB of disk)
 	$(BIN)/python benchmarks/run.py --rows c --million --repeat 1 $(BENCH)
