@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from dicomsort.adapters.sending import crew
 from dicomsort.adapters.sending.association import Association
 from dicomsort.adapters.sending.destination import destination
 from dicomsort.adapters.sending.dimse import DimseChannel
+from dicomsort.adapters.sending.negotiation import request
 from dicomsort.adapters.sending.records import Batch, Fate, Instance, Permanent, Request, Temporary
 from dicomsort.adapters.sending.selecting import examine
 from dicomsort.records import Found
@@ -78,6 +79,34 @@ def test_a_peer_that_says_nothing(folder: Path) -> None:
     with raw_server(lambda connection: (connection.recv(65536), time.sleep(1))[0]) as port:
         ran = send(folder, "--to", f"SCP@127.0.0.1:{port}", "--retries", 0, "--timeout", 0.2)
     nothing_sent(ran, folder, "the peer did not answer within 0.2 s")
+
+
+def drip(connection: socket.socket) -> None:
+    """An answer of a hundred bytes, one at a time."""
+    for byte in b"\x02\0\0\0\0\x64" + bytes(100):
+        connection.sendall(bytes([byte]))
+        time.sleep(0.02)
+
+
+def pour(connection: socket.socket) -> None:
+    """Messages without end, none of them an answer."""
+    while True:
+        connection.sendall(b"\x04\0\0\0\0\x06\0\0\0\x02\x01\x00" * 100)
+
+
+@pytest.mark.parametrize("endless", [drip, pour], ids=["drip", "pour"])
+def test_a_peer_without_end(folder: Path, endless: Callable[[socket.socket], None]) -> None:
+    def talk(connection: socket.socket) -> None:
+        connection.recv(65536)
+        if endless is pour:
+            with socket.create_connection(("127.0.0.1", scp.port)) as other:
+                other.sendall(request("SCP", "TEST", [(CT, EXPLICIT)]))
+                connection.sendall(other.recv(65536))
+        endless(connection)
+
+    with Scp().running() as scp, raw_server(talk) as port:
+        ran = send(folder, "--to", f"SCP@127.0.0.1:{port}", "--retries", 0, "--timeout", 0.3)
+    nothing_sent(ran, folder, "the peer did not answer within 0.3 s")
 
 
 def test_answers_of_chance_end_in_errors_of_ours(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import re
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -152,6 +153,22 @@ def test_a_server_that_says_nothing(folder: Path) -> None:
     with raw_server(lambda connection: (connection.recv(1 << 20), time.sleep(1))[1]) as port:
         ran = send(folder, "--to", f"http://127.0.0.1:{port}", "--retries", 0, "--timeout", 0.2)
     nothing_sent(ran, folder, "did not answer within 0.2 s")
+
+
+def test_an_answer_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drip(connection: socket.socket) -> None:
+        connection.recv(1 << 20)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.02)
+
+    with raw_server(drip) as port:
+        ran = send(folder, "--to", f"http://127.0.0.1:{port}", "--retries", 0, "--timeout", 0.2)
+    nothing_sent(ran, folder, "answers without end")
+    monkeypatch.setattr(stow, "MAX_ANSWER", 1000)
+    ran, _ = run(folder, lambda *_: Reply(200, b" " * 1001, JSON), "--retries", 0)
+    nothing_sent(ran, folder, "answers without end")
 
 
 @pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}", b"\0"])

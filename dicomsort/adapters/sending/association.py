@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from struct import Struct
@@ -57,6 +58,7 @@ class Association:
         self._timeout = timeout
         self._socket = _connect(peer, timeout, tls)
         self._buffer = b""
+        self._until = 0.0  # when what is being waited for must be there, on the monotonic clock
         self._message = 0
         self.is_open = True
         try:
@@ -69,6 +71,7 @@ class Association:
 
     def _answer(self, calling: str) -> bytes:
         """The A-ASSOCIATE-AC that the peer answers with."""
+        self._allow(self._timeout)
         kind, body = self._receive()
         if kind == _ASSOCIATE_RJ:
             raise rejection(self._peer.name, calling, body)
@@ -113,6 +116,7 @@ class Association:
             out += part
 
     def _status(self) -> int:
+        self._allow(self._timeout)
         command, is_whole = bytearray(), False
         while not is_whole:
             kind, body = self._receive()
@@ -143,8 +147,8 @@ class Association:
     def release(self) -> None:
         """End the association in an orderly way."""
         with suppress(Temporary, Permanent, OSError):
-            self._socket.settimeout(min(self._timeout, _PATIENCE))
             self._send(_RELEASE)
+            self._allow(min(self._timeout, _PATIENCE))
             while self._receive()[0] != _RELEASE_RP:
                 pass
         self._socket.close()
@@ -163,8 +167,13 @@ class Association:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
+    def _allow(self, seconds: float) -> None:
+        """Bound all waiting from now on, however often the peer sends a little."""
+        self._until = time.monotonic() + seconds
+
     def _send(self, data: bytes | bytearray) -> None:
         try:
+            self._socket.settimeout(self._timeout)
             self._socket.sendall(data)
         except TimeoutError:
             raise Temporary(f"the peer took no data for {self._timeout:g} s") from None
@@ -174,7 +183,7 @@ class Association:
     def _lost(self, error: OSError) -> Temporary:
         """Why the connection broke: perhaps the peer said so before."""
         try:
-            self._socket.settimeout(_MOMENT)
+            self._allow(_MOMENT)
             while True:
                 self._receive()
         except Aborted as told:
@@ -199,11 +208,14 @@ class Association:
     def _take(self, length: int) -> bytes:
         while len(self._buffer) < length:
             try:
-                piece = self._socket.recv(65_536)
+                self._socket.settimeout(max(self._until - time.monotonic(), 0.001))
+                piece = self._socket.recv(65_536) if time.monotonic() < self._until else None
             except TimeoutError:
-                raise Temporary(f"the peer did not answer within {self._timeout:g} s") from None
+                piece = None
             except OSError as error:
                 raise Temporary(f"the connection was lost: {error.strerror or error}") from None
+            if piece is None:
+                raise Temporary(f"the peer did not answer within {self._timeout:g} s")
             if not piece:
                 raise Temporary("the peer closed the connection")
             self._buffer += piece

@@ -23,6 +23,7 @@ from dicomsort.errors import UsageError
 
 BATCH_FILES, BATCH_BYTES = 64, 32 << 20
 MAX_ANSWER = 16 << 20  # bytes of a response that are read
+_PIECE = 1 << 16
 _JSON = "application/dicom+json"
 _STORED = frozenset({200, 202, 409})  # all, some, none of it was stored: the payload tells of each
 _LATER = frozenset({408, 429, 502, 503, 504})
@@ -107,16 +108,24 @@ class WebChannel:
                 "POST", self._peer.url, body=iter(body), headers=headers, redirect=False, preload_content=False,
                 timeout=self._timeout,
             )  # fmt: skip
-            content = response.read(MAX_ANSWER, decode_content=True)
-            is_whole = len(content) < MAX_ANSWER
-            if is_whole:
-                response.drain_conn()
-            response.release_conn() if is_whole else response.close()
+            content = self._read(response)
         except urllib3.exceptions.HTTPError as error:
             raise _translated(self._peer, error, self._request.timeout) from None
         told = _judged(self._peer, response.status, response.headers, content)
         self._is_open = True
         return response.status, told
+
+    def _read(self, response: Any) -> bytes:
+        """The response's body; all of it must come within the time of one wait, however often a little comes."""
+        until = time.monotonic() + self._request.timeout
+        content = bytearray()
+        while piece := response.read1(_PIECE, decode_content=True):
+            content += piece
+            if len(content) > MAX_ANSWER or time.monotonic() > until:
+                response.close()
+                raise Temporary(f"{self._peer.name} answers without end")
+        response.release_conn()
+        return bytes(content)
 
     def close(self) -> None:
         """See ``Channel``."""
