@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import email.utils
 import hashlib
 import io
 import json
 import re
+import time
 from collections import Counter
 
 from command import Ran, run
@@ -60,3 +62,8 @@ def stored(body: bytes, failing: dict[str, int] | None = None, *, warning: int =
         sequences["00081198" if each in failing else "00081199"].append(item)
     answer = {tag: {"vr": "SQ", "Value": items} for tag, items in sequences.items() if items}
     return Reply(status, json.dumps(answer).encode(), JSON)
+
+
+def dated(after: str | int) -> str:
+    """What a server says of when to ask again: a text, or the date so many seconds from now."""
+    return after if isinstance(after, str) else email.utils.formatdate(time.time() + after, usegmt=True)

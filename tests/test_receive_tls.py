@@ -89,6 +89,19 @@ def test_with_a_ca_only_its_own_are_heard(inbox: Path, certificates: Path) -> No
         assert "CERT" in receiver.facts("connection failed")["reason"]
 
 
+def test_no_more_handshakes_than_can_be_told(inbox: Path, certificates: Path) -> None:
+    settings = replace(SETTINGS, tls_cert=certificates / "server.pem", tls_key=certificates / "server.key")
+    with listening(inbox, replace(settings, max_associations=1, timeout=60)) as receiver:
+        many = [Scu(receiver.port) for _ in range(40)]
+        many[-1].socket.settimeout(10)
+        assert many[-1].receive() == b""
+        for scu in many:
+            scu.socket.close()
+        ready = client(certificates)
+        while heard(receiver.port, ready)[:1] != bytes([ACCEPTED]):
+            pass
+
+
 def heard(port: int, context: ssl.SSLContext) -> bytes:
     """The answer to a request for an association; empty where none is listened to."""
     try:

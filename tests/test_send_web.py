@@ -17,7 +17,7 @@ from command import Ran
 from hypothesis import given
 from hypothesis import strategies as st
 from peers_send import Reply, Web, free_port, raw_server
-from sending_tools import JSON, parts, rows, send, statuses, stored, uids
+from sending_tools import JSON, dated, parts, rows, send, statuses, stored, uids
 
 from dicomsort.adapters.sending import stow
 
@@ -70,11 +70,6 @@ def test_addresses_of_one_service(folder: Path, address: str) -> None:
         all_sent(send(folder, "--to", web.to + address))
         assert statuses(send(folder, "--to", web.to)) == Counter(skipped=FILES)
     assert [path for path, _, _ in web.requests] == ["/dicom-web/studies"]
-
-
-def dated(after: str | int) -> str:
-    """What a server says of when to ask again: a text, or the date so many seconds from now."""
-    return after if isinstance(after, str) else email.utils.formatdate(time.time() + after, usegmt=True)
 
 
 @pytest.mark.parametrize("after", ["0", "", "soon", -5])

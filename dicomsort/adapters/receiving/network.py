@@ -117,6 +117,7 @@ class Server(ThreadedAssociationServer):
         self.user = user
         self._lock = threading.Lock()
         self._connections: set[Dimse] = set()
+        self._open = 0  # connections, also those that are not heard yet: in a TLS handshake
 
     @contextlib.contextmanager
     def counted(self, dimse: Dimse) -> Iterator[None]:
@@ -156,7 +157,21 @@ class Server(ThreadedAssociationServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 - the library's signature
         """Whether there is room to hear what the peer wants."""
-        return len(self.connections) < self.ae.maximum_associations
+        return self._open < self.ae.maximum_associations
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin a thread for a connection."""
+        with self._lock:
+            self._open += 1
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection to its end."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._lock:
+                self._open -= 1
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection, in its own thread."""
