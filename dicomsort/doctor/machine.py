@@ -25,7 +25,7 @@ from dicomsort.records import RENDERING_VERSION
 
 EXTRAS = {"pacs": ("pynetdicom",), "cluster": ("distributed",), "tune": ("optuna",)}
 DESCRIPTORS = 256  # open files that a run may need: workers' pipes, folders, copies
-TEMPORARY = 1 << 30  # bytes; the spool takes about 700 a file
+TEMPORARY = 1 << 30  # bytes; the spool takes 800 a file, 1,200 where each is a series of its own
 LIMITS = Limits(60, 1 << 30)  # of the model's first run
 _EPOCH = 1_767_225_600  # 2026-01-01; a clock before it was never set
 
@@ -113,7 +113,7 @@ def _temporary() -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     told = f"{folder}: {free / 1e9:,.1f} GB free"
     if free < TEMPORARY:
-        yield note("temporary folder", told, "free some: a million files need about 0.7 GB; or set TMPDIR to another")
+        yield note("temporary folder", told, "free some: a million files need 0.8 to 1.2 GB; or set TMPDIR to another")
     else:
         yield fine("temporary folder", told)
 
