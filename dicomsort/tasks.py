@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,11 @@ from dicomsort.records import RENDERING_VERSION, Examined, Found, Header, Kind, 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL.Image import Image
 
 WHOLE = 256 << 10  # files up to this size are read once, for header and hash alike
 HEAD = 16 << 10
+QUALITY = 85  # of JPEG pictures for people
 HASHED_HERE = 32 << 20  # larger files are hashed where no time limit cuts a slow disk short
 
 
@@ -114,6 +117,78 @@ def explain(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -
     """What the model sees in each frame (path below the inbox, frame number or None for the middle one), and where."""
     shown = [_rendered(inbox, path, frame) for path, frame in frames]
     return [Explained(each) if isinstance(each, Look) else _seen(_predictor(bundle), each) for each in shown]
+
+
+@dataclass(frozen=True, slots=True)
+class Portrait:
+    """A frame as a person is shown it, with what the file's header says and, where it was asked, what the model sees.
+
+    ``picture``: a JPEG file (JFIF), empty where ``problem`` says in one short phrase why there is none; ``rendering``:
+    the model's input as a PNG file, where that was asked for.
+    """
+
+    picture: bytes
+    problem: str = ""
+    header: Header | None = None
+    look: Look | None = None
+    rendering: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What ``portray`` is asked for: a file below the root, a frame of it (None: the middle one), pixels a side.
+
+    ``side`` 0 asks for no picture, ``bundle`` names the one whose model looks, if any; ``rendering`` asks for that.
+    """
+
+    path: str
+    frame: int | None
+    side: int
+    bundle: str = ""
+    rendering: bool = False
+
+
+def portray(root: str, asked: Sequence[Asked]) -> list[Portrait]:
+    """Show frames to a person."""
+    return [_portrait(root, each) for each in asked]
+
+
+def _portrait(root: str, asked: Asked) -> Portrait:
+    from dicomsort.pixels import PixelsError, show
+
+    header = _header(f"{root}/{asked.path}")
+    try:
+        picture = _jpeg(show(f"{root}/{asked.path}", asked.frame, asked.side)) if asked.side else b""
+        image = _rendered(root, asked.path, asked.frame) if asked.bundle or asked.rendering else Look()
+    except PixelsError as error:
+        return Portrait(b"", str(error), header)
+    if isinstance(image, Look):
+        return Portrait(picture, image.problem, header)
+    seen = _seen(_predictor(asked.bundle), image).look if asked.bundle else None
+    return Portrait(picture, "", header, seen, _png(image) if asked.rendering else b"")
+
+
+def _header(path: str) -> Header | None:
+    """What a file's header says; None where it cannot be read."""
+    try:
+        with opened(path) as descriptor:
+            size = os.fstat(descriptor).st_size
+            read = partial(os.pread, descriptor)
+            return read_header(read(HEAD, 0), size, path.rpartition("/")[2], lambda offset, count: read(count, offset))
+    except OSError:
+        return None
+
+
+def _jpeg(image: Image) -> bytes:
+    image.save(stream := io.BytesIO(), "JPEG", quality=QUALITY)
+    return stream.getvalue()
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    Image.fromarray(image).save(stream := io.BytesIO(), "PNG")
+    return stream.getvalue()
 
 
 def _rendered(inbox: str, path: str, frame: int | None) -> NDArray[np.uint8] | Look:

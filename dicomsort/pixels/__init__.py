@@ -36,7 +36,7 @@ and its aspect kept, and lies centred on black. Grey is the same in all three ch
 from __future__ import annotations
 
 from dicomsort.pixels.problems import MAX_INFLATED, MAX_PIXELS, PixelsError
-from dicomsort.pixels.render import INPUT_SHAPE, RENDERING_VERSION, as_array, picture, render
+from dicomsort.pixels.render import INPUT_SHAPE, RENDERING_VERSION, as_array, picture, render, show
 
 __all__ = [
     "INPUT_SHAPE",
@@ -47,4 +47,5 @@ __all__ = [
     "as_array",
     "picture",
     "render",
+    "show",
 ]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dicomsort.pixels.layout import Frame
 
-__all__ = ["INPUT_SHAPE", "RENDERING_VERSION", "as_array", "picture", "render"]
+__all__ = ["INPUT_SHAPE", "RENDERING_VERSION", "as_array", "picture", "render", "show"]
 
 INPUT_SHAPE = (224, 224, 3)
 
@@ -48,19 +48,40 @@ def render(path: str | os.PathLike[str], frame: int | None = None) -> NDArray[np
 
 def picture(path: str | os.PathLike[str], frame: int | None = None) -> Image.Image:
     """Render as ``render`` does, to an image of mode RGB or, where it is grey, L."""
+    with _decoded(path, frame, _LEAST) as image:
+        return fit(image)
+
+
+def show(path: str | os.PathLike[str], frame: int | None, side: int) -> Image.Image:
+    """Render one frame for people, as ``render`` does but larger: mode L or RGB, its longer side at most ``side``.
+
+    Nothing is added around it, and nothing is made larger than it is.
+
+    Raises:
+        PixelsError: the file has no pixels that can be rendered; nothing else is ever raised or printed.
+    """
+    with _decoded(path, frame, side) as image:
+        image.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0)
+        return image
+
+
+@contextmanager
+def _decoded(path: str | os.PathLike[str], frame: int | None, least: int) -> Iterator[Image.Image]:
+    """Yield a frame in grey or colour; a large one may be smaller than it is, its longer side at least ``least``."""
     with _quiet(), border("the file cannot be read"), _open(path) as content:
         head = content.at(0, 132)
         if head.startswith(_RASTER_MAGIC) and head[128:] != b"DICM":
             if frame not in {None, 0}:
                 raise PixelsError(f"frame {frame} does not exist, the file holds 1")
             with border("the image cannot be decoded"):
-                return fit(raster.load(content.file(), _LEAST))
+                yield raster.load(content.file(), least)
+            return
         with border("the header cannot be parsed"):
             image = source.read(content)
         with border("the pixel data cannot be decoded"):
-            decoded = frames.decode(image, frame, _LEAST)
+            decoded = frames.decode(image, frame, least)
         with border("the pixel data cannot be shown"):
-            return fit(Image.fromarray(_show(decoded, image)))
+            yield Image.fromarray(_show(decoded, image))
 
 
 def _show(decoded: Frame, image: source.Source) -> NDArray[np.uint8]:

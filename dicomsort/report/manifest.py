@@ -13,12 +13,13 @@ from pathlib import Path
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files, closing, look_up
 from dicomsort.journal import Journal, runs_folder
-from dicomsort.records import Action, Placement, Row
+from dicomsort.records import Action, Placement, Row, Status
+from dicomsort.report.reviewed import decided_from
 from dicomsort.report.text import cell, is_plain, restored
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("run_id", *(f.name.rstrip("_") for f in fields(Row)))
-_PLACED = frozenset({Action.COPIED, Action.MOVED, Action.LINKED})
+PLACED = frozenset({Action.COPIED, Action.MOVED, Action.LINKED})
 _ROW_CELLS = attrgetter(*(f.name for f in fields(Row)))
 _BUFFER = 1 << 20
 
@@ -103,14 +104,23 @@ def _skip_appended(descriptor: int, begun: int, rows: io.BufferedReader) -> None
 
 
 def history(outbox: str) -> Iterator[tuple[bool, Placement]]:
-    """What earlier runs put where, in their order; False where it was undone since."""
+    """What earlier runs put where, in their order; False where it is there no more: undone, or decided by a person."""
     for row in _rows(outbox):
         action, destination = row["action"], row["destination"]
-        if destination and (action in _PLACED or action == Action.UNDONE):
-            yield action != Action.UNDONE, Placement(
-                row["study_uid"], row["series_uid"], row["sop_uid"], row["class"], row["status"], row["reason"],
-                restored(destination), row["sha256"],
-            )  # fmt: skip
+        is_undone = action == Action.UNDONE
+        if was := decided_from(action, row["reason"], restored(row["message"])):
+            yield is_undone, _held_again(row, was)
+        if destination and (action in PLACED or is_undone):
+            yield not is_undone, _placement(row, row["status"], row["class"], row["reason"], restored(destination))
+
+
+def _placement(row: dict[str, str], status: str, class_: str, reason: str, destination: str) -> Placement:
+    uids = (row["study_uid"], row["series_uid"], row["sop_uid"])
+    return Placement(*uids, class_, status, reason, destination, row["sha256"])
+
+
+def _held_again(row: dict[str, str], was: str) -> Placement:
+    return _placement(row, Status.REVIEW, "", was.split("/")[1], was)
 
 
 def told(outbox: str) -> Iterator[tuple[str, str, str]]:

@@ -37,6 +37,11 @@ def cell(text: str) -> str:
     return f"'{shown}" if text.startswith(FORMULA) else shown
 
 
+def uncelled(text: str) -> str:
+    """What ``cell`` was given, but for a name that began with an apostrophe before such a sign itself."""
+    return restored(text[1:] if text[:1] == "'" and text[1:].startswith(FORMULA) else text)
+
+
 def is_plain(line: str) -> bool:
     """Whether cells, joined by commas, are what ``cell`` makes of them but the first, and none needs quotes."""
     if not (line.isascii() and line.isprintable()) or "\\" in line or '"' in line:

@@ -1,0 +1,33 @@
+"""How a manifest tells of a person's decision: one row a file, whose message says by whom, and where the file lay."""
+
+from __future__ import annotations
+
+import re
+
+from dicomsort.records import REVIEW, Action
+
+REVIEWED = "reviewed"
+_WAS = "; was "
+_NO_NAME = re.compile(r"[^\w.@ +-]+")
+MAX_NAME = 64
+
+
+def message_of(who: str, was: str) -> str:
+    """What the row of a decided file says; ``was`` is where it lay below the outbox."""
+    return f"by {who}{_WAS}{was}"
+
+
+def reviewer(name: str) -> str:
+    """A person's name as it may stand in a message: letters, digits, blanks and ``.@_+-``, at most 64."""
+    return _NO_NAME.sub("", name).strip()[:MAX_NAME].strip() or "unknown"
+
+
+def decided_from(action: str, reason: str, message: str) -> str:
+    """Where a row's file lay before a person decided about it; empty where the row tells of no such move.
+
+    ``message`` is as it was before a manifest escaped it.
+    """
+    if reason != REVIEWED or action == Action.LEFT:
+        return ""
+    was = message.partition(_WAS)[2]
+    return was if was.startswith(f"{REVIEW}/") else ""
