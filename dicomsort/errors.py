@@ -2,6 +2,7 @@
 
 DicomsortError            1  the run failed
 ├── UsageError            2  wrong usage or configuration
+├── Outdated              1  what a decision was about is decided, gone or changed since
 ├── OutboxLocked          4  another run holds the outbox
 ├── BundleError           2  a model path that is no bundle, or one this version must not use
 ├── PlacingFailed         1  the disk refused; ``resume`` goes on from there
@@ -25,6 +26,10 @@ class UsageError(DicomsortError):
 
 class BundleError(UsageError):
     """A model path that is no bundle, or a bundle that this version must not use."""
+
+
+class Outdated(DicomsortError):
+    """What a decision was about has been decided, is gone, or has changed since it was shown."""
 
 
 class OutboxLocked(DicomsortError):

@@ -15,6 +15,8 @@ OTHER = "OTHER"
 REVIEW = "REVIEW"
 UNREADABLE = "UNREADABLE"
 
+REVIEWED = "reviewed"  # the reason in the manifest of what a person decided about
+
 
 class Kind(StrEnum):
     """What a file is by its content (``unknown`` too where only its name says DICOM or image)."""
@@ -58,6 +60,7 @@ class DecidedBy(StrEnum):
     PIXELS = "pixels"
     BOTH = "both"
     STUDY = "study"
+    REVIEWER = "reviewer"
     NONE = "none"
 
 

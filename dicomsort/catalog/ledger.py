@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dicomsort.catalog import rows, schema
 from dicomsort.journal import pack, unpack
 from dicomsort.jsonlines import dump, parse
-from dicomsort.records import Operation, Placement
+from dicomsort.records import REVIEWED, Operation, Placement
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -24,8 +24,10 @@ class Ledger:
         self._any_repeated = bool(self._one("SELECT EXISTS (SELECT 1 FROM repeated)"))
 
     def concerns(self, placement: Placement) -> bool:
-        """Whether an earlier placement matters: of a study or an instance at hand, or of a file of no study."""
-        return not placement.study or bool(self._one(schema.CONCERNS, placement.study, placement.sop))
+        """Whether an earlier placement matters: of a study or an instance at hand, of no study, or a person's."""
+        if not placement.study or placement.reason == REVIEWED:
+            return True
+        return bool(self._one(schema.CONCERNS, placement.study, placement.sop))
 
     def place(self, placement: Placement) -> None:
         """Keep where an earlier run put a file."""
@@ -42,6 +44,11 @@ class Ledger:
             return []
         found = self._base.execute("SELECT * FROM placements WHERE study = ? ORDER BY destination", (study,))
         return [rows.placement(row) for row in found]
+
+    def decided(self, sha256: str) -> list[Placement]:
+        """Where a person's decisions put files of this content."""
+        query = "SELECT * FROM placements WHERE reason = 'reviewed' AND sha256 = ? ORDER BY destination"
+        return [rows.placement(row) for row in self._base.execute(query, (sha256,))]
 
     def remembers(self) -> bool:
         """Whether earlier runs placed anything that matters to this one."""

@@ -24,6 +24,7 @@ CREATE TABLE placements (study TEXT, series TEXT, sop TEXT, class TEXT, status T
     PRIMARY KEY, sha256 TEXT) WITHOUT ROWID;
 CREATE INDEX placements_by_study ON placements (study);
 CREATE INDEX placements_by_instance ON placements (sop, sha256);
+CREATE INDEX placements_reviewed ON placements (sha256) WHERE reason = 'reviewed';
 CREATE TABLE repeated (sop TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE given (number INTEGER PRIMARY KEY, sop TEXT, sha256 TEXT, destination BLOB);
 CREATE INDEX given_by_instance ON given (sop, sha256);

@@ -16,19 +16,21 @@ from dicomsort.classify.evidence import (
     has_uids,
     is_strange,
     is_uid,
+    kind_below_other,
     mixture,
     said_by,
     showable_frames,
     tier,
 )
 from dicomsort.classify.rules import RULES, Rule
-from dicomsort.records import REVIEW, Group, Placement, Verdict, Vote
+from dicomsort.records import OTHER, REVIEW, REVIEWED, Group, Grouping, Header, Placement, Verdict, Vote
 
 __all__ = [
     "RULES",
     "Judge",
     "Rule",
     "classify_study",
+    "folder_of",
     "grouping_of",
     "has_uids",
     "is_clear",
@@ -46,14 +48,17 @@ _OF_ONE_FILE = ("uid-collision", "against-placement")
 def classify_study(
     members: Sequence[tuple[Group, Vote]], placements: Sequence[Placement], judge: Judge
 ) -> list[tuple[Group, Verdict]]:
-    """Judge the groups of one study, clear headers first, so that the others may follow them."""
+    """Judge the groups of one study, clear headers first, so that the others may follow them.
+
+    ``placements`` are those of the study; of a file without one, those of its content about which a person decided.
+    """
     cases = [(group, vote, said_by(group.sample.header, judge)) for group, vote in members]
     cases.sort(key=lambda case: tier(case[2]))
     so_far: dict[str, Verdict] = {}
     verdicts: list[tuple[Group, Verdict]] = []
     for group, vote, said in cases:
         placed = _placed(placements, group.grouping.series, said.classes)
-        verdict = decide(Case(judge, group, said, vote, placed, so_far))
+        verdict = decide(Case(judge, group, said, vote, placed, so_far, _decided(placements, group.grouping)))
         verdicts.append((group, verdict))
         if verdict.folder and not group.sample.header.problem:
             so_far.setdefault(group.grouping.series, verdict)
@@ -90,6 +95,18 @@ def _placed(placements: Sequence[Placement], series: str, classes: Sequence[str]
     if not own and classes and folder.partition("/")[0] not in classes:
         return ""
     return folder
+
+
+def _decided(placements: Sequence[Placement], grouping: Grouping) -> str:
+    """The folder that a person gave the series, or, where there is none, a file of the same content."""
+    reviewed = (p for p in placements if p.reason == REVIEWED and (not grouping.study or p.series == grouping.series))
+    folders = {_folder(p) for p in reviewed}
+    return folders.pop() if len(folders) == 1 else ""
+
+
+def folder_of(class_: str, header: Header) -> str:
+    """Where below an outbox a file belongs that a person says is of this class."""
+    return f"{OTHER}/{kind_below_other(header)}" if class_ == OTHER else class_
 
 
 def _folder(placement: Placement) -> str:

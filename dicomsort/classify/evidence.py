@@ -115,6 +115,7 @@ class Case:
     vote: Vote
     placed: str = ""  # the folder that an earlier run gave the series, else the study: a class, OTHER/…, REVIEW/…
     study: Mapping[str, Verdict] = field(default_factory=dict)  # verdicts so far in this study, by series
+    decided: str = ""  # the folder that a person gave the series, or a file of this content
 
     @property
     def header(self) -> Header:
@@ -177,7 +178,7 @@ def is_strange(class_: str, distance: float | None, limit: float | None) -> bool
 def said_by(header: Header, judge: Judge) -> Said:
     """The header's evidence in the model's labels."""
     categories = [c for c in (sop_class_category(header.sop_class_uid), modality_category(header.modality)) if c]
-    kind = _kind(header)
+    kind = kind_below_other(header)
     if FOLLOWS in categories or (not header.has_pixels and not any(_decisive(c) for c in categories)):
         return Said(follows=True, kind=kind)
     if not judge.reads_headers:
@@ -195,7 +196,8 @@ def _label(category: str, judge: Judge) -> str:
     return OTHER if category.startswith(OTHER_PREFIX) else judge.header_classes.get(category, "")
 
 
-def _kind(header: Header) -> str:
+def kind_below_other(header: Header) -> str:
+    """The folder below OTHER for what a header tells of."""
     kind = kind_of(header.sop_class_uid, header.modality) or header.modality.strip().upper()
     if _KIND.fullmatch(kind):
         return kind

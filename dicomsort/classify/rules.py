@@ -137,6 +137,10 @@ RULES = (
         "UNREADABLE", lambda c: bool(c.header.problem), _unreadable,
     ),
     Rule(
+        "decided-before", "a person has decided about the series (dicomsort review), else about a file of this content",
+        "where that person put it", lambda c: bool(c.decided), lambda c, name: _follow(c, name, c.decided),
+    ),
+    Rule(
         "against-placement", "an earlier run placed the series, else the study, and header or confident pixels differ",
         "REVIEW", lambda c: bool(c.placed) and _against_placement(c), _hold(_header_class),
     ),

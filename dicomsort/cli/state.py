@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.console import show_summary, watching
+from dicomsort.cli.console import Watcher, show_summary, watching
+
+if TYPE_CHECKING:
+    from dicomsort.report import Summary
 
 Outbox = Annotated[str, typer.Argument(metavar="OUTBOX", help="An outbox that `dicomsort sort` has written to.")]
 Run = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id, as `dicomsort runs` lists them.")]
@@ -21,25 +25,38 @@ def resume(outbox: Outbox, run: Run = None, *, as_json: Json = False, quiet: Qui
 
     The newest unfinished one by default. Example: dicomsort resume outbox/
     """
-    _finish("resume", outbox, run, as_json=as_json, quiet=quiet)
+    from dicomsort import sorting
+    from dicomsort.files import Files
+
+    _finish(lambda progress: sorting.resume(outbox, run, progress, Files()), outbox, as_json=as_json, quiet=quiet)
 
 
-def undo(outbox: Outbox, run: Run = None, *, as_json: Json = False, quiet: Quiet = False) -> None:
+def undo(
+    outbox: Outbox,
+    run: Run = None,
+    *,
+    with_decisions: Annotated[
+        bool, typer.Option("--with-decisions", help="Take back first what persons decided about what RUN had held.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Take a run back, the newest by default.
 
     Paths, modes, times and folders are as they were before it. What was there before, or changed since, is not touched.
 
     Example: dicomsort undo outbox/
     """
-    _finish("undo", outbox, run, as_json=as_json, quiet=quiet)
-
-
-def _finish(verb: str, outbox: str, run: str | None, *, as_json: bool, quiet: bool) -> None:
     from dicomsort import sorting
     from dicomsort.files import Files
 
+    take_back = lambda progress: sorting.undo(outbox, run, progress, Files(), with_decisions=with_decisions)
+    _finish(take_back, outbox, as_json=as_json, quiet=quiet)
+
+
+def _finish(act: Callable[[Watcher], Summary], outbox: str, *, as_json: bool, quiet: bool) -> None:
     with watching(quiet=quiet or as_json) as progress:
-        summary = {"resume": sorting.resume, "undo": sorting.undo}[verb](outbox, run, progress, Files())
+        summary = act(progress)
     show_summary(summary, as_json=as_json, quiet=quiet, outbox=outbox)
     raise typer.Exit(NEEDS_PERSON if summary.needs_person else 0)
 

@@ -7,12 +7,13 @@ target is proven to lie below the outbox.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Protocol
 
-from dicomsort.plan.layout import TOKENS, Layout, fold, parse_layout, with_suffix
+from dicomsort.plan.asking import Names, Surroundings
+from dicomsort.plan.deciding import Decided, decide
+from dicomsort.plan.layout import TOKENS, Layout, fold, parents, parse_layout, prove_inside, with_suffix
 from dicomsort.plan.reverse import reverse
 from dicomsort.records import (
     REVIEW,
@@ -27,39 +28,22 @@ from dicomsort.records import (
     Verdict,
 )
 
-__all__ = ["TOKENS", "Layout", "Options", "Surroundings", "parse_layout", "plan", "reverse"]
+__all__ = [
+    "TOKENS",
+    "Decided",
+    "Layout",
+    "Names",
+    "Options",
+    "Surroundings",
+    "decide",
+    "parse_layout",
+    "plan",
+    "reverse",
+]
 
 COLLISION = "uid-collision"
 _CODE = re.compile(r"[A-Z0-9_ ]{0,16}")  # a Code String (PS3.5 6.2); what is typed there instead may be a name
 _ACTIONS = {Verb.COPY: Action.COPIED, Verb.MOVE: Action.MOVED, Verb.LINK: Action.LINKED}
-
-
-class Surroundings(Protocol):
-    """What planning asks of the world outside."""
-
-    def claim(self, name: str) -> bool:
-        """Give a name out once; False where it is taken."""
-
-    def is_repeated(self, sop: str) -> bool:
-        """Whether several files of this run have this SOP Instance UID."""
-
-    def placed_instance(self, sop: str, sha256: str | None) -> str | None:
-        """Where an earlier run put a file with this SOP Instance UID, of this content or (None) of any."""
-
-    def holds(self, destination: str, size: int, sha256: str) -> bool | None:
-        """Whether the file at a destination has this content; None where nothing is there."""
-
-    def give(self, sop: str, sha256: str, destination: str) -> None:
-        """Keep where this run will put a file with this SOP Instance UID and content."""
-
-    def given(self, sop: str, sha256: str | None) -> str | None:
-        """Where this run will put the first file with this SOP Instance UID, of this content or (None) of any."""
-
-    def defer(self, operation: Operation) -> None:
-        """Keep an operation for later."""
-
-    def deferred(self) -> Iterator[Operation]:
-        """Yield what was kept, in its order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +72,7 @@ def plan(
     for e, grouping, verdict in files:
         operation = planner.operation(number, e, grouping, verdict)
         if options.prune_empty and operation.verb in {Verb.MOVE, Verb.REMOVE}:
-            emptied.update(_parents(e.found.path))
+            emptied.update(parents(e.found.path))
         if operation.verb is Verb.REMOVE:
             around.defer(operation)
             continue
@@ -98,11 +82,6 @@ def plan(
     for operation in chain(around.deferred(), pruned):
         yield replace(operation, number=number)
         number += 1
-
-
-def _parents(path: str) -> Iterator[str]:
-    while path := path.rpartition("/")[0]:
-        yield path
 
 
 def _prune(path: str, mode: int, mtime_ns: int) -> Operation:
@@ -153,7 +132,7 @@ class _Planner:
         path = layout.path(verdict.folder, e, with_uids=with_uids) if sorted_ else f"{verdict.folder}/{e.found.path}"
         by_instance = sorted_ and with_uids and self._by_instance
         for name in (path, with_suffix(path, e.sha256)):
-            _prove_inside(name)
+            prove_inside(name)
             same = self._around.holds(name, e.found.size, e.sha256)
             if same is not False and self._around.claim(fold(name)):
                 return name, same
@@ -188,13 +167,6 @@ def _collision(verdict: Verdict) -> Verdict:
     folder = f"{REVIEW}/{COLLISION}"
     by = DecidedBy.NONE
     return replace(verdict, status=Status.CONFLICT, folder=folder, reason=COLLISION, decided_by=by, note=note)
-
-
-def _prove_inside(path: str) -> None:
-    """Every component is a name; AssertionError otherwise, which no input may cause."""
-    if path.startswith("/") or {"", ".", ".."} & set(path.split("/")) or "\0" in path:
-        message = f"planned a target outside the outbox: {path!r}"
-        raise AssertionError(message)
 
 
 def row_of(e: Examined, verdict: Verdict, destination: str, action: Action) -> Row:

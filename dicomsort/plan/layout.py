@@ -6,7 +6,7 @@ import hashlib
 import re
 import string
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -129,6 +129,19 @@ def fold(path: str) -> str:
     if path.isascii():
         return path.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
+
+def prove_inside(path: str) -> None:
+    """Every component is a name; AssertionError otherwise, which no input may cause."""
+    if path.startswith("/") or {"", ".", ".."} & set(path.split("/")) or "\0" in path:
+        message = f"planned a target outside the outbox: {path!r}"
+        raise AssertionError(message)
+
+
+def parents(path: str) -> Iterator[str]:
+    """Yield the folders that hold a path, the nearest first."""
+    while path := path.rpartition("/")[0]:
+        yield path
 
 
 UID = parse_layout("uid")

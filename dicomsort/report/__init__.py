@@ -11,7 +11,16 @@ from typing import Any
 from dicomsort.files import Files, closing, look_up
 from dicomsort.journal import runs_folder
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Status, Verb
-from dicomsort.report.manifest import COLUMNS, MANIFEST, RunManifest, append_manifest, history, is_told_of, told
+from dicomsort.report.manifest import (
+    COLUMNS,
+    MANIFEST,
+    RunManifest,
+    append_manifest,
+    history,
+    is_told_of,
+    own_rows,
+    told,
+)
 from dicomsort.report.text import cell, printable, visible
 
 __all__ = [
@@ -27,6 +36,7 @@ __all__ = [
     "history",
     "is_told_of",
     "needs_person",
+    "own_rows",
     "printable",
     "read_summary",
     "told",

@@ -7,20 +7,17 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from dicomsort.errors import DicomsortError
 from dicomsort.files import look_up, opened
 from dicomsort.records import Action, Row, Status
-from dicomsort.report.manifest import COLUMNS, MANIFEST, PLACED
+from dicomsort.report.manifest import COLUMNS, MANIFEST, PLACED, row_of
 from dicomsort.report.reviewed import decided_from
-from dicomsort.report.text import uncelled
 
 WAITING = frozenset({Status.REVIEW, Status.CONFLICT})  # what lies below REVIEW, for a person to decide about
 _KEY = 16
 _DIGITS = re.compile(r"(\d+)")
-_FIELDS = tuple(f.name for f in fields(Row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +117,7 @@ class Holdings:
                 cells = next(csv.reader([row.decode("utf-8", "surrogateescape")]))
                 row = b""
                 if len(cells) >= len(COLUMNS):
-                    yield held_of(cells)
+                    yield Held(cells[0], row_of(cells))
 
     def _take(self, each: Held) -> bool:
         row = each.row
@@ -140,9 +137,3 @@ class Holdings:
             self._held[row.destination] = each
             return True
         return False
-
-
-def held_of(cells: list[str]) -> Held:
-    """A row of a manifest, its cells in the order of ``COLUMNS``, as it was before it was written."""
-    values: dict[str, Any] = dict(zip(_FIELDS, map(uncelled, cells[1:]), strict=False))
-    return Held(cells[0], Row(**(values | {"size": int(values["size"] or 0)})))

@@ -5,22 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files, closing, look_up
 from dicomsort.journal import Journal, runs_folder
 from dicomsort.records import Action, Placement, Row, Status
 from dicomsort.report.reviewed import decided_from
-from dicomsort.report.text import cell, is_plain, restored
+from dicomsort.report.text import cell, is_plain, restored, uncelled
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("run_id", *(f.name.rstrip("_") for f in fields(Row)))
 PLACED = frozenset({Action.COPIED, Action.MOVED, Action.LINKED})
-_ROW_CELLS = attrgetter(*(f.name for f in fields(Row)))
+_FIELDS = tuple(f.name for f in fields(Row))
+_ROW_CELLS = attrgetter(*_FIELDS)
 _BUFFER = 1 << 20
 
 
@@ -121,6 +123,23 @@ def _placement(row: dict[str, str], status: str, class_: str, reason: str, desti
 
 def _held_again(row: dict[str, str], was: str) -> Placement:
     return _placement(row, Status.REVIEW, "", was.split("/")[1], was)
+
+
+def own_rows(outbox: str, run: str) -> Iterator[Row]:
+    """The rows of a run's own manifest, as they were before it was written; none where that was pruned."""
+    path = Path(_own(outbox, run))
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+            reader = csv.reader(lines)
+            next(reader, None)
+            for cells in reader:
+                yield row_of(cells)
+
+
+def row_of(cells: Sequence[str]) -> Row:
+    """A row from its cells, in the order of ``COLUMNS``, as it was before it was written."""
+    values: dict[str, Any] = dict(zip(_FIELDS, map(uncelled, cells[1:]), strict=False))
+    return Row(**(values | {"size": int(values["size"] or 0)}))
 
 
 def told(outbox: str) -> Iterator[tuple[str, str, str]]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from dicomsort.records import REVIEW, Action
+from dicomsort.records import REVIEW, REVIEWED, Action
 
-REVIEWED = "reviewed"
 _WAS = "; was "
 _NO_NAME = re.compile(r"[^\w.@ +-]+")
 MAX_NAME = 64

@@ -72,12 +72,14 @@ def _batches(
 
 
 def _spooled(inbox: str, e: Examined) -> tuple[Examined, Grouping, int]:
-    if not e.sha256 and not e.failed and e.found.inode:
-        e = _hashed(inbox, e)
+    e = hashed_here(inbox, e)
     return e, grouping_of(e), showable_frames(e)
 
 
-def _hashed(inbox: str, e: Examined) -> Examined:
+def hashed_here(inbox: str, e: Examined) -> Examined:
+    """The file with its hash, where a worker left that out because no time limit may cut it short."""
+    if e.sha256 or e.failed or not e.found.inode:
+        return e
     try:
         return Examined(e.found, e.header, sha256_of(f"{inbox}/{e.found.path}"))
     except OSError as error:

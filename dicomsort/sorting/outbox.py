@@ -146,6 +146,13 @@ def undoings(outbox: str, since: str = "") -> dict[str, str]:
     return {run: plan.head["undoes"] for run, plan in plans if plan and plan.head["verb"] == "undo"}
 
 
+def decisions_about(outbox: str, run: str) -> list[str]:
+    """The runs by which persons decided about what a run had held, and that are not undone, oldest first."""
+    later = {name: Plan.peek(f"{runs_folder(outbox)}/{name}") for name in all_runs(outbox, run)}
+    undone = {plan.head["undoes"] for plan in later.values() if plan and plan.head["verb"] == "undo"}
+    return [name for name, plan in later.items() if plan and run in plan.head.get("of", ()) and name not in undone]
+
+
 def chosen(outbox: str, run: str | None, default: str | None, what: str) -> str:
     """The folder's name of the run that a command is about; UsageError where there is none such."""
     runs = all_runs(outbox)

@@ -26,7 +26,18 @@ from dicomsort.report import (
     read_summary,
     write_summary,
 )
-from dicomsort.sorting.outbox import absolute, all_runs, chosen, held, new_run, now, undoings, unfinished
+from dicomsort.sorting.corrections import retract
+from dicomsort.sorting.outbox import (
+    absolute,
+    all_runs,
+    chosen,
+    decisions_about,
+    held,
+    new_run,
+    now,
+    undoings,
+    unfinished,
+)
 from dicomsort.sorting.progress import Progress
 
 # Threads that place: a local disk answers sooner than the interpreter switches between many, a network does not.
@@ -113,9 +124,15 @@ def complete_reports(files: Files, outbox: str, since: str = "") -> None:
                 append_manifest(files, outbox, run, journal)
 
 
-def undo(outbox: str, run: str | None, progress: Progress, files: Files) -> Summary:
-    """Take a run back, the newest that is not undone by default, as a run of its own."""
+def undo(outbox: str, run: str | None, progress: Progress, files: Files, *, with_decisions: bool = False) -> Summary:
+    """Take a run back, the newest that is not undone by default, as a run of its own.
+
+    ``with_decisions``: those that persons made about what it held are taken back first, the newest first; else a run
+    with such decisions is refused by UsageError, for what it placed lies elsewhere.
+    """
     outbox = absolute(outbox)
+    for decision in reversed(decisions_about(outbox, run)) if run and with_decisions else ():
+        undo(outbox, decision, progress, files)
     with held(files, outbox, create=False):
         name = chosen(outbox, run, _newest_undoable(outbox), "to undo")
         plan = _undoable(outbox, name)
@@ -126,10 +143,12 @@ def undo(outbox: str, run: str | None, progress: Progress, files: Files) -> Summ
             known = journal.known
         mine = new_run(files, outbox)
         head = {"verb": "undo", "undoes": name, "inbox": roots.inbox, "outbox": outbox, "started": now()}
-        operations = reverse(lambda: _done(plan, known), known.folders, lambda path: _found(roots.absolute(path)))
+        operations = reverse(lambda: _done(plan, known), known.folders, lambda path: look_for(roots.absolute(path)))
         sealed = seal_plan(files, outbox, mine, head, operations)
         summary = carry_out(files, outbox, mine, sealed, progress)
         write_summary(files, outbox, summary)
+        if corrections := plan.head.get("corrections"):
+            retract(files, corrections, name)
         return summary
 
 
@@ -150,6 +169,9 @@ def _undoable(outbox: str, name: str) -> Plan:
         raise UsageError(f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}")
     if not os.path.isdir(inbox := plan.head["inbox"]):
         raise DicomsortError(f"run {name}: expected its inbox {inbox!r}, received nothing there; mount it, then undo")
+    if decisions := decisions_about(outbox, name):
+        advice = f"`dicomsort undo --with-decisions {outbox} {name}` takes them back first"
+        raise UsageError(f"run {name} held what persons decided about since, {len(decisions):,} times: {advice}")
     for undoing, undone in undoings(outbox).items():
         if undone == name and read_summary(outbox, undoing) is None:
             raise UsageError(f"run {undoing}, which undoes {name}, was cut short: `dicomsort resume` finishes it")
@@ -177,7 +199,8 @@ def _done(plan: Plan, known: Replay) -> Iterator[tuple[Operation, Result]]:
             yield operation, result
 
 
-def _found(path: str) -> Found | None:
+def look_for(path: str) -> Found | None:
+    """The regular file at an absolute path, or None."""
     status = look_up(path)
     if status is None or not stat.S_ISREG(status.st_mode):
         return None

@@ -190,7 +190,9 @@ class Job:
             looker.run()
         progress.stage("deciding", None)
         for study in catalog.studies():
-            placements = ledger.placements(study[0][0].grouping.study)
+            first = study[0][0]
+            uid = first.grouping.study
+            placements = ledger.placements(uid) if uid else ledger.decided(first.sample.sha256)
             together = study if arrivals is None else as_one(study)
             for group, verdict in classify_study(together, placements, request.judge):
                 catalog.judge(group.number, verdict)

@@ -1,0 +1,202 @@
+"""What a person decided, as a folder that ``dicomsort train --from`` takes: CLASS/<study>/<image>.png, and a table.
+
+An image is what the model was shown, 224 x 224 pixels: it renders to itself, and carries no header. Its folder is named
+by a hash of the Study Instance UID, so that a training keeps the images of a study together. All of it is made from
+finished runs, again where a crash came between; an image without its row is not lost, one without its run not kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from dicomsort.engine import Engine, submit_batch
+from dicomsort.errors import UsageError
+from dicomsort.files import Files, closing, flush_path, look_up, whole_lines
+from dicomsort.journal import Plan, runs_folder
+from dicomsort.records import RENDERING_VERSION, Action, Row
+from dicomsort.report import cell, own_rows, read_summary
+from dicomsort.report.reviewed import decided_from
+from dicomsort.tasks import Asked, Portrait, portray
+
+TABLE = "corrections.csv"
+COLUMNS = (
+    "time", "run_id", "action", "reviewer", "class", "image", "reason", "header_class", "pixel_class",
+    "pixel_confidence", "study_uid", "series_uid", "sop_uid", "sha256", "rendering_version", "model_sha256",
+)  # fmt: skip
+DECIDED = "decided"
+IMAGES = 5  # of a decision, as many as a vote is made of
+_KEY = 8
+_README = """\
+What persons decided on the review page of dicomsort: an image below the class that it is of, as the model was shown it.
+corrections.csv says who decided what, when, and against what; rows of action "undone" take earlier ones back.
+
+`dicomsort train --from BUNDLE --out NEW THIS_FOLDER` makes a model that has learned from it. The images are patients'.
+"""
+
+
+class Corrections:
+    """The corrections that one model's reviewers leave in one folder."""
+
+    def __init__(self, folder: str, model_sha256: str, files: Files) -> None:
+        """UsageError where the folder cannot be made or written."""
+        self.folder = os.path.realpath(folder)
+        self._model, self._files = model_sha256, files
+        try:
+            _make_folders(files, self.folder)
+            with suppress(FileExistsError), closing(files.create(f"{self.folder}/README", 0o600)) as descriptor:
+                files.write(descriptor, _README.encode())
+            with closing(files.open_append(f"{self.folder}/{TABLE}", 0o600)):
+                pass
+        except OSError as error:
+            message = f"corrections {folder!r}: expected a folder that can be written, received {error.strerror}"
+            raise UsageError(message) from error
+
+    def count(self) -> int:
+        """How many images the folder's table tells of, those taken back left out."""
+        return sum(len(images) for images in told(self.folder).values())
+
+    def record(self, outbox: str, run: str, engine: Engine) -> list[str]:
+        """Add a finished decision; what there is to say about it."""
+        plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
+        if plan is None:
+            return []
+        rows = [row for row in own_rows(outbox, run) if row.action == Action.MOVED]
+        shown = _portraits(outbox, rows, engine)
+        common = {
+            "time": plan.head["started"], "run_id": run, "action": DECIDED, "reviewer": plan.head["reviewer"],
+            "class": plan.head["class"], "rendering_version": RENDERING_VERSION, "model_sha256": self._model,
+        }  # fmt: skip
+        lines = []
+        for number, (row, portrait) in enumerate(shown):
+            image = f"{plan.head['class']}/{_study_key(row)}/{run}-{number}.png"
+            self._keep(image, portrait.rendering)
+            lines.append(common | _cells(row) | {"image": image})
+        _append(self._files, self.folder, lines or [common | _cells(row) for row in rows[:1]])
+        return [] if shown or not rows else ["its pixels cannot be had, so no model learns from it"]
+
+    def mend(self, outbox: str, engine: Engine, undone: Mapping[str, str]) -> None:
+        """Add decisions that a crash left out, and take back what was undone meanwhile."""
+        known = told(self.folder)
+        for run in sorted(os.listdir(runs_folder(outbox))):
+            plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
+            if plan is None or plan.head.get("corrections") != self.folder or read_summary(outbox, run) is None:
+                continue
+            is_undone = run in undone.values()
+            if is_undone and run in known:
+                retract(self._files, self.folder, run)
+            elif not is_undone and run not in known:
+                self.record(outbox, run, engine)
+
+    def _keep(self, image: str, content: bytes) -> None:
+        """Place an image whole, or leave the one that is there."""
+        path = f"{self.folder}/{image}"
+        _make_folders(self._files, os.path.dirname(path))
+        if look_up(path) is not None:
+            return
+        part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.part"
+        if look_up(part) is not None:
+            self._files.unlink(part)
+        with closing(self._files.create(part, 0o600)) as descriptor:
+            self._files.write(descriptor, content)
+            self._files.flush(descriptor)
+        self._files.link(part, path)
+        self._files.unlink(part)
+        flush_path(self._files, os.path.dirname(path))
+
+
+def retract(files: Files, folder: str, run: str) -> None:
+    """Take back what a decision added, after it was undone; nothing where the folder is gone."""
+    images = told(folder).get(run)
+    if images is None:
+        return
+    for image in images:
+        with suppress(FileNotFoundError):
+            files.unlink(f"{folder}/{image}")
+        with suppress(OSError):  # not empty
+            files.remove_folder(f"{folder}/{os.path.dirname(image)}")
+            files.remove_folder(f"{folder}/{os.path.dirname(os.path.dirname(image))}")
+    _append(files, folder, [{"run_id": run, "action": str(Action.UNDONE), "image": image} for image in images or [""]])
+
+
+def told(folder: str) -> dict[str, list[str]]:
+    """The decisions that a table tells of and that stand, each run with its images (paths below the folder)."""
+    runs: dict[str, list[str]] = {}
+    path = Path(folder, TABLE)
+    if not path.is_file():
+        return runs
+    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+        for row in csv.DictReader(lines):
+            run, image = row.get("run_id") or "", row.get("image") or ""
+            if row.get("action") == DECIDED:
+                runs.setdefault(run, []).extend([image] if image else [])
+            elif row.get("action") == Action.UNDONE:
+                runs.pop(run, None)
+    return runs
+
+
+def _portraits(outbox: str, rows: Sequence[Row], engine: Engine) -> list[tuple[Row, Portrait]]:
+    """What the model is shown of a series: a few files, or frames of a file, evenly spread."""
+    chosen = [rows[place] for place in spread(len(rows), IMAGES)]
+    shown = _ask(outbox, [(row, None) for row in chosen], engine)
+    frames = shown[0][1].header.frames if len(shown) == 1 and shown[0][1].header else 1
+    if frames > 1:
+        shown = _ask(outbox, [(chosen[0], frame) for frame in spread(frames, IMAGES)], engine)
+    return [(row, portrait) for row, portrait in shown if portrait.rendering]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many places of ``count``, evenly spread over their middle half where there are more."""
+    if count <= most:
+        return list(range(count))
+    return [count // 4 + place * (count - count // 4 * 2 - 1) // (most - 1) for place in range(most)]
+
+
+def _ask(outbox: str, frames: list[tuple[Row, int | None]], engine: Engine) -> list[tuple[Row, Portrait]]:
+    asked = [Asked(row.destination, frame, 0, rendering=True) for row, frame in frames]
+    answers = submit_batch(engine, partial(portray, outbox), asked, lambda _, error: Portrait(b"", str(error)))
+    return [(row, portrait) for (row, _), portrait in zip(frames, answers.result(), strict=True)]
+
+
+def _cells(row: Row) -> dict[str, object]:
+    names = ("header_class", "pixel_class", "pixel_confidence", "study_uid", "series_uid", "sop_uid", "sha256")
+    was = decided_from(row.action, row.reason, row.message)
+    return {name: getattr(row, name) for name in names} | {"reason": was.split("/")[1] if was else ""}
+
+
+def _study_key(row: Row) -> str:
+    known = row.study_uid.encode(errors="surrogateescape")
+    return hashlib.sha256(known).hexdigest()[:_KEY] if known else row.sha256[:_KEY]
+
+
+def _append(files: Files, folder: str, lines: Sequence[Mapping[str, object]]) -> None:
+    """Append rows in one write, durably; a torn line before them is ended."""
+    with closing(files.open_append(f"{folder}/{TABLE}", 0o600)) as descriptor:
+        size = os.fstat(descriptor).st_size
+        text = io.StringIO(newline="")
+        if whole_lines(descriptor, size) != size:
+            text.write("\n")
+        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+        if not size:
+            writer.writeheader()
+        writer.writerows({name: cell(str(value)) for name, value in line.items()} for line in lines)
+        files.write(descriptor, text.getvalue().encode())
+        files.flush(descriptor)
+
+
+def _make_folders(files: Files, path: str) -> None:
+    for folder in reversed(list(_missing(path))):
+        with suppress(FileExistsError):
+            files.make_folder(folder, 0o700)
+
+
+def _missing(path: str) -> Iterator[str]:
+    while look_up(path) is None:
+        yield path
+        path = os.path.dirname(path)

@@ -1,0 +1,215 @@
+"""A person's decisions about what was held: each a run of its own, with its sealed plan, its journal and its undo."""
+
+from __future__ import annotations
+
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
+
+from dicomsort.classify import folder_of, has_uids
+from dicomsort.engine import Engine, submit_batch
+from dicomsort.errors import OutboxLocked, Outdated, UsageError, WorkerLost
+from dicomsort.files import Files, look_up, sha256_of
+from dicomsort.journal import Plan, runs_folder
+from dicomsort.plan import Decided, Layout, decide, parse_layout
+from dicomsort.records import REVIEW, Examined, Found, Header, Kind
+from dicomsort.report import Summary, write_summary
+from dicomsort.report.held import Held, Holdings, Item
+from dicomsort.report.reviewed import message_of
+from dicomsort.sorting.corrections import Corrections
+from dicomsort.sorting.examining import hashed_here
+from dicomsort.sorting.outbox import absolute, all_runs, held, new_run, now, undoings, unfinished
+from dicomsort.sorting.running import carry_out, complete_reports, look_for, resume, seal_plan, undo
+from dicomsort.tasks import examine
+
+T = TypeVar("T")
+PATIENCE = 5.0  # seconds to wait for a run that holds the outbox
+VERB = "review"
+BATCH = 64
+
+
+@dataclass
+class Decision:
+    """What came of a decision: the run that carried it out, files moved, and what is to be said of the others."""
+
+    run: str
+    moved: int
+    notes: list[str] = field(default_factory=list)
+
+
+class Desk:
+    """Where decisions about one outbox are made; safe to use from several threads, beside other processes."""
+
+    def __init__(self, outbox: str, corrections: Corrections | None, engine: Engine, files: Files) -> None:
+        """UsageError where this is no outbox; nothing is read yet."""
+        self.outbox = absolute(outbox)
+        self.holdings = Holdings(self.outbox)
+        self.corrections = corrections
+        self._engine, self._files = engine, files
+        self._turn = threading.RLock()
+        self._settled = ""  # runs up to this one need no look any more
+
+    def open(self) -> list[str]:
+        """Finish what was cut short, and read what is held; what there is to say about it."""
+        notes = []
+        with self._turn:
+            while (run := unfinished(self.outbox, self._settled)) and self._is_review(run):
+                resume(self.outbox, run, _Quiet(), self._files)
+                notes.append(f"the decision of run {run} was cut short, and is carried out now")
+            with self._holding():
+                complete_reports(self._files, self.outbox)
+                runs = all_runs(self.outbox)
+                self._settled = runs[-1] if runs else ""
+            self.holdings.refresh()
+            if self.corrections is not None:
+                self.corrections.mend(self.outbox, self._engine, undoings(self.outbox))
+        return notes
+
+    def refresh(self) -> bool:
+        """Read on in the manifest; whether what is held has changed."""
+        with self._turn:
+            return self.holdings.refresh()
+
+    def decide(self, key: str, class_: str, who: str) -> Decision:
+        """Move an item's files to a class, or OTHER; Outdated where it is not held any more, or not as it was.
+
+        OutboxLocked where a run holds the outbox for longer than a few seconds.
+        """
+        with self._turn, self._holding():
+            complete_reports(self._files, self.outbox, self._settled)
+            self.holdings.refresh()
+            item = self.holdings.items.get(key)
+            if item is None:
+                raise Outdated("expected something that is held, received what was decided or taken away meanwhile")
+            decision = self._carry_out(item, class_, who)
+        if self.corrections is not None:
+            decision.notes += self.corrections.record(self.outbox, decision.run, self._engine)
+        return decision
+
+    def undo(self, run: str) -> Summary:
+        """Take a decision back, whoever made it; Outdated where it is taken back already."""
+        with self._turn:
+            if not self._is_review(run):
+                raise UsageError(f"expected the run of a decision, received {run!r}")
+            if run in undoings(self.outbox, run).values():
+                raise Outdated(f"run {run} is undone already")
+            summary = self._patiently(lambda: undo(self.outbox, run, _Quiet(), self._files))
+            self.holdings.refresh()
+        return summary
+
+    def _is_review(self, run: str) -> bool:
+        plan = Plan.peek(f"{runs_folder(self.outbox)}/{run}") if run in all_runs(self.outbox) else None
+        return plan is not None and plan.head["verb"] == VERB
+
+    def _carry_out(self, item: Item, class_: str, who: str) -> Decision:
+        ready, notes = self._ready(item)
+        if not ready:
+            raise Outdated(f"expected the files as they were held, received none: {'; '.join(notes)}")
+        decided = [
+            Decided(e, h.row, folder_of(class_, e.header), has_uids(e.header), message_of(who, h.row.destination))
+            for h, e in ready
+        ]
+        run = new_run(self._files, self.outbox)
+        head: dict[str, object] = {
+            "verb": VERB, "inbox": self.outbox, "outbox": self.outbox, "mode": "move", "class": class_,
+            "reviewer": who, "started": now(), "of": sorted({h.run for h, _ in ready}),
+            "corrections": self.corrections.folder if self.corrections else "",
+        }  # fmt: skip
+        operations = decide(decided, self._folders, self._layout(item), _Names(self.outbox))
+        sealed = seal_plan(self._files, self.outbox, run, head, operations)
+        summary = carry_out(self._files, self.outbox, run, sealed, _Quiet())
+        write_summary(self._files, self.outbox, summary)
+        self.holdings.refresh()
+        moved = summary.actions["moved"] + summary.actions["removed"]
+        if moved < len(ready):
+            notes.append(f"{len(ready) - moved} files could not be moved; manifest.csv says why")
+        return Decision(run, moved, notes)
+
+    def _ready(self, item: Item) -> tuple[list[tuple[Held, Examined]], list[str]]:
+        """The files that lie there as they were held, examined anew; and what is to be said of the others."""
+        paths = [h.row.destination for h in item.files]
+        there = [replace(f, path=path) for path in paths if (f := look_for(f"{self.outbox}/{path}")) is not None]
+        task = partial(examine, self.outbox)
+        batches = [
+            submit_batch(self._engine, task, there[start : start + BATCH], _lost)
+            for start in range(0, len(there), BATCH)
+        ]
+        examined = {e.found.path: hashed_here(self.outbox, e) for batch in batches for e in batch.result()}
+        ready = [(h, e) for h in item.files if (e := examined.get(h.row.destination)) and e.sha256 == h.row.sha256]
+        gone, changed = len(paths) - len(there), len(there) - len(ready)
+        notes = [f"{gone} files are gone from {REVIEW}"] if gone else []
+        if changed:
+            notes.append(f"{changed} files changed after they were held, and stay where they are")
+        return ready, notes
+
+    def _layout(self, item: Item) -> Layout:
+        """The layout of the run that held it, as far as that is known still."""
+        plan = Plan.peek(f"{runs_folder(self.outbox)}/{item.files[0].run}")
+        return parse_layout(str(plan.head.get("layout", "uid")) if plan else "uid")
+
+    def _folders(self, paths: set[str]) -> Iterator[tuple[str, int, int]]:
+        for path in sorted(paths, key=lambda path: (-path.count("/"), path)):
+            status = look_up(f"{self.outbox}/{path}")
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                yield path, stat.S_IMODE(status.st_mode), status.st_mtime_ns
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            self._patiently(lambda: stack.enter_context(held(self._files, self.outbox, create=False)))
+            yield
+
+    def _patiently(self, act: Callable[[], T]) -> T:
+        """Do what needs the outbox; OutboxLocked only where another run holds it for long."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return act()
+            except OutboxLocked:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.05)
+
+
+class _Names:
+    """Which names are free in an outbox whose lock is held."""
+
+    def __init__(self, outbox: str) -> None:
+        self._outbox = outbox
+        self._given: set[str] = set()
+
+    def claim(self, name: str) -> bool:
+        """Give a name out once."""
+        is_free = name not in self._given
+        self._given.add(name)
+        return is_free
+
+    def holds(self, destination: str, size: int, sha256: str) -> bool | None:
+        """Whether the file there has this content; None where nothing is there."""
+        path = f"{self._outbox}/{destination}"
+        try:
+            status = look_up(path)
+        except OSError:  # too long a name for this file system
+            return False
+        if status is None:
+            return None
+        return stat.S_ISREG(status.st_mode) and status.st_size == size and sha256_of(path) == sha256
+
+
+class _Quiet:
+    """Progress of what takes a moment."""
+
+    def stage(self, name: str, total: int | None) -> None:
+        """Say nothing."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Say nothing."""
+
+
+def _lost(found: Found, error: WorkerLost) -> Examined:
+    return Examined(found, Header(Kind.UNKNOWN), failed=str(error))
