@@ -2,11 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from browser import launched
 from building import make_dicom, make_files
 from dask_cluster import running_cluster
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # A shared, loaded machine is no failure of the code under test.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -68,3 +73,10 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("distributed", reason="the extra dicomsort[cluster] is not installed")
     with running_cluster(tmp_path_factory.mktemp("dask")) as cluster:
         yield cluster.address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real browser; a module's, because Playwright keeps an event loop running in this thread."""
+    with launched() as opened:
+        yield opened

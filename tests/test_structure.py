@@ -13,7 +13,7 @@ MEASURED = sorted(
     path for folder in ("dicomsort", "benchmarks", "sample_data") for path in (ROOT / folder).rglob("*.py")
 )
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-HEAVY = ("tensorflow", "keras", "matplotlib", "pandas", "distributed", "dask", "pynetdicom", "urllib3")
+HEAVY = ("tensorflow", "keras", "matplotlib", "pandas", "distributed", "dask", "pynetdicom", "urllib3", "tornado")
 
 TEXT = {".py", ".md", ".toml", ".lock", ".txt", ".json", ".csv", ".yml", ".yaml", ""}
 
