@@ -84,8 +84,8 @@ class Holdings:
         self._offset = 0
         self._inode = 0
         self._held: dict[str, Held] = {}
-        self._decided: dict[str, Held] = {}  # by where they lay: an undo gives them back
         self.items: dict[str, Item] = {}
+        self.decided: dict[str, tuple[Held, Held]] = {}  # by where it lay: as it was held, and as it was decided about
 
     def refresh(self) -> bool:
         """Read the rows that were appended since; whether anything that is held has changed."""
@@ -94,7 +94,7 @@ class Holdings:
             return False
         if status.st_ino != self._inode or status.st_size < self._offset:
             self._offset, self._inode = 0, status.st_ino
-            self._held, self._decided = {}, {}
+            self._held, self.decided = {}, {}
         changed = [self._take(each) for each in self._appended()]
         if any(changed):
             self.items = {item.key: item for item in grouped(self._held.values())}
@@ -124,14 +124,14 @@ class Holdings:
         was = decided_from(row.action, row.reason, row.message)
         if row.action == Action.UNDONE:
             gone = self._held.pop(row.destination, None)
-            back = self._decided.pop(was, None)
+            back = self.decided.pop(was, None)
             if back is not None:
-                self._held[was] = back
+                self._held[was] = back[0]
             return gone is not None or back is not None
         if was:
             before = self._held.pop(was, None)
             if before is not None:
-                self._decided[was] = before
+                self.decided[was] = (before, each)
             return before is not None
         if row.status in WAITING and row.action in PLACED:
             self._held[row.destination] = each

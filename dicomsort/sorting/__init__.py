@@ -6,6 +6,8 @@ walk and examine -> spool -> group -> look -> classify -> plan, sealed -> execut
 from __future__ import annotations
 
 from dicomsort.sorting.arrivals import Arrivals, Survey, survey, walk_inbox
+from dicomsort.sorting.corrections import Corrections, spread
+from dicomsort.sorting.deciding import Desk
 from dicomsort.sorting.history import list_runs, verify
 from dicomsort.sorting.news import look_at_runs, newest_run, sort_news
 from dicomsort.sorting.outbox import held
@@ -16,6 +18,8 @@ from dicomsort.sorting.sort import Request, check, sort_inbox
 
 __all__ = [
     "Arrivals",
+    "Corrections",
+    "Desk",
     "Progress",
     "Pruned",
     "Request",
@@ -29,6 +33,7 @@ __all__ = [
     "resume",
     "sort_inbox",
     "sort_news",
+    "spread",
     "survey",
     "undo",
     "verify",

@@ -1,0 +1,139 @@
+"""``review``: a page on which a person decides what was held back."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM
+
+if TYPE_CHECKING:
+    from dicomsort.bundle import Bundle
+    from dicomsort.files import Files
+    from dicomsort.pages.review import Session
+    from dicomsort.sorting import Corrections
+
+CORRECTIONS = ".dicomsort/corrections"
+Outbox = Annotated[str, typer.Argument(metavar="OUTBOX", help="An outbox that `dicomsort sort` has written to.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="The page's port; 0: any that is free.")]
+Host = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="The address to listen at. Beyond loopback nothing is encrypted.")
+]
+Model = Annotated[
+    Path | None, typer.Option(metavar="BUNDLE", help="Whose classes can be chosen [default: the one that ships].")
+]
+Reviewer = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Who decides, for the record [default: your login name].")
+]
+Folder = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help=f"Where images to learn from are added [default: OUTBOX/{CORRECTIONS}]."),
+]
+Learn = Annotated[bool, typer.Option("--learn/--no-learn", help="Whether such images are kept at all.")]
+Identifiers = Annotated[
+    bool, typer.Option("--show-identifiers", help="Show Patient ID and Accession Number on the page.")
+]
+Workers = Annotated[int, typer.Option(min=1, help="How many processes make pictures.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")]
+
+
+def review(
+    outbox: Outbox,
+    *,
+    port: Port = 0,
+    host: Host = "127.0.0.1",
+    model: Model = None,
+    reviewer: Reviewer = None,
+    corrections: Folder = None,
+    learn: Learn = True,
+    show_identifiers: Identifiers = False,
+    workers: Workers = 2,
+    open_: Open = False,
+) -> None:
+    """Decide what was held back: large pictures in a browser, a key a class, each decision with an undo.
+
+    Files move to their class as by a sort: `runs` lists the decisions, `undo` takes them back. The page is on this
+    machine alone; from another: ssh -L 8642:127.0.0.1:8642 HOST. Ctrl-C or the page's Finish ends it.
+
+    Example: dicomsort review --port 8642 outbox/
+    """
+    from dicomsort.bundle import default_path, load
+    from dicomsort.files import Files
+    from dicomsort.pages.review import checked_address, serve
+    from dicomsort.records import RENDERING_VERSION
+    from dicomsort.sorting.outbox import absolute
+
+    address, bundle, files = checked_address(host), load(model or default_path(), RENDERING_VERSION), Files()
+    place = absolute(outbox)
+    kept = _corrections(place, corrections, bundle, files) if learn else None
+    with _session(place, kept, bundle, files, workers) as session:
+        session.who, session.identifiers = _name(reviewer), show_identifiers
+        serve(session, address, port, os.path.basename(place), lambda at: _tell(at, session, open_=open_))
+        _conclude(session, kept, model)
+
+
+@contextmanager
+def _session(outbox: str, kept: Corrections | None, bundle: Bundle, files: Files, workers: int) -> Iterator[Session]:
+    from dicomsort.adapters import open_engine
+    from dicomsort.engine import Limits
+    from dicomsort.pages.review import Gallery, Session
+    from dicomsort.sorting import Desk
+
+    with open_engine("processes", workers, None, limits=Limits(SECONDS_PER_TASK, BYTES_PER_TASK), warm=WARM) as engine:
+        desk = Desk(outbox, kept, engine, files)
+        for note in desk.open():
+            print(f"dicomsort: {note}", file=sys.stderr)
+        session = Session(desk, bundle, Gallery(engine, outbox))
+        session.refresh()
+        yield session
+
+
+def _corrections(outbox: str, folder: str | None, bundle: Bundle, files: Files) -> Corrections:
+    from dicomsort.errors import UsageError
+    from dicomsort.sorting import Corrections
+
+    chosen = os.path.realpath(folder or f"{outbox}/{CORRECTIONS}")
+    inside = os.path.relpath(chosen, outbox).split("/")[0]
+    if inside not in {"..", ".dicomsort"}:
+        raise UsageError(f"--corrections: expected a folder outside what the OUTBOX holds, received {folder!r}")
+    return Corrections(chosen, bundle.model_sha256, files)
+
+
+def _name(given: str | None) -> str:
+    from dicomsort.report.reviewed import reviewer
+
+    try:
+        return reviewer(given or getpass.getuser())
+    except (OSError, KeyError):  # a user without a name, as in a container
+        return f"uid {os.getuid()}"
+
+
+def _tell(address: str, session: Session, *, open_: bool) -> None:
+    """Say where the page is; its address is the only thing on stdout."""
+    print(address, flush=True)
+    waiting = session.state()["waiting"]
+    words = f"{waiting:,} things wait" if waiting != 1 else "one thing waits"
+    print(f"dicomsort: {words} for a decision. Open the address above; Ctrl-C ends the page.", file=sys.stderr)
+    if open_:
+        typer.launch(address)
+
+
+def _conclude(session: Session, kept: Corrections | None, model: Path | None) -> None:
+    """Say what was decided, and how a model learns from it."""
+    from dicomsort.report import visible
+
+    state = session.state()
+    print(f"dicomsort: {state['made']:,} decisions; {state['waiting']:,} things wait still", file=sys.stderr)
+    if kept is None or not (images := kept.count()):
+        return
+    start = shlex.quote(str(model or session.bundle.folder))
+    print(f"dicomsort: {visible(kept.folder)} has {images:,} images to learn from:", file=sys.stderr)
+    print(f"  dicomsort train --from {start} --out models/ours {shlex.quote(kept.folder)}", file=sys.stderr)

@@ -1,0 +1,298 @@
+// The review page: one item large, one key a class. Decisions are sent one after the other, in their order.
+import { act, ask, picture } from "./asking.js";
+import { List } from "./list.js";
+
+const $ = (id) => document.getElementById(id);
+const EVERY = 4000; // milliseconds between looks whether somebody else has decided something
+const list = new List($("list"), $("list-space"), (place) => open(place));
+const buttons = [...document.querySelectorAll("#keys .class")];
+
+let state = { revision: -1, count: 0, waiting: 0, last: "", corrections: "" };
+let now = { place: -1, key: "", pictures: 1, fellows: [], seen: false };
+let line = Promise.resolve(); // decisions and undos that are under way
+let underway = 0;
+let ended = false;
+
+const side = () => Math.min(1400, Math.round(Math.max(innerWidth, innerHeight) * Math.min(devicePixelRatio, 2)));
+
+function say(words, kind = "") {
+  $("status").textContent = words;
+  $("status").className = kind;
+}
+
+function tell(told) {
+  const renewed = told.revision !== state.revision || told.count !== state.count;
+  state = told;
+  const part = told.count ? told.decided / told.count : 1;
+  $("bar").style.width = `${100 * part}%`;
+  $("progress").setAttribute("aria-valuemax", told.count);
+  $("progress").setAttribute("aria-valuenow", told.decided);
+  $("count").textContent = `${told.decided.toLocaleString("en")} of ${told.count.toLocaleString("en")} decided`;
+  $("undo").disabled = !told.last;
+  if (renewed) list.renew(told.count);
+  return renewed;
+}
+
+async function open(place) {
+  document.body.classList.remove("listing");
+  $("show-list").setAttribute("aria-expanded", "false");
+  now = { place, key: "", pictures: 1, fellows: [], seen: false };
+  $("ended").hidden = true;
+  $("frames").hidden = true;
+  $("facts").hidden = false;
+  document.body.classList.remove("idle");
+  list.mark(place);
+  show(-1);
+  try {
+    const facts = await ask(`item/${place}`);
+    if (now.place !== place) return;
+    now.key = facts.key;
+    now.pictures = facts.pictures;
+    now.fellows = facts.fellows;
+    describe(facts);
+    list.note(facts);
+  } catch (error) {
+    if (now.place === place) say(error.message, "bad");
+  }
+}
+
+function show(number) {
+  const { place } = now;
+  const image = $("picture");
+  const address = picture(place, number, side());
+  $("no-picture").hidden = true;
+  image.onload = () => {
+    image.hidden = false;
+    now.seen = now.place === place || now.seen;
+  };
+  image.onerror = async () => {
+    image.hidden = true;
+    $("no-picture").hidden = false;
+    const why = await fetch(address).then((r) => (r.ok ? "" : r.text()), () => "the server does not answer");
+    if (now.place !== place) return;
+    $("no-picture").textContent = `No picture: ${why.trim() || "it cannot be shown"}`;
+    now.seen = true;
+  };
+  image.src = address;
+}
+
+function describe(facts) {
+  $("picture").alt = `Held for ${facts.reason}`;
+  $("state").textContent =
+    facts.state === "decided" ? `Decided: ${facts.class}, ${facts.by}` : facts.state === "gone" ? "Not held any more" : "";
+  $("reason").textContent = facts.reason;
+  $("why").textContent = facts.why;
+  const more = facts.fellows.length;
+  $("fellows").textContent = more ? `${more} more of this study wait; Shift with a key decides all of them.` : "";
+  const told = [
+    ["Header says", facts.header || "nothing"],
+    ["Pixels said", facts.pixels ? `${facts.pixels} (${(100 * Number(facts.confidence)).toFixed(0)} %) when it was sorted` : "nothing; not asked"],
+    ...Object.entries(facts.identifiers ?? {}),
+    ["Files", `${facts.files.toLocaleString("en")} (${(facts.size / 1e6).toFixed(1)} MB)`],
+    ["Modality", facts.modality],
+    ["SOP Class", facts.sop_class],
+    ["Image Type", facts.image_type],
+    ["Path in the inbox", facts.paths.join("\n") + (facts.files > facts.paths.length ? "\n…" : "")],
+    ["Study", facts.study_uid],
+    ["Series", facts.series_uid],
+    ["Remark", facts.message],
+    ["Problem", facts.problem],
+  ];
+  $("told").replaceChildren(
+    ...told.filter(([, value]) => value).flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
+  );
+  drawBars(facts);
+  $("frames").hidden = facts.pictures < 2;
+  $("frame").max = facts.pictures - 1;
+  $("frame").value = Math.floor(facts.pictures / 2);
+  tellFrame();
+}
+
+function element(name, words) {
+  const made = document.createElement(name);
+  made.textContent = words;
+  return made;
+}
+
+function drawBars(facts) {
+  const rows = Object.entries(facts.probabilities).sort((a, b) => b[1] - a[1]);
+  const mean = facts.pictures > 1 ? `, mean of ${facts.looks} pictures` : "";
+  $("bars-head").textContent = rows.length ? `What the model sees now${mean}` : "";
+  $("bars").replaceChildren(
+    ...rows.map(([label, share]) => {
+      const row = document.createElement("div");
+      row.className = "share";
+      const bar = document.createElement("progress");
+      bar.max = 1;
+      bar.value = share;
+      bar.setAttribute("aria-label", label);
+      row.append(element("span", label), bar, element("span", `${(100 * share).toFixed(share > 0.995 ? 1 : 0)} %`));
+      return row;
+    }),
+  );
+}
+
+function tellFrame() {
+  $("frame-told").textContent = `${Number($("frame").value) + 1} of ${now.pictures}`;
+}
+
+function step(by) {
+  if (now.pictures < 2) return;
+  const number = Math.min(now.pictures - 1, Math.max(0, Number($("frame").value) + by));
+  $("frame").value = number;
+  tellFrame();
+  show(number);
+}
+
+async function advance(after) {
+  const { place } = await ask(`next/${after}`);
+  if (place < 0) rest();
+  else await open(place);
+}
+
+function rest() {
+  now = { place: -1, key: "", pictures: 1, fellows: [], seen: false };
+  document.body.classList.add("idle");
+  $("picture").hidden = true;
+  $("no-picture").hidden = true;
+  $("frames").hidden = true;
+  $("facts").hidden = true;
+  $("ended").hidden = false;
+  $("ended-head").textContent = state.count ? "Everything is decided" : "Nothing waits for a decision";
+  $("ended-told").textContent = state.count
+    ? "U takes the last decision back. Finish ends the page, and the command says how a model learns from this."
+    : "What `dicomsort sort` holds back below REVIEW appears here.";
+}
+
+function decide(chosen, whole = false) {
+  if (ended || now.place < 0) return;
+  if (!now.key || !now.seen) {
+    say("Wait: the picture is not there yet");
+    return;
+  }
+  const { place, key } = now;
+  now.key = ""; // one decision for what is shown
+  say(`${chosen} …`);
+  const chain = [{ place, key }, ...(whole ? now.fellows : [])];
+  let moved = 0;
+  const notes = [];
+  for (const each of chain) {
+    const told = { ...each, class: chosen, who: $("who").value };
+    send("decide", () => told, async (found) => {
+      moved += found.moved;
+      notes.push(...found.notes);
+      const files = moved === 1 ? "1 file" : `${moved.toLocaleString("en")} files`;
+      say([`${chosen}: ${files} moved`, ...notes].join("; "), notes.length ? "wait" : "good");
+      if (each === chain.at(-1)) await advance(place);
+    });
+  }
+}
+
+function undo() {
+  if (ended || (!state.last && !underway)) return;
+  send("undo", () => ({ run: state.last }), async (found) => {
+    say("The decision is undone", "good");
+    if (found.place >= 0) await open(found.place);
+  });
+}
+
+// One after the other: what an undo is about is what came before it.
+function send(what, told, then) {
+  underway += 1;
+  line = line
+    .then(async () => {
+      const found = await act(what, told());
+      tell(found);
+      await then(found);
+    })
+    .catch(async (error) => {
+      say(error.message, "bad");
+      if (error.status === 409) await look();
+      if (now.place >= 0) await open(now.place);
+    })
+    .finally(() => {
+      underway -= 1;
+    });
+}
+
+async function look() {
+  if (ended) return;
+  try {
+    const before = state.waiting;
+    tell(await ask("state"));
+    if (now.place < 0 && state.waiting > 0 && before === 0) await advance(-1);
+  } catch (error) {
+    say(error.message, "bad");
+  }
+}
+
+async function finish() {
+  await line;
+  try {
+    const told = await act("finish", {});
+    ended = true;
+    rest();
+    $("ended-head").textContent = "The review is finished";
+    $("ended-told").textContent =
+      `${told.made.toLocaleString("en")} decisions in this session; ${told.waiting.toLocaleString("en")} wait still. ` +
+      "This page can be closed.";
+    if (told.corrections) {
+      $("ended-train").textContent = `dicomsort train --from models/default --out models/ours ${told.corrections}`;
+      $("ended-train").hidden = false;
+    }
+    document.body.classList.add("ended");
+    for (const button of document.querySelectorAll("button, input")) button.disabled = true;
+    say("");
+  } catch (error) {
+    say(error.message, "bad");
+  }
+}
+
+function move(by) {
+  const place = now.place + by;
+  if (place >= 0 && place < state.count) open(place);
+}
+
+const KEYS = {
+  ArrowLeft: () => step(-1),
+  ArrowRight: () => step(1),
+  ArrowUp: () => move(-1),
+  ArrowDown: () => move(1),
+  k: () => move(-1),
+  j: () => move(1),
+  s: () => advance(now.place),
+  u: undo,
+};
+
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.id === "who") return;
+  if (event.target.id === "frame" && event.key.startsWith("Arrow")) return;
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const button = buttons.find((each) => each.dataset.key === key);
+  if (!button && !KEYS[key]) return;
+  event.preventDefault();
+  if (button) {
+    if (!event.repeat) decide(button.dataset.class, event.shiftKey); // a key that is held down decides once
+  } else KEYS[key]();
+});
+for (const button of buttons) button.addEventListener("click", (event) => decide(button.dataset.class, event.shiftKey));
+$("skip").addEventListener("click", () => advance(now.place));
+$("undo").addEventListener("click", undo);
+$("finish").addEventListener("click", finish);
+$("frame").addEventListener("input", () => step(0));
+$("frame-back").addEventListener("click", () => step(-1));
+$("frame-on").addEventListener("click", () => step(1));
+$("who").value = sessionStorage.getItem("who") ?? $("who").value;
+$("who").addEventListener("change", () => sessionStorage.setItem("who", $("who").value));
+$("show-list").addEventListener("click", () => {
+  const listing = document.body.classList.toggle("listing");
+  $("show-list").setAttribute("aria-expanded", String(listing));
+  list.draw();
+});
+addEventListener("beforeunload", (event) => {
+  if (underway) event.preventDefault();
+});
+setInterval(() => {
+  if (!underway && document.visibilityState === "visible") look();
+}, EVERY);
+look().then(() => (state.waiting ? advance(-1) : rest()));

@@ -1,0 +1,248 @@
+"""The review page's server: a small application of Tornado's, on loopback, for the time of one command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.web import Application, HTTPError, RequestHandler
+
+from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError
+from dicomsort.pages.rendering import TEMPLATES, rendered
+from dicomsort.pages.review.guard import HEADERS, Guard, guard_for
+from dicomsort.pages.review.session import Session, keys_for
+
+PAGE = Path(__file__).parent / "page"
+STATIC: dict[str, tuple[Path, str]] = {
+    "common.css": (TEMPLATES / "common.css", "text/css"),
+    "review.css": (PAGE / "review.css", "text/css"),
+    "review.js": (PAGE / "review.js", "text/javascript"),
+    "list.js": (PAGE / "list.js", "text/javascript"),
+    "icon.svg": (PAGE / "icon.svg", "image/svg+xml"),
+    "asking.js": (PAGE / "asking.js", "text/javascript"),
+}
+CODES: dict[type[Exception], int] = {Outdated: 409, OutboxLocked: 423, UsageError: 400}
+MOST_SIDE, MOST_ITEMS, MOST_BODY = 2048, 500, 64 << 10
+THREADS = 8  # that wait for workers, or for the outbox
+
+
+@dataclass
+class Serving:
+    """What a running server is asked through; ``address`` is what a person opens."""
+
+    session: Session
+    guard: Guard
+    name: str  # of the outbox, for the page's head
+    address: str = ""
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "dicomsort-review"))
+
+
+def serve(session: Session, address: str, port: int, name: str, tell: Callable[[str], None]) -> None:
+    """Serve until a page says that the review is finished, or a signal ends it; a decision that runs is waited for.
+
+    ``tell`` is given the address to open when all is ready. UsageError where the port cannot be had.
+    """
+    try:
+        listening = socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+    except OSError as error:
+        raise UsageError(f"--port: expected one that is free at {address}, received {port} ({error})") from error
+    listening.setblocking(False)
+    asyncio.run(_serve(session, listening, address, name, tell))
+
+
+async def _serve(
+    session: Session, listening: socket.socket, address: str, name: str, tell: Callable[[str], None]
+) -> None:
+    port = listening.getsockname()[1]
+    guard = guard_for(address, port)
+    host = f"[{address}]" if ":" in address else address
+    serving = Serving(session, guard, name, f"http://{host}:{port}/{guard.token}/")
+    server = HTTPServer(application(serving), max_body_size=MOST_BODY, max_header_size=MOST_BODY, body_timeout=10)
+    server.add_socket(listening)
+    with serving.pool:
+        tell(serving.address)
+        await serving.done.wait()
+        server.stop()
+        await server.close_all_connections()
+
+
+def application(serving: Serving) -> Application:
+    """All that can be asked for; whatever else is refused as if its token were wrong."""
+    to = {"serving": serving}
+    routes: list[Any] = [
+        (r"/([^/]+)/", Page, to),
+        (r"/([^/]+)/static/([a-z.]+)", Static, to),
+        (r"/([^/]+)/state", State, to),
+        (r"/([^/]+)/items/(\d+)/(\d+)", Items, to),
+        (r"/([^/]+)/next/(-?\d+)", Next, to),
+        (r"/([^/]+)/item/(\d+)", Facts, to),
+        (r"/([^/]+)/picture/(\d+)/(-?\d+)/(\d+)", Picture, to),
+        (r"/([^/]+)/(decide|undo|finish)", Act, to),
+    ]
+    return Application(routes, default_handler_class=Lost, default_handler_args=to, log_function=lambda _: None)
+
+
+class Guarded(RequestHandler):
+    """Answers only whom the guard lets in, and lets nothing be kept, framed or sniffed."""
+
+    def initialize(self, serving: Serving) -> None:
+        """Every handler is given the same."""
+        self.serving = serving
+
+    def set_default_headers(self) -> None:
+        """The headers of every answer, also of refusals."""
+        for name, value in HEADERS.items():
+            self.set_header(name, value)
+        self.clear_header("Server")
+
+    def prepare(self) -> None:
+        """Refuse a wrong host or token; and what changes something, where the page did not send it."""
+        token = self.request.path.split("/")[1]
+        if why := self.serving.guard.misses(self.request.host, token):
+            raise HTTPError(403, reason="Forbidden", log_message=why)
+        if self.request.method not in {"GET", "HEAD"}:
+            told = self.request.headers
+            seal = told.get("X-Dicomsort", "")
+            if why := self.serving.guard.forges(
+                self.request.host, told.get("Origin"), told.get("Sec-Fetch-Site"), seal
+            ):
+                raise HTTPError(403, reason="Forbidden", log_message=why)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:  # noqa: ARG002 - Tornado's signature
+        """Say what was expected and what was received, in plain text."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        if isinstance(error, HTTPError):
+            self.finish(f"{error.log_message or error}\n")
+            return
+        code = next((code for kind, code in CODES.items() if isinstance(error, kind)), 500)
+        self.set_status(code)
+        known = isinstance(error, DicomsortError)
+        words = str(error) if known else f"expected success, received {type(error).__name__}"
+        if isinstance(error, OSError):
+            words = f"expected success, received {error.strerror}"
+        self.finish(f"{words}\n")
+
+    def log_exception(self, *_: Any) -> None:
+        """Nothing: an address with its token must not come into a log."""
+
+    async def away(self, act: Callable[..., Any], *arguments: Any) -> Any:
+        """Do what takes a while in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.serving.pool, act, *arguments)
+
+    def answer(self, told: dict[str, Any]) -> None:
+        """Answer with JSON."""
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(told))
+
+
+class Page(Guarded):
+    """The page itself."""
+
+    async def get(self, _: str) -> None:
+        """Fill in the template."""
+        session = self.serving.session
+        classes = [(key, label) for label, key in keys_for(session.bundle.labels).items()]
+        facts = {"name": self.serving.name, "seal": self.serving.guard.seal, "classes": classes, "who": session.who}
+        self.finish(rendered(PAGE, "review.html", **facts))
+
+
+class Static(Guarded):
+    """Styles and scripts, a handful."""
+
+    async def get(self, _: str, name: str) -> None:
+        """Give one of them."""
+        if name not in STATIC:
+            raise HTTPError(404, log_message="expected a file of the page, received another name")
+        path, kind = STATIC[name]
+        self.set_header("Content-Type", f"{kind}; charset=utf-8")
+        self.finish(path.read_bytes())
+
+
+class State(Guarded):
+    """How far the review has come."""
+
+    async def get(self, _: str) -> None:
+        """Tell it."""
+        self.answer(await self.away(self.serving.session.state))
+
+
+class Items(Guarded):
+    """Some of the items."""
+
+    async def get(self, _: str, start: str, count: str) -> None:
+        """Tell of them, briefly."""
+        self.answer(self.serving.session.window(int(start), min(int(count), MOST_ITEMS)))
+
+
+class Next(Guarded):
+    """The next item that waits."""
+
+    async def get(self, _: str, after: str) -> None:
+        """Tell its place."""
+        self.answer(self.serving.session.next_open(int(after)))
+
+
+class Facts(Guarded):
+    """Everything about one item."""
+
+    async def get(self, _: str, place: str) -> None:
+        """Tell it."""
+        self.answer(await self.away(self.serving.session.facts, int(place)))
+
+
+class Picture(Guarded):
+    """One picture of an item, at most so many pixels a side."""
+
+    async def get(self, _: str, place: str, number: str, side: str) -> None:
+        """Give it as a JPEG; 404 says why there is none."""
+        size = max(32, min(int(side), MOST_SIDE))
+        portrait = await self.away(self.serving.session.picture, int(place), int(number), size)
+        if not portrait.picture:
+            raise HTTPError(404, log_message=portrait.problem or "it has no pixels")
+        self.set_header("Content-Type", "image/jpeg")
+        self.finish(portrait.picture)
+
+
+class Act(Guarded):
+    """What changes something."""
+
+    async def post(self, _: str, what: str) -> None:
+        """Decide, undo, or finish."""
+        session, told = self.serving.session, self._told()
+        if what == "finish":
+            self.answer(await self.away(session.state))
+            self.serving.done.set()
+        elif what == "undo":
+            self.answer(await self.away(session.undo, str(told.get("run", ""))))
+        else:
+            place, key = told.get("place"), str(told.get("key", ""))
+            if not isinstance(place, int):
+                raise UsageError(f"expected the number of an item, received {place!r}")
+            chosen, who = str(told.get("class", "")), str(told.get("who", ""))
+            self.answer(await self.away(session.decide, place, key, chosen, who))
+
+    def _told(self) -> dict[str, Any]:
+        try:
+            told = json.loads(self.request.body or b"{}")
+        except ValueError:
+            told = None
+        if not isinstance(told, dict):
+            raise UsageError("expected a JSON object, received something else")
+        return told
+
+
+class Lost(Guarded):
+    """Whatever is none of the above."""
+
+    async def get(self, *_: str) -> None:
+        """Say so."""
+        raise HTTPError(404, log_message="expected an address of the review page, received another")
