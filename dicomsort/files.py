@@ -2,7 +2,7 @@
 
 Every change goes through one ``Files`` object, a call a system call, so that a test double can crash before and after
 each of them. Nothing that sorting places replaces a file: names are made by ``link`` or by exclusive creation.
-``replace`` is for figures that dicomsort itself wrote before.
+``replace`` is for figures that dicomsort itself wrote before, and for corrections, whose names are its own.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Files:
         os.unlink(path)
 
     def replace(self, source: str, target: str) -> None:
-        """Give the file the name ``target``, in place of what has it; only ``report.metrics`` does this."""
+        """Give the file the name ``target``, in place of what has it; only figures and corrections are."""
         os.replace(source, target)
 
     def create(self, path: str, mode: int = 0o600) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,25 @@ from PIL import Image
 
 from dicomsort.adapters.serial import SerialEngine
 from dicomsort.bundle import default_path, load
+from dicomsort.engine import R, T
 from dicomsort.files import Files
 from dicomsort.pages.review import Gallery, Session, serve
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.sorting import Corrections, Desk
 
 CONTRADICTING = {"modality": "CT", "sop_class": STORAGE["CR"]}
+
+
+class OneByOne(SerialEngine):
+    """The serial engine, asked by the threads of a server: a model runs in one of them at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turn = threading.Lock()
+
+    def submit(self, function: Callable[[T], R], task: T, /) -> Future[R]:
+        with self._turn:
+            return super().submit(function, task)
 
 
 def picture(path: Path, grey: int = 120, side: int = 96) -> Path:
@@ -109,7 +123,7 @@ def reviewed(outbox: Path, **options: Any) -> Iterator[Server]:
     """The page of an outbox, until the block ends."""
     desk = desk_of(outbox)
     bundle = load(default_path(), RENDERING_VERSION)
-    session = Session(desk, bundle, Gallery(SerialEngine(), str(outbox)), "anna", **options)
+    session = Session(desk, bundle, Gallery(OneByOne(), str(outbox)), "anna", **options)
     session.refresh()
     server, ready = Server(session), threading.Event()
 

@@ -106,8 +106,7 @@ class Corrections:
         with closing(self._files.create(part, 0o600)) as descriptor:
             self._files.write(descriptor, content)
             self._files.flush(descriptor)
-        self._files.link(part, path)
-        self._files.unlink(part)
+        self._files.replace(part, path)  # a name of ours, with the run's id; links may be refused here
         flush_path(self._files, os.path.dirname(path))
 
 
@@ -180,7 +179,9 @@ def _append(files: Files, folder: str, lines: Sequence[Mapping[str, object]]) ->
     with closing(files.open_append(f"{folder}/{TABLE}", 0o600)) as descriptor:
         size = os.fstat(descriptor).st_size
         text = io.StringIO(newline="")
-        if whole_lines(descriptor, size) != size:
+        if not (whole := whole_lines(descriptor, size)) and size:  # a torn head
+            files.truncate(descriptor, size := 0)
+        elif whole != size:
             text.write("\n")
         writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
         if not size:

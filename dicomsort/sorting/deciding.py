@@ -127,7 +127,7 @@ class Desk:
         self.holdings.refresh()
         moved = summary.actions["moved"] + summary.actions["removed"]
         if moved < len(ready):
-            notes.append(f"{len(ready) - moved} files could not be moved; manifest.csv says why")
+            notes.append(f"{_files(len(ready) - moved)} left in {REVIEW}; manifest.csv says why")
         return Decision(run, moved, notes)
 
     def _ready(self, item: Item) -> tuple[list[tuple[Held, Examined]], list[str]]:
@@ -142,9 +142,9 @@ class Desk:
         examined = {e.found.path: hashed_here(self.outbox, e) for batch in batches for e in batch.result()}
         ready = [(h, e) for h in item.files if (e := examined.get(h.row.destination)) and e.sha256 == h.row.sha256]
         gone, changed = len(paths) - len(there), len(there) - len(ready)
-        notes = [f"{gone} files are gone from {REVIEW}"] if gone else []
+        notes = [f"{_files(gone)} gone from {REVIEW}"] if gone else []
         if changed:
-            notes.append(f"{changed} files changed after they were held, and stay where they are")
+            notes.append(f"{_files(changed)} not what was held any more, and left there")
         return ready, notes
 
     def _layout(self, item: Item) -> Layout:
@@ -209,6 +209,10 @@ class _Quiet:
 
     def advance(self, steps: int = 1) -> None:
         """Say nothing."""
+
+
+def _files(count: int) -> str:
+    return "1 file is" if count == 1 else f"{count:,} files are"
 
 
 def _lost(found: Found, error: WorkerLost) -> Examined:

@@ -24,6 +24,7 @@ STATIC: dict[str, tuple[Path, str]] = {
     "common.css": (TEMPLATES / "common.css", "text/css"),
     "review.css": (PAGE / "review.css", "text/css"),
     "review.js": (PAGE / "review.js", "text/javascript"),
+    "drawing.js": (PAGE / "drawing.js", "text/javascript"),
     "list.js": (PAGE / "list.js", "text/javascript"),
     "icon.svg": (PAGE / "icon.svg", "image/svg+xml"),
     "asking.js": (PAGE / "asking.js", "text/javascript"),

@@ -1,17 +1,18 @@
 // The review page: one item large, one key a class. Decisions are sent one after the other, in their order.
 import { act, ask, picture } from "./asking.js";
+import { $, describe } from "./drawing.js";
 import { List } from "./list.js";
 
-const $ = (id) => document.getElementById(id);
 const EVERY = 4000; // milliseconds between looks whether somebody else has decided something
 const list = new List($("list"), $("list-space"), (place) => open(place));
 const buttons = [...document.querySelectorAll("#keys .class")];
 
 let state = { revision: -1, count: 0, waiting: 0, last: "", corrections: "" };
-let now = { place: -1, key: "", pictures: 1, fellows: [], seen: false };
+const now = { place: -1, key: "", pictures: 1, fellows: [], decided: "", seen: false };
 let line = Promise.resolve(); // decisions and undos that are under way
 let underway = 0;
 let ended = false;
+let resting = false; // nothing is shown, for nothing waits
 
 const side = () => Math.min(1400, Math.round(Math.max(innerWidth, innerHeight) * Math.min(devicePixelRatio, 2)));
 
@@ -28,7 +29,7 @@ function tell(told) {
   $("progress").setAttribute("aria-valuemax", told.count);
   $("progress").setAttribute("aria-valuenow", told.decided);
   $("count").textContent = `${told.decided.toLocaleString("en")} of ${told.count.toLocaleString("en")} decided`;
-  $("undo").disabled = !told.last;
+  settle({});
   if (renewed) list.renew(told.count);
   return renewed;
 }
@@ -36,21 +37,22 @@ function tell(told) {
 async function open(place) {
   document.body.classList.remove("listing");
   $("show-list").setAttribute("aria-expanded", "false");
-  now = { place, key: "", pictures: 1, fellows: [], seen: false };
+  settle({ place, key: "", pictures: 1, fellows: [], decided: "", seen: false });
   $("ended").hidden = true;
   $("frames").hidden = true;
   $("facts").hidden = false;
   document.body.classList.remove("idle");
+  resting = false;
   list.mark(place);
   show(-1);
   try {
     const facts = await ask(`item/${place}`);
     if (now.place !== place) return;
-    now.key = facts.key;
-    now.pictures = facts.pictures;
-    now.fellows = facts.fellows;
     describe(facts);
     list.note(facts);
+    const key = facts.state === "waiting" ? facts.key : "";
+    settle({ key, pictures: facts.pictures, fellows: facts.fellows, decided: facts.state === "decided" ? facts.run : "" });
+    tellFrame();
   } catch (error) {
     if (now.place === place) say(error.message, "bad");
   }
@@ -63,7 +65,7 @@ function show(number) {
   $("no-picture").hidden = true;
   image.onload = () => {
     image.hidden = false;
-    now.seen = now.place === place || now.seen;
+    if (now.place === place) settle({ seen: true });
   };
   image.onerror = async () => {
     image.hidden = true;
@@ -71,65 +73,9 @@ function show(number) {
     const why = await fetch(address).then((r) => (r.ok ? "" : r.text()), () => "the server does not answer");
     if (now.place !== place) return;
     $("no-picture").textContent = `No picture: ${why.trim() || "it cannot be shown"}`;
-    now.seen = true;
+    settle({ seen: true });
   };
   image.src = address;
-}
-
-function describe(facts) {
-  $("picture").alt = `Held for ${facts.reason}`;
-  $("state").textContent =
-    facts.state === "decided" ? `Decided: ${facts.class}, ${facts.by}` : facts.state === "gone" ? "Not held any more" : "";
-  $("reason").textContent = facts.reason;
-  $("why").textContent = facts.why;
-  const more = facts.fellows.length;
-  $("fellows").textContent = more ? `${more} more of this study wait; Shift with a key decides all of them.` : "";
-  const told = [
-    ["Header says", facts.header || "nothing"],
-    ["Pixels said", facts.pixels ? `${facts.pixels} (${(100 * Number(facts.confidence)).toFixed(0)} %) when it was sorted` : "nothing; not asked"],
-    ...Object.entries(facts.identifiers ?? {}),
-    ["Files", `${facts.files.toLocaleString("en")} (${(facts.size / 1e6).toFixed(1)} MB)`],
-    ["Modality", facts.modality],
-    ["SOP Class", facts.sop_class],
-    ["Image Type", facts.image_type],
-    ["Path in the inbox", facts.paths.join("\n") + (facts.files > facts.paths.length ? "\n…" : "")],
-    ["Study", facts.study_uid],
-    ["Series", facts.series_uid],
-    ["Remark", facts.message],
-    ["Problem", facts.problem],
-  ];
-  $("told").replaceChildren(
-    ...told.filter(([, value]) => value).flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
-  );
-  drawBars(facts);
-  $("frames").hidden = facts.pictures < 2;
-  $("frame").max = facts.pictures - 1;
-  $("frame").value = Math.floor(facts.pictures / 2);
-  tellFrame();
-}
-
-function element(name, words) {
-  const made = document.createElement(name);
-  made.textContent = words;
-  return made;
-}
-
-function drawBars(facts) {
-  const rows = Object.entries(facts.probabilities).sort((a, b) => b[1] - a[1]);
-  const mean = facts.pictures > 1 ? `, mean of ${facts.looks} pictures` : "";
-  $("bars-head").textContent = rows.length ? `What the model sees now${mean}` : "";
-  $("bars").replaceChildren(
-    ...rows.map(([label, share]) => {
-      const row = document.createElement("div");
-      row.className = "share";
-      const bar = document.createElement("progress");
-      bar.max = 1;
-      bar.value = share;
-      bar.setAttribute("aria-label", label);
-      row.append(element("span", label), bar, element("span", `${(100 * share).toFixed(share > 0.995 ? 1 : 0)} %`));
-      return row;
-    }),
-  );
 }
 
 function tellFrame() {
@@ -151,8 +97,9 @@ async function advance(after) {
 }
 
 function rest() {
-  now = { place: -1, key: "", pictures: 1, fellows: [], seen: false };
+  settle({ place: -1, key: "", pictures: 1, fellows: [], decided: "", seen: false });
   document.body.classList.add("idle");
+  resting = true;
   $("picture").hidden = true;
   $("no-picture").hidden = true;
   $("frames").hidden = true;
@@ -164,6 +111,13 @@ function rest() {
     : "What `dicomsort sort` holds back below REVIEW appears here.";
 }
 
+// What is not shown yet cannot be decided about, and what is shown only once.
+function settle(changes) {
+  Object.assign(now, changes);
+  for (const button of buttons) button.disabled = ended || !now.key || !now.seen;
+  $("undo").disabled = ended || !(now.decided || state.last);
+}
+
 function decide(chosen, whole = false) {
   if (ended || now.place < 0) return;
   if (!now.key || !now.seen) {
@@ -171,7 +125,7 @@ function decide(chosen, whole = false) {
     return;
   }
   const { place, key } = now;
-  now.key = ""; // one decision for what is shown
+  settle({ key: "" });
   say(`${chosen} …`);
   const chain = [{ place, key }, ...(whole ? now.fellows : [])];
   let moved = 0;
@@ -188,9 +142,11 @@ function decide(chosen, whole = false) {
   }
 }
 
+// The decision about what is shown, else the last one of this session.
 function undo() {
-  if (ended || (!state.last && !underway)) return;
-  send("undo", () => ({ run: state.last }), async (found) => {
+  const { decided } = now;
+  if (ended || !(decided || state.last || underway)) return;
+  send("undo", () => ({ run: decided || state.last }), async (found) => {
     say("The decision is undone", "good");
     if (found.place >= 0) await open(found.place);
   });
@@ -220,7 +176,7 @@ async function look() {
   try {
     const before = state.waiting;
     tell(await ask("state"));
-    if (now.place < 0 && state.waiting > 0 && before === 0) await advance(-1);
+    if (resting && state.waiting > 0 && before === 0) await advance(-1);
   } catch (error) {
     say(error.message, "bad");
   }

@@ -1,0 +1,296 @@
+"""Decisions: where files go, what the manifest says, what later arrivals do, and that an undo brings all back."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from building import make_dicom, read_tree, uid
+from command import by_source, rows, run, sort
+from reviewing import CONTRADICTING, desk_of, held_outbox, item_of, picture
+
+from dicomsort.errors import OutboxLocked, Outdated, UsageError
+from dicomsort.files import Files
+from dicomsort.sorting import deciding, held
+from dicomsort.sorting.corrections import told
+from dicomsort.training.dataset import scan
+
+SERIES = f"CT/{uid(1)}/{uid(1, 1)}"
+
+
+def files_of(outbox: Path) -> dict[str, bytes]:
+    """What users see in an outbox, but its manifest, which only grows."""
+    return {k: v for k, v in read_tree(outbox).items() if not k.startswith(".dicomsort/") and k != "manifest.csv"}
+
+
+def test_a_decision_moves_a_series_to_where_a_sort_would_have_put_it(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    before = files_of(outbox)
+    desk = desk_of(outbox)
+    decision = desk.decide(item_of(desk, "odd1.dcm"), "CT", "anna")
+    assert (decision.moved, decision.notes) == (2, [])
+    after = files_of(outbox)
+    assert sorted(set(after) - set(before)) == [f"{SERIES}/{uid(1, 1, n)}.dcm" for n in (1, 2)]
+    assert sorted(after.values()) == sorted(before.values())
+    row = by_source(outbox)["odd1.dcm"]
+    assert (row["action"], row["status"], row["class"]) == ("moved", "sorted", "CT")
+    assert (row["reason"], row["decided_by"]) == ("reviewed", "reviewer")
+    assert row["message"] == "by anna; was REVIEW/header-contradicts-itself/odd1.dcm"
+    assert run("verify", outbox).code == 0
+
+
+def test_a_picture_goes_to_its_path_below_the_class_and_emptied_folders_go(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    desk.decide(item_of(desk, "pictures/a.png"), "XRAY", "anna")
+    assert (outbox / "REVIEW/no-evidence/pictures").is_dir()
+    desk.decide(item_of(desk, "pictures/b.png"), "OTHER", "anna")
+    assert (outbox / "XRAY/pictures/a.png").is_file()
+    assert (outbox / "OTHER/image/pictures/b.png").is_file()
+    assert by_source(outbox)["pictures/b.png"]["status"] == "other"
+    assert not (outbox / "REVIEW/no-evidence").exists()
+
+
+def test_undo_brings_back_what_was_there_byte_for_byte(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    before, folders = files_of(outbox), sorted(outbox.glob("REVIEW/**/"))
+    stats = {p: (p.stat().st_mtime_ns, p.stat().st_mode) for p in outbox.rglob("REVIEW/**/*")}
+    desk = desk_of(outbox)
+    items = dict(desk.holdings.items)
+    runs = [desk.decide(key, "MRI", "anna").run for key in items]
+    assert not desk.holdings.items
+    assert not (outbox / "REVIEW").exists()
+    for each in runs:  # in the order they were made in, too
+        desk.undo(each)
+    assert files_of(outbox) == before
+    assert sorted(outbox.glob("REVIEW/**/")) == folders
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_mode) for p in stats if p.is_file()} == {
+        p: s for p, s in stats.items() if p.is_file()
+    }
+    assert desk.holdings.items.keys() == items.keys()
+    assert desk_of(outbox).holdings.items.keys() == items.keys()
+    assert run("verify", outbox).code == 0
+
+
+def test_the_command_undo_takes_back_a_decision_and_what_was_to_be_learned(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    before = files_of(outbox)
+    desk = desk_of(outbox)
+    desk.decide(item_of(desk, "odd3.dcm"), "CT", "anna")
+    corrections = outbox / ".dicomsort/corrections"
+    assert len(list(corrections.rglob("*.png"))) == 1
+    assert run("undo", outbox).code == 0
+    assert files_of(outbox) == before
+    assert list(corrections.rglob("*.png")) == []
+    assert told(str(corrections)) == {}
+    assert not (corrections / "CT").exists()
+    desk.refresh()
+    assert item_of(desk, "odd3.dcm")
+
+
+def test_corrections_are_a_data_set_with_a_folder_a_study(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    desk.decide(item_of(desk, "odd1.dcm"), "CT", "anna")
+    desk.decide(item_of(desk, "odd3.dcm"), "CT", "anna")
+    desk.decide(item_of(desk, "pictures/a.png"), "XRAY", "anna")
+    dataset = scan(outbox / ".dicomsort/corrections")
+    assert dataset.counts() == {"CT": 3, "XRAY": 1}
+    assert len({item.source for item in dataset.items if item.label == 0}) == 1
+    with (outbox / ".dicomsort/corrections/corrections.csv").open(encoding="utf-8") as table:
+        lines = list(csv.DictReader(table))
+    assert {(line["reviewer"], line["class"], line["reason"]) for line in lines} == {
+        ("anna", "CT", "header-contradicts-itself"), ("anna", "XRAY", "no-evidence"),
+    }  # fmt: skip
+    assert all((outbox / ".dicomsort/corrections" / line["image"]).is_file() for line in lines)
+    assert {line["model_sha256"] for line in lines} == {"f00d"}
+    modes = {path.stat().st_mode & 0o077 for path in (outbox / ".dicomsort/corrections").rglob("*")}
+    assert modes == {0}
+
+
+def test_what_no_model_can_learn_from_is_recorded_all_the_same(tmp_path: Path) -> None:
+    make_dicom(tmp_path / "inbox/x.dcm", **(CONTRADICTING | {"PixelData": b""}))
+    sort("--move", "--settle", "0", tmp_path / "inbox", tmp_path / "outbox")
+    desk = desk_of(tmp_path / "outbox")
+    decision = desk.decide(item_of(desk, "x.dcm"), "CT", "anna")
+    assert (decision.moved, decision.notes) == (1, ["its pixels cannot be had, so no model learns from it"])
+    assert told(f"{tmp_path}/outbox/.dicomsort/corrections") == {decision.run: []}
+
+
+def test_a_sort_of_the_same_inbox_finds_nothing_to_do_after_decisions(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path, "--copy")
+    desk = desk_of(outbox)
+    for key in list(desk.holdings.items):
+        desk.decide(key, "MRI", "anna")
+    before = files_of(outbox)
+    assert sort("--copy", tmp_path / "inbox", outbox).code == 0
+    assert files_of(outbox) == before
+    assert {row["status"] for row in rows(outbox)[-6:]} == {"duplicate"}
+
+
+def test_later_files_of_a_decided_series_follow_it_whatever_they_say(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    desk.decide(item_of(desk, "odd1.dcm"), "MRI", "anna")
+    make_dicom(tmp_path / "inbox/later.dcm", study=1, series=1, instance=7)  # a clear CT
+    sort("--move", "--settle", "0", tmp_path / "inbox", outbox)
+    row = by_source(outbox)["later.dcm"]
+    assert (row["class"], row["reason"]) == ("MRI", "decided-before")
+    assert row["destination"] == f"MRI/{uid(1)}/{uid(1, 1)}/{uid(1, 1, 7)}.dcm"
+
+
+def test_the_same_picture_from_elsewhere_follows_the_decision(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    desk.decide(item_of(desk, "pictures/a.png"), "XRAY", "anna")
+    picture(tmp_path / "inbox/mail/again.png")
+    sort("--move", "--settle", "0", tmp_path / "inbox", outbox)
+    row = by_source(outbox)["mail/again.png"]
+    assert (row["destination"], row["reason"]) == ("XRAY/mail/again.png", "decided-before")
+    desk.undo(by_source(outbox)["pictures/a.png"]["run_id"])
+    picture(tmp_path / "inbox/mail/third.png")
+    sort("--move", "--settle", "0", tmp_path / "inbox", outbox)
+    assert by_source(outbox)["mail/third.png"]["reason"] == "no-evidence"
+
+
+def test_of_two_contents_of_one_uid_the_decided_one_lies_beside_the_other(tmp_path: Path) -> None:
+    make_dicom(tmp_path / "inbox/1.dcm", study=1)
+    make_dicom(tmp_path / "inbox/2.dcm", study=1, SeriesDescription="other")
+    sort("--move", "--settle", "0", tmp_path / "inbox", tmp_path / "outbox")
+    desk = desk_of(tmp_path / "outbox")
+    desk.decide(item_of(desk, "2.dcm"), "CT", "anna")
+    names = sorted(path.name for path in (tmp_path / "outbox" / SERIES).iterdir())
+    assert [name.count(".") for name in names] == [uid(1, 1, 1).count(".") + 2, uid(1, 1, 1).count(".") + 1]
+    assert run("verify", tmp_path / "outbox").code == 0
+
+
+def test_what_equals_a_file_that_is_there_is_removed_and_comes_back(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    (outbox / "XRAY/pictures").mkdir(parents=True)
+    shutil.copy(outbox / "REVIEW/no-evidence/pictures/a.png", outbox / "XRAY/pictures/a.png")
+    before = files_of(outbox)
+    desk = desk_of(outbox)
+    decision = desk.decide(item_of(desk, "pictures/a.png"), "XRAY", "anna")
+    row = by_source(outbox)["pictures/a.png"]
+    assert (decision.moved, row["action"], row["status"]) == (1, "removed", "duplicate")
+    assert not (outbox / "REVIEW/no-evidence/pictures/a.png").exists()
+    desk.undo(decision.run)
+    assert files_of(outbox) == before
+    assert item_of(desk, "pictures/a.png")
+
+
+@pytest.mark.parametrize("layout", ["keep", "readable", "{class}/{study_key}/{instance_number}"])
+def test_the_layout_of_the_run_that_held_it_counts(tmp_path: Path, layout: str) -> None:
+    outbox = held_outbox(tmp_path, "--move", "--settle", "0", "--layout", layout)
+    desk = desk_of(outbox)
+    desk.decide(item_of(desk, "odd1.dcm"), "CT", "anna")
+    clear, decided = (by_source(outbox)[name]["destination"] for name in ("clear.dcm", "odd1.dcm"))
+    assert decided.count("/") == clear.count("/")
+    assert (decided == "CT/odd1.dcm") == (layout == "keep")
+
+
+def test_a_pruned_run_leaves_what_it_held_to_be_decided(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    make_dicom(tmp_path / "inbox/new.dcm", study=11)
+    sort("--move", "--settle", "0", tmp_path / "inbox", outbox)
+    assert run("runs", "--prune", "0", outbox).code == 0
+    desk = desk_of(outbox)
+    assert desk.decide(item_of(desk, "odd1.dcm"), "CT", "anna").moved == 2
+    assert (outbox / SERIES / f"{uid(1, 1, 1)}.dcm").is_file()
+
+
+def test_a_run_whose_held_files_were_decided_about_is_undone_with_the_decisions_or_not(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    for key in list(desk.holdings.items):
+        desk.decide(key, "CT", "anna")
+    sorted_ = rows(outbox)[0]["run_id"]
+    before = read_tree(outbox)
+    ran = run("undo", outbox, sorted_)
+    assert (ran.code, "4 times: `dicomsort undo --with-decisions" in ran.err) == (2, True)
+    assert {k: v for k, v in read_tree(outbox).items() if k != ".dicomsort/lock"} == {
+        k: v for k, v in before.items() if k != ".dicomsort/lock"
+    }
+    assert run("undo", "--with-decisions", outbox, sorted_).code == 0
+    assert files_of(outbox) == {}
+    assert len(read_tree(tmp_path / "inbox")) == 6
+
+
+def test_what_vanished_or_changed_is_told_and_what_is_left_is_moved(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    folder = outbox / "REVIEW/header-contradicts-itself"
+    (folder / "odd1.dcm").rename(tmp_path / "taken.dcm")
+    decision = desk.decide(item_of(desk, "odd2.dcm"), "CT", "anna")
+    assert (decision.moved, decision.notes) == (1, ["1 file is gone from REVIEW"])
+    (outbox / "REVIEW/no-evidence/pictures/a.png").write_bytes(b"something else")
+    with pytest.raises(Outdated, match="1 file is not what was held any more"):
+        desk.decide(item_of(desk, "pictures/a.png"), "CT", "anna")
+    assert (outbox / "REVIEW/no-evidence/pictures/a.png").read_bytes() == b"something else"
+
+
+def test_what_finds_every_name_taken_stays_held(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    row = by_source(outbox)["pictures/a.png"]
+    for name in ("a.png", f"a.{row['sha256'][:8]}.png"):
+        (outbox / "XRAY/pictures").mkdir(parents=True, exist_ok=True)
+        (outbox / "XRAY/pictures" / name).write_bytes(b"somebody's")
+    before = files_of(outbox)
+    decision = desk.decide(item_of(desk, "pictures/a.png"), "XRAY", "anna")
+    assert (decision.moved, decision.notes) == (0, ["1 file is left in REVIEW; manifest.csv says why"])
+    assert files_of(outbox) == before
+    assert "every name it could get is taken" in by_source(outbox)["pictures/a.png"]["message"]
+    assert item_of(desk, "pictures/a.png")
+
+
+def test_of_two_reviewers_one_decides_and_the_other_is_told(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    one, other = desk_of(outbox), desk_of(outbox)
+    key = item_of(one, "odd1.dcm")
+    decision = one.decide(key, "CT", "anna")
+    with pytest.raises(Outdated, match="decided or taken away meanwhile"):
+        other.decide(key, "MRI", "bert")
+    other.undo(decision.run)
+    with pytest.raises(Outdated, match="is undone already"):
+        one.undo(decision.run)
+    assert one.decide(key, "MRI", "bert").moved == 2
+    assert rows(outbox)[-1]["message"].startswith("by bert; was ")
+
+
+def test_a_run_that_holds_the_outbox_is_waited_for_and_then_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    monkeypatch.setattr(deciding, "PATIENCE", 0.1)
+    with held(Files(), str(outbox), create=False), pytest.raises(OutboxLocked, match="is held by process"):
+        desk.decide(item_of(desk, "odd1.dcm"), "CT", "anna")
+    assert desk.decide(item_of(desk, "odd1.dcm"), "CT", "anna").moved == 2
+
+
+def test_corrections_that_cannot_be_kept_are_told_before_anything_is_decided(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    for folder, words in (
+        (tmp_path / "file", "expected a folder that can be written"),
+        (outbox / "CT", "expected a folder outside what the OUTBOX holds"),
+        (outbox, "expected a folder outside what the OUTBOX holds"),
+    ):
+        ran = run("review", "--corrections", folder, outbox)
+        assert (ran.code, words in ran.err) == (2, True), ran.err
+
+
+def test_the_name_of_who_decides_can_break_nothing(tmp_path: Path) -> None:
+    from dicomsort.report.reviewed import decided_from, message_of, reviewer
+
+    name = reviewer("; was CT/x\n\x1b[31m=cmd" + "x" * 100)
+    assert (len(name) <= 64, ";" in name, "\n" in name) == (True, False, False)
+    assert decided_from("moved", "reviewed", message_of(name, "REVIEW/a/b; was c.png")) == "REVIEW/a/b; was c.png"
+    assert reviewer("\n;;") == "unknown"
+    assert decided_from("moved", "reviewed", message_of("x", "CT/../../etc")) == ""
+    outbox = held_outbox(tmp_path)
+    with pytest.raises(UsageError):
+        desk_of(outbox).undo("../../x")
