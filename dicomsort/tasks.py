@@ -180,6 +180,7 @@ def _header(path: str) -> Header | None:
 
 
 def _jpeg(image: Image) -> bytes:
+    image.info.clear()  # a comment of the file that it was read from would be written into this one
     image.save(stream := io.BytesIO(), "JPEG", quality=QUALITY)
     return stream.getvalue()
 

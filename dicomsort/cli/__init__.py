@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from dicomsort.cli import doctor, evaluate, predict, receive, rules, screen, send, sort, state, train, tune, watch
+from dicomsort.cli import (
+    doctor,
+    evaluate,
+    predict,
+    receive,
+    report,
+    rules,
+    screen,
+    send,
+    sort,
+    state,
+    train,
+    tune,
+    watch,
+)
 from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +47,7 @@ app.command("resume")(state.resume)
 app.command("undo")(state.undo)
 app.command("runs")(state.runs)
 app.command("verify")(state.verify)
+app.command("report")(report.report)
 app.command("receive")(receive.receive)
 app.command("send")(send.send)
 app.command("train")(train.train)
