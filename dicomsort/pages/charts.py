@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-HUES = 6  # colours that the style sheet has, from --hue-1 on
+from dicomsort.records import OTHER
+
+_HUES = (1, 2, 3, 5, 6)  # of the style sheet, for classes; OTHER has the grey one
+_GREY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +29,11 @@ class Mark:
     kind: str
 
 
-def hue(place: int) -> str:
-    """The colour of the class at a place of the list of classes."""
-    return f"var(--hue-{place % HUES + 1})"
+def colours(classes: Sequence[str]) -> dict[str, str]:
+    """A colour a class, as CSS writes it: the same for the same list of classes."""
+    named = [class_ for class_ in classes if class_ != OTHER]
+    hues = {class_: _HUES[place % len(_HUES)] for place, class_ in enumerate(named)}
+    return {class_: f"var(--hue-{hues.get(class_, _GREY)})" for class_ in classes}
 
 
 def bar(share: float, colour: str, title: str, marks: Sequence[Mark] = ()) -> str:

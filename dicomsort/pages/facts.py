@@ -61,7 +61,7 @@ def title(row: Row) -> str:
     """What a file is, in a few words: the name of its SOP Class, else its format."""
     if row.kind == Kind.DICOM:
         return sop_class(row.sop_class_uid) or "DICOM file"
-    return {Kind.PNG: "PNG image", Kind.JPEG: "JPEG image"}.get(Kind(row.kind), "file of unknown kind")
+    return {str(Kind.PNG): "PNG image", str(Kind.JPEG): "JPEG image"}.get(row.kind, "file of unknown kind")
 
 
 def sop_class(uid: str) -> str:

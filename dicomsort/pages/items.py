@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 
-from dicomsort.files import look_up
-from dicomsort.pages.facts import Fact, of_header, shown, size, title
+from dicomsort.pages.facts import Fact, of_header, shown, size, title, why
 from dicomsort.records import Header, Look, Row, Status, Vote
 from dicomsort.report.held import Item
 from dicomsort.report.retold import Since
@@ -20,6 +20,7 @@ from dicomsort.tasks import Asked, Portrait
 
 FRAMES = 3  # pictures of a series, evenly spread
 SIDE = 176  # pixels of their longer side
+WIDE = 256  # of one that stands alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +89,23 @@ class Subject:
 
     def asked(self, bundle: str) -> Iterator[tuple[Shot, Asked]]:
         """A few of its files, evenly spread."""
-        there = [spot.path for spot in self.spots if spot.path]
-        for place in spread(len(there), FRAMES):
-            caption = f"{place + 1:,} of {len(there):,}" if len(there) > 1 else ""
-            yield Shot(place, caption), Asked(there[place].lstrip("/"), None, SIDE, bundle)
+        paths = [spot.path for spot in self.spots if spot.path]
+        for place in spread(len(paths), FRAMES):
+            caption = f"{place + 1:,} of {len(paths):,}" if len(paths) > 1 else ""
+            side = SIDE if len(paths) > 1 else WIDE
+            yield Shot(place, caption), Asked(paths[place].lstrip("/"), None, side, bundle)
 
     def asked_more(self, bundle: str) -> Iterator[tuple[Shot, Asked]]:
         """More frames, where it is one file that has them; the middle one was asked for before."""
         frames = self.header.frames if self.header else 1
-        there = [spot.path for spot in self.spots if spot.path]
-        if len(there) != 1 or frames == 1 or not self.made[0][1].picture:
+        paths = [spot.path for spot in self.spots if spot.path]
+        if len(paths) != 1 or frames == 1 or not self.made[0][1].picture:
             return
         middle = frames // 2
         self.made = [(_frame(middle, frames), portrait) for _, portrait in self.made]
         for frame in spread(frames, FRAMES):
             if frame != middle:
-                yield _frame(frame, frames), Asked(there[0].lstrip("/"), frame, SIDE, bundle)
+                yield _frame(frame, frames), Asked(paths[0].lstrip("/"), frame, SIDE, bundle)
 
     def facts(self) -> Iterator[Fact]:
         """What is known of it, for a list of terms."""
@@ -118,7 +120,7 @@ class Subject:
         yield from of_header(self.header)
         yield Fact("Size", self.extent)
         yield from (Fact("Now", told) for told in self.whereabouts())
-        if row.message:
+        if row.message and row.message.casefold() not in why(row.reason, row.status).casefold():
             yield Fact("Message", shown(row.message))
         yield Fact("In the inbox", self.source, is_code=True)
         for term, uid in (("Study", row.study_uid), ("Series", row.series_uid)):
@@ -154,24 +156,27 @@ def subject(told: Told, since: Since, item: Item) -> Subject:
 
 def _spot(told: Told, since: Since, row: Row) -> Spot:
     if not row.destination:
-        path = f"{told.head['inbox']}/{row.source}" if told.head else ""
-        if not path:
+        if not told.head:
             return Spot("", "was left in the inbox")
-        if look_up(path) is None:
-            return Spot("", "no longer in the inbox under that name")
-        return Spot(path, "in the inbox", is_waiting=True)
+        path = there(told.head["inbox"], row.source)
+        return Spot(path, "in the inbox" if path else "no longer in the inbox under that name", bool(path))
     if decision := since.decided.get(row.destination):
-        path = f"{told.outbox}/{decision.destination}" if decision.destination else ""
-        who = shown(who_of(decision.message), 64)
-        place = shown(decision.class_, 64) or str(decision.status)
-        return Spot(path if path and look_up(path) else "", f"decided: {place}, by {who}")
+        who, place = shown(who_of(decision.message), 64), shown(decision.class_, 64) or str(decision.status)
+        return Spot(there(told.outbox, decision.destination), f"decided: {place}, by {who}")
     if undo := since.undone.get(row.destination):
         return Spot("", f"taken back by the undo {undo}")
-    path = f"{told.outbox}/{row.destination}"
-    if look_up(path) is None:
+    path = there(told.outbox, row.destination)
+    if not path:
         return Spot("", "gone: somebody took it from the outbox")
-    held = "waits" if row.status != Status.UNREADABLE else "kept"
-    return Spot(path, f"{held} in {shown(row.destination.rpartition('/')[0], 120)}/", is_waiting=True)
+    if row.status == Status.UNREADABLE:
+        return Spot(path, "kept in UNREADABLE/", is_waiting=True)
+    return Spot(path, f"waits in {shown('/'.join(row.destination.split('/')[:2]), 120)}/", is_waiting=True)
+
+
+def there(root: str, path: str) -> str:
+    """The absolute path of what a row speaks of; empty where nothing is there, or somebody wrote one that leads out."""
+    leads_out = not path or path.startswith("/") or ".." in path.split("/")
+    return "" if leads_out or not os.path.lexists(f"{root}/{path}") else f"{root}/{path}"
 
 
 def picture_of(caption: str, portrait: Portrait) -> Picture:

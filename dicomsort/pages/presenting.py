@@ -31,7 +31,7 @@ STATUSES: Final[dict[str, tuple[str, str]]] = {
     Status.SORTED: ("in the folder of a class", "var(--good)"),
     Status.OTHER: ("surely none of the classes", "var(--other)"),
     Status.REVIEW: ("a person must look", "var(--wait)"),
-    Status.CONFLICT: ("same SOP Instance UID, other content", "var(--wait)"),
+    Status.CONFLICT: ("the same UID, other content", "var(--wait)"),
     Status.UNREADABLE: ("the header cannot be trusted", "var(--bad)"),
     Status.CHANGED: ("changed while the run went on", "var(--bad)"),
     Status.FAILED: ("could not be read or placed", "var(--bad)"),
@@ -142,9 +142,9 @@ def _labels(report: Report) -> list[str]:
 def _classes(report: Report) -> Iterator[Line]:
     counts = report.tale.summary.classes
     most = max(counts.values(), default=0)
-    for place, class_ in enumerate(_labels(report)):
+    for class_, colour in charts.colours(_labels(report)).items():
         if count := counts[class_]:
-            bar = charts.bar(count / most, charts.hue(place), f"{class_}: {_files(count)}")
+            bar = charts.bar(count / most, colour, f"{class_}: {_files(count)}")
             kinds = report.tale.kinds.most_common() if class_ == OTHER else []
             yield Line(class_, f"{count:,}", bar, _some([f"{shown(kind, 32)} {n:,}" for kind, n in kinds]))
 
@@ -219,9 +219,9 @@ def _seen(each: Subject, bundle: Bundle) -> Seen:
     vote = each.vote()
     marks = (Mark(bundle.decide, "decide"), Mark(bundle.contradict, "contradict"))
     lines = []
-    for place, (label, share) in enumerate(zip(bundle.labels, vote.probabilities, strict=False)):
+    for (label, colour), share in zip(charts.colours(bundle.labels).items(), vote.probabilities, strict=False):
         kind = "first" if share == max(vote.probabilities) else ""
-        bar = charts.bar(share, charts.hue(place), f"{label}: probability {share:.3f}", marks)
+        bar = charts.bar(share, colour, f"{label}: probability {share:.3f}", marks)
         lines.append(Line(label, f"{share:.2f}", bar, kind=kind))
     first = bundle.labels[vote.probabilities.index(max(vote.probabilities))] if vote.probabilities else ""
     strange = is_strange(first, vote.distance, bundle.distance)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from dicomsort.bundle import Bundle
 from dicomsort.engine import Engine
 from dicomsort.pages.facts import shown, why
-from dicomsort.pages.items import SIDE, Picture, Subject, picture_of, subject
+from dicomsort.pages.items import SIDE, Picture, Subject, picture_of, subject, there
 from dicomsort.pages.portraits import portraits
 from dicomsort.pages.telling import Tale, allotted
 from dicomsort.report.held import Item
@@ -90,9 +90,10 @@ def _picture(subjects: Sequence[Subject], bundle: str, engine: Engine, progress:
 
 def _samples(told: Told, tale: Tale, engine: Engine, progress: Progress) -> dict[str, list[Picture]]:
     """A few pictures of each class, of files that are still where the run placed them."""
-    wanted = [(class_, row.destination) for class_, rows in tale.samples().items() for row in rows]
+    placed = ((class_, there(told.outbox, row.destination)) for class_, rows in tale.samples().items() for row in rows)
+    wanted = [(class_, path) for class_, path in placed if path]
     progress.stage("making pictures of classes", len(wanted))
-    asked = [Asked(f"{told.outbox}/{path}".lstrip("/"), None, SIDE) for _, path in wanted]
+    asked = [Asked(path.lstrip("/"), None, SIDE) for _, path in wanted]
     found: dict[str, list[Picture]] = {}
     for (class_, _), portrait in zip(wanted, portraits(engine, "", asked), strict=True):
         if portrait.picture:

@@ -14,6 +14,7 @@ from dicomsort.report.held import Held, Item, grouped
 
 KEPT = 50_000  # rows of what needs a person that are kept; more are counted only
 SAMPLES = 6  # files of a class that are shown
+_URGENCY = (Status.REVIEW, Status.CONFLICT, Status.CHANGED, Status.FAILED, Status.UNREADABLE)
 
 
 @dataclass(slots=True)
@@ -55,13 +56,13 @@ class Tale:
         return sum(self.summary.held.values())
 
     def by_reason(self) -> dict[str, list[Item]]:
-        """What needs a person, as items, by reason; the reason with most files comes first."""
+        """What needs a person, as items, by reason: what is to be decided first, and of that what there is most of."""
         reasons: dict[str, list[Item]] = {reason: [] for reason, _ in self.summary.held.most_common()}
         placed = [each for each in self.held if each.row.destination or each.row.series_uid]
         alone = [grouped([each])[0] for each in self.held if not (each.row.destination or each.row.series_uid)]
         for item in grouped(placed) + alone:
             reasons[item.row.reason].append(item)
-        return reasons
+        return dict(sorted(reasons.items(), key=lambda pair: _URGENCY.index(pair[1][0].row.status) if pair[1] else 9))
 
     def samples(self) -> dict[str, list[Row]]:
         """A few files of each class, of different series where there are as many; the same ones each time."""

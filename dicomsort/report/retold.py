@@ -60,4 +60,11 @@ def _read(path: str) -> Iterator[Held]:
         head = next(reader, list(COLUMNS))
         if tuple(head[: len(COLUMNS)]) != COLUMNS:
             raise DicomsortError(f"{path}: expected the columns {','.join(COLUMNS)}, received {head}")
-        yield from (held_of(cells) for cells in reader if len(cells) >= len(COLUMNS))
+        for cells in reader:
+            if len(cells) < len(COLUMNS):  # a row that is being appended
+                continue
+            try:
+                yield held_of(cells)
+            except ValueError as error:
+                where = f"{path}: line {reader.line_num}"
+                raise DicomsortError(f"{where}: expected a number in the column size, received another text") from error
