@@ -82,6 +82,8 @@ def _notices(report: Report) -> Iterator[str]:
         yield f"This run was undone by {told.undone_by}: its files are gone from there and have no pictures."
     if not told.head:
         yield "This run was pruned: this is made of its rows in manifest.csv; times and mode are not known any more."
+    if left := report.tale.needing - len(report.tale.held):
+        yield f"The first {len(report.tale.held):,} files that need a person are told of; {left:,} more are counted."
     if bundle and told.head and told.head["model"] != bundle.model_sha256:
         yield (
             f"The model of this run ({told.head['model'][:8]}) is not the one that was asked for this page "

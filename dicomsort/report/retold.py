@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +20,9 @@ def rows_of(outbox: str, run: str) -> Iterator[Row]:
     """Yield the rows of a run that came to its end: from its own manifest or, where that was pruned, the outbox's."""
     own = f"{runs_folder(outbox)}/{run}/{MANIFEST}"
     if look_up(own) is not None:
-        yield from (each.row for each in _read(own))
+        yield from (each.row for each in _read(own, lambda _: True))
         return
-    yield from (each.row for each in _read(f"{outbox}/{MANIFEST}") if each.run == run)
+    yield from (each.row for each in _read(f"{outbox}/{MANIFEST}", lambda other: other == run))
 
 
 @dataclass(slots=True)
@@ -36,10 +36,8 @@ class Since:
 def since(outbox: str, run: str) -> Since:
     """What became of files after a run; grows with what was undone or decided, not with what was sorted."""
     told = Since()
-    for each in _read(f"{outbox}/{MANIFEST}"):
+    for each in _read(f"{outbox}/{MANIFEST}", lambda other: other > run):
         row = each.row
-        if each.run <= run:
-            continue
         was = decided_from(row.action, row.reason, row.message)
         if row.action == Action.UNDONE:
             if was:
@@ -51,8 +49,8 @@ def since(outbox: str, run: str) -> Since:
     return told
 
 
-def _read(path: str) -> Iterator[Held]:
-    """Yield the whole rows of a manifest; none where it is not there."""
+def _read(path: str, is_wanted: Callable[[str], bool]) -> Iterator[Held]:
+    """Yield the whole rows of those runs that are wanted; none where there is no manifest."""
     if look_up(path) is None:
         return
     with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
@@ -61,7 +59,7 @@ def _read(path: str) -> Iterator[Held]:
         if tuple(head[: len(COLUMNS)]) != COLUMNS:
             raise DicomsortError(f"{path}: expected the columns {','.join(COLUMNS)}, received {head}")
         for cells in reader:
-            if len(cells) < len(COLUMNS):  # a row that is being appended
+            if len(cells) < len(COLUMNS) or not is_wanted(cells[0]):  # fewer: a row that is being appended
                 continue
             try:
                 yield held_of(cells)
