@@ -205,6 +205,7 @@ def test_an_undone_run_says_so_and_shows_no_pictures(tmp_path: Path, outbox: Pat
     page = report(outbox)
     undo = runs_of(outbox)[-1]
     assert f"This run was undone by {undo}" in page.text
+    assert "7 files: 3 had been sorted, 3 needed you; all was undone." in page.text
     assert f"taken back by the undo {undo}" in page.text
     assert page.pictures() == []
     assert f"this run was undone by {undo}" in run("report", outbox, run_id).out
@@ -234,6 +235,7 @@ def test_what_was_decided_since_is_told_with_who_decided(tmp_path: Path, outbox:
         status="sorted", **{"class": "CT"}, reason="reviewed", size="1", message=f"by Anna <b>; was {was}",
     )  # fmt: skip
     page = report(outbox, run_id)
+    assert "7 files: 3 sorted, 2 need you, 1 decided since." in page.text
     assert "decided: CT, by Anna <b> (1)" in page.text
     assert "waits in REVIEW/uid-collision/ (1)" in page.text
     assert len(page.pictures()) == 2 + 3

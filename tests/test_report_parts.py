@@ -15,7 +15,7 @@ from dicomsort.pages import charts, telling
 from dicomsort.pages.charts import Mark, Part
 from dicomsort.pages.facts import size, sop_class, title, why
 from dicomsort.pages.items import spread
-from dicomsort.pages.presenting import page, seconds
+from dicomsort.pages.presenting import _without_folders, page, seconds
 from dicomsort.pages.report import LISTED, make
 from dicomsort.pages.telling import SAMPLES, Tale, allotted
 from dicomsort.records import Action, DecidedBy, Row, Status
@@ -155,6 +155,12 @@ def test_more_than_can_be_kept_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(telling, "KEPT", 3)
     tale = Tale.of(RUN, [replace(HELD, source=str(number)) for number in range(9)])
     assert (tale.needing, len(tale.held)) == (9, 3)
+
+
+def test_notes_name_no_folder_of_this_machine() -> None:
+    told = Told("/srv/Jane Doe/out", RUN, {"inbox": "/srv/Jane Doe/in"})
+    note = f"run {RUN} was cut short: `dicomsort resume /srv/Jane Doe/out {RUN}` finishes it; see /etc/x and ./y"
+    assert _without_folders(note, told) == note.replace("/srv/Jane Doe/out", "OUTBOX").replace("/etc/x", "…")
 
 
 def test_a_row_that_is_being_appended_is_passed_over(tmp_path: Path) -> None:

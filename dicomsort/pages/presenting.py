@@ -21,6 +21,7 @@ from dicomsort.pages.telling import Cell
 from dicomsort.records import OTHER, Status
 from dicomsort.report import NEEDS_PERSON
 from dicomsort.report.whole import Replaced
+from dicomsort.sorting.retelling import Told
 
 FIRST: Final = b"<!DOCTYPE html>\n<!-- dicomsort report -->\n"
 FILE: Final = Replaced("--html", FIRST, "an earlier report", 0o600)
@@ -65,10 +66,13 @@ def page(report: Report) -> bytes:
 
 
 def _verdict(report: Report) -> str:
-    tale = report.tale
+    tale, left = report.tale, report.tale.needing - report.decided
     done = tale.summary.statuses[Status.SORTED] + tale.summary.statuses[Status.OTHER]
-    need = f"{tale.needing:,} {'needs' if tale.needing == 1 else 'need'} you" if tale.needing else "nothing needs you"
-    return f"{_files(tale.summary.found)}: {done:,} sorted, {need}."
+    if report.told.undone_by:
+        return f"{_files(tale.summary.found)}: {done:,} had been sorted, {left:,} needed you; all was undone."
+    need = f"{left:,} {'needs' if left == 1 else 'need'} you" if left else "nothing needs you"
+    since = f", {report.decided:,} decided since" if report.decided else ""
+    return f"{_files(tale.summary.found)}: {done:,} sorted, {need}{since}."
 
 
 def _files(count: int) -> str:
@@ -96,7 +100,8 @@ def _meta(report: Report) -> Iterator[Fact]:
     began = time.strptime(told.run[:16], "%Y%m%dT%H%M%SZ")
     yield Fact("Begun", time.strftime("%Y-%m-%d %H:%M:%S UTC", began))
     if summary is not None:
-        speed = f", {summary.found / summary.seconds:,.0f} files/s" if summary.seconds else ""
+        is_whole = summary.seconds and summary.stages  # what a resume took is not what the run took
+        speed = f", {summary.found / summary.seconds:,.0f} files/s" if is_whole else ""
         yield Fact("Took", f"{seconds(summary.seconds)}{speed}")
     else:
         yield Fact("Took", "not known any more")
@@ -202,10 +207,14 @@ def _remarks(report: Report) -> Iterator[str]:
         names = ", ".join(shown(name, 120) for name in tale.summary.archives[:NAMED])
         yield f"Archives, left unopened: {names}{f' and {more:,} more' if more else ''}."
     for note in report.told.summary.notes if report.told.summary else ():
-        yield _NO_FOLDER.sub("…", shown(note))
+        yield shown(_without_folders(note, report.told))
 
 
-_NO_FOLDER = re.compile(r"(?<![\w.])/[^\s`]+")  # notes name folders of this machine, which the page does not
+def _without_folders(note: str, told: Told) -> str:
+    """A note without the folders of this machine, which may be named after somebody."""
+    for folder, name in ((told.outbox, "OUTBOX"), (str(told.head.get("inbox", "")), "INBOX")):
+        note = note.replace(folder, name) if folder else note
+    return re.sub(r"(?<![\w.])/[^\s`]+", "…", note)
 
 
 @dataclass(frozen=True, slots=True)

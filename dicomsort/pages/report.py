@@ -46,18 +46,21 @@ class Report:
     bundle: Bundle | None
     groups: Sequence[Group]
     samples: Mapping[str, Sequence[Picture]]
+    decided: int  # files that needed a person, and about which one has decided since
 
 
 def make(told: Told, bundle: Bundle | None, engine: Engine | None, pictures: int, progress: Progress) -> Report:
     """Gather a report with pictures of so many items; without a bundle and an engine there are none."""
     progress.stage("reading the manifest", None)
     tale = Tale.of(told.run, rows_of(told.outbox, told.run))
-    groups = _groups(told, tale, since(told.outbox, told.run), pictures if engine else 0)
+    later = since(told.outbox, told.run)
+    groups = _groups(told, tale, later, pictures if engine else 0)
+    decided = sum(held.row.destination in later.decided for held in tale.held)
     samples: dict[str, list[Picture]] = {}
     if engine and bundle:
         _picture([each for group in groups for each in group.pictured], str(bundle.folder.resolve()), engine, progress)
         samples = _samples(told, tale, engine, progress) if pictures and not told.undone_by else {}
-    return Report(told, tale, bundle, groups, samples)
+    return Report(told, tale, bundle, groups, samples, decided)
 
 
 def _groups(told: Told, tale: Tale, later: Since, pictures: int) -> list[Group]:
