@@ -67,7 +67,8 @@ def _retell(told: Told, *, as_json: bool, quiet: bool) -> None:
 
     summary = told.summary or Tale.of(told.run, rows_of(told.outbox, told.run)).summary
     if told.undone_by:
-        summary.notes.append(f"this run was undone by {told.undone_by}")
+        extent = "" if told.is_undone else " in part"
+        summary.notes.append(f"this run was undone{extent} by {told.undone_by}")
     if not told.head:
         summary.notes.append("this run was pruned: how long it took may not be known any more")
     show_summary(summary, as_json=as_json, quiet=quiet, outbox=told.outbox)

@@ -68,7 +68,7 @@ def page(report: Report) -> bytes:
 def _verdict(report: Report) -> str:
     tale, left = report.tale, report.tale.needing - report.decided
     done = tale.summary.statuses[Status.SORTED] + tale.summary.statuses[Status.OTHER]
-    if report.told.undone_by:
+    if report.told.is_undone:
         return f"{_files(tale.summary.found)}: {done:,} had been sorted, {left:,} needed you; all was undone."
     need = f"{left:,} {'needs' if left == 1 else 'need'} you" if left else "nothing needs you"
     since = f", {report.decided:,} decided since" if report.decided else ""
@@ -82,8 +82,10 @@ def _files(count: int) -> str:
 def _notices(report: Report) -> Iterator[str]:
     """What must be known before anything else."""
     told, bundle = report.told, report.bundle
-    if told.undone_by:
+    if told.is_undone:
         yield f"This run was undone by {told.undone_by}: its files are gone from there and have no pictures."
+    elif told.undone_by:
+        yield f"This run was undone in part by {told.undone_by}: files that changed since were left, and are shown."
     if not told.head:
         yield "This run was pruned: this is made of its rows in manifest.csv; times and mode are not known any more."
     if left := report.tale.needing - len(report.tale.held):

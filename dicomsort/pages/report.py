@@ -59,7 +59,7 @@ def make(told: Told, bundle: Bundle | None, engine: Engine | None, pictures: int
     samples: dict[str, list[Picture]] = {}
     if engine and bundle:
         _picture([each for group in groups for each in group.pictured], str(bundle.folder.resolve()), engine, progress)
-        samples = _samples(told, tale, engine, progress) if pictures and not told.undone_by else {}
+        samples = _samples(told, tale, engine, progress) if pictures and not told.is_undone else {}
     return Report(told, tale, bundle, groups, samples, decided)
 
 

@@ -18,7 +18,7 @@ class Told:
     """A run that sorted and came to its end.
 
     ``head`` is its plan's, empty where that was pruned; ``summary`` what the run said of itself, None where that is
-    gone too; ``undone_by`` the id of its undo.
+    gone too; ``undone_by`` the id of its undo, ``is_undone`` whether that took all of it back.
     """
 
     outbox: str
@@ -26,6 +26,7 @@ class Told:
     head: Mapping[str, Any] = field(default_factory=dict)
     summary: Summary | None = None
     undone_by: str = ""
+    is_undone: bool = False
 
 
 def told_of(outbox: str, run: str | None) -> Told:
@@ -52,7 +53,8 @@ def told_of(outbox: str, run: str | None) -> Told:
             f"expected a run that came to its end, received {name}, which was cut short: "
             f"`dicomsort resume {outbox} {name}` finishes it"
         )
-    return Told(outbox, name, plan.head, summary, undone_by)
+    undo = read_summary(outbox, undone_by) if undone_by else None
+    return Told(outbox, name, plan.head, summary, undone_by, undo is not None and not undo.needs_person)
 
 
 def _newest_sort(outbox: str) -> str:
