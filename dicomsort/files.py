@@ -53,7 +53,7 @@ class Files:
         os.unlink(path)
 
     def replace(self, source: str, target: str) -> None:
-        """Give the file the name ``target``, in place of what has it; only figures and corrections are."""
+        """Give the file the name ``target``, in place of what has it; only ``report.whole`` and corrections do this."""
         os.replace(source, target)
 
     def create(self, path: str, mode: int = 0o600) -> int:

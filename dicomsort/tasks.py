@@ -180,14 +180,17 @@ def _header(path: str) -> Header | None:
 
 
 def _jpeg(image: Image) -> bytes:
-    image.save(stream := io.BytesIO(), "JPEG", quality=QUALITY)
+    image.info.clear()  # a comment of the file that it was read from would be written into this one
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=QUALITY)
     return stream.getvalue()
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
-    Image.fromarray(image).save(stream := io.BytesIO(), "PNG")
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
     return stream.getvalue()
 
 

@@ -57,10 +57,14 @@ def test_nothing_that_is_written_or_printed_holds_a_tag(
         patch.setattr("dicomsort.files.Files", lambda: Broken("set_mtime", 3, 5))
         ran.append(sort("--evidence", "auto", *log, marked, outbox))
     assert ran[-1].code == 1
-    ran += [run(command, outbox) for command in ("resume", "runs", "verify", "undo")]
+    ran += [run(command, outbox) for command in ("resume", "runs", "verify", "report")]
+    ran += [run("report", "--html", tmp_path / "report.html", outbox), run("undo", outbox)]
     ran.append(sort("--evidence", "pixels", "--move", "--settle", 0, "--json", *log, marked, outbox))
     ran += [run("predict", *sorted(tmp_path.rglob("*.dcm"))), run("predict", "--json", *sorted(outbox.rglob("*.dcm")))]
     written = "".join(map(_told, ran)) + "".join(capfd.readouterr()) + (tmp_path / "log").read_text("utf-8")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert page.count("data:image/jpeg") > 2
+    written += page
     for path, content in read_tree(outbox).items():
         assert MARKER not in path
         if not path.endswith(".dcm"):

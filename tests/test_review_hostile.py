@@ -30,7 +30,7 @@ def test_names_from_files_are_shown_and_never_run(browser: Browser, tmp_path: Pa
             sight.page.wait_for_timeout(500)
             texts.append(str(sight.page.text_content("body")))
         assert any(hostile in text for text in texts)
-        assert any("<b> ORIGINAL" in text for text in texts)
+        assert not any("<b>" in text for text in texts)  # no code, so it may be anything
         assert not any("Doe" in text or "P1" in text for text in texts)
         assert sight.page.title().startswith("Review")
         assert sight.page.locator("#told img, #told b, script:not([type=module])").count() == 0

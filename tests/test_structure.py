@@ -15,7 +15,7 @@ MEASURED = sorted(
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 HEAVY = ("tensorflow", "keras", "matplotlib", "pandas", "distributed", "dask", "pynetdicom", "urllib3", "tornado")
 
-TEXT = {".py", ".md", ".toml", ".lock", ".txt", ".json", ".csv", ".yml", ".yaml", ""}
+TEXT = {".py", ".md", ".toml", ".lock", ".txt", ".json", ".csv", ".yml", ".yaml", ".html", ".css", ""}
 
 
 @pytest.mark.parametrize("path", MEASURED + TESTS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -54,6 +54,18 @@ def test_the_installed_wheel_finds_its_own_bundle(installed: Path, tmp_path: Pat
     assert (installed / "dicomsort" / "models" / "default" / "model.tflite").stat().st_size > 0
 
 
+@pytest.mark.xdist_group("wheel")
+def test_the_installed_wheel_has_the_templates_of_its_pages(installed: Path, root: Path, tmp_path: Path) -> None:
+    pages = {path.relative_to(root) for kind in ("html", "css") for path in (root / "dicomsort").rglob(f"*.{kind}")}
+    assert pages
+    assert {path for path in pages if not (installed / path).is_file()} == set()
+    make_dicom(tmp_path / "inbox" / "a.dcm", modality="CT")
+    code = f"import sys; sys.path.insert(0, {str(installed)!r}); from dicomsort.cli import main; main()"
+    _run("-c", code, "sort", "inbox", "outbox", "--engine", "serial", cwd=tmp_path)
+    _run("-c", code, "report", "outbox", "--pictures", "0", "--html", "report.html", cwd=tmp_path)
+    assert "1 file: 1 sorted, nothing needs you." in (tmp_path / "report.html").read_text("utf-8")
+
+
 def _run(*arguments: str, cwd: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ran = subprocess.run(

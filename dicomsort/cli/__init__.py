@@ -15,6 +15,7 @@ from dicomsort.cli import (
     evaluate,
     predict,
     receive,
+    report,
     review,
     rules,
     screen,
@@ -47,6 +48,7 @@ app.command("resume")(state.resume)
 app.command("undo")(state.undo)
 app.command("runs")(state.runs)
 app.command("verify")(state.verify)
+app.command("report")(report.report)
 app.command("review")(review.review)
 app.command("receive")(receive.receive)
 app.command("send")(send.send)

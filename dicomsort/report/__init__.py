@@ -18,7 +18,6 @@ from dicomsort.report.manifest import (
     append_manifest,
     history,
     is_told_of,
-    own_rows,
     told,
 )
 from dicomsort.report.text import cell, printable, visible
@@ -36,7 +35,6 @@ __all__ = [
     "history",
     "is_told_of",
     "needs_person",
-    "own_rows",
     "printable",
     "read_summary",
     "told",
@@ -67,6 +65,7 @@ class Summary:
     archives: list[str] = field(default_factory=list)  # the first NAMED of them; all are in the manifest
     archives_found: int = 0
     notes: list[str] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)  # seconds of each, in their order; empty where not measured
 
     def count(self, row: Row) -> None:
         """Count one final row."""
@@ -94,7 +93,8 @@ class Summary:
     def as_json(self) -> dict[str, Any]:
         """The summary as JSON values."""
         seconds, archives = round(self.seconds, 3), [printable(archive) for archive in self.archives]
-        return {**vars(self), "seconds": seconds, "archives": archives}
+        stages = {name: round(spent, 3) for name, spent in self.stages.items()}
+        return {**vars(self), "seconds": seconds, "archives": archives, "stages": stages}
 
 
 def needs_person(row: Row) -> bool:

@@ -125,17 +125,6 @@ def _held_again(row: dict[str, str], was: str) -> Placement:
     return _placement(row, Status.REVIEW, "", was.split("/")[1], was)
 
 
-def own_rows(outbox: str, run: str) -> Iterator[Row]:
-    """The rows of a run's own manifest, as they were before it was written; none where that was pruned."""
-    path = Path(_own(outbox, run))
-    if path.is_file():
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-            reader = csv.reader(lines)
-            next(reader, None)
-            for cells in reader:
-                yield row_of(cells)
-
-
 def row_of(cells: Sequence[str]) -> Row:
     """A row from its cells, in the order of ``COLUMNS``, as it was before it was written."""
     values: dict[str, Any] = dict(zip(_FIELDS, map(uncelled, cells[1:]), strict=False))

@@ -5,20 +5,17 @@ Whatever collects it (the textfile collector of node_exporter, say) meets the ol
 
 from __future__ import annotations
 
-import os
-import stat
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from dicomsort.errors import UsageError
-from dicomsort.files import Files, closing, flush_path, look_up
+from dicomsort.files import Files
 from dicomsort.records import Row
 from dicomsort.report.text import printable
+from dicomsort.report.whole import Replaced
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -48,7 +45,7 @@ FAMILIES: Final[dict[str, tuple[str, str]]] = {
     "dicomsort_send_failures_total": ("counter", "Instances that could not be sent, each attempt counted, by route."),
     "dicomsort_route_up": ("gauge", "Whether a route's destination was there when it was last tried: 1, or 0."),
 }
-_FIRST = b"# HELP dicomsort_"
+_FILE = Replaced("--metrics", b"# HELP dicomsort_", "earlier figures", 0o644)
 
 
 @dataclass
@@ -121,49 +118,12 @@ def check_target(path: Path, folders: Mapping[str, str]) -> None:
 
     ``folders`` are places where they must not lie, by name.
     """
-    target = os.path.realpath(path)
-    for name, folder in folders.items():
-        if os.path.commonpath([folder, target]) == folder:
-            raise UsageError(f"--metrics: expected a file outside the {name}, received {str(path)!r}")
-    if not os.path.isdir(parent := os.path.dirname(target)) or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"--metrics: expected a file in a folder that can be written, received {str(path)!r}")
-    _check_ours(target, str(path))
+    _FILE.check_target(path, folders)
 
 
 def write_metrics(files: Files, path: Path, figures: Figures) -> None:
     """Write the figures; the file that was there stays whole until they are."""
-    target = os.path.realpath(path)
-    _check_ours(target, str(path))
-    folder, name = os.path.split(target)
-    part = f"{folder}/.{name}.part"
-    if look_up(part) is not None:
-        files.unlink(part)
-    try:
-        with closing(files.create(part, 0o644)) as descriptor:
-            files.write(descriptor, figures.text().encode())
-            files.flush(descriptor)
-        files.replace(part, target)
-    except OSError:
-        with suppress(OSError):
-            files.unlink(part)
-        raise
-    flush_path(files, folder)
-
-
-def _check_ours(target: str, shown: str) -> None:
-    """A file that is there must be one that was written here before, or empty: it is going to be replaced."""
-    status = look_up(target)
-    if status is None:
-        return
-    try:
-        if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"--metrics: expected a file, received {shown!r}, which is none")
-        with Path(target).open("rb") as stream:
-            first = stream.read(len(_FIRST))
-    except OSError as error:
-        raise UsageError(f"--metrics: expected a file, received {shown!r} ({error.strerror})") from None
-    if first and first != _FIRST:
-        raise UsageError(f"--metrics: expected a new file or earlier figures, received another file, {shown!r}")
+    _FILE.write(files, path, figures.text().encode())
 
 
 def _labels(labels: Labels) -> str:

@@ -16,6 +16,11 @@ def message_of(who: str, was: str) -> str:
     return f"by {who}{_WAS}{was}"
 
 
+def who_of(message: str) -> str:
+    """Who decided, as the message of a decided file's row says."""
+    return message.partition(_WAS)[0].removeprefix("by ")
+
+
 def reviewer(name: str) -> str:
     """A person's name as it may stand in a message: letters, digits, blanks and ``.@_+-``, at most 64."""
     return _NO_NAME.sub("", name).strip()[:MAX_NAME].strip() or "unknown"

@@ -21,7 +21,8 @@ from dicomsort.errors import UsageError
 from dicomsort.files import Files, closing, flush_path, look_up, whole_lines
 from dicomsort.journal import Plan, runs_folder
 from dicomsort.records import RENDERING_VERSION, Action, Row
-from dicomsort.report import cell, own_rows, read_summary
+from dicomsort.report import cell, read_summary
+from dicomsort.report.retold import rows_of
 from dicomsort.report.reviewed import decided_from
 from dicomsort.tasks import Asked, Portrait, portray
 
@@ -67,7 +68,7 @@ class Corrections:
         plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
         if plan is None:
             return []
-        rows = [row for row in own_rows(outbox, run) if row.action == Action.MOVED]
+        rows = [row for row in rows_of(outbox, run) if row.action == Action.MOVED]
         shown = _portraits(outbox, rows, engine)
         common = {
             "time": plan.head["started"], "run_id": run, "action": DECIDED, "reviewer": plan.head["reviewer"],

@@ -17,7 +17,7 @@ from dicomsort.records import Operation, Row, Status, Verb
 from dicomsort.report import Summary, cell, read_summary, told, write_summary
 from dicomsort.sorting.arrivals import Arrivals
 from dicomsort.sorting.outbox import all_runs, held, new_run, unfinished
-from dicomsort.sorting.progress import Progress
+from dicomsort.sorting.progress import Progress, Timed
 from dicomsort.sorting.running import complete_reports
 from dicomsort.sorting.sort import Job, Request
 
@@ -74,7 +74,8 @@ def sort_news(
     ``on_row`` is given each final row of a run. OutboxLocked where another run holds the outbox.
     """
     started = time.monotonic()
-    job = Job(request, engine, progress, arrivals)
+    timed = Timed(progress)
+    job = Job(request, engine, timed, arrivals)
     job.require_agreement()
     outbox = request.outbox or ""
 
@@ -90,7 +91,7 @@ def sort_news(
         ledger.begin_again()
         ready = _without_waiting(job.operations(catalog, ledger), arrivals)
         summary = job.place(new_run(files, outbox), ready, files, outbox, note)
-        summary.seconds = time.monotonic() - started
+        summary.seconds, summary.stages = time.monotonic() - started, timed.seconds()
         write_summary(files, outbox, summary)
     return summary
 

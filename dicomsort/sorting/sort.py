@@ -25,7 +25,7 @@ from dicomsort.sorting.arrivals import Arrivals, as_one, walk_inbox
 from dicomsort.sorting.examining import examine_inbox
 from dicomsort.sorting.looking import Looker
 from dicomsort.sorting.outbox import held, new_run, now, unfinished
-from dicomsort.sorting.progress import Progress
+from dicomsort.sorting.progress import Progress, Timed
 from dicomsort.sorting.running import carry_out, complete_reports, seal_plan
 from dicomsort.sorting.surroundings import Around
 
@@ -105,7 +105,8 @@ def sort_inbox(
     ``show`` is given each operation of a dry run, which changes nothing on disk.
     """
     started = time.monotonic()
-    job = Job(request, engine, progress)
+    timed = Timed(progress)
+    job = Job(request, engine, timed)
     job.require_agreement()
     with Catalog() as catalog:
         if request.settings.dry_run:
@@ -114,7 +115,7 @@ def sort_inbox(
             outbox = request.outbox or ""
             with held(files, outbox, create=True):
                 summary = job.carry_out(catalog, files, outbox, on_row)
-                summary.seconds = time.monotonic() - started
+                summary.seconds, summary.stages = time.monotonic() - started, timed.seconds()
                 write_summary(files, outbox, summary)
     summary.seconds = time.monotonic() - started
     return summary

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dicomsort.bundle import Bundle
-from dicomsort.classify import RULES
 from dicomsort.errors import Outdated, UsageError
+from dicomsort.pages.facts import of_header, shown, title, why
 from dicomsort.pages.review.gallery import Gallery
 from dicomsort.records import OTHER, Look
-from dicomsort.report import visible
 from dicomsort.report.held import Held, Item
-from dicomsort.report.reviewed import reviewer
+from dicomsort.report.reviewed import reviewer, who_of
 from dicomsort.sorting import Desk, spread
 from dicomsort.tasks import Asked, Portrait
 
@@ -22,10 +21,6 @@ LOOKED = 3  # frames that the bars are the mean of
 FELLOWS = 100  # neighbours, among which those of a study lie
 NAMED = 3  # paths of an item that are told
 TAKEN = frozenset("ujksn")  # keys that do other things
-_BY_HAND = {
-    "uid-collision": "another file has the same SOP Instance UID and other content",
-}
-WHY: Mapping[str, str] = {rule.name: rule.when for rule in RULES} | _BY_HAND
 
 
 def keys_for(labels: Sequence[str]) -> dict[str, str]:
@@ -95,12 +90,11 @@ class Session:
         header = portraits[0].header
         row = item.row
         told = self._brief(place, item) | {
-            "why": WHY.get(row.reason, ""), "message": visible(row.message), "pictures": frames,
-            "confidence": row.pixel_confidence, "modality": visible(row.modality),
-            "sop_class": _name_of(row.sop_class_uid), "kind": row.kind,
-            "image_type": visible(header.image_type.replace("\\", " ")) if header else "",
-            "study_uid": visible(row.study_uid), "series_uid": visible(row.series_uid),
-            "paths": [visible(each.row.source) for each in item.files[:NAMED]],
+            "why": why(row.reason, row.status), "message": shown(row.message), "pictures": frames,
+            "confidence": row.pixel_confidence, "modality": shown(row.modality, 16), "title": title(row),
+            "codes": {fact.term: fact.value for fact in of_header(header)},
+            "study_uid": shown(row.study_uid, 64), "series_uid": shown(row.series_uid, 64),
+            "paths": [shown(each.row.source) for each in item.files[:NAMED]],
             "size": sum(each.row.size for each in item.files),
             "problem": next((p.problem for p in portraits if p.problem), ""),
             "probabilities": self._mean([p.look for p in portraits if p.look and p.look.probabilities]),
@@ -109,8 +103,8 @@ class Session:
         }  # fmt: skip
         if self.identifiers and header:
             told["identifiers"] = {
-                "Patient ID": visible(header.patient_id),
-                "Accession Number": visible(header.accession_number),
+                "Patient ID": shown(header.patient_id),
+                "Accession Number": shown(header.accession_number),
             }
         return told
 
@@ -162,7 +156,7 @@ class Session:
             "place": place, "key": item.key, "state": state, "files": len(item.files), "reason": row.reason,
             "header": row.header_class, "pixels": row.pixel_class, "study": row.study_uid[-12:],
             "class": by.row.class_ if by and state == "decided" else "", "run": by.run if by else "",
-            "by": by.row.message.partition(";")[0] if by else "",
+            "by": f"by {who_of(by.row.message)}" if by else "",
         }  # fmt: skip
 
     def _fellows(self, place: int, item: Item) -> list[dict[str, Any]]:
@@ -174,7 +168,7 @@ class Session:
 
     def _fate(self, item: Item) -> str:
         by = _by(item, self.desk.holdings.decided)
-        return f"{by.row.class_} {by.row.message.partition(';')[0]}, run {by.run}" if by else "an undo, or somebody"
+        return f"{by.row.class_} by {who_of(by.row.message)}, run {by.run}" if by else "an undo, or somebody"
 
     def _looked(self, item: Item) -> tuple[int, list[Portrait]]:
         """How many pictures an item has, and what the model sees in a few of them."""
@@ -209,10 +203,3 @@ def _at(files: Sequence[Held], number: int) -> Held:
     if not 0 <= number < len(files):
         raise Outdated(f"expected one of {len(files):,} pictures, received number {number}")
     return files[number]
-
-
-def _name_of(sop_class_uid: str) -> str:
-    """The name of a SOP Class (PS3.6 annex A), else what stands there."""
-    from pydicom.uid import UID
-
-    return visible(UID(sop_class_uid).name) if sop_class_uid else ""

@@ -9,6 +9,7 @@ const REST = 120; // milliseconds after which scrolling counts as over
 function words(item) {
   if (item.class) return `✓ ${item.class}`;
   if (item.state === "gone") return "gone";
+  if (item.reason === "uid-collision") return "UID used twice";
   if (item.header && item.pixels && item.header !== item.pixels) return `${item.header} or ${item.pixels}?`;
   const guess = item.header || item.pixels;
   return guess ? `${guess}?` : "?";

@@ -1,0 +1,108 @@
+"""``report``: what a run did, told again; with ``--html`` as a page with pictures of what needs a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dicomsort.cli.console import show_summary, watching
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM
+from dicomsort.cli.state import Json, Outbox, Quiet
+from dicomsort.errors import DicomsortError, UsageError
+
+if TYPE_CHECKING:
+    from dicomsort.cli.console import Watcher
+    from dicomsort.pages.report import Report
+    from dicomsort.sorting.retelling import Told
+
+STDOUT = "-"
+
+
+def report(
+    outbox: Outbox,
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's id (default: the newest that sorted).")
+    ] = None,
+    *,
+    html: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the page there, in place of an earlier report; - for stdout."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE", help="The bundle whose model judges the pictures (default: the one that ships)."
+        ),
+    ] = None,
+    pictures: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Series and files to show pictures of; more are listed.")
+    ] = 200,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Workers that make pictures (default: the cores).")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tell again what a run did; with --html as one page, with pictures of what needs a person.
+
+    The page holds all that it shows and fetches nothing. It shows patients' images: only you may read the file. Nothing
+    in the outbox changes. Example: dicomsort report --html morning.html outbox/
+    """
+    from dicomsort.sorting.retelling import told_of
+
+    told = told_of(outbox, run)
+    if html is None:
+        _retell(told, as_json=as_json, quiet=quiet)
+        return
+    if as_json:
+        raise UsageError("expected one of --html, --json, received both")
+    _write(told, html, (model, pictures, workers), quiet=quiet)
+
+
+def _retell(told: Told, *, as_json: bool, quiet: bool) -> None:
+    from dicomsort.pages.telling import Tale
+    from dicomsort.report.retold import rows_of
+
+    summary = told.summary or Tale.of(told.run, rows_of(told.outbox, told.run)).summary
+    if told.undone_by:
+        extent = "" if told.is_undone else " in part"
+        summary.notes.append(f"this run was undone{extent} by {told.undone_by}")
+    if not told.head:
+        summary.notes.append("this run was pruned: how long it took may not be known any more")
+    show_summary(summary, as_json=as_json, quiet=quiet, outbox=told.outbox)
+
+
+def _write(told: Told, html: str, asked: tuple[Path | None, int, int | None], *, quiet: bool) -> None:
+    from dicomsort.files import Files
+    from dicomsort.journal import STATE, runs_folder
+    from dicomsort.pages.presenting import FILE, page
+
+    if html != STDOUT:
+        folders = {f"outbox's {STATE}": str(Path(runs_folder(told.outbox)).parent)}
+        FILE.check_target(Path(html), folders | ({"inbox": told.head["inbox"]} if told.head else {}))
+    with watching(quiet=quiet) as progress:
+        content = page(_made(told, *asked, progress))
+    if html == STDOUT:
+        typer.echo(content, nl=False)
+        return
+    try:
+        FILE.write(Files(), Path(html), content)
+    except OSError as error:
+        room = f"{len(content):,} bytes could not be written"
+        raise DicomsortError(f"--html: expected a place for the page, received {error.strerror} ({room})") from error
+
+
+def _made(told: Told, model: Path | None, pictures: int, workers: int | None, progress: Watcher) -> Report:
+    from dicomsort.adapters import open_engine
+    from dicomsort.bundle import default_path, load
+    from dicomsort.engine import Limits
+    from dicomsort.pages.report import make
+    from dicomsort.records import RENDERING_VERSION
+
+    if not pictures:
+        return make(told, None, None, 0, progress)
+    bundle = load(model or default_path(), RENDERING_VERSION)
+    with open_engine("processes", workers, None, limits=Limits(SECONDS_PER_TASK, BYTES_PER_TASK), warm=WARM) as engine:
+        return make(told, bundle, engine, pictures, progress)
