@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from building import make_dicom, read_tree, uid
 from command import by_source, rows, run, sort
-from reviewing import CONTRADICTING, desk_of, held_outbox, item_of, picture
+from reviewing import CONTRADICTING, desk_of, fill, held_outbox, item_of, picture
 
 from dicomsort.errors import OutboxLocked, Outdated, UsageError
 from dicomsort.files import Files
-from dicomsort.sorting import deciding, held
+from dicomsort.sorting import deciding, held, look_at_runs, newest_run
 from dicomsort.sorting.corrections import told
 from dicomsort.training.dataset import scan
 
@@ -128,6 +128,32 @@ def test_a_sort_of_the_same_inbox_finds_nothing_to_do_after_decisions(tmp_path: 
     assert sort("--copy", tmp_path / "inbox", outbox).code == 0
     assert files_of(outbox) == before
     assert {row["status"] for row in rows(outbox)[-6:]} == {"duplicate"}
+
+
+def test_what_follows_a_held_study_is_decided_about_too(tmp_path: Path) -> None:
+    fill(tmp_path / "inbox")
+    make_dicom(tmp_path / "inbox/sr.dcm", study=1, series=5, modality="SR", has_pixels=False)
+    sort("--move", "--settle", "0", tmp_path / "inbox", tmp_path / "outbox")
+    outbox = tmp_path / "outbox"
+    assert by_source(outbox)["sr.dcm"]["reason"] == "follows-held"
+    desk = desk_of(outbox)
+    key = item_of(desk, "sr.dcm")
+    run_ = desk.decide(key, "CT", "anna").run
+    assert key not in desk.holdings.items
+    assert key not in desk_of(outbox).holdings.items
+    assert (outbox / f"CT/{uid(1)}/{uid(1, 5)}/{uid(1, 5, 1)}.dcm").is_file()
+    desk.undo(run_)
+    assert key in desk.holdings.items
+    assert key in desk_of(outbox).holdings.items
+
+
+def test_decisions_are_sent_on_by_the_service(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    before = newest_run(str(outbox), "")
+    desk = desk_of(outbox)
+    decided = desk.decide(item_of(desk, "odd1.dcm"), "CT", "anna").run
+    standing = look_at_runs(Files(), str(outbox), str(tmp_path / "inbox"), before)
+    assert (standing.sorted, standing.is_ours, standing.cut_short) == ((decided,), False, "")
 
 
 def test_later_files_of_a_decided_series_follow_it_whatever_they_say(tmp_path: Path) -> None:

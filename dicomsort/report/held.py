@@ -75,7 +75,7 @@ def _natural(held: Held) -> list[tuple[int, str]]:
 class Holdings:
     """What an outbox holds back now; ``refresh`` reads on where the manifest has grown.
 
-    Memory grows with what is held, not with what was sorted.
+    Memory grows with what is held or was decided about, not with what was sorted; time with what was appended.
     """
 
     def __init__(self, outbox: str) -> None:
@@ -83,7 +83,9 @@ class Holdings:
         self._path = f"{outbox}/{MANIFEST}"
         self._offset = 0
         self._inode = 0
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, dict[str, Held]] = {}  # by the item's key, then by where it lies
+        self._keys: dict[str, str] = {}  # of the item, by where a file lies
+        self._stale: set[str] = set()  # keys of items whose files have changed
         self.items: dict[str, Item] = {}
         self.decided: dict[str, tuple[Held, Held]] = {}  # by where it lay: as it was held, and as it was decided about
 
@@ -94,11 +96,16 @@ class Holdings:
             return False
         if status.st_ino != self._inode or status.st_size < self._offset:
             self._offset, self._inode = 0, status.st_ino
-            self._held, self.decided = {}, {}
-        changed = [self._take(each) for each in self._appended()]
-        if any(changed):
-            self.items = {item.key: item for item in grouped(self._held.values())}
-        return any(changed)
+            self._stale.update(self._held)
+            self._held, self._keys, self.decided = {}, {}, {}
+        for each in self._appended():
+            self._take(each)
+        changed, self._stale = self._stale, set()
+        for key in changed - self._held.keys():
+            self.items.pop(key, None)
+        there = (held for key in changed & self._held.keys() for held in self._held[key].values())
+        self.items |= {item.key: item for item in grouped(there)}
+        return bool(changed)
 
     def _appended(self) -> Iterator[Held]:
         """Yield what the manifest tells beyond what was read, as far as its rows are whole."""
@@ -119,21 +126,31 @@ class Holdings:
                 if len(cells) >= len(COLUMNS):
                     yield Held(cells[0], row_of(cells))
 
-    def _take(self, each: Held) -> bool:
+    def _take(self, each: Held) -> None:
         row = each.row
         was = decided_from(row.action, row.reason, row.message)
         if row.action == Action.UNDONE:
-            gone = self._held.pop(row.destination, None)
-            back = self.decided.pop(was, None)
-            if back is not None:
-                self._held[was] = back[0]
-            return gone is not None or back is not None
-        if was:
-            before = self._held.pop(was, None)
-            if before is not None:
+            self._let_go(row.destination)
+            if back := self.decided.pop(was, None):
+                self._hold(back[0])
+        elif was:
+            if before := self._let_go(was):
                 self.decided[was] = (before, each)
-            return before is not None
-        if row.status in WAITING and row.action in PLACED:
-            self._held[row.destination] = each
-            return True
-        return False
+        elif row.status in WAITING and row.action in PLACED:
+            self._hold(each)
+
+    def _hold(self, held: Held) -> None:
+        key = _key(held.row)
+        self._held.setdefault(key, {})[held.row.destination] = held
+        self._keys[held.row.destination] = key
+        self._stale.add(key)
+
+    def _let_go(self, place: str) -> Held | None:
+        """Take out what was held at a place, if anything was."""
+        if (key := self._keys.pop(place, None)) is None:
+            return None
+        self._stale.add(key)
+        found = self._held[key].pop(place)
+        if not self._held[key]:
+            del self._held[key]
+        return found

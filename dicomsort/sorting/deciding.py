@@ -82,6 +82,7 @@ class Desk:
         """
         with self._turn, self._holding():
             complete_reports(self._files, self.outbox, self._settled)
+            self._settled = max(all_runs(self.outbox, self._settled), default=self._settled)
             self.holdings.refresh()
             item = self.holdings.items.get(key)
             if item is None:
