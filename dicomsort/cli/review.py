@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +76,7 @@ def review(
     with _session(place, kept, bundle, files, workers) as session:
         session.who, session.identifiers = _name(reviewer), show_identifiers
         serve(session, address, port, os.path.basename(place), lambda at: _tell(at, session, open_=open_))
-        _conclude(session, kept, model)
+        _conclude(session)
 
 
 @contextmanager
@@ -126,14 +125,12 @@ def _tell(address: str, session: Session, *, open_: bool) -> None:
         typer.launch(address)
 
 
-def _conclude(session: Session, kept: Corrections | None, model: Path | None) -> None:
+def _conclude(session: Session) -> None:
     """Say what was decided, and how a model learns from it."""
     from dicomsort.report import visible
 
-    state = session.state()
-    print(f"dicomsort: {state['made']:,} decisions; {state['waiting']:,} things wait still", file=sys.stderr)
-    if kept is None or not (images := kept.count()):
-        return
-    start = shlex.quote(str(model or session.bundle.folder))
-    print(f"dicomsort: {visible(kept.folder)} has {images:,} images to learn from:", file=sys.stderr)
-    print(f"  dicomsort train --from {start} --out models/ours {shlex.quote(kept.folder)}", file=sys.stderr)
+    end = session.farewell()
+    print(f"dicomsort: {end['made']:,} decisions; {end['waiting']:,} things wait still", file=sys.stderr)
+    if end["train"]:
+        print(f"dicomsort: a model learns from {end['images']:,} images by", file=sys.stderr)
+        print(f"  {visible(end['train'])}", file=sys.stderr)

@@ -220,7 +220,7 @@ class Act(Guarded):
         """Decide, undo, or finish."""
         session, told = self.serving.session, self._told()
         if what == "finish":
-            self.answer(await self.away(session.state))
+            self.answer(await self.away(session.farewell))
             self.serving.done.set()
         elif what == "undo":
             self.answer(await self.away(session.undo, str(told.get("run", ""))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 from dicomsort.bundle import Bundle
 from dicomsort.errors import Outdated, UsageError
-from dicomsort.pages.facts import of_header, shown, title, why
+from dicomsort.pages.facts import of_header, shown, size, title, why
 from dicomsort.pages.review.gallery import Gallery
 from dicomsort.records import OTHER, Look
 from dicomsort.report.held import Held, Item
@@ -64,12 +65,18 @@ class Session:
         """How far the review has come."""
         self.refresh()
         count, waiting = len(self._items), len(self.desk.holdings.items)
-        corrections = self.desk.corrections
         return {
             "revision": self.revision, "count": count, "waiting": waiting, "decided": count - waiting,
             "last": self.made[-1] if self.made else "", "made": len(self.made),
-            "corrections": corrections.folder if corrections else "",
         }  # fmt: skip
+
+    def farewell(self) -> dict[str, Any]:
+        """How far it has come at its end, and the command by which a model learns from it ("": from nothing)."""
+        kept = self.desk.corrections
+        images = kept.count() if kept else 0
+        words = ["dicomsort", "train", "--from", str(self.bundle.folder), "--out", "models/ours"]
+        train = shlex.join([*words, kept.folder]) if kept and images else ""
+        return self.state() | {"images": images, "train": train}
 
     def window(self, start: int, count: int) -> dict[str, Any]:
         """Some of the items, in a few words each."""
@@ -95,7 +102,7 @@ class Session:
             "codes": {fact.term: fact.value for fact in of_header(header)},
             "study_uid": shown(row.study_uid, 64), "series_uid": shown(row.series_uid, 64),
             "paths": [shown(each.row.source) for each in item.files[:NAMED]],
-            "size": sum(each.row.size for each in item.files),
+            "size": size(sum(each.row.size for each in item.files)),
             "problem": next((p.problem for p in portraits if p.problem), ""),
             "probabilities": self._mean([p.look for p in portraits if p.look and p.look.probabilities]),
             "fellows": self._fellows(place, item),

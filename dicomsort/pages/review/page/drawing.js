@@ -13,7 +13,7 @@ export function describe(facts) {
     ["Header says", facts.header || "nothing"],
     ["Pixels said", facts.pixels ? `${facts.pixels} (${(100 * Number(facts.confidence)).toFixed(0)} %) when it was sorted` : "nothing; not asked"],
     ...Object.entries(facts.identifiers ?? {}),
-    ["Files", `${facts.files.toLocaleString("en")} (${(facts.size / 1e6).toFixed(1)} MB)`],
+    ["Files", `${facts.files.toLocaleString("en")} (${facts.size})`],
     ["Modality", facts.modality],
     ["What it is", facts.title],
     ...Object.entries(facts.codes),

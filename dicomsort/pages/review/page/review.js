@@ -7,7 +7,7 @@ const EVERY = 4000; // milliseconds between looks whether somebody else has deci
 const list = new List($("list"), $("list-space"), (place) => open(place));
 const buttons = [...document.querySelectorAll("#keys .class")];
 
-let state = { revision: -1, count: 0, waiting: 0, last: "", corrections: "" };
+let state = { revision: -1, count: 0, waiting: 0, last: "" };
 const now = { place: -1, key: "", pictures: 1, fellows: [], decided: "", seen: false };
 let line = Promise.resolve(); // decisions and undos that are under way
 let underway = 0;
@@ -192,10 +192,8 @@ async function finish() {
     $("ended-told").textContent =
       `${told.made.toLocaleString("en")} decisions in this session; ${told.waiting.toLocaleString("en")} wait still. ` +
       "This page can be closed.";
-    if (told.corrections) {
-      $("ended-train").textContent = `dicomsort train --from models/default --out models/ours ${told.corrections}`;
-      $("ended-train").hidden = false;
-    }
+    $("ended-train").textContent = told.train;
+    $("ended-train").hidden = !told.train;
     document.body.classList.add("ended");
     for (const button of document.querySelectorAll("button, input")) button.disabled = true;
     say("");
