@@ -320,3 +320,15 @@ def test_the_name_of_who_decides_can_break_nothing(tmp_path: Path) -> None:
     outbox = held_outbox(tmp_path)
     with pytest.raises(UsageError):
         desk_of(outbox).undo("../../x")
+
+
+def test_the_report_of_the_run_tells_who_decided_and_what(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    decided = desk.decide(item_of(desk, "odd1.dcm"), "MRI", "anna")
+    page = tmp_path / "report.html"
+    for words, is_decided in (("anna", True), ("anna", False)):
+        assert run("report", "--html", page, "--workers", "1", outbox).code == 0
+        assert (words in page.read_text(encoding="utf-8")) == is_decided
+        if is_decided:
+            desk.undo(decided.run)

@@ -26,6 +26,7 @@ runs/<run-id>/plan.jsonl  what the run decided to do, sealed before the first fi
              manifest.csv   its rows of the manifest
              summary.json   its counts
 sent/<destination>.jsonl  what a PACS acknowledged; `dicomsort send` sends the rest
+corrections/              what persons decided, as images that `dicomsort train --from` learns from
 
 `dicomsort runs OUTBOX` lists the runs, `dicomsort undo OUTBOX` takes the newest back.
 """
