@@ -131,12 +131,6 @@ def test_what_does_not_fit_the_bundle(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_bundle_is_not_replaced_by_what_goes_on_from_it(start: Path, tmp_path: Path) -> None:
-    ran = run("train", _images(tmp_path / "site", ("CT",), 2), "--from", start, "--out", start)
-    assert ran.code == 2
-    assert "expected another folder than --from, received the same" in ran.err
-
-
 def _with_config(file: Path, change: Any) -> None:
     with zipfile.ZipFile(file) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}

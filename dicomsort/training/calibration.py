@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,11 +11,12 @@ from dicomsort.bundle import calibrate
 from dicomsort.training import distance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from dicomsort.bundle import Bundle
+    from dicomsort.training.distance import Space
 
 # Fewer held-out predictions than this say nothing about the last percent.
 MIN_HELD_OUT = 50
@@ -99,6 +100,28 @@ def kept(start: Bundle, counts: Mapping[str, int]) -> Calibration | None:
         f"{sum(counts.values()):,} held-out images ({MIN_HELD_OUT} of all classes are needed){lacking}."
     )
     return Calibration(start.temperature, start.decide, start.contradict, (note,))
+
+
+def going_on(
+    start: Bundle, space: Space | None, counts: Mapping[str, int], fitted: Calibration, distances: Sequence[float]
+) -> Calibration:
+    """Return the calibration of what went on from a bundle: ``kept``, else ``fitted``, with the limit of distance kept.
+
+    ``space`` is where the images lie that the bundle was trained on, None where it is not known: then no distance is
+    told. ``distances``: (N,) from them, of the images at hand.
+    """
+    found = kept(start, counts) or fitted
+    if start.distance is None:
+        return replace(found, distance=None)
+    if space is None:
+        note = f"Distances, which {start.name} tells, are not told: its model does not hold them as they are exported."
+        return replace(found, distance=None, notes=(*found.notes, note))
+    beyond = int((np.asarray(distances) > start.distance).sum())
+    note = (
+        f"Distances and their limit are those of {start.name}, from the images that it was trained on: {beyond:,} of "
+        f"the {len(distances):,} images at hand lie beyond it, and are out of distribution as before."
+    )
+    return replace(found, distance=start.distance, notes=(*found.notes, note))
 
 
 def nested(

@@ -69,6 +69,16 @@ def compare(training: Mapping[str, Any], items: Sequence[Item], digests: Sequenc
     return Seen(len(items), int(np.isin(_keys(digests), kept).sum()) if len(kept) else None)
 
 
+def known(
+    training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str], *, untold: bool
+) -> NDArray[np.bool_]:
+    """Tell which of these files ``training``, as bundle.json holds it, was on, bool (N,); ``untold`` if it does not."""
+    if training.get("fingerprint") == fingerprint(items, digests):
+        return np.ones(len(digests), bool)
+    kept = _decode(training)
+    return np.isin(_keys(digests), kept) if len(kept) else np.full(len(digests), untold)
+
+
 def _decode(training: Mapping[str, Any]) -> NDArray[np.uint32]:
     """Return the keys that a bundle keeps, none where it does not tell."""
     try:
