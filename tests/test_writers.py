@@ -27,7 +27,7 @@ WRITERS = {
     "training/pictures.py": "pictures, in a staging folder",
     "training/plots.py": "plots, in a staging folder",
     "training/progress.py": "what libraries print while they convert, in a temporary file",
-    "training/rescreen.py": "a bundle that was given by name, in a staging folder, with its screen",
+    "training/remaking.py": "a bundle that was given by name, in a staging folder, with what is added to it",
     "training/staged.py": "temporary tensors of a training",
     "training/tensors.py": "temporary tensors",
     "training/tune.py": "the journal of a search beside the bundle to come, and its table in the staging folder",

@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from dicomsort.cli import doctor, evaluate, predict, receive, rules, screen, send, sort, state, train, tune, watch
+from dicomsort.cli import (
+    doctor,
+    evaluate,
+    features,
+    predict,
+    receive,
+    rules,
+    screen,
+    send,
+    sort,
+    state,
+    train,
+    tune,
+    watch,
+)
 from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
@@ -39,6 +53,7 @@ app.command("train")(train.train)
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("screen")(screen.screen)
+app.command("features")(features.features)
 app.command("predict")(predict.predict)
 app.command("rules")(rules.rules)
 app.command("doctor")(doctor.doctor)

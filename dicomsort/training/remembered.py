@@ -22,7 +22,7 @@ from dicomsort.errors import BundleError
 from dicomsort.training.splitting import balance, folds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -89,6 +89,10 @@ class Remembered:
         weights /= np.bincount(self.classes, weights)[self.classes]
         result: NDArray[np.float64] = weights / weights.sum()
         return result
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.classes)
 
     def pack(self) -> bytes:
         """Return the file's content, the same for the same features."""
@@ -225,3 +229,17 @@ def told(content: bytes) -> dict[str, Any]:
         "judged": counts(judged, kept.labels),
         "megabytes": round(len(content) / 1e6, 2),
     }
+
+
+def words(kept: Mapping[str, Any]) -> str:
+    """Say in a sentence without a stop what ``told`` tells."""
+    judged, rehearsed = (sum(kept[name].values()) for name in ("judged", "rehearsed"))
+    trained = f"{kept['trained_on']:,} of them the network was trained on" if kept["trained_on"] else "none trained on"
+    shown = "; ".join(
+        f"{name}: {', '.join(f'{label} {count:,}' for label, count in kept[name].items())}"
+        for name in ("judged", "rehearsed")
+    )
+    return (
+        f"Features of {judged + rehearsed:,} images kept for later trainings ({kept['megabytes']} MB, no pixels; "
+        f"{trained}); {shown}"
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +25,7 @@ from dicomsort.training.feeding import Begin, Watch, one_hot, waiting
 from dicomsort.training.folding import Judged, cross_validate, space_of
 from dicomsort.training.prefetching import Feed, as_dataset
 from dicomsort.training.recipe import Fitted
-from dicomsort.training.rehearsing import Rehearsing
+from dicomsort.training.rehearsing import Rehearsal, Rehearsing
 from dicomsort.training.remembered import probe_images, require_of
 from dicomsort.training.screening import Said, pointless
 from dicomsort.training.screens import Screens
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from dicomsort.training.dataset import Dataset, Indices
     from dicomsort.training.progress import Reporter
     from dicomsort.training.recipe import Recipe
-    from dicomsort.training.remembered import Remembered
     from dicomsort.training.tensors import Rendered
     from dicomsort.training.views import Views
 
@@ -52,8 +51,8 @@ DECAY, CLIP = 1e-3, 1.0
 AVERAGED, MOST_AVERAGED = 0.1, 100  # the share of the steps that the running average is over, and their number at most
 PREDICTED = 128
 # Of the weights of a bundle from which a training goes on, averaged with what it came to (Wortsman et al. 2022,
-# arXiv:2109.01903): what the new images do not show is not forgotten. Less where some of what it knew is rehearsed.
-KEPT, KEPT_REHEARSING = 0.5, 0.0
+# arXiv:2109.01903), where nothing is rehearsed: what the new images do not show is not all forgotten.
+KEPT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class Staged:
     """A network in training: ``trunk``, which stays, and ``tail``, trained again and again from ``start``.
 
     ``both`` is the tail with two outputs, features and probabilities; ``views`` is what the trunk sees; ``spent`` see
-    ``feeding.Begin``.
+    ``feeding.Begin``; ``rehearsal`` is what is shown between the images, None for nothing.
     """
 
     network: Any
@@ -75,6 +74,7 @@ class Staged:
     reporter: Reporter
     architecture: Architecture
     spent: list[tuple[float, float]]
+    rehearsal: Rehearsal | None = None
 
     @property
     def dataset(self) -> Dataset:
@@ -82,17 +82,9 @@ class Staged:
         return self.rendered.dataset
 
     @property
-    def rehearsed(self) -> Remembered | None:
-        """The features that are shown between the images."""
-        kept = self.architecture.remembered
-        return kept and kept.part(rehearsed=True)
-
-    @property
     def kept(self) -> float:
         """The share of ``start`` in the weights that a training ends with."""
-        if self.architecture.start is None:
-            return 0.0
-        return KEPT_REHEARSING if self.architecture.remembered else KEPT
+        return KEPT if self.architecture.start and self.rehearsal is None else 0.0
 
     def fit(
         self, items: Indices, held: Indices | None, name: str, callbacks: Sequence[Any] = ()
@@ -130,10 +122,9 @@ class Staged:
     def _data(self, items: Indices) -> Drawn | Rehearsing:
         """Return what is drawn from ``items``, and from what is rehearsed."""
         drawn = Drawn(self.views, self.dataset, items, self.recipe)
-        rehearsed = self.rehearsed
-        if rehearsed is None or not len(rehearsed.classes):
+        if self.rehearsal is None:
             return drawn
-        return Rehearsing(drawn, rehearsed, self.recipe.batch_size, self.recipe.seed)
+        return Rehearsing(drawn, self.rehearsal, self.recipe.batch_size, self.recipe.seed)
 
     def _loss(self) -> Any:
         """Return the cross-entropy among the classes that have images.
@@ -141,7 +132,7 @@ class Staged:
         Where the training goes on from a bundle, some may have none. They would only ever be argued against, and
         unlearnt: measured, all of it within minutes.
         """
-        shown = [] if (rehearsed := self.rehearsed) is None else [rehearsed.truth]
+        shown = [] if self.rehearsal is None else [self.rehearsal.truth]
         there = np.isin(np.arange(len(self.dataset.labels)), np.concatenate([self.dataset.classes(), *shown]))
         if there.all():
             return "categorical_crossentropy"
@@ -171,7 +162,9 @@ def opened(architecture: Architecture, rendered: Rendered, recipe: Recipe, repor
         start = [keras.ops.convert_to_numpy(variable) for variable in tail.variables]
         spent: list[tuple[float, float]] = []
         views = view_all(trunk, rendered, recipe.augment, recipe.seed, Path(scratch) / "views.npy", reporter, spent)
-        yield Staged(network, trunk, tail, both, start, views, rendered, recipe, reporter, architecture, spent)
+        staged = Staged(network, trunk, tail, both, start, views, rendered, recipe, reporter, architecture, spent)
+        kept = remembered and remembered.part(rehearsed=True)
+        yield replace(staged, rehearsal=Rehearsal(kept, staged.see(kept.features)[1])) if kept else staged
 
 
 def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Fitted:
@@ -218,7 +211,7 @@ def _asked(staged: Staged) -> _Asked:
     kept = staged.architecture.remembered
     judged = kept and kept.part(rehearsed=False)
     images = staged.see(staged.views.seen[0])[1]
-    return _Asked(images, staged.see(judged.features)[1] if judged and len(judged.classes) else nothing)
+    return _Asked(images, staged.see(judged.features)[1] if judged else nothing)
 
 
 def _grouped(dataset: Dataset, architecture: Architecture) -> bool:
