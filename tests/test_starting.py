@@ -196,4 +196,4 @@ def test_calibration_is_kept_unless_there_are_enough_of_every_class(start: Path)
         assert found is not None
         assert (found.temperature, found.decide, found.distance) == (bundle.temperature, bundle.decide, None)
     assert lacking is not None
-    assert "and none of MRI" in lacking.notes[0]
+    assert ", none of MRI" in lacking.notes[0]

@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from dicomsort.cli.compare import show_compared
 from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK
 from dicomsort.errors import UsageError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dicomsort.training.cardtables import Table
-
 SKIPPED_SAID = 10
+_COMPARE = (
+    "Two bundles side by side: on DATASET, else on the evaluation images that both keep (a bundle and what --from made "
+    "of it), else by the figures that each has."
+)
 
 
 def evaluate(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A folder with a folder of images a class.")],
+    dataset: Annotated[
+        Path | None, typer.Argument(metavar="[DATASET]", help="A folder with a folder of images a class.")
+    ] = None,
     *,
     model: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="The bundle to judge by (default: the one that ships).")
@@ -42,22 +44,39 @@ def evaluate(
         typer.Option(metavar="source", help="Train the recipe anew without the sources that are judged (TensorFlow)."),
     ] = None,
     folds: Annotated[int, typer.Option(min=0, help="Parts that the sources are held out in; 0: one by one.")] = 10,
+    compare: Annotated[tuple[Path, Path] | None, typer.Option("--compare", metavar="A B", help=_COMPARE)] = None,
     update: Annotated[bool, typer.Option("--update", help="Replace the bundle's own figures and card too.")] = False,
 ) -> None:
-    """Measure a model on a folder of images a class.
+    """Measure a model on a folder of images a class, or show two side by side.
 
     Example: dicomsort evaluate --model models/ours --out figures images/
+
+    Example: dicomsort evaluate --compare models/default models/site images/
     """
     if cross_validate not in {None, "source"}:
         raise UsageError(f"--cross-validate: expected source, received {cross_validate!r}")
     if folds == 1:
         raise UsageError("--folds: expected 0, or 2 or more, received 1")
+    if compare:
+        _refuse_beside_compare(model=model, cross_validate=cross_validate, shortcuts=shortcuts, update=update)
+        show_compared(compare, dataset, out, groups, seed, as_json=as_json)
+        return
+    if dataset is None:
+        raise UsageError("evaluate: expected a DATASET, or --compare A B without one, received none")
     told = _evaluate(model, (dataset, out, groups, seed, shortcuts, folds if cross_validate else None, update))
     _remark(told, sys.stderr)
     if as_json:
         print(json.dumps(told))
     else:
         _show(told, out)
+
+
+def _refuse_beside_compare(**given: object) -> None:
+    """Raise UsageError for the first option that is given, and means nothing beside --compare."""
+    for name, value in given.items():
+        if value:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"--compare: expected no {option} beside it, received both")
 
 
 def _evaluate(model: Path | None, asked: tuple[Any, ...]) -> dict[str, Any]:
@@ -93,38 +112,10 @@ def _remark(told: dict[str, Any], stream: Any) -> None:
 
 def _show(told: dict[str, Any], out: Path) -> None:
     """Print the tables that the card has, for a person."""
+    from dicomsort.cli.tables import show
     from dicomsort.report import visible
     from dicomsort.training.cardtables import tables
 
     print(f"{told['model']['name']}: {told['images']:,} images; {told['held_out']}")
-    draw = _rich if sys.stdout.isatty() else _plain
-    for table in tables(told):
-        print()
-        draw(table)
+    show(tables(told))
     print(f"\nFigures, card and pictures: {visible(str(out))}")
-
-
-def _plain(table: Table) -> None:
-    """Print aligned columns: the first to the left, the others to the right."""
-    lines: list[Sequence[str]] = [table.head, *table.rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
-    print(table.title)
-    for line in lines:
-        cells = [
-            line[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-        ]
-        print("  " + "  ".join(cells).rstrip())
-
-
-def _rich(table: Table) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table as Grid
-
-    grid = Grid(title=escape(table.title), title_justify="left")
-    for i, name in enumerate(table.head):
-        grid.add_column(escape(name), justify="right" if i else "left")
-    for row in table.rows:
-        grid.add_row(*map(escape, row))
-    Console(soft_wrap=True).print(grid)

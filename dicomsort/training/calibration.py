@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dicomsort.training.distance import Space
 
 # Fewer held-out predictions than this say nothing about the last percent.
-MIN_HELD_OUT = 50
+MIN_HELD_OUT, MIN_OF_CLASS = 50, 10  # of every class where a training goes on: corrections are few, and none typical
 MIN_CONFIDENT = 20
 DECIDE_ACCURACY, DECIDE_BOUNDS = 0.99, (0.5, 0.99)
 CONTRADICT_ACCURACY, CONTRADICT_BOUNDS = 0.995, (0.9, 0.99)
@@ -91,13 +91,13 @@ def kept(start: Bundle, counts: Mapping[str, int]) -> Calibration | None:
 
     ``counts`` are those by label; None where there are enough, of every class.
     """
-    missing = [label for label, count in counts.items() if not count]
+    missing = [f"{count or 'none'} of {label}" for label, count in counts.items() if count < MIN_OF_CLASS]
     if sum(counts.values()) >= MIN_HELD_OUT and not missing:
         return None
-    lacking = f", and none of {', '.join(missing)}" if missing else ""
+    lacking = f", {', '.join(missing)}" if missing else ""
     note = (
         f"Temperature and thresholds are those of {start.name}, from which the training went on: it had "
-        f"{sum(counts.values()):,} held-out images ({MIN_HELD_OUT} of all classes are needed){lacking}."
+        f"{sum(counts.values()):,} held-out images{lacking} ({MIN_HELD_OUT} are needed, {MIN_OF_CLASS} of every class)."
     )
     return Calibration(start.temperature, start.decide, start.contradict, (note,))
 
