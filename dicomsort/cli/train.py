@@ -109,7 +109,7 @@ def _train(settings: Settings, *, show: bool) -> None:
     print(f"{visible(str(trained.folder))}: {shares} of {figures['images']:,} held-out images; {trained.held_out}")
     print(f"The mistakes, as a picture of your images: {visible(str(trained.sheet))}")
     if started := figures["training_run"].get(comparing.KEY):
-        print(comparing.words(started))
+        print("\n".join(comparing.sentences(started)))
     if trained.skipped:
         print(f"{len(trained.skipped):,} files were skipped, being no readable image; metrics.json lists them")
     if show:

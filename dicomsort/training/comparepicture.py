@@ -67,7 +67,7 @@ def _draw_changes(axes: Any, told: Mapping[str, Any], rows: Sequence[tuple[str, 
         reach = max(reach, abs(change), *(abs(value) for value in drawn or ()))
     axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.set_xlim(-112 * reach, 112 * reach)
-    axes.set_xlabel("change in points; line: 95 % interval (dark: without 0)", fontsize=9)
+    axes.set_xlabel("change, points; line: 95 % interval (dark: without 0)", fontsize=9)
     axes.grid(axis="x", color=FAINT, linewidth=0.7)
     axes.tick_params(axis="y", length=0)
     axes.set_axisbelow(True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 KEY, REMEMBERED = "started_from", "evaluation"
 UNKNOWN = (
-    "what got worse on images of other sources is not known: {name} keeps none to tell by (`dicomsort features` puts "
+    "What got worse on images of other sources is not known: {name} keeps none to tell by (`dicomsort features` puts "
     "some into a bundle, from the images that it was trained on)"
 )
 
@@ -41,12 +41,12 @@ def compare(bundle: Bundle, truth: NDArray[np.int64], said: Both, known: NDArray
     """Return what metrics.json tells of ``bundle`` and of what came after it, ready for JSON.
 
     ``said.before`` is what the bundle says, ``said.after`` what models say that were trained without the image's fold.
-    ``truth``: int64 (N,), 0..C-1. Images that the bundle was trained on (``known``: bool (N,)) flatter it; they are not
-    counted where there are others.
+    ``truth``: int64 (N,), 0..C-1. Images that the bundle was trained on (``known``: bool (N,)) flatter it; they are
+    ``left_out`` where there are others, else counted, and ``trained_on`` is their number.
     """
-    fair = ~known if not known.all() else np.ones(len(known), bool)
+    fair = ~known | known.all()
     told: dict[str, Any] = {"name": bundle.name, "model_sha256": bundle.model_sha256}
-    told |= {"images": int(fair.sum()), "trained_on": int(known.sum())}
+    told |= {"images": int(fair.sum()), "trained_on": int((known & fair).sum()), "left_out": int((~fair).sum())}
     return told | {
         name: _figures(bundle.labels, truth[fair], answers[fair].argmax(1))
         for name, answers in (("before", said.before), ("after", said.after))
@@ -72,12 +72,18 @@ def compare_remembered(kept: Remembered, said: Both, temperatures: tuple[float, 
 
 def words(told: Mapping[str, Any]) -> str:
     """Say what was found in sentences, the last without a stop."""
+    return ". ".join(sentences(told))
+
+
+def sentences(told: Mapping[str, Any]) -> list[str]:
+    """Say what was found in sentences without stops: on the images at hand, on those that the bundle keeps."""
     before, after = told["before"], told["after"]
-    whose = f" (all {told['trained_on']} known to it)" if told["trained_on"] >= told["images"] else ""
-    found = f"{told['name']}, from which it started, has {_shares(before)} of the same images right{whose}"
+    whose = f" (it was trained on all {told['trained_on']:,} of them)" if told["trained_on"] else ""
+    which = f"{told['images']:,} images that it was not trained on" if told["left_out"] else "the same images"
+    found = f"{told['name']}, from which it started, has {_shares(before)} of {which} right{whose}"
     found += f", what came of it {_shares(after)}{_moved(before['recall'], after['recall'])}"
     kept = told.get(REMEMBERED)
-    return f"{found}. {_remembered(kept) if kept else UNKNOWN.format(name=told['name']).capitalize()}"
+    return [found, _remembered(kept) if kept else UNKNOWN.format(name=told["name"])]
 
 
 def lineage(bundle: Bundle) -> list[dict[str, Any]]:

@@ -1,8 +1,14 @@
 """Whether what a training left may replace the bundle that lies where it shall go.
 
-The rule, against that bundle: **worse** is a balanced accuracy on the evaluation images that it keeps lower by more
-than a point; or a class's recall there lower by more than 3 points, where the paired interval leaves 0 out; or fewer of
-the images at hand right, each judged by a model that did not see its fold, less those that the bundle was trained on.
+The rule, against that bundle: **worse** is a balanced accuracy on the evaluation images that both keep lower by more
+than 2 points; or a class's recall there lower by more than 8 points, where the paired interval leaves 0 out; or fewer
+of the images at hand right, each judged by a model that did not see its fold, less those that the bundle was trained
+on.
+
+Measured on 96 draws of 50 images from sources that a network never saw, trained on with rehearsal and without: where
+the balanced accuracy on evaluation images fell by more than 2 points (11 times, all without), accuracy fell by 19 on
+other sources that it never saw, and by 23 on the site's other images, on the average; where it fell by less, how much
+said nothing of either.
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ if TYPE_CHECKING:
     from dicomsort.training.remembered import Remembered
     from dicomsort.training.tensors import Rendered
 
-BALANCED, RECALL = 0.01, 0.03
+BALANCED, RECALL = 0.02, 0.08
 ANYWAY = "--replace-worse replaces it all the same, another --out keeps both"
 
 
@@ -151,7 +157,7 @@ def reasons(told: Mapping[str, Any]) -> list[str]:
     if kept:
         found += _worse_on(kept)
     before, after = told["before"]["right"], told["after"]["right"]
-    if told["trained_on"] >= told["images"]:
+    if told["trained_on"]:
         if not kept:
             found.append(
                 f"nothing to compare them by: {told['name']} was trained on all {told['images']:,} images at hand, and "

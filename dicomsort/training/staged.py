@@ -172,6 +172,8 @@ def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, r
     dataset = rendered.dataset
     grouped = _grouped(dataset, architecture)
     fold = folds(dataset, FOLDS, recipe.seed, grouped=grouped)
+    if architecture.start and len(np.unique(fold)) < 2:  # noqa: PLR2004 - each class has one source, all in one fold
+        fold = np.unique(dataset.units(grouped=grouped), return_inverse=True)[1] % FOLDS
     count = len(np.unique(fold))
     if count < 2:  # noqa: PLR2004 - one to train on and one to hold out
         raise DatasetError(_one_alone(dataset) if architecture.start else held_together(dataset))
