@@ -20,6 +20,7 @@ WRITERS = {
     "bundle/staging.py": "a bundle, in a folder beside the one that train was given by name, then renamed",
     "training/cache.py": "renderings, in the folder that --cache names",
     "training/checkpoint.py": "where an interrupted training goes on, beside the bundle to come",
+    "training/comparepicture.py": "figures and picture, in the folder that --out names",
     "training/crossing.py": "temporary tensors of a cross-validation",
     "training/evaluate.py": "figures and pictures, in the folder that --out names",
     "training/export.py": "the files of a bundle, in its staging folder",

@@ -22,16 +22,15 @@ def show_compared(
     """Compare two bundles, write metrics.json and a picture to ``out``, and print tables, or one JSON object."""
     from dicomsort.bundle import load
     from dicomsort.records import RENDERING_VERSION
-    from dicomsort.training import comparetables
-    from dicomsort.training.evaluate import FIGURES, check_out, outcome
+    from dicomsort.training.comparepicture import write_comparison
+    from dicomsort.training.comparetables import warnings
+    from dicomsort.training.evaluate import check_out
 
     check_out(out)
     bundles = load(folders[0], RENDERING_VERSION), load(folders[1], RENDERING_VERSION)
     told = _compared(bundles, dataset, out, groups, seed)
-    with outcome(out) as folder:
-        (folder / FIGURES).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-        _draw(told, folder)
-    for warning in comparetables.warnings(told):
+    write_comparison(told, out)
+    for warning in warnings(told):
         print(f"WARNING: {warning}", file=sys.stderr)
     if as_json:
         print(json.dumps(told))
@@ -55,13 +54,6 @@ def _compared(
     limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
     with Reporter() as reporter, open_engine("processes", usable_cores(), None, limits=limits, warm=WARM) as engine:
         return on_dataset(bundles, Settings(dataset, out, groups, seed), engine, reporter)
-
-
-def _draw(told: dict[str, Any], folder: Path) -> None:
-    from dicomsort.training.comparepicture import plot_comparison
-    from dicomsort.training.comparetables import names_of, title
-
-    plot_comparison(told, names_of(told), title(told), folder / "comparison.png")
 
 
 def _show(told: dict[str, Any], out: Path) -> None:

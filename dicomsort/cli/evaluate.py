@@ -14,6 +14,7 @@ from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK
 from dicomsort.errors import UsageError
 
 SKIPPED_SAID = 10
+_DATASET = "A folder with a folder of images a class; --compare does without."
 _COMPARE = (
     "Two bundles side by side: on DATASET, else on the evaluation images that both keep (a bundle and what --from made "
     "of it), else by the figures that each has."
@@ -21,9 +22,7 @@ _COMPARE = (
 
 
 def evaluate(
-    dataset: Annotated[
-        Path | None, typer.Argument(metavar="[DATASET]", help="A folder with a folder of images a class.")
-    ] = None,
+    dataset: Annotated[Path | None, typer.Argument(metavar="[DATASET]", help=_DATASET)] = None,
     *,
     model: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="The bundle to judge by (default: the one that ships).")
@@ -44,7 +43,7 @@ def evaluate(
         typer.Option(metavar="source", help="Train the recipe anew without the sources that are judged (TensorFlow)."),
     ] = None,
     folds: Annotated[int, typer.Option(min=0, help="Parts that the sources are held out in; 0: one by one.")] = 10,
-    compare: Annotated[tuple[Path, Path] | None, typer.Option("--compare", metavar="A B", help=_COMPARE)] = None,
+    compare: Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help=_COMPARE)] = None,
     update: Annotated[bool, typer.Option("--update", help="Replace the bundle's own figures and card too.")] = False,
 ) -> None:
     """Measure a model on a folder of images a class, or show two side by side.
@@ -53,22 +52,12 @@ def evaluate(
 
     Example: dicomsort evaluate --compare models/default models/site images/
     """
-    if cross_validate not in {None, "source"}:
-        raise UsageError(f"--cross-validate: expected source, received {cross_validate!r}")
-    if folds == 1:
-        raise UsageError("--folds: expected 0, or 2 or more, received 1")
     if compare:
         _refuse_beside_compare(model=model, cross_validate=cross_validate, shortcuts=shortcuts, update=update)
         show_compared(compare, dataset, out, groups, seed, as_json=as_json)
-        return
-    if dataset is None:
-        raise UsageError("evaluate: expected a DATASET, or --compare A B without one, received none")
-    told = _evaluate(model, (dataset, out, groups, seed, shortcuts, folds if cross_validate else None, update))
-    _remark(told, sys.stderr)
-    if as_json:
-        print(json.dumps(told))
     else:
-        _show(told, out)
+        parts = _folds(cross_validate, folds)
+        _show(_evaluate(model, (dataset, out, groups, seed, shortcuts, parts, update)), out, as_json=as_json)
 
 
 def _refuse_beside_compare(**given: object) -> None:
@@ -79,8 +68,19 @@ def _refuse_beside_compare(**given: object) -> None:
             raise UsageError(f"--compare: expected no {option} beside it, received both")
 
 
+def _folds(cross_validate: str | None, folds: int) -> int | None:
+    """Return the number of parts to hold out in turn, None for none; UsageError where that is not to be understood."""
+    if cross_validate not in {None, "source"}:
+        raise UsageError(f"--cross-validate: expected source, received {cross_validate!r}")
+    if folds == 1:
+        raise UsageError("--folds: expected 0, or 2 or more, received 1")
+    return folds if cross_validate else None
+
+
 def _evaluate(model: Path | None, asked: tuple[Any, ...]) -> dict[str, Any]:
-    """Return metrics.json's content; ``asked`` holds the fields of ``Settings`` in order."""
+    """Return metrics.json's content; ``asked`` holds the fields of ``Settings`` in order, the data set first."""
+    if asked[0] is None:
+        raise UsageError("evaluate: expected a DATASET, or --compare A B without one, received none")
     from dicomsort.adapters import open_engine
     from dicomsort.adapters.processes import usable_cores
     from dicomsort.bundle import default_path, load
@@ -110,8 +110,12 @@ def _remark(told: dict[str, Any], stream: Any) -> None:
             print(f"  … and {len(skipped) - SKIPPED_SAID} more, all listed in metrics.json", file=stream)
 
 
-def _show(told: dict[str, Any], out: Path) -> None:
-    """Print the tables that the card has, for a person."""
+def _show(told: dict[str, Any], out: Path, *, as_json: bool) -> None:
+    """Print the tables that the card has, for a person, or one JSON object."""
+    _remark(told, sys.stderr)
+    if as_json:
+        print(json.dumps(told))
+        return
     from dicomsort.cli.tables import show
     from dicomsort.report import visible
     from dicomsort.training.cardtables import tables

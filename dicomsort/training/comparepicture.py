@@ -1,22 +1,33 @@
-"""The picture of two bundles side by side: what each has right, and the change with its interval."""
+"""What a comparison of two bundles leaves: metrics.json, and the picture of what each has right and of the change."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.training.cardtables import at
+from dicomsort.training.comparetables import names_of, title
+from dicomsort.training.evaluate import FIGURES, outcome
 from dicomsort.training.plots import FAINT, HELD_OUT, INK, MUTED, TRAINING, save, styled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+PICTURE = "comparison.png"
 SHOWN_CLASSES = 30
 ROW_INCHES, LEAST_ROWS = 0.42, 3
 SPAN = 0.05  # of a change that is shown at least, to each side
 
 
-def plot_comparison(told: Mapping[str, Any], names: Sequence[str], title: str, path: Path) -> None:
+def write_comparison(told: Mapping[str, Any], out: Path) -> None:
+    """Write figures and picture of what ``sidebyside`` tells into the folder ``out``."""
+    with outcome(out) as folder:
+        (folder / FIGURES).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+        plot_comparison(told, names_of(told), title(told), folder / PICTURE)
+
+
+def plot_comparison(told: Mapping[str, Any], names: Sequence[str], heading: str, path: Path) -> None:
     """Draw accuracy, balanced accuracy and recall by class of both, and, where there is one, the change beside them.
 
     ``told`` is what ``sidebyside`` tells; ``names`` are those of the two bundles.
@@ -48,7 +59,7 @@ def plot_comparison(told: Mapping[str, Any], names: Sequence[str], title: str, p
         left.tick_params(axis="y", length=0)
         left.set_axisbelow(True)
         figure.legend(*left.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=2, loc="outside lower left")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=12, fontweight="bold")
         if paired:
             _draw_changes(axes[0, 1], told, rows)
         save(figure, path)

@@ -234,7 +234,8 @@ def told(content: bytes) -> dict[str, Any]:
 def words(kept: Mapping[str, Any]) -> str:
     """Say in a sentence without a stop what ``told`` tells."""
     judged, rehearsed = (sum(kept[name].values()) for name in ("judged", "rehearsed"))
-    trained = f"{kept['trained_on']:,} of them the network was trained on" if kept["trained_on"] else "none trained on"
+    count = f"{kept['trained_on']:,} of them" if kept["trained_on"] else "none of these files"
+    trained = f"on {count} the network was trained"
     shown = "; ".join(
         f"{name}: {', '.join(f'{label} {count:,}' for label, count in kept[name].items())}"
         for name in ("judged", "rehearsed")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -90,14 +90,21 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
         verdict = _verdict(architecture, rendered, fitted, found, rival, recipe.seed)
         made = partial(_made, architecture, rendered, fitted, found, verdict.started if verdict else None, reporter)
         if verdict and verdict.reasons and rival:
-            beside = beside_of(settings.out)
-            with staged(beside, OUTPUTS | MAYBE) as refused:
-                made(replace(settings, out=beside), refused)
-            forget(recipe.checkpoint)
-            raise DicomsortError(refusal(settings.out, rival, verdict.reasons, beside))
+            _refuse(settings, rival, verdict, made)
         figures = made(settings, folder)
     forget(recipe.checkpoint)
     return Trained(settings.out, figures, fitted.held_out, rendered.skipped, sheet_of(settings.out))
+
+
+def _refuse(
+    settings: Settings, rival: Bundle, verdict: Verdict, made: Callable[[Settings, Path], dict[str, Any]]
+) -> NoReturn:
+    """Leave the bundle beside ``rival``, which it is not to replace, and raise DicomsortError."""
+    beside = beside_of(settings.out)
+    with staged(beside, OUTPUTS | MAYBE) as folder:
+        made(replace(settings, out=beside), folder)
+    forget(settings.recipe().checkpoint)
+    raise DicomsortError(refusal(settings.out, rival, verdict.reasons, beside))
 
 
 def _made(
