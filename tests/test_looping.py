@@ -16,6 +16,7 @@ from networks import LABELS, RECIPE, known, noise
 from dicomsort.bundle import EVALUATION_NAME, Predictor, load, seal
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training import comparing
+from dicomsort.training.replacing import reasons
 from dicomsort.training.trainer import OUTPUTS
 
 pytestmark = pytest.mark.xdist_group("looping")
@@ -193,3 +194,27 @@ def test_distances_are_those_of_the_start(start: Path, tmp_path: Path) -> None:
     distances = [Predictor(bundle).predict(images).distances for bundle in (before, after)]
     np.testing.assert_allclose(*distances, rtol=0.01)
     assert "Distances and their limit are those of start" in (tmp_path / "out" / "card.md").read_text("utf-8")
+
+
+def test_small_steps_down_add_up(start: Path) -> None:
+    """What is worse is told from the best of its line, not from the last alone."""
+    pinned = json.loads((start / "bundle.json").read_text("utf-8"))
+    line = [
+        {"name": "b", comparing.REMEMBERED: {"sha256": pinned["evaluation"]["sha256"], "balanced_accuracy": 0.97}},
+        {"name": "a", comparing.REMEMBERED: {"sha256": "another's", "balanced_accuracy": 1.0}},
+        *(None, {"name": "c"}, {comparing.REMEMBERED: {"sha256": pinned["evaluation"]["sha256"]}}),
+    ]
+    _resealed(start, training=pinned["training"] | {comparing.KEY: line})
+    best = comparing.best_of_line(load(start, RENDERING_VERSION))
+    assert best == 0.97
+    kept = {
+        "images": 200, "best_of_line": best, "by_class": {}, "before": {"balanced_accuracy": 0.955},
+        "after": {"balanced_accuracy": 0.94},
+    }  # fmt: skip
+    told = {"trained_on": 0, "images": 9, "before": {"right": 3}, "after": {"right": 8}, comparing.REMEMBERED: kept}
+    assert reasons(told) == [
+        "balanced accuracy on its 200 evaluation images 95.5% → 94.0%, and 97.0% earlier in its line"
+    ]
+    kept["best_of_line"] = 0.955
+    assert reasons(told) == []
+    assert reasons(told | {"after": {"right": 2}}) == ["of 9 images at hand 3 were right and 2 are"]

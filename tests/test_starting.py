@@ -63,11 +63,18 @@ def test_a_training_goes_on_with_the_classes_of_its_bundle(start: Path, gone_on:
 def test_it_tells_where_it_came_from_and_what_changed(start: Path, gone_on: tuple[Path, Ran]) -> None:
     out, ran = gone_on
     before, after = (load(folder, RENDERING_VERSION) for folder in (start, out))
-    assert after.training[comparing.KEY] == [
-        {"name": "start", "model_sha256": before.model_sha256, "fingerprint": before.training["fingerprint"]}
-    ]
     figures = _json(out / "metrics.json")
     told = figures["training_run"][comparing.KEY]
+    right = told["evaluation"]["before"]["balanced_accuracy"]
+    assert before.evaluation is not None
+    assert after.training[comparing.KEY] == [
+        {
+            "name": "start",
+            "model_sha256": before.model_sha256,
+            "fingerprint": before.training["fingerprint"],
+            "evaluation": {"sha256": before.evaluation.sha256, "balanced_accuracy": right},
+        }
+    ]
     assert told["model_sha256"] == before.model_sha256
     assert set(told["before"]["recall"]) == set(told["after"]["recall"]) == {"CT", "XRAY"}
     assert told["after"]["accuracy"] == figures["accuracy"]

@@ -15,6 +15,7 @@ from dicomsort.errors import UsageError
 
 SKIPPED_SAID = 10
 _DATASET = "A folder with a folder of images a class; --compare does without."
+_OUT = "Where metrics.json, card.md and pictures go.  [default: evaluation; comparison with --compare]"
 _COMPARE = (
     "Two bundles side by side: on DATASET, else on the evaluation images that both keep (a bundle and what --from made "
     "of it), else by the figures that each has."
@@ -22,14 +23,12 @@ _COMPARE = (
 
 
 def evaluate(
-    dataset: Annotated[Path | None, typer.Argument(metavar="[DATASET]", help=_DATASET)] = None,
+    dataset: Annotated[Path | None, typer.Argument(metavar="DATASET", help=_DATASET)] = None,
     *,
     model: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="The bundle to judge by (default: the one that ships).")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where metrics.json, card.md and pictures go.")] = Path(
-        "evaluation"
-    ),
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help=_OUT)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
     groups: Annotated[
         Path | None, typer.Option(metavar="FILE", help="CSV (source, group): source folders that count as one.")
@@ -54,10 +53,10 @@ def evaluate(
     """
     if compare:
         _refuse_beside_compare(model=model, cross_validate=cross_validate, shortcuts=shortcuts, update=update)
-        show_compared(compare, dataset, out, groups, seed, as_json=as_json)
+        show_compared(compare, dataset, out or Path("comparison"), groups, seed, as_json=as_json)
     else:
-        parts = _folds(cross_validate, folds)
-        _show(_evaluate(model, (dataset, out, groups, seed, shortcuts, parts, update)), out, as_json=as_json)
+        folder, parts = out or Path("evaluation"), _folds(cross_validate, folds)
+        _show(_evaluate(model, (dataset, folder, groups, seed, shortcuts, parts, update)), folder, as_json=as_json)
 
 
 def _refuse_beside_compare(**given: object) -> None:

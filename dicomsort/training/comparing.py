@@ -86,11 +86,26 @@ def sentences(told: Mapping[str, Any]) -> list[str]:
     return [found, _remembered(kept) if kept else UNKNOWN.format(name=told["name"])]
 
 
-def lineage(bundle: Bundle) -> list[dict[str, Any]]:
-    """Return what bundle.json tells of the bundle that a model was started from, and of those before that."""
+def lineage(bundle: Bundle, started: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return what bundle.json tells of the bundle that a model was started from, and of those before that.
+
+    ``started`` is what ``compare`` told of it, with what it has right of the images that it keeps, where it keeps some.
+    """
     earlier = bundle.training.get(KEY)
     told = {"name": bundle.name, "model_sha256": bundle.model_sha256, "fingerprint": bundle.training.get("fingerprint")}
+    if bundle.evaluation and started and (kept := started.get(REMEMBERED)):
+        right = kept["before"]["balanced_accuracy"]
+        told[REMEMBERED] = {"sha256": bundle.evaluation.sha256, "balanced_accuracy": right}
     return [told, *(earlier if isinstance(earlier, list) else ())]
+
+
+def best_of_line(bundle: Bundle) -> float:
+    """Return the best balanced accuracy of those before a bundle on the images that it keeps; 0 where none is told."""
+    earlier = bundle.training.get(KEY)
+    told = [each.get(REMEMBERED) for each in earlier if isinstance(each, dict)] if isinstance(earlier, list) else []
+    mine = bundle.evaluation and bundle.evaluation.sha256
+    figures = [each.get("balanced_accuracy") for each in told if isinstance(each, dict) and each.get("sha256") == mine]
+    return max((figure for figure in figures if isinstance(figure, float) and figure <= 1), default=0.0)
 
 
 def recalls(figures: Mapping[str, Any], by_class: Mapping[str, int]) -> dict[str, float]:

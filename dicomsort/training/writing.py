@@ -162,7 +162,7 @@ def _spec(run: Run, fit: calibration.Calibration) -> dict[str, Any]:
     """Return bundle.json's content, less what ``seal`` adds."""
     settings, rendered = run.settings, run.rendered
     dataset, start = rendered.dataset, run.architecture.start
-    training = {comparing.KEY: comparing.lineage(start)} if start else {}
+    training = {comparing.KEY: comparing.lineage(start, run.started)} if start else {}
     return {
         "name": visible(settings.out.absolute().name)[:MAX_NAME] or "model",
         "arch": settings.arch,
