@@ -77,6 +77,7 @@ def test_a_bundle_may_be_gone_on_from_in_its_own_place_again_and_again(start: Pa
     assert (told["model_sha256"], told["images"], told["trained_on"]) == (first, 9, 0)
     judged = told[comparing.REMEMBERED]
     assert judged["images"] == judged["trained_on"] == 12
+    assert judged["at_hand"] == 0
     assert set(judged["agreement"]) == {"both", "only_first", "only_second", "neither"}
     assert "Of the 12 evaluation images that the bundle keeps" in ran.out
     noise(site, ("CT",), 1, 150, "study{}")
@@ -194,6 +195,15 @@ def test_distances_are_those_of_the_start(start: Path, tmp_path: Path) -> None:
     distances = [Predictor(bundle).predict(images).distances for bundle in (before, after)]
     np.testing.assert_allclose(*distances, rtol=0.01)
     assert "Distances and their limit are those of start" in (tmp_path / "out" / "card.md").read_text("utf-8")
+
+
+def test_evaluation_images_that_are_trained_on_all_the_same_are_told(
+    tiny_start: Path, start: Path, tmp_path: Path
+) -> None:
+    ran = _train(tiny_start.parent / "images", start, tmp_path / "out")
+    assert ran.code == 0, ran.err
+    assert "12 of them are among the images at hand, and flatter it" in ran.out
+    assert "of the same images right (it was trained on all 24 of them)" in ran.out
 
 
 def test_small_steps_down_add_up(start: Path) -> None:

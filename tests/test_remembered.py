@@ -55,7 +55,8 @@ def _kept(dataset: Dataset) -> Remembered:
     count = len(dataset.items)
     random = np.random.default_rng(0)
     features, probes = (random.random((n, WIDTH)).astype(np.float32) for n in (count, remembered.PROBES))
-    return remember(dataset, features, probes, np.arange(count) % 2 == 0, 0)
+    digests = [f"{i:08x}" + "0" * 56 for i in range(count)]
+    return remember(dataset, digests, features, probes, np.arange(count) % 2 == 0, 0)
 
 
 def _with(folder: Path, content: bytes) -> Path:
@@ -73,7 +74,7 @@ def test_what_is_packed_is_what_is_recalled(bundle: Path, dataset: Dataset) -> N
     found = recall(load(_with(bundle, content), RENDERING_VERSION))
     assert found is not None
     assert (found.labels, found.unit) == (LABELS, "source")
-    for name in ("features", "classes", "clusters", "rehearsed", "trained", "probes"):
+    for name in ("features", "classes", "clusters", "rehearsed", "trained", "files", "probes"):
         np.testing.assert_array_equal(getattr(found, name), getattr(kept, name))
     told = remembered.told(content)
     assert told["trained_on"] == 75

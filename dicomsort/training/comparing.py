@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomsort.bundle import calibrate
-from dicomsort.training import paired
+from dicomsort.training import paired, seen
 from dicomsort.training.remembered import counts
 from dicomsort.training.tally import Tally
 
@@ -37,8 +37,10 @@ class Both:
     after: Said
 
 
-def compare(bundle: Bundle, truth: NDArray[np.int64], said: Both, known: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return what metrics.json tells of ``bundle`` and of what came after it, ready for JSON.
+def compare(
+    bundle: Bundle, labels: Sequence[str], truth: NDArray[np.int64], said: Both, known: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Return what metrics.json tells of ``bundle`` and of what came after it, in the order of ``labels``.
 
     ``said.before`` is what the bundle says, ``said.after`` what models say that were trained without the image's fold.
     ``truth``: int64 (N,), 0..C-1. Images that the bundle was trained on (``known``: bool (N,)) flatter it; they are
@@ -48,15 +50,18 @@ def compare(bundle: Bundle, truth: NDArray[np.int64], said: Both, known: NDArray
     told: dict[str, Any] = {"name": bundle.name, "model_sha256": bundle.model_sha256}
     told |= {"images": int(fair.sum()), "trained_on": int((known & fair).sum()), "left_out": int((~fair).sum())}
     return told | {
-        name: _figures(bundle.labels, truth[fair], answers[fair].argmax(1))
+        name: _figures(labels, truth[fair], answers[fair].argmax(1))
         for name, answers in (("before", said.before), ("after", said.after))
     }
 
 
-def compare_remembered(kept: Remembered, said: Both, temperatures: tuple[float, float], seed: int) -> dict[str, Any]:
+def compare_remembered(
+    kept: Remembered, said: Both, temperatures: tuple[float, float], digests: Sequence[str], seed: int
+) -> dict[str, Any]:
     """Return what changed on the images that a bundle keeps, those that no training learns from, ready for JSON.
 
-    ``kept`` holds these alone; ``temperatures`` are those of both models.
+    ``kept`` holds these alone; ``temperatures`` are those of both models; ``digests`` are SHA-256 of the files at hand,
+    among which some of them may have been put all the same.
     """
     names, cluster = np.unique(kept.clusters, return_inverse=True)
     one, two = (
@@ -66,7 +71,12 @@ def compare_remembered(kept: Remembered, said: Both, temperatures: tuple[float, 
     told = paired.changes(one, two, seed)
     right = [answers.argmax(1) == kept.truth for answers in (said.before, said.after)]
     found = {"images": len(cluster), "by_class": counts(kept, kept.labels), "trained_on": int(kept.trained.sum())}
-    found |= {"clusters": len(names), "unit": kept.unit, "agreement": paired.agreement(*right)}
+    found |= {
+        "at_hand": int(np.isin(kept.files, seen.keys(digests)).sum()),
+        "clusters": len(names),
+        "unit": kept.unit,
+        "agreement": paired.agreement(*right),
+    }
     return found | {"before": told["first"], "after": told["second"]} | _rest(told)
 
 
@@ -122,9 +132,10 @@ def _remembered(kept: Mapping[str, Any]) -> str:
     if kept["trained_on"] < kept["images"]:
         trained = f"the network was trained on {kept['trained_on']:,} of them, and the last layer on none since"
     moved = _moved(recalls(before, kept["by_class"]), recalls(after, kept["by_class"]))
+    learnt = f"; {kept['at_hand']:,} of them are among the images at hand, and flatter it" if kept["at_hand"] else ""
     return (
         f"Of the {kept['images']:,} evaluation images that the bundle keeps ({kept['clusters']} {kept['unit']}s; "
-        f"{trained}), {_shares(before)} were right and {_shares(after)} are (balanced: {change}){moved}"
+        f"{trained}), {_shares(before)} were right and {_shares(after)} are (balanced: {change}){moved}{learnt}"
     )
 
 

@@ -53,7 +53,9 @@ def keep_features(
             parts.append(_features(network, rendered.images[rows[start : start + BATCH]]))
             step.advance(len(parts[-1]))
     probes = _features(network, remembered.probe_images(rendered.images.shape[1:]))
-    return remembered.remember(dataset.only(chosen), np.concatenate(parts), probes, trained[chosen], seed).pack()
+    digests = [rendered.digests[i] for i in items[chosen]]
+    kept = remembered.remember(dataset.only(chosen), digests, np.concatenate(parts), probes, trained[chosen], seed)
+    return kept.pack()
 
 
 def refeature(

@@ -19,6 +19,7 @@ import numpy as np
 from dicomsort.bundle import EVALUATION_NAME
 from dicomsort.bundle.spec import read_model
 from dicomsort.errors import BundleError
+from dicomsort.training import seen
 from dicomsort.training.splitting import balance, folds
 
 if TYPE_CHECKING:
@@ -42,9 +43,11 @@ ARRAYS = {
     "clusters": "<u2",
     "rehearsed": "|b1",
     "trained": "|b1",
+    "files": "<u4",
     "probes": "<f2",
     "story": "|u1",
 }
+EACH = ("classes", "clusters", "rehearsed", "trained", "files")  # one number an image
 # What damaged content makes zipfile, zlib, json, or what is checked here, raise.
 BROKEN = (ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -56,7 +59,8 @@ class Remembered:
     ``features``: float16 (N, D), what the network's last layer gets; ``classes``: uint8 (N,), places in ``labels``;
     ``clusters``: uint16 (N,), which images are resampled as one, ``unit`` what that is (source, patient, file);
     ``rehearsed``: bool (N,), which of them later trainings learn from, clusters never in part; ``trained``: bool (N,),
-    which the network itself was trained on; ``probes``: float16 (n, D), the features of ``probe_images``, by which
+    which the network itself was trained on; ``files``: uint32 (N,), the first bits of their SHA-256 (see ``seen``);
+    ``probes``: float16 (n, D), the features of ``probe_images``, by which
     another network is told.
     """
 
@@ -67,12 +71,13 @@ class Remembered:
     clusters: NDArray[np.uint16]
     rehearsed: NDArray[np.bool_]
     trained: NDArray[np.bool_]
+    files: NDArray[np.uint32]
     probes: NDArray[np.float16]
 
     def part(self, *, rehearsed: bool) -> Self:
         """Return the images that are rehearsed, or those that are judged."""
         chosen = self.rehearsed == rehearsed
-        arrays = ("features", "classes", "clusters", "rehearsed", "trained")
+        arrays = ("features", *EACH)
         return replace(self, **{name: getattr(self, name)[chosen] for name in arrays})
 
     @property
@@ -123,6 +128,7 @@ def choose(dataset: Dataset, width: int, seed: int) -> Indices:
 
 def remember(
     dataset: Dataset,
+    digests: Sequence[str],
     features: NDArray[np.float32],
     probes: NDArray[np.float32],
     trained: NDArray[np.bool_],
@@ -130,7 +136,7 @@ def remember(
 ) -> Remembered:
     """Return what is kept of the items of ``dataset``, of which there are ``features`` (N, D).
 
-    ``probes``: the features of ``probe_images``; ``trained``: bool (N,), which items the network was trained on. One
+    ``digests``: SHA-256 of their files; ``probes``: the features of ``probe_images``; ``trained``: bool (N,), which items the network was trained on. One
     half of the sources is rehearsed, where there are some in every class, else of the patients or files.
     """
     grouped = dataset.grouped()
@@ -139,7 +145,7 @@ def remember(
     return Remembered(
         dataset.labels, unit, features.astype(np.float16), dataset.classes().astype(np.uint8),
         clusters.astype(np.uint16), folds(dataset, HALVES, seed, grouped=grouped) == 0, trained,
-        probes.astype(np.float16),
+        seen.keys(digests), probes.astype(np.float16),
     )  # fmt: skip
 
 
@@ -187,7 +193,7 @@ def _unpack(content: bytes) -> Remembered:
     kept = Remembered(labels, unit, **arrays)
     count, width = kept.features.shape
     _require(kept.probes.shape == (PROBES, width), f"{PROBES} probes of {width} features", kept.probes.shape)
-    for name in ("classes", "clusters", "rehearsed", "trained"):
+    for name in EACH:
         _require(arrays[name].shape == (count,), f"{count} {name}", arrays[name].shape)
     _require(bool(count and (kept.classes < len(labels)).all()), f"classes 0 to {len(labels) - 1}", "others")
     _require(bool(np.isfinite(kept.features).all()), "finite features", "others")

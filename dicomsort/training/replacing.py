@@ -84,13 +84,13 @@ class Judge:
         digests = [self.rendered.digests[i] for i in held]
         known = seen.known(bundle.training, dataset.items, digests, untold=False)
         said = comparing.Both(self._of_images(bundle), self.fitted.probabilities)
-        told = comparing.compare(bundle, dataset.classes(), said, known)
+        told = comparing.compare(bundle, self.start.labels, dataset.classes(), said, known)
         before = self._of_kept(bundle)
         if before is None or self.kept is None or self.fitted.remembered is None or not len(before):
             return told
         temperatures = bundle.temperature, self.temperature
         both = comparing.Both(before, self.fitted.remembered[1])
-        found = comparing.compare_remembered(self.kept, both, temperatures, self.seed)
+        found = comparing.compare_remembered(self.kept, both, temperatures, digests, self.seed)
         best = max(found["before"]["balanced_accuracy"], comparing.best_of_line(bundle))
         return told | {comparing.REMEMBERED: {**found, "best_of_line": best}}
 
@@ -122,6 +122,8 @@ def rival_at(out: Path, start: Bundle, *, anyway: bool) -> Bundle | None:
         bundle = load(out, RENDERING_VERSION)
         if set(bundle.labels) != set(start.labels):
             fail(str(out), "labels", f"{', '.join(start.labels)}, those of --from", ", ".join(bundle.labels))
+        if bundle.input_shape != start.input_shape:
+            fail(str(out), "input_shape", f"{start.input_shape}, that of --from", bundle.input_shape)
     except BundleError as error:
         raise UsageError(
             f"--out {str(out)!r}: expected a bundle there that can be compared with what comes of this training, "
