@@ -136,8 +136,9 @@ def remember(
 ) -> Remembered:
     """Return what is kept of the items of ``dataset``, of which there are ``features`` (N, D).
 
-    ``digests``: SHA-256 of their files; ``probes``: the features of ``probe_images``; ``trained``: bool (N,), which items the network was trained on. One
-    half of the sources is rehearsed, where there are some in every class, else of the patients or files.
+    ``digests``: SHA-256 of their files; ``probes``: the features of ``probe_images``; ``trained``: bool (N,), which
+    items the network was trained on. One half of the sources is rehearsed, where there are some in every class, else of
+    the patients or files.
     """
     grouped = dataset.grouped()
     names, clusters = np.unique(np.array(dataset.units(grouped=grouped)), return_inverse=True)
