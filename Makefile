@@ -11,9 +11,9 @@ CORPUS ?= ../shared/dicom
 DATASET ?= ../shared/dataset
 FUZZ_SECONDS ?= 600
 CORE := plan journal execute files classify
-CORE_TESTS := $(patsubst %,tests/test_%.py,classify copying costs crash faults journal lock losses metrics names deciding placing plan races review review_crash sort sort_edges state)
+CORE_TESTS := $(patsubst %,tests/test_%.py,classify copying costs crash faults journal lock losses metrics names deciding placing plan races review review_crash review_later sort sort_edges state)
 
-.PHONY: help setup demo test torture fuzz coverage check lint wheel bench bench-million evaluate model screen lock clean
+.PHONY: help setup demo test torture fuzz coverage check lint wheel bench bench-million evaluate model screen features lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -86,12 +86,17 @@ model: $(STAMP) ## train models/default anew from DATASET (about an hour on two 
 	  --epochs 12 --batch-size 64 --learning-rate 0.0005 --seed 0 --out build/model/default
 	mkdir -p models/default
 	rm -f models/default/screen.tflite
-	cd build/model/default && cp bundle.json *.tflite metrics.json card.md history.csv *.png ../../../models/default/
+	cd build/model/default && cp bundle.json *.tflite evaluation.npz metrics.json card.md history.csv *.png ../../../models/default/
 
 # A training makes one too; this is for a model that stays as it is.
 screen: $(STAMP) ## make the screen of models/default anew from DATASET (some minutes), and its card
 	@test -d "$(DATASET)" || { echo "expected a data set in $(DATASET), received nothing there; set DATASET=…" >&2; exit 1; }
 	$(BIN)/python -m dicomsort screen "$(DATASET)" --model models/default
+
+# A training keeps them too; without them `train --from models/default` cannot tell what got worse elsewhere.
+features: $(STAMP) ## keep features of images of DATASET in models/default (some minutes), and tell of them in its card
+	@test -d "$(DATASET)" || { echo "expected a data set in $(DATASET), received nothing there; set DATASET=…" >&2; exit 1; }
+	$(BIN)/python -m dicomsort features "$(DATASET)" --model models/default --groups models/groups.csv
 
 wheel: $(STAMP) ## build dist/dicomsort-*.whl, which contains the default model
 	$(BIN)/python -m build --wheel --no-isolation

@@ -67,6 +67,14 @@ def outbox(tmp_path: Path) -> Path:
     return tmp_path / "outbox"
 
 
+@pytest.fixture(scope="session")
+def tiny_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny network; read it, never write to it."""
+    from networks import started
+
+    return started(tmp_path_factory.mktemp("tiny"))
+
+
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real Dask scheduler with two worker processes behind it."""

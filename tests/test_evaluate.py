@@ -140,7 +140,7 @@ def test_a_person_gets_plain_tables_where_there_is_no_terminal(dataset: Path, tm
 
 
 def test_a_person_gets_the_same_tables_on_a_terminal(capsys: pytest.CaptureFixture[str], evaluated: Evaluated) -> None:
-    from dicomsort.cli.evaluate import _rich
+    from dicomsort.cli.tables import _rich
     from dicomsort.training.cardtables import tables
 
     for table in tables(evaluated.told):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-import shutil
 from pathlib import Path
 
 import pytest
 from building import make_dicom, read_tree, uid
 from command import by_source, rows, run, sort
-from reviewing import CONTRADICTING, desk_of, fill, held_outbox, item_of, picture
+from reviewing import CONTRADICTING, desk_of, held_outbox, item_of
 
 from dicomsort.errors import OutboxLocked, Outdated, UsageError
 from dicomsort.files import Files
-from dicomsort.sorting import deciding, held, look_at_runs, newest_run
+from dicomsort.sorting import deciding, held
 from dicomsort.sorting.corrections import told
 from dicomsort.training.dataset import scan
 
@@ -117,94 +116,6 @@ def test_what_no_model_can_learn_from_is_recorded_all_the_same(tmp_path: Path) -
     decision = desk.decide(item_of(desk, "x.dcm"), "CT", "anna")
     assert (decision.moved, decision.notes) == (1, ["its pixels cannot be had, so no model learns from it"])
     assert told(f"{tmp_path}/outbox/.dicomsort/corrections") == {decision.run: []}
-
-
-def test_a_sort_of_the_same_inbox_finds_nothing_to_do_after_decisions(tmp_path: Path) -> None:
-    outbox = held_outbox(tmp_path, "--copy")
-    desk = desk_of(outbox)
-    for key in list(desk.holdings.items):
-        desk.decide(key, "MRI", "anna")
-    before = files_of(outbox)
-    assert sort("--copy", tmp_path / "inbox", outbox).code == 0
-    assert files_of(outbox) == before
-    assert {row["status"] for row in rows(outbox)[-6:]} == {"duplicate"}
-
-
-def test_what_follows_a_held_study_is_decided_about_too(tmp_path: Path) -> None:
-    fill(tmp_path / "inbox")
-    make_dicom(tmp_path / "inbox/sr.dcm", study=1, series=5, modality="SR", has_pixels=False)
-    sort("--move", "--settle", "0", tmp_path / "inbox", tmp_path / "outbox")
-    outbox = tmp_path / "outbox"
-    assert by_source(outbox)["sr.dcm"]["reason"] == "follows-held"
-    desk = desk_of(outbox)
-    key = item_of(desk, "sr.dcm")
-    run_ = desk.decide(key, "CT", "anna").run
-    assert key not in desk.holdings.items
-    assert key not in desk_of(outbox).holdings.items
-    assert (outbox / f"CT/{uid(1)}/{uid(1, 5)}/{uid(1, 5, 1)}.dcm").is_file()
-    desk.undo(run_)
-    assert key in desk.holdings.items
-    assert key in desk_of(outbox).holdings.items
-
-
-def test_decisions_are_sent_on_by_the_service(tmp_path: Path) -> None:
-    outbox = held_outbox(tmp_path)
-    before = newest_run(str(outbox), "")
-    desk = desk_of(outbox)
-    decided = desk.decide(item_of(desk, "odd1.dcm"), "CT", "anna").run
-    standing = look_at_runs(Files(), str(outbox), str(tmp_path / "inbox"), before)
-    assert (standing.sorted, standing.is_ours, standing.cut_short) == ((decided,), False, "")
-
-
-def test_later_files_of_a_decided_series_follow_it_whatever_they_say(tmp_path: Path) -> None:
-    outbox = held_outbox(tmp_path)
-    desk = desk_of(outbox)
-    desk.decide(item_of(desk, "odd1.dcm"), "MRI", "anna")
-    make_dicom(tmp_path / "inbox/later.dcm", study=1, series=1, instance=7)  # a clear CT
-    sort("--move", "--settle", "0", tmp_path / "inbox", outbox)
-    row = by_source(outbox)["later.dcm"]
-    assert (row["class"], row["reason"]) == ("MRI", "decided-before")
-    assert row["destination"] == f"MRI/{uid(1)}/{uid(1, 1)}/{uid(1, 1, 7)}.dcm"
-
-
-def test_the_same_picture_from_elsewhere_follows_the_decision(tmp_path: Path) -> None:
-    outbox = held_outbox(tmp_path)
-    desk = desk_of(outbox)
-    desk.decide(item_of(desk, "pictures/a.png"), "XRAY", "anna")
-    picture(tmp_path / "inbox/mail/again.png")
-    sort("--move", "--settle", "0", tmp_path / "inbox", outbox)
-    row = by_source(outbox)["mail/again.png"]
-    assert (row["destination"], row["reason"]) == ("XRAY/mail/again.png", "decided-before")
-    desk.undo(by_source(outbox)["pictures/a.png"]["run_id"])
-    picture(tmp_path / "inbox/mail/third.png")
-    sort("--move", "--settle", "0", tmp_path / "inbox", outbox)
-    assert by_source(outbox)["mail/third.png"]["reason"] == "no-evidence"
-
-
-def test_of_two_contents_of_one_uid_the_decided_one_lies_beside_the_other(tmp_path: Path) -> None:
-    make_dicom(tmp_path / "inbox/1.dcm", study=1)
-    make_dicom(tmp_path / "inbox/2.dcm", study=1, SeriesDescription="other")
-    sort("--move", "--settle", "0", tmp_path / "inbox", tmp_path / "outbox")
-    desk = desk_of(tmp_path / "outbox")
-    desk.decide(item_of(desk, "2.dcm"), "CT", "anna")
-    names = sorted(path.name for path in (tmp_path / "outbox" / SERIES).iterdir())
-    assert [name.count(".") for name in names] == [uid(1, 1, 1).count(".") + 2, uid(1, 1, 1).count(".") + 1]
-    assert run("verify", tmp_path / "outbox").code == 0
-
-
-def test_what_equals_a_file_that_is_there_is_removed_and_comes_back(tmp_path: Path) -> None:
-    outbox = held_outbox(tmp_path)
-    (outbox / "XRAY/pictures").mkdir(parents=True)
-    shutil.copy(outbox / "REVIEW/no-evidence/pictures/a.png", outbox / "XRAY/pictures/a.png")
-    before = files_of(outbox)
-    desk = desk_of(outbox)
-    decision = desk.decide(item_of(desk, "pictures/a.png"), "XRAY", "anna")
-    row = by_source(outbox)["pictures/a.png"]
-    assert (decision.moved, row["action"], row["status"]) == (1, "removed", "duplicate")
-    assert not (outbox / "REVIEW/no-evidence/pictures/a.png").exists()
-    desk.undo(decision.run)
-    assert files_of(outbox) == before
-    assert item_of(desk, "pictures/a.png")
 
 
 @pytest.mark.parametrize("layout", ["keep", "readable", "{class}/{study_key}/{instance_number}"])

@@ -1,29 +1,31 @@
 """A trained model on disk: a folder with ``bundle.json`` (the contract) and ``model.tflite`` (run by LiteRT).
 
-It may hold a second, faster model, ``screen.tflite``, which confirms what clear headers say and decides nothing else.
+It may hold a second, faster model, ``screen.tflite``, which confirms what clear headers say and decides nothing else,
+and ``evaluation.npz``, features of images by which later trainings are judged; sorting does not read that.
 
-``spec`` says what a bundle is and reads one, ``tensors`` looks into a model's file, ``running`` runs one, ``predictor``
-makes predictions of it, ``staging`` writes a bundle (aside, then renamed).
+``fields`` says what its JSON holds, ``spec`` what a bundle is, and reads one, ``tensors`` looks into a model's file,
+``running`` runs one, ``predictor`` makes predictions of it, ``staging`` writes a bundle (aside, then renamed).
 Importing this package loads neither TensorFlow nor LiteRT nor numpy.
 """
 
 from __future__ import annotations
 
+from dicomsort.bundle.fields import FORMAT_VERSION, label_problem
 from dicomsort.bundle.predictor import Predictor, Seen, calibrate
 from dicomsort.bundle.spec import (
-    FORMAT_VERSION,
+    EVALUATION_NAME,
     MODEL_NAME,
     SCREEN_NAME,
     SPEC_NAME,
     Bundle,
     Screen,
     default_path,
-    label_problem,
     load,
 )
 from dicomsort.bundle.staging import seal, staged
 
 __all__ = [
+    "EVALUATION_NAME",
     "FORMAT_VERSION",
     "MODEL_NAME",
     "SCREEN_NAME",

@@ -1,40 +1,28 @@
 """What a bundle is, and the checks that stand between a folder of unknown origin and a run.
 
-Nothing in a bundle is code: one bounded JSON file, and one or two LiteRT models whose SHA-256 the JSON pins.
+Nothing in a bundle is code: one bounded JSON file, one or two LiteRT models, and maybe the features of images that it
+was judged by, each file's SHA-256 pinned by the JSON (whose fields ``fields`` checks).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dicomsort.bundle.fields import FILE, MAX_EVALUATION_BYTES, MAX_MODEL_BYTES, SCREEN, check, fail
 from dicomsort.errors import BundleError
-from dicomsort.records import REVIEW, UNREADABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-FORMAT_VERSION = 1
 SPEC_NAME = "bundle.json"
 MODEL_NAME = "model.tflite"
 SCREEN_NAME = "screen.tflite"
-HEADER_CLASSES = ("CT", "MRI", "XRAY")
+EVALUATION_NAME = "evaluation.npz"
 MAX_SPEC_BYTES = 1 << 20
-MAX_MODEL_BYTES = 512 << 20
-MIN_LABELS, MAX_LABELS = 2, 256
-MAX_LABEL_BYTES = 64
-MAX_TEXT = 128
-MAX_DISTANCE = 1e9
-
-_HEX = re.compile(r"[0-9a-f]{64}")
-# The names that an outbox, or a file system it may be copied to, keeps for itself.
-_RESERVED = frozenset({REVIEW.casefold(), UNREADABLE.casefold(), "manifest.csv", "con", "prn", "aux", "nul"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +37,13 @@ class Screen:
     size: int
 
 
+class Pinned(NamedTuple):
+    """SHA-256 and size of a file that ``bundle.json`` pins."""
+
+    sha256: str
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """A validated bundle; picklable, so that workers can be handed one.
@@ -59,7 +54,8 @@ class Bundle:
     decide, ``contradict`` the share between a clear header's class and their own from which pixels that would decide
     hold the series for review, ``distance`` the one (0 or more) beyond which the pixels are like none that the model
     knows (None: it tells no distance). ``training`` tells the images' fingerprint and counts, ``created_with`` the
-    versions of the software that wrote it. ``screen`` is None where there is no second model.
+    versions of the software that wrote it. ``screen`` is None where there is no second model, ``evaluation`` where the
+    bundle keeps no features of images that it is judged by (a training that goes on from it reads them, nothing else).
     """
 
     folder: Path
@@ -78,6 +74,7 @@ class Bundle:
     model_sha256: str
     model_size: int
     screen: Screen | None = None
+    evaluation: Pinned | None = None
 
 
 def default_path() -> Path:
@@ -99,79 +96,40 @@ def load(path: Path, rendering_version: int) -> Bundle:
         raise BundleError(msg)
     spec = check(_read_spec(path / SPEC_NAME), str(path))
     if spec["rendering_version"] != rendering_version:
-        _fail(str(path), "rendering_version", f"{rendering_version}, that of this program", spec["rendering_version"])
+        fail(str(path), "rendering_version", f"{rendering_version}, that of this program", spec["rendering_version"])
     bundle = _bundle(path, spec)
     for name in _pinned(bundle):
-        read_model(bundle, name)
+        if name != EVALUATION_NAME:  # sorting needs it not
+            read_model(bundle, name)
     return bundle
 
 
 def read_model(bundle: Bundle, name: str = MODEL_NAME) -> bytes:
-    """Return the content of the model's file, or of the screen's, checked against what bundle.json pins.
+    """Return the content of the model's file, or of another by its name, checked against what bundle.json pins.
 
     BundleError where size or SHA-256 differ, or the bundle pins no such file.
     """
     where = str(bundle.folder)
     if name not in (pinned := _pinned(bundle)):
-        _fail(where, name, f"one of {', '.join(pinned)}", "one that the bundle does not pin")
-    size, sha256 = pinned[name]
-    data = _read_bounded(bundle.folder / name, MAX_MODEL_BYTES)
+        fail(where, name, f"one of {', '.join(pinned)}", "one that the bundle does not pin")
+    sha256, size = pinned[name]
+    data = _read_bounded(bundle.folder / name, MAX_EVALUATION_BYTES if name == EVALUATION_NAME else MAX_MODEL_BYTES)
     if len(data) != size:
-        _fail(where, name, f"{size} bytes", f"{len(data)} bytes")
+        fail(where, name, f"{size} bytes", f"{len(data)} bytes")
     digest = hashlib.sha256(data).hexdigest()
     if digest != sha256:
-        _fail(where, name, f"SHA-256 {sha256}", digest)
+        fail(where, name, f"SHA-256 {sha256}", digest)
     return data
 
 
-def _pinned(bundle: Bundle) -> dict[str, tuple[int, str]]:
-    """Return size and SHA-256 of the LiteRT files that a bundle has, by name."""
-    pinned = {MODEL_NAME: (bundle.model_size, bundle.model_sha256)}
+def _pinned(bundle: Bundle) -> dict[str, Pinned]:
+    """Return what is pinned of the files that a bundle has, by name."""
+    pinned = {MODEL_NAME: Pinned(bundle.model_sha256, bundle.model_size)}
     if bundle.screen:
-        pinned[SCREEN_NAME] = (bundle.screen.size, bundle.screen.sha256)
+        pinned[SCREEN_NAME] = Pinned(bundle.screen.sha256, bundle.screen.size)
+    if bundle.evaluation:
+        pinned[EVALUATION_NAME] = bundle.evaluation
     return pinned
-
-
-def check(spec: object, where: str) -> dict[str, Any]:
-    """Return ``spec`` (parsed JSON) if every field is as the format says; BundleError names the first that is not."""
-    if not isinstance(spec, dict):
-        _fail(where, "the whole", "an object", type(spec).__name__)
-    if spec.get("format_version") != FORMAT_VERSION:
-        _fail(where, "format_version", str(FORMAT_VERSION), spec.get("format_version"))
-    for key, (expected, holds) in _FIELDS.items():
-        if key not in spec or not holds(spec[key]):
-            _fail(where, key, expected, spec.get(key))
-    _check_screen(spec.get("screen"), where)
-    for label in spec["labels"]:
-        if problem := label_problem(label):
-            _fail(where, "labels", f"names that can be folders ({problem})", label)
-    if not set(spec["header_classes"].values()) <= set(spec["labels"]):
-        _fail(where, "header_classes", f"values among the labels {spec['labels']}", spec["header_classes"])
-    return spec
-
-
-def _check_screen(screen: object, where: str) -> None:
-    """Raise BundleError where there is a block for a screen that is not as the format says."""
-    if screen is None:
-        return
-    if not isinstance(screen, dict):
-        _fail(where, "screen", "an object, or none", screen)
-    for key, (expected, holds) in _SCREEN.items():
-        if not holds(screen.get(key)):
-            _fail(where, f"screen.{key}", expected, screen.get(key))
-
-
-def label_problem(label: str) -> str:
-    """Return why ``label`` cannot be a class's folder in an outbox; empty where it can."""
-    if label.casefold() in _RESERVED:
-        return "the name is reserved"
-    if not label or len(label.encode("utf-8", "surrogatepass")) > MAX_LABEL_BYTES:
-        return f"1 to {MAX_LABEL_BYTES} bytes are allowed"
-    if not label.isprintable() or any(char in '/\\:*?"<>|' for char in label):
-        return "a character is not allowed in folder names"
-    if label[0] in ".-~ " or label[-1] in ". " or unicodedata.normalize("NFC", label) != label:
-        return "it starts or ends with a character that is not allowed there"
-    return ""
 
 
 def _read_spec(path: Path) -> object:
@@ -179,7 +137,7 @@ def _read_spec(path: Path) -> object:
     try:
         spec: object = json.loads(_read_bounded(path, MAX_SPEC_BYTES))
     except (ValueError, RecursionError) as error:
-        _fail(str(path.parent), SPEC_NAME, "JSON in UTF-8", str(error))
+        fail(str(path.parent), SPEC_NAME, "JSON in UTF-8", str(error))
     return spec
 
 
@@ -187,14 +145,14 @@ def _read_bounded(path: Path, limit: int) -> bytes:
     """Return the bytes of a regular file of at most ``limit`` bytes."""
     where = str(path.parent)
     if not path.is_file():
-        _fail(where, path.name, "a file", "none")
+        fail(where, path.name, "a file", "none")
     try:
         with path.open("rb") as stream:
             data = stream.read(limit + 1)
     except OSError as error:
-        _fail(where, path.name, "a readable file", error.strerror)
+        fail(where, path.name, "a readable file", error.strerror)
     if len(data) > limit:
-        _fail(where, path.name, f"at most {limit} bytes", f"{path.stat().st_size} bytes")
+        fail(where, path.name, f"at most {limit} bytes", f"{path.stat().st_size} bytes")
     return data
 
 
@@ -217,80 +175,6 @@ def _bundle(folder: Path, spec: Mapping[str, Any]) -> Bundle:
         created_with=spec["created_with"],
         model_sha256=spec["model_sha256"],
         model_size=spec["model_size"],
-        screen=None if (screen := spec.get("screen")) is None else Screen(**{key: screen[key] for key in _SCREEN}),
+        screen=None if (screen := spec.get("screen")) is None else Screen(**{key: screen[key] for key in SCREEN}),
+        evaluation=None if (kept := spec.get("evaluation")) is None else Pinned(*(kept[key] for key in FILE)),
     )
-
-
-def _fail(where: str, key: str, expected: str, received: object) -> NoReturn:
-    """Raise the one form of error that a bundle's content gets; long values are cut."""
-    text = repr(received)
-    shown = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
-    msg = f"bundle {where!r}: {key}: expected {expected}, received {shown}"
-    raise BundleError(msg)
-
-
-def _is_int(value: object, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_number(value: object, low: float, high: float) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
-    )
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and value.isprintable()
-
-
-def _is_labels(value: object) -> bool:
-    if not isinstance(value, list) or not all(isinstance(label, str) for label in value):
-        return False
-    return MIN_LABELS <= len(value) <= MAX_LABELS and len({label.casefold() for label in value}) == len(value)
-
-
-def _is_map(value: object, keys: tuple[str, ...] | None = None) -> bool:
-    return isinstance(value, dict) and all(
-        (keys is None or key in keys) and isinstance(text, str) for key, text in value.items()
-    )
-
-
-def _is_thresholds(value: object) -> bool:
-    if not isinstance(value, dict) or not all(_is_number(value.get(key), 0.0, 1.0) for key in ("decide", "contradict")):
-        return False
-    return value.get("distance") is None or _is_number(value["distance"], 0.0, MAX_DISTANCE)
-
-
-_SHA256: tuple[str, Callable[[Any], bool]] = (
-    "64 hexadecimal digits",
-    lambda v: isinstance(v, str) and bool(_HEX.fullmatch(v)),
-)
-_SIZE: tuple[str, Callable[[Any], bool]] = (
-    f"1 to {MAX_MODEL_BYTES} bytes",
-    lambda v: _is_int(v, 1, MAX_MODEL_BYTES),
-)
-_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "name": (f"a line of at most {MAX_TEXT} characters", _is_text),
-    "arch": (f"a line of at most {MAX_TEXT} characters", _is_text),
-    "labels": (f"a list of 2 to {MAX_LABELS} names, each once", _is_labels),
-    "header_classes": (f"an object from {', '.join(HEADER_CLASSES)} to labels", lambda v: _is_map(v, HEADER_CLASSES)),
-    "input_shape": (
-        "[height, width, 3] of 16 to 1024 pixels",
-        lambda v: isinstance(v, list) and v[2:] == [3] and all(_is_int(n, 16, 1024) for n in v[:2]),
-    ),
-    "rendering_version": ("a number from 1", lambda v: _is_int(v, 1, 1 << 31)),
-    "temperature": ("a number from 0.05 to 20", lambda v: _is_number(v, 0.05, 20.0)),
-    "thresholds": (
-        f"an object with decide and contradict, 0 to 1, and maybe distance, 0 to {MAX_DISTANCE:.0f}",
-        _is_thresholds,
-    ),
-    "training": ("an object", lambda v: isinstance(v, dict)),
-    "created_with": ("an object from software to version", _is_map),
-    "model_sha256": _SHA256,
-    "model_size": _SIZE,
-}
-_SCREEN: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "confirm": ("a number from 0.5 to 1", lambda v: _is_number(v, 0.5, 1.0)),
-    "sha256": _SHA256,
-    "size": _SIZE,
-}

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicomsort.bundle.spec import FORMAT_VERSION, MODEL_NAME, SCREEN_NAME, SPEC_NAME, check
+from dicomsort.bundle.fields import FORMAT_VERSION, check
+from dicomsort.bundle.spec import EVALUATION_NAME, MODEL_NAME, SCREEN_NAME, SPEC_NAME
 from dicomsort.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -47,14 +48,15 @@ def staged(folder: Path, outputs: frozenset[str]) -> Iterator[Path]:
 def seal(folder: Path, spec: Mapping[str, Any]) -> None:
     """Write ``bundle.json`` into ``folder``: ``spec`` with the format's version, and the files' sizes and SHA-256.
 
-    The files are the model, and the screen where ``spec`` has a block for one. BundleError where the result would not
-    be one that ``load`` accepts.
+    The files are the model, and the screen and the evaluation images' features where ``spec`` has a block for them.
+    BundleError where the result would not be one that ``load`` accepts.
     """
     size, sha256 = _measure(folder / MODEL_NAME)
     whole = {"format_version": FORMAT_VERSION, **spec, "model_sha256": sha256, "model_size": size}
-    if screen := spec.get("screen"):
-        size, sha256 = _measure(folder / SCREEN_NAME)
-        whole["screen"] = {**screen, "sha256": sha256, "size": size}
+    for block, name in (("screen", SCREEN_NAME), ("evaluation", EVALUATION_NAME)):
+        if (told := spec.get(block)) is not None:
+            size, sha256 = _measure(folder / name)
+            whole[block] = {**told, "sha256": sha256, "size": size}
     check(whole, str(folder))
     text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
     (folder / SPEC_NAME).write_text(text, encoding="utf-8")

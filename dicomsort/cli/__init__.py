@@ -13,6 +13,7 @@ import typer
 from dicomsort.cli import (
     doctor,
     evaluate,
+    features,
     predict,
     receive,
     report,
@@ -56,6 +57,7 @@ app.command("train")(train.train)
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("screen")(screen.screen)
+app.command("features")(features.features)
 app.command("predict")(predict.predict)
 app.command("rules")(rules.rules)
 app.command("doctor")(doctor.doctor)

@@ -5,30 +5,30 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from dicomsort.cli.compare import show_compared
 from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK
 from dicomsort.errors import UsageError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dicomsort.training.cardtables import Table
-
 SKIPPED_SAID = 10
+_DATASET = "A folder with a folder of images a class; --compare does without."
+_OUT = "Where metrics.json, card.md and pictures go.  [default: evaluation; comparison with --compare]"
+_COMPARE = (
+    "Two bundles side by side: on DATASET, else on the evaluation images that both keep (a bundle and what --from made "
+    "of it), else by the figures that each has."
+)
 
 
 def evaluate(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A folder with a folder of images a class.")],
+    dataset: Annotated[Path | None, typer.Argument(metavar="DATASET", help=_DATASET)] = None,
     *,
     model: Annotated[
         Path | None, typer.Option(metavar="BUNDLE", help="The bundle to judge by (default: the one that ships).")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where metrics.json, card.md and pictures go.")] = Path(
-        "evaluation"
-    ),
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help=_OUT)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
     groups: Annotated[
         Path | None, typer.Option(metavar="FILE", help="CSV (source, group): source folders that count as one.")
@@ -42,26 +42,44 @@ def evaluate(
         typer.Option(metavar="source", help="Train the recipe anew without the sources that are judged (TensorFlow)."),
     ] = None,
     folds: Annotated[int, typer.Option(min=0, help="Parts that the sources are held out in; 0: one by one.")] = 10,
+    compare: Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help=_COMPARE)] = None,
     update: Annotated[bool, typer.Option("--update", help="Replace the bundle's own figures and card too.")] = False,
 ) -> None:
-    """Measure a model on a folder of images a class.
+    """Measure a model on a folder of images a class, or show two side by side.
 
     Example: dicomsort evaluate --model models/ours --out figures images/
+
+    Example: dicomsort evaluate --compare models/default models/site images/
     """
+    if compare:
+        _refuse_beside_compare(model=model, cross_validate=cross_validate, shortcuts=shortcuts, update=update)
+        show_compared(compare, dataset, out or Path("comparison"), groups, seed, as_json=as_json)
+    else:
+        folder, parts = out or Path("evaluation"), _folds(cross_validate, folds)
+        _show(_evaluate(model, (dataset, folder, groups, seed, shortcuts, parts, update)), folder, as_json=as_json)
+
+
+def _refuse_beside_compare(**given: object) -> None:
+    """Raise UsageError for the first option that is given, and means nothing beside --compare."""
+    for name, value in given.items():
+        if value:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"--compare: expected no {option} beside it, received both")
+
+
+def _folds(cross_validate: str | None, folds: int) -> int | None:
+    """Return the number of parts to hold out in turn, None for none; UsageError where that is not to be understood."""
     if cross_validate not in {None, "source"}:
         raise UsageError(f"--cross-validate: expected source, received {cross_validate!r}")
     if folds == 1:
         raise UsageError("--folds: expected 0, or 2 or more, received 1")
-    told = _evaluate(model, (dataset, out, groups, seed, shortcuts, folds if cross_validate else None, update))
-    _remark(told, sys.stderr)
-    if as_json:
-        print(json.dumps(told))
-    else:
-        _show(told, out)
+    return folds if cross_validate else None
 
 
 def _evaluate(model: Path | None, asked: tuple[Any, ...]) -> dict[str, Any]:
-    """Return metrics.json's content; ``asked`` holds the fields of ``Settings`` in order."""
+    """Return metrics.json's content; ``asked`` holds the fields of ``Settings`` in order, the data set first."""
+    if asked[0] is None:
+        raise UsageError("evaluate: expected a DATASET, or --compare A B without one, received none")
     from dicomsort.adapters import open_engine
     from dicomsort.adapters.processes import usable_cores
     from dicomsort.bundle import default_path, load
@@ -91,40 +109,16 @@ def _remark(told: dict[str, Any], stream: Any) -> None:
             print(f"  … and {len(skipped) - SKIPPED_SAID} more, all listed in metrics.json", file=stream)
 
 
-def _show(told: dict[str, Any], out: Path) -> None:
-    """Print the tables that the card has, for a person."""
+def _show(told: dict[str, Any], out: Path, *, as_json: bool) -> None:
+    """Print the tables that the card has, for a person, or one JSON object."""
+    _remark(told, sys.stderr)
+    if as_json:
+        print(json.dumps(told))
+        return
+    from dicomsort.cli.tables import show
     from dicomsort.report import visible
     from dicomsort.training.cardtables import tables
 
     print(f"{told['model']['name']}: {told['images']:,} images; {told['held_out']}")
-    draw = _rich if sys.stdout.isatty() else _plain
-    for table in tables(told):
-        print()
-        draw(table)
+    show(tables(told))
     print(f"\nFigures, card and pictures: {visible(str(out))}")
-
-
-def _plain(table: Table) -> None:
-    """Print aligned columns: the first to the left, the others to the right."""
-    lines: list[Sequence[str]] = [table.head, *table.rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
-    print(table.title)
-    for line in lines:
-        cells = [
-            line[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-        ]
-        print("  " + "  ".join(cells).rstrip())
-
-
-def _rich(table: Table) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table as Grid
-
-    grid = Grid(title=escape(table.title), title_justify="left")
-    for i, name in enumerate(table.head):
-        grid.add_column(escape(name), justify="right" if i else "left")
-    for row in table.rows:
-        grid.add_row(*map(escape, row))
-    Console(soft_wrap=True).print(grid)

@@ -21,7 +21,10 @@ ARCH = (
 )
 _FROM = (
     "Go on from a bundle, with its network and its classes, on a site's own images (some of the classes will do), and "
-    "say what got better and worse."
+    "say what got better and worse, on them and on images that the bundle keeps. --out may be the same folder."
+)
+_REPLACE = (
+    "Let what comes of --from replace an earlier bundle at --out that is better, or that it cannot be compared with."
 )
 _WEIGHTS = "Weights for mobilenet-v3-small, resnet50 or vgg16 in a local Keras file (.h5), without the ImageNet layer."
 _PATIENCE = (
@@ -63,19 +66,23 @@ def train(
     cache: Annotated[Path | None, typer.Option(metavar="DIR", help=_CACHE)] = None,
     seed: Annotated[int, typer.Option(help="Fixes split, first weights, order and variations.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew where a checkpoint is left.")] = False,
+    replace_worse: Annotated[bool, typer.Option("--replace-worse", help=_REPLACE)] = False,
     show: Annotated[bool, typer.Option("--show", help="Open the plots when done.")] = False,
 ) -> None:
     """Train a model on a folder of images a class.
 
     Interrupted (Ctrl-C, SIGTERM, even kill -9), it leaves DIR.checkpoint, and the same command goes on from there.
+    With --from, an earlier bundle at --out is not replaced by a worse one: exit code 1, and that is in DIR.refused.
 
     Example: dicomsort train --augment light --patience 3 --out models/ours images/
+
+    Example: dicomsort train --from models/default --out models/site corrections/
     """
     from dicomsort.training.settings import Settings
 
     settings = Settings(
         dataset, out, arch, epochs, batch_size, learning_rate, validation_split, seed, groups, augment, patience,
-        balance, split, weights, cache, fresh, start,
+        balance, split, weights, cache, fresh, start, replace_worse=replace_worse,
     )  # fmt: skip
     _train(settings, show=show)
 
@@ -102,7 +109,7 @@ def _train(settings: Settings, *, show: bool) -> None:
     print(f"{visible(str(trained.folder))}: {shares} of {figures['images']:,} held-out images; {trained.held_out}")
     print(f"The mistakes, as a picture of your images: {visible(str(trained.sheet))}")
     if started := figures["training_run"].get(comparing.KEY):
-        print(comparing.words(started))
+        print("\n".join(comparing.sentences(started)))
     if trained.skipped:
         print(f"{len(trained.skipped):,} files were skipped, being no readable image; metrics.json lists them")
     if show:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dicomsort.bundle import Bundle
+    from dicomsort.training.distance import Space
+    from dicomsort.training.remembered import Remembered
 
 Shape = tuple[int, int, int]
 Precision = Literal["float32", "float16", "int8"]
@@ -34,9 +36,11 @@ class Architecture:
 
     ``build(shape, classes)`` returns the whole keras.Model, with pretrained weights where there are some; it takes what
     ``VARIATIONS`` names as well.
-    ``trained_from`` is the layer from which ``staged`` trains. ``precisions`` are the weights' formats to try for
+    ``trained_from`` is the layer from which ``staged`` trains, "" for what is behind ``features``. ``precisions`` are
+    the weights' formats to try for
     LiteRT, the first that agrees is kept. ``require`` raises UsageError where something to build it with is missing,
-    before any time is spent. ``start`` is the bundle whose weights ``build`` gives, None where it is none's.
+    before any time is spent. ``start`` is the bundle whose weights ``build`` gives, None where it is none's;
+    ``remembered`` is what that keeps of its evaluation images, ``space`` where those that it was trained on lie.
     """
 
     summary: str
@@ -46,6 +50,8 @@ class Architecture:
     trained_from: str = ""
     require: Callable[[], object] = tuple
     start: Bundle | None = None
+    remembered: Remembered | None = None
+    space: Space | None = None
 
     def header_classes(self, labels: Sequence[str]) -> dict[str, str]:
         """Return which of ``labels`` are the classes that a header may name: as in ``start``, else by their names."""

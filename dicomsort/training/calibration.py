@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,14 +11,15 @@ from dicomsort.bundle import calibrate
 from dicomsort.training import distance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from dicomsort.bundle import Bundle
+    from dicomsort.training.distance import Space
 
 # Fewer held-out predictions than this say nothing about the last percent.
-MIN_HELD_OUT = 50
+MIN_HELD_OUT, MIN_OF_CLASS = 50, 10  # of every class where a training goes on: corrections are few, and none typical
 MIN_CONFIDENT = 20
 DECIDE_ACCURACY, DECIDE_BOUNDS = 0.99, (0.5, 0.99)
 CONTRADICT_ACCURACY, CONTRADICT_BOUNDS = 0.995, (0.9, 0.99)
@@ -90,15 +91,37 @@ def kept(start: Bundle, counts: Mapping[str, int]) -> Calibration | None:
 
     ``counts`` are those by label; None where there are enough, of every class.
     """
-    missing = [label for label, count in counts.items() if not count]
+    missing = [f"{count or 'none'} of {label}" for label, count in counts.items() if count < MIN_OF_CLASS]
     if sum(counts.values()) >= MIN_HELD_OUT and not missing:
         return None
-    lacking = f", and none of {', '.join(missing)}" if missing else ""
+    lacking = f", {', '.join(missing)}" if missing else ""
     note = (
         f"Temperature and thresholds are those of {start.name}, from which the training went on: it had "
-        f"{sum(counts.values()):,} held-out images ({MIN_HELD_OUT} of all classes are needed){lacking}."
+        f"{sum(counts.values()):,} held-out images{lacking} ({MIN_HELD_OUT} are needed, {MIN_OF_CLASS} of every class)."
     )
     return Calibration(start.temperature, start.decide, start.contradict, (note,))
+
+
+def going_on(
+    start: Bundle, space: Space | None, counts: Mapping[str, int], fitted: Calibration, distances: Sequence[float]
+) -> Calibration:
+    """Return the calibration of what went on from a bundle: ``kept``, else ``fitted``, with the limit of distance kept.
+
+    ``space`` is where the images lie that the bundle was trained on, None where it is not known: then no distance is
+    told. ``distances``: (N,) from them, of the images at hand.
+    """
+    found = kept(start, counts) or fitted
+    if start.distance is None:
+        return replace(found, distance=None)
+    if space is None:
+        note = f"Distances, which {start.name} tells, are not told: its model does not hold them as they are exported."
+        return replace(found, distance=None, notes=(*found.notes, note))
+    beyond = int((np.asarray(distances) > start.distance).sum())
+    note = (
+        f"Distances and their limit are those of {start.name}, from the images that it was trained on: {beyond:,} of "
+        f"the {len(distances):,} images at hand lie beyond it, and are out of distribution as before."
+    )
+    return replace(found, distance=start.distance, notes=(*found.notes, note))
 
 
 def nested(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomsort.records import OTHER
 from dicomsort.report import visible
-from dicomsort.training import comparing, screening
+from dicomsort.training import comparing, remembered, screening
 from dicomsort.training.cardtables import percent, tables
 from dicomsort.training.predictions import NESTED
 
@@ -44,6 +44,7 @@ def write_card(spec: Mapping[str, Any], told: Mapping[str, Any]) -> str:
         _abstaining(story),
         _speed(story),
         _screen(story),
+        _evaluation(story),
         _limits(story),
     )
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
@@ -196,6 +197,20 @@ def _screen(story: _Story) -> list[str]:
         f"| {on['what']} | {on['images']:,} | {percent(on['confirmed'])} | {on['wrong']:,} of {on['pairs']:,} |"
         for on in told["on"]
     ]
+
+
+def _evaluation(story: _Story) -> list[str]:
+    if not (told := story.run.get(remembered.KEY)):
+        return []
+    head = ["## Evaluation images", ""]
+    if isinstance(told, str):
+        return [*head, f"The bundle keeps no features of them: {told}."]
+    lines = [*head, f"{remembered.words(told)}."]
+    lines += ["`train --from` rehearses the one part and is judged by the other, which shares no "]
+    lines[-1] += f"{told['unit']} with it and which no such training learns from."
+    if told["trained_on"]:
+        lines += ["What the network was trained on shows what a later training forgets, and is no measure of accuracy."]
+    return lines
 
 
 def _limits(story: _Story) -> list[str]:

@@ -64,9 +64,9 @@ def percent(value: float | None) -> str:
 def _figures(told: Mapping[str, Any]) -> Table:
     rows = [("images", f"{told['images']:,}", "")]
     for title, path in ROWS:
-        value = _at(told, path)
+        value = at(told, path)
         if value is not None:
-            write = _number if path in NUMBERS else percent
+            write = number if path in NUMBERS else percent
             rows.append((title, write(value), _interval(told, path, write)))
     return Table("Figures", ("figure", "value", "95 % interval"), tuple(rows))
 
@@ -123,15 +123,16 @@ def _shortcuts(told: Mapping[str, Any]) -> Table:
         (
             name,
             percent(row["accuracy"]),
-            _points(row["change"]),
-            _interval(told, ("shortcuts", name, "change"), _points),
+            points(row["change"]),
+            _interval(told, ("shortcuts", name, "change"), points),
         )
         for name, row in told.get("shortcuts", {}).items()
     ]
     return Table("Shortcut tests", ("image changed by", "accuracy", "change, points", "95 % interval"), tuple(rows))
 
 
-def _at(figures: Any, path: tuple[str, ...]) -> Any:
+def at(figures: Any, path: tuple[str, ...]) -> Any:
+    """Return what stands at a path of names in dictionaries, None where there is nothing."""
     for name in path:
         figures = figures.get(name) if isinstance(figures, dict) else None
     return figures
@@ -139,17 +140,19 @@ def _at(figures: Any, path: tuple[str, ...]) -> Any:
 
 def _with_interval(told: Mapping[str, Any], path: tuple[str, ...]) -> str:
     interval = _interval(told, path, percent)
-    return f"{percent(_at(told, path))} ({interval})" if interval else percent(_at(told, path))
+    return f"{percent(at(told, path))} ({interval})" if interval else percent(at(told, path))
 
 
 def _interval(told: Mapping[str, Any], path: tuple[str, ...], write: Any) -> str:
-    found = _at(told, ("intervals", *path))
+    found = at(told, ("intervals", *path))
     return f"{write(found[0])} to {write(found[1])}" if found else ""
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Return a figure that is no share."""
     return f"{value:.3f}"
 
 
-def _points(value: float) -> str:
+def points(value: float) -> str:
+    """Return a change of a share in points, with its sign."""
     return f"{100 * value:+.1f}"

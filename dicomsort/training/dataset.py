@@ -163,12 +163,13 @@ def read_groups(path: Path) -> dict[str, str]:
         raise UsageError(msg) from error
 
 
-def require_trainable(dataset: Dataset, files: Mapping[str, int], skipped: int) -> None:
-    """Raise DatasetError unless every class that has any of the ``files`` (label -> number) has two readable images."""
+def require_trainable(dataset: Dataset, files: Mapping[str, int], skipped: int, least: int = MIN_IMAGES) -> None:
+    """Raise DatasetError unless every class that has any of the ``files`` (label -> number) has ``least`` images."""
     for label, count in dataset.counts().items():
-        if files[label] and count < MIN_IMAGES:
+        if files[label] and count < least:
+            images = "images" if least > 1 else "image"
             msg = (
-                f"data set {str(dataset.root)!r}: class {label!r}: expected at least {MIN_IMAGES} readable images, "
+                f"data set {str(dataset.root)!r}: class {label!r}: expected at least {least} readable {images}, "
                 f"received {count} ({skipped} files of the data set were skipped)"
             )
             raise DatasetError(msg)

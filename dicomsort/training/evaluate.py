@@ -81,11 +81,11 @@ def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Repor
     paths = [found.predictions.dataset.items[i].path for i in chosen]
     with reporter.step("Rendering the mistakes", len(paths)) as step:
         images = spread(engine, partial(thumbnails, str(settings.dataset)), paths, lambda *_: None, step)
-    with _outcome(settings.out) as folder:
+    with outcome(settings.out) as folder:
         _write(folder, bundle, found)
         reporting.draw_mistakes(folder / reporting.SHEET, found.predictions, chosen, images)
     if settings.update:
-        with _outcome(bundle.folder) as folder:
+        with outcome(bundle.folder) as folder:
             _write(folder, bundle, found)
     return found
 
@@ -144,15 +144,25 @@ def _predictions(bundle: Bundle, dataset: Dataset, answers: Sequence[Judged], he
 
 def _check(bundle: Bundle, settings: Settings) -> None:
     """Raise UsageError where figures could not be written, or must not be."""
-    if (settings.out / SPEC).exists():
-        msg = f"--out {str(settings.out)!r}: expected a folder for figures, received a bundle; --update is for that"
-        raise UsageError(msg)
+    check_out(settings.out)
     if settings.update and settings.folds is None:
         raise UsageError("--update: expected --cross-validate source beside it, received figures of another kind")
-    for folder in (settings.out, bundle.folder) if settings.update else (settings.out,):
-        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise UsageError(f"--out {str(folder)!r}: expected a folder that can be written, received one that cannot")
+    if settings.update:
+        _check_writable(bundle.folder)
+
+
+def check_out(out: Path) -> None:
+    """Raise UsageError where figures could not be written to ``out``, or must not be."""
+    if (out / SPEC).exists():
+        msg = f"--out {str(out)!r}: expected a folder for figures, received a bundle; --update is for that"
+        raise UsageError(msg)
+    _check_writable(out)
+
+
+def _check_writable(folder: Path) -> None:
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UsageError(f"--out {str(folder)!r}: expected a folder that can be written, received one that cannot")
 
 
 def _write(folder: Path, bundle: Bundle, found: Evaluated) -> None:
@@ -175,7 +185,7 @@ def _training_run(bundle: Bundle) -> dict[str, Any]:
 
 
 @contextmanager
-def _outcome(folder: Path) -> Iterator[Path]:
+def outcome(folder: Path) -> Iterator[Path]:
     """Yield an empty folder whose files take their places in ``folder`` when the block ends well."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -51,14 +51,15 @@ class Judged:
         """Return all that is filled, in a fixed order."""
         return [self.probabilities, self.distances, *self.variants.values(), self.screened, self.screened_distances]
 
-    def take(self, staged: Staged, outside: Indices, inside: Indices) -> distance.Space:
+    def take(self, staged: Staged, outside: Indices, inside: Indices) -> distance.Space | None:
         """Judge the items ``inside``, plain and changed by each shortcut test, by what was trained on ``outside``.
 
-        Returns where the features of ``outside`` lie.
+        Returns where the features of ``outside`` lie (see ``space_of``).
         """
         space = space_of(staged, outside)
         features, self.probabilities[inside] = staged.see(staged.views.seen[0][inside])
-        self.distances[inside] = space.distances(features)
+        if space is not None:
+            self.distances[inside] = space.distances(features)
         with staged.reporter.step("Judging changed images", len(inside) * len(SHORTCUTS)) as step:
             for name, change in SHORTCUTS.items():
                 shown = Shown(staged.rendered, inside, partial(_changed, change))
@@ -77,8 +78,14 @@ def _changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], *args: An
     return np.stack([change(image) for image in args[-1]])
 
 
-def space_of(staged: Staged, items: Indices) -> distance.Space:
-    """Return where the features of ``items`` lie, those of OTHER left out where there are other classes."""
+def space_of(staged: Staged, items: Indices) -> distance.Space | None:
+    """Return where the features of ``items`` lie, those of OTHER left out where there are other classes.
+
+    Where the training goes on from a bundle, that one's images, for a site's few say nothing of where all the others
+    lie, and the features stay as they are; None where the bundle does not tell.
+    """
+    if staged.architecture.start:
+        return staged.architecture.space
     known = staged.dataset.known(items)
     features, _ = staged.see(staged.views.seen[0][known])
     return distance.fit(features, staged.dataset.classes()[known])
@@ -101,7 +108,7 @@ def cross_validate(
         course = staged.fit(outside, held, f"Cross-validation, fold {i} of {len(numbers)}")
         space = judged.take(staged, outside, inside)
         if screens is not None:
-            said = screens.judge(staged.network, None if staged.kept else space, outside, inside)
+            said = screens.judge(staged.network, space, outside, inside)
             judged.screen(said, inside)
         progress.history, progress.epoch = progress.history or course, i
         if checkpoint:

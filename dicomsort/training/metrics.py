@@ -45,7 +45,7 @@ def report(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
     ``sources`` lists each class and source with its recall, the worst first, where there are sources.
     """
     names, cluster = np.unique(np.array(predictions.clusters), return_inverse=True)
-    tally = _tally(predictions, cluster)
+    tally = tally_of(predictions, cluster)
     drawn_from = {"unit": predictions.unit, "clusters": len(names), "resamples": bootstrap.RESAMPLES, "seed": seed}
     figures = {"bootstrap": drawn_from, **_figures(tally, predictions.thresholds)}
     sources = [item.source for item in predictions.dataset.items]
@@ -82,7 +82,7 @@ def by_source(
     return sorted(rows, key=lambda row: (row["recall"], row["source"], row["label"]))
 
 
-def _tally(predictions: Predictions, cluster: NDArray[np.intp]) -> Tally:
+def tally_of(predictions: Predictions, cluster: NDArray[np.intp]) -> Tally:
     """Return the sums of all that is measured; what is named by source only where sources are the clusters."""
     dataset, truth = predictions.dataset, predictions.dataset.classes()
     tally = Tally(predictions.probabilities, truth, dataset.labels, cluster, predictions.thresholds)

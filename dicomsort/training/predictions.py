@@ -91,7 +91,7 @@ class HeldOut:
 
     ``probabilities``: float32 (N, C); ``fold``: int64 (N,), no source in two of them; ``held_out`` and ``by_source`` as
     in ``Predictions``; ``distances``: float32 (N,) or None; ``variants``: name of a shortcut test -> float32 (N, C), of
-    the same models.
+    the same models; ``limit``: that of distance, where it is known and not fitted.
     """
 
     probabilities: NDArray[np.float32]
@@ -100,6 +100,7 @@ class HeldOut:
     by_source: bool
     distances: NDArray[np.float32] | None = None
     variants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    limit: float | None = None
 
     def calibrated(self, dataset: Dataset) -> Predictions:
         """Return the predictions, each calibrated by what the other folds tell (``calibration.nested``)."""
@@ -115,7 +116,7 @@ class HeldOut:
             unit,
             self.by_source,
             self.distances,
-            found.limits,
+            found.limits if self.limit is None else np.full(len(self.fold), self.limit),
             {name: by_image(changed, found.temperatures) for name, changed in self.variants.items()},
             NESTED,
         )

@@ -53,7 +53,8 @@ class Fitted:
     what that model was trained on; ``variants``: name of a shortcut test -> probabilities like the others; ``space`` is
     where the features of the final model's training images lie; ``before``: what the bundle from which the training
     went on says of ``held``, like ``probabilities``, None where there is none; ``screened``: what screens of the models
-    that judged say of ``held``, None where none were made.
+    that judged say of ``held``, None where none were made; ``remembered``: what that bundle, and the final model, say
+    of the images that the bundle keeps to be judged by, each float32 (M, C), None where it keeps none.
     """
 
     model: Any
@@ -70,3 +71,4 @@ class Fitted:
     space: Space | None = None
     before: NDArray[np.float32] | None = None
     screened: Said | None = None
+    remembered: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None

@@ -55,6 +55,19 @@ def read_weights(model: bytes, convolutions: int) -> Weights:
     return Weights(units, kernel, bias)
 
 
+def read_head(model: bytes) -> Unit:
+    """Return kernel (D, C) and bias (C,), float32, of the last layer of a LiteRT model.
+
+    BundleError where it has none before its softmax, as float32 or float16.
+    """
+    try:
+        kernel, bias = Graph.read(model).head()
+    except UNREADABLE as error:
+        msg = f"model.tflite: expected a last layer as dicomsort exports it, received {type(error).__name__}: {error}"
+        raise BundleError(msg) from error
+    return kernel, bias
+
+
 @dataclass(frozen=True, slots=True)
 class ToldSpace(Space):
     """A space as a LiteRT model holds it: what it computes with is told, and ``means``, of which that is made, are not.

@@ -52,13 +52,13 @@ def encode(digests: Sequence[str], earlier: Mapping[str, Any] | None = None) -> 
 
     ``earlier`` is the ``training`` of the bundle from which it went on; "" where that does not tell its files.
     """
-    keys = np.unique(_keys(digests))
+    kept = np.unique(keys(digests))
     if earlier is not None:
         before = _decode(earlier)
         if not len(before):
             return ""
-        keys = np.union1d(keys, before)
-    return "" if len(keys) > MAX_KEPT else base64.b64encode(keys.astype(">u4").tobytes()).decode()
+        kept = np.union1d(kept, before)
+    return "" if len(kept) > MAX_KEPT else base64.b64encode(kept.astype(">u4").tobytes()).decode()
 
 
 def compare(training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str]) -> Seen:
@@ -66,7 +66,17 @@ def compare(training: Mapping[str, Any], items: Sequence[Item], digests: Sequenc
     if training.get("fingerprint") == fingerprint(items, digests):
         return Seen(len(items), len(items))
     kept = _decode(training)
-    return Seen(len(items), int(np.isin(_keys(digests), kept).sum()) if len(kept) else None)
+    return Seen(len(items), int(np.isin(keys(digests), kept).sum()) if len(kept) else None)
+
+
+def known(
+    training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str], *, untold: bool
+) -> NDArray[np.bool_]:
+    """Tell which of these files ``training``, as bundle.json holds it, was on, bool (N,); ``untold`` if it does not."""
+    if training.get("fingerprint") == fingerprint(items, digests):
+        return np.ones(len(digests), bool)
+    kept = _decode(training)
+    return np.isin(keys(digests), kept) if len(kept) else np.full(len(digests), untold)
 
 
 def _decode(training: Mapping[str, Any]) -> NDArray[np.uint32]:
@@ -78,5 +88,6 @@ def _decode(training: Mapping[str, Any]) -> NDArray[np.uint32]:
     return kept.astype(np.uint32)
 
 
-def _keys(digests: Sequence[str]) -> NDArray[np.uint32]:
+def keys(digests: Sequence[str]) -> NDArray[np.uint32]:
+    """Return the first 32 bits of SHA-256 in hexadecimal digits, (N,)."""
     return np.array([int(digest[:HEX_DIGITS], 16) for digest in digests], np.uint32)

@@ -11,7 +11,7 @@ from dicomsort.errors import UsageError
 from dicomsort.training.architectures import ARCHITECTURES, varied, with_weights
 from dicomsort.training.augment import STRENGTHS
 from dicomsort.training.recipe import Recipe
-from dicomsort.training.starting import from_bundle
+from dicomsort.training.starting import going_on
 
 if TYPE_CHECKING:
     from dicomsort.training.architectures import Architecture
@@ -27,7 +27,8 @@ class Settings:
 
     ``groups`` is a CSV file (see ``read_groups``), ``weights`` a file of Keras weights, ``cache`` a folder for
     renderings, ``start`` the folder of a bundle to go on from, ``variation`` what a search changed in the network
-    (``architectures.VARIATIONS``); the rest is told by ``Recipe``. ``arch`` and
+    (``architectures.VARIATIONS``), ``replace_worse`` whether a worse bundle may replace an earlier one at
+    ``out``, where the training goes on from a bundle; the rest is told by ``Recipe``. ``arch`` and
     ``learning_rate`` are None where they were not asked for; ``checked`` fills them in.
     """
 
@@ -49,6 +50,7 @@ class Settings:
     fresh: bool = False
     start: Path | None = None
     variation: tuple[tuple[str, Any], ...] = ()
+    replace_worse: bool = False
 
     def recipe(self) -> Recipe:
         """Return the numbers of the training; its checkpoint lies beside the bundle."""
@@ -104,9 +106,7 @@ def _started(settings: Settings, start: Path) -> tuple[Settings, Architecture]:
     """Return what ``checked`` does for a training that goes on from a bundle."""
     if settings.weights:
         raise UsageError("--from: expected no --weights beside it, received both")
-    if settings.out.resolve() == start.resolve():
-        raise UsageError(f"--out {str(settings.out)!r}: expected another folder than --from, received the same")
-    architecture = from_bundle(start)
+    architecture = going_on(start)
     if architecture.start is None or settings.arch not in {None, architecture.start.arch}:
         known = architecture.start and architecture.start.arch
         raise UsageError(f"--arch: expected {known}, that of --from, or nothing, received {settings.arch!r}")

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
@@ -25,6 +25,8 @@ from dicomsort.training.feeding import Begin, Watch, one_hot, waiting
 from dicomsort.training.folding import Judged, cross_validate, space_of
 from dicomsort.training.prefetching import Feed, as_dataset
 from dicomsort.training.recipe import Fitted
+from dicomsort.training.rehearsing import Rehearsal, Rehearsing
+from dicomsort.training.remembered import probe_images, require_of
 from dicomsort.training.screening import Said, pointless
 from dicomsort.training.screens import Screens
 from dicomsort.training.splitting import folds, held_together
@@ -49,7 +51,7 @@ DECAY, CLIP = 1e-3, 1.0
 AVERAGED, MOST_AVERAGED = 0.1, 100  # the share of the steps that the running average is over, and their number at most
 PREDICTED = 128
 # Of the weights of a bundle from which a training goes on, averaged with what it came to (Wortsman et al. 2022,
-# arXiv:2109.01903): what the new images do not show is not forgotten.
+# arXiv:2109.01903), where nothing is rehearsed: what the new images do not show is not all forgotten.
 KEPT = 0.5
 
 
@@ -57,8 +59,8 @@ KEPT = 0.5
 class Staged:
     """A network in training: ``trunk``, which stays, and ``tail``, trained again and again from ``start``.
 
-    ``both`` is the tail with two outputs, features and probabilities; ``views`` is what the trunk sees; ``kept`` is the
-    share of ``start`` in the weights that a training ends with; ``spent`` see ``feeding.Begin``.
+    ``both`` is the tail with two outputs, features and probabilities; ``views`` is what the trunk sees; ``spent`` see
+    ``feeding.Begin``; ``rehearsal`` is what is shown between the images, None for nothing.
     """
 
     network: Any
@@ -70,19 +72,25 @@ class Staged:
     rendered: Rendered
     recipe: Recipe
     reporter: Reporter
-    kept: float
+    architecture: Architecture
     spent: list[tuple[float, float]]
+    rehearsal: Rehearsal | None = None
 
     @property
     def dataset(self) -> Dataset:
         """The data set that it is trained on."""
         return self.rendered.dataset
 
+    @property
+    def kept(self) -> float:
+        """The share of ``start`` in the weights that a training ends with."""
+        return KEPT if self.architecture.start and self.rehearsal is None else 0.0
+
     def fit(
         self, items: Indices, held: Indices | None, name: str, callbacks: Sequence[Any] = ()
     ) -> dict[str, list[float]]:
         """Train on ``items``; return the history, with the figures of ``held`` where given."""
-        data, recipe = Drawn(self.views, self.dataset, items, self.recipe), self.recipe
+        recipe, data = self.recipe, self._data(items)
         steps = recipe.epochs * len(data)
         warm = max(1, round(WARM_UP * steps))
         rate = keras.optimizers.schedules.CosineDecay(
@@ -111,14 +119,24 @@ class Staged:
                     variable.assign(self.kept * value + (1 - self.kept) * keras.ops.convert_to_numpy(variable))
         return {column: [float(value) for value in values] for column, values in done.history.items()}
 
-    def _loss(self) -> Any:
-        """Return the cross-entropy; where the training goes on from a bundle, among the classes that have images.
+    def _data(self, items: Indices) -> Drawn | Rehearsing:
+        """Return what is drawn from ``items``, and from what is rehearsed."""
+        drawn = Drawn(self.views, self.dataset, items, self.recipe)
+        if self.rehearsal is None:
+            return drawn
+        return Rehearsing(drawn, self.rehearsal, self.recipe.batch_size, self.recipe.seed)
 
-        Else a class without images would only ever be argued against, and unlearnt: measured, all of it within minutes.
+    def _loss(self) -> Any:
+        """Return the cross-entropy among the classes that have images.
+
+        Where the training goes on from a bundle, some may have none. They would only ever be argued against, and
+        unlearnt: measured, all of it within minutes.
         """
-        if not self.kept:
+        shown = [] if self.rehearsal is None else [self.rehearsal.truth]
+        there = np.isin(np.arange(len(self.dataset.labels)), np.concatenate([self.dataset.classes(), *shown]))
+        if there.all():
             return "categorical_crossentropy"
-        there = np.isin(np.arange(len(self.dataset.labels)), self.dataset.classes()).astype(np.float32)
+        there = there.astype(np.float32)
         return lambda truth, said: keras.losses.categorical_crossentropy(truth, said * there)  # which makes the sum 1
 
     def see(self, activations: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -134,49 +152,90 @@ class Staged:
 @contextmanager
 def opened(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Iterator[Staged]:
     """Yield the network with all that its trunk sees, in temporary files."""
-    network = architecture.build(rendered.images.shape[1:], len(rendered.dataset.labels))
+    shape, remembered = rendered.images.shape[1:], architecture.remembered
+    network = architecture.build(shape, len(rendered.dataset.labels))
     trunk, tail, both = divide(network, architecture.trained_from)
-    if architecture.start:
-        network.get_layer("features").trainable = False
+    if architecture.start and remembered:
+        probes = np.asarray(trunk.predict_on_batch(probe_images(shape).astype(np.float32)))
+        require_of(architecture.start, remembered, probes)
     with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
         start = [keras.ops.convert_to_numpy(variable) for variable in tail.variables]
-        kept = KEPT if architecture.start else 0.0
         spent: list[tuple[float, float]] = []
         views = view_all(trunk, rendered, recipe.augment, recipe.seed, Path(scratch) / "views.npy", reporter, spent)
-        yield Staged(network, trunk, tail, both, start, views, rendered, recipe, reporter, kept, spent)
+        staged = Staged(network, trunk, tail, both, start, views, rendered, recipe, reporter, architecture, spent)
+        kept = remembered and remembered.part(rehearsed=True)
+        yield replace(staged, rehearsal=Rehearsal(kept, staged.see(kept.features)[1])) if kept else staged
 
 
 def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Fitted:
     """Train what lies behind ``architecture.trained_from``: once a fold of sources, at last on everything."""
     dataset = rendered.dataset
-    grouped = dataset.grouped()
+    grouped = _grouped(dataset, architecture)
     fold = folds(dataset, FOLDS, recipe.seed, grouped=grouped)
+    if architecture.start and len(np.unique(fold)) < 2:  # noqa: PLR2004 - each class has one source, all in one fold
+        fold = np.unique(dataset.units(grouped=grouped), return_inverse=True)[1] % FOLDS
     count = len(np.unique(fold))
     if count < 2:  # noqa: PLR2004 - one to train on and one to hold out
-        raise DatasetError(held_together(dataset))
+        raise DatasetError(_one_alone(dataset) if architecture.start else held_together(dataset))
     everything = np.arange(len(fold))
     wanted = not pointless(architecture.header_classes(dataset.labels), len(fold))
     screens = Screens(rendered, recipe.seed, reporter) if wanted else None
     with opened(architecture, rendered, recipe, reporter) as staged:
-        before = staged.see(staged.views.seen[0])[1] if architecture.start else None
+        before = _asked(staged)
         with _told(recipe, reporter):
             judged, history = cross_validate(staged, fold, _checkpoint(staged, architecture), screens)
             staged.fit(everything, None, "Training on everything")
-        # A site's few images say nothing of where all that the starting bundle was trained on lies.
-        space = None if architecture.start else space_of(staged, everything)
+        space, after = space_of(staged, everything), _asked(staged)
     unit = _unit(dataset, grouped=grouped)
     held_out = f"cross-validation in {count} folds by {unit}: each image is judged by a model not trained on its fold"
     distances, screened_distances = (None, None) if space is None else (judged.distances, judged.screened_distances)
     return Fitted(
         staged.network, history, everything, judged.probabilities, f"the first of {count} folds, {unit}", held_out,
-        grouped, {"waiting": waiting(staged.spent)}, fold, distances, judged.variants, space, before,
+        grouped, {"waiting": waiting(staged.spent)}, fold, distances, judged.variants, space,
+        before.images if architecture.start else None,
         Said(judged.screened, screened_distances) if wanted else None,
+        (before.remembered, after.remembered) if architecture.remembered else None,
     )  # fmt: skip
+
+
+class _Asked(NamedTuple):
+    """What a network says, float32 (n, C): of all images, and of its start's that are judged, never learnt."""
+
+    images: NDArray[np.float32]
+    remembered: NDArray[np.float32]
+
+
+def _asked(staged: Staged) -> _Asked:
+    """Ask the network as it is, where it goes on from a bundle."""
+    nothing = np.zeros((0, len(staged.dataset.labels)), np.float32)
+    if staged.architecture.start is None:
+        return _Asked(nothing, nothing)
+    kept = staged.architecture.remembered
+    judged = kept and kept.part(rehearsed=False)
+    images = staged.see(staged.views.seen[0])[1]
+    return _Asked(images, staged.see(judged.features)[1] if judged else nothing)
+
+
+def _grouped(dataset: Dataset, architecture: Architecture) -> bool:
+    """Tell whether whole sources are held out.
+
+    Where the training goes on from a bundle, a class may have one source alone: its images are still known from there.
+    """
+    return any(item.group for item in dataset.items) if architecture.start else dataset.grouped()
+
+
+def _one_alone(dataset: Dataset) -> str:
+    return (
+        f"data set {str(dataset.root)!r}: expected images of two sources (folders in a class's folder) or more, so "
+        f"that one can be held out and judged, received {len(dataset.items)} of one, or near-duplicates of one image"
+    )
 
 
 def _checkpoint(staged: Staged, architecture: Architecture) -> Checkpoint | None:
     """Return the place for what the folds give; ``architecture`` names its weights."""
-    place, network = staged.recipe.checkpoint, f"{architecture.summary}, from {architecture.trained_from}"
+    kept = architecture.start and architecture.start.evaluation
+    rehearsed = f", rehearsing {kept.sha256}" if kept else ""
+    place, network = staged.recipe.checkpoint, f"{architecture.summary}, from {architecture.trained_from}{rehearsed}"
     if place is None:
         return None
     judged = ", ".join(field.name for field in fields(Judged))  # what is kept of each fold

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomsort.bundle import Predictor, calibrate, load
-from dicomsort.bundle.spec import MAX_MODEL_BYTES, read_model
+from dicomsort.bundle.fields import MAX_MODEL_BYTES
+from dicomsort.bundle.spec import read_model
 from dicomsort.errors import BundleError
 from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training import lite0
 from dicomsort.training.architectures import ARCHITECTURES, varied
 from dicomsort.training.keras_networks import classifier
-from dicomsort.training.restore import read_weights
+from dicomsort.training.remembered import recall
+from dicomsort.training.restore import read_space, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from dicomsort.bundle import Bundle
     from dicomsort.training.architectures import Architecture, Shape
+    from dicomsort.training.distance import Space
 
 KERAS_MODEL, KERAS_CONFIG = "model.keras", "config.json"
 AGREEMENT = 0.02  # of probabilities, between what LiteRT says and the network made of it or lying beside it
@@ -60,10 +63,27 @@ def from_bundle(folder: Path) -> Architecture:
         summary=f"{summary}; its last layer trained",
         recipe="staged",
         build=partial(network, bundle),
-        trained_from="features",
+        trained_from="",
         require=tuple,
         start=bundle,
     )
+
+
+def going_on(folder: Path) -> Architecture:
+    """Return ``from_bundle`` with what a training that goes on needs beside the weights; BundleError as there."""
+    architecture = from_bundle(folder)
+    start = load(folder, RENDERING_VERSION)
+    return replace(architecture, remembered=recall(start), space=_space(start))
+
+
+def _space(bundle: Bundle) -> Space | None:
+    """Return where the images lie that a bundle was trained on, None where its model does not tell it."""
+    if bundle.distance is None:
+        return None
+    try:
+        return read_space(read_model(bundle))
+    except BundleError:  # a model that something else wrote, or weights in integers
+        return None
 
 
 def network(bundle: Bundle, shape: Shape, classes: int) -> Any:

@@ -5,27 +5,34 @@ from __future__ import annotations
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from dicomsort.bundle import SCREEN_NAME, staged
+import numpy as np
+
+from dicomsort.bundle import EVALUATION_NAME, SCREEN_NAME, staged
+from dicomsort.bundle.spec import read_model
 from dicomsort.errors import DicomsortError
 from dicomsort.report import visible
 from dicomsort.training.cache import open_cache
 from dicomsort.training.checkpoint import forget
-from dicomsort.training.dataset import read_groups, relabelled, require_trainable, scan
+from dicomsort.training.dataset import MIN_IMAGES, read_groups, relabelled, require_trainable, scan
 from dicomsort.training.progress import Reporter, load_tensorflow
+from dicomsort.training.replacing import Judge, Verdict, beside_of, refusal, rival_at
 from dicomsort.training.screening import KEY, Made, pointless, words
 from dicomsort.training.settings import Settings, checked
 from dicomsort.training.tensors import Rendered, render_all
 from dicomsort.training.varying import varied_by
-from dicomsort.training.writing import OUTPUTS, Run, sheet_of, write
+from dicomsort.training.writing import OUTPUTS, Run, calibrated, sheet_of, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from dicomsort.bundle import Bundle
     from dicomsort.engine import Engine
     from dicomsort.training.architectures import Architecture
+    from dicomsort.training.calibration import Calibration
     from dicomsort.training.dataset import Dataset
     from dicomsort.training.grouping import Kept
     from dicomsort.training.recipe import Fitted
@@ -58,6 +65,8 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
     the same settings go on.
     """
     settings, architecture = checked(settings)
+    start = architecture.start
+    rival = start and rival_at(settings.out, start, anyway=settings.replace_worse)
     dataset = scanned(settings, architecture)
     cache = open_cache(settings.cache) if settings.cache else None
     recipe = settings.recipe()
@@ -71,25 +80,76 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
         rendered = replace(rendered, vary=varied_by(engine, recipe.augment))
         tell_skipped(rendered, reporter)
         _tell_kept(rendered.kept, reporter)
-        require_trainable(rendered.dataset, dataset.counts(), len(rendered.skipped))
+        require_trainable(rendered.dataset, dataset.counts(), len(rendered.skipped), 1 if start else MIN_IMAGES)
         reporter.note("Loading TensorFlow")
         load_tensorflow()
-        from dicomsort.training import export, fit
-        from dicomsort.training.screens import Screens
+        from dicomsort.training import fit
 
         fitted = fit.fit(architecture, rendered, recipe, reporter)
-        reporter.note("Converting to LiteRT")
-        probes = rendered.images[rendered.rows[:: max(1, len(rendered.rows) // export.PROBES)]]
-        kept, conversions = export.convert(fitted.model, architecture.precisions, probes, fitted.space)
-        screens = Screens(rendered, recipe.seed, reporter)
-        screen = _screen(architecture, screens, fitted, kept.model)
-        with _room_for(settings.out):
-            export.save_keras(fitted.model, folder)
-            (folder / "model.tflite").write_bytes(kept.model)
-            figures = write(folder, Run(settings, architecture, rendered, fitted, kept, conversions, screen))
-        reporter.note(words(figures["training_run"][KEY]))
+        found = calibrated(architecture, rendered, fitted)
+        verdict = _verdict(architecture, rendered, fitted, found, rival, recipe.seed)
+        made = partial(_made, architecture, rendered, fitted, found, verdict.started if verdict else None, reporter)
+        if verdict and verdict.reasons and rival:
+            _refuse(settings, rival, verdict, made)
+        figures = made(settings, folder)
     forget(recipe.checkpoint)
     return Trained(settings.out, figures, fitted.held_out, rendered.skipped, sheet_of(settings.out))
+
+
+def _refuse(
+    settings: Settings, rival: Bundle, verdict: Verdict, made: Callable[[Settings, Path], dict[str, Any]]
+) -> NoReturn:
+    """Leave the bundle beside ``rival``, which it is not to replace, and raise DicomsortError."""
+    beside = beside_of(settings.out)
+    with staged(beside, OUTPUTS | MAYBE) as folder:
+        made(replace(settings, out=beside), folder)
+    forget(settings.recipe().checkpoint)
+    raise DicomsortError(refusal(settings.out, rival, verdict.reasons, beside))
+
+
+def _made(
+    architecture: Architecture, rendered: Rendered, fitted: Fitted, found: Calibration,
+    started: dict[str, Any] | None, reporter: Reporter, settings: Settings, folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the bundle into ``folder``; return its figures."""
+    from dicomsort.training import export
+    from dicomsort.training.screens import Screens
+
+    reporter.note("Converting to LiteRT")
+    probes = rendered.images[rendered.rows[:: max(1, len(rendered.rows) // export.PROBES)]]
+    kept, conversions = export.convert(fitted.model, architecture.precisions, probes, fitted.space)
+    screens = Screens(rendered, settings.seed, reporter)
+    screen = _screen(architecture, screens, fitted, kept.model)
+    evaluation = _evaluation(architecture, rendered, fitted, settings.seed, reporter)
+    with _room_for(settings.out):
+        export.save_keras(fitted.model, folder)
+        (folder / "model.tflite").write_bytes(kept.model)
+        run = Run(settings, architecture, rendered, fitted, kept, conversions, found, screen, evaluation, started)
+        figures = write(folder, run)
+    reporter.note(words(figures["training_run"][KEY]))
+    return figures
+
+
+def _verdict(
+    architecture: Architecture, rendered: Rendered, fitted: Fitted, found: Calibration, rival: Bundle | None, seed: int
+) -> Verdict | None:
+    """Return what became of the bundle from which the training went on, and whether ``rival`` may be replaced."""
+    if architecture.start is None:
+        return None
+    kept = architecture.remembered and architecture.remembered.part(rehearsed=False)
+    return Judge(architecture.start, rendered, fitted, kept, found.temperature, seed).verdict(rival)
+
+
+def _evaluation(
+    architecture: Architecture, rendered: Rendered, fitted: Fitted, seed: int, reporter: Reporter
+) -> bytes | str:
+    """Return what the bundle keeps of its evaluation images, as it came from its start; or why it keeps none."""
+    if start := architecture.start:
+        return read_model(start, EVALUATION_NAME) if start.evaluation else f"{start.name} keeps none"
+    from dicomsort.training.featuring import keep_features
+
+    trained = np.full(len(fitted.held), fitted.fold is not None)  # what folds judged, the final model was trained on
+    return keep_features(fitted.model, rendered, fitted.held, trained, seed, reporter)
 
 
 def _screen(architecture: Architecture, screens: Screens, fitted: Fitted, model: bytes) -> Made | str:

@@ -80,12 +80,18 @@ class Drawn:
 def divide(network: Any, start: str) -> tuple[Any, Any, Any]:
     """Return the parts of a keras.Model before and from its layer ``start``, which everything passes through.
 
+    An empty ``start`` is what comes behind the layer ``features``.
+
     The second part comes twice, the other time with two outputs, features and probabilities. All share the network's
     weights. What normalises batches in the second part keeps its statistics: it is to learn from few images.
     """
-    cut = network.get_layer(start).input
-    trunk, tail = keras.Model(network.input, cut), keras.Model(cut, network.output)
-    both = keras.Model(cut, [network.get_layer("features").output, network.output])
+    features = network.get_layer("features").output
+    if start:
+        cut = network.get_layer(start).input
+        trunk, tail = keras.Model(network.input, cut), keras.Model(cut, network.output)
+        both = keras.Model(cut, [features, network.output])
+    else:
+        trunk, (tail, both) = keras.Model(network.input, features), _behind_features(network)
     network.trainable = True
     for layer in trunk.layers:
         layer.trainable = False
@@ -93,6 +99,15 @@ def divide(network: Any, start: str) -> tuple[Any, Any, Any]:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
     return trunk, tail, both
+
+
+def _behind_features(network: Any) -> tuple[Any, Any]:
+    """Return what a network does with its features, and that with the features themselves as first output."""
+    layer = network.get_layer("features")
+    given = result = keras.Input(layer.output.shape[1:])
+    for behind in network.layers[network.layers.index(layer) + 1 :]:
+        result = behind(result)
+    return keras.Model(given, result), keras.Model(given, [given, result])
 
 
 def view_all(

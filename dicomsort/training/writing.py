@@ -10,11 +10,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import dicomsort
-from dicomsort.bundle import SCREEN_NAME, seal
+from dicomsort.bundle import EVALUATION_NAME, SCREEN_NAME, seal
 from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.records import OTHER, RENDERING_VERSION
 from dicomsort.report import visible
-from dicomsort.training import calibration, comparing, plots, reporting, screening, seen
+from dicomsort.training import calibration, comparing, plots, remembered, reporting, screening, seen
 from dicomsort.training.card import write_card
 from dicomsort.training.dataset import fingerprint
 from dicomsort.training.predictions import HeldOut
@@ -35,6 +35,7 @@ OUTPUTS = frozenset(
     {
         "model.keras",
         "model.tflite",
+        EVALUATION_NAME,
         "bundle.json",
         "medical_image_classifier.h5",
         "history.csv",
@@ -53,7 +54,9 @@ CALIBRATION_FOLDS = 5  # in which held-out predictions calibrate each other
 class Run:
     """A run whose model is trained and converted, and whose words and figures are still to be written.
 
-    ``screen`` is the screen that was made, or why none was.
+    ``calibration`` is the bundle's; ``screen`` is the screen that was made, or why none was; ``evaluation`` the file of
+    the features that the bundle keeps, or why it keeps none; ``started`` what ``comparing`` tells of the bundle from
+    which it went on, None where there is none.
     """
 
     settings: Settings
@@ -62,26 +65,27 @@ class Run:
     fitted: Fitted
     kept: Conversion
     conversions: Sequence[Conversion]
+    calibration: calibration.Calibration
     screen: screening.Made | str
+    evaluation: bytes | str
+    started: dict[str, Any] | None = None
 
 
 def write(folder: Path, run: Run) -> dict[str, Any]:
     """Write everything but the models into ``folder``; return the figures."""
     fitted = run.fitted
     dataset = run.rendered.dataset.only(fitted.held)
-    other = dataset.labels.index(OTHER) if OTHER in dataset.labels else None
-    start = run.architecture.start
-    fit = (start and calibration.kept(start, dataset.counts())) or calibration.fit(
-        fitted.probabilities, dataset.classes(), fitted.distances, other
-    )
-    fold = fitted.fold
+    fit, fold = run.calibration, fitted.fold
     if fold is None:
         fold = folds(dataset, CALIBRATION_FOLDS, run.settings.seed, grouped=fitted.by_source)
-    held = HeldOut(fitted.probabilities, fold, fitted.held_out, fitted.by_source, fitted.distances, fitted.variants)
+    limit = fit.distance if run.architecture.start else None
+    held = HeldOut(
+        fitted.probabilities, fold, fitted.held_out, fitted.by_source, fitted.distances, fitted.variants, limit
+    )
     predictions = held.calibrated(dataset)
     told = reporting.tell(predictions, run.settings.seed)
     told |= {"skipped": dict(run.rendered.skipped), "training_run": _training_run(run, fit)}
-    spec = _spec(run, fit) | _place_screen(folder, run, fit, told["training_run"])
+    spec = _spec(run, fit) | _place_screen(folder, run, fit, told["training_run"]) | _place_evaluation(folder, run)
     (folder / "card.md").write_text(write_card(spec, told), "utf-8", "backslashreplace")
     (folder / "metrics.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     with (folder / "history.csv").open("w", encoding="utf-8", newline="") as stream:
@@ -94,6 +98,26 @@ def write(folder: Path, run: Run) -> dict[str, Any]:
     _draw_mistakes(run, predictions)
     seal(folder, spec)
     return told
+
+
+def calibrated(architecture: Architecture, rendered: Rendered, fitted: Fitted) -> calibration.Calibration:
+    """Return the calibration that what was held out tells, or that of the bundle from which the training went on."""
+    dataset = rendered.dataset.only(fitted.held)
+    other = dataset.labels.index(OTHER) if OTHER in dataset.labels else None
+    start, distances = architecture.start, fitted.distances
+    found = calibration.fit(fitted.probabilities, dataset.classes(), distances, other)
+    if start is None:
+        return found
+    beyond = [] if distances is None else distances.tolist()
+    return calibration.going_on(start, fitted.space, dataset.counts(), found, beyond)
+
+
+def _place_evaluation(folder: Path, run: Run) -> dict[str, Any]:
+    """Write the features that the bundle keeps, and return bundle.json's block for them."""
+    if isinstance(run.evaluation, str):
+        return {}
+    (folder / EVALUATION_NAME).write_bytes(run.evaluation)
+    return {remembered.KEY: {}}
 
 
 def _place_screen(folder: Path, run: Run, fit: calibration.Calibration, told: dict[str, Any]) -> dict[str, Any]:
@@ -121,20 +145,15 @@ def _draw_mistakes(run: Run, predictions: Predictions) -> None:
 
 def _training_run(run: Run, fit: calibration.Calibration) -> dict[str, Any]:
     """Return what the card tells of the training, which later evaluations carry on."""
-    start, before = run.architecture.start, run.fitted.before
-    started, notes = {}, list(fit.notes)
-    if start and before is not None:
-        truth = run.rendered.dataset.classes()[run.fitted.held]
-        started = {comparing.KEY: comparing.compare(start, truth, before, run.fitted.probabilities)}
-        if start.distance is not None:
-            notes.append(f"Distances, which {start.name} tells, are not told: its training images are needed for them.")
+    started = {} if run.started is None else {comparing.KEY: run.started}
     return started | {
         "summary": run.architecture.summary,
         "split": run.fitted.split,
         "course": run.fitted.course,
         "kept_together": run.rendered.kept.as_json(),
         "data": reporting.describe(run.rendered.dataset),
-        "notes": notes,
+        "notes": list(fit.notes),
+        remembered.KEY: run.evaluation if isinstance(run.evaluation, str) else remembered.told(run.evaluation),
         "litert": [made.as_json(kept=made is run.kept) for made in run.conversions],
     }
 
@@ -143,7 +162,7 @@ def _spec(run: Run, fit: calibration.Calibration) -> dict[str, Any]:
     """Return bundle.json's content, less what ``seal`` adds."""
     settings, rendered = run.settings, run.rendered
     dataset, start = rendered.dataset, run.architecture.start
-    training = {comparing.KEY: comparing.lineage(start)} if start else {}
+    training = {comparing.KEY: comparing.lineage(start, run.started)} if start else {}
     return {
         "name": visible(settings.out.absolute().name)[:MAX_NAME] or "model",
         "arch": settings.arch,

@@ -1,0 +1,191 @@
+"""Two bundles side by side."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import Ran, run
+from networks import LABELS, RECIPE, known, noise
+from PIL import Image
+
+from dicomsort.bundle import load, seal
+from dicomsort.records import RENDERING_VERSION
+from dicomsort.training import metrics, paired
+from dicomsort.training.tally import Tally
+
+pytestmark = pytest.mark.xdist_group("compare")
+
+OUTCOME = {"metrics.json", "comparison.png"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny() -> Any:
+    with known():
+        yield
+
+
+@pytest.fixture(scope="module")
+def site(tiny_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What came of the tiny bundle on images with the wrong labels."""
+    root = tmp_path_factory.mktemp("compare")
+    noise(root / "right", ("CT", "XRAY"), 6, 200, "study{}")
+    for name, other in (("CT", "XRAY"), ("XRAY", "CT")):
+        shutil.copytree(root / "right" / name, root / "wrong" / other)
+    out = root / "site"
+    ran = run("train", root / "wrong", "--from", tiny_start, "--out", out, *RECIPE, "--learning-rate", 0.9)
+    assert ran.code == 0, ran.err
+    return out
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images a class, in two sources each, and a file that is no image."""
+    root = tmp_path_factory.mktemp("compare-images")
+    for source, first in (("a", 300), ("b", 310)):
+        noise(root, LABELS, 3, first, source)
+    (root / "CT" / "a" / "note.txt").write_text("no image")
+    return root
+
+
+def _changed(folder: Path, to: Path, **changes: object) -> Path:
+    """A copy of a bundle with other content of its bundle.json."""
+    copy = Path(shutil.copytree(folder, to))
+    seal(copy, json.loads((copy / "bundle.json").read_text("utf-8")) | changes)
+    return copy
+
+
+def _compared(first: Path, second: Path, out: Path, *more: object) -> tuple[dict[str, Any], Ran]:
+    ran = run("evaluate", "--compare", first, second, "--out", out, *more)
+    assert ran.code == 0, ran.err
+    assert {path.name for path in out.iterdir()} == OUTCOME
+    with Image.open(out / "comparison.png") as picture:
+        assert min(picture.size) > 200
+    told: dict[str, Any] = json.loads((out / "metrics.json").read_text("utf-8"))
+    return told, ran
+
+
+def test_on_a_data_set(tiny_start: Path, site: Path, dataset: Path, tmp_path: Path) -> None:
+    told, ran = _compared(tiny_start, site, tmp_path / "out", dataset)
+    assert (told["of"], told["images"], told["unit"], told["clusters"]) == ("data set", 18, "source", 2)
+    assert list(told["skipped"]) == ["CT/a/note.txt"]
+    bundles = [load(folder, RENDERING_VERSION) for folder in (tiny_start, site)]
+    assert [row["sha256"] for row in told["bundles"].values()] == [bundle.model_sha256 for bundle in bundles]
+    # each side is what evaluate says of that bundle alone
+    for name, folder in (("first", tiny_start), ("second", site)):
+        alone = json.loads(run("evaluate", dataset, "--model", folder, "--out", tmp_path / name, "--json").out)
+        figures = told["figures"][name]
+        for key in ("accuracy", "balanced_accuracy", "ece", "log_loss"):
+            assert figures[key] == alone[key]
+        assert figures["classes"]["CT"]["recall"] == alone["classes"]["CT"]["recall"]
+        assert figures["thresholds"]["decide"]["coverage"] == alone["thresholds"]["decide"]["coverage"]
+    change = told["figures"]["second"]["accuracy"] - told["figures"]["first"]["accuracy"]
+    assert told["change"]["accuracy"] == pytest.approx(change, abs=1e-4)
+    assert change < 0
+    low, high = told["intervals"]["accuracy"]
+    assert low <= told["change"]["accuracy"] <= high
+    assert sum(told["agreement"].values()) == 18
+    assert len(told["changed"]["only_first"]) == told["agreement"]["only_first"] > 0
+    assert {(row["label"], row["source"], row["images"]) for row in told["sources"]} == {
+        (label, source, 3) for label in LABELS for source in "ab"
+    }
+    for words in ("start and site on 18 images of 2 sources", "CT recall", "start right", "Right by start alone"):
+        assert words in ran.out
+    assert "WARNING" not in ran.err
+
+
+def test_what_a_bundle_was_trained_on_is_told(tiny_start: Path, site: Path, tmp_path: Path) -> None:
+    images = tiny_start.parent / "images"
+    told, ran = _compared(site, tiny_start, tmp_path / "out", images, "--json")
+    assert json.loads(ran.out) == told
+    assert "WARNING: site was trained on 24 of these 24 images, which flatters it" in ran.err
+    assert "WARNING: start was trained on 24 of these 24 images, which flatters it" in ran.err
+    assert (told["unit"], told["sources"]) == ("file", [])
+
+
+def test_without_a_data_set_on_what_both_keep(tiny_start: Path, site: Path, tmp_path: Path) -> None:
+    told, ran = _compared(tiny_start, site, tmp_path / "out")
+    assert (told["of"], told["images"]) == ("evaluation images", 12)
+    assert "start and site on 12 evaluation images that both keep" in ran.out
+    assert "The network was trained on 12 of these 12 images: this shows what one of the two forgot" in ran.err
+    run_ = json.loads((site / "metrics.json").read_text("utf-8"))["training_run"]["started_from"]["evaluation"]
+    assert told["figures"]["first"]["accuracy"] == run_["before"]["accuracy"]
+    assert told["figures"]["second"]["accuracy"] == run_["after"]["accuracy"]  # LiteRT's weights say what Keras' say
+    same, _ = _compared(tiny_start, tiny_start, tmp_path / "same")
+    assert same["change"]["accuracy"] == 0
+    assert same["agreement"]["only_first"] == same["agreement"]["only_second"] == 0
+
+
+def test_else_each_by_its_own_figures(tiny_start: Path, site: Path, tmp_path: Path) -> None:
+    other = _changed(site, tmp_path / "other", evaluation=None)
+    told, ran = _compared(tiny_start, other, tmp_path / "out")
+    assert told["of"] == "own figures"
+    assert "change" not in told
+    assert "OF DIFFERENT IMAGES" in ran.err
+    assert "start and site, each by its own figures" in ran.out
+    own = json.loads((site / "metrics.json").read_text("utf-8"))
+    assert told["figures"]["second"]["accuracy"] == own["accuracy"]
+    (other / "metrics.json").write_text("{")
+    ran = run("evaluate", "--compare", tiny_start, other, "--out", tmp_path / "none")
+    assert ran.code == 2
+    assert "expected its own metrics.json, as the two keep no common evaluation images" in ran.err
+    assert not (tmp_path / "none").exists()
+
+
+def test_labels_in_another_order_are_the_same_and_others_are_not(
+    tiny_start: Path, dataset: Path, tmp_path: Path
+) -> None:
+    turned = _changed(tiny_start, tmp_path / "turned", labels=["XRAY", "MRI", "CT"])
+    told, _ = _compared(tiny_start, turned, tmp_path / "out", dataset)
+    assert told["figures"]["first"]["classes"]["MRI"] == told["figures"]["second"]["classes"]["MRI"]
+    assert told["figures"]["second"]["classes"]["CT"]["recall"] < 1  # its outputs are now called otherwise
+    others = _changed(tiny_start, tmp_path / "others", labels=["CHEST", "HAND", "KNEE"], header_classes={})
+    ran = run("evaluate", "--compare", tiny_start, others, dataset, "--out", tmp_path / "none")
+    assert ran.code == 2
+    assert "expected two bundles with the same classes, received CT, MRI, XRAY (start) and CHEST, HAND, KNEE" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "expected a DATASET, or --compare A B without one, received none"),
+        (("--compare", "START"), "--compare"),
+        (("--compare", "START", "missing"), "expected a bundle (a folder with bundle.json and model.tflite)"),
+        (("--compare", "START", "START", "--shortcuts"), "--compare: expected no --shortcuts beside it, received both"),
+        (("--compare", "START", "START", "--model", "START"), "--compare: expected no --model beside it"),
+        (("--compare", "START", "START", "--out", "START"), "expected a folder for figures, received a bundle"),
+        (("--compare", "START", "START", "missing"), "expected a folder with a folder a class, received nothing there"),
+    ],
+)
+def test_what_cannot_be_compared(
+    tiny_start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run("evaluate", *(tiny_start if each == "START" else each for each in arguments))
+    assert ran.code == 2
+    assert expected in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_paired_changes_are_those_of_the_same_resamples() -> None:
+    random = np.random.default_rng(0)
+    truth, cluster = random.integers(0, 2, 400), np.repeat(np.arange(40), 10)
+    hard = random.random(40)[cluster] < 0.4  # what is hard is hard for both
+    said = []
+    for spare in (0.1, 0.15):
+        right = ~hard & (random.random(400) > spare)
+        share = np.where(right, 0.9, 0.1)
+        said.append(np.where(truth[:, None] == np.arange(2), share[:, None], 1 - share[:, None]).astype(np.float32))
+    one, two = (Tally(each, truth, ("A", "B"), cluster, {}) for each in said)
+    told = paired.changes(one, two)
+    for name, each in (("first", said[0]), ("second", said[1])):
+        alone = metrics.measure(each, truth, ("A", "B"), {})
+        assert told[name]["accuracy"] == pytest.approx(alone["accuracy"], abs=1e-4)
+    low, high = told["intervals"]["accuracy"]
+    assert low < told["change"]["accuracy"] < high
+    assert high - low < 0.12  # the clusters alone spread each accuracy by 0.3
+    assert paired.changes(one, one)["intervals"]["accuracy"] == [0, 0]
