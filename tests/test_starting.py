@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command import Ran, run
 from networks import LABELS, RECIPE, known, noise
@@ -55,9 +56,11 @@ def test_a_training_goes_on_with_the_classes_of_its_bundle(start: Path, gone_on:
     assert (after.labels, after.arch, after.header_classes) == (LABELS, "tiny", before.header_classes)
     assert after.training["images"] == {"CT": 6, "MRI": 0, "XRAY": 6}
     assert after.training["recipe"]["learning_rate"] == 0.001
-    assert (after.temperature, after.decide, after.contradict) == (before.temperature, before.decide, before.contradict)
+    assert (after.decide, after.contradict) == (before.decide, before.contradict)
     assert after.distance is None
-    assert "Temperature and thresholds are those of start" in (out / "card.md").read_text("utf-8")
+    card = (out / "card.md").read_text("utf-8")
+    assert "Temperature and thresholds are those of start" in card
+    assert ("as sure of the images that start keeps" in card) == (after.temperature != before.temperature)
 
 
 def test_it_tells_where_it_came_from_and_what_changed(start: Path, gone_on: tuple[Path, Ran]) -> None:
@@ -169,6 +172,21 @@ def test_the_bundle_that_ships_can_be_gone_on_from(root: Path) -> None:
     assert architecture.start is not None
     model = architecture.build((224, 224, 3), len(architecture.start.labels))  # compared with LiteRT as it is built
     assert model.count_params() > 3_000_000
+
+
+def test_what_went_on_is_as_sure_of_kept_images_as_its_start(start: Path) -> None:
+    bundle = load(start, RENDERING_VERSION)
+    sharp = np.array([[0.97, 0.02, 0.01], [0.9, 0.06, 0.04], [0.1, 0.8, 0.1]], np.float32)
+    soft = np.sqrt(sharp) / np.sqrt(sharp).sum(axis=1, keepdims=True)  # what twice the temperature would make of it
+    assert calibration.as_sure(sharp, sharp, 1.5) == pytest.approx(1.5, rel=0.02)
+    assert calibration.as_sure(sharp, soft, 1.5) == pytest.approx(0.75, rel=0.02)
+    few = {"CT": 40, "MRI": 9}
+    fitted = calibration.Calibration(3.0, 0.9, 0.95)
+    found = calibration.going_on(bundle, None, few, fitted, (), (sharp, soft))
+    assert found.temperature == pytest.approx(bundle.temperature / 2, rel=0.03)
+    assert (found.decide, found.contradict) == (bundle.decide, bundle.contradict)
+    enough = calibration.going_on(bundle, None, {"CT": 30, "MRI": 30}, fitted, (), (sharp, soft))
+    assert enough.temperature == 3.0
 
 
 def test_calibration_is_kept_unless_there_are_enough_of_every_class(start: Path) -> None:

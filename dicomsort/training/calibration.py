@@ -102,15 +102,37 @@ def kept(start: Bundle, counts: Mapping[str, int]) -> Calibration | None:
     return Calibration(start.temperature, start.decide, start.contradict, (note,))
 
 
+def as_sure(before: NDArray[np.float32], after: NDArray[np.float32], temperature: float) -> float:
+    """Return the temperature at which ``after`` is as sure of the same images as ``before`` is at ``temperature``.
+
+    Both float32 (N, C), not calibrated; sure is the mean of the greatest probabilities. A training on a few odd images
+    makes a model less sure of all others, and thresholds that stay would then leave far more of them undecided.
+    """
+    wanted = calibrate(before, temperature).max(1).mean()
+    means = [calibrate(after, each).max(1).mean() for each in TEMPERATURES]
+    return float(TEMPERATURES[int(np.abs(np.array(means) - wanted).argmin())])
+
+
 def going_on(
-    start: Bundle, space: Space | None, counts: Mapping[str, int], fitted: Calibration, distances: Sequence[float]
+    start: Bundle,
+    space: Space | None,
+    counts: Mapping[str, int],
+    fitted: Calibration,
+    distances: Sequence[float],
+    remembered: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> Calibration:
     """Return the calibration of what went on from a bundle: ``kept``, else ``fitted``, with the limit of distance kept.
 
     ``space`` is where the images lie that the bundle was trained on, None where it is not known: then no distance is
-    told. ``distances``: (N,) from them, of the images at hand.
+    told. ``distances``: (N,) from them, of the images at hand. ``remembered`` is what the bundle and what came of it
+    say of images that it keeps, float32 (N, C), not calibrated: thresholds that are kept are kept for a model as sure.
     """
-    found = kept(start, counts) or fitted
+    found = kept(start, counts)
+    if found and remembered and len(remembered[0]):
+        temperature = as_sure(*remembered, start.temperature)
+        note = f"The temperature is the one at which it is as sure of the images that {start.name} keeps as that was."
+        found = replace(found, temperature=temperature, notes=(*found.notes, note))
+    found = found or fitted
     if start.distance is None:
         return replace(found, distance=None)
     if space is None:

@@ -109,7 +109,7 @@ def calibrated(architecture: Architecture, rendered: Rendered, fitted: Fitted) -
     if start is None:
         return found
     beyond = [] if distances is None else distances.tolist()
-    return calibration.going_on(start, fitted.space, dataset.counts(), found, beyond)
+    return calibration.going_on(start, fitted.space, dataset.counts(), found, beyond, fitted.remembered)
 
 
 def _place_evaluation(folder: Path, run: Run) -> dict[str, Any]:
