@@ -141,6 +141,15 @@ def look_up(path: str) -> os.stat_result | None:
         return None
 
 
+def is_straight(root: str, path: str) -> bool:
+    """Whether what a path below ``root`` names is reached through folders alone, none of them a link."""
+    parts = path.split("/")
+    if {"", ".", ".."} & set(parts):
+        return False
+    chain = ("/".join(parts[:end]) for end in range(1, len(parts)))
+    return all((there := look_up(f"{root}/{folder}")) and stat.S_ISDIR(there.st_mode) for folder in chain)
+
+
 def chunks(descriptor: int, start: int = 0, size: int = -1) -> Iterator[memoryview]:
     """Yield the file's bytes from ``start`` on, in pieces that are only valid until the next.
 

@@ -16,6 +16,8 @@ REVIEW = "REVIEW"
 UNREADABLE = "UNREADABLE"
 
 REVIEWED = "reviewed"  # the reason in the manifest of what a person decided about
+REVIEWED_FILE = "reviewed-file"  # of a placement: the decision was about one file, not about its series
+OF_ONE_FILE = frozenset({"uid-collision", "against-placement"})  # held for what one file is, not for what the series is
 
 
 class Kind(StrEnum):

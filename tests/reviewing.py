@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from dicomsort.files import Files
 from dicomsort.pages.review import Gallery, Session, serve
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.sorting import Corrections, Desk
+from dicomsort.sorting.deciding import Decision
 
 CONTRADICTING = {"modality": "CT", "sop_class": STORAGE["CR"]}
 
@@ -81,6 +82,13 @@ def item_of(desk: Desk, source: str) -> str:
     return next(k for k, i in desk.holdings.items.items() if any(f.row.source == source for f in i.files))
 
 
+def decide(desk: Desk, key: str, class_: str, who: str) -> Decision:
+    """Decide about an item as it is now."""
+    desk.refresh()
+    item = desk.holdings.items.get(key)
+    return desk.decide(key, item.version if item else "", class_, who)
+
+
 @dataclass
 class Server:
     """A running review, and how it is spoken to."""
@@ -97,19 +105,17 @@ class Server:
         parts = urlsplit(self.address)
         place = f"/{parts.path.strip('/') if token is None else token}/{path}"
         told = {"Host": parts.netloc, "X-Dicomsort": self.seal} | {k.replace("_", "-"): v for k, v in headers.items()}
-        connection = http.client.HTTPConnection(parts.netloc, timeout=30)
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-        connection.putrequest(method or ("GET" if data is None else "POST"), place, skip_host=True)
-        for name, value in told.items():
-            if value:
-                connection.putheader(name, value)
-        if data is not None:
-            connection.putheader("Content-Length", str(len(data)))
-        connection.endheaders(data)
-        answer = connection.getresponse()
-        text = answer.read().decode("utf-8", "replace")
-        connection.close()
-        return answer.status, text, dict(answer.headers)
+        with closing(http.client.HTTPConnection(parts.netloc, timeout=30)) as connection:
+            connection.putrequest(method or ("GET" if data is None else "POST"), place, skip_host=True)
+            for name, value in told.items():
+                if value:
+                    connection.putheader(name, value)
+            if data is not None:
+                connection.putheader("Content-Length", str(len(data)))
+            connection.endheaders(data)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode("utf-8", "replace"), dict(answer.headers)
 
     def told(self, path: str, body: object = None) -> Any:
         """The JSON of an answer that must be one."""

@@ -54,6 +54,10 @@ CASES = {
     "damaged": (
         judged(header(CT, "CT", problem="truncated-header")), Status.UNREADABLE, "UNREADABLE", "CT", "none",
     ),
+    "decided-before": (
+        judged(header(MR, "MR"), Vote(), JUDGE, placement("CT/x", reason="reviewed")), Status.SORTED, "CT", "CT",
+        "study",
+    ),
     "against-placement": (
         judged(header(MR, "MR"), Vote(), JUDGE, placement("CT/x")), Status.REVIEW, "REVIEW/against-placement", "MRI",
         "none",

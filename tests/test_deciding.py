@@ -33,7 +33,7 @@ class Taken:
 
 @st.composite
 def decided(draw: st.DrawFn) -> list[Decided]:
-    made = []
+    made, layout = [], parse_layout(draw(LAYOUTS))
     for number, source in enumerate(draw(st.lists(PATHS, min_size=1, max_size=6, unique=True))):
         uids = [f"1.2.{draw(st.integers(1, 3))}" for _ in range(3)]
         kind = draw(st.sampled_from([Kind.DICOM, Kind.PNG]))
@@ -44,7 +44,7 @@ def decided(draw: st.DrawFn) -> list[Decided]:
         was = f"REVIEW/unsure/{source}"
         examined = Examined(Found(was, 1, 2, 3, number), header, f"{number:064x}")
         folder = draw(st.sampled_from(["CT", "XRAY", "OTHER/US", "OTHER/image"]))
-        made.append(Decided(examined, Row(source, was), folder, draw(st.booleans()), "by x; was y"))
+        made.append(Decided(examined, Row(source, was), folder, draw(st.booleans()), layout, "by x; was y"))
     return made
 
 
@@ -52,11 +52,9 @@ def parents(paths: set[str]) -> Iterable[tuple[str, int, int]]:
     return [(path, 0o755, 1) for path in sorted(paths, reverse=True)]
 
 
-@given(decided(), LAYOUTS, st.dictionaries(st.integers(1, 12), st.booleans()))
-def test_every_file_has_one_operation_and_none_shares_a_target(
-    files: list[Decided], layout: str, taken: dict[int, bool]
-) -> None:
-    operations = list(decide(files, parents, parse_layout(layout), Taken(taken)))
+@given(decided(), st.dictionaries(st.integers(1, 12), st.booleans()))
+def test_every_file_has_one_operation_and_none_shares_a_target(files: list[Decided], taken: dict[int, bool]) -> None:
+    operations = list(decide(files, parents, Taken(taken)))
     assert [o.number for o in operations] == list(range(len(operations)))
     own = [o for o in operations if o.verb is not Verb.REMOVE_FOLDER]
     assert sorted(o.source for o in own) == sorted(f"outbox/{f.examined.found.path}" for f in files)

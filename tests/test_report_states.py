@@ -99,12 +99,13 @@ def test_a_pruned_run_is_told_from_its_rows(tmp_path: Path, outbox: Path) -> Non
 
 def test_what_was_decided_since_is_told_with_who_decided(tmp_path: Path, outbox: Path) -> None:
     run_id = holding(tmp_path / "inbox", outbox)
-    was = by_source(outbox)["b/2.dcm"]["destination"]
+    was, sha256 = (by_source(outbox)["b/2.dcm"][cell] for cell in ("destination", "sha256"))
     (outbox / "CT" / "b.dcm").write_bytes((outbox / was).read_bytes())
     (outbox / was).unlink()
     add_row(
         outbox, run_id="99990101T000000Z-abcdef", source="b/2.dcm", destination="CT/b.dcm", action="moved",
-        status="sorted", **{"class": "CT"}, reason="reviewed", size="1", message=f"by Anna <b>; was {was}",
+        status="sorted", **{"class": "CT"}, reason="reviewed", size="1", sha256=sha256,
+        message=f"by Anna <b>; was {was}",
     )  # fmt: skip
     page = report(outbox, run_id)
     assert "7 files: 3 sorted, 2 need you, 1 decided since." in page.text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from building import make_dicom, read_tree, uid
 from command import by_source, rows, run, sort
-from reviewing import CONTRADICTING, desk_of, held_outbox, item_of
+from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of
 
 from dicomsort.errors import OutboxLocked, Outdated, UsageError
 from dicomsort.files import Files
@@ -28,7 +28,7 @@ def test_a_decision_moves_a_series_to_where_a_sort_would_have_put_it(tmp_path: P
     outbox = held_outbox(tmp_path)
     before = files_of(outbox)
     desk = desk_of(outbox)
-    decision = desk.decide(item_of(desk, "odd1.dcm"), "CT", "anna")
+    decision = decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna")
     assert (decision.moved, decision.notes) == (2, [])
     after = files_of(outbox)
     assert sorted(set(after) - set(before)) == [f"{SERIES}/{uid(1, 1, n)}.dcm" for n in (1, 2)]
@@ -43,9 +43,9 @@ def test_a_decision_moves_a_series_to_where_a_sort_would_have_put_it(tmp_path: P
 def test_a_picture_goes_to_its_path_below_the_class_and_emptied_folders_go(tmp_path: Path) -> None:
     outbox = held_outbox(tmp_path)
     desk = desk_of(outbox)
-    desk.decide(item_of(desk, "pictures/a.png"), "XRAY", "anna")
+    decide(desk, item_of(desk, "pictures/a.png"), "XRAY", "anna")
     assert (outbox / "REVIEW/no-evidence/pictures").is_dir()
-    desk.decide(item_of(desk, "pictures/b.png"), "OTHER", "anna")
+    decide(desk, item_of(desk, "pictures/b.png"), "OTHER", "anna")
     assert (outbox / "XRAY/pictures/a.png").is_file()
     assert (outbox / "OTHER/image/pictures/b.png").is_file()
     assert by_source(outbox)["pictures/b.png"]["status"] == "other"
@@ -58,7 +58,7 @@ def test_undo_brings_back_what_was_there_byte_for_byte(tmp_path: Path) -> None:
     stats = {p: (p.stat().st_mtime_ns, p.stat().st_mode) for p in outbox.rglob("REVIEW/**/*")}
     desk = desk_of(outbox)
     items = dict(desk.holdings.items)
-    runs = [desk.decide(key, "MRI", "anna").run for key in items]
+    runs = [decide(desk, key, "MRI", "anna").run for key in items]
     assert not desk.holdings.items
     assert not (outbox / "REVIEW").exists()
     for each in runs:  # in the order they were made in, too
@@ -77,7 +77,7 @@ def test_the_command_undo_takes_back_a_decision_and_what_was_to_be_learned(tmp_p
     outbox = held_outbox(tmp_path)
     before = files_of(outbox)
     desk = desk_of(outbox)
-    desk.decide(item_of(desk, "odd3.dcm"), "CT", "anna")
+    decide(desk, item_of(desk, "odd3.dcm"), "CT", "anna")
     corrections = outbox / ".dicomsort/corrections"
     assert len(list(corrections.rglob("*.png"))) == 1
     assert run("undo", outbox).code == 0
@@ -92,9 +92,9 @@ def test_the_command_undo_takes_back_a_decision_and_what_was_to_be_learned(tmp_p
 def test_corrections_are_a_data_set_with_a_folder_a_study(tmp_path: Path) -> None:
     outbox = held_outbox(tmp_path)
     desk = desk_of(outbox)
-    desk.decide(item_of(desk, "odd1.dcm"), "CT", "anna")
-    desk.decide(item_of(desk, "odd3.dcm"), "CT", "anna")
-    desk.decide(item_of(desk, "pictures/a.png"), "XRAY", "anna")
+    decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna")
+    decide(desk, item_of(desk, "odd3.dcm"), "CT", "anna")
+    decide(desk, item_of(desk, "pictures/a.png"), "XRAY", "anna")
     dataset = scan(outbox / ".dicomsort/corrections")
     assert dataset.counts() == {"CT": 3, "XRAY": 1}
     assert len({item.source for item in dataset.items if item.label == 0}) == 1
@@ -113,7 +113,7 @@ def test_what_no_model_can_learn_from_is_recorded_all_the_same(tmp_path: Path) -
     make_dicom(tmp_path / "inbox/x.dcm", **(CONTRADICTING | {"PixelData": b""}))
     sort("--move", "--settle", "0", tmp_path / "inbox", tmp_path / "outbox")
     desk = desk_of(tmp_path / "outbox")
-    decision = desk.decide(item_of(desk, "x.dcm"), "CT", "anna")
+    decision = decide(desk, item_of(desk, "x.dcm"), "CT", "anna")
     assert (decision.moved, decision.notes) == (1, ["its pixels cannot be had, so no model learns from it"])
     assert told(f"{tmp_path}/outbox/.dicomsort/corrections") == {decision.run: []}
 
@@ -122,7 +122,7 @@ def test_what_no_model_can_learn_from_is_recorded_all_the_same(tmp_path: Path) -
 def test_the_layout_of_the_run_that_held_it_counts(tmp_path: Path, layout: str) -> None:
     outbox = held_outbox(tmp_path, "--move", "--settle", "0", "--layout", layout)
     desk = desk_of(outbox)
-    desk.decide(item_of(desk, "odd1.dcm"), "CT", "anna")
+    decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna")
     clear, decided = (by_source(outbox)[name]["destination"] for name in ("clear.dcm", "odd1.dcm"))
     assert decided.count("/") == clear.count("/")
     assert (decided == "CT/odd1.dcm") == (layout == "keep")
@@ -134,7 +134,7 @@ def test_a_pruned_run_leaves_what_it_held_to_be_decided(tmp_path: Path) -> None:
     sort("--move", "--settle", "0", tmp_path / "inbox", outbox)
     assert run("runs", "--prune", "0", outbox).code == 0
     desk = desk_of(outbox)
-    assert desk.decide(item_of(desk, "odd1.dcm"), "CT", "anna").moved == 2
+    assert decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna").moved == 2
     assert (outbox / SERIES / f"{uid(1, 1, 1)}.dcm").is_file()
 
 
@@ -142,7 +142,7 @@ def test_a_run_whose_held_files_were_decided_about_is_undone_with_the_decisions_
     outbox = held_outbox(tmp_path)
     desk = desk_of(outbox)
     for key in list(desk.holdings.items):
-        desk.decide(key, "CT", "anna")
+        decide(desk, key, "CT", "anna")
     sorted_ = rows(outbox)[0]["run_id"]
     before = read_tree(outbox)
     ran = run("undo", outbox, sorted_)
@@ -160,11 +160,11 @@ def test_what_vanished_or_changed_is_told_and_what_is_left_is_moved(tmp_path: Pa
     desk = desk_of(outbox)
     folder = outbox / "REVIEW/header-contradicts-itself"
     (folder / "odd1.dcm").rename(tmp_path / "taken.dcm")
-    decision = desk.decide(item_of(desk, "odd2.dcm"), "CT", "anna")
+    decision = decide(desk, item_of(desk, "odd2.dcm"), "CT", "anna")
     assert (decision.moved, decision.notes) == (1, ["1 file is gone from REVIEW"])
     (outbox / "REVIEW/no-evidence/pictures/a.png").write_bytes(b"something else")
     with pytest.raises(Outdated, match="1 file is not what was held any more"):
-        desk.decide(item_of(desk, "pictures/a.png"), "CT", "anna")
+        decide(desk, item_of(desk, "pictures/a.png"), "CT", "anna")
     assert (outbox / "REVIEW/no-evidence/pictures/a.png").read_bytes() == b"something else"
 
 
@@ -176,7 +176,7 @@ def test_what_finds_every_name_taken_stays_held(tmp_path: Path) -> None:
         (outbox / "XRAY/pictures").mkdir(parents=True, exist_ok=True)
         (outbox / "XRAY/pictures" / name).write_bytes(b"somebody's")
     before = files_of(outbox)
-    decision = desk.decide(item_of(desk, "pictures/a.png"), "XRAY", "anna")
+    decision = decide(desk, item_of(desk, "pictures/a.png"), "XRAY", "anna")
     assert (decision.moved, decision.notes) == (0, ["1 file is left in REVIEW; manifest.csv says why"])
     assert files_of(outbox) == before
     assert "every name it could get is taken" in by_source(outbox)["pictures/a.png"]["message"]
@@ -187,13 +187,13 @@ def test_of_two_reviewers_one_decides_and_the_other_is_told(tmp_path: Path) -> N
     outbox = held_outbox(tmp_path)
     one, other = desk_of(outbox), desk_of(outbox)
     key = item_of(one, "odd1.dcm")
-    decision = one.decide(key, "CT", "anna")
+    decision = decide(one, key, "CT", "anna")
     with pytest.raises(Outdated, match="decided or taken away meanwhile"):
-        other.decide(key, "MRI", "bert")
+        decide(other, key, "MRI", "bert")
     other.undo(decision.run)
-    with pytest.raises(Outdated, match="is undone already"):
+    with pytest.raises(Outdated, match="expected a decision that stands"):
         one.undo(decision.run)
-    assert one.decide(key, "MRI", "bert").moved == 2
+    assert decide(one, key, "MRI", "bert").moved == 2
     assert rows(outbox)[-1]["message"].startswith("by bert; was ")
 
 
@@ -204,8 +204,8 @@ def test_a_run_that_holds_the_outbox_is_waited_for_and_then_told_of(
     desk = desk_of(outbox)
     monkeypatch.setattr(deciding, "PATIENCE", 0.1)
     with held(Files(), str(outbox), create=False), pytest.raises(OutboxLocked, match="is held by process"):
-        desk.decide(item_of(desk, "odd1.dcm"), "CT", "anna")
-    assert desk.decide(item_of(desk, "odd1.dcm"), "CT", "anna").moved == 2
+        decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna")
+    assert decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna").moved == 2
 
 
 def test_corrections_that_cannot_be_kept_are_told_before_anything_is_decided(tmp_path: Path) -> None:
@@ -213,8 +213,11 @@ def test_corrections_that_cannot_be_kept_are_told_before_anything_is_decided(tmp
     (tmp_path / "file").write_text("x", encoding="utf-8")
     for folder, words in (
         (tmp_path / "file", "expected a folder that can be written"),
-        (outbox / "CT", "expected a folder outside what the OUTBOX holds"),
-        (outbox, "expected a folder outside what the OUTBOX holds"),
+        (outbox / "CT", "expected a folder outside the OUTBOX"),
+        (outbox, "expected a folder outside the OUTBOX"),
+        (outbox / ".dicomsort/runs", "expected a folder outside the OUTBOX"),
+        (tmp_path / "inbox", "expected a folder outside the inboxes"),
+        (tmp_path / "inbox/deep", "expected a folder outside the inboxes"),
     ):
         ran = run("review", "--corrections", folder, outbox)
         assert (ran.code, words in ran.err) == (2, True), ran.err
@@ -236,7 +239,7 @@ def test_the_name_of_who_decides_can_break_nothing(tmp_path: Path) -> None:
 def test_the_report_of_the_run_tells_who_decided_and_what(tmp_path: Path) -> None:
     outbox = held_outbox(tmp_path)
     desk = desk_of(outbox)
-    decided = desk.decide(item_of(desk, "odd1.dcm"), "MRI", "anna")
+    decided = decide(desk, item_of(desk, "odd1.dcm"), "MRI", "anna")
     page = tmp_path / "report.html"
     for words, is_decided in (("anna", True), ("anna", False)):
         assert run("report", "--html", page, "--workers", "1", outbox).code == 0

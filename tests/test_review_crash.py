@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command import run
+from command import rows, run
 from crashing import Crash, CrashingFiles, NoLinks, NoSyncfs
-from reviewing import desk_of, held_outbox, item_of
+from reviewing import decide, desk_of, held_outbox, item_of
 
 from dicomsort.cli.console import Silent
 from dicomsort.errors import DicomsortError
@@ -70,6 +70,10 @@ def deaths(make: Callable[[], Path], act: Callable[[Desk], object], system: str)
             places = iter([place for place, name in enumerate(called) if name == "write"])
 
 
+def newest_decision(outbox: Path) -> str:
+    return next(row["run_id"] for row in reversed(rows(outbox)) if row["reason"] == "reviewed")
+
+
 class World:
     """Makes the same outbox again and again; what was in it then, and what is decided about."""
 
@@ -89,7 +93,7 @@ class World:
 
     def make_decided(self) -> Path:
         outbox = self.make()
-        self.decided = desk_of(outbox).decide(self.key, "CT", "anna").run
+        self.decided = decide(desk_of(outbox), self.key, "CT", "anna").run
         return outbox
 
 
@@ -97,13 +101,13 @@ class World:
 def test_a_decision_that_dies_anywhere(folder: Path, system: str, record_property: pytest.RecordProperty) -> None:
     world, tried = World(folder / "world"), 0
     key = world.key
-    for outbox in deaths(world.make, lambda desk: desk.decide(key, "CT", "anna"), system):
+    for outbox in deaths(world.make, lambda desk: decide(desk, key, "CT", "anna"), system):
         desk = check(outbox, world.before, key, system)
         if key not in desk.holdings.items:
-            desk.undo(desk.holdings.decided["REVIEW/header-contradicts-itself/odd1.dcm"][1].run)
+            desk.undo(newest_decision(outbox))
             check(outbox, world.before, key, system)
         else:
-            assert desk.decide(key, "MRI", "bert").moved == 2
+            assert decide(desk, key, "MRI", "bert").moved == 2
         tried += 1
     record_property("crash points", (f"decision, {system}", "once", tried))
     assert tried > 60
@@ -124,7 +128,7 @@ def test_an_undo_that_dies_anywhere(folder: Path, system: str, record_property: 
 
 def test_a_sort_that_comes_upon_half_a_decision_loses_nothing(folder: Path) -> None:
     world = World(folder / "world")
-    for number, outbox in enumerate(deaths(world.make, lambda desk: desk.decide(world.key, "CT", "anna"), "links")):
+    for number, outbox in enumerate(deaths(world.make, lambda desk: decide(desk, world.key, "CT", "anna"), "links")):
         if number % 5 == 0:
             inbox = outbox.with_name("inbox")
             assert run("sort", "--evidence", "header", "--engine", "serial", inbox, outbox).code in {0, 3}

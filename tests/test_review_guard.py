@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ ADDRESSES = (
     "items/0/10",
     "next/-1",
     "item/0",
-    "picture/0/-1/160",
+    "picture/0/abc/-1/160",
     "static/review.js",
     "nothing",
     "decide",
@@ -58,7 +59,7 @@ def test_a_missing_or_wrong_token_is_told_what_was_expected(server: Server, addr
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "127.0.0.1", "127.0.0.1.evil.example:1", "localhost:1"]
 )
-@pytest.mark.parametrize("address", ["", "state", "picture/0/-1/160"])
+@pytest.mark.parametrize("address", ["", "state", "picture/0/abc/-1/160"])
 def test_another_host_is_refused_though_it_leads_here(server: Server, host: str, address: str) -> None:
     status, text, _ = server.ask(address, Host=host)
     assert (status, "expected one of the hosts" in text) == (403, True)
@@ -103,6 +104,7 @@ def test_what_the_page_did_not_send_changes_nothing(server: Server, headers: dic
         ({"place": 0, "key": "other", "class": "CT"}, 409, "reload the page"),
         ({"place": 0, "key": "KEY", "class": "../x"}, 400, "expected one of CT, MRI, OTHER, XRAY"),
         ({"place": 0, "key": "KEY", "class": "REVIEW"}, 400, "expected one of CT, MRI, OTHER, XRAY"),
+        ({"place": 0, "key": "KEY", "class": "CT"}, 409, "expected the files that were shown"),
         ({"place": 0, "key": "KEY", "class": ""}, 400, "expected one of CT, MRI, OTHER, XRAY"),
     ],
 )
@@ -116,8 +118,8 @@ def test_nonsense_is_told_what_was_expected(server: Server, body: object, code: 
 @pytest.mark.parametrize(
     ("path", "code"),
     [
-        ("item/99", 409), ("item/-1", 404), ("item/" + "9" * 30, 409), ("picture/0/99/64", 409),
-        ("picture/99/0/64", 409),
+        ("item/99", 409), ("item/-1", 404), ("item/" + "9" * 30, 409), ("picture/0/abc/99/64", 409),
+        ("picture/99/abc/0/64", 409), ("picture/0/../../x", 404),
         ("static/../server.py", 404), ("static/..%2fserver.py", 404), ("static/server.py", 404), ("state/x", 404),
     ],
 )  # fmt: skip
@@ -136,8 +138,18 @@ def test_bodies_and_windows_are_bounded(server: Server) -> None:
     with contextlib.suppress(OSError, http.client.HTTPException):  # or the connection is closed at once
         assert server.ask("decide", b" " * (1 << 20))[0] in {400, 413}
     assert len(server.told("items/0/99999999")["items"]) == 4
-    assert server.ask("picture/0/-1/99999999")[0] == 200
+    assert server.ask(f"picture/0/{server.session.item(0).version}/-1/99999999")[0] == 200
     assert server.ask("state", {"a": 1}, method="PUT")[0] in {404, 405}
+
+
+def test_strangers_who_hold_connections_open_stop_nobody(server: Server) -> None:
+    port = int(server.address.rsplit(":", 1)[1].partition("/")[0])
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            stranger.sendall(b"GET /x/ HTTP/1.1\r\nHost: ")
+        assert server.told("state")["waiting"] == 4
+        assert len(list(Path("/proc/self/fd").iterdir())) < 300 + 200
 
 
 def test_neither_token_nor_seal_come_into_a_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:

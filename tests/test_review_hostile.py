@@ -25,6 +25,7 @@ def test_names_from_files_are_shown_and_never_run(browser: Browser, tmp_path: Pa
     sort("--move", "--settle", "0", tmp_path / "inbox", tmp_path / "outbox")
     with reviewed(tmp_path / "outbox") as server, looking_at(browser, server.address) as sight:
         texts = []
+        sight.page.wait_for_selector(".tile[data-place='2']")
         for place in range(3):
             sight.page.evaluate("place => document.querySelector(`.tile[data-place='${place}']`).click()", place)
             sight.page.wait_for_timeout(500)

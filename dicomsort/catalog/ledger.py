@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dicomsort.catalog import rows, schema
 from dicomsort.journal import pack, unpack
 from dicomsort.jsonlines import dump, parse
-from dicomsort.records import REVIEWED, Operation, Placement
+from dicomsort.records import REVIEWED, REVIEWED_FILE, Operation, Placement
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -25,7 +25,7 @@ class Ledger:
 
     def concerns(self, placement: Placement) -> bool:
         """Whether an earlier placement matters: of a study or an instance at hand, of no study, or a person's."""
-        if not placement.study or placement.reason == REVIEWED:
+        if not placement.study or placement.reason in {REVIEWED, REVIEWED_FILE}:
             return True
         return bool(self._one(schema.CONCERNS, placement.study, placement.sop))
 
@@ -47,8 +47,7 @@ class Ledger:
 
     def decided(self, sha256: str) -> list[Placement]:
         """Where a person's decisions put files of this content."""
-        query = "SELECT * FROM placements WHERE reason = 'reviewed' AND sha256 = ? ORDER BY destination"
-        return [rows.placement(row) for row in self._base.execute(query, (sha256,))]
+        return [rows.placement(row) for row in self._base.execute(schema.DECIDED, (sha256,))]
 
     def remembers(self) -> bool:
         """Whether earlier runs placed anything that matters to this one."""

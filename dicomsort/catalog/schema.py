@@ -24,7 +24,7 @@ CREATE TABLE placements (study TEXT, series TEXT, sop TEXT, class TEXT, status T
     PRIMARY KEY, sha256 TEXT) WITHOUT ROWID;
 CREATE INDEX placements_by_study ON placements (study);
 CREATE INDEX placements_by_instance ON placements (sop, sha256);
-CREATE INDEX placements_reviewed ON placements (sha256) WHERE reason = 'reviewed';
+CREATE INDEX placements_reviewed ON placements (sha256) WHERE reason IN ('reviewed', 'reviewed-file');
 CREATE TABLE repeated (sop TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE given (number INTEGER PRIMARY KEY, sop TEXT, sha256 TEXT, destination BLOB);
 CREATE INDEX given_by_instance ON given (sop, sha256);
@@ -43,6 +43,8 @@ SHOWN: Final = """SELECT path, frames FROM files WHERE grp = ? AND frames > 0 OR
     LIMIT 1 OFFSET ?"""
 CONCERNS: Final = """SELECT EXISTS (SELECT 1 FROM groups WHERE study = ?)
     OR EXISTS (SELECT 1 FROM files WHERE sop <> '' AND sop = ?)"""
+DECIDED: Final = """SELECT * FROM placements WHERE reason IN ('reviewed', 'reviewed-file') AND sha256 = ?
+    ORDER BY destination"""
 GIVEN: Final = "SELECT destination FROM given WHERE sop = ? AND (?2 IS NULL OR sha256 = ?2) ORDER BY number LIMIT 1"
 
 _FILE: Final = "f.path, f.size, f.mtime_ns, f.device, f.inode, f.mode, f.header, f.sha256, f.failed"

@@ -23,7 +23,19 @@ from dicomsort.classify.evidence import (
     tier,
 )
 from dicomsort.classify.rules import RULES, Rule
-from dicomsort.records import OTHER, REVIEW, REVIEWED, Group, Grouping, Header, Placement, Verdict, Vote
+from dicomsort.records import (
+    OF_ONE_FILE,
+    OTHER,
+    REVIEW,
+    REVIEWED,
+    REVIEWED_FILE,
+    Group,
+    Grouping,
+    Header,
+    Placement,
+    Verdict,
+    Vote,
+)
 
 __all__ = [
     "RULES",
@@ -41,8 +53,8 @@ __all__ = [
     "showable_frames",
 ]
 
-# Held for what one file is, not for what the series is: no placement for the rest of it.
-_OF_ONE_FILE = ("uid-collision", "against-placement")
+# No placement for the rest of the series.
+_OF_ONE_FILE = OF_ONE_FILE | {REVIEWED_FILE}
 
 
 def classify_study(
@@ -99,7 +111,10 @@ def _placed(placements: Sequence[Placement], series: str, classes: Sequence[str]
 
 def _decided(placements: Sequence[Placement], grouping: Grouping) -> str:
     """The folder that a person gave the series, or, where there is none, a file of the same content."""
-    reviewed = (p for p in placements if p.reason == REVIEWED and (not grouping.study or p.series == grouping.series))
+    if grouping.study:
+        reviewed = [p for p in placements if p.reason == REVIEWED and p.series == grouping.series]
+    else:
+        reviewed = [p for p in placements if p.reason in {REVIEWED, REVIEWED_FILE}]
     folders = {_folder(p) for p in reviewed}
     return folders.pop() if len(folders) == 1 else ""
 

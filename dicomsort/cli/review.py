@@ -41,7 +41,6 @@ Identifiers = Annotated[
     bool, typer.Option("--show-identifiers", help="Show Patient ID and Accession Number on the page.")
 ]
 Workers = Annotated[int, typer.Option(min=1, help="How many processes make pictures.")]
-Open = Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")]
 
 
 def review(
@@ -55,7 +54,6 @@ def review(
     learn: Learn = True,
     show_identifiers: Identifiers = False,
     workers: Workers = 2,
-    open_: Open = False,
 ) -> None:
     """Decide what was held back: large pictures in a browser, a key a class, each decision with an undo.
 
@@ -75,7 +73,7 @@ def review(
     kept = _corrections(place, corrections, bundle, files) if learn else None
     with _session(place, kept, bundle, files, workers) as session:
         session.who, session.identifiers = _name(reviewer), show_identifiers
-        serve(session, address, port, os.path.basename(place), lambda at: _tell(at, session, open_=open_))
+        serve(session, address, port, os.path.basename(place), lambda at: _tell(at, session))
         _conclude(session)
 
 
@@ -98,11 +96,14 @@ def _session(outbox: str, kept: Corrections | None, bundle: Bundle, files: Files
 def _corrections(outbox: str, folder: str | None, bundle: Bundle, files: Files) -> Corrections:
     from dicomsort.errors import UsageError
     from dicomsort.sorting import Corrections
+    from dicomsort.sorting.outbox import inboxes
 
     chosen = os.path.realpath(folder or f"{outbox}/{CORRECTIONS}")
-    inside = os.path.relpath(chosen, outbox).split("/")[0]
-    if inside not in {"..", ".dicomsort"}:
-        raise UsageError(f"--corrections: expected a folder outside what the OUTBOX holds, received {folder!r}")
+    refused = {outbox: "outside the OUTBOX", **dict.fromkeys(inboxes(outbox), "outside the inboxes of its runs")}
+    own = f"{outbox}/{CORRECTIONS}"
+    for root, expected in refused.items():
+        if os.path.commonpath([root, chosen]) == root and os.path.commonpath([own, chosen]) != own:
+            raise UsageError(f"--corrections: expected a folder {expected}, received {folder!r}")
     return Corrections(chosen, bundle.model_sha256, files)
 
 
@@ -115,14 +116,12 @@ def _name(given: str | None) -> str:
         return f"uid {os.getuid()}"
 
 
-def _tell(address: str, session: Session, *, open_: bool) -> None:
+def _tell(address: str, session: Session) -> None:
     """Say where the page is; its address is the only thing on stdout."""
     print(address, flush=True)
     waiting = session.state()["waiting"]
     words = f"{waiting:,} things wait" if waiting != 1 else "one thing waits"
     print(f"dicomsort: {words} for a decision. Open the address above; Ctrl-C ends the page.", file=sys.stderr)
-    if open_:
-        typer.launch(address)
 
 
 def _conclude(session: Session) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 
+from dicomsort.files import is_straight
 from dicomsort.pages.facts import Fact, of_header, shown, size, title, why
 from dicomsort.records import Header, Look, Row, Status, Vote
 from dicomsort.report.held import Item
@@ -160,7 +161,7 @@ def _spot(told: Told, since: Since, row: Row) -> Spot:
             return Spot("", "was left in the inbox")
         path = there(told.head["inbox"], row.source)
         return Spot(path, "in the inbox" if path else "no longer in the inbox under that name", bool(path))
-    if decision := since.decided.get(row.destination):
+    if decision := since.decided.get((row.destination, row.sha256)):
         who, place = shown(who_of(decision.message), 64), shown(decision.class_, 64) or str(decision.status)
         return Spot(there(told.outbox, decision.destination), f"decided: {place}, by {who}")
     if undo := since.undone.get(row.destination):
@@ -175,8 +176,7 @@ def _spot(told: Told, since: Since, row: Row) -> Spot:
 
 def there(root: str, path: str) -> str:
     """The absolute path of what a row speaks of; empty where nothing is there, or somebody wrote one that leads out."""
-    leads_out = not path or path.startswith("/") or ".." in path.split("/")
-    return "" if leads_out or not os.path.lexists(f"{root}/{path}") else f"{root}/{path}"
+    return f"{root}/{path}" if is_straight(root, path) and os.path.lexists(f"{root}/{path}") else ""
 
 
 def picture_of(caption: str, portrait: Portrait) -> Picture:

@@ -55,7 +55,7 @@ def make(told: Told, bundle: Bundle | None, engine: Engine | None, pictures: int
     tale = Tale.of(told.run, rows_of(told.outbox, told.run))
     later = since(told.outbox, told.run)
     groups = _groups(told, tale, later, pictures if engine else 0)
-    decided = sum(held.row.destination in later.decided for held in tale.held)
+    decided = sum((held.row.destination, held.row.sha256) in later.decided for held in tale.held)
     samples: dict[str, list[Picture]] = {}
     if engine and bundle:
         _picture([each for group in groups for each in group.pictured], str(bundle.folder.resolve()), engine, progress)

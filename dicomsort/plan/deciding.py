@@ -15,20 +15,21 @@ class Decided:
     """A held file about which a person decided.
 
     ``examined`` is the file as it lies below the outbox now, ``row`` the manifest's of when it was held, ``folder``
-    where it belongs (a class, or OTHER/<KIND>); ``with_uids``: whether it has valid UIDs. ``message`` is for its row.
+    where it belongs (a class, or OTHER/<KIND>); ``with_uids``: whether it has valid UIDs; ``layout`` is that of the run
+    that held it. ``message`` is for its row.
     """
 
     examined: Examined
     row: Row
     folder: str
     with_uids: bool
+    layout: Layout
     message: str
 
 
 def decide(
     files: Iterable[Decided],
     folders: Callable[[set[str]], Iterable[tuple[str, int, int]]],
-    layout: Layout,
     names: Names,
 ) -> Iterator[Operation]:
     """Yield the operations, numbered from 0: moves, then files that equal what lies there, then emptied folders.
@@ -40,7 +41,7 @@ def decide(
     removals: list[Operation] = []
     left: set[str] = set()
     for file in files:
-        operation = _operation(file, layout, names)
+        operation = _operation(file, names)
         (removals if operation.verb is Verb.REMOVE else moves).append(operation)
         left.update(parents(file.examined.found.path))
     prunings = [
@@ -51,11 +52,13 @@ def decide(
         yield replace(operation, number=number)
 
 
-def _operation(file: Decided, layout: Layout, names: Names) -> Operation:
+def _operation(file: Decided, names: Names) -> Operation:
     e, found = file.examined, file.examined.found
     is_other = file.folder.partition("/")[0] == OTHER
     named = replace(e, found=replace(found, path=file.row.source))  # as the inbox knew it
-    path = f"{file.folder}/{file.row.source}" if is_other else layout.path(file.folder, named, with_uids=file.with_uids)
+    path = f"{file.folder}/{file.row.source}"
+    if not is_other:
+        path = file.layout.path(file.folder, named, with_uids=file.with_uids)
     row = replace(
         file.row, status=Status.OTHER if is_other else Status.SORTED, class_=file.folder.partition("/")[0],
         reason=REVIEWED, decided_by=DecidedBy.REVIEWER, confidence="", message=file.message,

@@ -13,7 +13,7 @@ from dicomsort.errors import DicomsortError
 from dicomsort.files import look_up, opened
 from dicomsort.records import Action, Row, Status
 from dicomsort.report.manifest import COLUMNS, MANIFEST, PLACED, row_of
-from dicomsort.report.reviewed import decided_from
+from dicomsort.report.reviewed import decided_from, is_held_place
 
 WAITING = frozenset({Status.REVIEW, Status.CONFLICT})  # what lies below REVIEW, for a person to decide about
 _KEY = 16
@@ -32,16 +32,23 @@ class Held:
 class Item:
     """What is decided about as one: the files of a series that were held for one reason, or one file without UIDs.
 
-    ``key`` is 16 hex digits that stay the same as long as the item does. ``files`` are in natural order of their paths.
+    ``key`` is 16 hex digits that stay the same as long as the item does, though files of a series may join it;
+    ``version`` changes with the files that it has. ``files`` are in natural order of their paths.
     """
 
     key: str
     files: tuple[Held, ...]
+    version: str
 
     @property
     def row(self) -> Row:
         """The row of its first file: what all of them have in common."""
         return self.files[0].row
+
+    @property
+    def reason(self) -> str:
+        """What it was held for: what joined a held series later has another reason of its own."""
+        return _reason(self.row)
 
     @property
     def study(self) -> str:
@@ -54,7 +61,7 @@ def grouped(held: Iterable[Held]) -> list[Item]:
     by_key: dict[str, list[Held]] = {}
     for each in held:
         by_key.setdefault(_key(each.row), []).append(each)
-    items = [Item(key, tuple(sorted(files, key=_natural))) for key, files in by_key.items()]
+    items = [_item(key, sorted(files, key=_natural)) for key, files in by_key.items()]
     items.sort(key=lambda item: _natural(item.files[0]))
     first: dict[str, int] = {}
     for place, item in enumerate(items):
@@ -62,9 +69,24 @@ def grouped(held: Iterable[Held]) -> list[Item]:
     return sorted(items, key=lambda item: first[item.study or item.key])
 
 
+def _item(key: str, files: list[Held]) -> Item:
+    told = "\0".join(f"{held.row.destination}\0{held.row.sha256}" for held in files)
+    return Item(key, tuple(files), _hash(told))
+
+
 def _key(row: Row) -> str:
-    parts = (row.study_uid, row.series_uid, row.reason) if row.study_uid and row.series_uid else (row.destination,)
-    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:_KEY]
+    has_uids = row.study_uid and row.series_uid
+    # A name may come again with another content: that is another item.
+    parts = (row.study_uid, row.series_uid, _reason(row)) if has_uids else (row.destination, row.sha256)
+    return _hash("\0".join(parts))
+
+
+def _reason(row: Row) -> str:
+    return row.destination.split("/")[1] if is_held_place(row.destination) else row.reason
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_KEY]
 
 
 def _natural(held: Held) -> list[tuple[int, str]]:
@@ -87,7 +109,8 @@ class Holdings:
         self._keys: dict[str, str] = {}  # of the item, by where a file lies
         self._stale: set[str] = set()  # keys of items whose files have changed
         self.items: dict[str, Item] = {}
-        self.decided: dict[str, tuple[Held, Held]] = {}  # by where it lay: as it was held, and as it was decided about
+        self._decided: dict[tuple[str, str], tuple[Held, Held]] = {}  # by place and SHA-256: as held, as decided about
+        self._relying: dict[str, set[str]] = {}  # by place, the runs that removed duplicates of what lies there
 
     def refresh(self) -> bool:
         """Read the rows that were appended since; whether anything that is held has changed."""
@@ -97,7 +120,7 @@ class Holdings:
         if status.st_ino != self._inode or status.st_size < self._offset:
             self._offset, self._inode = 0, status.st_ino
             self._stale.update(self._held)
-            self._held, self._keys, self.decided = {}, {}, {}
+            self._held, self._keys, self._decided, self._relying = {}, {}, {}, {}
         for each in self._appended():
             self._take(each)
         changed, self._stale = self._stale, set()
@@ -110,7 +133,7 @@ class Holdings:
     def _appended(self) -> Iterator[Held]:
         """Yield what the manifest tells beyond what was read, as far as its rows are whole."""
         with opened(self._path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as stream:
-            head = next(csv.reader([stream.readline().decode("utf-8-sig")]), [])
+            head = next(csv.reader([stream.readline().decode("utf-8-sig", "replace")]), [])
             if tuple(head[: len(COLUMNS)]) != COLUMNS:
                 raise DicomsortError(f"{self._path}: expected the columns {','.join(COLUMNS)}, received {head}")
             stream.seek(self._offset or stream.tell())
@@ -120,26 +143,47 @@ class Holdings:
                 row += line
                 if not line.endswith(b"\n") or row.count(b'"') % 2:
                     continue  # the row goes on, or is being written
-                self._offset += len(row)
-                cells = next(csv.reader([row.decode("utf-8", "surrogateescape")]))
-                row = b""
+                cells = next(csv.reader([row.decode("utf-8", "surrogateescape")]), [])
                 if len(cells) >= len(COLUMNS):
-                    yield Held(cells[0], row_of(cells))
+                    yield self._whole(cells)
+                self._offset += len(row)
+                row = b""
+
+    def _whole(self, cells: list[str]) -> Held:
+        try:
+            return Held(cells[0], row_of(cells))
+        except ValueError as error:
+            what = f"{self._path}: expected a number in the column size, received another text"
+            raise DicomsortError(f"{what} (a spreadsheet may have changed it), near byte {self._offset:,}") from error
+
+    def decision(self, held: Held) -> Held | None:
+        """The row by which a person decided about a file that was held, where that stands."""
+        pair = self._decided.get((held.row.destination, held.row.sha256))
+        return pair[1] if pair else None
+
+    def runs_about(self, held: Held) -> set[str]:
+        """The runs whose undo needs a held file where it lies: which held it, or removed a duplicate of it."""
+        return {held.run} | self._relying.get(held.row.destination, set())
 
     def _take(self, each: Held) -> None:
         row = each.row
         was = decided_from(row.action, row.reason, row.message)
         if row.action == Action.UNDONE:
             self._let_go(row.destination)
-            if back := self.decided.pop(was, None):
+            if back := self._decided.pop((was, row.sha256), None):
                 self._hold(back[0])
         elif was:
             if before := self._let_go(was):
-                self.decided[was] = (before, each)
+                self._decided[was, row.sha256] = (before, each)
+        elif not is_held_place(row.destination):
+            return
         elif row.status in WAITING and row.action in PLACED:
             self._hold(each)
+        elif row.action == Action.REMOVED:
+            self._relying.setdefault(row.destination, set()).add(each.run)
 
     def _hold(self, held: Held) -> None:
+        self._let_go(held.row.destination)  # what lay there was taken away by somebody
         key = _key(held.row)
         self._held.setdefault(key, {})[held.row.destination] = held
         self._keys[held.row.destination] = key

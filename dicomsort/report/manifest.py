@@ -15,7 +15,7 @@ from dicomsort.errors import DicomsortError
 from dicomsort.files import Files, closing, look_up
 from dicomsort.journal import Journal, runs_folder
 from dicomsort.records import Action, Placement, Row, Status
-from dicomsort.report.reviewed import decided_from
+from dicomsort.report.reviewed import binds, decided_from
 from dicomsort.report.text import cell, is_plain, restored, uncelled
 
 MANIFEST = "manifest.csv"
@@ -81,6 +81,9 @@ def append_manifest(files: Files, outbox: str, run: str, journal: Journal) -> No
         begun = journal.known.marks.get("manifest")
         if begun is None:
             begun = os.fstat(descriptor).st_size
+            if begun and os.pread(descriptor, 1, begun - 1) != b"\n":  # as an editor may leave it
+                files.write(descriptor, b"\n")
+                begun += 1
             journal.mark("manifest", begun)
         with Path(_own(outbox, run)).open("rb") as rows:
             if begun:
@@ -113,7 +116,8 @@ def history(outbox: str) -> Iterator[tuple[bool, Placement]]:
         if was := decided_from(action, row["reason"], restored(row["message"])):
             yield is_undone, _held_again(row, was)
         if destination and (action in PLACED or is_undone):
-            yield not is_undone, _placement(row, row["status"], row["class"], row["reason"], restored(destination))
+            reason = binds(row["reason"], was) if was else row["reason"]
+            yield not is_undone, _placement(row, row["status"], row["class"], reason, restored(destination))
 
 
 def _placement(row: dict[str, str], status: str, class_: str, reason: str, destination: str) -> Placement:

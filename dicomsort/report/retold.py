@@ -30,7 +30,7 @@ class Since:
     """What later runs did with files, each by where it lay below the outbox: undid them, or carried out a decision."""
 
     undone: dict[str, str] = field(default_factory=dict)  # -> the run that undid it
-    decided: dict[str, Row] = field(default_factory=dict)  # -> the row of the decision
+    decided: dict[tuple[str, str], Row] = field(default_factory=dict)  # with its SHA-256 -> the row of the decision
 
 
 def since(outbox: str, run: str) -> Since:
@@ -41,11 +41,11 @@ def since(outbox: str, run: str) -> Since:
         was = decided_from(row.action, row.reason, row.message)
         if row.action == Action.UNDONE:
             if was:
-                told.decided.pop(was, None)
+                told.decided.pop((was, row.sha256), None)
             elif row.destination:
                 told.undone[row.destination] = each.run
         elif was:
-            told.decided[was] = row
+            told.decided[was, row.sha256] = row
     return told
 
 

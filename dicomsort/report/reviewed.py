@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dicomsort.records import REVIEW, REVIEWED, Action
+from dicomsort.records import OF_ONE_FILE, REVIEW, REVIEWED, REVIEWED_FILE, Action
 
 _WAS = "; was "
 _NO_NAME = re.compile(r"[^\w.@ +-]+")
@@ -34,4 +34,15 @@ def decided_from(action: str, reason: str, message: str) -> str:
     if reason != REVIEWED or action == Action.LEFT:
         return ""
     was = message.partition(_WAS)[2]
-    return was if was.startswith(f"{REVIEW}/") else ""
+    return was if is_held_place(was) else ""
+
+
+def is_held_place(path: str) -> bool:
+    """Whether a path below an outbox is one of something held: a manifest may have been edited."""
+    parts = path.split("/")
+    return len(parts) > 2 and parts[0] == REVIEW and not {"", ".", ".."} & set(parts) and "\0" not in path  # noqa: PLR2004
+
+
+def binds(reason: str, was: str) -> str:
+    """The reason by which a decision is remembered: it binds the series, or, held for what one file is, that file."""
+    return REVIEWED_FILE if reason == REVIEWED and was.split("/")[1] in OF_ONE_FILE else reason

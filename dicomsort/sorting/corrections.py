@@ -11,6 +11,8 @@ import csv
 import hashlib
 import io
 import os
+import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,12 +20,13 @@ from pathlib import Path
 
 from dicomsort.engine import Engine, submit_batch
 from dicomsort.errors import UsageError
-from dicomsort.files import Files, closing, flush_path, look_up, whole_lines
+from dicomsort.files import Files, closing, flush_path, is_straight, look_up, whole_lines
 from dicomsort.journal import Plan, runs_folder
 from dicomsort.records import RENDERING_VERSION, Action, Row
-from dicomsort.report import cell, read_summary
+from dicomsort.report import cell, read_summary, visible
 from dicomsort.report.retold import rows_of
 from dicomsort.report.reviewed import decided_from
+from dicomsort.sorting.outbox import all_runs
 from dicomsort.tasks import Asked, Portrait, portray
 
 TABLE = "corrections.csv"
@@ -34,9 +37,11 @@ COLUMNS = (
 DECIDED = "decided"
 IMAGES = 5  # of a decision, as many as a vote is made of
 _KEY = 8
+_IMAGE = re.compile(r"(.+)-\d+\.png")
 _README = """\
 What persons decided on the review page of dicomsort: an image below the class that it is of, as the model was shown it.
-corrections.csv says who decided what, when, and against what; rows of action "undone" take earlier ones back.
+corrections.csv says who decided what, when, and against what, with the UIDs of what it was; rows of action "undone"
+take earlier ones back.
 
 `dicomsort train --from BUNDLE --out NEW THIS_FOLDER` makes a model that has learned from it. The images are patients'.
 """
@@ -59,12 +64,23 @@ class Corrections:
             message = f"corrections {folder!r}: expected a folder that can be written, received {error.strerror}"
             raise UsageError(message) from error
 
+    def named(self, outbox: str) -> str:
+        """The folder as a decision's plan names it: below the outbox where it lies there, which may be moved."""
+        inside = os.path.relpath(self.folder, outbox)
+        return self.folder if inside.startswith("..") else inside
+
     def count(self) -> int:
         """How many images the folder's table tells of, those taken back left out."""
         return sum(len(images) for images in told(self.folder).values())
 
     def record(self, outbox: str, run: str, engine: Engine) -> list[str]:
-        """Add a finished decision; what there is to say about it."""
+        """Add a finished decision, in an outbox that is held; what there is to say about it. The files have moved."""
+        try:
+            return self._record(outbox, run, engine)
+        except OSError as error:
+            return [f"no model learns from it yet: {visible(self.folder)} cannot be written ({error.strerror})"]
+
+    def _record(self, outbox: str, run: str, engine: Engine) -> list[str]:
         plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
         if plan is None:
             return []
@@ -82,18 +98,22 @@ class Corrections:
         _append(self._files, self.folder, lines or [common | _cells(row) for row in rows[:1]])
         return [] if shown or not rows else ["its pixels cannot be had, so no model learns from it"]
 
-    def mend(self, outbox: str, engine: Engine, undone: Mapping[str, str]) -> None:
-        """Add decisions that a crash left out, and take back what was undone meanwhile."""
-        known = told(self.folder)
-        for run in sorted(os.listdir(runs_folder(outbox))):
+    def mend(self, outbox: str, engine: Engine, undoings: Mapping[str, str]) -> list[str]:
+        """Add decisions that a crash left out, and take back what was undone meanwhile; what there is to say.
+
+        ``undoings`` are the runs that are undos, each with the one that it undoes. The outbox must be held.
+        """
+        known, notes = told(self.folder), list[str]()
+        undone = {run for by, run in undoings.items() if (ended := read_summary(outbox, by)) and not ended.needs_person}
+        for run in all_runs(outbox):
             plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
-            if plan is None or plan.head.get("corrections") != self.folder or read_summary(outbox, run) is None:
+            if plan is None or plan.head.get("corrections") != self.named(outbox) or read_summary(outbox, run) is None:
                 continue
-            is_undone = run in undone.values()
-            if is_undone and run in known:
+            if run in undone and run in known:
                 retract(self._files, self.folder, run)
-            elif not is_undone and run not in known:
-                self.record(outbox, run, engine)
+            elif run not in undone and run not in known:
+                notes += self.record(outbox, run, engine)
+        return notes
 
     def _keep(self, image: str, content: bytes) -> None:
         """Place an image whole, or leave the one that is there."""
@@ -117,12 +137,21 @@ def retract(files: Files, folder: str, run: str) -> None:
     if images is None:
         return
     for image in images:
-        with suppress(FileNotFoundError):
-            files.unlink(f"{folder}/{image}")
-        with suppress(OSError):  # not empty
-            files.remove_folder(f"{folder}/{os.path.dirname(image)}")
-            files.remove_folder(f"{folder}/{os.path.dirname(os.path.dirname(image))}")
+        _take_out(files, folder, image, run)
     _append(files, folder, [{"run_id": run, "action": str(Action.UNDONE), "image": image} for image in images or [""]])
+
+
+def _take_out(files: Files, folder: str, image: str, run: str) -> None:
+    """Remove an image of ours, and the folders that it leaves empty: the table may have been edited."""
+    parts = image.split("/")
+    ours = _IMAGE.fullmatch(parts[-1])
+    if len(parts) != 3 or ours is None or ours[1] != run or not is_straight(folder, image):  # noqa: PLR2004
+        return
+    if (status := look_up(f"{folder}/{image}")) is not None and stat.S_ISREG(status.st_mode):
+        files.unlink(f"{folder}/{image}")
+    with suppress(OSError):  # not empty
+        files.remove_folder(f"{folder}/{parts[0]}/{parts[1]}")
+        files.remove_folder(f"{folder}/{parts[0]}")
 
 
 def told(folder: str) -> dict[str, list[str]]:

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from dicomsort.classify import folder_of, has_uids
 from dicomsort.engine import Engine, submit_batch
-from dicomsort.errors import OutboxLocked, Outdated, UsageError, WorkerLost
-from dicomsort.files import Files, look_up, sha256_of
+from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError, WorkerLost
+from dicomsort.files import Files, is_straight, look_up, sha256_of
 from dicomsort.journal import Plan, runs_folder
 from dicomsort.plan import Decided, Layout, decide, parse_layout
 from dicomsort.records import REVIEW, Examined, Found, Header, Kind
@@ -23,8 +23,8 @@ from dicomsort.report.held import Held, Holdings, Item
 from dicomsort.report.reviewed import message_of
 from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examining import hashed_here
-from dicomsort.sorting.outbox import absolute, all_runs, held, new_run, now, undoings, unfinished
-from dicomsort.sorting.running import carry_out, complete_reports, look_for, resume, seal_plan, undo
+from dicomsort.sorting.outbox import absolute, all_runs, cut_short, held, is_run, new_run, now, undoings
+from dicomsort.sorting.running import carry_out, complete_reports, finish, look_for, seal_plan, undo
 from dicomsort.tasks import examine
 
 T = TypeVar("T")
@@ -52,22 +52,17 @@ class Desk:
         self.corrections = corrections
         self._engine, self._files = engine, files
         self._turn = threading.RLock()
-        self._settled = ""  # runs up to this one need no look any more
+        self._newest = ""  # of the runs that were looked at
+        self._open: set[str] = set()  # of these, those that have not come to their end
 
     def open(self) -> list[str]:
         """Finish what was cut short, and read what is held; what there is to say about it."""
-        notes = []
-        with self._turn:
-            while (run := unfinished(self.outbox, self._settled)) and self._is_review(run):
-                resume(self.outbox, run, _Quiet(), self._files)
-                notes.append(f"the decision of run {run} was cut short, and is carried out now")
-            with self._holding():
-                complete_reports(self._files, self.outbox)
-                runs = all_runs(self.outbox)
-                self._settled = runs[-1] if runs else ""
-            self.holdings.refresh()
+        with self._turn, self._holding():
+            notes = self._catch_up()
             if self.corrections is not None:
-                self.corrections.mend(self.outbox, self._engine, undoings(self.outbox))
+                notes += self.corrections.mend(self.outbox, self._engine, undoings(self.outbox))
+            for run in sorted(self._open):
+                notes.append(f"run {run} was cut short: `dicomsort resume {self.outbox} {run}` finishes it")
         return notes
 
     def refresh(self) -> bool:
@@ -75,53 +70,88 @@ class Desk:
         with self._turn:
             return self.holdings.refresh()
 
-    def decide(self, key: str, class_: str, who: str) -> Decision:
-        """Move an item's files to a class, or OTHER; Outdated where it is not held any more, or not as it was.
+    def decide(self, key: str, version: str, class_: str, who: str) -> Decision:
+        """Move an item's files to a class, or OTHER; Outdated where it is not held any more, or not as it was shown.
 
         OutboxLocked where a run holds the outbox for longer than a few seconds.
         """
         with self._turn, self._holding():
-            complete_reports(self._files, self.outbox, self._settled)
-            self._settled = max(all_runs(self.outbox, self._settled), default=self._settled)
-            self.holdings.refresh()
+            self._catch_up()
+            self._require_settled()
             item = self.holdings.items.get(key)
             if item is None:
                 raise Outdated("expected something that is held, received what was decided or taken away meanwhile")
+            if item.version != version:
+                raise Outdated("expected the files that were shown, received others or more of them: look again")
             decision = self._carry_out(item, class_, who)
-        if self.corrections is not None:
-            decision.notes += self.corrections.record(self.outbox, decision.run, self._engine)
+            if self.corrections is not None:
+                decision.notes += self.corrections.record(self.outbox, decision.run, self._engine)
         return decision
 
     def undo(self, run: str) -> Summary:
-        """Take a decision back, whoever made it; Outdated where it is taken back already."""
+        """Take a decision back, whoever made it; Outdated where it is taken back already, or cannot be wholly."""
         with self._turn:
+            with self._holding():
+                self._catch_up()
             if not self._is_review(run):
                 raise UsageError(f"expected the run of a decision, received {run!r}")
-            if run in undoings(self.outbox, run).values():
-                raise Outdated(f"run {run} is undone already")
             summary = self._patiently(lambda: undo(self.outbox, run, _Quiet(), self._files))
             self.holdings.refresh()
+        if summary.needs_person:
+            left = summary.found - summary.actions["undone"]
+            raise Outdated(
+                f"expected the files where run {run} put them; {_files(left)} gone or changed, and not undone"
+            )
         return summary
 
+    def _catch_up(self) -> list[str]:
+        """Under the lock: carry out decisions, and undos of such, that were cut short; then read on. What was done."""
+        runs = [*sorted(self._open), *all_runs(self.outbox, self._newest)]
+        complete_reports(self._files, self.outbox, runs)
+        notes = []
+        self._newest = max(runs, default=self._newest)
+        self._open = set()
+        for run, plan in cut_short(self.outbox, runs).items():
+            if plan.head["verb"] == VERB or self._is_review(str(plan.head.get("undoes", ""))):
+                finish(self._files, self.outbox, run, _Quiet())
+                notes.append(f"run {run}, a decision or its undo, was cut short, and is carried out now")
+            else:
+                self._open.add(run)
+        self.holdings.refresh()
+        return notes
+
+    def _require_settled(self) -> None:
+        """DicomsortError where an undo is half done: it may move what is to be decided about."""
+        for run in sorted(self._open):
+            plan = Plan.peek(f"{runs_folder(self.outbox)}/{run}")
+            if plan and plan.head["verb"] == "undo":
+                advice = f"`dicomsort resume {self.outbox} {run}` finishes it"
+                raise DicomsortError(f"expected no undo that was cut short, received run {run}: {advice}; then decide")
+
     def _is_review(self, run: str) -> bool:
-        plan = Plan.peek(f"{runs_folder(self.outbox)}/{run}") if run in all_runs(self.outbox) else None
+        plan = Plan.peek(f"{runs_folder(self.outbox)}/{run}") if is_run(run) else None
         return plan is not None and plan.head["verb"] == VERB
 
     def _carry_out(self, item: Item, class_: str, who: str) -> Decision:
         ready, notes = self._ready(item)
         if not ready:
             raise Outdated(f"expected the files as they were held, received none: {'; '.join(notes)}")
+        layouts = _Layouts(self.outbox)
         decided = [
-            Decided(e, h.row, folder_of(class_, e.header), has_uids(e.header), message_of(who, h.row.destination))
+            Decided(
+                e, h.row, folder_of(class_, e.header), has_uids(e.header), layouts.of(h.run),
+                message_of(who, h.row.destination),
+            )
             for h, e in ready
-        ]
+        ]  # fmt: skip
+        of = sorted({run for h, _ in ready for run in self.holdings.runs_about(h)})
         run = new_run(self._files, self.outbox)
         head: dict[str, object] = {
             "verb": VERB, "inbox": self.outbox, "outbox": self.outbox, "mode": "move", "class": class_,
-            "reviewer": who, "started": now(), "of": sorted({h.run for h, _ in ready}),
-            "corrections": self.corrections.folder if self.corrections else "",
+            "reviewer": who, "started": now(), "of": of,
+            "corrections": self.corrections.named(self.outbox) if self.corrections else "",
         }  # fmt: skip
-        operations = decide(decided, self._folders, self._layout(item), _Names(self.outbox))
+        operations = decide(decided, self._folders, _Names(self.outbox))
         sealed = seal_plan(self._files, self.outbox, run, head, operations)
         summary = carry_out(self._files, self.outbox, run, sealed, _Quiet())
         write_summary(self._files, self.outbox, summary)
@@ -129,12 +159,16 @@ class Desk:
         moved = summary.actions["moved"] + summary.actions["removed"]
         if moved < len(ready):
             notes.append(f"{_files(len(ready) - moved)} left in {REVIEW}; manifest.csv says why")
-        return Decision(run, moved, notes)
+        return Decision(run, moved, notes + layouts.notes)
 
     def _ready(self, item: Item) -> tuple[list[tuple[Held, Examined]], list[str]]:
         """The files that lie there as they were held, examined anew; and what is to be said of the others."""
         paths = [h.row.destination for h in item.files]
-        there = [replace(f, path=path) for path in paths if (f := look_for(f"{self.outbox}/{path}")) is not None]
+        there = [
+            replace(f, path=path)
+            for path in paths
+            if is_straight(self.outbox, path) and (f := look_for(f"{self.outbox}/{path}")) is not None
+        ]
         task = partial(examine, self.outbox)
         batches = [
             submit_batch(self._engine, task, there[start : start + BATCH], _lost)
@@ -147,11 +181,6 @@ class Desk:
         if changed:
             notes.append(f"{_files(changed)} not what was held any more, and left there")
         return ready, notes
-
-    def _layout(self, item: Item) -> Layout:
-        """The layout of the run that held it, as far as that is known still."""
-        plan = Plan.peek(f"{runs_folder(self.outbox)}/{item.files[0].run}")
-        return parse_layout(str(plan.head.get("layout", "uid")) if plan else "uid")
 
     def _folders(self, paths: set[str]) -> Iterator[tuple[str, int, int]]:
         for path in sorted(paths, key=lambda path: (-path.count("/"), path)):
@@ -175,6 +204,24 @@ class Desk:
                 if time.monotonic() > until:
                     raise
             time.sleep(0.05)
+
+
+class _Layouts:
+    """The layouts of runs, as far as their plans are kept."""
+
+    def __init__(self, outbox: str) -> None:
+        self._outbox = outbox
+        self._known: dict[str, Layout] = {}
+        self.notes: list[str] = []
+
+    def of(self, run: str) -> Layout:
+        """The layout by which a run placed; ``uid``, with a note, where that is not known any more."""
+        if run not in self._known:
+            plan = Plan.peek(f"{runs_folder(self._outbox)}/{run}")
+            self._known[run] = parse_layout(str(plan.head.get("layout", "uid")) if plan else "uid")
+            if plan is None:
+                self.notes.append(f"run {run} was pruned and its layout with it, so files are named by their UIDs")
+        return self._known[run]
 
 
 class _Names:

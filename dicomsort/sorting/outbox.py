@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import calendar
 import json
 import os
 import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.files import Files, closing, look_up
 from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, runs_folder
 from dicomsort.report import SUMMARY, is_told_of, read_summary
 
+STAMP = "%Y%m%dT%H%M%SZ"  # in the id of a run, UTC
 _RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+\+*$")
 _README = """\
 This folder is the memory of dicomsort for the outbox around it: do not delete it while a run is not finished.
@@ -111,12 +114,19 @@ def _missing(folder: str) -> list[tuple[str, int]]:
 
 def new_run(files: Files, outbox: str) -> str:
     """Make the folder of a new run and return its id, which sorts after those of all earlier runs."""
-    run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
-    earlier = all_runs(outbox)
-    if earlier and run <= earlier[-1]:  # the clock went backwards
-        run = f"{earlier[-1]}+"
+    run = _named(time.time())
+    newest = max(all_runs(outbox), default="")
+    if run <= newest:  # the clock went backwards, or not on
+        try:
+            run = _named(calendar.timegm(time.strptime(newest[:16], STAMP)) + 1)
+        except (ValueError, OverflowError):
+            run = f"{newest}+"
     files.make_folder(f"{runs_folder(outbox)}/{run}", 0o700)
     return run
+
+
+def _named(seconds: float) -> str:
+    return f"{time.strftime(STAMP, time.gmtime(seconds))}-{secrets.token_hex(3)}"
 
 
 def all_runs(outbox: str, since: str = "") -> list[str]:
@@ -128,17 +138,42 @@ def all_runs(outbox: str, since: str = "") -> list[str]:
         return []
 
 
+def is_run(name: str) -> bool:
+    """Whether a name is one of a run."""
+    return _RUN.match(name) is not None
+
+
 def unfinished(outbox: str, since: str = "") -> str | None:
     """The newest run with a sealed plan that neither came to its end nor was undone since, or None.
 
     Runs up to ``since`` are not looked at, here and below: who knows that they are settled need not read them all.
     """
-    undone = set(undoings(outbox, since).values())
-    for run in reversed(all_runs(outbox, since)):
-        plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
-        if plan and run not in undone and read_summary(outbox, run) is None:
-            return run
-    return None
+    return max(cut_short(outbox, all_runs(outbox, since)), default=None)
+
+
+def cut_short(outbox: str, runs: Iterable[str]) -> dict[str, Plan]:
+    """Those of some runs with a sealed plan that neither came to their end nor were undone since, with their plans."""
+    plans = {run: Plan.peek(f"{runs_folder(outbox)}/{run}") for run in runs}
+    undone = {plan.head["undoes"] for plan in plans.values() if plan and plan.head["verb"] == "undo"}
+    ended = {run for run in plans if run in undone or read_summary(outbox, run) is not None}
+    return {run: plan for run, plan in plans.items() if plan and run not in ended}
+
+
+def inbox_of(head: Mapping[str, Any], outbox: str) -> str:
+    """The inbox of a run; that of a decision is the outbox itself, by whatever path it is reached now."""
+    return outbox if head["inbox"] == head["outbox"] else str(head["inbox"])
+
+
+def inboxes(outbox: str) -> set[str]:
+    """The inboxes of the runs whose plans are kept."""
+    plans = (Plan.peek(f"{runs_folder(outbox)}/{run}") for run in all_runs(outbox))
+    return {os.path.realpath(found) for plan in plans if plan and (found := inbox_of(plan.head, outbox)) != outbox}
+
+
+def corrections_of(head: Mapping[str, Any], outbox: str) -> str:
+    """The folder in which a decision left what models learn from; empty where it left nothing."""
+    folder = head.get("corrections")
+    return os.path.join(outbox, str(folder)) if folder else ""
 
 
 def undoings(outbox: str, since: str = "") -> dict[str, str]:
@@ -148,9 +183,13 @@ def undoings(outbox: str, since: str = "") -> dict[str, str]:
 
 
 def decisions_about(outbox: str, run: str) -> list[str]:
-    """The runs by which persons decided about what a run had held, and that are not undone, oldest first."""
+    """The runs by which persons decided about what a run had held, and that are not wholly undone, oldest first."""
     later = {name: Plan.peek(f"{runs_folder(outbox)}/{name}") for name in all_runs(outbox, run)}
-    undone = {plan.head["undoes"] for plan in later.values() if plan and plan.head["verb"] == "undo"}
+    undone = {
+        plan.head["undoes"]
+        for name, plan in later.items()
+        if plan and plan.head["verb"] == "undo" and (ended := read_summary(outbox, name)) and not ended.needs_person
+    }
     return [name for name, plan in later.items() if plan and run in plan.head.get("of", ()) and name not in undone]
 
 

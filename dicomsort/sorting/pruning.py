@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from dicomsort.files import Files, flush_path, look_up
 from dicomsort.journal import JOURNAL, PLAN, Plan, runs_folder
 from dicomsort.report import MANIFEST, SUMMARY, read_summary
-from dicomsort.sorting.outbox import absolute, all_runs, held, was_pruned
+from dicomsort.sorting.outbox import STAMP, absolute, all_runs, held, was_pruned
 
 _ORDER = (PLAN, JOURNAL, MANIFEST, SUMMARY)
 _DAY = 86400.0
-_STAMP = "%Y%m%dT%H%M%SZ"
 
 
 @dataclass
@@ -76,7 +75,7 @@ class _Run:
     def began(self) -> float:
         """When, in seconds since 1970; never, where its name tells no time."""
         with suppress(ValueError):
-            return calendar.timegm(time.strptime(self.name[:16], _STAMP))
+            return calendar.timegm(time.strptime(self.name[:16], STAMP))
         return float("inf")
 
 

@@ -6,11 +6,11 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
-from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.errors import DicomsortError, Outdated, UsageError
 from dicomsort.execute import Executor, Roots
 from dicomsort.files import Files, is_network, look_up
 from dicomsort.journal import Journal, Plan, PlanWriter, Replay, replay, runs_folder
@@ -31,8 +31,10 @@ from dicomsort.sorting.outbox import (
     absolute,
     all_runs,
     chosen,
+    corrections_of,
     decisions_about,
     held,
+    inbox_of,
     new_run,
     now,
     undoings,
@@ -55,7 +57,7 @@ def carry_out(
 ) -> Summary:
     """Execute the plan as far as it is not done, write the manifest; idempotent. ``on_row`` is given each final row."""
     started = time.monotonic()
-    if not os.path.isdir(inbox := plan.head["inbox"]):
+    if not os.path.isdir(inbox := inbox_of(plan.head, outbox)):
         raise DicomsortError(f"run {run}: expected its inbox {inbox!r}, received nothing there; mount it, then resume")
     summary = Summary(run, plan.head["verb"])
     journal = Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)
@@ -106,15 +108,30 @@ def resume(
         if ended := read_summary(outbox, name):
             ended.notes.append(f"run {name} had ended before; there was nothing to resume")
             return ended
-        plan = Plan.open(f"{runs_folder(outbox)}/{name}")
-        summary = carry_out(files, outbox, name, plan, progress, on_row)
-        write_summary(files, outbox, summary)
-        return summary
+        return finish(files, outbox, name, progress, on_row)
 
 
-def complete_reports(files: Files, outbox: str, since: str = "") -> None:
-    """Finish what a crash left of appending to the manifest, before another run appends to it."""
-    for run in all_runs(outbox, since):
+def finish(
+    files: Files, outbox: str, run: str, progress: Progress, on_row: Callable[[Row], None] | None = None
+) -> Summary:
+    """Carry out a sealed plan to its end, in an outbox that is held already."""
+    plan = Plan.open(f"{runs_folder(outbox)}/{run}")
+    summary = carry_out(files, outbox, run, plan, progress, on_row)
+    write_summary(files, outbox, summary)
+    _unlearn(files, outbox, plan, summary)
+    return summary
+
+
+def _unlearn(files: Files, outbox: str, plan: Plan, summary: Summary) -> None:
+    """Take back what a decision gave models to learn from, where an undo took back all of it."""
+    undone = Plan.peek(f"{runs_folder(outbox)}/{plan.head.get('undoes', '')}") if "undoes" in plan.head else None
+    if undone and not summary.needs_person and (folder := corrections_of(undone.head, outbox)):
+        retract(files, folder, plan.head["undoes"])
+
+
+def complete_reports(files: Files, outbox: str, runs: Iterable[str]) -> None:
+    """Finish what a crash left of appending rows of these runs to the manifest, before another run appends to it."""
+    for run in runs:
         plan = Plan.peek(folder := f"{runs_folder(outbox)}/{run}")
         if plan is None or read_summary(outbox, run) is not None:
             continue
@@ -131,13 +148,13 @@ def undo(outbox: str, run: str | None, progress: Progress, files: Files, *, with
     with such decisions is refused by UsageError, for what it placed lies elsewhere.
     """
     outbox = absolute(outbox)
-    for decision in reversed(decisions_about(outbox, run)) if run and with_decisions else ():
-        undo(outbox, decision, progress, files)
+    if with_decisions:
+        _undo_decisions(outbox, run, progress, files)
     with held(files, outbox, create=False):
         name = chosen(outbox, run, _newest_undoable(outbox), "to undo")
         plan = _undoable(outbox, name)
-        complete_reports(files, outbox)
-        roots = Roots(plan.head["inbox"], outbox)
+        complete_reports(files, outbox, all_runs(outbox))
+        roots = Roots(inbox_of(plan.head, outbox), outbox)
         with closing(Journal(files, f"{runs_folder(outbox)}/{name}", plan.count)) as journal:
             Executor(files, roots, journal, name, LOCAL_THREADS).settle(plan)
             known = journal.known
@@ -147,9 +164,19 @@ def undo(outbox: str, run: str | None, progress: Progress, files: Files, *, with
         sealed = seal_plan(files, outbox, mine, head, operations)
         summary = carry_out(files, outbox, mine, sealed, progress)
         write_summary(files, outbox, summary)
-        if corrections := plan.head.get("corrections"):
-            retract(files, corrections, name)
+        _unlearn(files, outbox, sealed, summary)
         return summary
+
+
+def _undo_decisions(outbox: str, run: str | None, progress: Progress, files: Files) -> None:
+    """Take back what persons decided about what a run had held, the newest first; an error where one stays in part."""
+    if run is None:
+        raise UsageError("--with-decisions: expected the RUN that is to be undone, received none")
+    for decision in reversed(decisions_about(outbox, run)):
+        summary = undo(outbox, decision, progress, files)
+        if summary.needs_person:
+            message = f"decision {decision}: expected its files where it had put them, received others, or none"
+            raise DicomsortError(f"{message}; so run {run} was not undone (manifest.csv, run {summary.run_id}, tells)")
 
 
 def seal_plan(files: Files, outbox: str, run: str, head: dict[str, Any], operations: Iterator[Operation]) -> Plan:
@@ -167,14 +194,18 @@ def _undoable(outbox: str, name: str) -> Plan:
     plan = Plan.open(f"{runs_folder(outbox)}/{name}")
     if plan.head["verb"] == "undo":
         raise UsageError(f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}")
-    if not os.path.isdir(inbox := plan.head["inbox"]):
+    if not os.path.isdir(inbox := inbox_of(plan.head, outbox)):
         raise DicomsortError(f"run {name}: expected its inbox {inbox!r}, received nothing there; mount it, then undo")
     if decisions := decisions_about(outbox, name):
         advice = f"`dicomsort undo --with-decisions {outbox} {name}` takes them back first"
         raise UsageError(f"run {name} held what persons decided about since, {len(decisions):,} times: {advice}")
     for undoing, undone in undoings(outbox).items():
-        if undone == name and read_summary(outbox, undoing) is None:
+        if undone != name:
+            continue
+        if (ended := read_summary(outbox, undoing)) is None:
             raise UsageError(f"run {undoing}, which undoes {name}, was cut short: `dicomsort resume` finishes it")
+        if plan.head["verb"] == "review" and not ended.needs_person:  # its files may be anybody's by now
+            raise Outdated(f"expected a decision that stands, received {name}, which run {undoing} has undone")
     return plan
 
 

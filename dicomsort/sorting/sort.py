@@ -24,7 +24,7 @@ from dicomsort.report import Summary, history, write_summary
 from dicomsort.sorting.arrivals import Arrivals, as_one, walk_inbox
 from dicomsort.sorting.examining import examine_inbox
 from dicomsort.sorting.looking import Looker
-from dicomsort.sorting.outbox import held, new_run, now, unfinished
+from dicomsort.sorting.outbox import all_runs, held, new_run, now, unfinished
 from dicomsort.sorting.progress import Progress, Timed
 from dicomsort.sorting.running import carry_out, complete_reports, seal_plan
 from dicomsort.sorting.surroundings import Around
@@ -143,7 +143,7 @@ class Job:
         """Sort everything."""
         if cut_short := unfinished(outbox):
             self.notes.append(f"run {cut_short} was cut short: `dicomsort resume {outbox} {cut_short}` finishes it")
-        complete_reports(files, outbox)
+        complete_reports(files, outbox, all_runs(outbox))
         run = new_run(files, outbox)
         return self.place(run, self.operations(catalog, self.judge(catalog)), files, outbox, on_row)
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
 from tornado.web import Application, HTTPError, RequestHandler
 
 from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError
@@ -31,6 +33,8 @@ STATIC: dict[str, tuple[Path, str]] = {
 }
 CODES: dict[type[Exception], int] = {Outdated: 409, OutboxLocked: 423, UsageError: 400}
 MOST_SIDE, MOST_ITEMS, MOST_BODY = 2048, 500, 64 << 10
+MOST_CONNECTIONS, IDLE = 64, 20.0  # open at a time; seconds without a request
+KNOWN = "dicomsort_knows"  # an attribute of the streams of those who have shown the token
 THREADS = 8  # that wait for workers, or for the outbox
 
 
@@ -66,13 +70,32 @@ async def _serve(
     guard = guard_for(address, port)
     host = f"[{address}]" if ":" in address else address
     serving = Serving(session, guard, name, f"http://{host}:{port}/{guard.token}/")
-    server = HTTPServer(application(serving), max_body_size=MOST_BODY, max_header_size=MOST_BODY, body_timeout=10)
+    limits = {"max_body_size": MOST_BODY, "max_header_size": MOST_BODY, "body_timeout": IDLE}
+    server = Server(application(serving), idle_connection_timeout=IDLE, **limits)
     server.add_socket(listening)
     with serving.pool:
         tell(serving.address)
         await serving.done.wait()
         server.stop()
         await server.close_all_connections()
+
+
+class Server(HTTPServer):
+    """Keeps few connections: who has no token must not stop who has one, nor use up descriptors."""
+
+    def initialize(self, *arguments: Any, **options: Any) -> None:
+        """As Tornado's."""
+        super().initialize(*arguments, **options)
+        self._streams: dict[IOStream, None] = {}
+
+    def handle_stream(self, stream: IOStream, address: tuple[str, int]) -> None:
+        """Take a connection; beyond what is kept the oldest goes that has not shown the token."""
+        self._streams = {each: None for each in self._streams if not each.closed()} | {stream: None}
+        if len(self._streams) > MOST_CONNECTIONS:
+            known = [each for each in self._streams if getattr(each, KNOWN, False)]
+            strangers = [each for each in self._streams if each not in known]
+            (strangers or known)[0].close()
+        super().handle_stream(stream, address)
 
 
 def application(serving: Serving) -> Application:
@@ -85,7 +108,7 @@ def application(serving: Serving) -> Application:
         (r"/([^/]+)/items/(\d+)/(\d+)", Items, to),
         (r"/([^/]+)/next/(-?\d+)", Next, to),
         (r"/([^/]+)/item/(\d+)", Facts, to),
-        (r"/([^/]+)/picture/(\d+)/(-?\d+)/(\d+)", Picture, to),
+        (r"/([^/]+)/picture/(\d+)/([0-9a-f]+)/(-?\d+)/(\d+)", Picture, to),
         (r"/([^/]+)/(decide|undo|finish)", Act, to),
     ]
     return Application(routes, default_handler_class=Lost, default_handler_args=to, log_function=lambda _: None)
@@ -106,9 +129,11 @@ class Guarded(RequestHandler):
 
     def prepare(self) -> None:
         """Refuse a wrong host or token; and what changes something, where the page did not send it."""
-        token = self.request.path.split("/")[1]
+        token = self.request.path.removeprefix("/").partition("/")[0]
         if why := self.serving.guard.misses(self.request.host, token):
             raise HTTPError(403, reason="Forbidden", log_message=why)
+        if isinstance(self.request.connection, HTTP1Connection):
+            setattr(self.request.connection.stream, KNOWN, True)
         if self.request.method not in {"GET", "HEAD"}:
             told = self.request.headers
             seal = told.get("X-Dicomsort", "")
@@ -203,10 +228,10 @@ class Facts(Guarded):
 class Picture(Guarded):
     """One picture of an item, at most so many pixels a side."""
 
-    async def get(self, _: str, place: str, number: str, side: str) -> None:
+    async def get(self, _: str, place: str, version: str, number: str, side: str) -> None:
         """Give it as a JPEG; 404 says why there is none."""
         size = max(32, min(int(side), MOST_SIDE))
-        portrait = await self.away(self.serving.session.picture, int(place), int(number), size)
+        portrait = await self.away(self.serving.session.picture, int(place), version, int(number), size)
         if not portrait.picture:
             raise HTTPError(404, log_message=portrait.problem or "it has no pixels")
         self.set_header("Content-Type", "image/jpeg")
@@ -220,16 +245,18 @@ class Act(Guarded):
         """Decide, undo, or finish."""
         session, told = self.serving.session, self._told()
         if what == "finish":
-            self.answer(await self.away(session.farewell))
-            self.serving.done.set()
+            try:
+                self.answer(await self.away(session.farewell))
+            finally:
+                self.serving.done.set()
         elif what == "undo":
             self.answer(await self.away(session.undo, str(told.get("run", ""))))
         else:
-            place, key = told.get("place"), str(told.get("key", ""))
+            place, shown = told.get("place"), (str(told.get("key", "")), str(told.get("version", "")))
             if not isinstance(place, int):
                 raise UsageError(f"expected the number of an item, received {place!r}")
             chosen, who = str(told.get("class", "")), str(told.get("who", ""))
-            self.answer(await self.away(session.decide, place, key, chosen, who))
+            self.answer(await self.away(session.decide, place, shown, chosen, who))
 
     def _told(self) -> dict[str, Any]:
         try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dicomsort.bundle import Bundle
 from dicomsort.errors import Outdated, UsageError
+from dicomsort.files import is_straight
 from dicomsort.pages.facts import of_header, shown, size, title, why
 from dicomsort.pages.review.gallery import Gallery
 from dicomsort.records import OTHER, Look
@@ -19,18 +20,17 @@ from dicomsort.sorting import Desk, spread
 from dicomsort.tasks import Asked, Portrait
 
 LOOKED = 3  # frames that the bars are the mean of
-FELLOWS = 100  # neighbours, among which those of a study lie
 NAMED = 3  # paths of an item that are told
 TAKEN = frozenset("ujksn")  # keys that do other things
 
 
 def keys_for(labels: Sequence[str]) -> dict[str, str]:
-    """A key a class, OTHER with them: a letter of its name, else a digit."""
+    """A key a class, OTHER with them: a letter of its name, else a digit, else none (there are buttons)."""
     chosen: dict[str, str] = {}
     for number, label in enumerate(dict.fromkeys([*labels, OTHER]), 1):
         letters = (c for c in label.lower() if c.isascii() and c.isalpha() and c not in TAKEN)
         free = (c for c in letters if c not in chosen.values())
-        chosen[label] = next(free, str(number % 10))
+        chosen[label] = next(free, str(number) if number <= len("123456789") else "")
     return chosen
 
 
@@ -43,10 +43,11 @@ class Session:
     gallery: Gallery
     who: str = "unknown"
     identifiers: bool = False
-    made: list[str] = field(default_factory=list)  # the runs of this session's decisions, undone ones left out
+    made: int = 0  # decisions of this session, less those undone
     revision: int = 0
     _items: list[Item] = field(default_factory=list)
     _places: dict[str, int] = field(default_factory=dict)
+    _studies: dict[str, list[int]] = field(default_factory=dict)  # the places of each study's items
     _turn: threading.RLock = field(default_factory=threading.RLock)
 
     def refresh(self) -> None:
@@ -57,7 +58,10 @@ class Session:
     def _arrange(self) -> None:
         with self._turn:
             for key, item in self.desk.holdings.items.items():
-                place = self._places.setdefault(key, len(self._items))
+                if key not in self._places:
+                    self._places[key] = len(self._items)
+                    self._studies.setdefault(item.study, []).append(len(self._items))
+                place = self._places[key]
                 self._items[place : place + 1] = [item]
             self.revision += 1
 
@@ -67,7 +71,7 @@ class Session:
         count, waiting = len(self._items), len(self.desk.holdings.items)
         return {
             "revision": self.revision, "count": count, "waiting": waiting, "decided": count - waiting,
-            "last": self.made[-1] if self.made else "", "made": len(self.made),
+            "made": self.made,
         }  # fmt: skip
 
     def farewell(self) -> dict[str, Any]:
@@ -97,7 +101,7 @@ class Session:
         header = portraits[0].header
         row = item.row
         told = self._brief(place, item) | {
-            "why": why(row.reason, row.status), "message": shown(row.message), "pictures": frames,
+            "why": why(item.reason, row.status), "message": shown(row.message), "pictures": frames,
             "confidence": row.pixel_confidence, "modality": shown(row.modality, 16), "title": title(row),
             "codes": {fact.term: fact.value for fact in of_header(header)},
             "study_uid": shown(row.study_uid, 64), "series_uid": shown(row.series_uid, 64),
@@ -115,39 +119,43 @@ class Session:
             }
         return told
 
-    def picture(self, place: int, number: int, side: int) -> Portrait:
-        """One picture of an item: of a file, or where it has one file alone, of a frame; -1 is the middle one."""
+    def picture(self, place: int, version: str, number: int, side: int) -> Portrait:
+        """One picture of an item: of a file, or where it has one file alone, of a frame; -1 is the middle one.
+
+        Outdated where the item has other files than it had as ``version``.
+        """
         item = self.item(place)
+        if item.version != version:
+            raise Outdated("expected the files that are shown, received others or more of them: look again")
         if len(item.files) > 1:
             number = len(item.files) // 2 if number < 0 else number
-            return self.gallery.portrait(Asked(self._lies(_at(item.files, number)), None, side))
-        frame = number if number >= 0 else None
-        return self.gallery.portrait(Asked(self._lies(item.files[0]), frame, side))
+            return self._portrait(_at(item.files, number), None, side)
+        return self._portrait(item.files[0], number if number >= 0 else None, side)
 
-    def decide(self, place: int, key: str, class_: str, who: str) -> dict[str, Any]:
-        """Decide about an item, by its place and its key; what came of it."""
+    def decide(self, place: int, shown_: tuple[str, str], class_: str, who: str) -> dict[str, Any]:
+        """Decide about an item, by its place and the key and version that were shown; what came of it."""
         item = self.item(place)
-        if item.key != key:
+        if item.key != shown_[0]:
             raise Outdated("expected the item that is shown, received another; reload the page")
         if class_ not in keys_for(self.bundle.labels):
             raise UsageError(f"expected one of {', '.join(keys_for(self.bundle.labels))}, received {class_!r}")
         try:
-            decision = self.desk.decide(key, class_, reviewer(who or self.who))
+            decision = self.desk.decide(*shown_, class_, reviewer(who or self.who))
         except Outdated as error:
             self.refresh()
             raise Outdated(f"{error} ({self._fate(item)})") from error
-        self.made.append(decision.run)
         self._arrange()
+        self.made += bool(decision.moved)
         return {"run": decision.run, "moved": decision.moved, "notes": decision.notes} | self.state()
 
     def undo(self, run: str) -> dict[str, Any]:
         """Take a decision back."""
-        decided = self.desk.holdings.decided
-        place = next((p for p, item in enumerate(self._items) if (by := _by(item, decided)) and by.run == run), -1)
-        summary = self.desk.undo(run)
-        if run in self.made:
-            self.made.remove(run)
-        self._arrange()
+        place = next((p for p, item in enumerate(self._items) if (by := self._by(item)) and by.run == run), -1)
+        try:
+            summary = self.desk.undo(run)
+        finally:
+            self._arrange()
+        self.made -= 1
         return {"undone": summary.actions["undone"], "place": place} | self.state()
 
     def item(self, place: int) -> Item:
@@ -157,53 +165,54 @@ class Session:
         return self._items[place]
 
     def _brief(self, place: int, item: Item) -> dict[str, Any]:
-        row, by = item.row, _by(item, self.desk.holdings.decided)
+        row, by = item.row, self._by(item)
         state = "waiting" if item.key in self.desk.holdings.items else "decided" if by else "gone"
         return {
-            "place": place, "key": item.key, "state": state, "files": len(item.files), "reason": row.reason,
+            "place": place, "key": item.key, "version": item.version, "state": state, "files": len(item.files),
+            "reason": item.reason,
             "header": row.header_class, "pixels": row.pixel_class, "study": row.study_uid[-12:],
             "class": by.row.class_ if by and state == "decided" else "", "run": by.run if by else "",
             "by": f"by {who_of(by.row.message)}" if by else "",
         }  # fmt: skip
 
     def _fellows(self, place: int, item: Item) -> list[dict[str, Any]]:
-        """The other items of its study that wait, each with its place and key."""
+        """The other items of its study that wait: place, key and version of each."""
+        places = self._studies.get(item.study, []) if item.study else []
         waiting = self.desk.holdings.items
-        near = [place + by for by in range(-FELLOWS, FELLOWS + 1) if by and 0 <= place + by < len(self._items)]
-        same = [at for at in near if item.study and self._items[at].study == item.study]
-        return [{"place": at, "key": key} for at in same if (key := self._items[at].key) in waiting]
+        others = [(at, self._items[at]) for at in places if at != place]
+        return [{"place": at, "key": i.key, "version": i.version} for at, i in others if i.key in waiting]
 
     def _fate(self, item: Item) -> str:
-        by = _by(item, self.desk.holdings.decided)
-        return f"{by.row.class_} by {who_of(by.row.message)}, run {by.run}" if by else "an undo, or somebody"
+        by = self._by(item)
+        return f"{by.row.class_} by {who_of(by.row.message)}, run {by.run}" if by else "not by a decision"
 
     def _looked(self, item: Item) -> tuple[int, list[Portrait]]:
         """How many pictures an item has, and what the model sees in a few of them."""
-        model = str(self.bundle.folder.resolve())
-        if len(item.files) > 1:
-            files = [self._lies(item.files[place]) for place in spread(len(item.files), LOOKED)]
-            return len(item.files), [self.gallery.portrait(Asked(path, None, 0, model)) for path in files]
-        path = self._lies(item.files[0])
-        first = self.gallery.portrait(Asked(path, None, 0, model))
+        files = item.files
+        if len(files) > 1:
+            return len(files), [self._portrait(files[place], None, 0) for place in spread(len(files), LOOKED)]
+        first = self._portrait(files[0], None, 0)
         frames = first.header.frames if first.header and not first.problem else 1
         if frames <= 1:
             return 1, [first]
-        return frames, [self.gallery.portrait(Asked(path, place, 0, model)) for place in spread(frames, LOOKED)]
+        return frames, [self._portrait(files[0], place, 0) for place in spread(frames, LOOKED)]
+
+    def _portrait(self, held: Held, frame: int | None, side: int) -> Portrait:
+        """A picture where ``side`` is one, else what header and model say; of the file where it lies now."""
+        by = self.desk.holdings.decision(held)
+        path = (by and by.row.destination) or held.row.destination
+        if not is_straight(self.desk.outbox, path):
+            return Portrait(b"", "it is gone, or lies behind a link")
+        model = "" if side else str(self.bundle.folder.resolve())
+        return self.gallery.portrait(Asked(path, frame, side, model), held.row.sha256)
+
+    def _by(self, item: Item) -> Held | None:
+        """The decision about an item's first file, if there is one."""
+        return self.desk.holdings.decision(item.files[0])
 
     def _mean(self, looks: Sequence[Look]) -> dict[str, float]:
         shares = zip(*(look.probabilities for look in looks), strict=True)
         return dict(zip(self.bundle.labels, (round(sum(each) / len(looks), 4) for each in shares), strict=False))
-
-    def _lies(self, held: Held) -> str:
-        """Where a file lies now."""
-        pair = self.desk.holdings.decided.get(held.row.destination)
-        return (pair and pair[1].row.destination) or held.row.destination
-
-
-def _by(item: Item, decided: Mapping[str, tuple[Held, Held]]) -> Held | None:
-    """The decision about an item's first file, if there is one."""
-    pair = decided.get(item.row.destination)
-    return pair[1] if pair else None
 
 
 def _at(files: Sequence[Held], number: int) -> Held:

@@ -31,4 +31,5 @@ export const act = (what, told) =>
     }),
   );
 
-export const picture = (place, number, side) => new URL(`picture/${place}/${number}/${side}`, base).href;
+export const picture = ({ place, version }, number, side) =>
+  new URL(`picture/${place}/${version}/${number}/${side}`, base).href;

@@ -8,7 +8,8 @@ export function describe(facts) {
   $("reason").textContent = facts.reason;
   $("why").textContent = facts.why;
   const more = facts.fellows.length;
-  $("fellows").textContent = more ? `${more} more of this study wait; Shift with a key decides all of them.` : "";
+  $("fellows").hidden = !more;
+  $("fellows-told").textContent = `Decide ${more === 1 ? "the other one" : `all ${more} others`} of this study too (Shift)`;
   const told = [
     ["Header says", facts.header || "nothing"],
     ["Pixels said", facts.pixels ? `${facts.pixels} (${(100 * Number(facts.confidence)).toFixed(0)} %) when it was sorted` : "nothing; not asked"],

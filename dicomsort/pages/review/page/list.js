@@ -127,6 +127,8 @@ export class List {
       try {
         const told = await ask(`items/${start}/${WINDOW}`);
         for (const item of told.items) this.note(item);
+        clearTimeout(this.timer);
+        this.timer = setTimeout(() => this.show(), REST);
         this.loaded.set(start, generation);
         if (this.known.size > MOST) this.forget(start);
       } catch {
@@ -149,7 +151,9 @@ export class List {
   show() {
     for (const [place, tile] of this.tiles) {
       const image = tile.querySelector("img");
-      const address = picture(place, -1, 160);
+      const item = this.known.get(place);
+      if (!item) continue;
+      const address = picture(item, -1, 160);
       if (image.getAttribute("src") === address) continue;
       tile.classList.remove("has-picture");
       image.src = address;

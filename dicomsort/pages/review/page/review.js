@@ -7,8 +7,9 @@ const EVERY = 4000; // milliseconds between looks whether somebody else has deci
 const list = new List($("list"), $("list-space"), (place) => open(place));
 const buttons = [...document.querySelectorAll("#keys .class")];
 
-let state = { revision: -1, count: 0, waiting: 0, last: "" };
-const now = { place: -1, key: "", pictures: 1, fellows: [], decided: "", seen: false };
+let state = { revision: -1, count: 0, waiting: 0 };
+const made = JSON.parse(sessionStorage.getItem("made") ?? "[]"); // the runs of this tab's decisions, the last one last
+const now = { place: -1, key: "", version: "", pictures: 1, fellows: [], decided: "", seen: false };
 let line = Promise.resolve(); // decisions and undos that are under way
 let underway = 0;
 let ended = false;
@@ -37,17 +38,19 @@ function tell(told) {
 async function open(place) {
   document.body.classList.remove("listing");
   $("show-list").setAttribute("aria-expanded", "false");
-  settle({ place, key: "", pictures: 1, fellows: [], decided: "", seen: false });
+  settle({ place, key: "", version: "", pictures: 1, fellows: [], decided: "", seen: false });
+  $("whole").checked = false;
   $("ended").hidden = true;
   $("frames").hidden = true;
   $("facts").hidden = false;
   document.body.classList.remove("idle");
   resting = false;
   list.mark(place);
-  show(-1);
   try {
     const facts = await ask(`item/${place}`);
     if (now.place !== place) return;
+    now.version = facts.version;
+    show(-1);
     describe(facts);
     list.note(facts);
     const key = facts.state === "waiting" ? facts.key : "";
@@ -61,7 +64,7 @@ async function open(place) {
 function show(number) {
   const { place } = now;
   const image = $("picture");
-  const address = picture(place, number, side());
+  const address = picture(now, number, side());
   $("no-picture").hidden = true;
   image.onload = () => {
     image.hidden = false;
@@ -97,7 +100,7 @@ async function advance(after) {
 }
 
 function rest() {
-  settle({ place: -1, key: "", pictures: 1, fellows: [], decided: "", seen: false });
+  settle({ place: -1, key: "", version: "", pictures: 1, fellows: [], decided: "", seen: false });
   document.body.classList.add("idle");
   resting = true;
   $("picture").hidden = true;
@@ -115,7 +118,7 @@ function rest() {
 function settle(changes) {
   Object.assign(now, changes);
   for (const button of buttons) button.disabled = ended || !now.key || !now.seen;
-  $("undo").disabled = ended || !(now.decided || state.last);
+  $("undo").disabled = ended || !(now.decided || made.length);
 }
 
 function decide(chosen, whole = false) {
@@ -124,36 +127,48 @@ function decide(chosen, whole = false) {
     say("Wait: the picture is not there yet");
     return;
   }
-  const { place, key } = now;
+  const { place, key, version } = now;
   settle({ key: "" });
   say(`${chosen} …`);
-  const chain = [{ place, key }, ...(whole ? now.fellows : [])];
+  const chain = [{ place, key, version }, ...(whole || $("whole").checked ? now.fellows : [])];
   let moved = 0;
   const notes = [];
   for (const each of chain) {
     const told = { ...each, class: chosen, who: $("who").value };
     send("decide", () => told, async (found) => {
       moved += found.moved;
+      if (found.moved) remember(found.run);
       notes.push(...found.notes);
       const files = moved === 1 ? "1 file" : `${moved.toLocaleString("en")} files`;
       say([`${chosen}: ${files} moved`, ...notes].join("; "), notes.length ? "wait" : "good");
-      if (each === chain.at(-1)) await advance(place);
+      if (each !== chain.at(-1)) return;
+      if (moved) await advance(place);
+      else await open(place);
     });
   }
 }
 
-// The decision about what is shown, else the last one of this session.
+function remember(run, isMade = true) {
+  if (isMade) made.push(run);
+  else if (made.includes(run)) made.splice(made.lastIndexOf(run), 1);
+  sessionStorage.setItem("made", JSON.stringify(made));
+  settle({});
+}
+
+// The decision about what is shown, else the last one of this tab: nobody else's by surprise.
 function undo() {
   const { decided } = now;
-  if (ended || !(decided || state.last || underway)) return;
-  send("undo", () => ({ run: decided || state.last }), async (found) => {
+  if (ended || !(decided || made.length || underway)) return;
+  let run = "";
+  send("undo", () => ({ run: (run = decided || made.at(-1) || "") }), async (found) => {
+    remember(run, false);
     say("The decision is undone", "good");
     if (found.place >= 0) await open(found.place);
-  });
+  }, () => remember(run, false));
 }
 
 // One after the other: what an undo is about is what came before it.
-function send(what, told, then) {
+function send(what, told, then, refused = () => {}) {
   underway += 1;
   line = line
     .then(async () => {
@@ -163,7 +178,10 @@ function send(what, told, then) {
     })
     .catch(async (error) => {
       say(error.message, "bad");
-      if (error.status === 409) await look();
+      if (error.status === 409) {
+        refused();
+        await look();
+      }
       if (now.place >= 0) await open(now.place);
     })
     .finally(() => {
@@ -172,14 +190,25 @@ function send(what, told, then) {
 }
 
 async function look() {
-  if (ended) return;
+  if (ended) return false;
   try {
     const before = state.waiting;
-    tell(await ask("state"));
+    const renewed = tell(await ask("state"));
     if (resting && state.waiting > 0 && before === 0) await advance(-1);
+    else if (renewed && now.place >= 0 && now.version) await renew(now.place);
+    return true;
   } catch (error) {
     say(error.message, "bad");
+    return false;
   }
+}
+
+// What is shown has perhaps been decided by somebody else, or grown.
+async function renew(place) {
+  const { items } = await ask(`items/${place}/1`);
+  if (now.place !== place || underway || !items.length) return;
+  const changed = items[0].version !== now.version || (items[0].state === "decided" ? items[0].run : "") !== now.decided;
+  if (changed) await open(place);
 }
 
 async function finish() {
@@ -207,6 +236,8 @@ function move(by) {
   if (place >= 0 && place < state.count) open(place);
 }
 
+const skip = () => advance(now.place).catch((error) => say(error.message, "bad"));
+const ONCE = new Set(["u", "s"]); // a key that is held down does these once
 const KEYS = {
   ArrowLeft: () => step(-1),
   ArrowRight: () => step(1),
@@ -214,23 +245,25 @@ const KEYS = {
   ArrowDown: () => move(1),
   k: () => move(-1),
   j: () => move(1),
-  s: () => advance(now.place),
+  s: skip,
   u: undo,
 };
 
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.id === "who") return;
   if (event.target.id === "frame" && event.key.startsWith("Arrow")) return;
-  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const button = buttons.find((each) => each.dataset.key === key);
-  if (!button && !KEYS[key]) return;
+  const named = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const placed = event.code.replace(/^(Key|Digit)/, "").toLowerCase(); // of another alphabet, or with Shift
+  const button = buttons.find(({ dataset }) => dataset.key === named) ?? buttons.find(({ dataset }) => dataset.key === placed);
+  const other = KEYS[named] ? named : KEYS[placed] && placed.length === 1 ? placed : "";
+  if (!button && !other) return;
   event.preventDefault();
-  if (button) {
-    if (!event.repeat) decide(button.dataset.class, event.shiftKey); // a key that is held down decides once
-  } else KEYS[key]();
+  if (event.repeat && (button || ONCE.has(other))) return;
+  if (button) decide(button.dataset.class, event.shiftKey);
+  else KEYS[other]();
 });
 for (const button of buttons) button.addEventListener("click", (event) => decide(button.dataset.class, event.shiftKey));
-$("skip").addEventListener("click", () => advance(now.place));
+$("skip").addEventListener("click", skip);
 $("undo").addEventListener("click", undo);
 $("finish").addEventListener("click", finish);
 $("frame").addEventListener("input", () => step(0));
@@ -249,4 +282,4 @@ addEventListener("beforeunload", (event) => {
 setInterval(() => {
   if (!underway && document.visibilityState === "visible") look();
 }, EVERY);
-look().then(() => (state.waiting ? advance(-1) : rest()));
+look().then((isThere) => isThere && (state.waiting ? advance(-1) : rest()));

@@ -1,0 +1,252 @@
+"""Decisions where something is not as it should be: runs cut short, edited tables, links, clocks, moved outboxes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from pathlib import Path
+
+import pytest
+from building import make_dicom, read_tree
+from command import by_source, rows, run, sort
+from crashing import Crash, CrashingFiles
+from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of, picture
+from test_review import files_of
+
+from dicomsort.cli.console import Silent
+from dicomsort.errors import DicomsortError, Outdated, PlacingFailed
+from dicomsort.files import Files
+from dicomsort.sorting import Desk, undo
+from dicomsort.sorting import outbox as outbox_module
+from dicomsort.sorting.corrections import told
+
+TABLE = ".dicomsort/corrections/corrections.csv"
+
+
+class FullOnce(Files):
+    """A disk that is full for the first flush of the file system."""
+
+    full = True
+
+    def flush_system(self, path: str) -> bool:
+        if self.full:
+            self.full = False
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        return super().flush_system(path)
+
+
+def test_a_decision_that_the_disk_refused_is_finished_before_the_next(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox, FullOnce())
+    key = item_of(desk, "pictures/a.png")
+    with pytest.raises(PlacingFailed):
+        decide(desk, key, "CT", "anna")
+    with pytest.raises(Outdated, match="decided or taken away meanwhile"):
+        decide(desk, key, "MRI", "anna")
+    assert [path for path in files_of(outbox) if path.endswith("a.png")] == ["CT/pictures/a.png"]
+    assert run("verify", outbox).code == 0
+
+
+def test_what_died_with_one_desk_is_finished_by_another_that_was_open_already(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    other = desk_of(outbox)
+    key = item_of(other, "pictures/a.png")
+    with pytest.raises(Crash):
+        decide(desk_of(outbox, CrashingFiles(45)), key, "CT", "anna")
+    with pytest.raises(Outdated):
+        decide(other, key, "MRI", "bert")
+    assert [path for path in files_of(outbox) if path.endswith("a.png")] == ["CT/pictures/a.png"]
+    assert len(told(f"{outbox}/.dicomsort/corrections")) <= 1
+
+
+def test_an_undo_that_is_half_done_is_finished_first(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path, "--copy")
+    sorted_ = rows(outbox)[0]["run_id"]
+    for at in range(99):
+        with pytest.raises(Crash):
+            undo(str(outbox), sorted_, Silent(), CrashingFiles(at))
+        if outbox_module.unfinished(str(outbox)):
+            break
+    desk = desk_of(outbox)
+    with pytest.raises(DicomsortError, match="expected no undo that was cut short"):
+        decide(desk, item_of(desk, "pictures/a.png"), "MRI", "bert")
+    assert run("resume", outbox).code == 0
+    assert files_of(outbox) == {}
+
+
+def test_an_edited_table_of_corrections_removes_nothing_that_is_not_ours(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    run_ = decide(desk, item_of(desk, "pictures/a.png"), "XRAY", "anna").run
+    victims = [tmp_path / "precious.dcm", tmp_path / f"{run_}-0.png", outbox / ".dicomsort" / "x" / f"{run_}-0.png"]
+    for victim in victims:
+        victim.parent.mkdir(exist_ok=True)
+        victim.write_bytes(b"precious")
+    (outbox / ".dicomsort/corrections/link").symlink_to(tmp_path)
+    images = [
+        "../../../precious.dcm",
+        f"../../{run_}-0.png",
+        f"../x/{run_}-0.png",
+        str(victims[0]),
+        f"link/{run_}-0.png",
+        f"XRAY/../{run_}-0.png",
+    ]
+    with (outbox / TABLE).open("a", encoding="utf-8") as table:
+        for image in images:
+            table.write(f"t,{run_},decided,a,XRAY,{image}" + "," * 10 + "\n")
+    assert run("undo", outbox, run_).code == 0
+    assert all(victim.read_bytes() == b"precious" for victim in victims)
+    assert list((outbox / ".dicomsort/corrections").rglob("*-0.png")) == []
+
+
+def edited(outbox: Path, old: str, new: str) -> None:
+    manifest = outbox / "manifest.csv"
+    manifest.write_text(manifest.read_text("utf-8").replace(old, new), "utf-8")
+
+
+def test_a_manifest_that_leads_out_is_not_followed(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    secret = picture(tmp_path / "elsewhere/secret.png")
+    for place in ("REVIEW/../../elsewhere/secret.png", str(secret), "REVIEW/x/../../../elsewhere/secret.png"):
+        edited(outbox, by_source(outbox)["pictures/a.png"]["destination"], place)
+        assert not [i for i in desk_of(outbox).holdings.items.values() if "secret" in i.row.destination]
+    assert secret.is_file()
+
+
+def test_a_link_in_review_is_not_followed(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    (outbox / "REVIEW/no-evidence").rename(tmp_path / "elsewhere")
+    (outbox / "REVIEW/no-evidence").symlink_to(tmp_path / "elsewhere")
+    desk = desk_of(outbox)
+    with pytest.raises(Outdated, match="1 file is gone"):
+        decide(desk, item_of(desk, "pictures/a.png"), "CT", "anna")
+    assert (tmp_path / "elsewhere/pictures/a.png").is_file()
+
+
+@pytest.mark.parametrize("damage", ["size", "semicolons"])
+def test_a_manifest_that_a_spreadsheet_changed_is_told_of(tmp_path: Path, damage: str) -> None:
+    outbox = held_outbox(tmp_path)
+    size = by_source(outbox)["pictures/a.png"]["size"]
+    if damage == "size":
+        edited(outbox, f",{size},", ',"1,234",')
+    else:
+        edited(outbox, ",", ";")
+    ran = run("review", outbox)
+    assert (ran.code, "manifest.csv: expected" in ran.err) == (1, True), ran.err
+
+
+def test_a_manifest_whose_last_line_has_no_end_is_gone_on_with(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    manifest = outbox / "manifest.csv"
+    manifest.write_bytes(manifest.read_bytes().rstrip(b"\n"))
+    desk = desk_of(outbox)
+    decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna")
+    assert run("verify", outbox).code == 0
+    assert by_source(outbox)["odd1.dcm"]["reason"] == "reviewed"
+
+
+def test_a_decision_appends_nothing_to_what_another_run_left_torn(tmp_path: Path) -> None:
+    at = -1
+    for attempt in ("whole", "torn"):
+        outbox = held_outbox(tmp_path / attempt)
+        desk = desk_of(outbox)
+        for number in range(3):
+            make_dicom(tmp_path / attempt / f"inbox/n{number}.dcm", study=20 + number)
+        files = CrashingFiles(at, torn=40)
+        with contextlib.suppress(Crash):
+            _sort(tmp_path / attempt / "inbox", outbox, files)
+        at = max(place for place, (name, _) in enumerate(files.writes) if name == "manifest.csv")
+    assert not (outbox / "manifest.csv").read_bytes().endswith(b"\n")
+    decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna")
+    assert all(row["message"] is not None for row in rows(outbox))
+    assert {f"n{n}.dcm" for n in range(3)} < set(by_source(outbox))
+    assert desk_of(outbox).holdings.items.keys() == desk.holdings.items.keys()
+
+
+def _sort(inbox: Path, outbox: Path, files: Files) -> None:
+    from dicomsort.adapters.serial import SerialEngine
+    from dicomsort.config import OPTIONS, load
+    from dicomsort.sorting import check, sort_inbox
+
+    assert OPTIONS
+    settings = load({"mode": "move", "settle": 0.0, "evidence": "header", "engine": "serial"}, {}, None)
+    sort_inbox(check(str(inbox), str(outbox), settings), SerialEngine(), Silent(), files, lambda _: None)
+
+
+def test_an_undo_that_finds_the_file_changed_says_so_and_keeps_the_label(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    run_ = decide(desk, item_of(desk, "pictures/a.png"), "CT", "anna").run
+    content = (outbox / "CT/pictures/a.png").read_bytes()
+    (outbox / "CT/pictures/a.png").write_bytes(b"edited")
+    with pytest.raises(Outdated, match="1 file is gone or changed, and not undone"):
+        desk.undo(run_)
+    assert told(f"{outbox}/.dicomsort/corrections")[run_]
+    ran = run("undo", "--with-decisions", outbox, rows(outbox)[0]["run_id"])
+    assert (ran.code, "so run" in ran.err) == (1, True)
+    assert len(read_tree(tmp_path / "inbox")) == 0
+    (outbox / "CT/pictures/a.png").unlink()
+    assert content
+
+
+def test_a_clock_that_went_back_is_no_limit_to_decisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    key = item_of(desk, "pictures/a.png")
+    now = time.time()
+    monkeypatch.setattr(outbox_module.time, "time", lambda: now - 86400)
+    for _ in range(150):
+        desk.undo(decide(desk, key, "CT", "anna").run)
+    names = sorted(path.name for path in (outbox / ".dicomsort/runs").iterdir())
+    assert {len(name) for name in names} == {23}
+    assert names == [*dict.fromkeys(row["run_id"] for row in rows(outbox))]
+
+
+def test_an_outbox_that_was_moved_can_be_undone_and_its_labels_go_with_it(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    run_ = decide(desk, item_of(desk, "pictures/a.png"), "CT", "anna").run
+    moved = outbox.rename(tmp_path / "moved")
+    assert run("undo", moved, run_).code == 0
+    assert (moved / "REVIEW/no-evidence/pictures/a.png").is_file()
+    assert told(f"{moved}/.dicomsort/corrections") == {}
+    assert isinstance(desk_of(moved), Desk)
+
+
+def test_an_undo_that_was_cut_short_takes_the_labels_out_when_it_is_resumed(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    run_ = decide(desk, item_of(desk, "pictures/a.png"), "CT", "anna").run
+    with pytest.raises(Crash):
+        undo(str(outbox), run_, Silent(), CrashingFiles(25))
+    assert run("resume", outbox).code == 0
+    assert told(f"{outbox}/.dicomsort/corrections") == {}
+    assert run("undo", outbox, run_).code == 1
+
+
+def test_corrections_that_cannot_be_written_are_told_and_made_later(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    corrections = outbox / ".dicomsort/corrections"
+    desk = desk_of(outbox)
+    (corrections / "CT").write_text("a file", encoding="utf-8")
+    decision = decide(desk, item_of(desk, "pictures/a.png"), "CT", "anna")
+    assert decision.moved == 1
+    assert "no model learns from it yet" in decision.notes[0]
+    assert "no model learns from it yet" in desk.open()[0]
+    (corrections / "CT").unlink()
+    assert desk.open() == []
+    assert len(list(corrections.rglob("*.png"))) == 1
+
+
+def test_an_item_that_grew_since_it_was_shown_is_not_decided_about(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    key = item_of(desk, "odd1.dcm")
+    version = desk.holdings.items[key].version
+    make_dicom(tmp_path / "inbox/odd9.dcm", study=1, series=1, instance=9, **CONTRADICTING)
+    sort("--move", "--settle", "0", tmp_path / "inbox", outbox)
+    with pytest.raises(Outdated, match="expected the files that were shown"):
+        desk.decide(key, version, "CT", "anna")
+    assert decide(desk, key, "CT", "anna").moved == 3
