@@ -256,7 +256,8 @@ def test_names_that_can_be_folders() -> None:
 
 
 def test_a_staged_bundle_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    target, spec = tmp_path / "new", json.loads((default_path() / SPEC).read_text("utf-8")) | {"screen": None}
+    bare = {"screen": None, "evaluation": None}
+    target, spec = tmp_path / "new", json.loads((default_path() / SPEC).read_text("utf-8")) | bare
     outputs = frozenset({SPEC, MODEL})
 
     def write(*, fail: type[BaseException] | None) -> None:
@@ -283,7 +284,7 @@ def test_a_staged_bundle_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_spec_that_load_would_refuse_is_never_written(tmp_path: Path) -> None:
-    spec = json.loads((default_path() / SPEC).read_text("utf-8")) | {"screen": None}
+    spec = json.loads((default_path() / SPEC).read_text("utf-8")) | {"screen": None, "evaluation": None}
     (tmp_path / MODEL).write_bytes(b"model")
     with pytest.raises(BundleError, match="temperature"):
         seal(tmp_path, spec | {"temperature": 0})

@@ -176,7 +176,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     (folder / "model.tflite").write_bytes(kept.model)
     spec = json.loads((default_path() / "bundle.json").read_text("utf-8"))
     limit = distance.threshold(space.distances(features), 1.0) * 2
-    for name in ("model_sha256", "model_size", "screen"):
+    for name in ("model_sha256", "model_size", "screen", "evaluation"):
         del spec[name]
     spec |= {"labels": LABELS, "thresholds": {"decide": 0.9, "contradict": 0.99, "distance": limit}, "temperature": 1}
     seal(folder, spec)

@@ -74,8 +74,10 @@ def test_what_is_packed_is_what_is_recalled(bundle: Path, dataset: Dataset) -> N
     found = recall(load(_with(bundle, content), RENDERING_VERSION))
     assert found is not None
     assert (found.labels, found.unit) == (LABELS, "source")
-    for name in ("features", "classes", "clusters", "rehearsed", "trained", "files", "probes"):
+    for name in ("classes", "clusters", "rehearsed", "trained", "files", "probes"):
         np.testing.assert_array_equal(getattr(found, name), getattr(kept, name))
+    steps = np.ptp(kept.features.astype(np.float32), axis=0) / 255  # a feature is kept in so many levels
+    assert (np.abs(found.features - kept.features.astype(np.float32)) <= 0.51 * steps + 1e-3).all()
     told = remembered.told(content)
     assert told["trained_on"] == 75
     assert sum(told["judged"].values()) + sum(told["rehearsed"].values()) == 150
@@ -94,7 +96,7 @@ def test_no_source_is_rehearsed_and_judged(dataset: Dataset) -> None:
 
 def test_the_choice_is_bounded_and_even(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(choose(dataset, WIDTH, 0)) == 150
-    monkeypatch.setattr(remembered, "ROOM", 2 * WIDTH * 60)
+    monkeypatch.setattr(remembered, "ROOM", WIDTH * 60)
     chosen = choose(dataset, WIDTH, 0)
     assert len(chosen) == 60
     assert chosen.tolist() == choose(dataset, WIDTH, 0).tolist()
@@ -150,7 +152,13 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         _archive(lambda parts: parts.update({"clusters.npy": _npy(np.zeros(150, np.uint16))})), "no cluster both",
     ),
     "no numbers": (
-        _archive(lambda parts: parts.update({"features.npy": _npy(np.full((150, 16), np.nan, np.float16))})), "finite",
+        _archive(lambda parts: parts.update({"scales.npy": _npy(np.full(16, np.nan, np.float32))})), "finite",
+    ),
+    "features of another type": (
+        _archive(lambda parts: parts.update({"features.npy": _npy(np.zeros((150, 16), np.float16))})), "is due",
+    ),
+    "scales of others": (
+        _archive(lambda parts: parts.update({"scales.npy": _npy(np.ones(15, np.float32))})), "a floor and a scale",
     ),
     "other labels": (_archive(lambda parts: parts.update({"story.npy": _story(["A", "B", "C"])})), "labels"),
     "no labels": (_archive(lambda parts: parts.update({"story.npy": _story(None)})), ""),

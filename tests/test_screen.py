@@ -54,7 +54,7 @@ def bundle(tmp_path: Path, models: dict[str, bytes]) -> Iterator[Any]:
         spec = json.loads((default_path() / "bundle.json").read_text("utf-8"))
         spec |= {"labels": list(LABELS), "temperature": 1.0}
         spec |= {"thresholds": {"decide": 0.95, "contradict": 0.985, "distance": LIMIT}}
-        spec["screen"] = {"confirm": CONFIRM} if screen else None
+        spec |= {"screen": {"confirm": CONFIRM} if screen else None, "evaluation": None}
         (folder / "model.tflite").write_bytes(models[model])
         if screen:
             (folder / SCREEN_NAME).write_bytes(models[screen])

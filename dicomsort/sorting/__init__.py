@@ -6,7 +6,7 @@ walk and examine -> spool -> group -> look -> classify -> plan, sealed -> execut
 from __future__ import annotations
 
 from dicomsort.sorting.arrivals import Arrivals, Survey, survey, walk_inbox
-from dicomsort.sorting.corrections import Corrections, spread
+from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.deciding import Desk
 from dicomsort.sorting.history import list_runs, verify
 from dicomsort.sorting.news import look_at_runs, newest_run, sort_news
@@ -33,7 +33,6 @@ __all__ = [
     "resume",
     "sort_inbox",
     "sort_news",
-    "spread",
     "survey",
     "undo",
     "verify",

@@ -26,6 +26,7 @@ from dicomsort.records import RENDERING_VERSION, Action, Row
 from dicomsort.report import cell, read_summary, visible
 from dicomsort.report.retold import rows_of
 from dicomsort.report.reviewed import decided_from
+from dicomsort.sorting.looking import FRAMES, middle_half
 from dicomsort.sorting.outbox import all_runs
 from dicomsort.tasks import Asked, Portrait, portray
 
@@ -35,7 +36,6 @@ COLUMNS = (
     "pixel_confidence", "study_uid", "series_uid", "sop_uid", "sha256", "rendering_version", "model_sha256",
 )  # fmt: skip
 DECIDED = "decided"
-IMAGES = 5  # of a decision, as many as a vote is made of
 _KEY = 8
 _IMAGE = re.compile(r"(.+)-\d+\.png")
 _README = """\
@@ -171,20 +171,13 @@ def told(folder: str) -> dict[str, list[str]]:
 
 
 def _portraits(outbox: str, rows: Sequence[Row], engine: Engine) -> list[tuple[Row, Portrait]]:
-    """What the model is shown of a series: a few files, or frames of a file, evenly spread."""
-    chosen = [rows[place] for place in spread(len(rows), IMAGES)]
+    """What the model is shown of a series, as for a vote: a few files, or frames of a file."""
+    chosen = [rows[place] for place in middle_half(len(rows), FRAMES)]
     shown = _ask(outbox, [(row, None) for row in chosen], engine)
     frames = shown[0][1].header.frames if len(shown) == 1 and shown[0][1].header else 1
     if frames > 1:
-        shown = _ask(outbox, [(chosen[0], frame) for frame in spread(frames, IMAGES)], engine)
+        shown = _ask(outbox, [(chosen[0], frame) for frame in middle_half(frames, FRAMES)], engine)
     return [(row, portrait) for row, portrait in shown if portrait.rendering]
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most so many places of ``count``, evenly spread over their middle half where there are more."""
-    if count <= most:
-        return list(range(count))
-    return [count // 4 + place * (count - count // 4 * 2 - 1) // (most - 1) for place in range(most)]
 
 
 def _ask(outbox: str, frames: list[tuple[Row, int | None]], engine: Engine) -> list[tuple[Row, Portrait]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import json
 import os
 import re
@@ -114,19 +113,14 @@ def _missing(folder: str) -> list[tuple[str, int]]:
 
 def new_run(files: Files, outbox: str) -> str:
     """Make the folder of a new run and return its id, which sorts after those of all earlier runs."""
-    run = _named(time.time())
+    run = f"{time.strftime(STAMP, time.gmtime())}-{secrets.token_hex(3)}"
     newest = max(all_runs(outbox), default="")
     if run <= newest:  # the clock went backwards, or not on
-        try:
-            run = _named(calendar.timegm(time.strptime(newest[:16], STAMP)) + 1)
-        except (ValueError, OverflowError):
-            run = f"{newest}+"
+        stamp, _, token = newest.rstrip("+").partition("-")
+        following = f"{int(token, 16) + 1:0{len(token)}x}"
+        run = f"{stamp}-{following}" if len(following) == len(token) else f"{newest}+"
     files.make_folder(f"{runs_folder(outbox)}/{run}", 0o700)
     return run
-
-
-def _named(seconds: float) -> str:
-    return f"{time.strftime(STAMP, time.gmtime(seconds))}-{secrets.token_hex(3)}"
 
 
 def all_runs(outbox: str, since: str = "") -> list[str]:

@@ -31,14 +31,17 @@ if TYPE_CHECKING:
     from dicomsort.training.dataset import Dataset, Indices
 
 KEY = "evaluation"
-ROOM = 4 << 20  # bytes of features at most, before they are packed
+ROOM = 700_000  # bytes of features at most, before they are packed: what ships has to stay small
+LEVELS = 255
 MOST = 4000  # images at most, however few features they have
 MAX_RAW = 32 << 20  # bytes that a file may unpack to
 PROBES = 4
 ALIKE = 0.02  # of the largest feature: so much may two computations of the same one differ
 HALVES = 2
 ARRAYS = {
-    "features": "<f2",
+    "features": "|u1",
+    "floors": "<f4",
+    "scales": "<f4",
     "classes": "|u1",
     "clusters": "<u2",
     "rehearsed": "|b1",
@@ -56,7 +59,8 @@ BROKEN = (ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, zipf
 class Remembered:
     """Features of N images, of D numbers each.
 
-    ``features``: float16 (N, D), what the network's last layer gets; ``classes``: uint8 (N,), places in ``labels``;
+    ``features``: float16 (N, D), what the network's last layer gets, kept in 256 levels of each;
+    ``classes``: uint8 (N,), places in ``labels``;
     ``clusters``: uint16 (N,), which images are resampled as one, ``unit`` what that is (source, patient, file);
     ``rehearsed``: bool (N,), which of them later trainings learn from, clusters never in part; ``trained``: bool (N,),
     which the network itself was trained on; ``files``: uint32 (N,), the first bits of their SHA-256 (see ``seen``);
@@ -102,8 +106,17 @@ class Remembered:
     def pack(self) -> bytes:
         """Return the file's content, the same for the same features."""
         story = json.dumps({"labels": self.labels, "unit": self.unit}).encode()
-        arrays = {name: getattr(self, name) for name in ARRAYS if name != "story"}
-        whole = {**arrays, "story": np.frombuffer(story, np.uint8)}
+        floors, tops = (edge(self.features, axis=0).astype(np.float32) for edge in (np.min, np.max))
+        scales = (tops - floors) / LEVELS
+        levels = np.rint((self.features - floors) / np.where(scales > 0, scales, 1))
+        arrays = {name: getattr(self, name) for name in (*EACH, "probes")}
+        whole = {
+            **arrays,
+            "features": levels,
+            "floors": floors,
+            "scales": scales,
+            "story": np.frombuffer(story, np.uint8),
+        }
         written = io.BytesIO()
         np.savez_compressed(
             written, allow_pickle=False, **{name: whole[name].astype(kind) for name, kind in ARRAYS.items()}
@@ -118,7 +131,7 @@ def probe_images(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 def choose(dataset: Dataset, width: int, seed: int) -> Indices:
     """Return at most so many items as there is room for, of ``width`` features: classes alike, and sources in each."""
-    count = min(len(dataset.items), MOST, max(1, ROOM // (2 * width)))
+    count = min(len(dataset.items), MOST, max(1, ROOM // width))
     weights = balance(dataset).astype(np.float64)
     drawn: Indices = np.random.default_rng(seed).choice(
         len(dataset.items), count, replace=False, p=weights / weights.sum()
@@ -191,7 +204,11 @@ def _unpack(content: bytes) -> Remembered:
         arrays = {name: _array(archive.read(parts[name]), kind) for name, kind in ARRAYS.items()}
     story = json.loads(arrays.pop("story").tobytes())
     labels, unit = tuple(map(str, story["labels"])), str(story["unit"])
-    kept = Remembered(labels, unit, **arrays)
+    levels, floors, scales = (arrays.pop(name) for name in ("features", "floors", "scales"))
+    _require(levels.ndim == 2, "features of images", levels.shape)  # noqa: PLR2004 - images, and features of each
+    _require(floors.shape == scales.shape == levels.shape[1:], "a floor and a scale a feature", scales.shape)
+    features = (levels * scales + floors).astype(np.float16)
+    kept = Remembered(labels, unit, features, **arrays)
     count, width = kept.features.shape
     _require(kept.probes.shape == (PROBES, width), f"{PROBES} probes of {width} features", kept.probes.shape)
     for name in EACH:

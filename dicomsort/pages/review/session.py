@@ -13,10 +13,11 @@ from dicomsort.errors import Outdated, UsageError
 from dicomsort.files import is_straight
 from dicomsort.pages.facts import of_header, shown, size, title, why
 from dicomsort.pages.review.gallery import Gallery
-from dicomsort.records import OTHER, Look
+from dicomsort.records import OTHER
 from dicomsort.report.held import Held, Item
 from dicomsort.report.reviewed import reviewer, who_of
-from dicomsort.sorting import Desk, spread
+from dicomsort.sorting import Desk
+from dicomsort.sorting.looking import mean, middle_half
 from dicomsort.tasks import Asked, Portrait
 
 LOOKED = 3  # frames that the bars are the mean of
@@ -98,7 +99,7 @@ class Session:
         """Everything that is told of one item."""
         item = self.item(place)
         frames, portraits = self._looked(item)
-        header = portraits[0].header
+        header, seen = portraits[0].header, mean([p.look for p in portraits if p.look])
         row = item.row
         told = self._brief(place, item) | {
             "why": why(item.reason, row.status), "message": shown(row.message), "pictures": frames,
@@ -108,7 +109,9 @@ class Session:
             "paths": [shown(each.row.source) for each in item.files[:NAMED]],
             "size": size(sum(each.row.size for each in item.files)),
             "problem": next((p.problem for p in portraits if p.problem), ""),
-            "probabilities": self._mean([p.look for p in portraits if p.look and p.look.probabilities]),
+            "probabilities": {
+                label: round(share, 4) for label, share in zip(self.bundle.labels, seen.probabilities, strict=False)
+            },
             "fellows": self._fellows(place, item),
             "looks": sum(1 for p in portraits if p.look and p.look.probabilities),
         }  # fmt: skip
@@ -190,12 +193,12 @@ class Session:
         """How many pictures an item has, and what the model sees in a few of them."""
         files = item.files
         if len(files) > 1:
-            return len(files), [self._portrait(files[place], None, 0) for place in spread(len(files), LOOKED)]
+            return len(files), [self._portrait(files[place], None, 0) for place in middle_half(len(files), LOOKED)]
         first = self._portrait(files[0], None, 0)
         frames = first.header.frames if first.header and not first.problem else 1
         if frames <= 1:
             return 1, [first]
-        return frames, [self._portrait(files[0], place, 0) for place in spread(frames, LOOKED)]
+        return frames, [self._portrait(files[0], place, 0) for place in middle_half(frames, LOOKED)]
 
     def _portrait(self, held: Held, frame: int | None, side: int) -> Portrait:
         """A picture where ``side`` is one, else what header and model say; of the file where it lies now."""
@@ -209,10 +212,6 @@ class Session:
     def _by(self, item: Item) -> Held | None:
         """The decision about an item's first file, if there is one."""
         return self.desk.holdings.decision(item.files[0])
-
-    def _mean(self, looks: Sequence[Look]) -> dict[str, float]:
-        shares = zip(*(look.probabilities for look in looks), strict=True)
-        return dict(zip(self.bundle.labels, (round(sum(each) / len(looks), 4) for each in shares), strict=False))
 
 
 def _at(files: Sequence[Held], number: int) -> Held:
