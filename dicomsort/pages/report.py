@@ -11,7 +11,7 @@ from dicomsort.pages.facts import shown, why
 from dicomsort.pages.items import SIDE, Picture, Subject, picture_of, subject, there
 from dicomsort.pages.portraits import portraits
 from dicomsort.pages.telling import Tale, allotted
-from dicomsort.report.held import Item
+from dicomsort.report.held import Held, Item
 from dicomsort.report.retold import Since, rows_of, since
 from dicomsort.sorting.progress import Progress
 from dicomsort.sorting.retelling import Told
@@ -55,7 +55,7 @@ def make(told: Told, bundle: Bundle | None, engine: Engine | None, pictures: int
     tale = Tale.of(told.run, rows_of(told.outbox, told.run))
     later = since(told.outbox, told.run)
     groups = _groups(told, tale, later, pictures if engine else 0)
-    decided = sum((held.row.destination, held.row.sha256) in later.decided for held in tale.held)
+    decided = sum(_is_decided(held, later) for held in tale.held)
     samples: dict[str, list[Picture]] = {}
     if engine and bundle:
         _picture([each for group in groups for each in group.pictured], str(bundle.folder.resolve()), engine, progress)
@@ -69,11 +69,16 @@ def _groups(told: Told, tale: Tale, later: Since, pictures: int) -> list[Group]:
     listed = allotted([len(items) - few for items, few in zip(reasons.values(), shown_, strict=True)], LISTED)
     groups = []
     for (reason, items), few, more in zip(reasons.items(), shown_, listed, strict=True):
+        items.sort(key=lambda item: all(_is_decided(held, later) for held in item.files))  # what still waits first
         group = Group(shown(reason, 64), _why(reason, items), tale.summary.held[reason], len(items))
         group.pictured = [subject(told, later, item) for item in items[:few]]
         group.listed = [subject(told, later, item) for item in items[few : few + more]]
         groups.append(group)
     return groups
+
+
+def _is_decided(held: Held, later: Since) -> bool:
+    return (held.row.destination, held.row.sha256) in later.decided
 
 
 def _why(reason: str, items: Sequence[Item]) -> str:
