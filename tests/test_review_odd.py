@@ -17,7 +17,7 @@ from test_review import files_of
 
 from dicomsort.cli.console import Silent
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed
-from dicomsort.files import Files
+from dicomsort.files import Files, is_straight
 from dicomsort.sorting import Desk, undo
 from dicomsort.sorting import outbox as outbox_module
 from dicomsort.sorting.corrections import told
@@ -250,3 +250,21 @@ def test_an_item_that_grew_since_it_was_shown_is_not_decided_about(tmp_path: Pat
     with pytest.raises(Outdated, match="expected the files that were shown"):
         desk.decide(key, version, "CT", "anna")
     assert decide(desk, key, "CT", "anna").moved == 3
+
+
+def test_a_path_is_straight_where_folders_alone_lead_there(tmp_path: Path) -> None:
+    picture(tmp_path / "a/b/x.png")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert is_straight(str(tmp_path), "a/b/x.png")
+    assert is_straight(str(tmp_path), "a/b/gone.png")
+    for path in (
+        "link/b/x.png",
+        "a/../a/b/x.png",
+        "a//b/x.png",
+        "./a/b/x.png",
+        "/a/b/x.png",
+        "a/b/x.png/y",
+        "",
+        "gone/x",
+    ):
+        assert not is_straight(str(tmp_path), path), path
