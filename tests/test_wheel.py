@@ -57,7 +57,11 @@ def test_the_installed_wheel_finds_its_own_bundle(installed: Path, tmp_path: Pat
 
 @pytest.mark.xdist_group("wheel")
 def test_the_installed_wheel_has_the_templates_of_its_pages(installed: Path, root: Path, tmp_path: Path) -> None:
-    pages = {path.relative_to(root) for kind in ("html", "css") for path in (root / "dicomsort").rglob(f"*.{kind}")}
+    pages = {
+        path.relative_to(root)
+        for kind in ("html", "css", "js", "svg")
+        for path in (root / "dicomsort").rglob(f"*.{kind}")
+    }
     assert pages
     assert {path for path in pages if not (installed / path).is_file()} == set()
     make_dicom(tmp_path / "inbox" / "a.dcm", modality="CT")
