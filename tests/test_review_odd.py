@@ -25,24 +25,25 @@ from dicomsort.sorting.corrections import told
 TABLE = ".dicomsort/corrections/corrections.csv"
 
 
-class FullOnce(Files):
-    """A disk that is full for the first flush of the file system."""
+class FullTwice(Files):
+    """A disk that is full for the first two flushes of the file system."""
 
-    full = True
+    full = 2
 
     def flush_system(self, path: str) -> bool:
         if self.full:
-            self.full = False
+            self.full -= 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         return super().flush_system(path)
 
 
 def test_a_decision_that_the_disk_refused_is_finished_before_the_next(tmp_path: Path) -> None:
     outbox = held_outbox(tmp_path)
-    desk = desk_of(outbox, FullOnce())
+    desk = desk_of(outbox, FullTwice())
     key = item_of(desk, "pictures/a.png")
-    with pytest.raises(PlacingFailed):
-        decide(desk, key, "CT", "anna")
+    for class_ in ("CT", "MRI"):  # the second time it is the first decision that is gone on with
+        with pytest.raises(PlacingFailed):
+            decide(desk, key, class_, "anna")
     with pytest.raises(Outdated, match="decided or taken away meanwhile"):
         decide(desk, key, "MRI", "anna")
     assert [path for path in files_of(outbox) if path.endswith("a.png")] == ["CT/pictures/a.png"]

@@ -108,15 +108,13 @@ class Desk:
         """Under the lock: carry out decisions, and undos of such, that were cut short; then read on. What was done."""
         runs = [*sorted(self._open), *all_runs(self.outbox, self._newest)]
         complete_reports(self._files, self.outbox, runs)
-        notes = []
-        self._newest = max(runs, default=self._newest)
-        self._open = set()
-        for run, plan in cut_short(self.outbox, runs).items():
+        notes, pending = [], cut_short(self.outbox, runs)
+        self._newest, self._open = max(runs, default=self._newest), set(pending)
+        for run, plan in pending.items():
             if plan.head["verb"] == VERB or self._is_review(str(plan.head.get("undoes", ""))):
                 finish(self._files, self.outbox, run, _Quiet())
+                self._open.discard(run)
                 notes.append(f"run {run}, a decision or its undo, was cut short, and is carried out now")
-            else:
-                self._open.add(run)
         self.holdings.refresh()
         return notes
 
