@@ -141,6 +141,15 @@ def look_up(path: str) -> os.stat_result | None:
         return None
 
 
+def missing_folders(path: str) -> list[str]:
+    """The folders of an absolute path that are not there, itself with them, parents first."""
+    chain: list[str] = []
+    while look_up(path) is None:
+        chain.append(path)
+        path = os.path.dirname(path)
+    return chain[::-1]
+
+
 def is_straight(root: str, path: str) -> bool:
     """Whether what a path below ``root`` names is reached through folders alone, none of them a link."""
     parts = path.split("/")

@@ -89,10 +89,15 @@ def test_a_name_that_comes_again_is_shown_as_what_it_is(browser: Browser, tmp_pa
         assert page.evaluate("document.querySelector('#picture').naturalWidth") == 64
 
 
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
 def test_files_that_vanished_and_an_outbox_that_is_held(
     browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outbox = held_outbox(tmp_path)
+    sorted_before = files_below(outbox / "CT")
     monkeypatch.setattr(deciding, "PATIENCE", 0.1)
     with reviewed(outbox) as server, looking_at(browser, server.address) as sight:
         page = sight.page
@@ -100,6 +105,7 @@ def test_files_that_vanished_and_an_outbox_that_is_held(
         with held(Files(), str(outbox), create=False):
             page.keyboard.press("c")
             status(page, "is held by process")
+        assert files_below(outbox / "CT") == sorted_before, "nothing is moved while another holds the outbox"
         wait_for(page, "header-contradicts-itself", 0)
         page.keyboard.press("c")
         status(page, "CT: 2 files moved")
@@ -107,5 +113,6 @@ def test_files_that_vanished_and_an_outbox_that_is_held(
         (outbox / "REVIEW/header-contradicts-itself/odd3.dcm").unlink()
         page.keyboard.press("c")
         status(page, "received none: 1 file is gone from REVIEW")
+        assert len(files_below(outbox / "CT") - sorted_before) == 2, "only what was there has moved"
         page.keyboard.press("s")
         wait_for(page, "no-evidence", 2)

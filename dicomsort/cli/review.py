@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dicomsort.cli.console import Silent
 from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _session(outbox: str, kept: Corrections | None, bundle: Bundle, files: Files
     from dicomsort.sorting import Desk
 
     with open_engine("processes", workers, None, limits=Limits(SECONDS_PER_TASK, BYTES_PER_TASK), warm=WARM) as engine:
-        desk = Desk(outbox, kept, engine, files)
+        desk = Desk(outbox, kept, engine, files, Silent())
         for note in desk.open():
             print(f"dicomsort: {note}", file=sys.stderr)
         session = Session(desk, bundle, Gallery(engine, outbox))

@@ -21,6 +21,7 @@ from dicomsort.pages.telling import Cell
 from dicomsort.records import OTHER, Status
 from dicomsort.report import NEEDS_PERSON
 from dicomsort.report.whole import Replaced
+from dicomsort.sorting.outbox import STAMP
 from dicomsort.sorting.retelling import Told
 
 FIRST: Final = b"<!DOCTYPE html>\n<!-- dicomsort report -->\n"
@@ -99,7 +100,7 @@ def _notices(report: Report) -> Iterator[str]:
 
 def _meta(report: Report) -> Iterator[Fact]:
     told, summary, bundle = report.told, report.told.summary, report.bundle
-    began = time.strptime(told.run[:16], "%Y%m%dT%H%M%SZ")
+    began = time.strptime(told.run[:16], STAMP)
     yield Fact("Begun", time.strftime("%Y-%m-%d %H:%M:%S UTC", began))
     if summary is not None:
         is_whole = summary.seconds and summary.stages  # what a resume took is not what the run took

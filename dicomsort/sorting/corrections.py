@@ -13,21 +13,21 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from dicomsort.engine import Engine, submit_batch
 from dicomsort.errors import UsageError
-from dicomsort.files import Files, closing, flush_path, is_straight, look_up, whole_lines
+from dicomsort.files import Files, closing, flush_path, is_straight, look_up, missing_folders, whole_lines
 from dicomsort.journal import Plan, runs_folder
 from dicomsort.records import RENDERING_VERSION, Action, Row
 from dicomsort.report import cell, read_summary, visible
 from dicomsort.report.retold import rows_of
 from dicomsort.report.reviewed import decided_from
 from dicomsort.sorting.looking import FRAMES, middle_half
-from dicomsort.sorting.outbox import all_runs
+from dicomsort.sorting.outbox import all_runs, wholly_undone
 from dicomsort.tasks import Asked, Portrait, portray
 
 TABLE = "corrections.csv"
@@ -98,13 +98,12 @@ class Corrections:
         _append(self._files, self.folder, lines or [common | _cells(row) for row in rows[:1]])
         return [] if shown or not rows else ["its pixels cannot be had, so no model learns from it"]
 
-    def mend(self, outbox: str, engine: Engine, undoings: Mapping[str, str]) -> list[str]:
+    def mend(self, outbox: str, engine: Engine) -> list[str]:
         """Add decisions that a crash left out, and take back what was undone meanwhile; what there is to say.
 
-        ``undoings`` are the runs that are undos, each with the one that it undoes. The outbox must be held.
+        The outbox must be held.
         """
-        known, notes = told(self.folder), list[str]()
-        undone = {run for by, run in undoings.items() if (ended := read_summary(outbox, by)) and not ended.needs_person}
+        known, notes, undone = told(self.folder), list[str](), wholly_undone(outbox)
         for run in all_runs(outbox):
             plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
             if plan is None or plan.head.get("corrections") != self.named(outbox) or read_summary(outbox, run) is None:
@@ -215,12 +214,6 @@ def _append(files: Files, folder: str, lines: Sequence[Mapping[str, object]]) ->
 
 
 def _make_folders(files: Files, path: str) -> None:
-    for folder in reversed(list(_missing(path))):
+    for folder in missing_folders(path):
         with suppress(FileExistsError):
             files.make_folder(folder, 0o700)
-
-
-def _missing(path: str) -> Iterator[str]:
-    while look_up(path) is None:
-        yield path
-        path = os.path.dirname(path)

@@ -14,7 +14,7 @@ from typing import TypeVar
 from dicomsort.classify import folder_of, has_uids
 from dicomsort.engine import Engine, submit_batch
 from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError, WorkerLost
-from dicomsort.files import Files, is_straight, look_up, sha256_of
+from dicomsort.files import Files, is_straight, look_up
 from dicomsort.journal import Plan, runs_folder
 from dicomsort.plan import Decided, Layout, decide, parse_layout
 from dicomsort.records import REVIEW, Examined, Found, Header, Kind
@@ -23,13 +23,14 @@ from dicomsort.report.held import Held, Holdings, Item
 from dicomsort.report.reviewed import message_of
 from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examining import hashed_here
-from dicomsort.sorting.outbox import absolute, all_runs, cut_short, held, is_run, new_run, now, undoings
+from dicomsort.sorting.outbox import REVIEW_VERB, absolute, all_runs, cut_short, held, is_run, new_run, now
+from dicomsort.sorting.progress import Progress
 from dicomsort.sorting.running import carry_out, complete_reports, finish, look_for, seal_plan, undo
+from dicomsort.sorting.surroundings import holds
 from dicomsort.tasks import examine
 
 T = TypeVar("T")
 PATIENCE = 5.0  # seconds to wait for a run that holds the outbox
-VERB = "review"
 BATCH = 64
 
 
@@ -45,22 +46,24 @@ class Decision:
 class Desk:
     """Where decisions about one outbox are made; safe to use from several threads, beside other processes."""
 
-    def __init__(self, outbox: str, corrections: Corrections | None, engine: Engine, files: Files) -> None:
+    def __init__(
+        self, outbox: str, corrections: Corrections | None, engine: Engine, files: Files, progress: Progress
+    ) -> None:
         """UsageError where this is no outbox; nothing is read yet."""
         self.outbox = absolute(outbox)
         self.holdings = Holdings(self.outbox)
         self.corrections = corrections
-        self._engine, self._files = engine, files
+        self._engine, self._files, self._progress = engine, files, progress
         self._turn = threading.RLock()
         self._newest = ""  # of the runs that were looked at
-        self._open: set[str] = set()  # of these, those that have not come to their end
+        self._open: dict[str, Plan] = {}  # of these, those that have not come to their end
 
     def open(self) -> list[str]:
         """Finish what was cut short, and read what is held; what there is to say about it."""
         with self._turn, self._holding():
             notes = self._catch_up()
             if self.corrections is not None:
-                notes += self.corrections.mend(self.outbox, self._engine, undoings(self.outbox))
+                notes += self.corrections.mend(self.outbox, self._engine)
             for run in sorted(self._open):
                 notes.append(f"run {run} was cut short: `dicomsort resume {self.outbox} {run}` finishes it")
         return notes
@@ -95,7 +98,7 @@ class Desk:
                 self._catch_up()
             if not self._is_review(run):
                 raise UsageError(f"expected the run of a decision, received {run!r}")
-            summary = self._patiently(lambda: undo(self.outbox, run, _Quiet(), self._files))
+            summary = self._patiently(lambda: undo(self.outbox, run, self._progress, self._files))
             self.holdings.refresh()
         if summary.needs_person:
             left = summary.found - summary.actions["undone"]
@@ -109,26 +112,25 @@ class Desk:
         runs = [*sorted(self._open), *all_runs(self.outbox, self._newest)]
         complete_reports(self._files, self.outbox, runs)
         notes, pending = [], cut_short(self.outbox, runs)
-        self._newest, self._open = max(runs, default=self._newest), set(pending)
+        self._newest, self._open = max(runs, default=self._newest), dict(pending)
         for run, plan in pending.items():
-            if plan.head["verb"] == VERB or self._is_review(str(plan.head.get("undoes", ""))):
-                finish(self._files, self.outbox, run, _Quiet())
-                self._open.discard(run)
+            if plan.head["verb"] == REVIEW_VERB or self._is_review(str(plan.head.get("undoes", ""))):
+                finish(self._files, self.outbox, run, self._progress)
+                del self._open[run]
                 notes.append(f"run {run}, a decision or its undo, was cut short, and is carried out now")
         self.holdings.refresh()
         return notes
 
     def _require_settled(self) -> None:
         """DicomsortError where an undo is half done: it may move what is to be decided about."""
-        for run in sorted(self._open):
-            plan = Plan.peek(f"{runs_folder(self.outbox)}/{run}")
-            if plan and plan.head["verb"] == "undo":
+        for run, plan in sorted(self._open.items()):
+            if plan.head["verb"] == "undo":
                 advice = f"`dicomsort resume {self.outbox} {run}` finishes it"
                 raise DicomsortError(f"expected no undo that was cut short, received run {run}: {advice}; then decide")
 
     def _is_review(self, run: str) -> bool:
         plan = Plan.peek(f"{runs_folder(self.outbox)}/{run}") if is_run(run) else None
-        return plan is not None and plan.head["verb"] == VERB
+        return plan is not None and plan.head["verb"] == REVIEW_VERB
 
     def _carry_out(self, item: Item, class_: str, who: str) -> Decision:
         ready, notes = self._ready(item)
@@ -145,13 +147,13 @@ class Desk:
         of = sorted({run for h, _ in ready for run in self.holdings.runs_about(h)})
         run = new_run(self._files, self.outbox)
         head: dict[str, object] = {
-            "verb": VERB, "inbox": self.outbox, "outbox": self.outbox, "mode": "move", "class": class_,
+            "verb": REVIEW_VERB, "inbox": self.outbox, "outbox": self.outbox, "mode": "move", "class": class_,
             "reviewer": who, "started": now(), "of": of,
             "corrections": self.corrections.named(self.outbox) if self.corrections else "",
         }  # fmt: skip
         operations = decide(decided, self._folders, _Names(self.outbox))
         sealed = seal_plan(self._files, self.outbox, run, head, operations)
-        summary = carry_out(self._files, self.outbox, run, sealed, _Quiet())
+        summary = carry_out(self._files, self.outbox, run, sealed, self._progress)
         write_summary(self._files, self.outbox, summary)
         self.holdings.refresh()
         moved = summary.actions["moved"] + summary.actions["removed"]
@@ -237,24 +239,7 @@ class _Names:
 
     def holds(self, destination: str, size: int, sha256: str) -> bool | None:
         """Whether the file there has this content; None where nothing is there."""
-        path = f"{self._outbox}/{destination}"
-        try:
-            status = look_up(path)
-        except OSError:  # too long a name for this file system
-            return False
-        if status is None:
-            return None
-        return stat.S_ISREG(status.st_mode) and status.st_size == size and sha256_of(path) == sha256
-
-
-class _Quiet:
-    """Progress of what takes a moment."""
-
-    def stage(self, name: str, total: int | None) -> None:
-        """Say nothing."""
-
-    def advance(self, steps: int = 1) -> None:
-        """Say nothing."""
+        return holds(f"{self._outbox}/{destination}", size, sha256, lambda: "")
 
 
 def _files(count: int) -> str:

@@ -46,8 +46,9 @@ def newest_run(outbox: str, since: str) -> str:
 def look_at_runs(files: Files, outbox: str, inbox: str, since: str) -> Standing:
     """Under the lock: how an outbox stands, as far as runs after ``since`` tell; OutboxLocked where it is held."""
     with held(files, outbox, create=False):
-        complete_reports(files, outbox, all_runs(outbox, since))
-        plans = {run: Plan.peek(f"{runs_folder(outbox)}/{run}") for run in all_runs(outbox, since)}
+        runs = all_runs(outbox, since)
+        complete_reports(files, outbox, runs)
+        plans = {run: Plan.peek(f"{runs_folder(outbox)}/{run}") for run in runs}
         sealed = {run: plan.head for run, plan in plans.items() if plan is not None}
         run = unfinished(outbox, since) or ""
         of_ours = run != "" and sealed[run]["inbox"] == inbox

@@ -13,10 +13,11 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
-from dicomsort.files import Files, closing, look_up
+from dicomsort.files import Files, closing, look_up, missing_folders
 from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, runs_folder
 from dicomsort.report import SUMMARY, is_told_of, read_summary
 
+REVIEW_VERB = "review"  # of a plan that carries out a person's decision
 STAMP = "%Y%m%dT%H%M%SZ"  # in the id of a run, UTC
 _RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+\+*$")
 _README = """\
@@ -93,7 +94,8 @@ def _is_alive(pid: int) -> bool:
 def _make(files: Files, outbox: str) -> None:
     state = f"{outbox}/{STATE}"
     try:
-        for path, mode in [*_missing(outbox), (state, 0o700), (f"{state}/runs", 0o700)]:
+        new = [(path, 0o777) for path in missing_folders(outbox)]
+        for path, mode in [*new, (state, 0o700), (f"{state}/runs", 0o700)]:
             with suppress(FileExistsError):  # perhaps since a moment: the lock tells which run goes first
                 files.make_folder(path, mode)
         with suppress(FileExistsError), closing(files.create(f"{state}/README", 0o600)) as descriptor:
@@ -101,14 +103,6 @@ def _make(files: Files, outbox: str) -> None:
     except OSError as error:
         message = f"outbox {outbox!r}: expected a folder that can be written, received {error.strerror}"
         raise DicomsortError(message) from error
-
-
-def _missing(folder: str) -> list[tuple[str, int]]:
-    chain: list[tuple[str, int]] = []
-    while look_up(folder) is None:
-        chain.append((folder, 0o777))
-        folder = os.path.dirname(folder)
-    return chain[::-1]
 
 
 def new_run(files: Files, outbox: str) -> str:
@@ -176,14 +170,16 @@ def undoings(outbox: str, since: str = "") -> dict[str, str]:
     return {run: plan.head["undoes"] for run, plan in plans if plan and plan.head["verb"] == "undo"}
 
 
+def wholly_undone(outbox: str, since: str = "") -> set[str]:
+    """The runs that an undo after ``since`` took back, all of each."""
+    summaries = ((run, read_summary(outbox, undoing)) for undoing, run in undoings(outbox, since).items())
+    return {run for run, summary in summaries if summary is not None and not summary.needs_person}
+
+
 def decisions_about(outbox: str, run: str) -> list[str]:
     """The runs by which persons decided about what a run had held, and that are not wholly undone, oldest first."""
     later = {name: Plan.peek(f"{runs_folder(outbox)}/{name}") for name in all_runs(outbox, run)}
-    undone = {
-        plan.head["undoes"]
-        for name, plan in later.items()
-        if plan and plan.head["verb"] == "undo" and (ended := read_summary(outbox, name)) and not ended.needs_person
-    }
+    undone = wholly_undone(outbox, run)
     return [name for name, plan in later.items() if plan and run in plan.head.get("of", ()) and name not in undone]
 
 

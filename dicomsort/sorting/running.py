@@ -28,6 +28,7 @@ from dicomsort.report import (
 )
 from dicomsort.sorting.corrections import retract
 from dicomsort.sorting.outbox import (
+    REVIEW_VERB,
     absolute,
     all_runs,
     chosen,
@@ -39,6 +40,7 @@ from dicomsort.sorting.outbox import (
     now,
     undoings,
     unfinished,
+    wholly_undone,
 )
 from dicomsort.sorting.progress import Progress
 
@@ -204,18 +206,14 @@ def _undoable(outbox: str, name: str) -> Plan:
             continue
         if (ended := read_summary(outbox, undoing)) is None:
             raise UsageError(f"run {undoing}, which undoes {name}, was cut short: `dicomsort resume` finishes it")
-        if plan.head["verb"] == "review" and not ended.needs_person:  # its files may be anybody's by now
+        if plan.head["verb"] == REVIEW_VERB and not ended.needs_person:  # its files may be anybody's by now
             raise Outdated(f"expected a decision that stands, received {name}, which run {undoing} has undone")
     return plan
 
 
 def _newest_undoable(outbox: str) -> str | None:
     """The newest run that sorted and is not wholly undone."""
-    undone = set()
-    for undoing, name in undoings(outbox).items():
-        summary = read_summary(outbox, undoing)
-        if summary is not None and not summary.needs_person:
-            undone.add(name)
+    undone = wholly_undone(outbox)
     for run in reversed(all_runs(outbox)):
         plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
         if plan and plan.head["verb"] != "undo" and run not in undone:

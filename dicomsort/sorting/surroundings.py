@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 
 from dicomsort.catalog import Ledger
 from dicomsort.files import look_up, sha256_of
@@ -31,13 +32,26 @@ class Around:
 
     def holds(self, destination: str, size: int, sha256: str) -> bool | None:
         """Whether the file at a destination has this content; an earlier run's word for it is taken."""
-        try:
-            status = self._status(destination)
-        except OSError:  # too long a name for this file system
-            return False
-        if status is None:
+        if not self._outbox:
             return None
-        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
-            return False
+        return holds(f"{self._outbox}/{destination}", size, sha256, lambda: self._told(destination))
+
+    def _told(self, destination: str) -> str:
         placed = self._ledger.placed_at(destination) if self._remembers else None
-        return (placed.sha256 if placed else sha256_of(f"{self._outbox}/{destination}")) == sha256
+        return placed.sha256 if placed else ""
+
+
+def holds(path: str, size: int, sha256: str, told: Callable[[], str]) -> bool | None:
+    """Whether the file at an absolute path has this content; None where nothing is there.
+
+    ``told`` gives its SHA-256 as it is known, or nothing: then the file is read.
+    """
+    try:
+        status = look_up(path)
+    except OSError:  # too long a name for this file system
+        return False
+    if status is None:
+        return None
+    if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+        return False
+    return (told() or sha256_of(path)) == sha256

@@ -173,7 +173,7 @@ class Session:
         return {
             "place": place, "key": item.key, "version": item.version, "state": state, "files": len(item.files),
             "reason": item.reason,
-            "header": row.header_class, "pixels": row.pixel_class, "study": row.study_uid[-12:],
+            "header": row.header_class, "pixels": row.pixel_class,
             "class": by.row.class_ if by and state == "decided" else "", "run": by.run if by else "",
             "by": f"by {who_of(by.row.message)}" if by else "",
         }  # fmt: skip
