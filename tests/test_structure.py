@@ -19,8 +19,8 @@ TEXT = {".py", ".md", ".toml", ".lock", ".txt", ".json", ".csv", ".yml", ".yaml"
 
 
 @pytest.mark.parametrize("path", MEASURED + TESTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_file_is_over_300_lines(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= 300
+def test_no_file_is_over_500_lines(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 500
 
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.relative_to(ROOT).as_posix())
