@@ -5,6 +5,7 @@ DicomsortError            1  the run failed
 ├── Outdated              1  what a decision was about is decided, gone or changed since
 ├── OutboxLocked          4  another run holds the outbox
 ├── BundleError           2  a model path that is no bundle, or one this version must not use
+├── StateDamaged          1  a file of an outbox's state cannot be read: its run is left alone
 ├── PlacingFailed         1  the disk refused; ``resume`` goes on from there
 └── WorkerLost            1  a worker died, or ran past its limit of time or memory, on a task
 """
@@ -36,6 +37,10 @@ class OutboxLocked(DicomsortError):
     """Another run holds the outbox."""
 
     exit_code = 4
+
+
+class StateDamaged(DicomsortError):
+    """A file in an outbox's state folder is not what dicomsort wrote: nothing of its run is touched."""
 
 
 class PlacingFailed(DicomsortError):

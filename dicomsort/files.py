@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 CHUNK = 1 << 20
 NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
@@ -122,6 +122,16 @@ def opened(path: str, flags: int = os.O_RDONLY) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def opened_file(path: str) -> Iterator[BinaryIO]:
+    """Open a regular file for reading; OSError, without waiting, where a link, FIFO or device has the name."""
+    with opened(path) as descriptor:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", path)
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            yield stream
 
 
 @contextlib.contextmanager

@@ -3,22 +3,27 @@
 ``plan.jsonl`` holds a head, a line an operation, and a seal (count and SHA-256 of the lines before it); without its
 seal it is no plan. ``journal.jsonl`` gets ``begin`` lines before, and ``end`` lines after, what they speak of. A torn
 last line is cut off when the journal is opened again: it was never flushed, so nothing relied on it.
+
+What is read back is checked here, for types, ranges and places: another program, or a disk, may have changed it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, NoReturn, Self
 
-from dicomsort.errors import DicomsortError
-from dicomsort.files import Files, look_up, opened, whole_lines
+from dicomsort.errors import DicomsortError, StateDamaged
+from dicomsort.files import Files, look_up, opened, opened_file, whole_lines
 from dicomsort.jsonlines import dump, parse
 from dicomsort.records import Operation, Outcome, Result, Row, Verb
 
@@ -30,11 +35,33 @@ _DONE = _OUTCOMES.index(Outcome.DONE) + 1
 _FIELDS = attrgetter(*(f.name for f in fields(Operation)))
 _CELLS = attrgetter(*(f.name for f in fields(Row)))
 _BUFFER = 1 << 20
+_LONGEST_LINE = 64 << 20  # a batch of operations with the longest paths stays below it
+_TAIL = 256  # bytes that hold the seal
+_MAX_64 = (1 << 64) - 1
+_MAX_TIME = 1 << 93  # nanoseconds: what 64 bits of seconds hold
+_MODES = 0o7777
+_TYPES = (int, Verb, str, str, str, int, int, int, int, int, str, int)  # of an operation's fields, the row left out
+_CELL_TYPES = tuple(int if f.name == "size" else str for f in fields(Row))
+_VERBS = frozenset({"sort", "undo", "review"})
+_TEXTS = ("verb", "inbox", "outbox", "started", "mode", "layout", "model", "undoes", "class", "reviewer", "corrections")
+_RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{1,64}\+*", re.ASCII)
+_PLACE = re.compile(r"(?:inbox|outbox)(?:/(?!\.\.?(?:/|\Z))[^/\0]+)+")
+_SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 
 
 def runs_folder(outbox: str) -> str:
     """The folder that holds a folder a run."""
     return f"{outbox}/{STATE}/runs"
+
+
+def is_run(name: str) -> bool:
+    """Whether a name is the id of a run."""
+    return _RUN.fullmatch(name) is not None
+
+
+def is_place(path: object) -> bool:
+    """Whether a value names something below ``inbox/`` or ``outbox/``, without a way out of it."""
+    return type(path) is str and _PLACE.fullmatch(path) is not None
 
 
 def _line(value: object) -> bytes:
@@ -48,10 +75,25 @@ def pack(operation: Operation) -> list[Any]:
 
 
 def unpack(cells: list[Any]) -> Operation:
-    """The inverse of ``pack``."""
+    """The inverse of ``pack``; ValueError or TypeError where the cells are not what ``pack`` makes."""
     number, verb, *middle, row = cells
     values: list[Any] = [number, Verb(verb), *middle, None if row is None else Row(*row)]
-    return Operation(*values)
+    operation = Operation(*values)
+    _check_operation(operation)
+    return operation
+
+
+def _check_operation(o: Operation) -> None:
+    if tuple(map(type, _FIELDS(o)))[:-1] != _TYPES or (o.row and tuple(map(type, _CELLS(o.row))) != _CELL_TYPES):
+        raise ValueError("a value of another type")
+    if not (0 <= o.size <= _MAX_64 and 0 <= o.device <= _MAX_64 and 0 <= o.inode <= _MAX_64 and 0 <= o.mode <= _MODES):
+        raise ValueError("a number out of its range")
+    if abs(o.mtime_ns) > _MAX_TIME or abs(o.stamp_ns) > _MAX_TIME:
+        raise ValueError("a time out of its range")
+    if not (is_place(o.source) and all(place == "" or is_place(place) for place in (o.target, o.kept))):
+        raise ValueError("a path that leads out of inbox and outbox")
+    if not _SHA256.fullmatch(o.sha256):
+        raise ValueError("a SHA-256 that is none")
 
 
 class PlanWriter:
@@ -113,45 +155,116 @@ class Plan:
 
     @classmethod
     def open(cls, folder: str) -> Self:
-        """Read head and seal and check them; DicomsortError where the plan was never sealed or was changed since."""
-        path = Path(folder) / PLAN
-        run = path.parent.name
-        digest, head, last = hashlib.sha256(), b"", b""
-        try:
-            with path.open("rb") as lines:
-                for line in lines:
-                    digest.update(last)
-                    head, last = head or line, line
-            seal, values = parse(last), parse(head)
-        except (FileNotFoundError, ValueError):
-            seal, values = {}, {}
-        if not isinstance(seal, dict) or "sealed" not in seal:
+        """Read head and seal and check them, and the hash of all lines.
+
+        StateDamaged where the plan was changed since it was sealed, DicomsortError where it never was.
+        """
+        run, plan = os.path.basename(folder), cls.peek(folder)
+        if plan is None:
             message = f"run {run} died before its plan was sealed: it has moved nothing; run `dicomsort sort` again"
             raise DicomsortError(message)
-        if seal["sha256"] != digest.hexdigest() or values.get("format") != FORMAT:
-            message = f"plan of run {run}: expected SHA-256 {seal['sha256'][:12]}…, received {digest.hexdigest()[:12]}…"
-            raise DicomsortError(message)
-        return cls(path, values, seal["sealed"])
+        digest, count, last = hashlib.sha256(), -2, b""  # neither head nor seal is an operation
+        with _read_state(plan.path) as stream:
+            for line in _lines(stream):
+                digest.update(last)
+                count, last = count + 1, line
+        sealed = parse(last)["sha256"]
+        if sealed != digest.hexdigest():
+            _refuse(plan.path, f"SHA-256 {sealed[:12]}…", f"{digest.hexdigest()[:12]}…")
+        if count != plan.count:
+            _refuse(plan.path, f"{plan.count:,} operations", f"{count:,}")
+        return plan
 
     @classmethod
     def peek(cls, folder: str) -> Self | None:
-        """Head and count of a plan that looks sealed, its hash unchecked; None where there is none such."""
+        """Head and count of a sealed plan, its hash unchecked; None where there is no plan, or one without a seal.
+
+        StateDamaged where head or seal are not what ``PlanWriter`` makes, or no file has the plan's name.
+        """
         path = Path(folder) / PLAN
-        try:
-            with path.open("rb") as lines:
-                head = parse(next(lines, b""))
-                lines.seek(max(0, path.stat().st_size - 256))
-                seal = parse(lines.read().splitlines()[-1])
-            return cls(path, head, seal["sealed"])
-        except (OSError, ValueError, TypeError, LookupError):
+        if look_up(str(path)) is None:
             return None
+        with _read_state(path) as stream:
+            first = next(_lines(stream), b"")
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - _TAIL))
+            last = stream.read().splitlines()[-1:]
+        seal = _parsed(b"".join(last))
+        if not isinstance(seal, dict) or "sealed" not in seal:
+            if look_up(f"{folder}/{JOURNAL}") is not None:  # which is begun when the plan is sealed
+                _refuse(path, "its seal at the end", "another line")
+            return None
+        head = _checked_head(path, _parsed(first))
+        count, sha256 = seal["sealed"], seal.get("sha256")
+        if type(count) is not int or not 0 <= count <= size or not (type(sha256) is str and _SHA256.fullmatch(sha256)):
+            _refuse(path, "its seal at the end", "another line")
+        return cls(path, head, count)
 
     def operations(self) -> Iterator[Operation]:
-        """Yield the operations in their order."""
-        with self.path.open("rb") as lines:
-            next(lines)
-            for _, line in zip(range(self.count), lines, strict=False):
-                yield unpack(parse(line))
+        """Yield the operations in their order; StateDamaged where a line is none."""
+        with _read_state(self.path) as stream:
+            lines = _lines(stream)
+            next(lines, None)
+            for number, line in zip(range(self.count), lines, strict=False):
+                try:
+                    operation = unpack(parse(line))
+                except (ValueError, TypeError) as error:
+                    _refuse(self.path, f"operation {number:,}", f"something else ({error})")
+                if operation.number != number:
+                    _refuse(self.path, f"operation {number:,}", f"operation {operation.number:,}")
+                yield operation
+
+
+def _checked_head(path: Path, head: Any) -> dict[str, Any]:
+    """The head of a plan; StateDamaged where a value has another type or meaning than ``PlanWriter`` gives it."""
+    if not isinstance(head, dict):
+        _refuse(path, "a head", "another line")
+    if head.get("format") != FORMAT:
+        _refuse(path, f"format {FORMAT}", f"{str(head.get('format'))[:40]}: another version of dicomsort wrote it")
+    for name in _TEXTS:
+        if not isinstance(value := head.get(name, ""), str) or "\0" in value:
+            _refuse(path, f"a text as {name!r}", "another value")
+    for name in ("notes", "of"):
+        values = head.get(name, [])
+        if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
+            _refuse(path, f"a list of texts as {name!r}", "another value")
+    if head.get("verb") not in _VERBS:
+        _refuse(path, f"one of {', '.join(sorted(_VERBS))} as 'verb'", "another value")
+    needed = ("inbox", "outbox", "started", *(["undoes"] if head["verb"] == "undo" else []))
+    if missing := [name for name in needed if not head.get(name)]:
+        _refuse(path, f"a text as {missing[0]!r}", "none")
+    if not all(map(is_run, [*head.get("of", []), *filter(None, [head.get("undoes")])])):
+        _refuse(path, "the ids of runs as 'of' and 'undoes'", "another text")
+    if not (head["inbox"].startswith("/") and head["outbox"].startswith("/")):
+        _refuse(path, "absolute paths of inbox and outbox", "others")
+    return head
+
+
+@contextmanager
+def _read_state(path: Path) -> Iterator[BinaryIO]:
+    """Open a file of a run's state; StateDamaged where it cannot be read or is no regular file."""
+    try:
+        with opened_file(str(path)) as stream:
+            yield stream
+    except OSError as error:
+        _refuse(path, "a file that can be read", error.strerror or str(error))
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield lines; one that is too long to be of ours comes in pieces, which are none."""
+    return iter(partial(stream.readline, _LONGEST_LINE), b"")
+
+
+def _parsed(line: bytes) -> Any:
+    """A JSON value, or None where the bytes are none."""
+    try:
+        return parse(line)
+    except ValueError:
+        return None
+
+
+def _refuse(path: Path, expected: str, received: str) -> NoReturn:
+    raise StateDamaged(f"run {path.parent.name}, {path.name}: expected {expected}, received {received}")
 
 
 @dataclass
@@ -193,36 +306,44 @@ class Replay:
             self.messages[result.number] = sys.intern(result.message)  # a million files may fail for one reason
         self.begun.discard(result.number)
 
-    def apply(self, entry: list[Any]) -> None:
-        """Note one line of the journal."""
+    def apply(self, entry: Any) -> None:
+        """Note one line of the journal; ValueError where it is none, or speaks of what the plan does not have."""
         match entry:
-            case ["begin", numbers, folders]:
-                self.begun.update(n for n in numbers if not self.outcomes[n])
+            case ["begin", list(numbers), list(folders)]:
+                if not all(map(is_place, folders)):
+                    raise ValueError("a folder outside inbox and outbox")
+                self.begun.update(n for n in numbers if not self.outcomes[self._known(n)])
                 self.folders.extend(folders)
-            case ["end", number, outcome, message, inode]:
-                self.take(Result(number, Outcome(outcome), message, inode))
-            case ["mark", name, value]:
+            case ["end", number, outcome, str(message), int(inode)] if 0 <= inode <= _MAX_64:
+                self.take(Result(self._known(number), Outcome(outcome), message, inode))
+            case ["mark", "manifest", int(value)] if value >= 0:
+                self.marks["manifest"] = value
+            case ["mark", str(name), value] if name != "manifest":
                 self.marks[name] = value
             case _:
-                message = f"unknown entry {entry[:1]!r}"
-                raise ValueError(message)
+                raise ValueError("an entry of another kind")
+
+    def _known(self, number: Any) -> int:
+        if type(number) is not int or not 0 <= number < len(self.outcomes):
+            raise ValueError("an operation that the plan does not have")
+        return number
 
 
 def replay(folder: str, count: int) -> Replay:
-    """Read a run's journal; a torn last line is passed over, an unreadable one before it is an error."""
+    """Read a run's journal; a torn last line is passed over, an unreadable one before it is StateDamaged."""
     known = Replay.empty(count)
     path = Path(folder) / JOURNAL
-    if not path.exists():
+    if look_up(str(path)) is None:
         return known
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+    with _read_state(path) as stream:
+        for number, line in enumerate(_lines(stream), 1):
             if not line.endswith(b"\n"):
                 break
             try:
                 known.apply(parse(line))
-            except (ValueError, IndexError, TypeError) as error:
-                message = f"journal of run {path.parent.name}: line {number} is damaged ({error}); nothing was changed"
-                raise DicomsortError(message) from error
+            except (ValueError, TypeError) as error:
+                where = f"run {path.parent.name}, {path.name}"
+                raise StateDamaged(f"{where}: line {number:,} is damaged ({error}); nothing was changed") from error
     return known
 
 

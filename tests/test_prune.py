@@ -219,7 +219,9 @@ def test_a_plan_that_cannot_be_read_beside_a_journal_stays(inbox: Path, outbox: 
     sort_new(inbox, outbox, 2)
     plan = outbox / ".dicomsort" / "runs" / first / "plan.jsonl"
     plan.write_bytes(plan.read_bytes()[:-30])
-    assert f"kept {first}: its plan cannot be read" in run("runs", outbox, "--prune", 0).out
+    assert (
+        f"kept {first}: run {first}, plan.jsonl: expected its seal at the end" in run("runs", outbox, "--prune", 0).out
+    )
     assert plan.exists()
 
 

@@ -246,7 +246,7 @@ def test_network_file_systems_are_flushed_file_by_file(tmp_path: Path, monkeypat
 
 
 def test_a_plan_larger_than_its_buffer(tmp_path: Path) -> None:
-    writer = PlanWriter(Files(), str(tmp_path), {"verb": "sort"})
+    writer = PlanWriter(Files(), str(tmp_path), {"verb": "sort", "inbox": "/i", "outbox": "/o", "started": "now"})
     for number in range(1200):
         writer.add(Operation(number, Verb.LEAVE, f"inbox/{number}" + "x" * 1000))
     writer.seal()
@@ -256,7 +256,7 @@ def test_a_plan_larger_than_its_buffer(tmp_path: Path) -> None:
 
 def test_a_journal_of_another_format_is_named(tmp_path: Path) -> None:
     (tmp_path / "plan.jsonl").write_text('{"format":99}\n{"sealed":0,"sha256":"x"}\n')
-    with pytest.raises(DicomsortError, match="expected SHA-256"):
+    with pytest.raises(DicomsortError, match="expected format 1, received 99"):
         Plan.open(str(tmp_path))
 
 

@@ -74,13 +74,15 @@ def test_a_row_that_somebody_wrote_shows_nothing_of_other_places(
     assert page.pictures() == []
 
 
-def test_a_manifest_without_numbers_is_told(tmp_path: Path, outbox: Path) -> None:
+def test_a_row_without_a_number_is_passed_over_and_named(tmp_path: Path, outbox: Path) -> None:
     make_dicom(tmp_path / "inbox" / "1.dcm")
     sort(tmp_path / "inbox", outbox)
     add_row(outbox, run_id="99990101T000000Z-abcdef", status="review", size="many")
     ran = run("report", outbox, "99990101T000000Z-abcdef")
-    assert (ran.code, ran.out) == (1, "")
-    assert "manifest.csv: line 3: expected a number in the column size" in ran.err
+    assert (ran.code, ran.out) == (2, "")
+    assert "expected one of the runs" in ran.err
+    assert run("report", outbox).code == 0
+    assert "line 3: expected a number in the column size" in run("verify", outbox).out
 
 
 def test_long_and_odd_texts_are_cut_and_shown_as_what_they_are() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -86,13 +86,19 @@ def runs(outbox: Outbox, *, as_json: Json = False, prune_days: KeepDays = None, 
         typer.echo(json.dumps(listed, indent=1))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
+
+    from dicomsort.report import visible
 
     table = Table("run", "what", "state", "files", "sorted", "held", "mode")
     for run in listed:
         cells = ("run_id", "verb", "state", "found", "sorted", "held", "mode")
-        table.add_row(*(str(run[cell]) for cell in cells))
-    Console().print(table)
+        table.add_row(*(escape(str(run[cell])) for cell in cells))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for damage in (run["damage"] for run in listed if "damage" in run):
+        console.print(escape(f"{visible(damage)}; the run is left alone"))
 
 
 def _prune(outbox: str, days: float | None, count: int | None, *, as_json: bool) -> None:
@@ -113,21 +119,62 @@ def _runs(count: int) -> str:
     return "run" if count == 1 else "runs"
 
 
-def verify(outbox: Outbox, *, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Hash what was placed and compare with the manifest.
+Repair = Annotated[
+    bool,
+    typer.Option("--repair", help="First make a damaged manifest.csv whole; the damaged one is kept beside it."),
+]
 
-    Exit code 3 where a file is gone or differs. Example: dicomsort verify outbox/
+
+def verify(outbox: Outbox, *, repair: Repair = False, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Hash what was placed and compare with the manifest; read the state of every run.
+
+    Exit code 3 where a file is gone or differs, or the manifest or a run is damaged.
+
+    --repair writes manifest.csv anew: all rows that can be read, and those that the runs still have of their own. It
+    keeps the damaged file as manifest.csv.damaged-TIME.
+
+    Example: dicomsort verify outbox/
     """
-    from dicomsort.report import visible
     from dicomsort.sorting import verify as check
 
+    told = _repaired(outbox) if repair else {}
     with watching(quiet=quiet or as_json) as progress:
-        result = check(outbox, progress)
+        result = told | check(outbox, progress)
     if as_json:
         typer.echo(json.dumps(result))
     elif not quiet:
-        typer.echo(f"{result['whole']:,} files hold the bytes that the manifest says")
-        for state in ("missing", "different"):
-            for path in result[state]:
-                typer.echo(f"{state}: {visible(path)}")
-    raise typer.Exit(NEEDS_PERSON if result["missing"] or result["different"] else 0)
+        _show_verified(result)
+    states = ("missing", "different", "damaged", "runs")
+    raise typer.Exit(NEEDS_PERSON if any(result[state] for state in states) else 0)
+
+
+def _repaired(outbox: str) -> dict[str, Any]:
+    from dicomsort.files import Files
+    from dicomsort.sorting import repair
+
+    repaired = repair(outbox, Files())
+    damages = repaired.damages
+    return {
+        "repaired": {
+            "kept": repaired.kept, "added": repaired.added, "unreadable": damages.count, "lines": damages.lines,
+            "damaged_as": repaired.damaged_as,
+        }
+    }  # fmt: skip
+
+
+def _show_verified(result: dict[str, Any]) -> None:
+    from dicomsort.report import visible
+
+    if told := result.get("repaired"):
+        typer.echo(f"manifest.csv: {told['kept']:,} rows kept, {told['added']:,} added from the runs")
+        if told["unreadable"]:
+            more = "" if told["unreadable"] == len(told["lines"]) else "; and more"
+            typer.echo(f"{told['unreadable']:,} lines could not be read: {visible('; '.join(told['lines']))}{more}")
+        if told["damaged_as"]:
+            typer.echo(f"the damaged manifest is kept as {told['damaged_as']}")
+    typer.echo(f"{result['whole']:,} files hold the bytes that the manifest says")
+    for state in ("missing", "different"):
+        for path in result[state]:
+            typer.echo(f"{state}: {visible(path)}")
+    for sentence in (*result["damaged"], *(f"{damage}; the run is left alone" for damage in result["runs"])):
+        typer.echo(visible(sentence))

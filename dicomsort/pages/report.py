@@ -11,7 +11,8 @@ from dicomsort.pages.facts import shown, why
 from dicomsort.pages.items import SIDE, Picture, Subject, picture_of, subject, there
 from dicomsort.pages.portraits import portraits
 from dicomsort.pages.telling import Tale, allotted
-from dicomsort.report.held import Held, Item
+from dicomsort.report.held import Item
+from dicomsort.report.reading import RunRow
 from dicomsort.report.retold import Since, rows_of, since
 from dicomsort.sorting.progress import Progress
 from dicomsort.sorting.retelling import Told
@@ -77,7 +78,7 @@ def _groups(told: Told, tale: Tale, later: Since, pictures: int) -> list[Group]:
     return groups
 
 
-def _is_decided(held: Held, later: Since) -> bool:
+def _is_decided(held: RunRow, later: Since) -> bool:
     return (held.row.destination, held.row.sha256) in later.decided
 
 

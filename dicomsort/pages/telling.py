@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from dicomsort.records import Row, Status
 from dicomsort.report import Summary, needs_person
-from dicomsort.report.held import Held, Item, grouped
+from dicomsort.report.held import Item, grouped
+from dicomsort.report.reading import RunRow
 
 KEPT = 50_000  # rows of what needs a person that are kept; more are counted only
 SAMPLES = 6  # files of a class that are shown
@@ -39,7 +40,7 @@ class Tale:
     cells: dict[tuple[str, str], Cell] = field(default_factory=dict)  # (header class, pixel class), "": none
     kinds: Counter[str] = field(default_factory=Counter)  # of OTHER, by folder
     ignored: Counter[str] = field(default_factory=Counter)  # by reason
-    held: list[Held] = field(default_factory=list)
+    held: list[RunRow] = field(default_factory=list)
     _samples: dict[str, list[tuple[int, str, Row]]] = field(default_factory=dict)
 
     @classmethod
@@ -83,7 +84,7 @@ class Tale:
             self.ignored[row.reason] += 1
         if needs_person(row):
             if len(self.held) < KEPT:
-                self.held.append(Held(self.summary.run_id, row))
+                self.held.append(RunRow(self.summary.run_id, row))
         elif row.status in {Status.SORTED, Status.OTHER} and row.destination:
             self._sample(row)
 

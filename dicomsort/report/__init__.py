@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from dicomsort.files import Files, closing, look_up
+from dicomsort.errors import StateDamaged
+from dicomsort.files import Files, closing, look_up, opened_file
 from dicomsort.journal import runs_folder
+from dicomsort.jsonlines import parse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Status, Verb
 from dicomsort.report.manifest import (
-    COLUMNS,
     MANIFEST,
     RunManifest,
     append_manifest,
     history,
     is_told_of,
-    told,
 )
+from dicomsort.report.reading import COLUMNS, Damages, read_rows
 from dicomsort.report.text import cell, printable, visible
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "MANIFEST",
     "NEEDS_PERSON",
     "SUMMARY",
+    "Damages",
     "RunManifest",
     "Summary",
     "append_manifest",
@@ -36,8 +37,8 @@ __all__ = [
     "is_told_of",
     "needs_person",
     "printable",
+    "read_rows",
     "read_summary",
-    "told",
     "visible",
     "write_summary",
 ]
@@ -45,6 +46,13 @@ __all__ = [
 NEEDS_PERSON = frozenset({Status.REVIEW, Status.UNREADABLE, Status.CONFLICT, Status.CHANGED, Status.FAILED})
 NAMED = 1000  # archives that a summary names
 SUMMARY = "summary.json"
+_LARGEST = 64 << 20  # bytes of a summary, with all its notes
+_MOST = 1 << 62
+_COUNTERS = ("statuses", "classes", "actions", "held")
+_TYPES: dict[str, type] = {
+    "run_id": str, "verb": str, "dry_run": bool, "found": int, "bytes": int, "seconds": float, "archives": list,
+    "archives_found": int, "notes": list, "stages": dict, **dict.fromkeys(_COUNTERS, dict),
+}  # fmt: skip
 _ENDED = {Outcome.DUPLICATE: Status.DUPLICATE, Outcome.CONFLICT: Status.CONFLICT, Outcome.CHANGED: Status.CHANGED}
 
 
@@ -125,10 +133,39 @@ def write_summary(files: Files, outbox: str, summary: Summary) -> None:
 
 
 def read_summary(outbox: str, run: str) -> Summary | None:
-    """The summary of a run that came to its end; None where there is none, or a half-written one."""
-    try:
-        told = json.loads(Path(f"{runs_folder(outbox)}/{run}/{SUMMARY}").read_text(encoding="utf-8"))
-        counters = {name: Counter(told[name]) for name in ("statuses", "classes", "actions", "held")}
-        return Summary(**(told | counters))
-    except (OSError, ValueError, TypeError, KeyError):
+    """The summary of a run that came to its end; None where there is none, or a half-written one.
+
+    StateDamaged where it is no file, or holds values that ``write_summary`` does not write.
+    """
+    path = f"{runs_folder(outbox)}/{run}/{SUMMARY}"
+    if look_up(path) is None:
         return None
+    try:
+        with opened_file(path) as stream:
+            told = parse(stream.read(_LARGEST))
+    except OSError as error:
+        raise StateDamaged(
+            f"run {run}, {SUMMARY}: expected a file that can be read, received {error.strerror}"
+        ) from error
+    except ValueError:
+        return None
+    if problem := _problem(told):
+        raise StateDamaged(f"run {run}, {SUMMARY}: expected the counts of a run, received {problem}")
+    counters = {name: Counter(told[name]) for name in _COUNTERS}
+    return Summary(**{name: value for name, value in told.items() if name in _TYPES} | counters)
+
+
+def _problem(told: Any) -> str:
+    """What is wrong with a summary's values; names that this version does not know are another version's."""
+    if not isinstance(told, dict):
+        return "another value"
+    for name, kind in _TYPES.items():
+        value = told.get(name, [] if kind is list else {} if name == "stages" else None)
+        if not (type(value) is kind or (kind is float and type(value) is int)):
+            return f"no such value as {name!r}"
+        numbers: list[Any] = [*value.values()] if isinstance(value, dict) else [value] if kind in {int, float} else []
+        if not all(type(n) in {int, float} and 0 <= n <= _MOST for n in numbers):
+            return f"a number out of its range as {name!r}"
+        if isinstance(value, list) and not all(isinstance(text, str) for text in value):
+            return f"no list of texts as {name!r}"
+    return ""

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from dicomsort.errors import DicomsortError
-from dicomsort.files import look_up, opened
+from dicomsort.files import look_up, opened_file
 from dicomsort.records import Action, Row, Status
-from dicomsort.report.manifest import COLUMNS, MANIFEST, PLACED, row_of
+from dicomsort.report.manifest import MANIFEST, PLACED
+from dicomsort.report.reading import COLUMNS, RunRow, order_of, read_rows, records
 from dicomsort.report.reviewed import decided_from, is_held_place
 
 WAITING = frozenset({Status.REVIEW, Status.CONFLICT})  # what lies below REVIEW, for a person to decide about
 _KEY = 16
 _DIGITS = re.compile(r"(\d+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A file that a run held back; its row is as it was before a manifest escaped it, paths as they are on disk."""
-
-    run: str
-    row: Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +27,7 @@ class Item:
     """
 
     key: str
-    files: tuple[Held, ...]
+    files: tuple[RunRow, ...]
     version: str
 
     @property
@@ -56,9 +46,9 @@ class Item:
         return self.row.study_uid
 
 
-def grouped(held: Iterable[Held]) -> list[Item]:
+def grouped(held: Iterable[RunRow]) -> list[Item]:
     """Put files together to items: those of a study beside each other, in the order of their first file's path."""
-    by_key: dict[str, list[Held]] = {}
+    by_key: dict[str, list[RunRow]] = {}
     for each in held:
         by_key.setdefault(_key(each.row), []).append(each)
     items = [_item(key, sorted(files, key=_natural)) for key, files in by_key.items()]
@@ -69,7 +59,7 @@ def grouped(held: Iterable[Held]) -> list[Item]:
     return sorted(items, key=lambda item: first[item.study or item.key])
 
 
-def _item(key: str, files: list[Held]) -> Item:
+def _item(key: str, files: list[RunRow]) -> Item:
     told = "\0".join(f"{held.row.destination}\0{held.row.sha256}" for held in files)
     return Item(key, tuple(files), _hash(told))
 
@@ -89,7 +79,7 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_KEY]
 
 
-def _natural(held: Held) -> list[tuple[int, str]]:
+def _natural(held: RunRow) -> list[tuple[int, str]]:
     parts = _DIGITS.split(held.row.destination)
     return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
@@ -105,11 +95,12 @@ class Holdings:
         self._path = f"{outbox}/{MANIFEST}"
         self._offset = 0
         self._inode = 0
-        self._held: dict[str, dict[str, Held]] = {}  # by the item's key, then by where it lies
+        self._held: dict[str, dict[str, RunRow]] = {}  # by the item's key, then by where it lies
         self._keys: dict[str, str] = {}  # of the item, by where a file lies
         self._stale: set[str] = set()  # keys of items whose files have changed
         self.items: dict[str, Item] = {}
-        self._decided: dict[tuple[str, str], tuple[Held, Held]] = {}  # by place and SHA-256: as held, as decided about
+        # By place and SHA-256, the rows by which a file was held and was decided about.
+        self._decided: dict[tuple[str, str], tuple[RunRow, RunRow]] = {}
         self._relying: dict[str, set[str]] = {}  # by place, the runs that removed duplicates of what lies there
 
     def refresh(self) -> bool:
@@ -121,6 +112,7 @@ class Holdings:
             self._offset, self._inode = 0, status.st_ino
             self._stale.update(self._held)
             self._held, self._keys, self._decided, self._relying = {}, {}, {}, {}
+            next(read_rows(self._path), None)  # an error where this is no manifest
         for each in self._appended():
             self._take(each)
         changed, self._stale = self._stale, set()
@@ -130,42 +122,29 @@ class Holdings:
         self.items |= {item.key: item for item in grouped(there)}
         return bool(changed)
 
-    def _appended(self) -> Iterator[Held]:
-        """Yield what the manifest tells beyond what was read, as far as its rows are whole."""
-        with opened(self._path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as stream:
-            head = next(csv.reader([stream.readline().decode("utf-8-sig", "replace")]), [])
-            if tuple(head[: len(COLUMNS)]) != COLUMNS:
-                raise DicomsortError(f"{self._path}: expected the columns {','.join(COLUMNS)}, received {head}")
+    def _appended(self) -> Iterator[RunRow]:
+        """Yield what the manifest tells beyond what was read; the last row only when it is whole."""
+        with opened_file(self._path) as stream:
+            order = order_of(stream.readline()) or COLUMNS
             stream.seek(self._offset or stream.tell())
             self._offset = stream.tell()
-            row = b""
-            for line in stream:
-                row += line
-                if not line.endswith(b"\n") or row.count(b'"') % 2:
-                    continue  # the row goes on, or is being written
-                cells = next(csv.reader([row.decode("utf-8", "surrogateescape")]), [])
-                if len(cells) >= len(COLUMNS):
-                    yield self._whole(cells)
-                self._offset += len(row)
-                row = b""
+            for record in records(stream, 0, order):
+                if not record.content.endswith(b"\n"):  # it is being written
+                    return
+                if record.row is not None:
+                    yield record.row
+                self._offset += len(record.content)
 
-    def _whole(self, cells: list[str]) -> Held:
-        try:
-            return Held(cells[0], row_of(cells))
-        except ValueError as error:
-            what = f"{self._path}: expected a number in the column size, received another text"
-            raise DicomsortError(f"{what} (a spreadsheet may have changed it), near byte {self._offset:,}") from error
-
-    def decision(self, held: Held) -> Held | None:
+    def decision(self, held: RunRow) -> RunRow | None:
         """The row by which a person decided about a file that was held, where that stands."""
         pair = self._decided.get((held.row.destination, held.row.sha256))
         return pair[1] if pair else None
 
-    def runs_about(self, held: Held) -> set[str]:
+    def runs_about(self, held: RunRow) -> set[str]:
         """The runs whose undo needs a held file where it lies: which held it, or removed a duplicate of it."""
         return {held.run} | self._relying.get(held.row.destination, set())
 
-    def _take(self, each: Held) -> None:
+    def _take(self, each: RunRow) -> None:
         row = each.row
         was = decided_from(row.action, row.reason, row.message)
         if row.action == Action.UNDONE:
@@ -182,14 +161,14 @@ class Holdings:
         elif row.action == Action.REMOVED:
             self._relying.setdefault(row.destination, set()).add(each.run)
 
-    def _hold(self, held: Held) -> None:
+    def _hold(self, held: RunRow) -> None:
         self._let_go(held.row.destination)  # what lay there was taken away by somebody
         key = _key(held.row)
         self._held.setdefault(key, {})[held.row.destination] = held
         self._keys[held.row.destination] = key
         self._stale.add(key)
 
-    def _let_go(self, place: str) -> Held | None:
+    def _let_go(self, place: str) -> RunRow | None:
         """Take out what was held at a place, if anything was."""
         if (key := self._keys.pop(place, None)) is None:
             return None

@@ -5,24 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from operator import attrgetter
-from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-from dicomsort.errors import DicomsortError
-from dicomsort.files import Files, closing, look_up
+from dicomsort.files import Files, closing, look_up, opened_file
 from dicomsort.journal import Journal, runs_folder
 from dicomsort.records import Action, Placement, Row, Status
+from dicomsort.report.reading import HEAD, Record, read_rows
 from dicomsort.report.reviewed import binds, decided_from
-from dicomsort.report.text import cell, is_plain, restored, uncelled
+from dicomsort.report.text import cell, is_plain
 
 MANIFEST = "manifest.csv"
-COLUMNS = ("run_id", *(f.name.rstrip("_") for f in fields(Row)))
 PLACED = frozenset({Action.COPIED, Action.MOVED, Action.LINKED})
-_FIELDS = tuple(f.name for f in fields(Row))
-_ROW_CELLS = attrgetter(*_FIELDS)
+_ROW_CELLS = attrgetter(*(f.name for f in fields(Row)))
 _BUFFER = 1 << 20
 
 
@@ -37,19 +34,12 @@ class RunManifest:
         self._files = files
         self._run = run
         self._descriptor = files.create(path, 0o600)
-        self._buffer = io.StringIO(newline="")
-        self._writer = csv.writer(self._buffer, lineterminator="\n")
-        self._writer.writerow(COLUMNS)
+        self._buffer = bytearray(HEAD + b"\n")
 
     def add(self, row: Row) -> None:
         """Append a final row."""
-        cells = [str(value) for value in _ROW_CELLS(row)]
-        line = ",".join((self._run, *cells))
-        if is_plain(line) and line.count(",") == len(cells):  # as nearly every row is
-            self._buffer.write(f"{line}\n")
-        else:
-            self._writer.writerow((self._run, *map(cell, cells)))
-        if self._buffer.tell() >= _BUFFER:
+        self._buffer += line_of(self._run, row)
+        if len(self._buffer) >= _BUFFER:
             self._write_out()
 
     def flush(self) -> None:
@@ -62,9 +52,19 @@ class RunManifest:
         os.close(self._descriptor)
 
     def _write_out(self) -> None:
-        self._files.write(self._descriptor, self._buffer.getvalue().encode())
-        self._buffer.seek(0)
-        self._buffer.truncate()
+        self._files.write(self._descriptor, bytes(self._buffer))
+        self._buffer.clear()
+
+
+def line_of(run: str, row: Row) -> bytes:
+    """A row as it stands in a manifest."""
+    cells = [str(value) for value in _ROW_CELLS(row)]
+    line = ",".join((run, *cells))
+    if is_plain(line) and line.count(",") == len(cells):  # as nearly every row is
+        return f"{line}\n".encode()
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerow((run, *map(cell, cells)))
+    return buffer.getvalue().encode()
 
 
 def _own(outbox: str, run: str) -> str:
@@ -85,7 +85,7 @@ def append_manifest(files: Files, outbox: str, run: str, journal: Journal) -> No
                 files.write(descriptor, b"\n")
                 begun += 1
             journal.mark("manifest", begun)
-        with Path(_own(outbox, run)).open("rb") as rows:
+        with opened_file(_own(outbox, run)) as rows:
             if begun:
                 rows.readline()
             _skip_appended(descriptor, begun, rows)
@@ -95,7 +95,7 @@ def append_manifest(files: Files, outbox: str, run: str, journal: Journal) -> No
     journal.mark("reported", True)
 
 
-def _skip_appended(descriptor: int, begun: int, rows: io.BufferedReader) -> None:
+def _skip_appended(descriptor: int, begun: int, rows: BinaryIO) -> None:
     """Leave ``rows`` behind what stands in the manifest already; at its beginning where something else does."""
     first, offset = rows.tell(), begun
     while there := os.pread(descriptor, _BUFFER, offset):
@@ -108,49 +108,25 @@ def _skip_appended(descriptor: int, begun: int, rows: io.BufferedReader) -> None
         offset += len(there)
 
 
-def history(outbox: str) -> Iterator[tuple[bool, Placement]]:
-    """What earlier runs put where, in their order; False where it is there no more: undone, or decided by a person."""
-    for row in _rows(outbox):
-        action, destination = row["action"], row["destination"]
-        is_undone = action == Action.UNDONE
-        if was := decided_from(action, row["reason"], restored(row["message"])):
-            yield is_undone, _held_again(row, was)
-        if destination and (action in PLACED or is_undone):
-            reason = binds(row["reason"], was) if was else row["reason"]
-            yield not is_undone, _placement(row, row["status"], row["class"], reason, restored(destination))
+def history(outbox: str, on_damage: Callable[[Record], None] | None = None) -> Iterator[tuple[bool, Placement]]:
+    """What earlier runs put where, in their order; False where it is there no more: undone, or decided by a person.
+
+    ``on_damage`` is given each line of the manifest that cannot be read.
+    """
+    for each in read_rows(f"{outbox}/{MANIFEST}", on_damage):
+        row = each.row
+        is_undone = row.action == Action.UNDONE
+        if was := decided_from(row.action, row.reason, row.message):
+            yield is_undone, _placement(row, was, Status.REVIEW, "", was.split("/")[1])
+        if row.destination and (row.action in PLACED or is_undone):
+            reason = binds(row.reason, was) if was else row.reason
+            yield not is_undone, _placement(row, row.destination, row.status, row.class_, reason)
 
 
-def _placement(row: dict[str, str], status: str, class_: str, reason: str, destination: str) -> Placement:
-    uids = (row["study_uid"], row["series_uid"], row["sop_uid"])
-    return Placement(*uids, class_, status, reason, destination, row["sha256"])
-
-
-def _held_again(row: dict[str, str], was: str) -> Placement:
-    return _placement(row, Status.REVIEW, "", was.split("/")[1], was)
-
-
-def row_of(cells: Sequence[str]) -> Row:
-    """A row from its cells, in the order of ``COLUMNS``, as it was before it was written."""
-    values: dict[str, Any] = dict(zip(_FIELDS, map(uncelled, cells[1:]), strict=False))
-    return Row(**(values | {"size": int(values["size"] or 0)}))
-
-
-def told(outbox: str) -> Iterator[tuple[str, str, str]]:
-    """Of each row the cells that tell whether it speaks of the same file as another: source, size, SHA-256."""
-    return ((row["source"], row["size"], row["sha256"]) for row in _rows(outbox))
+def _placement(row: Row, destination: str, status: str, class_: str, reason: str) -> Placement:
+    return Placement(row.study_uid, row.series_uid, row.sop_uid, class_, status, reason, destination, row.sha256)
 
 
 def is_told_of(outbox: str, run: str) -> bool:
     """Whether the manifest has rows of a run."""
-    return any(row["run_id"] == run for row in _rows(outbox))
-
-
-def _rows(outbox: str) -> Iterator[dict[str, str]]:
-    path = Path(outbox) / MANIFEST
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        reader = csv.DictReader(lines)
-        if not {*COLUMNS} <= {*(reader.fieldnames or COLUMNS)}:
-            raise DicomsortError(f"{path}: expected the columns {','.join(COLUMNS)}, received {reader.fieldnames}")
-        yield from reader
+    return any(each.run == run for each in read_rows(f"{outbox}/{MANIFEST}"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dicomsort.sorting.arrivals import Arrivals, Survey, survey, walk_inbox
 from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.deciding import Desk
-from dicomsort.sorting.history import list_runs, verify
+from dicomsort.sorting.history import list_runs, repair, verify
 from dicomsort.sorting.news import look_at_runs, newest_run, sort_news
 from dicomsort.sorting.outbox import held
 from dicomsort.sorting.progress import Progress
@@ -30,6 +30,7 @@ __all__ = [
     "look_at_runs",
     "newest_run",
     "prune",
+    "repair",
     "resume",
     "sort_inbox",
     "sort_news",

@@ -21,13 +21,12 @@ from pathlib import Path
 from dicomsort.engine import Engine, submit_batch
 from dicomsort.errors import UsageError
 from dicomsort.files import Files, closing, flush_path, is_straight, look_up, missing_folders, whole_lines
-from dicomsort.journal import Plan, runs_folder
 from dicomsort.records import RENDERING_VERSION, Action, Row
-from dicomsort.report import cell, read_summary, visible
+from dicomsort.report import cell, visible
 from dicomsort.report.retold import rows_of
 from dicomsort.report.reviewed import decided_from
 from dicomsort.sorting.looking import FRAMES, middle_half
-from dicomsort.sorting.outbox import all_runs, wholly_undone
+from dicomsort.sorting.outbox import load_run, load_runs, wholly_undone
 from dicomsort.tasks import Asked, Portrait, portray
 
 TABLE = "corrections.csv"
@@ -81,7 +80,7 @@ class Corrections:
             return [f"no model learns from it yet: {visible(self.folder)} cannot be written ({error.strerror})"]
 
     def _record(self, outbox: str, run: str, engine: Engine) -> list[str]:
-        plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
+        plan = load_run(outbox, run).plan
         if plan is None:
             return []
         rows = [row for row in rows_of(outbox, run) if row.action == Action.MOVED]
@@ -103,10 +102,10 @@ class Corrections:
 
         The outbox must be held.
         """
-        known, notes, undone = told(self.folder), list[str](), wholly_undone(outbox)
-        for run in all_runs(outbox):
-            plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
-            if plan is None or plan.head.get("corrections") != self.named(outbox) or read_summary(outbox, run) is None:
+        known, notes, runs = told(self.folder), list[str](), load_runs(outbox)
+        undone = wholly_undone(runs)
+        for run, found in runs.items():
+            if not (found.plan and found.summary) or found.plan.head.get("corrections") != self.named(outbox):
                 continue
             if run in undone and run in known:
                 retract(self._files, self.folder, run)

@@ -15,15 +15,28 @@ from dicomsort.classify import folder_of, has_uids
 from dicomsort.engine import Engine, submit_batch
 from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError, WorkerLost
 from dicomsort.files import Files, is_straight, look_up
-from dicomsort.journal import Plan, runs_folder
+from dicomsort.journal import is_run
 from dicomsort.plan import Decided, Layout, decide, parse_layout
 from dicomsort.records import REVIEW, Examined, Found, Header, Kind
 from dicomsort.report import Summary, write_summary
-from dicomsort.report.held import Held, Holdings, Item
+from dicomsort.report.held import Holdings, Item
+from dicomsort.report.reading import RunRow
 from dicomsort.report.reviewed import message_of
 from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examining import hashed_here
-from dicomsort.sorting.outbox import REVIEW_VERB, absolute, all_runs, cut_short, held, is_run, new_run, now
+from dicomsort.sorting.outbox import (
+    REVIEW_VERB,
+    Run,
+    absolute,
+    all_runs,
+    damages,
+    held,
+    load_run,
+    load_runs,
+    new_run,
+    now,
+    unfinished,
+)
 from dicomsort.sorting.progress import Progress
 from dicomsort.sorting.running import carry_out, complete_reports, finish, look_for, seal_plan, undo
 from dicomsort.sorting.surroundings import holds
@@ -56,12 +69,13 @@ class Desk:
         self._engine, self._files, self._progress = engine, files, progress
         self._turn = threading.RLock()
         self._newest = ""  # of the runs that were looked at
-        self._open: dict[str, Plan] = {}  # of these, those that have not come to their end
+        self._open: dict[str, Run] = {}  # of these, those that have not come to their end
 
     def open(self) -> list[str]:
         """Finish what was cut short, and read what is held; what there is to say about it."""
         with self._turn, self._holding():
             notes = self._catch_up()
+            notes += damages(load_runs(self.outbox))
             if self.corrections is not None:
                 notes += self.corrections.mend(self.outbox, self._engine)
             for run in sorted(self._open):
@@ -109,12 +123,13 @@ class Desk:
 
     def _catch_up(self) -> list[str]:
         """Under the lock: carry out decisions, and undos of such, that were cut short; then read on. What was done."""
-        runs = [*sorted(self._open), *all_runs(self.outbox, self._newest)]
-        complete_reports(self._files, self.outbox, runs)
-        notes, pending = [], cut_short(self.outbox, runs)
-        self._newest, self._open = max(runs, default=self._newest), dict(pending)
-        for run, plan in pending.items():
-            if plan.head["verb"] == REVIEW_VERB or self._is_review(str(plan.head.get("undoes", ""))):
+        names = [*sorted(self._open), *all_runs(self.outbox, self._newest)]
+        runs = {name: load_run(self.outbox, name) for name in names}
+        complete_reports(self._files, self.outbox, runs.values())
+        notes, pending = [], unfinished(runs)
+        self._newest, self._open = max(names, default=self._newest), dict(pending)
+        for run, found in pending.items():
+            if found.verb == REVIEW_VERB or self._is_review(found.undoes):
                 finish(self._files, self.outbox, run, self._progress)
                 del self._open[run]
                 notes.append(f"run {run}, a decision or its undo, was cut short, and is carried out now")
@@ -123,14 +138,13 @@ class Desk:
 
     def _require_settled(self) -> None:
         """DicomsortError where an undo is half done: it may move what is to be decided about."""
-        for run, plan in sorted(self._open.items()):
-            if plan.head["verb"] == "undo":
+        for run, found in sorted(self._open.items()):
+            if found.undoes:
                 advice = f"`dicomsort resume {self.outbox} {run}` finishes it"
                 raise DicomsortError(f"expected no undo that was cut short, received run {run}: {advice}; then decide")
 
     def _is_review(self, run: str) -> bool:
-        plan = Plan.peek(f"{runs_folder(self.outbox)}/{run}") if is_run(run) else None
-        return plan is not None and plan.head["verb"] == REVIEW_VERB
+        return is_run(run) and load_run(self.outbox, run).verb == REVIEW_VERB
 
     def _carry_out(self, item: Item, class_: str, who: str) -> Decision:
         ready, notes = self._ready(item)
@@ -161,7 +175,7 @@ class Desk:
             notes.append(f"{_files(len(ready) - moved)} left in {REVIEW}; manifest.csv says why")
         return Decision(run, moved, notes + layouts.notes)
 
-    def _ready(self, item: Item) -> tuple[list[tuple[Held, Examined]], list[str]]:
+    def _ready(self, item: Item) -> tuple[list[tuple[RunRow, Examined]], list[str]]:
         """The files that lie there as they were held, examined anew; and what is to be said of the others."""
         paths = [h.row.destination for h in item.files]
         there = [
@@ -217,11 +231,18 @@ class _Layouts:
     def of(self, run: str) -> Layout:
         """The layout by which a run placed; ``uid``, with a note, where that is not known any more."""
         if run not in self._known:
-            plan = Plan.peek(f"{runs_folder(self._outbox)}/{run}")
-            self._known[run] = parse_layout(str(plan.head.get("layout", "uid")) if plan else "uid")
+            plan = load_run(self._outbox, run).plan
+            self._known[run] = _layout(str(plan.head.get("layout", "uid")) if plan else "uid")
             if plan is None:
                 self.notes.append(f"run {run} was pruned and its layout with it, so files are named by their UIDs")
         return self._known[run]
+
+
+def _layout(text: str) -> Layout:
+    try:
+        return parse_layout(text)
+    except UsageError:  # of another version
+        return parse_layout("uid")
 
 
 class _Names:

@@ -1,41 +1,52 @@
-"""What an outbox remembers: its runs, and whether what they placed is still whole."""
+"""What an outbox remembers: its runs, whether what they placed is still whole, and its manifest made whole."""
 
 from __future__ import annotations
 
+import stat
 from typing import Any
 
-from dicomsort.files import look_up, sha256_of
-from dicomsort.journal import Plan, runs_folder
+from dicomsort.files import Files, look_up, sha256_of
+from dicomsort.journal import replay, runs_folder
 from dicomsort.records import Placement
-from dicomsort.report import NEEDS_PERSON, history, printable, read_summary
-from dicomsort.sorting.outbox import absolute, all_runs, was_pruned
+from dicomsort.report import NEEDS_PERSON, Damages, history, printable
+from dicomsort.report.repair import Repaired
+from dicomsort.report.repair import repair as mend
+from dicomsort.sorting.outbox import Run, RunState, absolute, held, load_runs
 from dicomsort.sorting.progress import Progress
+from dicomsort.sorting.running import complete_reports
 
 
 def list_runs(outbox: str) -> list[dict[str, Any]]:
-    """The runs of an outbox, oldest first: id, verb, state (finished, unfinished, unsealed, pruned), counts, mode."""
-    outbox = absolute(outbox)
-    return [_described(outbox, run) for run in all_runs(outbox)]
+    """The runs of an outbox, oldest first: id, verb, state (a ``RunState``), counts, mode.
+
+    A damaged run has the reason as ``damage``.
+    """
+    return [_described(run) for run in load_runs(absolute(outbox), deep=True).values()]
 
 
-def _described(outbox: str, run: str) -> dict[str, Any]:
-    told: dict[str, Any] = {"run_id": run, "verb": "sort", "mode": "", "found": 0, "sorted": 0, "held": 0}
-    plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
-    if plan is None:
-        return told | {"state": "pruned" if was_pruned(outbox, run, is_there=True) else "unsealed"}
-    told |= {"verb": plan.head["verb"], "mode": plan.head.get("mode", ""), "started": plan.head["started"]}
-    summary = read_summary(outbox, run)
-    if summary is None:
-        return told | {"state": "unfinished", "found": plan.count}
+def _described(run: Run) -> dict[str, Any]:
+    told: dict[str, Any] = {"run_id": run.name, "verb": run.verb or "sort", "mode": "", "found": 0, "sorted": 0}
+    told |= {"held": 0, "state": str(run.state)}
+    if run.damage:
+        return told | {"verb": "", "damage": run.damage}
+    if run.plan is None:
+        return told
+    told |= {"mode": run.plan.head.get("mode", ""), "started": run.plan.head["started"]}
+    if (summary := run.summary) is None:
+        return told | {"found": run.plan.count}
     held = sum(summary.statuses[status] for status in NEEDS_PERSON)
-    return told | {"state": "finished", "found": summary.found, "sorted": summary.statuses["sorted"], "held": held}
+    return told | {"found": summary.found, "sorted": summary.statuses["sorted"], "held": held}
 
 
 def verify(outbox: str, progress: Progress) -> dict[str, Any]:
-    """Hash every file that the manifest says is placed: how many are whole, which are missing or different."""
+    """Hash every file that the manifest says is placed, and read the state of every run.
+
+    How many files are ``whole``; which are ``missing`` or ``different`` (paths); which lines of the manifest are
+    ``damaged``, and which ``runs`` (sentences).
+    """
     outbox = absolute(outbox)
-    placed: dict[str, Placement] = {}
-    for is_there, placement in history(outbox):
+    placed, damages = dict[str, Placement](), Damages()
+    for is_there, placement in history(outbox, damages.add):
         if is_there:
             placed[placement.destination] = placement
         else:
@@ -43,12 +54,36 @@ def verify(outbox: str, progress: Progress) -> dict[str, Any]:
     progress.stage("hashing", len(placed))
     result: dict[str, Any] = {"whole": 0, "missing": [], "different": []}
     for destination, placement in placed.items():
-        path = f"{outbox}/{destination}"
-        if look_up(path) is None:
-            result["missing"].append(printable(destination))
-        elif sha256_of(path) != placement.sha256:
-            result["different"].append(printable(destination))
-        else:
+        result_of = _compare(f"{outbox}/{destination}", placement.sha256)
+        if result_of == "whole":
             result["whole"] += 1
+        else:
+            result[result_of].append(printable(destination))
         progress.advance()
-    return result
+    runs = load_runs(outbox, deep=True)
+    return result | {"damaged": damages.notes(outbox), "runs": [run.damage for run in runs.values() if run.damage]}
+
+
+def _compare(path: str, sha256: str) -> str:
+    status = look_up(path)
+    if status is None:
+        return "missing"
+    if not stat.S_ISREG(status.st_mode):
+        return "different"
+    return "whole" if sha256_of(path) == sha256 else "different"
+
+
+def repair(outbox: str, files: Files) -> Repaired:
+    """Make a damaged manifest whole, from what of it can be read and from what the runs have; under the lock."""
+    outbox = absolute(outbox)
+    with held(files, outbox, create=False):
+        runs = load_runs(outbox)
+        complete_reports(files, outbox, runs.values())
+        return mend(files, outbox, [run.name for run in runs.values() if _is_reported(outbox, run)])
+
+
+def _is_reported(outbox: str, run: Run) -> bool:
+    """Whether the manifest should have the rows of a run."""
+    if run.state is RunState.UNFINISHED and run.plan is not None:
+        return "reported" in replay(f"{runs_folder(outbox)}/{run.name}", run.plan.count).marks
+    return run.state in {RunState.FINISHED, RunState.PRUNED}

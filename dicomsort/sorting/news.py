@@ -12,11 +12,11 @@ from dicomsort.catalog import Catalog
 from dicomsort.engine import Engine
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
-from dicomsort.journal import STATE, Plan, runs_folder
+from dicomsort.journal import STATE
 from dicomsort.records import Operation, Row, Status, Verb
-from dicomsort.report import Summary, cell, read_summary, told, write_summary
+from dicomsort.report import MANIFEST, Summary, cell, read_rows, write_summary
 from dicomsort.sorting.arrivals import Arrivals
-from dicomsort.sorting.outbox import all_runs, held, new_run, unfinished
+from dicomsort.sorting.outbox import all_runs, held, load_runs, new_run, unfinished
 from dicomsort.sorting.progress import Progress, Timed
 from dicomsort.sorting.running import complete_reports
 from dicomsort.sorting.sort import Job, Request
@@ -46,17 +46,15 @@ def newest_run(outbox: str, since: str) -> str:
 def look_at_runs(files: Files, outbox: str, inbox: str, since: str) -> Standing:
     """Under the lock: how an outbox stands, as far as runs after ``since`` tell; OutboxLocked where it is held."""
     with held(files, outbox, create=False):
-        runs = all_runs(outbox, since)
-        complete_reports(files, outbox, runs)
-        plans = {run: Plan.peek(f"{runs_folder(outbox)}/{run}") for run in runs}
-        sealed = {run: plan.head for run, plan in plans.items() if plan is not None}
-        run = unfinished(outbox, since) or ""
-        of_ours = run != "" and sealed[run]["inbox"] == inbox
-        ended = {name: read_summary(outbox, name) for name, head in sealed.items() if head["verb"] != "undo"}
+        runs = load_runs(outbox, since)
+        complete_reports(files, outbox, runs.values())
+        inboxes = {name: found.plan.head["inbox"] for name, found in runs.items() if found.plan is not None}
+        run = max(unfinished(runs), default="")
+        of_ours = run != "" and inboxes[run] == inbox
     return Standing(
-        max(plans, default=since),
-        tuple(name for name, summary in ended.items() if summary is not None and summary.found),
-        any(head["inbox"] == inbox for head in sealed.values()),
+        max(runs, default=since),
+        tuple(name for name, found in runs.items() if not found.undoes and found.summary and found.summary.found),
+        inbox in inboxes.values(),
         run if of_ours else "",
         "" if of_ours else run,
     )
@@ -117,9 +115,14 @@ def _is_news(operations: Iterator[Operation], arrivals: Arrivals, outbox: str) -
             return True
         arrivals.note(row)
         if row.status != Status.SETTLING:
-            untold.add(hash((cell(row.source), str(row.size), row.sha256)))
-    for row_told in told(outbox) if untold else ():
-        untold.discard(hash(row_told))
+            untold.add(_key(row))
+    for told in read_rows(f"{outbox}/{MANIFEST}") if untold else ():
+        untold.discard(_key(told.row))
         if not untold:
             break
     return bool(untold)
+
+
+def _key(row: Row) -> int:
+    """What tells whether a row speaks of the same file as another, as it is written in a manifest."""
+    return hash((cell(row.source), row.size, row.sha256))

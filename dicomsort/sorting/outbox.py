@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import socket
+import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
-from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
+from dicomsort.errors import DicomsortError, OutboxLocked, StateDamaged, UsageError
 from dicomsort.files import Files, closing, look_up, missing_folders
-from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, runs_folder
-from dicomsort.report import SUMMARY, is_told_of, read_summary
+from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, is_run, replay, runs_folder
+from dicomsort.report import MANIFEST, SUMMARY, Summary, is_told_of, read_summary
 
 REVIEW_VERB = "review"  # of a plan that carries out a person's decision
 STAMP = "%Y%m%dT%H%M%SZ"  # in the id of a run, UTC
-_RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]+\+*$")
 _README = """\
 This folder is the memory of dicomsort for the outbox around it: do not delete it while a run is not finished.
 
@@ -35,16 +37,104 @@ corrections/              what persons decided, as images that `dicomsort train 
 """
 
 
+class RunState(StrEnum):
+    """How a run stands."""
+
+    FINISHED = "finished"
+    UNFINISHED = "unfinished"
+    UNSEALED = "unsealed"  # it died before its plan was sealed, and has moved nothing
+    PRUNED = "pruned"  # its plan was taken away
+    DAMAGED = "damaged"  # a file of its state cannot be read: nothing of it is touched
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run as its folder tells; ``plan`` where it is sealed, ``summary`` where the run came to its end.
+
+    ``damage`` says why a damaged run cannot be read; such a run has neither plan nor summary here.
+    """
+
+    name: str
+    state: RunState
+    plan: Plan | None = None
+    summary: Summary | None = None
+    damage: str = ""
+
+    @property
+    def verb(self) -> str:
+        """What its plan does: ``sort``, ``undo`` or ``review``; empty where it has none."""
+        return str(self.plan.head["verb"]) if self.plan else ""
+
+    @property
+    def undoes(self) -> str:
+        """The run that it undoes, if it is an undo."""
+        return str(self.plan.head["undoes"]) if self.plan and self.verb == "undo" else ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it came to its end, and left nothing for a person."""
+        return self.summary is not None and not self.summary.needs_person
+
+
+def load_run(outbox: str, name: str, *, deep: bool = False) -> Run:
+    """Read the state of a run; one that cannot be read is ``damaged``, with the reason.
+
+    ``deep``: also every line of the plan and the journal of a run that came to its end, which only undoing needs.
+    """
+    folder = f"{runs_folder(outbox)}/{name}"
+    try:
+        status = os.lstat(folder)
+        if not stat.S_ISDIR(status.st_mode):
+            return Run(name, RunState.DAMAGED, damage=f"run {name}: expected a folder, received a file or a link")
+        plan, summary = Plan.peek(folder), read_summary(outbox, name)
+        if plan is None:
+            rest = (JOURNAL, SUMMARY)
+            is_pruned = look_up(f"{folder}/{PLAN}") is None and any(look_up(f"{folder}/{each}") for each in rest)
+            return Run(name, RunState.PRUNED if is_pruned else RunState.UNSEALED, summary=summary)
+        if summary is None or deep:
+            _read_all(folder)
+    except (StateDamaged, OSError) as error:
+        reason = str(error) if isinstance(error, StateDamaged) else f"run {name}: {error.strerror}"
+        return Run(name, RunState.DAMAGED, damage=reason)
+    return Run(name, RunState.UNFINISHED if summary is None else RunState.FINISHED, plan, summary)
+
+
+def _read_all(folder: str) -> None:
+    plan = Plan.open(folder)
+    replay(folder, plan.count)
+    deque(plan.operations(), maxlen=0)
+
+
+def load_runs(outbox: str, since: str = "", *, deep: bool = False) -> dict[str, Run]:
+    """The runs after ``since``, by id, oldest first; see ``load_run``."""
+    return {name: load_run(outbox, name, deep=deep) for name in all_runs(outbox, since)}
+
+
 def absolute(outbox: str) -> str:
     """The outbox's real path; UsageError where it is no folder that ``sort`` has written to."""
-    if not outbox or not os.path.isdir(f"{outbox}/{STATE}"):
+    if not outbox or "\0" in outbox or not os.path.isdir(f"{outbox}/{STATE}"):
         raise UsageError(f"expected an outbox of dicomsort (with a folder {STATE}), received {outbox!r}")
-    return os.path.realpath(outbox)
+    real = os.path.realpath(outbox)
+    check_state(real)
+    return real
+
+
+def check_state(outbox: str) -> None:
+    """DicomsortError where something else has the name of a file or folder of dicomsort, as a link or a FIFO."""
+    state = f"{outbox}/{STATE}"
+    folders, files = (state, f"{state}/runs"), (f"{state}/lock", f"{outbox}/{MANIFEST}")
+    for paths, is_right, expected in ((folders, stat.S_ISDIR, "a folder"), (files, stat.S_ISREG, "a regular file")):
+        for path in paths:
+            status = look_up(path)
+            if status is not None and not is_right(status.st_mode):
+                received = "a link" if stat.S_ISLNK(status.st_mode) else "something else"
+                raise DicomsortError(f"{path}: expected {expected}, received {received}; move that away")
 
 
 @contextmanager
 def held(files: Files, outbox: str, *, create: bool) -> Iterator[None]:
     """Hold the outbox for the time of the context; OutboxLocked where another run holds it."""
+    check_state(outbox)
     if create:
         _make(files, outbox)
     try:
@@ -121,30 +211,20 @@ def all_runs(outbox: str, since: str = "") -> list[str]:
     """The ids of all runs after ``since``, oldest first."""
     try:
         with os.scandir(runs_folder(outbox)) as found:
-            return sorted(e.name for e in found if e.name > since and _RUN.match(e.name) and e.is_dir())
+            return sorted(e.name for e in found if e.name > since and is_run(e.name))
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def is_run(name: str) -> bool:
-    """Whether a name is one of a run."""
-    return _RUN.match(name) is not None
+def unfinished(runs: Mapping[str, Run]) -> dict[str, Run]:
+    """Those of some runs with a sealed plan that neither came to their end nor were undone since, oldest first."""
+    undone = {run.undoes for run in runs.values()}
+    return {name: run for name, run in runs.items() if run.state is RunState.UNFINISHED and name not in undone}
 
 
-def unfinished(outbox: str, since: str = "") -> str | None:
-    """The newest run with a sealed plan that neither came to its end nor was undone since, or None.
-
-    Runs up to ``since`` are not looked at, here and below: who knows that they are settled need not read them all.
-    """
-    return max(cut_short(outbox, all_runs(outbox, since)), default=None)
-
-
-def cut_short(outbox: str, runs: Iterable[str]) -> dict[str, Plan]:
-    """Those of some runs with a sealed plan that neither came to their end nor were undone since, with their plans."""
-    plans = {run: Plan.peek(f"{runs_folder(outbox)}/{run}") for run in runs}
-    undone = {plan.head["undoes"] for plan in plans.values() if plan and plan.head["verb"] == "undo"}
-    ended = {run for run in plans if run in undone or read_summary(outbox, run) is not None}
-    return {run: plan for run, plan in plans.items() if plan and run not in ended}
+def damages(runs: Mapping[str, Run]) -> list[str]:
+    """A sentence for each run that cannot be read."""
+    return [f"{run.damage}; the run is left alone" for run in runs.values() if run.state is RunState.DAMAGED]
 
 
 def inbox_of(head: Mapping[str, Any], outbox: str) -> str:
@@ -154,7 +234,7 @@ def inbox_of(head: Mapping[str, Any], outbox: str) -> str:
 
 def inboxes(outbox: str) -> set[str]:
     """The inboxes of the runs whose plans are kept."""
-    plans = (Plan.peek(f"{runs_folder(outbox)}/{run}") for run in all_runs(outbox))
+    plans = (run.plan for run in load_runs(outbox).values())
     return {os.path.realpath(found) for plan in plans if plan and (found := inbox_of(plan.head, outbox)) != outbox}
 
 
@@ -164,45 +244,39 @@ def corrections_of(head: Mapping[str, Any], outbox: str) -> str:
     return os.path.join(outbox, str(folder)) if folder else ""
 
 
-def undoings(outbox: str, since: str = "") -> dict[str, str]:
+def undoings(runs: Mapping[str, Run]) -> dict[str, str]:
     """The runs that are undos, each with the run that it undoes, oldest first."""
-    plans = ((run, Plan.peek(f"{runs_folder(outbox)}/{run}")) for run in all_runs(outbox, since))
-    return {run: plan.head["undoes"] for run, plan in plans if plan and plan.head["verb"] == "undo"}
+    return {name: run.undoes for name, run in runs.items() if run.undoes}
 
 
-def wholly_undone(outbox: str, since: str = "") -> set[str]:
-    """The runs that an undo after ``since`` took back, all of each."""
-    summaries = ((run, read_summary(outbox, undoing)) for undoing, run in undoings(outbox, since).items())
-    return {run for run, summary in summaries if summary is not None and not summary.needs_person}
+def wholly_undone(runs: Mapping[str, Run]) -> set[str]:
+    """The runs that an undo among ``runs`` took back, all of each."""
+    return {run.undoes for run in runs.values() if run.undoes and run.is_whole}
 
 
-def decisions_about(outbox: str, run: str) -> list[str]:
+def decisions_about(runs: Mapping[str, Run], name: str) -> list[str]:
     """The runs by which persons decided about what a run had held, and that are not wholly undone, oldest first."""
-    later = {name: Plan.peek(f"{runs_folder(outbox)}/{name}") for name in all_runs(outbox, run)}
-    undone = wholly_undone(outbox, run)
-    return [name for name, plan in later.items() if plan and run in plan.head.get("of", ()) and name not in undone]
+    undone = wholly_undone(runs)
+    return [
+        later
+        for later, run in runs.items()
+        if later > name and run.plan and name in run.plan.head.get("of", ()) and later not in undone
+    ]
 
 
-def chosen(outbox: str, run: str | None, default: str | None, what: str) -> str:
-    """The folder's name of the run that a command is about; UsageError where there is none such."""
-    runs = all_runs(outbox)
-    name = run or default
-    if name and was_pruned(outbox, name, is_there=name in runs):
+def chosen(outbox: str, runs: Mapping[str, Run], name: str | None, default: str | None, what: str) -> Run:
+    """The run that a command is about; UsageError where there is none such, StateDamaged where it cannot be read."""
+    name = name or default
+    run = runs.get(name or "")
+    if run is not None and run.state is RunState.DAMAGED:
+        raise StateDamaged(run.damage)
+    if name and (run.state is RunState.PRUNED if run else is_told_of(outbox, name)):
         advice = "what it placed stays, and it can be neither resumed nor undone any more"
         raise UsageError(f"expected a run whose plan is kept, received {name}, which was pruned: {advice}")
-    if name is None or name not in runs:
-        received = f"{run!r}" if run else f"none {what}"
-        message = f"expected one of the runs that `dicomsort runs {outbox}` lists, received {received}"
-        raise UsageError(message)
-    return name
-
-
-def was_pruned(outbox: str, run: str, *, is_there: bool) -> bool:
-    """Whether a run's state, or its plan alone, was taken away since."""
-    if not is_there:
-        return is_told_of(outbox, run)
-    folder = f"{runs_folder(outbox)}/{run}"
-    return look_up(f"{folder}/{PLAN}") is None and any(look_up(f"{folder}/{name}") for name in (JOURNAL, SUMMARY))
+    if run is None:
+        received = f"{name!r}" if name else f"none {what}"
+        raise UsageError(f"expected one of the runs that `dicomsort runs {outbox}` lists, received {received}")
+    return run
 
 
 def now() -> str:

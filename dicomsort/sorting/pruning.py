@@ -14,9 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dicomsort.files import Files, flush_path, look_up
-from dicomsort.journal import JOURNAL, PLAN, Plan, runs_folder
-from dicomsort.report import MANIFEST, SUMMARY, read_summary
-from dicomsort.sorting.outbox import STAMP, absolute, all_runs, held, was_pruned
+from dicomsort.journal import JOURNAL, PLAN, runs_folder
+from dicomsort.report import MANIFEST, SUMMARY
+from dicomsort.sorting.outbox import STAMP, Run, RunState, absolute, held, load_runs
 
 _ORDER = (PLAN, JOURNAL, MANIFEST, SUMMARY)
 _DAY = 86400.0
@@ -41,7 +41,7 @@ def prune(outbox: str, files: Files, days: float | None = None, count: int | Non
     outbox = absolute(outbox)
     pruned = Pruned()
     with held(files, outbox, create=False):
-        runs = [_Run(outbox, name) for name in all_runs(outbox)]
+        runs = [_Run(f"{runs_folder(outbox)}/{run.name}", run) for run in load_runs(outbox).values()]
         old = {run.name for run in _old(runs, days, count)}
         for run in _undos_last([run for run in runs if run.name in old or run.half_pruned]):
             if why := run.strange or _needed(run, runs, pruned.removed):
@@ -58,18 +58,16 @@ def prune(outbox: str, files: Files, days: float | None = None, count: int | Non
 class _Run:
     """One run as far as pruning asks."""
 
-    def __init__(self, outbox: str, name: str) -> None:
-        self.name, self.folder = name, f"{runs_folder(outbox)}/{name}"
-        plan, summary = Plan.peek(self.folder), read_summary(outbox, name)
-        self.undoes = str(plan.head["undoes"]) if plan and plan.head["verb"] == "undo" else ""
-        self.finished = summary is not None
-        self.whole = summary is not None and not summary.needs_person
-        self.half_pruned = was_pruned(outbox, name, is_there=True)
-        self.unsealed = plan is None
-        there = {*os.listdir(self.folder)}
+    def __init__(self, folder: str, run: Run) -> None:
+        self.name, self.folder, self.undoes = run.name, folder, run.undoes
+        self.finished, self.whole = run.summary is not None, run.is_whole
+        self.half_pruned = run.state is RunState.PRUNED
+        self.unsealed = run.plan is None
+        if run.state is RunState.DAMAGED:
+            self.strange = run.damage
+            return
+        there = {*os.listdir(folder)}
         self.strange = "".join(f"it holds {other!r}, which is none of ours" for other in sorted(there - {*_ORDER})[:1])
-        if self.unsealed and not self.half_pruned and JOURNAL in there:
-            self.strange = "its plan cannot be read, and its journal tells of changes"
 
     @property
     def began(self) -> float:

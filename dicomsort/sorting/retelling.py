@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dicomsort.errors import DicomsortError, UsageError
-from dicomsort.journal import Plan, runs_folder
-from dicomsort.report import Summary, read_summary
+from dicomsort.errors import DicomsortError, StateDamaged, UsageError
+from dicomsort.report import Summary, is_told_of
 from dicomsort.report.retold import rows_of
-from dicomsort.sorting.outbox import absolute, all_runs, undoings, was_pruned
+from dicomsort.sorting.outbox import Run, RunState, absolute, load_runs, undoings
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,37 +31,34 @@ class Told:
 def told_of(outbox: str, run: str | None) -> Told:
     """The run that is asked for, by default the newest that sorted; an error says why it cannot be told of."""
     outbox = absolute(outbox)
-    name = run or _newest_sort(outbox)
-    is_there = name in all_runs(outbox)
-    if not name or not (is_there or was_pruned(outbox, name, is_there=False)):
+    runs = load_runs(outbox)
+    name = run or max((known for known, each in runs.items() if each.verb == "sort"), default="")
+    found = runs.get(name)
+    if not name or (found is None and not is_told_of(outbox, name)):
         received = repr(run) if run else "none that sorted"
         raise UsageError(f"expected one of the runs that `dicomsort runs {outbox}` lists, received {received}")
-    plan = Plan.peek(f"{runs_folder(outbox)}/{name}") if is_there else None
-    if plan is None and not was_pruned(outbox, name, is_there=is_there):
-        raise DicomsortError(
-            f"expected a run that came to its end, received {name}, which died before its plan was sealed: "
-            "it has moved nothing"
-        )
-    summary = read_summary(outbox, name) if is_there else None
-    if plan is None:
-        return _pruned(outbox, name, summary)
-    _check_sorted(name, plan.head)
-    undone_by = next((undo for undo, undone in reversed(undoings(outbox).items()) if undone == name), "")
-    if summary is None and not undone_by:
+    if found is None or found.state is RunState.PRUNED:
+        return _pruned(outbox, name, found.summary if found else None)
+    if found.plan is None:
+        raise _unreadable(found)
+    _check_sorted(name, found.plan.head)
+    undone_by = next((undo for undo, undone in reversed(undoings(runs).items()) if undone == name), "")
+    if found.summary is None and not undone_by:
         raise DicomsortError(
             f"expected a run that came to its end, received {name}, which was cut short: "
             f"`dicomsort resume {outbox} {name}` finishes it"
         )
-    undo = read_summary(outbox, undone_by) if undone_by else None
-    return Told(outbox, name, plan.head, summary, undone_by, undo is not None and not undo.needs_person)
+    is_undone = undone_by != "" and runs[undone_by].is_whole
+    return Told(outbox, name, found.plan.head, found.summary, undone_by, is_undone)
 
 
-def _newest_sort(outbox: str) -> str:
-    for run in reversed(all_runs(outbox)):
-        plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
-        if plan is not None and plan.head["verb"] == "sort":
-            return run
-    return ""
+def _unreadable(run: Run) -> DicomsortError:
+    if run.damage:
+        return StateDamaged(run.damage)
+    return DicomsortError(
+        f"expected a run that came to its end, received {run.name}, which died before its plan was sealed: "
+        "it has moved nothing"
+    )
 
 
 def _check_sorted(run: str, head: Mapping[str, Any]) -> None:

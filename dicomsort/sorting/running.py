@@ -6,7 +6,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -23,19 +23,21 @@ from dicomsort.report import (
     final_row,
     needs_person,
     printable,
-    read_summary,
     write_summary,
 )
 from dicomsort.sorting.corrections import retract
 from dicomsort.sorting.outbox import (
     REVIEW_VERB,
+    Run,
+    RunState,
     absolute,
-    all_runs,
     chosen,
     corrections_of,
     decisions_about,
     held,
     inbox_of,
+    load_run,
+    load_runs,
     new_run,
     now,
     undoings,
@@ -102,15 +104,15 @@ def resume(
     """Go on with a run that was cut short; the newest unfinished one by default."""
     outbox = absolute(outbox)
     with held(files, outbox, create=False):
-        runs = all_runs(outbox)
-        name = chosen(outbox, run, unfinished(outbox) or (runs[-1] if runs else None), "to resume")
-        for undoing, undone in undoings(outbox).items():
-            if undone == name:
-                raise UsageError(f"expected a run to go on with, received {name}, which {undoing} has undone")
-        if ended := read_summary(outbox, name):
-            ended.notes.append(f"run {name} had ended before; there was nothing to resume")
+        runs = load_runs(outbox)
+        found = chosen(outbox, runs, run, max(unfinished(runs), default=max(runs, default=None)), "to resume")
+        for undoing, undone in undoings(runs).items():
+            if undone == found.name:
+                raise UsageError(f"expected a run to go on with, received {found.name}, which {undoing} has undone")
+        if ended := found.summary:
+            ended.notes.append(f"run {found.name} had ended before; there was nothing to resume")
             return ended
-        return finish(files, outbox, name, progress, on_row)
+        return finish(files, outbox, found.name, progress, on_row)
 
 
 def finish(
@@ -126,21 +128,21 @@ def finish(
 
 def _unlearn(files: Files, outbox: str, plan: Plan, summary: Summary) -> None:
     """Take back what a decision gave models to learn from, where an undo took back all of it."""
-    undone = Plan.peek(f"{runs_folder(outbox)}/{plan.head.get('undoes', '')}") if "undoes" in plan.head else None
+    undone = load_run(outbox, plan.head["undoes"]).plan if plan.head["verb"] == "undo" else None
     if undone and not summary.needs_person and (folder := corrections_of(undone.head, outbox)):
         retract(files, folder, plan.head["undoes"])
 
 
-def complete_reports(files: Files, outbox: str, runs: Iterable[str]) -> None:
+def complete_reports(files: Files, outbox: str, runs: Iterable[Run]) -> None:
     """Finish what a crash left of appending rows of these runs to the manifest, before another run appends to it."""
     for run in runs:
-        plan = Plan.peek(folder := f"{runs_folder(outbox)}/{run}")
-        if plan is None or read_summary(outbox, run) is not None:
+        if run.plan is None or run.state is not RunState.UNFINISHED:
             continue
-        marks = replay(folder, plan.count).marks
+        folder = f"{runs_folder(outbox)}/{run.name}"
+        marks = replay(folder, run.plan.count).marks
         if "manifest" in marks and "reported" not in marks:
-            with closing(Journal(files, folder, plan.count)) as journal:
-                append_manifest(files, outbox, run, journal)
+            with closing(Journal(files, folder, run.plan.count)) as journal:
+                append_manifest(files, outbox, run.name, journal)
 
 
 def undo(outbox: str, run: str | None, progress: Progress, files: Files, *, with_decisions: bool = False) -> Summary:
@@ -153,9 +155,10 @@ def undo(outbox: str, run: str | None, progress: Progress, files: Files, *, with
     if with_decisions:
         _undo_decisions(outbox, run, progress, files)
     with held(files, outbox, create=False):
-        name = chosen(outbox, run, _newest_undoable(outbox), "to undo")
-        plan = _undoable(outbox, name)
-        complete_reports(files, outbox, all_runs(outbox))
+        runs = load_runs(outbox)
+        name = chosen(outbox, runs, run, _newest_undoable(runs), "to undo").name
+        plan = _undoable(outbox, runs, name)
+        complete_reports(files, outbox, runs.values())
         roots = Roots(inbox_of(plan.head, outbox), outbox)
         with closing(Journal(files, f"{runs_folder(outbox)}/{name}", plan.count)) as journal:
             Executor(files, roots, journal, name, LOCAL_THREADS).settle(plan)
@@ -174,7 +177,7 @@ def _undo_decisions(outbox: str, run: str | None, progress: Progress, files: Fil
     """Take back what persons decided about what a run had held, the newest first; an error where one stays in part."""
     if run is None:
         raise UsageError("--with-decisions: expected the RUN that is to be undone, received none")
-    for decision in reversed(decisions_about(outbox, run)):
+    for decision in reversed(decisions_about(load_runs(outbox), run)):
         summary = undo(outbox, decision, progress, files)
         if summary.needs_person:
             message = f"decision {decision}: expected its files where it had put them, received others, or none"
@@ -191,34 +194,31 @@ def seal_plan(files: Files, outbox: str, run: str, head: dict[str, Any], operati
     return writer.plan
 
 
-def _undoable(outbox: str, name: str) -> Plan:
+def _undoable(outbox: str, runs: Mapping[str, Run], name: str) -> Plan:
     """The plan of a run that can be undone now; UsageError or DicomsortError says why it cannot."""
     plan = Plan.open(f"{runs_folder(outbox)}/{name}")
     if plan.head["verb"] == "undo":
         raise UsageError(f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}")
     if not os.path.isdir(inbox := inbox_of(plan.head, outbox)):
         raise DicomsortError(f"run {name}: expected its inbox {inbox!r}, received nothing there; mount it, then undo")
-    if decisions := decisions_about(outbox, name):
+    if decisions := decisions_about(runs, name):
         advice = f"`dicomsort undo --with-decisions {outbox} {name}` takes them back first"
         raise UsageError(f"run {name} held what persons decided about since, {len(decisions):,} times: {advice}")
-    for undoing, undone in undoings(outbox).items():
+    for undoing, undone in undoings(runs).items():
         if undone != name:
             continue
-        if (ended := read_summary(outbox, undoing)) is None:
+        if (ended := runs[undoing].summary) is None:
             raise UsageError(f"run {undoing}, which undoes {name}, was cut short: `dicomsort resume` finishes it")
         if plan.head["verb"] == REVIEW_VERB and not ended.needs_person:  # its files may be anybody's by now
             raise Outdated(f"expected a decision that stands, received {name}, which run {undoing} has undone")
     return plan
 
 
-def _newest_undoable(outbox: str) -> str | None:
+def _newest_undoable(runs: Mapping[str, Run]) -> str | None:
     """The newest run that sorted and is not wholly undone."""
-    undone = wholly_undone(outbox)
-    for run in reversed(all_runs(outbox)):
-        plan = Plan.peek(f"{runs_folder(outbox)}/{run}")
-        if plan and plan.head["verb"] != "undo" and run not in undone:
-            return run
-    return None
+    undone = wholly_undone(runs)
+    sorting = (name for name, run in runs.items() if run.plan and not run.undoes and name not in undone)
+    return max(sorting, default=None)
 
 
 def _done(plan: Plan, known: Replay) -> Iterator[tuple[Operation, Result]]:

@@ -20,11 +20,11 @@ from dicomsort.files import Files
 from dicomsort.journal import STATE
 from dicomsort.plan import Layout, Options, parse_layout, plan
 from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Row, Verb
-from dicomsort.report import Summary, history, write_summary
+from dicomsort.report import Damages, Summary, history, write_summary
 from dicomsort.sorting.arrivals import Arrivals, as_one, walk_inbox
 from dicomsort.sorting.examining import examine_inbox
 from dicomsort.sorting.looking import Looker
-from dicomsort.sorting.outbox import all_runs, held, new_run, now, unfinished
+from dicomsort.sorting.outbox import check_state, damages, held, load_runs, new_run, now, unfinished
 from dicomsort.sorting.progress import Progress, Timed
 from dicomsort.sorting.running import carry_out, complete_reports, seal_plan
 from dicomsort.sorting.surroundings import Around
@@ -85,6 +85,7 @@ def _check_outbox(source: str, target: str, bundle: Bundle) -> None:
     if os.path.exists(target) and not os.path.isdir(target):
         message = f"OUTBOX: expected a folder, received {target!r} (a file)"
         raise UsageError(message)
+    check_state(target)
     inside = os.path.relpath(source, target).split("/")[0]
     own = {*bundle.labels, OTHER, REVIEW, UNREADABLE, STATE}
     if inside in own or (inside != ".." and any(p.destination.split("/")[0] == inside for _, p in history(target))):
@@ -141,9 +142,11 @@ class Job:
         self, catalog: Catalog, files: Files, outbox: str, on_row: Callable[[Row], None] | None = None
     ) -> Summary:
         """Sort everything."""
-        if cut_short := unfinished(outbox):
+        runs = load_runs(outbox)
+        if cut_short := max(unfinished(runs), default=""):
             self.notes.append(f"run {cut_short} was cut short: `dicomsort resume {outbox} {cut_short}` finishes it")
-        complete_reports(files, outbox, all_runs(outbox))
+        self.notes += damages(runs)
+        complete_reports(files, outbox, runs.values())
         run = new_run(files, outbox)
         return self.place(run, self.operations(catalog, self.judge(catalog)), files, outbox, on_row)
 
@@ -211,13 +214,15 @@ class Job:
         """Take from the manifest what earlier runs did with the studies at hand, and with files of no study."""
         if self.request.outbox is None:
             return
-        for is_there, placement in history(self.request.outbox):
+        damages = Damages()
+        for is_there, placement in history(self.request.outbox, damages.add):
             if not ledger.concerns(placement):
                 continue
             if is_there:
                 ledger.place(placement)
             else:
                 ledger.displace(placement.destination)
+        self.notes += damages.notes(self.request.outbox)
 
     def _remark(self) -> None:
         if not self.request.bundle.header_classes:

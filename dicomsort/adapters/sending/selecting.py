@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from dicomsort.adapters.sending import meta
 from dicomsort.adapters.sending.records import Delivery, Fate, Instance
@@ -16,11 +14,10 @@ from dicomsort.discover import Folder, Passed, walk
 from dicomsort.errors import UsageError
 from dicomsort.files import look_up, opened
 from dicomsort.headers import data_set_offset, read_header
-from dicomsort.journal import STATE, runs_folder
+from dicomsort.journal import STATE, is_run, runs_folder
 from dicomsort.records import REVIEW, UNREADABLE, Action, Found, Kind
-from dicomsort.report import COLUMNS, read_summary
-from dicomsort.report.manifest import MANIFEST
-from dicomsort.report.text import restored
+from dicomsort.report import MANIFEST, read_summary
+from dicomsort.report.retold import rows_of
 
 HELD = (REVIEW, UNREADABLE)
 ASIDE = ".dicomsort-sent"  # where a folder that lies in no outbox keeps what was acknowledged
@@ -62,24 +59,11 @@ def select(folder: str, run: str) -> Selection:
 def _check_run(outbox: str, run: str) -> None:
     if run in os.listdir(runs_folder(outbox)) and read_summary(outbox, run) is None:
         raise UsageError(f"--run: expected a run that has ended, received {run}; `dicomsort resume` finishes it")
-    if next(_rows(outbox, run), None) is None:
+    if not is_run(run) or next(rows_of(outbox, run), None) is None:
         raise UsageError(
             f"--run: expected one of the runs that `dicomsort runs {outbox}` lists, received {run!r}, "
             "of which neither its own manifest nor that of the outbox has a row"
         )
-
-
-def _rows(outbox: str, run: str) -> Iterator[dict[str, str]]:
-    """The manifest's rows of one run; pruning a run leaves those in the manifest of the outbox."""
-    own = Path(runs_folder(outbox)) / os.path.basename(run) / MANIFEST
-    path = own if own.is_file() else Path(outbox) / MANIFEST
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        reader = csv.DictReader(lines)
-        if not {*COLUMNS} <= {*(reader.fieldnames or COLUMNS)}:
-            raise UsageError(f"{path}: expected the columns {','.join(COLUMNS)}, received {reader.fieldnames}")
-        yield from (row for row in reader if row["run_id"] == run)
 
 
 def candidates(selection: Selection) -> Iterator[Found | Delivery]:
@@ -93,13 +77,13 @@ def candidates(selection: Selection) -> Iterator[Found | Delivery]:
 
 def _placed(selection: Selection) -> Iterator[Found | Delivery]:
     below = selection.shown(".") if selection.folder != selection.base else ""
-    for row in _rows(selection.base, selection.run):
-        path = restored(row["destination"])
-        if row["action"] not in _PLACED or not (path + "/").startswith(f"{below}/" if below else ""):
+    for row in rows_of(selection.base, selection.run):
+        path = row.destination
+        if row.action not in _PLACED or not (path + "/").startswith(f"{below}/" if below else ""):
             continue
         status = look_up(f"{selection.base}/{path}")
         if status is None or not stat.S_ISREG(status.st_mode):
-            yield Delivery(path, row["sop_uid"], Fate.FAILED, 0, "gone from the outbox since the run placed it")
+            yield Delivery(path, row.sop_uid, Fate.FAILED, 0, "gone from the outbox since the run placed it")
         else:
             yield Found(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
 

@@ -14,7 +14,8 @@ from dicomsort.files import is_straight
 from dicomsort.pages.facts import of_header, shown, size, title, why
 from dicomsort.pages.review.gallery import Gallery
 from dicomsort.records import OTHER
-from dicomsort.report.held import Held, Item
+from dicomsort.report.held import Item
+from dicomsort.report.reading import RunRow
 from dicomsort.report.reviewed import reviewer, who_of
 from dicomsort.sorting import Desk
 from dicomsort.sorting.looking import mean, middle_half
@@ -200,7 +201,7 @@ class Session:
             return 1, [first]
         return frames, [self._portrait(files[0], place, 0) for place in middle_half(frames, LOOKED)]
 
-    def _portrait(self, held: Held, frame: int | None, side: int) -> Portrait:
+    def _portrait(self, held: RunRow, frame: int | None, side: int) -> Portrait:
         """A picture where ``side`` is one, else what header and model say; of the file where it lies now."""
         by = self.desk.holdings.decision(held)
         path = (by and by.row.destination) or held.row.destination
@@ -209,12 +210,12 @@ class Session:
         model = "" if side else str(self.bundle.folder.resolve())
         return self.gallery.portrait(Asked(path, frame, side, model), held.row.sha256)
 
-    def _by(self, item: Item) -> Held | None:
+    def _by(self, item: Item) -> RunRow | None:
         """The decision about an item's first file, if there is one."""
         return self.desk.holdings.decision(item.files[0])
 
 
-def _at(files: Sequence[Held], number: int) -> Held:
+def _at(files: Sequence[RunRow], number: int) -> RunRow:
     if not 0 <= number < len(files):
         raise Outdated(f"expected one of {len(files):,} pictures, received number {number}")
     return files[number]

@@ -1,0 +1,192 @@
+"""The one reader of ``manifest.csv``, the outbox's and those of runs: a line that cannot be read costs itself alone.
+
+The format is RFC 4180 with line feeds, as ``csv.writer`` makes it. A spreadsheet may have added a byte order mark or
+carriage returns, or changed the order of the columns.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import BinaryIO
+
+from dicomsort.errors import DicomsortError
+from dicomsort.files import look_up, opened_file
+from dicomsort.records import Row
+from dicomsort.report.text import uncelled, visible
+
+COLUMNS = ("run_id", *(f.name.rstrip("_") for f in fields(Row)))
+HEAD = ",".join(COLUMNS).encode()
+MARK = b"\xef\xbb\xbf"  # of UTF-8, as spreadsheets write it
+_SIZE = COLUMNS.index("size")
+_LONGEST = 1 << 20  # bytes of a row; the longest paths, escaped, need a tenth of it
+_MOST = 1 << 63  # bytes of a file
+_NAMED = 10  # damaged lines that are told one by one
+_SHOWN = 80  # characters of what is not a head
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A row of the manifest with its run; the cells are as before a manifest escaped them, paths as on disk."""
+
+    run: str
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row as it stands in the file, or one line that cannot be read.
+
+    ``line`` is its first, counted from 1; ``content`` its bytes, with line feeds. ``row`` is None where ``damage`` says
+    why it cannot be read.
+    """
+
+    line: int
+    content: bytes
+    row: RunRow | None = None
+    damage: str = ""
+
+
+class Damages:
+    """Collects what cannot be read of a manifest, and says so."""
+
+    def __init__(self) -> None:
+        """Nothing is damaged yet."""
+        self.lines: list[str] = []
+        self.count = 0
+
+    def add(self, record: Record) -> None:
+        """Remember a damaged line; of many, the first ones."""
+        self.count += 1
+        if self.count <= _NAMED:
+            self.lines.append(f"line {record.line:,}: {record.damage}")
+
+    def notes(self, outbox: str) -> list[str]:
+        """Sentences for a person: which lines, and what to do."""
+        if not self.count:
+            return []
+        more = f"; and {self.count - _NAMED:,} more" if self.count > _NAMED else ""
+        advice = f"other lines were read; `dicomsort verify {outbox} --repair` mends the manifest"
+        return [f"manifest.csv is damaged: {'; '.join(self.lines)}{more}; {advice}"]
+
+
+def read_rows(path: str, on_damage: Callable[[Record], None] | None = None) -> Iterator[RunRow]:
+    """Yield the rows of a manifest, none where there is no file; ``on_damage`` is given what cannot be read.
+
+    DicomsortError where this is no manifest: it has neither the head nor any row of one.
+    """
+    for record in read_records(path):
+        if record.row is not None:
+            yield record.row
+        elif on_damage is not None:
+            on_damage(record)
+
+
+def read_head(path: str) -> bytes:
+    """The first line of a manifest, with its line feed; empty where there is no file."""
+    if look_up(path) is None:
+        return b""
+    with opened_file(path) as stream:
+        return stream.readline(_LONGEST)
+
+
+def read_records(path: str) -> Iterator[Record]:
+    """Yield what stands in a manifest behind its head, in order; a damaged head is the first record.
+
+    DicomsortError as for ``read_rows``.
+    """
+    if look_up(path) is None:
+        return
+    try:
+        with opened_file(path) as stream:
+            head = stream.readline(_LONGEST)
+            order = order_of(head)
+            is_ours = order is not None or HEAD.startswith(head)  # or a head that was cut short
+            if order is None and head:
+                yield Record(1, head, damage="it is not the head of a manifest")
+            for record in records(stream, 2, order or COLUMNS):
+                is_ours = is_ours or record.row is not None
+                yield record
+    except OSError as error:
+        raise DicomsortError(f"{path}: expected a manifest that can be read, received {error.strerror}") from error
+    if not is_ours:
+        received = visible(head.decode("utf-8", "replace").strip()[:_SHOWN])
+        raise DicomsortError(f"{path}: expected the columns {','.join(COLUMNS)}, received {received}")
+
+
+def order_of(head: bytes) -> tuple[str, ...] | None:
+    """The columns that a manifest's first line names, in their order; None where one of ``COLUMNS`` is missing."""
+    try:
+        text = head.removeprefix(MARK).decode().rstrip("\r\n")
+        names = tuple(next(csv.reader([text], strict=True), ()))
+    except (UnicodeDecodeError, csv.Error):
+        return None
+    return names if {*COLUMNS} <= {*names} else None
+
+
+def records(stream: BinaryIO, line: int, order: Sequence[str]) -> Iterator[Record]:
+    """Yield the records from where a stream stands, which is the beginning of ``line``.
+
+    A quote without its counterpart would swallow the rows behind it: where what it encloses is no row, it costs one
+    line, and reading goes on with the next.
+    """
+    places = None if tuple(order[: len(COLUMNS)]) == COLUMNS else [order.index(name) for name in COLUMNS]
+    waiting: deque[bytes] = deque()
+
+    def next_line() -> bytes:
+        return waiting.popleft() if waiting else stream.readline(_LONGEST)
+
+    while taken := next_line():
+        lines = [taken]
+        while _is_open(taken) and len(taken) < _LONGEST and (more := next_line()):
+            lines.append(more)
+            taken += more
+        row, damage = _parsed(taken, places)
+        if row is None and len(lines) > 1:
+            waiting.extendleft(reversed(lines[1:]))
+            taken, lines = lines[0], lines[:1]
+        yield Record(line, taken, row, damage)
+        line += len(lines)
+
+
+def _is_open(content: bytes) -> bool:
+    return content.count(b'"') % 2 == 1
+
+
+def _parsed(content: bytes, places: list[int] | None) -> tuple[RunRow | None, str]:
+    """The row that some lines hold, or why they hold none."""
+    text = content.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
+    if '"' in text:
+        try:
+            cells = next(csv.reader([text], strict=True), [])
+        except csv.Error as error:
+            return None, f"its quotes do not close, or a cell is too long ({error})"
+    else:
+        cells = text.split(",")
+    try:
+        if places is not None:
+            cells = [cells[place] for place in places]
+        return row_of(cells), ""
+    except IndexError:
+        return None, f"it has fewer than {len(COLUMNS)} cells"
+    except ValueError as error:
+        return None, str(error)
+
+
+def row_of(cells: Sequence[str]) -> RunRow:
+    """A row from its cells, in the order of ``COLUMNS``; IndexError, ValueError where they make none."""
+    size = cells[_SIZE]
+    values = cells[1 : len(COLUMNS)]
+    if len(values) < len(COLUMNS) - 1:
+        raise IndexError(len(cells))
+    if not (size == "" or (size.isascii() and size.isdecimal() and len(size) < 20 and int(size) < _MOST)):  # noqa: PLR2004
+        raise ValueError("expected a number in the column size, received another text")
+    if any("\\" in value or value[:1] == "'" for value in values):
+        values = [uncelled(value) for value in values]
+    if any("\0" in value for value in values):
+        raise ValueError("a cell holds a NUL")
+    row: list[str | int] = [*values]
+    row[_SIZE - 1] = int(size or 0)
+    return RunRow(cells[0], Row(*row))  # type: ignore[arg-type]
