@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomsort.bundle.fields import FORMAT_VERSION, check
 from dicomsort.bundle.spec import EVALUATION_NAME, MODEL_NAME, SCREEN_NAME, SPEC_NAME
+from dicomsort.content import BUNDLE
 from dicomsort.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -75,12 +76,13 @@ def _check_target(target: Path, outputs: frozenset[str]) -> None:
     if target.is_symlink() or not target.is_dir():
         msg = f"--out {str(target)!r}: expected a new folder or an earlier bundle, received a file or a link"
         raise UsageError(msg)
-    foreign = sorted({path.name for path in target.iterdir()} - outputs)
+    there = sorted(target.iterdir())
+    foreign = [path.name for path in there if path.name not in outputs or path.is_symlink() or not path.is_file()]
+    expected = f"--out {str(target)!r}: expected a new folder or an earlier bundle"
     if foreign:
-        msg = (
-            f"--out {str(target)!r}: expected a new folder or an earlier bundle, received one with {foreign[0]!r} in it"
-        )
-        raise UsageError(msg)
+        raise UsageError(f"{expected}, received one with {foreign[0]!r} in it")
+    if there and not ((target / SPEC_NAME).is_file() and not BUNDLE.problem(str(target / SPEC_NAME))):
+        raise UsageError(f"{expected}, received one with {there[0].name!r} and without {SPEC_NAME} in it")
 
 
 def _place(part: Path, target: Path) -> None:

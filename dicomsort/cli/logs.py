@@ -6,16 +6,19 @@ A log that would grow over its size is put aside as ``FILE.1``, older ones as ``
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from dicomsort.content import DEVICES, LOG
 from dicomsort.errors import UsageError
 
 MIB = 1 << 20
@@ -41,15 +44,36 @@ class _Log(RotatingFileHandler):
     """A log that no trouble with its own file keeps the program from working; each kind is told once on stderr."""
 
     def __init__(self, path: Path, size: int, count: int) -> None:
-        super().__init__(path, maxBytes=size, backupCount=count, encoding="utf-8")
         self._complained: set[str] = set()
+        target = str(path) if str(path) in DEVICES else os.path.realpath(path)
+        super().__init__(target, maxBytes=size, backupCount=count, encoding="utf-8")
+
+    def _open(self) -> TextIOWrapper:
+        """Open for appending what is a log of ours, new, empty, or a standard stream; OSError where it is another."""
+        is_device = self.baseFilename in DEVICES
+        flags = os.O_WRONLY if is_device else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(self.baseFilename, flags | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        problem = "" if is_device else LOG.problem_of_open(descriptor)
+        if problem:
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, f"{problem}; expected {LOG.name}", self.baseFilename)
+        return TextIOWrapper(os.fdopen(descriptor, "ab"), encoding="utf-8", errors="backslashreplace")
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, ValueError):
-            if self.stream is not None and not self._is_still_there(self.stream.fileno()):
-                self.stream.close()
-                self.stream = self._open()
+        if self.baseFilename not in DEVICES:
+            self._follow()
         super().emit(record)
+
+    def _follow(self) -> None:
+        """Begin a new log where the file was moved away, as logrotate does; go on in the old one where that fails."""
+        try:
+            if self.stream is not None and not self._is_still_there(self.stream.fileno()):
+                stream = self._open()
+                self.stream.close()
+                self.stream = stream
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError):
+                self._complain("be begun anew, and goes on in the file that was moved away", error)
 
     def _is_still_there(self, descriptor: int) -> bool:
         try:
@@ -63,7 +87,16 @@ class _Log(RotatingFileHandler):
         except OSError as error:  # what was not written is lost, but no reason for the run to fail
             self._complain("be written", error)
 
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 - the library's name
+        return self.stream is not None and bool(super().shouldRollover(record))
+
     def doRollover(self) -> None:  # noqa: N802 - the library's name
+        older = (f"{self.baseFilename}.{number}" for number in range(1, self.backupCount + 1))
+        if foreign := next((path for path in older if LOG.problem(path)), None):
+            self.maxBytes = 0
+            name = os.path.basename(foreign)
+            self._complain("be put aside, and grows on", OSError(errno.EEXIST, f"{name} is no log of dicomsort"))
+            return
         try:
             super().doRollover()
         except OSError as error:  # its folder may not be changed: better a long log than none

@@ -49,7 +49,9 @@ def predict(
     bundle = load(model or default_path(), RENDERING_VERSION)
     if explain is not None:
         from dicomsort.cli.overlay import prepare
+        from dicomsort.outputs import Gate
 
+        Gate({f"FILE {path!r}": path for path in files}).check_folder("--explain", explain)
         prepare(explain, bundle)
     write = _write_json if as_json else _write_csv
     for path, explained in zip(files, _looks(files, bundle), strict=True):

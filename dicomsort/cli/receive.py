@@ -82,9 +82,13 @@ def receive(  # the parameters are what Typer makes options of; they are read fr
     Example: dicomsort receive --ae-title SORTER --allow CT1 --allow ARCHIVE --log-file receive.log inbox/
     """
     from dicomsort.adapters.receiving import GRACE, ReceiveSettings, open_receiver
+    from dicomsort.content import LOG
     from dicomsort.files import Files
+    from dicomsort.outputs import Gate
 
     _check(context.params)
+    if log_file is not None:
+        Gate({"INBOX": inbox}).check_file("--log-file", log_file, LOG)
     chosen = {field.name: context.params[field.name] for field in fields(ReceiveSettings)}
     settings = ReceiveSettings(**(chosen | {"allow": tuple(title.strip() for title in allow or ())}))
     with _logging(log_file, log_format, quiet=quiet) as log:

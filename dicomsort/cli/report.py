@@ -76,12 +76,12 @@ def _retell(told: Told, *, as_json: bool, quiet: bool) -> None:
 
 def _write(told: Told, html: str, asked: tuple[Path | None, int, int | None], *, quiet: bool) -> None:
     from dicomsort.files import Files
-    from dicomsort.journal import STATE, runs_folder
+    from dicomsort.outputs import Gate
     from dicomsort.pages.presenting import FILE, page
 
     if html != STDOUT:
-        folders = {f"outbox's {STATE}": str(Path(runs_folder(told.outbox)).parent)}
-        FILE.check_target(Path(html), folders | ({"inbox": told.head["inbox"]} if told.head else {}))
+        reads = {"inbox": told.head["inbox"]} if told.head else {}
+        Gate(reads, told.outbox).check_file("--html", Path(html), FILE.content)
     with watching(quiet=quiet) as progress:
         content = page(_made(told, *asked, progress))
     if html == STDOUT:

@@ -96,6 +96,7 @@ def _session(outbox: str, kept: Corrections | None, bundle: Bundle, files: Files
 
 def _corrections(outbox: str, folder: str | None, bundle: Bundle, files: Files) -> Corrections:
     from dicomsort.errors import UsageError
+    from dicomsort.outputs import Gate
     from dicomsort.sorting import Corrections
     from dicomsort.sorting.outbox import inboxes
 
@@ -105,6 +106,8 @@ def _corrections(outbox: str, folder: str | None, bundle: Bundle, files: Files) 
     for root, expected in refused.items():
         if os.path.commonpath([root, chosen]) == root and os.path.commonpath([own, chosen]) != own:
             raise UsageError(f"--corrections: expected a folder {expected}, received {folder!r}")
+    if os.path.commonpath([own, chosen]) != own:
+        Gate({}).check_folder("--corrections", Path(chosen))
     return Corrections(chosen, bundle.model_sha256, files)
 
 

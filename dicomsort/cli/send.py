@@ -100,7 +100,15 @@ def _request(values: dict[str, Any]) -> Request:
 def _send(request: Request, values: dict[str, Any]) -> int:
     from dicomsort.adapters.sending import send as deliver
     from dicomsort.cli.logs import logging_to
+    from dicomsort.content import JOURNAL, LOG
     from dicomsort.files import Files
+    from dicomsort.outputs import Gate
+
+    gate = Gate({"FOLDER": request.folder})
+    if values["log_file"]:
+        gate.check_file("--log-file", values["log_file"], LOG)
+    if request.journal:
+        gate.check_file("--journal", Path(request.journal), JOURNAL, devices=False)
 
     quiet = values["quiet"]
     rows = _Rows(as_json=values["as_json"], quiet=quiet)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import show_summary, watching
-from dicomsort.cli.options import CONFIG, engine_for, flags_of, log_of, mode_flag, option
+from dicomsort.cli.options import CONFIG, check_outputs, engine_for, flags_of, log_of, mode_flag, option
 from dicomsort.config import OPTIONS, SortSettings, load
 
 if TYPE_CHECKING:
@@ -64,12 +64,11 @@ def sort(  # the parameters are what Typer makes options of; they are read from 
 
 def _sort(inbox: str, outbox: str | None, settings: SortSettings) -> int:
     from dicomsort.files import Files
-    from dicomsort.report.metrics import Tally, check_target
+    from dicomsort.report.metrics import Tally
     from dicomsort.sorting import check, sort_inbox
 
     request = check(inbox, outbox, settings)
-    if settings.metrics is not None:
-        check_target(settings.metrics, {"INBOX": request.inbox})
+    check_outputs(settings, request)
     files, tally = Files(), Tally()
     with (
         log_of(settings) as log,

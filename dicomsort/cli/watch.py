@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import Lines, Silent, Watcher
-from dicomsort.cli.options import CONFIG, engine_for, flags_of, log_of, mode_flag, option
+from dicomsort.cli.options import CONFIG, check_outputs, engine_for, flags_of, log_of, mode_flag, option
 from dicomsort.config import WATCH, WatchSettings, load_watch
-from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
     from dicomsort.report import Summary
@@ -75,17 +74,13 @@ def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
 def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request:
     """The request, once it is proved that it can be carried out; what cannot work at all ends the service here."""
     from dicomsort.files import Files
-    from dicomsort.report.metrics import check_target
     from dicomsort.service import check_routes
     from dicomsort.sorting import check, held
 
     sort = settings.sort
     request = check(inbox, outbox, sort)
     check_routes(settings.routes, request.bundle.labels, _destination)
-    if sort.metrics is not None:
-        check_target(sort.metrics, {"INBOX": request.inbox})
-    if sort.log_file is not None and Path(os.path.realpath(sort.log_file)).is_relative_to(request.inbox):
-        raise UsageError(f"--log-file: expected a file outside the INBOX, received {str(sort.log_file)!r}")
+    check_outputs(sort, request)
     with engine_for(sort), held(Files(), request.outbox or "", create=True):
         return request
 

@@ -5,13 +5,15 @@ Whatever collects it (the textfile collector of node_exporter, say) meets the ol
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from dicomsort.content import Content
 from dicomsort.files import Files
 from dicomsort.records import Row
 from dicomsort.report.text import printable
@@ -45,7 +47,7 @@ FAMILIES: Final[dict[str, tuple[str, str]]] = {
     "dicomsort_send_failures_total": ("counter", "Instances that could not be sent, each attempt counted, by route."),
     "dicomsort_route_up": ("gauge", "Whether a route's destination was there when it was last tried: 1, or 0."),
 }
-_FILE = Replaced("--metrics", b"# HELP dicomsort_", "earlier figures", 0o644)
+FILE: Final = Replaced("--metrics", Content("earlier figures", re.compile(rb"# HELP dicomsort_")), 0o644)
 
 
 @dataclass
@@ -113,17 +115,9 @@ def age(since_ns: int | None, now_ns: int) -> float:
     return 0.0 if since_ns is None else round(max(0, now_ns - since_ns) / 1e9, 3)
 
 
-def check_target(path: Path, folders: Mapping[str, str]) -> None:
-    """UsageError where figures cannot be put at ``path``, or would stand in the place of something else.
-
-    ``folders`` are places where they must not lie, by name.
-    """
-    _FILE.check_target(path, folders)
-
-
 def write_metrics(files: Files, path: Path, figures: Figures) -> None:
     """Write the figures; the file that was there stays whole until they are."""
-    _FILE.write(files, path, figures.text().encode())
+    FILE.write(files, path, figures.text().encode())
 
 
 def _labels(labels: Labels) -> str:

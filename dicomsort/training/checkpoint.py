@@ -69,7 +69,8 @@ class Checkpoint:
         part = self.folder / PART
         counts = {kind: len(getattr(saved, kind)) for kind in KINDS}
         story = json.dumps({"identity": self.identity, "progress": asdict(saved.progress), "arrays": counts})
-        with part.open("wb") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with os.fdopen(os.open(part, flags, 0o600), "wb") as file:
             np.savez(file, allow_pickle=False, **{STORY: np.array(story)}, **_named(saved))
             file.flush()
             os.fsync(file.fileno())

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from dicomsort.training.cardtables import at
 from dicomsort.training.comparetables import names_of, title
-from dicomsort.training.evaluate import FIGURES, outcome
+from dicomsort.training.evaluate import COMPARISON, FIGURES, outcome
 from dicomsort.training.plots import FAINT, HELD_OUT, INK, MUTED, TRAINING, save, styled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-PICTURE = "comparison.png"
 SHOWN_CLASSES = 30
 ROW_INCHES, LEAST_ROWS = 0.42, 3
 SPAN = 0.05  # of a change that is shown at least, to each side
@@ -24,7 +23,7 @@ def write_comparison(told: Mapping[str, Any], out: Path) -> None:
     """Write figures and picture of what ``sidebyside`` tells into the folder ``out``."""
     with outcome(out) as folder:
         (folder / FIGURES).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-        plot_comparison(told, names_of(told), title(told), folder / PICTURE)
+        plot_comparison(told, names_of(told), title(told), folder / COMPARISON)
 
 
 def plot_comparison(told: Mapping[str, Any], names: Sequence[str], heading: str, path: Path) -> None:

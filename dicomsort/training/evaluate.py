@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomsort.content import FIGURE, METRICS, MODEL_CARD
 from dicomsort.errors import UsageError
+from dicomsort.outputs import Gate
 from dicomsort.report import visible
 from dicomsort.training import reporting, seen
 from dicomsort.training.card import write_card
@@ -37,6 +39,7 @@ SALT_BYTES = 16
 CARD, FIGURES = "card.md", "metrics.json"
 OUTPUTS = frozenset({CARD, FIGURES, reporting.SHEET, *reporting.PICTURES})
 SPEC = "bundle.json"
+COMPARISON = "comparison.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,19 +147,29 @@ def _predictions(bundle: Bundle, dataset: Dataset, answers: Sequence[Judged], he
 
 def _check(bundle: Bundle, settings: Settings) -> None:
     """Raise UsageError where figures could not be written, or must not be."""
-    check_out(settings.out)
+    check_out(settings.out, settings.dataset)
     if settings.update and settings.folds is None:
         raise UsageError("--update: expected --cross-validate source beside it, received figures of another kind")
     if settings.update:
         _check_writable(bundle.folder)
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Path, dataset: Path | None = None) -> None:
     """Raise UsageError where figures could not be written to ``out``, or must not be."""
     if (out / SPEC).exists():
         msg = f"--out {str(out)!r}: expected a folder for figures, received a bundle; --update is for that"
         raise UsageError(msg)
-    _check_writable(out)
+    Gate({"DATASET": str(dataset)} if dataset else {}).check_folder("--out", out, foreign_in)
+
+
+def foreign_in(folder: str) -> str:
+    """Which file of a folder has the name of a result and is none; empty where results may be written there."""
+    contents = {FIGURES: METRICS, CARD: MODEL_CARD, **dict.fromkeys((*OUTPUTS - {CARD, FIGURES}, COMPARISON), FIGURE)}
+    there = [name for name in contents if os.path.lexists(f"{folder}/{name}")]
+    wrong = [name for name in there if contents[name].problem(f"{folder}/{name}")]
+    if there and FIGURES not in there:
+        wrong = there
+    return f"its {wrong[0]} is of something else" if wrong else ""
 
 
 def _check_writable(folder: Path) -> None:
@@ -191,6 +204,8 @@ def outcome(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".evaluate-", dir=folder) as part:
             yield Path(part)
+            if wrong := foreign_in(str(folder)):
+                raise UsageError(f"--out {str(folder)!r}: expected a folder of earlier results: {wrong}")
             for path in sorted(Path(part).iterdir()):
                 path.chmod(0o644)
                 path.replace(folder / path.name)

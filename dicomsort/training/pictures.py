@@ -162,7 +162,7 @@ def plot_mistakes(cells: Sequence[Mistake], total: int, images: int, path: Path)
             source = _short(parts[1] if len(parts) > MIN_PATH_PARTS else "", NAME)
             words = f"{source}\n{_short(parts[-1], NAME)}".strip()
             axes.text(0.5, -0.02, words, transform=axes.transAxes, ha="center", va="top", fontsize=7, color=INK)
-        figure.savefig(path, dpi=DPI * 0.75)
+        figure.savefig(path, dpi=DPI * 0.75, metadata={"Software": "dicomsort"})
 
 
 def _label_marks(axes: Any, marks: Sequence[tuple[str, float, float]]) -> None:

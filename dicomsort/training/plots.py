@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -145,7 +146,16 @@ def save(figure: Any, path: Path) -> None:
     with io.BytesIO() as stream:
         figure.savefig(stream, dpi=DPI)
         with Image.open(stream) as picture:
-            picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
+            picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(
+                path, "PNG", optimize=True, pnginfo=mark()
+            )
+
+
+def mark() -> PngInfo:
+    """What tells a picture of ours from others (``content.FIGURE``): the PNG's text ``Software``."""
+    info = PngInfo()
+    info.add_text("Software", "dicomsort")
+    return info
 
 
 def styled() -> Any:

@@ -7,10 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dicomsort.content import CHECKPOINT, FIGURE, TRIALS
 from dicomsort.errors import UsageError
+from dicomsort.outputs import Gate
 from dicomsort.training.architectures import ARCHITECTURES, varied, with_weights
 from dicomsort.training.augment import STRENGTHS
+from dicomsort.training.checkpoint import NAME, PART
 from dicomsort.training.recipe import Recipe
+from dicomsort.training.reporting import SHEET
 from dicomsort.training.starting import going_on
 
 if TYPE_CHECKING:
@@ -88,10 +92,7 @@ def checked(settings: Settings) -> tuple[Settings, Architecture]:
     ):
         if chosen not in known:
             raise UsageError(f"{option}: expected one of {', '.join(known)}, received {chosen!r}")
-    for option, path in (("--out", settings.out), ("--cache", settings.cache)):
-        # What lies in the data set is taken for a class by the next training.
-        if path and path.resolve().is_relative_to(settings.dataset.resolve()):
-            raise UsageError(f"{option} {str(path)!r}: expected a folder outside the data set, received one in it")
+    _check_outputs(settings)
     if settings.start:
         return _started(settings, settings.start)
     architecture = ARCHITECTURES[arch]
@@ -100,6 +101,24 @@ def checked(settings: Settings) -> tuple[Settings, Architecture]:
     else:
         architecture.require()
     return replace(settings, arch=arch), varied(architecture, arch, dict(settings.variation))
+
+
+def _check_outputs(settings: Settings) -> None:
+    """Raise UsageError where a folder, or a file beside it, must not be written; ``staged`` looks into ``--out``."""
+    out = Path(os.path.abspath(settings.out))
+    gate = Gate({"data set": str(settings.dataset)})  # what lies there is taken for a class by the next training
+    gate.check_folder("--out", out)
+    if settings.cache:
+        gate.check_folder("--cache", settings.cache)
+    checkpoint = settings.recipe().checkpoint or out
+    for path, content in (
+        (out.with_name(f"{out.name}-{SHEET}"), FIGURE),
+        (out.with_name(f"{out.name}.trials"), TRIALS),
+        (out.with_name(f"{out.name}.trials.lock"), TRIALS),
+        *((checkpoint / name, CHECKPOINT) for name in (NAME, PART)),
+    ):
+        if os.path.lexists(path):
+            gate.check_file("--out", path, content, devices=False)
 
 
 def _started(settings: Settings, start: Path) -> tuple[Settings, Architecture]:

@@ -1,0 +1,64 @@
+"""What tells a file of dicomsort's own from somebody else's: how it begins."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+
+from dicomsort.files import look_up, opened_file
+
+DEVICES = frozenset({"/dev/null", "/dev/stdout", "/dev/stderr"})  # accepted by these names where a file is written
+_HEAD = 4096  # bytes that tell what a file is
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A kind of file that dicomsort writes: what an earlier one is called, and a pattern of its first bytes."""
+
+    name: str
+    first: re.Pattern[bytes]
+
+    def problem(self, path: str) -> str:
+        """Why a file may not be written in place of what has its name; empty for a new, empty or earlier file."""
+        status = look_up(path)
+        if status is None:
+            return ""
+        if not stat.S_ISREG(status.st_mode):
+            return "it is no regular file"
+        try:
+            with opened_file(path) as stream:
+                return self.problem_of(stream.read(_HEAD))
+        except OSError as error:
+            return error.strerror or str(error)
+
+    def problem_of_open(self, descriptor: int) -> str:
+        """The same for a file that is open for reading and writing."""
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return "it is no regular file"
+        return self.problem_of(os.pread(descriptor, _HEAD, 0))
+
+    def problem_of(self, first: bytes) -> str:
+        """The same for the first bytes of a file."""
+        return "" if not first or self.first.match(first) else "it holds something else"
+
+
+LOG = Content(
+    "a log of dicomsort",
+    re.compile(
+        rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (DEBUG|INFO|WARNING|ERROR|CRITICAL) "
+        rb'|\{"time": "\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "level": "'
+        rb'|(\d{4}-|\{"time": "\d{4}-)[^\n]{0,40}\Z'  # cut short by a full disk
+    ),
+)
+FIGURE = Content(  # a picture of curves or bars; before the mark was written, its few colours told it
+    "an earlier picture of figures",
+    re.compile(rb"\x89PNG\r\n\x1a\n(?:.{17}\x03|.*tEXtSoftware\0(?:dicomsort|Matplotlib))", re.DOTALL),
+)
+METRICS = Content("earlier figures", re.compile(rb'\{\s*"(?:held_out|model|of)": '))
+MODEL_CARD = Content("an earlier card", re.compile(rb"# Model card: "))
+BUNDLE = Content("a bundle", re.compile(rb'\{\s*"format_version": \d'))
+CHECKPOINT = Content("a checkpoint", re.compile(rb"PK\x03\x04.{26}story\.npy|(?:PK.{0,33})?\Z", re.DOTALL))
+TRIALS = Content("the trials of a search", re.compile(rb'\{"op_code": \d'))
+JOURNAL = Content("a journal of `dicomsort send`", re.compile(rb'\{"format":\d+,"destination":|\{"format[^\n]{0,20}\Z'))

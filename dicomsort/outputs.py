@@ -1,0 +1,116 @@
+"""The one gate for what an option names to be written: a log, figures, a page, a journal, a folder of results.
+
+A path is refused where it would spoil what the command reads, what an outbox holds, or a file of somebody else's.
+Links are resolved first. What is refused is not touched. ``report.whole`` and the log look again when they write.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dicomsort.content import DEVICES, Content
+from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.files import look_up
+from dicomsort.journal import STATE
+from dicomsort.records import OTHER, REVIEW, UNREADABLE
+from dicomsort.report import MANIFEST, history
+
+_CLASSES = frozenset({"CT", "MRI", "XRAY"})
+_OWN = frozenset({STATE, MANIFEST, OTHER, REVIEW, UNREADABLE, *_CLASSES})
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a command reads, and where it places: no output may lie in either.
+
+    ``reads`` are files and folders by the name that the help gives them; ``outbox`` is the command's own, ``labels``
+    are its model's classes.
+    """
+
+    reads: Mapping[str, str]
+    outbox: str | None = None
+    labels: Collection[str] = ()
+
+    def check_file(self, option: str, path: Path, content: Content, *, devices: bool = True) -> str:
+        """The real path of a file that may be written or replaced; UsageError says why it may not be.
+
+        Where ``devices``, the standard streams and ``/dev/null`` are accepted by their names.
+        """
+        if str(path) in DEVICES and devices:
+            return str(path)
+        target = self._resolved(option, path)
+        parent = os.path.dirname(target)
+        if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
+            raise UsageError(f"{option}: expected a file in a folder that can be written, received {str(path)!r}")
+        if problem := content.problem(target):
+            raise UsageError(f"{option}: expected a new file or {content.name}, received {str(path)!r}: {problem}")
+        return target
+
+    def check_folder(self, option: str, path: Path, problem: Callable[[str], str] = lambda _: "") -> str:
+        """The real path of a folder that may be made or added to; UsageError says why it may not be.
+
+        ``problem`` says what is wrong with a folder that is there already.
+        """
+        target = self._resolved(option, path)
+        nearest = target
+        while look_up(nearest) is None:
+            nearest = os.path.dirname(nearest)
+        if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK | os.X_OK):
+            raise UsageError(f"{option}: expected a folder that can be written, received {str(path)!r}")
+        if nearest == target and (wrong := problem(target)):
+            raise UsageError(
+                f"{option}: expected a new folder or one of earlier results, received {str(path)!r}: {wrong}"
+            )
+        return target
+
+    def _resolved(self, option: str, path: Path) -> str:
+        if not str(path) or "\0" in str(path):
+            raise UsageError(f"{option}: expected a path, received {str(path)!r}")
+        try:
+            target = os.path.realpath(path)
+        except OSError as error:
+            raise UsageError(f"{option}: expected a path, received {str(path)!r} ({error.strerror})") from None
+        for name, read in self.reads.items():
+            if _is_within(target, os.path.realpath(read)):
+                raise UsageError(f"{option}: expected a path outside the {name}, received {str(path)!r}")
+        for outbox in self._outboxes(target):
+            if _is_own(outbox, target, self.labels):
+                advice = "another name at its top, or a place outside, will do"
+                raise UsageError(
+                    f"{option}: expected a path that is none of the outbox's own, received {str(path)!r}; {advice}"
+                )
+        return target
+
+    def _outboxes(self, target: str) -> list[str]:
+        """The command's outbox and all others that a path lies in."""
+        found = [os.path.realpath(self.outbox)] if self.outbox else []
+        folder = os.path.dirname(target)
+        while folder != os.path.dirname(folder):
+            if os.path.isdir(f"{folder}/{STATE}/runs"):
+                found.append(folder)
+            folder = os.path.dirname(folder)
+        return [outbox for outbox in dict.fromkeys(found) if _is_within(target, outbox)]
+
+
+def _is_within(path: str, folder: str) -> bool:
+    """Whether a path is another or lies below it; a file's hard links count as the file."""
+    if os.path.commonpath([path, folder]) == folder:
+        return True
+    here, there = look_up(path), look_up(folder)
+    return here is not None and there is not None and os.path.samestat(here, there)
+
+
+def _is_own(outbox: str, target: str, labels: Collection[str]) -> bool:
+    """Whether a path is the outbox, or lies at or below one of the names that dicomsort gives at its top."""
+    top = os.path.relpath(target, outbox).split("/")[0]
+    if top == "." or top in _OWN or top in labels or top.startswith(f"{MANIFEST}."):
+        return True
+    if not os.path.isdir(f"{outbox}/{top}"):
+        return False
+    try:
+        return any(placement.destination.split("/")[0] == top for _, placement in history(outbox))
+    except DicomsortError:
+        return False
