@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files, look_up, opened, whole_lines
-from dicomsort.jsonlines import dump, parse
+from dicomsort.jsonlines import dump, number_cell, parse
 from dicomsort.records import Operation, Outcome, Result, Row, Verb
 
 STATE = ".dicomsort"
@@ -29,6 +29,8 @@ _OUTCOMES = tuple(Outcome)
 _DONE = _OUTCOMES.index(Outcome.DONE) + 1
 _FIELDS = attrgetter(*(f.name for f in fields(Operation)))
 _CELLS = attrgetter(*(f.name for f in fields(Row)))
+_NAMES = [f.name for f in fields(Operation)]
+_MTIME, _STAMP = _NAMES.index("mtime_ns"), _NAMES.index("stamp_ns")
 _BUFFER = 1 << 20
 
 
@@ -42,8 +44,10 @@ def _line(value: object) -> bytes:
 
 
 def pack(operation: Operation) -> list[Any]:
-    """An operation as a JSON list."""
+    """An operation as a JSON list; a stamp of 0 is none, so one that is 1970 itself is written as text."""
     *cells, row = _FIELDS(operation)
+    cells[_MTIME] = number_cell(operation.mtime_ns)
+    cells[_STAMP] = 0 if operation.stamp_ns is None else number_cell(operation.stamp_ns) or "0"
     return [*cells, None if row is None else _CELLS(row)]
 
 
@@ -51,6 +55,8 @@ def unpack(cells: list[Any]) -> Operation:
     """The inverse of ``pack``."""
     number, verb, *middle, row = cells
     values: list[Any] = [number, Verb(verb), *middle, None if row is None else Row(*row)]
+    values[_MTIME] = int(values[_MTIME])
+    values[_STAMP] = None if values[_STAMP] == 0 else int(values[_STAMP])
     return Operation(*values)
 
 
