@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from dicomsort.sorting import outbox as state
 from dicomsort.sorting import resume, undo
 
 ENOUGH = 1 << 30
+MEMORY = Path("/dev/shm")  # noqa: S108 - flushing costs nothing there
 MISSING = re.compile(
     r"about ([\d,]+) bytes are to be written below '(.+)', and ([\d,]+) are free: make room, then `(.+)`"
 )
@@ -101,9 +103,21 @@ def advised(message: str) -> str:
 
 
 @pytest.fixture
-def allocates(tmp_path: Path) -> None:
-    """The file system gives room ahead of writing."""
-    with closing(Files().open_append(str(tmp_path / "probe"), 0o600)) as descriptor:
+def memory() -> Iterator[Path]:
+    """A folder in memory, where flushing costs nothing; a temporary one where there is none."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def allocates(memory: Path, tmp_path: Path) -> None:
+    """The file systems give room ahead of writing."""
+    for folder in (memory, tmp_path):
+        check_allocates(folder / "probe")
+
+
+def check_allocates(path: Path) -> None:
+    with closing(Files().open_append(str(path), 0o600)) as descriptor:
         try:
             Files().allocate(descriptor, 4096)
         except OSError as error:
@@ -113,13 +127,13 @@ def allocates(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("allocates")
 @pytest.mark.parametrize("verb", [Verb.COPY, Verb.MOVE, Verb.LINK])
 @pytest.mark.parametrize("disk", [Full, FullWithoutLinks])
-def test_a_run_that_filled_the_disk_is_undone_without_a_byte_more(tmp_path: Path, disk: type[Full], verb: Verb) -> None:
-    inbox, outbox = world(tmp_path / "whole")
+def test_a_run_that_filled_the_disk_is_undone_without_a_byte_more(memory: Path, disk: type[Full], verb: Verb) -> None:
+    inbox, outbox = world(memory / "whole")
     start(disk(ENOUGH), inbox, outbox, verb)
     reserve = reserve_of(outbox).stat().st_size
     undone = Counter[bool]()
     for room in (*range(1000, 9000, 53), *range(reserve, reserve + 9000, 53)):
-        inbox, outbox = world(tmp_path / str(room))
+        inbox, outbox = world(memory / str(room))
         before = facts(inbox)
         files = disk(room)
         if (message := enter("sort", inbox, outbox, files, verb)) and has_begun(outbox):
@@ -138,10 +152,10 @@ def test_a_run_that_filled_the_disk_is_undone_without_a_byte_more(tmp_path: Path
 
 
 @pytest.mark.parametrize("verb", [Verb.COPY, Verb.MOVE])
-def test_a_run_that_filled_a_disk_without_links_is_resumed_and_leaves_nothing_torn(tmp_path: Path, verb: Verb) -> None:
+def test_a_run_that_filled_a_disk_without_links_is_resumed_and_leaves_nothing_torn(memory: Path, verb: Verb) -> None:
     resumed = 0
     for room in range(1000, 9000, 53):
-        inbox, outbox = world(tmp_path / str(room))
+        inbox, outbox = world(memory / str(room))
         if enter("sort", inbox, outbox, FullWithoutLinks(room), verb) and has_begun(outbox):
             resumed += 1
             check_nothing_lost(inbox, outbox)
@@ -153,13 +167,11 @@ def test_a_run_that_filled_a_disk_without_links_is_resumed_and_leaves_nothing_to
 
 @pytest.mark.parametrize("disk", [Full, FullWithoutLinks])
 @pytest.mark.parametrize("verb", [Verb.COPY, Verb.MOVE])
-def test_an_undo_that_has_too_little_room_loses_nothing_and_goes_on(
-    tmp_path: Path, disk: type[Full], verb: Verb
-) -> None:
+def test_an_undo_that_has_too_little_room_loses_nothing_and_goes_on(memory: Path, disk: type[Full], verb: Verb) -> None:
     """At every so-manieth byte, without a reserve: as after a run of an earlier version, or of one beyond the limit."""
     doors = set()
     for room in range(0, 500_000, 47):
-        inbox, outbox = world(tmp_path / str(room))
+        inbox, outbox = world(memory / str(room))
         before = facts(inbox)
         start(Files(), inbox, outbox, verb)
         reserve_of(outbox).unlink()
