@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -39,11 +40,14 @@ class Folder:
     mtime_ns: int
 
 
-def walk(inbox: str, is_left_out: Callable[[os.stat_result], bool]) -> Iterator[Found | Passed | Folder]:
+def walk(
+    inbox: str, is_left_out: Callable[[os.stat_result], bool], clock: Callable[[], int] = time.time_ns
+) -> Iterator[Found | Passed | Folder]:
     """Yield every entry below ``inbox``, depth first, names in byte order; links are not followed, so loops end.
 
     ``is_left_out`` is asked for each folder (the outbox may lie inside the inbox). Passed over are temporary copies of
     an undo that was cut short, which their run's ``resume`` takes away, and instances that are being received.
+    ``clock`` tells nanoseconds since 1970: a file may be dated in the future.
     """
     waiting = [""]
     while waiting:
@@ -62,7 +66,7 @@ def walk(inbox: str, is_left_out: Callable[[os.stat_result], bool]) -> Iterator[
                 gone = isinstance(failure, FileNotFoundError)
                 yield Passed(path, "vanished" if gone else "unreadable", failure.strerror or str(failure))
                 continue
-            seen = _judge(path, status)
+            seen = _judge(path, status, clock)
             if isinstance(seen, Folder):
                 if is_left_out(status):
                     continue
@@ -94,7 +98,7 @@ def _sorted_on_disk(names: Iterable[bytes]) -> Iterator[str]:
     return read()
 
 
-def _judge(path: str, status: os.stat_result) -> Found | Passed | Folder:
+def _judge(path: str, status: os.stat_result, clock: Callable[[], int]) -> Found | Passed | Folder:
     mode = status.st_mode
     if stat.S_ISDIR(mode):
         return Folder(path, stat.S_IMODE(mode), status.st_mtime_ns)
@@ -104,7 +108,9 @@ def _judge(path: str, status: os.stat_result) -> Found | Passed | Folder:
         return Passed(path, "special-file", "not a regular file")
     if path.rpartition("/")[2].startswith(".dicomsort-") and path.endswith(".part"):
         return Passed(path, "part-file", _whose(path.rpartition("/")[2]))
-    return Found(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino, stat.S_IMODE(mode))
+    now = clock()
+    times = (status.st_ctime_ns, now) if status.st_mtime_ns > now else ()
+    return Found(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino, stat.S_IMODE(mode), *times)
 
 
 def _whose(name: str) -> str:

@@ -74,6 +74,15 @@ class Files:
         """Let an empty file hold the bytes of another by sharing its blocks (a reflink)."""
         fcntl.ioctl(target, _FICLONE, source)
 
+    def allocate(self, descriptor: int, size: int) -> None:
+        """Give the file ``size`` bytes of the disk; ENOSPC where there is no room, others where the system cannot.
+
+        The file must be open for appending: else libc imitates what the file system cannot do, by writing.
+        """
+        if not hasattr(os, "posix_fallocate"):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        os.posix_fallocate(descriptor, 0, size)
+
     def truncate(self, descriptor: int, size: int) -> None:
         """Cut the file to ``size`` bytes."""
         os.ftruncate(descriptor, size)
@@ -238,17 +247,28 @@ def copy(files: Files, source: str, target: str, mode: int, mtime_ns: int) -> Co
 
     Where the file system lets files share their bytes, ``target`` is a snapshot of ``source``. What is hashed then is
     the source, which may still be in memory, if nobody has touched it since before the snapshot; else the snapshot.
+    Where the disk refuses, ``target`` is taken away again.
     """
     with opened(source) as reader, closing(files.create(target)) as writer:
-        before, made = os.fstat(reader), os.fstat(writer)
-        if not before.st_size or not _is_cloned(files, reader, writer, (before.st_dev, made.st_dev)):
-            sha256 = _filled(files, reader, writer, before.st_size)
-        else:
-            sha256 = hashed(reader, size=before.st_size)
-            if _last_touched(os.fstat(reader)) != _last_touched(before):
-                sha256 = sha256_of(target)
-        files.set_mode(writer, mode)
-        files.set_mtime(writer, mtime_ns)
+        try:
+            return _copied(files, reader, writer, target, mode, mtime_ns)
+        except OSError:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.lstat(target), os.fstat(writer)):
+                    files.unlink(target)
+            raise
+
+
+def _copied(files: Files, reader: int, writer: int, target: str, mode: int, mtime_ns: int) -> Copied:
+    before, made = os.fstat(reader), os.fstat(writer)
+    if not before.st_size or not _is_cloned(files, reader, writer, (before.st_dev, made.st_dev)):
+        sha256 = _filled(files, reader, writer, before.st_size)
+    else:
+        sha256 = hashed(reader, size=before.st_size)
+        if _last_touched(os.fstat(reader)) != _last_touched(before):
+            sha256 = sha256_of(target)
+    files.set_mode(writer, mode)
+    files.set_mtime(writer, mtime_ns)
     return Copied(sha256, made.st_dev, made.st_ino)
 
 

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NoReturn, Self
 
 from dicomsort.errors import DicomsortError, StateDamaged
 from dicomsort.files import Files, look_up, opened, opened_file, whole_lines
-from dicomsort.jsonlines import dump, parse
+from dicomsort.jsonlines import dump, number_cell, parse
 from dicomsort.records import Operation, Outcome, Result, Row, Verb
 
 STATE = ".dicomsort"
@@ -34,13 +34,15 @@ _OUTCOMES = tuple(Outcome)
 _DONE = _OUTCOMES.index(Outcome.DONE) + 1
 _FIELDS = attrgetter(*(f.name for f in fields(Operation)))
 _CELLS = attrgetter(*(f.name for f in fields(Row)))
+_NAMES = [f.name for f in fields(Operation)]
+_MTIME, _STAMP = _NAMES.index("mtime_ns"), _NAMES.index("stamp_ns")
 _BUFFER = 1 << 20
 _LONGEST_LINE = 64 << 20  # a batch of operations with the longest paths stays below it
 _TAIL = 256  # bytes that hold the seal
 _MAX_64 = (1 << 64) - 1
 _MAX_TIME = 1 << 93  # nanoseconds: what 64 bits of seconds hold
 _MODES = 0o7777
-_TYPES = (int, Verb, str, str, str, int, int, int, int, int, str, int)  # of an operation's fields, the row left out
+_TYPES = [(int, Verb, str, str, str, *[int] * 5, str, stamp) for stamp in (int, type(None))]  # the row left out
 _CELL_TYPES = tuple(int if f.name == "size" else str for f in fields(Row))
 _VERBS = frozenset({"sort", "undo", "review"})
 _TEXTS = ("verb", "inbox", "outbox", "started", "mode", "layout", "model", "undoes", "class", "reviewer", "corrections")
@@ -69,8 +71,10 @@ def _line(value: object) -> bytes:
 
 
 def pack(operation: Operation) -> list[Any]:
-    """An operation as a JSON list."""
+    """An operation as a JSON list; a stamp of 0 is none, so one that is 1970 itself is written as text."""
     *cells, row = _FIELDS(operation)
+    cells[_MTIME] = number_cell(operation.mtime_ns)
+    cells[_STAMP] = 0 if operation.stamp_ns is None else number_cell(operation.stamp_ns) or "0"
     return [*cells, None if row is None else _CELLS(row)]
 
 
@@ -78,17 +82,22 @@ def unpack(cells: list[Any]) -> Operation:
     """The inverse of ``pack``; ValueError or TypeError where the cells are not what ``pack`` makes."""
     number, verb, *middle, row = cells
     values: list[Any] = [number, Verb(verb), *middle, None if row is None else Row(*row)]
+    for place in (_MTIME, _STAMP):
+        if type(values[place]) is str:
+            values[place] = int(values[place])
+        elif place == _STAMP and values[place] == 0:
+            values[place] = None
     operation = Operation(*values)
     _check_operation(operation)
     return operation
 
 
 def _check_operation(o: Operation) -> None:
-    if tuple(map(type, _FIELDS(o)))[:-1] != _TYPES or (o.row and tuple(map(type, _CELLS(o.row))) != _CELL_TYPES):
+    if tuple(map(type, _FIELDS(o)))[:-1] not in _TYPES or (o.row and tuple(map(type, _CELLS(o.row))) != _CELL_TYPES):
         raise ValueError("a value of another type")
     if not (0 <= o.size <= _MAX_64 and 0 <= o.device <= _MAX_64 and 0 <= o.inode <= _MAX_64 and 0 <= o.mode <= _MODES):
         raise ValueError("a number out of its range")
-    if abs(o.mtime_ns) > _MAX_TIME or abs(o.stamp_ns) > _MAX_TIME:
+    if abs(o.mtime_ns) > _MAX_TIME or abs(o.stamp_ns or 0) > _MAX_TIME:
         raise ValueError("a time out of its range")
     if not (is_place(o.source) and all(place == "" or is_place(place) for place in (o.target, o.kept))):
         raise ValueError("a path that leads out of inbox and outbox")

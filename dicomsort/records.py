@@ -77,7 +77,11 @@ class _Packed:
 
 @dataclass(frozen=True, slots=True)
 class Found(_Packed):
-    """A regular file that the walk found, with what ``stat`` says of it."""
+    """A regular file that the walk found, with what ``stat`` says of it.
+
+    ``ctime_ns`` and ``met_ns`` are set only where ``mtime_ns`` lay ahead of the clock when the walk met the file:
+    ``st_ctime``, and the time of the clock then.
+    """
 
     path: str
     size: int
@@ -85,6 +89,20 @@ class Found(_Packed):
     device: int
     inode: int
     mode: int = 0o644
+    ctime_ns: int = 0
+    met_ns: int = 0
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether mtime and ctime both lay ahead of the clock, so that neither tells when the file changed."""
+        return self.ctime_ns > self.met_ns
+
+    @property
+    def changed_ns(self) -> int:
+        """When the file changed: its mtime, its ctime where the mtime lay ahead of the clock, 0 where both did."""
+        if not self.met_ns:
+            return self.mtime_ns
+        return 0 if self.is_ahead else self.ctime_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +206,7 @@ class Operation:
     inode: int = 0
     mode: int = 0o644
     sha256: str = ""
-    stamp_ns: int = 0
+    stamp_ns: int | None = None
     row: Row | None = None
 
 

@@ -11,7 +11,7 @@ from dicomsort.files import Files
 
 CHANGES = (
     "make_folder", "remove_folder", "link", "unlink", "replace", "create", "open_append", "write", "truncate",
-    "set_mode", "set_mtime", "clone", "flush", "flush_system",
+    "allocate", "set_mode", "set_mtime", "clone", "flush", "flush_system",
 )  # fmt: skip
 
 

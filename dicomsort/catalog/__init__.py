@@ -18,6 +18,7 @@ from typing import Any, Self
 from dicomsort.catalog import rows, schema
 from dicomsort.catalog.ledger import Ledger
 from dicomsort.errors import DicomsortError
+from dicomsort.jsonlines import number_cell
 from dicomsort.records import Examined, Found, Group, Grouping, Look, Verdict, Vote
 
 __all__ = ["Catalog", "Ledger"]
@@ -28,7 +29,7 @@ _KNOWN = 4096  # numbers of groups that are kept in memory: those of the files t
 class Catalog:
     """One run's spool; use it as a context, from one thread."""
 
-    def __init__(self, changed_ns: Callable[[Found], int] = attrgetter("mtime_ns")) -> None:
+    def __init__(self, changed_ns: Callable[[Found], int] = attrgetter("changed_ns")) -> None:
         """Make the base in a temporary folder and take its name away at once, so that not even a crash leaves it.
 
         ``changed_ns`` tells when a file last changed, which groups are settled by.
@@ -87,12 +88,23 @@ class Catalog:
 
     def add_folders(self, folders: Iterable[tuple[str, int, int]]) -> None:
         """Spool the inbox's folders: path, mode, mtime in nanoseconds."""
-        self._base.executemany("INSERT INTO folders VALUES (?, ?, ?)", ((os.fsencode(p), m, t) for p, m, t in folders))
+        cells = ((os.fsencode(path), mode, number_cell(mtime_ns)) for path, mode, mtime_ns in folders)
+        self._base.executemany("INSERT INTO folders VALUES (?, ?, ?)", cells)
 
     def folders_deepest_first(self) -> Iterator[tuple[str, int, int]]:
         """Yield the inbox's folders so that each comes after those within it."""
         for path, mode, mtime in self._base.execute("SELECT path, mode, mtime_ns FROM folders ORDER BY path DESC"):
-            yield os.fsdecode(path), mode, mtime
+            yield os.fsdecode(path), mode, int(mtime)
+
+    def dated_ahead(self) -> Iterator[tuple[int, Found]]:
+        """Yield the files whose mtime and ctime both lay ahead of the clock, each with the number of its group."""
+        for group, *cells in self._rows(schema.DATED_AHEAD):
+            if (found := rows.found(cells)).is_ahead:
+                yield group, found
+
+    def unsettle(self, group: int) -> None:
+        """Note that files of a group still change."""
+        self._base.execute(schema.UNSETTLE, (group,))
 
     def complete(self) -> Ledger:
         """Every file is there: return what planning asks."""

@@ -8,7 +8,7 @@ from dataclasses import fields
 from operator import attrgetter
 from typing import Any, Final
 
-from dicomsort.jsonlines import dump, parse
+from dicomsort.jsonlines import dump, number_cell, parse
 from dicomsort.records import (
     DecidedBy,
     Examined,
@@ -35,21 +35,32 @@ _SIGN: Final = 1 << 63  # SQLite's integers end at 63 bits; inode and device num
 
 def file_cells(ordinal: int, group: int, e: Examined, frames: int, *, has_uids: bool) -> tuple[Any, ...]:
     """A row of ``files``."""
-    path, *facts = _FOUND_CELLS(e.found)
+    path, size, mtime, device, inode, mode, ctime, met = _FOUND_CELLS(e.found)
     number = e.header.instance_number
     instance = int(number) if _NUMBER.fullmatch(number) else 0
-    numbers = [c - 2 * _SIGN if c >= _SIGN else c for c in facts]
+    times = (number_cell(mtime), number_cell(ctime), met)
     sop = e.header.sop_uid if has_uids else ""
     header = dump(_HEADER_CELLS(e.header))
-    return (ordinal, os.fsencode(path), *numbers, header, e.sha256, e.failed, group, sop, instance, frames)
+    facts = (os.fsencode(path), size, _signed(device), _signed(inode), mode, *times)
+    return (ordinal, *facts, header, e.sha256, e.failed, group, sop, instance, frames)
 
 
 def examined(cells: list[Any]) -> Examined:
     """The inverse, from path to ``failed``."""
-    path, size, mtime, device, inode, mode, header, sha256, failed = cells
-    found = Found(os.fsdecode(path), size, mtime, device % (2 * _SIGN), inode % (2 * _SIGN), mode)
+    *facts, header, sha256, failed = cells
     kind, *rest = parse(header)
-    return Examined(found, Header(Kind(kind), *rest), sha256, failed)
+    return Examined(found(facts), Header(Kind(kind), *rest), sha256, failed)
+
+
+def found(cells: list[Any]) -> Found:
+    """A file as the walk met it."""
+    path, size, device, inode, mode, mtime, ctime, met = cells
+    numbers = (device % (2 * _SIGN), inode % (2 * _SIGN), mode, int(ctime), met)
+    return Found(os.fsdecode(path), size, int(mtime), *numbers)
+
+
+def _signed(number: int) -> int:
+    return number - 2 * _SIGN if number >= _SIGN else number
 
 
 def group(row: tuple[Any, ...]) -> Group:

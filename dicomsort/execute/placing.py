@@ -258,7 +258,7 @@ def _mode(o: Operation) -> int:
 
 
 def _stamp(o: Operation) -> int:
-    return o.stamp_ns or o.mtime_ns
+    return o.mtime_ns if o.stamp_ns is None else o.stamp_ns
 
 
 def _unchanged(o: Operation, status: os.stat_result) -> bool:

@@ -173,7 +173,8 @@ def row_of(e: Examined, verdict: Verdict, destination: str, action: Action) -> R
     """The manifest's row of a file, as it will be if the operation succeeds."""
     h = e.header
     modality, odd = (h.modality, "") if _CODE.fullmatch(h.modality) else ("", "Modality (0008,0060) is no code")
-    message = "; ".join(part for part in (e.failed, h.message, verdict.note, odd) if part)
+    date = "time in the future" if e.found.met_ns else ""
+    message = "; ".join(part for part in (e.failed, h.message, verdict.note, odd, date) if part)
     return Row(
         e.found.path, destination, action, verdict.status, verdict.class_, verdict.reason, verdict.decided_by,
         _number(verdict.confidence), verdict.header_class, verdict.pixel_class, _number(verdict.pixel_confidence),

@@ -9,6 +9,8 @@ from itertools import chain
 from dicomsort.records import Action, Found, Operation, Outcome, Result, Verb
 
 _COARSE = 2_000_000_000  # nanoseconds: some file systems keep times to two seconds
+_EARLIEST = 315_532_800 * 10**9  # 1980, where the times of FAT begin, and
+_LATEST = (2**31 - 1) * 10**9  # 2038, where those of 32 bits end: every file system keeps what lies between
 
 
 def reverse(
@@ -50,12 +52,21 @@ def _returned(done: Iterable[tuple[Operation, Result]], look_up: Callable[[str],
         row = o.row and replace(o.row, action=Action.UNDONE)
         back = replace(o, source=o.target, target=o.source, inode=result.inode, row=row)
         if there is not None:
-            mtime_ns = there.mtime_ns if abs(there.mtime_ns - o.mtime_ns) < _COARSE else o.mtime_ns
+            mtime_ns = there.mtime_ns if _is_kept(o.mtime_ns, there.mtime_ns) else o.mtime_ns
             back = replace(back, device=there.device, mtime_ns=mtime_ns, stamp_ns=o.mtime_ns)
         if source is None:  # for a copy, too, whose source is gone: the only one left goes back instead of away
             yield replace(back, verb=Verb.MOVE)
         else:
             yield replace(back, verb=Verb.REMOVE, target="", kept=o.source)
+
+
+def _is_kept(given_ns: int, there_ns: int) -> bool:
+    """Whether a file's mtime is the one that it was given, as its file system keeps that.
+
+    A time beyond those that a file system knows becomes the first or the last of these.
+    """
+    is_last, is_first = _LATEST <= there_ns < given_ns, given_ns < there_ns <= _EARLIEST
+    return abs(there_ns - given_ns) < _COARSE or is_last or is_first
 
 
 def _folders_again(done: Iterable[tuple[Operation, Result]]) -> Iterator[Operation]:

@@ -43,7 +43,7 @@ class Rounds:
 
         A study settles ``settle_ns`` after the last of its files' times, and ``again_ns`` after the last was met.
         """
-        self._request = request
+        self._request = replace(request, clock=replace(request.clock, now_ns=clock))
         self._outbox = request.outbox or ""
         self._settle_ns = settle_ns
         self._open_engine = open_engine
@@ -61,7 +61,7 @@ class Rounds:
         """
         self._check_inbox()
         self._resume(round_, on_row)
-        round_.scan = self._seen.scan(walk_inbox(self._request.inbox, self._outbox))
+        round_.scan = self._seen.scan(walk_inbox(self._request.inbox, self._outbox, self._clock))
         if not round_.scan.ripe:
             return
         before = self._clock() - self._settle_ns if self._settle_ns else None
@@ -73,7 +73,7 @@ class Rounds:
             self._settled = summary.run_id
             round_.summaries.append(summary)
             round_.runs.append(summary.run_id)
-        round_.scan = self._seen.scan(walk_inbox(self._request.inbox, self._outbox))
+        round_.scan = self._seen.scan(walk_inbox(self._request.inbox, self._outbox, self._clock))
 
     def _check_inbox(self) -> None:
         """An inbox that is not mounted is missing, or an empty folder that is not the one of before."""

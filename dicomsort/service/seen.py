@@ -61,8 +61,9 @@ class Scan:
 class Seen:
     """The memory of one service, by which it tells ``sorting`` what is new and since when (``sorting.Arrivals``).
 
-    A file changed when it says so itself, but not after it was first met: the clock of a file server may go wrong. One
-    that came while the service ran is taken for fresh until it was met again, for copies often keep old times.
+    A file changed when it says so itself, but not after it was first met: the clock of a file server may go wrong.
+    Where mtime and ctime lie ahead of the clock, it counts from when it was first met: two rounds tell if it rests. A
+    file that came while the service ran is taken for fresh until it was met again, for copies often keep old times.
     """
 
     def __init__(self, settle_ns: int, again_ns: int, clock: Callable[[], int]) -> None:
@@ -150,7 +151,7 @@ class Seen:
             return 0
         if key in self._changed:
             return self._changed[key]
-        changed = min(max(entry.mtime_ns, 0), now)
+        changed = now if entry.is_ahead else min(max(entry.changed_ns, 0), now)
         return changed if self._is_first else max(changed, now - self._fresh_ns)
 
 

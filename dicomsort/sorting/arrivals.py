@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from dicomsort.catalog import Catalog
 from dicomsort.discover import Folder, Passed, walk
+from dicomsort.files import look_up
 from dicomsort.records import Found, Group, Row, Vote
+from dicomsort.sorting.progress import Progress
+
+PAUSE = 1.0  # seconds between two steps of the progress while nothing else is done
 
 
 class Arrivals(Protocol):
@@ -32,9 +39,62 @@ class Survey:
     oldest_ns: int | None = None
 
 
-def walk_inbox(inbox: str, outbox: str | None) -> Iterator[Found | Passed | Folder]:
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where times come from, and how to wait; ``now_ns`` tells nanoseconds since 1970, and may be wrong, or jump."""
+
+    now_ns: Callable[[], int] = time.time_ns
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+def walk_inbox(
+    inbox: str, outbox: str | None, clock: Callable[[], int] = time.time_ns
+) -> Iterator[Found | Passed | Folder]:
     """Walk an inbox, but not the outbox where that lies in it."""
-    return walk(inbox, _is_state_of(outbox))
+    return walk(inbox, _is_state_of(outbox), clock)
+
+
+class SecondLook:
+    """Tells whether files still change whose mtime and ctime both lie ahead of the clock: by two looks at them."""
+
+    def __init__(self, inbox: str, settle: float, clock: Clock) -> None:
+        """The looks are ``settle`` seconds apart, or more."""
+        self._inbox, self._settle, self._clock = inbox, settle, clock
+        self._met: float | None = None  # when the last of them was met, by the monotonic clock
+
+    def watch(self, entries: Iterable[Found | Passed | Folder]) -> Iterator[Found | Passed | Folder]:
+        """Yield what a walk meets, and note whether there are such files."""
+        for entry in entries:
+            if isinstance(entry, Found) and entry.is_ahead:
+                self._met = self._clock.monotonic()
+            yield entry
+
+    def take(self, catalog: Catalog, progress: Progress) -> None:
+        """Wait as long as needed, then look again; the groups of those that changed are unsettled."""
+        if self._met is None:
+            return
+        due = self._met + self._settle
+        left = due - self._clock.monotonic()
+        if left > 0:
+            progress.stage("waiting until files dated in the future have settled", math.ceil(left / PAUSE))
+        while left > 0:
+            self._clock.sleep(min(left, PAUSE))
+            progress.advance()
+            left = due - self._clock.monotonic()
+        for group, found in catalog.dated_ahead():
+            if not self._is_as_met(found):
+                catalog.unsettle(group)
+
+    def _is_as_met(self, found: Found) -> bool:
+        try:
+            status = look_up(f"{self._inbox}/{found.path}")
+        except OSError:
+            return False
+        if status is None:
+            return False
+        now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        return now == (found.size, found.mtime_ns, found.ctime_ns, found.inode)
 
 
 def survey(inbox: str, outbox: str | None) -> Survey:

@@ -20,12 +20,15 @@ from dicomsort.files import Files, closing, look_up, missing_folders
 from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, is_run, replay, runs_folder
 from dicomsort.report import MANIFEST, SUMMARY, Summary, is_told_of, read_summary
 
+RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 500,000 files need about as many
+_ROOM, _BLOCK = 256 << 10, 4 << 10  # bytes: for what does not grow with a run; for a folder that is made again
 REVIEW_VERB = "review"  # of a plan that carries out a person's decision
 STAMP = "%Y%m%dT%H%M%SZ"  # in the id of a run, UTC
 _README = """\
 This folder is the memory of dicomsort for the outbox around it: do not delete it while a run is not finished.
 
 lock                      held by a running dicomsort; the system frees it when that process ends
+reserve                   room on the disk that `dicomsort undo` needs where the disk is full; it holds nothing
 runs/<run-id>/plan.jsonl  what the run decided to do, sealed before the first file was placed
              journal.jsonl  what it began and what it finished; `dicomsort resume` goes on from here
              manifest.csv   its rows of the manifest
@@ -146,8 +149,12 @@ def held(files: Files, outbox: str, *, create: bool) -> Iterator[None]:
         if not files.lock(descriptor):
             raise OutboxLocked(_holder(descriptor, outbox))
         mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
-        files.truncate(descriptor, 0)
-        files.write(descriptor, json.dumps(mine).encode())
+        try:
+            files.truncate(descriptor, 0)
+            files.write(descriptor, json.dumps(mine).encode())
+        except OSError:
+            if create:  # a sort needs room for more than this; what frees room must go on without
+                raise
         yield
 
 
@@ -205,6 +212,35 @@ def new_run(files: Files, outbox: str) -> str:
         run = f"{stamp}-{following}" if len(following) == len(token) else f"{newest}+"
     files.make_folder(f"{runs_folder(outbox)}/{run}", 0o700)
     return run
+
+
+def room_for_undo(plan_bytes: int, folders: int = 0) -> int:
+    """How many bytes an undo may write below the outbox: of a run whose plan has so many, and prunes so many folders.
+
+    It has a plan, a journal, and its rows twice: 2.7 times the run's plan at most, as measured.
+    """
+    return _ROOM + 3 * plan_bytes + _BLOCK * folders
+
+
+def make_reserve(files: Files, outbox: str, size: int) -> None:
+    """Keep so many bytes of the disk for an undo, up to a limit; go on without where it has them not, or cannot."""
+    path, size = f"{outbox}/{STATE}/{RESERVE}", min(size, RESERVE_LIMIT)
+    there = look_up(path)
+    if there is not None and there.st_blocks * 512 >= size:
+        return
+    with suppress(OSError), closing(files.open_append(path, 0o600)) as descriptor:
+        before = os.fstat(descriptor).st_size
+        try:
+            files.allocate(descriptor, size)
+        except OSError:
+            files.truncate(descriptor, before)  # what it got of the last room is needed more by the run
+            raise
+
+
+def free_reserve(files: Files, outbox: str) -> None:
+    """Give back what ``make_reserve`` keeps."""
+    with suppress(OSError):
+        files.unlink(f"{outbox}/{STATE}/{RESERVE}")
 
 
 def all_runs(outbox: str, since: str = "") -> list[str]:

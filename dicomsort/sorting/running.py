@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
-from dicomsort.errors import DicomsortError, Outdated, UsageError
+from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, UsageError
 from dicomsort.execute import Executor, Roots
 from dicomsort.files import Files, is_network, look_up
-from dicomsort.journal import Journal, Plan, PlanWriter, Replay, replay, runs_folder
+from dicomsort.journal import PLAN, Journal, Plan, PlanWriter, Replay, replay, runs_folder
 from dicomsort.plan import reverse
 from dicomsort.records import Found, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import (
@@ -34,12 +36,15 @@ from dicomsort.sorting.outbox import (
     chosen,
     corrections_of,
     decisions_about,
+    free_reserve,
     held,
     inbox_of,
     load_run,
     load_runs,
+    make_reserve,
     new_run,
     now,
+    room_for_undo,
     undoings,
     unfinished,
     wholly_undone,
@@ -48,6 +53,7 @@ from dicomsort.sorting.progress import Progress
 
 # Threads that place: a local disk answers sooner than the interpreter switches between many, a network does not.
 LOCAL_THREADS, NETWORK_THREADS = 2, 8
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _log = logging.getLogger("dicomsort")
 
 
@@ -60,6 +66,17 @@ def carry_out(
     on_row: Callable[[Row], None] | None = None,
 ) -> Summary:
     """Execute the plan as far as it is not done, write the manifest; idempotent. ``on_row`` is given each final row."""
+    with _room_told(lambda: _unwritten(outbox, run, plan), _resumes(outbox, run)):
+        return _carry_out(files, outbox, run, plan, progress, on_row)
+
+
+def _resumes(outbox: str, run: str) -> str:
+    return f"`dicomsort resume {outbox} {run}` goes on"
+
+
+def _carry_out(
+    files: Files, outbox: str, run: str, plan: Plan, progress: Progress, on_row: Callable[[Row], None] | None
+) -> Summary:
     started = time.monotonic()
     if not os.path.isdir(inbox := inbox_of(plan.head, outbox)):
         raise DicomsortError(f"run {run}: expected its inbox {inbox!r}, received nothing there; mount it, then resume")
@@ -85,6 +102,31 @@ def carry_out(
     summary.seconds = time.monotonic() - started
     summary.notes = list(plan.head.get("notes", []))
     return summary
+
+
+@contextmanager
+def _room_told(needed: Callable[[], tuple[str, int]], advice: str) -> Iterator[None]:
+    """Where the disk is full, say of a folder how many bytes are needed there, and what to do when there is room."""
+    try:
+        yield
+    except (OSError, PlacingFailed) as error:
+        if not any(reason in str(error) for reason in _FULL):
+            raise
+        folder, size = needed()
+        free = shutil.disk_usage(folder).free
+        room = f"about {size:,} bytes are to be written below {folder!r}, and {free:,} are free"
+        raise PlacingFailed(f"{error}; {room}: make room, then {advice}") from error
+
+
+def _unwritten(outbox: str, run: str, plan: Plan) -> tuple[str, int]:
+    """Where a run has still to write files, and how many bytes, with what it keeps of itself."""
+    known, inbox = replay(f"{runs_folder(outbox)}/{run}", plan.count), inbox_of(plan.head, outbox)
+    is_across = os.stat(inbox).st_dev != os.stat(outbox).st_dev
+    copied = {Verb.COPY, Verb.MOVE} if is_across else {Verb.COPY}
+    size = sum(o.size for o in plan.operations() if o.verb in copied and not known.has_ended(o.number))
+    if is_across and size and plan.head["verb"] == "undo":
+        return inbox, size
+    return outbox, size + room_for_undo(os.stat(plan.path).st_size)
 
 
 def _threads(outbox: str) -> int:
@@ -120,8 +162,17 @@ def finish(
 ) -> Summary:
     """Carry out a sealed plan to its end, in an outbox that is held already."""
     plan = Plan.open(f"{runs_folder(outbox)}/{run}")
-    summary = carry_out(files, outbox, run, plan, progress, on_row)
-    write_summary(files, outbox, summary)
+    if "undoes" in plan.head:
+        free_reserve(files, outbox)
+    return _end(files, outbox, run, plan, progress, on_row)
+
+
+def _end(
+    files: Files, outbox: str, run: str, plan: Plan, progress: Progress, on_row: Callable[[Row], None] | None
+) -> Summary:
+    with _room_told(lambda: _unwritten(outbox, run, plan), _resumes(outbox, run)):
+        summary = _carry_out(files, outbox, run, plan, progress, on_row)
+        write_summary(files, outbox, summary)
     _unlearn(files, outbox, plan, summary)
     return summary
 
@@ -158,19 +209,29 @@ def undo(outbox: str, run: str | None, progress: Progress, files: Files, *, with
         runs = load_runs(outbox)
         name = chosen(outbox, runs, run, _newest_undoable(runs), "to undo").name
         plan = _undoable(outbox, runs, name)
-        complete_reports(files, outbox, runs.values())
-        roots = Roots(inbox_of(plan.head, outbox), outbox)
-        with closing(Journal(files, f"{runs_folder(outbox)}/{name}", plan.count)) as journal:
-            Executor(files, roots, journal, name, LOCAL_THREADS).settle(plan)
-            known = journal.known
-        mine = new_run(files, outbox)
-        head = {"verb": "undo", "undoes": name, "inbox": roots.inbox, "outbox": outbox, "started": now()}
-        operations = reverse(lambda: _done(plan, known), known.folders, lambda path: look_for(roots.absolute(path)))
-        sealed = seal_plan(files, outbox, mine, head, operations)
-        summary = carry_out(files, outbox, mine, sealed, progress)
-        write_summary(files, outbox, summary)
-        _unlearn(files, outbox, sealed, summary)
-        return summary
+        free_reserve(files, outbox)
+        room = room_for_undo(os.stat(plan.path).st_size)
+        with _room_told(lambda: (outbox, room), f"`dicomsort undo {outbox} {name}` again"):
+            complete_reports(files, outbox, runs.values())
+            mine, sealed = _seal_undo(files, outbox, name, plan)
+        return _end(files, outbox, mine, sealed, progress, None)
+
+
+def _seal_undo(files: Files, outbox: str, run: str, plan: Plan) -> tuple[str, Plan]:
+    """Find out how a run stands, and seal the plan that undoes it: the undo's own run, and that plan."""
+    roots = Roots(inbox_of(plan.head, outbox), outbox)
+    with closing(Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)) as journal:
+        Executor(files, roots, journal, run, LOCAL_THREADS).settle(plan)
+        known = journal.known
+    mine = new_run(files, outbox)
+    head = {"verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": outbox, "started": now()}
+    operations = reverse(lambda: _done(plan, known), known.folders, lambda path: look_for(roots.absolute(path)))
+    try:
+        return mine, seal_plan(files, outbox, mine, head, operations)
+    except OSError:
+        with suppress(OSError):
+            files.remove_folder(f"{runs_folder(outbox)}/{mine}")
+        raise
 
 
 def _undo_decisions(outbox: str, run: str | None, progress: Progress, files: Files) -> None:
@@ -185,12 +246,21 @@ def _undo_decisions(outbox: str, run: str | None, progress: Progress, files: Fil
 
 
 def seal_plan(files: Files, outbox: str, run: str, head: dict[str, Any], operations: Iterator[Operation]) -> Plan:
-    """Write operations as the run's plan and seal it."""
-    writer = PlanWriter(files, f"{runs_folder(outbox)}/{run}", head)
-    with closing(writer):
-        for operation in operations:
-            writer.add(operation)
-        writer.seal()
+    """Write operations as the run's plan and seal it; then keep room for an undo of it."""
+    folder, pruned = f"{runs_folder(outbox)}/{run}", 0
+    writer = PlanWriter(files, folder, head)
+    try:
+        with closing(writer):
+            for operation in operations:
+                writer.add(operation)
+                pruned += operation.verb is Verb.REMOVE_FOLDER
+            writer.seal()
+    except OSError:
+        with suppress(OSError):
+            files.unlink(f"{folder}/{PLAN}")  # half a plan is none, and would take what room there is
+        raise
+    if head["verb"] != "undo":
+        make_reserve(files, outbox, room_for_undo(os.stat(f"{folder}/{PLAN}").st_size, pruned))
     return writer.plan
 
 

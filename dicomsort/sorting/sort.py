@@ -21,7 +21,7 @@ from dicomsort.journal import STATE
 from dicomsort.plan import Layout, Options, parse_layout, plan
 from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Row, Verb
 from dicomsort.report import Damages, Summary, history, write_summary
-from dicomsort.sorting.arrivals import Arrivals, as_one, walk_inbox
+from dicomsort.sorting.arrivals import Arrivals, Clock, SecondLook, as_one, walk_inbox
 from dicomsort.sorting.examining import examine_inbox
 from dicomsort.sorting.looking import Looker
 from dicomsort.sorting.outbox import check_state, damages, held, load_runs, new_run, now, unfinished
@@ -43,9 +43,11 @@ class Request:
     bundle: Bundle
     layout: Layout
     judge: Judge
+    settle: float  # seconds; 0: nothing settles
+    clock: Clock
 
 
-def check(inbox: str, outbox: str | None, settings: SortSettings) -> Request:
+def check(inbox: str, outbox: str | None, settings: SortSettings, clock: Clock | None = None) -> Request:
     """Prove that a request can be carried out; UsageError or BundleError otherwise."""
     layout = parse_layout(settings.layout)
     bundle = load(settings.model or default_path(), RENDERING_VERSION)
@@ -62,10 +64,11 @@ def check(inbox: str, outbox: str | None, settings: SortSettings) -> Request:
         message = f"--duplicates remove: expected --move with it, received --{settings.mode}"
         raise UsageError(message)
     settle = settings.settle if settings.settle is not None else SETTLE if settings.mode == "move" else 0.0
-    before = time.time_ns() - int(settle * 1e9) if settle > 0 else None
+    clock = clock or Clock()
+    before = clock.now_ns() - int(settle * 1e9) if settle > 0 else None
     classes, thresholds = bundle.header_classes, (bundle.decide, bundle.contradict)
     judge = Judge(bundle.labels, classes, *thresholds, settings.evidence, before, bundle.distance)
-    return Request(source, target, settings, bundle, layout, judge)
+    return Request(source, target, settings, bundle, layout, judge, settle, clock)
 
 
 def _check_inbox(inbox: str, source: str) -> None:
@@ -184,14 +187,18 @@ class Job:
         looker = Looker(request.inbox, folder, request.judge, self.engine, catalog, progress)
         looks = request.settings.evidence != "header"
         look_early = looker.notice if looks else _nothing
-        entries = walk_inbox(request.inbox, request.outbox)
+        entries = walk_inbox(request.inbox, request.outbox, request.clock.now_ns)
+        second_look = SecondLook(request.inbox, request.settle, request.clock)
         if arrivals is not None:
             entries = filterfalse(arrivals.is_known, entries)
+        elif request.settle > 0:
+            entries = second_look.watch(entries)
         examine_inbox(request.inbox, entries, self.engine, catalog, progress, look_early)
         ledger = catalog.complete()
         self._recall(ledger)
         if looks:
             looker.run()
+        second_look.take(catalog, progress)
         progress.stage("deciding", None)
         for study in catalog.studies():
             first = study[0][0]
