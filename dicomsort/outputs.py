@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,8 @@ class Gate:
             raise UsageError(f"{option}: expected a path, received {str(path)!r}")
         try:
             target = os.path.realpath(path)
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(target)
         except OSError as error:
             raise UsageError(f"{option}: expected a path, received {str(path)!r} ({error.strerror})") from None
         for name, read in self.reads.items():
@@ -87,7 +90,7 @@ class Gate:
     def _outboxes(self, target: str) -> list[str]:
         """The command's outbox and all others that a path lies in."""
         found = [os.path.realpath(self.outbox)] if self.outbox else []
-        folder = os.path.dirname(target)
+        folder = target
         while folder != os.path.dirname(folder):
             if os.path.isdir(f"{folder}/{STATE}/runs"):
                 found.append(folder)
