@@ -9,19 +9,26 @@ from dataclasses import dataclass
 
 from dicomsort.files import look_up, opened_file
 
-DEVICES = frozenset({"/dev/null", "/dev/stdout", "/dev/stderr"})  # accepted by these names where a file is written
+DEVICES = frozenset({"/dev/null", "/dev/full", "/dev/tty", "/dev/stdout", "/dev/stderr"})  # accepted in place of a file
 _HEAD = 4096  # bytes that tell what a file is
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A kind of file that dicomsort writes: what an earlier one is called, and a pattern of its first bytes."""
+    """A kind of file that dicomsort writes: what an earlier one is called, a pattern of its first bytes.
+
+    ``literal`` are bytes that each one begins with, where there are such.
+    """
 
     name: str
     first: re.Pattern[bytes]
+    literal: bytes = b""
 
-    def problem(self, path: str) -> str:
-        """Why a file may not be written in place of what has its name; empty for a new, empty or earlier file."""
+    def problem(self, path: str, *, torn: bool = False) -> str:
+        """Why a file may not be written in place of what has its name; empty for a new, empty or earlier file.
+
+        ``torn``: also for one that was cut short while it was written.
+        """
         status = look_up(path)
         if status is None:
             return ""
@@ -29,7 +36,8 @@ class Content:
             return "it is no regular file"
         try:
             with opened_file(path) as stream:
-                return self.problem_of(stream.read(_HEAD))
+                first = stream.read(_HEAD)
+            return "" if torn and self.literal.startswith(first) else self.problem_of(first)
         except OSError as error:
             return error.strerror or str(error)
 
@@ -42,6 +50,11 @@ class Content:
     def problem_of(self, first: bytes) -> str:
         """The same for the first bytes of a file."""
         return "" if not first or self.first.match(first) else "it holds something else"
+
+
+def beginning(name: str, literal: bytes) -> Content:
+    """A kind of file that begins with some bytes."""
+    return Content(name, re.compile(re.escape(literal)), literal)
 
 
 LOG = Content(

@@ -42,7 +42,7 @@ class Gate:
         """
         if str(path) in DEVICES and devices:
             return str(path)
-        target = self._resolved(option, path)
+        target = self._resolved(option, path, "file")
         parent = os.path.dirname(target)
         if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
             raise UsageError(f"{option}: expected a file in a folder that can be written, received {str(path)!r}")
@@ -55,7 +55,7 @@ class Gate:
 
         ``problem`` says what is wrong with a folder that is there already.
         """
-        target = self._resolved(option, path)
+        target = self._resolved(option, path, "folder")
         nearest = target
         while look_up(nearest) is None:
             nearest = os.path.dirname(nearest)
@@ -67,7 +67,7 @@ class Gate:
             )
         return target
 
-    def _resolved(self, option: str, path: Path) -> str:
+    def _resolved(self, option: str, path: Path, what: str) -> str:
         if not str(path) or "\0" in str(path):
             raise UsageError(f"{option}: expected a path, received {str(path)!r}")
         try:
@@ -78,12 +78,12 @@ class Gate:
             raise UsageError(f"{option}: expected a path, received {str(path)!r} ({error.strerror})") from None
         for name, read in self.reads.items():
             if _is_within(target, os.path.realpath(read)):
-                raise UsageError(f"{option}: expected a path outside the {name}, received {str(path)!r}")
+                raise UsageError(f"{option}: expected a {what} outside the {name}, received {str(path)!r}")
         for outbox in self._outboxes(target):
             if _is_own(outbox, target, self.labels):
                 advice = "another name at its top, or a place outside, will do"
                 raise UsageError(
-                    f"{option}: expected a path that is none of the outbox's own, received {str(path)!r}; {advice}"
+                    f"{option}: expected a {what} that is none of the outbox's own, received {str(path)!r}; {advice}"
                 )
         return target
 

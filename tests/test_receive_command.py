@@ -49,7 +49,7 @@ def inbox(tmp_path: Path) -> Path:
         (["--allow", "CT1", "--allow", "A\\B"], "--allow: expected an AE title"),
         (["--ae-title", "Ä"], "--ae-title: expected an AE title"),
         (["--log-format", "xml"], "--log-format: expected text|json"),
-        (["--log-file", "/nowhere/log"], "--log-file: expected a file that can be written"),
+        (["--log-file", "/nowhere/log"], "--log-file: expected a file in a folder that can be written"),
         (["--tls-key", "key.pem"], "expected --tls-cert beside"),
     ],
 )

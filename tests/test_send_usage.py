@@ -82,9 +82,9 @@ def test_addresses_that_are_none(folder: Path, to: str, message: str) -> None:
         (["--associations", "0"], "--associations: expected at least 1"),
         (["--auth", "file"], "--auth: expected an https:// address beside it"),
         (["--log-format", "xml"], "--log-format: expected text|json, received 'xml'"),
-        (["--log-file", "/no/such/folder/log"], "--log-file: expected a file that can be written"),
+        (["--log-file", "/no/such/folder/log"], "--log-file: expected a file in a folder that can be written"),
         (["--colour"], "No such option"),
-        (["--journal", "/proc/1/journal"], "--journal FILE names another place"),
+        (["--journal", "/proc/1/journal"], "--journal: expected a file in a folder that can be written"),
     ],
 )
 def test_options_that_are_wrong(folder: Path, options: list[str], message: str) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 from dicomsort import __version__
 from dicomsort.bundle import Bundle
 from dicomsort.classify import is_strange
-from dicomsort.content import Content
+from dicomsort.content import beginning
 from dicomsort.pages import charts
 from dicomsort.pages.charts import Mark, Part
 from dicomsort.pages.facts import Fact, shown, size
@@ -26,7 +26,7 @@ from dicomsort.sorting.outbox import STAMP
 from dicomsort.sorting.retelling import Told
 
 FIRST: Final = b"<!DOCTYPE html>\n<!-- dicomsort report -->\n"
-FILE: Final = Replaced("--html", Content("an earlier report", re.compile(re.escape(FIRST))), 0o600)
+FILE: Final = Replaced("--html", beginning("an earlier report", FIRST), 0o600)
 NAMED = 10  # archives and kinds that are named; more are counted
 
 # In the order of the page: what it means, and its colour.

@@ -5,7 +5,6 @@ Whatever collects it (the textfile collector of node_exporter, say) meets the ol
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from dicomsort.content import Content
+from dicomsort.content import beginning
 from dicomsort.files import Files
 from dicomsort.records import Row
 from dicomsort.report.text import printable
@@ -47,7 +46,7 @@ FAMILIES: Final[dict[str, tuple[str, str]]] = {
     "dicomsort_send_failures_total": ("counter", "Instances that could not be sent, each attempt counted, by route."),
     "dicomsort_route_up": ("gauge", "Whether a route's destination was there when it was last tried: 1, or 0."),
 }
-FILE: Final = Replaced("--metrics", Content("earlier figures", re.compile(rb"# HELP dicomsort_")), 0o644)
+FILE: Final = Replaced("--metrics", beginning("earlier figures", b"# HELP dicomsort_"), 0o644)
 
 
 @dataclass

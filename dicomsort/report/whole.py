@@ -36,7 +36,7 @@ class Replaced:
         folder, name = os.path.split(target)
         part = f"{folder}/.{name}.part"
         for each in (target, part):
-            if problem := self.content.problem(each):
+            if problem := self.content.problem(each, torn=each == part):
                 raise UsageError(
                     f"{self.option}: expected a new file or {self.content.name}, received {each!r}: {problem}"
                 )

@@ -115,13 +115,13 @@ def sort_inbox(
     with Catalog() as catalog:
         if request.settings.dry_run:
             summary = job.rehearse(catalog, show)
+            summary.seconds = time.monotonic() - started
         else:
             outbox = request.outbox or ""
             with held(files, outbox, create=True):
                 summary = job.carry_out(catalog, files, outbox, on_row)
                 summary.seconds, summary.stages = time.monotonic() - started, timed.seconds()
                 write_summary(files, outbox, summary)
-    summary.seconds = time.monotonic() - started
     return summary
 
 
