@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+_INTEGERS = range(-(1 << 63), 1 << 64)
 
 
 def dump(value: object) -> bytes:
@@ -22,8 +23,25 @@ def dump(value: object) -> bytes:
 
 
 def parse(data: bytes) -> Any:
-    """Read a value; ValueError where the bytes are no JSON."""
+    """Read a value; ValueError, and nothing else, where the bytes are no JSON or beyond what is read here.
+
+    Values may be nested to a depth of about 1,000. An integer beyond 64 bits is refused, or is a float as other numbers
+    are: whoever needs an integer checks the type.
+    """
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:  # perhaps an escaped surrogate
-        return json.loads(data)
+        pass
+    try:
+        return _decode(data.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("expected JSON, received values that are nested too deeply") from None
+
+
+def _integer(digits: str) -> int:
+    if (value := int(digits)) not in _INTEGERS:
+        raise ValueError(f"expected an integer of at most 64 bits, received one of {len(digits)} characters")
+    return value
+
+
+_decode = json.JSONDecoder(parse_int=_integer).decode
