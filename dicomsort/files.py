@@ -61,8 +61,17 @@ class Files:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, mode)
 
     def open_append(self, path: str, mode: int = 0o666) -> int:
-        """Open for appending, creating it where needed; return the descriptor."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_FOLLOW, mode)
+        """Open a regular file for appending, creating it where needed; return the descriptor.
+
+        What else has the name (a link, a FIFO, a device) is refused at once, and not opened.
+        """
+        there = look_up(path)
+        if there is None or stat.S_ISREG(there.st_mode):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_FOLLOW, mode)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):  # it may have changed since
+                return descriptor
+            os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", path)
 
     def write(self, descriptor: int, data: bytes | memoryview) -> None:
         """Write all of ``data``."""

@@ -11,12 +11,13 @@ from typing import Any
 import orjson
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
-_LARGE = 1 << 63
+_INTEGERS = range(-(1 << 63), 1 << 64)
+_SIGNED = range(-(1 << 63), 1 << 63)
 
 
 def number_cell(number: int) -> int | str:
     """A whole number as it can be kept: as text beyond 64 bits, which SQLite refuses and ``parse`` would round."""
-    return number if -_LARGE <= number < _LARGE else str(number)
+    return number if number in _SIGNED else str(number)
 
 
 def dump(value: object) -> bytes:
@@ -28,8 +29,25 @@ def dump(value: object) -> bytes:
 
 
 def parse(data: bytes) -> Any:
-    """Read a value; ValueError where the bytes are no JSON."""
+    """Read a value; ValueError, and nothing else, where the bytes are no JSON or beyond what is read here.
+
+    Values may be nested to a depth of about 1,000. An integer beyond 64 bits is refused, or is a float as other numbers
+    are: whoever needs an integer checks the type.
+    """
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:  # perhaps an escaped surrogate
-        return json.loads(data)
+        pass
+    try:
+        return _decode(data.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("expected JSON, received values that are nested too deeply") from None
+
+
+def _integer(digits: str) -> int:
+    if (value := int(digits)) not in _INTEGERS:
+        raise ValueError(f"expected an integer of at most 64 bits, received one of {len(digits)} characters")
+    return value
+
+
+_decode = json.JSONDecoder(parse_int=_integer).decode

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from rawscu import ABORT, ACCEPTED, ASSOCIATE, DATA, LAST, RELEASE, RELEASED, elements_of, item, pdu
 
 HOST = "127.0.0.1"
 ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
@@ -180,6 +181,65 @@ class Scp:
 
 def _no_delay(event: Any) -> None:
     event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class Stored(NamedTuple):
+    """A C-STORE request as a peer sees it."""
+
+    context: int
+    message: int
+    sop_class: bytes
+    sop_uid: bytes
+
+
+class RawScp:
+    """A C-STORE SCP of plain bytes: a request gets the bytes that a function makes of it. ``came`` keeps them all."""
+
+    def __init__(self, answer: Callable[[Stored], bytes]) -> None:
+        self.came: list[Stored] = []
+        self.aborts = 0  # A-ABORTs that were received
+        self.to = ""
+        self._answer = answer
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[RawScp]:
+        with raw_server(self._talk) as port:
+            self.to = f"RAW@{HOST}:{port}"
+            yield self
+
+    def _talk(self, connection: socket.socket) -> None:
+        connection.settimeout(30)
+        request = None
+        with connection.makefile("rb") as stream:
+            while len(head := stream.read(6)) == 6:
+                body = stream.read(int.from_bytes(head[2:], "big"))
+                if head[0] == ASSOCIATE:
+                    connection.sendall(_acceptance(body))
+                elif head[0] == RELEASE:
+                    connection.sendall(pdu(RELEASED, bytes(4)))
+                elif head[0] == ABORT:
+                    self.aborts += 1
+                elif head[0] == DATA and body[5] & 1:
+                    found = elements_of(body[6:])
+                    message = int.from_bytes(found[0x0110], "little")
+                    request = Stored(body[4], message, *(found[tag].rstrip(b"\0") for tag in (0x0002, 0x1000)))
+                elif head[0] == DATA and body[5] & LAST:
+                    assert request is not None
+                    self.came.append(request)
+                    connection.sendall(self._answer(request))
+
+
+def _acceptance(request: bytes) -> bytes:
+    """The A-ASSOCIATE-AC that takes every context of a request (PS3.8 9.3.3)."""
+    items, at = item(0x10, b"1.2.840.10008.3.1.1.1"), 68
+    while at < len(request):
+        size = int.from_bytes(request[at + 2 : at + 4], "big")
+        if request[at] == 0x20:
+            syntax = request[at + 4 : at + 4 + size].rpartition(b"\x40\0")[2][2:]
+            items += item(0x21, bytes([request[at + 4], 0, 0, 0]) + item(0x40, syntax))
+        at += 4 + size
+    user = item(0x50, item(0x51, (16384).to_bytes(4, "big")) + item(0x52, b"1.2.3"))
+    return pdu(ACCEPTED, request[:68] + items + user)
 
 
 class Reply(NamedTuple):

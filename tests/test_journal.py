@@ -104,3 +104,33 @@ def test_damage_in_the_middle_stops_everything(tmp_path: Path, line: bytes) -> N
     (tmp_path / "journal.jsonl").write_bytes(line + b'["mark","x",1]\n')
     with pytest.raises(DicomsortError, match="line 1 is damaged"):
         replay(str(tmp_path), 5)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.text() | st.just("a\udce9"),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_what_is_read_back_is_what_was_written(value: object) -> None:
+    assert parse(dump(value)) == value
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"\0", b"\xff", b"[1", b"[1]x", b"[1]\0", b'"\xed\xa0\x80"', '"a"'.encode("utf-16"), b"\xef\xbb\xbf1"),
+        *(b"[" * 99_999, b"[" * 99_999 + b"]" * 99_999, b'{"a":' * 99_999, b'["\\udce9",' * 99_999),
+        *(
+            b"9" * 400,
+            b"-" + b"9" * 400,
+            b"9" * 5000,
+            b'["\\udce9",18446744073709551616]',
+            b'["\\udce9",-9223372036854775809]',
+        ),
+    ],
+    ids=lambda data: f"{data[:20]!r}-{len(data)}",
+)
+def test_what_is_no_json_or_beyond_it_is_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the words are those of two libraries
+        parse(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of
 from dicomsort.errors import OutboxLocked, Outdated, UsageError
 from dicomsort.files import Files
 from dicomsort.sorting import deciding, held
-from dicomsort.sorting.corrections import told
+from dicomsort.sorting.corrections import COLUMNS, Corrections, told
 from dicomsort.training.dataset import scan
 
 SERIES = f"CT/{uid(1)}/{uid(1, 1)}"
@@ -221,6 +222,58 @@ def test_corrections_that_cannot_be_kept_are_told_before_anything_is_decided(tmp
     ):
         ran = run("review", "--corrections", folder, outbox)
         assert (ran.code, words in ran.err) == (2, True), ran.err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("a list of mine", "a list of mine\n", "time,run_id,image\n1,2,3\n", "\n", ",".join(COLUMNS[:-1]) + "\n"),
+        *(",".join(COLUMNS)[:40] + "\n", ",".join(COLUMNS) + "x\n", ",".join(COLUMNS) + "\0", "x" * 99_999, "\0"),
+    ],
+    ids=lambda content: repr(content[-40:]),
+)
+def test_a_table_that_is_not_of_corrections_is_left_alone(tmp_path: Path, content: str) -> None:
+    table = tmp_path / "corrections.csv"
+    table.write_text(content, encoding="utf-8")
+    os.utime(table, ns=(1, 1))
+    with pytest.raises(UsageError, match=r"expected a corrections\.csv that begins with time,run_id,action,"):
+        Corrections(str(tmp_path), "f00d", Files())
+    assert read_tree(tmp_path) == {"corrections.csv": content.encode()}
+    assert table.stat().st_mtime_ns == 1
+
+
+def test_a_table_that_is_replaced_during_a_review_is_left_alone_and_told_of(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    table = outbox / ".dicomsort/corrections/corrections.csv"
+    desk = desk_of(outbox)
+    table.write_text("a list of mine", encoding="utf-8")
+    decision = decide(desk, item_of(desk, "pictures/a.png"), "CT", "anna")
+    assert (decision.moved, table.read_text(encoding="utf-8")) == (1, "a list of mine")
+    assert "no model learns from it yet: corrections" in decision.notes[0]
+    table.unlink()
+    assert desk.open() == []
+    assert list(told(str(table.parent))) == [decision.run]
+
+
+@pytest.mark.parametrize("kind", ["torn", "head", "spreadsheet", "more columns", "too long"])
+def test_a_table_of_corrections_is_gone_on_with(tmp_path: Path, kind: str) -> None:
+    head = ",".join(COLUMNS)
+    content = {
+        "torn": head[:30], "head": head, "spreadsheet": f"\ufeff{head}\r\n", "more columns": f"{head},note\n",
+        "too long": f"{head}\nt,r,decided,{'x' * 200_000}\n",
+    }  # fmt: skip
+    outbox = held_outbox(tmp_path)
+    table = outbox / ".dicomsort/corrections/corrections.csv"
+    table.parent.mkdir()
+    table.write_text(content[kind], encoding="utf-8", newline="")
+    desk = desk_of(outbox)
+    decision = decide(desk, item_of(desk, "pictures/a.png"), "CT", "anna")
+    assert decision.notes == []
+    assert list(told(str(table.parent))) == [decision.run]
+    if kind not in {"torn", "head"}:
+        assert table.read_bytes().startswith(content[kind].encode())
+    assert run("undo", outbox, decision.run).code == 0
+    assert told(str(table.parent)) == {}
 
 
 def test_the_name_of_who_decides_can_break_nothing(tmp_path: Path) -> None:

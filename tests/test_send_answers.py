@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from building import make_dicom, read_tree, uid
+from building import STORAGE, make_dicom, read_tree, uid
 from command import Ran
-from peers_send import Scp, raw_server
-from sending_tools import send, statuses
+from peers_send import RawScp, Scp, Stored, raw_server
+from rawscu import COMMAND, DATA, LAST, NO_DATA_SET, command_set, pdata, pdu, short
+from sending_tools import rows, send, statuses
 
 from dicomsort.adapters.sending import crew
 from dicomsort.adapters.sending.association import Association
@@ -31,6 +32,7 @@ pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not insta
 CT, EXPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
 FILES = 6
 POISON = uid(1, 1, 3)
+WHOLE = COMMAND | LAST
 
 
 @pytest.fixture
@@ -89,9 +91,9 @@ def drip(connection: socket.socket) -> None:
 
 
 def pour(connection: socket.socket) -> None:
-    """Messages without end, none of them an answer."""
+    """Fragments of a command without end, all of them empty."""
     while True:
-        connection.sendall(b"\x04\0\0\0\0\x06\0\0\0\x02\x01\x00" * 100)
+        connection.sendall(b"\x04\0\0\0\0\x06\0\0\0\x02\x01\x01" * 100)
 
 
 @pytest.mark.parametrize("endless", [drip, pour], ids=["drip", "pour"])
@@ -142,11 +144,135 @@ def test_answers_of_chance_end_in_errors_of_ours(folder: Path) -> None:
                 association = Association(peer, "TEST", [(CT, EXPLICIT)], 0.1, None)
                 with contextlib.ExitStack() as held:
                     held.callback(association.cut)
-                    association.store(association.accepted.get((CT, EXPLICIT), 1), CT, POISON, [b"12"])
+                    association.store(association.accepted.get((CT, EXPLICIT), 1), CT, uid(1, 1, 0), [b"12"])
                 ended["status"] += 1
             except (Temporary, Permanent) as error:
                 ended[type(error).__name__] += 1
     assert set(ended) == {"status", "Temporary", "Permanent"}
+
+
+def response(to: Stored, *lacking: int, **other: bytes) -> bytes:
+    """The command set of a C-STORE-RSP that says 0x0000, without some elements, or with others (``x0900=…``)."""
+    elements = {
+        0x0002: to.sop_class, 0x0100: short(0x8001), 0x0120: short(to.message), 0x0800: short(NO_DATA_SET),
+        0x0900: short(0), 0x1000: to.sop_uid + b"\0" * (len(to.sop_uid) % 2),
+    }  # fmt: skip
+    elements |= {int(name[1:], 16): value for name, value in other.items()}
+    return command_set((tag, value) for tag, value in elements.items() if tag not in lacking)
+
+
+def whole(to: Stored, *lacking: int, **other: bytes) -> bytes:
+    """A response in one PDU."""
+    return pdata(to.context, WHOLE, response(to, *lacking, **other))
+
+
+def in_pieces(to: Stored, *, second: int) -> list[bytes]:
+    """The PDUs of a response in two fragments, the second in a context of that number."""
+    data = response(to)
+    return [pdata(to.context, COMMAND, data[:21]), pdata(second, WHOLE, data[21:])]
+
+
+def joined(pdus: list[bytes]) -> bytes:
+    """The presentation data values of several PDUs in one."""
+    return pdu(DATA, b"".join(each[6:] for each in pdus))
+
+
+ANOTHER = uid(1, 1, 4).encode()
+TWICE = b"\0\0\0\x10" + len(ANOTHER).to_bytes(4, "little") + ANOTHER
+LIES: dict[str, tuple[Callable[[Stored], bytes], str]] = {
+    "another instance": (lambda to: whole(to, x1000=ANOTHER), "does not name the SOP Instance UID that was sent"),
+    "a failure of another": (lambda to: whole(to, x1000=ANOTHER, x0900=short(0xC000)), "not name the SOP Instance UID"),
+    "a longer UID": (lambda to: whole(to, x1000=to.sop_uid + b".1"), "does not name the SOP Instance UID"),
+    "an empty UID": (lambda to: whole(to, x1000=b""), "does not name the SOP Instance UID"),
+    "another class": (lambda to: whole(to, x0002=STORAGE["MR"].encode()), "does not name the SOP Class UID"),
+    "two instances": (lambda to: pdata(to.context, WHOLE, TWICE + response(to)), "a damaged command set"),
+    "another message": (lambda to: whole(to, x0120=short(to.message - 1)), "the answer to another message"),
+    "no message": (lambda to: whole(to, 0x0120), "the answer to another message"),
+    "another command": (lambda to: whole(to, x0100=short(0x8030)), "a message that is no C-STORE response"),
+    "no status": (lambda to: whole(to, 0x0900), "one without a status"),
+    "a status of four bytes": (lambda to: whole(to, x0900=bytes(4)), "one without a status"),
+    "a command set cut short": (lambda to: pdata(to.context, WHOLE, response(to)[:-1]), "a damaged command set"),
+    "a header cut short": (lambda to: pdata(to.context, WHOLE, response(to) + bytes(3)), "a damaged command set"),
+    "another group": (lambda to: pdata(to.context, WHOLE, response(to) + b"\x08" + bytes(7)), "a damaged command set"),
+    "another context": (
+        lambda to: pdata(to.context + 2, WHOLE, response(to)), "one in another presentation context",
+    ),
+    "two contexts": (
+        lambda to: b"".join(in_pieces(to, second=to.context + 2)), "one in another presentation context",
+    ),
+    "two contexts in a PDU": (
+        lambda to: joined(in_pieces(to, second=to.context + 2)), "one in another presentation context",
+    ),
+    "a data set": (lambda to: pdata(to.context, LAST, b"12") + whole(to), "one with a data set"),
+    "a data set behind it": (lambda to: joined([whole(to), pdata(to.context, LAST, b"12")]), "with more behind it"),
+    "a data set to come": (lambda to: whole(to, x0800=short(1)), "one that says a data set follows"),
+    "two answers": (lambda to: joined([whole(to), whole(to)]), "with more behind it"),
+    "no value": (lambda _: pdu(DATA, b""), "a damaged P-DATA-TF PDU"),
+    "a value of one byte": (lambda _: pdu(DATA, b"\0\0\0\x01\x01\x03"), "a damaged P-DATA-TF PDU"),
+    "a value beyond its PDU": (lambda to: pdu(DATA, b"\0\0\1" + whole(to)[9:]), "a damaged P-DATA-TF PDU"),
+    "a byte too many": (lambda to: pdu(DATA, whole(to)[6:] + b"\0"), "a damaged P-DATA-TF PDU"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_an_answer_that_is_not_about_what_was_sent_acknowledges_nothing(folder: Path, lie: str) -> None:
+    """The association is aborted; the instance is tried on another, has failed in the end, and is not journalled."""
+    tell, message = LIES[lie]
+    is_lying = True
+
+    def answer(to: Stored) -> bytes:
+        return tell(to) if is_lying and to.sop_uid == POISON.encode() else whole(to)
+
+    with RawScp(answer).running() as scp:
+        ran = send(folder, "--to", scp.to, "--retries", 1)
+        assert (ran.code, statuses(ran)) == (3, Counter(acknowledged=FILES - 1, failed=1)), ran.err
+        failed = next(row for row in rows(ran) if row["status"] == "failed")
+        assert (failed["sop_uid"], failed["attempts"], scp.aborts) == (POISON, "2", 2)
+        assert failed["message"].startswith("expected the answer to a C-STORE, received ")
+        assert message in failed["message"]
+        journals = [content for path, content in read_tree(folder).items() if path.endswith(".jsonl")]
+        assert [content.count(b'"sent"') for content in journals] == [FILES - 1]
+        assert POISON.encode() not in b"".join(journals)
+        is_lying = False
+        assert statuses(send(folder, "--to", scp.to)) == Counter(acknowledged=1, skipped=FILES - 1)
+
+
+@pytest.mark.parametrize(
+    "tell",
+    [
+        lambda to: whole(to, 0x1000),
+        lambda to: whole(to, 0x0002, 0x1000),
+        lambda to: whole(to, x1000=to.sop_uid),
+        lambda to: whole(to, x1000=to.sop_uid + b" "),
+        lambda to: whole(to, x0002=to.sop_class + b"\0\0"),
+        lambda to: b"".join(in_pieces(to, second=to.context)),
+        lambda to: joined(in_pieces(to, second=to.context)),
+        lambda to: pdata(to.context, COMMAND, b"") + whole(to),
+    ],
+    ids=[
+        "no instance",
+        "no class",
+        "not padded",
+        "a blank",
+        "much padding",
+        "two PDUs",
+        "two values",
+        "empty fragment",
+    ],
+)
+def test_an_answer_as_the_standard_or_the_field_allows_it(folder: Path, tell: Callable[[Stored], bytes]) -> None:
+    with RawScp(tell).running() as scp:
+        ran = send(folder, "--to", scp.to, "--retries", 0)
+    assert (ran.code, statuses(ran), scp.aborts) == (0, Counter(acknowledged=FILES), 0), ran.err
+
+
+def test_a_late_answer_to_an_earlier_message_is_none_to_the_next(folder: Path) -> None:
+    """The peer answers the first request of each association twice, without the UIDs that would tell them apart."""
+    with RawScp(lambda to: whole(to, 0x0002, 0x1000) * (2 if to.message == 1 else 1)).running() as scp:
+        ran = send(folder, "--to", scp.to, "--retries", 1)
+    assert (ran.code, statuses(ran)) == (0, Counter(acknowledged=FILES)), ran.err
+    assert [row["attempts"] for row in rows(ran)] == ["1"] + ["2"] * (FILES - 1)
+    assert scp.aborts == FILES - 1
 
 
 def mutated(data: bytes, chosen: random.Random) -> bytes:

@@ -125,7 +125,7 @@ def test_out_of_resources_for_good(folder: Path) -> None:
     assert scp.came.total() == 6
 
 
-@pytest.mark.parametrize("status", [0xC000, 0xA900, 0x0122, 0x0124, 0x1234])
+@pytest.mark.parametrize("status", [0xC000, 0xA900, 0x0122, 0x0124, 0x1234, 0x0001, 0x0107, 0x0116, 0xB001, 0xBFFF])
 def test_a_refusal_is_final(folder: Path, status: int) -> None:
     with Scp(lambda each, _: status if each == POISON else 0).running() as scp:
         failed_alone(send(folder, "--to", scp.to), f"(0x{status:04X})")
@@ -133,11 +133,19 @@ def test_a_refusal_is_final(folder: Path, status: int) -> None:
         assert statuses(send(folder, "--to", scp.to)) == Counter(skipped=FILES - 1, failed=1)
 
 
-def test_a_warning_is_an_acknowledgement_with_a_message(folder: Path) -> None:
-    with Scp(lambda *_: 0xB000).running() as scp:
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (0xB000, "data elements were changed there"),
+        (0xB006, "elements were discarded there"),
+        (0xB007, "the data set does not match its SOP class"),
+    ],
+)
+def test_a_warning_is_an_acknowledgement_with_a_message(folder: Path, status: int, words: str) -> None:
+    with Scp(lambda *_: status).running() as scp:
         ran = send(folder, "--to", scp.to)
     assert (ran.code, statuses(ran)) == (0, Counter(acknowledged=FILES))
-    assert {row["message"] for row in rows(ran)} == {"the peer says: data elements were changed there (0xB000)"}
+    assert {row["message"] for row in rows(ran)} == {f"the peer says: {words} (0x{status:04X})"}
 
 
 def test_a_file_that_vanishes_and_one_that_changes_meanwhile(folder: Path) -> None:

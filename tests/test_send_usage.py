@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -139,13 +140,81 @@ def test_a_journal_of_another_destination(folder: Path, tmp_path: Path) -> None:
     assert f"to be of {other.to}, received one of {one.to}" in ran.err
 
 
-@pytest.mark.parametrize("content", ["some text\n", "{}\n", "[]\n", '{"format":1}\n', "\n"])
-def test_a_file_that_is_no_journal_is_left_alone(folder: Path, tmp_path: Path, content: str) -> None:
-    (tmp_path / "notes").write_text(content)
-    ran = send(folder, "--to", "SCP@127.0.0.1:1", "--journal", tmp_path / "notes")
-    assert ran.code == 2
-    assert "received one of" in ran.err
-    assert (tmp_path / "notes").read_text() == content
+HEAD = b'{"format":1,"destination":"SCP@127.0.0.1:1"}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"some text\n", b"{}\n", b"[]\n", b'{"format":1}\n', b"\n", b"some text", b"text\nand no end", b"\0" * 99),
+        *(b"\xff\xd8\xff\xe0\n" + bytes(range(256)), HEAD.decode().encode("utf-16"), b"x" * (3 << 20)),
+        *(HEAD[:-1] + b"x", HEAD[:-2] + b"\0", HEAD[:9] + b"\nx", b"{}\n" + HEAD + b"torn"),
+        *(HEAD.replace(b"1,", value + b",") for value in (b"true", b"1.0", b"0", b"-1", b'"1"', b"null")),
+        *(HEAD.replace(b'"SCP@127.0.0.1:1"', value) for value in (b"null", b"1", b"[]", b"[" * 99_999, b"9" * 5000)),
+        b"the inbox's own",
+    ],
+    ids=lambda content: repr(content[:40]),
+)
+def test_a_file_that_is_no_journal_is_left_alone(folder: Path, tmp_path: Path, content: bytes) -> None:
+    notes = tmp_path / "notes"
+    if content == b"the inbox's own":
+        notes = folder / "1.dcm"
+    else:
+        notes.write_bytes(content)
+    os.utime(notes, ns=(1, 1))
+    content, before = notes.read_bytes(), notes.stat()
+    ran = send(folder, "--to", "SCP@127.0.0.1:1", "--journal", notes)
+    assert ran.code == 2, ran.err
+    assert "received one of another kind" in ran.err
+    assert "it was not changed" in ran.err
+    after = notes.stat()
+    assert notes.read_bytes() == content
+    assert (after.st_mtime_ns, after.st_ctime_ns, after.st_ino) == (1, before.st_ctime_ns, before.st_ino)
+
+
+@pytest.mark.parametrize("tail", [b"", b'["sent",', b'["base","/x"]\ntorn'])
+def test_a_journal_of_a_later_version_is_left_alone(folder: Path, tmp_path: Path, tail: bytes) -> None:
+    content = HEAD.replace(b'1,"', b'2,"') + tail
+    (tmp_path / "journal").write_bytes(content)
+    ran = send(folder, "--to", "SCP@127.0.0.1:1", "--journal", tmp_path / "journal")
+    assert (ran.code, (tmp_path / "journal").read_bytes()) == (2, content)
+    assert "received one of format 2, which a later version of dicomsort writes" in ran.err
+
+
+def test_a_journal_that_a_crash_tore_in_its_first_line_is_begun_anew(folder: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    with Scp().running() as scp:
+        head = HEAD.replace(b"SCP@127.0.0.1:1", scp.to.encode())
+        for size in range(len(head)):
+            journal.write_bytes(head[:size])
+            assert statuses(send(folder, "--to", scp.to, "--journal", journal)) == Counter(acknowledged=3), size
+            assert journal.read_bytes().startswith(head + b'["base",')
+            assert journal.read_bytes().count(b'"sent"') == 3
+        assert statuses(send(folder, "--to", scp.to, "--journal", journal)) == Counter(skipped=3)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device", "folder", "socket", "link", "link to nothing"])
+def test_a_journal_must_be_a_regular_file(folder: Path, tmp_path: Path, kind: str) -> None:
+    place, notes = tmp_path / "place", tmp_path / "notes"
+    notes.write_bytes(HEAD + b"torn")
+    with socket.socket(socket.AF_UNIX) as server:
+        if kind == "FIFO":
+            os.mkfifo(place)
+        elif kind == "device":
+            place = Path(os.devnull)
+        elif kind == "folder":
+            place.mkdir()
+        elif kind == "socket":
+            server.bind(str(place))
+        else:
+            place.symlink_to(notes if kind == "link" else tmp_path / "nothing")
+        before = place.lstat()
+        ran = send(folder, "--to", "SCP@127.0.0.1:1", "--journal", place)
+    assert ran.code == 2, ran.err
+    assert "received: it is no regular file; --journal FILE names another place" in ran.err
+    assert place.lstat() == before
+    assert notes.read_bytes() == HEAD + b"torn"
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_a_journal_that_is_held(folder: Path, tmp_path: Path) -> None:
@@ -168,6 +237,42 @@ def test_a_journal_with_damaged_lines_sends_more_not_less(folder: Path, tmp_path
         assert statuses(ran) == Counter(acknowledged=3)
         assert statuses(send(folder, "--to", scp.to, "--journal", journal)) == Counter(skipped=3)
     assert first not in journal.read_bytes().splitlines(keepends=True)[:4]
+
+
+def test_damaged_lines_of_any_kind_are_passed_over(folder: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    with Scp().running() as scp:
+        assert send(folder, "--to", scp.to, "--journal", journal).code == 0
+        head, base, *sent = journal.read_bytes().splitlines(keepends=True)
+        damaged = [
+            *(b"[" * 99_999, b"[" * 900 + b"]" * 900, b'{"a":' * 99_999, b"9" * 5000, b"1e999", b"\0" * 300, b"\xff\n"),
+            *(
+                b"null",
+                b"true",
+                b'"sent"',
+                b"[]",
+                b'["sent"]',
+                b'["sent",1,2,3,4,5]',
+                b'["base",1]',
+                b'["base"]',
+                b"{}",
+            ),
+            *(
+                b'["sent","0.dcm",%s,%s,"1.2","00"]' % (number, number)
+                for number in (b"9" * 30, b"9" * 400, b"-1", b"1.5")
+            ),
+            *(b'["sent","0.dcm",1,1,%s,"00"]' % text for text in (b'""', b'"x"', b'"1.2\\n"', b'"\\ud800"', b"null")),
+            *(
+                b'["sent","\\ud800",1,1,"1.2","00"]',
+                b'["sent","0.dcm",1,1,"1.2","\\ud800"]',
+                b'["sent","\xed\xa0\x80"]',
+            ),
+        ]
+        journal.write_bytes(head + base + b"\n".join([*damaged, b""]) + b"".join(sent))
+        assert statuses(send(folder, "--to", scp.to, "--journal", journal)) == Counter(skipped=3)
+        journal.write_bytes(head + b'["base","\\ud800"]\n' + b"".join(sent))
+        ran = send(folder, "--to", scp.to, "--journal", journal)
+        assert (ran.code, statuses(ran)) == (0, Counter(acknowledged=3)), ran.err
 
 
 def test_a_full_disk_says_what_will_be_sent_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

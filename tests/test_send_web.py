@@ -110,7 +110,9 @@ def test_a_page_where_an_answer_was_due(folder: Path) -> None:
     assert len(web.requests) == 1
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"[[1]]", b'{"error": "no"}', b"null", b"\xff", b"[{}, {}]"])
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"[]", b"[[1]]", b'{"error": "no"}', b"null", b"\xff", b"[{}, {}]", b"[" * 99_999]
+)
 def test_json_that_tells_of_no_instance(folder: Path, body: bytes) -> None:
     ran, _ = run(folder, lambda *_: Reply(200, body, JSON))
     nothing_sent(ran, folder, "no STOW-RS service")
@@ -219,6 +221,52 @@ def test_one_that_the_answer_does_not_name(folder: Path) -> None:
     ran, _ = run(folder, lambda _, body: stored(body.replace(POISON.encode(), b"2.2" + POISON.encode()[3:])))
     assert statuses(ran) == Counter(acknowledged=FILES - 1, failed=1)
     assert "the server's answer does not name it" in ran.out
+
+
+def item(uid_: object, **tags: object) -> dict[str, object]:
+    """An item of a response's sequence; ``tags`` are values by tag (``x00081197=…``)."""
+    others = {name[1:]: {"vr": "US", "Value": [value]} for name, value in tags.items()}
+    return {"00081155": {"vr": "UI", "Value": [uid_]}, **others}
+
+
+def answering(referenced: list[object], failed: list[object] | None = None, *, status: int = 200) -> Reply:
+    sequences = {"00081199": referenced, "00081198": failed or []}
+    content = {tag: {"vr": "SQ", "Value": items} for tag, items in sequences.items()}
+    return Reply(status, json.dumps(content).encode(), JSON)
+
+
+@pytest.mark.parametrize(
+    ("tell", "message"),
+    [
+        (lambda _: answering([item(uid(9, 9, number)) for number in range(FILES)]), "does not name it"),
+        (lambda each: answering([item(f"{each}.1"), item(each[:-1]), item("")]), "does not name it"),
+        (lambda each: answering([item([each]), item({each: each}), item(None), {}]), "does not name it"),
+        (lambda _: answering([]), "does not name it"),
+        (lambda each: answering([item(each)], [item(each, x00081197=0xC000)]), "cannot be understood (0xC000)"),
+        (lambda each: answering([item(each)], [item(each, x00081197=0)]), "processing failed (0x0110)"),
+        (lambda each: answering([], [item(each, x00081197=0)]), "processing failed (0x0110)"),
+        (lambda each: answering([], [item(each, x00081197=0xB000)]), "processing failed (0x0110)"),
+        (lambda each: answering([], [item(each)]), "processing failed (0x0110)"),
+        (lambda each: answering([], [item(each, x00081197=0xC000), item(each, x00081197=0)]), "(0xC000)"),
+        (lambda each: answering([item(each, x00081196=0x0124), item(each)]), "not authorised (0x0124)"),
+    ],
+)
+def test_what_a_response_does_not_say_is_stored_is_not(
+    tmp_path: Path, tell: Callable[[str], Reply], message: str
+) -> None:
+    make_dicom(tmp_path / "1.dcm")
+    ran, web = run(tmp_path, lambda _, body: tell(uids(body)[0]))
+    assert (ran.code, statuses(ran), len(web.requests)) == (3, Counter(failed=1), 1), ran.err
+    assert message in rows(ran)[0]["message"]
+    assert all(b'"sent"' not in content for path, content in read_tree(tmp_path).items() if path.endswith(".jsonl"))
+
+
+@pytest.mark.parametrize("warning", [0x0001, 0xB007, 0xB123])
+def test_what_is_referenced_as_stored_is_whatever_it_is_warned_of(tmp_path: Path, warning: int) -> None:
+    make_dicom(tmp_path / "1.dcm")
+    ran, _ = run(tmp_path, lambda _, body: answering([item(uids(body)[0], x00081196=warning)]))
+    assert (ran.code, statuses(ran)) == (0, Counter(acknowledged=1)), ran.err
+    assert f"(0x{warning:04X})" in rows(ran)[0]["message"]
 
 
 def test_batches_are_bounded_and_hold_no_uid_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

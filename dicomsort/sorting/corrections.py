@@ -3,6 +3,7 @@
 An image is what the model was shown, 224 x 224 pixels: it renders to itself, and carries no header. Its folder is named
 by a hash of the Study Instance UID, so that a training keeps the images of a study together. All of it is made from
 finished runs, again where a crash came between; an image without its row is not lost, one without its run not kept.
+The table is appended to only where its first line is ours: the folder is one that a user names.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import io
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,8 @@ COLUMNS = (
     "pixel_confidence", "study_uid", "series_uid", "sop_uid", "sha256", "rendering_version", "model_sha256",
 )  # fmt: skip
 DECIDED = "decided"
+_HEAD = ",".join(COLUMNS).encode()
+_LONGEST_HEAD = 1 << 16
 _KEY = 8
 _IMAGE = re.compile(r"(.+)-\d+\.png")
 _README = """\
@@ -50,15 +53,15 @@ class Corrections:
     """The corrections that one model's reviewers leave in one folder."""
 
     def __init__(self, folder: str, model_sha256: str, files: Files) -> None:
-        """UsageError where the folder cannot be made or written."""
+        """UsageError where the folder cannot be made or written, or its ``corrections.csv`` is not of corrections."""
         self.folder = os.path.realpath(folder)
         self._model, self._files = model_sha256, files
         try:
             _make_folders(files, self.folder)
+            with _table(files, self.folder):
+                pass
             with suppress(FileExistsError), closing(files.create(f"{self.folder}/README", 0o600)) as descriptor:
                 files.write(descriptor, _README.encode())
-            with closing(files.open_append(f"{self.folder}/{TABLE}", 0o600)):
-                pass
         except OSError as error:
             message = f"corrections {folder!r}: expected a folder that can be written, received {error.strerror}"
             raise UsageError(message) from error
@@ -78,6 +81,8 @@ class Corrections:
             return self._record(outbox, run, engine)
         except OSError as error:
             return [f"no model learns from it yet: {visible(self.folder)} cannot be written ({error.strerror})"]
+        except UsageError as error:
+            return [f"no model learns from it yet: {error}"]
 
     def _record(self, outbox: str, run: str, engine: Engine) -> list[str]:
         plan = load_run(outbox, run).plan
@@ -159,13 +164,24 @@ def told(folder: str) -> dict[str, list[str]]:
     if not path.is_file():
         return runs
     with path.open(encoding="utf-8", errors="replace", newline="") as lines:
-        for row in csv.DictReader(lines):
+        for row in _readable(csv.DictReader(lines)):
             run, image = row.get("run_id") or "", row.get("image") or ""
             if row.get("action") == DECIDED:
                 runs.setdefault(run, []).extend([image] if image else [])
             elif row.get("action") == Action.UNDONE:
                 runs.pop(run, None)
     return runs
+
+
+def _readable(rows: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """Yield the rows, but for those that are beyond what the reader takes."""
+    while True:
+        try:
+            yield next(rows)
+        except StopIteration:
+            return
+        except csv.Error:
+            continue
 
 
 def _portraits(outbox: str, rows: Sequence[Row], engine: Engine) -> list[tuple[Row, Portrait]]:
@@ -197,7 +213,7 @@ def _study_key(row: Row) -> str:
 
 def _append(files: Files, folder: str, lines: Sequence[Mapping[str, object]]) -> None:
     """Append rows in one write, durably; a torn line before them is ended."""
-    with closing(files.open_append(f"{folder}/{TABLE}", 0o600)) as descriptor:
+    with _table(files, folder) as descriptor:
         size = os.fstat(descriptor).st_size
         text = io.StringIO(newline="")
         if not (whole := whole_lines(descriptor, size)) and size:  # a torn head
@@ -210,6 +226,26 @@ def _append(files: Files, folder: str, lines: Sequence[Mapping[str, object]]) ->
         writer.writerows({name: cell(str(value)) for name, value in line.items()} for line in lines)
         files.write(descriptor, text.getvalue().encode())
         files.flush(descriptor)
+
+
+@contextmanager
+def _table(files: Files, folder: str) -> Iterator[int]:
+    """The table, open for appending; UsageError where a file of that name is another, which is left as it is.
+
+    It is ours where its first line begins with our columns (a person may have edited it), or is cut short within them.
+    """
+    with closing(files.open_append(f"{folder}/{TABLE}", 0o600)) as descriptor:
+        first, is_whole, _ = os.pread(descriptor, _LONGEST_HEAD, 0).partition(b"\n")
+        if is_whole:
+            is_ours = re.match(rb"(\xef\xbb\xbf)?" + _HEAD + rb"(,|\r?$)", first) is not None
+        else:
+            is_ours = _HEAD.startswith(first)
+        if not is_ours:
+            raise UsageError(
+                f"corrections {folder!r}: expected a {TABLE} that begins with {_HEAD.decode()}, received another file; "
+                "it was not changed; name another folder, or move the file away"
+            )
+        yield descriptor
 
 
 def _make_folders(files: Files, path: str) -> None:

@@ -3,7 +3,8 @@
 The first line names format and destination, ``base`` lines the folder that later paths start at, the others an
 instance each: ``["sent", path, size, mtime_ns, sop_uid, sha256]``. A line is written when the peer has said so, before
 anything else is sent on that connection, and flushed with others: what a power cut takes is sent twice, never lost.
-So a line that cannot be read is passed over, and a torn last one is cut off.
+So a line that cannot be read is passed over, and a torn last one is cut off. A file is changed only after its first
+line has proven it to be this destination's journal: the name may be one that a user typed.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any
+from io import BufferedReader
 
 from dicomsort.adapters.sending.records import Instance
+from dicomsort.classify import is_uid
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
-from dicomsort.files import Files, flush_path, look_up, sha256_of, whole_lines
+from dicomsort.files import Files, flush_path, look_up, missing_folders, sha256_of, whole_lines
 from dicomsort.jsonlines import dump, parse
+from dicomsort.report import printable
 
 FORMAT = 1
 FLUSH_EVERY = 256  # lines
+LONGEST_HEAD = 1 << 20  # bytes of a first line that are read; what is longer is no journal
 _DIGEST = 16  # bytes of a hash kept in memory
+_SHOWN = 200  # characters of another destination's name in a message
 
 
 class Acknowledged:
@@ -32,8 +36,8 @@ class Acknowledged:
     def __init__(self, files: Files, path: str, destination: str, base: str) -> None:
         """Open or create the journal, and read it.
 
-        Raises ``OutboxLocked`` where another sending holds it, ``UsageError`` where it is of another destination or
-        cannot be written.
+        Raises ``OutboxLocked`` where another sending holds it, ``UsageError`` where it is of another destination, is
+        something else (then it is left as it is) or cannot be written.
         """
         self._files = files
         self._path = path
@@ -51,10 +55,10 @@ class Acknowledged:
 
     def _open(self) -> int:
         try:
-            for folder in _missing(os.path.dirname(self._path)):
+            fresh = look_up(self._path) is None
+            for folder in missing_folders(os.path.dirname(self._path)):
                 with suppress(FileExistsError):
                     self._files.make_folder(folder, 0o700)
-            fresh = look_up(self._path) is None
             descriptor = self._files.open_append(self._path, 0o600)
             if fresh:
                 flush_path(self._files, os.path.dirname(self._path))
@@ -71,29 +75,35 @@ class Acknowledged:
                 f"another `dicomsort send` to {destination} holds {self._path!r}; wait for it to end "
                 "(the lock of a dead process frees itself)"
             )
+        head = dump({"format": FORMAT, "destination": destination}) + b"\n"
+        with os.fdopen(os.dup(self._descriptor), "rb") as lines:
+            first = lines.readline(LONGEST_HEAD)
+            is_begun = first.endswith(b"\n") or not head.startswith(first)  # else empty, or torn in its first line
+            if is_begun and (there := _other_than(destination, first)):
+                raise UsageError(
+                    f"expected {self._path!r} to be of {destination}, received one of {there}; it was not changed, and "
+                    "--journal FILE names another place"
+                )
+            base = self._read(lines)
         size = os.fstat(self._descriptor).st_size
         whole = whole_lines(self._descriptor, size)
         if whole != size:
-            self._files.truncate(self._descriptor, whole)
-        if not whole:
+            with self._border():
+                self._files.truncate(self._descriptor, whole)
+        if not is_begun:
             self._write({"format": FORMAT, "destination": destination})
-        base = self._read(destination)
         if base != self._base:
             self._write(["base", self._base])
 
-    def _read(self, destination: str) -> str:
-        """Take up all lines; the base that holds at their end."""
+    def _read(self, lines: BufferedReader) -> str:
+        """Take up all whole lines but damaged ones; the base that holds at their end."""
         base = ""
-        with Path(self._path).open("rb") as lines:
-            head = _parsed(lines.readline())
-            there = head.get("destination") if isinstance(head, dict) else "something else"
-            if there != destination:
-                raise UsageError(f"expected {self._path!r} to be of {destination}, received one of {there}")
-            for line in lines:
-                match _parsed(line):
+        for line in lines:
+            with suppress(ValueError):  # no JSON, or text that is none
+                match parse(line) if line.endswith(b"\n") else None:
                     case ["base", str(base)]:
                         pass
-                    case ["sent", str(path), int(size), int(mtime_ns), str(sop_uid), str(sha256)]:
+                    case ["sent", str(path), int(size), int(mtime_ns), str(sop_uid), str(sha256)] if is_uid(sop_uid):
                         self._remember(_key(base, path, size, mtime_ns), sop_uid, sha256)
         return base
 
@@ -154,19 +164,15 @@ class Acknowledged:
             os.close(self._descriptor)
 
 
-def _parsed(line: bytes) -> Any:
-    try:
-        return parse(line)
-    except ValueError:
-        return None
-
-
-def _missing(folder: str) -> list[str]:
-    chain = []
-    while look_up(folder) is None:
-        chain.append(folder)
-        folder = os.path.dirname(folder)
-    return chain[::-1]
+def _other_than(destination: str, line: bytes) -> str:
+    """What a file is of whose first line is this, in words; empty where it is the destination's journal."""
+    with suppress(ValueError):
+        match parse(line) if line.endswith(b"\n") else None:
+            case {"format": int(number), "destination": str(there)} if number is not True and number >= FORMAT:
+                if number > FORMAT:
+                    return f"format {number}, which a later version of dicomsort writes"
+                return "" if there == destination else printable(there[:_SHOWN])
+    return "another kind: its first line is not that of a journal of `dicomsort send`"
 
 
 def _key(base: str, path: str, size: int, mtime_ns: int) -> bytes:

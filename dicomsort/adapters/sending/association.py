@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from struct import Struct
 
-from dicomsort.adapters.sending.commands import store_request, store_status
+from dicomsort.adapters.sending.commands import fragments, store_request, store_status
 from dicomsort.adapters.sending.destination import DicomPeer, unresolved
 from dicomsort.adapters.sending.negotiation import abort_reason, accepted, rejection, request
 from dicomsort.adapters.sending.records import Permanent, Temporary, Unsendable
@@ -82,6 +82,7 @@ class Association:
     def store(self, context: int, sop_class: str, sop_uid: str, data_set: Iterable[bytes]) -> int:
         """Send one instance, and return the status that the peer answers with.
 
+        Any other message in the answer's place aborts the association: what it is about is not known (``Temporary``).
         ``Unsendable`` from ``data_set`` aborts the association, so that the peer does not keep a part; where nothing
         had been sent yet, the association is still of use (``is_open``).
         """
@@ -103,7 +104,11 @@ class Association:
             if is_begun:
                 self.abort()
             raise
-        return self._status()
+        try:
+            return store_status(self._command(context), self._message, sop_class, sop_uid)
+        except ValueError as received:
+            self.abort()
+            raise Temporary(f"expected the answer to a C-STORE, received {received}") from None
 
     def _put(self, out: bytearray, context: int, control: int, value: bytes) -> None:
         """Append a command or data set, or a part of one, as PDUs that the peer can take, each of an even length."""
@@ -115,7 +120,8 @@ class Association:
             out += _PDV.pack(_DATA, len(part) + _PDV_EXTRA, len(part) + 2, context, bits)
             out += part
 
-    def _status(self) -> int:
+    def _command(self, context: int) -> bytes:
+        """The command set of the next message; ValueError where it is in another context, or more than a command."""
         self._allow(self._timeout)
         command, is_whole = bytearray(), False
         while not is_whole:
@@ -125,24 +131,17 @@ class Association:
                     self._send(_RELEASED)
                 raise Temporary("the peer ended the association before it answered")
             if kind != _DATA:
-                raise self._confused(f"a PDU of type {kind}")
-            at = 0
-            while at + _PDV_EXTRA <= len(body):
-                length, control = int.from_bytes(body[at : at + 4], "big"), body[at + 5]
-                if control & _COMMAND:
-                    command += body[at + _PDV_EXTRA : at + 4 + length]
-                    is_whole = bool(control & _LAST)
-                at += 4 + max(length, 2)
+                raise ValueError(f"a PDU of type {kind}")
+            for number, control, fragment in fragments(body):
+                if number != context:
+                    raise ValueError("one in another presentation context")
+                if is_whole or not control & _COMMAND:
+                    raise ValueError("one with a data set, or with more behind it")
+                command += fragment
+                is_whole = bool(control & _LAST)
             if len(command) > MAX_RECEIVED:
-                raise self._confused("an answer without end")
-        status = store_status(bytes(command), self._message)
-        if status is None:
-            raise self._confused("no answer to what was sent")
-        return status
-
-    def _confused(self, received: str) -> Temporary:
-        self.abort()
-        return Temporary(f"expected the answer to a C-STORE, received {received}")
+                raise ValueError("an answer without end")
+        return bytes(command)
 
     def release(self) -> None:
         """End the association in an orderly way."""

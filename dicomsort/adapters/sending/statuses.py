@@ -6,6 +6,7 @@ What the peer adds in words is not repeated anywhere: it may name a patient.
 from __future__ import annotations
 
 SUCCESS = 0x0000
+_STORED = {SUCCESS, 0xB000, 0xB006, 0xB007}  # PS3.4 table B.2-1
 _WARNINGS = {0x0001, 0x0107, 0x0116}
 _EXACT = {
     0x0001: "a warning",
@@ -34,6 +35,7 @@ _EXACT = {
 _RANGES = (
     (0xA700, 0xA7FF, "out of resources"),
     (0xA900, 0xA9FF, "the data set does not match its SOP class"),
+    (0xB000, 0xBFFF, "an unknown warning"),
     (0xC000, 0xCFFF, "cannot be understood"),
 )
 
@@ -46,8 +48,13 @@ def told(status: int) -> str:
 
 
 def is_stored(status: int) -> bool:
-    """Whether the peer has the instance: success, and warnings."""
-    return status == SUCCESS or status in _WARNINGS or 0xB000 <= status <= 0xBFFF  # noqa: PLR2004
+    """Whether a C-STORE that ends so has stored the instance: success, and the warnings that storage defines."""
+    return status in _STORED
+
+
+def is_warning(status: int) -> bool:
+    """Whether it is of the class of warnings (PS3.7 annex C), which alone does not say that anything was stored."""
+    return status in _WARNINGS or 0xB000 <= status <= 0xBFFF  # noqa: PLR2004
 
 
 def is_temporary(status: int) -> bool:

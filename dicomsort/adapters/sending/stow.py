@@ -29,6 +29,7 @@ _STORED = frozenset({200, 202, 409})  # all, some, none of it was stored: the pa
 _LATER = frozenset({408, 429, 502, 503, 504})
 _RIGHTS = frozenset({401, 403, 407})
 _ELSEWHERE = frozenset({404, 405, 406, 410, 501, 505})
+_PROCESSING = 0x0110  # processing failure, where a server gives no reason
 _REFERENCED, _FAILED, _SOP_UID, _FAILURE, _WARNING = "00081199", "00081198", "00081155", "00081197", "00081196"
 
 
@@ -173,17 +174,32 @@ def _judged(peer: WebPeer, code: int, headers: Any, content: bytes) -> dict[str,
 
 
 def _told(content: bytes) -> dict[str, int] | None:
-    """SOP Instance UID -> status, of a response's data set in DICOM JSON (PS3.18 F); None where it is none."""
+    """SOP Instance UID -> status, of a response's data set in DICOM JSON (PS3.18 F); None where it is none.
+
+    Success and warnings mean: stored. Where a response contradicts itself, the failure counts.
+    """
     try:
         answer = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     dataset = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
     if not isinstance(dataset, dict) or not ({_REFERENCED, _FAILED} & dataset.keys()):
         return None
-    told = {_first(item, _SOP_UID): _status(item, _WARNING, 0) for item in _items(dataset, _REFERENCED)}
-    told |= {_first(item, _SOP_UID): _status(item, _FAILURE, 0x0110) for item in _items(dataset, _FAILED)}
-    return {str(uid): status for uid, status in told.items()}
+    said = [(item, _status(item, _WARNING, statuses.SUCCESS)) for item in _items(dataset, _REFERENCED)]
+    for item in _items(dataset, _FAILED):
+        reason = _status(item, _FAILURE, _PROCESSING)
+        said.append((item, _PROCESSING if _is_stored(reason) else reason))
+    told: dict[str, int] = {}
+    for item, status in said:
+        uid = _first(item, _SOP_UID)
+        if isinstance(uid, str) and _is_stored(told.get(uid, statuses.SUCCESS)):
+            told[uid] = status
+    return told
+
+
+def _is_stored(status: int) -> bool:
+    """Whether what is referenced with this status was stored (PS3.18 10.5.3): so it is, but for a failure's status."""
+    return statuses.is_stored(status) or statuses.is_warning(status)
 
 
 def _items(dataset: dict[str, Any], tag: str) -> Iterator[dict[str, Any]]:
@@ -208,7 +224,7 @@ def _answer(told: dict[str, int], part: Part) -> Answer:
     if status is None:
         return Answer(message="the server's answer does not name it")
     message = "" if status == statuses.SUCCESS else statuses.told(status)
-    return Answer(statuses.is_stored(status), statuses.is_temporary(status), message, part.sha256)
+    return Answer(_is_stored(status), statuses.is_temporary(status), message, part.sha256)
 
 
 def _seconds(text: str) -> float:
