@@ -48,6 +48,7 @@ _VERBS = frozenset({"sort", "undo", "review"})
 _TEXTS = ("verb", "inbox", "outbox", "started", "mode", "layout", "model", "undoes", "class", "reviewer", "corrections")
 _RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{1,64}\+*", re.ASCII)
 _PLACE = re.compile(r"(?:inbox|outbox)(?:/(?!\.\.?(?:/|\Z))[^/\0]+)+")
+_ENTRIES = (b'["begin",', b'["end",', b'["mark",')
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 
 
@@ -347,6 +348,8 @@ def replay(folder: str, count: int) -> Replay:
     with _read_state(path) as stream:
         for number, line in enumerate(_lines(stream), 1):
             if not line.endswith(b"\n"):
+                if not any(line.startswith(kind[: len(line)]) for kind in _ENTRIES):  # not torn, but of somebody else
+                    raise StateDamaged(f"run {path.parent.name}, {path.name}: line {number:,} is none of ours")
                 break
             try:
                 known.apply(parse(line))

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ def staged(folder: Path, outputs: frozenset[str]) -> Iterator[Path]:
             msg = f"bundle {str(folder)!r}: expected {SPEC_NAME} among the files to place, received none"
             raise BundleError(msg)
         _check_target(target, outputs)
-        _place(part, target)
+        _place(part, target, outputs)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -85,7 +85,7 @@ def _check_target(target: Path, outputs: frozenset[str]) -> None:
         raise UsageError(f"{expected}, received one with {there[0].name!r} and without {SPEC_NAME} in it")
 
 
-def _place(part: Path, target: Path) -> None:
+def _place(part: Path, target: Path, outputs: frozenset[str]) -> None:
     """Flush ``part`` and rename it to ``target``; what was there is put aside first and removed last."""
     part.chmod(0o755)
     for path in (*part.iterdir(), part):
@@ -104,4 +104,14 @@ def _place(part: Path, target: Path) -> None:
         if had:
             old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    if had:
+        _remove(old, outputs)
+
+
+def _remove(old: Path, outputs: frozenset[str]) -> None:
+    """Remove an earlier bundle; what somebody put into it meanwhile stays, in the folder beside."""
+    with suppress(OSError):
+        for path in old.iterdir():
+            if path.is_file() and path.name in outputs:
+                path.unlink()
+        old.rmdir()

@@ -100,7 +100,7 @@ def _exclusive(what: str, path: str, files: Files) -> Iterator[Finding]:
 
 def _links(what: str, path: str, files: Files) -> Iterator[Finding]:
     with ExitStack() as undone:
-        second = path.replace(".part", "-2.part")
+        second = f"{path.removesuffix('.part')}-2.part"
         try:
             files.link(path, second)
         except OSError as error:

@@ -18,11 +18,13 @@ from typing import Any
 from dicomsort.errors import DicomsortError, OutboxLocked, StateDamaged, UsageError
 from dicomsort.files import Files, closing, look_up, missing_folders
 from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, is_run, replay, runs_folder
+from dicomsort.jsonlines import parse
 from dicomsort.report import MANIFEST, SUMMARY, Summary, is_told_of, read_summary
 
 RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 500,000 files need about as many
 _ROOM, _BLOCK = 256 << 10, 4 << 10  # bytes: for what does not grow with a run; for a folder that is made again
 REVIEW_VERB = "review"  # of a plan that carries out a person's decision
+_HOLDER = b'{"pid": '  # how the lock's file begins
 STAMP = "%Y%m%dT%H%M%SZ"  # in the id of a run, UTC
 _README = """\
 This folder is the memory of dicomsort for the outbox around it: do not delete it while a run is not finished.
@@ -148,21 +150,28 @@ def held(files: Files, outbox: str, *, create: bool) -> Iterator[None]:
     with closing(descriptor):
         if not files.lock(descriptor):
             raise OutboxLocked(_holder(descriptor, outbox))
-        mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
         try:
-            files.truncate(descriptor, 0)
-            files.write(descriptor, json.dumps(mine).encode())
+            _say_who(files, descriptor)
         except OSError:
             if create:  # a sort needs room for more than this; what frees room must go on without
                 raise
         yield
 
 
+def _say_who(files: Files, descriptor: int) -> None:
+    """Write into the lock's file who holds it; what is none of ours there stays as it is."""
+    if not _HOLDER.startswith(os.pread(descriptor, len(_HOLDER), 0)):
+        return
+    mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
+    files.truncate(descriptor, 0)
+    files.write(descriptor, json.dumps(mine).encode())
+
+
 def _holder(descriptor: int, outbox: str) -> str:
     """Who holds the lock by its own word, and what to do where that one is gone: the lock itself is the system's."""
     advice = "wait for it to end"
     try:
-        told = json.loads(os.pread(descriptor, 4096, 0))
+        told = parse(os.pread(descriptor, 4096, 0))
         pid, host = int(told["pid"]), str(told["host"])
         who = f"process {pid} on host {host} since {told['since']}"
         if host != socket.gethostname():
@@ -173,7 +182,7 @@ def _holder(descriptor: int, outbox: str) -> str:
             advice = (
                 "that process is gone, so one that it started, or the file server, holds the lock: `fuser` names it"
             )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         who = "another process"
     return f"outbox {outbox!r} is held by {who}; {advice} (the lock of a dead process frees itself)"
 
