@@ -40,7 +40,7 @@ test: $(STAMP) ## the whole test suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The suite itself has at least fifty kills and a sample of the bytes; this has three hundred, and every byte of the journal.
-torture: $(STAMP) ## crash at every change on disk, tear every byte of the journal, kill -9 300 times (about 10 minutes)
+torture: $(STAMP) ## crash at every change on disk, tear every byte of the journal, kill -9 300 times, damage every state file (about an hour)
 	$(BIN)/python tests/torture.py $(if $(SEED),--seed $(SEED))
 
 fuzz: $(STAMP) ## mutate headers and pixels for FUZZ_SECONDS each (600), guided by coverage

@@ -1,4 +1,4 @@
-"""``make torture``: the whole crash matrix, every byte of the journal torn, and hundreds of real kills."""
+"""``make torture``: the whole crash matrix, every byte of the journal torn, real kills, every damage of the state."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from damaging import World, check, damages, state_files
 from killing import Killer
 from matrix import MODES, Tears, once, try_all, twice
 
@@ -29,11 +30,22 @@ def _tell(line: str) -> None:
     sys.stdout.flush()
 
 
+def _damage(parent: Path | None) -> None:
+    """Play every damage of every state file; AssertionError where one costs more than its own run."""
+    with folder(parent) as root:
+        world = World(root)
+        cases = [(path, damage) for path in state_files(world) for damage in damages(world)]
+        for path, damage in cases:
+            check(world, path, damage)
+        _tell(f"damaged state: {len(cases):,} damages, every command over each, nothing lost")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="told at the start; default: the time")
     parser.add_argument("--kills", type=int, default=300)
-    parser.add_argument("--no-matrix", action="store_true", help="kills only")
+    parser.add_argument("--no-matrix", action="store_true", help="no crash matrix")
+    parser.add_argument("--no-damage", action="store_true", help="no damaged state files")
     options = parser.parse_args()
     _tell(f"seed {options.seed}")
     chosen = random.Random(options.seed)
@@ -44,6 +56,8 @@ def main() -> None:
             killer.trial()
         for what, times in sorted(killer.killed.items()):
             _tell(f"kill -9: {what}: {times} times, nothing lost")
+    if not options.no_damage:
+        _damage(memory)
     for mode in () if options.no_matrix else MODES:
         with folder(memory) as root:
             tears = Tears(1, OTHERS, chosen.randrange(OTHERS))

@@ -22,6 +22,7 @@ HEAD = ",".join(COLUMNS).encode()
 MARK = b"\xef\xbb\xbf"  # of UTF-8, as spreadsheets write it
 _SIZE = COLUMNS.index("size")
 _LONGEST = 1 << 20  # bytes of a row; the longest paths, escaped, need a tenth of it
+_LONGEST_CELL = 1 << 17  # characters, the limit of ``csv``
 _MOST = 1 << 63  # bytes of a file
 _NAMED = 10  # damaged lines that are told one by one
 _SHOWN = 80  # characters of what is not a head
@@ -165,6 +166,8 @@ def _parsed(content: bytes, places: list[int] | None) -> tuple[RunRow | None, st
             return None, f"its quotes do not close, or a cell is too long ({error})"
     else:
         cells = text.split(",")
+    if len(text) > _LONGEST_CELL and any(len(cell) > _LONGEST_CELL for cell in cells):
+        return None, f"a cell is longer than {_LONGEST_CELL:,} characters"
     try:
         if places is not None:
             cells = [cells[place] for place in places]

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dicomsort.files import NO_LINK, Files, closing, copy, flush_path, look_up
-from dicomsort.journal import runs_folder
+from dicomsort.journal import STATE, runs_folder
 from dicomsort.report.manifest import MANIFEST, line_of
 from dicomsort.report.reading import HEAD, MARK, Damages, read_head, read_records, read_rows
 
@@ -91,7 +91,8 @@ def _merged(path: str, missing: dict[str, list[bytes]], last: dict[str, int]) ->
 
 def _replace(files: Files, path: str, pieces: Iterable[bytes]) -> str:
     """Write the new manifest beside the old one, keep that under another name, and put the new one in its place."""
-    folder, part = os.path.dirname(path), f"{os.path.dirname(path)}/.{MANIFEST}.part"
+    folder = os.path.dirname(path)
+    part = f"{folder}/{STATE}/{MANIFEST}.part"
     before = look_up(path)
     if look_up(part) is not None:
         files.unlink(part)

@@ -39,7 +39,8 @@ def cell(text: str) -> str:
 
 def uncelled(text: str) -> str:
     """What ``cell`` was given, but for a name that began with an apostrophe before such a sign itself."""
-    return restored(text[1:] if text[:1] == "'" and text[1:].startswith(FORMULA) else text)
+    plain = restored(text)
+    return plain[1:] if plain[:1] == "'" and plain[1:].startswith(FORMULA) else plain
 
 
 def is_plain(line: str) -> bool:
