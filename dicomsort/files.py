@@ -19,6 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 CHUNK = 1 << 20
+PATH_MAX = os.pathconf("/", "PC_PATH_MAX")  # bytes of a path that a call takes, with the NUL at its end
+REFUSED_BY_DISK = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+)  # what lies in the way is not this file alone
 NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _NEVER_CLONES = frozenset({errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
 _FICLONE = 0x40049409  # <linux/fs.h>
@@ -134,11 +138,15 @@ def closing(descriptor: int) -> Iterator[int]:
 
 
 def look_up(path: str) -> os.stat_result | None:
-    """``lstat``, or None where nothing is there."""
+    """``lstat``, or None where nothing is there; a name that is too long to exist is not there."""
     try:
         return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise
 
 
 def missing_folders(path: str) -> list[str]:

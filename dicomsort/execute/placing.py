@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 from dataclasses import dataclass
 
-from dicomsort.files import NO_LINK, Copied, Files, chunks, copy, look_up, opened, same_bytes, sha256_of
+from dicomsort.files import (
+    NO_LINK,
+    PATH_MAX,
+    REFUSED_BY_DISK,
+    Copied,
+    Files,
+    chunks,
+    copy,
+    look_up,
+    opened,
+    same_bytes,
+    sha256_of,
+)
 from dicomsort.journal import Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
 
-_FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 _CREATED_MODE = 0o600  # of files that are not complete yet
 
 
@@ -34,6 +44,14 @@ class Fatal:
     """The disk itself refused: the run ends here, and ``resume`` goes on."""
 
     message: str
+
+
+def ending(o: Operation, error: OSError, what: str) -> Result | Fatal:
+    """How an operation ends that met an error: FAILED, or Fatal where the disk refused."""
+    reason = error.strerror or str(error)
+    if error.errno in REFUSED_BY_DISK:
+        return Fatal(f"{what}: expected success, received {reason}")
+    return Result(o.number, Outcome.FAILED, reason)
 
 
 class Placer:
@@ -107,10 +125,16 @@ class Placer:
 
     def act(self, o: Operation) -> Result | Fatal:
         """Make the new name; the source stays. Fatal where the disk, not the file, is the cause."""
+        if o.verb is Verb.REMOVE:
+            return Result(o.number, Outcome.DONE)
+        try:
+            return self._placed(o)
+        except OSError as error:
+            return ending(o, error, f"placing {o.source!r} at {o.target!r}")
+
+    def _placed(self, o: Operation) -> Result:
         target = self._roots.absolute(o.target)
         try:
-            if o.verb is Verb.REMOVE:
-                return Result(o.number, Outcome.DONE)
             return self._new_name(o, target)
         except FileExistsError:
             status = look_up(target)
@@ -119,11 +143,6 @@ class Placer:
             if look_up(self._roots.absolute(o.source)) is None:
                 return Result(o.number, Outcome.CHANGED, "the file vanished while it was placed")
             return Result(o.number, Outcome.FAILED, "the destination's folder vanished")
-        except OSError as error:
-            reason = error.strerror or str(error)
-            if error.errno in _FATAL:
-                return Fatal(f"placing {o.source!r} at {o.target!r}: expected success, received {reason}")
-            return Result(o.number, Outcome.FAILED, reason)
 
     def _new_name(self, o: Operation, target: str) -> Result:
         if o.verb is Verb.COPY:
@@ -182,29 +201,33 @@ class Placer:
     def _copied(self, o: Operation, source: str, target: str) -> Copied:
         return copy(self._files, source, target, _mode(o), _stamp(o))
 
-    def finish(self, o: Operation) -> Result | None:
+    def finish(self, o: Operation) -> Result | Fatal | None:
         """After the result is durable: remove the temporary copy, and the source of a move or remove.
 
         A plan may be carried out again much later, so what replaces the source must be there at this moment. A result
-        is returned only where the source cannot be removed; ``take_back`` is for what was placed then.
+        is returned only where the source cannot be removed; ``take_back`` is for what was placed then. Fatal where the
+        temporary copy cannot be removed.
         """
         if o.verb is Verb.COPY or o.verb is Verb.LINK:
-            self.tidy(o)
-            return None
+            return self.clear(o)
+        try:
+            linked = self._remove_source(o)
+        except OSError as error:
+            self.clear(o)
+            return Result(o.number, Outcome.FAILED, f"the source cannot be removed: {error.strerror}")
+        return None if linked else self.clear(o)
+
+    def _remove_source(self, o: Operation) -> bool:
+        """Remove it where another name, or another file, holds what it held; whether it was another name."""
         path = self._roots.absolute(o.source)
         source = look_up(path)
         target = look_up(self._roots.absolute(o.target)) if source is not None and o.target else None
         linked = source is not None and target is not None and os.path.samestat(source, target)
-        if not linked:
-            self.tidy(o)
         if source is None or not _unchanged(o, source):
-            return None
-        try:
-            if source.st_nlink > 1 if linked else self._is_replaced(o, target):  # else it is one name, by two ways
-                self._files.unlink(path)
-        except OSError as error:
-            return Result(o.number, Outcome.FAILED, f"the source cannot be removed: {error.strerror}")
-        return None
+            return linked
+        if source.st_nlink > 1 if linked else self._is_replaced(o, target):  # else it is one name, by two ways
+            self._files.unlink(path)
+        return linked
 
     def _is_replaced(self, o: Operation, target: os.stat_result | None) -> bool:
         """Whether another file holds the source's bytes."""
@@ -217,18 +240,24 @@ class Placer:
         return sha256_of(self._roots.absolute(o.target)) == o.sha256
 
     def take_back(self, o: Operation) -> None:
-        """Remove the new name of a file whose source stays."""
-        source, target = (look_up(self._roots.absolute(place)) for place in (o.source, o.target or o.source))
-        if o.verb is Verb.MOVE and source is not None and target is not None and _unchanged(o, source):
-            self._files.unlink(self._roots.absolute(o.target))
+        """Remove the new name of a file whose source stays; both stay where that fails."""
+        with contextlib.suppress(OSError):
+            source, target = (look_up(self._roots.absolute(place)) for place in (o.source, o.target or o.source))
+            if o.verb is Verb.MOVE and source is not None and target is not None and _unchanged(o, source):
+                self._files.unlink(self._roots.absolute(o.target))
 
     def settle(self, o: Operation) -> Result:
         """How an operation that an earlier attempt had begun stands, before it is undone; nothing new is done."""
         found = self.check(o)
-        if found is not None and found.outcome is Outcome.DONE:
-            return found
-        self.tidy(o)
         return found or Result(o.number, Outcome.FAILED, "cut short before it was done")
+
+    def clear(self, o: Operation) -> Fatal | None:
+        """Remove the temporary copy; Fatal says why it cannot be removed."""
+        try:
+            self.tidy(o)
+        except OSError as error:
+            return Fatal(f"removing the temporary copy of {o.source!r}: expected success, received {error.strerror}")
+        return None
 
     def tidy(self, o: Operation) -> None:
         """Remove the temporary copy, if an attempt left one."""
@@ -243,8 +272,17 @@ class Placer:
                     raise
 
     def _part(self, o: Operation) -> str:
-        folder = self._roots.absolute(o.target).rpartition("/")[0]
-        return f"{folder}/.dicomsort-{self._run}-{o.number}.part"
+        """The temporary copy: beside the target, or as near above it in its root as the length of paths allows.
+
+        Else it is in the outbox, whose state folder has longer paths; where that is another file system than the
+        target's, the target is made as where links do not exist.
+        """
+        name, folder = f".dicomsort-{self._run}-{o.number}.part", o.target
+        while folder := folder.rpartition("/")[0]:
+            path = f"{self._roots.absolute(folder)}/{name}"
+            if len(os.fsencode(path)) < PATH_MAX:
+                return path
+        return f"{self._roots.outbox}/{name}"
 
     def _same(self, one: str, other: str) -> bool:
         try:
