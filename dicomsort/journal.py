@@ -20,7 +20,7 @@ from typing import Any, Self
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files, look_up, opened, whole_lines
 from dicomsort.jsonlines import dump, parse
-from dicomsort.records import Operation, Outcome, Result, Row, Verb
+from dicomsort.records import Lost, Operation, Outcome, Result, Row, Verb
 
 STATE = ".dicomsort"
 PLAN, JOURNAL = "plan.jsonl", "journal.jsonl"
@@ -28,6 +28,7 @@ FORMAT = 1
 _OUTCOMES = tuple(Outcome)
 _DONE = _OUTCOMES.index(Outcome.DONE) + 1
 _FIELDS = attrgetter(*(f.name for f in fields(Operation)))
+_CELLS_OF_MOST = len(fields(Operation)) - 1  # all but the owner
 _CELLS = attrgetter(*(f.name for f in fields(Row)))
 _BUFFER = 1 << 20
 
@@ -43,15 +44,21 @@ def _line(value: object) -> bytes:
 
 def pack(operation: Operation) -> list[Any]:
     """An operation as a JSON list."""
-    *cells, row = _FIELDS(operation)
-    return [*cells, None if row is None else _CELLS(row)]
+    *cells, row, owner = _FIELDS(operation)
+    return [*cells, None if row is None else _CELLS(row), *([] if owner is None else [owner])]
 
 
 def unpack(cells: list[Any]) -> Operation:
     """The inverse of ``pack``."""
-    number, verb, *middle, row = cells
-    values: list[Any] = [number, Verb(verb), *middle, None if row is None else Row(*row)]
+    number, verb, *middle, row = cells[:_CELLS_OF_MOST]
+    owner = [tuple(cell) for cell in cells[_CELLS_OF_MOST:]]
+    values: list[Any] = [number, Verb(verb), *middle, None if row is None else Row(*row), *owner]
     return Operation(*values)
+
+
+def _lost(result: Result) -> list[list[int]]:
+    """The last cell of an ``end`` line, which only those have that could not keep all."""
+    return [] if result.lost is None else [[*result.lost]]
 
 
 class PlanWriter:
@@ -162,6 +169,7 @@ class Replay:
     inodes: array[int]
     begun: set[int] = field(default_factory=set)  # begun and not ended
     messages: dict[int, str] = field(default_factory=dict)
+    lost: dict[int, Lost] = field(default_factory=dict)  # of those that could not keep all that they had
     folders: list[str] = field(default_factory=list)  # made in the outbox or inbox, parents first
     marks: dict[str, Any] = field(default_factory=dict)
 
@@ -175,7 +183,8 @@ class Replay:
         code = self.outcomes[number]
         if not code:
             return None
-        return Result(number, _OUTCOMES[code - 1], self.messages.get(number, ""), self.inodes[number])
+        told = self.messages.get(number, ""), self.inodes[number], self.lost.get(number)
+        return Result(number, _OUTCOMES[code - 1], *told)
 
     def has_ended(self, number: int) -> bool:
         """Whether an operation ended, well or not."""
@@ -191,6 +200,8 @@ class Replay:
         self.inodes[result.number] = result.inode
         if result.message:
             self.messages[result.number] = sys.intern(result.message)  # a million files may fail for one reason
+        if result.lost is not None:
+            self.lost[result.number] = result.lost
         self.begun.discard(result.number)
 
     def apply(self, entry: list[Any]) -> None:
@@ -199,8 +210,8 @@ class Replay:
             case ["begin", numbers, folders]:
                 self.begun.update(n for n in numbers if not self.outcomes[n])
                 self.folders.extend(folders)
-            case ["end", number, outcome, message, inode]:
-                self.take(Result(number, Outcome(outcome), message, inode))
+            case ["end", number, outcome, message, inode, *lost]:
+                self.take(Result(number, Outcome(outcome), message, inode, *(Lost(*cell) for cell in lost)))
             case ["mark", name, value]:
                 self.marks[name] = value
             case _:
@@ -253,7 +264,7 @@ class Journal:
 
     def end(self, results: Sequence[Result]) -> None:
         """Say, durably, how operations ended."""
-        self._append([["end", r.number, r.outcome, r.message, r.inode] for r in results])
+        self._append([["end", r.number, r.outcome, r.message, r.inode, *_lost(r)] for r in results])
         for result in results:
             self.known.take(result)
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import stat
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dicomsort.files import (
     NO_LINK,
@@ -21,7 +22,8 @@ from dicomsort.files import (
     sha256_of,
 )
 from dicomsort.journal import Replay
-from dicomsort.records import Operation, Outcome, Result, Verb
+from dicomsort.metadata import Kept, Metadata, copy_with_metadata, keep, metadata_of
+from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
 _CREATED_MODE = 0o600  # of files that are not complete yet
 
@@ -44,6 +46,14 @@ class Fatal:
     """The disk itself refused: the run ends here, and ``resume`` goes on."""
 
     message: str
+
+
+class _Made(NamedTuple):
+    """A new file, and of one that moved what its source had, and what was not kept of that."""
+
+    copied: Copied
+    metadata: Metadata | None = None
+    kept: Kept = Kept()
 
 
 def ending(o: Operation, error: OSError, what: str) -> Result | Fatal:
@@ -101,20 +111,31 @@ class Placer:
     def _recognise(self, o: Operation, target: os.stat_result, source: os.stat_result | None) -> Result | None:
         """A target that an attempt cut short may have made: ours by inode, or torn and ours to make again."""
         if o.verb is not Verb.COPY and _is_one_file(o, target, source):
-            return Result(o.number, Outcome.DONE, inode=target.st_ino)
+            return self._under_its_new_name(o, target.st_ino)
         part, path = self._part(o), self._roots.absolute(o.target)
         made = look_up(part)
         if made is None or source is None:
             return self._occupied(o, target)
-        if target.st_size == o.size and sha256_of(path) == o.sha256:
-            self._files.set_mode(path, _mode(o))
-            self._files.set_mtime(path, _stamp(o))
-            return Result(o.number, Outcome.DONE, inode=target.st_ino)
-        if os.path.samestat(made, target) or _is_torn(path, target, part):
+        is_part = os.path.samestat(made, target)
+        if (is_part or target.st_nlink == 1) and target.st_size == o.size and sha256_of(path) == o.sha256:
+            return Result(o.number, Outcome.DONE, *self._complete(o, target.st_ino))
+        if is_part or _is_torn(path, target, part):
             self._files.unlink(path)
             return None
         self.tidy(o)
         return self._occupied(o, target)
+
+    def _complete(self, o: Operation, inode: int) -> tuple[str, int, Lost | None]:
+        """Set again what a whole copy gets last, and tell what it could not keep."""
+        path = self._roots.absolute(o.target)
+        if o.verb is Verb.MOVE:
+            with opened(self._roots.absolute(o.source)) as reader, opened(path) as copied:
+                if _unchanged(o, os.fstat(reader)):
+                    message, lost = keep(self._files, copied, _wanted(o, metadata_of(reader)), _stamp(o))
+                    return message, inode, lost
+        self._files.set_mode(path, _mode(o))
+        self._files.set_mtime(path, _stamp(o))
+        return "", inode, None
 
     def _occupied(self, o: Operation, target: os.stat_result) -> Result:
         if stat.S_ISREG(target.st_mode) and target.st_size == o.size:
@@ -161,7 +182,18 @@ class Placer:
         if inode != o.inode:  # the source's name was given to another file since the check
             self._files.unlink(target)
             return Result(o.number, Outcome.CHANGED, "the file was replaced while it was placed")
-        return Result(o.number, Outcome.DONE, inode=inode)
+        return self._under_its_new_name(o, inode)
+
+    def _under_its_new_name(self, o: Operation, inode: int) -> Result:
+        """A file that was linked; what an earlier move could not keep, of owner and mode, it gets back now."""
+        if o.owner is None:
+            return Result(o.number, Outcome.DONE, inode=inode)
+        try:
+            with opened(self._roots.absolute(o.target)) as file:
+                message, lost = keep(self._files, file, _wanted(o, metadata_of(file)), o.mtime_ns)
+        except OSError as error:
+            message, lost = f"not restored: owner, group and mode ({error.strerror})", None
+        return Result(o.number, Outcome.DONE, message, inode, lost)
 
     def _copy(self, o: Operation, target: str) -> Result:
         part = self._part(o)
@@ -175,14 +207,14 @@ class Placer:
             except OSError as error:
                 if error.errno not in NO_LINK:
                     raise
-                made = self._copied(o, part, target)
+                made = self._copied(o, part, target, made.metadata)
         except OSError:
             with contextlib.suppress(OSError):
                 self._files.unlink(part)
             raise
-        return Result(o.number, Outcome.DONE, inode=made.inode)
+        return Result(o.number, Outcome.DONE, made.kept.message, made.copied.inode, made.kept.lost)
 
-    def _filled(self, o: Operation, part: str) -> Copied | None:
+    def _filled(self, o: Operation, part: str) -> _Made | None:
         """The temporary file; None where its bytes are not those that were judged (they are read again for a move)."""
         source = self._roots.absolute(o.source)
         try:
@@ -190,16 +222,20 @@ class Placer:
         except FileExistsError:  # what an attempt cut short has left
             self._files.unlink(part)
             made = self._copied(o, source, part)
-        if made.sha256 != o.sha256:
+        if made.copied.sha256 != o.sha256:
             return None
         if o.verb is Verb.MOVE:
             if sha256_of(part) != o.sha256:
                 return None
-            self._proven[o.number] = made.device, made.inode, _stamp(o)
+            self._proven[o.number] = made.copied.device, made.copied.inode, _stamp(o)
         return made
 
-    def _copied(self, o: Operation, source: str, target: str) -> Copied:
-        return copy(self._files, source, target, _mode(o), _stamp(o))
+    def _copied(self, o: Operation, source: str, target: str, metadata: Metadata | None = None) -> _Made:
+        """A copy, of a move with ``metadata`` or else what the source has."""
+        if o.verb is not Verb.MOVE:
+            return _Made(copy(self._files, source, target, _mode(o), _stamp(o)))
+        wanted = lambda found: metadata or _wanted(o, found)
+        return _Made(*copy_with_metadata(self._files, source, target, wanted, _stamp(o)))
 
     def finish(self, o: Operation) -> Result | Fatal | None:
         """After the result is durable: remove the temporary copy, and the source of a move or remove.
@@ -293,6 +329,16 @@ class Placer:
 
 def _mode(o: Operation) -> int:
     return o.mode & 0o777  # a copy made by root must not become somebody's setuid program
+
+
+def _wanted(o: Operation, found: Metadata) -> Metadata:
+    """What a file has that moves: by the plan where an earlier move could not keep it, else what it has now.
+
+    Set-ID bits are believed only where the file has them beside the owner that it has now: the plan is older.
+    """
+    if o.owner is not None:
+        return found._replace(owner=o.owner[0], group=o.owner[1], mode=o.mode)
+    return found._replace(mode=o.mode & (found.mode | 0o777))
 
 
 def _stamp(o: Operation) -> int:
