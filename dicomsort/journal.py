@@ -170,6 +170,7 @@ class Replay:
     begun: set[int] = field(default_factory=set)  # begun and not ended
     messages: dict[int, str] = field(default_factory=dict)
     lost: dict[int, Lost] = field(default_factory=dict)  # of those that could not keep all that they had
+    alike: dict[Lost, Lost] = field(default_factory=dict)  # a million files may have one owner
     folders: list[str] = field(default_factory=list)  # made in the outbox or inbox, parents first
     marks: dict[str, Any] = field(default_factory=dict)
 
@@ -201,7 +202,7 @@ class Replay:
         if result.message:
             self.messages[result.number] = sys.intern(result.message)  # a million files may fail for one reason
         if result.lost is not None:
-            self.lost[result.number] = result.lost
+            self.lost[result.number] = self.alike.setdefault(result.lost, result.lost)
         self.begun.discard(result.number)
 
     def apply(self, entry: list[Any]) -> None:

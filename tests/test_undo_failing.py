@@ -18,6 +18,7 @@ from killing import run_unprivileged
 from powercut import name_of
 from test_faults import SORT, hand_over
 
+from dicomsort.execute import folders
 from dicomsort.files import Files
 
 DISK = [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS]
@@ -237,3 +238,55 @@ def test_a_folder_that_is_closed_to_the_user(ours: Path, mode: str, closed: str)
     assert list(placed(outbox)) == ["CT/b/2.dcm", "CT/b/c/3.dcm"]
     assert run_unprivileged("undo", outbox).code == 0
     assert (read_tree(inbox), list(placed(outbox))) == (before, [])
+
+
+@pytest.mark.parametrize("door", ["sort", "undo"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_a_folder_that_cannot_be_looked_at(
+    inbox_of_four: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch, door: str, code: int
+) -> None:
+    """Where rights are missing its files are failed; where the disk refuses, a sort ends, and an undo does the rest."""
+    before = read_tree(inbox_of_four)
+    real = folders.look_up
+
+    def look(path: str) -> os.stat_result | None:
+        if path.endswith("/b"):
+            raise OSError(code, os.strerror(code))
+        return real(path)
+
+    if door == "undo":
+        assert sort("--move", "--settle", 0, "--layout", "keep", inbox_of_four, outbox).code == 0
+    monkeypatch.setattr(folders, "look_up", look)
+    ran = run("undo", outbox) if door == "undo" else sort("--copy", "--layout", "keep", inbox_of_four, outbox)
+    assert ran.code == (1 if code == errno.EIO else 3)
+    assert (os.strerror(code) in ran.err) == (code == errno.EIO)
+    monkeypatch.setattr(folders, "look_up", real)
+    if door == "undo":
+        check_all_but({VICTIM, "b/c/3.dcm"}, inbox_of_four, before)
+        assert run("resume" if code == errno.EIO else "undo", outbox).code == 0
+        assert read_tree(inbox_of_four) == before
+    elif code == errno.EIO:
+        assert run("resume", outbox).code == 0
+        assert len(list(placed(outbox))) == 4
+    else:
+        assert {by_source(outbox)[path]["status"] for path in (VICTIM, "b/c/3.dcm")} == {"failed"}
+
+
+def test_a_folder_whose_device_cannot_be_told_costs_its_own_files(
+    inbox_of_four: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_tree(inbox_of_four)
+    assert sort("--move", "--settle", 0, "--layout", "keep", inbox_of_four, outbox).code == 0
+    real = folders.Folders.device
+
+    def device(self: folders.Folders, target: str) -> int:
+        if target.endswith(VICTIM):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(self, target)
+
+    monkeypatch.setattr(folders.Folders, "device", device)
+    assert run("undo", outbox).code == 1
+    assert list(placed(outbox)) == [f"CT/{VICTIM}"]
+    monkeypatch.setattr(folders.Folders, "device", real)
+    assert run("resume", outbox).code == 0
+    assert (read_tree(inbox_of_four), list(placed(outbox))) == (before, [])
