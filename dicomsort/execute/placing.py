@@ -190,7 +190,8 @@ class Placer:
             return Result(o.number, Outcome.DONE, inode=inode)
         try:
             with opened(self._roots.absolute(o.target)) as file:
-                message, lost = keep(self._files, file, _wanted(o, metadata_of(file)), o.mtime_ns)
+                there = metadata_of(file)._replace(attributes={})  # it has kept what it has
+                message, lost = keep(self._files, file, _wanted(o, there), o.mtime_ns)
         except OSError as error:
             message, lost = f"not restored: owner, group and mode ({error.strerror})", None
         return Result(o.number, Outcome.DONE, message, inode, lost)
