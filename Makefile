@@ -10,8 +10,8 @@ WORKERS ?= 2
 CORPUS ?= ../shared/dicom
 DATASET ?= ../shared/dataset
 FUZZ_SECONDS ?= 600
-CORE := plan journal execute files classify
-CORE_TESTS := $(patsubst %,tests/test_%.py,classify copying costs crash faults full_disk journal lock losses metrics names deciding placing plan races review review_crash review_later review_odd settling sort sort_edges state)
+CORE := plan journal execute files metadata classify
+CORE_TESTS := $(patsubst %,tests/test_%.py,classify copying costs crash faults full_disk journal lock long_names losses metadata metrics names deciding placing plan races review review_crash review_later review_odd settling sort sort_edges state undo_failing)
 
 .PHONY: help setup demo test torture fuzz coverage check lint wheel bench bench-million evaluate model screen features lock clean
 
@@ -48,7 +48,7 @@ fuzz: $(STAMP) ## mutate headers and pixels for FUZZ_SECONDS each (600), guided 
 	$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS)
 
 # What placing rests on has no branch that no test takes.
-coverage: $(STAMP) ## branch coverage of plan, journal, execute, files, classify: 100 % or it fails
+coverage: $(STAMP) ## branch coverage of plan, journal, execute, files, metadata, classify: 100 % or it fails
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(CORE_TESTS) $(CORE:%=--cov=dicomsort.%) --cov-branch \
 	  --cov-report=term-missing:skip-covered --cov-fail-under=100
 

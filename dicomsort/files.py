@@ -14,17 +14,23 @@ import fcntl
 import hashlib
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 CHUNK = 1 << 20
+PATH_MAX = os.pathconf("/", "PC_PATH_MAX")  # bytes of a path that a call takes, with the NUL at its end
+REFUSED_BY_DISK = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+)  # what lies in the way is not this file alone
 NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _NEVER_CLONES = frozenset({errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
 _FICLONE = 0x40049409  # <linux/fs.h>
 _NO_SYNCFS = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
 _NETWORK_SYSTEMS = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "gluster", "lustre", "afs")
 _NO_FOLLOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a name that became a FIFO must not hang the run
+_ZEROS = memoryview(bytes(CHUNK))
 _spare: list[memoryview] = []  # buffers that nobody reads into now: one a thread, made once
 
 
@@ -73,6 +79,10 @@ class Files:
             os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no regular file", path)
 
+    def open_device(self, path: str) -> int:
+        """Open a standard stream or a character device for writing; return the descriptor."""
+        return os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+
     def write(self, descriptor: int, data: bytes | memoryview) -> None:
         """Write all of ``data``."""
         view = memoryview(data)
@@ -99,6 +109,14 @@ class Files:
     def set_mode(self, path: str | int, mode: int) -> None:
         """Set the permission bits of what a path names, or a descriptor."""
         os.chmod(path, stat.S_IMODE(mode))
+
+    def set_owner(self, descriptor: int, owner: int, group: int) -> None:
+        """Set numeric owner and group of an open file; -1 leaves one as it is."""
+        os.chown(descriptor, owner, group)
+
+    def set_attribute(self, descriptor: int, name: str, value: bytes) -> None:
+        """Set an extended attribute of an open file; ``system.posix_acl_access`` is its access control list."""
+        os.setxattr(descriptor, name, value)
 
     def set_mtime(self, path: str | int, mtime_ns: int) -> None:
         """Set the time of last modification (nanoseconds since 1970)."""
@@ -162,11 +180,15 @@ def closing(descriptor: int) -> Iterator[int]:
 
 
 def look_up(path: str) -> os.stat_result | None:
-    """``lstat``, or None where nothing is there."""
+    """``lstat``, or None where nothing is there; a name that is too long to exist is not there."""
     try:
         return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise
 
 
 def missing_folders(path: str) -> list[str]:
@@ -187,8 +209,8 @@ def is_straight(root: str, path: str) -> bool:
     return all((there := look_up(f"{root}/{folder}")) and stat.S_ISDIR(there.st_mode) for folder in chain)
 
 
-def chunks(descriptor: int, start: int = 0, size: int = -1) -> Iterator[memoryview]:
-    """Yield the file's bytes from ``start`` on, in pieces that are only valid until the next.
+def chunks(descriptor: int, start: int = 0, size: int = -1, end: int = sys.maxsize) -> Iterator[memoryview]:
+    """Yield the file's bytes from ``start`` on, up to ``end``, in pieces that are only valid until the next.
 
     Where its ``size`` is known, a small file costs one call: none more, to be told that it has ended.
     """
@@ -197,7 +219,7 @@ def chunks(descriptor: int, start: int = 0, size: int = -1) -> Iterator[memoryvi
     except IndexError:
         buffer = memoryview(bytearray(CHUNK))
     try:
-        while count := os.preadv(descriptor, [buffer], start):
+        while count := os.preadv(descriptor, [buffer[: end - start]], start):
             yield buffer[:count]
             start += count
             if count < CHUNK and start == size:
@@ -258,9 +280,19 @@ def copy(files: Files, source: str, target: str, mode: int, mtime_ns: int) -> Co
     the source, which may still be in memory, if nobody has touched it since before the snapshot; else the snapshot.
     Where the disk refuses, ``target`` is taken away again.
     """
-    with opened(source) as reader, closing(files.create(target)) as writer:
+    with opened(source) as reader, created(files, target) as writer:
+        copied = fill(files, reader, writer, target)
+        files.set_mode(writer, mode)
+        files.set_mtime(writer, mtime_ns)
+    return copied
+
+
+@contextlib.contextmanager
+def created(files: Files, target: str, mode: int = 0o600) -> Iterator[int]:
+    """Create a file and close it at the end; where the disk refuses, the file is taken away again."""
+    with closing(files.create(target, mode)) as writer:
         try:
-            return _copied(files, reader, writer, target, mode, mtime_ns)
+            yield writer
         except OSError:
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.lstat(target), os.fstat(writer)):
@@ -268,16 +300,17 @@ def copy(files: Files, source: str, target: str, mode: int, mtime_ns: int) -> Co
             raise
 
 
-def _copied(files: Files, reader: int, writer: int, target: str, mode: int, mtime_ns: int) -> Copied:
+def fill(files: Files, reader: int, writer: int, target: str, *, holes: bool = False) -> Copied:
+    """Give an empty file, ``target``, the bytes of another; with ``holes`` it has these where the other has some."""
     before, made = os.fstat(reader), os.fstat(writer)
     if not before.st_size or not _is_cloned(files, reader, writer, (before.st_dev, made.st_dev)):
-        sha256 = _filled(files, reader, writer, before.st_size)
+        is_sparse = holes and before.st_blocks * 512 < before.st_size
+        write = _filled_but_for_holes if is_sparse else _filled
+        sha256 = write(files, reader, writer, before.st_size)
     else:
         sha256 = hashed(reader, size=before.st_size)
         if _last_touched(os.fstat(reader)) != _last_touched(before):
             sha256 = sha256_of(target)
-    files.set_mode(writer, mode)
-    files.set_mtime(writer, mtime_ns)
     return Copied(sha256, made.st_dev, made.st_ino)
 
 
@@ -300,6 +333,42 @@ def _filled(files: Files, reader: int, writer: int, size: int) -> str:
         digest.update(piece)
         files.write(writer, piece)
     return digest.hexdigest()
+
+
+def _filled_but_for_holes(files: Files, reader: int, writer: int, size: int) -> str:
+    digest, done = hashlib.sha256(), 0
+    for start, end in _with_data(reader, size):
+        _hash_zeros(digest, start - done)
+        os.lseek(writer, start, os.SEEK_SET)
+        for piece in chunks(reader, start, end=end):
+            digest.update(piece)
+            files.write(writer, piece)
+        done = end
+    if done < size:
+        _hash_zeros(digest, size - done)
+        files.truncate(writer, size)
+    return digest.hexdigest()
+
+
+def _with_data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a file has data, from and to; what lies between are holes, which read as zeros."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # the file system cannot tell; else it is a hole up to the end
+                yield end, size
+            return
+        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+        if start < end:
+            yield start, end
+
+
+def _hash_zeros(digest: hashlib._Hash, count: int) -> None:
+    for _ in range(count // CHUNK):
+        digest.update(_ZEROS)
+    digest.update(_ZEROS[: count % CHUNK])
 
 
 def _last_touched(status: os.stat_result) -> tuple[int, int, int]:

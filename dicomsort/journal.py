@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, NoReturn, Self
 from dicomsort.errors import DicomsortError, StateDamaged
 from dicomsort.files import Files, look_up, opened, opened_file, whole_lines
 from dicomsort.jsonlines import dump, number_cell, parse
-from dicomsort.records import Operation, Outcome, Result, Row, Verb
+from dicomsort.records import Lost, Operation, Outcome, Result, Row, Verb
 
 STATE = ".dicomsort"
 PLAN, JOURNAL = "plan.jsonl", "journal.jsonl"
@@ -33,6 +33,7 @@ FORMAT = 1
 _OUTCOMES = tuple(Outcome)
 _DONE = _OUTCOMES.index(Outcome.DONE) + 1
 _FIELDS = attrgetter(*(f.name for f in fields(Operation)))
+_CELLS_OF_MOST = len(fields(Operation)) - 1  # all but the owner
 _CELLS = attrgetter(*(f.name for f in fields(Row)))
 _NAMES = [f.name for f in fields(Operation)]
 _MTIME, _STAMP = _NAMES.index("mtime_ns"), _NAMES.index("stamp_ns")
@@ -41,8 +42,9 @@ _LONGEST_LINE = 64 << 20  # a batch of operations with the longest paths stays b
 _TAIL = 256  # bytes that hold the seal
 _MAX_64 = (1 << 64) - 1
 _MAX_TIME = 1 << 93  # nanoseconds: what 64 bits of seconds hold
+_MAX_ID = 1 << 32
 _MODES = 0o7777
-_TYPES = [(int, Verb, str, str, str, *[int] * 5, str, stamp) for stamp in (int, type(None))]  # the row left out
+_TYPES = [(int, Verb, str, str, str, *[int] * 5, str, stamp) for stamp in (int, type(None))]  # row, owner left out
 _CELL_TYPES = tuple(int if f.name == "size" else str for f in fields(Row))
 _VERBS = frozenset({"sort", "undo", "review"})
 _TEXTS = ("verb", "inbox", "outbox", "started", "mode", "layout", "model", "undoes", "class", "reviewer", "corrections")
@@ -73,16 +75,17 @@ def _line(value: object) -> bytes:
 
 def pack(operation: Operation) -> list[Any]:
     """An operation as a JSON list; a stamp of 0 is none, so one that is 1970 itself is written as text."""
-    *cells, row = _FIELDS(operation)
+    *cells, row, owner = _FIELDS(operation)
     cells[_MTIME] = number_cell(operation.mtime_ns)
     cells[_STAMP] = 0 if operation.stamp_ns is None else number_cell(operation.stamp_ns) or "0"
-    return [*cells, None if row is None else _CELLS(row)]
+    return [*cells, None if row is None else _CELLS(row), *([] if owner is None else [owner])]
 
 
 def unpack(cells: list[Any]) -> Operation:
     """The inverse of ``pack``; ValueError or TypeError where the cells are not what ``pack`` makes."""
-    number, verb, *middle, row = cells
-    values: list[Any] = [number, Verb(verb), *middle, None if row is None else Row(*row)]
+    number, verb, *middle, row = cells[:_CELLS_OF_MOST]
+    owner = [tuple(cell) for cell in cells[_CELLS_OF_MOST:]]
+    values: list[Any] = [number, Verb(verb), *middle, None if row is None else Row(*row), *owner]
     for place in (_MTIME, _STAMP):
         if type(values[place]) is str:
             values[place] = int(values[place])
@@ -94,7 +97,7 @@ def unpack(cells: list[Any]) -> Operation:
 
 
 def _check_operation(o: Operation) -> None:
-    if tuple(map(type, _FIELDS(o)))[:-1] not in _TYPES or (o.row and tuple(map(type, _CELLS(o.row))) != _CELL_TYPES):
+    if tuple(map(type, _FIELDS(o)))[:-2] not in _TYPES or (o.row and tuple(map(type, _CELLS(o.row))) != _CELL_TYPES):
         raise ValueError("a value of another type")
     if not (0 <= o.size <= _MAX_64 and 0 <= o.device <= _MAX_64 and 0 <= o.inode <= _MAX_64 and 0 <= o.mode <= _MODES):
         raise ValueError("a number out of its range")
@@ -104,6 +107,26 @@ def _check_operation(o: Operation) -> None:
         raise ValueError("a path that leads out of inbox and outbox")
     if not _SHA256.fullmatch(o.sha256):
         raise ValueError("a SHA-256 that is none")
+    if o.owner is not None and not (len(o.owner) == 2 and _are_ids(*o.owner)):  # noqa: PLR2004
+        raise ValueError("an owner that is none")
+
+
+def _are_ids(*values: object) -> bool:
+    """Whether these are numeric users or groups."""
+    return all(type(value) is int and 0 <= value < _MAX_ID for value in values)
+
+
+def _lost(result: Result) -> list[list[int]]:
+    """The last cell of an ``end`` line, which only those have that could not keep all."""
+    return [] if result.lost is None else [[*result.lost]]
+
+
+def _unpacked(cell: Any) -> Lost:
+    """The inverse of ``_lost``; ValueError or TypeError where the cell is none."""
+    lost = Lost(*cell)
+    if not (_are_ids(lost.owner, lost.group, lost.attributes) and type(lost.mode) is int and 0 <= lost.mode <= _MODES):
+        raise ValueError("a loss that is none")
+    return lost
 
 
 class PlanWriter:
@@ -285,6 +308,8 @@ class Replay:
     inodes: array[int]
     begun: set[int] = field(default_factory=set)  # begun and not ended
     messages: dict[int, str] = field(default_factory=dict)
+    lost: dict[int, Lost] = field(default_factory=dict)  # of those that could not keep all that they had
+    alike: dict[Lost, Lost] = field(default_factory=dict)  # a million files may have one owner
     folders: list[str] = field(default_factory=list)  # made in the outbox or inbox, parents first
     marks: dict[str, Any] = field(default_factory=dict)
 
@@ -298,7 +323,8 @@ class Replay:
         code = self.outcomes[number]
         if not code:
             return None
-        return Result(number, _OUTCOMES[code - 1], self.messages.get(number, ""), self.inodes[number])
+        told = self.messages.get(number, ""), self.inodes[number], self.lost.get(number)
+        return Result(number, _OUTCOMES[code - 1], *told)
 
     def has_ended(self, number: int) -> bool:
         """Whether an operation ended, well or not."""
@@ -314,6 +340,8 @@ class Replay:
         self.inodes[result.number] = result.inode
         if result.message:
             self.messages[result.number] = sys.intern(result.message)  # a million files may fail for one reason
+        if result.lost is not None:
+            self.lost[result.number] = self.alike.setdefault(result.lost, result.lost)
         self.begun.discard(result.number)
 
     def apply(self, entry: Any) -> None:
@@ -324,8 +352,9 @@ class Replay:
                     raise ValueError("a folder outside inbox and outbox")
                 self.begun.update(n for n in numbers if not self.outcomes[self._known(n)])
                 self.folders.extend(folders)
-            case ["end", number, outcome, str(message), int(inode)] if 0 <= inode <= _MAX_64:
-                self.take(Result(self._known(number), Outcome(outcome), message, inode))
+            case ["end", number, outcome, str(message), int(inode), *lost] if 0 <= inode <= _MAX_64 and len(lost) < 2:  # noqa: PLR2004
+                result = Result(self._known(number), Outcome(outcome), message, inode, *map(_unpacked, lost))
+                self.take(result)
             case ["mark", "manifest", int(value)] if value >= 0:
                 self.marks["manifest"] = value
             case ["mark", str(name), value] if name != "manifest":
@@ -386,7 +415,7 @@ class Journal:
 
     def end(self, results: Sequence[Result]) -> None:
         """Say, durably, how operations ended."""
-        self._append([["end", r.number, r.outcome, r.message, r.inode] for r in results])
+        self._append([["end", r.number, r.outcome, r.message, r.inode, *_lost(r)] for r in results])
         for result in results:
             self.known.take(result)
 

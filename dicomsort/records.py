@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 RENDERING_VERSION = 2  # of ``pixels.render``; a bundle trained on another rendering is refused
 
@@ -192,7 +192,8 @@ class Operation:
 
     ``source``, ``target`` and ``kept`` begin with the root they lie under, ``inbox/`` or ``outbox/``. Size, mtime,
     device and inode are what the source was when it was judged; where they differ later it is ``changed``.
-    ``stamp_ns`` is the mtime that a copy gets where that is not the source's. ``row`` is None for folders.
+    ``stamp_ns`` is the mtime that a copy gets where that is not the source's. ``row`` is None for folders. ``owner``,
+    numeric owner and group, is what a file gets with ``mode`` that goes back from where these could not be kept.
     """
 
     number: int
@@ -208,6 +209,7 @@ class Operation:
     sha256: str = ""
     stamp_ns: int | None = None
     row: Row | None = None
+    owner: tuple[int, int] | None = None
 
 
 class Outcome(StrEnum):
@@ -221,6 +223,15 @@ class Outcome(StrEnum):
     SKIPPED = "skipped"  # a folder that was not empty, or is there already
 
 
+class Lost(NamedTuple):
+    """Of a moved file that could not keep all: its numeric owner and group, its mode, how many attributes it lost."""
+
+    owner: int
+    group: int
+    mode: int
+    attributes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What the journal knows of an operation that ended; ``inode`` is the target's."""
@@ -229,6 +240,7 @@ class Result:
     outcome: Outcome
     message: str = ""
     inode: int = 0
+    lost: Lost | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,12 @@ def read_tree(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(paths)}
 
 
+def attributes_of(path: Path) -> dict[str, bytes]:
+    """The extended attributes of a file that are its own, access control lists among them."""
+    names = (name for name in os.listxattr(path) if not name.startswith("security.selinux"))
+    return {name: os.getxattr(path, name) for name in sorted(names)}
+
+
 def uid(*numbers: int) -> str:
     """A UID made of ``numbers``: (study,), (study, series) or (study, series, instance)."""
     return ".".join((UID_ROOT, *map(str, numbers)))

@@ -25,9 +25,10 @@ from dicomsort.tasks import examine
 UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 IN_STUDY, IN_SERIES = 50, 25
 SYSTEM = (
-    "access", "chmod", "close", "copy_file_range", "fstat", "fsync", "ftruncate", "link", "listdir", "lstat", "mkdir",
-    "open", "pread", "preadv", "pwrite", "read", "readlink", "readv", "rename", "replace", "rmdir", "scandir",
-    "sendfile", "stat", "statvfs", "symlink", "truncate", "unlink", "utime", "write", "writev",
+    "access", "chmod", "chown", "close", "copy_file_range", "fstat", "fstatvfs", "fsync", "ftruncate", "getxattr",
+    "link", "listdir", "listxattr", "lseek", "lstat", "mkdir", "open", "pread", "preadv", "pwrite", "read", "readlink",
+    "readv", "rename", "replace", "rmdir", "scandir", "sendfile", "setxattr", "stat", "statvfs", "symlink", "truncate",
+    "unlink", "utime", "write", "writev",
 )  # fmt: skip
 
 

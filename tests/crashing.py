@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from powercut import name_of
+
 from dicomsort.files import Files
 
 CHANGES = (
     "make_folder", "remove_folder", "link", "unlink", "replace", "create", "open_append", "write", "truncate",
-    "allocate", "set_mode", "set_mtime", "clone", "flush", "flush_system",
+    "allocate", "set_owner", "set_attribute", "set_mode", "set_mtime", "clone", "flush", "flush_system",
 )  # fmt: skip
 
 
@@ -89,6 +91,15 @@ class OtherDevice(Files):
         if ("/inbox/" in source) != ("/inbox/" in target):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), source, None, target)
         super().link(source, target)
+
+
+class NoOwners(OtherDevice):
+    """The outbox's file system keeps no owners."""
+
+    def set_owner(self, descriptor: int, owner: int, group: int) -> None:
+        if "/inbox/" not in str(name_of(descriptor)):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        super().set_owner(descriptor, owner, group)
 
 
 class NoSyncfs(Files):

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from building import make_files, read_tree
+from building import attributes_of, make_files, read_tree
 from crashing import (
     Clones,
     Crash,
     CrashingFiles,
     NoLinks,
+    NoOwners,
     NoSyncfs,
     OtherDevice,
     Protected,
@@ -35,6 +36,7 @@ from dicomsort.sorting.outbox import held, new_run
 
 FILES = {"a/1": b"one" * 50, "a/2": b"two" * 60, "b/c/3": b"three" * 70, "copy of 1": b"one" * 50, "b/empty": b""}
 TARGETS = {"a/1": "CT/s/1", "a/2": "CT/s/2", "b/c/3": "MRI/s/3", "b/empty": "UNREADABLE/b/empty"}
+OWNER = (12_345, 54_321)  # of one of the files, where root may give it away
 FOREIGN = {"CT/foreign": b"not ours", "MRI/s/other": b"not ours either"}
 SYSTEMS: dict[str, Callable[[], Files]] = {
     "links": Files,
@@ -44,6 +46,7 @@ SYSTEMS: dict[str, Callable[[], Files]] = {
     "no links, EPERM": NoLinks,
     "no links, ENOTSUP": Unsupported,
 }
+KEEPING_LESS: dict[str, Callable[[], Files]] = {"two file systems, one without owners": NoOwners}
 CLONING: dict[str, Callable[[], Files]] = {"clones": Clones, "two subvolumes": Subvolumes, "clones, no links": Shared}
 LINKLESS = frozenset(SYSTEMS) - {"links", "no syncfs"}  # there --link fails, with the reason, and places nothing
 NO_RUN_YET = ("its plan was sealed", "expected one of the runs", "expected an outbox")
@@ -81,6 +84,7 @@ MODES = [
     *(Mode(verb, system) for verb in (Verb.MOVE, Verb.COPY, Verb.LINK) for system in SYSTEMS),
     *(Mode(Verb.MOVE, system) for system in ("two subvolumes", "clones, no links")),  # the others link
     *(Mode(Verb.COPY, system) for system in ("clones", "clones, no links")),
+    *(Mode(Verb.MOVE, system) for system in KEEPING_LESS),
 ]
 
 
@@ -95,16 +99,22 @@ def world(root: Path) -> tuple[Path, Path]:
     make_files(inbox, FILES)
     make_files(outbox, FOREIGN)
     for number, path in enumerate(sorted(FILES)):
-        (inbox / path).chmod(0o640)
+        if path == "a/1" and os.geteuid() == 0:
+            os.chown(inbox / path, *OWNER)
+        (inbox / path).chmod(0o2750 if path == "a/1" else 0o640)
+        if path == "a/2":
+            with contextlib.suppress(OSError):  # a file system without them
+                os.setxattr(inbox / path, "user.note", b"value")
         os.utime(inbox / path, ns=(10**18 + number, 10**18 + number))
     return inbox, outbox
 
 
-def facts(root: Path) -> dict[str, tuple[bytes, int, int]]:
+def facts(root: Path) -> dict[str, tuple[object, ...]]:
     found = {}
     for path, content in read_tree(root).items():
         status = (root / path).stat()
-        found[path] = (content, status.st_mode, status.st_mtime_ns)
+        owner = status.st_uid, status.st_gid
+        found[path] = (content, status.st_mode, status.st_mtime_ns, owner, attributes_of(root / path))
     return found
 
 
@@ -127,7 +137,7 @@ def step(inbox: Path, verb: Verb, path: str, *, target: str = "", kept: str = ""
     row = Row(path, target.removeprefix("outbox/"), Action.MOVED, Status.SORTED, "CT", kind=Kind.DICOM, sha256=digest)
     return Operation(
         0, verb, f"inbox/{path}", target, kept, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino,
-        status.st_mode & 0o777, digest, row=row,
+        status.st_mode & 0o7777, digest, row=row,
     )  # fmt: skip
 
 
@@ -158,7 +168,7 @@ def check_done(inbox: Path, outbox: Path, mode: Mode) -> None:
     assert [path.name for path in inbox.iterdir()] == [] or mode.verb is not Verb.MOVE
 
 
-def check_undone(inbox: Path, outbox: Path, before: dict[str, tuple[bytes, int, int]]) -> None:
+def check_undone(inbox: Path, outbox: Path, before: dict[str, tuple[object, ...]]) -> None:
     assert facts(inbox) == before
     left = {path: content for path, content in read_tree(outbox).items() if not path.startswith(".dicomsort/")}
     left.pop("manifest.csv", None)
@@ -183,7 +193,7 @@ def play(root: Path, mode: Mode, chain: Chain) -> list[CrashingFiles]:
     """Die as told, then finish, then undo; AssertionError where anything was lost, touched or left over."""
     inbox, outbox = world(root)
     before = facts(inbox)
-    disk = (SYSTEMS | CLONING)[mode.system]
+    disk = (SYSTEMS | CLONING | KEEPING_LESS)[mode.system]
     entered = []
     for door, death in chain:
         files = CrashingFiles(death.at, disk, torn=death.torn)

@@ -17,7 +17,9 @@ from dicomsort.plan.layout import MAX_COMPONENT, fold, harmless, with_suffix
 from dicomsort.records import Examined, Found, Grouping, Header, Kind, Operation, Status, Verb, Verdict
 
 # Whatever the system may give: any bytes but these two, those that are no UTF-8 as lone surrogates (PEP 383).
-NAMES = st.one_of(st.text(max_size=12), st.binary(max_size=12).map(os.fsdecode)).filter(
+LETTERS, SIZES = st.sampled_from("xé日"), st.sampled_from([200, 251, 255])  # bytes, the last of a name at most
+LONG = st.builds(lambda letter, size: os.fsdecode(os.fsencode(letter * size)[:size]), LETTERS, SIZES)
+NAMES = st.one_of(st.text(max_size=12), st.binary(max_size=12).map(os.fsdecode), LONG).filter(
     lambda name: name not in {"", ".", ".."} and not {"/", "\0"} & set(name)
 )
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)

@@ -30,21 +30,30 @@ R = TypeVar("R")
 class Executor:
     """Carries out one plan with a few threads; only the thread that calls ``run`` writes the journal."""
 
-    def __init__(self, files: Files, roots: Roots, journal: Journal, run: str, threads: int) -> None:
-        """``run`` is the run's id, which names the temporary copies."""
+    def __init__(
+        self, files: Files, roots: Roots, journal: Journal, run: str, threads: int, *, tries_all: bool = False
+    ) -> None:
+        """``run`` is the run's id, which names the temporary copies.
+
+        ``tries_all``: where the disk refuses an operation, the others are carried out before the run fails.
+        """
         self._files = files
         self._roots = roots
         self._journal = journal
         self._folders = Folders(files, roots)
         self._placer = Placer(files, roots, run, journal.known)
         self._threads = threads
+        self._tries_all = tries_all
+        self._refused, self._refusals = "", 0  # what the disk said first, and how often, where all is tried
+        self._put_off: set[str] = set()  # what operations need, or lie in, that a resume must try again
         self._is_far = is_network(roots.outbox)
         self._placer.copies = os.stat(roots.inbox).st_dev != os.stat(roots.outbox).st_dev
 
     def run(self, plan: Plan, on_done: Callable[[list[Operation]], None]) -> None:
         """Do all that is not done yet; PlacingFailed where the disk refuses, after what was done is journalled.
 
-        ``on_done`` is given each batch, in the plan's order, when the journal knows how its operations ended.
+        ``on_done`` is given each batch, in the plan's order, when the journal knows how its operations ended. What the
+        disk refused has not ended: a resume tries it again.
         """
         with ThreadPoolExecutor(self._threads) as self._pool:
             for kind, group in groupby(plan.operations(), _kind):
@@ -53,16 +62,22 @@ class Executor:
                         self._folder_batch(batch)
                     else:
                         self._file_batch([o for o in batch if o.verb is not Verb.LEAVE])
-                    on_done(batch)
+                    on_done([o for o in batch if self._journal.known.has_ended(o.number)] if self._refused else batch)
+        if self._refused:
+            times = f" ({self._refusals:,} refusals in all)" if self._refusals > 1 else ""
+            raise PlacingFailed(f"{self._refused}{times}; the rest is done, and `dicomsort resume` tries this again")
 
-    def settle(self, plan: Plan) -> None:
-        """Before an undo: how those operations stand that were begun and not ended; no temporary copy stays."""
+    def settle(self, plan: Plan) -> list[str]:
+        """Before an undo: how those operations stand that were begun and not ended; no temporary copy stays.
+
+        What is to be said of those that cannot be removed.
+        """
         known = self._journal.known
         ended = [self._placer.settle(o) for o in plan.operations() if o.number in known.begun and _kind(o) != "folder"]
         if ended:
             self._journal.end(ended)
-        for operation in plan.operations():
-            self._placer.tidy(operation)
+        stuck = [refusal.message for o in plan.operations() if (refusal := self._placer.clear(o)) is not None]
+        return [f"{stuck[0]} ({len(stuck):,} in all)"] if stuck else []
 
     def _file_batch(self, batch: list[Operation]) -> None:
         known = self._journal.known
@@ -71,48 +86,91 @@ class Executor:
             self._place(waiting)
         done = [o for o in batch if known.is_done(o.number)]
         finished = self._each(self._placer.finish, done, at_once=self._moves_bytes(done))
-        stuck = {result.number: result for result in finished if result is not None}
+        stuck = {result.number: result for result in finished if isinstance(result, Result)}
         if stuck:
             self._journal.end(list(stuck.values()))
             for operation in (o for o in done if o.number in stuck):
                 self._placer.take_back(operation)
+        for result in finished:
+            if isinstance(result, Fatal):
+                self._refuse(result.message)
+
+    def _put_off_all(self, operations: Iterable[Operation]) -> None:
+        """Leave operations to a resume, and with them what would take away their sources, or the folders of either."""
+        for o in operations:
+            self._put_off |= {o.source, *self._folders.chains(place for place in (o.source, o.target) if place)}
+
+    def _refuse(self, message: str) -> None:
+        """The disk refused: the run ends here, or is to fail when all else was tried."""
+        if not self._tries_all:
+            raise PlacingFailed(message)
+        self._refused = self._refused or message
+        self._refusals += 1
 
     def _place(self, waiting: list[Operation]) -> None:
         absent, refused = self._folders.survey(waiting)
         check = lambda o: self._placer.check(o, fresh=parent(o.target) in absent)
         found = self._each(check, waiting, at_once=_kind(waiting[0]) == "remove")  # which compares every byte
         checked = [result or refused.get(o.number) for o, result in zip(waiting, found, strict=True)]
+        endings = [(o, ending) for o, ending in zip(waiting, checked, strict=True) if ending is not None]
         ready = [o for o, result in zip(waiting, checked, strict=True) if result is None]
         self._journal.begin([o.number for o in ready], missing := needed(ready, absent))
-        self._folders.make(missing)
-        outcomes = self._each(self._placer.act, ready, at_once=self._moves_bytes(ready))
-        placed = [(o, r) for o, r in zip(ready, outcomes, strict=True) if isinstance(r, Result)]
-        self._make_durable([o for o, r in placed if r.outcome is Outcome.DONE] + _found_done(waiting, checked))
-        self._journal.end([*filter(None, checked), *(r for _, r in placed)])
-        for outcome in outcomes:
-            if isinstance(outcome, Fatal):
-                raise PlacingFailed(outcome.message)
+        unmade = self._folders.make(missing)
+        if unmade:
+            endings += [(o, unmade[parent(o.target)].ending(o)) for o in ready if parent(o.target) in unmade]
+            ready = [o for o in ready if parent(o.target) not in unmade]
+        acted = self._each(self._placer.act, ready, at_once=self._moves_bytes(ready))
+        self._end([*endings, *zip(ready, acted, strict=True)])
+
+    def _end(self, endings: Sequence[tuple[Operation, Result | Fatal]]) -> None:
+        """Make new names durable, then journal how operations ended; those that the disk refused have not.
+
+        Nor has one that would take away what an operation needs that was refused: the kept copy of a duplicate.
+        """
+        results = [(o, r) for o, r in endings if isinstance(r, Result)]
+        refused = [(o, r) for o, r in endings if isinstance(r, Fatal)]
+        self._put_off_all(o for o, _ in refused)
+        self._make_durable([o for o, r in results if r.outcome is Outcome.DONE and o.target])
+        if self._put_off:
+            self._put_off_all([o for o, _ in results if o.source in self._put_off])
+        self._journal.end([r for o, r in results if o.source not in self._put_off])
+        for _, reason in refused:
+            self._refuse(reason.message)
 
     def _folder_batch(self, batch: list[Operation]) -> None:
-        waiting = [o for o in batch if not self._journal.known.has_ended(o.number)]
+        waiting = [o for o in batch if not self._journal.known.has_ended(o.number) and o.source not in self._put_off]
         if not waiting:
             return
         self._journal.begin([o.number for o in waiting], [])
-        self._journal.end([self._folders.change(o) for o in waiting])
+        self._end([(o, self._folders.change(o)) for o in waiting])
 
     def _make_durable(self, operations: Sequence[Operation]) -> None:
-        by_device: dict[int, list[str]] = {}  # a folder of the outbox may be a mount of its own
-        try:
-            for target in (o.target for o in operations if o.target):
-                by_device.setdefault(self._folders.device(target), []).append(target)
-            for targets in by_device.values():
-                if self._files.flush_system(self._roots.absolute(targets[0].rpartition("/")[0])):
-                    continue
-                for path in sorted({*targets, *self._folders.chains(targets)}):
-                    flush_path(self._files, self._roots.absolute(path))
-        except OSError as error:
-            message = f"flushing to disk: expected success, received {error.strerror}; sources are untouched"
-            raise PlacingFailed(message) from error
+        """Flush new names and what they name."""
+        by_device: dict[int, list[Operation]] = {}  # a folder of the outbox may be a mount of its own
+        for operation in operations:
+            try:
+                by_device.setdefault(self._folders.device(operation.target), []).append(operation)
+            except OSError as error:
+                self._not_durable(error, [operation])
+        for those in by_device.values():
+            try:
+                if not self._files.flush_system(self._roots.absolute(parent(those[0].target))):
+                    self._flush_each(those)
+            except OSError as error:
+                self._not_durable(error, those)
+
+    def _flush_each(self, operations: list[Operation]) -> None:
+        """File by file, then folder by folder: a file system that flushes no other way, or promises little."""
+        targets = [o.target for o in operations]
+        for path in sorted({*targets, *self._folders.chains(targets)}):
+            try:
+                flush_path(self._files, self._roots.absolute(path))
+            except OSError as error:
+                self._not_durable(error, [o for o in operations if f"{o.target}/".startswith(f"{path}/")])
+
+    def _not_durable(self, error: OSError, operations: list[Operation]) -> None:
+        self._put_off_all(operations)
+        self._refuse(f"flushing to disk: expected success, received {error.strerror}; sources are untouched")
 
     def _each(self, function: Callable[[Operation], R], operations: Sequence[Operation], *, at_once: bool) -> list[R]:
         """Map, in threads where told to: on a local disk, looks and links cost less than their way to a thread."""
@@ -143,11 +201,6 @@ def _kind(operation: Operation) -> str:
     if verb is Verb.MAKE_FOLDER or verb is Verb.REMOVE_FOLDER:
         return "folder"
     return "remove" if verb is Verb.REMOVE else "place"
-
-
-def _found_done(waiting: Sequence[Operation], checked: Sequence[Result | None]) -> list[Operation]:
-    pairs = zip(waiting, checked, strict=True)
-    return [o for o, result in pairs if result is not None and result.outcome is Outcome.DONE]
 
 
 def _batches(items: Iterable[Operation]) -> Iterator[list[Operation]]:

@@ -6,13 +6,27 @@ import errno
 import os
 import stat
 from collections.abc import Container, Iterable, Sequence
+from typing import NamedTuple
 
-from dicomsort.errors import PlacingFailed
-from dicomsort.execute.placing import Roots
+from dicomsort.execute.placing import Fatal, Roots, ending
 from dicomsort.files import Files, look_up
 from dicomsort.records import Operation, Outcome, Result, Verb
 
 _NOT_EMPTY = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY})
+
+
+class NotMade(NamedTuple):
+    """A folder that cannot be made, and why."""
+
+    path: str
+    error: OSError
+
+    def ending(self, operation: Operation) -> Result | Fatal:
+        """How an operation ends that needs the folder: too long a name costs its own files, all else the run."""
+        message = f"making folder {self.path!r}: expected success, received {self.error.strerror}"
+        if self.error.errno == errno.ENAMETOOLONG:
+            return Result(operation.number, Outcome.FAILED, message)
+        return Fatal(message)
 
 
 class Folders:
@@ -25,32 +39,38 @@ class Folders:
         self._there: set[str] = {"inbox", "outbox"}
         self._devices: dict[str, int] = {}
 
-    def survey(self, operations: Sequence[Operation]) -> tuple[set[str], dict[int, Result]]:
-        """Which folders are missing, and which operations may not go on: where a folder should be is something else."""
+    def survey(self, operations: Sequence[Operation]) -> tuple[set[str], dict[int, Result | Fatal]]:
+        """Which folders are missing, and which operations cannot go on: where a folder should be is something else."""
         absent: set[str] = set()
-        refused: dict[int, Result] = {}
+        refused: dict[int, Result | Fatal] = {}
         for operation in operations:
             try:
                 if operation.target:
                     absent.update(self._missing(parent(operation.target), absent))
             except NotADirectoryError as error:
                 refused[operation.number] = Result(operation.number, Outcome.FAILED, str(error))
+            except OSError as error:
+                refused[operation.number] = ending(operation, error, f"looking for the folder of {operation.target!r}")
         return absent, refused
 
-    def make(self, paths: Iterable[str]) -> None:
-        """Make folders, parents first; one that appeared meanwhile is as good."""
+    def make(self, paths: Iterable[str]) -> dict[str, NotMade]:
+        """Make folders, parents first; one that appeared meanwhile is as good. Which cannot be made, and why."""
+        unmade: dict[str, NotMade] = {}
         for path in paths:
+            if reason := unmade.get(parent(path)):
+                unmade[path] = reason
+                continue
             absolute = self._roots.absolute(path)
             try:
                 self._files.make_folder(absolute)
             except OSError as error:
-                there = look_up(absolute) if isinstance(error, FileExistsError) else None
-                if there is None or not stat.S_ISDIR(there.st_mode):
-                    message = f"making folder {path!r}: expected success, received {error.strerror}"
-                    raise PlacingFailed(message) from error
+                if not isinstance(error, FileExistsError) or not _is_folder(absolute):
+                    unmade[path] = NotMade(path, error)
+                    continue
             self._there.add(path)
+        return unmade
 
-    def change(self, operation: Operation) -> Result:
+    def change(self, operation: Operation) -> Result | Fatal:
         """Carry out MAKE_FOLDER (mode and mtime too) or REMOVE_FOLDER (only where it is empty)."""
         path = self._roots.absolute(operation.source)
         try:
@@ -58,7 +78,9 @@ class Folders:
                 self._files.remove_folder(path)
                 self._there.discard(operation.source)
             else:
-                self.make([p for p in self._missing(operation.source, ()) if p])
+                unmade = self.make([p for p in self._missing(operation.source, ()) if p])
+                if operation.source in unmade:
+                    return unmade[operation.source].ending(operation)
                 self._files.set_mode(path, operation.mode)
                 self._files.set_mtime(path, operation.mtime_ns)
         except FileNotFoundError:
@@ -99,6 +121,11 @@ class Folders:
                 self._there.add(path)
             path = parent(path)
         return chain[::-1]
+
+
+def _is_folder(path: str) -> bool:
+    there = look_up(path)
+    return there is not None and stat.S_ISDIR(there.st_mode)
 
 
 def needed(operations: Iterable[Operation], absent: Container[str]) -> list[str]:

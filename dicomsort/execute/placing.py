@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from dicomsort.files import NO_LINK, Copied, Files, chunks, copy, look_up, opened, same_bytes, sha256_of
+from dicomsort.files import (
+    NO_LINK,
+    PATH_MAX,
+    REFUSED_BY_DISK,
+    Copied,
+    Files,
+    chunks,
+    copy,
+    look_up,
+    opened,
+    same_bytes,
+    sha256_of,
+)
 from dicomsort.journal import Replay
-from dicomsort.records import Operation, Outcome, Result, Verb
+from dicomsort.metadata import Kept, Metadata, copy_with_metadata, keep, metadata_of
+from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
-_FATAL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 _CREATED_MODE = 0o600  # of files that are not complete yet
 
 
@@ -34,6 +46,22 @@ class Fatal:
     """The disk itself refused: the run ends here, and ``resume`` goes on."""
 
     message: str
+
+
+class _Made(NamedTuple):
+    """A new file, and of one that moved what its source had, and what was not kept of that."""
+
+    copied: Copied
+    metadata: Metadata | None = None
+    kept: Kept = Kept()
+
+
+def ending(o: Operation, error: OSError, what: str) -> Result | Fatal:
+    """How an operation ends that met an error: FAILED, or Fatal where the disk refused."""
+    reason = error.strerror or str(error)
+    if error.errno in REFUSED_BY_DISK:
+        return Fatal(f"{what}: expected success, received {reason}")
+    return Result(o.number, Outcome.FAILED, reason)
 
 
 class Placer:
@@ -83,20 +111,31 @@ class Placer:
     def _recognise(self, o: Operation, target: os.stat_result, source: os.stat_result | None) -> Result | None:
         """A target that an attempt cut short may have made: ours by inode, or torn and ours to make again."""
         if o.verb is not Verb.COPY and _is_one_file(o, target, source):
-            return Result(o.number, Outcome.DONE, inode=target.st_ino)
+            return self._under_its_new_name(o, target.st_ino)
         part, path = self._part(o), self._roots.absolute(o.target)
         made = look_up(part)
         if made is None or source is None:
             return self._occupied(o, target)
-        if target.st_size == o.size and sha256_of(path) == o.sha256:
-            self._files.set_mode(path, _mode(o))
-            self._files.set_mtime(path, _stamp(o))
-            return Result(o.number, Outcome.DONE, inode=target.st_ino)
-        if os.path.samestat(made, target) or _is_torn(path, target, part):
+        is_part = os.path.samestat(made, target)
+        if (is_part or target.st_nlink == 1) and target.st_size == o.size and sha256_of(path) == o.sha256:
+            return Result(o.number, Outcome.DONE, *self._complete(o, target.st_ino))
+        if is_part or _is_torn(path, target, part):
             self._files.unlink(path)
             return None
         self.tidy(o)
         return self._occupied(o, target)
+
+    def _complete(self, o: Operation, inode: int) -> tuple[str, int, Lost | None]:
+        """Set again what a whole copy gets last, and tell what it could not keep."""
+        path = self._roots.absolute(o.target)
+        if o.verb is Verb.MOVE:
+            with opened(self._roots.absolute(o.source)) as reader, opened(path) as copied:
+                if _unchanged(o, os.fstat(reader)):
+                    message, lost = keep(self._files, copied, _wanted(o, metadata_of(reader)), _stamp(o))
+                    return message, inode, lost
+        self._files.set_mode(path, _mode(o))
+        self._files.set_mtime(path, _stamp(o))
+        return "", inode, None
 
     def _occupied(self, o: Operation, target: os.stat_result) -> Result:
         if stat.S_ISREG(target.st_mode) and target.st_size == o.size:
@@ -107,10 +146,16 @@ class Placer:
 
     def act(self, o: Operation) -> Result | Fatal:
         """Make the new name; the source stays. Fatal where the disk, not the file, is the cause."""
+        if o.verb is Verb.REMOVE:
+            return Result(o.number, Outcome.DONE)
+        try:
+            return self._placed(o)
+        except OSError as error:
+            return ending(o, error, f"placing {o.source!r} at {o.target!r}")
+
+    def _placed(self, o: Operation) -> Result:
         target = self._roots.absolute(o.target)
         try:
-            if o.verb is Verb.REMOVE:
-                return Result(o.number, Outcome.DONE)
             return self._new_name(o, target)
         except FileExistsError:
             status = look_up(target)
@@ -119,11 +164,6 @@ class Placer:
             if look_up(self._roots.absolute(o.source)) is None:
                 return Result(o.number, Outcome.CHANGED, "the file vanished while it was placed")
             return Result(o.number, Outcome.FAILED, "the destination's folder vanished")
-        except OSError as error:
-            reason = error.strerror or str(error)
-            if error.errno in _FATAL:
-                return Fatal(f"placing {o.source!r} at {o.target!r}: expected success, received {reason}")
-            return Result(o.number, Outcome.FAILED, reason)
 
     def _new_name(self, o: Operation, target: str) -> Result:
         if o.verb is Verb.COPY:
@@ -142,7 +182,19 @@ class Placer:
         if inode != o.inode:  # the source's name was given to another file since the check
             self._files.unlink(target)
             return Result(o.number, Outcome.CHANGED, "the file was replaced while it was placed")
-        return Result(o.number, Outcome.DONE, inode=inode)
+        return self._under_its_new_name(o, inode)
+
+    def _under_its_new_name(self, o: Operation, inode: int) -> Result:
+        """A file that was linked; what an earlier move could not keep, of owner and mode, it gets back now."""
+        if o.owner is None:
+            return Result(o.number, Outcome.DONE, inode=inode)
+        try:
+            with opened(self._roots.absolute(o.target)) as file:
+                there = metadata_of(file)._replace(attributes={})  # it has kept what it has
+                message, lost = keep(self._files, file, _wanted(o, there), o.mtime_ns)
+        except OSError as error:
+            message, lost = f"not restored: owner, group and mode ({error.strerror})", None
+        return Result(o.number, Outcome.DONE, message, inode, lost)
 
     def _copy(self, o: Operation, target: str) -> Result:
         part = self._part(o)
@@ -156,14 +208,14 @@ class Placer:
             except OSError as error:
                 if error.errno not in NO_LINK:
                     raise
-                made = self._copied(o, part, target)
+                made = self._copied(o, part, target, made.metadata)
         except OSError:
             with contextlib.suppress(OSError):
                 self._files.unlink(part)
             raise
-        return Result(o.number, Outcome.DONE, inode=made.inode)
+        return Result(o.number, Outcome.DONE, made.kept.message, made.copied.inode, made.kept.lost)
 
-    def _filled(self, o: Operation, part: str) -> Copied | None:
+    def _filled(self, o: Operation, part: str) -> _Made | None:
         """The temporary file; None where its bytes are not those that were judged (they are read again for a move)."""
         source = self._roots.absolute(o.source)
         try:
@@ -171,40 +223,48 @@ class Placer:
         except FileExistsError:  # what an attempt cut short has left
             self._files.unlink(part)
             made = self._copied(o, source, part)
-        if made.sha256 != o.sha256:
+        if made.copied.sha256 != o.sha256:
             return None
         if o.verb is Verb.MOVE:
             if sha256_of(part) != o.sha256:
                 return None
-            self._proven[o.number] = made.device, made.inode, _stamp(o)
+            self._proven[o.number] = made.copied.device, made.copied.inode, _stamp(o)
         return made
 
-    def _copied(self, o: Operation, source: str, target: str) -> Copied:
-        return copy(self._files, source, target, _mode(o), _stamp(o))
+    def _copied(self, o: Operation, source: str, target: str, metadata: Metadata | None = None) -> _Made:
+        """A copy, of a move with ``metadata`` or else what the source has."""
+        if o.verb is not Verb.MOVE:
+            return _Made(copy(self._files, source, target, _mode(o), _stamp(o)))
+        wanted = lambda found: metadata or _wanted(o, found)
+        return _Made(*copy_with_metadata(self._files, source, target, wanted, _stamp(o)))
 
-    def finish(self, o: Operation) -> Result | None:
+    def finish(self, o: Operation) -> Result | Fatal | None:
         """After the result is durable: remove the temporary copy, and the source of a move or remove.
 
         A plan may be carried out again much later, so what replaces the source must be there at this moment. A result
-        is returned only where the source cannot be removed; ``take_back`` is for what was placed then.
+        is returned only where the source cannot be removed; ``take_back`` is for what was placed then. Fatal where the
+        temporary copy cannot be removed.
         """
         if o.verb is Verb.COPY or o.verb is Verb.LINK:
-            self.tidy(o)
-            return None
+            return self.clear(o)
+        try:
+            linked = self._remove_source(o)
+        except OSError as error:
+            self.clear(o)
+            return Result(o.number, Outcome.FAILED, f"the source cannot be removed: {error.strerror}")
+        return None if linked else self.clear(o)
+
+    def _remove_source(self, o: Operation) -> bool:
+        """Remove it where another name, or another file, holds what it held; whether it was another name."""
         path = self._roots.absolute(o.source)
         source = look_up(path)
         target = look_up(self._roots.absolute(o.target)) if source is not None and o.target else None
         linked = source is not None and target is not None and os.path.samestat(source, target)
-        if not linked:
-            self.tidy(o)
         if source is None or not _unchanged(o, source):
-            return None
-        try:
-            if source.st_nlink > 1 if linked else self._is_replaced(o, target):  # else it is one name, by two ways
-                self._files.unlink(path)
-        except OSError as error:
-            return Result(o.number, Outcome.FAILED, f"the source cannot be removed: {error.strerror}")
-        return None
+            return linked
+        if source.st_nlink > 1 if linked else self._is_replaced(o, target):  # else it is one name, by two ways
+            self._files.unlink(path)
+        return linked
 
     def _is_replaced(self, o: Operation, target: os.stat_result | None) -> bool:
         """Whether another file holds the source's bytes."""
@@ -217,18 +277,24 @@ class Placer:
         return sha256_of(self._roots.absolute(o.target)) == o.sha256
 
     def take_back(self, o: Operation) -> None:
-        """Remove the new name of a file whose source stays."""
-        source, target = (look_up(self._roots.absolute(place)) for place in (o.source, o.target or o.source))
-        if o.verb is Verb.MOVE and source is not None and target is not None and _unchanged(o, source):
-            self._files.unlink(self._roots.absolute(o.target))
+        """Remove the new name of a file whose source stays; both stay where that fails."""
+        with contextlib.suppress(OSError):
+            source, target = (look_up(self._roots.absolute(place)) for place in (o.source, o.target or o.source))
+            if o.verb is Verb.MOVE and source is not None and target is not None and _unchanged(o, source):
+                self._files.unlink(self._roots.absolute(o.target))
 
     def settle(self, o: Operation) -> Result:
         """How an operation that an earlier attempt had begun stands, before it is undone; nothing new is done."""
         found = self.check(o)
-        if found is not None and found.outcome is Outcome.DONE:
-            return found
-        self.tidy(o)
         return found or Result(o.number, Outcome.FAILED, "cut short before it was done")
+
+    def clear(self, o: Operation) -> Fatal | None:
+        """Remove the temporary copy; Fatal says why it cannot be removed."""
+        try:
+            self.tidy(o)
+        except OSError as error:
+            return Fatal(f"removing the temporary copy of {o.source!r}: expected success, received {error.strerror}")
+        return None
 
     def tidy(self, o: Operation) -> None:
         """Remove the temporary copy, if an attempt left one."""
@@ -243,8 +309,17 @@ class Placer:
                     raise
 
     def _part(self, o: Operation) -> str:
-        folder = self._roots.absolute(o.target).rpartition("/")[0]
-        return f"{folder}/.dicomsort-{self._run}-{o.number}.part"
+        """The temporary copy: beside the target, or as near above it in its root as the length of paths allows.
+
+        Else it is in the outbox, whose state folder has longer paths; where that is another file system than the
+        target's, the target is made as where links do not exist.
+        """
+        name, folder = f".dicomsort-{self._run}-{o.number}.part", o.target
+        while folder := folder.rpartition("/")[0]:
+            path = f"{self._roots.absolute(folder)}/{name}"
+            if len(os.fsencode(path)) < PATH_MAX:
+                return path
+        return f"{self._roots.outbox}/{name}"
 
     def _same(self, one: str, other: str) -> bool:
         try:
@@ -255,6 +330,16 @@ class Placer:
 
 def _mode(o: Operation) -> int:
     return o.mode & 0o777  # a copy made by root must not become somebody's setuid program
+
+
+def _wanted(o: Operation, found: Metadata) -> Metadata:
+    """What a file has that moves: by the plan where an earlier move could not keep it, else what it has now.
+
+    Set-ID bits are believed only where the file has them beside the owner that it has now: the plan is older.
+    """
+    if o.owner is not None:
+        return found._replace(owner=o.owner[0], group=o.owner[1], mode=o.mode)
+    return found._replace(mode=o.mode & (found.mode | 0o777))
 
 
 def _stamp(o: Operation) -> int:

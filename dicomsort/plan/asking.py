@@ -15,7 +15,10 @@ class Names(Protocol):
         """Give a name out once; False where it is taken."""
 
     def holds(self, destination: str, size: int, sha256: str) -> bool | None:
-        """Whether the file at a destination has this content; None where nothing is there."""
+        """Whether the file at a destination has this content; None where it is free.
+
+        False too where no file can be: a path that is too long.
+        """
 
 
 class Surroundings(Names, Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from dicomsort.records import Action, Found, Operation, Outcome, Result, Verb
+from dicomsort.records import Action, Found, Lost, Operation, Outcome, Result, Verb
 
 _COARSE = 2_000_000_000  # nanoseconds: some file systems keep times to two seconds
 _EARLIEST = 315_532_800 * 10**9  # 1980, where the times of FAT begin, and
@@ -55,7 +55,7 @@ def _returned(done: Iterable[tuple[Operation, Result]], look_up: Callable[[str],
             mtime_ns = there.mtime_ns if _is_kept(o.mtime_ns, there.mtime_ns) else o.mtime_ns
             back = replace(back, device=there.device, mtime_ns=mtime_ns, stamp_ns=o.mtime_ns)
         if source is None:  # for a copy, too, whose source is gone: the only one left goes back instead of away
-            yield replace(back, verb=Verb.MOVE)
+            yield replace(_with_metadata(back, result.lost), verb=Verb.MOVE)
         else:
             yield replace(back, verb=Verb.REMOVE, target="", kept=o.source)
 
@@ -67,6 +67,17 @@ def _is_kept(given_ns: int, there_ns: int) -> bool:
     """
     is_last, is_first = _LATEST <= there_ns < given_ns, given_ns < there_ns <= _EARLIEST
     return abs(there_ns - given_ns) < _COARSE or is_last or is_first
+
+
+def _with_metadata(back: Operation, lost: Lost | None) -> Operation:
+    """A file that goes back gets what the place where it was could not keep, but for extended attributes."""
+    if lost is None:
+        return back
+    row = back.row
+    if row is not None and lost.attributes:
+        notes = f"not restored: extended attributes ({lost.attributes:,})", row.message
+        row = replace(row, message="; ".join(filter(None, notes)))
+    return replace(back, owner=(lost.owner, lost.group), mode=lost.mode, row=row)
 
 
 def _folders_again(done: Iterable[tuple[Operation, Result]]) -> Iterator[Operation]:

@@ -112,14 +112,20 @@ def needs_person(row: Row) -> bool:
 
 def final_row(row: Row, operation: Operation, result: Result | None) -> Row:
     """The planned row, corrected by what really happened."""
-    if operation.verb is Verb.LEAVE or (result and result.outcome is Outcome.DONE):
+    if operation.verb is Verb.LEAVE:
         return row
+    if result and result.outcome is Outcome.DONE:
+        return replace(row, message=_joined(result.message, row.message)) if result.message else row
     outcome, message = (result.outcome, result.message) if result else (Outcome.FAILED, "not carried out")
     status = _ENDED.get(outcome, Status.FAILED)
     destination = row.destination if outcome is Outcome.DUPLICATE else ""
     reason = row.reason if outcome is Outcome.DUPLICATE else str(status)
-    notes = "; ".join(note for note in (message, row.message) if note)
+    notes = _joined(message, row.message)
     return replace(row, status=status, action=Action.LEFT, destination=destination, reason=reason, message=notes)
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def write_summary(files: Files, outbox: str, summary: Summary) -> None:

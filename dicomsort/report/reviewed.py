@@ -17,8 +17,8 @@ def message_of(who: str, was: str) -> str:
 
 
 def who_of(message: str) -> str:
-    """Who decided, as the message of a decided file's row says."""
-    return message.partition(_WAS)[0].removeprefix("by ")
+    """Who decided, as the message of a decided file's row says; what the move could not keep stands before it."""
+    return message.partition(_WAS)[0].rpartition("; ")[2].removeprefix("by ")
 
 
 def reviewer(name: str) -> str:

@@ -29,7 +29,7 @@ class Replaced:
         UsageError where something else has the name, or the name of the file beside it that is renamed.
         """
         if str(path) in DEVICES:
-            with closing(os.open(path, os.O_WRONLY)) as descriptor:
+            with closing(files.open_device(str(path))) as descriptor:
                 files.write(descriptor, data)
             return
         target = os.path.realpath(path)

@@ -95,7 +95,8 @@ def _carry_out(
             progress.advance(len(batch))
 
         progress.stage("placing files", plan.count)
-        Executor(files, Roots(inbox, outbox), journal, run, _threads(outbox)).run(plan, report)
+        undoes = plan.head["verb"] == "undo"
+        Executor(files, Roots(inbox, outbox), journal, run, _threads(outbox), tries_all=undoes).run(plan, report)
         manifest.flush()
         if "reported" not in journal.known.marks:
             append_manifest(files, outbox, run, journal)
@@ -221,10 +222,12 @@ def _seal_undo(files: Files, outbox: str, run: str, plan: Plan) -> tuple[str, Pl
     """Find out how a run stands, and seal the plan that undoes it: the undo's own run, and that plan."""
     roots = Roots(inbox_of(plan.head, outbox), outbox)
     with closing(Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)) as journal:
-        Executor(files, roots, journal, run, LOCAL_THREADS).settle(plan)
+        notes = Executor(files, roots, journal, run, LOCAL_THREADS).settle(plan)
         known = journal.known
     mine = new_run(files, outbox)
-    head = {"verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": outbox, "started": now()}
+    head = {
+        "verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": outbox, "started": now(), "notes": notes,
+    }  # fmt: skip
     operations = reverse(lambda: _done(plan, known), known.folders, lambda path: look_for(roots.absolute(path)))
     try:
         return mine, seal_plan(files, outbox, mine, head, operations)
@@ -299,8 +302,11 @@ def _done(plan: Plan, known: Replay) -> Iterator[tuple[Operation, Result]]:
 
 
 def look_for(path: str) -> Found | None:
-    """The regular file at an absolute path, or None."""
-    status = look_up(path)
+    """The regular file at an absolute path, or None; one of inode 0 where that cannot be told."""
+    try:
+        status = look_up(path)
+    except OSError:
+        return Found(path, 0, 0, 0, 0)
     if status is None or not stat.S_ISREG(status.st_mode):
         return None
     return Found(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino, stat.S_IMODE(status.st_mode))

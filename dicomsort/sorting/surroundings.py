@@ -42,16 +42,16 @@ class Around:
 
 
 def holds(path: str, size: int, sha256: str, told: Callable[[], str]) -> bool | None:
-    """Whether the file at an absolute path has this content; None where nothing is there.
+    """Whether the file at an absolute path has this content; None where nothing is there, but a file can be.
 
     ``told`` gives its SHA-256 as it is known, or nothing: then the file is read.
     """
     try:
-        status = look_up(path)
-    except OSError:  # too long a name for this file system
-        return False
-    if status is None:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError:  # too long a name for this file system, or one that cannot be looked at
+        return False
     if not stat.S_ISREG(status.st_mode) or status.st_size != size:
         return False
     return (told() or sha256_of(path)) == sha256

@@ -1,0 +1,152 @@
+"""What a file has beside its bytes and its time: owner, group, permission bits, extended attributes.
+
+A move to another file system keeps of these what that one, and the rights of the process, allow. It sets them in an
+order in which nothing takes away what came before: the owner first (which clears set-ID bits and capabilities), then
+attributes, access control lists among them, then mode and time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+from dicomsort.files import REFUSED_BY_DISK, Copied, Files, created, fill, opened
+from dicomsort.records import Lost
+
+ACL = "system.posix_acl_access"
+_CAPABILITY = "security.capability"  # lets a program do what root may, so it is treated as set-ID bits are
+_KINDS = ("user.", "trusted.", "security.")
+_OF_ONE_FILE = ("trusted.overlay.", "user.overlay.")  # notes of a file system about a file of its own
+_OF_THE_SYSTEM = frozenset({"security.selinux", "security.SMACK64", "security.ima", "security.evm"})  # it sets them
+_SET_ID = stat.S_ISUID | stat.S_ISGID
+_ACL_HEAD, _ACL_ENTRY, _OWNING_GROUP = 4, "<HHI", 0x04  # <linux/posix_acl_xattr.h>
+
+
+class Metadata(NamedTuple):
+    """Numeric owner and group, permission bits with set-ID bits, extended attributes (None: cannot be read)."""
+
+    owner: int
+    group: int
+    mode: int
+    attributes: dict[str, bytes | None]
+
+
+class Kept(NamedTuple):
+    """What came of setting metadata: what was not kept, in words, and what an undo needs; nothing where all was."""
+
+    message: str = ""
+    lost: Lost | None = None
+
+
+def metadata_of(descriptor: int) -> Metadata:
+    """What an open file has; labels that the system gives to each file itself are left out."""
+    status = os.fstat(descriptor)
+    names = filter(_is_the_files_own, _listed(descriptor))
+    attributes = {name: _value(descriptor, name) for name in names}
+    return Metadata(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode), attributes)
+
+
+def copy_with_metadata(
+    files: Files, source: str, target: str, wanted: Callable[[Metadata], Metadata], mtime_ns: int
+) -> tuple[Copied, Metadata, Kept]:
+    """Create ``target`` with the bytes and the holes of ``source``, and metadata; flush nothing.
+
+    ``wanted`` is given the metadata of the source, read from the file whose bytes are copied, and gives the target's.
+    """
+    with opened(source) as reader, created(files, target) as writer:
+        metadata = wanted(metadata_of(reader))
+        copied = fill(files, reader, writer, target, holes=True)
+        return copied, metadata, keep(files, writer, metadata, mtime_ns)
+
+
+def keep(files: Files, descriptor: int, wanted: Metadata, mtime_ns: int) -> Kept:
+    """Set metadata and time of an open file as far as that is allowed; OSError where the disk refuses.
+
+    Set-ID bits and capabilities are set only beside the owner and group that they were given to.
+    """
+    is_owned = _set_owner(files, descriptor, wanted)
+    refused = [
+        name
+        for name, value in wanted.attributes.items()
+        if value is None
+        or (name == _CAPABILITY and not is_owned)
+        or not _allowed(descriptor, files.set_attribute, descriptor, name, value)
+    ]
+    mode = _without_acl(wanted) if ACL in refused else wanted.mode
+    _allowed(descriptor, files.set_mode, descriptor, mode if is_owned else mode & 0o777)
+    files.set_mtime(descriptor, mtime_ns)
+    there = os.fstat(descriptor)
+    differs = stat.S_IMODE(there.st_mode) ^ mode
+    words = [
+        *(["owner"] if there.st_uid != wanted.owner else []),
+        *(["group"] if there.st_gid != wanted.group else []),
+        *(["set-ID bits"] if differs & _SET_ID else []),
+        *(["permission bits"] if differs & 0o777 else []),
+        *([f"{len(refused):,} extended attribute{'s' if len(refused) > 1 else ''}"] if refused else []),
+    ]
+    if not words:
+        return Kept()
+    return Kept(f"not kept: {', '.join(words)}", Lost(wanted.owner, wanted.group, mode, len(refused)))
+
+
+def _set_owner(files: Files, descriptor: int, wanted: Metadata) -> bool:
+    """Set owner and group, else the group alone; whether both are as wanted."""
+    for owner in (wanted.owner, -1):
+        there = os.fstat(descriptor)
+        if owner in {there.st_uid, -1} and there.st_gid == wanted.group:
+            break
+        if _allowed(descriptor, files.set_owner, descriptor, owner, wanted.group):
+            break
+    there = os.fstat(descriptor)
+    return (there.st_uid, there.st_gid) == (wanted.owner, wanted.group)
+
+
+def _allowed(descriptor: int, change: Callable[..., None], *arguments: object) -> bool:
+    """Make a change; False where the file system or our rights forbid it, OSError where the disk refuses."""
+    try:
+        change(*arguments)
+    except OSError as error:
+        has_room = error.errno == errno.ENOSPC and os.fstatvfs(descriptor).f_bfree > 0  # an attribute is too large
+        if error.errno in REFUSED_BY_DISK and not has_room:
+            raise
+        return False
+    return True
+
+
+def _without_acl(wanted: Metadata) -> int:
+    """The mode where the access control list is lost: then its mask would let the group do what no entry let it do."""
+    entries = (wanted.attributes[ACL] or b"")[_ACL_HEAD:]
+    size = struct.calcsize(_ACL_ENTRY)
+    found = struct.iter_unpack(_ACL_ENTRY, entries[: len(entries) // size * size])
+    group = next((bits for tag, bits, _ in found if tag == _OWNING_GROUP), 0)
+    return wanted.mode & (~stat.S_IRWXG | group << 3)
+
+
+def _listed(descriptor: int) -> list[str]:
+    if not hasattr(os, "listxattr"):  # not on Linux
+        return []
+    try:
+        return sorted(os.listxattr(descriptor))
+    except OSError as error:
+        if error.errno in REFUSED_BY_DISK:
+            raise
+        return []
+
+
+def _is_the_files_own(name: str) -> bool:
+    if name in _OF_THE_SYSTEM or name.startswith(_OF_ONE_FILE):
+        return False
+    return name == ACL or name.startswith(_KINDS)
+
+
+def _value(descriptor: int, name: str) -> bytes | None:
+    try:
+        return os.getxattr(descriptor, name)
+    except OSError as error:
+        if error.errno in REFUSED_BY_DISK:
+            raise
+        return None
