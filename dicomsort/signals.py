@@ -7,6 +7,7 @@ process with that code (``over``). This module is imported before all others, so
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     Handler: TypeAlias = Callable[[int, FrameType | None], Any]
 
 EXIT_INTERRUPTED = 130
-SERVICES = ("watch", "receive")  # SIGTERM and SIGHUP are their regular end
+SERVICES = (["watch"], ["receive"])  # commands: SIGTERM and SIGHUP are their regular end
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN = "run the same command again"
 RESEND_SECONDS = 0.02
@@ -53,15 +54,21 @@ def restore(handlers: Mapping[int, Any]) -> None:
         signal.signal(number, handler)
 
 
-def code_of(number: int, command: str | None) -> int:
-    """The exit code of a command that a signal ends."""
-    return 0 if command in SERVICES and number != signal.SIGINT else EXIT_INTERRUPTED
+def code_of(number: int) -> int:
+    """The exit code of the command at hand where a signal ends it."""
+    return 0 if sys.argv[1:2] in SERVICES and number != signal.SIGINT else EXIT_INTERRUPTED
+
+
+def number_of(stop: KeyboardInterrupt) -> int:
+    """The signal that raised it."""
+    return stop.number if isinstance(stop, Signalled) else signal.SIGINT
 
 
 def listen() -> None:
     """Let a signal end the process at once: nothing has begun."""
     global _listens  # noqa: PLW0603 - there is one process
     _listens = True
+    atexit.register(_close)
     hear(_end, _present())
 
 
@@ -85,8 +92,16 @@ def raising() -> Iterator[None]:
 
 def over(code: int) -> None:
     """Let a signal end the process at once with the exit code that it has already."""
+    # CPython notes that an exec of text was interrupted, and then ends by SIGINT; the next one takes that back.
+    exec("")  # noqa: S102
     if _listens:
         hear(lambda _number, _frame: os._exit(code), _present())
+
+
+def _close() -> None:
+    """Be deaf while the interpreter is taken down, which takes the handlers away: the default is to die."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _present() -> tuple[int, ...]:
@@ -97,7 +112,7 @@ def _present() -> tuple[int, ...]:
 def _end(number: int, _frame: FrameType | None) -> None:
     with suppress(OSError):
         os.write(2, f"dicomsort: interrupted before anything was done; {AGAIN}\n".encode())
-    os._exit(code_of(number, sys.argv[1] if len(sys.argv) > 1 else None))
+    os._exit(code_of(number))
 
 
 def _raise(number: int, _frame: FrameType | None) -> None:
@@ -111,7 +126,6 @@ def _resend(unraisable: sys.UnraisableHookArgs, hook: Callable[[sys.UnraisableHo
         return
     import threading
 
-    number = stop.number if isinstance(stop, Signalled) else signal.SIGINT
-    timer = threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), number))
+    timer = threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), number_of(stop)))
     timer.daemon = True
     timer.start()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,36 +42,35 @@ _WrongUsage: Any = typer.BadParameter.__mro__[1]  # click's UsageError, wherever
 
 
 class _Interrupted(Exception):
-    """A signal ended the command; the message says what to do, ``exit_code`` is the command's."""
+    """A signal ended the command; the message says what to do."""
 
-    def __init__(self, stop: BaseException, command: str | None) -> None:
+    def __init__(self, stop: KeyboardInterrupt) -> None:
         super().__init__("; ".join(getattr(stop, "__notes__", ())) or signals.AGAIN)
-        number = stop.number if isinstance(stop, signals.Signalled) else signal.SIGINT
-        self.exit_code = signals.code_of(number, command)
+        self.exit_code = signals.code_of(signals.number_of(stop))
 
 
 class _Commands(typer.core.TyperGroup):
     """Keeps from Typer that a signal came: it would say nothing, or "Aborted!"."""
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
-        with _interruptible(None):
+        with _interruptible():
             return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        with _interruptible(ctx):
+        with _interruptible():
             return super().invoke(ctx)
 
 
 @contextmanager
-def _interruptible(context: Any) -> Iterator[None]:
+def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise _Interrupted(stop, context and context.invoked_subcommand) from None
+        raise _Interrupted(stop) from None
     except ImportError as error:  # a signal that came while a module of C++ was imported
-        causes = [error.__cause__, error.__context__]
-        if stops := [cause for cause in causes if isinstance(cause, KeyboardInterrupt)]:
-            raise _Interrupted(stops[0], context and context.invoked_subcommand) from None
+        for cause in (error.__cause__, error.__context__):
+            if isinstance(cause, KeyboardInterrupt):
+                raise _Interrupted(cause) from None
         raise
 
 
@@ -131,8 +129,8 @@ def main() -> None:
         try:
             code = _ran()
             sys.stdout.flush()
-        except KeyboardInterrupt:  # a second one, or one at the very end
-            code = _tell(f"interrupted; {signals.AGAIN}", EXIT_INTERRUPTED)
+        except KeyboardInterrupt as stop:  # before the command begins, or a second one
+            code = _tell(f"interrupted; {signals.AGAIN}", signals.code_of(signals.number_of(stop)))
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         signals.over(code)

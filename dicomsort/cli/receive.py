@@ -149,4 +149,4 @@ def _serve(receiver: Receiver, title: str, grace: float, log: logging.Logger) ->
         receiver.stop(grace)
         restore(before)
     log.info("ended")
-    return code_of(signals[0], "receive")
+    return code_of(signals[0])

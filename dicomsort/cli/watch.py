@@ -69,7 +69,7 @@ def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
         request = _checked(inbox, outbox, settings)
         with log_of(settings.sort):
             number = _service(request, settings, stop).run()
-    return code_of(number, "watch")
+    return code_of(number)
 
 
 def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request:
