@@ -20,10 +20,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dicomsort.adapters.memory import ADDRESSES, require_address_space, shortage, workers_for
 from dicomsort.adapters.slots import CLOSED, Slots
 from dicomsort.engine import Engine, Limits, R, T
 from dicomsort.errors import DicomsortError, WorkerLost
+from dicomsort.memory import ADDRESSES, require_address_space, shortage, workers_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +122,7 @@ class ProcessEngine(Engine):
         """Start none yet; by default there is one for each core that this process may use."""
         require_address_space(ADDRESSES + limits.memory_bytes)
         asked = workers or usable_cores()
-        self.workers = workers_for(asked, limits)
+        self.workers = workers_for(asked, limits.memory_bytes)
         if workers and self.workers < workers:
             _tell_fewer(workers, self.workers, "there is no memory for more")
         self._limits = limits

@@ -33,6 +33,7 @@ from dicomsort.cli import (
     watch,
 )
 from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.memory import shortage
 
 EXIT_INTERRUPTED = signals.EXIT_INTERRUPTED
 # Of these, printing is not the purpose; `sort` decides for itself.
@@ -164,8 +165,6 @@ def _shortage(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.errno != errno.ENOMEM:
         return f"expected success, received {error}; {RESUME}", 1
     if isinstance(error, OSError | MemoryError) or any(word in str(error) for word in words):
-        from dicomsort.adapters.memory import shortage
-
         return f"{shortage()}; {RESUME}", 1
     return None
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dicomsort.cli.options import number
+from dicomsort.cli.options import number, require_room
 from dicomsort.config import MOST_PORT, Option
 
 FAILED = 1
@@ -33,6 +33,7 @@ def doctor(
     from dicomsort.files import Files
     from dicomsort.report import visible
 
+    require_room()
     found = []
     for finding in (*examine_machine(model, port), *examine_folders(inbox, outbox, Files())):
         found.append(finding)

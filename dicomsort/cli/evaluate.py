@@ -14,6 +14,7 @@ from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, option, requ
 from dicomsort.cli.train import told
 from dicomsort.config import TRAINING
 from dicomsort.errors import UsageError
+from dicomsort.memory import TENSORFLOW, require_address_space
 
 SKIPPED_SAID = 10
 _DATASET = "A folder with a folder of images a class; --compare does without."
@@ -58,6 +59,8 @@ def evaluate(
         show_compared(compare, dataset, out or Path("comparison"), groups, seed, as_json=as_json)
     else:
         folder, parts = out or Path("evaluation"), _folds(cross_validate, folds)
+        if parts is not None:
+            require_address_space(TENSORFLOW)
         _show(_evaluate(model, (dataset, folder, groups, seed, shortcuts, parts, update)), folder, as_json=as_json)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from dicomsort.config import Option, SortSettings, checked, parsed
 from dicomsort.errors import UsageError
+from dicomsort.memory import ADDRESSES, require_address_space
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -71,8 +72,6 @@ def require_room(engine: str = "processes") -> None:
 
     It is asked before modules and a model are loaded, which would fail in other words.
     """
-    from dicomsort.adapters.memory import ADDRESSES, require_address_space
-
     if engine == "processes":
         require_address_space(ADDRESSES + BYTES_PER_TASK)
 

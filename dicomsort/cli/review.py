@@ -76,7 +76,11 @@ def review(
     kept = _corrections(place, corrections, bundle, files) if learn else None
     with _session(place, kept, bundle, files, workers) as session:
         session.who, session.identifiers = _name(reviewer), show_identifiers
-        serve(session, address, port, os.path.basename(place), lambda at: _tell(at, session))
+        try:
+            serve(session, address, port, os.path.basename(place), lambda at: _tell(at, session))
+        except KeyboardInterrupt as stop:
+            stop.add_note("what was decided is kept, and the same command shows what still waits")
+            raise
         _conclude(session)
 
 

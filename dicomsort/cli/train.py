@@ -9,6 +9,7 @@ import typer
 
 from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, option
 from dicomsort.config import TRAINING
+from dicomsort.memory import TENSORFLOW, require_address_space
 
 if TYPE_CHECKING:
     from dicomsort.engine import Engine
@@ -94,6 +95,7 @@ def open_workers() -> Engine:
     from dicomsort.adapters import open_engine
     from dicomsort.engine import Limits
 
+    require_address_space(TENSORFLOW)
     limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
     return open_engine("processes", None, None, limits=limits, warm=("dicomsort.training.tensors",))
 

@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 
 from dicomsort.adapters import open_engine
-from dicomsort.adapters.memory import available
 from dicomsort.bundle import Predictor, default_path, load
 from dicomsort.doctor.finding import Finding, fine, guarded, note, wrong
 from dicomsort.engine import Limits
 from dicomsort.errors import DicomsortError
+from dicomsort.memory import available
 from dicomsort.records import RENDERING_VERSION
 
 EXTRAS = {"pacs": ("pynetdicom",), "cluster": ("distributed",), "tune": ("optuna",)}

@@ -1,4 +1,4 @@
-"""How much memory there is for workers, and what to say where it is too little."""
+"""How much memory there is for workers, and what to say where there is too little; so it imports little itself."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from dicomsort.errors import DicomsortError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dicomsort.engine import Limits
-
 MIB = 1 << 20
 WORKER = 128 * MIB  # resident: interpreter, NumPy, a model
 ADDRESSES = 256 * MIB  # address space that a worker takes beside what its task may
-SORTING = 1280 * MIB  # address space that sorting needs; told where it is not known what failed
+SORTING = 1280 * MIB  # address space that is told of where it is not known what failed
+TENSORFLOW = 4096 * MIB  # address space that TensorFlow needs to train: with less it aborts
 # Where cgroups of version 2 and of version 1 keep limit, use, and what of it could be given up at once.
 _CGROUPS = {
     "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
@@ -63,10 +62,10 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def workers_for(asked: int, limits: Limits) -> int:
-    """How many workers to start of those asked for: each may take what a task may, and at least one is started."""
+def workers_for(asked: int, task: int) -> int:
+    """How many workers to start of those asked for: at least one, each with room for a task of so many bytes."""
     free = available()
-    return asked if free is None else max(1, min(asked, free // (WORKER + limits.memory_bytes)))
+    return asked if free is None else max(1, min(asked, free // (WORKER + task)))
 
 
 def require_address_space(needed: int) -> None:
