@@ -68,7 +68,7 @@ def guard() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if sys.stdout is sys.__stdout__:
         sys.stdout = _guarded(sys.__stdout__, _STDOUT, _unread)
     if sys.stderr is sys.__stderr__:
