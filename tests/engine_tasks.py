@@ -83,3 +83,17 @@ def sleep_amiss(_: object) -> str:
 def rest_and_tell(_: object) -> int:
     time.sleep(0.2)
     return os.getpid()
+
+
+class Unloadable:
+    """A function whose loading runs out of memory."""
+
+    def __call__(self, _: object) -> None:
+        return None
+
+    def __reduce__(self) -> object:
+        return run_out, ()
+
+
+def run_out() -> None:
+    raise MemoryError

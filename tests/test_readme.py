@@ -24,6 +24,7 @@ from dicomsort.classify import RULES
 from dicomsort.cli import EXIT_INTERRUPTED, app
 from dicomsort.cli import sort as sort_command
 from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK
+from dicomsort.cli.output import EXIT_UNREAD
 from dicomsort.config import OPTIONS, load_watch
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.headers.source import LIMIT
@@ -164,7 +165,7 @@ def test_make_targets_and_linked_files_exist() -> None:
 def test_exit_codes() -> None:
     codes = set(map(int, re.findall(r"^\| (\d+) \|", section("### Exit codes"), re.MULTILINE)))
     errors = {DicomsortError.exit_code, UsageError.exit_code, OutboxLocked.exit_code}
-    assert codes == {0, EXIT_INTERRUPTED, sort_command.NEEDS_PERSON} | errors
+    assert codes == {0, EXIT_INTERRUPTED, EXIT_UNREAD, sort_command.NEEDS_PERSON} | errors
 
 
 def section(heading: str) -> str:

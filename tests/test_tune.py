@@ -103,7 +103,7 @@ def test_a_variation_that_is_not_known(tmp_path: Path) -> None:
 
 def test_no_trials_and_no_optuna(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = run("tune", dataset, "--out", tmp_path / "out", "--trials", 0)
-    assert (ran.code, ran.err) == (2, "dicomsort: --trials: expected 1 or more, received 0\n")
+    assert (ran.code, ran.err) == (2, "dicomsort: --trials: expected a whole number from 1 to 100000, received 0\n")
     monkeypatch.setitem(sys.modules, "optuna", None)
     ran = run("tune", dataset, "--out", tmp_path / "out")
     assert ran.code == 2

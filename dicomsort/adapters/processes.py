@@ -1,12 +1,12 @@
 """The engine of worker processes: a task that dies, or runs past a limit, costs its own worker and nothing else.
 
-Workers are plain subprocesses on a private socket pair. One thread a worker feeds it; a watchdog thread kills a worker
-whose task runs past its time, which the feeder sees as the end of the pipe.
+Workers are plain subprocesses on a private socket pair, started as tasks come. One thread a worker feeds it; a watchdog
+thread kills a worker whose task runs past its time, which the feeder sees as the end of the pipe.
 """
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 import pickle
 import queue
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dicomsort.adapters.slots import CLOSED, Slots
 from dicomsort.engine import Engine, Limits, R, T
 from dicomsort.errors import DicomsortError, WorkerLost
+from dicomsort.memory import ADDRESSES, require_address_space, shortage, workers_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ START_SECONDS = 60.0  # for a worker's imports, which are no task's fault
 START_TRIES = 3
 WAITING_PER_WORKER = 4
 ROOT = Path(__file__).parents[2]
+_log = logging.getLogger("dicomsort")
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
 
 
@@ -110,24 +112,30 @@ class _Worker:
 
 
 class ProcessEngine(Engine):
-    """``workers`` processes, started at once in the background; ``warm`` names modules that each imports first."""
+    """At most ``workers`` processes, each started when a task finds none free; ``warm`` names modules to import first.
+
+    Fewer are started where memory would not do for as many tasks that each take all they may, or where the system
+    starts no more. Raises ``DicomsortError`` where the address space (`ulimit -v`) does not do for one.
+    """
 
     def __init__(self, workers: int | None, limits: Limits, warm: tuple[str, ...] = ()) -> None:
-        """Start as many workers as asked for, by default one for each core that this process may use."""
-        self.workers = workers or usable_cores()
+        """Start none yet; by default there is one for each core that this process may use."""
+        require_address_space(ADDRESSES + limits.memory_bytes)
+        asked = workers or usable_cores()
+        self.workers = workers_for(asked, limits.memory_bytes)
+        if workers and self.workers < workers:
+            _tell_fewer(workers, self.workers, "there is no memory for more")
         self._limits = limits
         self._setup = (_import_path(), warm, limits.memory_bytes)
         self._slots = Slots(WAITING_PER_WORKER * self.workers)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._unfinished = 0  # jobs, waiting or running
         self._lock = threading.Lock()
         self._running: dict[int, _Worker] = {}
+        self._feeders = 0  # that take jobs
         self._stopped = threading.Event()
-        self._threads = [threading.Thread(target=self._watch, name="dicomsort-watchdog", daemon=True)]
-        for number in range(self.workers):
-            feeder = threading.Thread(target=self._feed, args=(number,), name="dicomsort-feeder", daemon=True)
-            self._threads.append(feeder)
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self._start(self._watch, "dicomsort-watchdog")
 
     def submit(self, function: Callable[[T], R], task: T, /) -> Future[R]:
         """Queue a task; blocks while four a worker wait."""
@@ -136,6 +144,9 @@ class ProcessEngine(Engine):
         with self._lock:
             if self._slots.closed:
                 raise DicomsortError(CLOSED)
+            if self._unfinished >= self._feeders < self.workers:
+                self._add_feeder()
+            self._unfinished += 1
             self._jobs.put(_Job(function, task, future))
         return future
 
@@ -152,6 +163,27 @@ class ProcessEngine(Engine):
         for thread in self._threads:
             thread.join()
 
+    def _start(self, run: Callable[..., None], name: str, *arguments: int) -> None:
+        thread = threading.Thread(target=run, args=arguments, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _add_feeder(self) -> None:
+        try:
+            self._start(self._feed, "dicomsort-feeder", len(self._threads))
+        except (RuntimeError, MemoryError) as error:  # "can't start new thread"
+            if not self._feeders:
+                self._slots.give()
+                raise DicomsortError(f"expected a thread to start, received: {error}") from None
+            self._give_up_more(str(error))
+        else:
+            self._feeders += 1
+
+    def _give_up_more(self, reason: str) -> None:
+        """Go on with the workers that there are."""
+        _tell_fewer(self.workers, self._feeders, reason)
+        self.workers = self._feeders
+
     def _watch(self) -> None:
         # Time is counted in ticks, so that a run which was suspended (Ctrl-Z) finds its tasks no older.
         tick = min(0.25, self._limits.seconds / 10)
@@ -161,18 +193,43 @@ class ProcessEngine(Engine):
 
     def _feed(self, number: int) -> None:
         # The thread that starts a worker lives as long as it: a worker dies with its parent *thread* (prctl(2)).
-        with contextlib.suppress(DicomsortError):  # the first task tries again, and tells
-            self._ready(number)
+        if self._is_needless(number):
+            return
         while (job := self._jobs.get()) is not None:
             self._slots.give()
             if job.future.set_running_or_notify_cancel():
-                try:
-                    job.future.set_result(self._run(number, job.function, job.task))
-                except BaseException as error:  # noqa: BLE001 - it belongs to who asks for the result
-                    job.future.set_exception(error)
+                self._settle(number, job)
+            else:
+                self._count_finished()
             del job  # while waiting for the next, hold no batch in memory
         if worker := self._running.pop(number, None):
             worker.stop()
+
+    def _is_needless(self, number: int) -> bool:
+        """Start a worker; whether that failed, and others are there for its tasks."""
+        try:
+            self._ready(number)
+        except DicomsortError as error:
+            with self._lock:
+                if self._feeders > 1 and not self._slots.closed:
+                    self._feeders -= 1
+                    self._give_up_more(str(error))
+                    return True
+        return False  # the first task tries again, and tells
+
+    def _settle(self, number: int, job: _Job) -> None:
+        try:
+            result = self._run(number, job.function, job.task)
+        except BaseException as error:  # noqa: BLE001 - it belongs to who asks for the result
+            self._count_finished()
+            job.future.set_exception(error)
+        else:
+            self._count_finished()  # before anybody who waits for it submits the next
+            job.future.set_result(result)
+
+    def _count_finished(self) -> None:
+        with self._lock:
+            self._unfinished -= 1
 
     def _run(self, number: int, function: Callable[[Any], Any], task: object) -> object:
         name, message = pickle.dumps(function), pickle.dumps(task, pickle.HIGHEST_PROTOCOL)
@@ -182,6 +239,9 @@ class ProcessEngine(Engine):
             value: Any = None
             if name not in worker.known:
                 outcome, value = worker.ask((name, None), START_SECONDS)
+                if outcome == "memory":  # no task had begun
+                    worker.stop()
+                    raise DicomsortError(f"expected memory for a worker process, received none; {shortage()}")
             if outcome == "done":
                 worker.known.add(name)
                 outcome, value = worker.ask((name, message), self._limits.seconds)
@@ -214,6 +274,11 @@ class ProcessEngine(Engine):
             else:
                 return worker
         raise DicomsortError(f"expected a worker process to start, received: {reason}")
+
+
+def _tell_fewer(asked: int, started: int, reason: str) -> None:
+    facts = {"asked": asked, "workers": started, "message": reason}
+    _log.warning("fewer workers than asked for", extra={"facts": facts})
 
 
 def usable_cores() -> int:

@@ -27,7 +27,8 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 def main() -> None:
     """Serve tasks until the pipe closes, which is also how the parent's death shows."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they are the parent's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patient data
     if sys.platform == "linux":  # a busy worker does not read its pipe
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

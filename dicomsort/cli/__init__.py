@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import io
+import errno
 import logging
-import signal
+import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import typer
+import typer.core
 
+from dicomsort import signals
 from dicomsort.cli import (
     doctor,
     evaluate,
     features,
+    output,
     predict,
     receive,
     report,
@@ -28,17 +33,52 @@ from dicomsort.cli import (
     watch,
 )
 from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.memory import shortage
 
-if TYPE_CHECKING:
-    from types import FrameType
-
-EXIT_INTERRUPTED = 130  # what Typer ends with on KeyboardInterrupt
+EXIT_INTERRUPTED = signals.EXIT_INTERRUPTED
+# Of these, printing is not the purpose; `sort` decides for itself.
+ACTING = frozenset({"watch", "resume", "undo", "receive", "send", "review", "train", "tune", "features", "screen"})
+RESUME = "`dicomsort resume` finishes a sort that had begun"
 _WrongUsage: Any = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this version of Typer keeps it
+
+
+class _Interrupted(Exception):
+    """A signal ended the command; the message says what to do."""
+
+    def __init__(self, stop: KeyboardInterrupt) -> None:
+        super().__init__("; ".join(getattr(stop, "__notes__", ())) or signals.AGAIN)
+        self.exit_code = signals.code_of(signals.number_of(stop))
+
+
+class _Commands(typer.core.TyperGroup):
+    """Keeps from Typer that a signal came: it would say nothing, or "Aborted!"."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _interruptible():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _interruptible():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise _Interrupted(stop) from None
+    except ImportError as error:  # a signal that came while a module of C++ was imported
+        for cause in (error.__cause__, error.__context__):
+            if isinstance(cause, KeyboardInterrupt):
+                raise _Interrupted(cause) from None
+        raise
+
 
 app = typer.Typer(
     name="dicomsort",
+    cls=_Commands,
     help="Sort DICOM, PNG and JPEG files into CT, MRI and X-ray, by header and by pixels, without losing one.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: Rich would take longer to import than all else together
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -64,38 +104,80 @@ app.command("doctor")(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)
-def options(*, version: bool = typer.Option(False, "--version", help="Print the version and end.")) -> None:
+def options(
+    context: typer.Context,
+    *,
+    version: bool = typer.Option(False, "--version", help="Print the version and end."),
+) -> None:
     """Sort DICOM, PNG and JPEG files into CT, MRI and X-ray, by header and by pixels, without losing one."""
     if version:
         from dicomsort import __version__
 
         typer.echo(f"dicomsort {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(UsageError.exit_code)
+    if context.invoked_subcommand in ACTING:
+        output.optional()
 
 
 def main() -> None:
     """Run the command line; every known error is one line on stderr and its own exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    output.guard()
     logging.getLogger("dicomsort").addHandler(logging.NullHandler())
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name must not end the run of a terminal without UTF-8
-    try:
-        sys.exit(app(standalone_mode=False))
-    except DicomsortError as error:
-        _fail(str(error), error.exit_code)
-    except _WrongUsage as error:
-        received = error.format_message()  # nothing where no command was given: the help was printed instead
-        _fail(received and f"expected what --help tells of, received: {received}", UsageError.exit_code)
-    except OSError as error:
-        _fail(f"expected success, received {error}; `dicomsort resume` finishes a sort that had begun", 1)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    if message:
-        print(f"dicomsort: {' '.join(message.split())}", file=sys.stderr)
+    with signals.raising():
+        try:
+            code = _ran()
+            sys.stdout.flush()
+        except KeyboardInterrupt as stop:  # before the command begins, or a second one
+            code = _tell(f"interrupted; {signals.AGAIN}", signals.code_of(signals.number_of(stop)))
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        signals.over(code)
     sys.exit(code)
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _ran() -> int:
+    """Run the command, and return the exit code; what failed is told."""
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except _Interrupted as stop:
+        return _tell(f"interrupted; {stop}", stop.exit_code)
+    except DicomsortError as error:
+        return _tell(str(error), error.exit_code)
+    except _WrongUsage as error:
+        return _tell(f"expected what --help tells of, received: {error.format_message()}", UsageError.exit_code)
+    except RecursionError:
+        return _tell("expected data that is nested less deeply, received data nested too deeply to be read", 1)
+    except (OSError, MemoryError, ImportError, RuntimeError) as error:
+        if (told := _shortage(error)) is None:
+            raise
+        return _tell(*told)
+
+
+def _shortage(error: Exception) -> tuple[str, int] | None:
+    """What to say, and the exit code, where the system refused something; None where the error is of another kind."""
+    if isinstance(error, FileNotFoundError) and not _has_working_folder():
+        expected = "expected a working folder that is there, received one that was removed"
+        return f"{expected}; change to another, or give absolute paths", UsageError.exit_code
+    words = ("allocate memory", "failed to map segment", "start new thread")  # of the loader, and of the interpreter
+    if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+        return f"expected success, received {error}; {RESUME}", 1
+    if isinstance(error, OSError | MemoryError) or any(word in str(error) for word in words):
+        return f"{shortage()}; {RESUME}", 1
+    return None
+
+
+def _has_working_folder() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _tell(message: str, code: int) -> int:
+    output.optional()  # what was printed before may be lost: the exit code tells of the failure
+    print(f"dicomsort: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -100,6 +101,26 @@ def watching(*, quiet: bool) -> Iterator[Watcher]:
         columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True)) as bars:
             yield Bar(bars)
+
+
+@contextmanager
+def resumable(outbox: str | None) -> Iterator[None]:
+    """Add to an interruption how to go on: by `resume` where a run has begun, else by the same command."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if outbox is not None and _has_begun(outbox):
+            stop.add_note(f"`dicomsort resume {shlex.quote(outbox)}` goes on from there")
+        raise
+
+
+def _has_begun(outbox: str) -> bool:
+    try:
+        from dicomsort.sorting.outbox import absolute, load_runs, unfinished
+
+        return bool(unfinished(load_runs(absolute(outbox))))
+    except Exception:  # noqa: BLE001 - modules may be imported by half, and what is there by half
+        return False
 
 
 def show_summary(summary: Summary, *, as_json: bool, quiet: bool, outbox: str | None) -> None:

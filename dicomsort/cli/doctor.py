@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from dicomsort.cli.options import number, require_room
+from dicomsort.config import MOST_PORT, Option
+
 FAILED = 1
 _MARKS = {"fine": "✓", "note": "!", "wrong": "✗"}
 
@@ -17,7 +20,7 @@ def doctor(
     outbox: Annotated[str | None, typer.Argument(metavar="[OUTBOX]", help="An outbox to look at.")] = None,
     *,
     model: Annotated[Path | None, typer.Option("--model", help="A model bundle [default: the one that ships].")] = None,
-    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="The port of `receive`.")] = None,
+    port: Annotated[int | None, number("--port", Option(int, None, "The port of `receive`.", 1, MOST_PORT))] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead.")] = False,
 ) -> None:
     """Check this installation, and the folders that it is to work on.
@@ -30,6 +33,7 @@ def doctor(
     from dicomsort.files import Files
     from dicomsort.report import visible
 
+    require_room()
     found = []
     for finding in (*examine_machine(model, port), *examine_folders(inbox, outbox, Files())):
         found.append(finding)

@@ -10,8 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from dicomsort.cli.compare import show_compared
-from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, option, require_room
+from dicomsort.cli.train import told
+from dicomsort.config import TRAINING
 from dicomsort.errors import UsageError
+from dicomsort.memory import TENSORFLOW, require_address_space
 
 SKIPPED_SAID = 10
 _DATASET = "A folder with a folder of images a class; --compare does without."
@@ -33,7 +36,7 @@ def evaluate(
     groups: Annotated[
         Path | None, typer.Option(metavar="FILE", help="CSV (source, group): source folders that count as one.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Fixes the resamples, and the folds.")] = 0,
+    seed: Annotated[int, told("seed", "Fixes the resamples, and the folds.")] = 0,
     shortcuts: Annotated[
         bool, typer.Option("--shortcuts", help="Also judge images with masked borders, pasted text and so on.")
     ] = False,
@@ -41,7 +44,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="source", help="Train the recipe anew without the sources that are judged (TensorFlow)."),
     ] = None,
-    folds: Annotated[int, typer.Option(min=0, help="Parts that the sources are held out in; 0: one by one.")] = 10,
+    folds: Annotated[int, option(TRAINING, "folds")] = 10,
     compare: Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help=_COMPARE)] = None,
     update: Annotated[bool, typer.Option("--update", help="Replace the bundle's own figures and card too.")] = False,
 ) -> None:
@@ -56,6 +59,8 @@ def evaluate(
         show_compared(compare, dataset, out or Path("comparison"), groups, seed, as_json=as_json)
     else:
         folder, parts = out or Path("evaluation"), _folds(cross_validate, folds)
+        if parts is not None:
+            require_address_space(TENSORFLOW)
         _show(_evaluate(model, (dataset, folder, groups, seed, shortcuts, parts, update)), folder, as_json=as_json)
 
 
@@ -88,6 +93,7 @@ def _evaluate(model: Path | None, asked: tuple[Any, ...]) -> dict[str, Any]:
     from dicomsort.training.evaluate import WARM, Settings, evaluate
     from dicomsort.training.progress import Reporter
 
+    require_room()
     bundle = load(model or default_path(), RENDERING_VERSION)
     limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
     with Reporter() as reporter, open_engine("processes", usable_cores(), None, limits=limits, warm=WARM) as engine:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dicomsort.cli.train import GROUPS, open_workers
+from dicomsort.cli.train import GROUPS, open_workers, told
 
 
 def features(
@@ -15,7 +15,7 @@ def features(
     *,
     model: Annotated[Path, typer.Option(metavar="BUNDLE", help="The bundle that gets them; earlier ones go.")],
     groups: Annotated[Path | None, typer.Option(metavar="FILE", help=GROUPS)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Fixes which images are chosen, and which are rehearsed.")] = 0,
+    seed: Annotated[int, told("seed", "Fixes which images are chosen, and which are rehearsed.")] = 0,
 ) -> None:
     """Keep features of some images in a bundle, no pixels: `train` does it too; this is for a bundle without them.
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dicomsort.config import Option, SortSettings
+from dicomsort.config import Option, SortSettings, checked, parsed
 from dicomsort.errors import UsageError
+from dicomsort.memory import ADDRESSES, require_address_space
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -26,11 +27,24 @@ CONFIG = typer.Option(
 )
 
 
-def option(table: Mapping[str, Option], name: str, metavar: str | None = None) -> Any:
-    """The command line's option of that name."""
+def option(table: Mapping[str, Option], name: str, metavar: str | None = None, **more: Any) -> Any:
+    """The command line's option of that name; ``more`` is for Typer."""
     found = table[name]
+    flag = "--" + name.replace("_", "-")
+    if found.kind in {int, float}:
+        return number(flag, found, metavar, **more)
     words = "|".join(found.kind) if isinstance(found.kind, tuple) else metavar
-    return typer.Option("--" + name.replace("_", "-"), help=found.help, metavar=words)
+    return typer.Option(flag, help=found.help, metavar=words, **more)
+
+
+def number(flag: str, found: Option, metavar: str | None = None, **more: Any) -> Any:
+    """The command line's option for a number: its help tells the range, and what is no number in it is refused."""
+    metavar = metavar or ("INTEGER" if found.kind is int else "FLOAT")
+
+    def parse(value: Any) -> Any:
+        return checked(found, parsed(found, value) if isinstance(value, str) else value, flag)
+
+    return typer.Option(flag, help=found.described, metavar=metavar, parser=parse, **more)
 
 
 def mode_flag(mode: str, help_: str) -> Any:
@@ -65,6 +79,15 @@ def log_of(settings: SortSettings) -> AbstractContextManager[Logger]:
     from dicomsort.cli.logs import logging_to
 
     return logging_to(settings.log_file, settings.log_format, settings.log_size, settings.log_count)
+
+
+def require_room(engine: str = "processes") -> None:
+    """Raise ``DicomsortError`` where workers could not have the address space that a task may take.
+
+    It is asked before modules and a model are loaded, which would fail in other words.
+    """
+    if engine == "processes":
+        require_address_space(ADDRESSES + BYTES_PER_TASK)
 
 
 def engine_for(settings: SortSettings) -> Engine:

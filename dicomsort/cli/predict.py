@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM, require_room
 
 if TYPE_CHECKING:
     from dicomsort.bundle import Bundle
@@ -46,6 +46,7 @@ def predict(
     from dicomsort.bundle import default_path, load
     from dicomsort.records import RENDERING_VERSION
 
+    require_room()
     bundle = load(model or default_path(), RENDERING_VERSION)
     if explain is not None:
         from dicomsort.cli.overlay import prepare
@@ -68,7 +69,7 @@ def _looks(files: Sequence[str], bundle: Bundle) -> Iterator[Explained]:
     from dicomsort.engine import Limits, submit_batch
     from dicomsort.tasks import explain
 
-    here = os.getcwd()
+    here = "" if all(map(os.path.isabs, files)) else os.getcwd()  # the working folder may be gone
     frames = [(os.path.join(here, path).lstrip("/"), None) for path in files]
     batches = [frames[start : start + BATCH] for start in range(0, len(frames), BATCH)]
     task = partial(explain, str(bundle.folder.resolve()), "")

@@ -14,28 +14,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.config import Option
+from dicomsort.cli.options import option
+from dicomsort.config import DAY, MOST_PORT, Option
 from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.signals import code_of, hear, restore
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from dicomsort.adapters.receiving.receiver import Receiver
 
-INTERRUPTED = 130
-MAX_PORT = 65_535
-MAX_PDU = 1 << 20
 _TITLE = 16  # characters (PS3.5 6.2, AE)
 
 OPTIONS: dict[str, Option] = {
-    "port": Option(int, 11112, "The TCP port to listen at; 0 takes a free one, which the log tells.", 0),
+    "port": Option(int, 11112, "The TCP port to listen at; 0 takes a free one, which the log tells.", 0, MOST_PORT),
     "bind": Option(str, "0.0.0.0", "The address to listen at; one of this host's to be heard there only."),  # noqa: S104
     "ae_title": Option(str, "DICOMSORT", "The AE title of this receiver; it answers to every name it is called by."),
     "allow": Option(str, None, "An AE title that may send; give it again for each [default: everybody]."),
-    "max_associations": Option(int, 20, "How many associations may be open; more are rejected.", 1),
-    "max_pdu": Option(int, 131_072, "The longest PDU to be sent, in bytes.", 4096),
-    "max_object_size": Option(int, 4096, "The largest instance, in MiB; larger ones are refused.", 1),
-    "timeout": Option(float, 60.0, "Cut off a sender that was silent for SECONDS.", 1),
+    "max_associations": Option(int, 20, "How many associations may be open; more are rejected.", 1, 1000),
+    "max_pdu": Option(int, 131_072, "The longest PDU to be sent, in bytes.", 4096, 1 << 20),
+    "max_object_size": Option(int, 4096, "The largest instance, in MiB; larger ones are refused.", 1, 1 << 20),
+    "timeout": Option(float, 60.0, "Cut off a sender that was silent for SECONDS.", 1, DAY),
     "tls_cert": Option(Path, None, "Speak TLS (1.2 or newer) with this certificate (PEM)."),
     "tls_key": Option(Path, None, "The key of --tls-cert, where it is in a file of its own."),
     "tls_ca": Option(Path, None, "Hear only senders with a certificate that one of these (PEM) signed."),
@@ -46,9 +45,7 @@ OPTIONS: dict[str, Option] = {
 
 
 def _option(name: str, metavar: str | None = None) -> Any:
-    option = OPTIONS[name]
-    words = "|".join(option.kind) if isinstance(option.kind, tuple) else metavar
-    return typer.Option("--" + name.replace("_", "-"), help=option.help, metavar=words)
+    return option(OPTIONS, name, metavar)
 
 
 def _default(name: str) -> Any:
@@ -76,8 +73,8 @@ def receive(  # the parameters are what Typer makes options of; they are read fr
 ) -> None:
     """Receive instances by C-STORE into INBOX, as INBOX/StudyUID/SeriesUID/SOPUID.dcm; answers C-ECHO too.
 
-    An instance is acknowledged when it is durable. SIGTERM ends it with exit code 0: instances on their way have 30
-    seconds. Needs dicomsort[pacs].
+    An instance is acknowledged when it is durable. SIGTERM or SIGHUP end it with exit code 0: instances on their way
+    have 30 seconds. Needs dicomsort[pacs].
 
     Example: dicomsort receive --ae-title SORTER --allow CT1 --allow ARCHIVE --log-file receive.log inbox/
     """
@@ -97,16 +94,9 @@ def receive(  # the parameters are what Typer makes options of; they are read fr
 
 
 def _check(values: dict[str, Any]) -> None:
-    """UsageError for a value out of its range."""
-    for name, option in OPTIONS.items():
-        value, flag = values[name], "--" + name.replace("_", "-")
-        if option.minimum is not None and not value >= option.minimum:  # no number is less than NaN
-            raise UsageError(f"{flag}: expected at least {option.minimum}, received {value}")
-        if isinstance(option.kind, tuple) and value not in option.kind:
-            raise UsageError(f"{flag}: expected {'|'.join(option.kind)}, received {value!r}")
-    for name, most in (("port", MAX_PORT), ("max_pdu", MAX_PDU)):
-        if values[name] > most:
-            raise UsageError(f"--{name.replace('_', '-')}: expected at most {most}, received {values[name]}")
+    """UsageError for a word that is none of the option's, and for an AE title that is none."""
+    if values["log_format"] not in ("text", "json"):
+        raise UsageError(f"--log-format: expected text|json, received {values['log_format']!r}")
     for flag, title in [("--ae-title", values["ae_title"]), *(("--allow", each) for each in values["allow"] or ())]:
         if not title.strip() or len(title) > _TITLE or "\\" in title or not (title.isascii() and title.isprintable()):
             raise UsageError(f"{flag}: expected an AE title (1 to 16 characters of ASCII), received {title!r}")
@@ -149,7 +139,7 @@ def _serve(receiver: Receiver, title: str, grace: float, log: logging.Logger) ->
             receiver.hurry()
         ending.set()
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = hear(end)
     try:
         port = receiver.start()
         log.info("listening", extra={"facts": {"ae_title": title, "port": port}})
@@ -161,7 +151,6 @@ def _serve(receiver: Receiver, title: str, grace: float, log: logging.Logger) ->
         log.info("ending", extra={"facts": {"signal": signal.Signals(signals[0]).name}})
     finally:
         receiver.stop(grace)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore(before)
     log.info("ended")
-    return 0 if signals[0] == signal.SIGTERM else INTERRUPTED
+    return code_of(signals[0])

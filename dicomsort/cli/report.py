@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import show_summary, watching
-from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM, number, require_room
 from dicomsort.cli.state import Json, Outbox, Quiet
+from dicomsort.config import MOST_WORKERS, Option
 from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from dicomsort.sorting.retelling import Told
 
 STDOUT = "-"
+PICTURES = Option(int, 200, "Series and files to show pictures of; more are listed.", 0, 10_000)
+WORKERS = Option(int, None, "Workers that make pictures (default: the cores).", 1, MOST_WORKERS)
 
 
 def report(
@@ -36,12 +39,8 @@ def report(
             metavar="BUNDLE", help="The bundle whose model judges the pictures (default: the one that ships)."
         ),
     ] = None,
-    pictures: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Series and files to show pictures of; more are listed.")
-    ] = 200,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Workers that make pictures (default: the cores).")
-    ] = None,
+    pictures: Annotated[int, number("--pictures", PICTURES, "N")] = 200,
+    workers: Annotated[int | None, number("--workers", WORKERS, "N")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -103,6 +102,7 @@ def _made(told: Told, model: Path | None, pictures: int, workers: int | None, pr
 
     if not pictures:
         return make(told, None, None, 0, progress)
+    require_room()
     bundle = load(model or default_path(), RENDERING_VERSION)
     with open_engine("processes", workers, None, limits=Limits(SECONDS_PER_TASK, BYTES_PER_TASK), warm=WARM) as engine:
         return make(told, bundle, engine, pictures, progress)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import Silent
-from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM, number, require_room
+from dicomsort.config import MOST_PORT, MOST_WORKERS, Option
 
 if TYPE_CHECKING:
     from dicomsort.bundle import Bundle
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 CORRECTIONS = ".dicomsort/corrections"
 Outbox = Annotated[str, typer.Argument(metavar="OUTBOX", help="An outbox that `dicomsort sort` has written to.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="The page's port; 0: any that is free.")]
+Port = Annotated[int, number("--port", Option(int, 0, "The page's port; 0: any that is free.", 0, MOST_PORT))]
 Host = Annotated[
     str, typer.Option(metavar="ADDRESS", help="The address to listen at. Beyond loopback nothing is encrypted.")
 ]
@@ -41,7 +42,7 @@ Learn = Annotated[bool, typer.Option("--learn/--no-learn", help="Whether such im
 Identifiers = Annotated[
     bool, typer.Option("--show-identifiers", help="Show Patient ID and Accession Number on the page.")
 ]
-Workers = Annotated[int, typer.Option(min=1, help="How many processes make pictures.")]
+Workers = Annotated[int, number("--workers", Option(int, 2, "How many processes make pictures.", 1, MOST_WORKERS))]
 
 
 def review(
@@ -69,12 +70,17 @@ def review(
     from dicomsort.records import RENDERING_VERSION
     from dicomsort.sorting.outbox import absolute
 
+    require_room()
     address, bundle, files = checked_address(host), load(model or default_path(), RENDERING_VERSION), Files()
     place = absolute(outbox)
     kept = _corrections(place, corrections, bundle, files) if learn else None
     with _session(place, kept, bundle, files, workers) as session:
         session.who, session.identifiers = _name(reviewer), show_identifiers
-        serve(session, address, port, os.path.basename(place), lambda at: _tell(at, session))
+        try:
+            serve(session, address, port, os.path.basename(place), lambda at: _tell(at, session))
+        except KeyboardInterrupt as stop:
+            stop.add_note("what was decided is kept, and the same command shows what still waits")
+            raise
         _conclude(session)
 
 

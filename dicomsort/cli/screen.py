@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from dicomsort.cli.train import open_workers
+from dicomsort.cli.train import open_workers, told
 
 
 def screen(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A folder with a folder of images a class.")],
     *,
     model: Annotated[Path, typer.Option(metavar="BUNDLE", help="The bundle that gets it; an earlier one is replaced.")],
-    seed: Annotated[int, typer.Option(min=0, help="Fixes which images tell the ranges of the network's numbers.")] = 0,
+    seed: Annotated[int, told("seed", "Fixes which images tell the ranges of the network's numbers.")] = 0,
 ) -> None:
     """Make the screen of a bundle anew: `train` makes one too, where it pays on the machine at hand.
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dicomsort.cli.console import watching
-from dicomsort.config import Option
+from dicomsort.cli.options import option
+from dicomsort.config import DAY, Option
 from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
@@ -24,10 +25,14 @@ OPTIONS: dict[str, Option] = {
     "to": Option(str, None, "Where to: AE@HOST:PORT (C-STORE), or the address of a DICOMweb server (STOW-RS)."),
     "run": Option(str, None, "Only what this run placed, of those that `dicomsort runs` lists."),
     "ae_title": Option(str, "DICOMSORT", "The AE title that we call ourselves."),
-    "associations": Option(int, 1, "Associations, or connections, at a time.", 1),
-    "retries": Option(int, 5, "How often to try again what may pass: no connection, out of resources, HTTP 503.", 0),
-    "retry_wait": Option(float, 1.0, "Seconds before the first retry; doubled for each further one, up to 60.", 0),
-    "timeout": Option(float, 60.0, "Seconds to wait for the peer, each time.", 0),
+    "associations": Option(int, 1, "Associations, or connections, at a time.", 1, 256),
+    "retries": Option(
+        int, 5, "How often to try again what may pass: no connection, out of resources, HTTP 503.", 0, 100
+    ),
+    "retry_wait": Option(
+        float, 1.0, "Seconds before the first retry; doubled for each further one, up to 60.", 0, 3600
+    ),
+    "timeout": Option(float, 60.0, "Seconds to wait for the peer, each time.", 0.001, DAY),
     "decompress": Option(bool, False, "Send uncompressed what the peer refuses as it is, where no value changes."),
     "again": Option(bool, False, "Send also what was acknowledged before."),
     "journal": Option(Path, None, "Where to keep what was acknowledged [default: in the outbox's state]."),
@@ -45,11 +50,7 @@ _OURS = ("json", "quiet", "log_file", "log_format")  # of OPTIONS: those of this
 
 
 def _option(name: str, metavar: str | None = None) -> Any:
-    option = OPTIONS[name]
-    words = "|".join(option.kind) if isinstance(option.kind, tuple) else metavar
-    return typer.Option(
-        "--" + name.replace("_", "-"), help=option.help, metavar=words, show_default=bool(option.default)
-    )
+    return option(OPTIONS, name, metavar, show_default=bool(OPTIONS[name].default))
 
 
 def send(  # the parameters are what Typer makes options of; they are read from the context

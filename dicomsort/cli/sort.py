@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.console import show_summary, watching
-from dicomsort.cli.options import CONFIG, check_outputs, engine_for, flags_of, log_of, mode_flag, option
+from dicomsort.cli.console import resumable, show_summary, watching
+from dicomsort.cli.options import CONFIG, check_outputs, engine_for, flags_of, log_of, mode_flag, option, require_room
+from dicomsort.cli.output import optional
 from dicomsort.config import OPTIONS, SortSettings, load
 
 if TYPE_CHECKING:
@@ -59,7 +60,11 @@ def sort(  # the parameters are what Typer makes options of; they are read from 
 
     Example: dicomsort sort --move --layout readable inbox/ outbox/
     """
-    raise typer.Exit(_sort(inbox, outbox, load(flags_of(context, OPTIONS), os.environ, config)))
+    settings = load(flags_of(context, OPTIONS), os.environ, config)
+    optional(is_optional=not settings.dry_run)
+    with resumable(None if settings.dry_run else outbox):
+        code = _sort(inbox, outbox, settings)
+    raise typer.Exit(code)
 
 
 def _sort(inbox: str, outbox: str | None, settings: SortSettings) -> int:
@@ -67,6 +72,7 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings) -> int:
     from dicomsort.report.metrics import Tally
     from dicomsort.sorting import check, sort_inbox
 
+    require_room(settings.engine)
     request = check(inbox, outbox, settings)
     check_outputs(settings, request)
     files, tally = Files(), Tally()

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.console import Watcher, show_summary, watching
+from dicomsort.cli.console import Watcher, resumable, show_summary, watching
+from dicomsort.cli.options import number
+from dicomsort.cli.output import optional
+from dicomsort.config import Option
 
 if TYPE_CHECKING:
     from dicomsort.report import Summary
@@ -55,19 +58,16 @@ def undo(
 
 
 def _finish(act: Callable[[Watcher], Summary], outbox: str, *, as_json: bool, quiet: bool) -> None:
-    with watching(quiet=quiet or as_json) as progress:
+    with resumable(outbox), watching(quiet=quiet or as_json) as progress:
         summary = act(progress)
     show_summary(summary, as_json=as_json, quiet=quiet, outbox=outbox)
     raise typer.Exit(NEEDS_PERSON if summary.needs_person else 0)
 
 
-KeepDays = Annotated[
-    float | None,
-    typer.Option("--prune", metavar="KEEP_DAYS", min=0, help="Remove the state of runs older than so many days."),
-]
-KeepCount = Annotated[
-    int | None, typer.Option("--keep", metavar="N", min=1, help="Remove the state of all runs but the newest N.")
-]
+_DAYS = Option(float, None, "Remove the state of runs older than so many days.", 0, 36_500)
+_COUNT = Option(int, None, "Remove the state of all runs but the newest N.", 1, 1_000_000)
+KeepDays = Annotated[float | None, number("--prune", _DAYS, "KEEP_DAYS")]
+KeepCount = Annotated[int | None, number("--keep", _COUNT, "N")]
 
 
 def runs(outbox: Outbox, *, as_json: Json = False, prune_days: KeepDays = None, keep_count: KeepCount = None) -> None:
@@ -105,6 +105,7 @@ def _prune(outbox: str, days: float | None, count: int | None, *, as_json: bool)
     from dicomsort.files import Files
     from dicomsort.sorting import prune
 
+    optional()
     pruned = prune(outbox, Files(), days, count)
     if as_json:
         typer.echo(json.dumps(vars(pruned), indent=1))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, option
+from dicomsort.config import TRAINING
+from dicomsort.memory import TENSORFLOW, require_address_space
 
 if TYPE_CHECKING:
     from dicomsort.engine import Engine
@@ -27,10 +29,6 @@ _REPLACE = (
     "Let what comes of --from replace an earlier bundle at --out that is better, or that it cannot be compared with."
 )
 _WEIGHTS = "Weights for mobilenet-v3-small, resnet50 or vgg16 in a local Keras file (.h5), without the ImageNet layer."
-_PATIENCE = (
-    "End after N epochs without a better validation loss, and keep the best epoch's weights; 0: train every epoch and "
-    "keep the last."
-)
 SPLIT = (
     "What is held out: images at random, or whole source folders. Patients (DICOM Patient ID), near-duplicates and "
     "--groups stay on one side either way. Default: random with weights trained from the start, else source where "
@@ -45,6 +43,11 @@ _AUGMENT = "Show a variation of each image in each epoch: moved, windowed, cropp
 _CACHE = "Keep the rendered images (patient data!) here, so that a later training need not decode them again."
 
 
+def told(name: str, help_: str) -> Any:
+    """The option of a training's number, with another line of help."""
+    return option({name: TRAINING[name]._replace(help=help_)}, name)
+
+
 def train(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A folder with a folder of images a class.")],
     *,
@@ -54,17 +57,17 @@ def train(
     arch: Annotated[str | None, typer.Option(metavar="NAME", help=ARCH)] = None,
     start: Annotated[Path | None, typer.Option("--from", metavar="BUNDLE", help=_FROM)] = None,
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help=_WEIGHTS)] = None,
-    epochs: Annotated[int, typer.Option(help="How often every image is shown, at most.")] = 10,
-    patience: Annotated[int, typer.Option(metavar="N", help=_PATIENCE)] = 5,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Adam's.")] = 0.001,
-    validation_split: Annotated[float, typer.Option(help="The share that is held out, 0 to 1.")] = 0.2,
+    epochs: Annotated[int, option(TRAINING, "epochs")] = 10,
+    patience: Annotated[int, option(TRAINING, "patience", "N")] = 5,
+    batch_size: Annotated[int, option(TRAINING, "batch_size")] = 32,
+    learning_rate: Annotated[float, option(TRAINING, "learning_rate")] = 0.001,
+    validation_split: Annotated[float, option(TRAINING, "validation_split")] = 0.2,
     split: Annotated[str | None, typer.Option(metavar="random|source", help=SPLIT)] = None,
     groups: Annotated[Path | None, typer.Option(metavar="FILE", help=GROUPS)] = None,
     balance: Annotated[bool | None, typer.Option("--balance/--no-balance", help=_BALANCE)] = None,
     augment: Annotated[str, typer.Option(metavar="none|light|strong", help=_AUGMENT)] = "none",
     cache: Annotated[Path | None, typer.Option(metavar="DIR", help=_CACHE)] = None,
-    seed: Annotated[int, typer.Option(help="Fixes split, first weights, order and variations.")] = 0,
+    seed: Annotated[int, option(TRAINING, "seed")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew where a checkpoint is left.")] = False,
     replace_worse: Annotated[bool, typer.Option("--replace-worse", help=_REPLACE)] = False,
     show: Annotated[bool, typer.Option("--show", help="Open the plots when done.")] = False,
@@ -92,6 +95,7 @@ def open_workers() -> Engine:
     from dicomsort.adapters import open_engine
     from dicomsort.engine import Limits
 
+    require_address_space(TENSORFLOW)
     limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
     return open_engine("processes", None, None, limits=limits, warm=("dicomsort.training.tensors",))
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.train import ARCH, GROUPS, SPLIT, open_workers
+from dicomsort.cli.options import option
+from dicomsort.cli.train import ARCH, GROUPS, SPLIT, open_workers, told
+from dicomsort.config import TRAINING
 
 if TYPE_CHECKING:
     from dicomsort.training.settings import Settings
@@ -18,19 +20,17 @@ _CACHE = "Keep the rendered images (patient data!) here."
 def tune(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="A folder with a folder of images a class.")],
     *,
-    trials: Annotated[
-        int, typer.Option(metavar="N", help="How many recipes to try, those of earlier runs counted.")
-    ] = 20,
+    trials: Annotated[int, option(TRAINING, "trials", "N")] = 20,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the bundle goes; an earlier one is replaced.")] = Path(
         "models/tuned"
     ),
     arch: Annotated[str | None, typer.Option(metavar="NAME", help=ARCH)] = None,
-    epochs: Annotated[int, typer.Option(help="How often a trial shows every image, at most.")] = 10,
-    validation_split: Annotated[float, typer.Option(help="The share that trials are judged on, 0 to 1.")] = 0.2,
+    epochs: Annotated[int, told("epochs", "How often a trial shows every image, at most.")] = 10,
+    validation_split: Annotated[float, told("validation_split", "The share that trials are judged on.")] = 0.2,
     split: Annotated[str | None, typer.Option(metavar="random|source", help=SPLIT)] = None,
     groups: Annotated[Path | None, typer.Option(metavar="FILE", help=GROUPS)] = None,
     cache: Annotated[Path | None, typer.Option(metavar="DIR", help=_CACHE)] = None,
-    seed: Annotated[int, typer.Option(help="Fixes what is tried, split, first weights, order and variations.")] = 0,
+    seed: Annotated[int, told("seed", "Fixes what is tried, split, first weights, order and variations.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew where trials are left.")] = False,
 ) -> None:
     """Search learning rate, batch size, width and augmentation, and train a model by the best.

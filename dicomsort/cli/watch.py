@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
-import signal
 import sys
 from collections import Counter
 from functools import partial
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import Lines, Silent, Watcher
-from dicomsort.cli.options import CONFIG, check_outputs, engine_for, flags_of, log_of, mode_flag, option
+from dicomsort.cli.options import CONFIG, check_outputs, engine_for, flags_of, log_of, mode_flag, option, require_room
 from dicomsort.config import WATCH, WatchSettings, load_watch
+from dicomsort.signals import code_of
 
 if TYPE_CHECKING:
     from dicomsort.report import Summary
@@ -53,7 +53,7 @@ def watch(  # the parameters are what Typer makes options of; they are read from
     log_count: Annotated[int | None, option(WATCH, "log_count", "N")] = None,
     held_ok: Annotated[bool | None, option(WATCH, "held_ok")] = None,
 ) -> None:
-    """Sort what comes into INBOX, again and again, until SIGTERM (exit code 0) or Ctrl-C (130).
+    """Sort what comes into INBOX, again and again, until SIGTERM or SIGHUP (exit code 0) or Ctrl-C (130).
 
     Example: dicomsort watch --move --every 60 --config dicomsort.toml inbox/ outbox/
     """
@@ -68,7 +68,7 @@ def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
         request = _checked(inbox, outbox, settings)
         with log_of(settings.sort):
             number = _service(request, settings, stop).run()
-    return 0 if number == signal.SIGTERM else 128 + number
+    return code_of(number)
 
 
 def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request:
@@ -78,6 +78,7 @@ def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request:
     from dicomsort.sorting import check, held
 
     sort = settings.sort
+    require_room(sort.engine)
     request = check(inbox, outbox, sort)
     check_routes(settings.routes, request.bundle.labels, _destination)
     check_outputs(sort, request)

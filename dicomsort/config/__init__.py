@@ -10,13 +10,39 @@ from typing import TYPE_CHECKING, Any
 
 from dicomsort.config import file as _file
 from dicomsort.config.option import Option, checked, parsed
-from dicomsort.config.tables import OPTIONS, TABLES, WATCH, SortSettings, WatchSettings
+from dicomsort.config.tables import (
+    DAY,
+    MOST_PORT,
+    MOST_WORKERS,
+    OPTIONS,
+    TABLES,
+    TRAINING,
+    WATCH,
+    SortSettings,
+    WatchSettings,
+)
 from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["OPTIONS", "TABLES", "WATCH", "Option", "SortSettings", "WatchSettings", "load", "load_watch", "values_of"]
+__all__ = [
+    "DAY",
+    "MOST_PORT",
+    "MOST_WORKERS",
+    "OPTIONS",
+    "TABLES",
+    "TRAINING",
+    "WATCH",
+    "Option",
+    "SortSettings",
+    "WatchSettings",
+    "checked",
+    "load",
+    "load_watch",
+    "parsed",
+    "values_of",
+]
 
 PREFIX = "DICOMSORT_"
 INHERITS = {"watch": ("sort",)}  # whose tables hold for a command where its own says nothing

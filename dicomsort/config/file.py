@@ -46,8 +46,10 @@ def _parsed(file: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{file}: expected UTF-8, received other bytes (at line {line})") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # of TOML, or a number of more digits than Python reads
         raise UsageError(f"{file}: expected TOML, received: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{file}: expected TOML, received arrays or tables that are nested too deeply") from None
 
 
 def _checked(

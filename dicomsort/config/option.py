@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
 from dicomsort.errors import UsageError
 
 TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_SHOWN = 60  # characters of a wrong value
+_BITS = 10_000  # of a number whose decimal digits Python still writes
 
 
 class Option(NamedTuple):
-    """One option: the type of its value or the words it may be, its default, its line of help, its least value."""
+    """One option: the type of its value or the words it may be, its default, its line of help, a number's bounds."""
 
     kind: type[bool | int | float | str | Path] | tuple[str, ...]
     default: bool | float | str | None
     help: str
-    minimum: int | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+
+    @property
+    def described(self) -> str:
+        """The line of help, with the range of a number."""
+        return self.help + (f" Range: {self.range}." if self.range else "")
+
+    @property
+    def range(self) -> str:
+        """The bounds in words; "" where the value is no number."""
+        return "" if self.minimum is None else f"{self.minimum} to {self.maximum}"
 
 
 def parsed(option: Option, text: str) -> object:
@@ -38,11 +50,13 @@ def checked(option: Option, value: object, origin: str) -> object:
     elif kind is Path:
         right = isinstance(value, str | Path) and str(value) != ""
     elif kind is float:
-        right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        right = isinstance(value, int | float) and not isinstance(value, bool)
     else:
         right = type(value) is kind
-    if not right or (option.minimum is not None and value < option.minimum):  # type: ignore[operator]
-        raise UsageError(f"{origin}: expected {_expected(option)}, received {value!r}")
+    if right and option.minimum is not None and option.maximum is not None:
+        right = option.minimum <= value <= option.maximum  # type: ignore[operator]  # neither NaN nor infinity is
+    if not right:
+        raise UsageError(f"{origin}: expected {_expected(option)}, received {_shown(value)}")
     return kind(value) if kind in {Path, float} else value  # type: ignore[arg-type]
 
 
@@ -50,4 +64,10 @@ def _expected(option: Option) -> str:
     if isinstance(option.kind, tuple):
         return "|".join(option.kind)
     kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
-    return kinds[option.kind] + ("" if option.minimum is None else f" of at least {option.minimum}")
+    return kinds[option.kind] + (f" from {option.range}" if option.range else "")
+
+
+def _shown(value: object) -> str:
+    """A value as it was written, cut where it is long."""
+    text = hex(value) if isinstance(value, int) and value.bit_length() > _BITS else repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -9,7 +9,6 @@ import platform
 import resource
 import shutil
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from dicomsort.bundle import Predictor, default_path, load
 from dicomsort.doctor.finding import Finding, fine, guarded, note, wrong
 from dicomsort.engine import Limits
 from dicomsort.errors import DicomsortError
+from dicomsort.memory import available
 from dicomsort.records import RENDERING_VERSION
 
 EXTRAS = {"pacs": ("pynetdicom",), "cluster": ("distributed",), "tune": ("optuna",)}
@@ -125,19 +125,11 @@ def _limits() -> Iterator[Finding]:
     size, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if size != resource.RLIM_INFINITY:
         yield note("limits", f"files may have {size:,} bytes at most", "`ulimit -f unlimited`, or larger files fail")
-    if sys.platform == "linux":
-        available = _available_memory()
-        if available < 2 << 30:
-            yield note("limits", f"{available / 1e9:.1f} GB of memory are free", "use fewer --workers, or free some")
+    free = available()
+    if free is not None and free < 2 << 30:
+        yield note("limits", f"{free / 1e9:.1f} GB of memory are free", "use fewer --workers, or free some")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield fine("limits", f"{cores} cores")
-
-
-def _available_memory() -> int:
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 1 << 62
 
 
 def _clock() -> Iterator[Finding]:

@@ -10,12 +10,11 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from dicomsort.files import Files
+from dicomsort.signals import hear, restore
 from dicomsort.sorting import Progress
 
 if TYPE_CHECKING:
     from types import FrameType
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(BaseException):
@@ -58,13 +57,12 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Let SIGTERM and SIGINT ask; a second SIGINT interrupts at once."""
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        """Let SIGTERM, SIGHUP and SIGINT ask; a second SIGINT interrupts at once."""
+        before = hear(self._hear)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            restore(before)
             self.close()
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:

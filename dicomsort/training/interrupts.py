@@ -1,17 +1,16 @@
-"""Ctrl-C and SIGTERM, held back to a moment at which everything can be saved."""
+"""Ctrl-C, SIGTERM and SIGHUP, held back to a moment at which everything can be saved."""
 
 from __future__ import annotations
 
-import signal
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from dicomsort.signals import hear, restore
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Asked:
@@ -29,7 +28,7 @@ class Asked:
 
 @contextmanager
 def held_back(tell: Callable[[], None]) -> Iterator[Asked]:
-    """Yield what knows of a first Ctrl-C or SIGTERM, of which ``tell`` says so; a second one ends the block at once.
+    """Yield what knows of a first signal that ends, of which ``tell`` says so; a second one ends the block at once.
 
     Outside the main thread, where no signals arrive, nothing is held back.
     """
@@ -39,15 +38,14 @@ def held_back(tell: Callable[[], None]) -> Iterator[Asked]:
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        before = saved[signal.Signals(number)]
+        before = saved[number]
         if asked.yes and callable(before):
             before(number, frame)
         asked.yes = True
         tell()
 
-    saved = {number: signal.signal(number, note) for number in SIGNALS}
+    saved = hear(note)
     try:
         yield asked
     finally:
-        for number, handler in saved.items():
-            signal.signal(number, handler)
+        restore(saved)

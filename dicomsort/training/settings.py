@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dicomsort.config import TRAINING
+from dicomsort.config import checked as in_range
 from dicomsort.content import CHECKPOINT, FIGURE, TRIALS
 from dicomsort.errors import UsageError
 from dicomsort.outputs import Gate
@@ -134,14 +136,5 @@ def _started(settings: Settings, start: Path) -> tuple[Settings, Architecture]:
 
 def _check_numbers(settings: Settings) -> None:
     """Raise UsageError for the first number out of its range."""
-    rate = settings.learning_rate or 0
-    for option, value, holds, expected in (
-        ("--epochs", settings.epochs, settings.epochs >= 1, "1 or more"),
-        ("--batch-size", settings.batch_size, settings.batch_size >= 1, "1 or more"),
-        ("--learning-rate", rate, 0 < rate <= 1, "above 0, at most 1"),
-        ("--validation-split", settings.validation_split, 0 < settings.validation_split < 1, "between 0 and 1"),
-        ("--seed", settings.seed, 0 <= settings.seed < 1 << 32, "0 to 4294967295"),
-        ("--patience", settings.patience, settings.patience >= 0, "0 (off) or more"),
-    ):
-        if not holds:
-            raise UsageError(f"{option}: expected {expected}, received {value}")
+    for name in ("epochs", "batch_size", "learning_rate", "validation_split", "seed", "patience"):
+        in_range(TRAINING[name], getattr(settings, name), "--" + name.replace("_", "-"))

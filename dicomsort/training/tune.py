@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dicomsort.config import TRAINING
+from dicomsort.config import checked as in_range
 from dicomsort.errors import UsageError
 from dicomsort.training.cache import open_cache
 from dicomsort.training.dataset import fingerprint, require_trainable
@@ -56,8 +58,7 @@ def tune(settings: Settings, trials: int, open_workers: Callable[[], Engine], re
     the trials, from which the same settings go on.
     """
     optuna = _require_optuna()
-    if trials < 1:
-        raise UsageError(f"--trials: expected 1 or more, received {trials}")
+    in_range(TRAINING["trials"], trials, "--trials")
     settings, architecture = checked(settings)
     dataset = scanned(settings, architecture)
     cache = open_cache(settings.cache) if settings.cache else None

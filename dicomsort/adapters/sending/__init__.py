@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
-from math import inf
 
 from dicomsort.adapters.sending import dimse, negotiation, selecting, stow, tls
 from dicomsort.adapters.sending.acknowledged import Acknowledged
@@ -31,7 +30,6 @@ from dicomsort.report import printable
 __all__ = ["Delivery", "Fate", "Progress", "Request", "Sent", "destination", "require", "send"]
 
 WINDOW = 1000  # files whose headers are read before what they need of associations is settled
-LONGEST_TIMEOUT = 86_400  # seconds
 _log = logging.getLogger("dicomsort")
 
 
@@ -51,7 +49,7 @@ def send(
     exception: ``Sent.problem`` says so.
     """
     peer = destination(request.to)
-    _check(request)
+    ae_title(request.ae_title, "--ae-title")
     selection = select(request.folder, request.run)
     journal = os.path.abspath(request.journal) if request.journal else _journal(selection, file_name(peer))
     with ExitStack() as stack:
@@ -64,18 +62,6 @@ def send(
 def require(peer: DicomPeer | WebPeer) -> None:
     """UsageError where what speaks to such a peer is not installed."""
     (stow if isinstance(peer, WebPeer) else negotiation).require()
-
-
-def _check(request: Request) -> None:
-    ae_title(request.ae_title, "--ae-title")
-    for name, least in (("retries", 0), ("retry_wait", 0), ("associations", 1)):
-        value, option = getattr(request, name), name.replace("_", "-")
-        if not least <= value < inf:
-            raise UsageError(f"--{option}: expected at least {least}, received {value}")
-    if not 0 < request.timeout <= LONGEST_TIMEOUT:
-        raise UsageError(
-            f"--timeout: expected more than 0 and at most {LONGEST_TIMEOUT} seconds, received {request.timeout:g}"
-        )
 
 
 def _journal(selection: Selection, name: str) -> str:

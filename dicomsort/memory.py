@@ -1,0 +1,85 @@
+"""How much memory there is for workers, and what to say where there is too little; so it imports little itself."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dicomsort.errors import DicomsortError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIB = 1 << 20
+WORKER = 128 * MIB  # resident: interpreter, NumPy, a model
+ADDRESSES = 256 * MIB  # address space that a worker takes beside what its task may
+SORTING = 1280 * MIB  # address space that is told of where it is not known what failed
+TENSORFLOW = 4096 * MIB  # address space that TensorFlow needs to train: with less it aborts
+# Where cgroups of version 2 and of version 1 keep limit, use, and what of it could be given up at once.
+_CGROUPS = {
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def available(root: Path = Path("/")) -> int | None:
+    """Bytes that processes may still take, by the system and by each cgroup above this one; None where nothing tells.
+
+    ``root`` is the folder of ``proc`` and ``sys``.
+    """
+    told = list(_system(root))
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        for kind, names in _CGROUPS.items():
+            if kind in controllers.split(","):
+                told += _left(root / names[0], path, *names[1:])
+    return max(min(told), 0) if told else None
+
+
+def _system(root: Path) -> Iterator[int]:
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) << 10
+
+
+def _left(top: Path, path: str, limit: str, used: str, inactive: str) -> Iterator[int]:
+    """What the cgroup at ``path``, and each above it, leaves; in a container the path may be one of the host."""
+    here = top / path.strip("/")
+    for folder in (here, *here.parents):
+        most, taken = ("".join(_lines(folder / name)).strip() for name in (limit, used))
+        if most.isdecimal() and taken.isdecimal():
+            stat = dict(line.split() for line in _lines(folder / "memory.stat"))
+            yield int(most) - int(taken) + int(stat.get(inactive, 0))
+        if folder == top:
+            return
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("ascii", "replace").splitlines()
+    except OSError:
+        return []
+
+
+def workers_for(asked: int, task: int) -> int:
+    """How many workers to start of those asked for: at least one, each with room for a task of so many bytes."""
+    free = available()
+    return asked if free is None else max(1, min(asked, free // (WORKER + task)))
+
+
+def require_address_space(needed: int) -> None:
+    """Raise ``DicomsortError`` where `ulimit -v` allows less than ``needed`` bytes."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        expected = f"expected at least about {needed // MIB} MiB of address space"
+        raise DicomsortError(f"{expected}, received a limit of {limit // MIB} MiB; raise `ulimit -v`")
+
+
+def shortage() -> str:
+    """What to say where memory ran out in this process."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return "expected enough memory, received none; free some, or use fewer --workers"
+    expected = f"expected at least about {max(SORTING, 2 * limit) // MIB} MiB of address space"
+    return f"{expected}, received a limit of {limit // MIB} MiB; raise `ulimit -v`"

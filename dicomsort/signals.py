@@ -1,0 +1,131 @@
+"""Signals that end the program, from its first line to its last: one plain line and an exit code, never a traceback.
+
+While modules are imported, a signal ends the process at once (``listen``). While a command runs, it raises
+``KeyboardInterrupt``, so that all is closed in order (``raising``). Once the exit code is known, a signal ends the
+process with that code (``over``). This module is imported before all others, so it imports little.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+from contextlib import contextmanager, suppress
+
+TYPE_CHECKING = False  # the module typing takes longer to import than all else here
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from types import FrameType
+    from typing import Any, TypeAlias
+
+    Handler: TypeAlias = Callable[[int, FrameType | None], Any]
+
+EXIT_INTERRUPTED = 130
+SERVICES = (["watch"], ["receive"])  # commands: SIGTERM and SIGHUP are their regular end
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+AGAIN = "run the same command again"
+RESEND_SECONDS = 0.02
+
+_listens = False
+
+
+class Signalled(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came; ``number`` says which."""
+
+    def __init__(self, number: int) -> None:
+        """``number`` is the signal's."""
+        super().__init__()
+        self.number = number
+
+
+def hear(handler: Handler, numbers: tuple[int, ...] = ENDING) -> dict[int, Any]:
+    """Set the handler of some signals, and return those that were set before.
+
+    SIGHUP stays ignored where it is: nohup asked for that.
+    """
+    heard = [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heard}
+
+
+def restore(handlers: Mapping[int, Any]) -> None:
+    """Set handlers that ``hear`` returned."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def code_of(number: int) -> int:
+    """The exit code of the command at hand where a signal ends it."""
+    return 0 if sys.argv[1:2] in SERVICES and number != signal.SIGINT else EXIT_INTERRUPTED
+
+
+def number_of(stop: KeyboardInterrupt) -> int:
+    """The signal that raised it."""
+    return stop.number if isinstance(stop, Signalled) else signal.SIGINT
+
+
+def listen() -> None:
+    """Let a signal end the process at once: nothing has begun."""
+    global _listens  # noqa: PLW0603 - there is one process
+    _listens = True
+    atexit.register(_close)
+    hear(_end, _present())
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """Let signals raise ``KeyboardInterrupt`` in the main thread.
+
+    One that is raised where nothing can be raised (a callback of the garbage collector) is raised again a moment later.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: _resend(unraisable, hook)
+    before = hear(_raise, tuple(number for number in _present() if number != signal.SIGINT))
+    if signal.SIGINT in _present():  # asyncio takes over Python's own handler, and no other
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        if not _listens:
+            restore(before)
+
+
+def over(code: int) -> None:
+    """Let a signal end the process at once with the exit code that it has already."""
+    # CPython notes that an exec of text was interrupted, and then ends by SIGINT; the next one takes that back.
+    exec("")  # noqa: S102
+    if _listens:
+        hear(lambda _number, _frame: os._exit(code), _present())
+
+
+def _close() -> None:
+    """Be deaf while the interpreter is taken down, which takes the handlers away: the default is to die."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _present() -> tuple[int, ...]:
+    """Those that are not ignored; a shell without job control ignores SIGINT for what runs in its background."""
+    return tuple(n for n in ENDING if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    with suppress(OSError):
+        os.write(2, f"dicomsort: interrupted before anything was done; {AGAIN}\n".encode())
+    os._exit(code_of(number))
+
+
+def _raise(number: int, _frame: FrameType | None) -> None:
+    raise Signalled(number)
+
+
+def _resend(unraisable: sys.UnraisableHookArgs, hook: Callable[[sys.UnraisableHookArgs], Any]) -> None:
+    stop = unraisable.exc_value
+    if not isinstance(stop, KeyboardInterrupt):
+        hook(unraisable)
+        return
+    import threading
+
+    timer = threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), number_of(stop)))
+    timer.daemon = True
+    timer.start()
