@@ -49,7 +49,7 @@ _CELL_TYPES = tuple(int if f.name == "size" else str for f in fields(Row))
 _VERBS = frozenset({"sort", "undo", "review"})
 _TEXTS = ("verb", "inbox", "outbox", "started", "mode", "layout", "model", "undoes", "class", "reviewer", "corrections")
 _RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{1,64}\+*", re.ASCII)
-_PLACE = re.compile(r"(?:inbox|outbox)(?:/(?!\.\.?(?:/|\Z))[^/\0]+)+")
+_PLACE = re.compile(r"(?:inbox|outbox)(?:/(?!\.\.?(?:/|\Z))[^/\0]+)*/?")  # what cannot be entered ends in a slash
 _ENTRIES = (b'["begin",', b'["end",', b'["mark",')
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 

@@ -472,7 +472,7 @@ def test_a_copy_whose_source_changed_while_the_run_was_down_is_completed_by_the_
 
 
 def test_plans_and_journals_of_before_are_read(tmp_path: Path) -> None:
-    operation = Operation(0, Verb.MOVE, "inbox/a", "outbox/CT/a", "", 1, 2, 3, 4, 0o640, "ab")
+    operation = Operation(0, Verb.MOVE, "inbox/a", "outbox/CT/a", "", 1, 2, 3, 4, 0o640, "ab" * 32)
     assert len(pack(operation)) == 13
     assert unpack(pack(operation)) == operation
     with_owner = replace(operation, owner=(1, 2))
