@@ -156,7 +156,8 @@ def read_summary(outbox: str, run: str) -> Summary | None:
     except ValueError:
         return None
     if problem := _problem(told):
-        raise StateDamaged(f"run {run}, {SUMMARY}: expected the counts of a run, received {problem}")
+        advice = "move that file away, and `dicomsort resume` writes it anew"
+        raise StateDamaged(f"run {run}, {SUMMARY}: expected the counts of a run, received {problem}; {advice}")
     counters = {name: Counter(told[name]) for name in _COUNTERS}
     return Summary(**{name: value for name, value in told.items() if name in _TYPES} | counters)
 
