@@ -47,7 +47,10 @@ _MODES = 0o7777
 _TYPES = [(int, Verb, str, str, str, *[int] * 5, str, stamp) for stamp in (int, type(None))]  # row, owner left out
 _CELL_TYPES = tuple(int if f.name == "size" else str for f in fields(Row))
 _VERBS = frozenset({"sort", "undo", "review"})
-_TEXTS = ("verb", "inbox", "outbox", "started", "mode", "layout", "model", "undoes", "class", "reviewer", "corrections")
+_TEXTS = (
+    "verb", "inbox", "outbox", "mount", "started", "mode", "layout", "model", "undoes", "class", "reviewer",
+    "corrections",
+)  # fmt: skip
 _RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{1,64}\+*", re.ASCII)
 _PLACE = re.compile(r"(?:inbox|outbox)(?:/(?!\.\.?(?:/|\Z))[^/\0]+)*/?")  # what cannot be entered ends in a slash
 _ENTRIES = (b'["begin",', b'["end",', b'["mark",')

@@ -277,6 +277,24 @@ def inbox_of(head: Mapping[str, Any], outbox: str) -> str:
     return outbox if head["inbox"] == head["outbox"] else str(head["inbox"])
 
 
+def mount_of(path: str) -> str:
+    """Where the file system is mounted that a path lies on."""
+    while not os.path.ismount(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def require_inbox(head: Mapping[str, Any], outbox: str, run: str, what: str) -> str:
+    """The inbox of a run; DicomsortError where it is not there, or what it was mounted from is not mounted now."""
+    inbox, mount = inbox_of(head, outbox), str(head.get("mount") or "/")
+    if not os.path.isdir(inbox):
+        raise DicomsortError(f"run {run}: expected its inbox {inbox!r}, received nothing there; mount it, then {what}")
+    if inbox != outbox and not os.path.ismount(mount):
+        received = f"a folder where {mount!r} was mounted"
+        raise DicomsortError(f"run {run}: expected its inbox {inbox!r}, received {received}; mount it, then {what}")
+    return inbox
+
+
 def inboxes(outbox: str) -> set[str]:
     """The inboxes of the runs whose plans are kept."""
     plans = (run.plan for run in load_runs(outbox).values())

@@ -44,6 +44,7 @@ from dicomsort.sorting.outbox import (
     make_reserve,
     new_run,
     now,
+    require_inbox,
     room_for_undo,
     undoings,
     unfinished,
@@ -78,8 +79,7 @@ def _carry_out(
     files: Files, outbox: str, run: str, plan: Plan, progress: Progress, on_row: Callable[[Row], None] | None
 ) -> Summary:
     started = time.monotonic()
-    if not os.path.isdir(inbox := inbox_of(plan.head, outbox)):
-        raise DicomsortError(f"run {run}: expected its inbox {inbox!r}, received nothing there; mount it, then resume")
+    inbox = require_inbox(plan.head, outbox, run, "resume")
     summary = Summary(run, plan.head["verb"])
     journal = Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)
     with closing(journal), closing(RunManifest(files, outbox, run)) as manifest:
@@ -227,6 +227,7 @@ def _seal_undo(files: Files, outbox: str, run: str, plan: Plan) -> tuple[str, Pl
     mine = new_run(files, outbox)
     head = {
         "verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": outbox, "started": now(), "notes": notes,
+        "mount": plan.head.get("mount", "/"),
     }  # fmt: skip
     operations = reverse(lambda: _done(plan, known), known.folders, lambda path: look_for(roots.absolute(path)))
     try:
@@ -272,8 +273,7 @@ def _undoable(outbox: str, runs: Mapping[str, Run], name: str) -> Plan:
     plan = Plan.open(f"{runs_folder(outbox)}/{name}")
     if plan.head["verb"] == "undo":
         raise UsageError(f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}")
-    if not os.path.isdir(inbox := inbox_of(plan.head, outbox)):
-        raise DicomsortError(f"run {name}: expected its inbox {inbox!r}, received nothing there; mount it, then undo")
+    require_inbox(plan.head, outbox, name, "undo")
     if decisions := decisions_about(runs, name):
         advice = f"`dicomsort undo --with-decisions {outbox} {name}` takes them back first"
         raise UsageError(f"run {name} held what persons decided about since, {len(decisions):,} times: {advice}")

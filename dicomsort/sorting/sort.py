@@ -24,7 +24,7 @@ from dicomsort.report import Damages, Summary, history, write_summary
 from dicomsort.sorting.arrivals import Arrivals, Clock, SecondLook, as_one, walk_inbox
 from dicomsort.sorting.examining import examine_inbox
 from dicomsort.sorting.looking import Looker
-from dicomsort.sorting.outbox import check_state, damages, held, load_runs, new_run, now, unfinished
+from dicomsort.sorting.outbox import check_state, damages, held, load_runs, mount_of, new_run, now, unfinished
 from dicomsort.sorting.progress import Progress, Timed
 from dicomsort.sorting.running import carry_out, complete_reports, seal_plan
 from dicomsort.sorting.surroundings import Around
@@ -166,6 +166,7 @@ class Job:
         head: dict[str, object] = {
             "verb": "sort", "inbox": self.request.inbox, "outbox": outbox, "mode": settings.mode,
             "layout": settings.layout, "model": self.request.bundle.model_sha256, "started": now(), "notes": self.notes,
+            "mount": mount_of(self.request.inbox),
         }  # fmt: skip
         sealed = seal_plan(files, outbox, run, head, operations)
         return carry_out(files, outbox, run, sealed, self.progress, on_row)
