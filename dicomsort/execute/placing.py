@@ -262,7 +262,7 @@ class Placer:
         return stuck or self.clear(o)
 
     def _remove_source(self, o: Operation) -> Result | None:
-        """Remove it where another name, or another file, holds what it holds at this moment; a Result where it stays."""
+        """Remove it where another name, or another file, holds what it holds now; a Result where it stays."""
         path = self._roots.absolute(o.source)
         source = look_up(path)
         if source is None or not _unchanged(o, source):
