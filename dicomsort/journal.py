@@ -43,6 +43,7 @@ _TAIL = 256  # bytes that hold the seal
 _MAX_64 = (1 << 64) - 1
 _MAX_TIME = 1 << 93  # nanoseconds: what 64 bits of seconds hold
 _MAX_ID = 1 << 32
+_MAX_OFFSET = 1 << 62
 _MODES = 0o7777
 _TYPES = [(int, Verb, str, str, str, *[int] * 5, str, stamp) for stamp in (int, type(None))]  # row, owner left out
 _CELL_TYPES = tuple(int if f.name == "size" else str for f in fields(Row))
@@ -358,7 +359,7 @@ class Replay:
             case ["end", number, outcome, str(message), int(inode), *lost] if 0 <= inode <= _MAX_64 and len(lost) < 2:  # noqa: PLR2004
                 result = Result(self._known(number), Outcome(outcome), message, inode, *map(_unpacked, lost))
                 self.take(result)
-            case ["mark", "manifest", int(value)] if value >= 0:
+            case ["mark", "manifest", int(value)] if 0 <= value <= _MAX_OFFSET:
                 self.marks["manifest"] = value
             case ["mark", str(name), value] if name != "manifest":
                 self.marks[name] = value

@@ -44,6 +44,7 @@ class Executor:
         self._placer = Placer(files, roots, run, journal.known)
         self._threads = threads
         self._tries_all = tries_all
+        self._is_resumed = bool(journal.known.begun) or any(journal.known.outcomes)
         self._refused, self._refusals = "", 0  # what the disk said first, and how often, where all is tried
         self._put_off: set[str] = set()  # what operations need, or lie in, that a resume must try again
         self._is_far = is_network(roots.outbox)
@@ -84,6 +85,9 @@ class Executor:
         waiting = [o for o in batch if not known.has_ended(o.number)]
         if waiting:
             self._place(waiting)
+        for o in batch if self._is_resumed else ():
+            if o.target and known.has_ended(o.number) and not known.is_done(o.number):
+                self._placer.clear(o)  # an attempt cut short may have left its temporary copy
         done = [o for o in batch if known.is_done(o.number)]
         finished = self._each(self._placer.finish, done, at_once=self._moves_bytes(done))
         stuck = {result.number: result for result in finished if isinstance(result, Result)}

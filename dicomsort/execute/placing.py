@@ -75,6 +75,7 @@ class Placer:
         self._run = run
         self._begun = frozenset(known.begun)
         self._writable: dict[str, bool] = {}
+        self._has_links: bool | None = None  # of the targets' file system, once an attempt cut short has to know
         self.copies = False  # whether links were refused, so that what should have linked has copied
         # Copies that were read again: device, inode, mtime of the new file, and the source's ctime before it was read.
         self._proven: dict[int, tuple[int, int, int, int]] = {}
@@ -119,16 +120,31 @@ class Placer:
         if made is None:
             return self._occupied(o, target)
         is_part = os.path.samestat(made, target)
-        is_ours = is_part or (source is not None and target.st_nlink == 1)
+        is_ours = is_part or (source is not None and target.st_nlink == 1 and not self._links(part))
         if is_ours and target.st_size == o.size and sha256_of(path) == o.sha256:
             return Result(o.number, Outcome.DONE, *self._complete(o, source, target.st_ino))
         # A power cut may take the bytes of a whole copy and leave its time; who edits a file gives it another time.
-        is_torn = abs(target.st_mtime_ns - _stamp(o)) < _COARSE if is_part else _is_torn(path, target, part)
+        is_torn = abs(target.st_mtime_ns - _stamp(o)) < _COARSE if is_part else is_ours and _is_torn(path, target, part)
         if source is not None and is_torn:
             self._files.unlink(path)
             return None
         self.tidy(o)
         return self._occupied(o, target)
+
+    def _links(self, part: str) -> bool:
+        """Whether the file system of a temporary copy makes hard links: then what we place has its inode, no other."""
+        if self._has_links is None:
+            try:
+                self._files.link(part, second := _second_name(part))
+                self._files.unlink(second)
+                self._has_links = True
+            except FileExistsError:
+                self._has_links = True
+            except OSError as error:
+                if error.errno not in NO_LINK:
+                    raise
+                self._has_links = False
+        return self._has_links
 
     def _complete(self, o: Operation, source: os.stat_result | None, inode: int) -> tuple[str, int, Lost | None]:
         """Set again what a whole copy gets last, and tell what it could not keep."""
@@ -314,6 +330,9 @@ class Placer:
         """Remove the temporary copy, if an attempt left one."""
         if o.verb is Verb.COPY or o.verb is Verb.MOVE:
             part = self._part(o)
+            if o.number in self._begun:
+                with contextlib.suppress(OSError):
+                    self._files.unlink(_second_name(part))
             try:
                 self._files.unlink(part)
             except FileNotFoundError:
@@ -340,6 +359,10 @@ class Placer:
             return same_bytes(self._roots.absolute(one), self._roots.absolute(other))
         except FileNotFoundError:
             return False
+
+
+def _second_name(part: str) -> str:
+    return f"{part.removesuffix('.part')}-2.part"
 
 
 def _mode(o: Operation) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
-from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, UsageError
+from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError
 from dicomsort.execute import Executor, Roots
 from dicomsort.files import Files, is_network, look_up
 from dicomsort.journal import PLAN, Journal, Plan, PlanWriter, Replay, replay, runs_folder
@@ -30,6 +30,7 @@ from dicomsort.report import (
 from dicomsort.sorting.corrections import retract
 from dicomsort.sorting.outbox import (
     REVIEW_VERB,
+    UNDONE_BY,
     Run,
     RunState,
     absolute,
@@ -45,6 +46,7 @@ from dicomsort.sorting.outbox import (
     new_run,
     now,
     require_inbox,
+    require_whole_journal,
     room_for_undo,
     undoings,
     unfinished,
@@ -155,6 +157,7 @@ def resume(
         if ended := found.summary:
             ended.notes.append(f"run {found.name} had ended before; there was nothing to resume")
             return ended
+        complete_reports(files, outbox, (each for name, each in runs.items() if name != found.name))
         return finish(files, outbox, found.name, progress, on_row)
 
 
@@ -182,7 +185,10 @@ def _unlearn(files: Files, outbox: str, plan: Plan, summary: Summary) -> None:
     """Take back what a decision gave models to learn from, where an undo took back all of it."""
     undone = load_run(outbox, plan.head["undoes"]).plan if plan.head["verb"] == "undo" else None
     if undone and not summary.needs_person and (folder := corrections_of(undone.head, outbox)):
-        retract(files, folder, plan.head["undoes"])
+        try:
+            retract(files, folder, plan.head["undoes"])
+        except (OSError, UsageError) as error:
+            summary.notes.append(f"models learn from it still: its images could not be taken out ({error})")
 
 
 def complete_reports(files: Files, outbox: str, runs: Iterable[Run]) -> None:
@@ -193,8 +199,8 @@ def complete_reports(files: Files, outbox: str, runs: Iterable[Run]) -> None:
         folder = f"{runs_folder(outbox)}/{run.name}"
         marks = replay(folder, run.plan.count).marks
         if "manifest" in marks and "reported" not in marks:
-            with closing(Journal(files, folder, run.plan.count)) as journal:
-                append_manifest(files, outbox, run.name, journal)
+            with suppress(StateDamaged), closing(Journal(files, folder, run.plan.count)) as journal:
+                append_manifest(files, outbox, run.name, journal)  # its own resume makes its rows anew
 
 
 def undo(outbox: str, run: str | None, progress: Progress, files: Files, *, with_decisions: bool = False) -> Summary:
@@ -208,7 +214,11 @@ def undo(outbox: str, run: str | None, progress: Progress, files: Files, *, with
         _undo_decisions(outbox, run, progress, files)
     with held(files, outbox, create=False):
         runs = load_runs(outbox)
-        name = chosen(outbox, runs, run, _newest_undoable(runs), "to undo").name
+        newest = _newest_undoable(runs)
+        damaged = max((name for name, each in runs.items() if each.damage), default="")
+        if run is None and damaged > (newest or ""):
+            raise StateDamaged(f"{runs[damaged].damage}; to take an earlier run back, name it")
+        name = chosen(outbox, runs, run, newest, "to undo").name
         plan = _undoable(outbox, runs, name)
         free_reserve(files, outbox)
         room = room_for_undo(os.stat(plan.path).st_size)
@@ -231,11 +241,14 @@ def _seal_undo(files: Files, outbox: str, run: str, plan: Plan) -> tuple[str, Pl
     }  # fmt: skip
     operations = reverse(lambda: _done(plan, known), known.folders, lambda path: look_for(roots.absolute(path)))
     try:
-        return mine, seal_plan(files, outbox, mine, head, operations)
+        sealed = seal_plan(files, outbox, mine, head, operations)
     except OSError:
         with suppress(OSError):
             files.remove_folder(f"{runs_folder(outbox)}/{mine}")
         raise
+    with suppress(OSError), closing(Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)) as journal:
+        journal.mark(UNDONE_BY, mine)  # for when the undo's own plan cannot be read
+    return mine, sealed
 
 
 def _undo_decisions(outbox: str, run: str | None, progress: Progress, files: Files) -> None:
@@ -270,7 +283,9 @@ def seal_plan(files: Files, outbox: str, run: str, head: dict[str, Any], operati
 
 def _undoable(outbox: str, runs: Mapping[str, Run], name: str) -> Plan:
     """The plan of a run that can be undone now; UsageError or DicomsortError says why it cannot."""
-    plan = Plan.open(f"{runs_folder(outbox)}/{name}")
+    folder = f"{runs_folder(outbox)}/{name}"
+    plan = Plan.open(folder)
+    require_whole_journal(name, plan, replay(folder, plan.count), runs[name].summary)
     if plan.head["verb"] == "undo":
         raise UsageError(f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}")
     require_inbox(plan.head, outbox, name, "undo")
