@@ -7,9 +7,9 @@ import re
 import stat
 from dataclasses import dataclass
 
-from dicomsort.files import look_up, opened_file
+from dicomsort.files import STREAMS, look_up, opened_file
 
-DEVICES = frozenset({"/dev/null", "/dev/full", "/dev/tty", "/dev/stdout", "/dev/stderr"})  # accepted in place of a file
+DEVICES = frozenset({"/dev/null", "/dev/full", "/dev/tty", *STREAMS})  # accepted in place of a file
 _HEAD = 4096  # bytes that tell what a file is
 
 

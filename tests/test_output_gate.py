@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,21 @@ def test_new_empty_and_earlier_files_are_accepted(world: Path, option: str) -> N
         assert ("cannot be reached" in ran.err) == (ran.code == 1)
         assert Path(place).exists()
     assert run("verify", "out").code == 0
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("option", ["sort --log-file", "sort --metrics", "report --html"])
+def test_a_standard_stream_that_the_shell_appends_to_is_not_overwritten(
+    world: Path, option: str, stream: str
+) -> None:
+    (world / "n.log").write_text("mine\n" * 5000)
+    number = {"stdout": 1, "stderr": 2}[stream]
+    command = (sys.executable, "-P", "-m", "dicomsort", *FILES[option][0], f"/dev/{stream}")
+    words = ["sh", "-c", f'"$@" {number}>> n.log', "sh", *command]
+    subprocess.run(words, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    written = (world / "n.log").read_text("utf-8")
+    assert written.startswith("mine\n" * 5000)
+    assert {"--log-file": "sort ended", "--metrics": "# HELP", "--html": "<!DOCTYPE"}[option.split()[1]] in written
 
 
 def test_a_class_of_another_model_is_the_outboxes_own(world: Path) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from dicomsort.content import DEVICES, LOG
 from dicomsort.errors import UsageError
+from dicomsort.files import Files
 
 MIB = 1 << 20
 
@@ -50,13 +51,14 @@ class _Log(RotatingFileHandler):
 
     def _open(self) -> TextIOWrapper:
         """Open for appending what is a log of ours, new, empty, or a standard stream; OSError where it is another."""
-        is_device = self.baseFilename in DEVICES
-        flags = os.O_WRONLY if is_device else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(self.baseFilename, flags | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        problem = "" if is_device else LOG.problem_of_open(descriptor)
-        if problem:
-            os.close(descriptor)
-            raise OSError(errno.EINVAL, f"{problem}; expected {LOG.name}", self.baseFilename)
+        files = Files()
+        if self.baseFilename in DEVICES:
+            descriptor = files.open_device(self.baseFilename)
+        else:
+            descriptor = files.open_append(self.baseFilename)
+            if problem := LOG.problem_of_open(descriptor):
+                os.close(descriptor)
+                raise OSError(errno.EINVAL, f"{problem}; expected {LOG.name}", self.baseFilename)
         return TextIOWrapper(os.fdopen(descriptor, "ab"), encoding="utf-8", errors="backslashreplace")
 
     def emit(self, record: logging.LogRecord) -> None:
