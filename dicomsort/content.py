@@ -57,12 +57,20 @@ def beginning(name: str, literal: bytes) -> Content:
     return Content(name, re.compile(re.escape(literal)), literal)
 
 
+LOG_BEGINS = "dicomsort log"  # the event of each log's first line; an older log has one of these there
+_EVENTS = (
+    "association (accepted|ended|rejected)|instance (stored|repeated|stored beside another|refused)"
+    "|a connection's thread died|connection failed|ended|ending|fewer workers than asked for|instances were cut off"
+    "|leftovers removed|listening|metrics could not be written|needs a person|not sent|recovered|round failed"
+    '|round put off|run ended|send ended|sending failed; it is tried again [^\\n"]{1,80}?|sent|sort begins|sort ended'
+    "|watch begins|watch ends|a run of another inbox was cut short; `dicomsort resume` finishes it"
+)
+_LOG_TIME, _LOG_LEVEL = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "(DEBUG|INFO|WARNING|ERROR|CRITICAL)"
 LOG = Content(
     "a log of dicomsort",
     re.compile(
-        rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (DEBUG|INFO|WARNING|ERROR|CRITICAL) "
-        rb'|\{"time": "\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "level": "'
-        rb'|(\d{4}-|\{"time": "\d{4}-)[^\n]{0,40}\Z'  # cut short by a full disk
+        rf'{_LOG_TIME} {_LOG_LEVEL} ({LOG_BEGINS}|{_EVENTS})( [a-z_]+=|\n)'
+        rf'|\{{"time": "{_LOG_TIME}", "level": "{_LOG_LEVEL}", "event": "({LOG_BEGINS}|{_EVENTS})"[,}}]'.encode()
     ),
 )
 FIGURE = Content(  # a picture of curves or bars; before the mark was written, its few colours told it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -50,7 +51,7 @@ FOLDERS: dict[str, tuple[tuple[str, ...], str]] = {
     "predict --explain": (("predict", "dataset/CT/1.png", "--explain"), "dataset/CT/1.png"),
 }
 EARLIER = {
-    "--log-file": (LOG, JSON_LOG, "2026-01", ""), "--metrics": (METRICS, ""), "--html": (PAGE, ""),
+    "--log-file": (LOG, JSON_LOG, ""), "--metrics": (METRICS, ""), "--html": (PAGE, ""),
     "--journal": (JOURNAL, ""),
 }  # fmt: skip
 ONLY_READ = {"--config", "--model", "--from", "--weights", "--groups", "--tls-ca", "--tls-cert", "--tls-key", "--auth"}
@@ -191,6 +192,49 @@ def test_a_standard_stream_that_the_shell_appends_to_is_not_overwritten(
     assert {"--log-file": "sort ended", "--metrics": "# HELP", "--html": "<!DOCTYPE"}[option.split()[1]] in written
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "2026-11-29T06:05:27Z INFO other-app started\n", "2026-11-29T06:05:27Z INFO sent-mail queue=1\n", "2026-11-29",
+        "2026-01", "1234-5678 my pin", "2026-11-29T06:05:27Z INFO ", '{"time": "2026-',
+        '{"time": "2026-11-29T06:05:27Z", "level": "INFO", "event": "user logged in"}\n',
+    ],
+)  # fmt: skip
+def test_a_log_of_another_program_is_refused(world: Path, content: str) -> None:
+    make_files(world, {"theirs.log": content})
+    refused(world, FILES["sort --log-file"][0], "theirs.log")
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_log_begins_with_a_line_of_its_own(world: Path, log_format: str) -> None:
+    for _ in range(2):
+        assert run(*FILES["sort --log-file"][0], "new.log", "--log-format", log_format).code == 0
+    lines = (world / "new.log").read_text("utf-8").splitlines()
+    assert ["dicomsort log" in line for line in lines] == [True] + [False] * 4
+
+
+@pytest.mark.parametrize("room", [0, 9])
+def test_the_first_line_of_a_log_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data[:room])
+
+    with logging_to(tmp_path / "first", "text"), monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with logging_to(tmp_path / "log", "text") as log:
+            log.info("sort begins")
+        assert not (tmp_path / "log").read_bytes()
+    assert capsys.readouterr().err == "dicomsort: the log cannot be written: No space left on device\n"
+    with logging_to(tmp_path / "log", "text") as log:
+        log.info("sort begins")
+    assert (tmp_path / "log").read_text("utf-8").count("\n") == 2
+
+
 def test_a_class_of_another_model_is_the_outboxes_own(world: Path) -> None:
     manifest = world / "out" / "manifest.csv"
     manifest.write_bytes(manifest.read_bytes().replace(b",CT/", b",CHEST/"))
@@ -239,7 +283,7 @@ def test_rotation_replaces_no_file_of_somebody_else(
     filled(tmp_path / "log", 100, size=0.001, count=3)
     assert {name: facts for name, facts in state(tmp_path).items() if name in before} == before
     assert older.is_dir() or before
-    assert len((tmp_path / "log").read_text("utf-8").splitlines()) == 100
+    assert len((tmp_path / "log").read_text("utf-8").splitlines()) == 101  # the first says what it is
     assert not (tmp_path / "log.1").exists()
     told = capsys.readouterr().err
     assert told == "dicomsort: the log cannot be put aside, and grows on: log.2 is no log of dicomsort\n"
@@ -261,5 +305,22 @@ def test_a_foreign_file_in_the_place_of_a_log_that_was_moved_away_stays(
         log.info("second")
         log.info("third")
     assert path.read_bytes() == b"an image"
-    assert (tmp_path / "moved").read_text("utf-8").count("\n") == 3
+    assert (tmp_path / "moved").read_text("utf-8").count("\n") == 4  # the first says what it is
     assert capsys.readouterr().err.count("cannot be begun anew") == 1
+
+
+@pytest.mark.parametrize("as_link", [False, True])
+def test_rotation_puts_no_foreign_file_aside_that_has_the_name_now(tmp_path: Path, as_link: bool) -> None:
+    path, moved = tmp_path / "run.log", tmp_path / "moved.log"
+    with logging_to(path, "text", 0.001, 3) as log:
+        log.info("first")
+        path.rename(moved)
+        if as_link:
+            path.symlink_to(moved)
+        else:
+            path.write_text("thesis")
+        for number in range(50):
+            log.info("event %s %s", number, "x" * 100)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["moved.log", "run.log"]
+    assert path.is_symlink() or path.read_text() == "thesis"
+    assert moved.read_text("utf-8").count("\n") == 52
