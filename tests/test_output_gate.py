@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import socket
@@ -17,10 +18,12 @@ import typer
 from building import make_dicom, make_files
 from command import Ran, run, sort
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dicomsort.cli import app
 from dicomsort.cli.logs import logging_to
 from dicomsort.content import DEVICES
+from dicomsort.training.evaluate import foreign_in
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "default"
@@ -29,6 +32,18 @@ JSON_LOG = '{"time": "2026-01-01T00:00:00Z", "level": "INFO", "event": "sort beg
 METRICS = "# HELP dicomsort_info The version that wrote this; always 1.\n"
 PAGE = "<!DOCTYPE html>\n<!-- dicomsort report -->\n<html></html>\n"
 JOURNAL = '{"format":1,"destination":"A@127.0.0.1:9"}\n'
+
+FIGURES = b'{\n "held_out": "of no source", "by_source": true, "calibration": "its own"}\n'
+COMPARISON = b'{"of": "own figures", "bundles": {}, "labels": [], "figures": {}}'
+
+
+def png(mode: str = "RGB", **texts: str) -> bytes:
+    info, stream = PngInfo(), io.BytesIO()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    Image.new("RGB", (8, 8), "red").convert(mode).save(stream, "PNG", pnginfo=info)
+    return stream.getvalue()
+
 
 # Each option that names what a command writes: the command line, with {} for the path, and what it reads.
 FILES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -137,6 +152,41 @@ def test_files_of_others_with_names_of_results_stay(world: Path, option: str) ->
             refused(world, command, f"only {name}")
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"metrics.json": b'{"model": "my thesis", "accuracy": 0.9}'},
+        {"metrics.json": b'{"held_out": 3, "by_source": [], "calibration": "x"}'},
+        {"metrics.json": b'{"of": "mine", "bundles": {}, "figures": {}}'},
+        {"metrics.json": b'{"held_out": "' + b"[" * 100_000},
+        {"metrics.json": FIGURES, "confusion.png": png(Software="GIMP")},
+        {"metrics.json": FIGURES, "confusion.png": png("P", Author="me")},
+        {"metrics.json": FIGURES, "confusion.png": png(Software="Matplotlib version3.10.0")},
+        {"metrics.json": FIGURES, "mistakes.png": png("P")},
+        {"metrics.json": FIGURES, "card.md": b"my card"},
+        {"metrics.json": b"", "card.md": b"# Model card: of my own"},
+        {"confusion.png": png(Software="dicomsort")},
+    ],
+)
+def test_files_that_only_begin_like_results_stay(world: Path, files: dict[str, bytes]) -> None:
+    make_files(world / "figures", files)
+    refused(world, FOLDERS["evaluate --out"][0], "figures")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"metrics.json": b""},
+        {"metrics.json": FIGURES, "confusion.png": png(Software="dicomsort"), "card.md": b"# Model card: ours\n"},
+        {"metrics.json": COMPARISON, "comparison.png": png("P")},
+        {"metrics.json": FIGURES, "sources.png": png("P"), "mistakes.png": png(Software="Matplotlib version3.10.0")},
+    ],
+)
+def test_earlier_results_are_ours(tmp_path: Path, files: dict[str, bytes]) -> None:
+    make_files(tmp_path, files)
+    assert not foreign_in(str(tmp_path))
+
+
 @pytest.mark.parametrize("option", ["train --out", "tune --out"])
 @pytest.mark.parametrize(
     "beside", ["bundle-mistakes.png", "bundle.checkpoint/state.npz", "bundle.trials", "bundle.trials.lock"]
@@ -179,9 +229,7 @@ def test_new_empty_and_earlier_files_are_accepted(world: Path, option: str) -> N
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize("option", ["sort --log-file", "sort --metrics", "report --html"])
-def test_a_standard_stream_that_the_shell_appends_to_is_not_overwritten(
-    world: Path, option: str, stream: str
-) -> None:
+def test_a_standard_stream_that_the_shell_appends_to_is_not_overwritten(world: Path, option: str, stream: str) -> None:
     (world / "n.log").write_text("mine\n" * 5000)
     number = {"stdout": 1, "stderr": 2}[stream]
     command = (sys.executable, "-P", "-m", "dicomsort", *FILES[option][0], f"/dev/{stream}")
@@ -309,13 +357,13 @@ def test_a_foreign_file_in_the_place_of_a_log_that_was_moved_away_stays(
     assert capsys.readouterr().err.count("cannot be begun anew") == 1
 
 
-@pytest.mark.parametrize("as_link", [False, True])
-def test_rotation_puts_no_foreign_file_aside_that_has_the_name_now(tmp_path: Path, as_link: bool) -> None:
+@pytest.mark.parametrize("now", ["file", "link"])
+def test_rotation_puts_no_foreign_file_aside_that_has_the_name_now(tmp_path: Path, now: str) -> None:
     path, moved = tmp_path / "run.log", tmp_path / "moved.log"
     with logging_to(path, "text", 0.001, 3) as log:
         log.info("first")
         path.rename(moved)
-        if as_link:
+        if now == "link":
             path.symlink_to(moved)
         else:
             path.write_text("thesis")

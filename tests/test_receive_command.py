@@ -163,7 +163,7 @@ def test_a_start_removes_what_a_killed_one_left_and_not_what_is_in_use(inbox: Pa
             first.process.kill()
             first.process.wait()
         with receiving(inbox, name="third") as third:
-            assert [event["event"] for event in third.events()] == ["leftovers removed", "listening"]
+            assert [event["event"] for event in third.events()] == ["dicomsort log", "leftovers removed", "listening"]
             assert third.events()[1]["parts"] == 1
     assert read_tree(inbox) == {}
 

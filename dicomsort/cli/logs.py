@@ -1,7 +1,7 @@
 """``--log-file`` and its kin: a line an event, text or JSON; paths below the inbox, never patient data.
 
 The first line of each file says that it is a log of dicomsort. A log that would grow over its size is put aside as
-``FILE.1``, older ones as ``FILE.2`` and so on. Where something else (logrotate) moves the file away, a new one is begun.
+``FILE.1``, older ones as ``FILE.2`` and so on. Where something else (logrotate) moves the file away, a new one begins.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class _Log(RotatingFileHandler):
 
     def doRollover(self) -> None:  # noqa: N802 - the library's name
         there = look_up(self.baseFilename)
-        if there is None or not os.path.samestat(there, os.fstat(self.stream.fileno())):
+        if self.stream is None or there is None or not os.path.samestat(there, os.fstat(self.stream.fileno())):
             return  # the name is another file's now, or a link: nothing of it is put aside
         older = (f"{self.baseFilename}.{number}" for number in range(1, self.backupCount + 1))
         if foreign := next((path for path in older if LOG.problem(path)), None):

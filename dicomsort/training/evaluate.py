@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomsort.content import FIGURE, METRICS, MODEL_CARD
+from dicomsort.content import kind_of
 from dicomsort.errors import UsageError
+from dicomsort.files import look_up
 from dicomsort.outputs import Gate
 from dicomsort.report import visible
 from dicomsort.training import reporting, seen
@@ -164,11 +165,11 @@ def check_out(out: Path, dataset: Path | None = None) -> None:
 
 def foreign_in(folder: str) -> str:
     """Which file of a folder has the name of a result and is none; empty where results may be written there."""
-    contents = {FIGURES: METRICS, CARD: MODEL_CARD, **dict.fromkeys((*OUTPUTS - {CARD, FIGURES}, COMPARISON), FIGURE)}
-    there = [name for name in contents if os.path.lexists(f"{folder}/{name}")]
-    wrong = [name for name in there if contents[name].problem(f"{folder}/{name}")]
-    if there and FIGURES not in there:
-        wrong = there
+    there = [name for name in sorted({*OUTPUTS, COMPARISON}) if os.path.lexists(f"{folder}/{name}")]
+    wrong = [name for name in there if (kind := kind_of(name)) and kind.problem(f"{folder}/{name}")]
+    figures = look_up(f"{folder}/{FIGURES}")  # what tells that the rest is ours
+    if figures is None or not figures.st_size:
+        wrong = [name for name in there if name != FIGURES] or wrong
     return f"its {wrong[0]} is of something else" if wrong else ""
 
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from dicomsort.config import TRAINING
 from dicomsort.config import checked as in_range
-from dicomsort.content import CHECKPOINT, FIGURE, TRIALS
+from dicomsort.content import CHECKPOINT, SHEET, TRIALS
 from dicomsort.errors import UsageError
 from dicomsort.outputs import Gate
 from dicomsort.training.architectures import ARCHITECTURES, varied, with_weights
 from dicomsort.training.augment import STRENGTHS
 from dicomsort.training.checkpoint import NAME, PART
 from dicomsort.training.recipe import Recipe
-from dicomsort.training.reporting import SHEET
+from dicomsort.training.reporting import SHEET as SHEET_NAME
 from dicomsort.training.starting import going_on
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _check_outputs(settings: Settings) -> None:
         gate.check_folder("--cache", settings.cache)
     checkpoint = settings.recipe().checkpoint or out
     for path, content in (
-        (out.with_name(f"{out.name}-{SHEET}"), FIGURE),
+        (out.with_name(f"{out.name}-{SHEET_NAME}"), SHEET),
         (out.with_name(f"{out.name}.trials"), TRIALS),
         (out.with_name(f"{out.name}.trials.lock"), TRIALS),
         *((checkpoint / name, CHECKPOINT) for name in (NAME, PART)),

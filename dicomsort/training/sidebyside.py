@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomsort.bundle import calibrate
+from dicomsort.content import COMPARED
 from dicomsort.errors import UsageError
 from dicomsort.training import metrics, paired
 from dicomsort.training.dataset import read_groups, relabelled, scan
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     Two = tuple[Bundle, Bundle]
 
-SAME, KEPT, OWN = "data set", "evaluation images", "own figures"
+SAME, KEPT, OWN = COMPARED
 LISTED = 200  # paths of images that changed, of each kind
 BOTH = ("first", "second")
 
