@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,10 +21,15 @@ from command import Ran, run, sort
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dicomsort.bundle import check_target, staged
 from dicomsort.cli import app
 from dicomsort.cli.logs import logging_to
 from dicomsort.content import DEVICES
+from dicomsort.errors import UsageError
+from dicomsort.training.cache import open_cache
 from dicomsort.training.evaluate import foreign_in
+from dicomsort.training.trainer import MAYBE
+from dicomsort.training.writing import OUTPUTS
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "default"
@@ -194,6 +200,65 @@ def test_earlier_results_are_ours(tmp_path: Path, files: dict[str, bytes]) -> No
 def test_files_of_others_beside_a_bundle_stay(world: Path, option: str, beside: str) -> None:
     make_files(world, {beside: "something of mine"})
     refused(world, FOLDERS[option][0], "bundle")
+
+
+@pytest.mark.parametrize("beside", ["bundle.refused", "bundle.refused-mistakes.png", "bundle-mistakes.png"])
+def test_files_of_others_beside_a_bundle_that_is_gone_on_from_stay(world: Path, beside: str) -> None:
+    make_files(world, {beside: "something of mine"})
+    refused(world, ("train", "dataset", "--from", str(MODEL), "--out"), "bundle")
+
+
+@pytest.mark.parametrize(
+    "name", ["accuracy.png", "history.csv", "metrics.json", "card.md", "model.keras", "medical_image_classifier.h5",
+             "model.tflite", "evaluation.npz", "bundle.json"],
+)  # fmt: skip
+def test_a_file_of_another_kind_in_a_bundle_stays(world: Path, name: str) -> None:
+    shutil.copytree(MODEL, world / "bundle")
+    assert check_target(world / "bundle", OUTPUTS | MAYBE) is None
+    make_files(world, {f"bundle/{name}": '{"format_version": 1, "note": "mine"}'})
+    refused(world, FOLDERS["train --out"][0], "bundle")
+
+
+def test_a_bundle_keeps_the_mode_of_the_one_before_and_takes_no_mount_point(tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(MODEL, tmp_path / "bundle"))
+    bundle.chmod(0o2750)
+    with staged(bundle, OUTPUTS | MAYBE) as part:
+        shutil.copytree(MODEL, part, dirs_exist_ok=True)
+    assert stat.S_IMODE(bundle.stat().st_mode) == 0o2750
+    if not os.path.ismount("/proc"):
+        pytest.skip("no mount point at /proc")
+    with pytest.raises(UsageError, match="received a mount point"):
+        check_target(Path("/proc"), OUTPUTS)
+
+
+@pytest.mark.parametrize("option", ["sort --log-file", "sort --metrics", "send --journal", "report --html"])
+def test_an_output_that_has_other_names_is_refused(world: Path, option: str) -> None:
+    make_files(world, {"earlier": EARLIER[option.split()[1]][0]})
+    os.link(world / "earlier", world / "other name")
+    assert "it has other names" in refused(world, FILES[option][0], "earlier").err
+
+
+@pytest.mark.parametrize("option", ["evaluate --out", "evaluate --compare", "predict --explain"])
+def test_no_folder_is_made_that_a_path_only_passes(world: Path, option: str) -> None:
+    command = FOLDERS.get(option, (("evaluate", "--compare", str(MODEL), str(MODEL), "--out"), ""))[0]
+    ran = run(*command, "out/CT/new/../../../pictures")
+    assert ran.code == 0, ran
+    assert not (world / "out/CT/new").exists()
+    assert any((world / "pictures").iterdir())
+
+
+def test_a_cache_changes_no_folder_that_was_there_and_follows_no_link(tmp_path: Path) -> None:
+    name = open_cache(tmp_path / "new").name
+    there, linked = tmp_path / "there" / name, tmp_path / "linked"
+    there.mkdir(parents=True)
+    there.chmod(0o755)
+    open_cache(there.parent)
+    assert stat.S_IMODE(there.stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "new" / name).stat().st_mode) == 0o700
+    linked.mkdir()
+    (linked / name).symlink_to(tmp_path / "new")
+    with pytest.raises(UsageError, match="which is a link or a file"):
+        open_cache(linked)
 
 
 def test_a_folder_in_the_place_of_a_bundles_file_stays(world: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import secrets
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,7 @@ def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Repor
 
     UsageError where the data set, the bundle or a setting cannot be evaluated with.
     """
-    _check(bundle, settings)
+    settings = replace(settings, out=_check(bundle, settings))
     groups = read_groups(settings.groups) if settings.groups else None
     dataset = relabelled(scan(settings.dataset, groups, least=1), bundle.labels)
     if settings.folds is None:
@@ -146,21 +146,25 @@ def _predictions(bundle: Bundle, dataset: Dataset, answers: Sequence[Judged], he
     )
 
 
-def _check(bundle: Bundle, settings: Settings) -> None:
-    """Raise UsageError where figures could not be written, or must not be."""
-    check_out(settings.out, settings.dataset)
+def _check(bundle: Bundle, settings: Settings) -> Path:
+    """Return the real path of ``settings.out``; UsageError where figures could not be written, or must not be."""
+    out = check_out(settings.out, settings.dataset)
     if settings.update and settings.folds is None:
         raise UsageError("--update: expected --cross-validate source beside it, received figures of another kind")
     if settings.update:
         _check_writable(bundle.folder)
+    return out
 
 
-def check_out(out: Path, dataset: Path | None = None) -> None:
-    """Raise UsageError where figures could not be written to ``out``, or must not be."""
-    if (out / SPEC).exists():
+def check_out(out: Path, dataset: Path | None = None) -> Path:
+    """Return the real path of ``out``; UsageError where figures could not be written there, or must not be."""
+    gate = Gate({"DATASET": str(dataset)} if dataset else {})
+    target = Path(gate.check_folder("--out", out))
+    if (target / SPEC).exists():
         msg = f"--out {str(out)!r}: expected a folder for figures, received a bundle; --update is for that"
         raise UsageError(msg)
-    Gate({"DATASET": str(dataset)} if dataset else {}).check_folder("--out", out, foreign_in)
+    gate.check_folder("--out", target, foreign_in)
+    return target
 
 
 def foreign_in(folder: str) -> str:
