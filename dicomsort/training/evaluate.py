@@ -195,9 +195,8 @@ def _write(folder: Path, bundle: Bundle, found: Evaluated) -> None:
 def _training_run(bundle: Bundle) -> dict[str, Any]:
     """Return what the bundle's own metrics.json tells of its training; {} where there is none."""
     try:
-        told = json.loads((bundle.folder / FIGURES).read_text("utf-8"))
-        run = told["training_run"]
-    except (OSError, ValueError, KeyError, TypeError):
+        run = reporting.figures_in(bundle.folder).get("training_run")
+    except (OSError, ValueError):
         return {}
     return run if isinstance(run, dict) else {}
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomsort import content
-from dicomsort.files import Files
+from dicomsort.files import Files, opened_file
+from dicomsort.jsonlines import parse
 from dicomsort.report.whole import Replaced
 from dicomsort.training import metrics, pictures, plots
 
@@ -27,6 +28,15 @@ SHEET = "mistakes.png"
 MISTAKES = 24
 MISTAKES_FILE = Replaced("--out", content.SHEET, 0o666)
 NO_LICENCE = "not listed"
+
+
+def figures_in(folder: Path) -> dict[str, Any]:
+    """Return the content of a bundle's own metrics.json; OSError or ValueError where there is none that can be read."""
+    with opened_file(str(folder / "metrics.json")) as stream:
+        told = parse(stream.read(content.METRICS.most))
+    if not isinstance(told, dict):
+        raise ValueError("expected an object")  # noqa: TRY004 - as for other content
+    return told
 
 
 def tell(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
