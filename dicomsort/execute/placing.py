@@ -269,27 +269,31 @@ class Placer:
         if o.verb is Verb.COPY or o.verb is Verb.LINK:
             return self.clear(o)
         try:
-            stuck = self._remove_source(o)
+            stuck, linked = self._remove_source(o)
         except OSError as error:
             self.clear(o)
             return Result(o.number, Outcome.FAILED, f"the source cannot be removed: {error.strerror}")
-        return stuck or self.clear(o)
+        cleared = None if linked else self.clear(o)
+        return stuck or cleared
 
-    def _remove_source(self, o: Operation) -> Result | None:
-        """Remove it where another name, or another file, holds what it holds now; a Result where it stays."""
+    def _remove_source(self, o: Operation) -> tuple[Result | None, bool]:
+        """Remove it where another name, or another file, holds what it holds now.
+
+        A Result where it stays because it changed; and whether it is another name of its target.
+        """
         path = self._roots.absolute(o.source)
         source = look_up(path)
+        target = look_up(self._roots.absolute(o.target)) if source is not None and o.target else None
+        linked = source is not None and target is not None and os.path.samestat(source, target)
         if source is None or not _unchanged(o, source):
-            return None
-        target = look_up(self._roots.absolute(o.target)) if o.target else None
-        linked = target is not None and os.path.samestat(source, target)
+            return None, linked
         if not (source.st_nlink > 1 if linked else self._is_replaced(o, source, target)):  # one name, by two ways
-            return None
+            return None, linked
         now = source if linked else look_up(path)  # comparing takes a while
         if now is None or (now.st_ino, now.st_ctime_ns) != (source.st_ino, source.st_ctime_ns):
-            return Result(o.number, Outcome.CHANGED, "the file changed while it was placed")
+            return Result(o.number, Outcome.CHANGED, "the file changed while it was placed"), linked
         self._files.unlink(path)
-        return None
+        return None, linked
 
     def _is_replaced(self, o: Operation, source: os.stat_result, target: os.stat_result | None) -> bool:
         """Whether another file holds the source's bytes."""
