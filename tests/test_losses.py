@@ -206,7 +206,7 @@ def test_odd_names_are_found_again(tmp_path: Path, outbox: Path) -> None:
     for name in (b"latin-\xe9.dcm", b"cr\rhere.dcm", b"literal\\x41.dcm", b"back\\slash.dcm", b"line\nfeed.dcm"):
         (inbox / os.fsdecode(name)).write_bytes(name)
     sort(inbox, outbox)
-    nothing = {"missing": [], "different": [], "damaged": [], "runs": []}
+    nothing = {"missing": [], "different": [], "unreadable": [], "damaged": [], "runs": []}
     assert json.loads(run("verify", "--json", outbox).out) == {"whole": 5, **nothing}
     assert sort(inbox, outbox).code == 0
     assert {row["status"] for row in rows(outbox)[5:]} == {"duplicate"}

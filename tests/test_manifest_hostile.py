@@ -196,7 +196,7 @@ def test_a_run_whose_own_rows_cannot_be_read_is_skipped_and_named(
     ran = run("verify", "--repair", "--json", outbox)
     told = json.loads(ran.out)["repaired"]
     assert (ran.code, told["added"], len(told["skipped"])) == (3, 1, 1)
-    assert told["skipped"][0].startswith(f"run {first}: ")
+    assert told["skipped"][0].startswith(f"run {first}")
     assert (outbox / MANIFEST).read_bytes() == before
     assert f"skipped: run {first}" in run("verify", "--repair", outbox).out
     assert [row["run_id"] for row in rows(outbox)][-1] == second

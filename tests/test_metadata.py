@@ -319,7 +319,7 @@ def test_an_attribute_that_is_too_large_is_told_apart_from_a_full_disk(
     if "user.note" not in attributes_of(inbox / "a/2"):
         pytest.skip("no attributes here")
     operation = step(inbox, Verb.MOVE, "a/2", target="outbox/CT/2")
-    monkeypatch.setattr(os, "fstatvfs", lambda _: mock.Mock(f_bfree=free))
+    monkeypatch.setattr(os, "fstatvfs", lambda _: mock.Mock(f_bavail=free))
     files = Meddled("set_attribute", fail(code))
     files.link = OtherDevice().link  # type: ignore[method-assign]
     if outcome is None:

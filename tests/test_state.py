@@ -125,6 +125,7 @@ def test_verify_finds_what_is_gone_and_what_differs(inbox: Path, outbox: Path) -
         "whole": 3,
         "missing": [by_source(outbox)["mr.dcm"]["destination"]],
         "different": [by_source(outbox)["cr.dcm"]["destination"]],
+        "unreadable": [],
         "damaged": [],
         "runs": [],
     }

@@ -25,7 +25,7 @@ from dicomsort.journal import Replay
 from dicomsort.metadata import Kept, Metadata, copy_with_metadata, keep, metadata_of
 from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
-_COARSE = 2_000_000_000  # nanoseconds: some file systems keep times to two seconds
+_UNITS = (1, 100, 10**3, 10**6, 10**9, 2 * 10**9)  # nanoseconds, in which file systems keep times
 _CREATED_MODE = 0o600  # of files that are not complete yet
 
 
@@ -124,7 +124,7 @@ class Placer:
         if is_ours and target.st_size == o.size and sha256_of(path) == o.sha256:
             return Result(o.number, Outcome.DONE, *self._complete(o, source, target.st_ino))
         # A power cut may take the bytes of a whole copy and leave its time; who edits a file gives it another time.
-        is_torn = abs(target.st_mtime_ns - _stamp(o)) < _COARSE if is_part else is_ours and _is_torn(path, target, part)
+        is_torn = _is_stamped(target, _stamp(o)) if is_part else is_ours and _is_torn(path, target, part)
         if source is not None and is_torn:
             self._files.unlink(path)
             return None
@@ -383,6 +383,11 @@ def _wanted(o: Operation, found: Metadata) -> Metadata:
 
 def _stamp(o: Operation) -> int:
     return o.mtime_ns if o.stamp_ns is None else o.stamp_ns
+
+
+def _is_stamped(status: os.stat_result, stamp_ns: int) -> bool:
+    """Whether a file has the time that it was given, as a file system keeps it."""
+    return any(status.st_mtime_ns == stamp_ns - stamp_ns % unit for unit in _UNITS)
 
 
 def _unchanged(o: Operation, status: os.stat_result) -> bool:

@@ -84,7 +84,9 @@ def repair(outbox: str, files: Files) -> Repaired:
     with held(files, outbox, create=False):
         runs = load_runs(outbox)
         complete_reports(files, outbox, runs.values())
-        return mend(files, outbox, [run.name for run in runs.values() if _is_reported(outbox, run)])
+        repaired = mend(files, outbox, [run.name for run in runs.values() if _is_reported(outbox, run)])
+        repaired.skipped += [run.damage for run in runs.values() if run.damage]
+        return repaired
 
 
 def _is_reported(outbox: str, run: Run) -> bool:
