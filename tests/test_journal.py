@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomsort.errors import DicomsortError
+from dicomsort.errors import DicomsortError, StateDamaged
 from dicomsort.files import Files
 from dicomsort.journal import Journal, Plan, PlanWriter, pack, replay, unpack
 from dicomsort.jsonlines import dump, parse
@@ -68,8 +71,93 @@ def test_a_plan_that_was_changed_is_refused(tmp_path: Path) -> None:
         Plan.open(str(tmp_path))
 
 
+def forge(folder: Path, head: Any, cells: list[Any], count: int | None = None) -> Plan:
+    """Open a plan of one operation that anybody could have written, with a hash that is right."""
+    lines = b"".join(dump(value) + b"\n" for value in (head, cells))
+    seal = {"sealed": 1 if count is None else count, "sha256": hashlib.sha256(lines).hexdigest()}
+    (folder / "plan.jsonl").write_bytes(lines + dump(seal) + b"\n")
+    return Plan.open(str(folder))
+
+
+HEADS = {
+    "is no object": [1],
+    "has another format": HEAD | {"format": 99},
+    "has a number for a text": HEAD | {"inbox": 1},
+    "has a zero byte": HEAD | {"inbox": "/in\0"},
+    "has a text for a list": HEAD | {"notes": "note"},
+    "has a verb that is none": HEAD | {"verb": "destroy"},
+    "has no outbox": HEAD | {"outbox": ""},
+    "undoes nothing": HEAD | {"verb": "undo"},
+    "undoes what is no run": HEAD | {"verb": "undo", "undoes": "../x"},
+    "has a relative path": HEAD | {"inbox": "in"},
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_a_head_that_no_run_writes_is_refused(tmp_path: Path, head: Any) -> None:
+    path = write(tmp_path)
+    ours = parse(path.read_bytes().splitlines()[0])
+    with pytest.raises(StateDamaged):
+        forge(tmp_path, {"format": ours["format"]} | head if isinstance(head, dict) else head, pack(OPERATIONS[0]))
+
+
+CELLS = {
+    "a text for a size": {"size": "1"},
+    "a size below zero": {"size": -1},
+    "a time beyond the years": {"mtime_ns": 1 << 100},
+    "a path that leads out": {"source": "inbox/../a"},
+    "a target that leads out": {"target": "/etc/passwd"},
+    "a SHA-256 that is none": {"sha256": "ab"},
+    "an owner that is none": {"owner": (-2, 0)},
+    "another number": {"number": 7},
+}
+
+
+@pytest.mark.parametrize("changed", CELLS.values(), ids=CELLS)
+def test_an_operation_that_no_run_plans_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
+    head = parse(write(tmp_path).read_bytes().splitlines()[0])
+    plan = forge(tmp_path, head, pack(replace(OPERATIONS[0], **changed)))
+    with pytest.raises(StateDamaged, match="operation 0"):
+        list(plan.operations())
+
+
+def test_a_plan_of_another_count_is_refused(tmp_path: Path) -> None:
+    head = parse(write(tmp_path).read_bytes().splitlines()[0])
+    with pytest.raises(StateDamaged, match="2 operations"):
+        forge(tmp_path, head, pack(OPERATIONS[0]), count=2)
+    with pytest.raises(StateDamaged, match="its seal"):
+        forge(tmp_path, head, pack(OPERATIONS[0]), count=-1)
+
+
+def test_a_plan_that_lost_its_seal_after_placing_began_is_damaged(tmp_path: Path) -> None:
+    write(tmp_path, seal=False)
+    (tmp_path / "journal.jsonl").touch()
+    with pytest.raises(StateDamaged, match="its seal at the end"):
+        Plan.peek(str(tmp_path))
+
+
+def test_a_plan_that_is_no_file_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "plan.jsonl").mkdir()
+    with pytest.raises(StateDamaged, match="a file that can be read"):
+        Plan.peek(str(tmp_path))
+
+
+def test_a_last_line_of_somebody_else_is_not_taken_for_a_torn_one(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_bytes(b"dear diary")
+    with pytest.raises(StateDamaged, match="line 1 is none of ours"):
+        replay(str(tmp_path), 5)
+
+
 ENTRIES = st.tuples(st.integers(0, 4), st.sampled_from(Outcome), st.text(max_size=5))
-DAMAGE = [b"{}\n", b"[1]\n", b'["end",99,"done","",0]\n', b"\xff\n", b'["end",0,"lost","",0]\n']
+DAMAGE = [
+    b"{}\n",
+    b"[1]\n",
+    b'["end",99,"done","",0]\n',
+    b"\xff\n",
+    b'["end",0,"lost","",0]\n',
+    b'["begin",[0],["outbox/../.."]]\n',
+    b'["end",0,"done","",0,[0,0,-1,0]]\n',
+]
 
 
 @given(st.lists(ENTRIES, max_size=8), st.integers(0))

@@ -16,6 +16,7 @@ from crashing import Crash, CrashingFiles, OtherDevice
 from dicomsort import files as files_module
 from dicomsort.execute import placing
 from dicomsort.files import Files
+from dicomsort.journal import Replay
 from dicomsort.sorting.outbox import all_runs
 
 
@@ -122,6 +123,35 @@ def test_what_is_taken_back_is_only_what_was_placed(one: tuple[Path, Path], monk
     assert sort("--move", "--settle", 0, source.parent, outbox).code == 3
     assert foreign[0].read_bytes() == b"somebody's"
     assert source.exists()
+
+
+def test_nothing_is_taken_back_where_the_source_was_replaced(
+    one: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, outbox = one
+    before = source.read_bytes()
+
+    class Replaced(Files):
+        def unlink(self, path: str) -> None:
+            if path == str(source):
+                source.rename(outbox.parent / "aside")
+                source.write_bytes(b"somebody's")
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+            super().unlink(path)
+
+    monkeypatch.setattr("dicomsort.files.Files", Replaced)
+    assert sort("--move", "--settle", 0, source.parent, outbox).code == 3
+    assert source.read_bytes() == b"somebody's"
+    (place,) = outbox.glob("CT/*/*/*.dcm")
+    assert place.read_bytes() == before
+
+
+def test_a_second_name_that_a_crash_left_tells_that_links_are_made(tmp_path: Path) -> None:
+    for name in ("a.part", "a-2.part"):
+        (tmp_path / name).touch()
+    roots = placing.Roots(str(tmp_path), str(tmp_path))
+    placer = placing.Placer(Files(), roots, "run", Replay.empty(1))
+    assert placer._links(str(tmp_path / "a.part"))
 
 
 def test_a_folder_name_that_the_outbox_refuses_costs_its_own_files(one: tuple[Path, Path]) -> None:

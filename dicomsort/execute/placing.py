@@ -138,10 +138,8 @@ class Placer:
                 self._files.link(part, second := _second_name(part))
                 self._files.unlink(second)
                 self._has_links = True
-            except FileExistsError:
-                self._has_links = True
-            except OSError:  # refused, or no room for a name
-                self._has_links = False
+            except OSError as error:  # refused, or no room for a name; a second name that is there was made by a link
+                self._has_links = isinstance(error, FileExistsError)
         return self._has_links
 
     def _complete(self, o: Operation, source: os.stat_result | None, inode: int) -> tuple[str, int, Lost | None]:
