@@ -61,6 +61,18 @@ def everything(root: Path) -> dict[str, tuple[bytes, int, int]]:
     return found
 
 
+def check_placed_and_undone(inbox: Path, base: Path, mode: str, margin: int) -> None:
+    study(inbox)
+    before = everything(inbox)
+    outbox = deep(base, LONGEST - margin - len("/CT" + TAIL))
+    ran = sort(mode, "--settle", 0, "--layout", "keep", inbox, outbox)
+    assert (ran.code, ran.err) == (0, "")
+    assert len(list(placed(outbox))) == 3
+    assert run("undo", outbox).code == 0
+    assert everything(inbox) == before
+    assert list(placed(outbox)) == []
+
+
 MODES = ["--copy", "--move", "--link"]
 MARGINS = [0, 1, 8, 20, 39, 45]  # bytes between the longest target and PATH_MAX
 
@@ -68,31 +80,13 @@ MARGINS = [0, 1, 8, 20, 39, 45]  # bytes between the longest target and PATH_MAX
 @pytest.mark.parametrize("margin", MARGINS)
 @pytest.mark.parametrize("mode", MODES)
 def test_targets_near_the_limit_are_placed_and_undone(tmp_path: Path, mode: str, margin: int) -> None:
-    inbox = tmp_path / "inbox"
-    study(inbox)
-    before = everything(inbox)
-    outbox = deep(tmp_path, LONGEST - margin - len("/CT" + TAIL))
-    ran = sort(mode, "--settle", 0, "--layout", "keep", inbox, outbox)
-    assert (ran.code, ran.err) == (0, "")
-    assert len(list(placed(outbox))) == 3
-    assert run("undo", outbox).code == 0
-    assert everything(inbox) == before
-    assert list(placed(outbox)) == []
+    check_placed_and_undone(tmp_path / "inbox", tmp_path, mode, margin)
 
 
 @pytest.mark.parametrize("margin", MARGINS)
 @pytest.mark.parametrize("mode", MODES[:2])
 def test_targets_near_the_limit_on_another_file_system(tmp_path: Path, apart: Path, mode: str, margin: int) -> None:
-    inbox = tmp_path / "inbox"
-    study(inbox)
-    before = everything(inbox)
-    outbox = deep(apart, LONGEST - margin - len("/CT" + TAIL))
-    ran = sort(mode, "--settle", 0, "--layout", "keep", inbox, outbox)
-    assert (ran.code, ran.err) == (0, "")
-    assert len(list(placed(outbox))) == 3
-    assert run("undo", outbox).code == 0
-    assert everything(inbox) == before
-    assert list(placed(outbox)) == []
+    check_placed_and_undone(tmp_path / "inbox", apart, mode, margin)
 
 
 @pytest.mark.parametrize("margin", MARGINS)
