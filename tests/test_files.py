@@ -48,7 +48,7 @@ def test_a_standard_stream_is_written_where_it_stands(capfd: pytest.CaptureFixtu
 def test_another_device_is_opened() -> None:
     with closing(Files().open_device(os.devnull)) as descriptor:
         Files().write(descriptor, b"gone")
-        assert os.path.samestat(os.fstat(descriptor), os.stat(os.devnull))
+        assert os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())
 
 
 def test_a_system_without_allocation_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
