@@ -101,7 +101,7 @@ def load_run(outbox: str, name: str, *, deep: bool = False) -> Run:
             is_pruned = look_up(f"{folder}/{PLAN}") is None and any(look_up(f"{folder}/{each}") for each in rest)
             return Run(name, RunState.PRUNED if is_pruned else RunState.UNSEALED, summary=summary)
         if summary is None or deep:
-            undone_by = str(_read_all(folder, summary).marks.get(UNDONE_BY, ""))
+            undone_by = str(read_all(folder, summary)[1].marks.get(UNDONE_BY, ""))
     except (StateDamaged, OSError) as error:
         reason = str(error) if isinstance(error, StateDamaged) else f"run {name}: {error.strerror}"
         return Run(name, RunState.DAMAGED, damage=reason)
@@ -116,15 +116,17 @@ def _require_file(path: str, run: str) -> None:
         raise StateDamaged(f"run {run}, {os.path.basename(path)}: expected a regular file, received something else")
 
 
-def _read_all(folder: str, summary: Summary | None) -> Replay:
+def read_all(folder: str, summary: Summary | None) -> tuple[Plan, Replay]:
+    """Plan and journal of a run, every line of them read; StateDamaged where they are not as the run left them."""
     plan = Plan.open(folder)
     known = replay(folder, plan.count)
-    require_whole_journal(os.path.basename(folder), plan, known, summary)
-    return known
+    _require_whole_journal(os.path.basename(folder), plan, known, summary)
+    return plan, known
 
 
-def require_whole_journal(run: str, plan: Plan, known: Replay, summary: Summary | None) -> None:
+def _require_whole_journal(run: str, plan: Plan, known: Replay, summary: Summary | None) -> None:
     """StateDamaged where the journal of a run that came to its end does not tell of all that its summary counts."""
+    # Also where there is no summary: this reads each operation, and so checks it.
     done = sum(known.is_done(o.number) for o in plan.operations() if o.row is not None and o.verb is not Verb.LEAVE)
     if summary is None:
         return

@@ -45,8 +45,8 @@ from dicomsort.sorting.outbox import (
     make_reserve,
     new_run,
     now,
+    read_all,
     require_inbox,
-    require_whole_journal,
     room_for_undo,
     undoings,
     unfinished,
@@ -283,9 +283,7 @@ def seal_plan(files: Files, outbox: str, run: str, head: dict[str, Any], operati
 
 def _undoable(outbox: str, runs: Mapping[str, Run], name: str) -> Plan:
     """The plan of a run that can be undone now; UsageError or DicomsortError says why it cannot."""
-    folder = f"{runs_folder(outbox)}/{name}"
-    plan = Plan.open(folder)
-    require_whole_journal(name, plan, replay(folder, plan.count), runs[name].summary)
+    plan, _ = read_all(f"{runs_folder(outbox)}/{name}", runs[name].summary)
     if plan.head["verb"] == "undo":
         raise UsageError(f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}")
     require_inbox(plan.head, outbox, name, "undo")
