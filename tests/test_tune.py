@@ -107,4 +107,6 @@ def test_no_trials_and_no_optuna(dataset: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "optuna", None)
     ran = run("tune", dataset, "--out", tmp_path / "out")
     assert ran.code == 2
-    assert "tune: expected the package optuna, received none; install dicomsort[tune]" in ran.err
+    assert (
+        "tune: expected the extra tune, received: not installed; run pip install '.[tune]' in the checkout" in ran.err
+    )
