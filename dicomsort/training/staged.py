@@ -219,7 +219,7 @@ def _asked(staged: Staged) -> _Asked:
 def _course(staged: Staged) -> dict[str, Any]:
     """Return what metrics.json tells of the training."""
     epochs = staged.recipe.epochs
-    kept = f"no single epoch, but the running average of the weights, after all {epochs} epochs"
+    kept = f"no single epoch, but the running average of the weights, after epoch {epochs}, the last"
     return {"epochs_run": epochs, "kept": kept, "waiting": waiting(staged.spent)}
 
 
