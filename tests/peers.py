@@ -81,7 +81,7 @@ def environment() -> dict[str, str]:
 @contextlib.contextmanager
 def receiving(inbox: Path, *options: object, name: str = "receiver") -> Iterator[Receiving]:
     """``dicomsort receive INBOX`` at a free port, as a process; its log, called by ``name``, lies beside the inbox."""
-    pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+    pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
     log = inbox.with_name(f"{name}.log")
     log.unlink(missing_ok=True)
     words = ["receive", "--bind", "127.0.0.1", "--port", "0", "--log-file", str(log), "--log-format", "json"]

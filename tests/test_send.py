@@ -17,7 +17,7 @@ from peers_send import Orthanc, Scp, orthanc, storescp
 from pydicom import dcmread
 from sending_tools import data_set, rows, send, statuses
 
-pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
 IMPLICIT, EXPLICIT, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
 

@@ -57,7 +57,7 @@ def _versions() -> Iterator[Finding]:
             have = _installed(needed.name)
             if have is None or not needed.specifier.contains(have, prereleases=True):
                 bad = True
-                mend = "install dicomsort anew into an environment of its own"
+                mend = "install the checkout or the wheel anew into an environment of its own"
                 yield wrong("versions", f"expected {needed}, received {have or 'none'}", mend)
     if not bad:
         yield fine("versions", f"{told}; every package that it needs is there")
@@ -88,7 +88,7 @@ def _model(path: Path) -> Iterator[Finding]:
         with open_engine("processes", 1, None, limits=LIMITS) as engine:
             told = engine.submit(tried, path).result()
     except DicomsortError as error:
-        yield wrong("model", str(error), "name another with --model, or install dicomsort anew")
+        yield wrong("model", str(error), "name another with --model, or install the checkout or the wheel anew")
     else:
         yield fine("model", told)
 
