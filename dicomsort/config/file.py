@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dicomsort.config.option import Option, checked
+from dicomsort.config.option import Option, checked, located
 from dicomsort.config.tables import TABLES
 from dicomsort.errors import UsageError
 
@@ -65,7 +65,7 @@ def _checked(
         if name in values:
             raise UsageError(f"{origin}: expected an option once, received it twice")
         right = checked(options[name], value, origin)
-        values[name] = file.parent / right.expanduser() if isinstance(right, Path) else right
+        values[name] = located(right, file) if isinstance(right, Path) else right
     return values
 
 
