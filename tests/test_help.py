@@ -1,4 +1,4 @@
-"""What is printed where nobody said what to do: the help, whole, and an exit code that says whether it was asked for."""
+"""Where nobody says what to do the help is printed, whole; the exit code says whether it was asked for."""
 
 from __future__ import annotations
 

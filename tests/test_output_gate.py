@@ -51,19 +51,8 @@ EARLIER = {
     "--log-file": (LOG, JSON_LOG, "2026-01", ""), "--metrics": (METRICS, ""), "--html": (PAGE, ""),
     "--journal": (JOURNAL, ""),
 }  # fmt: skip
-ONLY_READ = {
-    "--config",
-    "--model",
-    "--from",
-    "--weights",
-    "--groups",
-    "--tls-ca",
-    "--tls-cert",
-    "--tls-key",
-    "--auth",
-    "--crontab",
-}
-ONLY_READ |= {"--compare"}
+ONLY_READ = {"--config", "--model", "--from", "--weights", "--groups", "--tls-ca", "--tls-cert", "--tls-key", "--auth"}
+ONLY_READ |= {"--compare", "--crontab"}
 ENDLESS = ("watch", "receive", "review")  # an accepted path would let them serve
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 NOBODY = 65534
@@ -25,6 +28,19 @@ def is_closed() -> bool:
     except PermissionError:  # the interpreter itself
         return True
     return ran.returncode != 0
+
+
+@functools.cache
+def readable_bundle() -> str:
+    """The bundle that ships, or a copy of it, where anybody may read it."""
+    from dicomsort.bundle import default_path
+
+    if not is_closed():
+        return str(default_path())
+    folder = Path(tempfile.mkdtemp(prefix="dicomsort-test-"))
+    folder.chmod(0o755)
+    atexit.register(shutil.rmtree, folder)
+    return str(shutil.copytree(default_path(), folder / "default"))
 
 
 def identity() -> dict[str, object]:
