@@ -101,9 +101,12 @@ features: $(STAMP) ## keep features of images of DATASET in models/default (some
 wheel: $(STAMP) ## build dist/dicomsort-*.whl, which contains the default model
 	$(BIN)/python -m build --wheel --no-isolation
 
-lock: ## write requirements.lock from pyproject.toml (after a set-up, which brings uv; remove the old lock to upgrade)
+# requirements-sort.txt is what pyproject.toml's group "sort" needs, in the releases of the lock.
+lock: ## write requirements.lock and requirements-sort.txt from pyproject.toml (after a set-up, which brings uv; remove the old ones to upgrade)
 	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra dev \
 	  --no-header --no-annotate --quiet --output-file requirements.lock
+	$(BIN)/uv pip compile --group pyproject.toml:sort --constraint requirements.lock --universal --generate-hashes \
+	  --python-version 3.11 --no-header --no-annotate --quiet --output-file requirements-sort.txt
 
 clean: ## remove what the other targets made, .venv too
 	rm -rf $(VENV) outbox dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

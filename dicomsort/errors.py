@@ -12,6 +12,8 @@ DicomsortError            1  the run failed
 
 from __future__ import annotations
 
+from dicomsort import __version__
+
 
 class DicomsortError(Exception):
     """The run failed; the message says what was expected and what was received."""
@@ -23,6 +25,17 @@ class UsageError(DicomsortError):
     """Wrong usage or configuration."""
 
     exit_code = 2
+
+
+def missing_extra(command: str, extra: str) -> UsageError:
+    """Return the error of a command that needs an extra which is not installed.
+
+    It tells to install from the checkout or the wheel: the name ``dicomsort`` on PyPI belongs to another project.
+    """
+    return UsageError(
+        f"{command}: expected the extra {extra}, received: not installed; run pip install '.[{extra}]' in the "
+        f"checkout, or pip install 'dicomsort-{__version__}-py3-none-any.whl[{extra}]' beside the wheel"
+    )
 
 
 class BundleError(UsageError):

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dicomsort.config import quoted
 from dicomsort.content import DEVICES, Content
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.files import look_up
@@ -46,12 +47,12 @@ class Gate:
         target = self._resolved(option, path, "file")
         parent = os.path.dirname(target)
         if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
-            raise UsageError(f"{option}: expected a file in a folder that can be written, received {str(path)!r}")
+            raise UsageError(f"{option}: expected a file in a folder that can be written, received {quoted(path)}")
         there = look_up(target)
         if there and stat.S_ISREG(there.st_mode) and there.st_nlink > 1:
             raise UsageError(f"{option}: expected a file of one name, received {str(path)!r}: it has other names")
         if problem := content.problem(target):
-            raise UsageError(f"{option}: expected a new file or {content.name}, received {str(path)!r}: {problem}")
+            raise UsageError(f"{option}: expected a new file or {content.name}, received {quoted(path)}: {problem}")
         return target
 
     def check_folder(self, option: str, path: Path, problem: Callable[[str], str] = lambda _: "") -> str:
@@ -64,30 +65,30 @@ class Gate:
         while look_up(nearest) is None:
             nearest = os.path.dirname(nearest)
         if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK | os.X_OK):
-            raise UsageError(f"{option}: expected a folder that can be written, received {str(path)!r}")
+            raise UsageError(f"{option}: expected a folder that can be written, received {quoted(path)}")
         if nearest == target and (wrong := problem(target)):
             raise UsageError(
-                f"{option}: expected a new folder or one of earlier results, received {str(path)!r}: {wrong}"
+                f"{option}: expected a new folder or one of earlier results, received {quoted(path)}: {wrong}"
             )
         return target
 
     def _resolved(self, option: str, path: Path, what: str) -> str:
         if not str(path) or "\0" in str(path):
-            raise UsageError(f"{option}: expected a path, received {str(path)!r}")
+            raise UsageError(f"{option}: expected a path, received {quoted(path)}")
         try:
             target = os.path.realpath(path)
             with suppress(FileNotFoundError, NotADirectoryError):
                 os.lstat(target)
         except OSError as error:
-            raise UsageError(f"{option}: expected a path, received {str(path)!r} ({error.strerror})") from None
+            raise UsageError(f"{option}: expected a path, received {quoted(path)} ({error.strerror})") from None
         for name, read in self.reads.items():
             if _is_within(target, os.path.realpath(read)):
-                raise UsageError(f"{option}: expected a {what} outside the {name}, received {str(path)!r}")
+                raise UsageError(f"{option}: expected a {what} outside the {name}, received {quoted(path)}")
         for outbox in self._outboxes(target):
             if _is_own(outbox, target, self.labels):
                 advice = "another name at its top, or a place outside, will do"
                 raise UsageError(
-                    f"{option}: expected a {what} that is none of the outbox's own, received {str(path)!r}; {advice}"
+                    f"{option}: expected a {what} that is none of the outbox's own, received {quoted(path)}; {advice}"
                 )
         return target
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 CHROMIUM = Path("/usr/bin/chromium")
+PATIENCE = 120_000  # milliseconds that a page has for what a test waits for: the machine may do much else
 
 
 @contextmanager
@@ -57,6 +58,7 @@ def looking_at(
     """Open an address in a window of so many CSS pixels, in a ``light`` or ``dark`` colour scheme."""
     size = {"width": width, "height": height}
     context = browser.new_context(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+    context.set_default_timeout(PATIENCE)
     try:
         sight = Sight(context.new_page())
         sight.page.on("request", lambda request: sight.requests.append(request.url))

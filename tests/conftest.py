@@ -78,7 +78,7 @@ def tiny_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real Dask scheduler with two worker processes behind it."""
-    pytest.importorskip("distributed", reason="the extra dicomsort[cluster] is not installed")
+    pytest.importorskip("distributed", reason="the extra cluster is not installed")
     with running_cluster(tmp_path_factory.mktemp("dask")) as cluster:
         yield cluster.address
 

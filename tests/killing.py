@@ -18,9 +18,9 @@ from unittest import mock
 from building import make_dicom
 from command import Ran, placed, run
 from matrix import NO_RUN_YET
+from unprivileged import NOBODY, is_closed, readable_bundle
 
 FILES = 40
-NOBODY = 65534
 SORT = ("sort", "--evidence", "header", "--engine", "serial", "--settle", "0", "--duplicates", "keep", "--quiet")
 TESTS = Path(__file__).resolve().parent
 _server = multiprocessing.get_context("forkserver")
@@ -34,8 +34,10 @@ def _warm_up() -> None:
         forkserver.ensure_running()
 
 
-def _main(arguments: list[str], answer: Connection[Ran, Ran] | None) -> None:
+def _main(arguments: list[str], answer: Connection[Ran, Ran] | None, bundle: str = "") -> None:
     """In a process of its own: the command line, as an unprivileged user where an answer is wanted and we are root."""
+    if bundle:
+        os.environ["DICOMSORT_MODEL"] = bundle
     if answer and os.geteuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
@@ -55,10 +57,11 @@ def start(*arguments: object) -> ForkServerProcess:
 
 
 def run_unprivileged(*arguments: object) -> Ran:
-    """``dicomsort ARGUMENTS`` in a process without root's rights."""
+    """``dicomsort ARGUMENTS`` in a process without root's rights, which may not be able to read the checkout."""
     _warm_up()
     here, there = _server.Pipe(duplex=False)
-    process = _server.Process(target=_main, args=([str(a) for a in arguments], there))
+    bundle = readable_bundle() if os.geteuid() == 0 and is_closed() else ""
+    process = _server.Process(target=_main, args=([str(a) for a in arguments], there, bundle))
     process.start()
     there.close()
     ran = here.recv()

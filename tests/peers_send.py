@@ -24,7 +24,7 @@ from rawscu import ABORT, ACCEPTED, ASSOCIATE, DATA, LAST, RELEASE, RELEASED, el
 HOST = "127.0.0.1"
 ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
 DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-START_SECONDS = 60
+START_SECONDS = 120
 
 
 def free_port() -> int:

@@ -42,7 +42,7 @@ def opened(
     inbox: Path, settings: ReceiveSettings = SETTINGS, files: Files | None = None
 ) -> tuple[Receiver, list[logging.LogRecord]]:
     """A receiver that does not listen yet, and what it is going to log."""
-    pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+    pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
     told: list[logging.LogRecord] = []
     log = logging.Logger("receiver under test")  # noqa: LOG001 - one of its own
     log.addFilter(lambda record: told.append(record) is not None)

@@ -28,6 +28,7 @@ from dicomsort.records import RENDERING_VERSION
 from dicomsort.sorting import Corrections, Desk
 from dicomsort.sorting.deciding import Decision
 
+ENDS = 120  # seconds that a server has to begin, to answer or to end
 CONTRADICTING = {"modality": "CT", "sop_class": STORAGE["CR"]}
 
 
@@ -107,7 +108,7 @@ class Server:
         place = f"/{parts.path.strip('/') if token is None else token}/{path}"
         told = {"Host": parts.netloc, "X-Dicomsort": self.seal} | {k.replace("_", "-"): v for k, v in headers.items()}
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-        with closing(http.client.HTTPConnection(parts.netloc, timeout=30)) as connection:
+        with closing(http.client.HTTPConnection(parts.netloc, timeout=ENDS)) as connection:
             connection.putrequest(method or ("GET" if data is None else "POST"), place, skip_host=True)
             for name, value in told.items():
                 if value:
@@ -140,11 +141,11 @@ def reviewed(outbox: Path, **options: Any) -> Iterator[Server]:
 
     server.thread = threading.Thread(target=serve, args=(session, "127.0.0.1", 0, "outbox", tell))
     server.thread.start()
-    assert ready.wait(30)
+    assert ready.wait(ENDS)
     try:
         server.seal = server.ask("")[1].partition('name="seal" content="')[2].partition('"')[0]
         yield server
     finally:
         if server.thread.is_alive():
             server.ask("finish", {})
-        server.thread.join(30)
+        server.thread.join(ENDS)

@@ -21,7 +21,7 @@ from pydicom.data import get_testdata_files
 from dicomsort.adapters import cluster as engine
 from dicomsort.adapters import connecting
 
-pytest.importorskip("distributed", reason="the extra dicomsort[cluster] is not installed")
+pytest.importorskip("distributed", reason="the extra cluster is not installed")
 
 FILES = 2000
 HOSTILE = """

@@ -20,7 +20,7 @@ from dicomsort.adapters.processes import WAITING_PER_WORKER
 from dicomsort.engine import Limits
 from dicomsort.errors import DicomsortError
 
-pytest.importorskip("distributed", reason="the extra dicomsort[cluster] is not installed")
+pytest.importorskip("distributed", reason="the extra cluster is not installed")
 
 LIMITS = Limits(seconds=2, memory_bytes=256 << 20)
 PATIENT = Limits(seconds=60, memory_bytes=256 << 20)

@@ -34,7 +34,7 @@ LIMITS = Limits(seconds=10, memory_bytes=256 << 20)
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """One without workers so far."""
-    pytest.importorskip("distributed", reason="the extra dicomsort[cluster] is not installed")
+    pytest.importorskip("distributed", reason="the extra cluster is not installed")
     folder = tmp_path / "dask"
     folder.mkdir()
     with running_cluster(folder, 0) as cluster:

@@ -14,7 +14,7 @@ import pytest
 from command import Ran, placed
 from dask_cluster import ROOT, Cluster, running_cluster
 
-pytest.importorskip("distributed", reason="the extra dicomsort[cluster] is not installed")
+pytest.importorskip("distributed", reason="the extra cluster is not installed")
 if shutil.which("openssl") is None:
     pytest.skip("openssl is not installed, which makes the certificates", allow_module_level=True)
 

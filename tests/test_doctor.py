@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pwd
+import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import imagecodecs
 import pytest
@@ -137,3 +141,95 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     found = look(tmp_path, tmp_path)
     assert states(found, "inbox") == {State.NOTE}
     assert State.WRONG in states(found, "outbox")
+
+
+def test_small_sizes_are_told_in_mb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3_400_000, total=64_000_000))
+    found = look(None, tmp_path)
+    assert any("3.4 MB free of 64.0 MB" in finding.told for finding in found)
+
+
+def named(*arguments: object) -> list[str]:
+    """What doctor finds wrong about what a configuration or a crontab names."""
+    with mock.patch("dicomsort.doctor.examine_machine", return_value=()):
+        ran = run("doctor", "--json", *arguments)
+    wrong = [finding for finding in json.loads(ran.out) if finding["state"] == State.WRONG]
+    assert ran.code == bool(wrong)
+    return [f"{finding['what']}: {finding['told']}; {finding['mend']}" for finding in wrong]
+
+
+def test_a_configuration_whose_folders_are_missing(tmp_path: Path) -> None:
+    file = tmp_path / "dicomsort.toml"
+    file.write_text('metrics = "figures/x.prom"\n[sort]\nmodel = "ours"\n[watch]\nlog-file = "/missing/x.log"\n')
+    told = named("--config", file)
+    assert len(told) == 3
+    assert (
+        f"--metrics: expected a file in a folder that can be written, received '{tmp_path}/figures/x.prom'" in told[0]
+    )
+    assert f"('figures/x.prom' in '{file}': a relative path starts at the folder of that file)" in told[0]
+    assert f"install -d -o USER {tmp_path}/figures" in told[0]
+    assert told[1].startswith(f"configuration [sort]: --model: expected what can be read, received '{tmp_path}/ours'")
+    assert told[2].startswith("configuration [watch]: --log-file: expected a file in a folder")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "ours").mkdir()
+    file.write_text(file.read_text().replace("/missing/", ""))
+    assert named("--config", file) == []
+    (tmp_path / "x.log").write_text("somebody's\n")
+    assert "it holds something else" in named("--config", file)[0]
+    file.write_text("settel = 3\n")
+    assert "did you mean settle?" in named("--config", file)[0]
+
+
+CRON = "15 2 * * *  {user}  {program} sort {options} {inbox} {outbox}\n"
+
+
+def cron_line(root: Path, options: str = "--move", user: str = "") -> str:
+    program = root / "bin" / "dicomsort"
+    program.parent.mkdir(exist_ok=True)
+    program.touch(0o755)
+    (root / "inbox").mkdir(exist_ok=True)
+    return CRON.format(user=user, program=program, options=options, inbox=root / "inbox", outbox=root / "outbox")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda line: line, ""),
+        (lambda line: f"MAILTO=me\n# dicomsort\n0 1 * * * root true\n{line} >>/dev/null 2>&1\n", ""),
+        (lambda line: line.replace("15 2 * * *", "@daily"), ""),
+        (lambda line: line.strip(), "expected a line feed at its end, received none; cron ignores the last line"),
+        (lambda line: line.replace("sort --move", "sort --moove"), "No such option: --moove"),
+        (lambda line: line.replace("sort --move", "srot --move"), "expected a command of dicomsort, received 'srot'"),
+        (lambda line: line.replace("--move", "--settle never"), "expected a number from 0"),
+        (lambda line: line.replace("--move", "--log-file /missing/x.log"), "'/missing/x.log'; as root: install -d"),
+        (lambda line: line.replace("--move", "--log-file $(date +%F)"), "expected no % (a line feed, to cron)"),
+        (lambda line: line.replace("--move", "--config /missing.toml"), "expected a readable TOML file"),
+        (lambda line: line.replace("/inbox ", "/nowhere "), "inbox: expected a folder, received nothing at"),
+        (lambda line: line.replace("--move", "--log-file x.log"), "expected an absolute path, received 'x.log'"),
+        (lambda line: line.replace("/bin/", "/no/"), "expected the absolute path of a program"),
+        (lambda line: line.replace("--move", "--layout 'x"), "expected a command of the shell"),
+        (lambda line: "", "expected a line that runs dicomsort, received none"),
+    ],
+)  # fmt: skip
+def test_a_crontab(tmp_path: Path, change: Callable[[str], str], expected: str) -> None:
+    file = tmp_path / "crontab"
+    file.write_text(change(cron_line(tmp_path)))
+    told = named("--crontab", file)
+    assert bool(told) == bool(expected), told
+    assert expected in " ".join(told)
+
+
+def test_the_user_of_a_crontab_of_the_system(tmp_path: Path) -> None:
+    file = tmp_path / "crontab"
+    file.write_text(cron_line(tmp_path, user="no-such-user"))
+    assert "expected a user of this machine, received 'no-such-user'" in named("--crontab", file)[0]
+    file.write_text(cron_line(tmp_path, user=pwd.getpwuid(os.geteuid()).pw_name))
+    assert named("--crontab", file) == []
+
+
+def test_the_shipped_crontab_names_folders_that_are_looked_at(root: Path) -> None:
+    told = named("--crontab", root / "deploy" / "crontab")
+    for place in ("/var/lib/dicomsort/sort.prom", "/var/log/dicomsort/sort.log"):
+        if not os.access(os.path.dirname(place), os.W_OK):  # noqa: PTH120 - text
+            assert any(place in line for line in told)

@@ -233,12 +233,17 @@ def test_a_wrong_engine_is_a_usage_error(name: str, scheduler_address: str | Non
 
 def test_dask_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)  # what an import finds where it is not installed
-    with pytest.raises(UsageError, match=re.escape("dicomsort[cluster]")):
+    with pytest.raises(
+        UsageError,
+        match=re.escape(
+            "expected the extra cluster, received: not installed; run pip install '.[cluster]' in the checkout"
+        ),
+    ):
         open_engine("dask", None, "tcp://127.0.0.1:8786", limits=LIMITS)
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("distributed", reason="the extra dicomsort[cluster] is not installed")
+    pytest.importorskip("distributed", reason="the extra cluster is not installed")
     monkeypatch.setattr(connecting, "CONNECT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"

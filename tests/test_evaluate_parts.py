@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from building import make_files
 from numpy.typing import NDArray
 from PIL import Image
 
+from dicomsort.bundle import default_path
 from dicomsort.errors import UsageError
 from dicomsort.training import bootstrap, calibration, metrics, reporting, seen
 from dicomsort.training.card import write_card
@@ -224,6 +227,27 @@ def test_the_card_holds_every_figure_and_what_flatters_it(told: dict[str, object
     seen_sources = write_card(SPEC, {**told, "by_source": False, "trained_on": 9})
     assert "less often than these figures say" in seen_sources
     assert "trained on 9 of these 960 images" in seen_sources
+
+
+def test_table_and_text_of_the_card_tell_the_same_thresholds(told: dict[str, object]) -> None:
+    card = write_card(SPEC, {**told, "calibration": "nested"})
+    assert "it decides from a confidence of\n0.800 on." in card
+    assert "its own has 0.950 or more." in card
+    rows = [
+        re.findall(r"[^|]+", line) for line in card.splitlines() if line.startswith(("| decide |", "| contradict |"))
+    ]
+    assert [row[1].strip() for row in rows] == ["0.800", "0.950"]
+    folds = told["thresholds"]
+    assert isinstance(folds, dict)
+    assert [row[2].strip() for row in rows] == [f"{folds[name]['threshold']:.3f}" for name in ("decide", "contradict")]
+    assert "| threshold | the bundle's | used here, the folds' mean |" in card
+    (shown,) = (table for table in tables({**told, "calibration": "nested"}) if table.title == "Confidence")
+    assert shown.head[1] == "the folds' mean"
+
+
+def test_the_card_that_ships_is_what_its_figures_say() -> None:
+    spec, told = (json.loads((default_path() / name).read_text("utf-8")) for name in ("bundle.json", "metrics.json"))
+    assert (default_path() / "card.md").read_text("utf-8") == write_card(spec, told)
 
 
 def test_pictures_are_drawn_of_little_too(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from unittest import mock
 import pytest
 from building import gradient, make_dicom, make_files, read_tree
 from command import by_source, placed, rows, run, sort
-from killing import NOBODY, run_unprivileged
+from killing import run_unprivileged
+from unprivileged import NOBODY
 
 from dicomsort.files import Files
 

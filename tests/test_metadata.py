@@ -20,12 +20,13 @@ from building import attributes_of, make_dicom, make_files, read_tree
 from command import by_source, placed, run, sort
 from crashing import NoLinks, OtherDevice, Protected, Unsupported
 from elsewhere import other_file_system
-from killing import NOBODY, run_unprivileged
+from killing import run_unprivileged
 from matrix import FILES, step, world
 from powercut import name_of
 from test_faults import SORT
 from test_placing import carry_out, one
 from test_races import Meddled, fail
+from unprivileged import NOBODY
 
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute.placing import Placer, Roots

@@ -100,7 +100,7 @@ def test_what_places_files_goes_on(
 
 
 def test_a_sending_goes_on(inbox: Path) -> None:
-    pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+    pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
     from peers_send import Scp
 
     for number in range(2, 40):

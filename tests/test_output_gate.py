@@ -76,7 +76,7 @@ EARLIER = {
     "--journal": (JOURNAL, ""),
 }  # fmt: skip
 ONLY_READ = {"--config", "--model", "--from", "--weights", "--groups", "--tls-ca", "--tls-cert", "--tls-key", "--auth"}
-ONLY_READ |= {"--compare"}
+ONLY_READ |= {"--compare", "--crontab"}
 ENDLESS = ("watch", "receive", "review")  # an accepted path would let them serve
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dicomsort.bundle import Predictor, default_path, load, seal
+from dicomsort.cli.overlay import MARGIN, draw_overlay
 from dicomsort.errors import DicomsortError
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training import distance
@@ -252,6 +253,35 @@ def test_explain_writes_a_picture_a_file_and_never_replaces_one(
     assert "is there already, and stays as it is" in again.err
     assert again.out == ran.out.splitlines(keepends=True)[0]
     assert [picture.read_text() for picture in pictures] == ["mine", "mine"]
+
+
+def _covered(map_: NDArray[np.float32], confidence: float) -> NDArray[np.float64]:
+    """The image under a map, float (h, w, 3), where the image is grey."""
+    sheet = np.asarray(draw_overlay("", np.full((SIDE, SIDE, 3), 128, np.uint8), map_, confidence), float)
+    return sheet[MARGIN : MARGIN + 2 * SIDE, 2 * MARGIN + 2 * SIDE : 2 * MARGIN + 4 * SIDE]
+
+
+def test_an_even_map_looks_even_and_an_unsure_one_pale() -> None:
+    random = np.random.default_rng(0)
+    even = (5 + random.normal(0, 0.02, (7, 7))).astype(np.float32)
+    spot = np.zeros((7, 7), np.float32)
+    spot[3, 3] = 5
+    sure, unsure, found = _covered(even, 0.99), _covered(even, 0.4), _covered(spot, 0.99)
+    assert np.ptp(sure.reshape(-1, 3), axis=0).max() < 20  # of 255: no place stands out
+    assert np.ptp(found.reshape(-1, 3), axis=0).max() > 50
+    assert np.abs(unsure - 128).mean() < np.abs(sure - 128).mean()
+    assert np.ptp(_covered(np.zeros((7, 7), np.float32), 0.99)) == 0
+    np.testing.assert_array_equal(_covered(even * 64, 0.99), sure)  # a logit has no scale of its own
+
+
+def test_a_picture_is_the_same_whatever_else_is_explained(
+    made: Made, images: tuple[Path, Path], tmp_path: Path
+) -> None:
+    command = ("predict", "--model", made.bundle, "--explain")
+    assert run(*command, tmp_path / "alone", images[0]).code == 0
+    assert run(*command, tmp_path / "together", *images).code == 0
+    (alone,) = (tmp_path / "alone").iterdir()
+    assert (tmp_path / "together" / alone.name).read_bytes() == alone.read_bytes()
 
 
 def test_explain_into_a_file_is_wrong_usage(made: Made, images: tuple[Path, Path]) -> None:

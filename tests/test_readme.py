@@ -1,23 +1,18 @@
-"""Every claim of the README that can be checked: commands, options, tables, the demo's result, the cron line.
+"""Every claim of the README that can be checked: commands, options, tables, the demo's result.
 
 ``PYTHONPATH=. python tests/test_readme.py`` writes the parts between markers anew.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import typer.main
-from building import make_dicom
 from command import by_source, placed, run
 
 from dicomsort.classify import RULES
@@ -180,28 +175,6 @@ def test_limits() -> None:
     assert f"{MAX_PIXELS:,} pixels" in limits
     assert f"{LIMIT >> 20} MiB" in limits
     assert f"at most {MAX_COMPONENT} bytes each" in section("### Layouts")
-
-
-def test_the_cron_lines_run_without_a_terminal_or_an_environment(tmp_path: Path) -> None:
-    script = Path(sys.executable).with_name("dicomsort")
-    if not script.is_file():
-        pytest.skip("dicomsort is not installed beside this interpreter")
-    lines = re.findall(r"```cron\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    commands = [line.split(None, 5)[5] for block in lines for line in block.splitlines()]
-    assert [shlex.split(command)[1] for command in commands] == ["sort", "runs"]
-    path = make_dicom(tmp_path / "inbox" / "Zoë" / os.fsdecode(b"\xff") / "1.dcm")
-    os.utime(path, (1, 1))
-    for command in commands:
-        here = command.replace("/opt/dicomsort/bin/dicomsort", str(script))
-        here = here.replace("/var/log", str(tmp_path)).replace("/srv", str(tmp_path))
-        ran = subprocess.run(
-            ["env", "-i", shutil.which("sh") or "/bin/sh", "-c", here], cwd="/", stdin=subprocess.DEVNULL,
-            capture_output=True, check=False, start_new_session=True,
-        )  # fmt: skip
-        assert (ran.returncode, ran.stderr) == (0, b"")
-    assert list(placed(tmp_path / "outbox"))
-    assert not (tmp_path / "inbox" / "Zoë").exists()
-    assert "sort ended" in (tmp_path / "dicomsort.log").read_text()
 
 
 def test_the_configuration_of_the_service_is_one(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_without_the_extra_it_is_named(inbox: Path) -> None:
         sys.modules.pop("dicomsort.adapters.receiving.receiver", None)
         ran = run("receive", inbox)
     assert ran.code == 2
-    assert "expected the extra dicomsort[pacs], received: not installed" in ran.err
+    assert "expected the extra pacs, received: not installed" in ran.err
 
 
 def test_help_has_an_example() -> None:

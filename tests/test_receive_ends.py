@@ -17,7 +17,7 @@ from receiving import SETTINGS, made, opened
 
 from dicomsort.adapters.receiving import keeping
 
-pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
 from dicomsort.adapters.receiving import receiver as receiver_module
 from dicomsort.adapters.receiving import storing

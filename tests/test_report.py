@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -184,3 +185,12 @@ def test_reading_a_page_again_gives_the_same_but_for_when(tmp_path: Path, outbox
     first, second = (report(outbox).source.partition("<footer>")[0] for _ in range(2))
     assert first == second
     assert read(tmp_path / "report.html").named("script") == []
+
+
+def test_it_says_where_the_page_is(inbox: Path, outbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sort(inbox, outbox)
+    monkeypatch.chdir(tmp_path)
+    ran = run("report", "--pictures", 0, "--html", "page.html", "outbox")
+    assert (ran.code, ran.out) == (0, "")
+    assert re.fullmatch(rf"The page is {tmp_path}/page\.html \([\d.]+ KB\)\n", ran.err)
+    assert run("report", "--pictures", 0, "--html", "page.html", "--quiet", "outbox") == (0, "", "")

@@ -55,6 +55,19 @@ def test_nothing_is_fetched_complained_of_or_cut_off(browser: Browser, address: 
             assert sight.page.get_by_role("heading", name=heading).is_visible()
 
 
+@pytest.mark.parametrize("width", [320, 360, 390])
+def test_no_table_is_wider_than_a_phone(browser: Browser, address: str, long_address: str, width: int) -> None:
+    wider = "all => all.filter(e => e.scrollWidth > e.clientWidth).map(e => [e.scrollWidth, e.clientWidth])"
+    for page in (address, long_address):
+        with looking_at(browser, page, width, 844) as sight:
+            sight.page.eval_on_selector_all("details", "all => all.forEach(each => each.open = true)")
+            assert sight.page.eval_on_selector_all(".scroll", wider) == []
+            for table in sight.page.get_by_role("table").all():
+                cells = table.get_by_role("cell")
+                named = "e => getComputedStyle(e, '::before').content"  # its column: the head is not shown
+                assert all("none" not in cells.nth(place).evaluate(named) for place in range(min(cells.count(), 12)))
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 def test_long_names_break(browser: Browser, long_address: str, width: int) -> None:
     with looking_at(browser, long_address, width) as sight:

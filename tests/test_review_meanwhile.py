@@ -52,7 +52,7 @@ def test_a_held_key_undoes_one_and_nobody_elses(browser: Browser, tmp_path: Path
         wait_for(page, "header-contradicts-itself", 1)
         page.keyboard.press("u")
         wait_for(page, "header-contradicts-itself", 0)
-        assert page.is_disabled("#undo")
+        page.wait_for_function("() => document.querySelector('#undo').disabled")
         page.keyboard.press("u")
         page.click(".tile[data-place='3']")
         page.wait_for_function("() => document.querySelector('#state').textContent.includes('Decided: MRI, by bert')")

@@ -17,7 +17,7 @@ from peers_send import Orthanc, Scp, orthanc, storescp
 from pydicom import dcmread
 from sending_tools import data_set, rows, send, statuses
 
-pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
 IMPLICIT, EXPLICIT, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
 
@@ -209,11 +209,20 @@ def test_messages_fit_into_what_the_peer_takes_at_once(folder: Path, pdu: int) -
 
 
 def test_a_peer_that_takes_fewer_associations_than_we_open(folder: Path) -> None:
+    retries = 6  # the last pause is long enough for one association to be alone at last
+    more = 4 * (retries + 1) + 1  # associations that are asked for than would be, if an open one did not count
+
     def slow(_: str, __: int) -> int:
-        time.sleep(0.1)
+        until = time.monotonic() + 120
+        while len(scp.contexts) < more and time.monotonic() < until:
+            time.sleep(0.01)
         return 0
 
-    with Scp(slow).running(associations=1) as scp:
-        ran = send(folder, "--to", scp.to, "--associations", 4, "--retries", 3, "--retry-wait", 0.1)
+    scp = Scp(slow)
+    with scp.running(associations=1):
+        ran = send(
+            folder, "--to", scp.to, "--associations", 4, "--retries", retries, "--retry-wait", 0.1, "--timeout", 200
+        )
     assert (ran.code, statuses(ran)) == (0, Counter(acknowledged=10, ignored=2)), ran.err
     assert set(scp.came.values()) == {1}
+    assert len(scp.contexts) >= more

@@ -21,7 +21,7 @@ from sending_tools import data_set, rows, send, statuses
 
 from dicomsort.adapters.sending.recoding import NATIVE
 
-pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
 IMPLICIT, EXPLICIT = uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian
 PIXELS = np.random.default_rng(1).integers(-2000, 2000, (3, 24, 20)).astype(np.int16)

@@ -22,7 +22,7 @@ from dicomsort.adapters.sending.records import Instance, Unsendable
 from dicomsort.adapters.sending.selecting import examine
 from dicomsort.records import Found
 
-pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
 CT, EXPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1"
 FILES = 6

@@ -15,7 +15,7 @@ from killing import start
 from peers_send import Reply, Scp, Web
 from sending_tools import send, statuses, stored, uids
 
-pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
 FILES, KILLS = 120, 6
 

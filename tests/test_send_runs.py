@@ -16,7 +16,7 @@ from sending_tools import rows, send, statuses
 
 from dicomsort.files import Files
 
-pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from command import Ran
 from peers_send import Scp, Web, raw_server
 from sending_tools import send, statuses, stored
 
-pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
 # pynetdicom's server closes a connection whose handshake fails, and tells its log.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

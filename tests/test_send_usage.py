@@ -28,7 +28,7 @@ from dicomsort.cli.send import COLUMNS, OPTIONS
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
 
-pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_an_extra_that_is_not_installed(folder: Path, package: str, to: str, mon
     monkeypatch.setitem(sys.modules, package, None)
     ran = send(folder, "--to", to)
     assert ran.code == 2
-    assert "expected the extra dicomsort[pacs]" in ran.err
+    assert "expected the extra pacs" in ran.err
 
 
 def test_rows_as_csv_as_json_and_only_what_failed(folder: Path) -> None:

@@ -21,7 +21,7 @@ from sending_tools import JSON, dated, parts, rows, send, statuses, stored, uids
 
 from dicomsort.adapters.sending import stow
 
-pytest.importorskip("urllib3", reason="the extra dicomsort[pacs] is not installed")
+pytest.importorskip("urllib3", reason="the extra pacs is not installed")
 
 FILES = 5
 POISON = uid(1, 1, 3)

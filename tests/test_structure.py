@@ -44,22 +44,60 @@ def test_the_command_line_loads_nothing_heavy() -> None:
     assert ran.stdout.split() == []
 
 
-def test_no_tracked_text_names_this_machine_or_an_index() -> None:
+def _texts() -> dict[str, str]:
+    """The texts of the checkout by their paths, but the sample inbox and this file."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    forbidden = re.compile(
-        r"(?<![\w.])/(work/\w|root/\w|opt/(pypi|wheels))|--(extra-)?index-url|--find-links|/simple/?\s", re.ASCII
-    )
-    found = {
-        name: match.group()
+    return {
+        name: (ROOT / name).read_text("utf-8", "replace")
         for name in filter(None, listed.stdout.split("\0"))
         if not name.startswith("sample_data/inbox/") and name != "tests/test_structure.py"
         if (ROOT / name).suffix in TEXT and (ROOT / name).is_file()
-        if (match := forbidden.search((ROOT / name).read_text("utf-8", "replace")))
     }
+
+
+def test_no_tracked_text_names_this_machine_or_an_index() -> None:
+    forbidden = re.compile(
+        r"(?<![\w.])/(work/\w|root/\w|opt/(pypi|wheels))|--(extra-)?index-url|--find-links|/simple/?\s", re.ASCII
+    )
+    found = {name: match.group() for name, text in _texts().items() if (match := forbidden.search(text))}
     assert found == {}
+
+
+# The name on PyPI belongs to somebody else: whoever installed it would run a stranger's code.
+BY_NAME = re.compile(
+    r"(?<![\w/.-])dicomsort\[[a-z]"
+    r"|\b(re)?install dicomsort\b(?![-./])"
+    r"|\b(pip3?|uv|poetry|conda|pipx)[ \t]+(pip +|tool +)?(install|add|run|inject|download)"
+    r"([ \t]+[^\s;&|#`)]+)*?[ \t]+['\"]?dicomsort(?![\w./-])"
+    r"|\buvx[ \t]+dicomsort\b",
+    re.ASCII,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("install dicomsort[tune]", True),
+        ("the extra dicomsort[pacs]", True),
+        ("pip install dicomsort", True),
+        ("bin/pip install --upgrade 'dicomsort>=0.1'", True),
+        ("uv tool install dicomsort", True),
+        ("pip install '.[tune]'", False),
+        ("pip install 'dicomsort-0.1.0-py3-none-any.whl[tune]'", False),
+        ("bin/pip install '/path/to/dicomsort[pacs]'  # this checkout", False),
+        ("install -d -o dicomsort -g dicomsort /srv/inbox", False),
+        ("`pip install '.[pacs]'` lets dicomsort send", False),
+    ],
+)
+def test_what_installs_by_name_is_recognised(text: str, wrong: bool) -> None:  # noqa: FBT001
+    assert bool(BY_NAME.search(text)) is wrong
+
+
+def test_no_text_tells_to_install_it_by_name_from_an_index() -> None:
+    assert {name: match.group() for name, text in _texts().items() if (match := BY_NAME.search(text))} == {}
 
 
 def test_lock_pins_every_package_with_hashes_and_names_no_address() -> None:

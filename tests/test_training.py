@@ -134,6 +134,38 @@ def test_keras_h5_and_litert_agree(dataset: Path, trained: Trained) -> None:
         np.testing.assert_allclose(calibrate(raw, bundle.temperature), seen, atol=0.01)
 
 
+def test_the_epoch_that_is_kept_and_the_size_are_told(trained: Trained) -> None:
+    run_, card = _json(trained.out / "metrics.json")["training_run"], (trained.out / "card.md").read_text("utf-8")
+    with (trained.out / "history.csv").open(encoding="utf-8", newline="") as lines:
+        losses = [float(row["val_loss"]) for row in csv.DictReader(lines)]
+    epoch = 1 + losses.index(min(losses))
+    assert f"Weights kept: epoch {epoch} of 2, with the lowest validation loss ({min(losses):.3f})" in trained.ran.out
+    assert f"Weights kept: epoch {epoch} of 2, with the lowest validation loss ({min(losses):.3f})." in card
+    assert run_["course"]["epoch_kept"] == epoch
+    for name in ("model.tflite", "model.keras", "medical_image_classifier.h5"):
+        megabytes = (trained.out / name).stat().st_size / 1e6
+        assert run_["megabytes"][name] == pytest.approx(megabytes, abs=0.01)
+        assert f"{name} {megabytes:.1f} MB: " in trained.ran.out
+        assert f"| {name} | {megabytes:.1f} | " in card
+        assert megabytes < 46  # 11,169,218 weights of four bytes, once
+
+
+def test_a_training_goes_on_from_the_reference_network_and_is_compared(
+    dataset: Path, trained: Trained, tmp_path: Path
+) -> None:
+    before, after = trained.out, tmp_path / "site"
+    ran = run("train", dataset, "--from", before, "--out", after, "--epochs", 1, "--replace-worse")
+    assert ran.code == 0, ran.err
+    assert "Weights kept: no single epoch, but the running average of the weights, after epoch 1, the last" in ran.out
+    bundle = load(after, RENDERING_VERSION)
+    assert (bundle.arch, bundle.labels) == ("cnn", CLASSES)
+    ran = run("evaluate", "--compare", before, after, dataset, "--out", tmp_path / "compared")
+    assert ran.code == 0, ran.err
+    assert "reference and site on" in ran.out
+    told = _json(tmp_path / "compared" / "metrics.json")
+    assert told["images"] == len(CLASSES) * EACH
+
+
 def test_no_model_carries_code(trained: Trained) -> None:
     with zipfile.ZipFile(trained.out / "model.keras") as archive:
         config = archive.read("config.json")

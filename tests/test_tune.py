@@ -85,6 +85,18 @@ def test_a_search_is_interrupted_goes_on_and_leaves_the_best_as_a_bundle(
     assert "flatters the figures" in ran.out
 
 
+def test_a_training_goes_on_from_what_a_search_made_of_the_reference_network(dataset: Path, tmp_path: Path) -> None:
+    tuned, site = tmp_path / "tuned", tmp_path / "site"
+    ran = run("tune", dataset, "--out", tuned, "--trials", 1, "--epochs", 1)
+    assert ran.code == 0, ran.err
+    assert "Weights kept: epoch 1 of 1, " in ran.out
+    assert set(load(tuned, RENDERING_VERSION).training["recipe"]["variation"]) == {"filters", "dense"}
+    ran = run("train", dataset, "--from", tuned, "--out", site, "--epochs", 1, "--replace-worse")
+    assert ran.code == 0, ran.err
+    ran = run("evaluate", "--compare", tuned, site, dataset, "--out", tmp_path / "compared")
+    assert ran.code == 0, ran.err
+
+
 @pytest.mark.parametrize("arch", ["cnn", "mobilenet-v3-small"])
 def test_variations_change_the_network(arch: str) -> None:
     name, values = next(iter(VARIATIONS[arch].items()))
@@ -115,4 +127,6 @@ def test_no_trials_and_no_optuna(dataset: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "optuna", None)
     ran = run("tune", dataset, "--out", tmp_path / "out")
     assert ran.code == 2
-    assert "tune: expected the package optuna, received none; install dicomsort[tune]" in ran.err
+    assert (
+        "tune: expected the extra tune, received: not installed; run pip install '.[tune]' in the checkout" in ran.err
+    )

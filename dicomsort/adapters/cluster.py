@@ -1,4 +1,4 @@
-"""The engine of a Dask cluster (extra ``dicomsort[cluster]``): tasks run on the machines behind a scheduler.
+"""The engine of a Dask cluster (extra ``cluster``): tasks run on the machines behind a scheduler.
 
 ``remote`` is the other end, on each Dask worker.
 """

@@ -9,7 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from dicomsort import __version__
-from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.errors import DicomsortError, UsageError, missing_extra
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ def connected(address: str) -> Any:
         from distributed import Client, Security
         from distributed.versions import VersionMismatchWarning
     except ImportError:
-        raise UsageError("expected the extra dicomsort[cluster] for --engine dask, received: not installed") from None
+        raise missing_extra("--engine dask", "cluster") from None
     if not _ADDRESS.fullmatch(address):
         raise UsageError(f"expected --scheduler tcp://HOST:PORT or tls://HOST:PORT, received {address}")
     for name in filter(re.compile(r"(distributed|tornado)\b").match, logging.root.manager.loggerDict):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dicomsort.bundle.fields import FILE, MAX_EVALUATION_BYTES, MAX_MODEL_BYTES, SCREEN, check, fail
+from dicomsort.config import quoted
 from dicomsort.errors import BundleError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def load(path: Path, rendering_version: int) -> Bundle:
     """
     if not path.is_dir():
         what = "a file" if path.is_file() else "nothing there"
-        msg = f"model {str(path)!r}: expected a bundle (a folder with {SPEC_NAME} and {MODEL_NAME}), received {what}"
+        msg = f"model {quoted(path)}: expected a bundle (a folder with {SPEC_NAME} and {MODEL_NAME}), received {what}"
         raise BundleError(msg)
     spec = check(_read_spec(path / SPEC_NAME), str(path))
     if spec["rendering_version"] != rendering_version:

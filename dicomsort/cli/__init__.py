@@ -13,7 +13,7 @@ from typing import Any
 import typer
 import typer.core
 
-from dicomsort import signals
+from dicomsort import signals, training
 from dicomsort.cli import (
     doctor,
     evaluate,
@@ -40,7 +40,11 @@ EXIT_INTERRUPTED = signals.EXIT_INTERRUPTED
 ACTING = frozenset({"watch", "resume", "undo", "receive", "send", "review", "train", "tune", "features", "screen"})
 PLACING = frozenset({"sort", "watch", "resume", "undo", "review"})
 RESUME = "`dicomsort resume` finishes a sort that had begun"
-_WrongUsage: Any = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this version of Typer keeps it
+_NO_TRAINING = (
+    "expected the package {}, which commands of the model need, received none: this is an installation for sorting "
+    "(requirements-sort.txt); `pip install .` in a checkout, without --no-deps, brings the rest"
+)
+WrongUsage: Any = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this version of Typer keeps it
 
 
 class _Interrupted(Exception):
@@ -52,7 +56,12 @@ class _Interrupted(Exception):
 
 
 class _Commands(typer.core.TyperGroup):
-    """Keeps from Typer that a signal came: it would say nothing, or "Aborted!"."""
+    """Keeps from Typer that a signal came: it would say nothing, or "Aborted!". ``help COMMAND`` is its ``--help``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        if args[:1] == ["help"]:
+            args = [*args[1:2], "--help"]
+        return super().parse_args(ctx, args)
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         with _interruptible():
@@ -152,14 +161,27 @@ def _ran() -> int:
         return _tell(f"interrupted; {stop}", stop.exit_code)
     except DicomsortError as error:
         return _tell(str(error), error.exit_code)
-    except _WrongUsage as error:
-        return _tell(f"expected what --help tells of, received: {error.format_message()}", UsageError.exit_code)
+    except WrongUsage as error:
+        return _refuse(error)
     except RecursionError:
         return _tell("expected data that is nested less deeply, received data nested too deeply to be read", 1)
     except (OSError, MemoryError, ImportError, RuntimeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in training.PACKAGES:
+            return _tell(_NO_TRAINING.format(error.name), 1)
         if (told := _shortage(error)) is None:
             raise
         return _tell(*told)
+
+
+def _refuse(error: Any) -> int:
+    """Tell of wrong usage; a command that was given nothing prints its whole help first."""
+    wrong, context = error.format_message(), error.ctx
+    if context is None or len(sys.argv) > (1 if context.parent is None else 2):
+        return _tell(f"expected what --help tells of, received: {wrong}", UsageError.exit_code)
+    typer.echo(context.get_help(), err=True)
+    if wrong == context.get_help():  # the message of some versions of Typer
+        return UsageError.exit_code
+    return _tell(f"expected arguments, received none: {wrong}", UsageError.exit_code)
 
 
 def _shortage(error: Exception) -> tuple[str, int] | None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dicomsort.cli.options import number, require_room
 from dicomsort.config import MOST_PORT, Option
 
+if TYPE_CHECKING:
+    from dicomsort.doctor import Finding, Job
+    from dicomsort.outputs import Gate
+
 FAILED = 1
 _MARKS = {"fine": "✓", "note": "!", "wrong": "✗"}
+_CONFIG = "A configuration file: its keys are checked, and the paths that it names."
+_CRONTAB = "A crontab: its lines that run dicomsort are checked, and the paths that they name."
 
 
 def doctor(
@@ -21,11 +28,15 @@ def doctor(
     *,
     model: Annotated[Path | None, typer.Option("--model", help="A model bundle [default: the one that ships].")] = None,
     port: Annotated[int | None, number("--port", Option(int, None, "The port of `receive`.", 1, MOST_PORT))] = None,
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=_CONFIG)] = None,
+    crontab: Annotated[Path | None, typer.Option("--crontab", metavar="FILE", help=_CRONTAB)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead.")] = False,
 ) -> None:
-    """Check this installation, and the folders that it is to work on.
+    """Check this installation, and the folders and files that it is to work with.
 
-    Exit code 1 where something must be mended. Example: dicomsort doctor --port 11112 /srv/inbox /srv/outbox
+    Run it as the user that will run dicomsort. Exit code 1 where something must be mended.
+
+    Example: dicomsort doctor --config /etc/dicomsort.toml --port 11112 /srv/inbox /srv/outbox
     """
     from dataclasses import asdict
 
@@ -35,7 +46,10 @@ def doctor(
 
     require_room()
     found = []
-    for finding in (*examine_machine(model, port), *examine_folders(inbox, outbox, Files())):
+    looked = (
+        examine_machine(model, port), examine_folders(inbox, outbox, Files()), _named(inbox, outbox, config, crontab),
+    )  # fmt: skip
+    for finding in (finding for findings in looked for finding in findings):
         found.append(finding)
         if not as_json:
             mend = f"; {finding.mend}" if finding.mend else ""
@@ -43,3 +57,75 @@ def doctor(
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in found], indent=1))
     raise typer.Exit(FAILED if any(finding.state is State.WRONG for finding in found) else 0)
+
+
+def _named(inbox: str | None, outbox: str | None, config: Path | None, crontab: Path | None) -> Iterator[Finding]:
+    """What a configuration and a crontab name; the folders of the crontab where they are not those given."""
+    from dicomsort.doctor import examine_config, examine_crontab, jobs_of, wrong
+
+    if config is not None:
+        yield from examine_config(config, _gate(inbox, outbox))
+    if crontab is None:
+        return
+    try:
+        text = crontab.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        yield wrong("crontab", f"expected a crontab that can be read, received {crontab}: {error}", "mend that")
+        return
+    jobs = list(jobs_of(text))
+    yield from examine_crontab(crontab, text, jobs)
+    looked_at = {(inbox, outbox)}
+    for job in jobs:
+        if not job.problem:
+            yield from _job(job, looked_at)
+
+
+def _job(job: Job, looked_at: set[tuple[str | None, str | None]]) -> Iterator[Finding]:
+    """Look at a line's arguments: whether they are those of the command, and the paths among them."""
+    from dicomsort.doctor import examine_config, examine_folders, examine_values, wrong
+    from dicomsort.errors import UsageError
+    from dicomsort.files import Files
+
+    line = f"crontab line {job.number}"
+    try:
+        params = _parsed(job.arguments)
+    except UsageError as error:
+        yield wrong(line, str(error), "mend the line")
+        return
+    folders = (params.get("inbox"), params.get("outbox"))
+    paths = {name: Path(value) if name == "folder" else value for name, value in params.items() if value is not None}
+    places = [*filter(None, folders), *(value for value in paths.values() if isinstance(value, Path))]
+    for place in places:
+        if not Path(place).expanduser().is_absolute():
+            yield wrong(line, f"expected an absolute path, received {str(place)!r}", "cron starts in the user's home")
+    gate = _gate(*folders)
+    yield from examine_values(line, {name: value for name, value in paths.items() if name != "config"}, gate)
+    if config := params.get("config"):
+        yield from examine_config(config, gate)
+    if folders not in looked_at:
+        looked_at.add(folders)
+        yield from examine_folders(*folders, Files())
+
+
+def _parsed(arguments: list[str]) -> dict[str, Any]:
+    """The values of a command line's arguments and options, by name; UsageError where they are not the command's."""
+    from dicomsort.cli import WrongUsage, app
+    from dicomsort.errors import UsageError
+
+    group: Any = typer.main.get_command(app)
+    name = arguments[0] if arguments else ""
+    if name not in group.commands:
+        raise UsageError(f"expected a command of dicomsort, received {name!r}")
+    try:
+        context = group.commands[name].make_context(name, arguments[1:])
+    except WrongUsage as error:
+        raise UsageError(
+            f"expected what `dicomsort {name} --help` tells of, received: {error.format_message()}"
+        ) from None
+    return dict(context.params)
+
+
+def _gate(inbox: str | None, outbox: str | None) -> Gate:
+    from dicomsort.outputs import Gate
+
+    return Gate({} if inbox is None else {"INBOX": inbox}, outbox)

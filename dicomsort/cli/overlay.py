@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 ZOOM = 2
 MARGIN, CAPTION, KEY_WIDTH = 8, 24, 80
-STRENGTH = 0.5  # how far the strongest evidence covers the image
-STOPS = ((0, 0, 80), (0, 90, 255), (0, 220, 200), (255, 225, 0), (255, 30, 0))  # weakest to strongest evidence
+STRENGTH = 0.5  # how far evidence of 1 covers the image
+STOPS = ((0, 0, 80), (0, 90, 255), (0, 220, 200), (255, 225, 0), (255, 30, 0))  # evidence from 0 to 1
 
 
 def prepare(folder: Path, bundle: Bundle) -> None:
@@ -58,7 +58,7 @@ def write_overlay(folder: Path, answer: dict[str, Any], image: NDArray[np.uint8]
     """
     name = overlay_name(answer["path"])
     stream = BytesIO()
-    draw_overlay(_caption(answer), image, map_).save(stream, "PNG")
+    draw_overlay(_caption(answer), image, map_, answer["confidence"]).save(stream, "PNG")
     files, target = Files(), str(folder / name)
     try:
         descriptor = files.create(target, 0o666)
@@ -86,15 +86,17 @@ def overlay_name(path: str) -> str:
     return with_suffix(f"{harmless(path.rpartition('/')[2])}.png", key)
 
 
-def draw_overlay(caption: str, image: NDArray[np.uint8], map_: NDArray[np.float32]) -> Image.Image:
+def draw_overlay(caption: str, image: NDArray[np.uint8], map_: NDArray[np.float32], confidence: float) -> Image.Image:
     """Return the image, the image under its map, and the caption below: RGB, twice as large as the image.
 
-    Colours go from the map's least to its most, which the key tells: what is spread evenly must not look found.
+    Colours stand for evidence from 0 to 1: the map as a share of its most, times the class's probability
+    (``confidence``, 0 to 1). So a map that is even looks even, and that of an unsure class is paler than that of a sure
+    one; no colour depends on the other images of a run.
     """
     size = (image.shape[1] * ZOOM, image.shape[0] * ZOOM)
     plain = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-    least, most = (float(map_.min()), float(map_.max())) if np.isfinite(map_).all() else (0.0, 0.0)
-    evidence = np.asarray((map_ - least) / (most - least) if most > least else np.zeros_like(map_), np.float32)
+    most = float(map_.max()) if np.isfinite(map_).all() else 0.0
+    evidence = np.asarray(map_ / most * confidence if most > 0 else np.zeros_like(map_), np.float32)
     smooth = Image.fromarray(evidence).resize(size, Image.Resampling.BICUBIC)
     share = np.clip(np.asarray(smooth), 0, 1)[..., None]
     covered = np.asarray(plain) * (1 - STRENGTH * share) + _coloured(share[..., 0]) * (STRENGTH * share)
@@ -104,7 +106,9 @@ def draw_overlay(caption: str, image: NDArray[np.uint8], map_: NDArray[np.float3
     draw, font, below = ImageDraw.Draw(sheet), ImageFont.load_default(14), size[1] + MARGIN + 5
     draw.text((MARGIN, below), caption, "black", font)
     left = sheet.width - MARGIN - KEY_WIDTH
-    words = f"evidence, {least / most:.0%} to 100% of the strongest" if most > 0 else "no evidence"
+    words = (
+        f"evidence here {evidence.min():.2f} to {evidence.max():.2f}; colours: 0 to 1" if most > 0 else "no evidence"
+    )
     words_left = left - MARGIN - int(draw.textlength(words, font))
     draw.rectangle((words_left - MARGIN, below, sheet.width, sheet.height), "white")  # a long name ends here
     draw.text((words_left, below), words, "black", font)

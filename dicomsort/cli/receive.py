@@ -74,7 +74,7 @@ def receive(  # the parameters are what Typer makes options of; they are read fr
     """Receive instances by C-STORE into INBOX, as INBOX/StudyUID/SeriesUID/SOPUID.dcm; answers C-ECHO too.
 
     An instance is acknowledged when it is durable. SIGTERM or SIGHUP end it with exit code 0: instances on their way
-    have 30 seconds. Needs dicomsort[pacs].
+    have 30 seconds. Needs the extra pacs: pip install '.[pacs]' in the checkout.
 
     Example: dicomsort receive --ae-title SORTER --allow CT1 --allow ARCHIVE --log-file receive.log inbox/
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,9 +75,11 @@ def _retell(told: Told, *, as_json: bool, quiet: bool) -> None:
 
 
 def _write(told: Told, html: str, asked: tuple[Path | None, int, int | None], *, quiet: bool) -> None:
+    from dicomsort.content import DEVICES
     from dicomsort.files import Files
     from dicomsort.outputs import Gate
     from dicomsort.pages.presenting import FILE, page
+    from dicomsort.report.text import size, visible
 
     if html != STDOUT:
         reads = {"inbox": told.head["inbox"]} if told.head else {}
@@ -91,6 +94,8 @@ def _write(told: Told, html: str, asked: tuple[Path | None, int, int | None], *,
     except OSError as error:
         room = f"{len(content):,} bytes could not be written"
         raise DicomsortError(f"--html: expected a place for the page, received {error.strerror} ({room})") from error
+    if not quiet and html not in DEVICES:
+        typer.echo(f"The page is {visible(os.path.abspath(html))} ({size(len(content))})", err=True)
 
 
 def _made(told: Told, model: Path | None, pictures: int, workers: int | None, progress: Watcher) -> Report:

@@ -100,6 +100,16 @@ def open_workers() -> Engine:
     return open_engine("processes", None, None, limits=limits, warm=("dicomsort.training.tensors",))
 
 
+def weighed(figures: dict[str, Any]) -> list[str]:
+    """Say which weights a training kept, and where the megabytes of its bundle are."""
+    from dicomsort.training.cardtables import MEGABYTES, sizes
+
+    run = figures["training_run"]
+    total = f"Size: {sum(run[MEGABYTES].values()):.1f} MB, nearly all of it in three files with the same weights:"
+    each = [f"  {name} {megabytes} MB: {purpose}" for name, megabytes, purpose in sizes(run).rows]
+    return [f"Weights kept: {run['course']['kept']}", total, *each]
+
+
 def _train(settings: Settings, *, show: bool) -> None:
     from dicomsort.report import visible
     from dicomsort.training import comparing
@@ -112,6 +122,7 @@ def _train(settings: Settings, *, show: bool) -> None:
     shares = f"{figures['accuracy']:.1%} right (balanced {figures['balanced_accuracy']:.1%})"
     print(f"{visible(str(trained.folder))}: {shares} of {figures['images']:,} held-out images; {trained.held_out}")
     print(f"The mistakes, as a picture of your images: {visible(str(trained.sheet))}")
+    print("\n".join(weighed(figures)))
     if started := figures["training_run"].get(comparing.KEY):
         print("\n".join(comparing.sentences(started)))
     if trained.skipped:

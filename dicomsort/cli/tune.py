@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.options import option
-from dicomsort.cli.train import ARCH, GROUPS, SPLIT, open_workers, told
+from dicomsort.cli.train import ARCH, GROUPS, SPLIT, open_workers, told, weighed
 from dicomsort.config import TRAINING
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ def tune(
 ) -> None:
     """Search learning rate, batch size, width and augmentation, and train a model by the best.
 
-    Needs dicomsort[tune]. The score is the balanced accuracy on held-out sources (on held-out images where there are
-    too few). Interrupted, it leaves DIR.trials, and the same command goes on from there.
+    Needs the extra tune: pip install '.[tune]' in the checkout. The score is the balanced accuracy on held-out sources
+    (on held-out images where there are too few). Interrupted, it leaves DIR.trials, and the same command goes on from
+    there.
 
     Example: dicomsort tune --trials 30 --arch efficientnet-lite0 --out models/ours images/
     """
@@ -60,4 +61,5 @@ def _tune(settings: Settings, trials: int) -> None:
     print(f"{visible(str(tuned.trained.folder))}: the best of {tuned.trials:,} trials, {tuned.score:.1%} in the search")
     shares = f"{figures['accuracy']:.1%} right (balanced {figures['balanced_accuracy']:.1%})"
     print(f"Trained by it: {shares} of {figures['images']:,} held-out images; {tuned.trained.held_out}")
+    print("\n".join(weighed(figures)))
     print("The recipe was chosen by held-out images, which flatters the figures; trials.csv has every trial")

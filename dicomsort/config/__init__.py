@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.config import file as _file
-from dicomsort.config.option import Option, at_home, checked, parsed
+from dicomsort.config.option import Option, at_home, checked, parsed, quoted
 from dicomsort.config.tables import (
     DAY,
     MOST_PORT,
@@ -41,6 +41,7 @@ __all__ = [
     "load",
     "load_watch",
     "parsed",
+    "quoted",
     "values_of",
 ]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dicomsort.config.option import Option, at_home, checked
+from dicomsort.config.option import Option, at_home, checked, located
 from dicomsort.config.tables import TABLES
 from dicomsort.errors import UsageError
 from dicomsort.files import closing
@@ -91,7 +91,7 @@ def _checked(
         if name in values:
             raise UsageError(f"{origin}: expected an option once, received it twice")
         right = checked(options[name], value, origin)
-        values[name] = file.parent / at_home(right, origin) if isinstance(right, Path) else right
+        values[name] = located(at_home(right, origin), file) if isinstance(right, Path) else right
     return values
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import NamedTuple
 
 from dicomsort.errors import UsageError
@@ -10,6 +10,27 @@ from dicomsort.errors import UsageError
 TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _SHOWN = 60  # characters of a wrong value
 _BITS = 10_000  # of a number whose decimal digits Python still writes
+
+
+class RelativePath(PosixPath):
+    """A path that a configuration file gives relative to its own folder; ``note`` says so."""
+
+    note = ""
+
+
+def located(path: Path, file: Path) -> Path:
+    """A path that a configuration file names: one that is relative starts at the folder of the file."""
+    path = path.expanduser()
+    if path.is_absolute():
+        return path
+    found = RelativePath(file.parent / path)
+    found.note = f" ({str(path)!r} in {str(file)!r}: a relative path starts at the folder of that file)"
+    return found
+
+
+def quoted(path: Path) -> str:
+    """A path as a message shows it, with how it came to be where a configuration file has a relative one."""
+    return repr(str(path)) + (path.note if isinstance(path, RelativePath) else "")
 
 
 class Option(NamedTuple):

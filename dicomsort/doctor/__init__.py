@@ -1,12 +1,26 @@
 """``dicomsort doctor``: is this machine, and are these folders, fit for unattended work? A line a finding.
 
-``machine`` looks at the installation, ``folders`` at an inbox and an outbox, with files of its own that it takes away.
+``machine`` looks at the installation, ``folders`` at an inbox and an outbox, with files of its own that it takes away,
+``paths`` at what a configuration or a command line names, ``crontab`` at the lines of one.
 """
 
 from __future__ import annotations
 
-from dicomsort.doctor.finding import Finding, State
+from dicomsort.doctor.crontab import Job, examine_crontab, jobs_of
+from dicomsort.doctor.finding import Finding, State, wrong
 from dicomsort.doctor.folders import examine_folders
 from dicomsort.doctor.machine import examine_machine
+from dicomsort.doctor.paths import examine_config, examine_values
 
-__all__ = ["Finding", "State", "examine_folders", "examine_machine"]
+__all__ = [
+    "Finding",
+    "Job",
+    "State",
+    "examine_config",
+    "examine_crontab",
+    "examine_folders",
+    "examine_machine",
+    "examine_values",
+    "jobs_of",
+    "wrong",
+]

@@ -15,6 +15,7 @@ from dicomsort.doctor.finding import Finding, fine, guarded, note, wrong
 from dicomsort.files import NO_LINK, Files, is_network, look_up
 from dicomsort.files import closing as closing_file
 from dicomsort.journal import is_run, runs_folder
+from dicomsort.report.text import size
 
 ROOM = 1 << 30  # bytes
 SKEW = 2.0  # seconds that a file server's clock may differ
@@ -46,7 +47,7 @@ def _examine(what: str, folder: str, files: Files) -> Iterator[Finding]:
         yield (note if what == "inbox" else wrong)(what, f"{there}: it cannot be written", mend)
         return
     usage = shutil.disk_usage(there)
-    told = f"{folder}: {usage.free / 1e9:,.1f} GB free of {usage.total / 1e9:,.1f}"
+    told = f"{folder}: {size(usage.free)} free of {size(usage.total)}"
     yield fine(what, told) if usage.free >= ROOM else note(what, told, "free some: a full disk ends a run")
     yield from _semantics(what, there, files)
 

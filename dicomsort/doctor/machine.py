@@ -22,6 +22,8 @@ from dicomsort.engine import Limits
 from dicomsort.errors import DicomsortError
 from dicomsort.memory import available
 from dicomsort.records import RENDERING_VERSION
+from dicomsort.report.text import size
+from dicomsort.training import PACKAGES
 
 EXTRAS = {"pacs": ("pynetdicom",), "cluster": ("distributed",), "tune": ("optuna",)}
 DESCRIPTORS = 256  # open files that a run may need: workers' pipes, folders, copies
@@ -50,17 +52,23 @@ def _versions() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
     told = f"dicomsort {importlib.metadata.version('dicomsort')}, Python {platform.python_version()}"
-    bad = False
+    bad, without = False, []
     for text in importlib.metadata.requires("dicomsort") or ():
         needed = Requirement(text)
         if needed.marker is None or needed.marker.evaluate({"extra": ""}):
             have = _installed(needed.name)
-            if have is None or not needed.specifier.contains(have, prereleases=True):
+            if have is None and needed.name in PACKAGES:
+                without.append(needed.name)
+            elif have is None or not needed.specifier.contains(have, prereleases=True):
                 bad = True
-                mend = "install dicomsort anew into an environment of its own"
+                mend = "install the checkout or the wheel anew into an environment of its own"
                 yield wrong("versions", f"expected {needed}, received {have or 'none'}", mend)
     if not bad:
-        yield fine("versions", f"{told}; every package that it needs is there")
+        whole = "sorting needs" if without else "it needs"
+        yield fine("versions", f"{told}; every package that {whole} is there")
+    if without:
+        told = f"{', '.join(sorted(without))}: not installed, so this installation sorts, and cannot train or evaluate"
+        yield note("training", told, "nothing to mend; `pip install .` in a checkout, without --no-deps, brings them")
     for extra, names in EXTRAS.items():
         there = [f"{name} {version}" for name in names if (version := _installed(name))]
         yield fine("extras", f"[{extra}]: {', '.join(there) or 'not installed'}")
@@ -88,7 +96,7 @@ def _model(path: Path) -> Iterator[Finding]:
         with open_engine("processes", 1, None, limits=LIMITS) as engine:
             told = engine.submit(tried, path).result()
     except DicomsortError as error:
-        yield wrong("model", str(error), "name another with --model, or install dicomsort anew")
+        yield wrong("model", str(error), "name another with --model, or install the checkout or the wheel anew")
     else:
         yield fine("model", told)
 
@@ -111,7 +119,7 @@ def tried(path: Path) -> str:
 def _temporary() -> Iterator[Finding]:
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
-    told = f"{folder}: {free / 1e9:,.1f} GB free"
+    told = f"{folder}: {size(free)} free"
     if free < TEMPORARY:
         yield note("temporary folder", told, "free some: a million files need 0.8 to 1.2 GB; or set TMPDIR to another")
     else:
@@ -122,12 +130,12 @@ def _limits() -> Iterator[Finding]:
     open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if open_files != resource.RLIM_INFINITY and open_files < DESCRIPTORS:
         yield wrong("limits", f"expected {DESCRIPTORS} open files, received {open_files}", "raise it: `ulimit -n 1024`")
-    size, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if size != resource.RLIM_INFINITY:
-        yield note("limits", f"files may have {size:,} bytes at most", "`ulimit -f unlimited`, or larger files fail")
+    largest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if largest != resource.RLIM_INFINITY:
+        yield note("limits", f"files may have {largest:,} bytes at most", "`ulimit -f unlimited`, or larger files fail")
     free = available()
     if free is not None and free < 2 << 30:
-        yield note("limits", f"{free / 1e9:.1f} GB of memory are free", "use fewer --workers, or free some")
+        yield note("limits", f"{size(free)} of memory are free", "use fewer --workers, or free some")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield fine("limits", f"{cores} cores")
 

@@ -71,16 +71,6 @@ def sop_class(uid: str) -> str:
     return shown(UID(uid).name.removesuffix(" Storage"), 64) if uid else ""
 
 
-def size(count: int) -> str:
-    """A number of bytes for people."""
-    amount, unit = float(count), "bytes"
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if amount < 1000 or unit == "GB":  # noqa: PLR2004 - the next unit begins there
-            break
-        amount /= 1000
-    return f"{amount:,.0f} {unit}" if unit == "bytes" or amount >= 100 else f"{amount:.1f} {unit}"  # noqa: PLR2004
-
-
 def of_header(header: Header | None) -> Iterator[Fact]:
     """What codes a header has, beside Modality and SOP Class."""
     if header is None or header.kind != Kind.DICOM:

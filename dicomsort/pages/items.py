@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 
 from dicomsort.files import is_straight
-from dicomsort.pages.facts import Fact, of_header, shown, size, title, why
+from dicomsort.pages.facts import Fact, of_header, shown, title, why
 from dicomsort.records import Header, Look, Row, Status, Vote
 from dicomsort.report.held import Item
 from dicomsort.report.retold import Since
 from dicomsort.report.reviewed import who_of
+from dicomsort.report.text import size
 from dicomsort.sorting.looking import mean
 from dicomsort.sorting.retelling import Told
 from dicomsort.tasks import Asked, Portrait

@@ -14,19 +14,22 @@ from dicomsort.classify import is_strange
 from dicomsort.content import beginning
 from dicomsort.pages import charts
 from dicomsort.pages.charts import Mark, Part
-from dicomsort.pages.facts import Fact, shown, size
+from dicomsort.pages.facts import Fact, shown
 from dicomsort.pages.items import Subject
 from dicomsort.pages.rendering import TEMPLATES, rendered, styles
 from dicomsort.pages.report import Report
 from dicomsort.pages.telling import Cell
 from dicomsort.records import OTHER, Status
 from dicomsort.report import NEEDS_PERSON
+from dicomsort.report.text import size
 from dicomsort.report.whole import Replaced
 from dicomsort.sorting.outbox import STAMP
 from dicomsort.sorting.retelling import Told
 
 FIRST: Final = b"<!DOCTYPE html>\n<!-- dicomsort report -->\n"
 FILE: Final = Replaced("--html", beginning("an earlier report", FIRST), 0o600)
+_COLUMNS: Final = ("In the inbox", "What", "Header", "Pixels", "Files", "Now")  # of items without pictures
+_KINDS: Final = {"In the inbox": "mono", "Files": "number"}
 NAMED = 10  # archives and kinds that are named; more are counted
 
 # In the order of the page: what it means, and its colour.
@@ -63,6 +66,7 @@ def page(report: Report) -> bytes:
         verdict=_verdict(report), notices=list(_notices(report)), meta=list(_meta(report)), whole=_whole(report),
         statuses=list(_statuses(report)), classes=list(_classes(report)), times=list(_times(report)),
         table=_table(report), remarks=list(_remarks(report)), seen=_seen, anchor=_anchor, shown=shown,
+        columns=_COLUMNS, listed=_listed, kinds=_KINDS,
         version=__version__, made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )  # fmt: skip
 
@@ -241,6 +245,15 @@ def _seen(each: Subject, bundle: Bundle) -> Seen:
     first = bundle.labels[vote.probabilities.index(max(vote.probabilities))] if vote.probabilities else ""
     strange = is_strange(first, vote.distance, bundle.distance)
     return Seen(lines, "Unlike all that the model knows" if strange else "", shown(vote.problem, 120))
+
+
+def _listed(each: Subject) -> list[str]:
+    """The cells of an item without pictures, in the order of ``_COLUMNS``."""
+    row = each.row
+    return [
+        each.source, each.heading, shown(row.header_class, 32), f"{shown(row.pixel_class, 32)} {row.pixel_confidence}",
+        f"{len(each.item.files):,}", "; ".join(each.whereabouts()),
+    ]  # fmt: skip
 
 
 def _anchor(reason: str) -> str:

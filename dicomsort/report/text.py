@@ -53,3 +53,13 @@ def is_plain(line: str) -> bool:
 def visible(text: str) -> str:
     """The text for a terminal: control characters, which could drive it, are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(text))
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    amount, unit = float(count), "bytes"
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if amount < 1000 or unit == "GB":  # noqa: PLR2004 - the next unit begins there
+            break
+        amount /= 1000
+    return f"{amount:,.0f} {unit}" if unit == "bytes" or amount >= 100 else f"{amount:.1f} {unit}"  # noqa: PLR2004

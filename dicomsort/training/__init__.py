@@ -19,3 +19,7 @@ shortcuts, seen     changes that must not matter; whether an image was trained o
 
 TensorFlow, Keras and matplotlib are imported inside functions only.
 """
+
+from __future__ import annotations
+
+PACKAGES = frozenset({"keras", "matplotlib", "tensorflow"})  # which an installation for sorting alone does without

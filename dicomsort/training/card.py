@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dicomsort.records import OTHER
 from dicomsort.report import visible
 from dicomsort.training import comparing, remembered, screening
-from dicomsort.training.cardtables import percent, tables
+from dicomsort.training.cardtables import number, percent, sizes, tables
 from dicomsort.training.predictions import NESTED
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def write_card(spec: Mapping[str, Any], told: Mapping[str, Any]) -> str:
         _speed(story),
         _screen(story),
         _evaluation(story),
+        _files(story),
         _limits(story),
     )
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
@@ -85,6 +86,8 @@ def _data(story: _Story) -> list[str]:
         lines += ["No licences were listed with them (`manifest.csv`): they are those of their sources."]
     recipe = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in training.get("recipe", {}).items())
     lines += ["", f"Recipe: {recipe}."]
+    if kept := story.run.get("course", {}).get("kept"):
+        lines += [f"Weights kept: {kept}."]
     if split := story.run.get("split"):
         lines += [f"Held out for the learning curves (`accuracy.png`, `loss.png`): {split}."]
     return lines
@@ -115,7 +118,7 @@ def _measured(story: _Story) -> list[str]:
     if started := story.run.get(comparing.KEY):
         lines += ["", f"{comparing.words(started)}."]
     lines += _flatters(story)
-    for table in tables(told):
+    for table in tables(told, story.spec["thresholds"]):
         lines += ["", f"**{table.title}**", "", *markdown(table)]
     if "shortcuts" in told:
         lines += ["", "The shortcut tests change the rendered image in ways that leave what it shows as it is; the"]
@@ -149,8 +152,8 @@ def _abstaining(story: _Story) -> list[str]:
     limits = spec["thresholds"]
     lines = ["## When it abstains", "", f"Temperature {spec['temperature']}; it decides from a confidence of"]
     lines += [
-        f"{limits['decide']} on. So confident, it contradicts a clear header where, of what it gives to the header's",
-        f"class and to its own, its own has {limits['contradict']} or more.",
+        f"{number(limits['decide'])} on. So confident, it contradicts a clear header where, of what it gives to the",
+        f"header's class and to its own, its own has {number(limits['contradict'])} or more.",
     ]
     if "out_of_distribution" in told:
         lines += [
@@ -211,6 +214,14 @@ def _evaluation(story: _Story) -> list[str]:
     if told["trained_on"]:
         lines += ["What the network was trained on shows what a later training forgets, and is no measure of accuracy."]
     return lines
+
+
+def _files(story: _Story) -> list[str]:
+    table = sizes(story.run)
+    if not table.rows:
+        return []
+    rest = "All other files are small. Sorting needs `bundle.json` and the `.tflite` files alone."
+    return [f"## {table.title}", "", *markdown(table), "", rest]
 
 
 def _limits(story: _Story) -> list[str]:

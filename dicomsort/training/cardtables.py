@@ -31,6 +31,13 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("log loss", ("log_loss",)),
 )
 NUMBERS = {("ece",), ("log_loss",)}
+# The large files of a bundle: the same weights three times, each in the format that something else reads.
+MEGABYTES = "megabytes"
+PURPOSES = {
+    "model.tflite": "what sort and predict run",
+    "model.keras": "the Keras model; train --from reads it, except for efficientnet-lite0",
+    "medical_image_classifier.h5": "for other tools; dicomsort never reads it",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +49,25 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def tables(told: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield the tables of metrics.json's content that have rows."""
+def tables(told: Mapping[str, Any], limits: Mapping[str, float] | None = None) -> Iterator[Table]:
+    """Yield the tables of metrics.json's content that have rows; ``limits`` are the bundle's thresholds."""
     for table in (
         _figures(told),
         _classes(told),
         _confusion(told),
-        _thresholds(told),
+        _thresholds(told, limits),
         _sources(told),
         _shortcuts(told),
     ):
         if table.rows:
             yield table
+
+
+def sizes(run: Mapping[str, Any]) -> Table:
+    """Return what of a bundle is large; ``run`` is what metrics.json tells of its training."""
+    told = run.get(MEGABYTES, {})
+    rows = tuple((name, f"{told[name]:.1f}", purpose) for name, purpose in PURPOSES.items() if name in told)
+    return Table("Size", ("file", "MB", "what it is for"), rows)
 
 
 def percent(value: float | None) -> str:
@@ -88,15 +102,18 @@ def _confusion(told: Mapping[str, Any]) -> Table:
     )
 
 
-def _thresholds(told: Mapping[str, Any]) -> Table:
+def _thresholds(told: Mapping[str, Any], limits: Mapping[str, float] | None) -> Table:
+    """Where figures were judged by thresholds of other folds, tell the bundle's own ``limits`` beside their mean."""
+    folds = told.get("calibration") == NESTED
+    beside = limits if folds and limits else None
     rows = []
     for name, row in told["thresholds"].items():
-        value = f"{row['threshold']:.3f}" if "threshold" in row else ""
+        value = number(row["threshold"]) if "threshold" in row else ""
+        own = [] if beside is None else [number(beside[name]) if value and name in beside else ""]
         figures = (_with_interval(told, ("thresholds", name, key)) for key in ("coverage", "accuracy"))
-        rows.append((name.replace("_", " "), value, *figures))
-    mean = ", the mean over the folds" if told.get("calibration") == NESTED else ""
-    head = ("threshold", f"value{mean}", "images at or above", "right among them")
-    return Table("Confidence", head, tuple(rows))
+        rows.append((name.replace("_", " "), *own, value, *figures))
+    values = ("the bundle's", "used here, the folds' mean") if beside else ("the folds' mean" if folds else "value",)
+    return Table("Confidence", ("threshold", *values, "images at or above", "right among them"), tuple(rows))
 
 
 def _sources(told: Mapping[str, Any]) -> Table:

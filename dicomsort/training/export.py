@@ -62,11 +62,10 @@ def save_keras(model: Any, folder: Path) -> None:
 
     Neither holds the optimizer's state, which would triple their size.
     """
-    import keras
-
     with warnings.catch_warnings(), hushed():
         warnings.simplefilter("ignore")
-        bare = keras.models.clone_model(model)
+        # ``keras.models.clone_model`` would copy the compilation too, and an optimizer's state be saved again.
+        bare = type(model).from_config(model.get_config())
         bare.set_weights(model.get_weights())
         bare.save(folder / "model.keras")
         bare.save(folder / "medical_image_classifier.h5")

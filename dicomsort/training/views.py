@@ -86,12 +86,14 @@ def divide(network: Any, start: str) -> tuple[Any, Any, Any]:
     weights. What normalises batches in the second part keeps its statistics: it is to learn from few images.
     """
     features = network.get_layer("features").output
+    # Not ``network.input``: a keras.Sequential that was never called has none.
+    image, probabilities = network.inputs[0], network.outputs[0]
     if start:
         cut = network.get_layer(start).input
-        trunk, tail = keras.Model(network.input, cut), keras.Model(cut, network.output)
-        both = keras.Model(cut, [features, network.output])
+        trunk, tail = keras.Model(image, cut), keras.Model(cut, probabilities)
+        both = keras.Model(cut, [features, probabilities])
     else:
-        trunk, (tail, both) = keras.Model(network.input, features), _behind_features(network)
+        trunk, (tail, both) = keras.Model(image, features), _behind_features(network)
     network.trainable = True
     for layer in trunk.layers:
         layer.trainable = False

@@ -133,8 +133,23 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untype
 
         ``waiting`` is the share of time that was spent on waiting for batches, in the first epoch only if it was alone.
         """
-        kept = self.progress.best + 1 if self.recipe.patience else self.progress.epoch
-        return {"epochs_run": self.progress.epoch, "epoch_kept": kept, "waiting": waiting(self.spent[1:] or self.spent)}
+        run = self.progress.epoch
+        kept = self.progress.best + 1 if self.recipe.patience else run
+        return {
+            "epochs_run": run,
+            "epoch_kept": kept,
+            "kept": f"epoch {kept} of {run}{self._why(kept)}",
+            "waiting": waiting(self.spent[1:] or self.spent),
+        }
+
+    def _why(self, kept: int) -> str:
+        """Say why the weights of this epoch are kept, and why the training ended where it was to go on."""
+        recipe, run = self.recipe, self.progress.epoch
+        if not recipe.patience:
+            return ", the last (--patience 0)"
+        loss = self.progress.history["val_loss"][kept - 1]
+        ended = f"; {recipe.epochs} were asked for, and {recipe.patience} in a row were not better"
+        return f", with the lowest validation loss ({loss:.3f}){ended if run < recipe.epochs else ''}"
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
         """Save now and then; end here where that was asked for."""

@@ -16,6 +16,7 @@ from dicomsort.records import OTHER, RENDERING_VERSION
 from dicomsort.report import visible
 from dicomsort.training import calibration, comparing, plots, remembered, reporting, screening, seen
 from dicomsort.training.card import write_card
+from dicomsort.training.cardtables import MEGABYTES, PURPOSES
 from dicomsort.training.dataset import fingerprint
 from dicomsort.training.predictions import HeldOut
 from dicomsort.training.splitting import folds
@@ -84,7 +85,7 @@ def write(folder: Path, run: Run) -> dict[str, Any]:
     )
     predictions = held.calibrated(dataset)
     told = reporting.tell(predictions, run.settings.seed)
-    told |= {"skipped": dict(run.rendered.skipped), "training_run": _training_run(run, fit)}
+    told |= {"skipped": dict(run.rendered.skipped), "training_run": _training_run(run, fit, folder)}
     spec = _spec(run, fit) | _place_screen(folder, run, fit, told["training_run"]) | _place_evaluation(folder, run)
     (folder / "card.md").write_text(write_card(spec, told), "utf-8", "backslashreplace")
     (folder / "metrics.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
@@ -143,8 +144,8 @@ def _draw_mistakes(run: Run, predictions: Predictions) -> None:
     reporting.draw_mistakes(sheet_of(run.settings.out), predictions, chosen, [run.rendered.images[row] for row in rows])
 
 
-def _training_run(run: Run, fit: calibration.Calibration) -> dict[str, Any]:
-    """Return what the card tells of the training, which later evaluations carry on."""
+def _training_run(run: Run, fit: calibration.Calibration, folder: Path) -> dict[str, Any]:
+    """Return what the card tells of the training, whose models are in ``folder``; later evaluations carry it on."""
     started = {} if run.started is None else {comparing.KEY: run.started}
     return started | {
         "summary": run.architecture.summary,
@@ -154,6 +155,7 @@ def _training_run(run: Run, fit: calibration.Calibration) -> dict[str, Any]:
         "data": reporting.describe(run.rendered.dataset),
         "notes": list(fit.notes),
         remembered.KEY: run.evaluation if isinstance(run.evaluation, str) else remembered.told(run.evaluation),
+        MEGABYTES: {name: round((folder / name).stat().st_size / 1e6, 2) for name in PURPOSES},
         "litert": [made.as_json(kept=made is run.kept) for made in run.conversions],
     }
 

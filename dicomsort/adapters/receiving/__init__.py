@@ -1,4 +1,4 @@
-"""A storage SCP (PS3.4 Annex B) that puts what it receives into an inbox; needs the extra ``dicomsort[pacs]``.
+"""A storage SCP (PS3.4 Annex B) that puts what it receives into an inbox; needs the extra ``pacs``.
 
 ``network`` and ``messages`` are the border to pynetdicom, ``arriving`` takes a data set fragment by fragment, ``parts``
 and ``keeping`` write it, ``storing`` answers, ``receiver`` begins and ends.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dicomsort.adapters.receiving.settings import GRACE, ReceiveSettings
-from dicomsort.errors import UsageError
+from dicomsort.errors import missing_extra
 
 if TYPE_CHECKING:
     import logging
@@ -30,5 +30,5 @@ def open_receiver(inbox: str, settings: ReceiveSettings, files: Files, log: logg
     except ModuleNotFoundError as error:
         if error.name != "pynetdicom":
             raise
-        raise UsageError("receive: expected the extra dicomsort[pacs], received: not installed") from None
+        raise missing_extra("receive", "pacs") from None
     return Receiver(inbox, settings, files, log)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from dicomsort.adapters.sending.meta import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 from dicomsort.adapters.sending.records import Permanent, Temporary
-from dicomsort.errors import UsageError
+from dicomsort.errors import missing_extra
 
 MAX_PDU = 16_384  # bytes that we take at once; answers are short
 _APPLICATION = "1.2.840.10008.3.1.1.1"  # DICOM application context (PS3.7 annex A)
@@ -48,8 +48,7 @@ def require() -> None:
     try:
         import pynetdicom  # noqa: F401
     except ImportError:
-        message = "expected the extra dicomsort[pacs] to send to AE@HOST:PORT, received: not installed"
-        raise UsageError(message) from None
+        raise missing_extra("send --to AE@HOST:PORT", "pacs") from None
 
 
 def request(called: str, calling: str, contexts: Sequence[tuple[str, str]]) -> bytes:

@@ -19,7 +19,7 @@ from dicomsort.adapters.sending import statuses
 from dicomsort.adapters.sending.destination import WebPeer, unresolved
 from dicomsort.adapters.sending.multipart import Body, Part, PartLost
 from dicomsort.adapters.sending.records import Answer, Batch, Instance, Permanent, Request, Temporary, Unsendable
-from dicomsort.errors import UsageError
+from dicomsort.errors import UsageError, missing_extra
 
 BATCH_FILES, BATCH_BYTES = 64, 32 << 20
 MAX_ANSWER = 16 << 20  # bytes of a response that are read
@@ -38,7 +38,7 @@ def require() -> None:
     try:
         import urllib3  # noqa: F401
     except ImportError:
-        raise UsageError("expected the extra dicomsort[pacs] to send to a server, received: not installed") from None
+        raise missing_extra("send --to https://HOST", "pacs") from None
 
 
 class WebChannel:

@@ -11,12 +11,13 @@ from typing import Any
 from dicomsort.bundle import Bundle
 from dicomsort.errors import Outdated, UsageError
 from dicomsort.files import is_straight
-from dicomsort.pages.facts import of_header, shown, size, title, why
+from dicomsort.pages.facts import of_header, shown, title, why
 from dicomsort.pages.review.gallery import Gallery
 from dicomsort.records import OTHER
 from dicomsort.report.held import Item
 from dicomsort.report.reading import RunRow
 from dicomsort.report.reviewed import reviewer, who_of
+from dicomsort.report.text import size
 from dicomsort.sorting import Desk
 from dicomsort.sorting.looking import mean, middle_half
 from dicomsort.tasks import Asked, Portrait

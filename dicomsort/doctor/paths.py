@@ -1,0 +1,55 @@
+"""The paths that options name, in a configuration file or on a command line: can each be read, or be written?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from dicomsort.config import quoted
+from dicomsort.config.file import TOP, read
+from dicomsort.content import DEVICES, JOURNAL, LOG, Content
+from dicomsort.doctor.finding import Finding, fine, wrong
+from dicomsort.errors import UsageError
+from dicomsort.outputs import Gate
+from dicomsort.report.metrics import FILE as METRICS
+
+WRITTEN: dict[str, Content] = {"log_file": LOG, "metrics": METRICS.content, "journal": JOURNAL}
+
+
+def examine_config(file: Path, gate: Gate) -> Iterator[Finding]:
+    """Look at a configuration file: its keys and values, and each path that it names."""
+    what = "configuration"
+    try:
+        tables = read(file)
+    except UsageError as error:
+        yield wrong(what, str(error), "mend the file")
+        return
+    count = sum(len(values) for values in tables.values())
+    yield fine(what, f"{file}: {count} {'option' if count == 1 else 'options'}")
+    for table, values in tables.items():
+        yield from examine_values(what if table == TOP else f"{what} [{table}]", values, gate)
+
+
+def examine_values(what: str, values: Mapping[str, object], gate: Gate) -> Iterator[Finding]:
+    """Look at the paths among the values of options, by name."""
+    for name, path in values.items():
+        option = "--" + name.replace("_", "-")
+        if not isinstance(path, Path):
+            continue
+        if name in WRITTEN:
+            yield _written(what, option, path, WRITTEN[name], gate)
+        elif not os.access(path, os.R_OK):
+            told = f"{option}: expected what can be read, received {quoted(path)}"
+            yield wrong(what, told, "make it, or give the user that runs dicomsort rights")
+
+
+def _written(what: str, option: str, path: Path, content: Content, gate: Gate) -> Finding:
+    try:
+        target = gate.check_file(option, path, content)
+    except UsageError as error:
+        folder = os.path.dirname(os.path.abspath(path))
+        return wrong(what, str(error), f"as root: install -d -o USER {folder}, with the user that runs dicomsort")
+    if target not in DEVICES and os.path.exists(target) and not os.access(target, os.W_OK):
+        return wrong(what, f"{option}: {path} cannot be written", f"as root: chown USER {path}")
+    return fine(what, f"{option}: {path} can be written")

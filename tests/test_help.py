@@ -1,0 +1,35 @@
+"""Where nobody says what to do the help is printed, whole; the exit code says whether it was asked for."""
+
+from __future__ import annotations
+
+import pytest
+from command import run
+
+
+def test_help_lists_the_commands() -> None:
+    asked = run("--help")
+    assert (asked.code, asked.err) == (0, "")
+    assert "\n  sort " in asked.out
+    assert run("help") == asked
+    bare = run()
+    assert (bare.code, bare.out, bare.err) == (2, "", asked.out)
+
+
+@pytest.mark.parametrize("command", ["sort", "undo", "send", "train", "predict"])
+def test_a_command_without_arguments_prints_its_help(command: str) -> None:
+    asked = run(command, "--help")
+    assert asked.code == 0
+    assert run("help", command) == asked
+    bare = run(command)
+    assert (bare.code, bare.out) == (2, "")
+    assert bare.err.startswith(asked.out)
+    last = bare.err.removeprefix(asked.out)
+    assert last.startswith("dicomsort: expected arguments, received none: Missing ")
+    assert last.count("\n") == 1
+
+
+def test_wrong_usage_with_arguments_is_one_line() -> None:
+    for arguments in (["sort", "--move"], ["sort", "--moove", "inbox"], ["help", "srot"], ["srot"]):
+        ran = run(*arguments)
+        assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1), arguments
+        assert "expected what --help tells of" in ran.err
