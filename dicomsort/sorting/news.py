@@ -13,7 +13,7 @@ from dicomsort.engine import Engine
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
 from dicomsort.journal import STATE
-from dicomsort.records import Operation, Row, Status, Verb
+from dicomsort.records import Action, Operation, Row, Status, Verb
 from dicomsort.report import MANIFEST, Summary, cell, read_rows, write_summary
 from dicomsort.sorting.arrivals import Arrivals
 from dicomsort.sorting.outbox import all_runs, held, load_runs, new_run, unfinished
@@ -116,11 +116,10 @@ def _is_news(operations: Iterator[Operation], arrivals: Arrivals, outbox: str) -
         arrivals.note(row)
         if row.status != Status.SETTLING:
             untold.add(_key(row))
+    left = set[int]()  # of these, those that the manifest says were left, and not placed since
     for told in read_rows(f"{outbox}/{MANIFEST}") if untold else ():
-        untold.discard(_key(told.row))
-        if not untold:
-            break
-    return bool(untold)
+        (left.add if told.row.action == Action.LEFT else left.discard)(_key(told.row))
+    return bool(untold - left)
 
 
 def _key(row: Row) -> int:
