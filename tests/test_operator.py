@@ -70,12 +70,18 @@ def test_a_night_in_which_files_cannot_leave_their_folder_is_no_success(ours: Pa
     assert told in dry.err
     assert SUCCESS + " " not in (ours / "m.prom").read_text("utf-8")
     assert f' exit_code=3 cause="{told}"' in last_line(ours)
-    doctor = run_unprivileged("doctor", inbox, outbox)
-    assert (doctor.code, "study" in doctor.out) == (1, True)
-    assert "files cannot leave" in doctor.out
     (inbox / "study").chmod(0o755)
     assert run_unprivileged(*command).code == 0
     assert SUCCESS + " " in (ours / "m.prom").read_text("utf-8")
+
+
+def test_doctor_names_folders_that_files_cannot_leave(
+    inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = str(inbox / "ct")
+    monkeypatch.setattr("dicomsort.doctor.folders._may_change", lambda folder: folder != closed)
+    ran = run("doctor", inbox, outbox)
+    assert (ran.code, "files cannot leave 1 of its folders: ct; give the user" in ran.out) == (1, True)
 
 
 def test_a_failed_night_keeps_the_time_of_the_last_success(inbox: Path, outbox: Path, tmp_path: Path) -> None:
