@@ -43,13 +43,17 @@ _TAIL = 256  # bytes that hold the seal
 _MAX_64 = (1 << 64) - 1
 _MAX_TIME = 1 << 93  # nanoseconds: what 64 bits of seconds hold
 _MAX_ID = 1 << 32
+_MAX_OFFSET = 1 << 62
 _MODES = 0o7777
 _TYPES = [(int, Verb, str, str, str, *[int] * 5, str, stamp) for stamp in (int, type(None))]  # row, owner left out
 _CELL_TYPES = tuple(int if f.name == "size" else str for f in fields(Row))
 _VERBS = frozenset({"sort", "undo", "review"})
-_TEXTS = ("verb", "inbox", "outbox", "started", "mode", "layout", "model", "undoes", "class", "reviewer", "corrections")
+_TEXTS = (
+    "verb", "inbox", "outbox", "mount", "started", "mode", "layout", "model", "undoes", "class", "reviewer",
+    "corrections",
+)  # fmt: skip
 _RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{1,64}\+*", re.ASCII)
-_PLACE = re.compile(r"(?:inbox|outbox)(?:/(?!\.\.?(?:/|\Z))[^/\0]+)*/?")  # what cannot be entered ends in a slash
+_PLACE = re.compile(r"(?:inbox|outbox)(?:(?:/(?!\.\.?(?:/|\Z))[^/\0]+)*/?|/\./)")  # what cannot be entered ends in /
 _ENTRIES = (b'["begin",', b'["end",', b'["mark",')
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 
@@ -355,7 +359,7 @@ class Replay:
             case ["end", number, outcome, str(message), int(inode), *lost] if 0 <= inode <= _MAX_64 and len(lost) < 2:  # noqa: PLR2004
                 result = Result(self._known(number), Outcome(outcome), message, inode, *map(_unpacked, lost))
                 self.take(result)
-            case ["mark", "manifest", int(value)] if value >= 0:
+            case ["mark", "manifest", int(value)] if 0 <= value <= _MAX_OFFSET:
                 self.marks["manifest"] = value
             case ["mark", str(name), value] if name != "manifest":
                 self.marks[name] = value

@@ -69,6 +69,8 @@ def keep(files: Files, descriptor: int, wanted: Metadata, mtime_ns: int) -> Kept
     Set-ID bits and capabilities are set only beside the owner and group that they were given to.
     """
     is_owned = _set_owner(files, descriptor, wanted)
+    if ACL not in wanted.attributes and ACL in _listed(descriptor):  # the default list of the folder
+        _allowed(descriptor, files.remove_attribute, descriptor, ACL)
     refused = [
         name
         for name, value in wanted.attributes.items()
@@ -99,8 +101,12 @@ def _set_owner(files: Files, descriptor: int, wanted: Metadata) -> bool:
         there = os.fstat(descriptor)
         if owner in {there.st_uid, -1} and there.st_gid == wanted.group:
             break
-        if _allowed(descriptor, files.set_owner, descriptor, owner, wanted.group):
-            break
+        try:
+            if _allowed(descriptor, files.set_owner, descriptor, owner, wanted.group):
+                break
+        except OSError as error:
+            if error.errno != errno.EDQUOT:  # the owner's quota is full: the file stays ours
+                raise
     there = os.fstat(descriptor)
     return (there.st_uid, there.st_gid) == (wanted.owner, wanted.group)
 
@@ -110,7 +116,7 @@ def _allowed(descriptor: int, change: Callable[..., None], *arguments: object) -
     try:
         change(*arguments)
     except OSError as error:
-        has_room = error.errno == errno.ENOSPC and os.fstatvfs(descriptor).f_bfree > 0  # an attribute is too large
+        has_room = error.errno == errno.ENOSPC and os.fstatvfs(descriptor).f_bavail > 0  # an attribute is too large
         if error.errno in REFUSED_BY_DISK and not has_room:
             raise
         return False

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 WHOLE = 256 << 10  # files up to this size are read once, for header and hash alike
 HEAD = 16 << 10
 QUALITY = 85  # of JPEG pictures for people
+HOLES = 64 << 30  # bytes of a sparse file that are not on disk, but would have to be read
 HASHED_HERE = 32 << 20  # larger files are hashed where no time limit cuts a slow disk short
 
 
@@ -41,6 +42,8 @@ def _examine(inbox: str, found: Found) -> Examined:
                 if status.st_ino != found.inode:
                     return Examined(found, Header(Kind.UNKNOWN), failed="replaced by another file while it was read")
                 found = replace(found, size=status.st_size, mtime_ns=status.st_mtime_ns)
+            if status.st_size - status.st_blocks * 512 > HOLES:
+                return Examined(found, Header(Kind.UNKNOWN), failed=f"more than {HOLES >> 30} GiB of it are holes")
             data = os.pread(descriptor, found.size if found.size <= WHOLE else HEAD, 0)
             name = found.path.rpartition("/")[2]
             header = read_header(data, found.size, name, lambda offset, size: os.pread(descriptor, size, offset))

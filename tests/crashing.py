@@ -13,7 +13,8 @@ from dicomsort.files import Files
 
 CHANGES = (
     "make_folder", "remove_folder", "link", "unlink", "replace", "create", "open_append", "write", "truncate",
-    "allocate", "set_owner", "set_attribute", "set_mode", "set_mtime", "clone", "flush", "flush_system",
+    "allocate", "set_owner", "set_attribute", "remove_attribute", "set_mode", "set_mtime", "clone", "flush",
+    "flush_system",
 )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ class Executor:
         self._placer = Placer(files, roots, run, journal.known)
         self._threads = threads
         self._tries_all = tries_all
+        self._is_resumed = bool(journal.known.begun) or any(journal.known.outcomes)
         self._refused, self._refusals = "", 0  # what the disk said first, and how often, where all is tried
         self._put_off: set[str] = set()  # what operations need, or lie in, that a resume must try again
         self._is_far = is_network(roots.outbox)
@@ -84,13 +85,17 @@ class Executor:
         waiting = [o for o in batch if not known.has_ended(o.number)]
         if waiting:
             self._place(waiting)
+        for o in batch if self._is_resumed else ():
+            if o.target and known.has_ended(o.number) and not known.is_done(o.number):
+                self._placer.clear(o)  # an attempt cut short may have left its temporary copy
         done = [o for o in batch if known.is_done(o.number)]
         finished = self._each(self._placer.finish, done, at_once=self._moves_bytes(done))
         stuck = {result.number: result for result in finished if isinstance(result, Result)}
         if stuck:
+            inodes = {number: known.inodes[number] for number in stuck}
             self._journal.end(list(stuck.values()))
             for operation in (o for o in done if o.number in stuck):
-                self._placer.take_back(operation)
+                self._placer.take_back(operation, inodes[operation.number])
         for result in finished:
             if isinstance(result, Fatal):
                 self._refuse(result.message)
@@ -154,10 +159,17 @@ class Executor:
                 self._not_durable(error, [operation])
         for those in by_device.values():
             try:
-                if not self._files.flush_system(self._roots.absolute(parent(those[0].target))):
+                if not self._files.flush_system(self._flushable(those[0].target)):
                     self._flush_each(those)
             except OSError as error:
                 self._not_durable(error, those)
+
+    def _flushable(self, target: str) -> str:
+        """A folder on a target's file system that can be opened: its root, which can, unless that is another."""
+        folder, root = parent(target), target.partition("/")[0]
+        return self._roots.absolute(
+            root if self._folders.device(f"{root}/x") == self._folders.device(target) else folder
+        )
 
     def _flush_each(self, operations: list[Operation]) -> None:
         """File by file, then folder by folder: a file system that flushes no other way, or promises little."""

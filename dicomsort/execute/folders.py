@@ -12,6 +12,7 @@ from dicomsort.execute.placing import Fatal, Roots, ending
 from dicomsort.files import Files, look_up
 from dicomsort.records import Operation, Outcome, Result, Verb
 
+_NAME_REFUSED = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
 _NOT_EMPTY = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY})
 
 
@@ -22,9 +23,9 @@ class NotMade(NamedTuple):
     error: OSError
 
     def ending(self, operation: Operation) -> Result | Fatal:
-        """How an operation ends that needs the folder: too long a name costs its own files, all else the run."""
+        """How an operation ends that needs the folder: a name that cannot be costs its own files, all else the run."""
         message = f"making folder {self.path!r}: expected success, received {self.error.strerror}"
-        if self.error.errno == errno.ENAMETOOLONG:
+        if self.error.errno in _NAME_REFUSED:
             return Result(operation.number, Outcome.FAILED, message)
         return Fatal(message)
 

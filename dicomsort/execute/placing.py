@@ -26,6 +26,7 @@ from dicomsort.metadata import Kept, Metadata, copy_with_metadata, keep, metadat
 from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
 CANNOT_LEAVE = "its folder may not be changed, so the file cannot leave it"
+_COARSE = 2_000_000_000  # nanoseconds: some file systems keep times to two seconds
 _CREATED_MODE = 0o600  # of files that are not complete yet
 
 
@@ -93,8 +94,10 @@ class Placer:
         self._run = run
         self._begun = frozenset(known.begun)
         self._leaving = Leaving()
+        self._has_links: bool | None = None  # of the targets' file system, once an attempt cut short has to know
         self.copies = False  # whether links were refused, so that what should have linked has copied
-        self._proven: dict[int, tuple[int, int, int]] = {}  # copies read again: device, inode, mtime of the new file
+        # Copies that were read again: device, inode, mtime of the new file, and the source's ctime before it was read.
+        self._proven: dict[int, tuple[int, int, int, int]] = {}
 
     def check(self, o: Operation, *, fresh: bool = False) -> Result | None:
         """What can be said before anything is done; None where the operation is to be done.
@@ -127,21 +130,39 @@ class Placer:
             return self._under_its_new_name(o, target.st_ino)
         part, path = self._part(o), self._roots.absolute(o.target)
         made = look_up(part)
-        if made is None or source is None:
+        if made is None:
             return self._occupied(o, target)
         is_part = os.path.samestat(made, target)
-        if (is_part or target.st_nlink == 1) and target.st_size == o.size and sha256_of(path) == o.sha256:
-            return Result(o.number, Outcome.DONE, *self._complete(o, target.st_ino))
-        if is_part or _is_torn(path, target, part):
+        is_ours = is_part or (source is not None and target.st_nlink == 1 and not self._links(part))
+        if is_ours and target.st_size == o.size and sha256_of(path) == o.sha256:
+            return Result(o.number, Outcome.DONE, *self._complete(o, source, target.st_ino))
+        # A power cut may take the bytes of a whole copy and leave its time; who edits a file gives it another time.
+        is_torn = abs(target.st_mtime_ns - _stamp(o)) < _COARSE if is_part else is_ours and _is_torn(path, target, part)
+        if source is not None and is_torn:
             self._files.unlink(path)
             return None
         self.tidy(o)
         return self._occupied(o, target)
 
-    def _complete(self, o: Operation, inode: int) -> tuple[str, int, Lost | None]:
+    def _links(self, part: str) -> bool:
+        """Whether the file system of a temporary copy makes hard links: then what we place has its inode, no other."""
+        if self._has_links is None:
+            try:
+                self._files.link(part, second := _second_name(part))
+                self._files.unlink(second)
+                self._has_links = True
+            except FileExistsError:
+                self._has_links = True
+            except OSError as error:
+                if error.errno not in NO_LINK:
+                    raise
+                self._has_links = False
+        return self._has_links
+
+    def _complete(self, o: Operation, source: os.stat_result | None, inode: int) -> tuple[str, int, Lost | None]:
         """Set again what a whole copy gets last, and tell what it could not keep."""
         path = self._roots.absolute(o.target)
-        if o.verb is Verb.MOVE:
+        if o.verb is Verb.MOVE and source is not None:
             with opened(self._roots.absolute(o.source)) as reader, opened(path) as copied:
                 if _unchanged(o, os.fstat(reader)):
                     message, lost = keep(self._files, copied, _wanted(o, metadata_of(reader)), _stamp(o))
@@ -231,6 +252,7 @@ class Placer:
     def _filled(self, o: Operation, part: str) -> _Made | None:
         """The temporary file; None where its bytes are not those that were judged (they are read again for a move)."""
         source = self._roots.absolute(o.source)
+        before = look_up(source)
         try:
             made = self._copied(o, source, part)
         except FileExistsError:  # what an attempt cut short has left
@@ -241,7 +263,8 @@ class Placer:
         if o.verb is Verb.MOVE:
             if sha256_of(part) != o.sha256:
                 return None
-            self._proven[o.number] = made.copied.device, made.copied.inode, _stamp(o)
+            ctime_ns = before.st_ctime_ns if before is not None else 0
+            self._proven[o.number] = made.copied.device, made.copied.inode, _stamp(o), ctime_ns
         return made
 
     def _copied(self, o: Operation, source: str, target: str, metadata: Metadata | None = None) -> _Made:
@@ -261,39 +284,46 @@ class Placer:
         if o.verb is Verb.COPY or o.verb is Verb.LINK:
             return self.clear(o)
         try:
-            linked = self._remove_source(o)
+            stuck = self._remove_source(o)
         except OSError as error:
             self.clear(o)
             return Result(o.number, Outcome.FAILED, f"the source cannot be removed: {error.strerror}")
-        return None if linked else self.clear(o)
+        return stuck or self.clear(o)
 
-    def _remove_source(self, o: Operation) -> bool:
-        """Remove it where another name, or another file, holds what it held; whether it was another name."""
+    def _remove_source(self, o: Operation) -> Result | None:
+        """Remove it where another name, or another file, holds what it holds now; a Result where it stays."""
         path = self._roots.absolute(o.source)
         source = look_up(path)
-        target = look_up(self._roots.absolute(o.target)) if source is not None and o.target else None
-        linked = source is not None and target is not None and os.path.samestat(source, target)
         if source is None or not _unchanged(o, source):
-            return linked
-        if source.st_nlink > 1 if linked else self._is_replaced(o, target):  # else it is one name, by two ways
-            self._files.unlink(path)
-        return linked
+            return None
+        target = look_up(self._roots.absolute(o.target)) if o.target else None
+        linked = target is not None and os.path.samestat(source, target)
+        if not (source.st_nlink > 1 if linked else self._is_replaced(o, source, target)):  # one name, by two ways
+            return None
+        now = look_up(path)  # comparing took a while
+        if now is None or (now.st_ino, now.st_ctime_ns) != (source.st_ino, source.st_ctime_ns):
+            return Result(o.number, Outcome.CHANGED, "the file changed while it was placed")
+        self._files.unlink(path)
+        return None
 
-    def _is_replaced(self, o: Operation, target: os.stat_result | None) -> bool:
+    def _is_replaced(self, o: Operation, source: os.stat_result, target: os.stat_result | None) -> bool:
         """Whether another file holds the source's bytes."""
         if o.verb is Verb.REMOVE:
             return self._same(o.source, o.kept)
         if target is None or target.st_size != o.size:
             return False
-        if (target.st_dev, target.st_ino, target.st_mtime_ns) == self._proven.pop(o.number, None):
+        proven = self._proven.pop(o.number, None)
+        if (target.st_dev, target.st_ino, target.st_mtime_ns, source.st_ctime_ns) == proven:
             return True
-        return sha256_of(self._roots.absolute(o.target)) == o.sha256
+        return self._same(o.source, o.target)
 
-    def take_back(self, o: Operation) -> None:
-        """Remove the new name of a file whose source stays; both stay where that fails."""
+    def take_back(self, o: Operation, inode: int) -> None:
+        """Remove the new name of a file whose source stays; both stay where that fails, or is another file's by now."""
         with contextlib.suppress(OSError):
             source, target = (look_up(self._roots.absolute(place)) for place in (o.source, o.target or o.source))
-            if o.verb is Verb.MOVE and source is not None and target is not None and _unchanged(o, source):
+            if o.verb is not Verb.MOVE or source is None or target is None or target.st_ino != inode:
+                return
+            if _unchanged(o, source):
                 self._files.unlink(self._roots.absolute(o.target))
 
     def settle(self, o: Operation) -> Result:
@@ -313,6 +343,9 @@ class Placer:
         """Remove the temporary copy, if an attempt left one."""
         if o.verb is Verb.COPY or o.verb is Verb.MOVE:
             part = self._part(o)
+            if o.number in self._begun:
+                with contextlib.suppress(OSError):
+                    self._files.unlink(_second_name(part))
             try:
                 self._files.unlink(part)
             except FileNotFoundError:
@@ -341,6 +374,10 @@ class Placer:
             return False
 
 
+def _second_name(part: str) -> str:
+    return f"{part.removesuffix('.part')}-2.part"
+
+
 def _mode(o: Operation) -> int:
     return o.mode & 0o777  # a copy made by root must not become somebody's setuid program
 
@@ -366,8 +403,8 @@ def _unchanged(o: Operation, status: os.stat_result) -> bool:
 
 def _is_one_file(o: Operation, target: os.stat_result, source: os.stat_result | None) -> bool:
     """Whether the target is the source under its new name; inode numbers mean nothing across devices."""
-    if source is not None:
-        return os.path.samestat(target, source)
+    if source is not None and os.path.samestat(target, source):
+        return True
     return (target.st_dev, target.st_ino) == (o.device, o.inode)
 
 

@@ -6,11 +6,13 @@ import csv
 import io
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from operator import attrgetter
 from typing import BinaryIO
 
-from dicomsort.files import Files, closing, look_up, opened_file
+from dicomsort.errors import StateDamaged
+from dicomsort.files import Files, closing, flush_path, look_up, opened_file
 from dicomsort.journal import Journal, runs_folder
 from dicomsort.records import Action, Placement, Row, Status
 from dicomsort.report.reading import HEAD, Record, read_rows
@@ -24,16 +26,20 @@ _BUFFER = 1 << 20
 
 
 class RunManifest:
-    """The run's own ``manifest.csv``; after a crash it is begun anew."""
+    """The run's own ``manifest.csv``: written beside it, and put in its place when it is whole.
+
+    So what is there is whole, also while a resume writes it anew: another run may append it to the outbox's.
+    """
 
     def __init__(self, files: Files, outbox: str, run: str) -> None:
         """Take away what an attempt cut short has left, and begin with the head."""
-        path = _own(outbox, run)
-        if look_up(path) is not None:
-            files.unlink(path)
+        self._path = _own(outbox, run)
+        self._part = f"{self._path}.part"
+        if look_up(self._part) is not None:
+            files.unlink(self._part)
         self._files = files
         self._run = run
-        self._descriptor = files.create(path, 0o600)
+        self._descriptor = files.create(self._part, 0o600)
         self._buffer = bytearray(HEAD + b"\n")
 
     def add(self, row: Row) -> None:
@@ -43,9 +49,11 @@ class RunManifest:
             self._write_out()
 
     def flush(self) -> None:
-        """Make all rows so far durable."""
+        """Make all rows durable, and put the file in its place."""
         self._write_out()
         self._files.flush(self._descriptor)
+        self._files.replace(self._part, self._path)
+        flush_path(self._files, os.path.dirname(self._path))
 
     def close(self) -> None:
         """Close the file."""
@@ -75,37 +83,56 @@ def append_manifest(files: Files, outbox: str, run: str, journal: Journal) -> No
     """Append the run's rows to the outbox's manifest, once.
 
     The journal holds where the append began; what a crash left of it is gone on with, byte by byte, and rows of other
-    runs are never cut off.
+    runs are never cut off. StateDamaged where the run's own manifest cannot be read.
     """
-    with closing(files.open_append(f"{outbox}/{MANIFEST}")) as descriptor:
-        begun = journal.known.marks.get("manifest")
+    with _own_rows(outbox, run) as rows, closing(files.open_append(f"{outbox}/{MANIFEST}")) as descriptor:
+        begun, size = journal.known.marks.get("manifest"), os.fstat(descriptor).st_size
         if begun is None:
-            begun = os.fstat(descriptor).st_size
+            begun = size
             if begun and os.pread(descriptor, 1, begun - 1) != b"\n":  # as an editor may leave it
                 files.write(descriptor, b"\n")
                 begun += 1
             journal.mark("manifest", begun)
-        with opened_file(_own(outbox, run)) as rows:
-            if begun:
-                rows.readline()
-            _skip_appended(descriptor, begun, rows)
-            while piece := rows.read(_BUFFER):
-                files.write(descriptor, piece)
+        _skip_appended(descriptor, begun, rows, size)
+        while piece := rows.read(_BUFFER):
+            files.write(descriptor, piece)
         files.flush(descriptor)
     journal.mark("reported", True)
 
 
-def _skip_appended(descriptor: int, begun: int, rows: BinaryIO) -> None:
-    """Leave ``rows`` behind what stands in the manifest already; at its beginning where something else does."""
-    first, offset = rows.tell(), begun
+@contextmanager
+def _own_rows(outbox: str, run: str) -> Iterator[BinaryIO]:
+    try:
+        with opened_file(_own(outbox, run)) as rows:
+            if not rows.readline().startswith(HEAD):
+                raise StateDamaged(f"run {run}, {MANIFEST}: expected the head of a manifest, received another line")
+            rows.seek(0)
+            yield rows
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StateDamaged(f"run {run}, {MANIFEST}: expected the rows of the run, received no file") from error
+
+
+def _skip_appended(descriptor: int, begun: int, rows: BinaryIO, size: int) -> None:
+    """Leave ``rows`` behind what stands in the manifest already; at its beginning where something else does.
+
+    The head is for an empty manifest alone.
+    """
+    if begun:
+        rows.readline()
+    offset = begun
     while there := os.pread(descriptor, _BUFFER, offset):
         mine = rows.read(len(there))
         if there.startswith(mine) and len(mine) < len(there):  # all of ours, then other runs' rows
             return
         if mine != there:
-            rows.seek(first)
-            return
+            break
         offset += len(there)
+    else:
+        if size or not begun:
+            return
+    rows.seek(0)
+    if size:
+        rows.readline()
 
 
 def history(outbox: str, on_damage: Callable[[Record], None] | None = None) -> Iterator[tuple[bool, Placement]]:

@@ -49,14 +49,15 @@ def look_at_runs(files: Files, outbox: str, inbox: str, since: str) -> Standing:
         runs = load_runs(outbox, since)
         complete_reports(files, outbox, runs.values())
         inboxes = {name: found.plan.head["inbox"] for name, found in runs.items() if found.plan is not None}
-        run = max(unfinished(runs), default="")
-        of_ours = run != "" and inboxes[run] == inbox
+        cut_short = unfinished(runs)
+        ours = max((name for name in cut_short if inboxes[name] == inbox), default="")
+        others = max((name for name in cut_short if inboxes[name] != inbox), default="")
     return Standing(
         max(runs, default=since),
         tuple(name for name, found in runs.items() if not found.undoes and found.summary and found.summary.found),
         inbox in inboxes.values(),
-        run if of_ours else "",
-        "" if of_ours else run,
+        ours,
+        "" if ours else others,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import json
 import os
 import secrets
@@ -10,7 +11,6 @@ import socket
 import stat
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,14 +18,16 @@ from enum import StrEnum
 from typing import Any
 
 from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, StateDamaged, UsageError
-from dicomsort.files import Files, closing, look_up, missing_folders
-from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, is_run, replay, runs_folder
+from dicomsort.files import Files, closing, look_up, missing_folders, opened_file
+from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, Replay, is_run, replay, runs_folder
 from dicomsort.jsonlines import parse
+from dicomsort.records import Action, Verb
 from dicomsort.report import MANIFEST, SUMMARY, Summary, is_told_of, read_summary
 
 RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 500,000 files need about as many
 _ROOM, _BLOCK = 256 << 10, 4 << 10  # bytes: for what does not grow with a run; for a folder that is made again
 REVIEW_VERB = "review"  # of a plan that carries out a person's decision
+UNDONE_BY = "undone_by"  # the mark in the journal of a run that was cut short and then undone
 _HOLDER = b'{"pid": '  # how the lock's file begins
 STAMP = "%Y%m%dT%H%M%SZ"  # in the id of a run, UTC
 _README = """\
@@ -66,6 +68,7 @@ class Run:
     plan: Plan | None = None
     summary: Summary | None = None
     damage: str = ""
+    undone_by: str = ""  # as its own journal tells, where it did not come to its end
 
     @property
     def verb(self) -> str:
@@ -93,23 +96,44 @@ def load_run(outbox: str, name: str, *, deep: bool = False) -> Run:
         status = os.lstat(folder)
         if not stat.S_ISDIR(status.st_mode):
             return Run(name, RunState.DAMAGED, damage=f"run {name}: expected a folder, received a file or a link")
-        plan, summary = Plan.peek(folder), read_summary(outbox, name)
+        plan, summary, undone_by = Plan.peek(folder), read_summary(outbox, name), ""
+        _require_file(f"{folder}/{MANIFEST}", name)
         if plan is None:
             rest = (JOURNAL, SUMMARY)
             is_pruned = look_up(f"{folder}/{PLAN}") is None and any(look_up(f"{folder}/{each}") for each in rest)
             return Run(name, RunState.PRUNED if is_pruned else RunState.UNSEALED, summary=summary)
         if summary is None or deep:
-            _read_all(folder)
+            undone_by = str(_read_all(folder, summary).marks.get(UNDONE_BY, ""))
     except (StateDamaged, OSError) as error:
         reason = str(error) if isinstance(error, StateDamaged) else f"run {name}: {error.strerror}"
         return Run(name, RunState.DAMAGED, damage=reason)
-    return Run(name, RunState.UNFINISHED if summary is None else RunState.FINISHED, plan, summary)
+    state = RunState.UNFINISHED if summary is None else RunState.FINISHED
+    return Run(name, state, plan, summary, undone_by=undone_by)
 
 
-def _read_all(folder: str) -> None:
+def _require_file(path: str, run: str) -> None:
+    """StateDamaged where something else than a regular file has the name of one."""
+    status = look_up(path)
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        raise StateDamaged(f"run {run}, {os.path.basename(path)}: expected a regular file, received something else")
+
+
+def _read_all(folder: str, summary: Summary | None) -> Replay:
     plan = Plan.open(folder)
-    replay(folder, plan.count)
-    deque(plan.operations(), maxlen=0)
+    known = replay(folder, plan.count)
+    require_whole_journal(os.path.basename(folder), plan, known, summary)
+    return known
+
+
+def require_whole_journal(run: str, plan: Plan, known: Replay, summary: Summary | None) -> None:
+    """StateDamaged where the journal of a run that came to its end does not tell of all that its summary counts."""
+    done = sum(known.is_done(o.number) for o in plan.operations() if o.row is not None and o.verb is not Verb.LEAVE)
+    if summary is None:
+        return
+    counted = sum(count for action, count in summary.actions.items() if action != Action.LEFT)
+    if done != counted:
+        message = f"expected {counted:,} files that were placed or removed, received {done:,}"
+        raise StateDamaged(f"run {run}, {JOURNAL}: {message}")
 
 
 def load_runs(outbox: str, since: str = "", *, deep: bool = False) -> dict[str, Run]:
@@ -220,7 +244,7 @@ def new_run(files: Files, outbox: str) -> str:
     if run <= newest:  # the clock went backwards, or not on
         stamp, _, token = newest.rstrip("+").partition("-")
         following = f"{int(token, 16) + 1:0{len(token)}x}"
-        run = f"{stamp}-{following}" if len(following) == len(token) else f"{newest}+"
+        run = f"{stamp}-{following}" if len(following) == len(token) else _a_second_later(stamp, token) or f"{newest}+"
     files.make_folder(f"{runs_folder(outbox)}/{run}", 0o700)
     return run
 
@@ -233,11 +257,21 @@ def room_for_undo(plan_bytes: int, folders: int = 0) -> int:
     return _ROOM + 3 * plan_bytes + _BLOCK * folders
 
 
+def _a_second_later(stamp: str, token: str) -> str:
+    """The first id of the next second; empty where the calendar ends."""
+    try:
+        moment = calendar.timegm(time.strptime(stamp, STAMP)) + 1
+        later = time.strftime(STAMP, time.gmtime(moment))
+    except (ValueError, OverflowError, OSError):
+        return ""
+    return f"{later}-{'0' * len(token)}" if is_run(f"{later}-0") else ""
+
+
 def make_reserve(files: Files, outbox: str, size: int) -> None:
     """Keep so many bytes of the disk for an undo, up to a limit; go on without where it has them not, or cannot."""
     path, size = f"{outbox}/{STATE}/{RESERVE}", min(size, RESERVE_LIMIT)
     there = look_up(path)
-    if there is not None and there.st_blocks * 512 >= size:
+    if there is not None and (there.st_blocks * 512 >= size or not _is_reserve(path)):
         return
     with suppress(OSError), closing(files.open_append(path, 0o600)) as descriptor:
         before = os.fstat(descriptor).st_size
@@ -279,8 +313,19 @@ def _shares_bytes(files: Files, folder: str) -> bool:
 
 def free_reserve(files: Files, outbox: str) -> None:
     """Give back what ``make_reserve`` keeps."""
+    path = f"{outbox}/{STATE}/{RESERVE}"
     with suppress(OSError):
-        files.unlink(f"{outbox}/{STATE}/{RESERVE}")
+        if _is_reserve(path):
+            files.unlink(path)
+
+
+def _is_reserve(path: str) -> bool:
+    """Whether a file is a reserve of ours, and not somebody's: it has one name and holds nothing but zeros."""
+    try:
+        with opened_file(path) as stream:
+            return os.fstat(stream.fileno()).st_nlink == 1 and not any(stream.read(_BLOCK))
+    except OSError:
+        return False
 
 
 def all_runs(outbox: str, since: str = "") -> list[str]:
@@ -294,7 +339,7 @@ def all_runs(outbox: str, since: str = "") -> list[str]:
 
 def unfinished(runs: Mapping[str, Run]) -> dict[str, Run]:
     """Those of some runs with a sealed plan that neither came to their end nor were undone since, oldest first."""
-    undone = {run.undoes for run in runs.values()}
+    undone = {run.undoes for run in runs.values()} | {name for name, run in runs.items() if run.undone_by in runs}
     return {name: run for name, run in runs.items() if run.state is RunState.UNFINISHED and name not in undone}
 
 
@@ -306,6 +351,24 @@ def damages(runs: Mapping[str, Run]) -> list[str]:
 def inbox_of(head: Mapping[str, Any], outbox: str) -> str:
     """The inbox of a run; that of a decision is the outbox itself, by whatever path it is reached now."""
     return outbox if head["inbox"] == head["outbox"] else str(head["inbox"])
+
+
+def mount_of(path: str) -> str:
+    """Where the file system is mounted that a path lies on."""
+    while not os.path.ismount(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def require_inbox(head: Mapping[str, Any], outbox: str, run: str, what: str) -> str:
+    """The inbox of a run; DicomsortError where it is not there, or what it was mounted from is not mounted now."""
+    inbox, mount = inbox_of(head, outbox), str(head.get("mount") or "/")
+    if not os.path.isdir(inbox):
+        raise DicomsortError(f"run {run}: expected its inbox {inbox!r}, received nothing there; mount it, then {what}")
+    if inbox != outbox and not os.path.ismount(mount):
+        received = f"a folder where {mount!r} was mounted"
+        raise DicomsortError(f"run {run}: expected its inbox {inbox!r}, received {received}; mount it, then {what}")
+    return inbox
 
 
 def inboxes(outbox: str) -> set[str]:

@@ -18,7 +18,7 @@ from dicomsort.journal import JOURNAL, PLAN, runs_folder
 from dicomsort.report import MANIFEST, SUMMARY
 from dicomsort.sorting.outbox import STAMP, Run, RunState, absolute, held, load_runs
 
-_ORDER = (PLAN, JOURNAL, MANIFEST, SUMMARY)
+_ORDER = (PLAN, JOURNAL, MANIFEST, f"{MANIFEST}.part", SUMMARY)
 _DAY = 86400.0
 
 
@@ -47,7 +47,11 @@ def prune(outbox: str, files: Files, days: float | None = None, count: int | Non
             if why := run.strange or _needed(run, runs, pruned.removed):
                 pruned.needed[run.name] = why
                 continue
-            pruned.bytes += _remove(files, run.folder)
+            try:
+                pruned.bytes += _remove(files, run.folder)
+            except OSError as error:
+                pruned.needed[run.name] = f"it cannot be removed: {error.strerror}"
+                continue
             pruned.removed.append(run.name)
         flush_path(files, runs_folder(outbox))
     pruned.removed.sort()
@@ -66,8 +70,7 @@ class _Run:
         if run.state is RunState.DAMAGED:
             self.strange = run.damage
             return
-        there = {*os.listdir(folder)}
-        self.strange = "".join(f"it holds {other!r}, which is none of ours" for other in sorted(there - {*_ORDER})[:1])
+        self.strange = _strange(folder)
 
     @property
     def began(self) -> float:
@@ -75,6 +78,18 @@ class _Run:
         with suppress(ValueError):
             return calendar.timegm(time.strptime(self.name[:16], STAMP))
         return float("inf")
+
+
+def _strange(folder: str) -> str:
+    """What lies in a run's folder and is none of ours, or keeps it from being removed; else nothing."""
+    if os.path.ismount(folder):
+        return "its folder is a mount point"
+    try:
+        with os.scandir(folder) as found:
+            others = sorted(e.name for e in found if e.name not in _ORDER or not e.is_file(follow_symlinks=False))
+    except OSError as error:
+        return f"its folder cannot be read: {error.strerror}"
+    return f"it holds {others[0]!r}, which is none of ours" if others else ""
 
 
 def _old(runs: list[_Run], days: float | None, count: int | None) -> list[_Run]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
-from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, UsageError
+from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError
 from dicomsort.execute import Executor, Placer, Roots
 from dicomsort.files import Files, is_network, look_up, sha256_of
 from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, replay, runs_folder
@@ -31,6 +31,7 @@ from dicomsort.report import (
 from dicomsort.sorting.corrections import retract
 from dicomsort.sorting.outbox import (
     REVIEW_VERB,
+    UNDONE_BY,
     Run,
     RunState,
     absolute,
@@ -45,6 +46,8 @@ from dicomsort.sorting.outbox import (
     make_reserve,
     new_run,
     now,
+    require_inbox,
+    require_whole_journal,
     room_for_undo,
     undoings,
     unfinished,
@@ -80,8 +83,7 @@ def _carry_out(
     files: Files, outbox: str, run: str, plan: Plan, progress: Progress, on_row: Callable[[Row], None] | None
 ) -> Summary:
     started = time.monotonic()
-    if not os.path.isdir(inbox := inbox_of(plan.head, outbox)):
-        raise DicomsortError(f"run {run}: expected its inbox {inbox!r}, received nothing there; mount it, then resume")
+    inbox = require_inbox(plan.head, outbox, run, "resume")
     summary = Summary(run, plan.head["verb"], undoes=plan.head.get("undoes", ""))
     journal = Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)
     with closing(journal), closing(RunManifest(files, outbox, run)) as manifest:
@@ -160,6 +162,7 @@ def resume(
         if ended := found.summary:
             ended.notes.append(f"run {found.name} had ended before; there was nothing to resume")
             return ended
+        complete_reports(files, outbox, (each for name, each in runs.items() if name != found.name))
         return finish(files, outbox, found.name, progress, on_row)
 
 
@@ -187,7 +190,10 @@ def _unlearn(files: Files, outbox: str, plan: Plan, summary: Summary) -> None:
     """Take back what a decision gave models to learn from, where an undo took back all of it."""
     undone = load_run(outbox, plan.head["undoes"]).plan if plan.head["verb"] == "undo" else None
     if undone and not summary.needs_person and (folder := corrections_of(undone.head, outbox)):
-        retract(files, folder, plan.head["undoes"])
+        try:
+            retract(files, folder, plan.head["undoes"])
+        except (OSError, UsageError) as error:
+            summary.notes.append(f"models learn from it still: its images could not be taken out ({error})")
 
 
 def complete_reports(files: Files, outbox: str, runs: Iterable[Run]) -> None:
@@ -198,8 +204,8 @@ def complete_reports(files: Files, outbox: str, runs: Iterable[Run]) -> None:
         folder = f"{runs_folder(outbox)}/{run.name}"
         marks = replay(folder, run.plan.count).marks
         if "manifest" in marks and "reported" not in marks:
-            with closing(Journal(files, folder, run.plan.count)) as journal:
-                append_manifest(files, outbox, run.name, journal)
+            with suppress(StateDamaged), closing(Journal(files, folder, run.plan.count)) as journal:
+                append_manifest(files, outbox, run.name, journal)  # its own resume makes its rows anew
 
 
 def undo(outbox: str, run: str | None, progress: Progress, files: Files, *, with_decisions: bool = False) -> Summary:
@@ -214,6 +220,9 @@ def undo(outbox: str, run: str | None, progress: Progress, files: Files, *, with
     with held(files, outbox, create=False):
         runs = load_runs(outbox)
         newest = _newest_undoable(outbox, runs)
+        damaged = max((name for name, each in runs.items() if each.damage), default="")
+        if run is None and damaged > (newest or ""):
+            raise StateDamaged(f"{runs[damaged].damage}; to take an earlier run back, name it")
         if run is None and newest is None:
             return Summary(verb="undo", notes=[NOTHING_TO_UNDO])
         name = chosen(outbox, runs, run, newest, "to undo").name
@@ -235,9 +244,12 @@ def _seal_undo(files: Files, outbox: str, run: str, plan: Plan) -> tuple[str, Pl
     mine = new_run(files, outbox)
     head = {
         "verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": outbox, "started": now(), "notes": notes,
+        "mount": plan.head.get("mount", "/"),
     }  # fmt: skip
-    operations = _reversed(plan, known, roots)
-    return mine, seal_plan(files, outbox, mine, head, operations)
+    sealed = seal_plan(files, outbox, mine, head, _reversed(plan, known, roots))
+    with suppress(OSError), closing(Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)) as journal:
+        journal.mark(UNDONE_BY, mine)  # for when the undo's own plan cannot be read
+    return mine, sealed
 
 
 def _reversed(plan: Plan, known: Replay, roots: Roots) -> Iterator[Operation]:
@@ -313,11 +325,12 @@ def seal_plan(files: Files, outbox: str, run: str, head: dict[str, Any], operati
 
 def _undoable(outbox: str, runs: Mapping[str, Run], name: str) -> Plan:
     """The plan of a run that can be undone now; UsageError or DicomsortError says why it cannot."""
-    plan = Plan.open(f"{runs_folder(outbox)}/{name}")
+    folder = f"{runs_folder(outbox)}/{name}"
+    plan = Plan.open(folder)
+    require_whole_journal(name, plan, replay(folder, plan.count), runs[name].summary)
     if plan.head["verb"] == "undo":
         raise UsageError(f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}")
-    if not os.path.isdir(inbox := inbox_of(plan.head, outbox)):
-        raise DicomsortError(f"run {name}: expected its inbox {inbox!r}, received nothing there; mount it, then undo")
+    require_inbox(plan.head, outbox, name, "undo")
     if decisions := decisions_about(runs, name):
         advice = f"`dicomsort undo --with-decisions {outbox} {name}` takes them back first"
         raise UsageError(f"run {name} held what persons decided about since, {len(decisions):,} times: {advice}")

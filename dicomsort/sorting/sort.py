@@ -32,6 +32,7 @@ from dicomsort.sorting.outbox import (
     held,
     inbox_of,
     load_runs,
+    mount_of,
     nearest_folder,
     new_run,
     now,
@@ -43,7 +44,6 @@ from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_
 from dicomsort.sorting.surroundings import Around
 
 SETTLE = 60.0
-_BYTES = frozenset({Verb.COPY, Verb.MOVE})
 _VERBS = {"copy": Verb.COPY, "move": Verb.MOVE, "link": Verb.LINK}
 
 
@@ -199,22 +199,20 @@ class Job:
         head: dict[str, object] = {
             "verb": "sort", "inbox": self.request.inbox, "outbox": outbox, "mode": settings.mode,
             "layout": settings.layout, "model": self.request.bundle.model_sha256, "started": now(), "notes": self.notes,
+            "mount": mount_of(self.request.inbox),
         }  # fmt: skip
         sealed = seal_plan(files, outbox, run, head, self._with_room(operations, files, outbox))
         return carry_out(files, outbox, run, sealed, self.progress, on_row)
 
     def _with_room(self, operations: Iterator[Operation], files: Files, outbox: str) -> Iterator[Operation]:
         """Pass operations on; DicomsortError at their end where the outbox's disk has no room for what they copy."""
+        is_across = os.stat(self.request.inbox).st_dev != os.stat(nearest_folder(outbox)).st_dev
+        copying = {Verb.COPY, Verb.MOVE} if is_across else {Verb.COPY}
         copied = 0
         for operation in operations:
-            if operation.verb in _BYTES and (operation.verb is Verb.COPY or self._crosses(outbox)):
-                copied += operation.size
+            copied += operation.size if operation.verb in copying else 0
             yield operation
         require_free(files, outbox, copied)
-
-    def _crosses(self, outbox: str) -> bool:
-        """Whether a move copies, because inbox and outbox lie on different file systems."""
-        return os.stat(self.request.inbox).st_dev != os.stat(nearest_folder(outbox)).st_dev
 
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
         """Plan everything, and count."""

@@ -1,0 +1,223 @@
+"""Several runs that were cut short, in one outbox: none takes rows, files or temporary copies from another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from building import make_dicom, read_tree
+from command import placed, rows, run, sort
+from crashing import Crash, CrashingFiles, OtherDevice
+
+from dicomsort.errors import DicomsortError
+from dicomsort.files import Files
+from dicomsort.sorting.news import look_at_runs
+from dicomsort.sorting.outbox import all_runs, new_run
+
+SILENT = ("--quiet",)
+
+
+def dies(at: int, command: Callable[[], object], base: Callable[[], Files] = Files) -> CrashingFiles:
+    """Run a command that dies before its ``at``-th change; -1: never."""
+    files = CrashingFiles(at, base)
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Crash):
+        patch.setattr("dicomsort.files.Files", lambda: files)
+        command()
+    return files
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Two inboxes, of two files each, and an outbox to be."""
+    for number, name in enumerate(("one", "other"), 1):
+        for instance in (1, 2):
+            make_dicom(tmp_path / name / f"{instance}.dcm", study=number, instance=instance)
+    return tmp_path / "one", tmp_path / "other", tmp_path / "outbox"
+
+
+def sources(outbox: Path) -> dict[str, list[str]]:
+    """The sources of the manifest's rows, by run."""
+    found: dict[str, list[str]] = {}
+    for row in rows(outbox):
+        found.setdefault(row["run_id"], []).append(row["source"])
+    return found
+
+
+def test_rows_are_appended_once_wherever_a_run_and_its_resume_die(two: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    one, other, _ = two
+    trial = tmp_path / "trial"
+    whole = dies(-1, lambda: sort(one, trial))
+    marked = max(at for at, (name, _) in enumerate(whole.writes) if name == "journal.jsonl")  # before `reported`
+    for again in range(0, 60, 3):
+        outbox = tmp_path / f"outbox {again}"
+        dies(marked, lambda outbox=outbox: sort(one, outbox))  # type: ignore[misc]
+        dies(again, lambda outbox=outbox: run("resume", outbox))  # type: ignore[misc]
+        assert sort(other, outbox).code in {0, 3}
+        assert run("resume", outbox).code == 0
+        told = sources(outbox)
+        assert sorted(map(sorted, told.values())) == [["1.dcm", "2.dcm"]] * 2, again
+        assert run("verify", outbox).code == 0
+
+
+def test_a_torn_append_is_gone_on_with_before_another_run_appends(two: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    one, other, outbox = two
+    whole = dies(-1, lambda: sort(other, tmp_path / "trial"))
+    append = max(at for at, (name, _) in enumerate(whole.writes) if name == "manifest.csv")
+    first = whole.called.index("link")
+    dies(first, lambda: sort(one, outbox))
+    files = CrashingFiles(append, torn=100)
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Crash):
+        patch.setattr("dicomsort.files.Files", lambda: files)
+        sort(other, outbox)
+    for name in all_runs(str(outbox)):
+        assert run("resume", outbox, name).code == 0
+    assert sorted(map(sorted, sources(outbox).values())) == [["1.dcm", "2.dcm"]] * 2
+    assert run("verify", outbox).code == 0
+
+
+@pytest.mark.parametrize("mode", ["--copy", "--move"])
+def test_a_run_never_takes_back_what_another_placed(tmp_path: Path, mode: str) -> None:
+    base = OtherDevice if mode == "--move" else Files
+    inbox = tmp_path / "inbox"
+    make_dicom(inbox / "1.dcm")
+    whole = dies(-1, lambda: sort(mode, "--settle", 0, inbox, tmp_path / "trial"), base)
+    run("undo", tmp_path / "trial")
+    content = (inbox / "1.dcm").read_bytes()
+    linked = [at for at, name in enumerate(whole.called) if name == "link"]
+    for at in range(linked[-1] - 3, linked[-1] + 3):
+        outbox = tmp_path / f"outbox {at}"
+        (inbox / "1.dcm").write_bytes(content)
+        dies(at, lambda outbox=outbox: sort(mode, "--settle", 0, inbox, outbox), base)  # type: ignore[misc]
+        first = all_runs(str(outbox))[0]
+        dies(-1, lambda outbox=outbox: sort("--copy", inbox, outbox), base)  # type: ignore[misc]
+        second = all_runs(str(outbox))[-1]
+        by_second = {row["source"] for row in rows(outbox) if row["run_id"] == second and row["action"] == "copied"}
+        assert run("resume", outbox, first).code in {0, 3}
+        assert not [path for path in placed(outbox) if path.endswith(".part")], at
+        assert run("undo", outbox, first).code in {0, 3}
+        if by_second:
+            assert list(placed(outbox)), at
+        assert run("verify", outbox).code == 0 or not by_second
+
+
+def test_a_service_resumes_its_own_run_whoever_was_cut_short_later(
+    two: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    one, other, outbox = two
+    first = dies(-1, lambda: sort(one, tmp_path / "trial")).called.index("link")
+    dies(first, lambda: sort(one, outbox))
+    dies(first, lambda: sort(other, outbox))
+    ours, others = all_runs(str(outbox))
+    standing = look_at_runs(Files(), str(outbox), str(one), "")
+    assert (standing.cut_short, standing.of_another) == (ours, "")
+    assert run("resume", outbox, ours).code == 0
+    standing = look_at_runs(Files(), str(outbox), str(one), "")
+    assert (standing.cut_short, standing.of_another) == ("", others)
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "half"])
+def test_a_journal_that_does_not_tell_of_all_is_damaged(two: tuple[Path, Path, Path], damage: str) -> None:
+    one, _, outbox = two
+    sort(one, outbox)
+    journal = next((outbox / ".dicomsort/runs").glob("*/journal.jsonl"))
+    lines = journal.read_bytes().splitlines(keepends=True)
+    if damage == "gone":
+        journal.unlink()
+    else:
+        journal.write_bytes(b"" if damage == "empty" else b"".join(line for line in lines if b'"end",1' not in line))
+    (listed,) = json.loads(run("runs", "--json", outbox).out)
+    assert (listed["state"], "expected 2 files" in listed["damage"]) == ("damaged", True)
+    assert run("verify", outbox).code == 3
+    before = read_tree(outbox)
+    ran = run("undo", outbox)
+    assert (ran.code, "journal.jsonl: expected 2 files that were placed" in ran.err) == (1, True)
+    assert {path: content for path, content in read_tree(outbox).items() if "CT/" in path} == {
+        path: content for path, content in before.items() if "CT/" in path
+    }
+
+
+def test_an_undone_run_is_not_resumed_though_its_undo_cannot_be_read(
+    two: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    one, _, outbox = two
+    first = dies(-1, lambda: sort(one, tmp_path / "trial")).called.index("link")
+    dies(first + 1, lambda: sort(one, outbox))
+    (cut,) = all_runs(str(outbox))
+    assert run("undo", outbox, cut).code == 0
+    undo = all_runs(str(outbox))[-1]
+    (outbox / ".dicomsort/runs" / undo / "plan.jsonl").write_text("garbage\n")
+    rows_before = len(rows(outbox))
+    assert run("resume", outbox).code in {0, 1, 2}
+    assert len(rows(outbox)) == rows_before
+    assert list(placed(outbox)) == []
+
+
+def test_undo_without_a_name_never_takes_back_an_older_run_than_meant(two: tuple[Path, Path, Path]) -> None:
+    one, other, outbox = two
+    sort(one, outbox)
+    sort(other, outbox)
+    first, second = all_runs(str(outbox))
+    (outbox / ".dicomsort/runs" / second / "summary.json").write_text("{}")
+    ran = run("undo", outbox)
+    assert (ran.code, f"run {second}" in ran.err, "name it" in ran.err) == (1, True, True)
+    assert len(list(placed(outbox))) == 4
+    assert run("undo", outbox, first).code == 0
+
+
+def test_pruning_goes_on_past_a_run_that_cannot_be_removed(two: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    one, other, outbox = two
+    sort(one, outbox)
+    first = all_runs(str(outbox))[0]
+    for number in range(3, 6):
+        make_dicom(other / f"{number}.dcm", study=number)
+        sort(other, outbox)
+    folder = outbox / ".dicomsort/runs" / first
+    (folder / "journal.jsonl").unlink()
+    (folder / "journal.jsonl").mkdir()
+    ran = run("runs", "--prune", 0, outbox)
+    assert (ran.code, "removed the state of 2 runs" in ran.out) == (0, True)
+    assert f"kept {first}" in ran.out
+    assert (folder / "plan.jsonl").exists()
+    assert tmp_path.is_dir()
+
+
+def test_a_reserve_is_only_what_we_made(two: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    one, other, outbox = two
+    sort(one, outbox)
+    reserve = outbox / ".dicomsort" / "reserve"
+    reserve.unlink()
+    (tmp_path / "mine").write_bytes(b"mine")
+    os.link(tmp_path / "mine", reserve)
+    sort(other, outbox)
+    assert run("undo", outbox).code == 0
+    assert ((tmp_path / "mine").read_bytes(), reserve.read_bytes()) == (b"mine", b"mine")
+
+
+def test_ids_do_not_grow_where_a_run_of_the_future_is_there(tmp_path: Path) -> None:
+    outbox = tmp_path / "outbox"
+    (outbox / ".dicomsort/runs/20991231T235959Z-ffffff").mkdir(parents=True)
+    names = [new_run(Files(), str(outbox)) for _ in range(300)]
+    assert names == sorted(set(names))
+    assert max(map(len, names)) == len("20991231T235959Z-ffffff")
+
+
+def test_a_mark_out_of_its_range_is_damage(two: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    one, other, outbox = two
+    whole = dies(-1, lambda: sort(one, tmp_path / "trial"))
+    marked = max(at for at, (name, _) in enumerate(whole.writes) if name == "journal.jsonl")
+    dies(marked, lambda: sort(one, outbox))
+    journal = next((outbox / ".dicomsort/runs").glob("*/journal.jsonl"))
+    for value in (b"18446744073709551615", b"9223372036854775807", b"-1", b"1e300", b'"x"'):
+        text = journal.read_bytes()
+        start = text.index(b'["mark","manifest",')
+        journal.write_bytes(text[:start] + b'["mark","manifest",' + value + b"]\n")
+        ran = sort(other, outbox)
+        assert ran.code == 0, ran
+        assert "is damaged" in ran.out
+        journal.write_bytes(text)
+    with contextlib.suppress(DicomsortError):
+        assert run("resume", outbox).code == 0
