@@ -145,7 +145,7 @@ def test_a_run_that_filled_the_disk_is_undone_without_a_byte_more(memory: Path, 
             undone[has_reserve] += 1
             assert not has_reserve or not message, (room, message)
             if message:
-                assert enter(advised(message), inbox, outbox, Files()) == ""
+                assert enter(advised(message), inbox, outbox, disk(ENOUGH)) == ""
             check_undone(inbox, outbox, before)
         shutil.rmtree(inbox.parent)
     assert min(undone[False], undone[True]) > 10
@@ -181,7 +181,7 @@ def test_an_undo_that_has_too_little_room_loses_nothing_and_goes_on(memory: Path
         check_nothing_lost(inbox, outbox)
         doors.add(door := advised(message))
         assert len(list((outbox / ".dicomsort" / "runs").iterdir())) == (1 if door == "undo" else 2)
-        assert enter(door, inbox, outbox, Files()) == ""
+        assert enter(door, inbox, outbox, disk(ENOUGH)) == ""
         check_undone(inbox, outbox, before)
         shutil.rmtree(inbox.parent)
     else:

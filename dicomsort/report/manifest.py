@@ -22,6 +22,7 @@ from dicomsort.report.text import cell, is_plain
 MANIFEST = "manifest.csv"
 PLACED = frozenset({Action.COPIED, Action.MOVED, Action.LINKED})
 _ROW_CELLS = attrgetter(*(f.name for f in fields(Row)))
+NEW = ".new"  # what a manifest that is being written is called beside its name
 _BUFFER = 1 << 20
 
 
@@ -34,7 +35,7 @@ class RunManifest:
     def __init__(self, files: Files, outbox: str, run: str) -> None:
         """Take away what an attempt cut short has left, and begin with the head."""
         self._path = _own(outbox, run)
-        self._part = f"{self._path}.part"
+        self._part = f"{self._path}{NEW}"
         if look_up(self._part) is not None:
             files.unlink(self._part)
         self._files = files

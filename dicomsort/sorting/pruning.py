@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from dicomsort.files import Files, flush_path, look_up
 from dicomsort.journal import JOURNAL, PLAN, runs_folder
 from dicomsort.report import MANIFEST, SUMMARY
+from dicomsort.report.manifest import NEW
 from dicomsort.sorting.outbox import STAMP, Run, RunState, absolute, held, load_runs
 
-_ORDER = (PLAN, JOURNAL, MANIFEST, f"{MANIFEST}.part", SUMMARY)
+_ORDER = (PLAN, JOURNAL, MANIFEST, f"{MANIFEST}{NEW}", SUMMARY)
 _DAY = 86400.0
 
 
