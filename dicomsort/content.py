@@ -5,24 +5,30 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from dicomsort.files import look_up, opened_file
+from dicomsort.files import STREAMS, look_up, opened_file
+from dicomsort.jsonlines import parse
 
-DEVICES = frozenset({"/dev/null", "/dev/full", "/dev/tty", "/dev/stdout", "/dev/stderr"})  # accepted in place of a file
+DEVICES = frozenset({"/dev/null", "/dev/full", "/dev/tty", *STREAMS})  # accepted in place of a file
 _HEAD = 4096  # bytes that tell what a file is
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A kind of file that dicomsort writes: what an earlier one is called, a pattern of its first bytes.
+    """A kind of file that dicomsort writes: what an earlier one is called, whether bytes are the first of one.
 
-    ``literal`` are bytes that each one begins with, where there are such.
+    ``literal`` are bytes that each one begins with, where there are such; ``most`` is how many bytes are looked at.
     """
 
     name: str
-    first: re.Pattern[bytes]
+    holds: Callable[[bytes], object]
     literal: bytes = b""
+    most: int = _HEAD
 
     def problem(self, path: str, *, torn: bool = False) -> str:
         """Why a file may not be written in place of what has its name; empty for a new, empty or earlier file.
@@ -36,7 +42,7 @@ class Content:
             return "it is no regular file"
         try:
             with opened_file(path) as stream:
-                first = stream.read(_HEAD)
+                first = stream.read(self.most)
             return "" if torn and self.literal.startswith(first) else self.problem_of(first)
         except OSError as error:
             return error.strerror or str(error)
@@ -45,33 +51,109 @@ class Content:
         """The same for a file that is open for reading and writing."""
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return "it is no regular file"
-        return self.problem_of(os.pread(descriptor, _HEAD, 0))
+        return self.problem_of(os.pread(descriptor, self.most, 0))
 
     def problem_of(self, first: bytes) -> str:
         """The same for the first bytes of a file."""
-        return "" if not first or self.first.match(first) else "it holds something else"
+        return "" if not first or self.holds(first) else "it holds something else"
 
 
 def beginning(name: str, literal: bytes) -> Content:
     """A kind of file that begins with some bytes."""
-    return Content(name, re.compile(re.escape(literal)), literal)
+    return Content(name, lambda first: first.startswith(literal), literal)
 
 
+_IS_TEXT, _IS_TRUTH, _IS_OBJECT, _IS_LIST = (
+    partial(lambda kind, value: type(value) is kind, kind) for kind in (str, bool, dict, list)
+)
+LOG_BEGINS = "dicomsort log"  # the event of each log's first line; an older log has one of these there
+_EVENTS = (
+    "association (accepted|ended|rejected)|instance (stored|repeated|stored beside another|refused)"
+    "|a connection's thread died|connection failed|ended|ending|fewer workers than asked for|instances were cut off"
+    "|leftovers removed|listening|metrics could not be written|needs a person|not sent|recovered|round failed"
+    '|round put off|run ended|send ended|sending failed; it is tried again [^\\n"]{1,80}?|sent|sort begins|sort ended'
+    "|watch begins|watch ends|a run of another inbox was cut short; `dicomsort resume` finishes it"
+)
+_LOG_TIME, _LOG_LEVEL = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "(DEBUG|INFO|WARNING|ERROR|CRITICAL)"
 LOG = Content(
     "a log of dicomsort",
     re.compile(
-        rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (DEBUG|INFO|WARNING|ERROR|CRITICAL) "
-        rb'|\{"time": "\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "level": "'
-        rb'|(\d{4}-|\{"time": "\d{4}-)[^\n]{0,40}\Z'  # cut short by a full disk
+        rf"{_LOG_TIME} {_LOG_LEVEL} ({LOG_BEGINS}|{_EVENTS})( [a-z_]+=|\n)"
+        rf'|\{{"time": "{_LOG_TIME}", "level": "{_LOG_LEVEL}", "event": "({LOG_BEGINS}|{_EVENTS})"[,}}]'.encode()
+    ).match,
+)
+
+
+def _json_with(*shapes: Mapping[str, Callable[[Any], bool]]) -> Callable[[bytes], bool]:
+    """Whether bytes are an object in JSON that has all keys of one of the shapes, with such values."""
+
+    def holds(data: bytes) -> bool:
+        try:
+            value = parse(data)
+        except ValueError:
+            return False
+        return isinstance(value, dict) and any(
+            all(key in value and right(value[key]) for key, right in shape.items()) for shape in shapes
+        )
+
+    return holds
+
+
+def _is_figure(first: bytes) -> bool:
+    """Whether bytes begin a picture of curves or bars; one that was written before the mark has its palette alone."""
+    chunks = _chunks(first)
+    return (b"tEXt", _MARK) in chunks or [kind for kind, _ in chunks] == [b"IHDR", b"PLTE", b"IDAT"]
+
+
+def _is_sheet(first: bytes) -> bool:
+    """Whether bytes begin a sheet of mistakes, which had another mark before."""
+    return any(kind == b"tEXt" and text.startswith((_MARK, b"Software\0Matplotlib")) for kind, text in _chunks(first))
+
+
+def _chunks(first: bytes) -> list[tuple[bytes, bytes]]:
+    """Kind and content of the chunks of a PNG, up to the first of its pixels; none where it is no PNG."""
+    found: list[tuple[bytes, bytes]] = []
+    at = len(_PNG)
+    while first.startswith(_PNG) and at + 8 <= len(first) and (not found or found[-1][0] != b"IDAT"):
+        size, kind = struct.unpack_from(">I4s", first, at)
+        found.append((kind, first[at + 8 : at + 8 + size]))
+        at += size + 12
+    return found
+
+
+_PNG, _MARK = b"\x89PNG\r\n\x1a\n", b"Software\0dicomsort"
+FIGURE = Content("an earlier picture of figures", _is_figure)
+SHEET = Content("an earlier picture of mistakes", _is_sheet)
+COMPARED = ("data set", "evaluation images", "own figures")  # what two bundles are compared by
+METRICS = Content(
+    "earlier figures",
+    _json_with(
+        {"held_out": _IS_TEXT, "by_source": _IS_TRUTH, "calibration": _IS_TEXT},
+        {"held_out": _IS_TEXT, "model": _IS_OBJECT, "trained_on": lambda value: type(value) is int},
+        {"of": lambda value: value in COMPARED, "bundles": _IS_OBJECT, "figures": _IS_OBJECT},
     ),
+    most=64 << 20,
 )
-FIGURE = Content(  # a picture of curves or bars; before the mark was written, its few colours told it
-    "an earlier picture of figures",
-    re.compile(rb"\x89PNG\r\n\x1a\n(?:.{17}\x03|.*tEXtSoftware\0(?:dicomsort|Matplotlib))", re.DOTALL),
+MODEL_CARD = beginning("an earlier card", b"# Model card: ")
+BUNDLE = Content(
+    "a bundle",
+    _json_with({"format_version": lambda value: type(value) is int, "labels": _IS_LIST, "model_sha256": _IS_TEXT}),
+    most=1 << 20,
 )
-METRICS = Content("earlier figures", re.compile(rb'\{\s*"(?:held_out|model|of)": '))
-MODEL_CARD = Content("an earlier card", re.compile(rb"# Model card: "))
-BUNDLE = Content("a bundle", re.compile(rb'\{\s*"format_version": \d'))
-CHECKPOINT = Content("a checkpoint", re.compile(rb"PK\x03\x04.{26}story\.npy|(?:PK.{0,33})?\Z", re.DOTALL))
-TRIALS = Content("the trials of a search", re.compile(rb'\{"op_code": ?\d'))
-JOURNAL = Content("a journal of `dicomsort send`", re.compile(b""))  # whose head is proven under its lock
+CHECKPOINT = Content("a checkpoint", re.compile(rb"PK\x03\x04.{26}story\.npy|(?:PK.{0,33})?\Z", re.DOTALL).match)
+TRIALS = Content("the trials of a search", re.compile(rb'\{"op_code": ?\d').match)
+JOURNAL = Content("a journal of `dicomsort send`", lambda _: True)  # whose head is proven under its lock
+_BY_NAME = {"bundle.json": BUNDLE, "metrics.json": METRICS, "card.md": MODEL_CARD, "mistakes.png": SHEET}
+_BY_ENDING = {
+    ".png": FIGURE,
+    ".csv": Content("an earlier table", re.compile(rb"(epoch|trial),").match),
+    ".keras": beginning("a model of Keras", b"PK\x03\x04"),
+    ".npz": beginning("arrays", b"PK\x03\x04"),
+    ".h5": beginning("a model in HDF5", b"\x89HDF\r\n\x1a\n"),
+    ".tflite": Content("a model of LiteRT", re.compile(rb".{4}TFL3", re.DOTALL).match),
+}
+
+
+def kind_of(name: str) -> Content | None:
+    """What a file of results is that has this name; None where the name tells nothing."""
+    return _BY_NAME.get(name) or _BY_ENDING.get(os.path.splitext(name)[1])

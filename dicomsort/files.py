@@ -29,6 +29,7 @@ _NEVER_CLONES = frozenset({errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 _FICLONE = 0x40049409  # <linux/fs.h>
 _NO_SYNCFS = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
 _NETWORK_SYSTEMS = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "gluster", "lustre", "afs")
+STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 _NO_FOLLOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a name that became a FIFO must not hang the run
 _ZEROS = memoryview(bytes(CHUNK))
 _spare: list[memoryview] = []  # buffers that nobody reads into now: one a thread, made once
@@ -80,7 +81,12 @@ class Files:
         raise OSError(errno.EINVAL, "it is no regular file", path)
 
     def open_device(self, path: str) -> int:
-        """Open a standard stream or a character device for writing; return the descriptor."""
+        """Open a character device for writing; return the descriptor.
+
+        A standard stream is not opened anew, which would begin at the start of the file that the shell appends to.
+        """
+        if path in STREAMS:
+            return os.dup(STREAMS[path])
         return os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
 
     def write(self, descriptor: int, data: bytes | memoryview) -> None:

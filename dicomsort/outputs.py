@@ -7,6 +7,7 @@ Links are resolved first. What is refused is not touched. ``report.whole`` and t
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ class Gate:
         parent = os.path.dirname(target)
         if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
             raise UsageError(f"{option}: expected a file in a folder that can be written, received {str(path)!r}")
+        there = look_up(target)
+        if there and stat.S_ISREG(there.st_mode) and there.st_nlink > 1:
+            raise UsageError(f"{option}: expected a file of one name, received {str(path)!r}: it has other names")
         if problem := content.problem(target):
             raise UsageError(f"{option}: expected a new file or {content.name}, received {str(path)!r}: {problem}")
         return target

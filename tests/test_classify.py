@@ -241,3 +241,15 @@ def test_words_never_decide_alone_and_not_where_headers_do_not_count() -> None:
 )
 def test_pixels_deny_a_header_by_what_they_leave_its_class(seen: Vote, reason: str) -> None:
     assert judged(header(CT, "CT"), seen).reason == reason
+
+
+@pytest.mark.parametrize(
+    "place",
+    [".dicomsort/a/b.dcm", "../x", "/x/y", "CT", "REVIEW/x", "REVIEW/../x", "OTHER//x", "OTHER/./x", "", "./x", "-x/y"],
+)
+def test_no_placement_gives_a_folder_that_is_none_of_a_class(place: str) -> None:
+    for reason in ("header", "reviewed"):
+        without = judged(header(SC, ""), UNSURE)
+        assert judged(header(SC, ""), UNSURE, JUDGE, placement(place, reason=reason)) == without
+        both = judged(header(SC, ""), UNSURE, JUDGE, placement(place, reason=reason), placement("CT/x", reason=reason))
+        assert both.folder == "CT"

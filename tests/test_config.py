@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -144,6 +145,42 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
     for file, reason in ((tmp_path / "absent.toml", "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(UsageError, match=f"{file}: expected a readable TOML file, received: {reason}"):
             load({}, {}, file)
+
+
+def test_a_file_that_may_never_end_is_a_usage_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for file in (tmp_path / "fifo", tmp_path / "link", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(UsageError, match=f"{file}: expected a readable TOML file, received: it is no regular file"):
+            load({}, {}, file)
+    large = toml(tmp_path, "# long\n" * 200_000)
+    with pytest.raises(UsageError, match="it is larger than 1,048,576 bytes"):
+        load({}, {}, large)
+
+
+def test_a_file_may_be_a_pipe_of_the_shell_or_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(toml(tmp_path, "workers = 3"))
+    assert load({}, {}, tmp_path / "link").workers == 3
+    for folder in ("/dev/fd", "/proc/self/fd"):
+        if not Path(folder).is_dir():
+            continue
+        reader, writer = os.pipe()
+        os.write(writer, b"workers = 5")
+        os.close(writer)
+        assert load({}, {}, Path(folder, str(reader))).workers == 5
+        os.close(reader)
+
+
+def test_a_home_of_nobody_is_a_usage_error(tmp_path: Path) -> None:
+    nobody = "expected ~ or ~USER of a user with a home, received '~no-such-user/x'"
+    file = toml(tmp_path, "log-file = '~no-such-user/x'")
+    for environ, given, origin in (
+        ({}, file, f"{file}: log-file"),
+        ({"DICOMSORT_LOG_FILE": "~no-such-user/x"}, None, "DICOMSORT_LOG_FILE"),
+        ({"DICOMSORT_CONFIG": "~no-such-user/x"}, None, "DICOMSORT_CONFIG"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(f"{origin}: {nobody}")):
+            load({}, environ, given)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,13 @@ def test_a_sound_installation(tmp_path: Path) -> None:
     assert not (tmp_path / "outbox").exists()
 
 
+def test_a_folder_of_somebody_else_among_the_runs_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / ".dicomsort" / "runs" / "zzz-mine").mkdir(parents=True)
+    found = look(None, tmp_path)
+    assert "0 runs kept" in [finding.told for finding in found]
+    assert not states(found, "clock")
+
+
 def test_json_and_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +16,14 @@ from building import make_dicom, make_files, read_tree
 from command import Ran, run
 from PIL import Image
 
-from dicomsort.bundle import default_path
-from dicomsort.training.evaluate import OUTPUTS
+from dicomsort.bundle import default_path, load
+from dicomsort.errors import UsageError
+from dicomsort.records import RENDERING_VERSION
+from dicomsort.training.evaluate import OUTPUTS, _training_run
+from dicomsort.training.remaking import Addition, remake
 from dicomsort.training.seen import encode
 from dicomsort.training.shortcuts import SHORTCUTS
+from dicomsort.training.sidebyside import on_their_own
 
 FOLDERS = ("CT", "mri", "XRAY")
 SOURCES, EACH = 2, 2
@@ -254,3 +259,19 @@ def test_evaluating_loads_no_tensorflow(dataset: Path, tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     ran = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     assert ran.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.write_text("[" * 100_000), lambda path: path.mkdir()])
+def test_figures_of_a_bundle_that_cannot_be_read_are_none(
+    bundle: Callable[..., Path], make: Callable[[Path], object]
+) -> None:
+    folder = bundle()
+    (folder / "metrics.json").unlink()
+    make(folder / "metrics.json")
+    found = load(folder, RENDERING_VERSION)
+    assert _training_run(found) == {}
+    other = replace(found, model_sha256="0" * 64, training={})
+    with pytest.raises(UsageError, match=r"expected its own metrics\.json"):
+        on_their_own((found, replace(other, evaluation=None)), 0)
+    with pytest.raises(UsageError, match="expected a new folder or an earlier bundle"):
+        remake(folder, Addition("evaluation.npz", b"PK", "evaluation", {}, {}))

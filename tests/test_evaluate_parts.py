@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from building import make_files
 from numpy.typing import NDArray
 from PIL import Image
 
+from dicomsort.errors import UsageError
 from dicomsort.training import bootstrap, calibration, metrics, reporting, seen
 from dicomsort.training.card import write_card
 from dicomsort.training.cardtables import tables
@@ -236,6 +238,22 @@ def test_pictures_are_drawn_of_little_too(tmp_path: Path) -> None:
         reporting.draw(tmp_path, told, right)
         reporting.draw_mistakes(tmp_path / reporting.SHEET, right, reporting.mistakes(right), [])
     assert {path.name for path in tmp_path.iterdir()} == {*reporting.PICTURES, reporting.SHEET}
+
+
+def test_a_sheet_of_mistakes_takes_the_place_of_an_earlier_one_alone(tmp_path: Path) -> None:
+    dataset = _dataset(1, 1).only([0])
+    right = Predictions(dataset, np.eye(4, dtype=np.float32)[:1], {"decide": np.full(1, 2.0)}, "", ["a"], "file")
+    sheet, mine, second = tmp_path / reporting.SHEET, tmp_path / "mine.png", tmp_path / "second name.png"
+    mine.write_bytes(b"an image of mine")
+    sheet.symlink_to(mine)
+    with pytest.raises(UsageError, match="it holds something else"):
+        reporting.draw_mistakes(sheet, right, [], [])
+    assert mine.read_bytes() == b"an image of mine"
+    sheet.unlink()
+    reporting.draw_mistakes(sheet, right, [], [])
+    os.link(sheet, second)
+    reporting.draw_mistakes(sheet, right, [], [])
+    assert not sheet.samefile(second)
 
 
 def _picture() -> NDArray[np.uint8]:

@@ -244,6 +244,20 @@ def test_what_ends_a_command_is_one_line(error: BaseException, code: int, told: 
     assert ran.err.startswith(told)
 
 
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), OSError(12, "Cannot allocate memory")])
+def test_only_where_files_are_placed_a_resume_is_advised(tmp_path: Path, error: OSError) -> None:
+    commands = {
+        "list_runs": ["runs"], "prune": ["runs", "--prune", 0], "verify": ["verify"], "repair": ["verify", "--repair"],
+        "resume": ["resume"], "undo": ["undo"],
+    }  # fmt: skip
+    (tmp_path / ".dicomsort").mkdir()
+    for name, command in commands.items():
+        with mock.patch(f"dicomsort.sorting.{name}", side_effect=type(error)(*error.args)):
+            ran = run(*command, tmp_path)
+        assert ran.code == 1
+        assert ("`dicomsort resume` finishes" in ran.err) == (name in {"resume", "undo"}), ran.err
+
+
 def test_a_training_is_asked_to_end_by_a_hangup() -> None:
     told: list[str] = []
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -31,7 +31,10 @@ def write(opened: AbstractContextManager[logging.Logger], lines: int, first: int
 
 
 def numbers(*files: Path) -> list[int]:
-    return [json.loads(line)["number"] for file in files for line in file.read_text().splitlines()]
+    """The numbers of the events, after the line with which each log begins."""
+    logs = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    assert all(lines[0]["event"] == "dicomsort log" for lines in logs)
+    return [line["number"] for lines in logs for line in lines[1:]]
 
 
 def test_a_log_is_put_aside_before_it_grows_over_its_size(tmp_path: Path) -> None:

@@ -113,9 +113,7 @@ def test_a_run_that_fails_leaves_the_last_success(inbox: Path, outbox: Path, tmp
 def test_figures_that_cannot_be_written_are_no_failure_of_the_run(inbox: Path, outbox: Path, tmp_path: Path) -> None:
     file = tmp_path / "sort.prom"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "dicomsort.files.Files", lambda: Broken("replace", 1, errno.ENOSPC)
-        )  # the first is the manifest's
+        patch.setattr("dicomsort.files.Files", lambda: Broken("replace", 1, errno.ENOSPC))  # not the manifest
         ran = sort("--metrics", file, inbox, outbox)
     assert (ran.code, ran.err) == (0, "dicomsort: the metrics could not be written: No space left on device\n")
     assert [path.name for path in tmp_path.iterdir() if "prom" in path.name] == []

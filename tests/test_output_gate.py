@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shutil
 import socket
+import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +19,17 @@ import typer
 from building import make_dicom, make_files
 from command import Ran, run, sort
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from dicomsort.bundle import check_target, staged
 from dicomsort.cli import app
 from dicomsort.cli.logs import logging_to
 from dicomsort.content import DEVICES
+from dicomsort.errors import UsageError
+from dicomsort.training.cache import open_cache
+from dicomsort.training.evaluate import foreign_in
+from dicomsort.training.trainer import MAYBE
+from dicomsort.training.writing import OUTPUTS
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "default"
@@ -26,6 +38,18 @@ JSON_LOG = '{"time": "2026-01-01T00:00:00Z", "level": "INFO", "event": "sort beg
 METRICS = "# HELP dicomsort_info The version that wrote this; always 1.\n"
 PAGE = "<!DOCTYPE html>\n<!-- dicomsort report -->\n<html></html>\n"
 JOURNAL = '{"format":1,"destination":"A@127.0.0.1:9"}\n'
+
+FIGURES = b'{\n "held_out": "of no source", "by_source": true, "calibration": "its own"}\n'
+COMPARISON = b'{"of": "own figures", "bundles": {}, "labels": [], "figures": {}}'
+
+
+def png(mode: str = "RGB", **texts: str) -> bytes:
+    info, stream = PngInfo(), io.BytesIO()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    Image.new("RGB", (8, 8), "red").convert(mode).save(stream, "PNG", pnginfo=info)
+    return stream.getvalue()
+
 
 # Each option that names what a command writes: the command line, with {} for the path, and what it reads.
 FILES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -48,7 +72,7 @@ FOLDERS: dict[str, tuple[tuple[str, ...], str]] = {
     "predict --explain": (("predict", "dataset/CT/1.png", "--explain"), "dataset/CT/1.png"),
 }
 EARLIER = {
-    "--log-file": (LOG, JSON_LOG, "2026-01", ""), "--metrics": (METRICS, ""), "--html": (PAGE, ""),
+    "--log-file": (LOG, JSON_LOG, ""), "--metrics": (METRICS, ""), "--html": (PAGE, ""),
     "--journal": (JOURNAL, ""),
 }  # fmt: skip
 ONLY_READ = {"--config", "--model", "--from", "--weights", "--groups", "--tls-ca", "--tls-cert", "--tls-key", "--auth"}
@@ -134,6 +158,41 @@ def test_files_of_others_with_names_of_results_stay(world: Path, option: str) ->
             refused(world, command, f"only {name}")
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"metrics.json": b'{"model": "my thesis", "accuracy": 0.9}'},
+        {"metrics.json": b'{"held_out": 3, "by_source": [], "calibration": "x"}'},
+        {"metrics.json": b'{"of": "mine", "bundles": {}, "figures": {}}'},
+        {"metrics.json": b'{"held_out": "' + b"[" * 100_000},
+        {"metrics.json": FIGURES, "confusion.png": png(Software="GIMP")},
+        {"metrics.json": FIGURES, "confusion.png": png("P", Author="me")},
+        {"metrics.json": FIGURES, "confusion.png": png(Software="Matplotlib version3.10.0")},
+        {"metrics.json": FIGURES, "mistakes.png": png("P")},
+        {"metrics.json": FIGURES, "card.md": b"my card"},
+        {"metrics.json": b"", "card.md": b"# Model card: of my own"},
+        {"confusion.png": png(Software="dicomsort")},
+    ],
+)
+def test_files_that_only_begin_like_results_stay(world: Path, files: dict[str, bytes]) -> None:
+    make_files(world / "figures", files)
+    refused(world, FOLDERS["evaluate --out"][0], "figures")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"metrics.json": b""},
+        {"metrics.json": FIGURES, "confusion.png": png(Software="dicomsort"), "card.md": b"# Model card: ours\n"},
+        {"metrics.json": COMPARISON, "comparison.png": png("P")},
+        {"metrics.json": FIGURES, "sources.png": png("P"), "mistakes.png": png(Software="Matplotlib version3.10.0")},
+    ],
+)
+def test_earlier_results_are_ours(tmp_path: Path, files: dict[str, bytes]) -> None:
+    make_files(tmp_path, files)
+    assert not foreign_in(str(tmp_path))
+
+
 @pytest.mark.parametrize("option", ["train --out", "tune --out"])
 @pytest.mark.parametrize(
     "beside", ["bundle-mistakes.png", "bundle.checkpoint/state.npz", "bundle.trials", "bundle.trials.lock"]
@@ -141,6 +200,65 @@ def test_files_of_others_with_names_of_results_stay(world: Path, option: str) ->
 def test_files_of_others_beside_a_bundle_stay(world: Path, option: str, beside: str) -> None:
     make_files(world, {beside: "something of mine"})
     refused(world, FOLDERS[option][0], "bundle")
+
+
+@pytest.mark.parametrize("beside", ["bundle.refused", "bundle.refused-mistakes.png", "bundle-mistakes.png"])
+def test_files_of_others_beside_a_bundle_that_is_gone_on_from_stay(world: Path, beside: str) -> None:
+    make_files(world, {beside: "something of mine"})
+    refused(world, ("train", "dataset", "--from", str(MODEL), "--out"), "bundle")
+
+
+@pytest.mark.parametrize(
+    "name", ["accuracy.png", "history.csv", "metrics.json", "card.md", "model.keras", "medical_image_classifier.h5",
+             "model.tflite", "evaluation.npz", "bundle.json"],
+)  # fmt: skip
+def test_a_file_of_another_kind_in_a_bundle_stays(world: Path, name: str) -> None:
+    shutil.copytree(MODEL, world / "bundle")
+    assert check_target(world / "bundle", OUTPUTS | MAYBE) is None
+    make_files(world, {f"bundle/{name}": '{"format_version": 1, "note": "mine"}'})
+    refused(world, FOLDERS["train --out"][0], "bundle")
+
+
+def test_a_bundle_keeps_the_mode_of_the_one_before_and_takes_no_mount_point(tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(MODEL, tmp_path / "bundle"))
+    bundle.chmod(0o2750)
+    with staged(bundle, OUTPUTS | MAYBE) as part:
+        shutil.copytree(MODEL, part, dirs_exist_ok=True)
+    assert stat.S_IMODE(bundle.stat().st_mode) == 0o2750
+    if not os.path.ismount("/proc"):
+        pytest.skip("no mount point at /proc")
+    with pytest.raises(UsageError, match="received a mount point"):
+        check_target(Path("/proc"), OUTPUTS)
+
+
+@pytest.mark.parametrize("option", ["sort --log-file", "sort --metrics", "send --journal", "report --html"])
+def test_an_output_that_has_other_names_is_refused(world: Path, option: str) -> None:
+    make_files(world, {"earlier": EARLIER[option.split()[1]][0]})
+    os.link(world / "earlier", world / "other name")
+    assert "it has other names" in refused(world, FILES[option][0], "earlier").err
+
+
+@pytest.mark.parametrize("option", ["evaluate --out", "evaluate --compare", "predict --explain"])
+def test_no_folder_is_made_that_a_path_only_passes(world: Path, option: str) -> None:
+    command = FOLDERS.get(option, (("evaluate", "--compare", str(MODEL), str(MODEL), "--out"), ""))[0]
+    ran = run(*command, "out/CT/new/../../../pictures")
+    assert ran.code == 0, ran
+    assert not (world / "out/CT/new").exists()
+    assert any((world / "pictures").iterdir())
+
+
+def test_a_cache_changes_no_folder_that_was_there_and_follows_no_link(tmp_path: Path) -> None:
+    name = open_cache(tmp_path / "new").name
+    there, linked = tmp_path / "there" / name, tmp_path / "linked"
+    there.mkdir(parents=True)
+    there.chmod(0o755)
+    open_cache(there.parent)
+    assert stat.S_IMODE(there.stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "new" / name).stat().st_mode) == 0o700
+    linked.mkdir()
+    (linked / name).symlink_to(tmp_path / "new")
+    with pytest.raises(UsageError, match="which is a link or a file"):
+        open_cache(linked)
 
 
 def test_a_folder_in_the_place_of_a_bundles_file_stays(world: Path) -> None:
@@ -172,6 +290,62 @@ def test_new_empty_and_earlier_files_are_accepted(world: Path, option: str) -> N
         assert ("cannot be reached" in ran.err) == (ran.code == 1)
         assert Path(place).exists()
     assert run("verify", "out").code == 0
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("option", ["sort --log-file", "sort --metrics", "report --html"])
+def test_a_standard_stream_that_the_shell_appends_to_is_not_overwritten(world: Path, option: str, stream: str) -> None:
+    (world / "n.log").write_text("mine\n" * 5000)
+    number = {"stdout": 1, "stderr": 2}[stream]
+    command = (sys.executable, "-P", "-m", "dicomsort", *FILES[option][0], f"/dev/{stream}")
+    words = ["sh", "-c", f'"$@" {number}>> n.log', "sh", *command]
+    subprocess.run(words, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    written = (world / "n.log").read_text("utf-8")
+    assert written.startswith("mine\n" * 5000)
+    assert {"--log-file": "sort ended", "--metrics": "# HELP", "--html": "<!DOCTYPE"}[option.split()[1]] in written
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "2026-11-29T06:05:27Z INFO other-app started\n", "2026-11-29T06:05:27Z INFO sent-mail queue=1\n", "2026-11-29",
+        "2026-01", "1234-5678 my pin", "2026-11-29T06:05:27Z INFO ", '{"time": "2026-',
+        '{"time": "2026-11-29T06:05:27Z", "level": "INFO", "event": "user logged in"}\n',
+    ],
+)  # fmt: skip
+def test_a_log_of_another_program_is_refused(world: Path, content: str) -> None:
+    make_files(world, {"theirs.log": content})
+    refused(world, FILES["sort --log-file"][0], "theirs.log")
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_log_begins_with_a_line_of_its_own(world: Path, log_format: str) -> None:
+    for _ in range(2):
+        assert run(*FILES["sort --log-file"][0], "new.log", "--log-format", log_format).code == 0
+    lines = (world / "new.log").read_text("utf-8").splitlines()
+    assert ["dicomsort log" in line for line in lines] == [True] + [False] * 4
+
+
+@pytest.mark.parametrize("room", [0, 9])
+def test_the_first_line_of_a_log_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data[:room])
+
+    with logging_to(tmp_path / "first", "text"), monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with logging_to(tmp_path / "log", "text") as log:
+            log.info("sort begins")
+        assert not (tmp_path / "log").read_bytes()
+    assert capsys.readouterr().err == "dicomsort: the log cannot be written: No space left on device\n"
+    with logging_to(tmp_path / "log", "text") as log:
+        log.info("sort begins")
+    assert (tmp_path / "log").read_text("utf-8").count("\n") == 2
 
 
 def test_a_class_of_another_model_is_the_outboxes_own(world: Path) -> None:
@@ -222,7 +396,7 @@ def test_rotation_replaces_no_file_of_somebody_else(
     filled(tmp_path / "log", 100, size=0.001, count=3)
     assert {name: facts for name, facts in state(tmp_path).items() if name in before} == before
     assert older.is_dir() or before
-    assert len((tmp_path / "log").read_text("utf-8").splitlines()) == 100
+    assert len((tmp_path / "log").read_text("utf-8").splitlines()) == 101  # the first says what it is
     assert not (tmp_path / "log.1").exists()
     told = capsys.readouterr().err
     assert told == "dicomsort: the log cannot be put aside, and grows on: log.2 is no log of dicomsort\n"
@@ -244,5 +418,22 @@ def test_a_foreign_file_in_the_place_of_a_log_that_was_moved_away_stays(
         log.info("second")
         log.info("third")
     assert path.read_bytes() == b"an image"
-    assert (tmp_path / "moved").read_text("utf-8").count("\n") == 3
+    assert (tmp_path / "moved").read_text("utf-8").count("\n") == 4  # the first says what it is
     assert capsys.readouterr().err.count("cannot be begun anew") == 1
+
+
+@pytest.mark.parametrize("now", ["file", "link"])
+def test_rotation_puts_no_foreign_file_aside_that_has_the_name_now(tmp_path: Path, now: str) -> None:
+    path, moved = tmp_path / "run.log", tmp_path / "moved.log"
+    with logging_to(path, "text", 0.001, 3) as log:
+        log.info("first")
+        path.rename(moved)
+        if now == "link":
+            path.symlink_to(moved)
+        else:
+            path.write_text("thesis")
+        for number in range(50):
+            log.info("event %s %s", number, "x" * 100)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["moved.log", "run.log"]
+    assert path.is_symlink() or path.read_text() == "thesis"
+    assert moved.read_text("utf-8").count("\n") == 52

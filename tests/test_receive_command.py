@@ -116,7 +116,7 @@ def test_signals_end_it_behind_the_instance_on_its_way(inbox: Path, tmp_path: Pa
         assert (scu.status(), scu.receive()[0]) == (0, ABORT)
         assert receiver.process.wait() == code
     assert [path.rpartition(".")[2] for path in read_tree(inbox)] == ["dcm"]
-    assert [receiver.events()[0]["event"], receiver.events()[-1]["event"]] == ["listening", "ended"]
+    assert [receiver.events()[1]["event"], receiver.events()[-1]["event"]] == ["listening", "ended"]
 
 
 def test_the_log_goes_to_stderr_where_no_file_is_named(inbox: Path) -> None:
@@ -158,13 +158,13 @@ def test_a_start_removes_what_a_killed_one_left_and_not_what_is_in_use(inbox: Pa
             time.sleep(0.01)
         parts = [*read_tree(inbox)]
         with receiving(inbox, name="second") as second:
-            assert [event["event"] for event in second.events()] == ["listening"]
+            assert [event["event"] for event in second.events()] == ["dicomsort log", "listening"]
             assert [*read_tree(inbox)] == parts
             first.process.kill()
             first.process.wait()
         with receiving(inbox, name="third") as third:
-            assert [event["event"] for event in third.events()] == ["leftovers removed", "listening"]
-            assert third.events()[0]["parts"] == 1
+            assert [event["event"] for event in third.events()] == ["dicomsort log", "leftovers removed", "listening"]
+            assert third.events()[1]["parts"] == 1
     assert read_tree(inbox) == {}
 
 

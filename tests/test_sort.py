@@ -232,10 +232,11 @@ def test_log(inbox: Path, outbox: Path, tmp_path: Path, log_format: str) -> None
     make_files(inbox, {"broken.dcm": "nothing"})
     sort("--log-file", tmp_path / "log", "--log-format", log_format, inbox, outbox)
     lines = (tmp_path / "log").read_text().splitlines()
-    assert len(lines) == 3
-    assert "broken.dcm" in lines[1]
+    assert len(lines) == 4
+    assert "dicomsort log" in lines[0]
+    assert "broken.dcm" in lines[2]
     if log_format == "json":
-        assert json.loads(lines[2])["found"] == 7
+        assert json.loads(lines[3])["found"] == 7
 
 
 def test_flag_beats_environment_beats_file(

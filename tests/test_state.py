@@ -33,6 +33,16 @@ def test_undo_of_a_copy_removes_the_copies_and_what_was_undone_may_be_sorted_aga
     assert set(placed(outbox)) == tree
 
 
+@pytest.mark.parametrize("command", ["undo", "resume", "report"])
+def test_an_empty_name_of_a_run_is_no_run(inbox: Path, outbox: Path, command: str) -> None:
+    sort("--move", "--settle", 0, inbox, outbox)
+    before = read_tree(outbox)
+    ran = run(command, outbox, "")
+    assert ran.code == 2
+    assert "lists, received ''" in ran.err
+    assert read_tree(outbox) == before
+
+
 def test_undo_leaves_what_changed_since_and_what_is_the_only_copy_goes_back(inbox: Path, outbox: Path) -> None:
     sort(inbox, outbox)
     rewritten = outbox / by_source(outbox)["cr.dcm"]["destination"]

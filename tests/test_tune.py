@@ -101,6 +101,14 @@ def test_a_variation_that_is_not_known(tmp_path: Path) -> None:
         varied(ARCHITECTURES["cnn"], "cnn", {"filters": 100_000})
 
 
+def test_trials_that_are_nested_too_deeply_are_wrong_usage(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "tuned.trials").write_text('{"op_code": 0, "study": ' + "[" * 100_000 + "\n")
+    ran = run("tune", dataset, "--out", tmp_path / "tuned", "--arch", "tiny", "--trials", 1, "--epochs", 1)
+    assert ran.code == 2, ran.err
+    assert "expected tuned.trials beside it to be writable and of a search" in ran.err
+    assert (tmp_path / "tuned.trials").exists()
+
+
 def test_no_trials_and_no_optuna(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = run("tune", dataset, "--out", tmp_path / "out", "--trials", 0)
     assert (ran.code, ran.err) == (2, "dicomsort: --trials: expected a whole number from 1 to 100000, received 0\n")

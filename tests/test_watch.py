@@ -155,5 +155,5 @@ def test_the_service_runs_without_terminal_environment_and_output(inbox: Path, o
         code, said = end(process)
     assert (code, said) == (0, "")
     events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
-    assert [events[0], events[-1]] == ["watch begins", "watch ends"]
+    assert [*events[:2], events[-1]] == ["dicomsort log", "watch begins", "watch ends"]
     assert events.count("run ended") == 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +131,46 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(
     assert f"Going on from the checkpoint in out.checkpoint: epoch {batch // BATCHES + 1} of 3" in said
     forget(recipe.checkpoint)
     assert not recipe.checkpoint.exists()
+
+
+def _archive(story: str, *, member: str = "story.npy", method: int = 0, encrypted: bool = False) -> bytes:
+    """A checkpoint whose one array is the text of ``story``, marked as compressed or encrypted."""
+    array, stream = io.BytesIO(), io.BytesIO()
+    np.save(array, np.array(story))
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(member, array.getvalue())
+    content = bytearray(stream.getvalue())
+    for signature, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = content.index(signature) + at
+        content[place] |= encrypted
+        content[place + 2 : place + 4] = method.to_bytes(2, "little")
+    return bytes(content)
+
+
+def _story(**changes: object) -> str:
+    told = {"identity": {"arch": "x"}, "progress": {}, "arrays": {"variables": 0, "sums": 0, "best": 0}}
+    return json.dumps(told | changes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _archive(_story(), method=97), _archive(_story(), encrypted=True), _archive("[" * 100_000), _archive("[]"),
+        _archive(_story(identity=["arch"])), _archive(_story(arrays=[])), _archive(_story(progress=[])),
+        _archive(_story(progress={"epoch": "1"})), _archive(_story(progress={"epoch": -5})),
+        _archive(_story(progress={"history": []})), _archive(_story(progress={"history": {"loss": "x"}})),
+        _archive(_story(), member="other.npy"), b"PK\x03\x04", b"",
+    ],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_said_to_be(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "state.npz").write_bytes(content)
+    assert Checkpoint(tmp_path, {"arch": "x"}).load() == (None, "it is damaged")
+
+
+def test_the_damage_is_all_that_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "state.npz").write_bytes(_archive(_story()))
+    found, why = Checkpoint(tmp_path, {"arch": "x"}).load()
+    assert (found is not None, why) == (True, "")
 
 
 def test_another_training_starts_anew_and_says_why(

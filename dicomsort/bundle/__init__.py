@@ -22,7 +22,7 @@ from dicomsort.bundle.spec import (
     default_path,
     load,
 )
-from dicomsort.bundle.staging import seal, staged
+from dicomsort.bundle.staging import check_target, seal, staged
 
 __all__ = [
     "EVALUATION_NAME",
@@ -35,6 +35,7 @@ __all__ = [
     "Screen",
     "Seen",
     "calibrate",
+    "check_target",
     "default_path",
     "label_problem",
     "load",

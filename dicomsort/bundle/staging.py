@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomsort.bundle.fields import FORMAT_VERSION, check
 from dicomsort.bundle.spec import EVALUATION_NAME, MODEL_NAME, SCREEN_NAME, SPEC_NAME
-from dicomsort.content import BUNDLE
+from dicomsort.content import kind_of
 from dicomsort.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -25,10 +26,11 @@ def staged(folder: Path, outputs: frozenset[str]) -> Iterator[Path]:
     """Yield an empty folder beside ``folder`` that takes its place when the block ends well, and vanishes otherwise.
 
     ``outputs`` are the names of the files that a bundle may hold: an existing ``folder`` is replaced only if it holds
-    nothing else, so that no file of somebody else's is lost. UsageError where it does or cannot be written.
+    nothing else, so that no file of somebody else's is lost; its mode stays. UsageError where it holds something else,
+    is a mount point, or cannot be written.
     """
     target = Path(os.path.abspath(folder))
-    _check_target(target, outputs)
+    check_target(target, outputs)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
@@ -40,7 +42,7 @@ def staged(folder: Path, outputs: frozenset[str]) -> Iterator[Path]:
         if not (part / SPEC_NAME).is_file():
             msg = f"bundle {str(folder)!r}: expected {SPEC_NAME} among the files to place, received none"
             raise BundleError(msg)
-        _check_target(target, outputs)
+        check_target(target, outputs)
         _place(part, target, outputs)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -69,25 +71,32 @@ def _measure(file: Path) -> tuple[int, str]:
     return len(content), hashlib.sha256(content).hexdigest()
 
 
-def _check_target(target: Path, outputs: frozenset[str]) -> None:
-    """Raise UsageError where ``target`` is something that must not be replaced."""
+def check_target(target: Path, outputs: frozenset[str]) -> None:
+    """Raise UsageError where ``target`` is something that must not be replaced by a bundle of these files."""
     if not target.exists() and not target.is_symlink():
         return
     if target.is_symlink() or not target.is_dir():
         msg = f"--out {str(target)!r}: expected a new folder or an earlier bundle, received a file or a link"
+        raise UsageError(msg)
+    if os.path.ismount(target):
+        msg = f"--out {str(target)!r}: expected a folder that can be renamed, received a mount point; name one below it"
         raise UsageError(msg)
     there = sorted(target.iterdir())
     foreign = [path.name for path in there if path.name not in outputs or path.is_symlink() or not path.is_file()]
     expected = f"--out {str(target)!r}: expected a new folder or an earlier bundle"
     if foreign:
         raise UsageError(f"{expected}, received one with {foreign[0]!r} in it")
-    if there and not ((target / SPEC_NAME).is_file() and not BUNDLE.problem(str(target / SPEC_NAME))):
+    for path in there:
+        if (kind := kind_of(path.name)) and (problem := kind.problem(str(path))):
+            raise UsageError(f"{expected}, received one whose {path.name!r} is not {kind.name}: {problem}")
+    if there and not (target / SPEC_NAME).is_file():
         raise UsageError(f"{expected}, received one with {there[0].name!r} and without {SPEC_NAME} in it")
 
 
 def _place(part: Path, target: Path, outputs: frozenset[str]) -> None:
     """Flush ``part`` and rename it to ``target``; what was there is put aside first and removed last."""
-    part.chmod(0o755)
+    had = target.exists()
+    part.chmod(stat.S_IMODE(target.stat().st_mode) if had else 0o755)
     for path in (*part.iterdir(), part):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -95,7 +104,6 @@ def _place(part: Path, target: Path, outputs: frozenset[str]) -> None:
         finally:
             os.close(handle)
     old = part.with_suffix(".old")
-    had = target.exists()
     if had:
         target.rename(old)
     try:

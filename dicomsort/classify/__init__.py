@@ -6,6 +6,7 @@ for those of its series whose headers say nothing. Pure: no file is touched here
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -55,6 +56,8 @@ __all__ = [
 
 # No placement for the rest of the series.
 _OF_ONE_FILE = OF_ONE_FILE | {REVIEWED_FILE}
+_NAME = r"(?![.~ -])[^/\0]+"  # no hidden folder, our own least of all, has the name of a class
+_PLACE = re.compile(rf"((?:{OTHER}|{REVIEW})/{_NAME}|(?!(?:{OTHER}|{REVIEW})/){_NAME})/.+", re.DOTALL)
 
 
 def classify_study(
@@ -102,7 +105,7 @@ def _placed(placements: Sequence[Placement], series: str, classes: Sequence[str]
     """
     usable = [p for p in placements if p.reason not in _OF_ONE_FILE]
     own = [p for p in usable if p.series == series]
-    folders = {_folder(p) for p in own or usable}
+    folders = {_folder(p) for p in own or usable} - {""}
     folder = folders.pop() if len(folders) == 1 else ""
     if not own and classes and folder.partition("/")[0] not in classes:
         return ""
@@ -115,7 +118,7 @@ def _decided(placements: Sequence[Placement], grouping: Grouping) -> str:
         reviewed = [p for p in placements if p.reason == REVIEWED and p.series == grouping.series]
     else:
         reviewed = [p for p in placements if p.reason in {REVIEWED, REVIEWED_FILE}]
-    folders = {_folder(p) for p in reviewed}
+    folders = {_folder(p) for p in reviewed} - {""}
     return folders.pop() if len(folders) == 1 else ""
 
 
@@ -125,8 +128,9 @@ def folder_of(class_: str, header: Header) -> str:
 
 
 def _folder(placement: Placement) -> str:
-    parts = placement.destination.split("/")
-    return "/".join(parts[:2]) if parts[0] in {REVIEW, "OTHER"} else parts[0]
+    """The folder of a class, or of a kind or reason below OTHER or REVIEW; empty where a place is in none of these."""
+    found = _PLACE.fullmatch(placement.destination)
+    return found[1] if found else ""
 
 
 def _remarked(verdict: Verdict, remark: str) -> Verdict:

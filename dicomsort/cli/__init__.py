@@ -38,6 +38,7 @@ from dicomsort.memory import shortage
 EXIT_INTERRUPTED = signals.EXIT_INTERRUPTED
 # Of these, printing is not the purpose; `sort` decides for itself.
 ACTING = frozenset({"watch", "resume", "undo", "receive", "send", "review", "train", "tune", "features", "screen"})
+PLACING = frozenset({"sort", "watch", "resume", "undo", "review"})
 RESUME = "`dicomsort resume` finishes a sort that had begun"
 _WrongUsage: Any = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this version of Typer keeps it
 
@@ -59,7 +60,12 @@ class _Commands(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with _interruptible():
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except Exception as error:
+                if ctx.invoked_subcommand in PLACING:
+                    error.add_note(RESUME)
+                raise
 
 
 @contextmanager
@@ -161,11 +167,12 @@ def _shortage(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, FileNotFoundError) and not _has_working_folder():
         expected = "expected a working folder that is there, received one that was removed"
         return f"{expected}; change to another, or give absolute paths", UsageError.exit_code
+    advice = getattr(error, "__notes__", ())
     words = ("allocate memory", "failed to map segment", "start new thread")  # of the loader, and of the interpreter
     if isinstance(error, OSError) and error.errno != errno.ENOMEM:
-        return f"expected success, received {error}; {RESUME}", 1
+        return "; ".join([f"expected success, received {error}", *advice]), 1
     if isinstance(error, OSError | MemoryError) or any(word in str(error) for word in words):
-        return f"{shortage()}; {RESUME}", 1
+        return "; ".join([shortage(), *advice]), 1
     return None
 
 

@@ -26,10 +26,10 @@ def show_compared(
     from dicomsort.training.comparetables import warnings
     from dicomsort.training.evaluate import check_out
 
-    check_out(out, dataset)
+    folder = check_out(out, dataset)
     bundles = load(folders[0], RENDERING_VERSION), load(folders[1], RENDERING_VERSION)
     told = _compared(bundles, dataset, out, groups, seed)
-    write_comparison(told, out)
+    write_comparison(told, folder)
     for warning in warnings(told):
         print(f"WARNING: {warning}", file=sys.stderr)
     if as_json:

@@ -1,7 +1,7 @@
 """``--log-file`` and its kin: a line an event, text or JSON; paths below the inbox, never patient data.
 
-A log that would grow over its size is put aside as ``FILE.1``, older ones as ``FILE.2`` and so on. Where something else
-(logrotate) moves the file away, a new one is begun.
+The first line of each file says that it is a log of dicomsort. A log that would grow over its size is put aside as
+``FILE.1``, older ones as ``FILE.2`` and so on. Where something else (logrotate) moves the file away, a new one begins.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-from dicomsort.content import DEVICES, LOG
+from dicomsort.content import DEVICES, LOG, LOG_BEGINS
 from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.files import Files, look_up
 from dicomsort.signals import code_of, number_of
 
 MIB = 1 << 20
@@ -64,25 +65,49 @@ def _stamp(record: logging.LogRecord) -> str:
 class _Log(RotatingFileHandler):
     """A log that no trouble with its own file keeps the program from working; each kind is told once on stderr."""
 
-    def __init__(self, path: Path, size: int, count: int) -> None:
+    def __init__(self, path: Path, log_format: str, size: int, count: int) -> None:
         self._complained: set[str] = set()
+        self._line = formatter(log_format)
         target = str(path) if str(path) in DEVICES else os.path.realpath(path)
         super().__init__(target, maxBytes=size, backupCount=count, encoding="utf-8")
+        self.setFormatter(self._line)
 
     def _open(self) -> TextIOWrapper:
         """Open for appending what is a log of ours, new, empty, or a standard stream; OSError where it is another."""
-        is_device = self.baseFilename in DEVICES
-        flags = os.O_WRONLY if is_device else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(self.baseFilename, flags | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        problem = "" if is_device else LOG.problem_of_open(descriptor)
-        if problem:
-            os.close(descriptor)
-            raise OSError(errno.EINVAL, f"{problem}; expected {LOG.name}", self.baseFilename)
+        files = Files()
+        if self.baseFilename in DEVICES:
+            descriptor = files.open_device(self.baseFilename)
+        else:
+            descriptor = files.open_append(self.baseFilename)
+            if problem := LOG.problem_of_open(descriptor):
+                os.close(descriptor)
+                raise OSError(errno.EINVAL, f"{problem}; expected {LOG.name}", self.baseFilename)
+            self._begin(descriptor)
         return TextIOWrapper(os.fdopen(descriptor, "ab"), encoding="utf-8", errors="backslashreplace")
+
+    def _begin(self, descriptor: int) -> bool:
+        """Write the line that tells the log from others where the file is empty; False where there is no room.
+
+        It is written whole or not at all: a file that begins with a part of it would be taken for somebody else's.
+        """
+        if os.fstat(descriptor).st_size:
+            return True
+        line = self._line.format(logging.makeLogRecord({"levelname": "INFO", "msg": LOG_BEGINS})) + "\n"
+        try:
+            if (written := os.write(descriptor, line.encode())) < len(line):
+                if os.fstat(descriptor).st_size == written:  # else another process has begun it
+                    os.ftruncate(descriptor, 0)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
+        except OSError as error:
+            self._complain("be written", error)
+            return False
+        return True
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.baseFilename not in DEVICES:
             self._follow()
+            if self.stream is not None and not self._begin(self.stream.fileno()):
+                return
         super().emit(record)
 
     def _follow(self) -> None:
@@ -112,6 +137,9 @@ class _Log(RotatingFileHandler):
         return self.stream is not None and bool(super().shouldRollover(record))
 
     def doRollover(self) -> None:  # noqa: N802 - the library's name
+        there = look_up(self.baseFilename)
+        if self.stream is None or there is None or not os.path.samestat(there, os.fstat(self.stream.fileno())):
+            return  # the name is another file's now, or a link: nothing of it is put aside
         older = (f"{self.baseFilename}.{number}" for number in range(1, self.backupCount + 1))
         if foreign := next((path for path in older if LOG.problem(path)), None):
             self.maxBytes = 0
@@ -152,11 +180,10 @@ def logging_to(path: Path | None, log_format: str, size: float = 10.0, count: in
     log.propagate = False
     log.setLevel(logging.INFO)
     try:
-        handler = _Log(path, int(size * MIB), count) if path else logging.NullHandler()
+        handler = _Log(path, log_format, int(size * MIB), count) if path else logging.NullHandler()
     except OSError as error:
         message = f"--log-file: expected a file that can be written, received {str(path)!r} ({error.strerror})"
         raise UsageError(message) from error
-    handler.setFormatter(formatter(log_format))
     log.addHandler(handler)
     try:
         yield log

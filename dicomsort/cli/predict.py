@@ -52,7 +52,8 @@ def predict(
         from dicomsort.cli.overlay import prepare
         from dicomsort.outputs import Gate
 
-        Gate({f"FILE {path!r}": path for path in files}).check_folder("--explain", explain)
+        gate = Gate({f"FILE {path!r}": path for path in files})
+        explain = Path(gate.check_folder("--explain", explain))  # no folder is made that a path only passes
         prepare(explain, bundle)
     write = _write_json if as_json else _write_csv
     for path, explained in zip(files, _looks(files, bundle), strict=True):

@@ -64,7 +64,7 @@ def _retell(told: Told, *, as_json: bool, quiet: bool) -> None:
     from dicomsort.pages.telling import Tale
     from dicomsort.report.retold import rows_of
 
-    summary = told.summary or Tale.of(told.run, rows_of(told.outbox, told.run)).summary
+    summary = told.summary or Tale.of(told.run, rows_of(told.outbox, told.run, doubtful=True)).summary
     if told.undone_by:
         extent = "" if told.is_undone else " in part"
         summary.notes.append(f"this run was undone{extent} by {told.undone_by}")

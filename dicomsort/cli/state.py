@@ -154,7 +154,7 @@ Repair = Annotated[
 def verify(outbox: Outbox, *, repair: Repair = False, as_json: Json = False, quiet: Quiet = False) -> None:
     """Hash what was placed and compare with the manifest; read the state of every run.
 
-    Exit code 3 where a file is gone or differs, or the manifest or a run is damaged.
+    Exit code 3 where a file is gone, differs or cannot be read, or the manifest or a run is damaged.
 
     --repair writes manifest.csv anew: all rows that can be read, and those that the runs still have of their own. It
     keeps the damaged file as manifest.csv.damaged-TIME.
@@ -170,8 +170,9 @@ def verify(outbox: Outbox, *, repair: Repair = False, as_json: Json = False, qui
         typer.echo(json.dumps(result))
     elif not quiet:
         _show_verified(result)
-    states = ("missing", "different", "damaged", "runs", "unfinished")
-    raise typer.Exit(NEEDS_PERSON if any(result[state] for state in states) else 0)
+    states = ("missing", "different", "unreadable", "damaged", "runs", "unfinished")
+    needs_person = any(result[state] for state in states) or told.get("repaired", {}).get("skipped")
+    raise typer.Exit(NEEDS_PERSON if needs_person else 0)
 
 
 def _repaired(outbox: str) -> dict[str, Any]:
@@ -183,7 +184,7 @@ def _repaired(outbox: str) -> dict[str, Any]:
     return {
         "repaired": {
             "kept": repaired.kept, "added": repaired.added, "unreadable": damages.count, "lines": damages.lines,
-            "damaged_as": repaired.damaged_as,
+            "damaged_as": repaired.damaged_as, "skipped": repaired.skipped, "message": repaired.message,
         }
     }  # fmt: skip
 
@@ -198,8 +199,12 @@ def _show_verified(result: dict[str, Any]) -> None:
             typer.echo(f"{told['unreadable']:,} lines could not be read: {visible('; '.join(told['lines']))}{more}")
         if told["damaged_as"]:
             typer.echo(f"the damaged manifest is kept as {told['damaged_as']}")
+        for sentence in told["skipped"]:
+            typer.echo(visible(f"skipped: {sentence}"))
+        if told["message"]:
+            typer.echo(f"manifest.csv: {told['message']}")
     typer.echo(f"{result['whole']:,} files hold the bytes that the manifest says")
-    for state in ("missing", "different"):
+    for state in ("missing", "different", "unreadable"):
         for path in result[state]:
             typer.echo(f"{state}: {visible(path)}")
     damages = [f"{damage}; the run is left alone" for damage in result["runs"]]

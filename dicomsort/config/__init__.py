@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.config import file as _file
-from dicomsort.config.option import Option, checked, parsed
+from dicomsort.config.option import Option, at_home, checked, parsed
 from dicomsort.config.tables import (
     DAY,
     MOST_PORT,
@@ -77,7 +77,7 @@ def _resolved(
     options = TABLES[command] or {}
     variables = {name: text for name, text in environ.items() if name.startswith(PREFIX)}
     named = variables.pop(f"{PREFIX}CONFIG", "")
-    file = file or (Path(named).expanduser() if named else None)
+    file = file or (at_home(Path(named), f"{PREFIX}CONFIG") if named else None)
     values: dict[str, Any] = {name: option.default for name, option in options.items()}
     written = _file.read(file) if file is not None else {}
     for table in (_file.TOP, *INHERITS.get(command, ()), command):
@@ -99,7 +99,7 @@ def _from_environment(variables: Mapping[str, str], options: Mapping[str, Option
             raise UsageError(f"expected {PREFIX}<OPTION> in the environment, received {variable}; {nearest}")
         if text:
             right = checked(known[name], parsed(known[name], text), variable)
-            values[name] = right.expanduser() if isinstance(right, Path) else right
+            values[name] = at_home(right, variable) if isinstance(right, Path) else right
     return values
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dicomsort.config.option import Option, checked
+from dicomsort.config.option import Option, at_home, checked
 from dicomsort.config.tables import TABLES
 from dicomsort.errors import UsageError
+from dicomsort.files import closing
 
 ROUTES = "routes"
+MOST_BYTES = 1 << 20
+_HANDED = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+|/dev/stdin")
 TOP = ""  # the table that stands for the keys above all tables
 KNOWN: dict[str, Option] = {name: option for table in TABLES.values() for name, option in (table or {}).items()}
 
@@ -40,7 +47,7 @@ def read(file: Path) -> dict[str, dict[str, Any]]:
 
 def _parsed(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_bytes().decode("utf-8-sig"))  # editors of Windows write a mark
+        return tomllib.loads(_read(file).decode("utf-8-sig"))  # editors of Windows write a mark
     except OSError as error:
         raise UsageError(f"{file}: expected a readable TOML file, received: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -50,6 +57,25 @@ def _parsed(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: expected TOML, received: {error}") from None
     except RecursionError:
         raise UsageError(f"{file}: expected TOML, received arrays or tables that are nested too deeply") from None
+
+
+def _read(file: Path) -> bytes:
+    """The bytes of a file, or of a pipe that was handed over open, as a shell does for ``<(…)``.
+
+    What else might never end, or never begin, is an OSError.
+    """
+    is_handed = _HANDED.fullmatch(str(file)) is not None
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | (0 if is_handed else os.O_NONBLOCK))
+    with closing(descriptor):
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode) and not (is_handed and stat.S_ISFIFO(mode)):
+            code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+            raise OSError(code, os.strerror(code) if code == errno.EISDIR else "it is no regular file", str(file))
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            content = stream.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise OSError(errno.EFBIG, f"it is larger than {MOST_BYTES:,} bytes", str(file))
+    return content
 
 
 def _checked(
@@ -65,7 +91,7 @@ def _checked(
         if name in values:
             raise UsageError(f"{origin}: expected an option once, received it twice")
         right = checked(options[name], value, origin)
-        values[name] = file.parent / right.expanduser() if isinstance(right, Path) else right
+        values[name] = file.parent / at_home(right, origin) if isinstance(right, Path) else right
     return values
 
 

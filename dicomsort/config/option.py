@@ -60,6 +60,14 @@ def checked(option: Option, value: object, origin: str) -> object:
     return kind(value) if kind in {Path, float} else value  # type: ignore[arg-type]
 
 
+def at_home(path: Path, origin: str) -> Path:
+    """The path with ``~`` replaced by the home it stands for; UsageError names ``origin`` where there is none."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UsageError(f"{origin}: expected ~ or ~USER of a user with a home, received {str(path)!r}") from None
+
+
 def _expected(option: Option) -> str:
     if isinstance(option.kind, tuple):
         return "|".join(option.kind)

@@ -14,7 +14,7 @@ from functools import partial
 from dicomsort.doctor.finding import Finding, fine, guarded, note, wrong
 from dicomsort.files import NO_LINK, Files, is_network, look_up
 from dicomsort.files import closing as closing_file
-from dicomsort.journal import runs_folder
+from dicomsort.journal import is_run, runs_folder
 
 ROOM = 1 << 30  # bytes
 _NAMED = 5  # folders
@@ -174,7 +174,7 @@ def _runs(outbox: str) -> Iterator[Finding]:
     if state & 0o077:
         yield note("outbox", f"others may read its state (mode {state:o})", f"chmod 700 {os.path.dirname(folder)}")
     with closing(os.scandir(folder)) as entries:
-        runs = sorted(entry.name for entry in entries)
+        runs = sorted(entry.name for entry in entries if is_run(entry.name))
     now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     if runs and runs[-1][:16] > now:
         yield wrong(

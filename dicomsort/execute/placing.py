@@ -250,7 +250,7 @@ class Placer:
     def _filled(self, o: Operation, part: str) -> _Made | None:
         """The temporary file; None where its bytes are not those that were judged (they are read again for a move)."""
         source = self._roots.absolute(o.source)
-        before = look_up(source)
+        before = look_up(source) if o.verb is Verb.MOVE else None
         try:
             made = self._copied(o, source, part)
         except FileExistsError:  # what an attempt cut short has left
@@ -298,7 +298,7 @@ class Placer:
         linked = target is not None and os.path.samestat(source, target)
         if not (source.st_nlink > 1 if linked else self._is_replaced(o, source, target)):  # one name, by two ways
             return None
-        now = look_up(path)  # comparing took a while
+        now = source if linked else look_up(path)  # comparing takes a while
         if now is None or (now.st_ino, now.st_ctime_ns) != (source.st_ino, source.st_ctime_ns):
             return Result(o.number, Outcome.CHANGED, "the file changed while it was placed")
         self._files.unlink(path)

@@ -53,7 +53,7 @@ class Report:
 def make(told: Told, bundle: Bundle | None, engine: Engine | None, pictures: int, progress: Progress) -> Report:
     """Gather a report with pictures of so many items; without a bundle and an engine there are none."""
     progress.stage("reading the manifest", None)
-    tale = Tale.of(told.run, rows_of(told.outbox, told.run))
+    tale = Tale.of(told.run, rows_of(told.outbox, told.run, doubtful=True))
     later = since(told.outbox, told.run)
     groups = _groups(told, tale, later, pictures if engine else 0)
     decided = sum(_is_decided(held, later) for held in tale.held)

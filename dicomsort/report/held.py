@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dicomsort.files import look_up, opened_file
 from dicomsort.records import Action, Row, Status
 from dicomsort.report.manifest import MANIFEST, PLACED
-from dicomsort.report.reading import COLUMNS, RunRow, order_of, read_rows, records
+from dicomsort.report.reading import LONGEST, RunRow, read_rows, records, skip_head
 from dicomsort.report.reviewed import decided_from, is_held_place
 
 WAITING = frozenset({Status.REVIEW, Status.CONFLICT})  # what lies below REVIEW, for a person to decide about
@@ -80,8 +80,10 @@ def _hash(text: str) -> str:
 
 
 def _natural(held: RunRow) -> list[tuple[int, str]]:
+    """Numbers by their values, as digits: a name may hold more of them than ``int`` takes."""
     parts = _DIGITS.split(held.row.destination)
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
+    parts[1::2] = [digits.lstrip("0") for digits in parts[1::2]]
+    return [(len(part) if place % 2 else 0, part) for place, part in enumerate(parts)]
 
 
 class Holdings:
@@ -125,13 +127,13 @@ class Holdings:
     def _appended(self) -> Iterator[RunRow]:
         """Yield what the manifest tells beyond what was read; the last row only when it is whole."""
         with opened_file(self._path) as stream:
-            order = order_of(stream.readline()) or COLUMNS
+            order = skip_head(stream)
             stream.seek(self._offset or stream.tell())
             self._offset = stream.tell()
             for record in records(stream, 0, order):
-                if not record.content.endswith(b"\n"):  # it is being written
+                if not record.content.endswith(b"\n") and len(record.content) < LONGEST:  # it is being written
                     return
-                if record.row is not None:
+                if record.row is not None and not record.damage:
                     yield record.row
                 self._offset += len(record.content)
 

@@ -157,4 +157,4 @@ def _placement(row: Row, destination: str, status: str, class_: str, reason: str
 
 def is_told_of(outbox: str, run: str) -> bool:
     """Whether the manifest has rows of a run."""
-    return any(each.run == run for each in read_rows(f"{outbox}/{MANIFEST}"))
+    return any(each.run == run for each in read_rows(f"{outbox}/{MANIFEST}", doubtful=True))

@@ -7,25 +7,33 @@ carriage returns, or changed the order of the columns.
 from __future__ import annotations
 
 import csv
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import BinaryIO
 
 from dicomsort.errors import DicomsortError
-from dicomsort.files import look_up, opened_file
-from dicomsort.records import Row
+from dicomsort.files import PATH_MAX, look_up, opened_file
+from dicomsort.journal import is_run
+from dicomsort.records import Action, Row
 from dicomsort.report.text import uncelled, visible
 
 COLUMNS = ("run_id", *(f.name.rstrip("_") for f in fields(Row)))
 HEAD = ",".join(COLUMNS).encode()
 MARK = b"\xef\xbb\xbf"  # of UTF-8, as spreadsheets write it
 _SIZE = COLUMNS.index("size")
-_LONGEST = 1 << 20  # bytes of a row; the longest paths, escaped, need a tenth of it
+LONGEST = 1 << 20  # bytes of a row; the longest paths, escaped, need a tenth of it
+_MOST_LINES = 4 * PATH_MAX  # of a row: names of files may hold line feeds, and a message may name a path
 _LONGEST_CELL = 1 << 17  # characters, the limit of ``csv``
 _MOST = 1 << 63  # bytes of a file
 _NAMED = 10  # damaged lines that are told one by one
 _SHOWN = 80  # characters of what is not a head
+_ACTIONS = frozenset(Action)
+_SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
+_NO_NAMES = frozenset({"", ".", ".."})
+_is_run = lru_cache(is_run)  # rows of a run stand beside each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +48,8 @@ class RunRow:
 class Record:
     """One row as it stands in the file, or one line that cannot be read.
 
-    ``line`` is its first, counted from 1; ``content`` its bytes, with line feeds. ``row`` is None where ``damage`` says
-    why it cannot be read.
+    ``line`` is its first, counted from 1; ``content`` its bytes, with line feeds. ``damage`` is empty, or says why the
+    line cannot be read; where it has a ``row`` all the same, why that is none that dicomsort writes.
     """
 
     line: int
@@ -73,13 +81,16 @@ class Damages:
         return [f"manifest.csv is damaged: {'; '.join(self.lines)}{more}; {advice}"]
 
 
-def read_rows(path: str, on_damage: Callable[[Record], None] | None = None) -> Iterator[RunRow]:
-    """Yield the rows of a manifest, none where there is no file; ``on_damage`` is given what cannot be read.
+def read_rows(
+    path: str, on_damage: Callable[[Record], None] | None = None, *, doubtful: bool = False
+) -> Iterator[RunRow]:
+    """Yield the rows of a manifest, none where there is no file; ``on_damage`` is given what is damaged.
 
+    ``doubtful``: also the rows that dicomsort would not write. These may be shown, and nothing may rely on them.
     DicomsortError where this is no manifest: it has neither the head nor any row of one.
     """
     for record in read_records(path):
-        if record.row is not None:
+        if record.row is not None and (doubtful or not record.damage):
             yield record.row
         elif on_damage is not None:
             on_damage(record)
@@ -90,7 +101,7 @@ def read_head(path: str) -> bytes:
     if look_up(path) is None:
         return b""
     with opened_file(path) as stream:
-        return stream.readline(_LONGEST)
+        return stream.readline(LONGEST)
 
 
 def read_records(path: str) -> Iterator[Record]:
@@ -102,19 +113,38 @@ def read_records(path: str) -> Iterator[Record]:
         return
     try:
         with opened_file(path) as stream:
-            head = stream.readline(_LONGEST)
+            head = stream.readline(LONGEST)
             order = order_of(head)
             is_ours = order is not None or HEAD.startswith(head)  # or a head that was cut short
-            if order is None and head:
-                yield Record(1, head, damage="it is not the head of a manifest")
-            for record in records(stream, 2, order or COLUMNS):
+            if order is None:
+                stream.seek(0)
+            for record in records(stream, 1 if order is None else 2, order or COLUMNS):
                 is_ours = is_ours or record.row is not None
-                yield record
+                if order is None and record.line == 1:
+                    yield from _in_place_of_head(record)
+                else:
+                    yield record
     except OSError as error:
         raise DicomsortError(f"{path}: expected a manifest that can be read, received {error.strerror}") from error
     if not is_ours:
         received = visible(head.decode("utf-8", "replace").strip()[:_SHOWN])
         raise DicomsortError(f"{path}: expected the columns {','.join(COLUMNS)}, received {received}")
+
+
+def _in_place_of_head(first: Record) -> Iterator[Record]:
+    """The first record of a manifest whose head is damaged, or is gone so that a row stands there."""
+    if first.row is None:
+        yield replace(first, damage="it is not the head of a manifest")
+        return
+    yield Record(1, b"", damage="the head is missing")
+    yield first
+
+
+def skip_head(stream: BinaryIO) -> tuple[str, ...]:
+    """The order of a manifest's columns; the stream is left behind the head or, where there is none, at line 1."""
+    if (order := order_of(stream.readline(LONGEST))) is None:
+        stream.seek(0)
+    return order or COLUMNS
 
 
 def order_of(head: bytes) -> tuple[str, ...] | None:
@@ -137,27 +167,30 @@ def records(stream: BinaryIO, line: int, order: Sequence[str]) -> Iterator[Recor
     waiting: deque[bytes] = deque()
 
     def next_line() -> bytes:
-        return waiting.popleft() if waiting else stream.readline(_LONGEST)
+        return waiting.popleft() if waiting else stream.readline(LONGEST)
 
-    while taken := next_line():
-        lines = [taken]
-        while _is_open(taken) and len(taken) < _LONGEST and (more := next_line()):
+    while first := next_line():
+        lines, size, is_open = [first], len(first), _is_odd(first)
+        while is_open and size < LONGEST and len(lines) < _MOST_LINES and (more := next_line()):
             lines.append(more)
-            taken += more
-        row, damage = _parsed(taken, places)
-        if row is None and len(lines) > 1:
+            size += len(more)
+            is_open ^= _is_odd(more)
+        content = b"".join(lines)
+        row, damage = _parsed(content, places)
+        if damage and len(lines) > 1:  # each line is read again once at most: the next odd one ends what is open
             waiting.extendleft(reversed(lines[1:]))
-            taken, lines = lines[0], lines[:1]
-        yield Record(line, taken, row, damage)
-        line += len(lines)
+            content = first
+            row, damage = _parsed(content, places)
+        yield Record(line, content, row, damage)
+        line += content.count(b"\n")
 
 
-def _is_open(content: bytes) -> bool:
+def _is_odd(content: bytes) -> bool:
     return content.count(b'"') % 2 == 1
 
 
 def _parsed(content: bytes, places: list[int] | None) -> tuple[RunRow | None, str]:
-    """The row that some lines hold, or why they hold none."""
+    """The row that some lines hold, and why they hold none, or none that dicomsort writes."""
     text = content.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
     if '"' in text:
         try:
@@ -171,7 +204,8 @@ def _parsed(content: bytes, places: list[int] | None) -> tuple[RunRow | None, st
     try:
         if places is not None:
             cells = [cells[place] for place in places]
-        return row_of(cells), ""
+        found = row_of(cells)
+        return found, _doubt(found.row)
     except IndexError:
         return None, f"it has fewer than {len(COLUMNS)} cells"
     except ValueError as error:
@@ -188,8 +222,37 @@ def row_of(cells: Sequence[str]) -> RunRow:
         raise ValueError("expected a number in the column size, received another text")
     if any("\\" in value or value[:1] == "'" for value in values):
         values = [uncelled(value) for value in values]
-    if any("\0" in value for value in values):
-        raise ValueError("a cell holds a NUL")
+    if not _is_run(cells[0]):
+        raise ValueError("expected the id of a run in the first column, received another text")
+    _check_text(values)
     row: list[str | int] = [*values]
     row[_SIZE - 1] = int(size or 0)
     return RunRow(cells[0], Row(*row))  # type: ignore[arg-type]
+
+
+def _check_text(values: Sequence[str]) -> None:
+    """ValueError where a cell holds what none may: a NUL, or bytes that are no UTF-8 beside paths and the message."""
+    text = "".join(values)
+    if "\0" in text:
+        raise ValueError("a cell holds a NUL")
+    if not text.isascii():
+        try:
+            "".join(values[2:-1]).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a cell that is no path and no message holds bytes that are no UTF-8") from None
+
+
+def _doubt(row: Row) -> str:
+    """Why a row is none that dicomsort writes; empty where it may be one."""
+    if row.action not in _ACTIONS:
+        return f"expected an action ({', '.join(Action)}), received another text"
+    if not _SHA256.fullmatch(row.sha256):
+        return "expected a SHA-256 of 64 hex digits or none, received another text"
+    if row.action == Action.LEFT:  # nothing was placed: nobody goes by its paths
+        return ""
+    if not _NO_NAMES.isdisjoint(row.source.split("/")):
+        return "its source is no path below an inbox"
+    folder, *rest = row.destination.split("/")
+    if row.destination and not (rest and folder[:1] != "." and _NO_NAMES.isdisjoint((folder, *rest))):
+        return "its destination is no path below a folder of an outbox"  # our own is hidden, and no class's is
+    return ""

@@ -13,13 +13,16 @@ from dicomsort.report.reading import read_rows
 from dicomsort.report.reviewed import decided_from
 
 
-def rows_of(outbox: str, run: str) -> Iterator[Row]:
-    """Yield the rows of a run that came to its end: from its own manifest or, where that was pruned, the outbox's."""
+def rows_of(outbox: str, run: str, *, doubtful: bool = False) -> Iterator[Row]:
+    """Yield the rows of a run that came to its end: from its own manifest or, where that was pruned, the outbox's.
+
+    ``doubtful`` as for ``read_rows``.
+    """
     own = f"{runs_folder(outbox)}/{run}/{MANIFEST}"
     if look_up(own) is not None:
-        yield from (each.row for each in read_rows(own))
+        yield from (each.row for each in read_rows(own, doubtful=doubtful))
         return
-    yield from (each.row for each in read_rows(f"{outbox}/{MANIFEST}") if each.run == run)
+    yield from (each.row for each in read_rows(f"{outbox}/{MANIFEST}", doubtful=doubtful) if each.run == run)
 
 
 @dataclass(slots=True)

@@ -50,8 +50,8 @@ def _described(run: Run) -> dict[str, Any]:
 def verify(outbox: str, progress: Progress) -> dict[str, Any]:
     """Hash every file that the manifest says is placed, and read the state of every run.
 
-    How many files are ``whole``; which are ``missing`` or ``different`` (paths); which lines of the manifest are
-    ``damaged``, and which ``runs`` (sentences).
+    How many files are ``whole``; which are ``missing``, ``different`` or ``unreadable`` (paths); which lines of the
+    manifest are ``damaged``, and which ``runs`` (sentences).
     """
     outbox = absolute(outbox)
     placed, damages = dict[str, Placement](), Damages()
@@ -61,7 +61,7 @@ def verify(outbox: str, progress: Progress) -> dict[str, Any]:
         else:
             placed.pop(placement.destination, None)
     progress.stage("hashing", len(placed))
-    result: dict[str, Any] = {"whole": 0, "missing": [], "different": []}
+    result: dict[str, Any] = {"whole": 0, "missing": [], "different": [], "unreadable": []}
     for destination, placement in placed.items():
         result_of = _compare(f"{outbox}/{destination}", placement.sha256)
         if result_of == "whole":
@@ -77,12 +77,17 @@ def verify(outbox: str, progress: Progress) -> dict[str, Any]:
 
 
 def _compare(path: str, sha256: str) -> str:
-    status = look_up(path)
-    if status is None:
+    try:
+        status = look_up(path)
+        if status is None:
+            return "missing"
+        if not stat.S_ISREG(status.st_mode):
+            return "different"
+        return "whole" if sha256_of(path) == sha256 else "different"
+    except FileNotFoundError:  # it went meanwhile
         return "missing"
-    if not stat.S_ISREG(status.st_mode):
-        return "different"
-    return "whole" if sha256_of(path) == sha256 else "different"
+    except OSError:
+        return "unreadable"
 
 
 def repair(outbox: str, files: Files) -> Repaired:

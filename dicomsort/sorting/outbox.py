@@ -405,7 +405,7 @@ def decisions_about(runs: Mapping[str, Run], name: str) -> list[str]:
 
 def chosen(outbox: str, runs: Mapping[str, Run], name: str | None, default: str | None, what: str) -> Run:
     """The run that a command is about; UsageError where there is none such, StateDamaged where it cannot be read."""
-    name = name or default
+    name = default if name is None else name
     run = runs.get(name or "")
     if run is not None and run.state is RunState.DAMAGED:
         raise StateDamaged(run.damage)
@@ -413,7 +413,7 @@ def chosen(outbox: str, runs: Mapping[str, Run], name: str | None, default: str 
         advice = "what it placed stays, and it can be neither resumed nor undone any more"
         raise UsageError(f"expected a run whose plan is kept, received {name}, which was pruned: {advice}")
     if run is None:
-        received = f"{name!r}" if name else f"none {what}"
+        received = f"none {what}" if name is None else f"{name!r}"
         raise UsageError(f"expected one of the runs that `dicomsort runs {outbox}` lists, received {received}")
     return run
 

@@ -32,10 +32,11 @@ def told_of(outbox: str, run: str | None) -> Told:
     """The run that is asked for, by default the newest that sorted; an error says why it cannot be told of."""
     outbox = absolute(outbox)
     runs = load_runs(outbox)
-    name = run or max((known for known, each in runs.items() if each.verb == "sort"), default="")
+    newest = max((known for known, each in runs.items() if each.verb == "sort"), default="")
+    name = newest if run is None else run
     found = runs.get(name)
     if not name or (found is None and not is_told_of(outbox, name)):
-        received = repr(run) if run else "none that sorted"
+        received = "none that sorted" if run is None else repr(run)
         raise UsageError(f"expected one of the runs that `dicomsort runs {outbox}` lists, received {received}")
     if found is None or found.state is RunState.PRUNED:
         return _pruned(outbox, name, found.summary if found else None)
@@ -69,7 +70,7 @@ def _check_sorted(run: str, head: Mapping[str, Any]) -> None:
 
 
 def _pruned(outbox: str, run: str, summary: Summary | None) -> Told:
-    first = next(rows_of(outbox, run), None)
+    first = next(rows_of(outbox, run, doubtful=True), None)
     if first is not None and first.action == "undone":
         raise UsageError(f"expected a run that sorted, received {run}, which is an undo")
     if first is not None and first.reason == "reviewed":

@@ -25,10 +25,14 @@ class Around:
     def placed_instance(self, sop: str, sha256: str | None) -> str | None:
         """Where an earlier run put a file with this SOP Instance UID, of this content or of any; None if it went."""
         placed = self._ledger.placed_instances(sop, sha256) if self._remembers else ()
-        return next((p.destination for p in placed if self._status(p.destination)), None)
+        return next((p.destination for p in placed if self._is_there(p.destination)), None)
 
-    def _status(self, destination: str) -> os.stat_result | None:
-        return look_up(f"{self._outbox}/{destination}") if self._outbox else None
+    def _is_there(self, destination: str) -> bool:
+        """Whether something is there, or may be: a folder that cannot be entered hides what it holds."""
+        try:
+            return self._outbox is not None and look_up(f"{self._outbox}/{destination}") is not None
+        except OSError:
+            return True
 
     def holds(self, destination: str, size: int, sha256: str) -> bool | None:
         """Whether the file at a destination has this content; an earlier run's word for it is taken."""

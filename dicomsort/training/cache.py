@@ -8,6 +8,7 @@ the folder is for its owner alone.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -39,14 +40,22 @@ def open_cache(folder: Path) -> Path:
     """Make the cache's folder for this rendering version and return it; UsageError where it cannot be written."""
     place = folder / f"rendering-{RENDERING_VERSION}"
     try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        place.chmod(0o700)
+        _make(place)
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         msg = f"--cache {str(folder)!r}: expected a folder that can be written, received {error.strerror}"
         raise UsageError(msg) from error
     return place
+
+
+def _make(folder: Path) -> None:
+    """Make a folder for its owner alone, where there is none; OSError where a link or a file has its name."""
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        if folder.is_symlink() or not folder.is_dir():
+            raise OSError(errno.ENOTDIR, f"{folder.name}, which is a link or a file") from None
 
 
 def recall(place: Path, digest: str) -> Picture | None:
@@ -72,7 +81,7 @@ def remember(place: Path, digest: str, picture: Picture) -> None:
     hashed = bytes(HASH_BYTES) if picture.print is None else picture.print.tobytes()
     part = ""
     try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        _make(path.parent)
         handle, part = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
             data = head + hashed + (red if grey else picture.image).tobytes()

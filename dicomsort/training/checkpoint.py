@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,12 +86,27 @@ class Checkpoint:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 story = json.loads(str(file[STORY]))
                 arrays = [[file[f"{kind}{i}"] for i in range(story["arrays"][kind])] for kind in KINDS]
-            identity, progress = story["identity"], Progress(**story["progress"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            identity, progress = dict(story["identity"]), _progress(story["progress"])
+        except (
+            OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, EOFError, RuntimeError,
+            zipfile.BadZipFile, zlib.error,
+        ):  # fmt: skip
             return None, "it is damaged"
         if other := sorted(key for key in {*identity, *self.identity} if identity.get(key) != self.identity.get(key)):
             return None, f"it is of another training: {', '.join(other)} differ"
         return Saved(progress, *arrays), ""
+
+
+def _progress(told: Mapping[str, Any]) -> Progress:
+    """Return what a checkpoint tells; ValueError or TypeError where it is no progress."""
+    progress = Progress(**told)
+    numbers = (progress.epoch, progress.batch, progress.best + 1)
+    if any(type(number) is not int for number in numbers) or min(numbers) < 0:
+        raise ValueError("expected whole numbers")
+    for values in progress.history.values():
+        if type(values) is not list or any(type(value) not in {int, float} for value in values):
+            raise ValueError("expected lists of numbers")
+    return progress
 
 
 def forget(folder: Path | None) -> None:

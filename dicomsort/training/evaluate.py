@@ -7,15 +7,16 @@ import os
 import secrets
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomsort.content import FIGURE, METRICS, MODEL_CARD
+from dicomsort.content import kind_of
 from dicomsort.errors import UsageError
+from dicomsort.files import look_up
 from dicomsort.outputs import Gate
 from dicomsort.report import visible
 from dicomsort.training import reporting, seen
@@ -72,7 +73,7 @@ def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Repor
 
     UsageError where the data set, the bundle or a setting cannot be evaluated with.
     """
-    _check(bundle, settings)
+    settings = replace(settings, out=_check(bundle, settings))
     groups = read_groups(settings.groups) if settings.groups else None
     dataset = relabelled(scan(settings.dataset, groups, least=1), bundle.labels)
     if settings.folds is None:
@@ -145,30 +146,34 @@ def _predictions(bundle: Bundle, dataset: Dataset, answers: Sequence[Judged], he
     )
 
 
-def _check(bundle: Bundle, settings: Settings) -> None:
-    """Raise UsageError where figures could not be written, or must not be."""
-    check_out(settings.out, settings.dataset)
+def _check(bundle: Bundle, settings: Settings) -> Path:
+    """Return the real path of ``settings.out``; UsageError where figures could not be written, or must not be."""
+    out = check_out(settings.out, settings.dataset)
     if settings.update and settings.folds is None:
         raise UsageError("--update: expected --cross-validate source beside it, received figures of another kind")
     if settings.update:
         _check_writable(bundle.folder)
+    return out
 
 
-def check_out(out: Path, dataset: Path | None = None) -> None:
-    """Raise UsageError where figures could not be written to ``out``, or must not be."""
-    if (out / SPEC).exists():
+def check_out(out: Path, dataset: Path | None = None) -> Path:
+    """Return the real path of ``out``; UsageError where figures could not be written there, or must not be."""
+    gate = Gate({"DATASET": str(dataset)} if dataset else {})
+    target = Path(gate.check_folder("--out", out))
+    if (target / SPEC).exists():
         msg = f"--out {str(out)!r}: expected a folder for figures, received a bundle; --update is for that"
         raise UsageError(msg)
-    Gate({"DATASET": str(dataset)} if dataset else {}).check_folder("--out", out, foreign_in)
+    gate.check_folder("--out", target, foreign_in)
+    return target
 
 
 def foreign_in(folder: str) -> str:
     """Which file of a folder has the name of a result and is none; empty where results may be written there."""
-    contents = {FIGURES: METRICS, CARD: MODEL_CARD, **dict.fromkeys((*OUTPUTS - {CARD, FIGURES}, COMPARISON), FIGURE)}
-    there = [name for name in contents if os.path.lexists(f"{folder}/{name}")]
-    wrong = [name for name in there if contents[name].problem(f"{folder}/{name}")]
-    if there and FIGURES not in there:
-        wrong = there
+    there = [name for name in sorted({*OUTPUTS, COMPARISON}) if os.path.lexists(f"{folder}/{name}")]
+    wrong = [name for name in there if (kind := kind_of(name)) and kind.problem(f"{folder}/{name}")]
+    figures = look_up(f"{folder}/{FIGURES}")  # what tells that the rest is ours
+    if figures is None or not figures.st_size:
+        wrong = [name for name in there if name != FIGURES] or wrong
     return f"its {wrong[0]} is of something else" if wrong else ""
 
 
@@ -190,9 +195,8 @@ def _write(folder: Path, bundle: Bundle, found: Evaluated) -> None:
 def _training_run(bundle: Bundle) -> dict[str, Any]:
     """Return what the bundle's own metrics.json tells of its training; {} where there is none."""
     try:
-        told = json.loads((bundle.folder / FIGURES).read_text("utf-8"))
-        run = told["training_run"]
-    except (OSError, ValueError, KeyError, TypeError):
+        run = reporting.figures_in(bundle.folder).get("training_run")
+    except (OSError, ValueError):
         return {}
     return run if isinstance(run, dict) else {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -142,8 +143,11 @@ def plot_sources(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         save(figure, path)
 
 
-def plot_mistakes(cells: Sequence[Mistake], total: int, images: int, path: Path) -> None:
-    """Draw the most confident of ``total`` mistakes among ``images``: truth, answer, confidence, source, file."""
+def plot_mistakes(cells: Sequence[Mistake], total: int, images: int) -> bytes:
+    """Draw the most confident of ``total`` mistakes among ``images``: truth, answer, confidence, source, file.
+
+    Return the picture as PNG.
+    """
     from matplotlib.figure import Figure
 
     lines = max(1, -(-len(cells) // COLUMNS))
@@ -162,7 +166,9 @@ def plot_mistakes(cells: Sequence[Mistake], total: int, images: int, path: Path)
             source = _short(parts[1] if len(parts) > MIN_PATH_PARTS else "", NAME)
             words = f"{source}\n{_short(parts[-1], NAME)}".strip()
             axes.text(0.5, -0.02, words, transform=axes.transAxes, ha="center", va="top", fontsize=7, color=INK)
-        figure.savefig(path, dpi=DPI * 0.75, metadata={"Software": "dicomsort"})
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=DPI * 0.75, metadata={"Software": "dicomsort"})
+        return stream.getvalue()
 
 
 def _label_marks(axes: Any, marks: Sequence[tuple[str, float, float]]) -> None:

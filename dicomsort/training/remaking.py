@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dicomsort.bundle import seal, staged
 from dicomsort.bundle.spec import SPEC_NAME
+from dicomsort.jsonlines import parse
 from dicomsort.training.card import write_card
 from dicomsort.training.dataset import read_groups, relabelled, scan
 from dicomsort.training.predictions import require_images
+from dicomsort.training.reporting import figures_in
 from dicomsort.training.tensors import render_all
 from dicomsort.training.trainer import MAYBE, tell_skipped
 from dicomsort.training.writing import OUTPUTS
@@ -58,18 +60,10 @@ def remake(folder: Path, addition: Addition) -> None:
     with staged(folder, OUTPUTS | MAYBE) as part:
         shutil.copytree(folder, part, dirs_exist_ok=True)
         (part / addition.name).write_bytes(addition.content)
-        spec = json.loads((part / SPEC_NAME).read_text("utf-8")) | {addition.key: addition.block}
+        spec = parse((part / SPEC_NAME).read_bytes()) | {addition.key: addition.block}
         seal(part, spec)
-        told = _read(part / FIGURES)
-        if told:
+        if (part / FIGURES).is_file():
+            told = figures_in(part)
             told["training_run"] = {**told.get("training_run", {}), addition.key: addition.told}
             (part / FIGURES).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
             (part / CARD).write_text(write_card(spec, told), "utf-8", "backslashreplace")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return a bundle's figures; {} where it has none."""
-    if not path.is_file():
-        return {}
-    told = json.loads(path.read_text("utf-8"))
-    return told if isinstance(told, dict) else {}

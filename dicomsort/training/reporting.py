@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomsort import content
+from dicomsort.files import Files, opened_file
+from dicomsort.jsonlines import parse
+from dicomsort.report.whole import Replaced
 from dicomsort.training import metrics, pictures, plots
 
 if TYPE_CHECKING:
@@ -22,7 +26,17 @@ if TYPE_CHECKING:
 PICTURES = ("confusion.png", "reliability.png", "coverage.png", "sources.png")
 SHEET = "mistakes.png"
 MISTAKES = 24
+MISTAKES_FILE = Replaced("--out", content.SHEET, 0o666)
 NO_LICENCE = "not listed"
+
+
+def figures_in(folder: Path) -> dict[str, Any]:
+    """Return the content of a bundle's own metrics.json; OSError or ValueError where there is none that can be read."""
+    with opened_file(str(folder / "metrics.json")) as stream:
+        told = parse(stream.read(content.METRICS.most))
+    if not isinstance(told, dict):
+        raise ValueError("expected an object")  # noqa: TRY004 - as for other content
+    return told
 
 
 def tell(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
@@ -79,7 +93,10 @@ def mistakes(predictions: Predictions) -> list[int]:
 def draw_mistakes(
     place: Path, predictions: Predictions, chosen: Sequence[int], images: Sequence[NDArray[np.uint8] | None]
 ) -> None:
-    """Write the sheet of ``chosen`` mistakes; ``images`` are their renderings. Not into a bundle: it shows images."""
+    """Write the sheet of ``chosen`` mistakes, whose renderings are ``images``, in place of an earlier one.
+
+    Not into a bundle: it shows images. UsageError where something else has its name.
+    """
     items, labels = predictions.dataset.items, predictions.dataset.labels
     answers, confidence = predictions.probabilities.argmax(1), predictions.confidence
     cells = [
@@ -87,7 +104,7 @@ def draw_mistakes(
         for i, image in zip(chosen, images, strict=True)
     ]
     total = int((~predictions.right).sum())
-    pictures.plot_mistakes(cells, total, len(items), place)
+    MISTAKES_FILE.write(Files(), place, pictures.plot_mistakes(cells, total, len(items)))
 
 
 def _licences(dataset: Dataset) -> dict[str, int]:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from dicomsort.config import TRAINING
 from dicomsort.config import checked as in_range
-from dicomsort.content import CHECKPOINT, FIGURE, TRIALS
+from dicomsort.content import CHECKPOINT, SHEET, TRIALS
 from dicomsort.errors import UsageError
 from dicomsort.outputs import Gate
 from dicomsort.training.architectures import ARCHITECTURES, varied, with_weights
 from dicomsort.training.augment import STRENGTHS
 from dicomsort.training.checkpoint import NAME, PART
 from dicomsort.training.recipe import Recipe
-from dicomsort.training.reporting import SHEET
+from dicomsort.training.replacing import beside_of
+from dicomsort.training.reporting import SHEET as SHEET_NAME
 from dicomsort.training.starting import going_on
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def checked(settings: Settings) -> tuple[Settings, Architecture]:
     ):
         if chosen not in known:
             raise UsageError(f"{option}: expected one of {', '.join(known)}, received {chosen!r}")
-    _check_outputs(settings)
+    settings = _check_outputs(settings)
     if settings.start:
         return _started(settings, settings.start)
     architecture = ARCHITECTURES[arch]
@@ -105,22 +106,30 @@ def checked(settings: Settings) -> tuple[Settings, Architecture]:
     return replace(settings, arch=arch), varied(architecture, arch, dict(settings.variation))
 
 
-def _check_outputs(settings: Settings) -> None:
-    """Raise UsageError where a folder, or a file beside it, must not be written; ``staged`` looks into ``--out``."""
+def _check_outputs(settings: Settings) -> Settings:
+    """Return the settings, paths without ``..`` and links in them, so that no folder is made that is only passed.
+
+    UsageError where a folder, or a file beside it, must not be written; ``staged`` looks into ``--out``.
+    """
     out = Path(os.path.abspath(settings.out))
+    if ".." in settings.out.parts:
+        settings = replace(settings, out=out)
     gate = Gate({"data set": str(settings.dataset)})  # what lies there is taken for a class by the next training
     gate.check_folder("--out", out)
     if settings.cache:
-        gate.check_folder("--cache", settings.cache)
+        settings = replace(settings, cache=Path(gate.check_folder("--cache", settings.cache)))
+    beside = beside_of(out) if settings.start else out
+    gate.check_folder("--out", beside)
     checkpoint = settings.recipe().checkpoint or out
     for path, content in (
-        (out.with_name(f"{out.name}-{SHEET}"), FIGURE),
+        *((each.with_name(f"{each.name}-{SHEET_NAME}"), SHEET) for each in (out, beside)),
         (out.with_name(f"{out.name}.trials"), TRIALS),
         (out.with_name(f"{out.name}.trials.lock"), TRIALS),
         *((checkpoint / name, CHECKPOINT) for name in (NAME, PART)),
     ):
         if os.path.lexists(path):
             gate.check_file("--out", path, content, devices=False)
+    return settings
 
 
 def _started(settings: Settings, start: Path) -> tuple[Settings, Architecture]:

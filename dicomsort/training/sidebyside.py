@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dicomsort.bundle import calibrate
+from dicomsort.content import COMPARED
 from dicomsort.errors import UsageError
 from dicomsort.training import metrics, paired
 from dicomsort.training.dataset import read_groups, relabelled, scan
 from dicomsort.training.evaluate import FIGURES, Settings, by_model
 from dicomsort.training.remembered import recall
 from dicomsort.training.replacing import of_one_line, said_of
+from dicomsort.training.reporting import figures_in
 from dicomsort.training.tally import Tally
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     Two = tuple[Bundle, Bundle]
 
-SAME, KEPT, OWN = "data set", "evaluation images", "own figures"
+SAME, KEPT, OWN = COMPARED
 LISTED = 200  # paths of images that changed, of each kind
 BOTH = ("first", "second")
 
@@ -198,14 +199,14 @@ def _require_same_labels(first: Bundle, second: Bundle) -> None:
 def _own(bundle: Bundle) -> dict[str, Any]:
     """Return a bundle's own figures; UsageError where it has none that can be read."""
     try:
-        told: dict[str, Any] = json.loads((bundle.folder / FIGURES).read_text("utf-8"))
+        told = figures_in(bundle.folder)
         figures = {name: value for name, value in told.items() if name != "training_run"}
         return figures | {
             "accuracy": float(told["accuracy"]),
             "images": int(told["images"]),
             "classes": told["classes"],
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UsageError(
             f"--compare: bundle {str(bundle.folder)!r}: expected its own {FIGURES}, as the two keep no common "
             "evaluation images, received none that can be read; give a DATASET that both shall judge"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from dicomsort.bundle import EVALUATION_NAME, SCREEN_NAME, staged
+from dicomsort.bundle import EVALUATION_NAME, SCREEN_NAME, check_target, staged
 from dicomsort.bundle.spec import read_model
 from dicomsort.errors import DicomsortError
 from dicomsort.report import visible
@@ -67,6 +67,8 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
     settings, architecture = checked(settings)
     start = architecture.start
     rival = start and rival_at(settings.out, start, anyway=settings.replace_worse)
+    if rival:
+        check_target(beside_of(settings.out), OUTPUTS | MAYBE)
     dataset = scanned(settings, architecture)
     cache = open_cache(settings.cache) if settings.cache else None
     recipe = settings.recipe()

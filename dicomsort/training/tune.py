@@ -113,7 +113,7 @@ def _open_study(optuna: Any, settings: Settings, rendered: Rendered, reporter: R
             sampler=optuna.samplers.TPESampler(seed=settings.seed),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS),
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
         msg = f"--out {str(settings.out)!r}: expected {path.name} beside it to be writable and of a search, received "
         raise UsageError(f"{msg}{error}; --fresh starts anew") from error
     if _ended(study):
