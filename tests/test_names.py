@@ -32,7 +32,7 @@ def whole_way(inbox: Path, outbox: Path, *options: object) -> None:
     assert sorted((outbox / name).read_bytes() for name in names) == sorted(before.values())
     assert sort(*options, inbox, outbox).code == 0
     assert list(placed(outbox)) == names
-    nothing = {"missing": [], "different": [], "unreadable": [], "damaged": [], "runs": []}
+    nothing = {"missing": [], "different": [], "unreadable": [], "damaged": [], "runs": [], "unfinished": []}
     assert json.loads(run("verify", "--json", outbox).out) == {"whole": len(names), **nothing}
     for _ in range(2):
         assert run("undo", outbox).code == 0

@@ -124,7 +124,10 @@ def _has_begun(outbox: str) -> bool:
 
 
 def show_summary(summary: Summary, *, as_json: bool, quiet: bool, outbox: str | None) -> None:
-    """Print what a run did, for a person or as one JSON object."""
+    """Print what a run did, for a person or as one JSON object; what failed is one line on stderr in any case."""
+    for line in (*summary.unfinished_told, *(each.trouble for each in (summary, *summary.finished) if each.has_failed)):
+        if line:
+            print(f"dicomsort: {line}", file=sys.stderr)
     if as_json:
         print(json.dumps(summary.as_json()))
         return
@@ -136,6 +139,8 @@ def show_summary(summary: Summary, *, as_json: bool, quiet: bool, outbox: str | 
 
     console = Console(soft_wrap=True)
     verb = "planned (dry run, nothing was changed)" if summary.dry_run else summary.verb
+    if summary.undoes:
+        verb += f" of run {summary.undoes}"
     table = Table(title=f"{verb}: {summary.found:,} files in {summary.seconds:.1f} s", title_justify="left")
     for heading in ("status", "files", "which"):
         table.add_column(heading, justify="right" if heading == "files" else "left")
@@ -155,6 +160,10 @@ def _which(summary: Summary, status: str) -> str:
 def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
     from dicomsort.report import visible
 
+    if not summary.found and summary.verb == "sort":
+        yield "INBOX holds no files"
+    if summary.causes and not summary.has_failed:  # else it stands on stderr
+        yield summary.trouble
     if summary.held:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.held.most_common())
         yield f"for a person to look at: {reasons}"

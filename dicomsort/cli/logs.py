@@ -10,19 +10,24 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
 
 from dicomsort.content import DEVICES, LOG, LOG_BEGINS
-from dicomsort.errors import UsageError
+from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.files import Files, look_up
+from dicomsort.signals import code_of, number_of
 
 MIB = 1 << 20
+_PLAIN = re.compile(r"[^\s\"\\=]+")
 
 
 class _Json(logging.Formatter):
@@ -33,8 +38,24 @@ class _Json(logging.Formatter):
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        facts = " ".join(f"{name}={value!r}" for name, value in getattr(record, "facts", {}).items())
+        facts = " ".join(_pairs("", getattr(record, "facts", {})))
         return f"{_stamp(record)} {record.levelname} {record.getMessage()} {facts}".rstrip()
+
+
+def _pairs(prefix: str, facts: Mapping[str, Any]) -> Iterator[str]:
+    """``name=value`` of each fact; a table's as ``name.key=value``, what is empty left out, odd text as JSON."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _pairs(f"{prefix}{name}.", value)
+        elif isinstance(value, list | tuple | set | frozenset):
+            if value:
+                yield f"{prefix}{name}={_word(', '.join(map(str, value)))}"
+        elif value not in ("", None):
+            yield f"{prefix}{name}={_word(str(value).lower() if isinstance(value, bool) else str(value))}"
+
+
+def _word(text: str) -> str:
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
 def _stamp(record: logging.LogRecord) -> str:
@@ -169,3 +190,35 @@ def logging_to(path: Path | None, log_format: str, size: float = 10.0, count: in
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+@dataclass
+class Ending:
+    """How a run ends: its exit code, why where that is not 0, and what else is to be logged."""
+
+    exit_code: int = 0
+    cause: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def ending(log: logging.Logger, what: str) -> Iterator[Ending]:
+    """Log one line when a run ends, however it ends: ``what`` with the exit code and the cause."""
+    end = Ending()
+    try:
+        yield end
+    except KeyboardInterrupt as stop:
+        end.exit_code, end.cause = code_of(number_of(stop)), "interrupted"
+        raise
+    except DicomsortError as error:
+        end.exit_code, end.cause = error.exit_code, str(error)
+        raise
+    except Exception as error:
+        end.exit_code, end.cause = (
+            1,
+            f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error),
+        )
+        raise
+    finally:
+        facts = {"exit_code": end.exit_code, "cause": " ".join(end.cause.split()), **end.facts}
+        log.log(logging.INFO if end.exit_code == 0 else logging.ERROR, what, extra={"facts": facts})

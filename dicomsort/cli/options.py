@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from logging import Logger
 
     from dicomsort.engine import Engine
-    from dicomsort.sorting import Request
 
 SECONDS_PER_TASK = 10.0
 BYTES_PER_TASK = 1 << 30
@@ -61,13 +60,13 @@ def flags_of(context: typer.Context, table: Mapping[str, Option]) -> dict[str, o
     return flags | {"mode": modes[0] if modes else None}
 
 
-def check_outputs(settings: SortSettings, request: Request) -> None:
+def check_outputs(settings: SortSettings, inbox: str, outbox: str | None) -> None:
     """UsageError where the log or the figures would spoil the inbox, the outbox, or somebody else's file."""
     from dicomsort.content import LOG
     from dicomsort.outputs import Gate
     from dicomsort.report.metrics import FILE
 
-    gate = Gate({"INBOX": request.inbox}, request.outbox, request.bundle.labels)
+    gate = Gate({"INBOX": inbox}, outbox)
     if settings.metrics is not None:
         gate.check_file(FILE.option, settings.metrics, FILE.content)
     if settings.log_file is not None:

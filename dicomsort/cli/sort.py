@@ -11,19 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import resumable, show_summary, watching
+from dicomsort.cli.logs import ending
 from dicomsort.cli.options import CONFIG, check_outputs, engine_for, flags_of, log_of, mode_flag, option, require_room
 from dicomsort.cli.output import optional
 from dicomsort.config import OPTIONS, SortSettings, load
+from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
     from logging import Logger
 
     from dicomsort.files import Files
     from dicomsort.records import Operation
+    from dicomsort.report import Summary
     from dicomsort.report.metrics import Tally
     from dicomsort.sorting import Request
 
 NEEDS_PERSON = 3
+_TOLD = frozenset({"failed", "changed"})  # reasons that ``Summary.trouble`` tells of
 
 
 def sort(  # the parameters are what Typer makes options of; they are read from the context
@@ -72,36 +76,50 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings) -> int:
     from dicomsort.report.metrics import Tally
     from dicomsort.sorting import check, sort_inbox
 
-    require_room(settings.engine)
-    request = check(inbox, outbox, settings)
-    check_outputs(settings, request)
+    if "" in {inbox, outbox}:
+        raise UsageError("expected an INBOX and an OUTBOX, received an empty name")
+    check_outputs(settings, inbox, outbox)
     files, tally = Files(), Tally()
-    with (
-        log_of(settings) as log,
-        engine_for(settings) as engine,
-        watching(quiet=settings.quiet or settings.json) as progress,
-    ):
+    with log_of(settings) as log, ending(log, "sort ended") as end:
+        require_room(settings.engine)
+        request = check(inbox, outbox, settings)
         log.info("sort begins", extra={"facts": {"mode": settings.mode, "dry_run": settings.dry_run}})
         show = _nothing if settings.json or settings.quiet else _show
-        summary = sort_inbox(request, engine, progress, files, show, tally.count)
-        log.info("sort ended", extra={"facts": summary.as_json()})
+        with engine_for(settings) as engine, watching(quiet=settings.quiet or settings.json) as progress:
+            summary = sort_inbox(request, engine, progress, files, show, tally.count)
+        end.exit_code, end.cause, end.facts = _code(summary, settings), _cause(summary), summary.as_json()
         if settings.metrics is not None and not settings.dry_run:
-            _measure(request, settings.metrics, files, tally, summary.seconds, log)
+            _measure(request, settings.metrics, files, tally, summary, log)
     show_summary(summary, as_json=settings.json, quiet=settings.quiet, outbox=outbox)
-    return NEEDS_PERSON if summary.needs_person and not settings.held_ok else 0
+    return end.exit_code
 
 
-def _measure(request: Request, path: Path, files: Files, tally: Tally, seconds: float, log: Logger) -> None:
+def _code(summary: Summary, settings: SortSettings) -> int:
+    """3 where something needs a person; ``--held-ok`` excuses what is held, and never what failed."""
+    return NEEDS_PERSON if summary.has_failed or (summary.needs_person and not settings.held_ok) else 0
+
+
+def _cause(summary: Summary) -> str:
+    """Why a run is no success, in words."""
+    troubles = [each.trouble for each in (summary, *summary.finished)]
+    reasons = [(reason, count) for reason, count in summary.held.most_common() if reason not in _TOLD]
+    held = ", ".join(f"{reason} {count:,}" for reason, count in reasons)
+    return "; ".join(filter(None, (*summary.unfinished_told, *troubles, held and f"held: {held}")))
+
+
+def _measure(request: Request, path: Path, files: Files, tally: Tally, summary: Summary, log: Logger) -> None:
     """Write the figures of a run; what hinders that is told, and is no failure of the run."""
     from dicomsort import __version__
     from dicomsort.errors import DicomsortError
-    from dicomsort.report.metrics import Figures, tell_inbox, write_metrics
+    from dicomsort.report.metrics import Figures, last_success, tell_inbox, write_metrics
     from dicomsort.sorting import survey
 
     figures = Figures()
     figures.set("dicomsort_info", 1, version=__version__)
-    figures.set("dicomsort_last_success_timestamp_seconds", int(time.time()))
-    tally.tell(figures, seconds)
+    success = last_success(path) if summary.has_failed else int(time.time())
+    if success is not None:
+        figures.set("dicomsort_last_success_timestamp_seconds", success)
+    tally.tell(figures, summary.seconds)
     left = survey(request.inbox, request.outbox)
     tell_inbox(figures, left.files, left.oldest_ns)
     try:

@@ -12,8 +12,10 @@ from dicomsort.cli.console import Watcher, resumable, show_summary, watching
 from dicomsort.cli.options import number
 from dicomsort.cli.output import optional
 from dicomsort.config import Option
+from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
+    from dicomsort.records import Operation, Result
     from dicomsort.report import Summary
 
 Outbox = Annotated[str, typer.Argument(metavar="OUTBOX", help="An outbox that `dicomsort sort` has written to.")]
@@ -21,6 +23,7 @@ Run = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id, as
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout instead.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 NEEDS_PERSON = 3
+_TAIL = 6  # characters of a run's id that a table of 80 columns has room for
 
 
 def resume(outbox: Outbox, run: Run = None, *, as_json: Json = False, quiet: Quiet = False) -> None:
@@ -41,20 +44,40 @@ def undo(
     with_decisions: Annotated[
         bool, typer.Option("--with-decisions", help="Take back first what persons decided about what RUN had held.")
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would happen; change nothing.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Take a run back, the newest by default.
+    """Take a run back: by default the newest that changed anything and is not taken back.
 
     Paths, modes, times and folders are as they were before it. What was there before, or changed since, is not touched.
 
-    Example: dicomsort undo outbox/
+    Example: dicomsort undo --dry-run outbox/
     """
     from dicomsort import sorting
     from dicomsort.files import Files
 
+    if dry_run and with_decisions:
+        raise UsageError("--dry-run: expected no --with-decisions beside it, received both")
+    if dry_run:
+        optional(is_optional=False)
+        show = _nothing if as_json or quiet else _show
+        _finish(lambda _: sorting.rehearse_undo(outbox, run, show), outbox, as_json=as_json, quiet=quiet)
     take_back = lambda progress: sorting.undo(outbox, run, progress, Files(), with_decisions=with_decisions)
     _finish(take_back, outbox, as_json=as_json, quiet=quiet)
+
+
+def _show(operation: Operation, refused: Result | None) -> None:
+    from dicomsort.report import visible
+
+    place = visible(operation.source.partition("/")[2])
+    target = f" -> {visible(operation.target.partition('/')[2])}" if operation.target else ""
+    why = f"  [{refused.message}]" if refused is not None else ""
+    print(f"{operation.verb.value if refused is None else 'stays':<13} {place}{target}{why}")
+
+
+def _nothing(_operation: Operation, _refused: Result | None) -> None:
+    return
 
 
 def _finish(act: Callable[[Watcher], Summary], outbox: str, *, as_json: bool, quiet: bool) -> None:
@@ -94,7 +117,9 @@ def runs(outbox: Outbox, *, as_json: Json = False, prune_days: KeepDays = None, 
     table = Table("run", "what", "state", "files", "sorted", "held", "mode")
     for run in listed:
         cells = ("run_id", "verb", "state", "found", "sorted", "held", "mode")
-        table.add_row(*(escape(str(run[cell])) for cell in cells))
+        what = f"undo of …{run['undoes'][-_TAIL:]}" if run["undoes"] else run["verb"]
+        shown = run | {"verb": what}
+        table.add_row(*(escape(str(shown[cell])) for cell in cells))
     console = Console(soft_wrap=True)
     console.print(table)
     for damage in (run["damage"] for run in listed if "damage" in run):
@@ -145,7 +170,7 @@ def verify(outbox: Outbox, *, repair: Repair = False, as_json: Json = False, qui
         typer.echo(json.dumps(result))
     elif not quiet:
         _show_verified(result)
-    states = ("missing", "different", "unreadable", "damaged", "runs")
+    states = ("missing", "different", "unreadable", "damaged", "runs", "unfinished")
     needs_person = any(result[state] for state in states) or told.get("repaired", {}).get("skipped")
     raise typer.Exit(NEEDS_PERSON if needs_person else 0)
 
@@ -182,5 +207,6 @@ def _show_verified(result: dict[str, Any]) -> None:
     for state in ("missing", "different", "unreadable"):
         for path in result[state]:
             typer.echo(f"{state}: {visible(path)}")
-    for sentence in (*result["damaged"], *(f"{damage}; the run is left alone" for damage in result["runs"])):
+    damages = [f"{damage}; the run is left alone" for damage in result["runs"]]
+    for sentence in (*result["damaged"], *damages, *result["unfinished"]):
         typer.echo(visible(sentence))

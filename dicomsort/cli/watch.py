@@ -81,7 +81,7 @@ def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request:
     require_room(sort.engine)
     request = check(inbox, outbox, sort)
     check_routes(settings.routes, request.bundle.labels, _destination)
-    check_outputs(sort, request)
+    check_outputs(sort, request.inbox, request.outbox)
     with engine_for(sort), held(Files(), request.outbox or "", create=True):
         return request
 

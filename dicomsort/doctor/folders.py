@@ -18,6 +18,7 @@ from dicomsort.journal import is_run, runs_folder
 from dicomsort.report.text import size
 
 ROOM = 1 << 30  # bytes
+_NAMED = 5  # folders
 SKEW = 2.0  # seconds that a file server's clock may differ
 
 
@@ -25,6 +26,7 @@ def examine_folders(inbox: str | None, outbox: str | None, files: Files) -> Iter
     """Look at either or both; what is tried in them has names that no sort takes for an image."""
     if inbox is not None:
         yield from guarded("inbox", partial(_examine, "inbox", inbox, files))
+        yield from guarded("inbox", partial(_leaving, inbox))
     if outbox is not None:
         yield from guarded("outbox", partial(_examine, "outbox", outbox, files))
         yield from guarded("outbox", partial(_runs, outbox))
@@ -50,6 +52,24 @@ def _examine(what: str, folder: str, files: Files) -> Iterator[Finding]:
     told = f"{folder}: {size(usage.free)} free of {size(usage.total)}"
     yield fine(what, told) if usage.free >= ROOM else note(what, told, "free some: a full disk ends a run")
     yield from _semantics(what, there, files)
+
+
+def _leaving(inbox: str) -> Iterator[Finding]:
+    """Whether a move may take files out of every folder of an inbox that may be changed itself."""
+    if not os.access(inbox, os.W_OK | os.X_OK):
+        return  # told above
+    closed = [
+        os.path.relpath(folder, inbox) for folder, _, names in os.walk(inbox) if names and not _may_change(folder)
+    ]
+    if closed:
+        more = f" and {len(closed) - _NAMED:,} more" if len(closed) > _NAMED else ""
+        told = f"files cannot leave {len(closed):,} of its folders: {', '.join(closed[:_NAMED])}{more}"
+        mend = "give the user that runs dicomsort the right to write these folders: --move needs it"
+        yield wrong("inbox", told, mend)
+
+
+def _may_change(folder: str) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _existing(folder: str) -> str:

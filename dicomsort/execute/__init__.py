@@ -15,12 +15,12 @@ from typing import TypeVar
 
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute.folders import Folders, needed, parent
-from dicomsort.execute.placing import Fatal, Placer, Roots
+from dicomsort.execute.placing import CANNOT_LEAVE, Fatal, Leaving, Placer, Roots
 from dicomsort.files import Files, flush_path, is_network
 from dicomsort.journal import Journal, Plan
 from dicomsort.records import Operation, Outcome, Result, Verb
 
-__all__ = ["BATCH", "Executor", "Roots"]
+__all__ = ["BATCH", "CANNOT_LEAVE", "Executor", "Leaving", "Placer", "Roots"]
 
 BATCH = 1024
 _WORK = 64 << 10  # what a file costs beside its bytes, in bytes

@@ -25,6 +25,7 @@ from dicomsort.journal import Replay
 from dicomsort.metadata import Kept, Metadata, copy_with_metadata, keep, metadata_of
 from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
+CANNOT_LEAVE = "its folder may not be changed, so the file cannot leave it"
 _UNITS = (1, 100, 10**3, 10**6, 10**9, 2 * 10**9)  # nanoseconds, in which file systems keep times
 _CREATED_MODE = 0o600  # of files that are not complete yet
 
@@ -65,6 +66,24 @@ def ending(o: Operation, error: OSError, what: str) -> Result | Fatal:
     return Result(o.number, Outcome.FAILED, reason)
 
 
+class Leaving:
+    """Knows from which folders this process may take files away; each folder is asked once."""
+
+    def __init__(self) -> None:
+        """Nothing is asked yet."""
+        self._folders: dict[str, tuple[bool, bool]] = {}  # whether it may be changed; whether by owners of files alone
+
+    def may_leave(self, path: str, status: os.stat_result) -> bool:
+        """Whether a file, at an absolute path and with that status, may be taken out of its folder."""
+        folder = path.rpartition("/")[0]
+        if folder not in self._folders:
+            there, user = os.stat(folder), os.geteuid()
+            is_sticky = bool(there.st_mode & stat.S_ISVTX) and user not in {0, there.st_uid}
+            self._folders[folder] = os.access(folder, os.W_OK | os.X_OK), is_sticky
+        may_change, is_sticky = self._folders[folder]
+        return may_change and (not is_sticky or status.st_uid == os.geteuid())
+
+
 class Placer:
     """Checks, does and finishes single operations; safe to call from several threads."""
 
@@ -74,7 +93,7 @@ class Placer:
         self._roots = roots
         self._run = run
         self._begun = frozenset(known.begun)
-        self._writable: dict[str, bool] = {}
+        self._leaving = Leaving()
         self._has_links: bool | None = None  # of the targets' file system, once an attempt cut short has to know
         self.copies = False  # whether links were refused, so that what should have linked has copied
         # Copies that were read again: device, inode, mtime of the new file, and the source's ctime before it was read.
@@ -99,17 +118,11 @@ class Placer:
             return Result(o.number, Outcome.CHANGED, "the file is gone")
         if not _unchanged(o, source):
             return Result(o.number, Outcome.CHANGED, "the file changed after it was judged")
-        if (o.verb is Verb.MOVE or o.verb is Verb.REMOVE) and not self._may_leave(path.rpartition("/")[0]):
-            return Result(o.number, Outcome.FAILED, "its folder may not be changed, so the file cannot leave it")
+        if (o.verb is Verb.MOVE or o.verb is Verb.REMOVE) and not self._leaving.may_leave(path, source):
+            return Result(o.number, Outcome.FAILED, CANNOT_LEAVE)
         if o.verb is Verb.REMOVE and not self._same(o.source, o.kept):
             return Result(o.number, Outcome.CHANGED, "the kept file does not hold the same bytes any more")
         return None
-
-    def _may_leave(self, folder: str) -> bool:
-        known = self._writable.get(folder)
-        if known is None:
-            known = self._writable[folder] = os.access(folder, os.W_OK | os.X_OK)
-        return known
 
     def _recognise(self, o: Operation, target: os.stat_result, source: os.stat_result | None) -> Result | None:
         """A target that an attempt cut short may have made: ours by inode, or torn and ours to make again."""

@@ -17,15 +17,20 @@ def reverse(
     done: Callable[[], Iterable[tuple[Operation, Result]]],
     made: Sequence[str],
     look_up: Callable[[str], Found | None],
+    holds: Callable[[str, str], bool] = lambda _place, _sha256: False,
 ) -> Iterator[Operation]:
     """Yield the operations that undo a run, numbered from 0.
+
+    ``holds`` says whether the file at a place has a SHA-256: one that was restored from a backup, with another inode
+    or time, is then the one that was placed.
 
     ``done`` gives the run's operations that ended, each time it is called; ``made`` are the folders it made, parents
     first; ``look_up`` tells what lies at a place now. What was removed is restored first, while its kept copy is still
     where it was; then files go back; then folders that the run pruned, and last those that it made.
     """
     unmade = (Operation(0, Verb.REMOVE_FOLDER, path) for path in reversed(made))
-    steps = chain(_restored(done(), look_up), _returned(done(), look_up), _folders_again(done()), unmade)
+    returned = _returned(done(), look_up, holds)
+    steps = chain(_restored(done(), look_up), returned, _folders_again(done()), unmade)
     for number, operation in enumerate(steps):
         yield replace(operation, number=number)
 
@@ -42,7 +47,11 @@ def _restored(done: Iterable[tuple[Operation, Result]], look_up: Callable[[str],
             )  # fmt: skip
 
 
-def _returned(done: Iterable[tuple[Operation, Result]], look_up: Callable[[str], Found | None]) -> Iterator[Operation]:
+def _returned(
+    done: Iterable[tuple[Operation, Result]],
+    look_up: Callable[[str], Found | None],
+    holds: Callable[[str, str], bool],
+) -> Iterator[Operation]:
     for o, result in done:
         if o.verb not in {Verb.MOVE, Verb.COPY, Verb.LINK}:
             continue
@@ -52,8 +61,12 @@ def _returned(done: Iterable[tuple[Operation, Result]], look_up: Callable[[str],
         row = o.row and replace(o.row, action=Action.UNDONE)
         back = replace(o, source=o.target, target=o.source, inode=result.inode, row=row)
         if there is not None:
-            mtime_ns = there.mtime_ns if _is_kept(o.mtime_ns, there.mtime_ns) else o.mtime_ns
+            is_kept = _is_kept(o.mtime_ns, there.mtime_ns)
+            mtime_ns = there.mtime_ns if is_kept else o.mtime_ns
             back = replace(back, device=there.device, mtime_ns=mtime_ns, stamp_ns=o.mtime_ns)
+            is_other = not is_kept or there.inode != result.inode
+            if is_other and there.size == o.size and holds(o.target, o.sha256):
+                back = replace(back, inode=there.inode, mtime_ns=there.mtime_ns)
         if source is None:  # for a copy, too, whose source is gone: the only one left goes back instead of away
             yield replace(_with_metadata(back, result.lost), verb=Verb.MOVE)
         else:

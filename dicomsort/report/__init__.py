@@ -14,6 +14,7 @@ from dicomsort.jsonlines import parse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Status, Verb
 from dicomsort.report.manifest import (
     MANIFEST,
+    PLACED,
     RunManifest,
     append_manifest,
     history,
@@ -26,6 +27,7 @@ __all__ = [
     "COLUMNS",
     "MANIFEST",
     "NEEDS_PERSON",
+    "PLACED",
     "SUMMARY",
     "Damages",
     "RunManifest",
@@ -44,15 +46,25 @@ __all__ = [
 ]
 
 NEEDS_PERSON = frozenset({Status.REVIEW, Status.UNREADABLE, Status.CONFLICT, Status.CHANGED, Status.FAILED})
+_TROUBLE = frozenset({Status.FAILED, Status.CHANGED})
+CAUSES, FIRST = 50, 5  # causes that are told apart, and files that are named, of what failed or changed
 NAMED = 1000  # archives that a summary names
 SUMMARY = "summary.json"
 _LARGEST = 64 << 20  # bytes of a summary, with all its notes
 _MOST = 1 << 62
-_COUNTERS = ("statuses", "classes", "actions", "held")
+_COUNTERS = ("statuses", "classes", "actions", "held", "causes")
 _TYPES: dict[str, type] = {
     "run_id": str, "verb": str, "dry_run": bool, "found": int, "bytes": int, "seconds": float, "archives": list,
-    "archives_found": int, "notes": list, "stages": dict, **dict.fromkeys(_COUNTERS, dict),
+    "archives_found": int, "notes": list, "stages": dict, "troubled": list, "undoes": str, "unfinished": list,
+    **dict.fromkeys(_COUNTERS, dict),
 }  # fmt: skip
+_LATER: dict[str, Any] = {
+    "stages": {},
+    "causes": {},
+    "troubled": [],
+    "undoes": "",
+    "unfinished": [],
+}  # not in old files
 _ENDED = {Outcome.DUPLICATE: Status.DUPLICATE, Outcome.CONFLICT: Status.CONFLICT, Outcome.CHANGED: Status.CHANGED}
 
 
@@ -74,6 +86,11 @@ class Summary:
     archives_found: int = 0
     notes: list[str] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)  # seconds of each, in their order; empty where not measured
+    causes: Counter[str] = field(default_factory=Counter)  # of what failed or changed
+    troubled: list[str] = field(default_factory=list)  # the first FIRST of these files
+    undoes: str = ""  # the run that an undo took back
+    unfinished: list[str] = field(default_factory=list)  # runs that were cut short, and could not be finished first
+    finished: list[Summary] = field(default_factory=list)  # runs that were cut short, and were finished first
 
     def count(self, row: Row) -> None:
         """Count one final row."""
@@ -88,6 +105,10 @@ class Summary:
             self.classes[row.class_] += 1
         if needs_person(row):
             self.held[row.reason] += 1
+        if row.status in _TROUBLE:
+            self.causes[row.message if row.message in self.causes or len(self.causes) < CAUSES else "others"] += 1
+            if len(self.troubled) < FIRST:
+                self.troubled.append(row.source)
         if row.reason == "archive":
             self.archives_found += 1
             if len(self.archives) < NAMED:
@@ -95,14 +116,39 @@ class Summary:
 
     @property
     def needs_person(self) -> bool:
-        """Whether the run newly found something that a person must look at."""
-        return any(self.statuses[status] for status in NEEDS_PERSON)
+        """Whether the run, or one that it finished first, newly found something that a person must look at."""
+        return any(summary.statuses[status] for summary in (self, *self.finished) for status in NEEDS_PERSON)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether files failed, or runs stay unfinished: then this is no success, whatever else was done."""
+        return bool(self.unfinished) or any(each.statuses[Status.FAILED] for each in (self, *self.finished))
+
+    @property
+    def unfinished_told(self) -> list[str]:
+        """A sentence for each run that was cut short and is not finished."""
+        advice = "was cut short and is not finished: `dicomsort resume` finishes it"
+        return [f"run {run} {advice}" for run in self.unfinished]
+
+    @property
+    def trouble(self) -> str:
+        """What failed or changed, for a log and for stderr: how many files, why, and the first names; else empty."""
+        files = sum(self.causes.values())
+        if not files:
+            return ""
+        failed, changed = self.statuses[Status.FAILED], self.statuses[Status.CHANGED]
+        counts = " and ".join(f"{n:,} {word}" for n, word in ((failed, "failed"), (changed, "changed")) if n)
+        causes = "; ".join(f"{cause} ({n:,})" for cause, n in self.causes.most_common(3))
+        more = f" and {files - len(self.troubled):,} more" if files > len(self.troubled) else ""
+        return f"files: {counts}: {causes}: {', '.join(map(visible, self.troubled))}{more}"
 
     def as_json(self) -> dict[str, Any]:
         """The summary as JSON values."""
         seconds, archives = round(self.seconds, 3), [printable(archive) for archive in self.archives]
         stages = {name: round(spent, 3) for name, spent in self.stages.items()}
-        return {**vars(self), "seconds": seconds, "archives": archives, "stages": stages}
+        troubled, finished = [printable(path) for path in self.troubled], [each.run_id for each in self.finished]
+        told = {"seconds": seconds, "archives": archives, "stages": stages, "troubled": troubled, "finished": finished}
+        return vars(self) | told
 
 
 def needs_person(row: Row) -> bool:
@@ -158,6 +204,7 @@ def read_summary(outbox: str, run: str) -> Summary | None:
     if problem := _problem(told):
         advice = "move that file away, and `dicomsort resume` writes it anew"
         raise StateDamaged(f"run {run}, {SUMMARY}: expected the counts of a run, received {problem}; {advice}")
+    told = _LATER | told
     counters = {name: Counter(told[name]) for name in _COUNTERS}
     return Summary(**{name: value for name, value in told.items() if name in _TYPES} | counters)
 
@@ -167,7 +214,7 @@ def _problem(told: Any) -> str:
     if not isinstance(told, dict):
         return "another value"
     for name, kind in _TYPES.items():
-        value = told.get(name, [] if kind is list else {} if name == "stages" else None)
+        value: Any = told.get(name, _LATER.get(name, [] if kind is list else None))
         if not (type(value) is kind or (kind is float and type(value) is int)):
             return f"no such value as {name!r}"
         numbers: list[Any] = [*value.values()] if isinstance(value, dict) else [value] if kind in {int, float} else []

@@ -5,6 +5,7 @@ Whatever collects it (the textfile collector of node_exporter, say) meets the ol
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -112,6 +113,16 @@ def tell_inbox(figures: Figures, files: int, oldest_ns: int | None) -> None:
 def age(since_ns: int | None, now_ns: int) -> float:
     """Seconds from one moment to another; 0 where there is none, or it is still to come."""
     return 0.0 if since_ns is None else round(max(0, now_ns - since_ns) / 1e9, 3)
+
+
+def last_success(path: Path) -> int | None:
+    """When the run before last ended well, as earlier figures tell; None where they do not."""
+    try:
+        text = path.read_text("utf-8") if path.is_file() else ""
+    except (OSError, ValueError):
+        return None
+    found = re.search(r"^dicomsort_last_success_timestamp_seconds (\d{1,15})$", text, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def write_metrics(files: Files, path: Path, figures: Figures) -> None:

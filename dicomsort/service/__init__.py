@@ -133,11 +133,16 @@ class Service:
         if self._failures:
             _log.info("recovered", extra={"facts": {"failures": self._failures}})
         self._failures = 0
-        self._figures.set("dicomsort_last_success_timestamp_seconds", int(time.time()))
+        if not (round_.cut_short or any(summary.has_failed for summary in round_.summaries)):
+            self._figures.set("dicomsort_last_success_timestamp_seconds", int(time.time()))
         return "sorted" if round_.summaries else "idle"
 
     def _tell_run(self, summary: Summary) -> None:
         _log.info("run ended", extra={"facts": summary.as_json()})
+        if summary.has_failed:
+            _log.error("files failed", extra={"facts": {"run": summary.run_id, "cause": summary.trouble}})
+            with suppress(OSError):
+                self.complain(summary.trouble)
         with suppress(OSError):  # nobody reads it any more; so above
             self.show(summary)
 

@@ -13,7 +13,7 @@ from dicomsort.sorting.news import look_at_runs, newest_run, sort_news
 from dicomsort.sorting.outbox import held
 from dicomsort.sorting.progress import Progress
 from dicomsort.sorting.pruning import Pruned, prune
-from dicomsort.sorting.running import resume, undo
+from dicomsort.sorting.running import rehearse_undo, resume, undo
 from dicomsort.sorting.sort import Request, check, sort_inbox
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "look_at_runs",
     "newest_run",
     "prune",
+    "rehearse_undo",
     "repair",
     "resume",
     "sort_inbox",

@@ -11,17 +11,26 @@ from dicomsort.records import Placement
 from dicomsort.report import NEEDS_PERSON, Damages, history, printable
 from dicomsort.report.repair import Repaired
 from dicomsort.report.repair import repair as mend
-from dicomsort.sorting.outbox import Run, RunState, absolute, held, load_runs
+from dicomsort.sorting.outbox import Run, RunState, absolute, held, load_runs, undoings, unfinished, wholly_undone
 from dicomsort.sorting.progress import Progress
 from dicomsort.sorting.running import complete_reports
 
 
 def list_runs(outbox: str) -> list[dict[str, Any]]:
-    """The runs of an outbox, oldest first: id, verb, state (a ``RunState``), counts, mode.
+    """The runs of an outbox, oldest first: id, verb, state, counts, mode, what it undoes, what undid it.
 
-    A damaged run has the reason as ``damage``.
+    The state is a ``RunState``, or ``undone`` or ``partly undone``. A damaged run has the reason as ``damage``.
     """
-    return [_described(run) for run in load_runs(absolute(outbox), deep=True).values()]
+    runs = load_runs(absolute(outbox), deep=True)
+    undone_by = {undone: undo for undo, undone in undoings(runs).items() if runs[undo].summary}
+    wholly = wholly_undone(runs)
+    return [_described(run) | _undone(run, undone_by.get(run.name, ""), wholly) for run in runs.values()]
+
+
+def _undone(run: Run, undone_by: str, wholly: set[str]) -> dict[str, Any]:
+    """What of the description tells of undoing."""
+    told = {"undoes": run.undoes, "undone_by": undone_by}
+    return told | ({"state": "undone" if run.name in wholly else "partly undone"} if undone_by else {})
 
 
 def _described(run: Run) -> dict[str, Any]:
@@ -61,7 +70,10 @@ def verify(outbox: str, progress: Progress) -> dict[str, Any]:
             result[result_of].append(printable(destination))
         progress.advance()
     runs = load_runs(outbox, deep=True)
-    return result | {"damaged": damages.notes(outbox), "runs": [run.damage for run in runs.values() if run.damage]}
+    broken = [run.damage for run in runs.values() if run.damage]
+    advice = f"`dicomsort resume {outbox}` finishes it"
+    cut_short = [f"run {name} was cut short and is not finished: {advice}" for name in unfinished(runs)]
+    return result | {"damaged": damages.notes(outbox), "runs": broken, "unfinished": cut_short}
 
 
 def _compare(path: str, sha256: str) -> str:

@@ -13,7 +13,7 @@ from dicomsort.engine import Engine
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
 from dicomsort.journal import STATE
-from dicomsort.records import Operation, Row, Status, Verb
+from dicomsort.records import Action, Operation, Row, Status, Verb
 from dicomsort.report import MANIFEST, Summary, cell, read_rows, write_summary
 from dicomsort.sorting.arrivals import Arrivals
 from dicomsort.sorting.outbox import all_runs, held, load_runs, new_run, unfinished
@@ -86,7 +86,7 @@ def sort_news(
     with Catalog(arrivals.changed_ns) as catalog, held(files, outbox, create=False):
         ledger = job.judge(catalog)
         with closing(job.operations(catalog, ledger)) as planned:
-            if not _is_news(planned, arrivals, outbox):
+            if not _is_news(planned, arrivals, outbox, moves=request.settings.mode == "move"):
                 return None
         ledger.begin_again()
         ready = _without_waiting(job.operations(catalog, ledger), arrivals)
@@ -107,8 +107,11 @@ def _without_waiting(operations: Iterator[Operation], arrivals: Arrivals) -> Ite
             number += 1
 
 
-def _is_news(operations: Iterator[Operation], arrivals: Arrivals, outbox: str) -> bool:
-    """Whether anything is placed, or left for a reason that the manifest does not tell yet."""
+def _is_news(operations: Iterator[Operation], arrivals: Arrivals, outbox: str, *, moves: bool) -> bool:
+    """Whether anything is placed, or left for a reason that the manifest does not tell yet.
+
+    Where files move away, one that is there again under its old name is told of again.
+    """
     untold: set[int] = set()
     for operation in operations:
         row = operation.row
@@ -117,11 +120,11 @@ def _is_news(operations: Iterator[Operation], arrivals: Arrivals, outbox: str) -
         arrivals.note(row)
         if row.status != Status.SETTLING:
             untold.add(_key(row))
+    known = set[int]()
     for told in read_rows(f"{outbox}/{MANIFEST}") if untold else ():
-        untold.discard(_key(told.row))
-        if not untold:
-            break
-    return bool(untold)
+        has_left = moves and told.row.action != Action.LEFT
+        (known.discard if has_left else known.add)(_key(told.row))
+    return bool(untold - known)
 
 
 def _key(row: Row) -> int:

@@ -6,8 +6,10 @@ import calendar
 import json
 import os
 import secrets
+import shutil
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from dicomsort.errors import DicomsortError, OutboxLocked, StateDamaged, UsageError
+from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, StateDamaged, UsageError
 from dicomsort.files import Files, closing, look_up, missing_folders, opened_file
 from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, Replay, is_run, replay, runs_folder
 from dicomsort.jsonlines import parse
@@ -280,6 +282,35 @@ def make_reserve(files: Files, outbox: str, size: int) -> None:
         except OSError:
             files.truncate(descriptor, before)  # what it got of the last room is needed more by the run
             raise
+
+
+def nearest_folder(path: str) -> str:
+    """A folder, or the nearest above it that is there."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def require_free(files: Files, outbox: str, size: int) -> None:
+    """PlacingFailed where the outbox's disk has no room for so many bytes, unless files there can share their bytes."""
+    folder = nearest_folder(outbox)
+    free = shutil.disk_usage(folder).free
+    if size <= free or _shares_bytes(files, folder):
+        return
+    raise PlacingFailed(
+        f"outbox {outbox!r}: expected room for {size:,} bytes that are to be copied, received {free:,} free: "
+        f"{size - free:,} are missing; nothing was placed: make room, then sort again"
+    )
+
+
+def _shares_bytes(files: Files, folder: str) -> bool:
+    """Whether the file system makes reflinks, as btrfs and XFS do: copies need no room there."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as one, tempfile.TemporaryFile(dir=folder) as other:
+            files.clone(one.fileno(), other.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def free_reserve(files: Files, outbox: str) -> None:

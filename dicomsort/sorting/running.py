@@ -13,12 +13,13 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError
-from dicomsort.execute import Executor, Roots
-from dicomsort.files import Files, is_network, look_up
-from dicomsort.journal import PLAN, Journal, Plan, PlanWriter, Replay, replay, runs_folder
+from dicomsort.execute import Executor, Placer, Roots
+from dicomsort.files import Files, is_network, look_up, sha256_of
+from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, replay, runs_folder
 from dicomsort.plan import reverse
-from dicomsort.records import Found, Operation, Outcome, Result, Row, Verb
+from dicomsort.records import Action, Found, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import (
+    PLACED,
     RunManifest,
     Summary,
     append_manifest,
@@ -54,6 +55,7 @@ from dicomsort.sorting.outbox import (
 )
 from dicomsort.sorting.progress import Progress
 
+NOTHING_TO_UNDO = "no run that changed anything is left to undo"
 # Threads that place: a local disk answers sooner than the interpreter switches between many, a network does not.
 LOCAL_THREADS, NETWORK_THREADS = 2, 8
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
@@ -82,7 +84,7 @@ def _carry_out(
 ) -> Summary:
     started = time.monotonic()
     inbox = require_inbox(plan.head, outbox, run, "resume")
-    summary = Summary(run, plan.head["verb"])
+    summary = Summary(run, plan.head["verb"], undoes=plan.head.get("undoes", ""))
     journal = Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)
     with closing(journal), closing(RunManifest(files, outbox, run)) as manifest:
 
@@ -150,7 +152,10 @@ def resume(
     outbox = absolute(outbox)
     with held(files, outbox, create=False):
         runs = load_runs(outbox)
-        found = chosen(outbox, runs, run, max(unfinished(runs), default=max(runs, default=None)), "to resume")
+        newest = max(unfinished(runs), default=None)
+        if run is None and newest is None and runs:
+            return Summary(verb="resume", notes=["no run was cut short: there is nothing to resume"])
+        found = chosen(outbox, runs, run, newest, "to resume")
         for undoing, undone in undoings(runs).items():
             if undone == found.name:
                 raise UsageError(f"expected a run to go on with, received {found.name}, which {undoing} has undone")
@@ -214,10 +219,12 @@ def undo(outbox: str, run: str | None, progress: Progress, files: Files, *, with
         _undo_decisions(outbox, run, progress, files)
     with held(files, outbox, create=False):
         runs = load_runs(outbox)
-        newest = _newest_undoable(runs)
+        newest = _newest_undoable(outbox, runs)
         damaged = max((name for name, each in runs.items() if each.damage), default="")
         if run is None and damaged > (newest or ""):
             raise StateDamaged(f"{runs[damaged].damage}; to take an earlier run back, name it")
+        if run is None and newest is None:
+            return Summary(verb="undo", notes=[NOTHING_TO_UNDO])
         name = chosen(outbox, runs, run, newest, "to undo").name
         plan = _undoable(outbox, runs, name)
         free_reserve(files, outbox)
@@ -239,16 +246,50 @@ def _seal_undo(files: Files, outbox: str, run: str, plan: Plan) -> tuple[str, Pl
         "verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": outbox, "started": now(), "notes": notes,
         "mount": plan.head.get("mount", "/"),
     }  # fmt: skip
-    operations = reverse(lambda: _done(plan, known), known.folders, lambda path: look_for(roots.absolute(path)))
-    try:
-        sealed = seal_plan(files, outbox, mine, head, operations)
-    except OSError:
-        with suppress(OSError):
-            files.remove_folder(f"{runs_folder(outbox)}/{mine}")
-        raise
+    sealed = seal_plan(files, outbox, mine, head, _reversed(plan, known, roots))
     with suppress(OSError), closing(Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)) as journal:
         journal.mark(UNDONE_BY, mine)  # for when the undo's own plan cannot be read
     return mine, sealed
+
+
+def _reversed(plan: Plan, known: Replay, roots: Roots) -> Iterator[Operation]:
+    look = lambda path: look_for(roots.absolute(path))
+    return reverse(lambda: _done(plan, known), known.folders, look, lambda path, sha: _holds(roots.absolute(path), sha))
+
+
+def _holds(path: str, sha256: str) -> bool:
+    """Whether a file has this content; a file that cannot be read is not believed."""
+    try:
+        return sha256_of(path) == sha256
+    except OSError:
+        return False
+
+
+def rehearse_undo(outbox: str, run: str | None, show: Callable[[Operation, Result | None], None]) -> Summary:
+    """What an undo would do now; nothing is changed on disk.
+
+    ``show`` is given each operation, with how it would end where that is known before.
+    """
+    outbox = absolute(outbox)
+    runs = load_runs(outbox)
+    newest = _newest_undoable(outbox, runs)
+    if run is None and newest is None:
+        return Summary(verb="undo", dry_run=True, notes=[NOTHING_TO_UNDO])
+    name = chosen(outbox, runs, run, newest, "to undo").name
+    plan = _undoable(outbox, runs, name)
+    roots, known = Roots(inbox_of(plan.head, outbox), outbox), replay(f"{runs_folder(outbox)}/{name}", plan.count)
+    placer, summary = Placer(Files(), roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True, undoes=name)
+    for operation in _reversed(plan, known, roots):
+        is_folder = operation.verb in {Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER}
+        refused = None if is_folder else placer.check(operation)
+        show(operation, refused)
+        if operation.row is not None:
+            summary.count(final_row(operation.row, operation, refused or Result(operation.number, Outcome.DONE)))
+    if known.begun:
+        summary.notes.append(
+            f"run {name} was cut short: {len(known.begun):,} files more are looked at by the undo itself"
+        )
+    return summary
 
 
 def _undo_decisions(outbox: str, run: str | None, progress: Progress, files: Files) -> None:
@@ -272,9 +313,10 @@ def seal_plan(files: Files, outbox: str, run: str, head: dict[str, Any], operati
                 writer.add(operation)
                 pruned += operation.verb is Verb.REMOVE_FOLDER
             writer.seal()
-    except OSError:
+    except (OSError, PlacingFailed):
         with suppress(OSError):
             files.unlink(f"{folder}/{PLAN}")  # half a plan is none, and would take what room there is
+            files.remove_folder(folder)
         raise
     if head["verb"] != "undo":
         make_reserve(files, outbox, room_for_undo(os.stat(f"{folder}/{PLAN}").st_size, pruned))
@@ -300,11 +342,18 @@ def _undoable(outbox: str, runs: Mapping[str, Run], name: str) -> Plan:
     return plan
 
 
-def _newest_undoable(runs: Mapping[str, Run]) -> str | None:
-    """The newest run that sorted and is not wholly undone."""
+def _newest_undoable(outbox: str, runs: Mapping[str, Run]) -> str | None:
+    """The newest run that changed anything, a decision too, and is not wholly undone."""
     undone = wholly_undone(runs)
-    sorting = (name for name, run in runs.items() if run.plan and not run.undoes and name not in undone)
-    return max(sorting, default=None)
+    names = (name for name, run in runs.items() if run.plan and not run.undoes and name not in undone)
+    return next((name for name in sorted(names, reverse=True) if _has_changed(outbox, runs[name])), None)
+
+
+def _has_changed(outbox: str, run: Run) -> bool:
+    """Whether a run placed or removed files, or may have begun to."""
+    if run.summary is not None:
+        return any(run.summary.actions[action] for action in (*PLACED, Action.REMOVED))
+    return run.plan is not None and look_up(f"{runs_folder(outbox)}/{run.name}/{JOURNAL}") is not None
 
 
 def _done(plan: Plan, known: Replay) -> Iterator[tuple[Operation, Result]]:

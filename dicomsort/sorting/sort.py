@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import filterfalse
 
@@ -15,18 +15,32 @@ from dicomsort.catalog import Catalog, Ledger
 from dicomsort.classify import Judge, classify_study
 from dicomsort.config import SortSettings
 from dicomsort.engine import Engine
-from dicomsort.errors import UsageError
-from dicomsort.files import Files
+from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.execute import CANNOT_LEAVE, Leaving
+from dicomsort.files import Files, look_up
 from dicomsort.journal import STATE
 from dicomsort.plan import Layout, Options, parse_layout, plan
-from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Row, Verb
-from dicomsort.report import Damages, Summary, history, write_summary
+from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Outcome, Result, Row, Verb
+from dicomsort.report import Damages, Summary, final_row, history, write_summary
 from dicomsort.sorting.arrivals import Arrivals, Clock, SecondLook, as_one, walk_inbox
 from dicomsort.sorting.examining import examine_inbox
 from dicomsort.sorting.looking import Looker
-from dicomsort.sorting.outbox import check_state, damages, held, load_runs, mount_of, new_run, now, unfinished
+from dicomsort.sorting.outbox import (
+    Run,
+    check_state,
+    damages,
+    held,
+    inbox_of,
+    load_runs,
+    mount_of,
+    nearest_folder,
+    new_run,
+    now,
+    require_free,
+    unfinished,
+)
 from dicomsort.sorting.progress import Progress, Timed
-from dicomsort.sorting.running import carry_out, complete_reports, seal_plan
+from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan
 from dicomsort.sorting.surroundings import Around
 
 SETTLE = 60.0
@@ -146,12 +160,31 @@ class Job:
     ) -> Summary:
         """Sort everything."""
         runs = load_runs(outbox)
-        if cut_short := max(unfinished(runs), default=""):
-            self.notes.append(f"run {cut_short} was cut short: `dicomsort resume {outbox} {cut_short}` finishes it")
         self.notes += damages(runs)
         complete_reports(files, outbox, runs.values())
+        finished, left = self._finish_first(unfinished(runs), files, outbox, on_row)
         run = new_run(files, outbox)
-        return self.place(run, self.operations(catalog, self.judge(catalog)), files, outbox, on_row)
+        summary = self.place(run, self.operations(catalog, self.judge(catalog)), files, outbox, on_row)
+        summary.finished, summary.unfinished = finished, left
+        return summary
+
+    def _finish_first(
+        self, runs: Mapping[str, Run], files: Files, outbox: str, on_row: Callable[[Row], None] | None
+    ) -> tuple[list[Summary], list[str]]:
+        """Finish runs of this inbox, and decisions, that were cut short; their summaries, and the runs that stay so."""
+        finished, left = list[Summary](), list[str]()
+        for name, run in runs.items():
+            inbox = inbox_of(run.plan.head, outbox) if run.plan else ""
+            if inbox not in {self.request.inbox, outbox}:
+                left.append(name)
+                continue
+            try:
+                finished.append(finish(files, outbox, name, self.progress, on_row))
+                self.notes.append(f"run {name}, which was cut short, was finished first")
+            except (DicomsortError, OSError) as error:
+                left.append(name)
+                self.notes.append(f"run {name} was cut short and could not be finished: {error}")
+        return finished, left
 
     def place(
         self,
@@ -168,18 +201,44 @@ class Job:
             "layout": settings.layout, "model": self.request.bundle.model_sha256, "started": now(), "notes": self.notes,
             "mount": mount_of(self.request.inbox),
         }  # fmt: skip
-        sealed = seal_plan(files, outbox, run, head, operations)
+        sealed = seal_plan(files, outbox, run, head, self._with_room(operations, files, outbox))
         return carry_out(files, outbox, run, sealed, self.progress, on_row)
+
+    def _with_room(self, operations: Iterator[Operation], files: Files, outbox: str) -> Iterator[Operation]:
+        """Pass operations on; DicomsortError at their end where the outbox's disk has no room for what they copy."""
+        is_across = os.stat(self.request.inbox).st_dev != os.stat(nearest_folder(outbox)).st_dev
+        copying = {Verb.COPY, Verb.MOVE} if is_across else {Verb.COPY}
+        copied = 0
+        for operation in operations:
+            copied += operation.size if operation.verb in copying else 0
+            yield operation
+        require_free(files, outbox, copied)
 
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
         """Plan everything, and count."""
-        summary = Summary(dry_run=True)
-        for operation in self.operations(catalog, self.judge(catalog)):
-            show(operation)
-            if operation.row is not None:
-                summary.count(operation.row)
+        outbox, summary, leaving = self.request.outbox, Summary(dry_run=True), Leaving()
+        operations = self.operations(catalog, self.judge(catalog))
+        for operation in self._with_room(operations, Files(), outbox) if outbox else operations:
+            show(rehearsed := self._rehearsed(operation, leaving))
+            if rehearsed.row is not None:
+                summary.count(rehearsed.row)
+        if outbox and os.path.isdir(f"{outbox}/{STATE}"):
+            runs = unfinished(load_runs(outbox))
+            ours = {name for name, run in runs.items() if run.plan and run.plan.head["inbox"] == self.request.inbox}
+            summary.unfinished = sorted(runs.keys() - ours)
+            self.notes += [f"run {name} was cut short, and a sort would finish it first" for name in sorted(ours)]
         summary.notes = self.notes
         return summary
+
+    def _rehearsed(self, operation: Operation, leaving: Leaving) -> Operation:
+        """An operation as it would end, as far as the rights of the process tell."""
+        if operation.verb not in {Verb.MOVE, Verb.REMOVE} or operation.row is None:
+            return operation
+        path = f"{self.request.inbox}/{operation.row.source}"
+        if (status := look_up(path)) is None or leaving.may_leave(path, status):
+            return operation
+        failed = Result(operation.number, Outcome.FAILED, CANNOT_LEAVE)
+        return replace(operation, verb=Verb.LEAVE, row=final_row(operation.row, operation, failed))
 
     def judge(self, catalog: Catalog) -> Ledger:
         """Everything up to the verdicts."""

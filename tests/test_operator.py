@@ -1,0 +1,249 @@
+"""What is said of a night is true: the exit code, the metric, the last line of the log, one line on stderr."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from building import make_dicom, read_tree
+from command import Ran, by_source, placed, rows, run, sort
+from killing import run_unprivileged
+from test_faults import SORT, Broken, hand_over, ours
+
+from dicomsort.sorting.outbox import all_runs
+
+__all__ = ["ours"]  # a fixture
+
+SUCCESS = "dicomsort_last_success_timestamp_seconds"
+
+
+def night(inbox: Path, outbox: Path, *options: object) -> Ran:
+    """A quiet sort from cron, with its log and its figures beside the outbox."""
+    beside = outbox.parent
+    return sort(
+        "--quiet", "--held-ok", "--metrics", beside / "m.prom", "--log-file", beside / "log", *options, inbox, outbox
+    )
+
+
+def last_line(beside: Path) -> str:
+    return (beside / "log").read_text("utf-8").splitlines()[-1]
+
+
+def cut_short(inbox: Path, outbox: Path, *options: object) -> str:
+    """A run that the disk ended in the middle of placing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dicomsort.files.Files", lambda: Broken("flush_system", 0, errno.EIO))
+        assert sort("--settle", 0, *options, inbox, outbox).code == 1
+    return all_runs(str(outbox))[-1]
+
+
+def test_a_night_in_which_files_cannot_leave_their_folder_is_no_success(ours: Path) -> None:
+    inbox, outbox = ours / "inbox", ours / "outbox"
+    for number in (1, 2, 3):
+        make_dicom(inbox / "study" / f"{number}.dcm", instance=number)
+    make_dicom(inbox / "other.dcm", study=2)
+    hand_over(ours)
+    (inbox / "study").chmod(0o555)
+    command = (
+        *SORT,
+        "--move",
+        "--held-ok",
+        "--quiet",
+        "--metrics",
+        ours / "m.prom",
+        "--log-file",
+        ours / "log",
+        inbox,
+        outbox,
+    )
+    dry = run_unprivileged(*SORT, "--move", "--held-ok", "--dry-run", inbox, outbox)
+    ran = run_unprivileged(*command)
+    assert (ran.code, dry.code) == (3, 3)
+    cause = "its folder may not be changed, so the file cannot leave it"
+    told = f"files: 3 failed: {cause} (3): study/1.dcm, study/2.dcm, study/3.dcm"
+    assert f"dicomsort: {told}\n" in ran.err
+    assert ran.out == ""
+    assert told in dry.err
+    assert SUCCESS + " " not in (ours / "m.prom").read_text("utf-8")
+    assert f' exit_code=3 cause="{told}"' in last_line(ours)
+    (inbox / "study").chmod(0o755)
+    assert run_unprivileged(*command).code == 0
+    assert SUCCESS + " " in (ours / "m.prom").read_text("utf-8")
+
+
+def test_doctor_names_folders_that_files_cannot_leave(
+    inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = str(inbox / "ct")
+    monkeypatch.setattr("dicomsort.doctor.folders._may_change", lambda folder: folder != closed)
+    ran = run("doctor", inbox, outbox)
+    assert (ran.code, "files cannot leave 1 of its folders: ct; give the user" in ran.out) == (1, True)
+
+
+def test_a_failed_night_keeps_the_time_of_the_last_success(inbox: Path, outbox: Path, tmp_path: Path) -> None:
+    assert night(inbox, outbox).code == 0
+    before = [line for line in (tmp_path / "m.prom").read_text("utf-8").splitlines() if line.startswith(SUCCESS)]
+    text = (tmp_path / "m.prom").read_text("utf-8").replace(before[0], f"{SUCCESS} 1000")
+    (tmp_path / "m.prom").write_text(text)
+    other = tmp_path / "another inbox"
+    make_dicom(other / "1.dcm", study=9)
+    cut_short(other, outbox)
+    assert night(inbox, outbox).code == 3
+    assert f"{SUCCESS} 1000\n" in (tmp_path / "m.prom").read_text("utf-8")
+
+
+def test_a_sort_finishes_a_run_of_its_inbox_that_was_cut_short(inbox: Path, outbox: Path, tmp_path: Path) -> None:
+    cut = cut_short(inbox, outbox, "--move", "--layout", "keep")
+    assert "finish it first" in sort("--dry-run", inbox, outbox).out
+    make_dicom(inbox / "new.dcm", study=12)
+    ran = night(inbox, outbox)
+    assert (ran.code, ran.out, ran.err) == (0, "", "")
+    states = {each["run_id"]: each["state"] for each in json.loads(run("runs", "--json", outbox).out)}
+    assert (states[cut], len(states)) == ("finished", 2)
+    assert "CT/ct/1.dcm" in placed(outbox)  # by the layout of the run that was cut short
+    assert [path for path in read_tree(inbox) if path != "notes.txt"] == ["new.dcm"]  # and by its mode
+    assert {row["status"] for row in rows(outbox)} == {"sorted", "other", "ignored"}  # nothing is a duplicate
+    assert f"finished={cut}" in last_line(tmp_path)
+    assert SUCCESS + " " in (tmp_path / "m.prom").read_text("utf-8")
+
+
+def test_a_run_of_another_inbox_that_was_cut_short_is_named(inbox: Path, outbox: Path, tmp_path: Path) -> None:
+    other = tmp_path / "another inbox"
+    make_dicom(other / "1.dcm", study=9)
+    cut = cut_short(other, outbox)
+    dry, ran = sort("--dry-run", "--held-ok", inbox, outbox), night(inbox, outbox)
+    told = f"run {cut} was cut short and is not finished: `dicomsort resume` finishes it"
+    for each in (dry, ran):
+        assert each.code == 3
+        assert each.err == f"dicomsort: {told}\n"
+    assert ran.out == ""
+    assert told in last_line(tmp_path)
+    assert "exit_code=3" in last_line(tmp_path)
+    assert SUCCESS + " " not in (tmp_path / "m.prom").read_text("utf-8")
+    assert by_source(outbox)["ct/1.dcm"]["status"] == "sorted"
+    verified = run("verify", outbox)
+    assert (verified.code, f"run {cut} was cut short" in verified.out) == (3, True)
+    assert run("resume", outbox).code == 0
+    assert night(inbox, outbox).code == 0
+
+
+def test_a_run_that_cannot_be_finished_is_named(inbox: Path, outbox: Path) -> None:
+    cut = cut_short(inbox, outbox)
+    plan = outbox / ".dicomsort/runs" / cut / "plan.jsonl"
+    plan.write_bytes(plan.read_bytes().replace(b"outbox/CT", b"outbox/XX", 1))
+    ran = sort("--quiet", "--held-ok", inbox, outbox)
+    assert ran.code in {0, 3}  # damaged: it is named in the notes, and left alone
+    assert f"run {cut}" in sort(inbox, outbox).out
+
+
+def test_a_run_that_was_never_sealed_is_no_matter(inbox: Path, outbox: Path) -> None:
+    assert sort(inbox, outbox).code == 0
+    (outbox / ".dicomsort/runs/20200101T000000Z-abcdef").mkdir()
+    (outbox / ".dicomsort/runs/20200101T000000Z-abcdef/plan.jsonl").write_bytes(b'{"format":1')
+    ran = night(inbox, outbox)
+    assert (ran.code, ran.err) == (0, "")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_fatal_error_is_the_last_line_of_the_log(inbox: Path, outbox: Path, tmp_path: Path, form: str) -> None:
+    shutil.move(inbox, tmp_path / "unmounted")
+    ran = night(inbox, outbox, "--log-format", form)
+    assert ran.code == 2
+    assert "INBOX: expected a folder" in last_line(tmp_path)
+    assert ("exit_code=2" if form == "text" else '"exit_code": 2') in last_line(tmp_path)
+    shutil.move(tmp_path / "unmounted", inbox)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dicomsort.files.Files", lambda: Broken("flush_system", 0, errno.ENOSPC))
+        ran = night(inbox, outbox, "--log-format", form)
+    assert (ran.code, "resume" in ran.err) == (1, True)
+    assert "resume" in last_line(tmp_path)
+    assert ("exit_code=1" if form == "text" else '"exit_code": 1') in last_line(tmp_path)
+    assert "Counter(" not in (tmp_path / "log").read_text("utf-8")
+    assert night(inbox, outbox, "--log-format", form).code == 0
+    assert ("exit_code=0" if form == "text" else '"exit_code": 0') in last_line(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["--copy", "--dry-run"])
+def test_room_is_asked_for_before_the_first_file(
+    inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    usage = shutil.disk_usage(inbox)
+    monkeypatch.setattr("dicomsort.sorting.outbox.shutil.disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr("dicomsort.sorting.outbox._shares_bytes", lambda *_: False)
+    ran = sort(mode, inbox, outbox)
+    assert ran.code == 1
+    assert "bytes that are to be copied, received 1,000 free" in ran.err
+    assert "are missing; nothing was placed: make room" in ran.err
+    assert not outbox.exists() or list(placed(outbox)) == []
+    if mode == "--copy":
+        assert json.loads(run("runs", "--json", outbox).out) == []
+        assert sort("--move", "--settle", 0, inbox, outbox).code == 0  # on one file system nothing is copied
+
+
+def test_runs_tells_what_is_undone_and_by_what(inbox: Path, outbox: Path) -> None:
+    sort(inbox, outbox)
+    (sorted_,) = all_runs(str(outbox))
+    assert sort(inbox, outbox).code == 0  # places nothing
+    dry = run("undo", "--dry-run", outbox)
+    assert (dry.code, f"of run {sorted_}" in dry.out) == (0, True)
+    assert dry.out.count("remove ") == 5
+    before = read_tree(outbox)
+    assert run("undo", "--dry-run", "--json", outbox).code == 0
+    assert read_tree(outbox) == before
+    ran = run("undo", outbox)  # the newest run that changed anything, not the newest
+    assert (ran.code, f"undo of run {sorted_}" in ran.out) == (0, True)
+    listed = {each["run_id"]: each for each in json.loads(run("runs", "--json", outbox).out)}
+    undo = max(listed)
+    assert (listed[sorted_]["state"], listed[sorted_]["undone_by"]) == ("undone", undo)
+    assert listed[undo]["undoes"] == sorted_
+    assert f"undo of …{sorted_[-6:]}" in " ".join(run("runs", outbox).out.split())
+    again = run("undo", outbox)
+    assert (again.code, "no run that changed anything is left to undo" in again.out) == (0, True)
+    resumed = run("resume", outbox)
+    assert (resumed.code, "there is nothing to resume" in resumed.out) == (0, True)
+    assert len(all_runs(str(outbox))) == 3
+
+
+def test_an_undo_dry_run_says_what_would_stay(inbox: Path, outbox: Path) -> None:
+    sort(inbox, outbox)
+    (outbox / by_source(outbox)["cr.dcm"]["destination"]).write_bytes(b"changed")
+    dry = run("undo", "--dry-run", outbox)
+    assert dry.code == 3
+    assert "[the file changed after it was judged]" in dry.out
+    assert run("undo", outbox).code == 3
+
+
+@pytest.mark.parametrize("mode", ["--copy", "--move"])
+def test_an_outbox_that_was_restored_from_a_backup_can_be_undone(
+    inbox: Path, outbox: Path, tmp_path: Path, mode: str
+) -> None:
+    before = read_tree(inbox)
+    sort(mode, "--settle", 0, inbox, outbox)
+    shutil.copytree(outbox, tmp_path / "backup", copy_function=shutil.copyfile)  # as cp -r: other times and inodes
+    shutil.rmtree(outbox)
+    (tmp_path / "backup").rename(outbox)
+    assert run("verify", outbox).code == 0
+    assert run("undo", outbox).code == 0
+    assert read_tree(inbox) == before
+    assert list(placed(outbox)) == []
+
+
+def test_an_inbox_without_files_says_so(tmp_path: Path, outbox: Path) -> None:
+    (tmp_path / "inbox").mkdir()
+    ran = sort(tmp_path / "inbox", outbox)
+    assert (ran.code, "INBOX holds no files" in ran.out) == (0, True)
+
+
+def test_a_text_log_has_words_and_no_reprs(inbox: Path, outbox: Path, tmp_path: Path) -> None:
+    make_dicom(inbox / "two words.dcm", study=5, modality="CT", sop_class="1.2.840.10008.5.1.4.1.1.1")
+    assert night(inbox, outbox).code == 0
+    log = (tmp_path / "log").read_text("utf-8")
+    assert 'source="two words.dcm" status=review' in log
+    assert "statuses.sorted=" in log
+    assert " dry_run=false" in log
+    assert not {"{", "'", "None", "True"} & set(log.replace('"', " ").split())
+    assert os.linesep not in log.rstrip().splitlines()[0]
