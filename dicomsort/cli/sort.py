@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import resumable, show_summary, watching
-from dicomsort.cli.options import CONFIG, check_outputs, engine_for, flags_of, log_of, mode_flag, option, require_room
+from dicomsort.cli.options import (
+    CONFIG,
+    check_outputs,
+    check_routes_too,
+    engine_for,
+    flags_of,
+    log_of,
+    mode_flag,
+    option,
+    require_room,
+)
 from dicomsort.cli.output import optional
 from dicomsort.config import OPTIONS, SortSettings, load
 
@@ -63,11 +73,11 @@ def sort(  # the parameters are what Typer makes options of; they are read from 
     settings = load(flags_of(context, OPTIONS), os.environ, config)
     optional(is_optional=not settings.dry_run)
     with resumable(None if settings.dry_run else outbox):
-        code = _sort(inbox, outbox, settings)
+        code = _sort(inbox, outbox, settings, config)
     raise typer.Exit(code)
 
 
-def _sort(inbox: str, outbox: str | None, settings: SortSettings) -> int:
+def _sort(inbox: str, outbox: str | None, settings: SortSettings, config: Path | None) -> int:
     from dicomsort.files import Files
     from dicomsort.report.metrics import Tally
     from dicomsort.sorting import check, sort_inbox
@@ -75,6 +85,7 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings) -> int:
     require_room(settings.engine)
     request = check(inbox, outbox, settings)
     check_outputs(settings, request)
+    check_routes_too(config, settings, request.bundle.labels)
     files, tally = Files(), Tally()
     with (
         log_of(settings) as log,
