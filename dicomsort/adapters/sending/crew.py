@@ -78,7 +78,7 @@ class _Pace:
         self._pauses += 1
         if self._pauses > self._retries:
             return True
-        self.until = time.monotonic() + _pause(self._retry_wait, self._pauses)
+        self.until = time.monotonic() + _backoff(self._retry_wait, self._pauses)
         self._room = self.in_vain + (1 if is_broken else GIVEN_UP << min(self._pauses, MOST_DOUBLED))
         self._paused_at, self._bytes = self.in_vain, 0
         return False
@@ -265,7 +265,7 @@ class Crew:
             if self._halt.is_set() or job.refusals > (0 if job.batch.once else self._settings.retries):
                 self._leave(job)
                 return
-            due = time.monotonic() + _pause(self._settings.retry_wait, job.refusals)
+            due = time.monotonic() + _backoff(self._settings.retry_wait, job.refusals)
             heapq.heappush(self._later, (due, next(self._numbers), job))
             self._changed.notify_all()
 
@@ -277,7 +277,7 @@ class Crew:
 
     def _pause(self, times: int, least: float) -> bool:
         """Wait before the next attempt; False where an end was asked for."""
-        until = time.monotonic() + max(_pause(self._settings.retry_wait, times), least)
+        until = time.monotonic() + max(_backoff(self._settings.retry_wait, times), least)
         while (left := until - time.monotonic()) > 0 and not self._is_over():
             if self._halt.wait(min(left, _TICK)):
                 break
@@ -311,6 +311,6 @@ def _again(error: Temporary) -> Answer:
     return Answer(again=True, message=str(error))
 
 
-def _pause(retry_wait: float, times: int) -> float:
+def _backoff(retry_wait: float, times: int) -> float:
     """Seconds, longer each time, and not the same for all, so that senders do not come back together."""
     return min(retry_wait * 2.0 ** (times - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
