@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from building import make_dicom
 
-from dicomsort.adapters.receiving import ReceiveSettings, meta, open_receiver
+from dicomsort.adapters.receiving import meta, open_receiver
+from dicomsort.config import ReceiveSettings
 from dicomsort.files import Files
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_config import DEFAULTS, toml
 
-from dicomsort.config import TABLES, WATCH, load, load_watch
+from dicomsort.config import TABLES, WATCH, Destination, load, load_watch
 from dicomsort.errors import UsageError
 
 SHARED = """
@@ -46,7 +46,8 @@ def test_flag_beats_environment_beats_watch_beats_sort_beats_top(tmp_path: Path)
     sort = settings.sort
     assert (sort.mode, sort.workers, sort.log_format) == ("move", 2, "json")
     assert (sort.settle, settings.every, sort.layout) == (120.0, 30.0, "readable")
-    assert settings.routes == {"CT": "ARCHIVE@pacs:104", "Chest X-ray": "https://pacs/dicom-web"}
+    expected = {"CT": "ARCHIVE@pacs:104", "Chest X-ray": "https://pacs/dicom-web"}
+    assert settings.routes == {class_: (Destination(to),) for class_, to in expected.items()}
     environ = {"DICOMSORT_EVERY": "40", "DICOMSORT_SETTLE": "7", "DICOMSORT_MODE": "link"}
     settings = load_watch({"settle": 8.0}, environ, file)
     assert (settings.every, settings.sort.settle, settings.sort.mode) == (40.0, 8.0, "link")
@@ -73,7 +74,10 @@ def test_sort_passes_over_what_is_for_others(tmp_path: Path) -> None:
         ("evry = 5", "received 'evry'; did you mean every?"),
         ("[route]\nCT = 'A@b:1'", "received 'route'; did you mean [routes]?"),
         ("routes = 'A@b:1'", "expected [routes] to be a table, received 'A@b:1'"),
-        ("[routes]\nCT = 5", "[routes] CT: expected a destination (AE@HOST:PORT or https://HOST/PATH), received 5"),
+        (
+            "[routes]\nCT = 5",
+            "[routes] CT: expected a destination (AE@HOST:PORT or https://HOST/PATH), or a list of names",
+        ),
         ("[routes]\nCT = ['A@b:1']", "[routes] CT: expected a destination"),
         ("[routes]\nCT = ''", "[routes] CT: expected a destination"),
         ("receive = 1", "expected [receive] to be a table, received 1"),
@@ -102,4 +106,4 @@ def test_paths_of_a_table_start_at_the_file(tmp_path: Path) -> None:
 
 
 def test_every_command_has_its_table() -> None:
-    assert list(TABLES) == ["sort", "watch", "receive", "send", "routes"]
+    assert list(TABLES) == ["sort", "watch", "receive", "send"]

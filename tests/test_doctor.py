@@ -177,6 +177,10 @@ def test_a_configuration_whose_folders_are_missing(tmp_path: Path) -> None:
     assert named("--config", file) == []
     (tmp_path / "x.log").write_text("somebody's\n")
     assert "it holds something else" in named("--config", file)[0]
+    file.write_text('[destinations.PACS]\nto = "PACS@pacs.example:104"\ntls-ca = "ca.pem"\n')
+    (missing,) = named("--config", file)
+    assert missing.startswith("configuration [destinations.PACS]: --tls-ca: expected what can be read, received")
+    assert f"('ca.pem' in '{file}': a relative path starts at the folder of that file)" in missing
     file.write_text("settel = 3\n")
     assert "did you mean settle?" in named("--config", file)[0]
 

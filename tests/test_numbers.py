@@ -50,7 +50,7 @@ def test_no_command_takes_a_number_without_bounds() -> None:
             if {int, float} & {kind, *typing.get_args(kind)} and hint.__metadata__[0].parser is None:
                 unbounded.append((command.name, name))
     assert unbounded == []
-    options = [option for table in TABLES.values() for option in (table or {}).values()] + [*TRAINING.values()]
+    options = [option for table in TABLES.values() for option in table.values()] + [*TRAINING.values()]
     numbers = [option for option in options if option.kind in {int, float}]
     assert len(numbers) > 15
     assert all(option.minimum is not None and option.maximum is not None for option in numbers)
@@ -75,7 +75,7 @@ def test_what_is_no_number_in_the_range_is_wrong_usage_and_help_tells_the_range(
 
 
 def test_both_ends_of_a_range_are_in_it() -> None:
-    for name, option in TABLES["sort"].items():  # type: ignore[union-attr]
+    for name, option in TABLES["sort"].items():
         if option.minimum is not None:
             assert getattr(load({}, {f"DICOMSORT_{name.upper()}": str(option.minimum)}, None), name) == option.minimum
             assert getattr(load({}, {f"DICOMSORT_{name.upper()}": str(option.maximum)}, None), name) == option.maximum

@@ -20,7 +20,7 @@ from receiving import made
 
 from dicomsort.adapters.receiving import GRACE
 from dicomsort.adapters.receiving.arriving import FAILURE, MISMATCH, NOT_UNDERSTOOD, OUT_OF_RESOURCES, SUCCESS
-from dicomsort.cli.receive import OPTIONS
+from dicomsort.config import RECEIVE as OPTIONS
 
 CT = STORAGE["CT"].encode()
 SOP = uid(1, 1, 1).encode()

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from building import make_dicom
+from peers_send import free_port
 from watching import Timer, Watch, runs_of, told
 
+from dicomsort.cli.watch import _send
+from dicomsort.config import Destination
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.report.metrics import Figures
-from dicomsort.service import Courier, Sent, check_routes
+from dicomsort.service import Courier, Sent, Stop, check_routes
 from dicomsort.service.routes import LAST_PAUSE, MANY
 
-ROUTES = {"CT": "ARCHIVE@pacs:104", "MRI": "https://pacs/dicom-web"}
+ROUTES = {"CT": (Destination("ARCHIVE@pacs:104"),), "MRI": (Destination("https://pacs/dicom-web"),)}
 
 
 class Archive:
@@ -25,8 +31,8 @@ class Archive:
         self.answers: list[Sent | Exception] = []
         self.meanwhile = lambda: None
 
-    def send(self, folder: str, destination: str, run: str | None, /) -> Sent:
-        self.asked.append((Path(folder).name, destination, run))
+    def send(self, folder: str, destination: Destination, run: str | None, /) -> Sent:
+        self.asked.append((Path(folder).name, destination.to or "", run))
         self.meanwhile()
         answer = self.answers.pop(0) if self.answers else Sent(2, 0)
         if isinstance(answer, Exception):
@@ -99,7 +105,7 @@ def test_a_destination_that_is_not_there_is_tried_after_each_round_and_holds_up_
     assert f'dicomsort_send_failures_total{{class="CT",to="ARCHIVE@pacs:104"}} {failed}\n' in figures(courier)
     assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 0' in figures(courier)
     told_of = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert told_of == ["sending failed; it is tried again after the next round"]
+    assert told_of == ["route down; it is tried again after longer and longer pauses"]
     courier.call([])
     courier.deliver()
     assert archive.runs("CT") == ["1", "2"]
@@ -186,7 +192,7 @@ def test_a_class_without_a_folder_waits_until_it_has_one(archive: Archive, tmp_p
     inbox = tmp_path / "inbox"
     make_dicom(inbox / "mr.dcm", modality="MR")
     watch = Watch(inbox, outbox)
-    courier = Courier(str(outbox), {"CT": "A@b:1"}, archive.send)
+    courier = Courier(str(outbox), {"CT": (Destination("A@b:1"),)}, archive.send)
     watch.round()
     courier.deliver()
     assert archive.asked == []
@@ -206,7 +212,7 @@ def test_the_service_sends_beside_its_rounds(inbox: Path, outbox: Path, archive:
         gate.wait()
 
     archive.meanwhile = blocked
-    courier = Courier(str(outbox), {"CT": "ARCHIVE@pacs:104"}, archive.send)
+    courier = Courier(str(outbox), {"CT": ROUTES["CT"]}, archive.send)
 
     def new(study: int) -> None:
         make_dicom(inbox / f"new {study}.dcm", study=study)
@@ -226,14 +232,113 @@ def test_the_service_sends_beside_its_rounds(inbox: Path, outbox: Path, archive:
 
 
 def test_routes_are_checked() -> None:
-    def check(destination: str) -> None:
-        if "@" not in destination:
-            raise UsageError(f"expected AE@HOST:PORT, received {destination!r}")
+    def check(destination: Destination) -> None:
+        if "@" not in (destination.to or ""):
+            raise UsageError(f"expected AE@HOST:PORT, received {destination.to!r}")
 
     labels = ("CT", "MRI", "OTHER")
-    check_routes({"CT": "A@b:1", "OTHER": "A@b:1"}, labels, check)
+    good, bad = (Destination("A@b:1"), Destination("A@c:1")), (Destination("A@b:1"), Destination("b"))
+    check_routes({"CT": good, "OTHER": good}, labels, check)
     check_routes({}, labels, check)
     with pytest.raises(UsageError, match=r"expected a class of the model \(CT, MRI, OTHER\), received 'REVIEW'"):
-        check_routes({"REVIEW": "A@b:1"}, labels, check)
+        check_routes({"REVIEW": good}, labels, check)
     with pytest.raises(UsageError, match=r"\[routes\] MRI: expected AE@HOST:PORT, received 'b'"):
-        check_routes({"MRI": "b"}, labels, check)
+        check_routes({"MRI": bad}, labels, check)
+
+
+class Night:
+    """A courier whose clock is the test's, and what it logged."""
+
+    def __init__(self, courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
+        self.now = 1000.0
+        self._courier, self._caplog = courier, caplog
+        courier._clock = lambda: self.now
+
+    def round(self, *, after: float) -> None:
+        self._courier.call([])
+        self._courier.deliver()
+        self.now += after
+
+    def lines(self) -> list[tuple[str, dict[str, object]]]:
+        """What was logged of routes since the last time."""
+        found = [(r.getMessage().partition(";")[0], vars(r)["facts"]) for r in self._caplog.records]
+        self._caplog.clear()
+        return found
+
+
+def test_a_dead_route_is_told_once_then_once_a_period_and_when_it_is_back(
+    archive: Archive, outbox: Path, courier: Courier, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="dicomsort")
+    courier = Courier(str(outbox), {"CT": ROUTES["CT"]}, archive.send)
+    night = Night(courier, caplog)
+    night.lines()
+    archive.answers = [Sent(0, 1, "nobody there", is_down=True)] * 100_000
+    tried = []
+    for _ in range(2 * 3600 + 60):  # rounds, one a second
+        before = len(archive.asked)
+        night.round(after=1)
+        tried += [night.now] * (len(archive.asked) - before)
+    pauses = [round(later - earlier) for earlier, later in pairwise(tried)]
+    assert pauses[:7] == [1, 30, 60, 120, 240, 480, 900]
+    assert {*pauses[7:]} == {900}
+    told_of = night.lines()
+    assert [line for line, _ in told_of] == ["route down", "route still down", "route still down"]
+    ct = {"class": "CT", "to": "ARCHIVE@pacs:104"}
+    assert told_of[0][1] == {**ct, "message": "nobody there"}
+    counts = [facts["attempts"] for _, facts in told_of[1:]]
+    assert all(isinstance(count, int) and count > 1 for count in counts)
+    assert told_of[2][1]["seconds"] >= 7000  # type: ignore[operator]
+    archive.answers = [Sent(4, 0)]
+    night.round(after=900)
+    night.round(after=900)
+    assert [line for line, _ in night.lines()] == ["route back", "sent"]
+    archive.answers = [Sent(0, 1, "nobody there", is_down=True)]
+    courier.call(made(outbox, "1"))
+    night.round(after=1)
+    assert [line for line, _ in night.lines()] == ["route down"]
+
+
+def test_nothing_to_send_is_no_proof_that_a_route_is_back(
+    archive: Archive, outbox: Path, courier: Courier, caplog: pytest.LogCaptureFixture
+) -> None:
+    night = Night(courier, caplog)
+    archive.answers = [Sent(0, 1, "down", is_down=True), Sent(1, 0), Sent(0, 0)]
+    night.round(after=1)
+    night.round(after=1)
+    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 0' in figures(courier)
+    assert "route back" not in [line for line, _ in night.lines()]
+
+
+def test_a_class_may_have_two_destinations_and_one_holds_up_no_other(
+    archive: Archive, inbox: Path, outbox: Path
+) -> None:
+    Watch(inbox, outbox, mode="copy").round()
+    two = (Destination("A@a:1"), Destination("B@b:2"))
+    courier = Courier(str(outbox), {"CT": two}, archive.send)
+    archive.answers = [DicomsortError("down"), Sent(2, 0)]
+    courier.deliver()
+    assert [(to, run) for _, to, run in archive.asked] == [("A@a:1", None), ("B@b:2", None)]
+    assert 'dicomsort_route_up{class="CT",to="A@a:1"} 0' in figures(courier)
+    assert 'dicomsort_route_up{class="CT",to="B@b:2"} 1' in figures(courier)
+
+
+def test_a_dead_archive_costs_one_line_however_many_files_wait(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+    caplog.set_level("INFO", logger="dicomsort")
+    for number in range(20):
+        make_dicom(tmp_path / "inbox" / f"{number}.dcm", instance=number)
+    outbox = tmp_path / "outbox"
+    Watch(tmp_path / "inbox", outbox).round()
+    dead = Destination(f"A@127.0.0.1:{free_port()}")
+    with closing(Stop()) as stop:
+        courier = Courier(str(outbox), {"CT": (dead,)}, partial(_send, stop))
+        night = Night(courier, caplog)
+        night.lines()
+        for _ in range(5):
+            night.round(after=1)
+    ((line, facts),) = night.lines()
+    assert (line, facts["to"]) == ("route down", dead.to)
+    assert "cannot be reached: Connection refused" in str(facts["message"])

@@ -19,12 +19,13 @@ from peers_send import Scp, Web
 from sending_tools import rows, send, statuses, stored
 from test_patient_data import MARKER, tags
 
-from dicomsort.adapters.sending import Fate, Request, destination, stow
+from dicomsort.adapters.sending import Fate, destination, stow
 from dicomsort.adapters.sending import send as deliver
 from dicomsort.adapters.sending.crew import GIVEN_UP, LONGEST_WAIT
 from dicomsort.adapters.sending.destination import file_name
 from dicomsort.cli.console import Silent
-from dicomsort.cli.send import COLUMNS, OPTIONS
+from dicomsort.cli.send import COLUMNS
+from dicomsort.config import SEND, SendSettings
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
 
@@ -316,15 +317,15 @@ def test_nothing_that_is_written_or_printed_holds_a_tag(tmp_path: Path) -> None:
 
 def test_what_watch_calls(folder: Path) -> None:
     with Scp().running() as scp:
-        sent = deliver(Request(str(folder), scp.to), Files(), Silent())
+        sent = deliver(str(folder), SendSettings(scp.to), Files(), Silent())
         assert (sent.found, sent.acknowledged, sent.failed, sent.problem) == (3, 3, 0, "")
         assert sent.bytes == sum(path.stat().st_size for path in folder.glob("*.dcm"))
-        assert deliver(Request(str(folder), scp.to), Files(), Silent()).skipped == 3
-    sent = deliver(Request(str(folder), scp.to, again=True, retries=0), Files(), Silent())
+        assert deliver(str(folder), SendSettings(scp.to), Files(), Silent()).skipped == 3
+    sent = deliver(str(folder), SendSettings(scp.to, again=True, retries=0), Files(), Silent())
     assert (sent.found, sent.failed, sent.acknowledged) == (3, 3, 0)
     assert "cannot be reached" in sent.problem
     with pytest.raises(DicomsortError, match="expected a folder to send"):
-        deliver(Request(str(folder / "no"), scp.to), Files(), Silent())
+        deliver(str(folder / "no"), SendSettings(scp.to), Files(), Silent())
 
 
 def test_names_of_destinations() -> None:
@@ -362,14 +363,16 @@ def test_the_readme_tells_statuses_codes_and_defaults(root: Path) -> None:
     assert told is not None
     assert {int(code) for code in re.findall(r"\d+", told[1])} == stow._LATER
     assert ", ".join(COLUMNS) in section
-    assert f"(`--retries`, {OPTIONS['retries'].default};" in section
+    assert f"(`--retries`, {SEND['retries'].default};" in section
     assert LONGEST_WAIT == 5 * 60
     assert GIVEN_UP == 3
 
 
-def test_defaults_are_the_same_everywhere() -> None:
-    given = {name: option.default for name, option in OPTIONS.items() if option.default not in (None, False)}
-    request = Request("folder", "to")
-    assert {name: getattr(request, name) for name in given if hasattr(request, name)} == {
-        name: value for name, value in given.items() if name != "log_format"
-    }
+def test_the_help_tells_every_option_and_its_default() -> None:
+    helped = " ".join(run("send", "--help").out.split())
+    for name, option in SEND.items():
+        assert f"--{name.replace('_', '-')} " in helped
+        assert option.help in helped
+        if option.default:
+            assert f"{option.help} [default: {option.default}]" in helped
+    assert SendSettings() == SendSettings(**{name: option.default for name, option in SEND.items()})  # type: ignore[arg-type]

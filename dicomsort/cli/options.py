@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import inspect
+import os
+from collections.abc import Callable, Collection, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from dicomsort.config import Option, SortSettings, checked, parsed
+from dicomsort.config import Option, SortSettings, checked, load_watch, parsed
 from dicomsort.errors import UsageError
 from dicomsort.memory import ADDRESSES, require_address_space
 
@@ -36,6 +40,36 @@ def option(table: Mapping[str, Option], name: str, metavar: str | None = None, *
     return typer.Option(flag, help=found.help, metavar=words, **more)
 
 
+def with_options(table: Mapping[str, Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each of a table; it gets them as keywords, None (or empty) where not given."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [each for each in inspect.signature(command).parameters.values() if each.kind is not each.VAR_KEYWORD]
+        hints = {**get_type_hints(command, include_extras=True)}
+        hints = {each.name: hints[each.name] for each in own} | {name: _hint(table, name) for name in table}
+        made = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in table]
+        parameters = [each.replace(annotation=hints[each.name]) for each in own + made]
+
+        @wraps(command)
+        def called(**values: object) -> None:
+            command(**values)
+
+        vars(called)["__signature__"] = inspect.Signature(parameters)
+        called.__annotations__ = hints
+        return called
+
+    return decorate
+
+
+def _hint(table: Mapping[str, Option], name: str) -> Any:
+    """The annotation that makes Typer's option of one of the table."""
+    found = table[name]
+    default = f" [default: {found.default}]" if found.default and found.default is not True else ""
+    made = option({name: found._replace(help=found.help + default)}, name, found.metavar or None)
+    kind: Any = str if isinstance(found.kind, tuple) else found.kind
+    return Annotated[list[str] | None if found.is_list else kind | None, made]
+
+
 def number(flag: str, found: Option, metavar: str | None = None, **more: Any) -> Any:
     """The command line's option for a number: its help tells the range, and what is no number in it is refused."""
     metavar = metavar or ("INTEGER" if found.kind is int else "FLOAT")
@@ -58,6 +92,15 @@ def flags_of(context: typer.Context, table: Mapping[str, Option]) -> dict[str, o
         raise UsageError("expected one of --copy, --move, --link, received " + " and ".join(f"--{m}" for m in modes))
     flags = {name: value for name, value in context.params.items() if name in table}
     return flags | {"mode": modes[0] if modes else None}
+
+
+def check_routes_too(config: Path | None, settings: SortSettings, labels: Collection[str]) -> None:
+    """UsageError where ``[routes]`` of the file names a class that the model has not; ``watch`` would fail by it."""
+    from dicomsort.service.routes import check_classes
+
+    watch = load_watch({}, os.environ, config)
+    if watch.sort.model == settings.model:
+        check_classes(watch.routes, labels)
 
 
 def check_outputs(settings: SortSettings, inbox: str, outbox: str | None) -> None:

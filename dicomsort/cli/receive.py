@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.options import option
-from dicomsort.config import DAY, MOST_PORT, Option
+from dicomsort.cli.options import CONFIG, with_options
+from dicomsort.config import RECEIVE, ReceiveSettings, load_receive
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.signals import code_of, hear, restore
 
@@ -26,50 +27,12 @@ if TYPE_CHECKING:
 
 _TITLE = 16  # characters (PS3.5 6.2, AE)
 
-OPTIONS: dict[str, Option] = {
-    "port": Option(int, 11112, "The TCP port to listen at; 0 takes a free one, which the log tells.", 0, MOST_PORT),
-    "bind": Option(str, "0.0.0.0", "The address to listen at; one of this host's to be heard there only."),  # noqa: S104
-    "ae_title": Option(str, "DICOMSORT", "The AE title of this receiver; it answers to every name it is called by."),
-    "allow": Option(str, None, "An AE title that may send; give it again for each [default: everybody]."),
-    "max_associations": Option(int, 20, "How many associations may be open; more are rejected.", 1, 1000),
-    "max_pdu": Option(int, 131_072, "The longest PDU to be sent, in bytes.", 4096, 1 << 20),
-    "max_object_size": Option(int, 4096, "The largest instance, in MiB; larger ones are refused.", 1, 1 << 20),
-    "timeout": Option(float, 60.0, "Cut off a sender that was silent for SECONDS.", 1, DAY),
-    "tls_cert": Option(Path, None, "Speak TLS (1.2 or newer) with this certificate (PEM)."),
-    "tls_key": Option(Path, None, "The key of --tls-cert, where it is in a file of its own."),
-    "tls_ca": Option(Path, None, "Hear only senders with a certificate that one of these (PEM) signed."),
-    "log_file": Option(Path, None, "Append the log to this file [default: stderr]."),
-    "log_format": Option(("text", "json"), "text", "The form of the log's lines."),
-    "quiet": Option(bool, False, "Log warnings and errors only."),
-}
 
-
-def _option(name: str, metavar: str | None = None) -> Any:
-    return option(OPTIONS, name, metavar)
-
-
-def _default(name: str) -> Any:
-    return OPTIONS[name].default
-
-
-def receive(  # the parameters are what Typer makes options of; they are read from the context
-    context: typer.Context,
+@with_options(RECEIVE)
+def receive(
     inbox: Annotated[str, typer.Argument(metavar="INBOX", help="The folder that instances go to; it must be there.")],
-    *,
-    port: Annotated[int, _option("port", "PORT")] = _default("port"),
-    bind: Annotated[str, _option("bind", "ADDRESS")] = _default("bind"),
-    ae_title: Annotated[str, _option("ae_title", "AE")] = _default("ae_title"),
-    allow: Annotated[list[str] | None, _option("allow", "AE")] = None,
-    max_associations: Annotated[int, _option("max_associations", "N")] = _default("max_associations"),
-    max_pdu: Annotated[int, _option("max_pdu", "BYTES")] = _default("max_pdu"),
-    max_object_size: Annotated[int, _option("max_object_size", "MIB")] = _default("max_object_size"),
-    timeout: Annotated[float, _option("timeout", "SECONDS")] = _default("timeout"),
-    tls_cert: Annotated[Path | None, _option("tls_cert", "FILE")] = None,
-    tls_key: Annotated[Path | None, _option("tls_key", "FILE")] = None,
-    tls_ca: Annotated[Path | None, _option("tls_ca", "FILE")] = None,
-    log_file: Annotated[Path | None, _option("log_file", "FILE")] = None,
-    log_format: Annotated[str, _option("log_format")] = _default("log_format"),
-    quiet: Annotated[bool, _option("quiet")] = False,
+    config: Annotated[Path | None, CONFIG] = None,
+    **flags: object,
 ) -> None:
     """Receive instances by C-STORE into INBOX, as INBOX/StudyUID/SeriesUID/SOPUID.dcm; answers C-ECHO too.
 
@@ -78,28 +41,25 @@ def receive(  # the parameters are what Typer makes options of; they are read fr
 
     Example: dicomsort receive --ae-title SORTER --allow CT1 --allow ARCHIVE --log-file receive.log inbox/
     """
-    from dicomsort.adapters.receiving import GRACE, ReceiveSettings, open_receiver
+    from dicomsort.adapters.receiving import GRACE, open_receiver
     from dicomsort.content import LOG
     from dicomsort.files import Files
     from dicomsort.outputs import Gate
 
-    _check(context.params)
-    if log_file is not None:
-        Gate({"INBOX": inbox}).check_file("--log-file", log_file, LOG)
-    chosen = {field.name: context.params[field.name] for field in fields(ReceiveSettings)}
-    settings = ReceiveSettings(**(chosen | {"allow": tuple(title.strip() for title in allow or ())}))
-    with _logging(log_file, log_format, quiet=quiet) as log:
+    settings = _checked(load_receive({**flags, "allow": flags["allow"] or None}, os.environ, config))
+    if settings.log_file is not None:
+        Gate({"INBOX": inbox}).check_file("--log-file", settings.log_file, LOG)
+    with _logging(settings.log_file, settings.log_format, quiet=settings.quiet) as log:
         receiver = open_receiver(inbox, settings, Files(), log)
         raise typer.Exit(_serve(receiver, settings.ae_title, GRACE, log))
 
 
-def _check(values: dict[str, Any]) -> None:
-    """UsageError for a word that is none of the option's, and for an AE title that is none."""
-    if values["log_format"] not in ("text", "json"):
-        raise UsageError(f"--log-format: expected text|json, received {values['log_format']!r}")
-    for flag, title in [("--ae-title", values["ae_title"]), *(("--allow", each) for each in values["allow"] or ())]:
+def _checked(settings: ReceiveSettings) -> ReceiveSettings:
+    """The settings with titles as they are compared; UsageError for an AE title that is none."""
+    for flag, title in [("--ae-title", settings.ae_title), *(("--allow", each) for each in settings.allow)]:
         if not title.strip() or len(title) > _TITLE or "\\" in title or not (title.isascii() and title.isprintable()):
             raise UsageError(f"{flag}: expected an AE title (1 to 16 characters of ASCII), received {title!r}")
+    return replace(settings, allow=tuple(title.strip() for title in settings.allow))
 
 
 @contextmanager

@@ -12,7 +12,17 @@ import typer
 
 from dicomsort.cli.console import resumable, show_summary, watching
 from dicomsort.cli.logs import ending
-from dicomsort.cli.options import CONFIG, check_outputs, engine_for, flags_of, log_of, mode_flag, option, require_room
+from dicomsort.cli.options import (
+    CONFIG,
+    check_outputs,
+    check_routes_too,
+    engine_for,
+    flags_of,
+    log_of,
+    mode_flag,
+    option,
+    require_room,
+)
 from dicomsort.cli.output import optional
 from dicomsort.config import OPTIONS, SortSettings, load
 from dicomsort.errors import UsageError
@@ -67,11 +77,11 @@ def sort(  # the parameters are what Typer makes options of; they are read from 
     settings = load(flags_of(context, OPTIONS), os.environ, config)
     optional(is_optional=not settings.dry_run)
     with resumable(None if settings.dry_run else outbox):
-        code = _sort(inbox, outbox, settings)
+        code = _sort(inbox, outbox, settings, config)
     raise typer.Exit(code)
 
 
-def _sort(inbox: str, outbox: str | None, settings: SortSettings) -> int:
+def _sort(inbox: str, outbox: str | None, settings: SortSettings, config: Path | None) -> int:
     from dicomsort.files import Files
     from dicomsort.report.metrics import Tally
     from dicomsort.sorting import check, sort_inbox
@@ -83,6 +93,7 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings) -> int:
     with log_of(settings) as log, ending(log, "sort ended") as end:
         require_room(settings.engine)
         request = check(inbox, outbox, settings)
+        check_routes_too(config, settings, request.bundle.labels)
         log.info("sort begins", extra={"facts": {"mode": settings.mode, "dry_run": settings.dry_run}})
         show = _nothing if settings.json or settings.quiet else _show
         with engine_for(settings) as engine, watching(quiet=settings.quiet or settings.json) as progress:

@@ -6,6 +6,7 @@ import json as jsonlib
 import os
 import sys
 from collections import Counter
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +15,7 @@ import typer
 
 from dicomsort.cli.console import Lines, Silent, Watcher
 from dicomsort.cli.options import CONFIG, check_outputs, engine_for, flags_of, log_of, mode_flag, option, require_room
-from dicomsort.config import WATCH, WatchSettings, load_watch
+from dicomsort.config import WATCH, Destination, SendSettings, WatchSettings, load_watch
 from dicomsort.signals import code_of
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
 
 def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request:
     """The request, once it is proved that it can be carried out; what cannot work at all ends the service here."""
+    from dicomsort.adapters.sending import check as check_destination
     from dicomsort.files import Files
     from dicomsort.service import check_routes
     from dicomsort.sorting import check, held
@@ -80,7 +82,7 @@ def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request:
     sort = settings.sort
     require_room(sort.engine)
     request = check(inbox, outbox, sort)
-    check_routes(settings.routes, request.bundle.labels, _destination)
+    check_routes(settings.routes, request.bundle.labels, check_destination)
     check_outputs(sort, request.inbox, request.outbox)
     with engine_for(sort), held(Files(), request.outbox or "", create=True):
         return request
@@ -107,28 +109,22 @@ def _courier(request: Request, settings: WatchSettings, stop: Stop) -> Courier:
     return Courier(request.outbox or "", settings.routes, partial(_send, stop))
 
 
-def _send(stop: Stop, folder: str, destination: str, run: str | None) -> Sent:
+def _send(stop: Stop, folder: str, destination: Destination, run: str | None) -> Sent:
     """Send what lies in a class's folder on, until the service is asked to end; see ``service.Sender``."""
-    from dicomsort.adapters.sending import Request as Sending
     from dicomsort.adapters.sending import send
     from dicomsort.files import Files
     from dicomsort.service import Sent, StoppableProgress, Stopped
 
     counted = Counter[str]()
-    request = Sending(folder, destination, run=run or "", retries=RETRIES)
+    told = {each.name: getattr(destination, each.name) for each in fields(Destination)}
+    settings = SendSettings(**told, run=run, retries=RETRIES)
     progress = StoppableProgress(Silent(), stop.check)
     try:
-        sent = send(request, Files(), progress, lambda delivery: counted.update([delivery.status]))
+        sent = send(folder, settings, Files(), progress, lambda delivery: counted.update([delivery.status]))
     except Stopped:  # what is left is sent after the next start
         return Sent(counted["acknowledged"], 0)
     message = sent.problem or next(iter(sent.reasons), "")
     return Sent(sent.acknowledged, sent.failed, message, is_down=bool(sent.problem))
-
-
-def _destination(text: str) -> None:
-    from dicomsort.adapters.sending import destination, require
-
-    require(destination(text))
 
 
 def _show(summary: Summary, *, as_json: bool, quiet: bool) -> None:

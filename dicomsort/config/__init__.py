@@ -5,40 +5,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.config import file as _file
+from dicomsort.config.file import TABLES
 from dicomsort.config.option import Option, at_home, checked, parsed, quoted
-from dicomsort.config.tables import (
-    DAY,
-    MOST_PORT,
-    MOST_WORKERS,
-    OPTIONS,
-    TABLES,
-    TRAINING,
-    WATCH,
-    SortSettings,
-    WatchSettings,
-)
+from dicomsort.config.settings import RECEIVE, SEND, Destination, ReceiveSettings, SendSettings
+from dicomsort.config.tables import DAY, MOST_PORT, MOST_WORKERS, OPTIONS, TRAINING, WATCH, SortSettings
 from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
     "DAY",
     "MOST_PORT",
     "MOST_WORKERS",
     "OPTIONS",
+    "RECEIVE",
+    "SEND",
     "TABLES",
     "TRAINING",
     "WATCH",
+    "Destination",
     "Option",
+    "ReceiveSettings",
+    "SendSettings",
     "SortSettings",
     "WatchSettings",
     "checked",
     "load",
+    "load_receive",
+    "load_send",
     "load_watch",
     "parsed",
     "quoted",
@@ -47,6 +47,16 @@ __all__ = [
 
 PREFIX = "DICOMSORT_"
 INHERITS = {"watch": ("sort",)}  # whose tables hold for a command where its own says nothing
+SCOPED = ("send", "receive")  # whose variables have their name: DICOMSORT_SEND_RETRIES
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSettings:
+    """How to sort each time; every how many seconds to look; where each class is sent on to (``[routes]``)."""
+
+    sort: SortSettings
+    every: float
+    routes: Mapping[str, tuple[Destination, ...]]
 
 
 def values_of(command: str, cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> dict[str, Any]:
@@ -68,40 +78,78 @@ def load_watch(cli: Mapping[str, object], environ: Mapping[str, str], file: Path
     """The settings of ``watch``, which sorts: where ``[watch]`` says nothing, ``[sort]`` holds."""
     values, written = _resolved("watch", cli, environ, file)
     every = values.pop("every")
-    return WatchSettings(SortSettings(dry_run=False, **values), every, written.get(_file.ROUTES, {}))
+    return WatchSettings(SortSettings(dry_run=False, **values), every, written.routes)
+
+
+def load_receive(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> ReceiveSettings:
+    """The settings of ``receive``, as ``values_of`` resolves them."""
+    return ReceiveSettings(**values_of("receive", cli, environ, file))
+
+
+def load_send(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> SendSettings:
+    """The settings of ``send``; ``to`` may name a table ``[destinations.NAME]``.
+
+    What that table does not say has its default, whatever ``[send]`` says: a password is for one destination.
+    """
+    values, written = _resolved("send", cli, environ, file)
+    named = written.destinations.get(values["to"] or "")
+    if named is not None:
+        given = _from_environment(environ, "send") | {name: value for name, value in cli.items() if value is not None}
+        known = {each.name: getattr(named, each.name) for each in fields(Destination)}
+        values |= {name: value for name, value in known.items() if name == "to" or name not in given}
+    elif written.destinations and values["to"] and "@" not in values["to"] and "://" not in values["to"]:
+        near = _file.nearest(values["to"], written.destinations)
+        raise UsageError(f"--to: expected an address or the name of a destination, received {values['to']!r}; {near}")
+    return SendSettings(**values)
+
+
+def _named(environ: Mapping[str, str], file: Path | None) -> Path | None:
+    named = environ.get(f"{PREFIX}CONFIG", "")
+    return file or (at_home(Path(named), f"{PREFIX}CONFIG") if named else None)
 
 
 def _resolved(
     command: str, cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The value of each option of a command, and what the file's tables hold."""
-    options = TABLES[command] or {}
-    variables = {name: text for name, text in environ.items() if name.startswith(PREFIX)}
-    named = variables.pop(f"{PREFIX}CONFIG", "")
-    file = file or (at_home(Path(named), f"{PREFIX}CONFIG") if named else None)
+) -> tuple[dict[str, Any], _file.Written]:
+    """The value of each option of a command, and what the file says."""
+    options = TABLES[command]
+    file = _named(environ, file)
     values: dict[str, Any] = {name: option.default for name, option in options.items()}
-    written = _file.read(file) if file is not None else {}
+    written = _file.read(file) if file is not None else _file.Written()
     for table in (_file.TOP, *INHERITS.get(command, ()), command):
-        values |= {name: value for name, value in written.get(table, {}).items() if name in options}
-    values |= {name: value for name, value in _from_environment(variables, options).items() if name in options}
+        values |= {name: value for name, value in written.tables.get(table, {}).items() if name in options}
+    values |= {name: value for name, value in _from_environment(environ, command).items() if name in options}
     values |= {name: checked(options[name], value, _flag(name)) for name, value in cli.items() if value is not None}
     if cli.get("scheduler") is not None and values["engine"] != "dask":
         raise UsageError(f"--scheduler: expected --engine dask beside it, received --engine {values['engine']}")
     return values, written
 
 
-def _from_environment(variables: Mapping[str, str], options: Mapping[str, Option]) -> dict[str, object]:
-    known = {**_file.KNOWN, **options}
+def _from_environment(environ: Mapping[str, str], command: str) -> dict[str, object]:
+    """What the environment says for a command; every variable is checked, whatever command it is for."""
+    known = dict(_variables(command))
     values: dict[str, object] = {}
-    for variable, text in variables.items():
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable == f"{PREFIX}CONFIG":
+            continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in known or variable != variable.upper():
-            nearest = _file.nearest(name, known, lambda option: PREFIX + option.upper())
+            nearest = _file.nearest(name, known, lambda each: PREFIX + each.upper())
             raise UsageError(f"expected {PREFIX}<OPTION> in the environment, received {variable}; {nearest}")
+        scope, option_name, option = known[name]
         if text:
-            right = checked(known[name], parsed(known[name], text), variable)
-            values[name] = at_home(right, variable) if isinstance(right, Path) else right
+            right = checked(option, parsed(option, text), variable)
+            if scope == (command if command in SCOPED else ""):
+                values[option_name] = at_home(right, variable) if isinstance(right, Path) else right
     return values
+
+
+def _variables(command: str) -> Iterator[tuple[str, tuple[str, str, Option]]]:
+    """Each variable without its prefix, in small letters: the command that it is for, or "", and its option."""
+    general = _file.KNOWN if command in SCOPED else {**_file.KNOWN, **TABLES[command]}
+    yield from ((name, ("", name, option)) for name, option in general.items())
+    for scope in SCOPED:
+        yield from ((f"{scope}_{name}", (scope, name, option)) for name, option in TABLES[scope].items())
 
 
 def _flag(name: str) -> str:

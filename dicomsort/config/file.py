@@ -10,39 +10,50 @@ import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dicomsort.config.option import Option, at_home, checked, located
-from dicomsort.config.tables import TABLES
+from dicomsort.config.settings import DESTINATION, RECEIVE, SEND, Destination
+from dicomsort.config.tables import OPTIONS, WATCH
 from dicomsort.errors import UsageError
 from dicomsort.files import closing
 
-ROUTES = "routes"
+TABLES: dict[str, Mapping[str, Option]] = {"sort": OPTIONS, "watch": WATCH, "receive": RECEIVE, "send": SEND}
+ROUTES, DESTINATIONS = "routes", "destinations"  # tables whose keys are no options
 MOST_BYTES = 1 << 20
 _HANDED = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+|/dev/stdin")
 TOP = ""  # the table that stands for the keys above all tables
-KNOWN: dict[str, Option] = {name: option for table in TABLES.values() for name, option in (table or {}).items()}
+KNOWN: dict[str, Option] = {**OPTIONS, **WATCH}  # what may stand there
+_EXPECTED = "a destination (AE@HOST:PORT or https://HOST/PATH), or a list of names of tables [destinations.NAME]"
 
 
-def read(file: Path) -> dict[str, dict[str, Any]]:
-    """The checked values of each table, by option; those above all tables are in the table ``TOP``.
+class Written(NamedTuple):
+    """What a file says: the values of each table by option, the destinations by name, those of each class."""
+
+    tables: Mapping[str, Mapping[str, Any]] = {}
+    destinations: Mapping[str, Destination] = {}
+    routes: Mapping[str, tuple[Destination, ...]] = {}
+
+
+def read(file: Path) -> Written:
+    """The checked content of a file; what stands above all tables is in the table ``TOP``.
 
     Relative paths start at the file's folder. UsageError where the file cannot be read or is no TOML, and for a key or
     a table that is none.
     """
     content = _parsed(file)
-    tables = {name: content.pop(name) for name in [*TABLES] if name in content}
+    names = [*TABLES, ROUTES, DESTINATIONS]
+    tables = {name: content.pop(name) for name in names if name in content}
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise UsageError(f"{file}: expected [{name}] to be a table, received {table!r}")
-    values = {TOP: _checked(file, content, KNOWN, list(TABLES))}
-    for name, table in tables.items():
-        options = TABLES[name]
-        values[name] = table if options is None else _checked(file, table, options)
+    values = {TOP: _checked(file, str(file), content, KNOWN, names)}
+    for name in TABLES.keys() & tables.keys():
+        values[name] = _checked(file, f"{file}: [{name}]", tables[name], TABLES[name])
     for key in values.get("sort", {}).keys() & values[TOP].keys():
         raise UsageError(f"{file}: {key}: expected an option once, received it twice")
-    _check_routes(file, values.get(ROUTES, {}))
-    return values
+    destinations = _destinations(file, tables.get(DESTINATIONS, {}))
+    return Written(values, destinations, _routes(file, tables.get(ROUTES, {}), destinations))
 
 
 def _parsed(file: Path) -> dict[str, Any]:
@@ -79,27 +90,60 @@ def _read(file: Path) -> bytes:
 
 
 def _checked(
-    file: Path, entries: Mapping[str, object], options: Mapping[str, Option], tables: Iterable[str] = ()
+    file: Path, origin: str, entries: Mapping[str, object], options: Mapping[str, Option], tables: Iterable[str] = ()
 ) -> dict[str, Any]:
+    """The values of a table; ``origin`` is the file, and the table where it has a name."""
     values: dict[str, Any] = {}
     for key, value in entries.items():
-        name, origin = key.replace("-", "_"), f"{file}: {key}"
+        name = key.replace("-", "_")
         if name not in options:
             known = [*options, *(f"[{table}]" for table in tables)]
             near = f"[{name}]" if isinstance(value, dict) else name
-            raise UsageError(f"{file}: expected the name of an option, received {key!r}; {nearest(near, known)}")
+            raise UsageError(f"{origin}: expected the name of an option, received {key!r}; {nearest(near, known)}")
         if name in values:
-            raise UsageError(f"{origin}: expected an option once, received it twice")
-        right = checked(options[name], value, origin)
-        values[name] = located(at_home(right, origin), file) if isinstance(right, Path) else right
+            raise UsageError(f"{origin}: {key}: expected an option once, received it twice")
+        right = checked(options[name], value, f"{origin}: {key}")
+        values[name] = located(at_home(right, f"{origin}: {key}"), file) if isinstance(right, Path) else right
     return values
 
 
-def _check_routes(file: Path, routes: Mapping[str, object]) -> None:
-    for class_, destination in routes.items():
-        if not isinstance(destination, str) or not destination:
-            message = f"expected a destination (AE@HOST:PORT or https://HOST/PATH), received {destination!r}"
-            raise UsageError(f"{file}: [{ROUTES}] {class_}: {message}")
+def _destinations(file: Path, tables: Mapping[str, object]) -> dict[str, Destination]:
+    found = {}
+    for name, table in tables.items():
+        origin = f"{file}: [{DESTINATIONS}.{name}]"
+        if not isinstance(table, dict):
+            raise UsageError(f"{origin}: expected a table, received {table!r}")
+        if not name or "@" in name or "/" in name:
+            raise UsageError(f"{origin}: expected a name without @ and /, which addresses have, received {name!r}")
+        values = _checked(file, origin, table, DESTINATION)
+        if not values.get("to"):
+            raise UsageError(f"{origin}: expected to = AE@HOST:PORT or https://HOST/PATH, received none")
+        found[name] = Destination(**values)
+    return found
+
+
+def _routes(
+    file: Path, routes: Mapping[str, object], known: Mapping[str, Destination]
+) -> dict[str, tuple[Destination, ...]]:
+    """The destinations of each class: an address, a name, or a list of names."""
+    found: dict[str, tuple[Destination, ...]] = {}
+    for class_, value in routes.items():
+        origin = f"{file}: [{ROUTES}] {class_}"
+        given: list[object] = value if isinstance(value, list) else [value]
+        names = [name for name in given if isinstance(name, str) and name]
+        if not names or len(names) != len(given):
+            raise UsageError(f"{origin}: expected {_EXPECTED}, received {value!r}")
+        if isinstance(value, str) and value not in known and ("@" in value or "://" in value):
+            found[class_] = (Destination(value),)
+            continue
+        for name in names:
+            if name not in known:
+                near = nearest(name, known) if known else f"the file has no table [{DESTINATIONS}.NAME]"
+                raise UsageError(f"{origin}: expected {_EXPECTED}, received {value!r}; {near}")
+        found[class_] = tuple(known[name] for name in names)
+        if len({each.to for each in found[class_]}) < len(names):
+            raise UsageError(f"{origin}: expected each destination once, received {value!r}")
+    return found
 
 
 def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:

@@ -34,13 +34,18 @@ def quoted(path: Path) -> str:
 
 
 class Option(NamedTuple):
-    """One option: the type of its value or the words it may be, its default, its line of help, a number's bounds."""
+    """One option: the type of its value or the words it may be, its default, its line of help, a number's bounds.
+
+    ``metavar`` stands for a value in the help. ``is_list``: it may have several values, each of that type.
+    """
 
     kind: type[bool | int | float | str | Path] | tuple[str, ...]
-    default: bool | float | str | None
+    default: bool | float | str | tuple[str, ...] | None
     help: str
     minimum: float | None = None
     maximum: float | None = None
+    metavar: str = ""
+    is_list: bool = False
 
     @property
     def described(self) -> str:
@@ -54,7 +59,9 @@ class Option(NamedTuple):
 
 
 def parsed(option: Option, text: str) -> object:
-    """Turn text into the option's type; text that is none of that type stays text, and is refused as such."""
+    """Turn text into the option's type, at commas where it is a list; what is none of that type stays text."""
+    if option.is_list:
+        return [part.strip() for part in text.split(",")]
     try:
         if option.kind is bool:
             return TRUTH[text.lower()]
@@ -65,6 +72,10 @@ def parsed(option: Option, text: str) -> object:
 
 def checked(option: Option, value: object, origin: str) -> object:
     """The value in the option's type; UsageError names ``origin``, what was expected and what was received."""
+    if option.is_list:
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"{origin}: expected a list of texts, received {_shown(value)}")
+        return tuple(checked(option._replace(is_list=False), each, origin) for each in value)
     kind = option.kind
     if isinstance(kind, tuple):
         right = value in kind

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,15 +63,6 @@ TRAINING: dict[str, Option] = {
     "folds": Option(int, 10, "Parts that the sources are held out in; 0: one by one.", 0, 1000),
 }
 
-# The tables that a file may have. The keys of [routes] are classes of the model; None: its command checks it.
-TABLES: dict[str, Mapping[str, Option] | None] = {
-    "sort": OPTIONS,
-    "watch": WATCH,
-    "receive": None,
-    "send": None,
-    "routes": None,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class SortSettings:
@@ -100,12 +90,3 @@ class SortSettings:
     log_format: str
     log_size: float
     log_count: int
-
-
-@dataclass(frozen=True, slots=True)
-class WatchSettings:
-    """How to sort each time; every how many seconds to look; where each class is sent on to (``[routes]``)."""
-
-    sort: SortSettings
-    every: float
-    routes: Mapping[str, str]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 
 from dicomsort.config import quoted
-from dicomsort.config.file import TOP, read
+from dicomsort.config.file import DESTINATIONS, TOP, read
 from dicomsort.content import DEVICES, JOURNAL, LOG, Content
 from dicomsort.doctor.finding import Finding, fine, wrong
 from dicomsort.errors import UsageError
@@ -21,14 +22,17 @@ def examine_config(file: Path, gate: Gate) -> Iterator[Finding]:
     """Look at a configuration file: its keys and values, and each path that it names."""
     what = "configuration"
     try:
-        tables = read(file)
+        written = read(file)
     except UsageError as error:
         yield wrong(what, str(error), "mend the file")
         return
-    count = sum(len(values) for values in tables.values())
+    count = sum(len(values) for values in written.tables.values())
     yield fine(what, f"{file}: {count} {'option' if count == 1 else 'options'}")
-    for table, values in tables.items():
+    for table, values in written.tables.items():
         yield from examine_values(what if table == TOP else f"{what} [{table}]", values, gate)
+    for name, destination in written.destinations.items():
+        values = {each.name: getattr(destination, each.name) for each in fields(destination)}
+        yield from examine_values(f"{what} [{DESTINATIONS}.{name}]", values, gate)
 
 
 def examine_values(what: str, values: Mapping[str, object], gate: Gate) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dicomsort.adapters.receiving.settings import GRACE, ReceiveSettings
+from dicomsort.config import ReceiveSettings
 from dicomsort.errors import missing_extra
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dicomsort.files import Files
 
 __all__ = ["GRACE", "ReceiveSettings", "open_receiver"]
+
+GRACE = 30.0  # seconds that an end leaves to instances on their way
 
 
 def open_receiver(inbox: str, settings: ReceiveSettings, files: Files, log: logging.Logger) -> Receiver:

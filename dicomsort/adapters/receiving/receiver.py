@@ -20,7 +20,7 @@ from dicomsort.adapters.receiving.tls import context_of
 from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
-    from dicomsort.adapters.receiving.settings import ReceiveSettings
+    from dicomsort.config import ReceiveSettings
     from dicomsort.files import Files
 
 _POLL: Final = 0.05  # seconds between looks at what is to end

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
-    from dicomsort.adapters.receiving.settings import ReceiveSettings
+    from dicomsort.config import ReceiveSettings
 
 
 def context_of(settings: ReceiveSettings) -> ssl.SSLContext | None:

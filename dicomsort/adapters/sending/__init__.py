@@ -11,52 +11,68 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
+from operator import itemgetter
 
 from dicomsort.adapters.sending import dimse, negotiation, selecting, stow, tls
 from dicomsort.adapters.sending.acknowledged import Acknowledged
 from dicomsort.adapters.sending.crew import Crew
 from dicomsort.adapters.sending.destination import DicomPeer, WebPeer, ae_title, destination, file_name
 from dicomsort.adapters.sending.recoding import Recoder
-from dicomsort.adapters.sending.records import Answer, Batch, Channel, Delivery, Fate, Instance, Progress, Request, Sent
+from dicomsort.adapters.sending.records import Answer, Batch, Channel, Delivery, Fate, Instance, Progress, Sent
 from dicomsort.adapters.sending.selecting import Selection, select
+from dicomsort.config import Destination, SendSettings
 from dicomsort.errors import UsageError
 from dicomsort.files import Files
 from dicomsort.journal import STATE
+from dicomsort.records import Found
 from dicomsort.report import printable
 
-__all__ = ["Delivery", "Fate", "Progress", "Request", "Sent", "destination", "require", "send"]
+__all__ = ["Delivery", "Fate", "Progress", "Sent", "check", "destination", "require", "send"]
 
 WINDOW = 1000  # files whose headers are read before what they need of associations is settled
 _log = logging.getLogger("dicomsort")
 
 
 def send(
-    request: Request,
+    folder: str,
+    settings: SendSettings,
     files: Files,
     progress: Progress,
     report: Callable[[Delivery], None] = lambda _: None,
     stop: threading.Event | None = None,
 ) -> Sent:
-    """Send what the request names; ``report`` is told of each file as it ends, by one thread at a time.
+    """Send what lies in a folder, or what a run placed there; ``report`` is told of each file, by one thread at a time.
 
     Once ``stop`` is set, what is being sent is finished and the rest is left, untold.
 
-    Raises ``UsageError`` for what the request gets wrong, ``OutboxLocked`` where another sending to this destination
+    Raises ``UsageError`` for what the settings get wrong, ``OutboxLocked`` where another sending to this destination
     holds its journal, ``DicomsortError`` where that cannot be written. A peer that is not there, or refuses all, is no
     exception: ``Sent.problem`` says so.
     """
-    peer = destination(request.to)
-    ae_title(request.ae_title, "--ae-title")
-    selection = select(request.folder, request.run)
-    journal = os.path.abspath(request.journal) if request.journal else _journal(selection, file_name(peer))
+    peer = check(settings)
+    selection = select(folder, settings.run or "")
+    journal = os.path.abspath(settings.journal) if settings.journal else _journal(selection, file_name(peer))
     with ExitStack() as stack:
-        channels = _channels(peer, request, stack)
+        channels = _channels(peer, settings, stack)
         known = Acknowledged(files, journal, peer.name, selection.base)
         stack.callback(known.close)
-        return _Sending(peer, request, selection, known, report, progress).run(channels, stop)
+        return _Sending(peer, settings, selection, known, report, progress).run(channels, stop)
+
+
+def check(settings: Destination) -> DicomPeer | WebPeer:
+    """The peer; ``UsageError`` where nothing can be sent there: an address, title or file of the settings is wrong."""
+    peer = destination(settings.to or "")
+    ae_title(settings.ae_title, "--ae-title")
+    require(peer)
+    tls.context(peer, settings)
+    if isinstance(peer, WebPeer):
+        stow.authorization(peer, settings.auth)
+    elif settings.auth:
+        raise UsageError(f"--auth: expected an https:// address beside it, received {peer.name}")
+    return peer
 
 
 def require(peer: DicomPeer | WebPeer) -> None:
@@ -69,18 +85,15 @@ def _journal(selection: Selection, name: str) -> str:
     return f"{selection.base}/{folder}/{name}.jsonl"
 
 
-def _channels(peer: DicomPeer | WebPeer, request: Request, stack: ExitStack) -> list[Channel]:
-    context = tls.context(peer, request)
-    numbers = range(request.associations)
-    require(peer)
+def _channels(peer: DicomPeer | WebPeer, settings: SendSettings, stack: ExitStack) -> list[Channel]:
+    context = tls.context(peer, settings)
+    numbers = range(settings.associations)
     if isinstance(peer, WebPeer):
-        return [stow.WebChannel(peer, request, context) for _ in numbers]
-    if request.authorization:
-        raise UsageError(f"--auth: expected an https:// address beside it, received {peer.name}")
-    recoder = Recoder() if request.decompress else None
+        return [stow.WebChannel(peer, settings, context) for _ in numbers]
+    recoder = Recoder() if settings.decompress else None
     if recoder is not None:
         stack.callback(recoder.close)
-    return [dimse.DimseChannel(peer, request, context, recoder) for _ in numbers]
+    return [dimse.DimseChannel(peer, settings, context, recoder) for _ in numbers]
 
 
 class _Sending:
@@ -89,13 +102,13 @@ class _Sending:
     def __init__(
         self,
         peer: DicomPeer | WebPeer,
-        request: Request,
+        settings: SendSettings,
         selection: Selection,
         known: Acknowledged,
         report: Callable[[Delivery], None],
         progress: Progress,
     ) -> None:
-        self._peer, self._request, self._selection = peer, request, selection
+        self._peer, self._settings, self._selection = peer, settings, selection
         self._known, self._report, self._progress = known, report, progress
         self._lock = threading.Lock()
         self._sent = Sent(peer.name)
@@ -104,41 +117,55 @@ class _Sending:
     def run(self, channels: list[Channel], stop: threading.Event | None) -> Sent:
         started = time.monotonic()
         self._progress.stage(f"sending to {self._peer.name}", None)
-        self._crew = Crew(channels, self._request, self._settle, stop)
+        self._crew = Crew(channels, self._settings, self._settle, stop)
         self._crew.run(self._batches(stop))
         self._sent.problem = self._crew.problem
         self._sent.seconds = time.monotonic() - started
         return self._sent
 
     def _batches(self, stop: threading.Event | None) -> Iterator[Batch]:
-        fresh = self._fresh(stop)
-        while window := list(islice(fresh, WINDOW)):
-            if isinstance(self._peer, WebPeer):
-                yield from stow.batches(window)
-            else:
-                yield from dimse.batches(window, decompress=self._request.decompress)
+        """Yield what was not tried before, then what failed in earlier runs: each alone, the oldest failure first."""
+        failed: list[tuple[int, Found]] = []
+        for window in _windows(self._examined(self._unsent(stop, failed))):
+            yield from self._batched(window)
+        failed.sort(key=itemgetter(0))
+        for window in _windows(self._examined(found for _, found in failed if not _is_set(stop))):
+            contexts = {each: batch.contexts for batch in self._batched(window) for each in batch.instances}
+            for instance in window:
+                yield Batch((instance,), contexts[instance], once=True)
 
-    def _fresh(self, stop: threading.Event | None) -> Iterator[Instance]:
-        """Yield what must be sent; all else is told of here."""
+    def _batched(self, window: list[Instance]) -> Iterator[Batch]:
+        if isinstance(self._peer, WebPeer):
+            return stow.batches(window)
+        return dimse.batches(window, decompress=self._settings.decompress)
+
+    def _unsent(self, stop: threading.Event | None, failed: list[tuple[int, Found]]) -> Iterator[Found]:
+        """Yield what was never tried, and put into ``failed`` what was; all else is told of here."""
         for found in selecting.candidates(self._selection):
-            if stop is not None and stop.is_set():
+            if _is_set(stop):
                 return
             if isinstance(found, Delivery):
                 self._tell(found)
                 continue
-            again = self._request.again
-            sop_uid = None if again else self._known.holds(found.path, found.size, found.mtime_ns)
+            stamp = found.path, found.size, found.mtime_ns
+            sop_uid = None if self._settings.again else self._known.holds(*stamp)
             if sop_uid is not None:
                 self._tell(Delivery(found.path, sop_uid, Fate.SKIPPED))
-                continue
-            problem = self._crew.problem if self._crew else ""
-            if problem:
-                self._tell(Delivery(found.path, "", Fate.FAILED, 0, f"not tried: {problem}"))
+            elif (place := self._known.failed_at(*stamp)) is not None:
+                failed.append((place, found))
+            else:
+                yield found
+
+    def _examined(self, files: Iterable[Found]) -> Iterator[Instance]:
+        """Yield what must be sent; all else is told of here."""
+        for found in files:
+            if problem := self._crew.problem if self._crew else "":
+                self._tell(Delivery(found.path, "", Fate.FAILED, 0, f"not tried: {problem}"), is_logged=False)
                 continue
             examined = selecting.examine(self._selection.base, found)
             if isinstance(examined, Delivery):
                 self._tell(examined)
-            elif not again and self._known.holds_content(examined):
+            elif not self._settings.again and self._known.holds_content(examined):
                 self._tell(Delivery(found.path, examined.sop_uid, Fate.SKIPPED))
             else:
                 yield examined
@@ -146,14 +173,27 @@ class _Sending:
     def _settle(self, instance: Instance, answer: Answer, attempts: int) -> None:
         if answer.acknowledged:
             self._known.add(instance, answer.sha256)
+        elif answer.reached:
+            self._known.add_failed(instance)
         fate = Fate.ACKNOWLEDGED if answer.acknowledged else Fate.FAILED
-        self._tell(Delivery(instance.path, instance.sop_uid, fate, attempts, answer.message), instance.size)
+        delivery = Delivery(instance.path, instance.sop_uid, fate, attempts, answer.message)
+        is_given_up = self._crew is not None and self._crew.problem != ""
+        self._tell(delivery, instance.size, is_logged=answer.reached or not is_given_up)
 
-    def _tell(self, delivery: Delivery, size: int = 0) -> None:
-        if delivery.status is Fate.FAILED:
+    def _tell(self, delivery: Delivery, size: int = 0, *, is_logged: bool = True) -> None:
+        if delivery.status is Fate.FAILED and is_logged:  # that nobody is there is told once, by ``Sent.problem``
             facts = {"path": printable(delivery.path), "sop_uid": delivery.sop_uid, "message": delivery.message}
             _log.warning("not sent", extra={"facts": {"destination": self._peer.name, **facts}})
         with self._lock:
             self._sent.count(delivery, size)
             self._report(delivery)
             self._progress.advance()
+
+
+def _windows(instances: Iterator[Instance]) -> Iterator[list[Instance]]:
+    while window := list(islice(instances, WINDOW)):
+        yield window
+
+
+def _is_set(stop: threading.Event | None) -> bool:
+    return stop is not None and stop.is_set()

@@ -3,6 +3,7 @@
 The first line names format and destination, ``base`` lines the folder that later paths start at, the others an
 instance each: ``["sent", path, size, mtime_ns, sop_uid, sha256]``. A line is written when the peer has said so, before
 anything else is sent on that connection, and flushed with others: what a power cut takes is sent twice, never lost.
+``["failed", path, size, mtime_ns]`` is one that the peer did not take: the next sending tries others before it.
 So a line that cannot be read is passed over, and a torn last one is cut off. A file is changed only after its first
 line has proven it to be this destination's journal: the name may be one that a user typed.
 """
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from io import BufferedReader
+from itertools import count
 
 from dicomsort.adapters.sending.records import Instance
 from dicomsort.classify import is_uid
@@ -44,6 +46,8 @@ class Acknowledged:
         self._base = base
         self._files_known: dict[bytes, str] = {}  # of path, size and mtime -> SOP Instance UID
         self._contents: dict[str, tuple[bytes, ...]] = {}  # SOP Instance UID -> of what was sent under it
+        self._failed: dict[bytes, int] = {}  # of path, size and mtime -> a number that grows from failure to failure
+        self._failures = count()
         self._waiting = 0  # lines that are not flushed yet
         self._lock = threading.Lock()
         self._descriptor = self._open()
@@ -105,10 +109,13 @@ class Acknowledged:
                         pass
                     case ["sent", str(path), int(size), int(mtime_ns), str(sop_uid), str(sha256)] if is_uid(sop_uid):
                         self._remember(_key(base, path, size, mtime_ns), sop_uid, sha256)
+                    case ["failed", str(path), int(size), int(mtime_ns)]:
+                        self._failed[_key(base, path, size, mtime_ns)] = next(self._failures)
         return base
 
     def _remember(self, key: bytes, sop_uid: str, sha256: str) -> None:
         self._files_known[key] = sop_uid
+        self._failed.pop(key, None)
         content, known = _content(sha256), self._contents.get(sop_uid, ())
         if content not in known:
             self._contents[sop_uid] = (*known, content)
@@ -136,6 +143,16 @@ class Acknowledged:
         path, size, mtime_ns, sop_uid = instance.path, instance.size, instance.mtime_ns, instance.sop_uid
         self._write(["sent", path, size, mtime_ns, sop_uid, sha256])
         self._remember(_key(self._base, path, size, mtime_ns), sop_uid, sha256)
+
+    def failed_at(self, path: str, size: int, mtime_ns: int) -> int | None:
+        """Where a file that failed before stands among all that did, the oldest failure first; else None."""
+        return self._failed.get(_key(self._base, path, size, mtime_ns))
+
+    def add_failed(self, instance: Instance) -> None:
+        """Write that the peer did not take the instance; ``DicomsortError`` where that cannot be written."""
+        path, size, mtime_ns = instance.path, instance.size, instance.mtime_ns
+        self._write(["failed", path, size, mtime_ns])
+        self._failed[_key(self._base, path, size, mtime_ns)] = next(self._failures)
 
     def _write(self, entry: object) -> None:
         with self._lock, self._border():

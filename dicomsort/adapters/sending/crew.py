@@ -1,22 +1,87 @@
-"""Who carries batches to the peer: a thread a channel, patient with what may pass, and done with what will not."""
+"""The threads that send, one a channel: what is retried, when, and when the peer itself is given up.
+
+An instance that the peer refuses for now, or breaks off at, is put aside and tried again later; meanwhile others are
+sent. Only where the peer takes nothing at all, the crew pauses, tries more instances, and gives up in the end.
+"""
 
 from __future__ import annotations
 
-import queue
+import heapq
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
 
-from dicomsort.adapters.sending.records import Answer, Batch, Channel, Instance, Permanent, Request, Temporary
+from dicomsort.adapters.sending.records import Answer, Batch, Channel, Instance, Permanent, Temporary
+from dicomsort.config import SendSettings
 
 LONGEST_PAUSE = 60.0  # seconds between two attempts
 LONGEST_WAIT = 300.0  # seconds that a peer may ask us to wait; beyond that another run is the better answer
-GIVEN_UP = 3  # batches in a row that came to nothing, though the peer was there
+GIVEN_UP = 3  # deliveries in a row that came to nothing before the first pause
+MOST_DOUBLED = 6  # how often the deliveries between two pauses are doubled
+MOST_BYTES = 256 << 20  # sent for nothing between two pauses
+LONGEST_IDLE = 5.0  # seconds that a connection may wait for a retry before it is closed
 GRACE = 10.0  # seconds that an interrupted instance has to be finished
 _TICK = 0.2  # seconds between two looks at whether to stop
 
 Settle = Callable[[Instance, Answer, int], None]
+
+
+@dataclass
+class _Job:
+    """A batch, and what its attempts came to."""
+
+    batch: Batch
+    attempts: int = 0
+    refusals: int = 0  # attempts that came to nothing for a reason of its own
+    is_suspect: bool = False  # the connection broke at it: it is tried again on one of its own
+    answered_before: int = 0  # how many deliveries the peer had answered when this was first refused
+    answers: dict[Instance, Answer] = field(default_factory=dict)  # the last one to each instance
+
+
+class _Pace:
+    """How long to go on with a peer that takes nothing: bursts of deliveries, and a longer pause after each.
+
+    One delivery that it answers proves that it is not full, and all begins anew.
+    """
+
+    def __init__(self, retries: int, retry_wait: float) -> None:
+        """As many pauses as ``retries``, the first of ``retry_wait`` seconds."""
+        self.in_vain = 0  # deliveries in a row
+        self.until = 0.0  # nothing is sent before (monotonic seconds)
+        self._retries, self._retry_wait = retries, retry_wait
+        self._pauses, self._paused_at, self._room, self._bytes = 0, 0, GIVEN_UP, 0
+
+    @property
+    def wants_retry(self) -> bool:
+        """Whether to try again what is due: where the peer takes something, else once after every second pause."""
+        return self.in_vain == self._paused_at and self._pauses % 2 == 0
+
+    def answered(self) -> None:
+        """A delivery was accepted, or refused for good."""
+        self.in_vain, self.until = 0, 0.0
+        self._pauses, self._paused_at, self._room, self._bytes = 0, 0, GIVEN_UP, 0
+
+    def failed(self, size: int, *, is_broken: bool) -> bool:
+        """A delivery of so many bytes came to nothing; whether to give the peer up.
+
+        A refusal costs little time, so bursts grow, and many bad instances do not hide a good one. Where the
+        connection broke, or the peer was silent, there is one delivery a burst.
+        """
+        self.in_vain += 1
+        self._bytes += size
+        if self.in_vain < self._room and self._bytes < MOST_BYTES:
+            return False
+        self._pauses += 1
+        if self._pauses > self._retries:
+            return True
+        self.until = time.monotonic() + _backoff(self._retry_wait, self._pauses)
+        self._room = self.in_vain + (1 if is_broken else GIVEN_UP << min(self._pauses, MOST_DOUBLED))
+        self._paused_at, self._bytes = self.in_vain, 0
+        return False
 
 
 class Crew:
@@ -27,20 +92,24 @@ class Crew:
     """
 
     def __init__(
-        self, channels: Sequence[Channel], request: Request, settle: Settle, stop: threading.Event | None = None
+        self, channels: Sequence[Channel], settings: SendSettings, settle: Settle, stop: threading.Event | None = None
     ) -> None:
         """Start a thread a channel."""
         self.problem = ""
-        self._request, self._settle = request, settle
+        self._settings, self._settle = settings, settle
         self._channels = channels
-        self._jobs: queue.Queue[Batch | None] = queue.Queue(2 * len(channels))
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()  # guards all that follows
+        self._fresh: deque[_Job] = deque()  # not tried yet
+        self._later: list[tuple[float, int, _Job]] = []  # a heap of what is tried again, by when
+        self._numbers = count()
+        self._busy = 0  # jobs at hand
+        self._is_fed = False
+        self._pace = _Pace(settings.retries, settings.retry_wait)
+        self._answered = 0  # deliveries of which the peer accepted something, or refused it for good
+        self._last = ""  # why the last delivery came to nothing
         self._interrupt = stop or threading.Event()
         self._halt = threading.Event()  # a problem, or a failure of ours
         self._failure: BaseException | None = None
-        self._given_up = 0  # in a row
-        self._last = ""  # why the last one was
-        self._has_answered = False  # an instance was acknowledged, or refused for good
         self._threads = [
             threading.Thread(target=self._work, args=(channel,), name="dicomsort-send", daemon=True)
             for channel in channels
@@ -52,28 +121,33 @@ class Crew:
         """Work off all batches; raises what settling raised."""
         try:
             for batch in batches:
-                self._put(batch)
-                if self._failure is not None or self._interrupt.is_set():
+                self._put(_Job(batch))
+                if self._is_over():
                     break
-            for _ in self._threads:
-                self._put(None)
+            with self._changed:
+                self._is_fed = True
+                self._changed.notify_all()
             for thread in self._threads:
                 thread.join()
-            if self._given_up and not self._has_answered:
-                self._give_up_all(self._last)
+            if self._pace.in_vain and not self._answered:
+                self._give_up(self._last)
         except BaseException:
             self._end()
             raise
         if self._failure is not None:
             raise self._failure
 
-    def _put(self, job: Batch | None) -> None:
-        while self._failure is None and not self._interrupt.is_set():
-            try:
-                self._jobs.put(job, timeout=_TICK)
-            except queue.Full:
-                continue
-            return
+    def _is_over(self) -> bool:
+        return self._failure is not None or self._interrupt.is_set()
+
+    def _put(self, job: _Job) -> None:
+        with self._changed:
+            while len(self._fresh) >= 2 * len(self._channels):
+                if self._is_over():
+                    return
+                self._changed.wait(_TICK)
+            self._fresh.append(job)
+            self._changed.notify_all()
 
     def _end(self) -> None:
         self._interrupt = threading.Event()  # ours, not that of who called us
@@ -86,97 +160,157 @@ class Crew:
 
     def _work(self, channel: Channel) -> None:
         try:
-            while not self._interrupt.is_set() and self._failure is None:
-                try:
-                    job = self._jobs.get(timeout=_TICK)
-                except queue.Empty:
-                    continue
-                if job is None:
-                    break
+            while (job := self._next(channel)) is not None:
                 self._carry(channel, job)
+                with self._changed:
+                    self._busy -= 1
+                    self._changed.notify_all()
             channel.close()
         except BaseException as error:  # noqa: BLE001 - it belongs to who waits for the crew
             self._failure = error
             self._halt.set()
             channel.abort()
 
-    def _carry(self, channel: Channel, batch: Batch) -> None:
-        """Deliver one batch, as often as it takes and is allowed."""
-        attempts = tries = 0
-        while batch.instances:
-            if self._halt.is_set():
-                self._leave(dict.fromkeys(batch.instances, Answer(message=f"not tried: {self.problem}")), attempts)
-                return
-            attempts, tries = attempts + 1, tries + 1
-            left, trouble = self._attempt(channel, batch, attempts)
-            if not left:
-                return
-            if trouble is not None and trouble.is_down and any(each.is_open for each in self._channels):
-                tries = 1  # the peer is there, but has no room for one more
-            if self._is_enough(tries, next(iter(left.values())).message, trouble):
-                self._leave(left, attempts)
-                return
-            self._pause(tries, trouble)
-            if self._halt.is_set():
-                self._leave(left, attempts)
-                return
-            batch = Batch(tuple(left) if not self._interrupt.is_set() else (), batch.contexts)
+    def _next(self, channel: Channel) -> _Job | None:
+        """The next job, once it is due; None where none is left, or an end was asked for."""
+        while not self._is_over():
+            with self._changed:
+                seconds = self._until_due()
+                if seconds <= 0:
+                    self._busy += 1
+                    return self._pick()
+                if self._is_fed and not (self._fresh or self._later or self._busy):
+                    return None
+                if seconds <= LONGEST_IDLE or not channel.is_open:
+                    self._changed.wait(min(seconds, _TICK))
+                    continue
+            channel.close()
+        return None
 
-    def _attempt(
-        self, channel: Channel, batch: Batch, attempts: int
-    ) -> tuple[dict[Instance, Answer], Temporary | None]:
-        """Deliver once; what is left to try again, and what went wrong with the connection."""
-        try:
-            answers = channel.deliver(batch)
-        except Temporary as error:
-            return dict.fromkeys(batch.instances, Answer(again=True, message=str(error))), error
-        except Permanent as error:
-            with self._lock:
-                self._give_up_all(str(error))
-            self._leave(dict.fromkeys(batch.instances, Answer(message=str(error))), attempts)
-            return {}, None
+    def _until_due(self) -> float:
+        """Seconds until there is something to send, as far as is known."""
+        now = time.monotonic()
+        if self._halt.is_set() and (self._fresh or self._later):
+            return 0.0
+        pause = self._pace.until - now
+        if self._fresh:
+            return pause
+        return max(pause, self._later[0][0] - now) if self._later else _TICK
+
+    def _pick(self) -> _Job:
+        """What was put aside, once it is due; while nothing is taken, rather something new."""
+        is_due = bool(self._later) and (self._halt.is_set() or self._later[0][0] <= time.monotonic())
+        if self._fresh and not (is_due and self._pace.wants_retry):
+            job = self._fresh.popleft()
+            self._changed.notify_all()
+            return job
+        return heapq.heappop(self._later)[-1]
+
+    def _carry(self, channel: Channel, job: _Job) -> None:
+        """Deliver a job once; where the peer is not there, as often as is allowed."""
+        down = 0
+        while not self._halt.is_set():
+            job.attempts += 1
+            if job.is_suspect:
+                channel.close()
+            try:
+                self._note(job, channel.deliver(job.batch))
+                return
+            except Permanent as error:
+                self._stop_for(job, str(error))
+            except Temporary as error:
+                if not error.is_down:
+                    self._put_aside(job, dict.fromkeys(job.batch.instances, _again(error)), is_broken=True)
+                    return
+                down = 1 if any(each.is_open for each in self._channels) else down + 1  # it has no room for one more
+                if error.wait > LONGEST_WAIT:
+                    self._stop_for(job, f"{error}, and asks to wait {error.wait:.0f} s")
+                elif down > self._settings.retries:
+                    self._stop_for(job, str(error))
+                elif not self._pause(down, error.wait):
+                    return
+        self._leave(job)
+
+    def _stop_for(self, job: _Job, problem: str) -> None:
+        """Give the peer up: it was not there, or refused everything."""
+        job.answers = dict.fromkeys(job.batch.instances, Answer(message=problem, reached=False))
+        self._give_up(problem)
+
+    def _note(self, job: _Job, answers: Sequence[Answer]) -> None:
+        """Settle what was answered for good, and put the rest aside."""
         left = {}
-        for instance, answer in zip(batch.instances, answers, strict=True):
-            if answer.again and not answer.acknowledged:
-                left[instance] = answer
-                continue
-            with self._lock:
-                self._given_up, self._has_answered = 0, True
-                self._settle(instance, answer, attempts)
-        return left, None
+        with self._changed:
+            for instance, answer in zip(job.batch.instances, answers, strict=True):
+                if answer.again and not answer.acknowledged:
+                    left[instance] = answer
+                else:
+                    self._settle(instance, answer, job.attempts)
+            if any(answer.reached for answer in answers if answer.acknowledged or not answer.again):
+                self._answered += 1
+                self._pace.answered()
+        if left:
+            self._put_aside(job, left, is_broken=False)
 
-    def _is_enough(self, tries: int, message: str, trouble: Temporary | None) -> bool:
-        """Whether to give the batch up; where other batches would fare no better, all is."""
-        wait = trouble.wait if trouble else 0.0
-        if tries <= self._request.retries and wait <= LONGEST_WAIT:
-            return False
-        with self._lock:
-            self._given_up += 1
-            self._last = message
-            if wait > LONGEST_WAIT:
-                self._give_up_all(f"{message}, and asks to wait {wait:.0f} s")
-            elif trouble is not None and trouble.is_down:
-                self._give_up_all(message)
-            elif self._given_up >= GIVEN_UP:
-                self._give_up_all(f"{GIVEN_UP} times in a row: {message}")
-        return True
-
-    def _pause(self, tries: int, trouble: Temporary | None) -> None:
-        """Wait longer each time, and not all for the same time, so that senders do not come back together."""
-        longest = min(self._request.retry_wait * 2 ** (tries - 1), LONGEST_PAUSE)
-        seconds = longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-        until = time.monotonic() + max(seconds, trouble.wait if trouble else 0.0)
-        while (left := until - time.monotonic()) > 0 and not self._interrupt.is_set():
-            if self._halt.wait(min(left, _TICK)):
+    def _put_aside(self, job: _Job, left: dict[Instance, Answer], *, is_broken: bool) -> None:
+        """Let what came to nothing be tried again later, unless that was enough."""
+        with self._changed:
+            if not job.refusals:
+                job.answered_before = self._answered
+            job.batch, job.answers, job.is_suspect = replace(job.batch, instances=tuple(left)), left, is_broken
+            job.refusals += 1
+            self._last = next(iter(left.values())).message
+            size = sum(instance.size for instance in left)
+            if self._speaks_of_peer(job) and self._pace.failed(size, is_broken=is_broken):
+                self._give_up(f"{self._pace.in_vain} times in a row: {self._last}")
+            if self._halt.is_set() or job.refusals > (0 if job.batch.once else self._settings.retries):
+                self._leave(job)
                 return
+            due = time.monotonic() + _backoff(self._settings.retry_wait, job.refusals)
+            heapq.heappush(self._later, (due, next(self._numbers), job))
+            self._changed.notify_all()
 
-    def _give_up_all(self, problem: str) -> None:
-        self.problem = self.problem or problem
-        self._halt.set()
+    def _speaks_of_peer(self, job: _Job) -> bool:
+        """Whether a failure may mean that the peer takes nothing: it took nothing else since the job's first one."""
+        if job.batch.once and not job.is_suspect:
+            return False
+        return self._answered == job.answered_before
 
-    def _leave(self, answers: dict[Instance, Answer], attempts: int) -> None:
+    def _pause(self, times: int, least: float) -> bool:
+        """Wait before the next attempt; False where an end was asked for."""
+        until = time.monotonic() + max(_backoff(self._settings.retry_wait, times), least)
+        while (left := until - time.monotonic()) > 0 and not self._is_over():
+            if self._halt.wait(min(left, _TICK)):
+                break
+        return not self._is_over()
+
+    def _give_up(self, problem: str) -> None:
+        with self._changed:
+            self.problem = self.problem or problem
+            self._halt.set()
+            self._changed.notify_all()
+
+    def _leave(self, job: _Job) -> None:
+        """Settle what will not be tried any more."""
         if self._interrupt.is_set():
             return
-        with self._lock:
-            for instance, answer in answers.items():
-                self._settle(instance, answer, attempts)
+        with self._changed:
+            for instance in job.batch.instances:
+                answer = job.answers.get(instance) or Answer(message=f"not tried: {self.problem}", reached=False)
+                self._settle(instance, replace(answer, message=answer.message + self._remark(job)), job.attempts)
+
+    def _remark(self, job: _Job) -> str:
+        """What tells a refused instance from a peer that is full."""
+        if not job.refusals:
+            return ""
+        if job.batch.once:
+            return "; it failed before, so it was tried last, and once"
+        return "; others were accepted meanwhile" if self._answered > job.answered_before else ""
+
+
+def _again(error: Temporary) -> Answer:
+    return Answer(again=True, message=str(error))
+
+
+def _backoff(retry_wait: float, times: int) -> float:
+    """Seconds, longer each time, and not the same for all, so that senders do not come back together."""
+    return min(retry_wait * 2.0 ** (times - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret

@@ -10,7 +10,8 @@ from dicomsort.adapters.sending.association import MAX_CONTEXTS, Association
 from dicomsort.adapters.sending.destination import DicomPeer
 from dicomsort.adapters.sending.reading import outgoing
 from dicomsort.adapters.sending.recoding import NATIVE, Recoder, is_lossless
-from dicomsort.adapters.sending.records import Answer, Batch, Instance, Request, Temporary, Unsendable
+from dicomsort.adapters.sending.records import Answer, Batch, Instance, Temporary, Unsendable
+from dicomsort.config import SendSettings
 from dicomsort.headers.encoding import DEFLATED
 
 Pair = tuple[str, str]
@@ -19,9 +20,11 @@ Pair = tuple[str, str]
 class DimseChannel:
     """One association at a time; a new one where the last is lost, or did not propose what comes next."""
 
-    def __init__(self, peer: DicomPeer, request: Request, tls: ssl.SSLContext | None, recoder: Recoder | None) -> None:
+    def __init__(
+        self, peer: DicomPeer, settings: SendSettings, tls: ssl.SSLContext | None, recoder: Recoder | None
+    ) -> None:
         """Nothing is sent before the first delivery."""
-        self._peer, self._request, self._tls, self._recoder = peer, request, tls, recoder
+        self._peer, self._settings, self._tls, self._recoder = peer, settings, tls, recoder
         self._association: Association | None = None
 
     @property
@@ -35,7 +38,8 @@ class DimseChannel:
 
     def _store(self, instance: Instance, contexts: tuple[Pair, ...]) -> Answer:
         if (instance.size - instance.offset) % 2 and instance.syntax not in DEFLATED:
-            return Answer(message="its data set has an odd number of bytes, so it was cut short (PS3.5 7.1)")
+            message = "its data set has an odd number of bytes, so it was cut short (PS3.5 7.1)"
+            return Answer(message=message, reached=False)
         association = self._opened((instance.sop_class, instance.syntax), contexts)
         context = association.accepted.get((instance.sop_class, instance.syntax))
         try:
@@ -46,7 +50,7 @@ class DimseChannel:
                 return _answer(status, file.sha256)
         except Unsendable as problem:
             self._association = association if association.is_open else None
-            return Answer(message=str(problem))
+            return Answer(message=str(problem), reached=False)
         except Temporary:
             association.cut()
             self._association = None
@@ -57,7 +61,9 @@ class DimseChannel:
         if held is not None and (pair in held.accepted or pair in held.refused):
             return held
         self.close()
-        self._association = Association(self._peer, self._request.ae_title, contexts, self._request.timeout, self._tls)
+        self._association = Association(
+            self._peer, self._settings.ae_title, contexts, self._settings.timeout, self._tls
+        )
         return self._association
 
     def _recoded(self, association: Association, instance: Instance) -> Answer:

@@ -18,34 +18,6 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What to send, where to, and how patiently.
-
-    ``to`` is ``AE@HOST:PORT`` or the address of a DICOMweb server. ``run`` limits it to what that run of the outbox
-    placed. ``journal`` is the file that keeps what was acknowledged (``""``: in the outbox's state, else below the
-    folder). ``retry_wait`` is in seconds, and is doubled for each further retry; ``timeout`` bounds each wait for the
-    peer, in seconds. ``authorization`` names a file that holds ``user:password`` or the value of the HTTP header.
-    """
-
-    folder: str
-    to: str
-    ae_title: str = "DICOMSORT"
-    run: str = ""
-    journal: str = ""
-    again: bool = False  # also what was acknowledged before
-    retries: int = 5
-    retry_wait: float = 1.0
-    timeout: float = 60.0
-    associations: int = 1
-    decompress: bool = False
-    tls: bool = False
-    tls_ca: str = ""
-    tls_cert: str = ""
-    tls_key: str = ""
-    authorization: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Delivery:
     """A row of the result. ``path`` is relative to the outbox, or to the folder where that lies in none."""
 
@@ -114,21 +86,26 @@ class Instance:
 class Answer:
     """What came of one attempt at one instance; without ``acknowledged``, ``again`` says whether another may help.
 
-    ``sha256`` is of the file whose data set was sent.
+    ``sha256`` is of the file whose data set was sent. ``reached`` is False where the peer never had to judge it.
     """
 
     acknowledged: bool = False
     again: bool = False
     message: str = ""
     sha256: str = ""
+    reached: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a channel is given at once; ``contexts`` are the (SOP class, transfer syntax) of these and those near."""
+    """What a channel is given at once; ``contexts`` are the (SOP class, transfer syntax) of these and those near.
+
+    ``once``: it failed in an earlier run, so that one refusal is enough in this one.
+    """
 
     instances: tuple[Instance, ...]
     contexts: tuple[tuple[str, str], ...] = ()
+    once: bool = False
 
 
 class Channel(Protocol):

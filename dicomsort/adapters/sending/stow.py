@@ -18,7 +18,8 @@ from typing import Any
 from dicomsort.adapters.sending import statuses
 from dicomsort.adapters.sending.destination import WebPeer, unresolved
 from dicomsort.adapters.sending.multipart import Body, Part, PartLost
-from dicomsort.adapters.sending.records import Answer, Batch, Instance, Permanent, Request, Temporary, Unsendable
+from dicomsort.adapters.sending.records import Answer, Batch, Instance, Permanent, Temporary, Unsendable
+from dicomsort.config import SendSettings
 from dicomsort.errors import UsageError, missing_extra
 
 BATCH_FILES, BATCH_BYTES = 64, 32 << 20
@@ -44,16 +45,16 @@ def require() -> None:
 class WebChannel:
     """A connection to the server, kept alive from batch to batch."""
 
-    def __init__(self, peer: WebPeer, request: Request, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, peer: WebPeer, settings: SendSettings, tls: ssl.SSLContext | None) -> None:
         """Nothing is sent before the first delivery."""
         import urllib3
 
-        self._peer, self._request = peer, request
+        self._peer, self._settings = peer, settings
         self._is_open = False
-        self._headers = {"Accept": _JSON, **_authorization(peer, request.authorization)}
+        self._headers = {"Accept": _JSON, **authorization(peer, settings.auth)}
         extra: dict[str, Any] = {} if tls is None else {"ssl_context": tls}
         self._pool: Any = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False, **extra)
-        self._timeout = urllib3.Timeout(connect=request.timeout, read=request.timeout)
+        self._timeout = urllib3.Timeout(connect=settings.timeout, read=settings.timeout)
 
     @property
     def is_open(self) -> bool:
@@ -68,7 +69,7 @@ class WebChannel:
             try:
                 parts.append(Part(instance))
             except Unsendable as problem:
-                answers[instance] = Answer(message=str(problem))
+                answers[instance] = Answer(message=str(problem), reached=False)
         answers |= self._posted(parts)
         return [answers[instance] for instance in batch.instances]
 
@@ -80,7 +81,7 @@ class WebChannel:
                 code, told = self._post(Body(parts))
                 break
             except PartLost as problem:
-                lost[problem.part.instance] = Answer(message=str(problem))
+                lost[problem.part.instance] = Answer(message=str(problem), reached=False)
                 parts = [part for part in parts if part is not problem.part]
         else:
             return lost
@@ -111,14 +112,14 @@ class WebChannel:
             )  # fmt: skip
             content = self._read(response)
         except urllib3.exceptions.HTTPError as error:
-            raise _translated(self._peer, error, self._request.timeout) from None
+            raise _translated(self._peer, error, self._settings.timeout) from None
         told = _judged(self._peer, response.status, response.headers, content)
         self._is_open = True
         return response.status, told
 
     def _read(self, response: Any) -> bytes:
         """The response's body; all of it must come within the time of one wait, however often a little comes."""
-        until = time.monotonic() + self._request.timeout
+        until = time.monotonic() + self._settings.timeout
         content = bytearray()
         while piece := response.read1(_PIECE, decode_content=True):
             content += piece
@@ -137,19 +138,19 @@ class WebChannel:
         """See ``Channel``; a request under way ends with its process."""
 
 
-def _authorization(peer: WebPeer, file: str) -> dict[str, str]:
+def authorization(peer: WebPeer, file: Path | None) -> dict[str, str]:
     """The header that the file holds, ready or as ``user:password``."""
-    if not file:
+    if file is None:
         return {}
     if not peer.keeps_secrets:
         raise UsageError(f"--auth: expected an https:// address beside it, received {peer.name}")
     try:
-        text = Path(file).read_text(encoding="utf-8").strip()
+        text = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise UsageError(f"--auth: expected a file that can be read, received {file!r}: {why}") from None
+        raise UsageError(f"--auth: expected a file that can be read, received {str(file)!r}: {why}") from None
     if not text or not text.isprintable():
-        raise UsageError(f"--auth: expected one line in {file!r}, `user:password` or a scheme and its credentials")
+        raise UsageError(f"--auth: expected one line in {str(file)!r}, `user:password` or a scheme and its credentials")
     if " " not in text.partition(":")[0]:
         text = "Basic " + base64.b64encode(text.encode()).decode()
     return {"Authorization": text}
