@@ -103,13 +103,13 @@ def check_routes_too(config: Path | None, settings: SortSettings, labels: Collec
         check_classes(watch.routes, labels)
 
 
-def check_outputs(settings: SortSettings, inbox: str, outbox: str | None) -> None:
+def check_outputs(settings: SortSettings, inbox: str, outbox: str | None, labels: Collection[str]) -> None:
     """UsageError where the log or the figures would spoil the inbox, the outbox, or somebody else's file."""
     from dicomsort.content import LOG
     from dicomsort.outputs import Gate
     from dicomsort.report.metrics import FILE
 
-    gate = Gate({"INBOX": inbox}, outbox)
+    gate = Gate({"INBOX": inbox}, outbox, labels)
     if settings.metrics is not None:
         gate.check_file(FILE.option, settings.metrics, FILE.content)
     if settings.log_file is not None:

@@ -25,7 +25,7 @@ from dicomsort.cli.options import (
 )
 from dicomsort.cli.output import optional
 from dicomsort.config import OPTIONS, SortSettings, load
-from dicomsort.errors import UsageError
+from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -84,16 +84,17 @@ def sort(  # the parameters are what Typer makes options of; they are read from 
 def _sort(inbox: str, outbox: str | None, settings: SortSettings, config: Path | None) -> int:
     from dicomsort.files import Files
     from dicomsort.report.metrics import Tally
-    from dicomsort.sorting import check, sort_inbox
+    from dicomsort.sorting import sort_inbox
 
     if "" in {inbox, outbox}:
         raise UsageError("expected an INBOX and an OUTBOX, received an empty name")
-    check_outputs(settings, inbox, outbox)
+    request = _checked(inbox, outbox, settings, config)
+    labels = () if isinstance(request, Exception) else request.bundle.labels
+    check_outputs(settings, inbox, outbox, labels)
     files, tally = Files(), Tally()
     with log_of(settings) as log, ending(log, "sort ended") as end:
-        require_room(settings.engine)
-        request = check(inbox, outbox, settings)
-        check_routes_too(config, settings, request.bundle.labels)
+        if isinstance(request, Exception):
+            raise request
         log.info("sort begins", extra={"facts": {"mode": settings.mode, "dry_run": settings.dry_run}})
         show = _nothing if settings.json or settings.quiet else _show
         with engine_for(settings) as engine, watching(quiet=settings.quiet or settings.json) as progress:
@@ -103,6 +104,21 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings, config: Path |
             _measure(request, settings.metrics, files, tally, summary, log)
     show_summary(summary, as_json=settings.json, quiet=settings.quiet, outbox=outbox)
     return end.exit_code
+
+
+def _checked(
+    inbox: str, outbox: str | None, settings: SortSettings, config: Path | None
+) -> Request | DicomsortError | OSError:
+    """The request, or why there is none: that must stand in the log, which is opened later."""
+    from dicomsort.sorting import check
+
+    try:
+        require_room(settings.engine)
+        request = check(inbox, outbox, settings)
+        check_routes_too(config, settings, request.bundle.labels)
+    except (DicomsortError, OSError) as error:
+        return error
+    return request
 
 
 def _code(summary: Summary, settings: SortSettings) -> int:
@@ -121,7 +137,6 @@ def _cause(summary: Summary) -> str:
 def _measure(request: Request, path: Path, files: Files, tally: Tally, summary: Summary, log: Logger) -> None:
     """Write the figures of a run; what hinders that is told, and is no failure of the run."""
     from dicomsort import __version__
-    from dicomsort.errors import DicomsortError
     from dicomsort.report.metrics import Figures, last_success, tell_inbox, write_metrics
     from dicomsort.sorting import survey
 

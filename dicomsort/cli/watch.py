@@ -83,7 +83,7 @@ def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request:
     require_room(sort.engine)
     request = check(inbox, outbox, sort)
     check_routes(settings.routes, request.bundle.labels, check_destination)
-    check_outputs(sort, request.inbox, request.outbox)
+    check_outputs(sort, request.inbox, request.outbox, request.bundle.labels)
     with engine_for(sort), held(Files(), request.outbox or "", create=True):
         return request
 
