@@ -102,7 +102,7 @@ def test_on_paper_what_was_folded_is_there(browser: Browser, long_address: str) 
         shown = "e => e.checkVisibility({contentVisibilityAuto: true}) && e.getBoundingClientRect().height > 20"
         assert not sight.page.eval_on_selector("details table", shown)
         sight.page.emulate_media(media="print")
-        assert sight.page.eval_on_selector("details table", shown)
+        sight.page.wait_for_function(f"() => ({shown})(document.querySelector('details table'))")  # a frame later
 
 
 def test_what_a_bar_says_is_said_in_words(browser: Browser, address: str) -> None:
