@@ -49,13 +49,16 @@ def _pairs(prefix: str, facts: Mapping[str, Any]) -> Iterator[str]:
             yield from _pairs(f"{prefix}{name}.", value)
         elif isinstance(value, list | tuple | set | frozenset):
             if value:
-                yield f"{prefix}{name}={_word(', '.join(map(str, value)))}"
+                yield f"{_word(prefix + name)}={_word(', '.join(map(str, value)))}"
         elif value not in ("", None):
-            yield f"{prefix}{name}={_word(str(value).lower() if isinstance(value, bool) else str(value))}"
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            yield f"{_word(prefix + name)}={_word(text)}"
 
 
 def _word(text: str) -> str:
-    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    """The text, in quotes where it would not be one word; what a terminal would obey is escaped."""
+    is_printable = text.isprintable()
+    return text if is_printable and _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=not is_printable)
 
 
 def _stamp(record: logging.LogRecord) -> str:
