@@ -125,9 +125,9 @@ def _has_begun(outbox: str) -> bool:
 
 def show_summary(summary: Summary, *, as_json: bool, quiet: bool, outbox: str | None) -> None:
     """Print what a run did, for a person or as one JSON object; what failed is one line on stderr in any case."""
-    for line in (*summary.unfinished_told, *(each.trouble for each in (summary, *summary.finished) if each.has_failed)):
-        if line:
-            print(f"dicomsort: {line}", file=sys.stderr)
+    troubles = [each.trouble for each in (summary, *summary.finished) if each.has_failed and each.trouble]
+    for line in (*summary.unfinished_told(outbox or ""), *troubles):
+        print(f"dicomsort: {line}", file=sys.stderr)
     if as_json:
         print(json.dumps(summary.as_json()))
         return
@@ -138,15 +138,19 @@ def show_summary(summary: Summary, *, as_json: bool, quiet: bool, outbox: str | 
     from rich.table import Table
 
     console = Console(soft_wrap=True)
-    verb = "planned (dry run, nothing was changed)" if summary.dry_run else summary.verb
-    if summary.undoes:
-        verb += f" of run {summary.undoes}"
-    table = Table(title=f"{verb}: {summary.found:,} files in {summary.seconds:.1f} s", title_justify="left")
-    for heading in ("status", "files", "which"):
-        table.add_column(heading, justify="right" if heading == "files" else "left")
-    for status, count in sorted(summary.statuses.items(), key=lambda item: -item[1]):
-        table.add_row(status, f"{count:,}", _which(summary, status))
-    console.print(table)
+    verb = summary.verb + (f" of run {summary.undoes}" if summary.undoes else "")
+    if summary.dry_run:
+        verb += ", planned (dry run, nothing was changed)"
+    title = f"{verb}: {summary.found:,} files in {summary.seconds:.1f} s"
+    if not summary.statuses:
+        console.print(title)
+    else:
+        table = Table(title=title, title_justify="left")
+        for heading in ("status", "files", "which"):
+            table.add_column(heading, justify="right" if heading == "files" else "left")
+        for status, count in sorted(summary.statuses.items(), key=lambda item: -item[1]):
+            table.add_row(status, f"{count:,}", _which(summary, status))
+        console.print(table)
     for line in _remarks(summary, outbox):
         console.print(escape(line))
 

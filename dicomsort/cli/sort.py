@@ -99,7 +99,7 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings, config: Path |
         show = _nothing if settings.json or settings.quiet else _show
         with engine_for(settings) as engine, watching(quiet=settings.quiet or settings.json) as progress:
             summary = sort_inbox(request, engine, progress, files, show, tally.count)
-        end.exit_code, end.cause, end.facts = _code(summary, settings), _cause(summary), summary.as_json()
+        end.exit_code, end.cause, end.facts = _code(summary, settings), _cause(summary, outbox or ""), summary.as_json()
         if settings.metrics is not None and not settings.dry_run:
             _measure(request, settings.metrics, files, tally, summary, log)
     show_summary(summary, as_json=settings.json, quiet=settings.quiet, outbox=outbox)
@@ -126,12 +126,12 @@ def _code(summary: Summary, settings: SortSettings) -> int:
     return NEEDS_PERSON if summary.has_failed or (summary.needs_person and not settings.held_ok) else 0
 
 
-def _cause(summary: Summary) -> str:
+def _cause(summary: Summary, outbox: str) -> str:
     """Why a run is no success, in words."""
     troubles = [each.trouble for each in (summary, *summary.finished)]
     reasons = [(reason, count) for reason, count in summary.held.most_common() if reason not in _TOLD]
     held = ", ".join(f"{reason} {count:,}" for reason, count in reasons)
-    return "; ".join(filter(None, (*summary.unfinished_told, *troubles, held and f"held: {held}")))
+    return "; ".join(filter(None, (*summary.unfinished_told(outbox), *troubles, held and f"held: {held}")))
 
 
 def _measure(request: Request, path: Path, files: Files, tally: Tally, summary: Summary, log: Logger) -> None:

@@ -110,11 +110,12 @@ def runs(outbox: Outbox, *, as_json: Json = False, prune_days: KeepDays = None, 
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from dicomsort.report import visible
 
-    table = Table("run", "what", "state", "files", "sorted", "held", "mode")
+    run_id = Column("run", no_wrap=True, min_width=max((len(run["run_id"]) for run in listed), default=0))
+    table = Table(run_id, "what", "state", "files", "sorted", "held", "mode")
     for run in listed:
         cells = ("run_id", "verb", "state", "found", "sorted", "held", "mode")
         what = f"undo of …{run['undoes'][-_TAIL:]}" if run["undoes"] else run["verb"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -124,11 +125,10 @@ class Summary:
         """Whether files failed, or runs stay unfinished: then this is no success, whatever else was done."""
         return bool(self.unfinished) or any(each.statuses[Status.FAILED] for each in (self, *self.finished))
 
-    @property
-    def unfinished_told(self) -> list[str]:
-        """A sentence for each run that was cut short and is not finished."""
-        advice = "was cut short and is not finished: `dicomsort resume` finishes it"
-        return [f"run {run} {advice}" for run in self.unfinished]
+    def unfinished_told(self, outbox: str) -> list[str]:
+        """A sentence for each run of the outbox that was cut short and is not finished."""
+        told = "run {0} was cut short and is not finished: `dicomsort resume {1} {0}` finishes it"
+        return [told.format(run, shlex.quote(outbox)) for run in self.unfinished]
 
     @property
     def trouble(self) -> str:
