@@ -23,8 +23,8 @@ _CRONTAB = "A crontab: its lines that run dicomsort are checked, and the paths t
 
 
 def doctor(
-    inbox: Annotated[str | None, typer.Argument(metavar="[INBOX]", help="An inbox to look at.")] = None,
-    outbox: Annotated[str | None, typer.Argument(metavar="[OUTBOX]", help="An outbox to look at.")] = None,
+    inbox: Annotated[str | None, typer.Argument(metavar="INBOX", help="An inbox to look at.")] = None,
+    outbox: Annotated[str | None, typer.Argument(metavar="OUTBOX", help="An outbox to look at.")] = None,
     *,
     model: Annotated[Path | None, typer.Option("--model", help="A model bundle [default: the one that ships].")] = None,
     port: Annotated[int | None, number("--port", Option(int, None, "The port of `receive`.", 1, MOST_PORT))] = None,

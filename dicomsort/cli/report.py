@@ -27,7 +27,7 @@ WORKERS = Option(int, None, "Workers that make pictures (default: the cores).", 
 def report(
     outbox: Outbox,
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run's id (default: the newest that sorted).")
+        str | None, typer.Argument(metavar="RUN", help="A run's id (default: the newest that sorted).")
     ] = None,
     *,
     html: Annotated[

@@ -44,7 +44,7 @@ def sort(  # the parameters are what Typer makes options of; they are read from 
     context: typer.Context,
     inbox: Annotated[str, typer.Argument(metavar="INBOX", help="The folder to sort, with all folders below it.")],
     outbox: Annotated[
-        str | None, typer.Argument(metavar="[OUTBOX]", help="Where classes, manifest and state go; made if missing.")
+        str | None, typer.Argument(metavar="OUTBOX", help="Where classes, manifest and state go; made if missing.")
     ] = None,
     *,
     copy: Annotated[bool, mode_flag("copy", "Copy the files (the default).")] = False,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dicomsort.report import Summary
 
 Outbox = Annotated[str, typer.Argument(metavar="OUTBOX", help="An outbox that `dicomsort sort` has written to.")]
-Run = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id, as `dicomsort runs` lists them.")]
+Run = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id, as `dicomsort runs` lists them.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout instead.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 NEEDS_PERSON = 3
