@@ -274,6 +274,12 @@ def test_an_even_map_looks_even_and_an_unsure_one_pale() -> None:
     np.testing.assert_array_equal(_covered(even * 64, 0.99), sure)  # a logit has no scale of its own
 
 
+def test_an_accent_is_drawn_however_the_name_is_written() -> None:
+    image, even = np.zeros((SIDE, SIDE, 3), np.uint8), np.ones((7, 7), np.float32)
+    composed, decomposed = (draw_overlay(name, image, even, 1) for name in ("R\u00f6ntgen", "Ro\u0308ntgen"))
+    assert composed.tobytes() == decomposed.tobytes()
+
+
 def test_a_picture_is_the_same_whatever_else_is_explained(
     made: Made, images: tuple[Path, Path], tmp_path: Path
 ) -> None:

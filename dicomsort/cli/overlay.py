@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,8 @@ def draw_overlay(caption: str, image: NDArray[np.uint8], map_: NDArray[np.float3
     sheet.paste(plain, (MARGIN, MARGIN))
     sheet.paste(Image.fromarray(covered.astype(np.uint8)), (size[0] + 2 * MARGIN, MARGIN))
     draw, font, below = ImageDraw.Draw(sheet), ImageFont.load_default(14), size[1] + MARGIN + 5
-    draw.text((MARGIN, below), caption, "black", font)
+    # macOS writes accents as characters of their own, which the font has not.
+    draw.text((MARGIN, below), unicodedata.normalize("NFC", caption), "black", font)
     left = sheet.width - MARGIN - KEY_WIDTH
     words = (
         f"evidence here {evidence.min():.2f} to {evidence.max():.2f}; colours: 0 to 1" if most > 0 else "no evidence"

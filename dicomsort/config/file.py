@@ -48,7 +48,7 @@ def read(file: Path) -> Written:
         if not isinstance(table, dict):
             raise UsageError(f"{file}: expected [{name}] to be a table, received {table!r}")
     values = {TOP: _checked(file, str(file), content, KNOWN, names)}
-    for name in TABLES.keys() & tables.keys():
+    for name in (name for name in TABLES if name in tables):  # in one order, so that the first error is the same
         values[name] = _checked(file, f"{file}: [{name}]", tables[name], TABLES[name])
     for key in values.get("sort", {}).keys() & values[TOP].keys():
         raise UsageError(f"{file}: {key}: expected an option once, received it twice")
@@ -149,5 +149,5 @@ def _routes(
 def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:
     """Say which known name was probably meant, else all of them, each as ``show`` writes it."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     return f"did you mean {show(near[0])}?" if near else f"known are {', '.join(map(show, known))}"
