@@ -15,6 +15,7 @@ import hashlib
 import os
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -98,6 +99,15 @@ class Files:
     def clone(self, source: int, target: int) -> None:
         """Let an empty file hold the bytes of another by sharing its blocks (a reflink)."""
         fcntl.ioctl(target, _FICLONE, source)
+
+    def shares_blocks(self, folder: str) -> bool:
+        """Whether a file system makes reflinks, as btrfs and XFS do; tried with two files that never have a name."""
+        try:
+            with tempfile.TemporaryFile(dir=folder) as source, tempfile.TemporaryFile(dir=folder) as target:
+                self.clone(source.fileno(), target.fileno())
+        except OSError:
+            return False
+        return True
 
     def allocate(self, descriptor: int, size: int) -> None:
         """Give the file ``size`` bytes of the disk; ENOSPC where there is no room, others where the system cannot.

@@ -213,7 +213,7 @@ def test_a_route_of_no_class_of_the_model_is_told_by_sort_too(tmp_path: Path, co
     ],
 )
 def test_watch_does_not_begin_with_a_destination_that_cannot_be(tmp_path: Path, table: str, message: str) -> None:
-    pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+    pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
     (tmp_path / "in").mkdir()
     file = toml(tmp_path, f"[destinations.X]\n{table}\n[routes]\nCT = ['X']\n[sort]\nengine = 'serial'")
     ran = run("watch", "--config", file, tmp_path / "in", tmp_path / "out")

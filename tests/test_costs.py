@@ -14,8 +14,8 @@ What the calls are for, each once a file where nothing else is said:
   is made by this batch;
 - to copy it: ``lstat`` of the source; ``open``, ``fstat`` and ``close`` of source and temporary file, one ``preadv``,
   one ``write``, ``chmod``, ``utime``; ``link``, and ``unlink`` of the temporary name. ``clone`` is asked once a run;
-- a folder of the inbox: ``lstat``, ``scandir``, and before a move ``access``; of the outbox: ``lstat``, ``mkdir``, and
-  where files go ``stat`` for its device.
+- a folder of the inbox: ``lstat``, ``scandir``, and before a move ``access`` and ``stat``, whether files may leave it;
+  of the outbox: ``lstat``, ``mkdir``, and where files go ``stat`` for its device.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ FOLDERS: Bound = {"scandir": (0, 1, 1), "mkdir": (0, 1, 1), "stat": (0, 1, 0)}
 DRIVER: dict[str, Bound] = {
     "--dry-run": REHEARSE,
     "--link": {**FOLDERS, "lstat": (4, 2, 2), "link": (1, 0, 0)},
-    "--move": {**FOLDERS, "lstat": (6, 2, 2), "link": (1, 0, 0), "unlink": (1, 0, 0), "access": (0, 1, 0)},
+    "--move": {
+        **FOLDERS, "lstat": (6, 2, 2), "link": (1, 0, 0), "unlink": (1, 0, 0), "access": (0, 1, 0), "stat": (0, 2, 0),
+    },
     "--copy": {
         **FOLDERS, "lstat": (3, 2, 2), "open": (2, 0, 0), "fstat": (2, 0, 0), "close": (2, 0, 0), "preadv": (1, 0, 0),
         "write": (1, 0, 0), "chmod": (1, 0, 0), "utime": (1, 0, 0), "link": (1, 0, 0), "unlink": (1, 0, 0),

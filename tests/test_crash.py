@@ -40,7 +40,7 @@ def test_a_death_at_any_change_loses_nothing_and_resume_and_undo_complete(
 def test_two_deaths_in_a_row(root: Path, mode: Mode, record_property: pytest.RecordProperty) -> None:
     tried = try_all(root, mode, twice(root / "whole", mode, random.Random(MODES.index(mode))))
     record_property("crash points", (f"{mode.verb}, {mode.system}", "twice", tried))
-    assert tried > 50
+    assert tried > (50 if mode.places else 40)  # where nothing was placed there is nothing to undo
 
 
 @pytest.mark.parametrize("mode", MODES[:6], indirect=True)

@@ -110,7 +110,9 @@ def test_a_full_file_system_ends_the_run_and_room_lets_it_go_on(tmp_path: Path) 
         pytest.skip("a small file system may not be mounted here; every call fails in the test above")
     try:
         before = read_tree(inbox)
-        ran = sort("--move", "--settle", 0, inbox, outbox)
+        roomy = shutil.disk_usage(outbox)._replace(free=1 << 30)  # as if others filled it only later
+        with mock.patch("dicomsort.sorting.outbox.shutil.disk_usage", return_value=roomy):
+            ran = sort("--move", "--settle", 0, inbox, outbox)
         assert ran.code == 1
         assert "No space left on device" in ran.err
         assert "inbox/big.dcm" in ran.err

@@ -116,7 +116,7 @@ def test_a_run_of_another_inbox_that_was_cut_short_is_named(inbox: Path, outbox:
     make_dicom(other / "1.dcm", study=9)
     cut = cut_short(other, outbox)
     dry, ran = sort("--dry-run", "--held-ok", inbox, outbox), night(inbox, outbox)
-    told = f"run {cut} was cut short and is not finished: `dicomsort resume` finishes it"
+    told = f"run {cut} was cut short and is not finished: `dicomsort resume {outbox} {cut}` finishes it"
     for each in (dry, ran):
         assert each.code == 3
         assert each.err == f"dicomsort: {told}\n"
@@ -135,9 +135,22 @@ def test_a_run_that_cannot_be_finished_is_named(inbox: Path, outbox: Path) -> No
     cut = cut_short(inbox, outbox)
     plan = outbox / ".dicomsort/runs" / cut / "plan.jsonl"
     plan.write_bytes(plan.read_bytes().replace(b"outbox/CT", b"outbox/XX", 1))
-    ran = sort("--quiet", "--held-ok", inbox, outbox)
-    assert ran.code in {0, 3}  # damaged: it is named in the notes, and left alone
+    assert sort("--quiet", "--held-ok", inbox, outbox).code == 0  # damaged: it is named in the notes, and left alone
     assert f"run {cut}" in sort(inbox, outbox).out
+
+
+def test_a_run_whose_finishing_fails_is_named_and_the_rest_is_sorted(inbox: Path, outbox: Path, tmp_path: Path) -> None:
+    cut = cut_short(inbox, outbox)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dicomsort.files.Files", lambda: Broken("flush_system", 0, errno.EIO))
+        make_dicom(inbox / "new.dcm", study=9)
+        ran = night(inbox, outbox)
+    told = f"dicomsort: run {cut} was cut short and is not finished: `dicomsort resume {outbox} {cut}` finishes it\n"
+    assert (ran.code, ran.err) == (3, told)
+    assert f"run {cut} was cut short and could not be finished" in last_line(tmp_path)
+    assert SUCCESS + " " not in (tmp_path / "m.prom").read_text("utf-8")
+    assert by_source(outbox)["new.dcm"]["status"] == "sorted"
+    assert run("resume", outbox).code == 0
 
 
 def test_a_run_that_was_never_sealed_is_no_matter(inbox: Path, outbox: Path) -> None:
@@ -173,7 +186,7 @@ def test_room_is_asked_for_before_the_first_file(
 ) -> None:
     usage = shutil.disk_usage(inbox)
     monkeypatch.setattr("dicomsort.sorting.outbox.shutil.disk_usage", lambda _: usage._replace(free=1000))
-    monkeypatch.setattr("dicomsort.sorting.outbox._shares_bytes", lambda *_: False)
+    monkeypatch.setattr("dicomsort.files.Files.shares_blocks", lambda *_: False)
     ran = sort(mode, inbox, outbox)
     assert ran.code == 1
     assert "bytes that are to be copied, received 1,000 free" in ran.err

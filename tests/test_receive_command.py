@@ -141,8 +141,8 @@ def test_the_log_goes_to_stderr_where_no_file_is_named(inbox: Path) -> None:
         process.terminate()
         out, err = process.communicate()
     assert (process.returncode, out) == (0, b"")
-    assert f"INFO listening ae_title='DICOMSORT' port={port}" in line
-    assert b"INFO ending signal='SIGTERM'" in err
+    assert f"INFO listening ae_title=DICOMSORT port={port}" in line
+    assert b"INFO ending signal=SIGTERM" in err
 
 
 def test_a_start_removes_what_a_killed_one_left_and_not_what_is_in_use(inbox: Path) -> None:

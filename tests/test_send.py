@@ -103,6 +103,8 @@ def test_more_kinds_than_one_association_can_propose_to_storescp(many: Path, tmp
     with storescp(tmp_path / "scp", "+xa", "+B", "--promiscuous") as to:
         ran = send(many, "--to", to, "--associations", 4, "--journal", tmp_path / "journal")
     assert (ran.code, statuses(ran)) == (0, Counter(acknowledged=600)), ran.err
+    # It takes one association at a time: no idle one may keep the others waiting until their patience ends.
+    assert {row["attempts"] for row in rows(ran)} == {"1"}
     sent = {data_set(content) for content in read_tree(many).values()}
     assert {data_set(path.read_bytes()) for path in (tmp_path / "scp").iterdir()} == sent
 

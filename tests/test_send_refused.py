@@ -14,7 +14,7 @@ from sending_tools import rows, send, statuses, stored, uids
 
 from dicomsort.adapters.sending.crew import MOST_BYTES, _Pace
 
-pytest.importorskip("pynetdicom", reason="the extra dicomsort[pacs] is not installed")
+pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
 FULL = 0xA700
 

@@ -272,11 +272,16 @@ def test_watch_and_a_late_settling_know_such_times_too(tmp_path: Path, outbox: P
     assert sum(fake.slept) == (60 if seconds > 0 else 0)
 
 
-def test_an_undo_of_a_copy_that_was_touched_since_leaves_it(tmp_path: Path, outbox: Path) -> None:
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_an_undo_of_a_copy_that_was_touched_since_goes_by_its_bytes(
+    tmp_path: Path, outbox: Path, *, is_changed: bool
+) -> None:
     inbox = tmp_path / "inbox"
     dated(make_dicom(inbox / "1.dcm"), BEYOND_64_BITS)
     assert sort(inbox, outbox).code == 0
     (copy,) = (outbox / "CT").rglob("*.dcm")
+    if is_changed:
+        copy.write_bytes(copy.read_bytes()[::-1])
     os.utime(copy)
-    assert run("undo", outbox).code == 3
-    assert copy.exists()
+    assert run("undo", outbox).code == (3 if is_changed else 0)
+    assert copy.exists() == is_changed

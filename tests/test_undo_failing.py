@@ -259,7 +259,7 @@ def test_a_folder_that_cannot_be_looked_at(
     monkeypatch.setattr(folders, "look_up", look)
     ran = run("undo", outbox) if door == "undo" else sort("--copy", "--layout", "keep", inbox_of_four, outbox)
     assert ran.code == (1 if code == errno.EIO else 3)
-    assert (os.strerror(code) in ran.err) == (code == errno.EIO)
+    assert os.strerror(code) in ran.err
     monkeypatch.setattr(folders, "look_up", real)
     if door == "undo":
         check_all_but({VICTIM, "b/c/3.dcm"}, inbox_of_four, before)

@@ -202,8 +202,9 @@ def test_patience_ends_the_training_and_keeps_the_best_weights(rendered: Rendere
     fitted = _fit(rendered, replace(recipe, epochs=30, patience=2, learning_rate=1.0, checkpoint=None))
     losses = fitted.history["val_loss"]
     best = int(np.argmin(losses))
-    waited = fitted.course.pop("waiting")
+    waited, kept = fitted.course.pop("waiting"), fitted.course.pop("kept")
     assert 0 <= waited < 1
+    assert kept.startswith(f"epoch {best + 1} of {len(losses)}, with the lowest validation loss ({min(losses):.3f})")
     assert fitted.course == {"epochs_run": len(losses), "epoch_kept": best + 1}
     assert len(losses) == best + 3 < 30
     truth = rendered.dataset.classes()[fitted.held]

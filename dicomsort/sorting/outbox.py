@@ -9,7 +9,6 @@ import secrets
 import shutil
 import socket
 import stat
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -291,26 +290,19 @@ def nearest_folder(path: str) -> str:
     return path
 
 
-def require_free(files: Files, outbox: str, size: int) -> None:
-    """PlacingFailed where the outbox's disk has no room for so many bytes, unless files there can share their bytes."""
+def require_free(files: Files, outbox: str, size: int, *, is_across: bool) -> None:
+    """PlacingFailed where the outbox's disk has no room for so many bytes.
+
+    Copies within a file system that shares blocks between them need none; ``is_across`` says that these are no such.
+    """
     folder = nearest_folder(outbox)
     free = shutil.disk_usage(folder).free
-    if size <= free or _shares_bytes(files, folder):
+    if size <= free or (not is_across and files.shares_blocks(folder)):
         return
     raise PlacingFailed(
         f"outbox {outbox!r}: expected room for {size:,} bytes that are to be copied, received {free:,} free: "
         f"{size - free:,} are missing; nothing was placed: make room, then sort again"
     )
-
-
-def _shares_bytes(files: Files, folder: str) -> bool:
-    """Whether the file system makes reflinks, as btrfs and XFS do: copies need no room there."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as one, tempfile.TemporaryFile(dir=folder) as other:
-            files.clone(one.fileno(), other.fileno())
-    except OSError:
-        return False
-    return True
 
 
 def free_reserve(files: Files, outbox: str) -> None:

@@ -152,10 +152,11 @@ def resume(
     outbox = absolute(outbox)
     with held(files, outbox, create=False):
         runs = load_runs(outbox)
-        newest = max(unfinished(runs), default=None)
-        if run is None and newest is None and runs:
+        newest = max(runs, default=None)
+        begun = max(unfinished(runs), default=newest)
+        if run is None and begun and runs[begun].summary:
             return Summary(verb="resume", notes=["no run was cut short: there is nothing to resume"])
-        found = chosen(outbox, runs, run, newest, "to resume")
+        found = chosen(outbox, runs, run, begun, "to resume")
         for undoing, undone in undoings(runs).items():
             if undone == found.name:
                 raise UsageError(f"expected a run to go on with, received {found.name}, which {undoing} has undone")

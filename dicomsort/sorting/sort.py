@@ -212,7 +212,7 @@ class Job:
         for operation in operations:
             copied += operation.size if operation.verb in copying else 0
             yield operation
-        require_free(files, outbox, copied)
+        require_free(files, outbox, copied, is_across=is_across)
 
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
         """Plan everything, and count."""

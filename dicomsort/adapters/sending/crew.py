@@ -23,7 +23,7 @@ LONGEST_WAIT = 300.0  # seconds that a peer may ask us to wait; beyond that anot
 GIVEN_UP = 3  # deliveries in a row that came to nothing before the first pause
 MOST_DOUBLED = 6  # how often the deliveries between two pauses are doubled
 MOST_BYTES = 256 << 20  # sent for nothing between two pauses
-LONGEST_IDLE = 5.0  # seconds that a connection may wait for a retry before it is closed
+LONGEST_IDLE = 5.0  # seconds that a connection may wait for something to send before it is closed
 GRACE = 10.0  # seconds that an interrupted instance has to be finished
 _TICK = 0.2  # seconds between two looks at whether to stop
 
@@ -172,16 +172,22 @@ class Crew:
             channel.abort()
 
     def _next(self, channel: Channel) -> _Job | None:
-        """The next job, once it is due; None where none is left, or an end was asked for."""
+        """The next job, once it is due; None where none is left, or an end was asked for.
+
+        A connection that waits without need is closed: a peer may take one at a time.
+        """
+        since = time.monotonic()
         while not self._is_over():
             with self._changed:
                 seconds = self._until_due()
                 if seconds <= 0:
                     self._busy += 1
                     return self._pick()
-                if self._is_fed and not (self._fresh or self._later or self._busy):
+                is_empty = self._is_fed and not (self._fresh or self._later)
+                if is_empty and not self._busy:
                     return None
-                if seconds <= LONGEST_IDLE or not channel.is_open:
+                is_idle = is_empty or max(seconds, time.monotonic() - since) > LONGEST_IDLE
+                if not (is_idle and channel.is_open):
                     self._changed.wait(min(seconds, _TICK))
                     continue
             channel.close()
