@@ -276,7 +276,7 @@ def test_what_links_back_and_cannot_be_opened_says_so(tmp_path: Path, monkeypatc
     monkeypatch.setattr("dicomsort.execute.placing.metadata_of", fail(errno.EACCES))
     result = one(inbox, outbox, operation)
     assert (result.outcome, result.message) == (
-        Outcome.DONE, "not restored: owner, group and mode (Permission denied)",
+        Outcome.DONE, "not restored: owner, mode and time (Permission denied)",
     )  # fmt: skip
     assert (outbox / "CT/1").read_bytes() == FILES["a/1"]
 

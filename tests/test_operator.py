@@ -107,7 +107,7 @@ def test_a_sort_finishes_a_run_of_its_inbox_that_was_cut_short(inbox: Path, outb
     assert "CT/ct/1.dcm" in placed(outbox)  # by the layout of the run that was cut short
     assert [path for path in read_tree(inbox) if path != "notes.txt"] == ["new.dcm"]  # and by its mode
     assert {row["status"] for row in rows(outbox)} == {"sorted", "other", "ignored"}  # nothing is a duplicate
-    assert f"finished={cut}" in last_line(tmp_path)
+    assert f"finished.{cut}.statuses.sorted=" in last_line(tmp_path)
     assert SUCCESS + " " in (tmp_path / "m.prom").read_text("utf-8")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -128,8 +129,10 @@ def _code(summary: Summary, settings: SortSettings) -> int:
 
 def _cause(summary: Summary, outbox: str) -> str:
     """Why a run is no success, in words."""
-    troubles = [each.trouble for each in (summary, *summary.finished)]
-    reasons = [(reason, count) for reason, count in summary.held.most_common() if reason not in _TOLD]
+    summaries = (summary, *summary.finished)
+    troubles = [each.trouble for each in summaries]
+    all_held = sum((each.held for each in summaries), Counter[str]())
+    reasons = [(reason, count) for reason, count in all_held.most_common() if reason not in _TOLD]
     held = ", ".join(f"{reason} {count:,}" for reason, count in reasons)
     return "; ".join(filter(None, (*summary.unfinished_told(outbox), *troubles, held and f"held: {held}")))
 

@@ -22,7 +22,7 @@ from dicomsort.files import (
     sha256_of,
 )
 from dicomsort.journal import Replay
-from dicomsort.metadata import Kept, Metadata, copy_with_metadata, keep, metadata_of
+from dicomsort.metadata import ACL, Kept, Metadata, copy_with_metadata, keep, metadata_of
 from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
 CANNOT_LEAVE = "its folder may not be changed, so the file cannot leave it"
@@ -127,7 +127,7 @@ class Placer:
     def _recognise(self, o: Operation, target: os.stat_result, source: os.stat_result | None) -> Result | None:
         """A target that an attempt cut short may have made: ours by inode, or torn and ours to make again."""
         if o.verb is not Verb.COPY and _is_one_file(o, target, source):
-            return self._under_its_new_name(o, target.st_ino)
+            return self._under_its_new_name(o, target)
         part, path = self._part(o), self._roots.absolute(o.target)
         made = look_up(part)
         if made is None:
@@ -208,23 +208,24 @@ class Placer:
                 return Result(o.number, Outcome.FAILED, message)
             self.copies = True
             return self._copy(o, target)
-        inode = os.lstat(target).st_ino
-        if inode != o.inode:  # the source's name was given to another file since the check
+        there = os.lstat(target)
+        if there.st_ino != o.inode:  # the source's name was given to another file since the check
             self._files.unlink(target)
             return Result(o.number, Outcome.CHANGED, "the file was replaced while it was placed")
-        return self._under_its_new_name(o, inode)
+        return self._under_its_new_name(o, there)
 
-    def _under_its_new_name(self, o: Operation, inode: int) -> Result:
-        """A file that was linked; what an earlier move could not keep, of owner and mode, it gets back now."""
-        if o.owner is None:
-            return Result(o.number, Outcome.DONE, inode=inode)
+    def _under_its_new_name(self, o: Operation, status: os.stat_result) -> Result:
+        """A file that was linked; metadata that an earlier move or a backup did not keep comes back now."""
+        if o.owner is None and (o.stamp_ns is None or _is_stamped(status, o.stamp_ns)):
+            return Result(o.number, Outcome.DONE, inode=status.st_ino)
         try:
             with opened(self._roots.absolute(o.target)) as file:
-                there = metadata_of(file)._replace(attributes={})  # it has kept what it has
-                message, lost = keep(self._files, file, _wanted(o, there), o.mtime_ns)
+                there = metadata_of(file)  # other attributes it has kept as they are
+                there = there._replace(attributes={n: v for n, v in there.attributes.items() if n == ACL})
+                message, lost = keep(self._files, file, _wanted(o, there), _stamp(o))
         except OSError as error:
-            message, lost = f"not restored: owner, group and mode ({error.strerror})", None
-        return Result(o.number, Outcome.DONE, message, inode, lost)
+            message, lost = f"not restored: owner, mode and time ({error.strerror})", None
+        return Result(o.number, Outcome.DONE, message, status.st_ino, lost)
 
     def _copy(self, o: Operation, target: str) -> Result:
         part = self._part(o)
@@ -402,8 +403,9 @@ def _is_stamped(status: os.stat_result, stamp_ns: int) -> bool:
 
 
 def _unchanged(o: Operation, status: os.stat_result) -> bool:
-    same = status.st_ino == o.inode and status.st_mtime_ns == o.mtime_ns and status.st_size == o.size
-    return same and stat.S_ISREG(status.st_mode)
+    """Whether this is the file that the plan means; one that was linked may have got the time it is to have."""
+    is_timed = status.st_mtime_ns == o.mtime_ns or (o.stamp_ns is not None and _is_stamped(status, o.stamp_ns))
+    return is_timed and status.st_ino == o.inode and status.st_size == o.size and stat.S_ISREG(status.st_mode)
 
 
 def _is_one_file(o: Operation, target: os.stat_result, source: os.stat_result | None) -> bool:

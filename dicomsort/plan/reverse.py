@@ -5,32 +5,47 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import Protocol
 
-from dicomsort.records import Action, Found, Lost, Operation, Outcome, Result, Verb
+from dicomsort.records import Action, Found, Lost, Operation, Outcome, Result, Row, Status, Verb
 
 _COARSE = 2_000_000_000  # nanoseconds: some file systems keep times to two seconds
 _EARLIEST = 315_532_800 * 10**9  # 1980, where the times of FAT begin, and
 _LATEST = (2**31 - 1) * 10**9  # 2038, where those of 32 bits end: every file system keeps what lies between
 
 
+class UndoSurroundings(Protocol):
+    """What an undo asks of the disk, and of the later runs that stand."""
+
+    def look_up(self, place: str) -> Found | None:
+        """What lies at a place now."""
+
+    def is_same(self, place: str, sha256: str) -> bool:
+        """Whether the file at a place, whose inode or time is another, is the one placed there: a backup was restored.
+
+        It has the SHA-256, and no other run placed it.
+        """
+
+    def filled_by(self, place: str) -> str:
+        """The later run that placed a file there; else ""."""
+
+    def needed_by(self, place: str) -> str:
+        """The later run that removed a duplicate of the file there; else ""."""
+
+
 def reverse(
-    done: Callable[[], Iterable[tuple[Operation, Result]]],
-    made: Sequence[str],
-    look_up: Callable[[str], Found | None],
-    holds: Callable[[str, str], bool] = lambda _place, _sha256: False,
+    done: Callable[[], Iterable[tuple[Operation, Result]]], made: Sequence[str], around: UndoSurroundings
 ) -> Iterator[Operation]:
     """Yield the operations that undo a run, numbered from 0.
 
-    ``holds`` says whether the file at a place has a SHA-256: one that was restored from a backup, with another inode
-    or time, is then the one that was placed.
+    What a later run filled, or needs for its own undo, stays.
 
     ``done`` gives the run's operations that ended, each time it is called; ``made`` are the folders it made, parents
-    first; ``look_up`` tells what lies at a place now. What was removed is restored first, while its kept copy is still
+    first. What was removed is restored first, while its kept copy is still
     where it was; then files go back; then folders that the run pruned, and last those that it made.
     """
     unmade = (Operation(0, Verb.REMOVE_FOLDER, path) for path in reversed(made))
-    returned = _returned(done(), look_up, holds)
-    steps = chain(_restored(done(), look_up), returned, _folders_again(done()), unmade)
+    steps = chain(_restored(done(), around.look_up), _returned(done(), around), _folders_again(done()), unmade)
     for number, operation in enumerate(steps):
         yield replace(operation, number=number)
 
@@ -47,30 +62,48 @@ def _restored(done: Iterable[tuple[Operation, Result]], look_up: Callable[[str],
             )  # fmt: skip
 
 
-def _returned(
-    done: Iterable[tuple[Operation, Result]],
-    look_up: Callable[[str], Found | None],
-    holds: Callable[[str, str], bool],
-) -> Iterator[Operation]:
+def _returned(done: Iterable[tuple[Operation, Result]], around: UndoSurroundings) -> Iterator[Operation]:
     for o, result in done:
         if o.verb not in {Verb.MOVE, Verb.COPY, Verb.LINK}:
             continue
-        there, source = look_up(o.target), look_up(o.source)
+        filled_by = around.filled_by(o.target)
+        there, source = None if filled_by else around.look_up(o.target), around.look_up(o.source)
         if there is None and source is not None:
             continue  # undone already, or taken from the outbox by somebody
-        row = o.row and replace(o.row, action=Action.UNDONE)
-        back = replace(o, source=o.target, target=o.source, inode=result.inode, row=row)
-        if there is not None:
-            is_kept = _is_kept(o.mtime_ns, there.mtime_ns)
-            mtime_ns = there.mtime_ns if is_kept else o.mtime_ns
-            back = replace(back, device=there.device, mtime_ns=mtime_ns, stamp_ns=o.mtime_ns)
-            is_other = not is_kept or there.inode != result.inode
-            if is_other and there.size == o.size and holds(o.target, o.sha256):
-                back = replace(back, inode=there.inode, mtime_ns=there.mtime_ns)
-        if source is None:  # for a copy, too, whose source is gone: the only one left goes back instead of away
-            yield replace(_with_metadata(back, result.lost), verb=Verb.MOVE)
+        if filled_by:
+            yield _left(o, f"it is gone; run {filled_by} placed another file there since")
+        elif needed_by := around.needed_by(o.target):
+            yield _left(o, f"run {needed_by} removed a duplicate of it: undo that run first")
+        elif source is None:  # for a copy, too, whose source is gone: the only one left goes back instead of away
+            yield replace(_with_metadata(_back(o, result, there, around), result.lost), verb=Verb.MOVE)
         else:
-            yield replace(back, verb=Verb.REMOVE, target="", kept=o.source)
+            yield replace(_back(o, result, there, around), verb=Verb.REMOVE, target="", kept=o.source)
+
+
+def _back(o: Operation, result: Result, there: Found | None, around: UndoSurroundings) -> Operation:
+    """From the target to the source, by what is known of the file that lies at the target."""
+    back = replace(o, source=o.target, target=o.source, inode=result.inode, row=_undone(o.row))
+    if there is None:
+        return back
+    is_kept = _is_kept(o.mtime_ns, there.mtime_ns)
+    mtime_ns = there.mtime_ns if is_kept else o.mtime_ns
+    back = replace(back, device=there.device, mtime_ns=mtime_ns, stamp_ns=o.mtime_ns)
+    is_other = not is_kept or there.inode != result.inode
+    if is_other and there.size == o.size and around.is_same(o.target, o.sha256):
+        return replace(back, inode=there.inode, mtime_ns=there.mtime_ns)
+    return back
+
+
+def _undone(row: Row | None) -> Row | None:
+    return row and replace(row, action=Action.UNDONE)
+
+
+def _left(o: Operation, message: str) -> Operation:
+    """Nothing is done with a file, and its row says why."""
+    row = o.row and replace(
+        o.row, action=Action.LEFT, status=Status.CHANGED, destination="", reason=Status.CHANGED, message=message
+    )
+    return replace(o, verb=Verb.LEAVE, source=o.source, target="", row=row)
 
 
 def _is_kept(given_ns: int, there_ns: int) -> bool:

@@ -56,16 +56,10 @@ _MOST = 1 << 62
 _COUNTERS = ("statuses", "classes", "actions", "held", "causes")
 _TYPES: dict[str, type] = {
     "run_id": str, "verb": str, "dry_run": bool, "found": int, "bytes": int, "seconds": float, "archives": list,
-    "archives_found": int, "notes": list, "stages": dict, "troubled": list, "undoes": str, "unfinished": list,
+    "archives_found": int, "notes": list, "stages": dict, "troubled": list, "undoes": str,
     **dict.fromkeys(_COUNTERS, dict),
 }  # fmt: skip
-_LATER: dict[str, Any] = {
-    "stages": {},
-    "causes": {},
-    "troubled": [],
-    "undoes": "",
-    "unfinished": [],
-}  # not in old files
+_LATER: dict[str, Any] = {"stages": {}, "causes": {}, "troubled": [], "undoes": ""}  # not in old files
 _ENDED = {Outcome.DUPLICATE: Status.DUPLICATE, Outcome.CONFLICT: Status.CONFLICT, Outcome.CHANGED: Status.CHANGED}
 
 
@@ -90,8 +84,8 @@ class Summary:
     causes: Counter[str] = field(default_factory=Counter)  # of what failed or changed
     troubled: list[str] = field(default_factory=list)  # the first FIRST of these files
     undoes: str = ""  # the run that an undo took back
-    unfinished: list[str] = field(default_factory=list)  # runs that were cut short, and could not be finished first
-    finished: list[Summary] = field(default_factory=list)  # runs that were cut short, and were finished first
+    unfinished: list[str] = field(default_factory=list)  # runs that stay cut short; not kept in the file
+    finished: list[Summary] = field(default_factory=list)  # runs that were finished first; not kept in it
 
     def count(self, row: Row) -> None:
         """Count one final row."""
@@ -146,7 +140,8 @@ class Summary:
         """The summary as JSON values."""
         seconds, archives = round(self.seconds, 3), [printable(archive) for archive in self.archives]
         stages = {name: round(spent, 3) for name, spent in self.stages.items()}
-        troubled, finished = [printable(path) for path in self.troubled], [each.run_id for each in self.finished]
+        troubled = [printable(path) for path in self.troubled]
+        finished = {each.run_id: {"statuses": each.statuses, "held": each.held} for each in self.finished}
         told = {"seconds": seconds, "archives": archives, "stages": stages, "troubled": troubled, "finished": finished}
         return vars(self) | told
 

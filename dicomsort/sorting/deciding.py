@@ -38,8 +38,8 @@ from dicomsort.sorting.outbox import (
     unfinished,
 )
 from dicomsort.sorting.progress import Progress
-from dicomsort.sorting.running import carry_out, complete_reports, finish, look_for, seal_plan, undo
-from dicomsort.sorting.surroundings import holds
+from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan, undo
+from dicomsort.sorting.surroundings import holds, look_for
 from dicomsort.tasks import examine
 
 T = TypeVar("T")

@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -14,10 +13,10 @@ from typing import Any
 
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError
 from dicomsort.execute import Executor, Placer, Roots
-from dicomsort.files import Files, is_network, look_up, sha256_of
+from dicomsort.files import Files, is_network, look_up
 from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, replay, runs_folder
 from dicomsort.plan import reverse
-from dicomsort.records import Action, Found, Operation, Outcome, Result, Row, Verb
+from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import (
     PLACED,
     RunManifest,
@@ -54,6 +53,7 @@ from dicomsort.sorting.outbox import (
     wholly_undone,
 )
 from dicomsort.sorting.progress import Progress
+from dicomsort.sorting.surroundings import AroundUndo
 
 NOTHING_TO_UNDO = "no run that changed anything is left to undo"
 # Threads that place: a local disk answers sooner than the interpreter switches between many, a network does not.
@@ -220,25 +220,21 @@ def undo(outbox: str, run: str | None, progress: Progress, files: Files, *, with
         _undo_decisions(outbox, run, progress, files)
     with held(files, outbox, create=False):
         runs = load_runs(outbox)
-        newest = _newest_undoable(outbox, runs)
-        damaged = max((name for name, each in runs.items() if each.damage), default="")
-        if run is None and damaged > (newest or ""):
-            raise StateDamaged(f"{runs[damaged].damage}; to take an earlier run back, name it")
-        if run is None and newest is None:
-            return Summary(verb="undo", notes=[NOTHING_TO_UNDO])
-        name = chosen(outbox, runs, run, newest, "to undo").name
+        if (name := _to_undo(outbox, runs, run)) is None:
+            return _nothing_to_undo(runs, run)
         plan = _undoable(outbox, runs, name)
         free_reserve(files, outbox)
         room = room_for_undo(os.stat(plan.path).st_size)
         with _room_told(lambda: (outbox, room), f"`dicomsort undo {outbox} {name}` again"):
             complete_reports(files, outbox, runs.values())
-            mine, sealed = _seal_undo(files, outbox, name, plan)
+            around = AroundUndo(outbox, runs, name, inbox_of(plan.head, outbox))
+            mine, sealed = _seal_undo(files, outbox, name, plan, around)
         return _end(files, outbox, mine, sealed, progress, None)
 
 
-def _seal_undo(files: Files, outbox: str, run: str, plan: Plan) -> tuple[str, Plan]:
+def _seal_undo(files: Files, outbox: str, run: str, plan: Plan, around: AroundUndo) -> tuple[str, Plan]:
     """Find out how a run stands, and seal the plan that undoes it: the undo's own run, and that plan."""
-    roots = Roots(inbox_of(plan.head, outbox), outbox)
+    roots = around.roots
     with closing(Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)) as journal:
         notes = Executor(files, roots, journal, run, LOCAL_THREADS).settle(plan)
         known = journal.known
@@ -247,23 +243,10 @@ def _seal_undo(files: Files, outbox: str, run: str, plan: Plan) -> tuple[str, Pl
         "verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": outbox, "started": now(), "notes": notes,
         "mount": plan.head.get("mount", "/"),
     }  # fmt: skip
-    sealed = seal_plan(files, outbox, mine, head, _reversed(plan, known, roots))
+    sealed = seal_plan(files, outbox, mine, head, reverse(lambda: _done(plan, known), known.folders, around))
     with suppress(OSError), closing(Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)) as journal:
         journal.mark(UNDONE_BY, mine)  # for when the undo's own plan cannot be read
     return mine, sealed
-
-
-def _reversed(plan: Plan, known: Replay, roots: Roots) -> Iterator[Operation]:
-    look = lambda path: look_for(roots.absolute(path))
-    return reverse(lambda: _done(plan, known), known.folders, look, lambda path, sha: _holds(roots.absolute(path), sha))
-
-
-def _holds(path: str, sha256: str) -> bool:
-    """Whether a file has this content; a file that cannot be read is not believed."""
-    try:
-        return sha256_of(path) == sha256
-    except OSError:
-        return False
 
 
 def rehearse_undo(outbox: str, run: str | None, show: Callable[[Operation, Result | None], None]) -> Summary:
@@ -273,16 +256,15 @@ def rehearse_undo(outbox: str, run: str | None, show: Callable[[Operation, Resul
     """
     outbox = absolute(outbox)
     runs = load_runs(outbox)
-    newest = _newest_undoable(outbox, runs)
-    if run is None and newest is None:
-        return Summary(verb="undo", dry_run=True, notes=[NOTHING_TO_UNDO])
-    name = chosen(outbox, runs, run, newest, "to undo").name
+    if (name := _to_undo(outbox, runs, run)) is None:
+        return _nothing_to_undo(runs, run, dry_run=True)
     plan = _undoable(outbox, runs, name)
-    roots, known = Roots(inbox_of(plan.head, outbox), outbox), replay(f"{runs_folder(outbox)}/{name}", plan.count)
-    placer, summary = Placer(Files(), roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True, undoes=name)
-    for operation in _reversed(plan, known, roots):
-        is_folder = operation.verb in {Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER}
-        refused = None if is_folder else placer.check(operation)
+    around = AroundUndo(outbox, runs, name, inbox_of(plan.head, outbox))
+    known = replay(f"{runs_folder(outbox)}/{name}", plan.count)
+    placer, summary = Placer(Files(), around.roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True)
+    summary.undoes = name
+    for operation in reverse(lambda: _done(plan, known), known.folders, around):
+        refused = None if operation.verb in {Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER} else placer.check(operation)
         show(operation, refused)
         if operation.row is not None:
             summary.count(final_row(operation.row, operation, refused or Result(operation.number, Outcome.DONE)))
@@ -343,6 +325,25 @@ def _undoable(outbox: str, runs: Mapping[str, Run], name: str) -> Plan:
     return plan
 
 
+def _to_undo(outbox: str, runs: Mapping[str, Run], run: str | None) -> str | None:
+    """The run that is meant, by default the newest that can be undone; None where nothing of it is left to undo."""
+    if run is not None:
+        name = chosen(outbox, runs, run, None, "to undo").name
+        is_over = name in wholly_undone(runs) and runs[name].verb != REVIEW_VERB  # a decision says so as an error
+        return None if is_over else name
+    newest = _newest_undoable(outbox, runs)
+    damaged = max((name for name, each in runs.items() if each.damage), default="")
+    if damaged > (newest or ""):
+        raise StateDamaged(f"{runs[damaged].damage}; to take an earlier run back, name it")
+    return newest if newest or runs else chosen(outbox, runs, run, newest, "to undo").name
+
+
+def _nothing_to_undo(runs: Mapping[str, Run], run: str | None, *, dry_run: bool = False) -> Summary:
+    undo = max((name for name, undone in undoings(runs).items() if undone == run), default="")
+    note = NOTHING_TO_UNDO if run is None else f"run {run} is undone already, by run {undo}"
+    return Summary(verb="undo", dry_run=dry_run, notes=[note])
+
+
 def _newest_undoable(outbox: str, runs: Mapping[str, Run]) -> str | None:
     """The newest run that changed anything, a decision too, and is not wholly undone."""
     undone = wholly_undone(runs)
@@ -362,14 +363,3 @@ def _done(plan: Plan, known: Replay) -> Iterator[tuple[Operation, Result]]:
         result = known.result(operation.number)
         if result is not None and result.outcome is Outcome.DONE and operation.verb is not Verb.LEAVE:
             yield operation, result
-
-
-def look_for(path: str) -> Found | None:
-    """The regular file at an absolute path, or None; one of inode 0 where that cannot be told."""
-    try:
-        status = look_up(path)
-    except OSError:
-        return Found(path, 0, 0, 0, 0)
-    if status is None or not stat.S_ISREG(status.st_mode):
-        return None
-    return Found(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino, stat.S_IMODE(status.st_mode))

@@ -174,17 +174,21 @@ class Job:
         """Finish runs of this inbox, and decisions, that were cut short; their summaries, and the runs that stay so."""
         finished, left = list[Summary](), list[str]()
         for name, run in runs.items():
-            inbox = inbox_of(run.plan.head, outbox) if run.plan else ""
-            if inbox not in {self.request.inbox, outbox}:
+            if not self._is_ours(run, outbox):
                 left.append(name)
                 continue
             try:
                 finished.append(finish(files, outbox, name, self.progress, on_row))
-                self.notes.append(f"run {name}, which was cut short, was finished first")
+                counts = ", ".join(f"{count:,} {status}" for status, count in finished[-1].statuses.most_common())
+                self.notes.append(f"run {name}, which was cut short, was finished first: {counts}")
             except (DicomsortError, OSError) as error:
                 left.append(name)
                 self.notes.append(f"run {name} was cut short and could not be finished: {error}")
         return finished, left
+
+    def _is_ours(self, run: Run, outbox: str) -> bool:
+        """Whether a run is one of this inbox, or a decision."""
+        return run.plan is not None and inbox_of(run.plan.head, outbox) in {self.request.inbox, outbox}
 
     def place(
         self,
@@ -224,9 +228,12 @@ class Job:
                 summary.count(rehearsed.row)
         if outbox and os.path.isdir(f"{outbox}/{STATE}"):
             runs = unfinished(load_runs(outbox))
-            ours = {name for name, run in runs.items() if run.plan and run.plan.head["inbox"] == self.request.inbox}
+            ours = {name for name, run in runs.items() if self._is_ours(run, outbox)}
             summary.unfinished = sorted(runs.keys() - ours)
-            self.notes += [f"run {name} was cut short, and a sort would finish it first" for name in sorted(ours)]
+            self.notes += [
+                f"run {name} was cut short, and a sort would finish it first, which is not shown here"
+                for name in sorted(ours)
+            ]
         summary.notes = self.notes
         return summary
 

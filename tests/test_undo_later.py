@@ -1,0 +1,161 @@
+"""An undo of a run takes nothing from the runs that came after it: neither what they placed nor what they need."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from building import make_dicom, read_tree
+from command import Ran, by_source, placed, rows, run, sort
+from test_operator import cut_short, last_line, night
+from watching import runs_of
+
+MODES = ["--copy", "--move"]
+
+
+class World(NamedTuple):
+    """Two inboxes with the same image, and an outbox that has the first one by a run of its own."""
+
+    one: Path
+    other: Path
+    outbox: Path
+    run: str
+
+    @property
+    def target(self) -> Path:
+        (name,) = placed(self.outbox)
+        return self.outbox / name
+
+    def sort_other(self, *options: object) -> str:
+        """Sort the other inbox; the run's id."""
+        assert sort("--move", "--settle", 0, *options, self.other, self.outbox).code == 0
+        return runs_of(self.outbox)[-1]
+
+
+@pytest.fixture(params=MODES)
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> World:
+    one, other, outbox = tmp_path / "one", tmp_path / "other", tmp_path / "outbox"
+    image = make_dicom(one / "x.dcm")
+    other.mkdir()
+    shutil.copy2(image, other / "y.dcm")
+    assert sort(request.param, "--settle", 0, one, outbox).code == 0
+    return World(one, other, outbox, runs_of(outbox)[-1])
+
+
+def check_other_comes_back(world: World, later: str, before: dict[str, bytes]) -> None:
+    assert run("verify", world.outbox).code == 0
+    assert len(list(placed(world.outbox))) == 1
+    assert run("undo", world.outbox, later).code == 0
+    assert read_tree(world.other) == before
+
+
+def test_a_run_that_is_undone_already_is_left_alone(world: World) -> None:
+    before = read_tree(world.other)
+    assert run("undo", world.outbox).code == 0
+    undo, later = runs_of(world.outbox)[-1], world.sort_other()
+    for options in (["--dry-run"], []):
+        ran = run("undo", *options, world.outbox, world.run)
+        assert (ran.code, f"run {world.run} is undone already, by run {undo}" in ran.out) == (0, True)
+    assert runs_of(world.outbox)[-1] == later
+    check_other_comes_back(world, later, before)
+
+
+@pytest.mark.parametrize("has_source", [True, False])
+def test_a_file_that_a_later_run_placed_there_is_not_taken(world: World, *, has_source: bool) -> None:
+    before = read_tree(world.other)
+    source = world.one / "x.dcm"
+    if has_source and not source.exists():  # by a move
+        shutil.copy2(world.target, source)
+    elif not has_source:
+        source.unlink(missing_ok=True)
+    world.target.unlink()
+    later = world.sort_other()
+    ran = run("undo", world.outbox, world.run)
+    assert ran.code == (0 if has_source else 3)
+    if not has_source:
+        message = f"it is gone; run {later} placed another file there since"
+        assert [row["message"] for row in rows(world.outbox) if row["status"] == "changed"] == [message]
+        assert not source.exists()
+    check_other_comes_back(world, later, before)
+
+
+def test_nor_one_of_a_later_run_whose_plan_is_gone(world: World) -> None:
+    world.target.unlink()
+    later = world.sort_other()
+    target = world.target
+    os.utime(target)
+    shutil.rmtree(world.outbox / ".dicomsort/runs" / later)
+    assert run("undo", world.outbox, world.run).code == 3
+    assert target.is_file()
+
+
+def test_what_a_later_run_removed_duplicates_of_stays_until_that_is_undone(world: World) -> None:
+    before, whole = read_tree(world.other), read_tree(world.one)
+    later = world.sort_other("--duplicates", "remove")
+    assert read_tree(world.other) == {}
+    message = f"run {later} removed a duplicate of it: undo that run first"
+    dry = run("undo", "--dry-run", world.outbox, world.run)
+    assert (dry.code, message in dry.out) == (3, True)
+    assert run("undo", world.outbox, world.run).code == 3
+    assert rows(world.outbox)[-1]["message"] == message
+    check_other_comes_back(world, later, before)
+    assert run("undo", world.outbox, world.run).code == 0
+    assert list(placed(world.outbox)) == []
+    assert [*read_tree(world.one)] == [*whole] or [*read_tree(world.one)] == ["x.dcm"]
+
+
+def test_a_file_from_a_backup_gets_mode_and_time_back(tmp_path: Path, outbox: Path) -> None:
+    image = make_dicom(tmp_path / "inbox" / "1.dcm")
+    image.chmod(0o640)
+    os.utime(image, (10**9, 10**9))
+    assert sort("--move", "--settle", 0, tmp_path / "inbox", outbox).code == 0
+    (name,) = placed(outbox)
+    content = (outbox / name).read_bytes()
+    (outbox / name).unlink()
+    (outbox / name).write_bytes(content)
+    (outbox / name).chmod(0o600)
+    ran = run("undo", outbox)
+    assert (ran.code, rows(outbox)[-1]["message"]) == (0, "")
+    status = image.stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (0o640, 10**9)
+    assert list(placed(outbox)) == []
+
+
+def test_a_dry_run_refuses_what_an_undo_refuses(tmp_path: Path, outbox: Path) -> None:
+    for study in (1, 2):
+        make_dicom(tmp_path / "inbox" / f"{study}.dcm", study=study)
+        assert sort(tmp_path / "inbox", outbox).code == 0
+    (outbox / ".dicomsort/runs" / runs_of(outbox)[-1] / "summary.json").write_text('{"a": 1}')
+    dry, ran = run("undo", "--dry-run", outbox), run("undo", outbox)
+    assert (dry.code, dry.err) == (ran.code, ran.err)
+    assert (dry.code, "to take an earlier run back, name it" in dry.err) == (1, True)
+
+
+def test_what_a_finished_run_held_is_told(tmp_path: Path, outbox: Path) -> None:
+    inbox = tmp_path / "inbox"
+    make_dicom(inbox / "1.dcm")
+    make_dicom(inbox / "2.dcm", study=2, modality="CT", sop_class="1.2.840.10008.5.1.4.1.1.1")
+    cut = cut_short(inbox, outbox, "--move")
+    ran = sort("--move", "--settle", 0, "--log-file", tmp_path / "log", "--json", inbox, outbox)
+    (reason,) = json.loads(ran.out)["finished"][cut]["held"]
+    assert (ran.code, json.loads(ran.out)["found"]) == (3, 0)
+    assert f'exit_code=3 cause="held: {reason} 1"' in last_line(tmp_path)
+    assert f"run {cut}, which was cut short, was finished first: 1 sorted, 1 review" in last_line(tmp_path)
+
+
+def test_a_run_that_was_resumed_since_is_not_told_as_unfinished(tmp_path: Path, outbox: Path) -> None:
+    inbox, other = tmp_path / "inbox", tmp_path / "other"
+    make_dicom(inbox / "1.dcm")
+    make_dicom(other / "2.dcm", study=2)
+    cut_short(other, outbox)
+    assert night(inbox, outbox).code == 3
+    last = runs_of(outbox)[-1]
+    assert run("resume", outbox).code == 0
+    ran: Ran = run("report", outbox, last)
+    assert (ran.code, ran.err) == (0, "")
+    assert by_source(outbox)["2.dcm"]["status"] == "sorted"
