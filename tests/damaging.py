@@ -102,7 +102,8 @@ class World:
         return self.root / "other inbox"
 
     def restore(self) -> None:
-        """Put inbox and outbox back."""
+        """Put inbox and outbox back; what a damage moved away goes."""
+        shutil.rmtree(self.root / "moved away", ignore_errors=True)
         for name in ("inbox", "outbox"):
             shutil.rmtree(self.root / name)
             _copy(self._kept / name, self.root / name)
@@ -176,7 +177,8 @@ def _write(path: Path, content: bytes) -> None:
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.move(path, path.parents[2] / "moved away" if path.name != ".dicomsort" else path.parents[1] / "away")
+        away = path.parents[1 if path.name == ".dicomsort" else 2] / "moved away"
+        shutil.move(path, away)
     else:
         path.unlink()
 
