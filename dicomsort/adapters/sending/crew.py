@@ -160,8 +160,12 @@ class Crew:
 
     def _work(self, channel: Channel) -> None:
         try:
-            while (job := self._next(channel)) is not None:
-                self._carry(channel, job)
+            refused, rest_until = 0, 0.0
+            while (job := self._next(channel, rest_until)) is not None:
+                rest = self._carry(channel, job)
+                refused = 0 if rest is None else refused + 1
+                if rest is not None:
+                    rest_until = time.monotonic() + max(_backoff(self._settings.retry_wait, refused), rest, _TICK)
                 with self._changed:
                     self._busy -= 1
                     self._changed.notify_all()
@@ -171,15 +175,16 @@ class Crew:
             self._halt.set()
             channel.abort()
 
-    def _next(self, channel: Channel) -> _Job | None:
-        """The next job, once it is due; None where none is left, or an end was asked for.
+    def _next(self, channel: Channel, rest_until: float) -> _Job | None:
+        """The next job, once it is due and the channel has rested; None where none is left, or an end was asked for.
 
         A connection that waits without need is closed: a peer may take one at a time.
         """
         since = time.monotonic()
         while not self._is_over():
             with self._changed:
-                seconds = self._until_due()
+                rest = 0.0 if self._halt.is_set() else rest_until - time.monotonic()
+                seconds = max(self._until_due(), rest)
                 if seconds <= 0:
                     self._busy += 1
                     return self._pick()
@@ -212,30 +217,50 @@ class Crew:
             return job
         return heapq.heappop(self._later)[-1]
 
-    def _carry(self, channel: Channel, job: _Job) -> None:
-        """Deliver a job once; where the peer is not there, as often as is allowed."""
+    def _carry(self, channel: Channel, job: _Job) -> float | None:
+        """Deliver a job once; where the peer is not there, as often as is allowed.
+
+        Where it has no room for one more channel, the job is left to those that it took, and the result is how many
+        seconds this one must rest at least; else None.
+        """
         down = 0
         while not self._halt.is_set():
             job.attempts += 1
             if job.is_suspect:
                 channel.close()
+            is_one_more = self._is_one_more(channel)
             try:
                 self._note(job, channel.deliver(job.batch))
-                return
+                return None
             except Permanent as error:
                 self._stop_for(job, str(error))
             except Temporary as error:
                 if not error.is_down:
                     self._put_aside(job, dict.fromkeys(job.batch.instances, _again(error)), is_broken=True)
-                    return
-                down = 1 if any(each.is_open for each in self._channels) else down + 1  # it has no room for one more
+                    return None
+                down += 1
                 if error.wait > LONGEST_WAIT:
                     self._stop_for(job, f"{error}, and asks to wait {error.wait:.0f} s")
+                elif is_one_more or self._is_one_more(channel):
+                    self._hand_over(job)
+                    return error.wait
                 elif down > self._settings.retries:
                     self._stop_for(job, str(error))
                 elif not self._pause(down, error.wait):
-                    return
+                    return None
         self._leave(job)
+        return None
+
+    def _is_one_more(self, channel: Channel) -> bool:
+        """Whether the peer has taken up another channel."""
+        return any(each.is_open for each in self._channels if each is not channel)
+
+    def _hand_over(self, job: _Job) -> None:
+        """Let another channel have the job at once: nothing of it was tried."""
+        job.attempts -= 1
+        with self._changed:
+            heapq.heappush(self._later, (time.monotonic(), next(self._numbers), job))
+            self._changed.notify_all()
 
     def _stop_for(self, job: _Job, problem: str) -> None:
         """Give the peer up: it was not there, or refused everything."""
