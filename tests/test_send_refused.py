@@ -5,17 +5,21 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from building import make_dicom, read_tree, uid
 from command import Ran
-from peers_send import Reply, Scp, Web, orthanc
+from peers_send import Reply, Scp, Web, free_port, orthanc, raw_server
 from sending_tools import rows, send, statuses, stored, uids
 
+from dicomsort.adapters.sending import send as deliver
 from dicomsort.adapters.sending.crew import MOST_BYTES, Crew, _Pace
 from dicomsort.adapters.sending.records import Answer, Batch, Instance, Temporary
+from dicomsort.cli.console import Silent
 from dicomsort.config import SendSettings
+from dicomsort.files import Files
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
@@ -223,6 +227,29 @@ def test_what_a_refused_association_was_for_goes_by_the_open_one() -> None:
     )
     crew.run(Batch((Instance(str(number), "", 1, 1, 1, 0, "", "", ""),)) for number in range(5))
     assert (crew.problem, settled) == ("", Counter({(True, 1): 5}))
+
+
+@pytest.mark.parametrize(
+    ("count", "status", "flags"),
+    [(1, None, (False, False)), (1, FULL, (False, False)), (9, None, (False, True)), (9, FULL, (False, True))],
+)
+def test_a_peer_that_takes_nothing_is_told_from_one_bad_instance(
+    folder: Path, count: int, status: int | None, flags: tuple[bool, bool]
+) -> None:
+    made(folder, 0, count)
+    with Scp(lambda *_: status).running() as scp:
+        sent = deliver(str(folder), SendSettings(scp.to, retries=1, retry_wait=0.01), Files(), Silent())
+    assert (sent.is_down, sent.takes_nothing) == flags
+    assert sent.problem  # `send` says in either case that nothing was sent
+
+
+def test_a_peer_that_takes_no_association(folder: Path) -> None:
+    made(folder, 0, 1)
+    settings = SendSettings(f"SCP@127.0.0.1:{free_port()}", retries=1, retry_wait=0.01)
+    assert deliver(str(folder), settings, Files(), Silent()).is_down
+    with raw_server(lambda connection: connection.recv(1 << 16) and None) as port:
+        sent = deliver(str(folder), replace(settings, to=f"SCP@127.0.0.1:{port}"), Files(), Silent())
+    assert (sent.is_down, sent.takes_nothing) == (False, True), sent.problem
 
 
 @pytest.mark.peers

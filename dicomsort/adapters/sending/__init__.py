@@ -120,6 +120,7 @@ class _Sending:
         self._crew = Crew(channels, self._settings, self._settle, stop)
         self._crew.run(self._batches(stop))
         self._sent.problem = self._crew.problem
+        self._sent.is_down, self._sent.takes_nothing = self._crew.is_down, self._crew.takes_nothing
         self._sent.seconds = time.monotonic() - started
         return self._sent
 

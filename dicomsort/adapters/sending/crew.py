@@ -87,15 +87,16 @@ class _Pace:
 class Crew:
     """Works off batches; ``settle(instance, answer, attempts)`` is told of each instance once, by one thread at a time.
 
-    ``problem`` is why it stopped trying, where it did: then every instance left over is settled as not tried. Where
-    ``stop`` is set instead, or an interrupt comes, instances at hand are finished, and those left over are not settled.
+    ``problem`` is why it stopped trying, where it did: then every instance left over is settled as not tried; for
+    ``is_down`` and ``takes_nothing`` see ``Sent``. Where ``stop`` is set instead, or an interrupt comes, instances at
+    hand are finished, and those left over are not settled.
     """
 
     def __init__(
         self, channels: Sequence[Channel], settings: SendSettings, settle: Settle, stop: threading.Event | None = None
     ) -> None:
         """Start a thread a channel."""
-        self.problem = ""
+        self.problem, self.is_down, self.takes_nothing = "", False, False
         self._settings, self._settle = settings, settle
         self._channels = channels
         self._changed = threading.Condition()  # guards all that follows
@@ -107,6 +108,7 @@ class Crew:
         self._pace = _Pace(settings.retries, settings.retry_wait)
         self._answered = 0  # deliveries of which the peer accepted something, or refused it for good
         self._last = ""  # why the last delivery came to nothing
+        self._was_open = False  # the peer took up an association, whatever came of it
         self._interrupt = stop or threading.Event()
         self._halt = threading.Event()  # a problem, or a failure of ours
         self._failure: BaseException | None = None
@@ -130,7 +132,8 @@ class Crew:
             for thread in self._threads:
                 thread.join()
             if self._pace.in_vain and not self._answered:
-                self._give_up(self._last)
+                self.problem = self.problem or self._last
+                self.takes_nothing |= not self._was_open
         except BaseException:
             self._end()
             raise
@@ -236,6 +239,7 @@ class Crew:
                 self._stop_for(job, str(error))
             except Temporary as error:
                 if not error.is_down:
+                    self._was_open |= error.was_open
                     self._put_aside(job, dict.fromkeys(job.batch.instances, _again(error)), is_broken=True)
                     return None
                 down += 1
@@ -265,12 +269,14 @@ class Crew:
     def _stop_for(self, job: _Job, problem: str) -> None:
         """Give the peer up: it was not there, or refused everything."""
         job.answers = dict.fromkeys(job.batch.instances, Answer(message=problem, reached=False))
+        self.is_down = True
         self._give_up(problem)
 
     def _note(self, job: _Job, answers: Sequence[Answer]) -> None:
         """Settle what was answered for good, and put the rest aside."""
         left = {}
         with self._changed:
+            self._was_open |= any(answer.reached for answer in answers)
             for instance, answer in zip(job.batch.instances, answers, strict=True):
                 if answer.again and not answer.acknowledged:
                     left[instance] = answer
@@ -292,6 +298,7 @@ class Crew:
             self._last = next(iter(left.values())).message
             size = sum(instance.size for instance in left)
             if self._speaks_of_peer(job) and self._pace.failed(size, is_broken=is_broken):
+                self.takes_nothing = True
                 self._give_up(f"{self._pace.in_vain} times in a row: {self._last}")
             if self._halt.is_set() or job.refusals > (0 if job.batch.once else self._settings.retries):
                 self._leave(job)
