@@ -86,6 +86,7 @@ class Instance:
     sop_class: str
     sop_uid: str
     lacking: bytes = b""
+    ctime_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
