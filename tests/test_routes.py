@@ -9,16 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from building import make_dicom
-from peers_send import free_port
+from building import make_dicom, uid
+from peers_send import Scp, free_port
 from watching import Timer, Watch, runs_of, told
 
 from dicomsort.cli.watch import _send
 from dicomsort.config import Destination
-from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.report.metrics import Figures
 from dicomsort.service import Courier, Sent, Stop, check_routes
-from dicomsort.service.routes import LAST_PAUSE, MANY
+from dicomsort.service.routes import LAST_PAUSE, LONGEST_DOWN, MANY
 
 ROUTES = {"CT": (Destination("ARCHIVE@pacs:104"),), "MRI": (Destination("https://pacs/dicom-web"),)}
 
@@ -86,14 +86,12 @@ def test_all_that_lies_there_is_sent_at_first_then_run_by_run(courier: Courier, 
     "failure",
     [
         Sent(1, 3, "out of resources", is_down=True),
-        Sent(0, 0, "no answer", is_down=True),
-        DicomsortError("unreachable"),
-        ConnectionRefusedError(111, "no"),
-        KeyError(),
+        Sent(0, 1, "no answer", is_down=True),
+        Sent(0, 4, "4 times in a row: the peer did not answer", takes_nothing=True),
     ],
 )
 def test_a_destination_that_is_not_there_is_tried_after_each_round_and_holds_up_no_other(
-    courier: Courier, archive: Archive, outbox: Path, failure: Sent | Exception, caplog: pytest.LogCaptureFixture
+    courier: Courier, archive: Archive, outbox: Path, failure: Sent, caplog: pytest.LogCaptureFixture
 ) -> None:
     courier.deliver()
     archive.asked.clear()
@@ -101,15 +99,112 @@ def test_a_destination_that_is_not_there_is_tried_after_each_round_and_holds_up_
     courier.call(made(outbox, "1", "2"))
     courier.deliver()
     assert (archive.runs("CT"), archive.runs("MRI")) == (["1"], ["1", "2"])
-    failed = failure.failed if isinstance(failure, Sent) else 1
-    assert f'dicomsort_send_failures_total{{class="CT",to="ARCHIVE@pacs:104"}} {failed}\n' in figures(courier)
+    total = f'dicomsort_send_failures_total{{class="CT",to="ARCHIVE@pacs:104"}} {failure.failed}\n'
+    assert total in figures(courier)
     assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 0' in figures(courier)
     told_of = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert told_of == ["route down; it is tried again after longer and longer pauses"]
     courier.call([])
     courier.deliver()
-    assert archive.runs("CT") == ["1", "2"]
+    # What might be at fault itself goes behind the others.
+    assert archive.runs("CT") == (["1", "2"] if failure.is_down else ["2", "1"])
     assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(courier)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [DicomsortError("expected one of the runs"), OutboxLocked("locked"), OSError(28, "No space left"), KeyError()],
+)
+def test_an_error_of_our_own_is_told_once_says_nothing_of_the_destination_and_holds_up_no_other_run(
+    courier: Courier, archive: Archive, outbox: Path, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 0.0
+    courier._clock = lambda: now
+    courier.deliver()
+    archive.asked.clear()
+    archive.answers = [error]
+    courier.call(made(outbox, "1", "2"))
+    courier.deliver()
+    assert archive.runs("CT") == ["1", "2"]
+    for pause in (30, 60, 120):
+        archive.answers = [error]
+        courier.deliver()
+        assert archive.runs("CT") == []  # it is not due yet
+        now += pause
+        courier.deliver()
+        assert archive.runs("CT") == ["1"]
+    told_of = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert told_of == ["sending failed; it is tried again later"]
+    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(courier)
+    assert 'dicomsort_send_failures_total{class="CT",to="ARCHIVE@pacs:104"} 4\n' in figures(courier)
+
+
+class Night:
+    """A courier whose clock is the test's, and what it logged."""
+
+    def __init__(self, courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
+        self.now = 1000.0
+        self._courier, self._caplog = courier, caplog
+        courier._clock = lambda: self.now
+
+    def round(self, *, after: float) -> None:
+        self._courier.call([])
+        self._courier.deliver()
+        self.now += after
+
+    def lines(self) -> list[tuple[str, dict[str, object]]]:
+        """What was logged of routes since the last time."""
+        found = [(r.getMessage().partition(";")[0], vars(r)["facts"]) for r in self._caplog.records]
+        self._caplog.clear()
+        return found
+
+
+class Picky(Archive):
+    """Takes nothing of some runs."""
+
+    def __init__(self, *bad: str | None) -> None:
+        super().__init__()
+        self.bad = {*bad}
+
+    def send(self, folder: str, destination: Destination, run: str | None, /) -> Sent:
+        answer = super().send(folder, destination, run)
+        return Sent(0, 3, "3 times in a row: out of resources", takes_nothing=True) if run in self.bad else answer
+
+
+def test_a_run_of_which_nothing_is_taken_while_others_are_is_no_full_archive(
+    courier: Courier, outbox: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    picky = Picky("0")
+    courier = Courier(str(outbox), {"CT": ROUTES["CT"]}, picky.send)
+    night = Night(courier, caplog)
+    courier.deliver()
+    for name in made(outbox, *map(str, range(100))):  # a round a minute
+        courier.call([name])
+        night.round(after=60)
+    runs = picky.runs("CT")
+    assert [run for run in runs if run != "0"] == [None, *map(str, range(1, 100))]
+    assert 6 <= runs.count("0") <= 9
+    assert [line for line, _ in night.lines()] == ["route down", "sending failed"]
+    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(courier)
+
+
+def test_what_a_full_archive_refused_is_sent_as_soon_as_it_takes_something(
+    courier: Courier, outbox: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = made(outbox, *map(str, range(9)))
+    picky = Picky(*names)
+    courier = Courier(str(outbox), {"CT": ROUTES["CT"]}, picky.send)
+    night = Night(courier, caplog)
+    courier.deliver()
+    courier.call(names)
+    for _ in range(24 * 60):
+        night.round(after=60)
+    assert 24 * 3 < len(picky.runs("CT")) < 24 * 6
+    assert [line for line, _ in night.lines()].count("route down") == 1
+    picky.bad.clear()
+    night.now += LONGEST_DOWN
+    night.round(after=60)
+    assert {*picky.runs("CT")} == {*names}
 
 
 def test_instances_that_are_refused_are_tried_again_less_and_less_often_and_hold_up_no_run(
@@ -151,7 +246,7 @@ def test_of_many_runs_that_wait_the_whole_folder_is_gone_through_instead(
 ) -> None:
     courier.deliver()
     archive.asked.clear()
-    archive.answers = [DicomsortError("down")] * 4
+    archive.answers = [Sent(0, 1, "down", is_down=True)] * 4
     names = made(outbox, *map(str, range(MANY + 5)))
     for name in names[:3]:
         courier.call([name])
@@ -246,26 +341,6 @@ def test_routes_are_checked() -> None:
         check_routes({"MRI": bad}, labels, check)
 
 
-class Night:
-    """A courier whose clock is the test's, and what it logged."""
-
-    def __init__(self, courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
-        self.now = 1000.0
-        self._courier, self._caplog = courier, caplog
-        courier._clock = lambda: self.now
-
-    def round(self, *, after: float) -> None:
-        self._courier.call([])
-        self._courier.deliver()
-        self.now += after
-
-    def lines(self) -> list[tuple[str, dict[str, object]]]:
-        """What was logged of routes since the last time."""
-        found = [(r.getMessage().partition(";")[0], vars(r)["facts"]) for r in self._caplog.records]
-        self._caplog.clear()
-        return found
-
-
 def test_a_dead_route_is_told_once_then_once_a_period_and_when_it_is_back(
     archive: Archive, outbox: Path, courier: Courier, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -316,7 +391,7 @@ def test_a_class_may_have_two_destinations_and_one_holds_up_no_other(
     Watch(inbox, outbox, mode="copy").round()
     two = (Destination("A@a:1"), Destination("B@b:2"))
     courier = Courier(str(outbox), {"CT": two}, archive.send)
-    archive.answers = [DicomsortError("down"), Sent(2, 0)]
+    archive.answers = [Sent(0, 1, "down", is_down=True), Sent(2, 0)]
     courier.deliver()
     assert [(to, run) for _, to, run in archive.asked] == [("A@a:1", None), ("B@b:2", None)]
     assert 'dicomsort_route_up{class="CT",to="A@a:1"} 0' in figures(courier)
@@ -342,3 +417,53 @@ def test_a_dead_archive_costs_one_line_however_many_files_wait(
     ((line, facts),) = night.lines()
     assert (line, facts["to"]) == ("route down", dead.to)
     assert "cannot be reached: Connection refused" in str(facts["message"])
+
+
+def test_an_instance_at_which_the_peer_aborts_keeps_no_other_from_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
+    outbox, bad = tmp_path / "outbox", uid(2, 1, 1)
+    (tmp_path / "inbox").mkdir()
+    watch = Watch(tmp_path / "inbox", outbox)
+    with Scp(lambda each, _: None if each == bad else 0).running() as scp, closing(Stop()) as stop:
+        courier = Courier(str(outbox), {"CT": (Destination(scp.to),)}, partial(_send, stop))
+        night = Night(courier, caplog)
+        for study in (1, 2, 3):
+            make_dicom(tmp_path / "inbox" / f"{study}.dcm", study=study)
+            courier.call([summary.run_id for summary in watch.round()])
+            night.round(after=1)
+        assert {*scp.kept} == {uid(1, 1, 1), uid(3, 1, 1)}
+        assert f'dicomsort_route_up{{class="CT",to="{scp.to}"}} 1' in figures(courier)
+        tried = scp.came[bad]
+        night.round(after=100)
+        assert scp.came[bad] == tried  # its own pause is not over
+        night.round(after=1)
+        assert scp.came[bad] > tried
+    told_of = [line for line, _ in night.lines()]
+    assert (told_of.count("sending failed"), told_of.count("route down")) == (1, 0)
+
+
+def test_a_slow_destination_holds_up_no_other(inbox: Path, outbox: Path) -> None:
+    Watch(inbox, outbox, mode="copy").round()
+    gate, begun, sent = threading.Event(), threading.Event(), threading.Event()
+    asked: list[str] = []
+
+    def send(folder: str, destination: Destination, _: str | None, /) -> Sent:
+        asked.append(Path(folder).name)
+        if destination.to == "SLOW@a:1":
+            begun.set()
+            gate.wait(60)
+        else:
+            sent.set()
+        return Sent(1, 0)
+
+    routes = {"CT": (Destination("SLOW@a:1"), Destination("FAST@b:1")), "MRI": (Destination("slow@A:1"),)}
+    courier = Courier(str(outbox), routes, send)
+    courier.start()
+    courier.call([])
+    assert begun.wait(60)
+    assert sent.wait(60)
+    assert asked == ["CT", "CT"]  # nor is one address used twice at a time
+    gate.set()
+    courier.stop()

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from building import make_dicom, read_tree, uid
 from command import Ran
-from peers_send import Reply, Scp, Web, orthanc
+from peers_send import Reply, Scp, Web, free_port, orthanc, raw_server
 from sending_tools import rows, send, statuses, stored, uids
 
-from dicomsort.adapters.sending.crew import MOST_BYTES, _Pace
+from dicomsort.adapters.sending import send as deliver
+from dicomsort.adapters.sending.crew import MOST_BYTES, Crew, _Pace
+from dicomsort.adapters.sending.records import Answer, Batch, Instance, Temporary
+from dicomsort.cli.console import Silent
+from dicomsort.config import SendSettings
+from dicomsort.files import Files
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
@@ -173,6 +180,76 @@ def test_a_local_fault_is_no_answer_and_no_refusal(folder: Path) -> None:
     (journal,) = (content for path, content in read_tree(folder).items() if path.endswith(".jsonl"))
     assert journal.count(b'"failed"') == 2
     assert b"000.dcm" not in journal
+
+
+@pytest.mark.parametrize("count", [2, 30])
+def test_a_peer_that_takes_one_association_gets_all_by_it(folder: Path, count: int) -> None:
+    made(folder, 0, count)
+    with Scp().running(associations=1) as scp:
+        ran = send(folder, "--to", scp.to, "--associations", 2, "--retry-wait", 1)
+    assert (ran.code, statuses(ran)) == (0, Counter(acknowledged=count)), ran.err
+    assert len(scp.contexts) < 20
+
+
+class Full:
+    """A channel for which the peer has no room."""
+
+    is_open = False
+
+    def __init__(self, refused: threading.Event) -> None:
+        self.refused = refused
+
+    def deliver(self, _: Batch) -> list[Answer]:
+        self.refused.set()
+        raise Temporary("it has as many associations as it takes", is_down=True)
+
+    def close(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class Open(Full):
+    """A channel that the peer has taken, also while it idles; nothing goes by it before another was refused."""
+
+    is_open = True
+
+    def deliver(self, batch: Batch) -> list[Answer]:
+        assert self.refused.wait(60)
+        return [Answer(acknowledged=True) for _ in batch.instances]
+
+
+def test_what_a_refused_association_was_for_goes_by_the_open_one() -> None:
+    refused, settled = threading.Event(), Counter[tuple[bool, int]]()
+    crew = Crew(
+        [Open(refused), Full(refused)],
+        SendSettings(retries=1),
+        lambda _, answer, attempts: settled.update([(answer.acknowledged, attempts)]),
+    )
+    crew.run(Batch((Instance(str(number), "", 1, 1, 1, 0, "", "", ""),)) for number in range(5))
+    assert (crew.problem, settled) == ("", Counter({(True, 1): 5}))
+
+
+@pytest.mark.parametrize(
+    ("count", "status", "flags"),
+    [(1, None, (False, False)), (1, FULL, (False, False)), (9, None, (False, True)), (9, FULL, (False, True))],
+)
+def test_a_peer_that_takes_nothing_is_told_from_one_bad_instance(
+    folder: Path, count: int, status: int | None, flags: tuple[bool, bool]
+) -> None:
+    made(folder, 0, count)
+    with Scp(lambda *_: status).running() as scp:
+        sent = deliver(str(folder), SendSettings(scp.to, retries=1, retry_wait=0.01), Files(), Silent())
+    assert (sent.is_down, sent.takes_nothing) == flags
+    assert sent.problem  # `send` says in either case that nothing was sent
+
+
+def test_a_peer_that_takes_no_association(folder: Path) -> None:
+    made(folder, 0, 1)
+    settings = SendSettings(f"SCP@127.0.0.1:{free_port()}", retries=1, retry_wait=0.01)
+    assert deliver(str(folder), settings, Files(), Silent()).is_down
+    with raw_server(lambda connection: connection.recv(1 << 16) and None) as port:
+        sent = deliver(str(folder), replace(settings, to=f"SCP@127.0.0.1:{port}"), Files(), Silent())
+    assert (sent.is_down, sent.takes_nothing) == (False, True), sent.problem
 
 
 @pytest.mark.peers

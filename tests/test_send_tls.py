@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -106,6 +107,24 @@ def test_a_peer_without_tls(kind: str, folder: Path, keys: Path) -> None:
         to = f"SCP@127.0.0.1:{port}" if kind == "AE" else f"https://127.0.0.1:{port}"
         ran = send(folder, "--to", to, "--tls-ca", keys / "theirs.pem", "--retries", 1)
     refused(ran, "no TLS with")
+
+
+def test_an_answer_that_trickles_over_tls_is_cut_off(folder: Path, keys: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys / "theirs.pem", keys / "theirs.key")
+
+    def trickle(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as secure:
+            while b"--\r\n" not in secure.recv(1 << 16):
+                pass
+            while True:
+                secure.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                time.sleep(0.02)
+
+    with raw_server(trickle) as port:
+        to = f"https://127.0.0.1:{port}"
+        ran = send(folder, "--to", to, "--tls-ca", keys / "theirs.pem", "--retries", 1, "--timeout", 0.5)
+    refused(ran, "did not answer within 0.5 s")
 
 
 @pytest.mark.parametrize(

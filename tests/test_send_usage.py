@@ -236,7 +236,8 @@ def test_a_journal_with_damaged_lines_sends_more_not_less(folder: Path, tmp_path
     journal = tmp_path / "journal"
     with Scp().running() as scp:
         assert send(folder, "--to", scp.to, "--journal", journal).code == 0
-        head, base, first, second, third = journal.read_bytes().splitlines(keepends=True)
+        head, base, *lines = journal.read_bytes().splitlines(keepends=True)
+        first, second, third = (line for line in lines if b'"sent"' in line)
         journal.write_bytes(head + base + b"\xff\xfe\n" + second.replace(b'"sent"', b'"seen"') + b"[]\n" + third[:-9])
         ran = send(folder, "--to", scp.to, "--journal", journal)
         assert statuses(ran) == Counter(acknowledged=3)
@@ -271,6 +272,8 @@ def test_damaged_lines_of_any_kind_are_passed_over(folder: Path, tmp_path: Path)
                 b'["sent","\\ud800",1,1,"1.2","00"]',
                 b'["sent","0.dcm",1,1,"1.2","\\ud800"]',
                 b'["sent","\xed\xa0\x80"]',
+                *(b'["file",%s,1,1]' % text for text in (b'"\\ud800"', b"null", b'""')),
+                *(b'["file","1.2",%s,1]' % number for number in (b"9" * 400, b"-1", b"1.5", b'""')),
             ),
         ]
         journal.write_bytes(head + base + b"\n".join([*damaged, b""]) + b"".join(sent))

@@ -25,6 +25,7 @@ pytest.importorskip("urllib3", reason="the extra pacs is not installed")
 
 FILES = 5
 POISON = uid(1, 1, 3)
+UIDS = b"".join(b"\x08\0\x18\0UI\0\0%b" % uid(1, 1, number).encode() for number in range(FILES))
 HTML = Reply(200, b"<html><body>Welcome</body></html>", {"Content-Type": "text/html; charset=utf-8"})
 
 
@@ -152,17 +153,31 @@ def test_a_server_that_says_nothing(folder: Path) -> None:
     nothing_sent(ran, folder, "did not answer within 0.2 s")
 
 
-def test_an_answer_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def drip(connection: socket.socket) -> None:
-        connection.recv(1 << 20)
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + stored(UIDS).body, b" "),  # whatever stands in it, it did not end
+    ],
+    ids=["interim answers", "header", "body", "body that ends with the connection"],
+)
+def test_an_answer_that_trickles_is_cut_off(folder: Path, first: bytes, again: bytes) -> None:
+    def trickle(connection: socket.socket) -> None:
+        while b"--\r\n" not in connection.recv(1 << 20):
+            pass
+        connection.sendall(first)
         while True:
-            connection.sendall(b"x")
+            connection.sendall(again)
             time.sleep(0.02)
 
-    with raw_server(drip) as port:
+    with raw_server(trickle) as port:
         ran = send(folder, "--to", f"http://127.0.0.1:{port}", "--retries", 0, "--timeout", 0.2)
-    nothing_sent(ran, folder, "answers without end")
+    nothing_sent(ran, folder, "did not answer within 0.2 s")
+
+
+def test_an_answer_that_is_too_long(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stow, "MAX_ANSWER", 1000)
     ran, _ = run(folder, lambda *_: Reply(200, b" " * 1001, JSON), "--retries", 0)
     nothing_sent(ran, folder, "answers without end")

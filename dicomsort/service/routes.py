@@ -1,4 +1,4 @@
-"""``[routes]``: where each sorted class is sent on to, in a thread beside the rounds: no archive holds sorting up."""
+"""``[routes]``: where each sorted class is sent to, in a thread a destination: none holds up sorting, nor another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from dicomsort.config import Destination
@@ -17,7 +17,7 @@ from dicomsort.records import OTHER
 from dicomsort.report.metrics import Figures
 from dicomsort.service.telling import said
 
-FIRST_PAUSE, LAST_PAUSE = 30.0, 86400.0  # seconds before instances that were refused are tried again
+FIRST_PAUSE, LAST_PAUSE = 30.0, 86400.0  # seconds before an errand that failed is tried again
 LONGEST_DOWN = 900.0  # seconds between two attempts at a destination that is not there
 REMIND_EVERY = 3600.0  # seconds between two lines about it
 MANY = 64  # runs that wait to be sent; from here on the whole folder is gone through instead
@@ -28,22 +28,28 @@ _log = logging.getLogger("dicomsort")
 class Sent(NamedTuple):
     """How many instances were acknowledged, how many could not be sent, and why the first could not.
 
-    ``is_down`` where the destination is not there, or refuses everything.
+    ``is_down`` where no association could be had; ``takes_nothing`` where the destination, for all that can be told
+    from these instances, takes none at all.
     """
 
     sent: int
     failed: int
     message: str = ""
     is_down: bool = False
+    takes_nothing: bool = False
 
 
 @dataclass
 class Errand:
-    """What waits to be sent: what a run placed, or all that lies in the folder (None); how often, and until when."""
+    """What waits to be sent: what a run placed, or all that lies in the folder (None).
+
+    How often it failed by itself, until when it waits, and why it failed when that was last logged.
+    """
 
     run: str | None
     failures: int = 0
     due: float = 0.0
+    told: str = ""
 
 
 class Sender(Protocol):
@@ -79,6 +85,24 @@ class _Route:
         return {"class": self.class_, "to": self.to.to}
 
 
+@dataclass
+class _Line:
+    """The routes to one destination, and the thread that serves them, one after the other: they share a journal."""
+
+    routes: list[_Route]
+    called: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+
+
+def _by_destination(routes: Iterable[_Route]) -> Iterable[list[_Route]]:
+    """The routes to each address, however it is spelled."""
+    found: dict[str, list[_Route]] = {}
+    for route in routes:
+        address = (route.to.to or "").casefold().rstrip("/").removesuffix("/studies")
+        found.setdefault(address, []).append(route)
+    return found.values()
+
+
 Routes = Mapping[str, Sequence[Destination]]
 
 
@@ -105,8 +129,8 @@ class Courier:
     """Sends what the rounds placed: at first all that lies in a class's folder, then run by run.
 
     A destination that is not there is tried again after the next round, then after longer and longer pauses. Where it
-    is, but refuses some instances, these are tried again less and less often, for some will never be taken, and the
-    other runs go on.
+    is, but an errand fails, that one is tried again less and less often, for some instances will never be taken, and
+    the other runs go on.
     """
 
     def __init__(self, outbox: str, routes: Routes, send: Sender, clock: Callable[[], float] = time.monotonic) -> None:
@@ -116,19 +140,24 @@ class Courier:
         self._send = send
         self._clock = clock
         self._lock = threading.Lock()
-        self._called = threading.Event()
         self._is_stopped = False
-        self._thread = threading.Thread(target=self._work, name="dicomsort-courier", daemon=True)
+        self._lines = [_Line(routes) for routes in _by_destination(self._routes)]
 
     def start(self) -> None:
         """Begin; nothing is sent before ``call``."""
-        self._thread.start()
+        for line in self._lines:
+            line.thread = threading.Thread(target=self._work, args=(line,), name="dicomsort-courier", daemon=True)
+            line.thread.start()
 
     def stop(self) -> None:
-        """End after the errand at hand, or without it; what is not sent by then is sent after the next start."""
+        """End after the errands at hand, or without them; what is not sent by then is sent after the next start."""
         self._is_stopped = True
-        self._called.set()
-        self._thread.join(GRACE)
+        until = time.monotonic() + GRACE
+        for line in self._lines:
+            line.called.set()
+        for line in self._lines:
+            if line.thread is not None:
+                line.thread.join(max(0.0, until - time.monotonic()))
 
     def call(self, runs: Sequence[str]) -> None:
         """A round has ended: send what these runs placed, and what could not be sent before."""
@@ -138,7 +167,8 @@ class Courier:
                     route.waiting.extend(map(Errand, runs))
                 if len(route.waiting) > MANY:
                     route.waiting[:] = [Errand(None)]
-        self._called.set()
+        for line in self._lines:
+            line.called.set()
 
     def tell(self, figures: Figures) -> None:
         """Put what was sent so far into the figures."""
@@ -152,14 +182,18 @@ class Courier:
 
     def deliver(self) -> None:
         """Go once through what is due, oldest first; a destination that is not there holds up no other."""
-        for route in self._routes:
+        for line in self._lines:
+            self._deliver(line)
+
+    def _work(self, line: _Line) -> None:
+        while line.called.wait() and not self._is_stopped:
+            line.called.clear()
+            self._deliver(line)
+
+    def _deliver(self, line: _Line) -> None:
+        for route in line.routes:
             while not self._is_stopped and self._deliver_next(route):
                 pass
-
-    def _work(self) -> None:
-        while self._called.wait() and not self._is_stopped:
-            self._called.clear()
-            self.deliver()
 
     def _deliver_next(self, route: _Route) -> bool:
         """Do the first errand that is due; whether to go on with this route."""
@@ -172,16 +206,18 @@ class Courier:
             run = None  # it was pruned before it could be sent
         try:
             sent = self._send(folder, route.to, run)
-        except Exception as error:  # noqa: BLE001 - whatever an archive does, the service goes on
-            sent = Sent(0, 1, said(error), is_down=True)
+        except Exception as error:  # noqa: BLE001 - whatever happens here, it says nothing of the destination
+            sent = Sent(0, 0, said(error))
         with self._lock:
             route.sent += sent.sent
-            route.failed += sent.failed
-            if sent.is_down:
+            route.failed += sent.failed or bool(sent.message)
+            # Where others were taken since it failed, this one cannot tell whether the destination takes anything.
+            is_down = sent.is_down or (sent.takes_nothing and not (errand.failures and route.is_up))
+            if is_down:
                 self._is_down(route, errand, sent)
             else:
                 self._is_there(route, errand, run, sent)
-        return not sent.is_down
+        return not is_down
 
     def _take(self, route: _Route) -> Errand | None:
         with self._lock:
@@ -190,9 +226,12 @@ class Courier:
             return None if place is None or route.due > now else route.waiting.pop(place)
 
     def _is_down(self, route: _Route, errand: Errand, sent: Sent) -> None:
-        """Put the errand back before all others; one line at first, and one each period."""
+        """Put the errand back, behind others if they may fare better; one line at first, and one each period."""
         now = self._clock()
-        route.waiting.insert(0, errand)
+        if sent.is_down:
+            route.waiting.insert(0, errand)
+        else:
+            route.waiting.append(replace(errand, failures=max(errand.failures, 1)))
         if not route.attempts:
             route.down_since = now
         route.attempts += 1
@@ -210,18 +249,19 @@ class Courier:
         route.told, route.told_at = route.attempts, now
 
     def _is_there(self, route: _Route, errand: Errand, run: str | None, sent: Sent) -> None:
-        """Log what was sent, and put back what was refused: it is tried again later."""
+        """Log what was sent, and put back an errand that failed: it is tried again later."""
         now = self._clock()
         facts = route.facts | {"run": run or "all", "sent": sent.sent}
-        if sent.sent or sent.failed:  # else nobody was asked: there was nothing to send
+        if sent.sent or sent.failed:  # else nobody was asked: there was nothing to send, or a failure of our own
             if route.attempts:
                 back = {"attempts": route.attempts, "seconds": round(now - route.down_since)}
                 _log.info("route back", extra={"facts": route.facts | back})
             route.is_up, route.attempts, route.told, route.due = True, 0, 0, 0.0
-        if sent.failed:
-            facts |= {"failed": sent.failed, "message": sent.message}
-            _log.warning("sending failed; it is tried again later", extra={"facts": facts})
+        if sent.failed or sent.message:
+            if sent.sent or sent.message != errand.told:
+                facts |= {"failed": sent.failed, "message": sent.message}
+                _log.warning("sending failed; it is tried again later", extra={"facts": facts})
             pause = min(FIRST_PAUSE * 2.0 ** min(errand.failures, 30), LAST_PAUSE)
-            route.waiting.append(Errand(errand.run, errand.failures + 1, now + pause))
+            route.waiting.append(Errand(errand.run, errand.failures + 1, now + pause, sent.message))
         elif sent.sent:
             _log.info("sent", extra={"facts": facts})

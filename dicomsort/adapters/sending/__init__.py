@@ -120,6 +120,7 @@ class _Sending:
         self._crew = Crew(channels, self._settings, self._settle, stop)
         self._crew.run(self._batches(stop))
         self._sent.problem = self._crew.problem
+        self._sent.is_down, self._sent.takes_nothing = self._crew.is_down, self._crew.takes_nothing
         self._sent.seconds = time.monotonic() - started
         return self._sent
 
@@ -147,11 +148,10 @@ class _Sending:
             if isinstance(found, Delivery):
                 self._tell(found)
                 continue
-            stamp = found.path, found.size, found.mtime_ns
-            sop_uid = None if self._settings.again else self._known.holds(*stamp)
+            sop_uid = None if self._settings.again else self._known.holds(found)
             if sop_uid is not None:
                 self._tell(Delivery(found.path, sop_uid, Fate.SKIPPED))
-            elif (place := self._known.failed_at(*stamp)) is not None:
+            elif (place := self._known.failed_at(found)) is not None:
                 failed.append((place, found))
             else:
                 yield found
@@ -159,13 +159,14 @@ class _Sending:
     def _examined(self, files: Iterable[Found]) -> Iterator[Instance]:
         """Yield what must be sent; all else is told of here."""
         for found in files:
-            if problem := self._crew.problem if self._crew else "":
+            problem = self._crew.problem if self._crew else ""
+            if problem and (self._settings.again or not self._known.may_hold(found)):
                 self._tell(Delivery(found.path, "", Fate.FAILED, 0, f"not tried: {problem}"), is_logged=False)
                 continue
             examined = selecting.examine(self._selection.base, found)
             if isinstance(examined, Delivery):
                 self._tell(examined)
-            elif not self._settings.again and self._known.holds_content(examined):
+            elif not self._settings.again and self._known.holds_instance(examined):
                 self._tell(Delivery(found.path, examined.sop_uid, Fate.SKIPPED))
             else:
                 yield examined

@@ -3,6 +3,8 @@
 The first line names format and destination, ``base`` lines the folder that later paths start at, the others an
 instance each: ``["sent", path, size, mtime_ns, sop_uid, sha256]``. A line is written when the peer has said so, before
 anything else is sent on that connection, and flushed with others: what a power cut takes is sent twice, never lost.
+``["file", sop_uid, inode, ctime_ns]`` is the file itself: another may come to have its path, size and mtime. Where that
+line is not (earlier versions wrote none, and pass it over), the header must name the same SOP Instance UID.
 ``["failed", path, size, mtime_ns]`` is one that the peer did not take: the next sending tries others before it.
 So a line that cannot be read is passed over, and a torn last one is cut off. A file is changed only after its first
 line has proven it to be this destination's journal: the name may be one that a user typed.
@@ -23,11 +25,13 @@ from dicomsort.classify import is_uid
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.files import Files, flush_path, look_up, missing_folders, sha256_of, whole_lines
 from dicomsort.jsonlines import dump, parse
+from dicomsort.records import Found
 from dicomsort.report import printable
 
 FORMAT = 1
 FLUSH_EVERY = 256  # lines
 LONGEST_HEAD = 1 << 20  # bytes of a first line that are read; what is longer is no journal
+MOST_FILES = 4  # "file" lines for each instance that was sent, on average: some file systems make up new inodes
 _DIGEST = 16  # bytes of a hash kept in memory
 _SHOWN = 200  # characters of another destination's name in a message
 
@@ -44,7 +48,8 @@ class Acknowledged:
         self._files = files
         self._path = path
         self._base = base
-        self._files_known: dict[bytes, str] = {}  # of path, size and mtime -> SOP Instance UID
+        self._places: dict[bytes, str] = {}  # of path, size and mtime -> SOP Instance UID
+        self._files_known: set[bytes] = set()  # of SOP Instance UID, inode and ctime
         self._contents: dict[str, tuple[bytes, ...]] = {}  # SOP Instance UID -> of what was sent under it
         self._failed: dict[bytes, int] = {}  # of path, size and mtime -> a number that grows from failure to failure
         self._failures = count()
@@ -109,23 +114,39 @@ class Acknowledged:
                         pass
                     case ["sent", str(path), int(size), int(mtime_ns), str(sop_uid), str(sha256)] if is_uid(sop_uid):
                         self._remember(_key(base, path, size, mtime_ns), sop_uid, sha256)
+                    case ["file", str(sop_uid), int(inode), int(ctime_ns)]:
+                        self._files_known.add(_key(sop_uid, inode, ctime_ns))
                     case ["failed", str(path), int(size), int(mtime_ns)]:
                         self._failed[_key(base, path, size, mtime_ns)] = next(self._failures)
         return base
 
     def _remember(self, key: bytes, sop_uid: str, sha256: str) -> None:
-        self._files_known[key] = sop_uid
+        self._places[key] = sop_uid
         self._failed.pop(key, None)
         content, known = _content(sha256), self._contents.get(sop_uid, ())
         if content not in known:
             self._contents[sop_uid] = (*known, content)
 
-    def holds(self, path: str, size: int, mtime_ns: int) -> str | None:
-        """The SOP Instance UID of a file that was acknowledged as it is now, else None."""
-        return self._files_known.get(_key(self._base, path, size, mtime_ns))
+    def holds(self, found: Found) -> str | None:
+        """The SOP Instance UID of a file that was acknowledged as it is now, as far as is told without reading it."""
+        sop_uid = self._place_of(found)
+        is_same = sop_uid is not None and _key(sop_uid, found.inode, found.ctime_ns) in self._files_known
+        return sop_uid if is_same else None
 
-    def holds_content(self, instance: Instance) -> bool:
-        """Whether the same bytes were acknowledged under another path or time; from now on this path is known too."""
+    def may_hold(self, found: Found) -> bool:
+        """Whether a file was acknowledged that had the same path, size and mtime."""
+        return self._place_of(found) is not None
+
+    def _place_of(self, file: Found | Instance) -> str | None:
+        return self._places.get(_key(self._base, file.path, file.size, file.mtime_ns))
+
+    def holds_instance(self, instance: Instance) -> bool:
+        """Whether it was acknowledged as it is now, or the same bytes under another path or time; both are kept."""
+        if self._place_of(instance) == instance.sop_uid:
+            if len(self._files_known) < MOST_FILES * len(self._places):
+                self._write(_file(instance))
+                self._files_known.add(_key(instance.sop_uid, instance.inode, instance.ctime_ns))
+            return True
         known = self._contents.get(instance.sop_uid)
         if known is None:
             return False
@@ -141,12 +162,13 @@ class Acknowledged:
     def add(self, instance: Instance, sha256: str) -> None:
         """Write that the peer has the instance; ``DicomsortError`` where that cannot be written."""
         path, size, mtime_ns, sop_uid = instance.path, instance.size, instance.mtime_ns, instance.sop_uid
-        self._write(["sent", path, size, mtime_ns, sop_uid, sha256])
+        self._write(["sent", path, size, mtime_ns, sop_uid, sha256], _file(instance))
         self._remember(_key(self._base, path, size, mtime_ns), sop_uid, sha256)
+        self._files_known.add(_key(sop_uid, instance.inode, instance.ctime_ns))
 
-    def failed_at(self, path: str, size: int, mtime_ns: int) -> int | None:
+    def failed_at(self, found: Found) -> int | None:
         """Where a file that failed before stands among all that did, the oldest failure first; else None."""
-        return self._failed.get(_key(self._base, path, size, mtime_ns))
+        return self._failed.get(_key(self._base, found.path, found.size, found.mtime_ns))
 
     def add_failed(self, instance: Instance) -> None:
         """Write that the peer did not take the instance; ``DicomsortError`` where that cannot be written."""
@@ -154,9 +176,9 @@ class Acknowledged:
         self._write(["failed", path, size, mtime_ns])
         self._failed[_key(self._base, path, size, mtime_ns)] = next(self._failures)
 
-    def _write(self, entry: object) -> None:
+    def _write(self, *entries: object) -> None:
         with self._lock, self._border():
-            self._files.write(self._descriptor, dump(entry) + b"\n")
+            self._files.write(self._descriptor, b"".join(dump(entry) + b"\n" for entry in entries))
             self._waiting += 1
             if self._waiting >= FLUSH_EVERY:
                 self._files.flush(self._descriptor)
@@ -192,8 +214,12 @@ def _other_than(destination: str, line: bytes) -> str:
     return "another kind: its first line is not that of a journal of `dicomsort send`"
 
 
-def _key(base: str, path: str, size: int, mtime_ns: int) -> bytes:
-    text = f"{base}\0{path}\0{size}\0{mtime_ns}"
+def _file(instance: Instance) -> list[object]:
+    return ["file", instance.sop_uid, instance.inode, instance.ctime_ns]
+
+
+def _key(*facts: object) -> bytes:
+    text = "\0".join(map(str, facts))
     return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=_DIGEST).digest()
 
 

@@ -64,8 +64,10 @@ class Association:
         try:
             self._send(request(peer.ae_title, calling, contexts))
             self.accepted, self.refused, limit = accepted(peer.name, self._answer(calling), contexts)
-        except BaseException:
+        except BaseException as error:
             self._socket.close()
+            if isinstance(error, Temporary):
+                error.was_open = False
             raise
         self._fragment = max(min(limit or LARGEST_SENT, LARGEST_SENT) - _PDV_EXTRA, 2) & ~1
 

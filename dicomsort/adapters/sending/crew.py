@@ -87,15 +87,16 @@ class _Pace:
 class Crew:
     """Works off batches; ``settle(instance, answer, attempts)`` is told of each instance once, by one thread at a time.
 
-    ``problem`` is why it stopped trying, where it did: then every instance left over is settled as not tried. Where
-    ``stop`` is set instead, or an interrupt comes, instances at hand are finished, and those left over are not settled.
+    ``problem`` is why it stopped trying, where it did: then every instance left over is settled as not tried; for
+    ``is_down`` and ``takes_nothing`` see ``Sent``. Where ``stop`` is set instead, or an interrupt comes, instances at
+    hand are finished, and those left over are not settled.
     """
 
     def __init__(
         self, channels: Sequence[Channel], settings: SendSettings, settle: Settle, stop: threading.Event | None = None
     ) -> None:
         """Start a thread a channel."""
-        self.problem = ""
+        self.problem, self.is_down, self.takes_nothing = "", False, False
         self._settings, self._settle = settings, settle
         self._channels = channels
         self._changed = threading.Condition()  # guards all that follows
@@ -107,6 +108,7 @@ class Crew:
         self._pace = _Pace(settings.retries, settings.retry_wait)
         self._answered = 0  # deliveries of which the peer accepted something, or refused it for good
         self._last = ""  # why the last delivery came to nothing
+        self._was_open = False  # the peer took up an association, whatever came of it
         self._interrupt = stop or threading.Event()
         self._halt = threading.Event()  # a problem, or a failure of ours
         self._failure: BaseException | None = None
@@ -130,7 +132,8 @@ class Crew:
             for thread in self._threads:
                 thread.join()
             if self._pace.in_vain and not self._answered:
-                self._give_up(self._last)
+                self.problem = self.problem or self._last
+                self.takes_nothing |= not self._was_open
         except BaseException:
             self._end()
             raise
@@ -160,8 +163,12 @@ class Crew:
 
     def _work(self, channel: Channel) -> None:
         try:
-            while (job := self._next(channel)) is not None:
-                self._carry(channel, job)
+            refused, rest_until = 0, 0.0
+            while (job := self._next(channel, rest_until)) is not None:
+                rest = self._carry(channel, job)
+                refused = 0 if rest is None else refused + 1
+                if rest is not None:
+                    rest_until = time.monotonic() + max(_backoff(self._settings.retry_wait, refused), rest, _TICK)
                 with self._changed:
                     self._busy -= 1
                     self._changed.notify_all()
@@ -171,15 +178,16 @@ class Crew:
             self._halt.set()
             channel.abort()
 
-    def _next(self, channel: Channel) -> _Job | None:
-        """The next job, once it is due; None where none is left, or an end was asked for.
+    def _next(self, channel: Channel, rest_until: float) -> _Job | None:
+        """The next job, once it is due and the channel has rested; None where none is left, or an end was asked for.
 
         A connection that waits without need is closed: a peer may take one at a time.
         """
         since = time.monotonic()
         while not self._is_over():
             with self._changed:
-                seconds = self._until_due()
+                rest = 0.0 if self._halt.is_set() else rest_until - time.monotonic()
+                seconds = max(self._until_due(), rest)
                 if seconds <= 0:
                     self._busy += 1
                     return self._pick()
@@ -212,40 +220,63 @@ class Crew:
             return job
         return heapq.heappop(self._later)[-1]
 
-    def _carry(self, channel: Channel, job: _Job) -> None:
-        """Deliver a job once; where the peer is not there, as often as is allowed."""
+    def _carry(self, channel: Channel, job: _Job) -> float | None:
+        """Deliver a job once; where the peer is not there, as often as is allowed.
+
+        Where it has no room for one more channel, the job is left to those that it took, and the result is how many
+        seconds this one must rest at least; else None.
+        """
         down = 0
         while not self._halt.is_set():
             job.attempts += 1
             if job.is_suspect:
                 channel.close()
+            is_one_more = self._is_one_more(channel)
             try:
                 self._note(job, channel.deliver(job.batch))
-                return
+                return None
             except Permanent as error:
                 self._stop_for(job, str(error))
             except Temporary as error:
                 if not error.is_down:
+                    self._was_open |= error.was_open
                     self._put_aside(job, dict.fromkeys(job.batch.instances, _again(error)), is_broken=True)
-                    return
-                down = 1 if any(each.is_open for each in self._channels) else down + 1  # it has no room for one more
+                    return None
+                down += 1
                 if error.wait > LONGEST_WAIT:
                     self._stop_for(job, f"{error}, and asks to wait {error.wait:.0f} s")
+                elif is_one_more or self._is_one_more(channel):
+                    self._hand_over(job)
+                    return error.wait
                 elif down > self._settings.retries:
                     self._stop_for(job, str(error))
                 elif not self._pause(down, error.wait):
-                    return
+                    return None
         self._leave(job)
+        return None
+
+    def _is_one_more(self, channel: Channel) -> bool:
+        """Whether the peer has taken up another channel."""
+        return any(each.is_open for each in self._channels if each is not channel)
+
+    def _hand_over(self, job: _Job) -> None:
+        """Let another channel have the job at once: nothing of it was tried."""
+        job.attempts -= 1
+        with self._changed:
+            heapq.heappush(self._later, (time.monotonic(), next(self._numbers), job))
+            self._changed.notify_all()
 
     def _stop_for(self, job: _Job, problem: str) -> None:
         """Give the peer up: it was not there, or refused everything."""
         job.answers = dict.fromkeys(job.batch.instances, Answer(message=problem, reached=False))
+        self.is_down = True
         self._give_up(problem)
 
     def _note(self, job: _Job, answers: Sequence[Answer]) -> None:
         """Settle what was answered for good, and put the rest aside."""
         left = {}
         with self._changed:
+            self._was_open |= any(answer.reached for answer in answers)
             for instance, answer in zip(job.batch.instances, answers, strict=True):
                 if answer.again and not answer.acknowledged:
                     left[instance] = answer
@@ -267,6 +298,7 @@ class Crew:
             self._last = next(iter(left.values())).message
             size = sum(instance.size for instance in left)
             if self._speaks_of_peer(job) and self._pace.failed(size, is_broken=is_broken):
+                self.takes_nothing = True
                 self._give_up(f"{self._pace.in_vain} times in a row: {self._last}")
             if self._halt.is_set() or job.refusals > (0 if job.batch.once else self._settings.retries):
                 self._leave(job)

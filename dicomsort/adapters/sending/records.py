@@ -30,7 +30,11 @@ class Delivery:
 
 @dataclass
 class Sent:
-    """What a sending did. ``problem`` says why it ended early, where it did: the peer is not there, or refuses all."""
+    """What a sending did. ``problem`` says why it ended early, where it did: the peer is not there, or refuses all.
+
+    ``is_down`` says that there was no association to be had; ``takes_nothing`` that several deliveries in a row came to
+    nothing, or that the peer broke off each association before it was open.
+    """
 
     destination: str
     found: int = 0
@@ -41,6 +45,8 @@ class Sent:
     bytes: int = 0  # of the files acknowledged
     seconds: float = 0.0
     problem: str = ""
+    is_down: bool = False
+    takes_nothing: bool = False
     reasons: Counter[str] = field(default_factory=Counter)  # of what failed
 
     def count(self, delivery: Delivery, size: int = 0) -> None:
@@ -80,6 +86,7 @@ class Instance:
     sop_class: str
     sop_uid: str
     lacking: bytes = b""
+    ctime_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +136,8 @@ class Temporary(Exception):
     """The peer could not be reached, or broke off; a later attempt may succeed.
 
     ``wait`` is how many seconds the peer asked for. ``is_down`` says that nothing could be sent there at that moment,
-    so that trying another instance is of no use.
+    so that trying another instance is of no use. ``was_open`` is False where the peer broke off before it had taken up
+    the association.
     """
 
     def __init__(self, message: str, *, wait: float = 0.0, is_down: bool = False) -> None:
@@ -137,6 +145,7 @@ class Temporary(Exception):
         super().__init__(message)
         self.wait = wait
         self.is_down = is_down
+        self.was_open = True
 
 
 class Permanent(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dicomsort.adapters.sending import meta
 from dicomsort.adapters.sending.records import Delivery, Fate, Instance
@@ -22,6 +22,7 @@ from dicomsort.report.retold import rows_of
 HELD = (REVIEW, UNREADABLE)
 ASIDE = ".dicomsort-sent"  # where a folder that lies in no outbox keeps what was acknowledged
 HEAD = 16 << 10
+_LONG_AGO = -(1 << 80)  # nanoseconds
 _PLACED = frozenset({Action.COPIED, Action.MOVED, Action.LINKED})
 
 
@@ -85,13 +86,15 @@ def _placed(selection: Selection) -> Iterator[Found | Delivery]:
         if status is None or not stat.S_ISREG(status.st_mode):
             yield Delivery(path, row.sop_uid, Fate.FAILED, 0, "gone from the outbox since the run placed it")
         else:
-            yield Found(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
+            times = {"mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
+            yield Found(path, status.st_size, device=status.st_dev, inode=status.st_ino, **times)
 
 
 def _walked(selection: Selection) -> Iterator[Found | Delivery]:
     own = [look_up(f"{selection.folder}/{name}") for name in (STATE, ASIDE)]
     left_out = {(status.st_dev, status.st_ino) for status in own if status is not None}
-    for entry in walk(selection.folder, lambda status: (status.st_dev, status.st_ino) in left_out):
+    # With a clock that is behind all files the walk tells the ctime of each.
+    for entry in walk(selection.folder, lambda status: (status.st_dev, status.st_ino) in left_out, lambda: _LONG_AGO):
         if isinstance(entry, Folder):
             continue
         path = selection.shown(entry.path)
@@ -99,7 +102,7 @@ def _walked(selection: Selection) -> Iterator[Found | Delivery]:
             fate = Fate.FAILED if entry.failed else Fate.IGNORED
             yield Delivery(path, "", fate, 0, entry.message or entry.reason)
         elif not (selection.is_outbox and path == MANIFEST):
-            yield Found(path, entry.size, entry.mtime_ns, entry.device, entry.inode)
+            yield replace(entry, path=path)
 
 
 def examine(base: str, found: Found) -> Instance | Delivery:
@@ -132,5 +135,5 @@ def examine(base: str, found: Found) -> Instance | Delivery:
     syntax, sop_class, sop_uid = header.transfer_syntax, header.sop_class_uid, header.sop_uid
     return Instance(
         found.path, absolute, found.size, found.mtime_ns, found.inode, offset, syntax, sop_class, sop_uid,
-        meta.lacking(head, sop_class, sop_uid, syntax),
+        meta.lacking(head, sop_class, sop_uid, syntax), found.ctime_ns,
     )  # fmt: skip

@@ -8,10 +8,13 @@ from __future__ import annotations
 import base64
 import email.utils
 import json
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,31 @@ def require() -> None:
         raise missing_extra("send --to https://HOST", "pacs") from None
 
 
+class _Deadline:
+    """Shuts a connection down under who reads from it: timeouts of urllib3 begin anew with each byte that comes."""
+
+    def __init__(self) -> None:
+        """Nothing is waited for yet."""
+        self.is_over = False
+        self._timer: threading.Timer | None = None
+
+    def begin(self, connection: socket.socket, seconds: float) -> None:
+        """Allow so much time, until ``end``."""
+        self._timer = threading.Timer(seconds, self._shut, (connection,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        """All is there, or nothing more is waited for."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _shut(self, connection: socket.socket) -> None:
+        self.is_over = True
+        with suppress(OSError):
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)  # that of TLS would let plain text pass
+
+
 class WebChannel:
     """A connection to the server, kept alive from batch to batch."""
 
@@ -53,8 +81,9 @@ class WebChannel:
         self._is_open = False
         self._headers = {"Accept": _JSON, **authorization(peer, settings.auth)}
         extra: dict[str, Any] = {} if tls is None else {"ssl_context": tls}
-        self._pool: Any = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False, **extra)
+        self._pools: Any = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False, **extra)
         self._timeout = urllib3.Timeout(connect=settings.timeout, read=settings.timeout)
+        self._deadline = _Deadline()
 
     @property
     def is_open(self) -> bool:
@@ -103,27 +132,45 @@ class WebChannel:
         """The status, and what the response says of each SOP Instance UID; None where it refuses them all unread."""
         import urllib3
 
-        self._is_open = False
+        self._is_open, self._deadline = False, _Deadline()
         headers = self._headers | {"Content-Type": body.content_type, "Content-Length": str(body.length)}
         try:
-            response = self._pool.request(
+            pool = self._pools.connection_from_url(self._peer.url)
+            pool.ConnectionCls = partial(self._connection, type(pool).ConnectionCls)
+            response = self._pools.request(
                 "POST", self._peer.url, body=iter(body), headers=headers, redirect=False, preload_content=False,
                 timeout=self._timeout,
             )  # fmt: skip
             content = self._read(response)
         except urllib3.exceptions.HTTPError as error:
-            raise _translated(self._peer, error, self._settings.timeout) from None
+            late = _late(self._peer, self._settings.timeout) if self._deadline.is_over else None
+            raise late or _translated(self._peer, error, self._settings.timeout) from None
+        finally:
+            self._deadline.end()
+        if self._deadline.is_over:  # what was read until then may look like an answer
+            raise _late(self._peer, self._settings.timeout)
         told = _judged(self._peer, response.status, response.headers, content)
         self._is_open = True
         return response.status, told
 
+    def _connection(self, made: Any, **facts: Any) -> Any:
+        """A connection of urllib3 that has a deadline for each answer as a whole."""
+        connection = made(**facts)
+        respond = connection.getresponse
+
+        def getresponse() -> Any:
+            self._deadline.begin(connection.sock, self._settings.timeout)
+            return respond()
+
+        connection.getresponse = getresponse
+        return connection
+
     def _read(self, response: Any) -> bytes:
-        """The response's body; all of it must come within the time of one wait, however often a little comes."""
-        until = time.monotonic() + self._settings.timeout
+        """The response's body."""
         content = bytearray()
         while piece := response.read1(_PIECE, decode_content=True):
             content += piece
-            if len(content) > MAX_ANSWER or time.monotonic() > until:
+            if len(content) > MAX_ANSWER:
                 response.close()
                 raise Temporary(f"{self._peer.name} answers without end")
         response.release_conn()
@@ -132,7 +179,7 @@ class WebChannel:
     def close(self) -> None:
         """See ``Channel``."""
         self._is_open = False
-        self._pool.clear()
+        self._pools.clear()
 
     def abort(self) -> None:
         """See ``Channel``; a request under way ends with its process."""
@@ -237,6 +284,10 @@ def _seconds(text: str) -> float:
     return 0.0
 
 
+def _late(peer: WebPeer, timeout: float) -> Temporary:
+    return Temporary(f"{peer.name} did not answer within {timeout:g} s")
+
+
 def _translated(peer: WebPeer, error: Exception, timeout: float) -> Temporary | Permanent:
     import urllib3.exceptions as failures
 
@@ -254,7 +305,7 @@ def _translated(peer: WebPeer, error: Exception, timeout: float) -> Temporary | 
             return Permanent(f"the certificate of {peer.name} is not trusted: {reason.verify_message}; see --tls-ca")
         return Temporary(f"no TLS with {peer.name}: {getattr(reason, 'reason', reason)}", is_down=True)
     if isinstance(error, failures.ReadTimeoutError):
-        return Temporary(f"{peer.name} did not answer within {timeout:g} s")
+        return _late(peer, timeout)
     return Temporary(f"{peer.name} broke off the connection")
 
 
