@@ -131,6 +131,15 @@ def test_the_environment_may_name_the_file_and_the_flag_beats_it(tmp_path: Path)
         ("layout = 7", "layout: expected text, received 7"),
         ("model = ''", "model: expected a path, received ''"),
         ("quiet = true\nworkers = = 2", "expected TOML, received: Invalid value (at line 2, column 11)"),
+        (f"workers{'.a' * 40_000} = 1", "expected at most 200 dots on a line, received 40,000 (at line 1)"),
+        (r'model = "a\u0000b"', r"model: expected a path, received 'a\x00b'"),
+        (r'log-file = "~\u0000b/x"', r"log-file: expected a path, received '~\x00b/x'"),
+        (r'metrics = "~\u0000b/x"', r"metrics: expected a path, received '~\x00b/x'"),
+        (r'layout = "a\u0000b"', r"layout: expected text, received 'a\x00b'"),
+        (r'send = { tls-ca = "a\u0000b" }', r"[send]: tls-ca: expected a path, received 'a\x00b'"),
+        (r'send = { auth = "a\u0000b" }', r"[send]: auth: expected a path, received 'a\x00b'"),
+        (r'receive = { allow = ["a\u0000b"] }', r"[receive]: allow: expected text, received 'a\x00b'"),
+        (r'routes = { CT = "A@a\u0000b:1" }', r"[routes] CT: expected text, received 'A@a\x00b:1'"),
         (b"quiet = true\nlayout = '\xe4'", "expected UTF-8, received other bytes (at line 2)"),
     ],
 )
@@ -196,12 +205,20 @@ def test_a_home_of_nobody_is_a_usage_error(tmp_path: Path) -> None:
         ("DICOMSORT_WORKERS", "1" * 5000, "DICOMSORT_WORKERS: expected a whole number from 1 to 1024, received '1111"),
         ("DICOMSORT_SETTLE", "inf", "DICOMSORT_SETTLE: expected a number from 0 to 315360000, received inf"),
         ("DICOMSORT_QUIET", "maybe", "DICOMSORT_QUIET: expected true or false, received 'maybe'"),
+        ("DICOMSORT_SEND_TO", "https://h/\udcff", r"DICOMSORT_SEND_TO: expected text, received 'https://h/\udcff'"),
+        ("DICOMSORT_RECEIVE_BIND", "\udcff", r"DICOMSORT_RECEIVE_BIND: expected text, received '\udcff'"),
         ("DICOMSORT_ENGINE", "threads", "DICOMSORT_ENGINE: expected processes|serial|dask, received 'threads'"),
     ],
 )
 def test_a_wrong_variable_is_a_usage_error(variable: str, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         load({}, {variable: text}, None)
+
+
+def test_bytes_that_are_no_utf_8_may_stand_in_paths(tmp_path: Path) -> None:
+    name = os.fsdecode(b"r\xf6ntgen")
+    settings = load({"log_file": tmp_path / name, "layout": f"{{class}}/{name}"}, {"DICOMSORT_MODEL": name}, None)
+    assert (settings.log_file, settings.layout, settings.model) == (tmp_path / name, f"{{class}}/{name}", Path(name))
 
 
 @pytest.mark.parametrize(

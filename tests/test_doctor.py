@@ -8,6 +8,7 @@ import os
 import pwd
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -185,6 +186,34 @@ def test_a_configuration_whose_folders_are_missing(tmp_path: Path) -> None:
     assert "did you mean settle?" in named("--config", file)[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[routes]\nNOPE = "A@h:1"', "configuration: [routes]: expected a class of the model (CT, MRI, OTHER, XRAY)"),
+        ('[routes]\nCT = "A@h h:1"', "configuration [routes] CT: --to: expected AE@HOST:PORT"),
+        ('[routes]\nCT = "P"\n[destinations.P]\nto = "A@h:0"', "configuration [destinations.P]: --to: expected a port"),
+        ('[send]\nto = "PACS"', "configuration [send]: --to: expected AE@HOST:PORT"),
+        ('[send]\nto = "P"\n[routes]\nOTHER = "P"\n[destinations.P]\nto = "A@h:1"', ""),
+        ('[send]\nto = "A@h:1"\ntls-ca = "fifo"', "configuration [send]: --tls-ca: expected what can be read"),
+        ('[send]\nto = "A@h:1"\ntls-ca = "empty"', "configuration [send]: --tls-ca: expected a PEM file"),
+    ],
+)
+def test_routes_and_destinations_of_a_configuration(tmp_path: Path, text: str, expected: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "empty").touch()
+    (tmp_path / "dicomsort.toml").write_text(text)
+    told = named("--config", tmp_path / "dicomsort.toml")
+    assert len(told) == bool(expected), told
+    assert expected in "".join(told)
+
+
+def test_a_destination_without_what_speaks_to_it_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynetdicom", None)
+    (tmp_path / "dicomsort.toml").write_text('[routes]\nCT = "A@h:1"')
+    (told,) = named("--config", tmp_path / "dicomsort.toml")
+    assert "expected the extra pacs, received: not installed" in told
+
+
 CRON = "15 2 * * *  {user}  {program} sort {options} {inbox} {outbox}\n"
 
 
@@ -210,6 +239,12 @@ def cron_line(root: Path, options: str = "--move", user: str = "") -> str:
         (lambda line: line.replace("--move", "--log-file $(date +%F)"), "expected no % (a line feed, to cron)"),
         (lambda line: line.replace("--move", "--config /missing.toml"), "expected a readable TOML file"),
         (lambda line: line.replace("/inbox ", "/nowhere "), "inbox: expected a folder, received nothing at"),
+        (lambda line: line.replace("sort --move", "sort --help"), "this line prints help and does nothing else"),
+        (lambda line: line.replace("sort --move", "sort -h"), "this line prints help and does nothing else"),
+        (lambda line: line.replace("sort --move", "sort --version"), "No such option: --version"),
+        (lambda line: line.replace("sort --move", "--version"), "a command of dicomsort, received '--version'"),
+        (lambda line: line.replace("--move", "--layout a\0b"), "received the character NUL"),
+        (lambda line: f"{line.partition('--move')[0]} '' ''\n", "INBOX: expected a name, received an empty one"),
         (lambda line: line.replace("--move", "--log-file x.log"), "expected an absolute path, received 'x.log'"),
         (lambda line: line.replace("/bin/", "/no/"), "expected the absolute path of a program"),
         (lambda line: line.replace("--move", "--layout 'x"), "expected a command of the shell"),
@@ -222,6 +257,13 @@ def test_a_crontab(tmp_path: Path, change: Callable[[str], str], expected: str) 
     told = named("--crontab", file)
     assert bool(told) == bool(expected), told
     assert expected in " ".join(told)
+
+
+def test_a_crontab_that_may_never_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for file in (tmp_path / "fifo", Path("/dev/zero")):
+        (told,) = named("--crontab", file)
+        assert f"expected a crontab that can be read, received {file}: [Errno 22] it is no regular file" in told
 
 
 def test_the_user_of_a_crontab_of_the_system(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from command import run
 
@@ -33,3 +35,34 @@ def test_wrong_usage_with_arguments_is_one_line() -> None:
         ran = run(*arguments)
         assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1), arguments
         assert "expected what --help tells of" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        (["sort", "", "out"], "INBOX"),
+        (["sort", "in", ""], "OUTBOX"),
+        (["sort", "in", "--log-file", ""], "--log-file"),
+        (["sort", "in", "out", "--model="], "--model"),
+        (["watch", "in", ""], "OUTBOX"),
+        (["doctor", "", ""], "INBOX"),
+        (["doctor", "in", ""], "OUTBOX"),
+        (["doctor", "--crontab", ""], "--crontab"),
+        *(([command, ""], "OUTBOX") for command in ("resume", "undo", "runs", "verify", "report", "review")),
+        (["undo", "out", ""], "RUN"),
+        (["receive", ""], "INBOX"),
+        (["send", "", "--to", "A@h:1"], "FOLDER"),
+        *(([command, "", "--model", "in"], "DATASET") for command in ("evaluate", "screen", "features")),
+        *(([command, ""], "DATASET") for command in ("train", "tune")),
+        (["train", "in", "--out", ""], "--out"),
+        (["evaluate", "--compare", "in", ""], "--compare"),
+    ],
+)
+def test_an_empty_name_is_wrong_usage_and_never_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    ran = run(*command)
+    assert (ran.code, ran.out, ran.err) == (2, "", f"dicomsort: {what}: expected a name, received an empty one\n")
+    assert [each.name for each in tmp_path.rglob("*")] == ["in"]

@@ -75,11 +75,14 @@ def test_a_night_in_which_files_cannot_leave_their_folder_is_no_success(ours: Pa
     assert SUCCESS + " " in (ours / "m.prom").read_text("utf-8")
 
 
+@pytest.mark.parametrize("mode", [0o755, 0o1777])  # of a folder that we may not write; of one, sticky, of others' files
 def test_doctor_names_folders_that_files_cannot_leave(
-    inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch
+    inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch, mode: int
 ) -> None:
-    closed = str(inbox / "ct")
-    monkeypatch.setattr("dicomsort.doctor.folders._may_change", lambda folder: folder != closed)
+    (inbox / "ct").chmod(mode)
+    owner, access = os.geteuid(), os.access
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    monkeypatch.setattr(os, "access", lambda path, how: (mode > 0o777 or path != f"{inbox}/ct") and access(path, how))
     ran = run("doctor", inbox, outbox)
     assert (ran.code, "files cannot leave 1 of its folders: ct; give the user" in ran.out) == (1, True)
 

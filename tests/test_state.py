@@ -39,7 +39,7 @@ def test_an_empty_name_of_a_run_is_no_run(inbox: Path, outbox: Path, command: st
     before = read_tree(outbox) | {".dicomsort/lock": b""}  # it tells who holds the outbox, and since when
     ran = run(command, outbox, "")
     assert ran.code == 2
-    assert "lists, received ''" in ran.err
+    assert "RUN: expected a name, received an empty one" in ran.err
     assert read_tree(outbox) | {".dicomsort/lock": b""} == before
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -77,6 +78,24 @@ class _Commands(typer.core.TyperGroup):
                 raise
 
 
+class _Command(typer.core.TyperCommand):
+    """Refuses an empty name of a file or folder, as an unset variable of a script gives: it is the working folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        given, _, _ = self.make_parser(ctx).parse_args(args=[*args])
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            value, is_argument = ctx.params.get(param.name), param.param_type_name == "argument"
+            if "" in _each(given.get(param.name)) and (Path() in _each(value) or (is_argument and value == "")):
+                what = param.metavar if is_argument else param.opts[0]
+                raise UsageError(f"{what}: expected a name, received an empty one")
+        return rest
+
+
+def _each(value: Any) -> Any:
+    return value if isinstance(value, tuple) else (value,)
+
+
 @contextmanager
 def _interruptible() -> Iterator[None]:
     try:
@@ -98,24 +117,27 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: Rich would take longer to import than all else together
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("sort")(sort.sort)
-app.command("watch")(watch.watch)
-app.command("resume")(state.resume)
-app.command("undo")(state.undo)
-app.command("runs")(state.runs)
-app.command("verify")(state.verify)
-app.command("report")(report.report)
-app.command("review")(review.review)
-app.command("receive")(receive.receive)
-app.command("send")(send.send)
-app.command("train")(train.train)
-app.command("tune")(tune.tune)
-app.command("evaluate")(evaluate.evaluate)
-app.command("screen")(screen.screen)
-app.command("features")(features.features)
-app.command("predict")(predict.predict)
-app.command("rules")(rules.rules)
-app.command("doctor")(doctor.doctor)
+for command in (
+    sort.sort,
+    watch.watch,
+    state.resume,
+    state.undo,
+    state.runs,
+    state.verify,
+    report.report,
+    review.review,
+    receive.receive,
+    send.send,
+    train.train,
+    tune.tune,
+    evaluate.evaluate,
+    screen.screen,
+    features.features,
+    predict.predict,
+    rules.rules,
+    doctor.doctor,
+):
+    app.command(cls=_Command)(command)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shlex
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dicomsort.cli.options import number, require_room
-from dicomsort.config import MOST_PORT, Option
+from dicomsort.config import MOST_PORT, Option, load_watch
 
 if TYPE_CHECKING:
     from dicomsort.doctor import Finding, Job
@@ -47,8 +50,10 @@ def doctor(
     require_room()
     found = []
     looked = (
-        examine_machine(model, port), examine_folders(inbox, outbox, Files()), _named(inbox, outbox, config, crontab),
-    )  # fmt: skip
+        examine_machine(model, port),
+        examine_folders(inbox, outbox, Files()),
+        _named(inbox, outbox, model, config, crontab),
+    )
     for finding in (finding for findings in looked for finding in findings):
         found.append(finding)
         if not as_json:
@@ -59,16 +64,19 @@ def doctor(
     raise typer.Exit(FAILED if any(finding.state is State.WRONG for finding in found) else 0)
 
 
-def _named(inbox: str | None, outbox: str | None, config: Path | None, crontab: Path | None) -> Iterator[Finding]:
+def _named(
+    inbox: str | None, outbox: str | None, model: Path | None, config: Path | None, crontab: Path | None
+) -> Iterator[Finding]:
     """What a configuration and a crontab name; the folders of the crontab where they are not those given."""
-    from dicomsort.doctor import examine_config, examine_crontab, jobs_of, wrong
+    from dicomsort.doctor import examine_crontab, jobs_of, wrong
+    from dicomsort.files import read_bounded
 
     if config is not None:
-        yield from examine_config(config, _gate(inbox, outbox))
+        yield from _configured(config, model, _gate(inbox, outbox))
     if crontab is None:
         return
     try:
-        text = crontab.read_text(encoding="utf-8")
+        text = read_bounded(crontab).decode()
     except (OSError, UnicodeDecodeError) as error:
         yield wrong("crontab", f"expected a crontab that can be read, received {crontab}: {error}", "mend that")
         return
@@ -80,9 +88,30 @@ def _named(inbox: str | None, outbox: str | None, config: Path | None, crontab: 
             yield from _job(job, looked_at)
 
 
+def _configured(config: Path, model: Path | None, gate: Gate) -> Iterator[Finding]:
+    """Look at a configuration, and at its routes: `sort` and `watch` refuse a class that the model has not."""
+    from dicomsort.bundle import default_path, load
+    from dicomsort.doctor import examine_config, wrong
+    from dicomsort.errors import UsageError
+    from dicomsort.records import RENDERING_VERSION
+    from dicomsort.service.routes import check_classes
+
+    yield from examine_config(config, gate)
+    try:
+        watch = load_watch({}, {}, config)
+    except UsageError:
+        return  # told above
+    for class_ in watch.routes:
+        try:
+            labels = load(model or watch.sort.model or default_path(), RENDERING_VERSION).labels
+            check_classes({class_: ()}, labels)
+        except UsageError as error:
+            yield wrong("configuration", str(error), "mend the file, or name another model")
+
+
 def _job(job: Job, looked_at: set[tuple[str | None, str | None]]) -> Iterator[Finding]:
     """Look at a line's arguments: whether they are those of the command, and the paths among them."""
-    from dicomsort.doctor import examine_config, examine_folders, examine_values, wrong
+    from dicomsort.doctor import examine_folders, examine_values, wrong
     from dicomsort.errors import UsageError
     from dicomsort.files import Files
 
@@ -101,7 +130,7 @@ def _job(job: Job, looked_at: set[tuple[str | None, str | None]]) -> Iterator[Fi
     gate = _gate(*folders)
     yield from examine_values(line, {name: value for name, value in paths.items() if name != "config"}, gate)
     if config := params.get("config"):
-        yield from examine_config(config, gate)
+        yield from _configured(config, params.get("model"), gate)
     if folders not in looked_at:
         looked_at.add(folders)
         yield from examine_folders(*folders, Files())
@@ -117,7 +146,11 @@ def _parsed(arguments: list[str]) -> dict[str, Any]:
     if name not in group.commands:
         raise UsageError(f"expected a command of dicomsort, received {name!r}")
     try:
-        context = group.commands[name].make_context(name, arguments[1:])
+        with redirect_stdout(io.StringIO()):  # what prints help does it here
+            parent = group.make_context("dicomsort", [name])
+            context = group.commands[name].make_context(name, arguments[1:], parent=parent)
+    except typer.Exit:
+        raise UsageError(f"this line prints help and does nothing else: `dicomsort {shlex.join(arguments)}`") from None
     except WrongUsage as error:
         raise UsageError(
             f"expected what `dicomsort {name} --help` tells of, received: {error.format_message()}"

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
-import os
-import re
-import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,13 +12,12 @@ from dicomsort.config.option import Option, at_home, checked, located
 from dicomsort.config.settings import DESTINATION, RECEIVE, SEND, Destination
 from dicomsort.config.tables import OPTIONS, WATCH
 from dicomsort.errors import UsageError
-from dicomsort.files import closing
+from dicomsort.files import read_bounded
 
 TABLES: dict[str, Mapping[str, Option]] = {"sort": OPTIONS, "watch": WATCH, "receive": RECEIVE, "send": SEND}
 ROUTES, DESTINATIONS = "routes", "destinations"  # tables whose keys are no options
-MOST_BYTES = 1 << 20
-_HANDED = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+|/dev/stdin")
 TOP = ""  # the table that stands for the keys above all tables
+MOST_DOTS = 200  # on a line: tomllib takes a time that is quadratic in the parts of a dotted key
 KNOWN: dict[str, Option] = {**OPTIONS, **WATCH}  # what may stand there
 _EXPECTED = "a destination (AE@HOST:PORT or https://HOST/PATH), or a list of names of tables [destinations.NAME]"
 
@@ -58,7 +53,12 @@ def read(file: Path) -> Written:
 
 def _parsed(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(_read(file).decode("utf-8-sig"))  # editors of Windows write a mark
+        content = read_bounded(file)
+        dots = [line.count(b".") for line in content.split(b"\n")]
+        if max(dots) > MOST_DOTS:
+            where = f"(at line {dots.index(max(dots)) + 1})"
+            raise UsageError(f"{file}: expected at most {MOST_DOTS} dots on a line, received {max(dots):,} {where}")
+        return tomllib.loads(content.decode("utf-8-sig"))  # editors of Windows write a mark
     except OSError as error:
         raise UsageError(f"{file}: expected a readable TOML file, received: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -68,25 +68,6 @@ def _parsed(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: expected TOML, received: {error}") from None
     except RecursionError:
         raise UsageError(f"{file}: expected TOML, received arrays or tables that are nested too deeply") from None
-
-
-def _read(file: Path) -> bytes:
-    """The bytes of a file, or of a pipe that was handed over open, as a shell does for ``<(…)``.
-
-    What else might never end, or never begin, is an OSError.
-    """
-    is_handed = _HANDED.fullmatch(str(file)) is not None
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | (0 if is_handed else os.O_NONBLOCK))
-    with closing(descriptor):
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode) and not (is_handed and stat.S_ISFIFO(mode)):
-            code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-            raise OSError(code, os.strerror(code) if code == errno.EISDIR else "it is no regular file", str(file))
-        with os.fdopen(descriptor, "rb", closefd=False) as stream:
-            content = stream.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise OSError(errno.EFBIG, f"it is larger than {MOST_BYTES:,} bytes", str(file))
-    return content
 
 
 def _checked(
@@ -134,7 +115,7 @@ def _routes(
         if not names or len(names) != len(given):
             raise UsageError(f"{origin}: expected {_EXPECTED}, received {value!r}")
         if isinstance(value, str) and value not in known and ("@" in value or "://" in value):
-            found[class_] = (Destination(value),)
+            found[class_] = (Destination(str(checked(DESTINATION["to"], value, origin))),)
             continue
         for name in names:
             if name not in known:

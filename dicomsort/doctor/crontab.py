@@ -33,6 +33,9 @@ def jobs_of(text: str) -> Iterator[Job]:
         found = _JOB.match(line)
         if found is None or "dicomsort" not in line:
             continue
+        if "\0" in line:
+            yield Job(number, "", "", [], "expected a command of the shell, received the character NUL")
+            continue
         command, percent, _ = found[1].partition("%")
         try:
             words = shlex.split(command)

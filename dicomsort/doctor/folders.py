@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 
 from dicomsort.doctor.finding import Finding, fine, guarded, note, wrong
+from dicomsort.execute import Leaving
 from dicomsort.files import NO_LINK, Files, is_network, look_up
 from dicomsort.files import closing as closing_file
 from dicomsort.journal import is_run, runs_folder
@@ -58,8 +59,9 @@ def _leaving(inbox: str) -> Iterator[Finding]:
     """Whether a move may take files out of every folder of an inbox that may be changed itself."""
     if not os.access(inbox, os.W_OK | os.X_OK):
         return  # told above
+    leaving = Leaving()
     closed = [
-        os.path.relpath(folder, inbox) for folder, _, names in os.walk(inbox) if names and not _may_change(folder)
+        os.path.relpath(folder, inbox) for folder, _, names in os.walk(inbox) if _holds_back(leaving, folder, names)
     ]
     if closed:
         more = f" and {len(closed) - _NAMED:,} more" if len(closed) > _NAMED else ""
@@ -68,8 +70,11 @@ def _leaving(inbox: str) -> Iterator[Finding]:
         yield wrong("inbox", told, mend)
 
 
-def _may_change(folder: str) -> bool:
-    return os.access(folder, os.W_OK | os.X_OK)
+def _holds_back(leaving: Leaving, folder: str, names: list[str]) -> bool:
+    """Whether a file may not be taken out of its folder; one file tells for all, where their owners do not matter."""
+    asked = names if leaving.depends_on_owner(folder) else names[:1]
+    found = ((path, look_up(path)) for path in (f"{folder}/{name}" for name in asked))
+    return any(status is not None and not leaving.may_leave(path, status) for path, status in found)
 
 
 def _existing(folder: str) -> str:

@@ -1,4 +1,4 @@
-"""The paths that options name, in a configuration file or on a command line: can each be read, or be written?"""
+"""What options name, in a configuration file or on a command line: can a path be read or written, a peer be sent to?"""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 
-from dicomsort.config import quoted
-from dicomsort.config.file import DESTINATIONS, TOP, read
+from dicomsort.adapters.sending import check
+from dicomsort.config import Destination, quoted
+from dicomsort.config.file import DESTINATIONS, ROUTES, TOP, Written, read
+from dicomsort.config.settings import DESTINATION
 from dicomsort.content import DEVICES, JOURNAL, LOG, Content
-from dicomsort.doctor.finding import Finding, fine, wrong
+from dicomsort.doctor.finding import Finding, State, fine, wrong
 from dicomsort.errors import UsageError
 from dicomsort.outputs import Gate
 from dicomsort.report.metrics import FILE as METRICS
@@ -28,11 +30,28 @@ def examine_config(file: Path, gate: Gate) -> Iterator[Finding]:
         return
     count = sum(len(values) for values in written.tables.values())
     yield fine(what, f"{file}: {count} {'option' if count == 1 else 'options'}")
+    for table, values, peer in _tables(written):
+        name = what if table == TOP else f"{what} {table}"
+        found = [*examine_values(name, values, gate)]
+        yield from found
+        if peer is not None and all(finding.state is State.FINE for finding in found):
+            try:
+                check(peer)
+            except UsageError as error:
+                yield wrong(name, str(error), "mend the file, or what it names")
+
+
+def _tables(written: Written) -> Iterator[tuple[str, Mapping[str, object], Destination | None]]:
+    """Each table of a file, with its values by option, and the peer that it tells of; inline routes too."""
     for table, values in written.tables.items():
-        yield from examine_values(what if table == TOP else f"{what} [{table}]", values, gate)
-    for name, destination in written.destinations.items():
-        values = {each.name: getattr(destination, each.name) for each in fields(destination)}
-        yield from examine_values(f"{what} [{DESTINATIONS}.{name}]", values, gate)
+        peer = None
+        if table == "send" and values.get("to", "") not in {"", *written.destinations}:
+            peer = Destination(**{name: value for name, value in values.items() if name in DESTINATION})
+        yield f"[{table}]" if table else TOP, values, peer
+    for name, peer in written.destinations.items():
+        yield f"[{DESTINATIONS}.{name}]", {each.name: getattr(peer, each.name) for each in fields(peer)}, peer
+    for class_, peers in written.routes.items():
+        yield from ((f"[{ROUTES}] {class_}", {}, peer) for peer in peers if peer not in written.destinations.values())
 
 
 def examine_values(what: str, values: Mapping[str, object], gate: Gate) -> Iterator[Finding]:
@@ -43,7 +62,7 @@ def examine_values(what: str, values: Mapping[str, object], gate: Gate) -> Itera
             continue
         if name in WRITTEN:
             yield _written(what, option, path, WRITTEN[name], gate)
-        elif not os.access(path, os.R_OK):
+        elif not os.access(path, os.R_OK) or not (path.is_file() or path.is_dir()):
             told = f"{option}: expected what can be read, received {quoted(path)}"
             yield wrong(what, told, "make it, or give the user that runs dicomsort rights")
 

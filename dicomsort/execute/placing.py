@@ -75,13 +75,19 @@ class Leaving:
 
     def may_leave(self, path: str, status: os.stat_result) -> bool:
         """Whether a file, at an absolute path and with that status, may be taken out of its folder."""
-        folder = path.rpartition("/")[0]
+        may_change, is_sticky = self._asked(path.rpartition("/")[0])
+        return may_change and (not is_sticky or status.st_uid == os.geteuid())
+
+    def depends_on_owner(self, folder: str) -> bool:
+        """Whether a folder lets files go to their owners alone."""
+        return self._asked(folder)[1]
+
+    def _asked(self, folder: str) -> tuple[bool, bool]:
         if folder not in self._folders:
             there, user = os.stat(folder), os.geteuid()
             is_sticky = bool(there.st_mode & stat.S_ISVTX) and user not in {0, there.st_uid}
             self._folders[folder] = os.access(folder, os.W_OK | os.X_OK), is_sticky
-        may_change, is_sticky = self._folders[folder]
-        return may_change and (not is_sticky or status.st_uid == os.geteuid())
+        return self._folders[folder]
 
 
 class Placer:
