@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -30,7 +31,9 @@ _NEVER_CLONES = frozenset({errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 _FICLONE = 0x40049409  # <linux/fs.h>
 _NO_SYNCFS = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
 _NETWORK_SYSTEMS = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "gluster", "lustre", "afs")
+MOST_READ = 1 << 20  # bytes of a file that a person wrote: a configuration, a crontab, certificates
 STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
+_HANDED_OVER = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+|/dev/stdin")
 _NO_FOLLOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a name that became a FIFO must not hang the run
 _ZEROS = memoryview(bytes(CHUNK))
 _spare: list[memoryview] = []  # buffers that nobody reads into now: one a thread, made once
@@ -190,6 +193,25 @@ def opened_file(path: str) -> Iterator[BinaryIO]:
             yield stream
 
 
+def read_bounded(path: str | Path) -> bytes:
+    """The bytes of a regular file, or of a pipe that was handed over open, as a shell does for ``<(…)``.
+
+    Links are followed. OSError where there are more than ``MOST_READ``, and for what might never end, or never begin: a
+    device, or a FIFO by its name.
+    """
+    is_handed = _HANDED_OVER.fullmatch(str(path)) is not None
+    with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if is_handed else os.O_NONBLOCK))) as descriptor:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode) and not (is_handed and stat.S_ISFIFO(mode)):
+            code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+            raise OSError(code, os.strerror(code) if code == errno.EISDIR else "it is no regular file", str(path))
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            content = stream.read(MOST_READ + 1)
+    if len(content) > MOST_READ:
+        raise OSError(errno.EFBIG, f"it is larger than {MOST_READ:,} bytes", str(path))
+    return content
+
+
 @contextlib.contextmanager
 def closing(descriptor: int) -> Iterator[int]:
     """Close the descriptor at the end."""
@@ -209,6 +231,12 @@ def look_up(path: str) -> os.stat_result | None:
         if error.errno == errno.ENAMETOOLONG:
             return None
         raise
+
+
+def check_input(path: str | Path) -> None:
+    """OSError where ``read_bounded`` would not read what a library is to open by its name, and would wait for."""
+    if _HANDED_OVER.fullmatch(str(path)) is None:  # else reading here would leave nothing
+        read_bounded(path)
 
 
 def missing_folders(path: str) -> list[str]:
