@@ -233,6 +233,12 @@ def look_up(path: str) -> os.stat_result | None:
         raise
 
 
+def check_input(path: str | Path) -> None:
+    """OSError where ``read_bounded`` would not read what a library is to open by its name, and would wait for."""
+    if _HANDED_OVER.fullmatch(str(path)) is None:  # else reading here would leave nothing
+        read_bounded(path)
+
+
 def missing_folders(path: str) -> list[str]:
     """The folders of an absolute path that are not there, itself with them, parents first."""
     chain: list[str] = []

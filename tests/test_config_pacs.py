@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -209,12 +210,16 @@ def test_a_route_of_no_class_of_the_model_is_told_by_sort_too(tmp_path: Path, co
         ("to = 'A@b:1'\ntls-ca = 'missing.pem'", "[routes] CT: --tls-ca: expected a PEM file"),
         ("to = 'A@b:1'\nauth = 'missing'", "[routes] CT: --auth: expected an https:// address"),
         ("to = 'https://b'\nauth = 'missing'", "[routes] CT: --auth: expected a file that can be read"),
+        ("to = 'https://b'\nauth = 'fifo'", "[routes] CT: --auth: expected a file that can be read"),
+        ("to = 'A@b:1'\ntls-ca = 'fifo'", "[routes] CT: --tls-ca: expected a PEM file"),
+        ("to = 'A@b..c:1'", "[routes] CT: --to: expected AE@HOST:PORT"),
         ("to = 'A@b:1'\nae-title = '12345678901234567'", "[routes] CT: --ae-title: expected an AE title"),
     ],
 )
 def test_watch_does_not_begin_with_a_destination_that_cannot_be(tmp_path: Path, table: str, message: str) -> None:
     pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
     (tmp_path / "in").mkdir()
+    os.mkfifo(tmp_path / "fifo")  # which nobody waits for
     file = toml(tmp_path, f"[destinations.X]\n{table}\n[routes]\nCT = ['X']\n[sort]\nengine = 'serial'")
     ran = run("watch", "--config", file, tmp_path / "in", tmp_path / "out")
     assert ran.code == 2

@@ -51,6 +51,7 @@ def inbox(tmp_path: Path) -> Path:
         (["--log-format", "xml"], "--log-format: expected text|json"),
         (["--log-file", "/nowhere/log"], "--log-file: expected a file in a folder that can be written"),
         (["--tls-key", "key.pem"], "expected --tls-cert beside"),
+        *((["--bind", host], "--bind: expected ") for host in ("a..b", "\udcff", "a" * 70)),
     ],
 )
 def test_wrong_usage(inbox: Path, options: list[object], expected: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import ssl
 import subprocess
@@ -130,3 +131,12 @@ def test_files_that_are_none_are_wrong_usage(
     cert, key, ca = (certificates / name if name else None for name in given)
     with pytest.raises(UsageError, match=expected):
         opened(inbox, replace(SETTINGS, tls_cert=cert, tls_key=key, tls_ca=ca))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("option", ["tls_cert", "tls_key", "tls_ca"])
+def test_a_fifo_is_wrong_usage_and_not_waited_for(inbox: Path, tmp_path: Path, certificates: Path, option: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    settings = replace(SETTINGS, tls_cert=certificates / "server.pem", tls_key=certificates / "server.key")
+    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} .*: it is no regular file"):
+        opened(inbox, replace(settings, **{option: tmp_path / "fifo"}))

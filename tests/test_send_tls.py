@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import ssl
@@ -132,13 +133,33 @@ def test_an_answer_that_trickles_over_tls_is_cut_off(folder: Path, keys: Path) -
     [
         (["--tls-ca", "missing.pem"], "--tls-ca: expected a PEM file, received 'missing.pem'"),
         (["--tls-key", "missing.pem"], "--tls-key: expected --tls-cert beside it"),
-        (["--tls-cert", "missing.pem"], "--tls-cert, --tls-key: expected a PEM file, received 'missing.pem'"),
+        (["--tls-cert", "missing.pem"], "--tls-cert: expected a PEM file, received 'missing.pem'"),
     ],
 )
 def test_files_that_are_not_there(folder: Path, options: list[str], message: str) -> None:
     ran = send(folder, "--to", "SCP@127.0.0.1:1", *options)
     assert ran.code == 2
     assert message in ran.err
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("option", ["--tls-ca", "--tls-cert", "--tls-key", "--auth"])
+@pytest.mark.parametrize("kind", ["FIFO", "device", "folder"])
+def test_a_file_that_is_no_regular_file_is_not_waited_for(
+    folder: Path, tmp_path: Path, keys: Path, option: str, kind: str
+) -> None:
+    place = tmp_path / "place"
+    if kind == "FIFO":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to("/dev/zero")
+    beside = ["--tls-cert", keys / "ours.pem"] if option == "--tls-key" else []
+    ran = send(folder, "--to", "https://127.0.0.1:1/", *beside, option, place)
+    assert (ran.code, ran.out) == (2, ""), ran.err
+    assert f"{option}: expected a" in ran.err
+    assert ("Is a directory" if kind == "folder" else "it is no regular file") in ran.err
 
 
 def test_tls_for_an_address_without(folder: Path, keys: Path) -> None:

@@ -61,6 +61,15 @@ def folder(tmp_path: Path) -> Path:
         ("https://pacs/?a=b", "--to: expected AE@HOST:PORT"),
         ("https://me:secret@pacs/", "--to: expected an address without user and password"),
         ("", "--to: expected AE@HOST:PORT"),
+        *(
+            (to, "--to: expected ")
+            for host in ("a..b", ".b", "a" * 70, f"{'a' * 64}.de", "a\udcffb", "a\nb", "pa cs", '"x"', "exa%mple")
+            for to in (f"A@{host}:104", f"https://{host}/dicom-web")
+        ),
+        *(
+            (f"https://localhost:1/{path}", "--to: expected AE@HOST:PORT")
+            for path in ("\udcff", "a\nb", "a\tb", "\x1b")
+        ),
     ],
 )
 def test_addresses_that_are_none(folder: Path, to: str, message: str) -> None:
@@ -93,6 +102,14 @@ def test_options_that_are_wrong(folder: Path, options: list[str], message: str) 
     ran = send(folder, "--to", "SCP@127.0.0.1:1", *options)
     assert ran.code == 2, ran.err
     assert message in ran.err
+
+
+@pytest.mark.parametrize(
+    "host", ["pacs", "pacs.example", "pacs.example.", "a_b", "10.0.0.1", "[::1]", "münchen.example"]
+)
+def test_addresses_that_are_some(host: str) -> None:
+    assert destination(f"A@{host}:104").name == f"A@{host}:104"
+    assert destination(f"https://{host}/dicom-web").name == f"https://{host}/dicom-web"
 
 
 @pytest.mark.parametrize("missing", ["nowhere", "in/0.dcm", ""])
@@ -334,7 +351,12 @@ def test_what_watch_calls(folder: Path) -> None:
 def test_names_of_destinations() -> None:
     addresses = (
         *("ARCHIVE@PACS.example:104", "ARCHIVE@pacs.example:105", "A B/.C@pacs:104", "A@[fe80::1]:104"),
-        *("https://PACS/dicom-web", "https://pacs/dicom-web/studies/", "http://pacs/dicom-web", f"https://{'a' * 99}/"),
+        *(
+            "https://PACS/dicom-web",
+            "https://pacs/dicom-web/studies/",
+            "http://pacs/dicom-web",
+            f"https://{'a' * 50}.{'b' * 50}/",
+        ),
     )
     names = [file_name(destination(address)) for address in addresses]
     assert names[0].startswith("ARCHIVE@pacs.example_104-")

@@ -48,7 +48,10 @@ class Receiver:
         self._hurry = threading.Event()
 
     def start(self) -> int:
-        """Clean up behind killed processes, listen, and return the port; DicomsortError where that cannot be."""
+        """Clean up behind killed processes, listen, and return the port; DicomsortError where that cannot be.
+
+        ``UsageError`` where the address is none.
+        """
         self._parts.check()
         if left := self._parts.tidy():
             self._log.warning("leftovers removed", extra={"facts": {"parts": left}})
@@ -62,6 +65,8 @@ class Receiver:
         ]
         try:
             self._server = Server(_entity(self._settings), address, self._tls, handlers, self._store)
+        except UnicodeError:  # a name that cannot even be looked up
+            raise UsageError(f"--bind: expected an address of this host, received {address[0]!r}") from None
         except OSError as error:
             message = f"expected to listen at {address[0]} port {address[1]}, received: {error.strerror or error}"
             raise DicomsortError(message) from error

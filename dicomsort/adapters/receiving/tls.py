@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from dicomsort.errors import UsageError
+from dicomsort.files import check_input
 
 if TYPE_CHECKING:
     from dicomsort.config import ReceiveSettings
@@ -22,6 +24,9 @@ def context_of(settings: ReceiveSettings) -> ssl.SSLContext | None:
         if key or ca:
             raise UsageError("expected --tls-cert beside --tls-key and --tls-ca, received none")
         return None
+    for option, file in (("--tls-cert", cert), ("--tls-key", key), ("--tls-ca", ca)):
+        if file is not None:
+            _load(f"{option} {file}", "a file that can be read", partial(check_input, file))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     what = "a certificate and its key without a password, as PEM"

@@ -54,11 +54,13 @@ class WebPeer:
 
 def destination(text: str) -> DicomPeer | WebPeer:
     """Read the value of ``--to``; ``UsageError`` where it names nothing that can be sent to."""
+    if not text.isprintable():  # an address has no line feeds, nor what could not be decoded
+        raise UsageError(f"--to: {_EXPECTED}, received {text!r}")
     if "://" in text:
         return _web(text)
     title, at, address = text.rpartition("@")
     host, colon, port = address.rpartition(":")
-    if not at or not colon or not _HOST.fullmatch(host):
+    if not at or not colon or not _is_host(host):
         raise UsageError(f"--to: {_EXPECTED}, received {text!r}")
     if not port.isascii() or not port.isdigit() or not 0 < int(port) <= _MAX_PORT:
         raise UsageError(f"--to: expected a port of 1 to {_MAX_PORT} in AE@HOST:PORT, received {port!r}")
@@ -76,9 +78,19 @@ def _web(text: str) -> WebPeer:
     if "@" in parts.netloc:  # it would be shown, and written into the journal's name
         raise UsageError("--to: expected an address without user and password, received one with; use --auth FILE")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    if not _is_host(host):
+        raise UsageError(f"--to: {_EXPECTED}, received {text!r}")
     where = host if port is None else f"{host}:{port}"
     path = parts.path.rstrip("/").removesuffix("/studies")
     return WebPeer(f"{parts.scheme}://{where}{path}/studies", parts.hostname, parts.scheme == "https")
+
+
+def _is_host(text: str) -> bool:
+    """Whether it can be looked up at all; labels have 1 to 63 characters (RFC 1035 2.3.4)."""
+    try:
+        return _HOST.fullmatch(text.encode("idna").decode()) is not None
+    except UnicodeError:
+        return False
 
 
 def ae_title(text: str, option: str) -> str:

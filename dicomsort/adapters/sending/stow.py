@@ -24,6 +24,7 @@ from dicomsort.adapters.sending.multipart import Body, Part, PartLost
 from dicomsort.adapters.sending.records import Answer, Batch, Instance, Permanent, Temporary, Unsendable
 from dicomsort.config import SendSettings
 from dicomsort.errors import UsageError, missing_extra
+from dicomsort.files import read_bounded
 
 BATCH_FILES, BATCH_BYTES = 64, 32 << 20
 MAX_ANSWER = 16 << 20  # bytes of a response that are read
@@ -192,7 +193,7 @@ def authorization(peer: WebPeer, file: Path | None) -> dict[str, str]:
     if not peer.keeps_secrets:
         raise UsageError(f"--auth: expected an https:// address beside it, received {peer.name}")
     try:
-        text = file.read_text(encoding="utf-8").strip()
+        text = read_bounded(file).decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UsageError(f"--auth: expected a file that can be read, received {str(file)!r}: {why}") from None
@@ -291,6 +292,8 @@ def _late(peer: WebPeer, timeout: float) -> Temporary:
 def _translated(peer: WebPeer, error: Exception, timeout: float) -> Temporary | Permanent:
     import urllib3.exceptions as failures
 
+    if isinstance(error, failures.LocationValueError):
+        return Permanent(f"{peer.host!r} is no name of a host; check --to")
     if isinstance(error, failures.NameResolutionError):
         return unresolved(peer.host, error.__cause__)
     if isinstance(error, failures.NewConnectionError):
