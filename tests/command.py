@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
+
+import typer.main
 
 from dicomsort.cli import main
 
@@ -20,11 +23,20 @@ class Ran(NamedTuple):
     err: str
 
 
+# Typer makes all commands and their options anew for each call: 30 ms, of a command that often takes 5.
+_built = functools.cache(typer.main.get_command)
+
+
 def run(*arguments: object) -> Ran:
     """Exit code, stdout and stderr of ``dicomsort ARGUMENTS``."""
     out, err = io.StringIO(), io.StringIO()
     command = ["dicomsort", *map(str, arguments)]
-    with mock.patch.object(sys, "argv", command), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        mock.patch.object(sys, "argv", command),
+        mock.patch.object(typer.main, "get_command", _built),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         try:
             main()
         except SystemExit as end:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import stat
@@ -37,10 +38,11 @@ VALUES = (
 
 
 class Damage(NamedTuple):
-    """What is done to a state file, told by ``name``."""
+    """What is done to a state file, told by ``name``; ``parts`` are what it consists of, its name where it is one."""
 
     name: str
     act: Callable[[Path], None]
+    parts: tuple[str, ...] = ()
 
 
 class Hung(BaseException):
@@ -165,9 +167,31 @@ def damages(world: World) -> Iterator[Damage]:
     for share in (0.1, 0.5, 0.9):
         yield Damage(f"cut at {share}", lambda path, share=share: _cut(path, share))
     for value in VALUES:
+        said = repr(value[:30])
         for place in ("first", "middle", "last"):
-            yield Damage(f"{value[:30]!r} as the {place} line", lambda p, v=value, at=place: _line(p, v, at))
-        yield Damage(f"{value[:30]!r} as each value", lambda p, v=value: _values(p, v))
+            as_line = f"as the {place} line"
+            yield Damage(f"{said} {as_line}", lambda p, v=value, at=place: _line(p, v, at), (said, as_line))
+        yield Damage(f"{said} as each value", lambda p, v=value: _values(p, v), (said, "as each value"))
+
+
+def every_case(world: World) -> list[tuple[Path, Damage]]:
+    """Each damage of each state file."""
+    return [(path, damage) for path in state_files(world) for damage in damages(world)]
+
+
+def sample(world: World, seed: int) -> list[tuple[Path, Damage]]:
+    """Some of all cases, by the seed alone, in which each file, each kind of damage and each value occurs."""
+    cases = every_case(world)
+    random.Random(seed).shuffle(cases)
+    parts = [{str(path), *(damage.parts or (damage.name,))} for path, damage in cases]
+    left, chosen = set().union(*parts), []
+    for news in (3, 2, 1):  # those first that bring much that is new
+        for case, having in zip(cases, parts, strict=True):
+            if len(having & left) >= news:
+                chosen.append(case)
+                left -= having
+    assert not left
+    return chosen
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from networks import answers
 
 from dicomsort.bundle import default_path, seal
 from dicomsort.errors import UsageError
@@ -60,10 +61,9 @@ def test_its_parts_say_what_the_whole_says(arch: str, variation: dict[str, Any])
     for start in sorted({"", ARCHITECTURES[arch].trained_from}):
         network = _network(arch, variation, SMALL)  # never called before it is divided, as where a training begins
         trunk, tail, both = divide(network, start)
-        wanted = np.asarray(network.predict_on_batch(images))
-        seen = trunk.predict_on_batch(images)
-        np.testing.assert_allclose(tail.predict_on_batch(seen), wanted, atol=1e-5)
-        features, probabilities = both.predict_on_batch(seen)
+        wanted, seen = answers(network, images), answers(trunk, images)
+        np.testing.assert_allclose(answers(tail, seen), wanted, atol=1e-5)
+        features, probabilities = answers(both, seen)
         np.testing.assert_allclose(probabilities, wanted, atol=1e-5)
         assert features.shape == (3, *network.get_layer("features").output.shape[1:])
         assert not any(layer.trainable for layer in trunk.layers)
@@ -77,7 +77,7 @@ def test_its_bundle_can_be_gone_on_from(arch: str, variation: dict[str, Any], tm
     from dicomsort.training.views import divide
 
     network, images = _network(arch, variation, INPUT_SHAPE), _images(INPUT_SHAPE)
-    wanted = np.asarray(network.predict_on_batch(images))
+    wanted = answers(network, images)
     kept, _ = export.convert(network, ARCHITECTURES[arch].precisions[:1], images.astype(np.uint8))
     export.save_keras(network, tmp_path)
     (tmp_path / "model.tflite").write_bytes(kept.model)
@@ -92,8 +92,7 @@ def test_its_bundle_can_be_gone_on_from(arch: str, variation: dict[str, Any], tm
     architecture = going_on(tmp_path)
     again = architecture.build(INPUT_SHAPE, len(LABELS))  # which compares it with the LiteRT model
     trunk, tail, _ = divide(again, architecture.trained_from)
-    said = tail.predict_on_batch(trunk.predict_on_batch(images))
-    np.testing.assert_allclose(said, wanted, atol=0.01)
+    np.testing.assert_allclose(answers(tail, answers(trunk, images)), wanted, atol=0.01)
 
 
 def test_files_for_keras_hold_no_state_of_an_optimizer(tmp_path: Path) -> None:

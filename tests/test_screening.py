@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import Ran, run
-from networks import TINY, tiny
+from networks import TINY, brief, tiny
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -154,7 +154,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Noise of three brightnesses, in two sources a class."""
     root = tmp_path_factory.mktemp("screening") / "images"
     for level, label in enumerate(("CT", "MRI", "XRAY")):
-        for number in range(16):
+        for number in range(8):
             noise = np.random.default_rng((level, number)).integers(0, 60, (40, 40), np.uint8)
             path = root / label / f"source{number % 2}" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,8 @@ def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _train(dataset: Path, out: Path, arch: str) -> Ran:
     numbers = ("--epochs", 8, "--batch-size", 8, "--learning-rate", 0.05, "--seed", 3)
-    return run("train", dataset, "--out", out, "--arch", arch, *numbers)
+    with brief():
+        return run("train", dataset, "--out", out, "--arch", arch, *numbers)
 
 
 @pytest.mark.parametrize("arch", ["staged", "whole"])
@@ -192,8 +193,8 @@ def test_a_training_leaves_a_screen_measured_on_what_was_held_out(
     assert found["confirm"] == bundle.screen.confirm
     held, files = found["on"]
     assert (held["what"], held["images"]) == (told["held_out"], told["images"])
-    assert files["images"] == 48
-    assert files["pairs"] == 96
+    assert files["images"] == 24
+    assert files["pairs"] == 48
     assert "\n## Screen\n" in (out / "card.md").read_text("utf-8")
     assert "Screen: " in ran.err
     image = blocks(3)
@@ -221,11 +222,11 @@ def test_a_bundle_that_is_there_gets_a_screen(
     monkeypatch.setattr(screening, "MIN_IMAGES", 500)
     ran = _train(dataset, out, "staged")
     assert load(out, RENDERING_VERSION).screen is None
-    assert "48 images were held out, and 500 are needed" in ran.err
+    assert "24 images were held out, and 500 are needed" in ran.err
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     ran = run("screen", dataset, "--model", out)
     assert ran.code == 1
-    assert "no screen: 48 images" in ran.err
+    assert "no screen: 24 images" in ran.err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     monkeypatch.setattr(screening, "MIN_IMAGES", 5)
     ran = run("screen", dataset, "--model", out)

@@ -6,11 +6,12 @@ import csv
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from command import run
-from networks import TINY
+from networks import TINY, brief
 from PIL import Image
 
 from dicomsort.bundle import load
@@ -23,9 +24,9 @@ pytestmark = pytest.mark.xdist_group("tune")
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny() -> Any:
-    ARCHITECTURES["tiny"], VARIATIONS["tiny"] = TINY, {"trained_from": ("first", "second")}
-    yield
-    del ARCHITECTURES["tiny"], VARIATIONS["tiny"]
+    variations = {"tiny": {"trained_from": ("first", "second")}}
+    with mock.patch.dict(ARCHITECTURES, {"tiny": TINY}), mock.patch.dict(VARIATIONS, variations), brief():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,10 @@ def test_a_search_is_interrupted_goes_on_and_leaves_the_best_as_a_bundle(
     assert "flatters the figures" in ran.out
 
 
-def test_a_training_goes_on_from_what_a_search_made_of_the_reference_network(dataset: Path, tmp_path: Path) -> None:
+def test_a_training_goes_on_from_what_a_search_made_of_the_reference_network(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(VARIATIONS, "cnn", {"filters": (4, 8), "dense": (8, 16)})  # small ones are as good
     tuned, site = tmp_path / "tuned", tmp_path / "site"
     ran = run("tune", dataset, "--out", tuned, "--trials", 1, "--epochs", 1)
     assert ran.code == 0, ran.err

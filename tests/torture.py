@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from damaging import World, check, damages, state_files
+from damaging import World, check, every_case
 from killing import Killer
 from matrix import MODES, Tears, once, try_all, twice
 
@@ -34,7 +34,7 @@ def _damage(parent: Path | None) -> None:
     """Play every damage of every state file; AssertionError where one costs more than its own run."""
     with folder(parent) as root:
         world = World(root)
-        cases = [(path, damage) for path in state_files(world) for damage in damages(world)]
+        cases = every_case(world)
         for path, damage in cases:
             check(world, path, damage)
         _tell(f"damaged state: {len(cases):,} damages, every command over each, nothing lost")

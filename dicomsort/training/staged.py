@@ -102,6 +102,7 @@ class Staged:
         optimizer = keras.optimizers.AdamW(
             rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=momentum
         )
+        optimizer.build(self.tail.trainable_variables)  # else TensorFlow traces the training step twice
         self.tail.compile(optimizer, self._loss(), metrics=["accuracy"])
         validation = (
             None if held is None else (self.views.seen[0, held].astype(np.float32), one_hot(self.dataset)[held])
