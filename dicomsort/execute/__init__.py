@@ -74,7 +74,8 @@ class Executor:
         What is to be said of those that cannot be removed.
         """
         known = self._journal.known
-        ended = [self._placer.settle(o) for o in plan.operations() if o.number in known.begun and _kind(o) != "folder"]
+        begun = (o for o in plan.operations() if o.number in known.begun)
+        ended = [(self._folders if _kind(o) == "folder" else self._placer).settle(o) for o in begun]
         if ended:
             self._journal.end(ended)
         stuck = [refusal.message for o in plan.operations() if (refusal := self._placer.clear(o)) is not None]
