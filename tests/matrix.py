@@ -37,6 +37,7 @@ from dicomsort.sorting.outbox import held, new_run
 FILES = {"a/1": b"one" * 50, "a/2": b"two" * 60, "b/c/3": b"three" * 70, "copy of 1": b"one" * 50, "b/empty": b""}
 TARGETS = {"a/1": "CT/s/1", "a/2": "CT/s/2", "b/c/3": "MRI/s/3", "b/empty": "UNREADABLE/b/empty"}
 OWNER = (12_345, 54_321)  # of one of the files, where root may give it away
+FOLDERS = {"a": 0o750, "b": 0o710, "b/c": 0o700}
 FOREIGN = {"CT/foreign": b"not ours", "MRI/s/other": b"not ours either"}
 SYSTEMS: dict[str, Callable[[], Files]] = {
     "links": Files,
@@ -106,6 +107,8 @@ def world(root: Path) -> tuple[Path, Path]:
             with contextlib.suppress(OSError):  # a file system without them
                 os.setxattr(inbox / path, "user.note", b"value")
         os.utime(inbox / path, ns=(10**18 + number, 10**18 + number))
+    for path, mode in FOLDERS.items():
+        (inbox / path).chmod(mode)
     return inbox, outbox
 
 
@@ -115,7 +118,7 @@ def facts(root: Path) -> dict[str, tuple[object, ...]]:
         status = (root / path).stat()
         owner = status.st_uid, status.st_gid
         found[path] = (content, status.st_mode, status.st_mtime_ns, owner, attributes_of(root / path))
-    return found
+    return found | {folder: ((root / folder).stat().st_mode,) for folder in FOLDERS if (root / folder).is_dir()}
 
 
 def operations(inbox: Path, verb: Verb) -> list[Operation]:

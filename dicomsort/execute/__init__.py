@@ -14,7 +14,7 @@ from itertools import groupby, islice
 from typing import TypeVar
 
 from dicomsort.errors import PlacingFailed
-from dicomsort.execute.folders import Folders, needed, parent
+from dicomsort.execute.folders import Folders, folder_of, needed, parent
 from dicomsort.execute.placing import CANNOT_LEAVE, Fatal, Leaving, Placer, Roots
 from dicomsort.files import Files, flush_path, is_network
 from dicomsort.journal import Journal, Plan
@@ -40,7 +40,7 @@ class Executor:
         self._files = files
         self._roots = roots
         self._journal = journal
-        self._folders = Folders(files, roots)
+        self._folders = Folders(files, roots, journal.known.folders)
         self._placer = Placer(files, roots, run, journal.known)
         self._threads = threads
         self._tries_all = tries_all
@@ -74,7 +74,8 @@ class Executor:
         What is to be said of those that cannot be removed.
         """
         known = self._journal.known
-        ended = [self._placer.settle(o) for o in plan.operations() if o.number in known.begun and _kind(o) != "folder"]
+        begun = (o for o in plan.operations() if o.number in known.begun)
+        ended = [(self._folders if _kind(o) == "folder" else self._placer).settle(o) for o in begun]
         if ended:
             self._journal.end(ended)
         stuck = [refusal.message for o in plan.operations() if (refusal := self._placer.clear(o)) is not None]
@@ -122,8 +123,8 @@ class Executor:
         self._journal.begin([o.number for o in ready], missing := needed(ready, absent))
         unmade = self._folders.make(missing)
         if unmade:
-            endings += [(o, unmade[parent(o.target)].ending(o)) for o in ready if parent(o.target) in unmade]
-            ready = [o for o in ready if parent(o.target) not in unmade]
+            endings += [(o, unmade[folder_of(o)].ending(o)) for o in ready if folder_of(o) in unmade]
+            ready = [o for o in ready if folder_of(o) not in unmade]
         acted = self._each(self._placer.act, ready, at_once=self._moves_bytes(ready))
         self._end([*endings, *zip(ready, acted, strict=True)])
 
@@ -146,8 +147,11 @@ class Executor:
         waiting = [o for o in batch if not self._journal.known.has_ended(o.number) and o.source not in self._put_off]
         if not waiting:
             return
-        self._journal.begin([o.number for o in waiting], [])
-        self._end([(o, self._folders.change(o)) for o in waiting])
+        absent, refused = self._folders.survey(waiting)
+        self._journal.begin([o.number for o in waiting], missing := needed(waiting, absent))
+        unmade = self._folders.make(missing)
+        refused |= {o.number: unmade[folder_of(o)].ending(o) for o in waiting if folder_of(o) in unmade}
+        self._end([(o, refused.get(o.number) or self._folders.change(o)) for o in waiting])
 
     def _make_durable(self, operations: Sequence[Operation]) -> None:
         """Flush new names and what they name."""

@@ -33,12 +33,13 @@ class NotMade(NamedTuple):
 class Folders:
     """Knows which folders are there, so that each is looked up once a run."""
 
-    def __init__(self, files: Files, roots: Roots) -> None:
-        """Start with the roots alone, which must be there."""
+    def __init__(self, files: Files, roots: Roots, begun: Iterable[str] = ()) -> None:
+        """Start with the roots alone, which must be there; ``begun`` are those that a dead attempt was to make."""
         self._files = files
         self._roots = roots
         self._there: set[str] = {"inbox", "outbox"}
         self._devices: dict[str, int] = {}
+        self._ours = set(begun)  # made by this run, or perhaps made by the attempt that was cut short
 
     def survey(self, operations: Sequence[Operation]) -> tuple[set[str], dict[int, Result | Fatal]]:
         """Which folders are missing, and which operations cannot go on: where a folder should be is something else."""
@@ -46,12 +47,12 @@ class Folders:
         refused: dict[int, Result | Fatal] = {}
         for operation in operations:
             try:
-                if operation.target:
-                    absent.update(self._missing(parent(operation.target), absent))
+                if folder := folder_of(operation):
+                    absent.update(self._missing(folder, absent))
             except NotADirectoryError as error:
                 refused[operation.number] = Result(operation.number, Outcome.FAILED, str(error))
             except OSError as error:
-                refused[operation.number] = ending(operation, error, f"looking for the folder of {operation.target!r}")
+                refused[operation.number] = ending(operation, error, f"looking for the folder {folder!r}")
         return absent, refused
 
     def make(self, paths: Iterable[str]) -> dict[str, NotMade]:
@@ -64,6 +65,7 @@ class Folders:
             absolute = self._roots.absolute(path)
             try:
                 self._files.make_folder(absolute)
+                self._ours.add(path)
             except OSError as error:
                 if not isinstance(error, FileExistsError) or not _is_folder(absolute):
                     unmade[path] = NotMade(path, error)
@@ -72,16 +74,13 @@ class Folders:
         return unmade
 
     def change(self, operation: Operation) -> Result | Fatal:
-        """Carry out MAKE_FOLDER (mode and mtime too) or REMOVE_FOLDER (only where it is empty)."""
+        """Carry out REMOVE_FOLDER, where it is empty; of MAKE_FOLDER set mode and mtime, where ``make`` made it."""
         path = self._roots.absolute(operation.source)
         try:
             if operation.verb is Verb.REMOVE_FOLDER:
                 self._files.remove_folder(path)
                 self._there.discard(operation.source)
-            else:
-                unmade = self.make([p for p in self._missing(operation.source, ()) if p])
-                if operation.source in unmade:
-                    return unmade[operation.source].ending(operation)
+            elif operation.source in self._ours:  # else somebody made it again, and it is theirs
                 self._files.set_mode(path, operation.mode)
                 self._files.set_mtime(path, operation.mtime_ns)
         except FileNotFoundError:
@@ -90,6 +89,11 @@ class Folders:
             outcome = Outcome.SKIPPED if error.errno in _NOT_EMPTY else Outcome.FAILED
             return Result(operation.number, outcome, error.strerror or "")
         return Result(operation.number, Outcome.DONE)
+
+    def settle(self, operation: Operation) -> Result:
+        """How REMOVE_FOLDER stands that an attempt cut short had begun: whether an undo must make the folder again."""
+        is_there = os.path.lexists(self._roots.absolute(operation.source))
+        return Result(operation.number, Outcome.SKIPPED if is_there else Outcome.DONE)
 
     def device(self, target: str) -> int:
         """The device that a target's folder lies on."""
@@ -134,12 +138,17 @@ def needed(operations: Iterable[Operation], absent: Container[str]) -> list[str]
     found: dict[str, None] = {}
     for operation in operations:
         chain = []
-        path = parent(operation.target)
+        path = folder_of(operation)
         while path in absent and path not in found:
             chain.append(path)
             path = parent(path)
         found.update(dict.fromkeys(reversed(chain)))
     return list(found)
+
+
+def folder_of(operation: Operation) -> str:
+    """The folder that must be there for an operation; empty where none must."""
+    return operation.source if operation.verb is Verb.MAKE_FOLDER else parent(operation.target)
 
 
 def parent(path: str) -> str:
