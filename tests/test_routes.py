@@ -184,7 +184,8 @@ def test_a_run_of_which_nothing_is_taken_while_others_are_is_no_full_archive(
     runs = picky.runs("CT")
     assert [run for run in runs if run != "0"] == [None, *map(str, range(1, 100))]
     assert 6 <= runs.count("0") <= 9
-    assert [line for line, _ in night.lines()] == ["route down", "sending failed"]
+    told_of = [line for line, _ in night.lines()]
+    assert (told_of.count("route down"), told_of.count("sending failed")) == (1, 1)
     assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(courier)
 
 

@@ -211,7 +211,7 @@ def test_messages_fit_into_what_the_peer_takes_at_once(folder: Path, pdu: int) -
 
 
 def test_a_peer_that_takes_fewer_associations_than_we_open(folder: Path) -> None:
-    retries = 1
+    retries = 3
     more = 4 * (retries + 1) + 1  # associations that are asked for than would be, if an open one did not count
 
     def slow(_: str, __: int) -> int:

@@ -103,7 +103,7 @@ class Crew:
         self._fresh: deque[_Job] = deque()  # not tried yet
         self._later: list[tuple[float, int, _Job]] = []  # a heap of what is tried again, by when
         self._numbers = count()
-        self._busy = 0  # jobs at hand
+        self._busy: set[Channel] = set()  # with a job at hand
         self._is_fed = False
         self._pace = _Pace(settings.retries, settings.retry_wait)
         self._answered = 0  # deliveries of which the peer accepted something, or refused it for good
@@ -170,7 +170,7 @@ class Crew:
                 if rest is not None:
                     rest_until = time.monotonic() + max(_backoff(self._settings.retry_wait, refused), rest, _TICK)
                 with self._changed:
-                    self._busy -= 1
+                    self._busy.discard(channel)
                     self._changed.notify_all()
             channel.close()
         except BaseException as error:  # noqa: BLE001 - it belongs to who waits for the crew
@@ -189,7 +189,7 @@ class Crew:
                 rest = 0.0 if self._halt.is_set() else rest_until - time.monotonic()
                 seconds = max(self._until_due(), rest)
                 if seconds <= 0:
-                    self._busy += 1
+                    self._busy.add(channel)
                     return self._pick()
                 is_empty = self._is_fed and not (self._fresh or self._later)
                 if is_empty and not self._busy:
@@ -256,8 +256,11 @@ class Crew:
         return None
 
     def _is_one_more(self, channel: Channel) -> bool:
-        """Whether the peer has taken up another channel."""
-        return any(each.is_open for each in self._channels if each is not channel)
+        """Whether the peer has taken up another channel, or one before this, which asks too, may be taken up."""
+        others = [each for each in self._channels if each is not channel]
+        return any(each.is_open for each in others) or not self._busy.isdisjoint(
+            others[: self._channels.index(channel)]
+        )
 
     def _hand_over(self, job: _Job) -> None:
         """Let another channel have the job at once: nothing of it was tried."""
