@@ -189,7 +189,10 @@ def test_a_configuration_whose_folders_are_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('[routes]\nNOPE = "A@h:1"', "configuration: [routes]: expected a class of the model (CT, MRI, OTHER, XRAY)"),
+        (
+            '[routes]\nNOPE = "A@h:1"',
+            "configuration [routes]: [routes]: expected a class of the model (CT, MRI, OTHER, XRAY)",
+        ),
         ('[routes]\nCT = "A@h h:1"', "configuration [routes] CT: --to: expected AE@HOST:PORT"),
         ('[routes]\nCT = "P"\n[destinations.P]\nto = "A@h:0"', "configuration [destinations.P]: --to: expected a port"),
         ('[send]\nto = "PACS"', "configuration [send]: --to: expected AE@HOST:PORT"),

@@ -54,12 +54,17 @@ def _classes(
     written: Written, model: Path | None, check_classes: Callable[[Routes, tuple[str, ...]], None]
 ) -> Iterator[Finding]:
     named = {name: value for table in (TOP, "sort", "watch") for name, value in written.tables.get(table, {}).items()}
+    what, mend = f"configuration [{ROUTES}]", "mend the file, or name another model"
+    try:
+        labels = load(model or named.get("model") or default_path(), RENDERING_VERSION).labels if written.routes else ()
+    except UsageError as error:
+        yield wrong(what, str(error), mend)
+        return
     for class_ in written.routes:
         try:
-            labels = load(model or named.get("model") or default_path(), RENDERING_VERSION).labels
             check_classes({class_: ()}, labels)
         except UsageError as error:
-            yield wrong("configuration", str(error), "mend the file, or name another model")
+            yield wrong(what, str(error), mend)
 
 
 def _tables(written: Written) -> Iterator[tuple[str, Mapping[str, object], Destination | None]]:
