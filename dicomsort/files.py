@@ -403,6 +403,15 @@ def _filled_but_for_holes(files: Files, reader: int, writer: int, size: int) -> 
     return digest.hexdigest()
 
 
+def data_size(path: str) -> int:
+    """How many bytes of a file lie in no hole; its extents are asked for only where it has fewer blocks than bytes."""
+    status = os.lstat(path)
+    if status.st_blocks * 512 >= status.st_size:
+        return status.st_size
+    with opened(path) as descriptor:
+        return sum(end - start for start, end in _with_data(descriptor, status.st_size))
+
+
 def _with_data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
     """Where a file has data, from and to; what lies between are holes, which read as zeros."""
     end = 0

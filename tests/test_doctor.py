@@ -189,7 +189,10 @@ def test_a_configuration_whose_folders_are_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('[routes]\nNOPE = "A@h:1"', "configuration: [routes]: expected a class of the model (CT, MRI, OTHER, XRAY)"),
+        (
+            '[routes]\nNOPE = "A@h:1"',
+            "configuration [routes]: [routes]: expected a class of the model (CT, MRI, OTHER, XRAY)",
+        ),
         ('[routes]\nCT = "A@h h:1"', "configuration [routes] CT: --to: expected AE@HOST:PORT"),
         ('[routes]\nCT = "P"\n[destinations.P]\nto = "A@h:0"', "configuration [destinations.P]: --to: expected a port"),
         ('[send]\nto = "PACS"', "configuration [send]: --to: expected AE@HOST:PORT"),
@@ -205,6 +208,19 @@ def test_routes_and_destinations_of_a_configuration(tmp_path: Path, text: str, e
     told = named("--config", tmp_path / "dicomsort.toml")
     assert len(told) == bool(expected), told
     assert expected in "".join(told)
+
+
+def test_a_model_that_the_configuration_names_has_its_own_classes(tmp_path: Path, root: Path) -> None:
+    shutil.copytree(root / "models/default", tmp_path / "ours")
+    spec = json.loads((tmp_path / "ours/bundle.json").read_text())
+    spec |= {"labels": ["CT", "MRI", "OTHER", "RADIOGRAPH"], "header_classes": {"XRAY": "RADIOGRAPH"}}
+    (tmp_path / "ours/bundle.json").write_text(json.dumps(spec))
+    reader, writer = os.pipe()  # as <(…) of a shell, which can be read once
+    os.write(writer, f'model = "{tmp_path}/ours"\n[routes]\nXRAY = "A@h:1"\nRADIOGRAPH = "A@h:1"\n'.encode())
+    os.close(writer)
+    (told,) = named("--config", f"/dev/fd/{reader}")
+    os.close(reader)
+    assert "expected a class of the model (CT, MRI, OTHER, RADIOGRAPH), received 'XRAY'" in told
 
 
 def test_a_destination_without_what_speaks_to_it_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dicomsort.cli.options import number, require_room
-from dicomsort.config import MOST_PORT, Option, load_watch
+from dicomsort.config import MOST_PORT, Option
 
 if TYPE_CHECKING:
     from dicomsort.doctor import Finding, Job
@@ -68,11 +68,12 @@ def _named(
     inbox: str | None, outbox: str | None, model: Path | None, config: Path | None, crontab: Path | None
 ) -> Iterator[Finding]:
     """What a configuration and a crontab name; the folders of the crontab where they are not those given."""
-    from dicomsort.doctor import examine_crontab, jobs_of, wrong
+    from dicomsort.doctor import examine_config, examine_crontab, jobs_of, wrong
     from dicomsort.files import read_bounded
+    from dicomsort.service.routes import check_classes
 
     if config is not None:
-        yield from _configured(config, model, _gate(inbox, outbox))
+        yield from examine_config(config, _gate(inbox, outbox), model, check_classes)
     if crontab is None:
         return
     try:
@@ -88,32 +89,12 @@ def _named(
             yield from _job(job, looked_at)
 
 
-def _configured(config: Path, model: Path | None, gate: Gate) -> Iterator[Finding]:
-    """Look at a configuration, and at its routes: `sort` and `watch` refuse a class that the model has not."""
-    from dicomsort.bundle import default_path, load
-    from dicomsort.doctor import examine_config, wrong
-    from dicomsort.errors import UsageError
-    from dicomsort.records import RENDERING_VERSION
-    from dicomsort.service.routes import check_classes
-
-    yield from examine_config(config, gate)
-    try:
-        watch = load_watch({}, {}, config)
-    except UsageError:
-        return  # told above
-    for class_ in watch.routes:
-        try:
-            labels = load(model or watch.sort.model or default_path(), RENDERING_VERSION).labels
-            check_classes({class_: ()}, labels)
-        except UsageError as error:
-            yield wrong("configuration", str(error), "mend the file, or name another model")
-
-
 def _job(job: Job, looked_at: set[tuple[str | None, str | None]]) -> Iterator[Finding]:
     """Look at a line's arguments: whether they are those of the command, and the paths among them."""
-    from dicomsort.doctor import examine_folders, examine_values, wrong
+    from dicomsort.doctor import examine_config, examine_folders, examine_values, wrong
     from dicomsort.errors import UsageError
     from dicomsort.files import Files
+    from dicomsort.service.routes import check_classes
 
     line = f"crontab line {job.number}"
     try:
@@ -130,7 +111,7 @@ def _job(job: Job, looked_at: set[tuple[str | None, str | None]]) -> Iterator[Fi
     gate = _gate(*folders)
     yield from examine_values(line, {name: value for name, value in paths.items() if name != "config"}, gate)
     if config := params.get("config"):
-        yield from _configured(config, params.get("model"), gate)
+        yield from examine_config(config, gate, params.get("model"), check_classes)
     if folders not in looked_at:
         looked_at.add(folders)
         yield from examine_folders(*folders, Files())

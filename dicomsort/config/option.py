@@ -37,7 +37,6 @@ class Option(NamedTuple):
     """One option: the type of its value or the words it may be, its default, its line of help, a number's bounds.
 
     ``metavar`` stands for a value in the help. ``is_list``: it may have several values, each of that type.
-    ``in_paths``: a text that names of files are made from, so that it may have bytes that are no UTF-8.
     """
 
     kind: type[bool | int | float | str | Path] | tuple[str, ...]
@@ -47,7 +46,6 @@ class Option(NamedTuple):
     maximum: float | None = None
     metavar: str = ""
     is_list: bool = False
-    in_paths: bool = False
 
     @property
     def described(self) -> str:
@@ -84,7 +82,7 @@ def checked(option: Option, value: object, origin: str) -> object:
     elif kind is Path:
         right = isinstance(value, str | Path) and str(value) != "" and "\0" not in str(value)
     elif kind is str:
-        right = isinstance(value, str) and "\0" not in value and (option.in_paths or _is_unicode(value))
+        right = isinstance(value, str) and "\0" not in value
     elif kind is float:
         right = isinstance(value, int | float) and not isinstance(value, bool)
     else:
@@ -109,11 +107,6 @@ def _expected(option: Option) -> str:
         return "|".join(option.kind)
     kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
     return kinds[option.kind] + (f" from {option.range}" if option.range else "")
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether it is without the stand-ins that Python makes of undecodable bytes of a command line."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _shown(value: object) -> str:

@@ -16,7 +16,7 @@ OPTIONS: dict[str, Option] = {
     "dry_run": Option(bool, False, "Print the plan; change nothing."),
     "model": Option(Path, None, "A model bundle [default: the one that ships]."),
     "evidence": Option(("auto", "header", "pixels"), "auto", "What may decide."),
-    "layout": Option(str, "uid", "uid, keep, readable, or a template of the path in the outbox.", in_paths=True),
+    "layout": Option(str, "uid", "uid, keep, readable, or a template of the path in the outbox."),
     "settle": Option(
         float, None, "Leave series changed in the last SECONDS [default: 60 with --move, else 0].", 0, MOST_SECONDS
     ),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from dicomsort.adapters.sending import check
+from dicomsort.bundle import default_path, load
 from dicomsort.config import Destination, quoted
 from dicomsort.config.file import DESTINATIONS, ROUTES, TOP, Written, read
 from dicomsort.config.settings import DESTINATION
@@ -15,13 +16,20 @@ from dicomsort.content import DEVICES, JOURNAL, LOG, Content
 from dicomsort.doctor.finding import Finding, State, fine, wrong
 from dicomsort.errors import UsageError
 from dicomsort.outputs import Gate
+from dicomsort.records import RENDERING_VERSION
 from dicomsort.report.metrics import FILE as METRICS
 
+Routes = Mapping[str, Sequence[Destination]]
 WRITTEN: dict[str, Content] = {"log_file": LOG, "metrics": METRICS.content, "journal": JOURNAL}
 
 
-def examine_config(file: Path, gate: Gate) -> Iterator[Finding]:
-    """Look at a configuration file: its keys and values, and each path that it names."""
+def examine_config(
+    file: Path, gate: Gate, model: Path | None, check_classes: Callable[[Routes, tuple[str, ...]], None]
+) -> Iterator[Finding]:
+    """Look at a configuration file: its keys and values, and each path, destination and class that it names.
+
+    ``model`` is what a command line names. ``check_classes`` raises UsageError for a class that the model has not.
+    """
     what = "configuration"
     try:
         written = read(file)
@@ -39,6 +47,24 @@ def examine_config(file: Path, gate: Gate) -> Iterator[Finding]:
                 check(peer)
             except UsageError as error:
                 yield wrong(name, str(error), "mend the file, or what it names")
+    yield from _classes(written, model, check_classes)
+
+
+def _classes(
+    written: Written, model: Path | None, check_classes: Callable[[Routes, tuple[str, ...]], None]
+) -> Iterator[Finding]:
+    named = {name: value for table in (TOP, "sort", "watch") for name, value in written.tables.get(table, {}).items()}
+    what, mend = f"configuration [{ROUTES}]", "mend the file, or name another model"
+    try:
+        labels = load(model or named.get("model") or default_path(), RENDERING_VERSION).labels if written.routes else ()
+    except UsageError as error:
+        yield wrong(what, str(error), mend)
+        return
+    for class_ in written.routes:
+        try:
+            check_classes({class_: ()}, labels)
+        except UsageError as error:
+            yield wrong(what, str(error), mend)
 
 
 def _tables(written: Written) -> Iterator[tuple[str, Mapping[str, object], Destination | None]]:

@@ -10,6 +10,7 @@ import shutil
 import socket
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from enum import StrEnum
 from typing import Any
 
 from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, StateDamaged, UsageError
-from dicomsort.files import Files, closing, look_up, missing_folders, opened_file
+from dicomsort.files import Files, closing, data_size, look_up, missing_folders, opened_file
 from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, Replay, is_run, replay, runs_folder
 from dicomsort.jsonlines import parse
-from dicomsort.records import Action, Verb
+from dicomsort.records import Action, Operation, Verb
 from dicomsort.report import MANIFEST, SUMMARY, Summary, is_told_of, read_summary
 
 RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 500,000 files need about as many
+_SPARSE = 1 << 20  # bytes of a file from which on it pays to look for holes
 _ROOM, _BLOCK = 256 << 10, 4 << 10  # bytes: for what does not grow with a run; for a folder that is made again
 REVIEW_VERB = "review"  # of a plan that carries out a person's decision
 UNDONE_BY = "undone_by"  # the mark in the journal of a run that was cut short and then undone
@@ -290,19 +292,56 @@ def nearest_folder(path: str) -> str:
     return path
 
 
-def require_free(files: Files, outbox: str, size: int, *, is_across: bool) -> None:
-    """PlacingFailed where the outbox's disk has no room for so many bytes.
+class Room:
+    """Counts the bytes that operations copy to each file system of an outbox: a class's folder may be a mount."""
 
-    Copies within a file system that shares blocks between them need none; ``is_across`` says that these are no such.
-    """
-    folder = nearest_folder(outbox)
-    free = shutil.disk_usage(folder).free
-    if size <= free or (not is_across and files.shares_blocks(folder)):
-        return
-    raise PlacingFailed(
-        f"outbox {outbox!r}: expected room for {size:,} bytes that are to be copied, received {free:,} free: "
-        f"{size - free:,} are missing; nothing was placed: make room, then sort again"
-    )
+    def __init__(self, inbox: str, outbox: str) -> None:
+        """No operation is counted yet."""
+        self._inbox, self._outbox = inbox, outbox
+        self.inbox_device = os.stat(inbox).st_dev
+        self._device = os.stat(nearest_folder(outbox)).st_dev
+        self._devices: dict[str, int] = {}  # of the folders of classes
+        self.folders: dict[int, str] = {}  # of each file system the first that was met
+        self.copied = Counter[int]()  # by file system
+
+    def add(self, operation: Operation) -> None:
+        """Count an operation; one system call a class, and one a large file that is moved to another file system."""
+        if operation.verb is not Verb.COPY and operation.verb is not Verb.MOVE:
+            return
+        class_ = operation.target.split("/", 2)[1]
+        device = self._devices.get(class_)
+        if device is None:
+            folder = f"{self._outbox}/{class_}"
+            device = self._devices[class_] = os.stat(nearest_folder(folder)).st_dev
+            self.folders.setdefault(device, self._outbox if device == self._device else folder)
+        if operation.verb is Verb.COPY:
+            self.copied[device] += operation.size
+        elif device != self.inbox_device:
+            self.copied[device] += self._moved(operation)
+
+    def _moved(self, operation: Operation) -> int:
+        """What a move to another file system writes of a file: all but its holes."""
+        if operation.size < _SPARSE:
+            return operation.size
+        try:
+            return data_size(f"{self._inbox}/{operation.source.partition('/')[2]}")
+        except OSError:
+            return operation.size
+
+
+def require_free(files: Files, room: Room) -> None:
+    """PlacingFailed where a file system has no room for what is copied to it; copies within one may share blocks."""
+    lacking = []
+    for device, folder in room.folders.items():
+        size, there = room.copied[device], nearest_folder(folder)
+        free = shutil.disk_usage(there).free
+        if size > free and not (device == room.inbox_device and files.shares_blocks(there)):
+            lacking.append(
+                f"outbox {folder!r}: expected room for {size:,} bytes that are to be copied, received {free:,} free: "
+                f"{size - free:,} are missing"
+            )
+    if lacking:
+        raise PlacingFailed(f"{'; '.join(lacking)}; nothing was placed: make room, then sort again")
 
 
 def free_reserve(files: Files, outbox: str) -> None:

@@ -26,6 +26,7 @@ from dicomsort.sorting.arrivals import Arrivals, Clock, SecondLook, as_one, walk
 from dicomsort.sorting.examining import examine_inbox
 from dicomsort.sorting.looking import Looker
 from dicomsort.sorting.outbox import (
+    Room,
     Run,
     check_state,
     damages,
@@ -33,7 +34,6 @@ from dicomsort.sorting.outbox import (
     inbox_of,
     load_runs,
     mount_of,
-    nearest_folder,
     new_run,
     now,
     require_free,
@@ -209,14 +209,12 @@ class Job:
         return carry_out(files, outbox, run, sealed, self.progress, on_row)
 
     def _with_room(self, operations: Iterator[Operation], files: Files, outbox: str) -> Iterator[Operation]:
-        """Pass operations on; DicomsortError at their end where the outbox's disk has no room for what they copy."""
-        is_across = os.stat(self.request.inbox).st_dev != os.stat(nearest_folder(outbox)).st_dev
-        copying = {Verb.COPY, Verb.MOVE} if is_across else {Verb.COPY}
-        copied = 0
+        """Pass operations on; DicomsortError at their end where a disk of the outbox has no room for what they copy."""
+        room = Room(self.request.inbox, outbox)
         for operation in operations:
-            copied += operation.size if operation.verb in copying else 0
+            room.add(operation)
             yield operation
-        require_free(files, outbox, copied, is_across=is_across)
+        require_free(files, room)
 
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
         """Plan everything, and count."""
