@@ -151,6 +151,7 @@ def test_a_file_system_that_does_not_answer_is_named(cluster: Cluster) -> None:
 
 def test_a_worker_that_does_not_answer_is_named(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connecting, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(connecting, "CONNECT_SECONDS", 4)  # which its version is waited for as well
     cluster.add()
     stopped = cluster.add()
     worker = cluster.address_of(stopped)
