@@ -116,7 +116,7 @@ def test_addresses_that_are_some(host: str) -> None:
 def test_folders_that_are_none(folder: Path, missing: str) -> None:
     ran = send(folder.parent / missing if missing else "", "--to", "SCP@127.0.0.1:1")
     assert ran.code == 2
-    assert "expected a folder to send, received" in ran.err
+    assert ("expected a folder to send, received" if missing else "FOLDER: expected a name, received") in ran.err
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
