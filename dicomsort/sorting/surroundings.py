@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import stat
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import cached_property
-
-import numpy as np
 
 from dicomsort.catalog import Ledger
 from dicomsort.execute import Roots
@@ -142,14 +141,16 @@ class _Places:
         for place, name in found:
             keys.append(hash(place))
             numbers.append(names.setdefault(name, len(names)))
-        order = np.argsort(np.array(keys, np.int64))
-        self._names, self._keys, self._numbers = [*names], np.array(keys)[order], np.array(numbers)[order]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        self._names = [*names]
+        self._keys = array("q", (keys[at] for at in order))
+        self._numbers = array("i", (numbers[at] for at in order))
 
     def run_of(self, place: Hashable) -> str:
         """The run, or ""."""
-        at = int(np.searchsorted(self._keys, hash(place)))
-        is_there = at < len(self._keys) and int(self._keys[at]) == hash(place)
-        return self._names[int(self._numbers[at])] if is_there else ""
+        at = bisect_left(self._keys, hash(place))
+        is_there = at < len(self._keys) and self._keys[at] == hash(place)
+        return self._names[self._numbers[at]] if is_there else ""
 
 
 def look_for(path: str) -> Found | None:
