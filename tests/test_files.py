@@ -10,7 +10,7 @@ import pytest
 from test_metadata import OWNER, acl
 
 from dicomsort import files as files_module
-from dicomsort.files import Files, closing, opened
+from dicomsort.files import Files, check_input, closing, opened
 from dicomsort.metadata import ACL, keep, metadata_of
 
 
@@ -85,3 +85,30 @@ def test_the_default_access_list_of_a_folder_does_not_stay_on_a_file_that_had_no
         assert ACL in os.listxattr(writer)
         assert keep(Files(), writer, metadata_of(reader), 0).message == ""
         assert ACL not in os.listxattr(writer)
+
+
+class Cloning(Files):
+    """A file system that makes reflinks."""
+
+    def clone(self, source: int, target: int) -> None: ...
+
+
+class Refusing(Files):
+    """One that makes none."""
+
+    def clone(self, source: int, target: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), source, None, target)
+
+
+def test_whether_blocks_are_shared_is_tried_and_leaves_nothing(tmp_path: Path) -> None:
+    assert Cloning().shares_blocks(str(tmp_path))
+    assert not Refusing().shares_blocks(str(tmp_path))
+    assert not Files().shares_blocks(str(tmp_path / "nowhere"))
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_what_is_handed_over_open_is_not_read_before_its_reader(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    check_input("/dev/stdin")
+    with pytest.raises(OSError, match="it is no regular file"):
+        check_input(tmp_path / "fifo")

@@ -13,7 +13,7 @@ from crashing import NoLinks
 from matrix import FILES, Nobody, operations, step, world
 
 from dicomsort.errors import PlacingFailed
-from dicomsort.execute import Executor, Roots
+from dicomsort.execute import Executor, Placer, Roots
 from dicomsort.files import Files
 from dicomsort.journal import Journal, Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
@@ -158,3 +158,21 @@ def test_a_copy_never_hands_on_setuid(tmp_path: Path) -> None:
     values = {name: getattr(operation, name) for name in operation.__slots__} | {"mode": status.st_mode & 0o7777}
     assert one(inbox, outbox, Operation(**values)).outcome is Outcome.DONE
     assert (outbox / "CT/1").stat().st_mode & 0o7777 == 0o755
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_torn_copy_without_links_is_ours_and_made_again(tmp_path: Path, *, has_links: bool) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.COPY, "a/1", target="outbox/CT/s/1")
+    make_files(outbox, {"CT/s/1": FILES["a/1"][:3], "CT/s/.dicomsort-run-0.part": FILES["a/1"]})
+    (outbox / "CT/s/1").chmod(0o600)
+    known = Replay.empty(1)
+    known.begun.add(0)
+    files = Files() if has_links else NoLinks()
+    result = Placer(files, Roots(str(inbox), str(outbox)), "run", known).check(operation)
+    if has_links:  # what we place has the inode of its temporary copy there, so this file is somebody's
+        assert result is not None
+        assert result.outcome is Outcome.CONFLICT
+    else:
+        assert result is None
+    assert (outbox / "CT/s/1").exists() == has_links
