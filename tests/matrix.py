@@ -28,9 +28,10 @@ from crashing import (
 )
 
 from dicomsort.errors import DicomsortError
+from dicomsort.execute import Placer, Roots
 from dicomsort.files import Files
-from dicomsort.journal import JOURNAL
-from dicomsort.records import Action, Kind, Operation, Row, Status, Verb
+from dicomsort.journal import JOURNAL, Replay
+from dicomsort.records import Action, Kind, Operation, Result, Row, Status, Verb
 from dicomsort.sorting import resume, running, undo
 from dicomsort.sorting.outbox import held, new_run
 
@@ -142,6 +143,13 @@ def step(inbox: Path, verb: Verb, path: str, *, target: str = "", kept: str = ""
         0, verb, f"inbox/{path}", target, kept, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino,
         status.st_mode & 0o7777, digest, row=row,
     )  # fmt: skip
+
+
+def checked_again(inbox: Path, outbox: Path, operation: Operation, files: Files) -> Result | None:
+    """What is said of an operation that an attempt of the run ``run`` had begun before it died."""
+    known = Replay.empty(1)
+    known.begun.add(0)
+    return Placer(files, Roots(str(inbox), str(outbox)), "run", known).check(operation)
 
 
 def start(files: Files, inbox: Path, outbox: Path, verb: Verb) -> None:

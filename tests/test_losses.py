@@ -11,7 +11,7 @@ import pytest
 from building import make_dicom, make_files, read_tree
 from command import by_source, placed, rows, run, sort
 from crashing import Crash, CrashingFiles, NoLinks
-from matrix import FILES, Nobody, check_nothing_lost, facts, start, step, world
+from matrix import FILES, Nobody, check_nothing_lost, checked_again, facts, start, step, world
 
 from dicomsort.execute.placing import Placer, Roots
 from dicomsort.files import Files, same_bytes
@@ -99,9 +99,7 @@ def test_equal_inode_numbers_on_two_devices_are_two_files(tmp_path: Path) -> Non
     torn = (outbox / "CT/1").stat()
     values = {name: getattr(operation, name) for name in operation.__slots__}
     lying = type(operation)(**values | {"inode": torn.st_ino, "device": torn.st_dev + 1})
-    known = Replay.empty(1)
-    known.begun.add(0)
-    result = Placer(Files(), Roots(str(inbox), str(outbox)), "run", known).check(lying)
+    result = checked_again(inbox, outbox, lying, Files())
     assert result is not None
     assert result.outcome is Outcome.CONFLICT
 
@@ -111,9 +109,7 @@ def test_a_foreign_beginning_of_our_file_stays(tmp_path: Path) -> None:
     operation = step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1")
     make_files(outbox, {"CT/1": FILES["a/1"][:20], "CT/.dicomsort-run-0.part": FILES["a/1"]})
     (outbox / "CT/1").chmod(0o644)
-    known = Replay.empty(1)
-    known.begun.add(0)
-    result = Placer(NoLinks(), Roots(str(inbox), str(outbox)), "run", known).check(operation)
+    result = checked_again(inbox, outbox, operation, NoLinks())
     assert result is not None
     assert result.outcome is Outcome.CONFLICT
     assert (outbox / "CT/1").read_bytes() == FILES["a/1"][:20]

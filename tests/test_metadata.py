@@ -21,7 +21,7 @@ from command import by_source, placed, run, sort
 from crashing import NoLinks, OtherDevice, Protected, Unsupported
 from elsewhere import other_file_system
 from killing import run_unprivileged
-from matrix import FILES, step, world
+from matrix import FILES, checked_again, step, world
 from powercut import name_of
 from test_faults import SORT
 from test_placing import carry_out, one
@@ -29,9 +29,8 @@ from test_races import Meddled, fail
 from unprivileged import NOBODY
 
 from dicomsort.errors import PlacingFailed
-from dicomsort.execute.placing import Placer, Roots
 from dicomsort.files import CHUNK, Files, closing, fill, opened
-from dicomsort.journal import Replay, pack, replay, unpack
+from dicomsort.journal import pack, replay, unpack
 from dicomsort.metadata import ACL, metadata_of
 from dicomsort.records import Lost, Operation, Outcome, Verb
 from dicomsort.report.reviewed import decided_from, message_of, who_of
@@ -451,9 +450,7 @@ def test_a_foreign_file_of_the_same_bytes_is_not_given_away(tmp_path: Path) -> N
     make_files(outbox, {"CT/theirs": FILES["a/1"], "CT/.dicomsort-run-0.part": FILES["a/1"]})
     os.link(outbox / "CT/theirs", outbox / "CT/1")
     before = facts(outbox / "CT/theirs")
-    known = Replay.empty(1)
-    known.begun.add(0)
-    result = Placer(Files(), Roots(str(inbox), str(outbox)), "run", known).check(operation)
+    result = checked_again(inbox, outbox, operation, Files())
     assert result is not None
     assert result.outcome is Outcome.DUPLICATE
     assert facts(outbox / "CT/theirs") == before
@@ -464,9 +461,7 @@ def test_a_copy_whose_source_changed_while_the_run_was_down_is_completed_by_the_
     operation = replace(step(inbox, Verb.MOVE, "a/2", target="outbox/CT/2"), mode=0o4604)
     make_files(outbox, {"CT/2": FILES["a/2"], "CT/.dicomsort-run-0.part": FILES["a/2"]})
     append(inbox / "a/2")
-    known = Replay.empty(1)
-    known.begun.add(0)
-    result = Placer(NoLinks(), Roots(str(inbox), str(outbox)), "run", known).check(operation)
+    result = checked_again(inbox, outbox, operation, NoLinks())
     assert result is not None
     assert (result.outcome, result.lost) == (Outcome.DONE, None)
     assert (outbox / "CT/2").stat().st_mode & 0o7777 == 0o604

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from building import make_files, read_tree
 from crashing import NoLinks
-from matrix import FILES, Nobody, operations, step, world
+from matrix import FILES, Nobody, checked_again, operations, step, world
 
 from dicomsort.errors import PlacingFailed
-from dicomsort.execute import Executor, Placer, Roots
+from dicomsort.execute import Executor, Roots
 from dicomsort.files import Files
 from dicomsort.journal import Journal, Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
@@ -166,10 +166,8 @@ def test_a_torn_copy_without_links_is_ours_and_made_again(tmp_path: Path, *, has
     operation = step(inbox, Verb.COPY, "a/1", target="outbox/CT/s/1")
     make_files(outbox, {"CT/s/1": FILES["a/1"][:3], "CT/s/.dicomsort-run-0.part": FILES["a/1"]})
     (outbox / "CT/s/1").chmod(0o600)
-    known = Replay.empty(1)
-    known.begun.add(0)
     files = Files() if has_links else NoLinks()
-    result = Placer(files, Roots(str(inbox), str(outbox)), "run", known).check(operation)
+    result = checked_again(inbox, outbox, operation, files)
     if has_links:  # what we place has the inode of its temporary copy there, so this file is somebody's
         assert result is not None
         assert result.outcome is Outcome.CONFLICT

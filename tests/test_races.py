@@ -14,14 +14,13 @@ import pytest
 from building import make_dicom, make_files, read_tree
 from command import by_source, placed, run, sort
 from crashing import NoLinks
-from matrix import FILES, operations, step, world
+from matrix import FILES, checked_again, operations, step, world
 from test_placing import carry_out, one
 
 from dicomsort import files as files_module
 from dicomsort.errors import DicomsortError, PlacingFailed
-from dicomsort.execute.placing import Placer, Roots
 from dicomsort.files import Files, is_network, same_bytes
-from dicomsort.journal import Plan, PlanWriter, Replay
+from dicomsort.journal import Plan, PlanWriter
 from dicomsort.records import Operation, Outcome, Verb
 
 
@@ -145,9 +144,7 @@ def test_a_duplicate_that_somebody_else_removed_is_changed_and_undo_does_not_bri
     inbox, outbox = world(tmp_path)
     operation = step(inbox, Verb.REMOVE, "copy of 1", kept="outbox/CT/s/1")
     (inbox / "copy of 1").unlink()
-    known = Replay.empty(1)
-    known.begun.add(0)
-    result = Placer(Files(), Roots(str(inbox), str(outbox)), "run", known).check(operation)
+    result = checked_again(inbox, outbox, operation, Files())
     assert result is not None
     assert result.outcome is Outcome.CHANGED
 
@@ -157,9 +154,7 @@ def test_a_foreign_file_with_the_mode_of_ours_stays(tmp_path: Path) -> None:
     operation = step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1")
     make_files(outbox, {"CT/1": b"foreign", "CT/.dicomsort-run-0.part": FILES["a/1"]})
     (outbox / "CT/1").chmod(0o600)
-    known = Replay.empty(1)
-    known.begun.add(0)
-    result = Placer(NoLinks(), Roots(str(inbox), str(outbox)), "run", known).check(operation)
+    result = checked_again(inbox, outbox, operation, NoLinks())
     assert result is not None
     assert result.outcome is Outcome.CONFLICT
     assert (outbox / "CT/1").read_bytes() == b"foreign"
@@ -180,9 +175,7 @@ def test_a_foreign_file_that_came_while_a_run_was_down_stays(tmp_path: Path) -> 
     inbox, outbox = world(tmp_path)
     operation = step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1")
     make_files(outbox, {"CT/1": b"foreign"})
-    known = Replay.empty(1)
-    known.begun.add(0)
-    result = Placer(Files(), Roots(str(inbox), str(outbox)), "run", known).check(operation)
+    result = checked_again(inbox, outbox, operation, Files())
     assert result is not None
     assert result.outcome is Outcome.CONFLICT
 

@@ -26,7 +26,7 @@ from dicomsort.cli.options import (
 )
 from dicomsort.cli.output import optional
 from dicomsort.config import OPTIONS, SortSettings, load
-from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.errors import DicomsortError
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -87,8 +87,6 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings, config: Path |
     from dicomsort.report.metrics import Tally
     from dicomsort.sorting import sort_inbox
 
-    if "" in {inbox, outbox}:
-        raise UsageError("expected an INBOX and an OUTBOX, received an empty name")
     request = _checked(inbox, outbox, settings, config)
     labels = () if isinstance(request, Exception) else request.bundle.labels
     check_outputs(settings, inbox, outbox, labels)

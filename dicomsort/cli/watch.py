@@ -6,7 +6,6 @@ import json as jsonlib
 import os
 import sys
 from collections import Counter
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -116,8 +115,7 @@ def _send(stop: Stop, folder: str, destination: Destination, run: str | None) ->
     from dicomsort.service import Sent, StoppableProgress, Stopped
 
     counted = Counter[str]()
-    told = {each.name: getattr(destination, each.name) for each in fields(Destination)}
-    settings = SendSettings(**told, run=run, retries=RETRIES)
+    settings = SendSettings(**destination.values(), run=run, retries=RETRIES)
     progress = StoppableProgress(Silent(), stop.check)
     try:
         sent = send(folder, settings, Files(), progress, lambda delivery: counted.update([delivery.status]))

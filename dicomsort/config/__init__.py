@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.config import file as _file
 from dicomsort.config.file import TABLES
 from dicomsort.config.option import Option, at_home, checked, parsed, quoted
-from dicomsort.config.settings import RECEIVE, SEND, Destination, ReceiveSettings, SendSettings
+from dicomsort.config.settings import RECEIVE, SEND, Destination, ReceiveSettings, Routes, SendSettings
 from dicomsort.config.tables import DAY, MOST_PORT, MOST_WORKERS, OPTIONS, TRAINING, WATCH, SortSettings
 from dicomsort.errors import UsageError
 
@@ -32,6 +32,7 @@ __all__ = [
     "Destination",
     "Option",
     "ReceiveSettings",
+    "Routes",
     "SendSettings",
     "SortSettings",
     "WatchSettings",
@@ -95,8 +96,7 @@ def load_send(cli: Mapping[str, object], environ: Mapping[str, str], file: Path 
     named = written.destinations.get(values["to"] or "")
     if named is not None:
         given = _from_environment(environ, "send") | {name: value for name, value in cli.items() if value is not None}
-        known = {each.name: getattr(named, each.name) for each in fields(Destination)}
-        values |= {name: value for name, value in known.items() if name == "to" or name not in given}
+        values |= {name: value for name, value in named.values().items() if name == "to" or name not in given}
     elif written.destinations and values["to"] and "@" not in values["to"] and "://" not in values["to"]:
         near = _file.nearest(values["to"], written.destinations)
         raise UsageError(f"--to: expected an address or the name of a destination, received {values['to']!r}; {near}")

@@ -5,6 +5,7 @@ The command line, the environment, the tables of a file and the help are made fr
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -61,6 +62,10 @@ class Destination:
     auth: Path | None = _setting(
         None, "A file that holds user:password, or the value of the HTTP header Authorization.", "FILE"
     )
+
+    def values(self) -> dict[str, Any]:
+        """The value of each field; paths are as they are, which ``asdict`` would copy without their notes."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,4 +130,5 @@ class ReceiveSettings:
     quiet: bool = _setting(False, "Log warnings and errors only.")
 
 
+Routes = Mapping[str, Sequence[Destination]]  # where each class is sent on to
 DESTINATION, SEND, RECEIVE = options_of(Destination), options_of(SendSettings), options_of(ReceiveSettings)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from dicomsort.adapters.sending import check
 from dicomsort.bundle import default_path, load
-from dicomsort.config import Destination, quoted
+from dicomsort.config import Destination, Routes, quoted
 from dicomsort.config.file import DESTINATIONS, ROUTES, TOP, Written, read
 from dicomsort.config.settings import DESTINATION
 from dicomsort.content import DEVICES, JOURNAL, LOG, Content
@@ -19,7 +18,6 @@ from dicomsort.outputs import Gate
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.report.metrics import FILE as METRICS
 
-Routes = Mapping[str, Sequence[Destination]]
 WRITTEN: dict[str, Content] = {"log_file": LOG, "metrics": METRICS.content, "journal": JOURNAL}
 
 
@@ -75,7 +73,7 @@ def _tables(written: Written) -> Iterator[tuple[str, Mapping[str, object], Desti
             peer = Destination(**{name: value for name, value in values.items() if name in DESTINATION})
         yield f"[{table}]" if table else TOP, values, peer
     for name, peer in written.destinations.items():
-        yield f"[{DESTINATIONS}.{name}]", {each.name: getattr(peer, each.name) for each in fields(peer)}, peer
+        yield f"[{DESTINATIONS}.{name}]", peer.values(), peer
     for class_, peers in written.routes.items():
         yield from ((f"[{ROUTES}] {class_}", {}, peer) for peer in peers if peer not in written.destinations.values())
 

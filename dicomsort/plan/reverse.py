@@ -103,7 +103,7 @@ def _left(o: Operation, message: str) -> Operation:
     row = o.row and replace(
         o.row, action=Action.LEFT, status=Status.CHANGED, destination="", reason=Status.CHANGED, message=message
     )
-    return replace(o, verb=Verb.LEAVE, source=o.source, target="", row=row)
+    return replace(o, verb=Verb.LEAVE, target="", row=row)
 
 
 def _is_kept(given_ns: int, there_ns: int) -> bool:

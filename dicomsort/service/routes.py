@@ -6,11 +6,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
-from dicomsort.config import Destination
+from dicomsort.config import Destination, Routes
 from dicomsort.errors import UsageError
 from dicomsort.journal import runs_folder
 from dicomsort.records import OTHER
@@ -101,9 +101,6 @@ def _by_destination(routes: Iterable[_Route]) -> Iterable[list[_Route]]:
         address = (route.to.to or "").casefold().rstrip("/").removesuffix("/studies")
         found.setdefault(address, []).append(route)
     return found.values()
-
-
-Routes = Mapping[str, Sequence[Destination]]
 
 
 def check_classes(routes: Routes, labels: Iterable[str]) -> None:

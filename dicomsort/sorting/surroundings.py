@@ -120,13 +120,13 @@ class AroundUndo:
     @cached_property
     def _told(self) -> tuple[_Places, bool]:
         """Where later runs whose plan is gone placed files, as the manifest says; and whether it is damaged."""
-        gone = {name for name, run in self._runs.items() if run.plan is None}
+        known = {name for name, run in self._runs.items() if run.plan is not None}
         damages: list[Record] = []
         rows = read_rows(f"{self._outbox}/{MANIFEST}", damages.append)
         placed = _Places(
             (f"outbox/{each.row.destination}", each.run)
             for each in rows
-            if each.run > self._name and (each.run in gone or each.run not in self._runs) and each.row.action in PLACED
+            if each.run > self._name and each.run not in known and each.row.action in PLACED
         )
         return placed, bool(damages)
 
