@@ -321,4 +321,4 @@ def raw_server(talk: Callable[[socket.socket], None]) -> Iterator[int]:
         yield int(listener.getsockname()[1])
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
-    thread.join(5)
+    thread.join(60)

@@ -228,7 +228,7 @@ def test_an_answer_that_is_not_about_what_was_sent_acknowledges_nothing(folder: 
         ran = send(folder, "--to", scp.to, "--retries", 1)
         assert (ran.code, statuses(ran)) == (3, Counter(acknowledged=FILES - 1, failed=1)), ran.err
         failed = next(row for row in rows(ran) if row["status"] == "failed")
-        assert (failed["sop_uid"], failed["attempts"], scp.aborts) == (POISON, "2", 2)
+        assert (failed["sop_uid"], failed["attempts"]) == (POISON, "2")
         assert failed["message"].startswith("expected the answer to a C-STORE, received ")
         assert message in failed["message"]
         journals = [content for path, content in read_tree(folder).items() if path.endswith(".jsonl")]
@@ -236,6 +236,7 @@ def test_an_answer_that_is_not_about_what_was_sent_acknowledges_nothing(folder: 
         assert POISON.encode() not in b"".join(journals)
         is_lying = False
         assert statuses(send(folder, "--to", scp.to)) == Counter(acknowledged=1, skipped=FILES - 1)
+    assert scp.aborts == 2  # counted when the peer has read all that was sent
 
 
 @pytest.mark.parametrize(
