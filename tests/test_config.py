@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dicomsort.config import OPTIONS, Option, SortSettings, load
+from dicomsort.config import SORT, Option, SortSettings, load
 from dicomsort.errors import UsageError
 
 # Of each option: a text for the environment, the same for a file, and the value that both stand for.
@@ -32,7 +32,7 @@ GIVEN: dict[str, tuple[str, str, object]] = {
     "log_size": ("0.5", "0.5", 0.5),
     "log_count": ("9", "9", 9),
 }
-DEFAULTS = {name: option.default for name, option in OPTIONS.items()}
+DEFAULTS = {name: option.default for name, option in SORT.items()}
 
 
 def toml(folder: Path, text: str | bytes) -> Path:
@@ -52,8 +52,8 @@ def two_others(option: Option, value: object) -> list[object]:
 
 
 def test_the_table_names_every_setting_once() -> None:
-    assert list(OPTIONS) == [field.name for field in dataclasses.fields(SortSettings)] == list(GIVEN)
-    assert all(option.help.endswith(".") for option in OPTIONS.values())
+    assert list(SORT) == [field.name for field in dataclasses.fields(SortSettings)] == list(GIVEN)
+    assert all(option.help.endswith(".") for option in SORT.values())
 
 
 def test_nothing_given_gives_the_defaults() -> None:
@@ -61,13 +61,13 @@ def test_nothing_given_gives_the_defaults() -> None:
     assert dataclasses.asdict(load({"quiet": None}, other, None)) == DEFAULTS
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", SORT)
 def test_a_flag_beats_the_environment_which_beats_the_file(name: str, tmp_path: Path) -> None:
     text, literal, value = GIVEN[name]
     file = toml(tmp_path, f"{name} = {literal}")
     assert dataclasses.asdict(load({}, {}, file)) == DEFAULTS | {name: value}
     assert dataclasses.asdict(load({}, {f"DICOMSORT_{name.upper()}": text}, None)) == DEFAULTS | {name: value}
-    others = two_others(OPTIONS[name], value)
+    others = two_others(SORT[name], value)
     over_file = load({}, {f"DICOMSORT_{name.upper()}": str(others[0])}, file)
     assert getattr(over_file, name) == others[0]
     engine = {"engine": "dask"} if name == "scheduler" else {}

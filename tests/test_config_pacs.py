@@ -24,6 +24,7 @@ from dicomsort.config import (
     load,
     load_receive,
     load_send,
+    load_sort,
     load_watch,
 )
 from dicomsort.errors import UsageError
@@ -233,3 +234,21 @@ def test_the_file_in_the_readme_is_one(root: Path, tmp_path: Path) -> None:
     assert (settings.to, settings.ae_title, settings.associations) == ("ARCHIVE@pacs.example:104", "SORTER", 4)
     assert load_receive({}, {}, file).allow == ("CT1", "ARCHIVE")
     assert [len(each) for each in load_watch({}, {}, file).routes.values()] == [2, 1]
+
+
+def test_sort_reads_its_configuration_once_so_that_it_may_be_a_pipe(tmp_path: Path) -> None:
+    make_dicom(tmp_path / "in" / "1.dcm")
+    reader, writer = os.pipe()
+    os.write(writer, b"[routes]\nCTT = 'A@b:1'\n[sort]\nengine = 'serial'\nevidence = 'header'\n")
+    os.close(writer)
+    ran = run("sort", "--config", f"/dev/fd/{reader}", tmp_path / "in", tmp_path / "out")
+    os.close(reader)
+    assert (ran.code, ran.out) == (2, "")
+    assert "[routes]: expected a class of the model (CT, MRI, OTHER, XRAY), received 'CTT'" in ran.err
+
+
+def test_sort_passes_over_routes_of_another_model(tmp_path: Path) -> None:
+    text = "[routes]\nCHEST = 'A@b:1'\n[watch]\nmodel = 'chest'\n"
+    assert load_sort({}, {}, toml(tmp_path, text))[1] == {}
+    assert [*load_sort({}, {}, toml(tmp_path, text.replace("[watch]", "[sort]")))[1]] == ["CHEST"]
+    assert [*load_sort({"model": tmp_path / "chest"}, {}, tmp_path / "settings.toml")[1]] == ["CHEST"]

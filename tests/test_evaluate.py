@@ -145,11 +145,11 @@ def test_a_person_gets_plain_tables_where_there_is_no_terminal(dataset: Path, tm
 
 
 def test_a_person_gets_the_same_tables_on_a_terminal(capsys: pytest.CaptureFixture[str], evaluated: Evaluated) -> None:
-    from dicomsort.cli.tables import _rich
+    from dicomsort.cli.console import _rich_table
     from dicomsort.training.cardtables import tables
 
     for table in tables(evaluated.told):
-        _rich(table)
+        _rich_table(table)
         shown = capsys.readouterr().out
         assert table.title in shown
         assert all(row[0] in shown for row in table.rows)

@@ -14,7 +14,7 @@ import pytest
 from building import make_dicom, read_tree
 from command import placed, rows, run
 
-from dicomsort.cli.output import EXIT_UNREAD
+from dicomsort.cli.console import EXIT_UNREAD
 
 FULL, CLOSED, GONE = ">/dev/full", ">&-", "a pipe that nobody reads"
 LOST = "dicomsort: expected stdout to take what is printed, received: "
@@ -142,9 +142,9 @@ def test_stderr_that_cannot_be_written_changes_nothing(inbox: Path, tmp_path: Pa
 
 def test_what_libraries_print_goes_into_no_file_that_takes_the_number_of_a_closed_stdout(tmp_path: Path) -> None:
     script = (
-        "import os; from dicomsort.cli import output; output.guard()\n"
+        "import os; from dicomsort.cli import console; console.guard()\n"
         "taken = os.open(f'{os.environ[\"FOLDER\"]}/journal', os.O_CREAT | os.O_WRONLY); os.system('echo noise')\n"
-        "os.write(taken, b'whole'); print('lost'); output.optional(); print(taken > 2, flush=True)"
+        "os.write(taken, b'whole'); print('lost'); console.optional(); print(taken > 2, flush=True)"
     )
     line = f"{shlex.quote(sys.executable)} -c {shlex.quote(script)} >&-"
     ran = subprocess.run(

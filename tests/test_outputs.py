@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dicomsort.bundle import Predictor, default_path, load, seal
-from dicomsort.cli.overlay import MARGIN, draw_overlay
+from dicomsort.cli.predict import MARGIN, draw_overlay
 from dicomsort.errors import DicomsortError
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training import distance

@@ -18,9 +18,9 @@ from command import by_source, placed, run
 from dicomsort.classify import RULES
 from dicomsort.cli import EXIT_INTERRUPTED, app
 from dicomsort.cli import sort as sort_command
+from dicomsort.cli.console import EXIT_UNREAD
 from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK
-from dicomsort.cli.output import EXIT_UNREAD
-from dicomsort.config import OPTIONS, load_watch
+from dicomsort.config import SORT, load_watch
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.headers.source import LIMIT
 from dicomsort.pixels import MAX_PIXELS
@@ -184,7 +184,7 @@ def test_the_configuration_of_the_service_is_one(tmp_path: Path) -> None:
     settings = load_watch({}, {}, file)
     assert (settings.every, settings.sort.settle, list(settings.routes)) == (60, 120, ["CT", "MRI"])
     assert f"{LONGEST_PAUSE / 60:.0f} minutes" in section("### As a service")
-    defaults = [OPTIONS[name].default for name in ("log_size", "log_count")]
+    defaults = [SORT[name].default for name in ("log_size", "log_count")]
     assert defaults == [float(size) for size in re.findall(r"\((\d+)\)", section("### Logs"))]
 
 

@@ -119,7 +119,7 @@ def heard(port: int, context: ssl.SSLContext) -> bytes:
         (("server.pem", None, None), "expected a certificate and its key"),
         (("server.pem", "client.key", None), "KEY_VALUES_MISMATCH"),
         (("server.pem", "locked.key", None), "without a password"),
-        (("server.pem", "server.key", "server.key"), "expected certificates as PEM"),
+        (("server.pem", "server.key", "server.key"), "expected a PEM file of certificates"),
         (("server.pem", "server.key", "missing.pem"), "No such file"),
         ((None, "server.key", None), "expected --tls-cert beside"),
         ((None, None, "ca.pem"), "expected --tls-cert beside"),
@@ -138,5 +138,5 @@ def test_files_that_are_none_are_wrong_usage(
 def test_a_fifo_is_wrong_usage_and_not_waited_for(inbox: Path, tmp_path: Path, certificates: Path, option: str) -> None:
     os.mkfifo(tmp_path / "fifo")
     settings = replace(SETTINGS, tls_cert=certificates / "server.pem", tls_key=certificates / "server.key")
-    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} .*: it is no regular file"):
+    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')}: .*: it is no regular file"):
         opened(inbox, replace(settings, **{option: tmp_path / "fifo"}))

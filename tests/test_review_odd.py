@@ -172,10 +172,10 @@ def test_a_decision_appends_nothing_to_what_another_run_left_torn(tmp_path: Path
 
 def _sort(inbox: Path, outbox: Path, files: Files) -> None:
     from dicomsort.adapters.serial import SerialEngine
-    from dicomsort.config import OPTIONS, load
+    from dicomsort.config import SORT, load
     from dicomsort.sorting import check, sort_inbox
 
-    assert OPTIONS
+    assert SORT
     settings = load({"mode": "move", "settle": 0.0, "evidence": "header", "engine": "serial"}, {}, None)
     sort_inbox(check(str(inbox), str(outbox), settings), SerialEngine(), Silent(), files, lambda _: None)
 

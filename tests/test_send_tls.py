@@ -166,3 +166,21 @@ def test_tls_for_an_address_without(folder: Path, keys: Path) -> None:
     ran = send(folder, "--to", "http://127.0.0.1:1", "--tls-ca", keys / "theirs.pem")
     assert ran.code == 2
     assert "expected an https:// address beside it" in ran.err
+
+
+def test_the_files_of_tls_are_read_once(folder: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    create = ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda **facts: made.append(facts) or create(**facts))
+    with peer("AE", keys, "theirs") as to:
+        ran = send(folder, "--to", to, "--tls-ca", keys / "theirs.pem")
+    assert (ran.code, [facts["cafile"] for facts in made]) == (0, [keys / "theirs.pem"]), ran.err
+
+
+def test_a_key_with_a_password_is_refused_without_asking_for_one(folder: Path, keys: Path) -> None:
+    locked = keys / "locked.key"
+    make = ["openssl", "ec", "-in", keys / "ours.key", "-aes128", "-passout", "pass:secret", "-out", locked]
+    subprocess.run(make, check=True, capture_output=True)
+    ran = send(folder, "--to", "SCP@127.0.0.1:1", "--tls-cert", keys / "ours.pem", "--tls-key", locked)
+    assert (ran.code, ran.out) == (2, "")
+    assert "--tls-cert, --tls-key: expected a certificate and its key without a password, as PEM" in ran.err

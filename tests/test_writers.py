@@ -15,7 +15,7 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 WRITERS = {
     "files.py": "the only one that sort, resume and undo change anything with",
     "__main__.py": "one line on stderr",
-    "cli/output.py": "the standard streams",
+    "cli/console.py": "the standard streams",
     "signals.py": "one line on stderr",
     "catalog/__init__.py": "the spool of a run, in a temporary folder that ends with it",
     "discover.py": "the names of a folder that holds very many, in a temporary file without a name",

@@ -16,10 +16,10 @@ import typer.core
 
 from dicomsort import signals, training
 from dicomsort.cli import (
+    console,
     doctor,
     evaluate,
     features,
-    output,
     predict,
     receive,
     report,
@@ -30,7 +30,6 @@ from dicomsort.cli import (
     sort,
     state,
     train,
-    tune,
     watch,
 )
 from dicomsort.errors import DicomsortError, UsageError
@@ -129,7 +128,7 @@ for command in (
     receive.receive,
     send.send,
     train.train,
-    tune.tune,
+    train.tune,
     evaluate.evaluate,
     screen.screen,
     features.features,
@@ -156,12 +155,12 @@ def options(
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(UsageError.exit_code)
     if context.invoked_subcommand in ACTING:
-        output.optional()
+        console.optional()
 
 
 def main() -> None:
     """Run the command line; every known error is one line on stderr and its own exit code."""
-    output.guard()
+    console.guard()
     logging.getLogger("dicomsort").addHandler(logging.NullHandler())
     with signals.raising():
         try:
@@ -229,6 +228,6 @@ def _has_working_folder() -> bool:
 
 
 def _tell(message: str, code: int) -> int:
-    output.optional()  # what was printed before may be lost: the exit code tells of the failure
+    console.optional()  # what was printed before may be lost: the exit code tells of the failure
     print(f"dicomsort: {' '.join(message.split())}", file=sys.stderr)
     return code

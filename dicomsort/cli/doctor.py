@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.options import number, require_room
-from dicomsort.config import MOST_PORT, Option
+from dicomsort.cli.options import option, require_room
+from dicomsort.config import MOST_PORT, SORT, Option
 
 if TYPE_CHECKING:
     from dicomsort.doctor import Finding, Job
@@ -29,8 +29,8 @@ def doctor(
     inbox: Annotated[str | None, typer.Argument(metavar="INBOX", help="An inbox to look at.")] = None,
     outbox: Annotated[str | None, typer.Argument(metavar="OUTBOX", help="An outbox to look at.")] = None,
     *,
-    model: Annotated[Path | None, typer.Option("--model", help="A model bundle [default: the one that ships].")] = None,
-    port: Annotated[int | None, number("--port", Option(int, None, "The port of `receive`.", 1, MOST_PORT))] = None,
+    model: Annotated[Path | None, option("model", SORT["model"]._replace(metavar=""))] = None,
+    port: Annotated[int | None, option("port", Option(int, None, "The port of `receive`.", 1, MOST_PORT))] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=_CONFIG)] = None,
     crontab: Annotated[Path | None, typer.Option("--crontab", metavar="FILE", help=_CRONTAB)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead.")] = False,

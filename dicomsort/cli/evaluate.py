@@ -1,52 +1,38 @@
-"""``evaluate``: how right a bundle is on a folder of images a class, with intervals, as table, JSON and pictures."""
+"""``evaluate``: how right a bundle is on a folder of images a class, with intervals, as table, JSON and pictures.
+
+``--compare`` shows two bundles side by side.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.compare import show_compared
-from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, option, require_room
-from dicomsort.cli.train import told
-from dicomsort.config import TRAINING
+from dicomsort.cli.console import show_tables
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, require_room, with_options
+from dicomsort.config.settings import EVALUATE, EvaluateSettings
 from dicomsort.errors import UsageError
 from dicomsort.memory import TENSORFLOW, require_address_space
 
+if TYPE_CHECKING:
+    from dicomsort.bundle import Bundle
+    from dicomsort.engine import Engine
+    from dicomsort.training.progress import Reporter
+
 SKIPPED_SAID = 10
+PATHS_SAID = 5
 _DATASET = "A folder with a folder of images a class; --compare does without."
-_OUT = "Where metrics.json, card.md and pictures go.  [default: evaluation; comparison with --compare]"
-_COMPARE = (
-    "Two bundles side by side: on DATASET, else on the evaluation images that both keep (a bundle and what --from made "
-    "of it), else by the figures that each has."
-)
 
 
+@with_options(EVALUATE)
 def evaluate(
-    dataset: Annotated[Path | None, typer.Argument(metavar="DATASET", help=_DATASET)] = None,
-    *,
-    model: Annotated[
-        Path | None, typer.Option(metavar="BUNDLE", help="The bundle to judge by (default: the one that ships).")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help=_OUT)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
-    groups: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="CSV (source, group): source folders that count as one.")
-    ] = None,
-    seed: Annotated[int, told("seed", "Fixes the resamples, and the folds.")] = 0,
-    shortcuts: Annotated[
-        bool, typer.Option("--shortcuts", help="Also judge images with masked borders, pasted text and so on.")
-    ] = False,
-    cross_validate: Annotated[
-        str | None,
-        typer.Option(metavar="source", help="Train the recipe anew without the sources that are judged (TensorFlow)."),
-    ] = None,
-    folds: Annotated[int, option(TRAINING, "folds")] = 10,
-    compare: Annotated[tuple[Path, Path] | None, typer.Option(metavar="A B", help=_COMPARE)] = None,
-    update: Annotated[bool, typer.Option("--update", help="Replace the bundle's own figures and card too.")] = False,
+    dataset: Annotated[Path | None, typer.Argument(metavar="DATASET", help=_DATASET)] = None, **flags: Any
 ) -> None:
     """Measure a model on a folder of images a class, or show two side by side.
 
@@ -54,50 +40,61 @@ def evaluate(
 
     Example: dicomsort evaluate --compare models/default models/site images/
     """
-    if compare:
-        _refuse_beside_compare(model=model, cross_validate=cross_validate, shortcuts=shortcuts, update=update)
-        show_compared(compare, dataset, out or Path("comparison"), groups, seed, as_json=as_json)
-    else:
-        folder, parts = out or Path("evaluation"), _folds(cross_validate, folds)
-        if parts is not None:
-            require_address_space(TENSORFLOW)
-        _show(_evaluate(model, (dataset, folder, groups, seed, shortcuts, parts, update)), folder, as_json=as_json)
+    asked = EvaluateSettings(**flags)
+    if asked.compare:
+        _refuse_beside_compare(asked, "model", "cross_validate", "shortcuts", "update")
+        _compare(asked, asked.compare, dataset, asked.out or Path("comparison"))
+        return
+    out, parts = asked.out or Path("evaluation"), _folds(asked)
+    if parts is not None:
+        require_address_space(TENSORFLOW)
+    _show(_evaluate(dataset, out, asked, parts), out, asked)
 
 
-def _refuse_beside_compare(**given: object) -> None:
-    """Raise UsageError for the first option that is given, and means nothing beside --compare."""
-    for name, value in given.items():
-        if value:
+def _refuse_beside_compare(asked: EvaluateSettings, *names: str) -> None:
+    """Raise UsageError for the first of these options that is given: they mean nothing beside --compare."""
+    for name in names:
+        if getattr(asked, name):
             option = "--" + name.replace("_", "-")
             raise UsageError(f"--compare: expected no {option} beside it, received both")
 
 
-def _folds(cross_validate: str | None, folds: int) -> int | None:
+def _folds(asked: EvaluateSettings) -> int | None:
     """Return the number of parts to hold out in turn, None for none; UsageError where that is not to be understood."""
-    if cross_validate not in {None, "source"}:
-        raise UsageError(f"--cross-validate: expected source, received {cross_validate!r}")
-    if folds == 1:
+    if asked.cross_validate not in {None, "source"}:
+        raise UsageError(f"--cross-validate: expected source, received {asked.cross_validate!r}")
+    if asked.folds == 1:
         raise UsageError("--folds: expected 0, or 2 or more, received 1")
-    return folds if cross_validate else None
+    return asked.folds if asked.cross_validate else None
 
 
-def _evaluate(model: Path | None, asked: tuple[Any, ...]) -> dict[str, Any]:
-    """Return metrics.json's content; ``asked`` holds the fields of ``Settings`` in order, the data set first."""
-    if asked[0] is None:
+def _evaluate(dataset: Path | None, out: Path, asked: EvaluateSettings, parts: int | None) -> dict[str, Any]:
+    """Return metrics.json's content; ``parts`` are held out in turn, None judges by the bundle's own model."""
+    if dataset is None:
         raise UsageError("evaluate: expected a DATASET, or --compare A B without one, received none")
-    from dicomsort.adapters import open_engine
-    from dicomsort.adapters.processes import usable_cores
     from dicomsort.bundle import default_path, load
-    from dicomsort.engine import Limits
     from dicomsort.records import RENDERING_VERSION
-    from dicomsort.training.evaluate import WARM, Settings, evaluate
-    from dicomsort.training.progress import Reporter
+    from dicomsort.training import evaluate as judging
 
     require_room()
-    bundle = load(model or default_path(), RENDERING_VERSION)
+    bundle = load(asked.model or default_path(), RENDERING_VERSION)
+    settings = judging.Settings(dataset, out, asked.groups, asked.seed, asked.shortcuts, parts, asked.update)
+    with _working() as (engine, reporter):
+        return judging.evaluate(bundle, settings, engine, reporter).told
+
+
+@contextmanager
+def _working() -> Iterator[tuple[Engine, Reporter]]:
+    """Workers that judge, and what is told meanwhile."""
+    from dicomsort.adapters import open_engine
+    from dicomsort.adapters.processes import usable_cores
+    from dicomsort.engine import Limits
+    from dicomsort.training.evaluate import WARM
+    from dicomsort.training.progress import Reporter
+
     limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
     with Reporter() as reporter, open_engine("processes", usable_cores(), None, limits=limits, warm=WARM) as engine:
-        return evaluate(bundle, Settings(*asked), engine, reporter).told
+        yield engine, reporter
 
 
 def _remark(told: dict[str, Any], stream: Any) -> None:
@@ -115,16 +112,65 @@ def _remark(told: dict[str, Any], stream: Any) -> None:
             print(f"  … and {len(skipped) - SKIPPED_SAID} more, all listed in metrics.json", file=stream)
 
 
-def _show(told: dict[str, Any], out: Path, *, as_json: bool) -> None:
+def _show(told: dict[str, Any], out: Path, asked: EvaluateSettings) -> None:
     """Print the tables that the card has, for a person, or one JSON object."""
     _remark(told, sys.stderr)
-    if as_json:
+    if asked.json:
         print(json.dumps(told))
         return
-    from dicomsort.cli.tables import show
     from dicomsort.report import visible
     from dicomsort.training.cardtables import tables
 
     print(f"{told['model']['name']}: {told['images']:,} images; {told['held_out']}")
-    show(tables(told))
+    show_tables(tables(told))
     print(f"\nFigures, card and pictures: {visible(str(out))}")
+
+
+def _compare(asked: EvaluateSettings, folders: tuple[Path, Path], dataset: Path | None, out: Path) -> None:
+    """Compare two bundles, write metrics.json and a picture to ``out``, and print tables, or one JSON object."""
+    from dicomsort.bundle import load
+    from dicomsort.records import RENDERING_VERSION
+    from dicomsort.training.comparepicture import write_comparison
+    from dicomsort.training.comparetables import warnings
+    from dicomsort.training.evaluate import check_out
+
+    folder = check_out(out, dataset)
+    bundles = load(folders[0], RENDERING_VERSION), load(folders[1], RENDERING_VERSION)
+    told = _compared(bundles, dataset, out, asked)
+    write_comparison(told, folder)
+    for warning in warnings(told):
+        print(f"WARNING: {warning}", file=sys.stderr)
+    if asked.json:
+        print(json.dumps(told))
+    else:
+        _show_compared(told, out)
+
+
+def _compared(
+    bundles: tuple[Bundle, Bundle], dataset: Path | None, out: Path, asked: EvaluateSettings
+) -> dict[str, Any]:
+    from dicomsort.training.sidebyside import on_dataset, on_their_own
+
+    if dataset is None:
+        return on_their_own(bundles, asked.seed)
+    from dicomsort.training.evaluate import Settings
+
+    with _working() as (engine, reporter):
+        return on_dataset(bundles, Settings(dataset, out, asked.groups, asked.seed), engine, reporter)
+
+
+def _show_compared(told: dict[str, Any], out: Path) -> None:
+    """Print the tables for a person, and the first images that only one of the two has right."""
+    from dicomsort.report import visible
+    from dicomsort.training.comparetables import names_of, tables, title
+
+    print(title(told))
+    show_tables(tables(told))
+    for name, which in zip(names_of(told), ("only_first", "only_second"), strict=True):
+        paths = told.get("changed", {}).get(which, ())
+        if paths:
+            print(f"\nRight by {name} alone ({told['agreement'][which]:,}):")
+            print("\n".join(f"  {visible(path)}" for path in paths[:PATHS_SAID]))
+            if told["agreement"][which] > PATHS_SAID:
+                print(f"  … metrics.json lists {len(paths):,}")
+    print(f"\nFigures and picture: {visible(str(out))}")

@@ -1,17 +1,15 @@
-"""What ``sort`` and ``watch`` have in common: options from the tables, the mode's three flags, the engine."""
+"""Options of the command line made from those of the settings, and what ``sort`` and ``watch`` have in common."""
 
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from dicomsort.config import Option, SortSettings, checked, load_watch, parsed
+from dicomsort.config import Option, SortSettings, checked, parsed
 from dicomsort.errors import UsageError
 from dicomsort.memory import ADDRESSES, require_address_space
 
@@ -30,77 +28,71 @@ CONFIG = typer.Option(
 )
 
 
-def option(table: Mapping[str, Option], name: str, metavar: str | None = None, **more: Any) -> Any:
-    """The command line's option of that name; ``more`` is for Typer."""
-    found = table[name]
-    flag = "--" + name.replace("_", "-")
-    if found.kind in {int, float}:
-        return number(flag, found, metavar, **more)
-    words = "|".join(found.kind) if isinstance(found.kind, tuple) else metavar
-    return typer.Option(flag, help=found.help, metavar=words, **more)
+def option(name: str, found: Option, told: str = "") -> Any:
+    """The command line's option of that name; ``told`` stands behind its help. A number's range is told, and held."""
+    flag = found.flag or "--" + name.replace("_", "-")
+    if found.kind not in {int, float}:
+        words = "|".join(found.kind) if isinstance(found.kind, tuple) else found.metavar or None
+        return typer.Option(flag, help=found.help + told, metavar=words)
+
+    def parse(value: Any) -> Any:
+        return checked(found, parsed(found, value) if isinstance(value, str) else value, flag)
+
+    metavar = found.metavar or ("INTEGER" if found.kind is int else "FLOAT")
+    return typer.Option(flag, help=found._replace(help=found.help + told).described, metavar=metavar, parser=parse)
 
 
-def with_options(table: Mapping[str, Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each of a table; it gets them as keywords, None (or empty) where not given."""
+def with_options(
+    table: Mapping[str, Option], *, is_resolved: bool = False, tells_defaults: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each of a table, behind its arguments; it gets their values as keywords.
+
+    ``is_resolved``: environment and file have their say too, so what is not given is None (or empty) and no default;
+    ``tells_defaults``: the help tells it then.
+    """
+    made = {}
+    for name, found in table.items():
+        default = None if is_resolved else found.default
+        told = f" [default: {found.default}]" if tells_defaults and found.default and found.default is not True else ""
+        kind: Any = str if isinstance(found.kind, tuple) else found.kind
+        hint = list[str] | None if found.is_list else kind | None if default is None else kind
+        if not found.flags_of_words:
+            made[name] = _parameter(name, Annotated[hint, option(name, found, told)], default)
+        for word, help_ in found.flags_of_words:
+            made[word] = _parameter(word, Annotated[bool, typer.Option(f"--{word}", help=help_)], default=False)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
         own = [each for each in inspect.signature(command).parameters.values() if each.kind is not each.VAR_KEYWORD]
-        hints = {**get_type_hints(command, include_extras=True)}
-        hints = {each.name: hints[each.name] for each in own} | {name: _hint(table, name) for name in table}
-        made = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in table]
-        parameters = [each.replace(annotation=hints[each.name]) for each in own + made]
+        own = [each.replace(annotation=hints[each.name]) for each in own]
+        parameters = sorted([*own, *made.values()], key=lambda each: (each.kind, each.name not in made))
 
         @wraps(command)
         def called(**values: object) -> None:
-            command(**values)
+            command(**_gathered(table, values))
 
         vars(called)["__signature__"] = inspect.Signature(parameters)
-        called.__annotations__ = hints
+        called.__annotations__ = {each.name: each.annotation for each in parameters}
         return called
 
     return decorate
 
 
-def _hint(table: Mapping[str, Option], name: str) -> Any:
-    """The annotation that makes Typer's option of one of the table."""
-    found = table[name]
-    default = f" [default: {found.default}]" if found.default and found.default is not True else ""
-    made = option({name: found._replace(help=found.help + default)}, name, found.metavar or None)
-    kind: Any = str if isinstance(found.kind, tuple) else found.kind
-    return Annotated[list[str] | None if found.is_list else kind | None, made]
+def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
-def number(flag: str, found: Option, metavar: str | None = None, **more: Any) -> Any:
-    """The command line's option for a number: its help tells the range, and what is no number in it is refused."""
-    metavar = metavar or ("INTEGER" if found.kind is int else "FLOAT")
-
-    def parse(value: Any) -> Any:
-        return checked(found, parsed(found, value) if isinstance(value, str) else value, flag)
-
-    return typer.Option(flag, help=found.described, metavar=metavar, parser=parse, **more)
-
-
-def mode_flag(mode: str, help_: str) -> Any:
-    """One of the flags that say what to do with the files."""
-    return typer.Option(f"--{mode}", help=help_)
-
-
-def flags_of(context: typer.Context, table: Mapping[str, Option]) -> dict[str, object]:
-    """What was given on the command line, by option; UsageError where two modes were."""
-    modes = [mode for mode in ("copy", "move", "link") if context.params[mode]]
-    if len(modes) > 1:
-        raise UsageError("expected one of --copy, --move, --link, received " + " and ".join(f"--{m}" for m in modes))
-    flags = {name: value for name, value in context.params.items() if name in table}
-    return flags | {"mode": modes[0] if modes else None}
-
-
-def check_routes_too(config: Path | None, settings: SortSettings, labels: Collection[str]) -> None:
-    """UsageError where ``[routes]`` of the file names a class that the model has not; ``watch`` would fail by it."""
-    from dicomsort.service.routes import check_classes
-
-    watch = load_watch({}, os.environ, config)
-    if watch.sort.model == settings.model:
-        check_classes(watch.routes, labels)
+def _gathered(table: Mapping[str, Option], values: dict[str, object]) -> dict[str, object]:
+    """The values with one for the flags that are words of one option; UsageError where two of these were given."""
+    for name, found in table.items():
+        words = [word for word, _ in found.flags_of_words]
+        given = [word for word in words if values.pop(word)]
+        if len(given) > 1:
+            expected = ", ".join(f"--{word}" for word in words)
+            raise UsageError(f"expected one of {expected}, received " + " and ".join(f"--{word}" for word in given))
+        if words:
+            values[name] = given[0] if given else None
+    return values
 
 
 def check_outputs(settings: SortSettings, inbox: str, outbox: str | None, labels: Collection[str]) -> None:

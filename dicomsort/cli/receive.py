@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _TITLE = 16  # characters (PS3.5 6.2, AE)
 
 
-@with_options(RECEIVE)
+@with_options(RECEIVE, is_resolved=True, tells_defaults=True)
 def receive(
     inbox: Annotated[str, typer.Argument(metavar="INBOX", help="The folder that instances go to; it must be there.")],
     config: Annotated[Path | None, CONFIG] = None,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dicomsort.cli.console import show_summary, watching
-from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM, number, require_room
-from dicomsort.cli.state import Json, Outbox, Quiet
-from dicomsort.config import MOST_WORKERS, Option
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM, require_room, with_options
+from dicomsort.cli.state import Outbox
+from dicomsort.config.settings import REPORT, ReportSettings
 from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
@@ -20,30 +20,15 @@ if TYPE_CHECKING:
     from dicomsort.sorting.retelling import Told
 
 STDOUT = "-"
-PICTURES = Option(int, 200, "Series and files to show pictures of; more are listed.", 0, 10_000)
-WORKERS = Option(int, None, "Workers that make pictures (default: the cores).", 1, MOST_WORKERS)
 
 
+@with_options(REPORT)
 def report(
     outbox: Outbox,
     run: Annotated[
         str | None, typer.Argument(metavar="RUN", help="A run's id (default: the newest that sorted).")
     ] = None,
-    *,
-    html: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Write the page there, in place of an earlier report; - for stdout."),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="BUNDLE", help="The bundle whose model judges the pictures (default: the one that ships)."
-        ),
-    ] = None,
-    pictures: Annotated[int, number("--pictures", PICTURES, "N")] = 200,
-    workers: Annotated[int | None, number("--workers", WORKERS, "N")] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    **flags: Any,
 ) -> None:
     """Tell again what a run did; with --html as one page, with pictures of what needs a person.
 
@@ -52,16 +37,17 @@ def report(
     """
     from dicomsort.sorting.retelling import told_of
 
+    settings = ReportSettings(**flags)
     told = told_of(outbox, run)
-    if html is None:
-        _retell(told, as_json=as_json, quiet=quiet)
-        return
-    if as_json:
+    if settings.html is None:
+        _retell(told, settings)
+    elif settings.json:
         raise UsageError("expected one of --html, --json, received both")
-    _write(told, html, (model, pictures, workers), quiet=quiet)
+    else:
+        _write(told, settings.html, settings)
 
 
-def _retell(told: Told, *, as_json: bool, quiet: bool) -> None:
+def _retell(told: Told, settings: ReportSettings) -> None:
     from dicomsort.pages.telling import Tale
     from dicomsort.report.retold import rows_of
 
@@ -71,10 +57,10 @@ def _retell(told: Told, *, as_json: bool, quiet: bool) -> None:
         summary.notes.append(f"this run was undone{extent} by {told.undone_by}")
     if not told.head:
         summary.notes.append("this run was pruned: how long it took may not be known any more")
-    show_summary(summary, as_json=as_json, quiet=quiet, outbox=told.outbox)
+    show_summary(summary, as_json=settings.json, quiet=settings.quiet, outbox=told.outbox)
 
 
-def _write(told: Told, html: str, asked: tuple[Path | None, int, int | None], *, quiet: bool) -> None:
+def _write(told: Told, html: str, settings: ReportSettings) -> None:
     from dicomsort.content import DEVICES
     from dicomsort.files import Files
     from dicomsort.outputs import Gate
@@ -84,8 +70,8 @@ def _write(told: Told, html: str, asked: tuple[Path | None, int, int | None], *,
     if html != STDOUT:
         reads = {"inbox": told.head["inbox"]} if told.head else {}
         Gate(reads, told.outbox).check_file("--html", Path(html), FILE.content)
-    with watching(quiet=quiet) as progress:
-        content = page(_made(told, *asked, progress))
+    with watching(quiet=settings.quiet) as progress:
+        content = page(_made(told, settings, progress))
     if html == STDOUT:
         typer.echo(content, nl=False)
         return
@@ -94,20 +80,21 @@ def _write(told: Told, html: str, asked: tuple[Path | None, int, int | None], *,
     except OSError as error:
         room = f"{len(content):,} bytes could not be written"
         raise DicomsortError(f"--html: expected a place for the page, received {error.strerror} ({room})") from error
-    if not quiet and html not in DEVICES:
+    if not settings.quiet and html not in DEVICES:
         typer.echo(f"The page is {visible(os.path.abspath(html))} ({size(len(content))})", err=True)
 
 
-def _made(told: Told, model: Path | None, pictures: int, workers: int | None, progress: Watcher) -> Report:
+def _made(told: Told, settings: ReportSettings, progress: Watcher) -> Report:
     from dicomsort.adapters import open_engine
     from dicomsort.bundle import default_path, load
     from dicomsort.engine import Limits
     from dicomsort.pages.report import make
     from dicomsort.records import RENDERING_VERSION
 
-    if not pictures:
+    if not settings.pictures:
         return make(told, None, None, 0, progress)
     require_room()
-    bundle = load(model or default_path(), RENDERING_VERSION)
-    with open_engine("processes", workers, None, limits=Limits(SECONDS_PER_TASK, BYTES_PER_TASK), warm=WARM) as engine:
-        return make(told, bundle, engine, pictures, progress)
+    bundle = load(settings.model or default_path(), RENDERING_VERSION)
+    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
+    with open_engine("processes", settings.workers, None, limits=limits, warm=WARM) as engine:
+        return make(told, bundle, engine, settings.pictures, progress)

@@ -8,13 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from dicomsort.cli.console import Silent
-from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM, number, require_room
-from dicomsort.config import MOST_PORT, MOST_WORKERS, Option
+from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM, require_room, with_options
+from dicomsort.cli.state import Outbox
+from dicomsort.config.settings import CORRECTIONS, REVIEW, ReviewSettings
 
 if TYPE_CHECKING:
     from dicomsort.bundle import Bundle
@@ -22,41 +21,9 @@ if TYPE_CHECKING:
     from dicomsort.pages.review import Session
     from dicomsort.sorting import Corrections
 
-CORRECTIONS = ".dicomsort/corrections"
-Outbox = Annotated[str, typer.Argument(metavar="OUTBOX", help="An outbox that `dicomsort sort` has written to.")]
-Port = Annotated[int, number("--port", Option(int, 0, "The page's port; 0: any that is free.", 0, MOST_PORT))]
-Host = Annotated[
-    str, typer.Option(metavar="ADDRESS", help="The address to listen at. Beyond loopback nothing is encrypted.")
-]
-Model = Annotated[
-    Path | None, typer.Option(metavar="BUNDLE", help="Whose classes can be chosen [default: the one that ships].")
-]
-Reviewer = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Who decides, for the record [default: your login name].")
-]
-Folder = Annotated[
-    str | None,
-    typer.Option(metavar="DIR", help=f"Where images to learn from are added [default: OUTBOX/{CORRECTIONS}]."),
-]
-Learn = Annotated[bool, typer.Option("--learn/--no-learn", help="Whether such images are kept at all.")]
-Identifiers = Annotated[
-    bool, typer.Option("--show-identifiers", help="Show Patient ID and Accession Number on the page.")
-]
-Workers = Annotated[int, number("--workers", Option(int, 2, "How many processes make pictures.", 1, MOST_WORKERS))]
 
-
-def review(
-    outbox: Outbox,
-    *,
-    port: Port = 0,
-    host: Host = "127.0.0.1",
-    model: Model = None,
-    reviewer: Reviewer = None,
-    corrections: Folder = None,
-    learn: Learn = True,
-    show_identifiers: Identifiers = False,
-    workers: Workers = 2,
-) -> None:
+@with_options(REVIEW)
+def review(outbox: Outbox, **flags: Any) -> None:
     """Decide what was held back: large pictures in a browser, a key a class, each decision with an undo.
 
     Files move to their class as by a sort: `runs` lists the decisions, `undo` takes them back. The page is on this
@@ -70,14 +37,16 @@ def review(
     from dicomsort.records import RENDERING_VERSION
     from dicomsort.sorting.outbox import absolute
 
+    settings = ReviewSettings(**flags)
     require_room()
-    address, bundle, files = checked_address(host), load(model or default_path(), RENDERING_VERSION), Files()
+    address = checked_address(settings.host)
+    bundle, files = load(settings.model or default_path(), RENDERING_VERSION), Files()
     place = absolute(outbox)
-    kept = _corrections(place, corrections, bundle, files) if learn else None
-    with _session(place, kept, bundle, files, workers) as session:
-        session.who, session.identifiers = _name(reviewer), show_identifiers
+    kept = _corrections(place, settings.corrections, bundle, files) if settings.learn else None
+    with _session(place, kept, bundle, files, settings.workers) as session:
+        session.who, session.identifiers = _name(settings.reviewer), settings.show_identifiers
         try:
-            serve(session, address, port, os.path.basename(place), lambda at: _tell(at, session))
+            serve(session, address, settings.port, os.path.basename(place), lambda at: _tell(at, session))
         except KeyboardInterrupt as stop:
             stop.add_note("what was decided is kept, and the same command shows what still waits")
             raise

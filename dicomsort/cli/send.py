@@ -24,7 +24,7 @@ NEEDS_PERSON = 3
 SHOWN = 10  # reasons that the summary names
 
 
-@with_options(SEND)
+@with_options(SEND, is_resolved=True, tells_defaults=True)
 def send(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A class folder of an outbox, or any folder.")],
     config: Annotated[Path | None, CONFIG] = None,

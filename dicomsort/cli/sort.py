@@ -11,21 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.console import resumable, show_summary, watching
+from dicomsort.cli.console import optional, resumable, show_summary, watching
 from dicomsort.cli.logs import ending
-from dicomsort.cli.options import (
-    CONFIG,
-    check_outputs,
-    check_routes_too,
-    engine_for,
-    flags_of,
-    log_of,
-    mode_flag,
-    option,
-    require_room,
-)
-from dicomsort.cli.output import optional
-from dicomsort.config import OPTIONS, SortSettings, load
+from dicomsort.cli.options import CONFIG, check_outputs, engine_for, log_of, require_room, with_options
+from dicomsort.config import SORT, Routes, SortSettings, load_sort
 from dicomsort.errors import DicomsortError
 
 if TYPE_CHECKING:
@@ -41,53 +30,32 @@ NEEDS_PERSON = 3
 _TOLD = frozenset({"failed", "changed"})  # reasons that ``Summary.trouble`` tells of
 
 
-def sort(  # the parameters are what Typer makes options of; they are read from the context
-    context: typer.Context,
+@with_options(SORT, is_resolved=True)
+def sort(
     inbox: Annotated[str, typer.Argument(metavar="INBOX", help="The folder to sort, with all folders below it.")],
     outbox: Annotated[
         str | None, typer.Argument(metavar="OUTBOX", help="Where classes, manifest and state go; made if missing.")
     ] = None,
-    *,
-    copy: Annotated[bool, mode_flag("copy", "Copy the files (the default).")] = False,
-    move: Annotated[bool, mode_flag("move", "Move the files.")] = False,
-    link: Annotated[bool, mode_flag("link", "Make hard links to the files.")] = False,
-    dry_run: Annotated[bool | None, option(OPTIONS, "dry_run")] = None,
-    duplicates: Annotated[str | None, option(OPTIONS, "duplicates")] = None,
-    prune_empty: Annotated[bool | None, option(OPTIONS, "prune_empty")] = None,
-    settle: Annotated[float | None, option(OPTIONS, "settle", "SECONDS")] = None,
-    model: Annotated[Path | None, option(OPTIONS, "model", "PATH")] = None,
-    evidence: Annotated[str | None, option(OPTIONS, "evidence")] = None,
-    layout: Annotated[str | None, option(OPTIONS, "layout", "uid|keep|readable|TEMPLATE")] = None,
-    workers: Annotated[int | None, option(OPTIONS, "workers", "N")] = None,
-    engine: Annotated[str | None, option(OPTIONS, "engine")] = None,
-    scheduler: Annotated[str | None, option(OPTIONS, "scheduler", "ADDRESS")] = None,
     config: Annotated[Path | None, CONFIG] = None,
-    json: Annotated[bool | None, option(OPTIONS, "json")] = None,
-    quiet: Annotated[bool | None, option(OPTIONS, "quiet")] = None,
-    metrics: Annotated[Path | None, option(OPTIONS, "metrics", "FILE")] = None,
-    log_file: Annotated[Path | None, option(OPTIONS, "log_file", "FILE")] = None,
-    log_format: Annotated[str | None, option(OPTIONS, "log_format")] = None,
-    log_size: Annotated[float | None, option(OPTIONS, "log_size", "MIB")] = None,
-    log_count: Annotated[int | None, option(OPTIONS, "log_count", "N")] = None,
-    held_ok: Annotated[bool | None, option(OPTIONS, "held_ok")] = None,
+    **flags: object,
 ) -> None:
     """Sort the files of INBOX into OUTBOX by what they show.
 
     Example: dicomsort sort --move --layout readable inbox/ outbox/
     """
-    settings = load(flags_of(context, OPTIONS), os.environ, config)
+    settings, routes = load_sort(flags, os.environ, config)
     optional(is_optional=not settings.dry_run)
     with resumable(None if settings.dry_run else outbox):
-        code = _sort(inbox, outbox, settings, config)
+        code = _sort(inbox, outbox, settings, routes)
     raise typer.Exit(code)
 
 
-def _sort(inbox: str, outbox: str | None, settings: SortSettings, config: Path | None) -> int:
+def _sort(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes) -> int:
     from dicomsort.files import Files
     from dicomsort.report.metrics import Tally
     from dicomsort.sorting import sort_inbox
 
-    request = _checked(inbox, outbox, settings, config)
+    request = _checked(inbox, outbox, settings, routes)
     labels = () if isinstance(request, Exception) else request.bundle.labels
     check_outputs(settings, inbox, outbox, labels)
     files, tally = Files(), Tally()
@@ -106,15 +74,16 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings, config: Path |
 
 
 def _checked(
-    inbox: str, outbox: str | None, settings: SortSettings, config: Path | None
+    inbox: str, outbox: str | None, settings: SortSettings, routes: Routes
 ) -> Request | DicomsortError | OSError:
     """The request, or why there is none: that must stand in the log, which is opened later."""
+    from dicomsort.service.routes import check_classes
     from dicomsort.sorting import check
 
     try:
         require_room(settings.engine)
         request = check(inbox, outbox, settings)
-        check_routes_too(config, settings, request.bundle.labels)
+        check_classes(routes, request.bundle.labels)  # `watch` would fail by it
     except (DicomsortError, OSError) as error:
         return error
     return request

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.console import Watcher, resumable, show_summary, watching
-from dicomsort.cli.options import number
-from dicomsort.cli.output import optional
-from dicomsort.config import Option
+from dicomsort.cli.console import Watcher, optional, resumable, show_summary, watching
+from dicomsort.cli.options import option, with_options
+from dicomsort.config.settings import REPORT, RUNS, RunsSettings
 from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
 Outbox = Annotated[str, typer.Argument(metavar="OUTBOX", help="An outbox that `dicomsort sort` has written to.")]
 Run = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id, as `dicomsort runs` lists them.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout instead.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+Json = Annotated[bool, option("json", RUNS["json"])]
+Quiet = Annotated[bool, option("quiet", REPORT["quiet"])]
 NEEDS_PERSON = 3
 _TAIL = 6  # characters of a run's id that a table of 80 columns has room for
 
@@ -87,13 +86,8 @@ def _finish(act: Callable[[Watcher], Summary], outbox: str, *, as_json: bool, qu
     raise typer.Exit(NEEDS_PERSON if summary.needs_person else 0)
 
 
-_DAYS = Option(float, None, "Remove the state of runs older than so many days.", 0, 36_500)
-_COUNT = Option(int, None, "Remove the state of all runs but the newest N.", 1, 1_000_000)
-KeepDays = Annotated[float | None, number("--prune", _DAYS, "KEEP_DAYS")]
-KeepCount = Annotated[int | None, number("--keep", _COUNT, "N")]
-
-
-def runs(outbox: Outbox, *, as_json: Json = False, prune_days: KeepDays = None, keep_count: KeepCount = None) -> None:
+@with_options(RUNS)
+def runs(outbox: Outbox, **flags: Any) -> None:
     """List the runs of an outbox, oldest first; or remove what is kept of old ones, for good.
 
     What was sorted, and manifest.csv, stay; a run that was removed can be neither undone nor resumed. With both --prune
@@ -101,11 +95,12 @@ def runs(outbox: Outbox, *, as_json: Json = False, prune_days: KeepDays = None, 
     """
     from dicomsort.sorting import list_runs
 
-    if prune_days is not None or keep_count is not None:
-        _prune(outbox, prune_days, keep_count, as_json=as_json)
+    settings = RunsSettings(**flags)
+    if settings.prune is not None or settings.keep is not None:
+        _prune(outbox, settings)
         return
     listed = list_runs(outbox)
-    if as_json:
+    if settings.json:
         typer.echo(json.dumps(listed, indent=1))
         return
     from rich.console import Console
@@ -127,13 +122,13 @@ def runs(outbox: Outbox, *, as_json: Json = False, prune_days: KeepDays = None, 
         console.print(escape(f"{visible(damage)}; the run is left alone"))
 
 
-def _prune(outbox: str, days: float | None, count: int | None, *, as_json: bool) -> None:
+def _prune(outbox: str, settings: RunsSettings) -> None:
     from dicomsort.files import Files
     from dicomsort.sorting import prune
 
     optional()
-    pruned = prune(outbox, Files(), days, count)
-    if as_json:
+    pruned = prune(outbox, Files(), settings.prune, settings.keep)
+    if settings.json:
         typer.echo(json.dumps(vars(pruned), indent=1))
         return
     removed = len(pruned.removed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json as jsonlib
+import json
 import os
 import sys
 from collections import Counter
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import Lines, Silent, Watcher
-from dicomsort.cli.options import CONFIG, check_outputs, engine_for, flags_of, log_of, mode_flag, option, require_room
+from dicomsort.cli.options import CONFIG, check_outputs, engine_for, log_of, require_room, with_options
 from dicomsort.config import WATCH, Destination, SendSettings, WatchSettings, load_watch
 from dicomsort.signals import code_of
 
@@ -25,39 +25,18 @@ if TYPE_CHECKING:
 RETRIES = 1  # of an instance that may pass later: the next round tries again
 
 
-def watch(  # the parameters are what Typer makes options of; they are read from the context
-    context: typer.Context,
+@with_options(WATCH, is_resolved=True)
+def watch(
     inbox: Annotated[str, typer.Argument(metavar="INBOX", help="The folder to look into, with all folders below it.")],
     outbox: Annotated[str, typer.Argument(metavar="OUTBOX", help="Where classes, manifest and state go.")],
-    *,
-    every: Annotated[float | None, option(WATCH, "every", "SECONDS")] = None,
-    settle: Annotated[float | None, option(WATCH, "settle", "SECONDS")] = None,
-    copy: Annotated[bool, mode_flag("copy", "Copy the files (the default).")] = False,
-    move: Annotated[bool, mode_flag("move", "Move the files.")] = False,
-    link: Annotated[bool, mode_flag("link", "Make hard links to the files.")] = False,
-    duplicates: Annotated[str | None, option(WATCH, "duplicates")] = None,
-    prune_empty: Annotated[bool | None, option(WATCH, "prune_empty")] = None,
-    model: Annotated[Path | None, option(WATCH, "model", "PATH")] = None,
-    evidence: Annotated[str | None, option(WATCH, "evidence")] = None,
-    layout: Annotated[str | None, option(WATCH, "layout", "uid|keep|readable|TEMPLATE")] = None,
-    workers: Annotated[int | None, option(WATCH, "workers", "N")] = None,
-    engine: Annotated[str | None, option(WATCH, "engine")] = None,
-    scheduler: Annotated[str | None, option(WATCH, "scheduler", "ADDRESS")] = None,
     config: Annotated[Path | None, CONFIG] = None,
-    json: Annotated[bool | None, option(WATCH, "json")] = None,
-    quiet: Annotated[bool | None, option(WATCH, "quiet")] = None,
-    metrics: Annotated[Path | None, option(WATCH, "metrics", "FILE")] = None,
-    log_file: Annotated[Path | None, option(WATCH, "log_file", "FILE")] = None,
-    log_format: Annotated[str | None, option(WATCH, "log_format")] = None,
-    log_size: Annotated[float | None, option(WATCH, "log_size", "MIB")] = None,
-    log_count: Annotated[int | None, option(WATCH, "log_count", "N")] = None,
-    held_ok: Annotated[bool | None, option(WATCH, "held_ok")] = None,
+    **flags: object,
 ) -> None:
     """Sort what comes into INBOX, again and again, until SIGTERM or SIGHUP (exit code 0) or Ctrl-C (130).
 
     Example: dicomsort watch --move --every 60 --config dicomsort.toml inbox/ outbox/
     """
-    raise typer.Exit(_watch(inbox, outbox, load_watch(flags_of(context, WATCH), os.environ, config)))
+    raise typer.Exit(_watch(inbox, outbox, load_watch(flags, os.environ, config)))
 
 
 def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
@@ -128,7 +107,7 @@ def _send(stop: Stop, folder: str, destination: Destination, run: str | None) ->
 def _show(summary: Summary, *, as_json: bool, quiet: bool) -> None:
     """Print what a run did, on one line."""
     if as_json:
-        print(jsonlib.dumps(summary.as_json()), flush=True)
+        print(json.dumps(summary.as_json()), flush=True)
     elif not quiet:
         counts = ", ".join(f"{count:,} {status}" for status, count in summary.statuses.most_common())
         print(f"{summary.run_id}: {summary.found:,} files in {summary.seconds:.1f} s: {counts}", flush=True)

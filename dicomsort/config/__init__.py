@@ -1,19 +1,36 @@
 """The settings of a command: a flag beats the environment (``DICOMSORT_*``), which beats a TOML file, that the default.
 
-``tables`` holds the options of each command; all commands may share one file and one environment.
+``settings`` declares the options of each command; all commands may share one file and one environment.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.config import file as _file
-from dicomsort.config.file import TABLES
-from dicomsort.config.option import Option, at_home, checked, parsed, quoted
-from dicomsort.config.settings import RECEIVE, SEND, Destination, ReceiveSettings, Routes, SendSettings
-from dicomsort.config.tables import DAY, MOST_PORT, MOST_WORKERS, OPTIONS, TRAINING, WATCH, SortSettings
+from dicomsort.config.file import TABLES, Written
+from dicomsort.config.settings import (
+    DAY,
+    MOST_PORT,
+    RECEIVE,
+    SEND,
+    SORT,
+    TRAINING,
+    WATCH,
+    Destination,
+    Option,
+    ReceiveSettings,
+    Routes,
+    SendSettings,
+    SortSettings,
+    TrainSettings,
+    WatchSettings,
+    at_home,
+    checked,
+    parsed,
+    quoted,
+)
 from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,10 +39,9 @@ if TYPE_CHECKING:
 __all__ = [
     "DAY",
     "MOST_PORT",
-    "MOST_WORKERS",
-    "OPTIONS",
     "RECEIVE",
     "SEND",
+    "SORT",
     "TABLES",
     "TRAINING",
     "WATCH",
@@ -35,15 +51,16 @@ __all__ = [
     "Routes",
     "SendSettings",
     "SortSettings",
+    "TrainSettings",
     "WatchSettings",
     "checked",
     "load",
     "load_receive",
     "load_send",
+    "load_sort",
     "load_watch",
     "parsed",
     "quoted",
-    "values_of",
 ]
 
 PREFIX = "DICOMSORT_"
@@ -51,40 +68,35 @@ INHERITS = {"watch": ("sort",)}  # whose tables hold for a command where its own
 SCOPED = ("send", "receive")  # whose variables have their name: DICOMSORT_SEND_RETRIES
 
 
-@dataclass(frozen=True, slots=True)
-class WatchSettings:
-    """How to sort each time; every how many seconds to look; where each class is sent on to (``[routes]``)."""
-
-    sort: SortSettings
-    every: float
-    routes: Mapping[str, tuple[Destination, ...]]
-
-
-def values_of(command: str, cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> dict[str, Any]:
-    """Resolve the options of a command from the flags, the environment, and the file (also by ``DICOMSORT_CONFIG``).
+def load(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> SortSettings:
+    """The settings of ``sort``, from the flags, the environment, and the file (also by ``DICOMSORT_CONFIG``).
 
     ``cli`` maps names of options to typed values, None where a flag was not given. Empty variables count as not given.
     Relative paths in the file start at its folder. Raises ``UsageError`` for a name that is no option, a value of the
     wrong type or out of range, and a file that cannot be read or is no TOML.
     """
-    return _resolved(command, cli, environ, file)[0]
+    return load_sort(cli, environ, file)[0]
 
 
-def load(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> SortSettings:
-    """The settings of ``sort``, as ``values_of`` resolves them."""
-    return SortSettings(**values_of("sort", cli, environ, file))
+def load_sort(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> tuple[SortSettings, Routes]:
+    """As ``load``; and the routes of the file, where ``watch`` would sort with the same model by it."""
+    written = _written(environ, file)
+    settings = SortSettings(**_resolved("sort", cli, environ, written))
+    is_same = _resolved("watch", {}, environ, written)["model"] == settings.model
+    return settings, written.routes if is_same else {}
 
 
 def load_watch(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> WatchSettings:
     """The settings of ``watch``, which sorts: where ``[watch]`` says nothing, ``[sort]`` holds."""
-    values, written = _resolved("watch", cli, environ, file)
+    written = _written(environ, file)
+    values = _resolved("watch", cli, environ, written)
     every = values.pop("every")
     return WatchSettings(SortSettings(dry_run=False, **values), every, written.routes)
 
 
 def load_receive(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> ReceiveSettings:
-    """The settings of ``receive``, as ``values_of`` resolves them."""
-    return ReceiveSettings(**values_of("receive", cli, environ, file))
+    """The settings of ``receive``, resolved as by ``load``."""
+    return ReceiveSettings(**_resolved("receive", cli, environ, _written(environ, file)))
 
 
 def load_send(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> SendSettings:
@@ -92,7 +104,8 @@ def load_send(cli: Mapping[str, object], environ: Mapping[str, str], file: Path 
 
     What that table does not say has its default, whatever ``[send]`` says: a password is for one destination.
     """
-    values, written = _resolved("send", cli, environ, file)
+    written = _written(environ, file)
+    values = _resolved("send", cli, environ, written)
     named = written.destinations.get(values["to"] or "")
     if named is not None:
         given = _from_environment(environ, "send") | {name: value for name, value in cli.items() if value is not None}
@@ -103,26 +116,24 @@ def load_send(cli: Mapping[str, object], environ: Mapping[str, str], file: Path 
     return SendSettings(**values)
 
 
-def _named(environ: Mapping[str, str], file: Path | None) -> Path | None:
+def _written(environ: Mapping[str, str], file: Path | None) -> Written:
+    """What the file says; it is read once, for it may be a pipe."""
     named = environ.get(f"{PREFIX}CONFIG", "")
-    return file or (at_home(Path(named), f"{PREFIX}CONFIG") if named else None)
+    file = file or (at_home(Path(named), f"{PREFIX}CONFIG") if named else None)
+    return Written() if file is None else _file.read(file)
 
 
-def _resolved(
-    command: str, cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None
-) -> tuple[dict[str, Any], _file.Written]:
-    """The value of each option of a command, and what the file says."""
+def _resolved(command: str, cli: Mapping[str, object], environ: Mapping[str, str], written: Written) -> dict[str, Any]:
+    """The value of each option of a command."""
     options = TABLES[command]
-    file = _named(environ, file)
     values: dict[str, Any] = {name: option.default for name, option in options.items()}
-    written = _file.read(file) if file is not None else _file.Written()
     for table in (_file.TOP, *INHERITS.get(command, ()), command):
         values |= {name: value for name, value in written.tables.get(table, {}).items() if name in options}
     values |= {name: value for name, value in _from_environment(environ, command).items() if name in options}
     values |= {name: checked(options[name], value, _flag(name)) for name, value in cli.items() if value is not None}
     if cli.get("scheduler") is not None and values["engine"] != "dask":
         raise UsageError(f"--scheduler: expected --engine dask beside it, received --engine {values['engine']}")
-    return values, written
+    return values
 
 
 def _from_environment(environ: Mapping[str, str], command: str) -> dict[str, object]:

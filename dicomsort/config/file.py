@@ -8,17 +8,26 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dicomsort.config.option import Option, at_home, checked, located
-from dicomsort.config.settings import DESTINATION, RECEIVE, SEND, Destination
-from dicomsort.config.tables import OPTIONS, WATCH
+from dicomsort.config.settings import (
+    DESTINATION,
+    RECEIVE,
+    SEND,
+    SORT,
+    WATCH,
+    Destination,
+    Option,
+    at_home,
+    checked,
+    located,
+)
 from dicomsort.errors import UsageError
 from dicomsort.files import read_bounded
 
-TABLES: dict[str, Mapping[str, Option]] = {"sort": OPTIONS, "watch": WATCH, "receive": RECEIVE, "send": SEND}
+TABLES: dict[str, Mapping[str, Option]] = {"sort": SORT, "watch": WATCH, "receive": RECEIVE, "send": SEND}
 ROUTES, DESTINATIONS = "routes", "destinations"  # tables whose keys are no options
 TOP = ""  # the table that stands for the keys above all tables
 MOST_DOTS = 200  # on a line: tomllib takes a time that is quadratic in the parts of a dotted key
-KNOWN: dict[str, Option] = {**OPTIONS, **WATCH}  # what may stand there
+KNOWN: dict[str, Option] = SORT | WATCH  # what may stand there
 _EXPECTED = "a destination (AE@HOST:PORT or https://HOST/PATH), or a list of names of tables [destinations.NAME]"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicomsort.config import TRAINING
+from dicomsort.config import TRAINING, TrainSettings
 from dicomsort.config import checked as in_range
 from dicomsort.content import CHECKPOINT, SHEET, TRIALS
 from dicomsort.errors import UsageError
@@ -25,45 +25,22 @@ if TYPE_CHECKING:
 
 SPLITS = ("random", "source")
 DEFAULT = "cnn"
-LEARNING_RATE = 0.001
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """A training run as the user asked for it.
+class Settings(TrainSettings):
+    """A training as the user asked for it; ``variation`` is what a search changed in the network.
 
-    ``groups`` is a CSV file (see ``read_groups``), ``weights`` a file of Keras weights, ``cache`` a folder for
-    renderings, ``start`` the folder of a bundle to go on from, ``variation`` what a search changed in the network
-    (``architectures.VARIATIONS``), ``replace_worse`` whether a worse bundle may replace an earlier one at
-    ``out``, where the training goes on from a bundle; the rest is told by ``Recipe``. ``arch`` and
-    ``learning_rate`` are None where they were not asked for; ``checked`` fills them in.
+    ``variation`` holds names and values of ``architectures.VARIATIONS``.
     """
 
-    dataset: Path
-    out: Path
-    arch: str | None = None
-    epochs: int = 10
-    batch_size: int = 32
-    learning_rate: float | None = None
-    validation_split: float = 0.2
-    seed: int = 0
-    groups: Path | None = None
-    augment: str = "none"
-    patience: int = 5
-    balance: bool | None = None
-    split: str | None = None
-    weights: Path | None = None
-    cache: Path | None = None
-    fresh: bool = False
-    start: Path | None = None
     variation: tuple[tuple[str, Any], ...] = ()
-    replace_worse: bool = False
 
     def recipe(self) -> Recipe:
         """Return the numbers of the training; its checkpoint lies beside the bundle."""
         out = Path(os.path.abspath(self.out))
         return Recipe(
-            self.epochs, self.batch_size, self.learning_rate or LEARNING_RATE, self.validation_split, self.seed,
+            self.epochs, self.batch_size, self.learning_rate, self.validation_split, self.seed,
             self.augment, self.patience, self.balance, self.split, out.with_name(f"{out.name}.checkpoint"), self.fresh,
         )  # fmt: skip
 
@@ -85,8 +62,6 @@ def checked(settings: Settings) -> tuple[Settings, Architecture]:
     UsageError names the first setting that cannot be.
     """
     arch = settings.arch or DEFAULT
-    if settings.learning_rate is None:
-        settings = replace(settings, learning_rate=LEARNING_RATE)
     _check_numbers(settings)
     for option, chosen, known in (
         ("--arch", arch, tuple(ARCHITECTURES)),

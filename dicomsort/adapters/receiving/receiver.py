@@ -16,7 +16,7 @@ from dicomsort.adapters.receiving.meta import IMPLEMENTATION_NAME, IMPLEMENTATIO
 from dicomsort.adapters.receiving.network import Server
 from dicomsort.adapters.receiving.parts import Parts
 from dicomsort.adapters.receiving.storing import VERIFICATION, Limits, Store
-from dicomsort.adapters.receiving.tls import context_of
+from dicomsort.adapters.tls import server_context
 from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Receiver:
         if not os.path.isdir(inbox):
             raise UsageError(f"expected INBOX to be a folder that is there, received {inbox!r}")
         self._settings, self._log = settings, log
-        self._tls = context_of(settings)
+        self._tls = server_context(settings)
         self._parts = Parts(files, os.path.realpath(inbox))
         limits = Limits(settings.max_object_size * _MIB, settings.max_associations)
         self._store = Store(files, os.path.realpath(inbox), self._parts, limits, log)

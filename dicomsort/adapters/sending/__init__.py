@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,13 +17,14 @@ from contextlib import ExitStack
 from itertools import islice
 from operator import itemgetter
 
-from dicomsort.adapters.sending import dimse, negotiation, selecting, stow, tls
+from dicomsort.adapters.sending import dimse, negotiation, selecting, stow
 from dicomsort.adapters.sending.acknowledged import Acknowledged
 from dicomsort.adapters.sending.crew import Crew
 from dicomsort.adapters.sending.destination import DicomPeer, WebPeer, ae_title, destination, file_name
 from dicomsort.adapters.sending.recoding import Recoder
 from dicomsort.adapters.sending.records import Answer, Batch, Channel, Delivery, Fate, Instance, Progress, Sent
 from dicomsort.adapters.sending.selecting import Selection, select
+from dicomsort.adapters.tls import client_context
 from dicomsort.config import Destination, SendSettings
 from dicomsort.errors import UsageError
 from dicomsort.files import Files
@@ -52,11 +54,11 @@ def send(
     holds its journal, ``DicomsortError`` where that cannot be written. A peer that is not there, or refuses all, is no
     exception: ``Sent.problem`` says so.
     """
-    peer = check(settings)
+    peer, tls = _checked(settings)
     selection = select(folder, settings.run or "")
     journal = os.path.abspath(settings.journal) if settings.journal else _journal(selection, file_name(peer))
     with ExitStack() as stack:
-        channels = _channels(peer, settings, stack)
+        channels = _channels(peer, settings, tls, stack)
         known = Acknowledged(files, journal, peer.name, selection.base)
         stack.callback(known.close)
         return _Sending(peer, settings, selection, known, report, progress).run(channels, stop)
@@ -64,15 +66,25 @@ def send(
 
 def check(settings: Destination) -> DicomPeer | WebPeer:
     """The peer; ``UsageError`` where nothing can be sent there: an address, title or file of the settings is wrong."""
+    return _checked(settings)[0]
+
+
+def _checked(settings: Destination) -> tuple[DicomPeer | WebPeer, ssl.SSLContext | None]:
+    """The peer, and the context of TLS where the settings want it."""
     peer = destination(settings.to or "")
     ae_title(settings.ae_title, "--ae-title")
     require(peer)
-    tls.context(peer, settings)
+    wants_tls = settings.tls or any((settings.tls_ca, settings.tls_cert, settings.tls_key))
+    if isinstance(peer, WebPeer):
+        if wants_tls and not peer.secure:
+            raise UsageError(f"--tls…: expected an https:// address beside it, received {peer.name}")
+        wants_tls = peer.secure
+    tls = client_context(settings) if wants_tls else None
     if isinstance(peer, WebPeer):
         stow.authorization(peer, settings.auth)
     elif settings.auth:
         raise UsageError(f"--auth: expected an https:// address beside it, received {peer.name}")
-    return peer
+    return peer, tls
 
 
 def require(peer: DicomPeer | WebPeer) -> None:
@@ -85,15 +97,16 @@ def _journal(selection: Selection, name: str) -> str:
     return f"{selection.base}/{folder}/{name}.jsonl"
 
 
-def _channels(peer: DicomPeer | WebPeer, settings: SendSettings, stack: ExitStack) -> list[Channel]:
-    context = tls.context(peer, settings)
+def _channels(
+    peer: DicomPeer | WebPeer, settings: SendSettings, tls: ssl.SSLContext | None, stack: ExitStack
+) -> list[Channel]:
     numbers = range(settings.associations)
     if isinstance(peer, WebPeer):
-        return [stow.WebChannel(peer, settings, context) for _ in numbers]
+        return [stow.WebChannel(peer, settings, tls) for _ in numbers]
     recoder = Recoder() if settings.decompress else None
     if recoder is not None:
         stack.callback(recoder.close)
-    return [dimse.DimseChannel(peer, settings, context, recoder) for _ in numbers]
+    return [dimse.DimseChannel(peer, settings, tls, recoder) for _ in numbers]
 
 
 class _Sending:
