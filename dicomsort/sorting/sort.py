@@ -153,7 +153,7 @@ class Job:
         """DicomsortError where a worker sees another inbox, or another model, than this process."""
         request = self.request
         model = str(request.bundle.folder.resolve()) if request.settings.evidence != "header" else ""
-        self.engine.require(partial(view, request.inbox, request.outbox, model), amiss)
+        self.engine.check_workers(partial(view, request.inbox, request.outbox, model), amiss)
 
     def carry_out(
         self, catalog: Catalog, files: Files, outbox: str, on_row: Callable[[Row], None] | None = None
