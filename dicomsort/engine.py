@@ -44,7 +44,7 @@ class Engine(Protocol):
         """
         ...
 
-    def require(self, _look: Callable[[], T], _amiss: Callable[[T], str], /) -> None:
+    def check_workers(self, _look: Callable[[], T], _amiss: Callable[[T], str], /) -> None:
         """Hold workers on other machines to what this one sees; here for engines that have none elsewhere.
 
         ``amiss(look())`` runs there (``look()`` here; both as a task's function and task must be) and says what is

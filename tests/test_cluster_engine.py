@@ -146,7 +146,7 @@ def test_a_file_system_that_does_not_answer_is_named(cluster: Cluster) -> None:
     with open_engine("dask", None, cluster.address, limits=LIMITS) as engine:
         expected = f"Dask worker {worker} on .*: expected its file system to answer, received: .* ran past 2 s"
         with pytest.raises(DicomsortError, match=expected):
-            engine.require(str, tasks.sleep_amiss)
+            engine.check_workers(str, tasks.sleep_amiss)
 
 
 def test_a_worker_that_does_not_answer_is_named(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

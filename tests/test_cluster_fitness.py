@@ -173,7 +173,7 @@ def test_a_worker_that_joins_later_is_asked_before_its_first_task(
 ) -> None:
     first = cluster.add()
     with open_engine("dask", None, cluster.address, limits=LIMITS) as engine:
-        engine.require(partial(view, str(inbox), None, ""), amiss)
+        engine.check_workers(partial(view, str(inbox), None, ""), amiss)
         assert engine.submit(tasks.double, 2).result() == 4
         if odd == "inbox":
             cluster.add(view=seeing('mount --bind "$1" "$2"', elsewhere, inbox))
@@ -283,4 +283,4 @@ def test_the_view_of_an_inbox_is_small_and_leaves_the_outbox_out(tmp_path: Path)
 def test_engines_of_this_machine_require_nothing() -> None:
     for name in ("serial", "processes"):
         with open_engine(name, 1, None, limits=LIMITS) as engine:
-            engine.require(lambda: pytest.fail("nobody need look"), amiss)
+            engine.check_workers(lambda: pytest.fail("nobody need look"), amiss)

@@ -76,7 +76,7 @@ def test_an_exception_comes_back_as_itself(engine: Engine) -> None:
 
 
 def test_what_all_workers_see_is_no_hindrance(engine: Engine) -> None:
-    engine.require(Path.cwd, tasks.nothing_amiss)
+    engine.check_workers(Path.cwd, tasks.nothing_amiss)
     assert engine.submit(tasks.double, 4).result() == 8
 
 

@@ -80,7 +80,7 @@ class ClusterEngine(Engine):
         self._slots.give()
         return self.submit(function, task)  # raises, saying why it was closed meanwhile
 
-    def require(self, look: Callable[[], T], amiss: Callable[[T], str], /) -> None:
+    def check_workers(self, look: Callable[[], T], amiss: Callable[[T], str], /) -> None:
         """Ask every worker at once, and each that joins later before its first task."""
         settings = Settings(self._settings.limits, self._settings.warm, pickle.dumps((amiss, look())))
         if odd := [(who, said) for who, said in ask_workers(self._client, meet, settings) if said]:

@@ -30,7 +30,7 @@ KEPT = 16  # requirements that are remembered as met
 class Settings:
     """What comes with every task: its limits, the modules that a process imports first, and what must hold here.
 
-    ``requirement`` is a pickled ``(amiss, expected)``, see ``Engine.require``; empty where nothing is required.
+    ``requirement`` is a pickled ``(amiss, expected)``, see ``Engine.check_workers``; empty where nothing is required.
     """
 
     limits: Limits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 
@@ -27,28 +27,27 @@ def examine_inbox(
     engine: Engine,
     catalog: Catalog,
     progress: Progress,
-    on_added: Callable[[dict[int, int]], None],
-) -> None:
+) -> Iterator[dict[int, int]]:
     """Fill the catalog with the files that a walk of the inbox yields, in path order.
 
-    ``on_added`` is told, after each batch, how many files each group got, by the group's number.
+    Yields, after each batch, how many files each group got, by the group's number.
     """
     progress.stage("reading headers", None)
     task = partial(examine, inbox)
     waiting: deque[Future[list[Examined]]] = deque()
 
-    def take() -> None:
+    def take() -> dict[int, int]:
         batch = waiting.popleft().result()
-        on_added(catalog.add([_spooled(inbox, e) for e in batch]))
         progress.advance(len(batch))
+        return catalog.add([_spooled(inbox, e) for e in batch])
 
     for files, passed in _batches(entries, catalog):
         waiting.append(submit_batch(engine, task, files, _on_lost) if files else _ready([]))
         waiting.append(_ready([_passed(p) for p in passed]))
         while waiting and (len(waiting) > 8 * engine.workers or waiting[0].done()):
-            take()
+            yield take()
     while waiting:
-        take()
+        yield take()
 
 
 def _batches(

@@ -153,7 +153,7 @@ class Job:
         """DicomsortError where a worker sees another inbox, or another model, than this process."""
         request = self.request
         model = str(request.bundle.folder.resolve()) if request.settings.evidence != "header" else ""
-        self.engine.require(partial(view, request.inbox, request.outbox, model), amiss)
+        self.engine.check_workers(partial(view, request.inbox, request.outbox, model), amiss)
 
     def carry_out(
         self, catalog: Catalog, files: Files, outbox: str, on_row: Callable[[Row], None] | None = None
@@ -251,14 +251,15 @@ class Job:
         folder = str(request.bundle.folder.resolve())
         looker = Looker(request.inbox, folder, request.judge, self.engine, catalog, progress)
         looks = request.settings.evidence != "header"
-        look_early = looker.notice if looks else _nothing
         entries = walk_inbox(request.inbox, request.outbox, request.clock.now_ns)
         second_look = SecondLook(request.inbox, request.settle, request.clock)
         if arrivals is not None:
             entries = filterfalse(arrivals.is_known, entries)
         elif request.settle > 0:
             entries = second_look.watch(entries)
-        examine_inbox(request.inbox, entries, self.engine, catalog, progress, look_early)
+        for added in examine_inbox(request.inbox, entries, self.engine, catalog, progress):
+            if looks:
+                looker.notice(added)
         ledger = catalog.complete()
         self._recall(ledger)
         if looks:
@@ -300,7 +301,3 @@ class Job:
         if not self.request.bundle.header_classes:
             labels = ", ".join(self.request.bundle.labels)
             self.notes.append(f"the model's classes ({labels}) have no header counterpart: sorted by pixels alone")
-
-
-def _nothing(_: object) -> None:
-    return
