@@ -13,6 +13,7 @@ LEAST = 96  # MiB of address space, in which the command line can be imported
 
 def main() -> None:
     """Run the command line."""
+    _require_utf8()
     signals.listen()
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit >> 20 < LEAST:
@@ -22,6 +23,17 @@ def main() -> None:
     from dicomsort.cli import main as command_line
 
     command_line()
+
+
+def _require_utf8() -> None:
+    """Start anew in UTF-8 mode (PEP 540) where the locale has another encoding.
+
+    Plan, journal and manifest hold names as text. Read in another locale, they would name other files.
+    """
+    if sys.getfilesystemencoding().lower() == "utf-8" or sys.flags.utf8_mode:
+        return
+    os.environ["PYTHONUTF8"] = "1"  # for the workers, too
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
 
 
 if __name__ == "__main__":

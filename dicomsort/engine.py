@@ -15,6 +15,7 @@ from dicomsort.errors import DicomsortError, WorkerLost
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+TRIES = 3  # of an item whose worker something else killed
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -108,8 +109,12 @@ def _alone(
     item: T,
     on_lost: Callable[[T, WorkerLost], R],
 ) -> R:
-    try:
-        (result,) = engine.submit(function, [item]).result()
-    except WorkerLost as error:
-        return on_lost(item, error)
-    return result
+    for left in reversed(range(TRIES)):
+        try:
+            (result,) = engine.submit(function, [item]).result()
+        except WorkerLost as error:
+            if not (error.from_outside and left):
+                return on_lost(item, error)
+        else:
+            return result
+    raise AssertionError("the last try returns")

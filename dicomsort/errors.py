@@ -61,4 +61,12 @@ class PlacingFailed(DicomsortError):
 
 
 class WorkerLost(DicomsortError):
-    """A worker process died, or ran past its limit of time or memory, while it held a task."""
+    """A worker process died, or ran past its limit of time or memory, while it held a task.
+
+    ``from_outside``: something else killed it (the system without memory, a person), so the task is not at fault.
+    """
+
+    def __init__(self, message: str, *, from_outside: bool = False) -> None:
+        """Say why; the message is one sentence without a stop."""
+        super().__init__(message)
+        self.from_outside = from_outside

@@ -30,7 +30,7 @@ NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, 
 _NEVER_CLONES = frozenset({errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
 _FICLONE = 0x40049409  # <linux/fs.h>
 _NO_SYNCFS = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
-_NETWORK_SYSTEMS = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "gluster", "lustre", "afs")
+_NETWORK_SYSTEMS = (b"nfs", b"cifs", b"smb", b"fuse", b"9p", b"ceph", b"gluster", b"lustre", b"afs")
 MOST_READ = 1 << 20  # bytes of a file that a person wrote: a configuration, a crontab, certificates
 STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 _HANDED_OVER = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+|/dev/stdin")
@@ -458,13 +458,13 @@ def flush_path(files: Files, path: str) -> None:
 def is_network(path: str) -> bool:
     """Whether the path lies on a network or FUSE file system, whose ``syncfs`` promises little."""
     device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
+    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
     try:
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+        mounts = Path("/proc/self/mountinfo").read_bytes()
     except OSError:
         return False
-    for line in mounts.splitlines():
-        fields, _, tail = line.partition(" - ")
-        if fields.split(" ")[2] == wanted:
+    for line in mounts.split(b"\n"):  # names may hold what else ends a line, such as a form feed
+        fields, _, tail = line.partition(b" - ")
+        if fields.split(b" ")[2:3] == [wanted]:
             return tail.startswith(_NETWORK_SYSTEMS)
     return False

@@ -6,11 +6,14 @@ What is read back is what was written, whichever wrote it; but whole numbers bey
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import orjson
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+_as_text = json.JSONEncoder(ensure_ascii=False).encode
+_NO_NAME = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # PEP 383 uses U+DC80 to U+DCFF
 _INTEGERS = range(-(1 << 63), 1 << 64)
 _SIGNED = range(-(1 << 63), 1 << 63)
 
@@ -32,16 +35,20 @@ def parse(data: bytes) -> Any:
     """Read a value; ValueError, and nothing else, where the bytes are no JSON or beyond what is read here.
 
     Values may be nested to a depth of about 1,000. An integer beyond 64 bits is refused, or is a float as other numbers
-    are: whoever needs an integer checks the type.
+    are: whoever needs an integer checks the type. Of lone surrogates those are accepted that stand for bytes of names.
     """
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:  # perhaps an escaped surrogate
         pass
     try:
-        return _decode(data.decode("utf-8"))
+        value = _decode(data.decode("utf-8"))
+        told = _as_text(value)
     except RecursionError:
         raise ValueError("expected JSON, received values that are nested too deeply") from None
+    if _NO_NAME.search(told):
+        raise ValueError("expected text, received a surrogate that no name of a file holds")
+    return value
 
 
 def _integer(digits: str) -> int:

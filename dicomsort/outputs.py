@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dicomsort.config import quoted
@@ -36,6 +36,7 @@ class Gate:
     reads: Mapping[str, str]
     outbox: str | None = None
     labels: Collection[str] = ()
+    _given: dict[str, str] = field(default_factory=dict)  # real path -> the option that names it
 
     def check_file(self, option: str, path: Path, content: Content, *, devices: bool = True) -> str:
         """The real path of a file that may be written or replaced; UsageError says why it may not be.
@@ -45,6 +46,8 @@ class Gate:
         if str(path) in DEVICES and devices:
             return str(path)
         target = self._resolved(option, path, "file")
+        if (other := self._given.setdefault(target, option)) != option:
+            raise UsageError(f"{option}: expected another file than {other} names, received {quoted(path)}")
         parent = os.path.dirname(target)
         if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
             raise UsageError(f"{option}: expected a file in a folder that can be written, received {quoted(path)}")

@@ -97,3 +97,15 @@ class Unloadable:
 
 def run_out() -> None:
     raise MemoryError
+
+
+def killed_at_first(paths: list[str]) -> list[str]:
+    """Killed as often as the name of a file says, counted in it; or by itself."""
+    (path,) = map(Path, paths)
+    if path.name == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    with path.open("a") as stream:
+        stream.write("x")
+    if path.stat().st_size <= int(path.name):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ["done"]

@@ -40,7 +40,7 @@ class Trap(importlib.abc.MetaPathFinder):
             read = module.read_header
             def read_header(data, size, name, more):
                 if name == "hostile.dcm":
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    os.kill(os.getpid(), signal.SIGABRT)
                 return read(data, size, name, more)
             module.read_header = read_header
         spec.loader.exec_module = exec_module

@@ -263,3 +263,19 @@ def test_a_lost_dask_worker_loses_its_task_alone(scheduler: str) -> None:  # the
     with open_engine("dask", None, scheduler, limits=PATIENT) as engine:
         assert isinstance(engine.submit(tasks.kill_parent, None).exception(), WorkerLost)
         assert engine.submit(tasks.double, 4).result() == 8
+
+
+def test_a_worker_that_something_else_killed_blames_no_task(tmp_path: Path) -> None:
+    """The system without memory, or a person: the item is tried again, and what is lost says so."""
+    blamed: list[bool] = []
+
+    def on_lost(_: str, error: WorkerLost) -> str:
+        blamed.append(not error.from_outside)
+        return "lost"
+
+    with ProcessEngine(1, PATIENT) as engine:
+        twice, always, crash = (str(tmp_path / name) for name in ("2", "9", "crash"))
+        assert submit_batch(engine, tasks.killed_at_first, [twice], on_lost).result() == ["done"]
+        assert submit_batch(engine, tasks.killed_at_first, [always], on_lost).result() == ["lost"]
+        assert submit_batch(engine, tasks.killed_at_first, [crash], on_lost).result() == ["lost"]
+    assert blamed == [False, True]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import run, sort
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from dicomsort.files import Files
 from dicomsort.journal import Journal, Plan, PlanWriter, pack, replay, unpack
 from dicomsort.jsonlines import dump, parse
 from dicomsort.records import Operation, Outcome, Result, Row, Verb
+from dicomsort.sorting.outbox import all_runs
 
 ROW = Row("a\udce9", "CT/a\udce9", class_="CT")
 HEAD = {"verb": "sort", "inbox": "/in", "outbox": "/out", "started": "2026-01-01T00:00:00Z"}
@@ -222,3 +224,23 @@ def test_what_is_read_back_is_what_was_written(value: object) -> None:
 def test_what_is_no_json_or_beyond_it_is_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the words are those of two libraries
         parse(data)
+
+
+SURROGATES = [rb'"\ud800"', rb'["outbox/\udfff"]', rb'{"\udc7f": 1}', rb'["\udd00", "\udc80"]']
+
+
+@pytest.mark.parametrize("text", SURROGATES)
+def test_text_that_no_name_of_a_file_holds_is_damage(text: bytes) -> None:
+    with pytest.raises(ValueError, match="surrogate"):
+        parse(text)
+
+
+def test_a_journal_with_text_that_no_name_holds_is_damage_and_other_runs_work(inbox: Path, outbox: Path) -> None:
+    assert sort("--settle", 0, inbox, outbox).code in {0, 3}
+    (name,) = all_runs(str(outbox))
+    journal = outbox / ".dicomsort" / "runs" / name / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([lines[0], rb'["begin",[],["outbox/\ud800"]]', b"\n", *lines[1:]]))
+    assert run("undo", outbox).code == 1
+    assert run("undo", "--dry-run", outbox).code == 1
+    assert sort("--settle", 0, inbox, outbox).code == 0

@@ -6,7 +6,10 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from building import make_dicom, read_tree
@@ -14,7 +17,10 @@ from command import Ran, by_source, placed, rows, run, sort
 from killing import run_unprivileged
 from test_faults import SORT, Broken, hand_over, ours
 
-from dicomsort.sorting.outbox import all_runs
+from dicomsort.adapters.serial import SerialEngine
+from dicomsort.errors import WorkerLost
+from dicomsort.files import Files
+from dicomsort.sorting.outbox import all_runs, held
 
 __all__ = ["ours"]  # a fixture
 
@@ -265,3 +271,62 @@ def test_a_text_log_has_words_and_no_reprs(inbox: Path, outbox: Path, tmp_path: 
     assert " dry_run=false" in log
     assert not {"{", "'", "None", "True"} & set(log.replace('"', " ").split())
     assert os.linesep not in log.rstrip().splitlines()[0]
+
+
+def test_a_file_whose_worker_something_else_killed_stays_and_the_night_is_no_success(
+    inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_tree(inbox)
+
+    class Killed(SerialEngine):
+        def submit(self, function: Callable[[Any], Any], task: Any, /) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_exception(WorkerLost("the worker process was killed by signal 9 (Killed)", from_outside=True))
+            return future
+
+    monkeypatch.setattr("dicomsort.cli.sort.engine_for", lambda _: Killed())
+    ran = night(inbox, outbox, "--move", "--settle", 0)
+    assert ran.code == 3
+    assert "killed by signal 9" in ran.err
+    assert {row["status"] for row in rows(outbox) if row["status"] != "ignored"} == {"failed"}
+    assert read_tree(inbox) == before
+    assert SUCCESS not in (outbox.parent / "m.prom").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "what"), [("sort", "sort ended"), ("watch", "watch ends"), ("send", "send ended"), ("receive", "ended")]
+)
+def test_what_is_refused_at_the_start_is_the_last_line_of_the_log(
+    inbox: Path, outbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, what: str
+) -> None:
+    arguments = [inbox, outbox] if command in {"sort", "watch"} else [inbox]
+    (tmp_path / "bad.toml").write_text("colour = 1\n")
+    ran = run(command, "--config", tmp_path / "bad.toml", "--log-file", tmp_path / "log", *arguments)
+    assert ran.code == 2
+    assert f"ERROR {what} exit_code=2 cause=" in last_line(tmp_path)
+    monkeypatch.setenv("DICOMSORT_SETTL", "3")
+    assert run(command, "--log-file", tmp_path / "log", *arguments).code == 2
+    assert "did you mean" in last_line(tmp_path)
+    image = next(path for path in inbox.rglob("*") if path.is_file())
+    there = image.read_bytes()
+    assert run(command, "--log-file", image, *arguments).code == 2
+    assert image.read_bytes() == there
+
+
+def test_a_service_that_cannot_begin_says_so_in_its_log(inbox: Path, outbox: Path, tmp_path: Path) -> None:
+    assert run("watch", "--model", tmp_path, "--log-file", tmp_path / "log", inbox, outbox).code == 2
+    assert "ERROR watch ends exit_code=2 cause=" in last_line(tmp_path)
+    with held(Files(), str(outbox), create=True):
+        assert run("watch", "--engine", "serial", "--log-file", tmp_path / "log", inbox, outbox).code == 4
+    assert "ERROR watch ends exit_code=4 cause=" in last_line(tmp_path)
+
+
+def test_a_sending_that_fails_says_so_on_stderr_and_in_its_log(inbox: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
+    nowhere = ("--to", "A@127.0.0.1:1", "--retries", 0, "--quiet", "--log-file", tmp_path / "log")
+    ran = run("send", *nowhere, inbox)
+    assert ran.code == 1
+    assert "cannot be reached" in ran.err
+    assert "ERROR send ended exit_code=1 cause=" in last_line(tmp_path)
+    assert run("send", *nowhere, tmp_path / "missing").code == 2
+    assert "ERROR send ended exit_code=2 cause=" in last_line(tmp_path)

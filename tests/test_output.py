@@ -23,6 +23,8 @@ REASONS = {FULL: "No space left on device", CLOSED: "Bad file descriptor", GONE:
 # Reads a line and goes; what was printed before it went is more than a pipe holds.
 HEAD = "| head -n 1 >/dev/null"
 
+PROGRAM = Path(sys.executable).with_name("dicomsort")  # a shell completes by the program's name
+
 
 class Shell(NamedTuple):
     code: int
@@ -199,3 +201,47 @@ def test_absolute_paths_need_no_working_folder(inbox: Path, tmp_path: Path) -> N
     assert (ran.returncode, len(ran.stderr.splitlines())) == (0, 1), ran.stderr
     assert ran.stderr.startswith(f"The page is {tmp_path}/report.html (")
     assert (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"COLUMNS": "\u00b2"}, {"LINES": "\u00b2"}, {"COLUMNS": "9" * 5000}, {"COLUMNS": "0"},
+     {"_DICOMSORT_COMPLETE": "complete_bash"}, {"_DICOMSORT_COMPLETE": "source_bash"}],
+    ids=str,
+)  # fmt: skip
+def test_no_variable_of_a_library_changes_what_a_sort_does(
+    inbox: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    command = [PROGRAM, "sort", "--engine", "serial", "--evidence", "header"]
+    ran = subprocess.run(
+        [*command, inbox, tmp_path / "out"], env=os.environ | environment, capture_output=True, text=True, check=False,
+        timeout=300,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert len(list((tmp_path / "out").rglob("*.dcm"))) == 1
+
+
+def test_a_shell_still_completes(tmp_path: Path) -> None:
+    environment = os.environ | {
+        "_DICOMSORT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "dicomsort so",
+        "COMP_CWORD": "1",
+    }
+    ran = subprocess.run([PROGRAM], env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert ran.stdout.split() == ["sort"]
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX"])
+def test_names_are_the_same_in_every_locale(tmp_path: Path, locale: str) -> None:
+    """One cron job and one shell of another locale read the same plan, journal and manifest."""
+    make_dicom(tmp_path / "in" / "\u20ac\u00e9.dcm")
+    other = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    sort = ("sort", "--move", "--settle", "0", "--layout", "keep", "--evidence", "header", "in", "out")
+    for command, environment in ((sort, other), (("verify", "out"), {}), (("undo", "out"), other), (sort, {}),
+                                 (("verify", "out"), other), (("undo", "out"), other)):  # fmt: skip
+        ran = subprocess.run(
+            [sys.executable, "-m", "dicomsort", *command],
+            cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["\u20ac\u00e9.dcm"]

@@ -226,14 +226,15 @@ def test_syncfs_is_believed(tmp_path: Path, code: int) -> None:
 def test_network_file_systems_are_flushed_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = tmp_path.stat().st_dev
     line = f"36 35 {os.major(device)}:{os.minor(device)} / /mnt rw - nfs4 server:/export rw\n"
-    for text, expected in ((f"1 1 0:0 / /x rw - ext4 x rw\n{line}", True), ("", False), (None, False)):
+    before = "1 1 0:0 / /x rw - ext4 x rw\n2 1 0:1 / /m\x0cx\x85\u2028 rw - ext4 x rw\n3\n"  # names may hold such
+    for text, expected in ((f"{before}{line}", True), ("", False), (None, False)):
 
-        def read(*_: object, text: str | None = text, **__: object) -> str:
+        def read(*_: object, text: str | None = text, **__: object) -> bytes:
             if text is None:
                 raise FileNotFoundError
-            return text
+            return text.encode()
 
-        monkeypatch.setattr(Path, "read_text", read)
+        monkeypatch.setattr(Path, "read_bytes", read)
         assert is_network(str(tmp_path)) == expected
         assert Files().flush_system(str(tmp_path)) != expected
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,15 +14,15 @@ from unittest import mock
 
 import pytest
 from building import STORAGE, read_tree, uid
-from rawscu import ABORT, DATA, LAST, RELEASED, Scu, pdata
-from receiving import SETTINGS, made, opened
+from rawscu import ABORT, ACCEPTED, DATA, LAST, RELEASED, Scu, pdata
+from receiving import SETTINGS, listening, made, opened
 
 from dicomsort.adapters.receiving import keeping
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
+from dicomsort.adapters.receiving import network, storing
 from dicomsort.adapters.receiving import receiver as receiver_module
-from dicomsort.adapters.receiving import storing
 
 if TYPE_CHECKING:
     from dicomsort.adapters.receiving.receiver import Receiver
@@ -175,3 +177,42 @@ def test_a_receiver_that_never_began_ends_too(inbox: Path) -> None:
     receiver, _ = opened(inbox)
     assert not receiver.is_alive
     receiver.stop(60)
+
+
+def test_a_shortage_of_threads_passes(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be heard while threads were short is no connection for ever."""
+    with listening(inbox) as receiver:
+        start = threading.Thread.start
+
+        def refused(thread: threading.Thread) -> None:
+            if "process_request_thread" in repr(vars(thread)):
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refused)
+        for _ in range(SETTINGS.max_associations + 30):
+            with socket.create_connection(("127.0.0.1", receiver.port)) as connection:
+                connection.settimeout(60)
+                assert connection.recv(1) == b""
+        monkeypatch.undo()
+        with Scu(receiver.port) as scu:
+            assert (scu.associate()[0], scu.echo()) == (ACCEPTED, 0)
+
+
+def test_peers_that_cannot_come_in_are_told_of_once_a_minute(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening(inbox) as receiver:
+        full = network.Server.verify_request
+        monkeypatch.setattr(network.Server, "verify_request", lambda self, *rest: _is_let_in(self, full, rest))
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", receiver.port)) as connection:
+                connection.settimeout(60)
+                assert connection.recv(1) == b""
+        assert receiver.events().count("connections are refused") == 1
+
+
+def _is_let_in(server: network.Server, verify: Callable[..., bool], rest: tuple[object, ...]) -> bool:
+    server._open += 10**6
+    try:
+        return verify(server, *rest)
+    finally:
+        server._open -= 10**6

@@ -360,3 +360,21 @@ KEYS = ["00081199", "00081198", "Value", "00081155", "00081197", "00081196", "vr
 def test_any_json_is_judged(value: object) -> None:
     told = stow._told(json.dumps(value).encode())
     assert told is None or all(isinstance(status, int) for status in told.values())
+
+
+@pytest.mark.parametrize(
+    "after",
+    ["Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "Mon, 01 Jan 2024 99999999999:00:00 GMT", "9" * 400,
+     "Mon, 01 Jan 2024 00:00:00 +9999999999999999"],
+)  # fmt: skip
+def test_a_time_that_cannot_exist(folder: Path, after: str) -> None:
+    ran, _ = run(folder, lambda *_: Reply(503, b"", {"Retry-After": after}), "--retries", 0)
+    assert (ran.code, statuses(ran)) == (1, Counter(failed=FILES)), ran.err
+    assert "HTTP 503" in ran.err
+
+
+def test_what_a_server_says_in_words_is_not_repeated(folder: Path) -> None:
+    headers = {"Content-Type": "\x1b[2J\x1b]0;owned\x07 Mueller^Hans"}
+    ran, _ = run(folder, lambda *_: Reply(200, b"", headers), "--retries", 0)
+    nothing_sent(ran, folder, "received HTTP 200 with another type: no STOW-RS service")
+    assert "\x1b" not in ran.err + ran.out

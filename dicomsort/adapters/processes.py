@@ -33,6 +33,8 @@ START_TRIES = 3
 WAITING_PER_WORKER = 4
 ROOT = Path(__file__).parents[2]
 _log = logging.getLogger("dicomsort")
+# Signals that no crash sends: the system without memory, or a person. Limits of ours are told otherwise.
+_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
 
 
@@ -78,7 +80,9 @@ class _Worker:
             answer = self.pipe.recv_bytes()
         except (EOFError, OSError):
             self.stop()
-            raise WorkerLost(f"the worker process {self._verdict or self._ending()}") from None
+            ours = bool(self._verdict) or -self.process.returncode not in _FROM_OUTSIDE
+            reason = f"the worker process {self._verdict or self._ending()}"
+            raise WorkerLost(reason, from_outside=not ours) from None
         finally:
             with self._lock:
                 self._busy = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ EXIT_INTERRUPTED = signals.EXIT_INTERRUPTED
 ACTING = frozenset({"watch", "resume", "undo", "receive", "send", "review", "train", "tune", "features", "screen"})
 PLACING = frozenset({"sort", "watch", "resume", "undo", "review"})
 RESUME = "`dicomsort resume` finishes a sort that had begun"
+_COMPLETION = "_DICOMSORT_COMPLETE"
 _NO_TRAINING = (
     "expected the package {}, which commands of the model need, received none: this is an installation for sorting "
     "(requirements-sort.txt); `pip install .` in a checkout, without --no-deps, brings the rest"
@@ -158,9 +160,21 @@ def options(
         console.optional()
 
 
+def _clean_environment() -> None:
+    """Take away variables that Rich and Typer would fail by, or would do something else by than the command says."""
+    for name in ("COLUMNS", "LINES"):
+        if (given := os.environ.get(name)) is not None and not re.fullmatch(r"[1-9][0-9]{0,4}", given):
+            del os.environ[name]
+    wanted = os.environ.get(_COMPLETION, "")
+    has_words = "COMP_WORDS" in os.environ or "_TYPER_COMPLETE_ARGS" in os.environ
+    if len(sys.argv) > 1 or (wanted.startswith("complete_") and not has_words):  # a shell completes without arguments
+        os.environ.pop(_COMPLETION, None)
+
+
 def main() -> None:
     """Run the command line; every known error is one line on stderr and its own exit code."""
     console.guard()
+    _clean_environment()
     logging.getLogger("dicomsort").addHandler(logging.NullHandler())
     with signals.raising():
         try:
@@ -229,5 +243,5 @@ def _has_working_folder() -> bool:
 
 def _tell(message: str, code: int) -> int:
     console.optional()  # what was printed before may be lost: the exit code tells of the failure
-    print(f"dicomsort: {' '.join(message.split())}", file=sys.stderr)
+    print(f"dicomsort: {console.one_line(message)}", file=sys.stderr)
     return code

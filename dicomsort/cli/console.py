@@ -269,6 +269,11 @@ class _Unfailing(io.RawIOBase):
         return os.write(self._descriptor, data)
 
 
+def one_line(message: str) -> str:
+    """A message as one line for a terminal: characters that could drive it are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(message.split()))
+
+
 def guard() -> None:
     """Guard stdout and stderr where they are the process's own, and mend those that are closed.
 

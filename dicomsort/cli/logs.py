@@ -13,13 +13,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dicomsort.content import DEVICES, LOG, LOG_BEGINS
 from dicomsort.errors import DicomsortError, UsageError
@@ -27,6 +27,7 @@ from dicomsort.files import Files, look_up
 from dicomsort.signals import code_of, number_of
 
 MIB = 1 << 20
+T = TypeVar("T")
 _PLAIN = re.compile(r"[^\s\"\\=]+")
 
 
@@ -193,6 +194,27 @@ def logging_to(path: Path | None, log_format: str, size: float = 10.0, count: in
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+def load_logged(
+    load: Callable[[], T], flags: Mapping[str, Any], what: str, reads: Mapping[str, str], outbox: str | None = None
+) -> T:
+    """What ``load`` makes of flags, environment and file; where that is refused, the log that a flag names says so.
+
+    ``what`` is the event of the last line; ``reads`` and ``outbox`` are what no log may lie in (``outputs.Gate``).
+    """
+    from dicomsort.outputs import Gate
+
+    try:
+        return load()
+    except DicomsortError:
+        if path := flags.get("log_file"):
+            with suppress(DicomsortError, OSError):
+                Gate(reads, outbox).check_file("--log-file", path, LOG)
+                log_format = "json" if flags.get("log_format") == "json" else "text"
+                with logging_to(path, log_format) as log, ending(log, what):
+                    raise
+        raise
 
 
 @dataclass

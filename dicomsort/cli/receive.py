@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dicomsort.cli.logs import ending, formatter, load_logged, logging_to
 from dicomsort.cli.options import CONFIG, with_options
 from dicomsort.config import RECEIVE, ReceiveSettings, load_receive
 from dicomsort.errors import DicomsortError, UsageError
@@ -46,12 +47,15 @@ def receive(
     from dicomsort.files import Files
     from dicomsort.outputs import Gate
 
-    settings = _checked(load_receive({**flags, "allow": flags["allow"] or None}, os.environ, config))
+    given = {**flags, "allow": flags["allow"] or None}
+    reads = {"INBOX": inbox}
+    settings = load_logged(lambda: _checked(load_receive(given, os.environ, config)), flags, "ended", reads)
     if settings.log_file is not None:
-        Gate({"INBOX": inbox}).check_file("--log-file", settings.log_file, LOG)
-    with _logging(settings.log_file, settings.log_format, quiet=settings.quiet) as log:
+        Gate(reads).check_file("--log-file", settings.log_file, LOG)
+    with _logging(settings.log_file, settings.log_format, quiet=settings.quiet) as log, ending(log, "ended") as end:
         receiver = open_receiver(inbox, settings, Files(), log)
-        raise typer.Exit(_serve(receiver, settings.ae_title, GRACE, log))
+        end.exit_code = _serve(receiver, settings.ae_title, GRACE, log)
+    raise typer.Exit(end.exit_code)
 
 
 def _checked(settings: ReceiveSettings) -> ReceiveSettings:
@@ -65,8 +69,6 @@ def _checked(settings: ReceiveSettings) -> ReceiveSettings:
 @contextmanager
 def _logging(path: Path | None, log_format: str, *, quiet: bool) -> Iterator[logging.Logger]:
     """The program's logger, which speaks to stderr where no file is named: the journal of systemd keeps that."""
-    from dicomsort.cli.logs import formatter, logging_to
-
     with logging_to(path, log_format) as log:
         log.setLevel(logging.WARNING if quiet else logging.INFO)
         handler = logging.NullHandler() if path else logging.StreamHandler(sys.stderr)
@@ -112,5 +114,4 @@ def _serve(receiver: Receiver, title: str, grace: float, log: logging.Logger) ->
     finally:
         receiver.stop(grace)
         restore(before)
-    log.info("ended")
     return code_of(signals[0])

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.console import watching
+from dicomsort.cli.console import one_line, watching
+from dicomsort.cli.logs import ending, load_logged, logging_to
 from dicomsort.cli.options import CONFIG, with_options
 from dicomsort.config import SEND, SendSettings, load_send
 from dicomsort.errors import DicomsortError, UsageError
@@ -37,15 +38,18 @@ def send(
     Examples: dicomsort send outbox/CT --to ARCHIVE@pacs.example:104;
     dicomsort send outbox --run 20240229T021500Z-1a2b3c --to https://pacs.example/dicom-web
     """
-    settings = load_send(flags, os.environ, config)
-    if not settings.to:
-        raise UsageError("--to: expected AE@HOST:PORT or https://HOST/PATH, received none")
-    raise typer.Exit(_send(folder, settings))
+
+    def load() -> SendSettings:
+        settings = load_send(flags, os.environ, config)
+        if not settings.to:
+            raise UsageError("--to: expected AE@HOST:PORT or https://HOST/PATH, received none")
+        return settings
+
+    raise typer.Exit(_send(folder, load_logged(load, flags, "send ended", {"FOLDER": folder})))
 
 
 def _send(folder: str, settings: SendSettings) -> int:
     from dicomsort.adapters.sending import send as deliver
-    from dicomsort.cli.logs import logging_to
     from dicomsort.content import JOURNAL, LOG
     from dicomsort.files import Files
     from dicomsort.outputs import Gate
@@ -53,24 +57,23 @@ def _send(folder: str, settings: SendSettings) -> int:
     gate = Gate({"FOLDER": folder})
     if settings.log_file:
         gate.check_file("--log-file", settings.log_file, LOG)
-    if settings.journal:
-        gate.check_file("--journal", settings.journal, JOURNAL, devices=False)
-
-    quiet = settings.quiet
-    rows = _Rows(as_json=settings.json, quiet=quiet)
-    with (
-        logging_to(settings.log_file, settings.log_format) as log,
-        watching(quiet=quiet or sys.stdout.isatty()) as progress,
-    ):
-        sent = deliver(folder, settings, Files(), progress, rows.add)
-        rows.end()
-        counts = {name: value for name, value in vars(sent).items() if name != "reasons"}
-        log.info("send ended", extra={"facts": counts})
-    if not quiet:
+    rows = _Rows(as_json=settings.json, quiet=settings.quiet)
+    with logging_to(settings.log_file, settings.log_format) as log, ending(log, "send ended") as end:
+        if settings.journal:
+            gate.check_file("--journal", settings.journal, JOURNAL, devices=False)
+        with watching(quiet=settings.quiet or sys.stdout.isatty()) as progress:
+            sent = deliver(folder, settings, Files(), progress, rows.add)
+            rows.end()
+        end.facts = {name: value for name, value in vars(sent).items() if name != "reasons"}
+        troubles = _troubles(sent)
+        if sent.problem and not sent.acknowledged:
+            raise DicomsortError(f"nothing was sent: {sent.problem}")
+        end.exit_code, end.cause = NEEDS_PERSON if troubles else 0, "; ".join(troubles)
+    if not settings.quiet:
         _summarise(sent)
-    if sent.problem and not sent.acknowledged:
-        raise DicomsortError(f"nothing was sent: {sent.problem}")
-    return NEEDS_PERSON if sent.failed or sent.problem else 0
+    for trouble in troubles:  # with --quiet, too: cron mails what stands on stderr
+        print(one_line(trouble), file=sys.stderr)
+    return end.exit_code
 
 
 class _Rows:
@@ -115,7 +118,9 @@ def _summarise(sent: Sent) -> None:
     counts += [f"{sent.failed:,} failed"] if sent.failed else []
     counts += [f"{sent.ignored:,} ignored, no DICOM instances"] if sent.ignored else []
     print(f"{sent.destination}: {'; '.join(counts)} ({sent.seconds:.1f} s{rate})", file=sys.stderr)
-    for reason, count in sent.reasons.most_common(SHOWN):
-        print(f"failed, {count:,}: {reason}", file=sys.stderr)
-    if sent.problem and sent.acknowledged:
-        print(f"sending ended early: {sent.problem}", file=sys.stderr)
+
+
+def _troubles(sent: Sent) -> list[str]:
+    """What failed, by its reason, and why sending ended early."""
+    told = [f"failed, {count:,}: {reason}" for reason, count in sent.reasons.most_common(SHOWN)]
+    return [*told, *([f"sending ended early: {sent.problem}"] if sent.problem else [])]

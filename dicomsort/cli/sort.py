@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import optional, resumable, show_summary, watching
-from dicomsort.cli.logs import ending
+from dicomsort.cli.logs import ending, load_logged
 from dicomsort.cli.options import CONFIG, check_outputs, engine_for, log_of, require_room, with_options
 from dicomsort.config import SORT, Routes, SortSettings, load_sort
 from dicomsort.errors import DicomsortError
@@ -43,7 +43,8 @@ def sort(
 
     Example: dicomsort sort --move --layout readable inbox/ outbox/
     """
-    settings, routes = load_sort(flags, os.environ, config)
+    reads = {"INBOX": inbox}
+    settings, routes = load_logged(lambda: load_sort(flags, os.environ, config), flags, "sort ended", reads, outbox)
     optional(is_optional=not settings.dry_run)
     with resumable(None if settings.dry_run else outbox):
         code = _sort(inbox, outbox, settings, routes)

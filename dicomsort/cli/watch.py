@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import Lines, Silent, Watcher
+from dicomsort.cli.logs import ending, load_logged
 from dicomsort.cli.options import CONFIG, check_outputs, engine_for, log_of, require_room, with_options
 from dicomsort.config import WATCH, Destination, SendSettings, WatchSettings, load_watch
+from dicomsort.errors import DicomsortError
 from dicomsort.signals import code_of
 
 if TYPE_CHECKING:
@@ -36,7 +38,9 @@ def watch(
 
     Example: dicomsort watch --move --every 60 --config dicomsort.toml inbox/ outbox/
     """
-    raise typer.Exit(_watch(inbox, outbox, load_watch(flags, os.environ, config)))
+    reads = {"INBOX": inbox}
+    settings = load_logged(lambda: load_watch(flags, os.environ, config), flags, "watch ends", reads, outbox)
+    raise typer.Exit(_watch(inbox, outbox, settings))
 
 
 def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
@@ -45,25 +49,32 @@ def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
     stop = Stop()
     with stop.listening():
         request = _checked(inbox, outbox, settings)
-        with log_of(settings.sort):
+        labels = () if isinstance(request, Exception) else request.bundle.labels
+        check_outputs(settings.sort, inbox, outbox, labels)
+        with log_of(settings.sort) as log, ending(log, "watch ends") as end:
+            if isinstance(request, Exception):
+                raise request
             number = _service(request, settings, stop).run()
-    return code_of(number)
+            end.exit_code, end.facts = code_of(number), {"signal": number}
+    return end.exit_code
 
 
-def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request:
-    """The request, once it is proved that it can be carried out; what cannot work at all ends the service here."""
+def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request | DicomsortError | OSError:
+    """The request, or why the service cannot begin: that must stand in the log, which is opened later."""
     from dicomsort.adapters.sending import check as check_destination
     from dicomsort.files import Files
     from dicomsort.service import check_routes
     from dicomsort.sorting import check, held
 
     sort = settings.sort
-    require_room(sort.engine)
-    request = check(inbox, outbox, sort)
-    check_routes(settings.routes, request.bundle.labels, check_destination)
-    check_outputs(sort, request.inbox, request.outbox, request.bundle.labels)
-    with engine_for(sort), held(Files(), request.outbox or "", create=True):
-        return request
+    try:
+        require_room(sort.engine)
+        request = check(inbox, outbox, sort)
+        check_routes(settings.routes, request.bundle.labels, check_destination)
+        with engine_for(sort), held(Files(), request.outbox or "", create=True):
+            return request
+    except (DicomsortError, OSError) as error:
+        return error
 
 
 def _service(request: Request, settings: WatchSettings, stop: Stop) -> Service:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import groupby, islice
 from typing import TypeVar
 
@@ -56,7 +57,7 @@ class Executor:
         ``on_done`` is given each batch, in the plan's order, when the journal knows how its operations ended. What the
         disk refused has not ended: a resume tries it again.
         """
-        with ThreadPoolExecutor(self._threads) as self._pool:
+        with closing(self._placer), ThreadPoolExecutor(self._threads) as self._pool:
             for kind, group in groupby(plan.operations(), _kind):
                 for batch in _batches(group):
                     if kind == "folder":

@@ -8,6 +8,7 @@ import stat
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dicomsort.execute.locks import OutboxLocks
 from dicomsort.files import (
     NO_LINK,
     PATH_MAX,
@@ -100,6 +101,7 @@ class Placer:
         self._run = run
         self._begun = frozenset(known.begun)
         self._leaving = Leaving()
+        self._locks = OutboxLocks(files, roots.outbox)
         self._has_links: bool | None = None  # of the targets' file system, once an attempt cut short has to know
         self.copies = False  # whether links were refused, so that what should have linked has copied
         # Copies that were read again: device, inode, mtime of the new file, and the source's ctime before it was read.
@@ -126,6 +128,8 @@ class Placer:
             return Result(o.number, Outcome.CHANGED, "the file changed after it was judged")
         if (o.verb is Verb.MOVE or o.verb is Verb.REMOVE) and not self._leaving.may_leave(path, source):
             return Result(o.number, Outcome.FAILED, CANNOT_LEAVE)
+        if o.verb is Verb.REMOVE and (problem := self._locked(o)):
+            return Result(o.number, Outcome.FAILED, problem)
         if o.verb is Verb.REMOVE and not self._same(o.source, o.kept):
             return Result(o.number, Outcome.CHANGED, "the kept file does not hold the same bytes any more")
         return None
@@ -286,6 +290,8 @@ class Placer:
         """
         if o.verb is Verb.COPY or o.verb is Verb.LINK:
             return self.clear(o)
+        if o.verb is Verb.REMOVE and (problem := self._locked(o)):
+            return Result(o.number, Outcome.FAILED, problem)
         try:
             stuck, linked = self._remove_source(o)
         except OSError as error:
@@ -323,6 +329,15 @@ class Placer:
         if (target.st_dev, target.st_ino, target.st_mtime_ns, source.st_ctime_ns) == proven:
             return True
         return self._same(o.source, o.target)
+
+    def _locked(self, o: Operation) -> str:
+        """Lock the outboxes that a file to be removed and its kept copy lie in; why that is not possible, or empty."""
+        places = (self._roots.absolute(o.source), self._roots.absolute(o.kept))
+        return next(filter(None, map(self._locks.problem, places)), "")
+
+    def close(self) -> None:
+        """Free the locks that removing took."""
+        self._locks.close()
 
     def take_back(self, o: Operation, inode: int) -> None:
         """Remove the new name of a file whose source stays; both stay where that fails, or is another file's by now."""

@@ -84,7 +84,6 @@ class Service:
             if self.courier is not None:
                 self.courier.stop()
             self.stop.close()
-        _log.info("watch ends", extra={"facts": {"signal": self.stop.signal}})
         return self.stop.signal
 
     def _begin(self) -> None:

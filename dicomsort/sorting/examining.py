@@ -86,6 +86,8 @@ def hashed_here(inbox: str, e: Examined) -> Examined:
 
 
 def _on_lost(found: Found, error: WorkerLost) -> Examined:
+    if error.from_outside:  # the file is not at fault, and stays for the next run
+        return Examined(found, Header(Kind.UNKNOWN), failed=f"reading the header: {error}")
     return Examined(found, Header(Kind.UNKNOWN, problem="beyond-limit", message=f"reading the header: {error}"))
 
 

@@ -263,11 +263,12 @@ def rehearse_undo(outbox: str, run: str | None, show: Callable[[Operation, Resul
     known = replay(f"{runs_folder(outbox)}/{name}", plan.count)
     placer, summary = Placer(Files(), around.roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True)
     summary.undoes = name
-    for operation in reverse(lambda: _done(plan, known), known.folders, around):
-        refused = None if operation.verb in {Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER} else placer.check(operation)
-        show(operation, refused)
-        if operation.row is not None:
-            summary.count(final_row(operation.row, operation, refused or Result(operation.number, Outcome.DONE)))
+    with closing(placer):
+        for operation in reverse(lambda: _done(plan, known), known.folders, around):
+            refused = None if operation.verb in {Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER} else placer.check(operation)
+            show(operation, refused)
+            if operation.row is not None:
+                summary.count(final_row(operation.row, operation, refused or Result(operation.number, Outcome.DONE)))
     if known.begun:
         summary.notes.append(
             f"run {name} was cut short: {len(known.begun):,} files more are looked at by the undo itself"

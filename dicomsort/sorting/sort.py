@@ -181,7 +181,7 @@ class Job:
                 finished.append(finish(files, outbox, name, self.progress, on_row))
                 counts = ", ".join(f"{count:,} {status}" for status, count in finished[-1].statuses.most_common())
                 self.notes.append(f"run {name}, which was cut short, was finished first: {counts}")
-            except (DicomsortError, OSError) as error:
+            except (DicomsortError, OSError, ValueError) as error:
                 left.append(name)
                 self.notes.append(f"run {name} was cut short and could not be finished: {error}")
         return finished, left

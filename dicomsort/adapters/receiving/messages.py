@@ -41,6 +41,9 @@ class User(Protocol):
     def on_failure(self, address: str, error: BaseException | None) -> None:
         """A connection failed before it was one of DICOM."""
 
+    def on_refused(self, address: str, reason: str) -> None:
+        """There is no room for a connection; told once a minute at most. ``address`` may be empty."""
+
 
 class Dimse(DIMSEServiceProvider):
     """The messages of one association."""

@@ -8,6 +8,7 @@ and time, and each connection has a thread of its own that stays until nothing o
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import ssl
 import sys
@@ -30,6 +31,9 @@ _LONGEST: Final = 1 << 20  # bytes of a PDU: association requests with every con
 _QUICK: Final = getattr(socket, "TCP_QUICKACK", None)
 _MOMENT: Final = 0.001  # seconds until a thread runs
 _QUEUE: Final = 64  # connections that the system holds until they are accepted
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_SHORTAGE_PAUSE: Final = 0.2  # seconds until the next connection is accepted
+_REFUSALS_PERIOD: Final = 60.0  # seconds between two lines about connections that were refused
 
 
 class Socket(AssociationSocket):
@@ -118,6 +122,7 @@ class Server(ThreadedAssociationServer):
         self._lock = threading.Lock()
         self._connections: set[Dimse] = set()
         self._open = 0  # connections, also those that are not heard yet: in a TLS handshake
+        self._told = -_REFUSALS_PERIOD  # when a refusal was last logged, by the monotonic clock
 
     @contextlib.contextmanager
     def counted(self, dimse: Dimse) -> Iterator[None]:
@@ -149,7 +154,13 @@ class Server(ThreadedAssociationServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection. Small answers are sent at once, and no read or write waits longer than the timeout."""
-        client, address = cast("socket.socket", self.socket).accept()
+        try:
+            client, address = cast("socket.socket", self.socket).accept()
+        except OSError as error:
+            if error.errno in _SHORTAGES:  # the connection stays in the queue, and would be tried again at once
+                self._tell_refused("", error.strerror or str(error))
+                time.sleep(_SHORTAGE_PAUSE)
+            raise
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         client.settimeout(self.ae.network_timeout)
@@ -157,13 +168,21 @@ class Server(ThreadedAssociationServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 - the library's signature
         """Whether there is room to hear what the peer wants."""
-        return self._open < self.ae.maximum_associations
+        if self._open < self.ae.maximum_associations:
+            return True
+        self._tell_refused(str(client_address[0]), f"{self._open} connections are open")
+        return False
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin a thread for a connection."""
         with self._lock:
             self._open += 1
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started, which would count it out
+            with self._lock:
+                self._open -= 1
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve a connection to its end."""
@@ -179,6 +198,13 @@ class Server(ThreadedAssociationServer):
             request = self._tls.wrap_socket(request, server_side=True)
         with contextlib.closing(request):
             super().finish_request(request, client_address)
+
+    def _tell_refused(self, address: str, reason: str) -> None:
+        """Log that peers cannot come in, once a period."""
+        now = time.monotonic()
+        if now - self._told >= _REFUSALS_PERIOD:
+            self._told = now
+            self.user.on_refused(address, reason)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - as above
         """Tell of a connection that failed; the others go on."""

@@ -91,6 +91,10 @@ class Store:
         reason = getattr(error, "reason", None) or type(error).__name__
         self._log.warning("connection failed", extra={"facts": {"address": address, "reason": reason}})
 
+    def on_refused(self, address: str, reason: str) -> None:
+        """Log that there is no room for a connection."""
+        self._log.warning("connections are refused", extra={"facts": {"address": address, "reason": reason}})
+
     def on_unnamed(self, assoc: Association) -> None:
         """Log an instance without the UIDs that would say what it is."""
         self._refuse(assoc, None, UNNAMED)

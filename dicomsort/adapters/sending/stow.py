@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import email.utils
 import json
+import re
 import socket
 import ssl
 import threading
@@ -30,6 +31,7 @@ BATCH_FILES, BATCH_BYTES = 64, 32 << 20
 MAX_ANSWER = 16 << 20  # bytes of a response that are read
 _PIECE = 1 << 16
 _JSON = "application/dicom+json"
+_MEDIA_TYPE = re.compile(r"[\w.+-]{1,80}/[\w.+-]{1,80}", re.ASCII)
 _STORED = frozenset({200, 202, 409})  # all, some, none of it was stored: the payload tells of each
 _LATER = frozenset({408, 429, 502, 503, 504})
 _RIGHTS = frozenset({401, 403, 407})
@@ -215,7 +217,8 @@ def _judged(peer: WebPeer, code: int, headers: Any, content: bytes) -> dict[str,
     if 300 <= code < 400 or code in _ELSEWHERE:  # noqa: PLR2004
         raise Permanent(f"{peer.name} answers HTTP {code}: there is no STOW-RS service at {peer.url}; check --to")
     if code < 300:  # noqa: PLR2004
-        kind = headers.get("Content-Type", "no type").partition(";")[0]
+        kind = headers.get("Content-Type", "no type").partition(";")[0].strip()
+        kind = kind if _MEDIA_TYPE.fullmatch(kind) else "another type"  # what a peer says is not repeated
         raise Permanent(
             f"expected {_JSON} from {peer.url}, received HTTP {code} with {kind}: no STOW-RS service; check --to"
         )
@@ -278,9 +281,9 @@ def _answer(told: dict[str, int], part: Part) -> Answer:
 
 def _seconds(text: str) -> float:
     """The value of Retry-After (RFC 9110 10.2.3): seconds, or a date."""
-    if text.strip().isdecimal():
-        return float(text)
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, OverflowError):
+        if text.strip().isdecimal():
+            return float(text)
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     return 0.0
 
