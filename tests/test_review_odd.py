@@ -15,9 +15,9 @@ from crashing import Crash, CrashingFiles
 from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of, picture
 from test_review import files_of
 
-from dicomsort.cli.console import Silent
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed
 from dicomsort.files import Files, is_straight
+from dicomsort.progress import Silent
 from dicomsort.sorting import Desk, undo
 from dicomsort.sorting import outbox as outbox_module
 from dicomsort.sorting.corrections import told

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.console import show_summary, watching
+from dicomsort.cli.console import show_summary
 from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM, require_room, with_options
 from dicomsort.cli.state import Outbox
 from dicomsort.config.settings import REPORT, ReportSettings
 from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.progress import Progress, watching
 
 if TYPE_CHECKING:
-    from dicomsort.cli.console import Watcher
     from dicomsort.pages.report import Report
     from dicomsort.sorting.retelling import Told
 
@@ -84,7 +84,7 @@ def _write(told: Told, html: str, settings: ReportSettings) -> None:
         typer.echo(f"The page is {visible(os.path.abspath(html))} ({size(len(content))})", err=True)
 
 
-def _made(told: Told, settings: ReportSettings, progress: Watcher) -> Report:
+def _made(told: Told, settings: ReportSettings, progress: Progress) -> Report:
     from dicomsort.adapters import open_engine
     from dicomsort.bundle import default_path, load
     from dicomsort.engine import Limits

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicomsort.cli.console import Silent
 from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM, require_room, with_options
 from dicomsort.cli.state import Outbox
 from dicomsort.config.settings import CORRECTIONS, REVIEW, ReviewSettings
+from dicomsort.progress import Silent
 
 if TYPE_CHECKING:
     from dicomsort.bundle import Bundle

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.console import watching
 from dicomsort.cli.options import CONFIG, with_options
 from dicomsort.config import SEND, SendSettings, load_send
 from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.progress import watching
 
 if TYPE_CHECKING:
     from dicomsort.adapters.sending import Delivery, Sent

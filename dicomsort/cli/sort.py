@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.console import optional, resumable, show_summary, watching
+from dicomsort.cli.console import optional, resumable, show_summary
 from dicomsort.cli.logs import ending
 from dicomsort.cli.options import CONFIG, check_outputs, engine_for, log_of, require_room, with_options
 from dicomsort.config import SORT, Routes, SortSettings, load_sort
 from dicomsort.errors import DicomsortError
+from dicomsort.progress import watching
 
 if TYPE_CHECKING:
     from logging import Logger

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.console import Watcher, optional, resumable, show_summary, watching
+from dicomsort.cli.console import optional, resumable, show_summary
 from dicomsort.cli.options import option, with_options
 from dicomsort.config.settings import REPORT, RUNS, RunsSettings
 from dicomsort.errors import UsageError
+from dicomsort.progress import Progress, watching
 
 if TYPE_CHECKING:
     from dicomsort.records import Operation, Result
@@ -79,7 +80,7 @@ def _nothing(_operation: Operation, _refused: Result | None) -> None:
     return
 
 
-def _finish(act: Callable[[Watcher], Summary], outbox: str, *, as_json: bool, quiet: bool) -> None:
+def _finish(act: Callable[[Progress], Summary], outbox: str, *, as_json: bool, quiet: bool) -> None:
     with resumable(outbox), watching(quiet=quiet or as_json) as progress:
         summary = act(progress)
     show_summary(summary, as_json=as_json, quiet=quiet, outbox=outbox)
