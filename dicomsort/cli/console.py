@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dicomsort.training.cardtables import Table
 
 SHOWN = 10
-EXIT_UNREAD = 141
+NEEDS_PERSON, EXIT_UNREAD = 3, 141  # exit codes
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _is_optional = False
 

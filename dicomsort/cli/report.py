@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dicomsort.cli.console import show_summary
-from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM, require_room, with_options
+from dicomsort.cli.options import bundle_of, open_workers, with_options
 from dicomsort.cli.state import Outbox
 from dicomsort.config.settings import REPORT, ReportSettings
 from dicomsort.errors import DicomsortError, UsageError
@@ -85,16 +85,10 @@ def _write(told: Told, html: str, settings: ReportSettings) -> None:
 
 
 def _made(told: Told, settings: ReportSettings, progress: Progress) -> Report:
-    from dicomsort.adapters import open_engine
-    from dicomsort.bundle import default_path, load
-    from dicomsort.engine import Limits
     from dicomsort.pages.report import make
-    from dicomsort.records import RENDERING_VERSION
 
     if not settings.pictures:
         return make(told, None, None, 0, progress)
-    require_room()
-    bundle = load(settings.model or default_path(), RENDERING_VERSION)
-    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
-    with open_engine("processes", settings.workers, None, limits=limits, warm=WARM) as engine:
+    bundle = bundle_of(settings.model)
+    with open_workers(settings.workers) as engine:
         return make(told, bundle, engine, settings.pictures, progress)

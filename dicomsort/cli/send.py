@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dicomsort.cli.console import NEEDS_PERSON
 from dicomsort.cli.options import CONFIG, with_options
 from dicomsort.config import SEND, SendSettings, load_send
 from dicomsort.errors import DicomsortError, UsageError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from dicomsort.adapters.sending import Delivery, Sent
 
 COLUMNS = ("path", "sop_uid", "status", "attempts", "message")
-NEEDS_PERSON = 3
 SHOWN = 10  # reasons that the summary names
 
 

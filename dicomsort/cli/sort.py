@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.console import optional, resumable, show_summary
+from dicomsort.cli.console import NEEDS_PERSON, optional, resumable, show_summary
 from dicomsort.cli.logs import ending
 from dicomsort.cli.options import CONFIG, check_outputs, engine_for, log_of, require_room, with_options
 from dicomsort.config import SORT, Routes, SortSettings, load_sort
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from dicomsort.report import Summary
     from dicomsort.sorting import Request
 
-NEEDS_PERSON = 3
 _TOLD = frozenset({"failed", "changed"})  # reasons that ``Summary.trouble`` tells of
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.console import optional, resumable, show_summary
+from dicomsort.cli.console import NEEDS_PERSON, optional, resumable, show_summary
 from dicomsort.cli.options import option, with_options
 from dicomsort.config.settings import REPORT, RUNS, RunsSettings
 from dicomsort.errors import UsageError
@@ -22,7 +22,6 @@ Outbox = Annotated[str, typer.Argument(metavar="OUTBOX", help="An outbox that `d
 Run = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id, as `dicomsort runs` lists them.")]
 Json = Annotated[bool, option("json", RUNS["json"])]
 Quiet = Annotated[bool, option("quiet", REPORT["quiet"])]
-NEEDS_PERSON = 3
 _TAIL = 6  # characters of a run's id that a table of 80 columns has room for
 
 
