@@ -7,7 +7,7 @@ import csv
 import functools
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -15,6 +15,7 @@ from unittest import mock
 import typer.main
 
 from dicomsort.cli import main
+from dicomsort.config import SortSettings, load_sort
 
 
 class Ran(NamedTuple):
@@ -44,6 +45,11 @@ def run(*arguments: object) -> Ran:
         else:
             code = 0
     return Ran(code, out.getvalue(), err.getvalue())
+
+
+def load(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> SortSettings:
+    """The settings of ``sort``, without the routes of the file."""
+    return load_sort(cli, environ, file)[0]
 
 
 def sort(*arguments: object) -> Ran:

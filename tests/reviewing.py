@@ -20,10 +20,10 @@ from PIL import Image
 
 from dicomsort.adapters.serial import SerialEngine
 from dicomsort.bundle import default_path, load
-from dicomsort.cli.console import Silent
 from dicomsort.engine import R, T
 from dicomsort.files import Files
 from dicomsort.pages.review import Gallery, Session, serve
+from dicomsort.progress import Silent
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.sorting import Corrections, Desk
 from dicomsort.sorting.deciding import Decision

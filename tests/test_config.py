@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from command import load
 
-from dicomsort.config import SORT, Option, SortSettings, load
+from dicomsort.config import SORT, Option, SortSettings
 from dicomsort.errors import UsageError
 
 # Of each option: a text for the environment, the same for a file, and the value that both stand for.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from building import make_dicom
-from command import run
+from command import load, run
 from test_config import toml, two_others
 
 from dicomsort.config import (
@@ -21,7 +21,6 @@ from dicomsort.config import (
     Option,
     ReceiveSettings,
     SendSettings,
-    load,
     load_receive,
     load_send,
     load_sort,

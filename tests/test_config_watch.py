@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from command import load
 from test_config import DEFAULTS, toml
 
-from dicomsort.config import TABLES, WATCH, Destination, load, load_watch
+from dicomsort.config import TABLES, WATCH, Destination, load_watch
 from dicomsort.errors import UsageError
 
 SHARED = """

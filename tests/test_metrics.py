@@ -18,7 +18,8 @@ from watching import Timer, Watch, age, end, wait_until, watching
 from dicomsort.errors import UsageError
 from dicomsort.files import Files
 from dicomsort.records import Row
-from dicomsort.report.metrics import FAMILIES, Figures, Tally, write_metrics
+from dicomsort.report import Summary
+from dicomsort.report.metrics import FAMILIES, Figures, tell_run, write_metrics
 
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\\\|\\"|\\n)*"'
@@ -243,11 +244,12 @@ def test_figures_are_readable_for_others(tmp_path: Path) -> None:
     assert (tmp_path / "m.prom").stat().st_mode & 0o777 == 0o644
 
 
-def test_a_tally_counts_by_status_and_class() -> None:
-    tally, figures = Tally(), Figures()
+def test_a_run_is_told_by_status_and_class() -> None:
+    counted, figures = Summary(), Figures()
     for row in (Row("1", status="sorted", class_="CT", size=5), Row("2", status="sorted", class_="CT", size=6)):
-        tally.count(row)
-    tally.tell(figures, 1.23456)
-    Tally().tell(figures, 0.5)
+        counted.count(row)
+    tell_run(figures, counted, 1.23456)
+    assert 'dicomsort_last_run_files{class="CT",status="sorted"} 2\n' in figures.text()
+    tell_run(figures, Summary(), 0.5)
     assert "dicomsort_last_run_files{" not in figures.text()
     assert "dicomsort_last_run_duration_seconds 0.5\n" in figures.text()

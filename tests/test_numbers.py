@@ -18,13 +18,13 @@ import engine_tasks as tasks
 import pytest
 import typer.main
 from building import make_dicom, make_files, read_tree
-from command import run
+from command import load, run
 
 from dicomsort import memory
 from dicomsort.adapters import open_engine, processes
 from dicomsort.adapters.processes import ProcessEngine
 from dicomsort.cli import app
-from dicomsort.config import TABLES, TRAINING, load, load_watch
+from dicomsort.config import TABLES, TRAINING, load_watch
 from dicomsort.engine import Limits
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.training.settings import Settings, checked

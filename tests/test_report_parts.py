@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomsort.cli.console import Silent
 from dicomsort.pages import charts, telling
 from dicomsort.pages.charts import Mark, Part
 from dicomsort.pages.facts import sop_class, title, why
@@ -18,10 +17,10 @@ from dicomsort.pages.items import spread
 from dicomsort.pages.presenting import _without_folders, page, seconds
 from dicomsort.pages.report import LISTED, make
 from dicomsort.pages.telling import SAMPLES, Tale, allotted
+from dicomsort.progress import Silent, Timed
 from dicomsort.records import Action, DecidedBy, Row, Status
 from dicomsort.report.retold import rows_of, since
 from dicomsort.report.text import size
-from dicomsort.sorting.progress import Timed
 from dicomsort.sorting.retelling import Told
 
 RUN = "20260102T030405Z-abcdef"

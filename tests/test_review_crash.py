@@ -13,9 +13,9 @@ from command import rows, run
 from crashing import Crash, CrashingFiles, NoLinks, NoSyncfs
 from reviewing import decide, desk_of, held_outbox, item_of
 
-from dicomsort.cli.console import Silent
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
+from dicomsort.progress import Silent
 from dicomsort.sorting import Desk, resume
 from dicomsort.sorting.corrections import told
 from dicomsort.sorting.outbox import load_runs, unfinished

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 from building import make_dicom, read_tree
-from command import by_source, rows, run, sort
+from command import by_source, load, rows, run, sort
 from crashing import Crash, CrashingFiles
 from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of, picture
 from test_review import files_of
 
-from dicomsort.cli.console import Silent
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed
 from dicomsort.files import Files, is_straight
+from dicomsort.progress import Silent
 from dicomsort.sorting import Desk, undo
 from dicomsort.sorting import outbox as outbox_module
 from dicomsort.sorting.corrections import told
@@ -172,7 +172,7 @@ def test_a_decision_appends_nothing_to_what_another_run_left_torn(tmp_path: Path
 
 def _sort(inbox: Path, outbox: Path, files: Files) -> None:
     from dicomsort.adapters.serial import SerialEngine
-    from dicomsort.config import SORT, load
+    from dicomsort.config import SORT
     from dicomsort.sorting import check, sort_inbox
 
     assert SORT

@@ -17,9 +17,9 @@ from sending_tools import rows, send, statuses, stored, uids
 from dicomsort.adapters.sending import send as deliver
 from dicomsort.adapters.sending.crew import MOST_BYTES, Crew, _Pace
 from dicomsort.adapters.sending.records import Answer, Batch, Instance, Temporary
-from dicomsort.cli.console import Silent
 from dicomsort.config import SendSettings
 from dicomsort.files import Files
+from dicomsort.progress import Silent
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 

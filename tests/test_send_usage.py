@@ -23,11 +23,11 @@ from dicomsort.adapters.sending import Fate, destination, stow
 from dicomsort.adapters.sending import send as deliver
 from dicomsort.adapters.sending.crew import GIVEN_UP, LONGEST_WAIT
 from dicomsort.adapters.sending.destination import file_name
-from dicomsort.cli.console import Silent
 from dicomsort.cli.send import COLUMNS
 from dicomsort.config import SEND, SendSettings
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
+from dicomsort.progress import Silent
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 from building import make_dicom, read_tree
-from command import by_source, rows, run, sort
+from command import by_source, load, rows, run, sort
 from watching import SECOND, Watch, told
 
 from dicomsort.adapters.serial import SerialEngine
-from dicomsort.config import load
 from dicomsort.files import Files
 from dicomsort.records import Found
 from dicomsort.report import Summary

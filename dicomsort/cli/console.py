@@ -1,4 +1,4 @@
-"""What a person sees: progress on stderr, the summary and tables on stdout; and streams that cannot be written.
+"""What a person sees on stdout: the summary of a run, tables; and standard streams that cannot be written.
 
 What is printed to a stdout or stderr that cannot be written is lost, and no command fails in its midst. A command that
 only prints ends with 141, as if SIGPIPE had ended it (128 + 13). A command that places, sends or trains goes on
@@ -14,106 +14,18 @@ import os
 import select
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
-
     from dicomsort.report import Summary
     from dicomsort.training.cardtables import Table
 
-PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
 SHOWN = 10
-EXIT_UNREAD = 141
+NEEDS_PERSON, EXIT_UNREAD = 3, 141  # exit codes
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _is_optional = False
-
-
-class Watcher(Protocol):
-    """What the pipeline tells of its progress."""
-
-    def stage(self, name: str, total: int | None) -> None:
-        """A stage begins."""
-
-    def advance(self, steps: int = 1) -> None:
-        """Steps are done."""
-
-
-class Silent:
-    """For ``--quiet``."""
-
-    def stage(self, name: str, total: int | None) -> None:
-        """Say nothing."""
-
-    def advance(self, steps: int = 1) -> None:
-        """Say nothing."""
-
-
-class Lines:
-    """Plain lines now and then, for cron and pipes."""
-
-    def __init__(self) -> None:
-        """Nothing is said before the first stage has lasted a while."""
-        self._name, self._done = "", 0
-        self._total: int | None = None
-        self._last = time.monotonic()
-
-    def stage(self, name: str, total: int | None) -> None:
-        """Remember the stage."""
-        self._name, self._total, self._done = name, total, 0
-
-    def advance(self, steps: int = 1) -> None:
-        """Count, and say so every half minute."""
-        self._done += steps
-        if time.monotonic() - self._last >= PLAIN_EVERY:
-            self._last = time.monotonic()
-            of = f" of {self._total:,}" if self._total is not None else ""
-            print(f"dicomsort: {self._name}: {self._done:,}{of}", file=sys.stderr, flush=True)
-
-
-class Bar:
-    """Rich bars on a terminal."""
-
-    def __init__(self, bars: Bars) -> None:
-        """One bar a stage, on the display given."""
-        self._bars = bars
-        self._task: TaskID | None = None
-
-    def stage(self, name: str, total: int | None) -> None:
-        """Finish the last bar and begin one."""
-        self._finish()
-        self._task = self._bars.add_task(name, total=total)
-
-    def advance(self, steps: int = 1) -> None:
-        """Move the bar."""
-        if self._task is not None:
-            self._bars.advance(self._task, steps)
-
-    def _finish(self) -> None:
-        if self._task is not None:
-            done = next(task.completed for task in self._bars.tasks if task.id == self._task)
-            self._bars.update(self._task, total=max(done, 1), completed=max(done, 1))
-
-
-@contextmanager
-def watching(*, quiet: bool) -> Iterator[Watcher]:
-    """The right kind of progress for where stderr goes."""
-    if quiet:
-        yield Silent()
-    elif not sys.stderr.isatty():
-        yield Lines()
-    else:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        text = TextColumn("{task.description}")
-        columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bars:
-            yield Bar(bars)
 
 
 @contextmanager

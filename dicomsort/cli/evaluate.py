@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dicomsort.cli.console import show_tables
-from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, require_room, with_options
+from dicomsort.cli.options import bundle_of, open_workers, with_options
 from dicomsort.config.settings import EVALUATE, EvaluateSettings
 from dicomsort.errors import UsageError
 from dicomsort.memory import TENSORFLOW, require_address_space
+from dicomsort.progress import Reporter
 
 if TYPE_CHECKING:
     from dicomsort.bundle import Bundle
     from dicomsort.engine import Engine
-    from dicomsort.training.progress import Reporter
 
 SKIPPED_SAID = 10
 PATHS_SAID = 5
@@ -72,12 +72,9 @@ def _evaluate(dataset: Path | None, out: Path, asked: EvaluateSettings, parts: i
     """Return metrics.json's content; ``parts`` are held out in turn, None judges by the bundle's own model."""
     if dataset is None:
         raise UsageError("evaluate: expected a DATASET, or --compare A B without one, received none")
-    from dicomsort.bundle import default_path, load
-    from dicomsort.records import RENDERING_VERSION
     from dicomsort.training import evaluate as judging
 
-    require_room()
-    bundle = load(asked.model or default_path(), RENDERING_VERSION)
+    bundle = bundle_of(asked.model)
     settings = judging.Settings(dataset, out, asked.groups, asked.seed, asked.shortcuts, parts, asked.update)
     with _working() as (engine, reporter):
         return judging.evaluate(bundle, settings, engine, reporter).told
@@ -86,14 +83,10 @@ def _evaluate(dataset: Path | None, out: Path, asked: EvaluateSettings, parts: i
 @contextmanager
 def _working() -> Iterator[tuple[Engine, Reporter]]:
     """Workers that judge, and what is told meanwhile."""
-    from dicomsort.adapters import open_engine
     from dicomsort.adapters.processes import usable_cores
-    from dicomsort.engine import Limits
     from dicomsort.training.evaluate import WARM
-    from dicomsort.training.progress import Reporter
 
-    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
-    with Reporter() as reporter, open_engine("processes", usable_cores(), None, limits=limits, warm=WARM) as engine:
+    with Reporter() as reporter, open_workers(usable_cores(), WARM) as engine:
         yield engine, reporter
 
 

@@ -21,6 +21,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dicomsort.config.settings import LOG_COUNT, LOG_MIB
 from dicomsort.content import DEVICES, LOG, LOG_BEGINS
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.files import Files, look_up
@@ -175,7 +176,9 @@ def formatter(log_format: str) -> logging.Formatter:
 
 
 @contextmanager
-def logging_to(path: Path | None, log_format: str, size: float = 10.0, count: int = 5) -> Iterator[logging.Logger]:
+def logging_to(
+    path: Path | None, log_format: str, size: float = LOG_MIB, count: int = LOG_COUNT
+) -> Iterator[logging.Logger]:
     """The program's logger, writing to a file where one is wanted; UsageError where it cannot be written.
 
     ``size`` is in MiB, 0 for a log that grows; ``count`` older logs are kept.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from logging import Logger
 
+    from dicomsort.bundle import Bundle
     from dicomsort.engine import Engine
 
 SECONDS_PER_TASK = 10.0
@@ -126,8 +128,26 @@ def require_room(engine: str = "processes") -> None:
 
 def engine_for(settings: SortSettings) -> Engine:
     """Open the engine that the settings name; the caller closes it."""
+    return open_workers(settings.workers, WARM, settings.engine, settings.scheduler)
+
+
+def open_workers(
+    workers: int | None, warm: tuple[str, ...] = WARM, engine: str = "processes", scheduler: str | None = None
+) -> Engine:
+    """Open workers with the limits of sorting, so that a hostile file costs its own time and memory.
+
+    ``workers``: None leaves their number to the engine. ``warm`` are modules that each loads before its first task.
+    """
     from dicomsort.adapters import open_engine
     from dicomsort.engine import Limits
 
-    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
-    return open_engine(settings.engine, settings.workers, settings.scheduler, limits=limits, warm=WARM)
+    return open_engine(engine, workers, scheduler, limits=Limits(SECONDS_PER_TASK, BYTES_PER_TASK), warm=warm)
+
+
+def bundle_of(model: Path | None) -> Bundle:
+    """Load a bundle, None: the one that ships, once there is room for workers that judge by it."""
+    require_room()
+    from dicomsort.bundle import default_path, load
+    from dicomsort.records import RENDERING_VERSION
+
+    return load(model or default_path(), RENDERING_VERSION)

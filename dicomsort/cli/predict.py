@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM, require_room, with_options
+from dicomsort.cli.options import bundle_of, open_workers, with_options
 from dicomsort.config.settings import PREDICT, PredictSettings
 from dicomsort.errors import UsageError
 
@@ -54,12 +54,8 @@ def predict(
 
     Example: dicomsort predict --explain pictures/ scan.dcm photo.jpg
     """
-    from dicomsort.bundle import default_path, load
-    from dicomsort.records import RENDERING_VERSION
-
     settings = PredictSettings(**flags)
-    require_room()
-    bundle, explain = load(settings.model or default_path(), RENDERING_VERSION), settings.explain
+    bundle, explain = bundle_of(settings.model), settings.explain
     if explain is not None:
         from dicomsort.outputs import Gate
 
@@ -76,18 +72,15 @@ def predict(
 
 def _looks(files: Sequence[str], bundle: Bundle) -> Iterator[Explained]:
     """What the model sees in the middle frame of each file; workers decode, so that a hostile file costs its own."""
-    from dicomsort.adapters import open_engine
     from dicomsort.adapters.processes import usable_cores
-    from dicomsort.engine import Limits, submit_batch
+    from dicomsort.engine import submit_batch
     from dicomsort.tasks import explain
 
     here = "" if all(map(os.path.isabs, files)) else os.getcwd()  # the working folder may be gone
     frames = [(os.path.join(here, path).lstrip("/"), None) for path in files]
     batches = [frames[start : start + BATCH] for start in range(0, len(frames), BATCH)]
     task = partial(explain, str(bundle.folder.resolve()), "")
-    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
-    workers = min(usable_cores(), len(batches))
-    with open_engine("processes", workers, None, limits=limits, warm=WARM) as engine:
+    with open_workers(min(usable_cores(), len(batches))) as engine:
         for future in [submit_batch(engine, task, batch, _on_lost) for batch in batches]:
             yield from future.result()
 

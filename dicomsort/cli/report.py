@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.console import show_summary, watching
-from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM, require_room, with_options
+from dicomsort.cli.console import show_summary
+from dicomsort.cli.options import bundle_of, open_workers, with_options
 from dicomsort.cli.state import Outbox
 from dicomsort.config.settings import REPORT, ReportSettings
 from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.progress import Progress, watching
 
 if TYPE_CHECKING:
-    from dicomsort.cli.console import Watcher
     from dicomsort.pages.report import Report
     from dicomsort.sorting.retelling import Told
 
@@ -84,17 +84,11 @@ def _write(told: Told, html: str, settings: ReportSettings) -> None:
         typer.echo(f"The page is {visible(os.path.abspath(html))} ({size(len(content))})", err=True)
 
 
-def _made(told: Told, settings: ReportSettings, progress: Watcher) -> Report:
-    from dicomsort.adapters import open_engine
-    from dicomsort.bundle import default_path, load
-    from dicomsort.engine import Limits
+def _made(told: Told, settings: ReportSettings, progress: Progress) -> Report:
     from dicomsort.pages.report import make
-    from dicomsort.records import RENDERING_VERSION
 
     if not settings.pictures:
         return make(told, None, None, 0, progress)
-    require_room()
-    bundle = load(settings.model or default_path(), RENDERING_VERSION)
-    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
-    with open_engine("processes", settings.workers, None, limits=limits, warm=WARM) as engine:
+    bundle = bundle_of(settings.model)
+    with open_workers(settings.workers) as engine:
         return make(told, bundle, engine, settings.pictures, progress)

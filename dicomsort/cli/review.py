@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicomsort.cli.console import Silent
-from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, WARM, require_room, with_options
+from dicomsort.cli.options import bundle_of, open_workers, with_options
 from dicomsort.cli.state import Outbox
 from dicomsort.config.settings import CORRECTIONS, REVIEW, ReviewSettings
+from dicomsort.progress import Silent
 
 if TYPE_CHECKING:
     from dicomsort.bundle import Bundle
@@ -31,16 +31,12 @@ def review(outbox: Outbox, **flags: Any) -> None:
 
     Example: dicomsort review --port 8642 outbox/
     """
-    from dicomsort.bundle import default_path, load
     from dicomsort.files import Files
     from dicomsort.pages.review import checked_address, serve
-    from dicomsort.records import RENDERING_VERSION
     from dicomsort.sorting.outbox import absolute
 
     settings = ReviewSettings(**flags)
-    require_room()
-    address = checked_address(settings.host)
-    bundle, files = load(settings.model or default_path(), RENDERING_VERSION), Files()
+    address, bundle, files = checked_address(settings.host), bundle_of(settings.model), Files()
     place = absolute(outbox)
     kept = _corrections(place, settings.corrections, bundle, files) if settings.learn else None
     with _session(place, kept, bundle, files, settings.workers) as session:
@@ -55,12 +51,10 @@ def review(outbox: Outbox, **flags: Any) -> None:
 
 @contextmanager
 def _session(outbox: str, kept: Corrections | None, bundle: Bundle, files: Files, workers: int) -> Iterator[Session]:
-    from dicomsort.adapters import open_engine
-    from dicomsort.engine import Limits
     from dicomsort.pages.review import Gallery, Session
     from dicomsort.sorting import Desk
 
-    with open_engine("processes", workers, None, limits=Limits(SECONDS_PER_TASK, BYTES_PER_TASK), warm=WARM) as engine:
+    with open_workers(workers) as engine:
         desk = Desk(outbox, kept, engine, files, Silent())
         for note in desk.open():
             print(f"dicomsort: {note}", file=sys.stderr)

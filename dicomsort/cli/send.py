@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.console import one_line, watching
+from dicomsort.cli.console import NEEDS_PERSON, one_line
 from dicomsort.cli.logs import ending, load_logged, logging_to
 from dicomsort.cli.options import CONFIG, with_options
 from dicomsort.config import SEND, SendSettings, load_send
 from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.progress import watching
 
 if TYPE_CHECKING:
     from dicomsort.adapters.sending import Delivery, Sent
 
 COLUMNS = ("path", "sop_uid", "status", "attempts", "message")
-NEEDS_PERSON = 3
 SHOWN = 10  # reasons that the summary names
 
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.console import optional, resumable, show_summary, watching
+from dicomsort.cli.console import NEEDS_PERSON, optional, resumable, show_summary
 from dicomsort.cli.logs import ending, load_logged
 from dicomsort.cli.options import CONFIG, check_outputs, engine_for, log_of, require_room, with_options
 from dicomsort.config import SORT, Routes, SortSettings, load_sort
 from dicomsort.errors import DicomsortError
+from dicomsort.progress import watching
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
     from dicomsort.files import Files
     from dicomsort.records import Operation
     from dicomsort.report import Summary
-    from dicomsort.report.metrics import Tally
     from dicomsort.sorting import Request
 
-NEEDS_PERSON = 3
 _TOLD = frozenset({"failed", "changed"})  # reasons that ``Summary.trouble`` tells of
 
 
@@ -53,23 +52,23 @@ def sort(
 
 def _sort(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes) -> int:
     from dicomsort.files import Files
-    from dicomsort.report.metrics import Tally
+    from dicomsort.report import Summary
     from dicomsort.sorting import sort_inbox
 
     request = _checked(inbox, outbox, settings, routes)
     labels = () if isinstance(request, Exception) else request.bundle.labels
     check_outputs(settings, inbox, outbox, labels)
-    files, tally = Files(), Tally()
+    files, counted = Files(), Summary()
     with log_of(settings) as log, ending(log, "sort ended") as end:
         if isinstance(request, Exception):
             raise request
         log.info("sort begins", extra={"facts": {"mode": settings.mode, "dry_run": settings.dry_run}})
         show = _nothing if settings.json or settings.quiet else _show
         with engine_for(settings) as engine, watching(quiet=settings.quiet or settings.json) as progress:
-            summary = sort_inbox(request, engine, progress, files, show, tally.count)
+            summary = sort_inbox(request, engine, progress, files, show, counted.count)
         end.exit_code, end.cause, end.facts = _code(summary, settings), _cause(summary, outbox or ""), summary.as_json()
         if settings.metrics is not None and not settings.dry_run:
-            _measure(request, settings.metrics, files, tally, summary, log)
+            _measure(request, settings.metrics, files, counted, summary, log)
     show_summary(summary, as_json=settings.json, quiet=settings.quiet, outbox=outbox)
     return end.exit_code
 
@@ -105,10 +104,10 @@ def _cause(summary: Summary, outbox: str) -> str:
     return "; ".join(filter(None, (*summary.unfinished_told(outbox), *troubles, held and f"held: {held}")))
 
 
-def _measure(request: Request, path: Path, files: Files, tally: Tally, summary: Summary, log: Logger) -> None:
+def _measure(request: Request, path: Path, files: Files, counted: Summary, summary: Summary, log: Logger) -> None:
     """Write the figures of a run; what hinders that is told, and is no failure of the run."""
     from dicomsort import __version__
-    from dicomsort.report.metrics import Figures, last_success, tell_inbox, write_metrics
+    from dicomsort.report.metrics import Figures, last_success, tell_inbox, tell_run, write_metrics
     from dicomsort.sorting import survey
 
     figures = Figures()
@@ -116,7 +115,7 @@ def _measure(request: Request, path: Path, files: Files, tally: Tally, summary: 
     success = last_success(path) if summary.has_failed else int(time.time())
     if success is not None:
         figures.set("dicomsort_last_success_timestamp_seconds", success)
-    tally.tell(figures, summary.seconds)
+    tell_run(figures, counted, summary.seconds)
     left = survey(request.inbox, request.outbox)
     tell_inbox(figures, left.files, left.oldest_ns)
     try:

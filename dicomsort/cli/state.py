@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.console import Watcher, optional, resumable, show_summary, watching
+from dicomsort.cli.console import NEEDS_PERSON, optional, resumable, show_summary
 from dicomsort.cli.options import option, with_options
 from dicomsort.config.settings import REPORT, RUNS, RunsSettings
 from dicomsort.errors import UsageError
+from dicomsort.progress import Progress, watching
 
 if TYPE_CHECKING:
     from dicomsort.records import Operation, Result
@@ -21,7 +22,6 @@ Outbox = Annotated[str, typer.Argument(metavar="OUTBOX", help="An outbox that `d
 Run = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id, as `dicomsort runs` lists them.")]
 Json = Annotated[bool, option("json", RUNS["json"])]
 Quiet = Annotated[bool, option("quiet", REPORT["quiet"])]
-NEEDS_PERSON = 3
 _TAIL = 6  # characters of a run's id that a table of 80 columns has room for
 
 
@@ -79,7 +79,7 @@ def _nothing(_operation: Operation, _refused: Result | None) -> None:
     return
 
 
-def _finish(act: Callable[[Watcher], Summary], outbox: str, *, as_json: bool, quiet: bool) -> None:
+def _finish(act: Callable[[Progress], Summary], outbox: str, *, as_json: bool, quiet: bool) -> None:
     with resumable(outbox), watching(quiet=quiet or as_json) as progress:
         summary = act(progress)
     show_summary(summary, as_json=as_json, quiet=quiet, outbox=outbox)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK, option, with_options
+from dicomsort.cli import options
+from dicomsort.cli.options import option, with_options
 from dicomsort.config.settings import TRAIN, TUNE
 from dicomsort.memory import TENSORFLOW, require_address_space
+from dicomsort.progress import Reporter
 
 if TYPE_CHECKING:
     from dicomsort.engine import Engine
@@ -63,13 +65,9 @@ def tune(dataset: Dataset, **flags: Any) -> None:
 
 
 def open_workers() -> Engine:
-    """Open workers that decode a data set, with the limits of sorting: a hostile file costs its own time and memory."""
-    from dicomsort.adapters import open_engine
-    from dicomsort.engine import Limits
-
+    """Open workers that decode a data set, once there is room for TensorFlow."""
     require_address_space(TENSORFLOW)
-    limits = Limits(SECONDS_PER_TASK, BYTES_PER_TASK)
-    return open_engine("processes", None, None, limits=limits, warm=("dicomsort.training.tensors",))
+    return options.open_workers(None, ("dicomsort.training.tensors",))
 
 
 def weighed(figures: dict[str, Any]) -> list[str]:
@@ -85,7 +83,6 @@ def weighed(figures: dict[str, Any]) -> list[str]:
 def _train(settings: Settings, *, show: bool) -> None:
     from dicomsort.report import visible
     from dicomsort.training import comparing
-    from dicomsort.training.progress import Reporter
     from dicomsort.training.trainer import train as run
 
     with Reporter() as reporter:
@@ -106,7 +103,6 @@ def _train(settings: Settings, *, show: bool) -> None:
 
 def _tune(settings: Settings, trials: int) -> None:
     from dicomsort.report import visible
-    from dicomsort.training.progress import Reporter
     from dicomsort.training.tune import tune as search
 
     with Reporter() as reporter:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.console import Lines, Silent, Watcher
 from dicomsort.cli.logs import ending, load_logged
 from dicomsort.cli.options import CONFIG, check_outputs, engine_for, log_of, require_room, with_options
 from dicomsort.config import WATCH, Destination, SendSettings, WatchSettings, load_watch
 from dicomsort.errors import DicomsortError
+from dicomsort.progress import Progress, Reporter, Silent, Stages
 from dicomsort.signals import code_of
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def _service(request: Request, settings: WatchSettings, stop: Stop) -> Service:
 
     sort, clock = settings.sort, steady_clock()
     settle = sort.settle or 0.0
-    watcher: Watcher = Silent() if sort.quiet or sort.json else Lines()
+    lines = Stages(Reporter("dicomsort: "))  # not entered, it shows no bars: a service has no terminal
+    watcher: Progress = Silent() if sort.quiet or sort.json else lines
     files, progress = StoppableFiles(stop.check), StoppableProgress(watcher, stop.check)
     again = settings.every / 2  # rounds are never quite as far apart as asked for
     times = (int(settle * 1e9), int(again * 1e9))

@@ -54,7 +54,6 @@ __all__ = [
     "TrainSettings",
     "WatchSettings",
     "checked",
-    "load",
     "load_receive",
     "load_send",
     "load_sort",
@@ -68,18 +67,14 @@ INHERITS = {"watch": ("sort",)}  # whose tables hold for a command where its own
 SCOPED = ("send", "receive")  # whose variables have their name: DICOMSORT_SEND_RETRIES
 
 
-def load(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> SortSettings:
+def load_sort(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> tuple[SortSettings, Routes]:
     """The settings of ``sort``, from the flags, the environment, and the file (also by ``DICOMSORT_CONFIG``).
 
-    ``cli`` maps names of options to typed values, None where a flag was not given. Empty variables count as not given.
-    Relative paths in the file start at its folder. Raises ``UsageError`` for a name that is no option, a value of the
-    wrong type or out of range, and a file that cannot be read or is no TOML.
+    Beside them, the routes of the file, where ``watch`` would sort with the same model by it. ``cli`` maps names of
+    options to typed values, None where a flag was not given. Empty variables count as not given. Relative paths in the
+    file start at its folder. Raises ``UsageError`` for a name that is no option, a value of the wrong type or out of
+    range, and a file that cannot be read or is no TOML.
     """
-    return load_sort(cli, environ, file)[0]
-
-
-def load_sort(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> tuple[SortSettings, Routes]:
-    """As ``load``; and the routes of the file, where ``watch`` would sort with the same model by it."""
     written = _written(environ, file)
     settings = SortSettings(**_resolved("sort", cli, environ, written))
     is_same = _resolved("watch", {}, environ, written)["model"] == settings.model
@@ -95,7 +90,7 @@ def load_watch(cli: Mapping[str, object], environ: Mapping[str, str], file: Path
 
 
 def load_receive(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> ReceiveSettings:
-    """The settings of ``receive``, resolved as by ``load``."""
+    """The settings of ``receive``, resolved as by ``load_sort``."""
     return ReceiveSettings(**_resolved("receive", cli, environ, _written(environ, file)))
 
 

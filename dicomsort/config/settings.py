@@ -16,6 +16,7 @@ MOST_SECONDS = 10 * 365 * 86_400  # ten years
 DAY = 86_400  # seconds
 MOST_WORKERS = 1024
 MOST_PORT = 65_535
+LOG_MIB, LOG_COUNT = 10.0, 5  # how large a log grows, and how many older ones are kept
 TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _SHOWN = 60  # characters of a wrong value
 _BITS = 10_000  # of a number whose decimal digits Python still writes
@@ -203,9 +204,9 @@ class SortSettings:
     log_file: Path | None = _LOG_FILE()
     log_format: str = _LOG_FORMAT()
     log_size: float = _setting(
-        10.0, "Begin a new log where it would grow over so many MiB (0: never).", "MIB", least=0, most=1 << 20
+        LOG_MIB, "Begin a new log where it would grow over so many MiB (0: never).", "MIB", least=0, most=1 << 20
     )
-    log_count: int = _setting(5, "Keep so many older logs (FILE.1, FILE.2, …).", "N", least=1, most=1000)
+    log_count: int = _setting(LOG_COUNT, "Keep so many older logs (FILE.1, FILE.2, …).", "N", least=1, most=1000)
 
 
 @dataclass(frozen=True, slots=True)

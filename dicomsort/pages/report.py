@@ -11,10 +11,10 @@ from dicomsort.pages.facts import shown, why
 from dicomsort.pages.items import SIDE, Picture, Subject, picture_of, subject, there
 from dicomsort.pages.portraits import portraits
 from dicomsort.pages.telling import Tale, allotted
+from dicomsort.progress import Progress
 from dicomsort.report.held import Item
 from dicomsort.report.reading import RunRow
 from dicomsort.report.retold import Since, rows_of, since
-from dicomsort.sorting.progress import Progress
 from dicomsort.sorting.retelling import Told
 from dicomsort.tasks import Asked
 

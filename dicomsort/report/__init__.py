@@ -65,7 +65,7 @@ _ENDED = {Outcome.DUPLICATE: Status.DUPLICATE, Outcome.CONFLICT: Status.CONFLICT
 
 @dataclass
 class Summary:
-    """What a run did, for people, for ``--json`` and for the exit code."""
+    """What a run did, for people, for ``--json``, for the exit code and for figures: the one counter of rows."""
 
     run_id: str = ""
     verb: str = "sort"
@@ -86,12 +86,14 @@ class Summary:
     undoes: str = ""  # the run that an undo took back
     unfinished: list[str] = field(default_factory=list)  # runs that stay cut short; not kept in the file
     finished: list[Summary] = field(default_factory=list)  # runs that were finished first; not kept in it
+    files: Counter[tuple[str, str]] = field(default_factory=Counter)  # by status and class; not kept in it
 
     def count(self, row: Row) -> None:
         """Count one final row."""
         self.found += 1
         self.bytes += row.size
         self.actions[row.action] += 1
+        self.files[row.status, row.class_] += 1
         if row.action == Action.UNDONE:
             self.statuses[row.action] += 1
             return
@@ -143,7 +145,7 @@ class Summary:
         troubled = [printable(path) for path in self.troubled]
         finished = {each.run_id: {"statuses": each.statuses, "held": each.held} for each in self.finished}
         told = {"seconds": seconds, "archives": archives, "stages": stages, "troubled": troubled, "finished": finished}
-        return vars(self) | told
+        return {name: value for name, value in vars(self).items() if name != "files"} | told
 
 
 def needs_person(row: Row) -> bool:

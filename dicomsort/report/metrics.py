@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Final
 
 from dicomsort.content import beginning
 from dicomsort.files import Files
-from dicomsort.records import Row
+from dicomsort.report import Summary
 from dicomsort.report.text import printable
 from dicomsort.report.whole import Replaced
 
@@ -82,26 +81,13 @@ class Figures:
                 yield from (f"{family}{_labels(labels)} {_number(value)}" for labels, value in samples)
 
 
-class Tally:
-    """Counts the final rows of a run by status and class."""
-
-    def __init__(self) -> None:
-        """Nothing was counted."""
-        self.files: Counter[tuple[str, str]] = Counter()
-        self.bytes = 0
-
-    def count(self, row: Row) -> None:
-        """Count one."""
-        self.files[str(row.status), row.class_] += 1
-        self.bytes += row.size
-
-    def tell(self, figures: Figures, seconds: float) -> None:
-        """Put the run in the place of the last one."""
-        figures.drop("dicomsort_last_run_files")
-        for (status, class_), count in self.files.items():
-            figures.set("dicomsort_last_run_files", count, **{"status": status, "class": class_})
-        figures.set("dicomsort_last_run_bytes", self.bytes)
-        figures.set("dicomsort_last_run_duration_seconds", round(seconds, 3))
+def tell_run(figures: Figures, counted: Summary, seconds: float) -> None:
+    """Put the run whose rows were counted in the place of the last one."""
+    figures.drop("dicomsort_last_run_files")
+    for (status, class_), count in counted.files.items():
+        figures.set("dicomsort_last_run_files", count, **{"status": status, "class": class_})
+    figures.set("dicomsort_last_run_bytes", counted.bytes)
+    figures.set("dicomsort_last_run_duration_seconds", round(seconds, 3))
 
 
 def tell_inbox(figures: Figures, files: int, oldest_ns: int | None) -> None:

@@ -17,7 +17,7 @@ from dicomsort.errors import DicomsortError, OutboxLocked
 from dicomsort.files import Files
 from dicomsort.records import Row
 from dicomsort.report import Summary
-from dicomsort.report.metrics import Figures, Tally, age, tell_inbox, write_metrics
+from dicomsort.report.metrics import Figures, age, tell_inbox, tell_run, write_metrics
 from dicomsort.service.rounds import Round, Rounds
 from dicomsort.service.routes import Courier, Sender, Sent, check_routes
 from dicomsort.service.seen import Scan
@@ -97,16 +97,16 @@ class Service:
 
     def _round(self, began: float) -> float:
         """Do one round and tell of it; how many seconds after its beginning the next is due."""
-        round_, tally = Round(), Tally()
-        ending = self._go(round_, tally.count)
+        round_, counted = Round(), Summary()
+        ending = self._go(round_, counted.count)
         for summary in round_.summaries:
             self._tell_run(summary)
         if run := round_.cut_short:
             message = "a run of another inbox was cut short; `dicomsort resume` finishes it"
             _log.warning(message, extra={"facts": {"run": run}})
         if round_.summaries:
-            tally.tell(self._figures, sum(summary.seconds for summary in round_.summaries))
-        for (status, class_), count in tally.files.items():
+            tell_run(self._figures, counted, sum(summary.seconds for summary in round_.summaries))
+        for (status, class_), count in counted.files.items():
             self._figures.add("dicomsort_files_total", count, **{"status": status, "class": class_})
         if self.courier is not None:
             self.courier.call(round_.runs)

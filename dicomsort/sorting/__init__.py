@@ -5,13 +5,13 @@ walk and examine -> spool -> group -> look -> classify -> plan, sealed -> execut
 
 from __future__ import annotations
 
+from dicomsort.progress import Progress
 from dicomsort.sorting.arrivals import Arrivals, Survey, survey, walk_inbox
 from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.deciding import Desk
 from dicomsort.sorting.history import list_runs, repair, verify
 from dicomsort.sorting.news import look_at_runs, newest_run, sort_news
 from dicomsort.sorting.outbox import held
-from dicomsort.sorting.progress import Progress
 from dicomsort.sorting.pruning import Pruned, prune
 from dicomsort.sorting.running import rehearse_undo, resume, undo
 from dicomsort.sorting.sort import Request, check, sort_inbox

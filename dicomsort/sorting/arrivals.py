@@ -12,8 +12,8 @@ from typing import Protocol
 from dicomsort.catalog import Catalog
 from dicomsort.discover import Folder, Passed, walk
 from dicomsort.files import look_up
+from dicomsort.progress import Progress
 from dicomsort.records import Found, Group, Row, Vote
-from dicomsort.sorting.progress import Progress
 
 PAUSE = 1.0  # seconds between two steps of the progress while nothing else is done
 

@@ -17,6 +17,7 @@ from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError,
 from dicomsort.files import Files, is_straight, look_up
 from dicomsort.journal import is_run
 from dicomsort.plan import Decided, Layout, decide, parse_layout
+from dicomsort.progress import Progress
 from dicomsort.records import REVIEW, Examined, Found, Header, Kind
 from dicomsort.report import Summary, write_summary
 from dicomsort.report.held import Holdings, Item
@@ -37,7 +38,6 @@ from dicomsort.sorting.outbox import (
     now,
     unfinished,
 )
-from dicomsort.sorting.progress import Progress
 from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan, undo
 from dicomsort.sorting.surroundings import holds, look_for
 from dicomsort.tasks import examine

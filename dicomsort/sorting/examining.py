@@ -13,8 +13,8 @@ from dicomsort.discover import Folder, Passed
 from dicomsort.engine import Engine, submit_batch
 from dicomsort.errors import WorkerLost
 from dicomsort.files import sha256_of
+from dicomsort.progress import Progress
 from dicomsort.records import Examined, Found, Grouping, Header, Kind
-from dicomsort.sorting.progress import Progress
 from dicomsort.tasks import examine
 
 BATCH_FILES = 64

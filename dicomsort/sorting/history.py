@@ -7,12 +7,12 @@ from typing import Any
 
 from dicomsort.files import Files, look_up, sha256_of
 from dicomsort.journal import replay, runs_folder
+from dicomsort.progress import Progress
 from dicomsort.records import Placement
 from dicomsort.report import NEEDS_PERSON, Damages, history, printable
 from dicomsort.report.repair import Repaired
 from dicomsort.report.repair import repair as mend
 from dicomsort.sorting.outbox import Run, RunState, absolute, held, load_runs, undoings, unfinished, wholly_undone
-from dicomsort.sorting.progress import Progress
 from dicomsort.sorting.running import complete_reports
 
 

@@ -18,8 +18,8 @@ from dicomsort.catalog import Catalog
 from dicomsort.classify import Judge, is_clear, is_contradicted, said_by, showable_frames
 from dicomsort.engine import Engine, submit_batch
 from dicomsort.errors import WorkerLost
+from dicomsort.progress import Progress
 from dicomsort.records import Group, Look, Vote
-from dicomsort.sorting.progress import Progress
 from dicomsort.tasks import look
 
 FRAMES = 5

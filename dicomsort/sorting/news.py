@@ -13,11 +13,11 @@ from dicomsort.engine import Engine
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
 from dicomsort.journal import STATE
+from dicomsort.progress import Progress, Timed
 from dicomsort.records import Action, Operation, Row, Status, Verb
 from dicomsort.report import MANIFEST, Summary, cell, read_rows, write_summary
 from dicomsort.sorting.arrivals import Arrivals
 from dicomsort.sorting.outbox import all_runs, held, load_runs, new_run, unfinished
-from dicomsort.sorting.progress import Progress, Timed
 from dicomsort.sorting.running import complete_reports
 from dicomsort.sorting.sort import Job, Request
 

@@ -16,6 +16,7 @@ from dicomsort.execute import Executor, Placer, Roots
 from dicomsort.files import Files, is_network, look_up
 from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, replay, runs_folder
 from dicomsort.plan import reverse
+from dicomsort.progress import Progress
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import (
     PLACED,
@@ -52,7 +53,6 @@ from dicomsort.sorting.outbox import (
     unfinished,
     wholly_undone,
 )
-from dicomsort.sorting.progress import Progress
 from dicomsort.sorting.surroundings import AroundUndo
 
 NOTHING_TO_UNDO = "no run that changed anything is left to undo"

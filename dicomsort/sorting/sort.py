@@ -20,6 +20,7 @@ from dicomsort.execute import CANNOT_LEAVE, Leaving
 from dicomsort.files import Files, look_up
 from dicomsort.journal import STATE
 from dicomsort.plan import Layout, Options, parse_layout, plan
+from dicomsort.progress import Progress, Timed
 from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import Damages, Summary, final_row, history, write_summary
 from dicomsort.sorting.arrivals import Arrivals, Clock, SecondLook, as_one, walk_inbox
@@ -39,7 +40,6 @@ from dicomsort.sorting.outbox import (
     require_free,
     unfinished,
 )
-from dicomsort.sorting.progress import Progress, Timed
 from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan
 from dicomsort.sorting.surroundings import Around
 

@@ -22,13 +22,14 @@ from dicomsort.adapters.sending.acknowledged import Acknowledged
 from dicomsort.adapters.sending.crew import Crew
 from dicomsort.adapters.sending.destination import DicomPeer, WebPeer, ae_title, destination, file_name
 from dicomsort.adapters.sending.recoding import Recoder
-from dicomsort.adapters.sending.records import Answer, Batch, Channel, Delivery, Fate, Instance, Progress, Sent
+from dicomsort.adapters.sending.records import Answer, Batch, Channel, Delivery, Fate, Instance, Sent
 from dicomsort.adapters.sending.selecting import Selection, select
 from dicomsort.adapters.tls import client_context
 from dicomsort.config import Destination, SendSettings
 from dicomsort.errors import UsageError
 from dicomsort.files import Files
 from dicomsort.journal import STATE
+from dicomsort.progress import Progress
 from dicomsort.records import Found
 from dicomsort.report import printable
 

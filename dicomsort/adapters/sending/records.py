@@ -59,16 +59,6 @@ class Sent:
             self.reasons[delivery.message] += 1
 
 
-class Progress(Protocol):
-    """Told of each stage and of each step in it; never asked anything."""
-
-    def stage(self, name: str, total: int | None) -> None:
-        """A stage begins; ``total`` steps will follow, if that is known."""
-
-    def advance(self, steps: int = 1) -> None:
-        """Steps of the present stage are done."""
-
-
 @dataclass(frozen=True, slots=True)
 class Instance:
     """A SOP instance on disk, as it was when it was found; its data set begins at ``offset`` of ``absolute``.
