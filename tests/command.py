@@ -15,6 +15,9 @@ from unittest import mock
 import typer.main
 
 from dicomsort.cli import main
+from dicomsort.cli.console import Silent
+from dicomsort.files import Files
+from dicomsort.sorting import RunContext
 
 
 class Ran(NamedTuple):
@@ -44,6 +47,11 @@ def run(*arguments: object) -> Ran:
         else:
             code = 0
     return Ran(code, out.getvalue(), err.getvalue())
+
+
+def quiet(outbox: Path, files: Files | None = None) -> RunContext:
+    """What a command gives to what it runs, without progress."""
+    return RunContext(str(outbox), files or Files(), Silent())
 
 
 def sort(*arguments: object) -> Ran:

@@ -18,9 +18,8 @@ from dicomsort.config import MOST_PORT, MOST_WORKERS, Option
 
 if TYPE_CHECKING:
     from dicomsort.bundle import Bundle
-    from dicomsort.files import Files
     from dicomsort.pages.review import Session
-    from dicomsort.sorting import Corrections
+    from dicomsort.sorting import Corrections, RunContext
 
 CORRECTIONS = ".dicomsort/corrections"
 Outbox = Annotated[str, typer.Argument(metavar="OUTBOX", help="An outbox that `dicomsort sort` has written to.")]
@@ -68,16 +67,16 @@ def review(
     from dicomsort.files import Files
     from dicomsort.pages.review import checked_address, serve
     from dicomsort.records import RENDERING_VERSION
-    from dicomsort.sorting.outbox import absolute
+    from dicomsort.sorting import RunContext
 
     require_room()
-    address, bundle, files = checked_address(host), load(model or default_path(), RENDERING_VERSION), Files()
-    place = absolute(outbox)
-    kept = _corrections(place, corrections, bundle, files) if learn else None
-    with _session(place, kept, bundle, files, workers) as session:
+    address, bundle = checked_address(host), load(model or default_path(), RENDERING_VERSION)
+    context = RunContext(outbox, Files(), Silent()).located()
+    kept = _corrections(context, corrections, bundle) if learn else None
+    with _session(context, kept, bundle, workers) as session:
         session.who, session.identifiers = _name(reviewer), show_identifiers
         try:
-            serve(session, address, port, os.path.basename(place), lambda at: _tell(at, session))
+            serve(session, address, port, os.path.basename(context.outbox), lambda at: _tell(at, session))
         except KeyboardInterrupt as stop:
             stop.add_note("what was decided is kept, and the same command shows what still waits")
             raise
@@ -85,27 +84,28 @@ def review(
 
 
 @contextmanager
-def _session(outbox: str, kept: Corrections | None, bundle: Bundle, files: Files, workers: int) -> Iterator[Session]:
+def _session(context: RunContext, kept: Corrections | None, bundle: Bundle, workers: int) -> Iterator[Session]:
     from dicomsort.adapters import open_engine
     from dicomsort.engine import Limits
     from dicomsort.pages.review import Gallery, Session
     from dicomsort.sorting import Desk
 
     with open_engine("processes", workers, None, limits=Limits(SECONDS_PER_TASK, BYTES_PER_TASK), warm=WARM) as engine:
-        desk = Desk(outbox, kept, engine, files, Silent())
+        desk = Desk(context, kept, engine)
         for note in desk.open():
             print(f"dicomsort: {note}", file=sys.stderr)
-        session = Session(desk, bundle, Gallery(engine, outbox))
+        session = Session(desk, bundle, Gallery(engine, desk.outbox))
         session.refresh()
         yield session
 
 
-def _corrections(outbox: str, folder: str | None, bundle: Bundle, files: Files) -> Corrections:
+def _corrections(context: RunContext, folder: str | None, bundle: Bundle) -> Corrections:
     from dicomsort.errors import UsageError
     from dicomsort.outputs import Gate
     from dicomsort.sorting import Corrections
     from dicomsort.sorting.outbox import inboxes
 
+    outbox = context.outbox
     chosen = os.path.realpath(folder or f"{outbox}/{CORRECTIONS}")
     refused = {outbox: "outside the OUTBOX", **dict.fromkeys(inboxes(outbox), "outside the inboxes of its runs")}
     own = f"{outbox}/{CORRECTIONS}"
@@ -114,7 +114,7 @@ def _corrections(outbox: str, folder: str | None, bundle: Bundle, files: Files) 
             raise UsageError(f"--corrections: expected a folder {expected}, received {folder!r}")
     if os.path.commonpath([own, chosen]) != own:
         Gate({}).check_folder("--corrections", Path(chosen))
-    return Corrections(chosen, bundle.model_sha256, files)
+    return Corrections(chosen, bundle.model_sha256, context.files)
 
 
 def _name(given: str | None) -> str:

@@ -85,7 +85,7 @@ def sort(  # the parameters are what Typer makes options of; they are read from 
 def _sort(inbox: str, outbox: str | None, settings: SortSettings, config: Path | None) -> int:
     from dicomsort.files import Files
     from dicomsort.report.metrics import Tally
-    from dicomsort.sorting import sort_inbox
+    from dicomsort.sorting import RunContext, sort_inbox
 
     request = _checked(inbox, outbox, settings, config)
     labels = () if isinstance(request, Exception) else request.bundle.labels
@@ -97,7 +97,8 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings, config: Path |
         log.info("sort begins", extra={"facts": {"mode": settings.mode, "dry_run": settings.dry_run}})
         show = _nothing if settings.json or settings.quiet else _show
         with engine_for(settings) as engine, watching(quiet=settings.quiet or settings.json) as progress:
-            summary = sort_inbox(request, engine, progress, files, show, tally.count)
+            context = RunContext(request.outbox or "", files, progress, tally.count)
+            summary = sort_inbox(request, context, engine, show)
         end.exit_code, end.cause, end.facts = _code(summary, settings), _cause(summary, outbox or ""), summary.as_json()
         if settings.metrics is not None and not settings.dry_run:
             _measure(request, settings.metrics, files, tally, summary, log)
