@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain
 
-from dicomsort.catalog import Catalog
+from dicomsort.catalog import Catalog, Ledger
 from dicomsort.engine import Engine
 from dicomsort.errors import DicomsortError
 from dicomsort.journal import STATE
@@ -19,6 +19,8 @@ from dicomsort.sorting.outbox import RunContext, all_runs, held, load_runs, new_
 from dicomsort.sorting.progress import Timed
 from dicomsort.sorting.running import complete_reports
 from dicomsort.sorting.sort import Job, Request
+
+_UNDECIDED = "undecided"  # the queue of operations of which none is news so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,11 @@ def sort_news(request: Request, context: RunContext, engine: Engine, arrivals: A
     job.require_agreement()
     with Catalog(arrivals.changed_ns) as catalog, held(context, create=False):
         ledger = job.judge(catalog)
-        with closing(job.operations(catalog, ledger)) as planned:
-            if not _is_news(planned, arrivals, context.outbox, moves=request.settings.mode == "move"):
-                return None
-        ledger.begin_again()
-        summary = job.place(new_run(context), _without_waiting(job.operations(catalog, ledger), arrivals))
+        planned = _without_waiting(job.operations(catalog, ledger), arrivals)
+        news = _if_news(planned, ledger, arrivals, context.outbox, moves=request.settings.mode == "move")
+        if news is None:
+            return None
+        summary = job.place(new_run(context), news)
         summary.seconds, summary.stages = time.monotonic() - started, timed.seconds()
         write_summary(context.files, context.outbox, summary)
     return summary
@@ -96,24 +98,27 @@ def _without_waiting(operations: Iterator[Operation], arrivals: Arrivals) -> Ite
             number += 1
 
 
-def _is_news(operations: Iterator[Operation], arrivals: Arrivals, outbox: str, *, moves: bool) -> bool:
-    """Whether anything is placed, or left for a reason that the manifest does not tell yet.
+def _if_news(
+    operations: Iterator[Operation], ledger: Ledger, arrivals: Arrivals, outbox: str, *, moves: bool
+) -> Iterator[Operation] | None:
+    """The operations, where anything is placed, or left for a reason that the manifest does not tell yet; else None.
 
-    Where files move away, one that is there again under its old name is told of again.
+    Until that is known they are spooled. Where files move away, one that is there again under its old name is told of
+    again.
     """
     untold: set[int] = set()
     for operation in operations:
+        ledger.defer(operation, _UNDECIDED)
         row = operation.row
         if operation.verb is not Verb.LEAVE or row is None:
-            return True
+            return chain(ledger.deferred(_UNDECIDED), operations)
         arrivals.note(row)
-        if row.status != Status.SETTLING:
-            untold.add(_key(row))
+        untold.add(_key(row))
     known = set[int]()
     for told in read_rows(f"{outbox}/{MANIFEST}") if untold else ():
         has_left = moves and told.row.action != Action.LEFT
         (known.discard if has_left else known.add)(_key(told.row))
-    return bool(untold - known)
+    return ledger.deferred(_UNDECIDED) if untold - known else None
 
 
 def _key(row: Row) -> int:
