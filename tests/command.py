@@ -16,6 +16,9 @@ import typer.main
 
 from dicomsort.cli import main
 from dicomsort.config import SortSettings, load_sort
+from dicomsort.files import Files
+from dicomsort.progress import Silent
+from dicomsort.sorting import RunContext
 
 
 class Ran(NamedTuple):
@@ -50,6 +53,11 @@ def run(*arguments: object) -> Ran:
 def load(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> SortSettings:
     """The settings of ``sort``, without the routes of the file."""
     return load_sort(cli, environ, file)[0]
+
+
+def quiet(outbox: Path, files: Files | None = None) -> RunContext:
+    """What a command gives to what it runs, without progress."""
+    return RunContext(str(outbox), files or Files(), Silent())
 
 
 def sort(*arguments: object) -> Ran:

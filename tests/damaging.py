@@ -16,12 +16,11 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from building import make_dicom
-from command import Ran, run, sort
+from command import Ran, quiet, run, sort
 from crashing import Crash, CrashingFiles
 from reviewing import desk_of
 
 from dicomsort.errors import DicomsortError
-from dicomsort.files import Files
 from dicomsort.sorting import undo
 from dicomsort.sorting.outbox import all_runs
 
@@ -63,7 +62,7 @@ class World:
             make_dicom(self.inbox / name / "2.dcm", study=number, instance=2)
         self._sort("finished")
         self._sort("undone")
-        undo(str(self.outbox), None, _Silent(), Files())
+        undo(quiet(self.outbox))
         self.runs["undo"] = max(all_runs(str(self.outbox)))
         self._cut_short()
         (root / "foreign").write_bytes(b"somebody else's\x00" * 1000)
@@ -120,12 +119,6 @@ def _contents(root: Path) -> set[bytes]:
     """The hashes of the regular files below a folder."""
     paths = (Path(folder, name) for folder, _, names in os.walk(root) for name in names)
     return {hashlib.sha256(path.read_bytes()).digest() for path in paths if stat.S_ISREG(path.lstat().st_mode)}
-
-
-class _Silent:
-    def stage(self, name: str, total: int | None) -> None: ...
-
-    def advance(self, steps: int = 1) -> None: ...
 
 
 def _copy(source: Path, target: Path) -> None:

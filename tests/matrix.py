@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from building import attributes_of, make_files, read_tree
+from command import quiet
 from crashing import (
     Clones,
     Crash,
@@ -32,8 +33,8 @@ from dicomsort.execute import Placer, Roots
 from dicomsort.files import Files
 from dicomsort.journal import JOURNAL, Replay
 from dicomsort.records import Action, Kind, Operation, Result, Row, Status, Verb
-from dicomsort.sorting import resume, running, undo
-from dicomsort.sorting.outbox import held, new_run
+from dicomsort.sorting import held, resume, running, undo
+from dicomsort.sorting.outbox import new_run
 
 FILES = {"a/1": b"one" * 50, "a/2": b"two" * 60, "b/c/3": b"three" * 70, "copy of 1": b"one" * 50, "b/empty": b""}
 TARGETS = {"a/1": "CT/s/1", "a/2": "CT/s/2", "b/c/3": "MRI/s/3", "b/empty": "UNREADABLE/b/empty"}
@@ -88,12 +89,6 @@ MODES = [
     *(Mode(Verb.COPY, system) for system in ("clones", "clones, no links")),
     *(Mode(Verb.MOVE, system) for system in KEEPING_LESS),
 ]
-
-
-class Nobody:
-    def stage(self, name: str, total: int | None) -> None: ...
-
-    def advance(self, steps: int = 1) -> None: ...
 
 
 def world(root: Path) -> tuple[Path, Path]:
@@ -153,11 +148,12 @@ def checked_again(inbox: Path, outbox: Path, operation: Operation, files: Files)
 
 
 def start(files: Files, inbox: Path, outbox: Path, verb: Verb) -> None:
-    with held(files, str(outbox), create=True):
-        run = new_run(files, str(outbox))
+    context = quiet(outbox, files)
+    with held(context, create=True):
+        run = new_run(context)
         head = {"verb": "sort", "inbox": str(inbox), "outbox": str(outbox), "started": "now", "mode": verb}
-        plan = running.seal_plan(files, str(outbox), run, head, iter(operations(inbox, verb)))
-        summary = running.carry_out(files, str(outbox), run, plan, Nobody())
+        plan = running.seal_plan(context, run, head, operations(inbox, verb))
+        summary = running.carry_out(context, run, plan)
         running.write_summary(files, str(outbox), summary)
 
 
@@ -192,7 +188,7 @@ def enter(door: str, files: Files, inbox: Path, outbox: Path, verb: Verb) -> boo
         if door == "sort":
             start(files, inbox, outbox, verb)
         else:
-            {"resume": resume, "undo": undo}[door](str(outbox), None, Nobody(), files)
+            {"resume": resume, "undo": undo}[door](quiet(outbox, files))
     except DicomsortError as error:
         if not any(reason in str(error) for reason in NO_RUN_YET):
             raise

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from building import STORAGE, make_dicom
-from command import sort
+from command import quiet, sort
 from PIL import Image
 
 from dicomsort.adapters.serial import SerialEngine
@@ -23,7 +23,6 @@ from dicomsort.bundle import default_path, load
 from dicomsort.engine import R, T
 from dicomsort.files import Files
 from dicomsort.pages.review import Gallery, Session, serve
-from dicomsort.progress import Silent
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.sorting import Corrections, Desk
 from dicomsort.sorting.deciding import Decision
@@ -74,7 +73,7 @@ def desk_of(outbox: Path, files: Files | None = None, *, learn: bool = True) -> 
     """A desk that has read what is held."""
     used = files or Files()
     corrections = Corrections(f"{outbox}/.dicomsort/corrections", "f00d", used) if learn else None
-    desk = Desk(str(outbox), corrections, SerialEngine(), used, Silent())
+    desk = Desk(quiet(outbox, used), corrections, SerialEngine())
     desk.open()
     return desk
 

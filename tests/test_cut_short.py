@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from building import make_dicom, read_tree
-from command import placed, rows, run, sort
+from command import placed, quiet, rows, run, sort
 from crashing import Crash, CrashingFiles, OtherDevice
 
 from dicomsort.errors import DicomsortError
@@ -112,10 +112,10 @@ def test_a_service_resumes_its_own_run_whoever_was_cut_short_later(
     dies(first, lambda: sort(one, outbox))
     dies(first, lambda: sort(other, outbox))
     ours, others = all_runs(str(outbox))
-    standing = look_at_runs(Files(), str(outbox), str(one), "")
+    standing = look_at_runs(quiet(outbox), str(one), "")
     assert (standing.cut_short, standing.of_another) == (ours, "")
     assert run("resume", outbox, ours).code == 0
-    standing = look_at_runs(Files(), str(outbox), str(one), "")
+    standing = look_at_runs(quiet(outbox), str(one), "")
     assert (standing.cut_short, standing.of_another) == ("", others)
 
 
@@ -200,7 +200,7 @@ def test_a_reserve_is_only_what_we_made(two: tuple[Path, Path, Path], tmp_path: 
 def test_ids_do_not_grow_where_a_run_of_the_future_is_there(tmp_path: Path) -> None:
     outbox = tmp_path / "outbox"
     (outbox / ".dicomsort/runs/20991231T235959Z-ffffff").mkdir(parents=True)
-    names = [new_run(Files(), str(outbox)) for _ in range(300)]
+    names = [new_run(quiet(outbox)) for _ in range(300)]
     assert names == sorted(set(names))
     assert max(map(len, names)) == len("20991231T235959Z-ffffff")
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 from building import gradient, make_dicom, make_files, read_tree
-from command import placed, run, sort
+from command import placed, quiet, run, sort
 from crashing import NoLinks
-from matrix import Mode, Nobody, check_done, check_nothing_lost, check_undone, facts, start, world
+from matrix import Mode, check_done, check_nothing_lost, check_undone, facts, start, world
 
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files, closing, copy
@@ -89,7 +89,7 @@ def enter(door: str, inbox: Path, outbox: Path, files: Files, verb: Verb = Verb.
         if door == "sort":
             start(files, inbox, outbox, verb)
         else:
-            {"undo": undo, "resume": resume}[door](str(outbox), None, Nobody(), files)
+            {"undo": undo, "resume": resume}[door](quiet(outbox, files))
     except (DicomsortError, OSError) as error:
         return str(error)
     return ""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dicomsort.adapters.serial import SerialEngine
 from dicomsort.catalog import Catalog
 from dicomsort.classify import Judge, grouping_of, showable_frames
+from dicomsort.progress import Silent
 from dicomsort.records import Examined, Found, Header, Kind, Look
 from dicomsort.sorting import looking
 from dicomsort.sorting.looking import FRAMES, Looker, middle_half
@@ -25,14 +26,6 @@ NEVER = 1 << 40
 FILES = st.lists(
     st.tuples(st.integers(0, 4), st.integers(0, 9), st.sampled_from([1, 1, 1, 7]), st.booleans()), max_size=40
 )
-
-
-class Quiet:
-    def stage(self, name: str, total: int | None) -> None:
-        pass
-
-    def advance(self, steps: int = 1) -> None:
-        pass
 
 
 def examined(place: int, series: int, instance: int, frames: int, *, clear: bool) -> Examined:
@@ -55,7 +48,7 @@ def run(files: list[tuple[int, int, int, bool]], quiet: int, batch: int) -> tupl
     with pytest.MonkeyPatch.context() as patch, Catalog() as catalog:
         patch.setattr(looking, "QUIET", quiet)
         patch.setattr(looking, "look", look)
-        looker = Looker("", "", JUDGE, SerialEngine(), catalog, Quiet())
+        looker = Looker("", "", JUDGE, SerialEngine(), catalog, Silent())
         items = [examined(i, s, n, frames, clear=clear) for i, (s, n, frames, clear) in enumerate(files)]
         for start in range(0, len(items), batch):
             part = items[start : start + batch]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from building import make_dicom, make_files, read_tree
-from command import by_source, placed, rows, run, sort
+from command import by_source, placed, quiet, rows, run, sort
 from crashing import Crash, CrashingFiles, NoLinks
-from matrix import FILES, Nobody, check_nothing_lost, checked_again, facts, start, step, world
+from matrix import FILES, check_nothing_lost, checked_again, facts, start, step, world
 
 from dicomsort.execute.placing import Placer, Roots
 from dicomsort.files import Files, same_bytes
@@ -161,7 +161,7 @@ def test_an_undo_that_was_cut_short_is_resumed_not_repeated(tmp_path: Path) -> N
     inbox, outbox = world(tmp_path)
     start(Files(), inbox, outbox, Verb.MOVE)
     with pytest.raises(Crash):
-        undo(str(outbox), None, Nobody(), CrashingFiles(14))
+        undo(quiet(outbox, CrashingFiles(14)))
     ran = run("undo", outbox)
     assert ran.code == 2
     assert "was cut short: `dicomsort resume` finishes it" in ran.err

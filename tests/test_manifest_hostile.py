@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from building import make_dicom, make_files
-from command import by_source, placed, rows, run, sort
+from command import by_source, placed, quiet, rows, run, sort
 from killing import NOBODY
 from reports import add_row
 from test_faults import Broken
@@ -265,7 +265,7 @@ def test_a_repair_that_the_disk_refuses_leaves_the_manifest_as_it_was(sorted_onc
     broken += [Broken(call, 0, errno.EIO) for call in ("replace", "flush")] + [Broken("create", 0, errno.EACCES)]
     for files in broken:
         with pytest.raises(DicomsortError, match=r"expected a disk that takes a new manifest, received .*as it was"):
-            repair(str(outbox), files)
+            repair(quiet(outbox, files))
         assert (manifest.read_bytes(), manifest.stat().st_ino) == (damaged, before.st_ino)
         assert sorted(path.name for path in outbox.iterdir()) == [".dicomsort", "CT", MANIFEST]
         assert not (outbox / ".dicomsort" / f"{MANIFEST}.part").exists()

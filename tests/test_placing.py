@@ -9,23 +9,25 @@ from pathlib import Path
 
 import pytest
 from building import make_files, read_tree
+from command import quiet
 from crashing import NoLinks
-from matrix import FILES, Nobody, checked_again, operations, step, world
+from matrix import FILES, checked_again, operations, step, world
 
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute import Executor, Roots
 from dicomsort.files import Files
 from dicomsort.journal import Journal, Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
-from dicomsort.sorting import resume, running
-from dicomsort.sorting.outbox import held, new_run
+from dicomsort.sorting import held, resume, running
+from dicomsort.sorting.outbox import new_run
 
 
 def carry_out(inbox: Path, outbox: Path, steps: list[Operation], files: Files) -> Replay:
-    with held(files, str(outbox), create=True):
-        run = new_run(files, str(outbox))
+    context = quiet(outbox, files)
+    with held(context, create=True):
+        run = new_run(context)
         head = {"verb": "sort", "inbox": str(inbox), "outbox": str(outbox), "started": "now"}
-        plan = running.seal_plan(files, str(outbox), run, head, iter(steps))
+        plan = running.seal_plan(context, run, head, steps)
         journal = Journal(files, str(plan.path.parent), plan.count)
         try:
             Executor(files, Roots(str(inbox), str(outbox)), journal, run, 2).run(plan, lambda _: None)
@@ -124,15 +126,16 @@ def test_a_full_disk_ends_the_run_with_a_message_and_resume_goes_on(tmp_path: Pa
     inbox, outbox = world(tmp_path)
     files = Full()
     files.room = 10**6
-    with held(files, str(outbox), create=True):
-        run = new_run(files, str(outbox))
+    context, unbounded = quiet(outbox, files), quiet(outbox)
+    with held(context, create=True):
+        run = new_run(context)
         head = {"verb": "sort", "inbox": str(inbox), "outbox": str(outbox), "started": "now"}
-        plan = running.seal_plan(files, str(outbox), run, head, iter(operations(inbox, Verb.COPY)))
+        plan = running.seal_plan(context, run, head, operations(inbox, Verb.COPY))
     files.room = room
-    with contextlib.suppress(PlacingFailed, OSError), held(Files(), str(outbox), create=False):
-        running.carry_out(files, str(outbox), run, plan, Nobody())
+    with contextlib.suppress(PlacingFailed, OSError), held(unbounded, create=False):
+        running.carry_out(context, run, plan)
     assert read_tree(inbox) == FILES
-    assert resume(str(outbox), None, Nobody(), Files()).actions["moved"] == 4
+    assert resume(unbounded).actions["moved"] == 4
     assert (outbox / "CT/s/1").read_bytes() == FILES["a/1"]
 
 

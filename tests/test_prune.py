@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 from building import make_dicom, make_files, read_tree
-from command import placed, rows, run, sort
+from command import placed, quiet, rows, run, sort
 from crashing import Crash, CrashingFiles
 from test_faults import Broken
 from test_lock import locked
 from watching import runs_of
 
-from dicomsort.files import Files
 from dicomsort.sorting import prune
 
 DAY = 86400
@@ -148,7 +147,7 @@ def test_an_undo_goes_with_what_it_undid_and_never_before_it(inbox: Path, outbox
         shutil.copytree(outbox, copy)
         files = CrashingFiles(at)
         with suppress(Crash):
-            prune(str(copy), files, days=0)
+            prune(quiet(copy, files), days=0)
         states = {r["run_id"]: r["state"] for r in json.loads(run("runs", "--json", copy).out)}
         assert undo in states or unfinished not in states or states[unfinished] == "pruned"
         assert sort(inbox, copy).code == 0  # no run seems to be unfinished, and none is gone on with
@@ -187,7 +186,7 @@ def test_a_crash_at_any_change_leaves_runs_that_are_whole_or_pruned(inbox: Path,
         shutil.copytree(outbox, copy)
         files = CrashingFiles(at)
         with suppress(Crash):
-            prune(str(copy), files, days=0)
+            prune(quiet(copy, files), days=0)
         for name in old:
             state = next((r["state"] for r in json.loads(run("runs", "--json", copy).out) if r["run_id"] == name), "")
             assert state in {"finished", "pruned", "unsealed", ""}
@@ -197,7 +196,7 @@ def test_a_crash_at_any_change_leaves_runs_that_are_whole_or_pruned(inbox: Path,
                     assert ran.code in {1, 2}
                     assert "was pruned" in ran.err or "died before its plan was sealed" in ran.err
         assert visible(copy) == before
-        assert prune(str(copy), Files(), days=0).kept == 1
+        assert prune(quiet(copy), days=0).kept == 1
         assert runs_of(copy) == [last]
         shutil.rmtree(copy)
         if not files.dead:

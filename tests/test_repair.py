@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 from building import make_dicom, read_tree
-from command import rows, run, sort
+from command import quiet, rows, run, sort
 from crashing import Crash, CrashingFiles
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomsort.files import Files
 from dicomsort.records import Action, Row, Status
 from dicomsort.report.manifest import line_of
 from dicomsort.report.reading import HEAD, read_records, read_rows
@@ -166,11 +165,11 @@ def test_a_repair_that_dies_anywhere_leaves_the_old_manifest_or_the_new(sorted_t
     for at in range(100):
         manifest.write_bytes(damaged)
         with suppress(Crash):
-            repair(str(outbox), CrashingFiles(at))
+            repair(quiet(outbox, CrashingFiles(at)))
         if manifest.read_bytes() == whole:
             break
         assert manifest.read_bytes() == damaged
-        repair(str(outbox), Files())
+        repair(quiet(outbox))
         assert manifest.read_bytes() == whole
         assert not (outbox / ".dicomsort" / "manifest.csv.part").exists()
     assert at > 5

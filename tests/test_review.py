@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from building import make_dicom, read_tree, uid
-from command import by_source, rows, run, sort
+from command import by_source, quiet, rows, run, sort
 from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of
 
 from dicomsort.errors import OutboxLocked, Outdated, UsageError
@@ -204,7 +204,7 @@ def test_a_run_that_holds_the_outbox_is_waited_for_and_then_told_of(
     outbox = held_outbox(tmp_path)
     desk = desk_of(outbox)
     monkeypatch.setattr(deciding, "PATIENCE", 0.1)
-    with held(Files(), str(outbox), create=False), pytest.raises(OutboxLocked, match="is held by process"):
+    with held(quiet(outbox), create=False), pytest.raises(OutboxLocked, match="is held by process"):
         decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna")
     assert decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna").moved == 2
 

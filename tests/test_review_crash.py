@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command import rows, run
+from command import quiet, rows, run
 from crashing import Crash, CrashingFiles, NoLinks, NoSyncfs
 from reviewing import decide, desk_of, held_outbox, item_of
 
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
-from dicomsort.progress import Silent
 from dicomsort.sorting import Desk, resume
 from dicomsort.sorting.corrections import told
 from dicomsort.sorting.outbox import load_runs, unfinished
@@ -119,7 +118,7 @@ def test_an_undo_that_dies_anywhere(folder: Path, system: str, record_property: 
     for outbox in deaths(world.make_decided, lambda desk: desk.undo(world.decided), system):
         assert set(contents(outbox)) >= set(world.before)
         for cut_short in unfinished(load_runs(str(outbox))):
-            resume(str(outbox), cut_short, Silent(), SYSTEMS[system]())
+            resume(quiet(outbox, SYSTEMS[system]()), cut_short)
         check(outbox, world.before, world.key, system)
         tried += 1
     record_property("crash points", (f"undo of a decision, {system}", "once", tried))

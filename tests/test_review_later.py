@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 
 from building import make_dicom, read_tree, uid
-from command import by_source, rows, run, sort
+from command import by_source, quiet, rows, run, sort
 from reviewing import CONTRADICTING, decide, desk_of, fill, held_outbox, item_of, picture
 from test_review import SERIES, files_of
 
-from dicomsort.files import Files
 from dicomsort.sorting import look_at_runs, newest_run
 
 
@@ -47,7 +46,7 @@ def test_decisions_are_sent_on_by_the_service(tmp_path: Path) -> None:
     before = newest_run(str(outbox), "")
     desk = desk_of(outbox)
     decided = decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna").run
-    standing = look_at_runs(Files(), str(outbox), str(tmp_path / "inbox"), before)
+    standing = look_at_runs(quiet(outbox), str(tmp_path / "inbox"), before)
     assert (standing.sorted, standing.is_ours, standing.cut_short) == ((decided,), False, "")
 
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from browser import looking_at
-from command import by_source, sort
+from command import by_source, quiet, sort
 from review_browser import status, wait_for
 from reviewing import decide, desk_of, held_outbox, item_of, picture, reviewed
 
-from dicomsort.files import Files
 from dicomsort.sorting import deciding, held
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def test_files_that_vanished_and_an_outbox_that_is_held(
     with reviewed(outbox) as server, looking_at(browser, server.address) as sight:
         page = sight.page
         wait_for(page, "header-contradicts-itself", 0)
-        with held(Files(), str(outbox), create=False):
+        with held(quiet(outbox), create=False):
             page.keyboard.press("c")
             status(page, "is held by process")
         assert files_below(outbox / "CT") == sorted_before, "nothing is moved while another holds the outbox"

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 from building import make_dicom, read_tree
-from command import by_source, load, rows, run, sort
+from command import by_source, load, quiet, rows, run, sort
 from crashing import Crash, CrashingFiles
 from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of, picture
 from test_review import files_of
 
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed
 from dicomsort.files import Files, is_straight
-from dicomsort.progress import Silent
 from dicomsort.sorting import Desk, undo
 from dicomsort.sorting import outbox as outbox_module
 from dicomsort.sorting.corrections import told
@@ -67,7 +66,7 @@ def test_an_undo_that_is_half_done_is_finished_first(tmp_path: Path) -> None:
     sorted_ = rows(outbox)[0]["run_id"]
     for at in range(99):
         with pytest.raises(Crash):
-            undo(str(outbox), sorted_, Silent(), CrashingFiles(at))
+            undo(quiet(outbox, CrashingFiles(at)), sorted_)
         if outbox_module.unfinished(outbox_module.load_runs(str(outbox))):
             break
     desk = desk_of(outbox)
@@ -177,7 +176,8 @@ def _sort(inbox: Path, outbox: Path, files: Files) -> None:
 
     assert SORT
     settings = load({"mode": "move", "settle": 0.0, "evidence": "header", "engine": "serial"}, {}, None)
-    sort_inbox(check(str(inbox), str(outbox), settings), SerialEngine(), Silent(), files, lambda _: None)
+    context = quiet(outbox, files)
+    sort_inbox(check(str(inbox), str(outbox), settings), context, SerialEngine(), lambda _: None)
 
 
 def test_an_undo_that_finds_the_file_changed_says_so_and_keeps_the_label(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_an_undo_that_was_cut_short_takes_the_labels_out_when_it_is_resumed(tmp_
     desk = desk_of(outbox)
     run_ = decide(desk, item_of(desk, "pictures/a.png"), "CT", "anna").run
     with pytest.raises(Crash):
-        undo(str(outbox), run_, Silent(), CrashingFiles(25))
+        undo(quiet(outbox, CrashingFiles(25)), run_)
     assert run("resume", outbox).code == 0
     assert told(f"{outbox}/.dicomsort/corrections") == {}
     assert run("undo", outbox, run_).code == 1

@@ -18,6 +18,8 @@ from command import by_source, placed, rows, run, sort
 from crashing import Crash, CrashingFiles
 from watching import Timer, Watch, age, runs_of, told
 
+from dicomsort.plan import plan
+from dicomsort.records import Operation
 from dicomsort.service import Stop, StoppableFiles, Stopped
 from dicomsort.service.seen import Keys
 
@@ -51,6 +53,26 @@ def test_a_new_service_finds_nothing_new_in_what_an_earlier_one_dealt_with(
     again = Watch(inbox, outbox, mode=mode)
     assert (again.round(), again.round()) == ([], [])
     assert read_tree(outbox) == tree | {".dicomsort/lock": (outbox / ".dicomsort" / "lock").read_bytes()}
+
+
+def test_what_stands_before_the_first_news_keeps_its_place_in_a_run_that_is_planned_once(
+    tmp_path: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = tmp_path / "inbox"
+    known = [make_dicom(inbox / f"{number}.dcm", study=number) for number in range(1, 4)]
+    Watch(inbox, outbox, mode="copy").round()
+    before = len(rows(outbox))
+    make_dicom(inbox / "waits.dcm", study=5)
+    for path in known:
+        age(path, 3600)
+    age(make_dicom(inbox / "3a.dcm", study=4), 3600)
+    planned: list[Operation] = []
+    monkeypatch.setattr(
+        "dicomsort.sorting.sort.plan", lambda *given: (planned.append(each) or each for each in plan(*given))
+    )
+    assert told(Watch(inbox, outbox, mode="copy", settle=60.0).round()) == [{"duplicate": 3, "sorted": 1}]
+    assert [operation.number for operation in planned] == [0, 1, 2, 3, 4]
+    assert [row["source"] for row in rows(outbox)[before:]] == ["1.dcm", "2.dcm", "3.dcm", "3a.dcm"]
 
 
 def test_what_is_left_in_the_inbox_gets_its_row_once(inbox: Path, outbox: Path) -> None:

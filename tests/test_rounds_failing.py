@@ -12,12 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 from building import make_dicom, read_tree
-from command import by_source, placed
+from command import by_source, placed, quiet
 from test_faults import Broken
 from watching import Timer, Watch, told
 
 from dicomsort.errors import DicomsortError, OutboxLocked
-from dicomsort.files import Files
 from dicomsort.sorting import held
 
 LONG_AGO = 1000.0
@@ -173,7 +172,7 @@ def test_an_unexpected_error_fails_a_round_and_its_words_are_not_repeated(
 
 def test_an_outbox_held_by_somebody_else_is_waited_for(inbox: Path, outbox: Path, tmp_path: Path) -> None:
     watch = Watch(inbox, outbox)
-    holding = held(Files(), str(outbox), create=False)
+    holding = held(quiet(outbox), create=False)
     timer = Timer(lambda: None, lambda: holding.__exit__(None, None, None))
     metrics = tmp_path / "watch.prom"
     service, shown, complaints = watch.service(timer, metrics=metrics)
@@ -187,5 +186,5 @@ def test_an_outbox_held_by_somebody_else_is_waited_for(inbox: Path, outbox: Path
 
 def test_locked_is_told_apart(inbox: Path, outbox: Path) -> None:
     watch = Watch(inbox, outbox)
-    with held(Files(), str(outbox), create=False), pytest.raises(OutboxLocked):
+    with held(quiet(outbox), create=False), pytest.raises(OutboxLocked):
         watch.round()

@@ -20,7 +20,7 @@ from dicomsort.adapters.serial import SerialEngine
 from dicomsort.files import Files
 from dicomsort.records import Found
 from dicomsort.report import Summary
-from dicomsort.sorting import check, sort_inbox
+from dicomsort.sorting import RunContext, check, sort_inbox
 from dicomsort.sorting.arrivals import Clock
 
 HOUR, YEAR = 3600 * SECOND, 365 * 86_400 * SECOND
@@ -62,7 +62,7 @@ def sort_by(fake: Fake, inbox: Path, outbox: Path | None, **options: object) -> 
     """``dicomsort sort --move --settle 60`` by a fake clock."""
     flags = {"mode": "move", "settle": 60.0, "evidence": "header", "engine": "serial", **options}
     request = check(str(inbox), outbox and str(outbox), load(flags, {}, None), fake.clock())
-    return sort_inbox(request, SerialEngine(), fake, Files(), lambda _: None)
+    return sort_inbox(request, RunContext(request.outbox or "", Files(), fake), SerialEngine(), lambda _: None)
 
 
 def dated(path: Path, seconds: float) -> Path:

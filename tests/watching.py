@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from command import quiet
+
 from dicomsort.adapters.serial import SerialEngine
 from dicomsort.config import load_watch
 from dicomsort.files import Files
@@ -22,12 +24,6 @@ from dicomsort.sorting import check, held
 
 SECOND = 10**9
 HEADERS = ("--evidence", "header", "--engine", "serial")
-
-
-class Nobody:
-    def stage(self, name: str, total: int | None) -> None: ...
-
-    def advance(self, steps: int = 1) -> None: ...
 
 
 class Timer(Stop):
@@ -58,10 +54,10 @@ class Watch:
         self.opened = 0  # engines
         self.rows: list[Row] = []
         request = check(str(inbox), str(outbox), load_watch(flags, {}, None).sort)
-        with held(Files(), str(outbox), create=True):
+        with held(quiet(outbox), create=True):
             pass
         times = (int(settle * SECOND), 30 * SECOND)
-        self.rounds = Rounds(request, *times, self._engine, files or Files(), Nobody(), clock=lambda: self.now)
+        self.rounds = Rounds(request, quiet(outbox, files), *times, self._engine, clock=lambda: self.now)
 
     def _engine(self) -> SerialEngine:
         self.opened += 1

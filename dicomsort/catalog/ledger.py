@@ -82,18 +82,15 @@ class Ledger:
         """Give out a name once; False where it is taken."""
         return self._base.execute("INSERT OR IGNORE INTO names VALUES (?)", (os.fsencode(name),)).rowcount == 1
 
-    def begin_again(self) -> None:
-        """Forget what one planning gave out and put off, so that the same files can be planned once more."""
-        for table in ("given", "names", "deferred"):
-            self._base.execute(f"DELETE FROM {table}")
+    def defer(self, operation: Operation, queue: str = "") -> None:
+        """Put an operation off; whoever asks for a queue of its own gets no others."""
+        cells = (queue, dump(pack(operation)))
+        self._base.execute("INSERT INTO deferred (queue, operation) VALUES (?, ?)", cells)
 
-    def defer(self, operation: Operation) -> None:
-        """Put an operation off."""
-        self._base.execute("INSERT INTO deferred (operation) VALUES (?)", (dump(pack(operation)),))
-
-    def deferred(self) -> Iterator[Operation]:
+    def deferred(self, queue: str = "") -> Iterator[Operation]:
         """Yield what was put off, in its order."""
-        for (cell,) in self._base.execute("SELECT operation FROM deferred ORDER BY number"):
+        query = "SELECT operation FROM deferred WHERE queue = ? ORDER BY number"
+        for (cell,) in self._base.execute(query, (queue,)):
             yield unpack(parse(cell))
 
     def _one(self, query: str, *values: object) -> Any:

@@ -29,7 +29,7 @@ CREATE INDEX placements_reviewed ON placements (sha256) WHERE reason IN ('review
 CREATE TABLE repeated (sop TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE given (number INTEGER PRIMARY KEY, sop TEXT, sha256 TEXT, destination BLOB);
 CREATE INDEX given_by_instance ON given (sop, sha256);
-CREATE TABLE deferred (number INTEGER PRIMARY KEY, operation BLOB);
+CREATE TABLE deferred (number INTEGER PRIMARY KEY, queue TEXT, operation BLOB);
 """
 COMPLETE: Final = (
     "CREATE INDEX by_instance ON files (sop) WHERE sop <> ''",

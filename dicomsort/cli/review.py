@@ -17,9 +17,8 @@ from dicomsort.progress import Silent
 
 if TYPE_CHECKING:
     from dicomsort.bundle import Bundle
-    from dicomsort.files import Files
     from dicomsort.pages.review import Session
-    from dicomsort.sorting import Corrections
+    from dicomsort.sorting import Corrections, RunContext
 
 
 @with_options(REVIEW)
@@ -33,16 +32,16 @@ def review(outbox: Outbox, **flags: Any) -> None:
     """
     from dicomsort.files import Files
     from dicomsort.pages.review import checked_address, serve
-    from dicomsort.sorting.outbox import absolute
+    from dicomsort.sorting import RunContext
 
     settings = ReviewSettings(**flags)
-    address, bundle, files = checked_address(settings.host), bundle_of(settings.model), Files()
-    place = absolute(outbox)
-    kept = _corrections(place, settings.corrections, bundle, files) if settings.learn else None
-    with _session(place, kept, bundle, files, settings.workers) as session:
+    address, bundle = checked_address(settings.host), bundle_of(settings.model)
+    context = RunContext(outbox, Files(), Silent()).located()
+    kept = _corrections(context, settings.corrections, bundle) if settings.learn else None
+    with _session(context, kept, bundle, settings.workers) as session:
         session.who, session.identifiers = _name(settings.reviewer), settings.show_identifiers
         try:
-            serve(session, address, settings.port, os.path.basename(place), lambda at: _tell(at, session))
+            serve(session, address, settings.port, os.path.basename(context.outbox), lambda at: _tell(at, session))
         except KeyboardInterrupt as stop:
             stop.add_note("what was decided is kept, and the same command shows what still waits")
             raise
@@ -50,25 +49,26 @@ def review(outbox: Outbox, **flags: Any) -> None:
 
 
 @contextmanager
-def _session(outbox: str, kept: Corrections | None, bundle: Bundle, files: Files, workers: int) -> Iterator[Session]:
+def _session(context: RunContext, kept: Corrections | None, bundle: Bundle, workers: int) -> Iterator[Session]:
     from dicomsort.pages.review import Gallery, Session
     from dicomsort.sorting import Desk
 
     with open_workers(workers) as engine:
-        desk = Desk(outbox, kept, engine, files, Silent())
+        desk = Desk(context, kept, engine)
         for note in desk.open():
             print(f"dicomsort: {note}", file=sys.stderr)
-        session = Session(desk, bundle, Gallery(engine, outbox))
+        session = Session(desk, bundle, Gallery(engine, desk.outbox))
         session.refresh()
         yield session
 
 
-def _corrections(outbox: str, folder: str | None, bundle: Bundle, files: Files) -> Corrections:
+def _corrections(context: RunContext, folder: str | None, bundle: Bundle) -> Corrections:
     from dicomsort.errors import UsageError
     from dicomsort.outputs import Gate
     from dicomsort.sorting import Corrections
     from dicomsort.sorting.outbox import inboxes
 
+    outbox = context.outbox
     chosen = os.path.realpath(folder or f"{outbox}/{CORRECTIONS}")
     refused = {outbox: "outside the OUTBOX", **dict.fromkeys(inboxes(outbox), "outside the inboxes of its runs")}
     own = f"{outbox}/{CORRECTIONS}"
@@ -77,7 +77,7 @@ def _corrections(outbox: str, folder: str | None, bundle: Bundle, files: Files) 
             raise UsageError(f"--corrections: expected a folder {expected}, received {folder!r}")
     if os.path.commonpath([own, chosen]) != own:
         Gate({}).check_folder("--corrections", Path(chosen))
-    return Corrections(chosen, bundle.model_sha256, files)
+    return Corrections(chosen, bundle.model_sha256, context.files)
 
 
 def _name(given: str | None) -> str:

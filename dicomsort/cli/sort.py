@@ -53,7 +53,7 @@ def sort(
 def _sort(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes) -> int:
     from dicomsort.files import Files
     from dicomsort.report import Summary
-    from dicomsort.sorting import sort_inbox
+    from dicomsort.sorting import RunContext, sort_inbox
 
     request = _checked(inbox, outbox, settings, routes)
     labels = () if isinstance(request, Exception) else request.bundle.labels
@@ -65,7 +65,8 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes
         log.info("sort begins", extra={"facts": {"mode": settings.mode, "dry_run": settings.dry_run}})
         show = _nothing if settings.json or settings.quiet else _show
         with engine_for(settings) as engine, watching(quiet=settings.quiet or settings.json) as progress:
-            summary = sort_inbox(request, engine, progress, files, show, counted.count)
+            context = RunContext(request.outbox or "", files, progress, counted.count)
+            summary = sort_inbox(request, context, engine, show)
         end.exit_code, end.cause, end.facts = _code(summary, settings), _cause(summary, outbox or ""), summary.as_json()
         if settings.metrics is not None and not settings.dry_run:
             _measure(request, settings.metrics, files, counted, summary, log)

@@ -12,11 +12,12 @@ from dicomsort.cli.console import NEEDS_PERSON, optional, resumable, show_summar
 from dicomsort.cli.options import option, with_options
 from dicomsort.config.settings import REPORT, RUNS, RunsSettings
 from dicomsort.errors import UsageError
-from dicomsort.progress import Progress, watching
+from dicomsort.progress import Silent, watching
 
 if TYPE_CHECKING:
     from dicomsort.records import Operation, Result
     from dicomsort.report import Summary
+    from dicomsort.sorting import RunContext
 
 Outbox = Annotated[str, typer.Argument(metavar="OUTBOX", help="An outbox that `dicomsort sort` has written to.")]
 Run = Annotated[str | None, typer.Argument(metavar="RUN", help="A run's id, as `dicomsort runs` lists them.")]
@@ -31,9 +32,8 @@ def resume(outbox: Outbox, run: Run = None, *, as_json: Json = False, quiet: Qui
     The newest unfinished one by default. Example: dicomsort resume outbox/
     """
     from dicomsort import sorting
-    from dicomsort.files import Files
 
-    _finish(lambda progress: sorting.resume(outbox, run, progress, Files()), outbox, as_json=as_json, quiet=quiet)
+    _finish(lambda context: sorting.resume(context, run), outbox, as_json=as_json, quiet=quiet)
 
 
 def undo(
@@ -54,15 +54,14 @@ def undo(
     Example: dicomsort undo --dry-run outbox/
     """
     from dicomsort import sorting
-    from dicomsort.files import Files
 
     if dry_run and with_decisions:
         raise UsageError("--dry-run: expected no --with-decisions beside it, received both")
     if dry_run:
         optional(is_optional=False)
         show = _nothing if as_json or quiet else _show
-        _finish(lambda _: sorting.rehearse_undo(outbox, run, show), outbox, as_json=as_json, quiet=quiet)
-    take_back = lambda progress: sorting.undo(outbox, run, progress, Files(), with_decisions=with_decisions)
+        _finish(lambda context: sorting.rehearse_undo(context, run, show), outbox, as_json=as_json, quiet=quiet)
+    take_back = lambda context: sorting.undo(context, run, with_decisions=with_decisions)
     _finish(take_back, outbox, as_json=as_json, quiet=quiet)
 
 
@@ -79,9 +78,12 @@ def _nothing(_operation: Operation, _refused: Result | None) -> None:
     return
 
 
-def _finish(act: Callable[[Progress], Summary], outbox: str, *, as_json: bool, quiet: bool) -> None:
+def _finish(act: Callable[[RunContext], Summary], outbox: str, *, as_json: bool, quiet: bool) -> None:
+    from dicomsort.files import Files
+    from dicomsort.sorting import RunContext
+
     with resumable(outbox), watching(quiet=quiet or as_json) as progress:
-        summary = act(progress)
+        summary = act(RunContext(outbox, Files(), progress))
     show_summary(summary, as_json=as_json, quiet=quiet, outbox=outbox)
     raise typer.Exit(NEEDS_PERSON if summary.needs_person else 0)
 
@@ -124,10 +126,10 @@ def runs(outbox: Outbox, **flags: Any) -> None:
 
 def _prune(outbox: str, settings: RunsSettings) -> None:
     from dicomsort.files import Files
-    from dicomsort.sorting import prune
+    from dicomsort.sorting import RunContext, prune
 
     optional()
-    pruned = prune(outbox, Files(), settings.prune, settings.keep)
+    pruned = prune(RunContext(outbox, Files(), Silent()), settings.prune, settings.keep)
     if settings.json:
         typer.echo(json.dumps(vars(pruned), indent=1))
         return
@@ -157,11 +159,14 @@ def verify(outbox: Outbox, *, repair: Repair = False, as_json: Json = False, qui
 
     Example: dicomsort verify outbox/
     """
+    from dicomsort.files import Files
+    from dicomsort.sorting import RunContext
     from dicomsort.sorting import verify as check
 
-    told = _repaired(outbox) if repair else {}
     with watching(quiet=quiet or as_json) as progress:
-        result = told | check(outbox, progress)
+        context = RunContext(outbox, Files(), progress)
+        told = _repaired(context) if repair else {}
+        result = told | check(context)
     if as_json:
         typer.echo(json.dumps(result))
     elif not quiet:
@@ -171,11 +176,10 @@ def verify(outbox: Outbox, *, repair: Repair = False, as_json: Json = False, qui
     raise typer.Exit(NEEDS_PERSON if needs_person else 0)
 
 
-def _repaired(outbox: str) -> dict[str, Any]:
-    from dicomsort.files import Files
+def _repaired(context: RunContext) -> dict[str, Any]:
     from dicomsort.sorting import repair
 
-    repaired = repair(outbox, Files())
+    repaired = repair(context)
     damages = repaired.damages
     return {
         "repaired": {

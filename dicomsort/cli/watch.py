@@ -64,14 +64,14 @@ def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request | Dico
     from dicomsort.adapters.sending import check as check_destination
     from dicomsort.files import Files
     from dicomsort.service import check_routes
-    from dicomsort.sorting import check, held
+    from dicomsort.sorting import RunContext, check, held
 
     sort = settings.sort
     try:
         require_room(sort.engine)
         request = check(inbox, outbox, sort)
         check_routes(settings.routes, request.bundle.labels, check_destination)
-        with engine_for(sort), held(Files(), request.outbox or "", create=True):
+        with engine_for(sort), held(RunContext(request.outbox or "", Files(), Silent()), create=True):
             return request
     except (DicomsortError, OSError) as error:
         return error
@@ -79,15 +79,17 @@ def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request | Dico
 
 def _service(request: Request, settings: WatchSettings, stop: Stop) -> Service:
     from dicomsort.service import Rounds, Service, StoppableFiles, StoppableProgress, steady_clock
+    from dicomsort.sorting import RunContext
 
     sort, clock = settings.sort, steady_clock()
     settle = sort.settle or 0.0
     lines = Stages(Reporter("dicomsort: "))  # not entered, it shows no bars: a service has no terminal
     watcher: Progress = Silent() if sort.quiet or sort.json else lines
     files, progress = StoppableFiles(stop.check), StoppableProgress(watcher, stop.check)
+    context = RunContext(request.outbox or "", files, progress)
     again = settings.every / 2  # rounds are never quite as far apart as asked for
     times = (int(settle * 1e9), int(again * 1e9))
-    rounds = Rounds(request, *times, partial(engine_for, sort), files, progress, clock)
+    rounds = Rounds(request, context, *times, partial(engine_for, sort), clock)
     show = partial(_show, as_json=sort.json, quiet=sort.quiet)
     courier = _courier(request, settings, stop) if settings.routes else None
     return Service(rounds, stop, settings.every, settle, clock, show, _complain, courier, sort.metrics)

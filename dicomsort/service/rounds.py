@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 
 from dicomsort.engine import Engine
 from dicomsort.errors import DicomsortError
-from dicomsort.files import Files
 from dicomsort.records import Row
 from dicomsort.report import Summary
 from dicomsort.service.seen import Scan, Seen
-from dicomsort.sorting import Progress, Request, look_at_runs, newest_run, resume, sort_news, walk_inbox
+from dicomsort.sorting import Request, RunContext, look_at_runs, newest_run, resume, sort_news, walk_inbox
 
 
 @dataclass
@@ -32,11 +31,10 @@ class Rounds:
     def __init__(
         self,
         request: Request,
+        context: RunContext,
         settle_ns: int,
         again_ns: int,
         open_engine: Callable[[], AbstractContextManager[Engine]],
-        files: Files,
-        progress: Progress,
         clock: Callable[[], int],
     ) -> None:
         """``clock`` tells nanoseconds since 1970 and never goes back; the engine is opened where there is work.
@@ -44,11 +42,9 @@ class Rounds:
         A study settles ``settle_ns`` after the last of its files' times, and ``again_ns`` after the last was met.
         """
         self._request = replace(request, clock=replace(request.clock, now_ns=clock))
-        self._outbox = request.outbox or ""
+        self._context = context
         self._settle_ns = settle_ns
         self._open_engine = open_engine
-        self._files = files
-        self._progress = progress
         self._clock = clock
         self._seen = Seen(settle_ns, again_ns, clock)
         self._settled: str | None = None  # no run up to this one is unfinished, or it is of another inbox
@@ -59,21 +55,25 @@ class Rounds:
 
         OutboxLocked where somebody else holds the outbox; DicomsortError, OSError and others where the round failed.
         """
+        context = replace(self._context, on_row=on_row)
         self._check_inbox()
-        self._resume(round_, on_row)
-        round_.scan = self._seen.scan(walk_inbox(self._request.inbox, self._outbox, self._clock))
+        self._resume(round_, context)
+        round_.scan = self._scan()
         if not round_.scan.ripe:
             return
         before = self._clock() - self._settle_ns if self._settle_ns else None
         request = replace(self._request, judge=replace(self._request.judge, settled_before_ns=before))
         with self._open_engine() as engine:
-            summary = sort_news(request, engine, self._progress, self._files, self._seen, on_row)
+            summary = sort_news(request, context, engine, self._seen)
         self._seen.end_round()
         if summary is not None:
             self._settled = summary.run_id
             round_.summaries.append(summary)
             round_.runs.append(summary.run_id)
-        round_.scan = self._seen.scan(walk_inbox(self._request.inbox, self._outbox, self._clock))
+        round_.scan = self._scan()
+
+    def _scan(self) -> Scan:
+        return self._seen.scan(walk_inbox(self._request.inbox, self._context.outbox, self._clock))
 
     def _check_inbox(self) -> None:
         """An inbox that is not mounted is missing, or an empty folder that is not the one of before."""
@@ -90,17 +90,15 @@ class Rounds:
                 )
         self._inbox = now
 
-    def _resume(self, round_: Round, on_row: Callable[[Row], None]) -> None:
+    def _resume(self, round_: Round, context: RunContext) -> None:
         """Go on with runs that were cut short, wherever runs came that this service did not make."""
-        newest = newest_run(self._outbox, self._settled or "")
-        if newest == self._settled:
+        since = self._settled or ""
+        if newest_run(context.outbox, since) == self._settled:
             return
-        place = (self._files, self._outbox, self._request.inbox, self._settled or "")
-        standing = look_at_runs(*place)
+        standing = look_at_runs(context, self._request.inbox, since)
         while standing.cut_short:
-            summary = resume(self._outbox, standing.cut_short, self._progress, self._files, on_row)
-            round_.summaries.append(summary)
-            standing = look_at_runs(*place)
+            round_.summaries.append(resume(context, standing.cut_short))
+            standing = look_at_runs(context, self._request.inbox, since)
         if self._settled is not None and standing.is_ours:
             self._seen.forget()
         round_.runs += standing.sorted

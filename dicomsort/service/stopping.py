@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from dicomsort.files import Files
+from dicomsort.progress import Progress
 from dicomsort.signals import hear, restore
-from dicomsort.sorting import Progress
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -11,7 +11,7 @@ from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.deciding import Desk
 from dicomsort.sorting.history import list_runs, repair, verify
 from dicomsort.sorting.news import look_at_runs, newest_run, sort_news
-from dicomsort.sorting.outbox import held
+from dicomsort.sorting.outbox import RunContext, held
 from dicomsort.sorting.pruning import Pruned, prune
 from dicomsort.sorting.running import rehearse_undo, resume, undo
 from dicomsort.sorting.sort import Request, check, sort_inbox
@@ -23,6 +23,7 @@ __all__ = [
     "Progress",
     "Pruned",
     "Request",
+    "RunContext",
     "Survey",
     "check",
     "held",

@@ -14,10 +14,9 @@ from typing import TypeVar
 from dicomsort.classify import folder_of, has_uids
 from dicomsort.engine import Engine, submit_batch
 from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError, WorkerLost
-from dicomsort.files import Files, is_straight, look_up
+from dicomsort.files import is_straight, look_up
 from dicomsort.journal import is_run
 from dicomsort.plan import Decided, Layout, decide, parse_layout
-from dicomsort.progress import Progress
 from dicomsort.records import REVIEW, Examined, Found, Header, Kind
 from dicomsort.report import Summary, write_summary
 from dicomsort.report.held import Holdings, Item
@@ -28,7 +27,7 @@ from dicomsort.sorting.examining import hashed_here
 from dicomsort.sorting.outbox import (
     REVIEW_VERB,
     Run,
-    absolute,
+    RunContext,
     all_runs,
     damages,
     held,
@@ -59,14 +58,13 @@ class Decision:
 class Desk:
     """Where decisions about one outbox are made; safe to use from several threads, beside other processes."""
 
-    def __init__(
-        self, outbox: str, corrections: Corrections | None, engine: Engine, files: Files, progress: Progress
-    ) -> None:
+    def __init__(self, context: RunContext, corrections: Corrections | None, engine: Engine) -> None:
         """UsageError where this is no outbox; nothing is read yet."""
-        self.outbox = absolute(outbox)
+        self._context = context.located()
+        self.outbox = self._context.outbox
         self.holdings = Holdings(self.outbox)
         self.corrections = corrections
-        self._engine, self._files, self._progress = engine, files, progress
+        self._engine = engine
         self._turn = threading.RLock()
         self._newest = ""  # of the runs that were looked at
         self._open: dict[str, Run] = {}  # of these, those that have not come to their end
@@ -112,7 +110,7 @@ class Desk:
                 self._catch_up()
             if not self._is_review(run):
                 raise UsageError(f"expected the run of a decision, received {run!r}")
-            summary = self._patiently(lambda: undo(self.outbox, run, self._progress, self._files))
+            summary = self._patiently(lambda: undo(self._context, run))
             self.holdings.refresh()
         if summary.needs_person:
             left = summary.found - summary.actions["undone"]
@@ -125,12 +123,12 @@ class Desk:
         """Under the lock: carry out decisions, and undos of such, that were cut short; then read on. What was done."""
         names = [*sorted(self._open), *all_runs(self.outbox, self._newest)]
         runs = {name: load_run(self.outbox, name) for name in names}
-        complete_reports(self._files, self.outbox, runs.values())
+        complete_reports(self._context, runs.values())
         notes, pending = [], unfinished(runs)
         self._newest, self._open = max(names, default=self._newest), dict(pending)
         for run, found in pending.items():
             if found.verb == REVIEW_VERB or self._is_review(found.undoes):
-                finish(self._files, self.outbox, run, self._progress)
+                finish(self._context, run)
                 del self._open[run]
                 notes.append(f"run {run}, a decision or its undo, was cut short, and is carried out now")
         self.holdings.refresh()
@@ -159,16 +157,15 @@ class Desk:
             for h, e in ready
         ]  # fmt: skip
         of = sorted({run for h, _ in ready for run in self.holdings.runs_about(h)})
-        run = new_run(self._files, self.outbox)
+        run = new_run(self._context)
         head: dict[str, object] = {
             "verb": REVIEW_VERB, "inbox": self.outbox, "outbox": self.outbox, "mode": "move", "class": class_,
             "reviewer": who, "started": now(), "of": of,
             "corrections": self.corrections.named(self.outbox) if self.corrections else "",
         }  # fmt: skip
         operations = decide(decided, self._folders, _Names(self.outbox))
-        sealed = seal_plan(self._files, self.outbox, run, head, operations)
-        summary = carry_out(self._files, self.outbox, run, sealed, self._progress)
-        write_summary(self._files, self.outbox, summary)
+        summary = carry_out(self._context, run, seal_plan(self._context, run, head, operations))
+        write_summary(self._context.files, self.outbox, summary)
         self.holdings.refresh()
         moved = summary.actions["moved"] + summary.actions["removed"]
         if moved < len(ready):
@@ -205,7 +202,7 @@ class Desk:
     @contextmanager
     def _holding(self) -> Iterator[None]:
         with ExitStack() as stack:
-            self._patiently(lambda: stack.enter_context(held(self._files, self.outbox, create=False)))
+            self._patiently(lambda: stack.enter_context(held(self._context, create=False)))
             yield
 
     def _patiently(self, act: Callable[[], T]) -> T:

@@ -5,14 +5,23 @@ from __future__ import annotations
 import stat
 from typing import Any
 
-from dicomsort.files import Files, look_up, sha256_of
+from dicomsort.files import look_up, sha256_of
 from dicomsort.journal import replay, runs_folder
-from dicomsort.progress import Progress
 from dicomsort.records import Placement
 from dicomsort.report import NEEDS_PERSON, Damages, history, printable
 from dicomsort.report.repair import Repaired
 from dicomsort.report.repair import repair as mend
-from dicomsort.sorting.outbox import Run, RunState, absolute, held, load_runs, undoings, unfinished, wholly_undone
+from dicomsort.sorting.outbox import (
+    Run,
+    RunContext,
+    RunState,
+    absolute,
+    held,
+    load_runs,
+    undoings,
+    unfinished,
+    wholly_undone,
+)
 from dicomsort.sorting.running import complete_reports
 
 
@@ -47,13 +56,13 @@ def _described(run: Run) -> dict[str, Any]:
     return told | {"found": summary.found, "sorted": summary.statuses["sorted"], "held": held}
 
 
-def verify(outbox: str, progress: Progress) -> dict[str, Any]:
+def verify(context: RunContext) -> dict[str, Any]:
     """Hash every file that the manifest says is placed, and read the state of every run.
 
     How many files are ``whole``; which are ``missing``, ``different`` or ``unreadable`` (paths); which lines of the
     manifest are ``damaged``, and which ``runs`` (sentences).
     """
-    outbox = absolute(outbox)
+    outbox, progress = absolute(context.outbox), context.progress
     placed, damages = dict[str, Placement](), Damages()
     for is_there, placement in history(outbox, damages.add):
         if is_there:
@@ -90,13 +99,14 @@ def _compare(path: str, sha256: str) -> str:
         return "unreadable"
 
 
-def repair(outbox: str, files: Files) -> Repaired:
+def repair(context: RunContext) -> Repaired:
     """Make a damaged manifest whole, from what of it can be read and from what the runs have; under the lock."""
-    outbox = absolute(outbox)
-    with held(files, outbox, create=False):
+    context = context.located()
+    outbox = context.outbox
+    with held(context, create=False):
         runs = load_runs(outbox)
-        complete_reports(files, outbox, runs.values())
-        repaired = mend(files, outbox, [run.name for run in runs.values() if _is_reported(outbox, run)])
+        complete_reports(context, runs.values())
+        repaired = mend(context.files, outbox, [run.name for run in runs.values() if _is_reported(outbox, run)])
         repaired.skipped += [run.damage for run in runs.values() if run.damage]
         return repaired
 

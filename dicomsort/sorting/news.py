@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
-from dicomsort.catalog import Catalog
+from dicomsort.catalog import Catalog, Ledger
 from dicomsort.engine import Engine
 from dicomsort.errors import DicomsortError
-from dicomsort.files import Files
 from dicomsort.journal import STATE
-from dicomsort.progress import Progress, Timed
+from dicomsort.progress import Timed
 from dicomsort.records import Action, Operation, Row, Status, Verb
 from dicomsort.report import MANIFEST, Summary, cell, read_rows, write_summary
 from dicomsort.sorting.arrivals import Arrivals
-from dicomsort.sorting.outbox import all_runs, held, load_runs, new_run, unfinished
+from dicomsort.sorting.outbox import RunContext, all_runs, held, load_runs, new_run, unfinished
 from dicomsort.sorting.running import complete_reports
 from dicomsort.sorting.sort import Job, Request
+
+_UNDECIDED = "undecided"  # the queue of operations of which none is news so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,11 @@ def newest_run(outbox: str, since: str) -> str:
     return max(all_runs(outbox, since), default=since)
 
 
-def look_at_runs(files: Files, outbox: str, inbox: str, since: str) -> Standing:
+def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
     """Under the lock: how an outbox stands, as far as runs after ``since`` tell; OutboxLocked where it is held."""
-    with held(files, outbox, create=False):
-        runs = load_runs(outbox, since)
-        complete_reports(files, outbox, runs.values())
+    with held(context, create=False):
+        runs = load_runs(context.outbox, since)
+        complete_reports(context, runs.values())
         inboxes = {name: found.plan.head["inbox"] for name, found in runs.items() if found.plan is not None}
         cut_short = unfinished(runs)
         ours = max((name for name in cut_short if inboxes[name] == inbox), default="")
@@ -61,38 +62,28 @@ def look_at_runs(files: Files, outbox: str, inbox: str, since: str) -> Standing:
     )
 
 
-def sort_news(
-    request: Request,
-    engine: Engine,
-    progress: Progress,
-    files: Files,
-    arrivals: Arrivals,
-    on_row: Callable[[Row], None],
-) -> Summary | None:
+def sort_news(request: Request, context: RunContext, engine: Engine, arrivals: Arrivals) -> Summary | None:
     """Sort what no earlier round has dealt with; None where nothing of it is to be placed, or told for the first time.
 
-    ``on_row`` is given each final row of a run. OutboxLocked where another run holds the outbox.
+    OutboxLocked where another run holds the outbox.
     """
-    started = time.monotonic()
-    timed = Timed(progress)
-    job = Job(request, engine, timed, arrivals)
-    job.require_agreement()
-    outbox = request.outbox or ""
 
     def note(row: Row) -> None:
         arrivals.note(row)
-        on_row(row)
+        context.on_row(row)
 
-    with Catalog(arrivals.changed_ns) as catalog, held(files, outbox, create=False):
+    started, timed = time.monotonic(), Timed(context.progress)
+    job = Job(request, replace(context, progress=timed, on_row=note), engine, arrivals)
+    job.require_agreement()
+    with Catalog(arrivals.changed_ns) as catalog, held(context, create=False):
         ledger = job.judge(catalog)
-        with closing(job.operations(catalog, ledger)) as planned:
-            if not _is_news(planned, arrivals, outbox, moves=request.settings.mode == "move"):
-                return None
-        ledger.begin_again()
-        ready = _without_waiting(job.operations(catalog, ledger), arrivals)
-        summary = job.place(new_run(files, outbox), ready, files, outbox, note)
+        planned = _without_waiting(job.operations(catalog, ledger), arrivals)
+        news = _if_news(planned, ledger, arrivals, context.outbox, moves=request.settings.mode == "move")
+        if news is None:
+            return None
+        summary = job.place(new_run(context), news)
         summary.seconds, summary.stages = time.monotonic() - started, timed.seconds()
-        write_summary(files, outbox, summary)
+        write_summary(context.files, context.outbox, summary)
     return summary
 
 
@@ -107,24 +98,27 @@ def _without_waiting(operations: Iterator[Operation], arrivals: Arrivals) -> Ite
             number += 1
 
 
-def _is_news(operations: Iterator[Operation], arrivals: Arrivals, outbox: str, *, moves: bool) -> bool:
-    """Whether anything is placed, or left for a reason that the manifest does not tell yet.
+def _if_news(
+    operations: Iterator[Operation], ledger: Ledger, arrivals: Arrivals, outbox: str, *, moves: bool
+) -> Iterator[Operation] | None:
+    """The operations, where anything is placed, or left for a reason that the manifest does not tell yet; else None.
 
-    Where files move away, one that is there again under its old name is told of again.
+    Until that is known they are spooled. Where files move away, one that is there again under its old name is told of
+    again.
     """
     untold: set[int] = set()
     for operation in operations:
+        ledger.defer(operation, _UNDECIDED)
         row = operation.row
         if operation.verb is not Verb.LEAVE or row is None:
-            return True
+            return chain(ledger.deferred(_UNDECIDED), operations)
         arrivals.note(row)
-        if row.status != Status.SETTLING:
-            untold.add(_key(row))
+        untold.add(_key(row))
     known = set[int]()
     for told in read_rows(f"{outbox}/{MANIFEST}") if untold else ():
         has_left = moves and told.row.action != Action.LEFT
         (known.discard if has_left else known.add)(_key(told.row))
-    return bool(untold - known)
+    return ledger.deferred(_UNDECIDED) if untold - known else None
 
 
 def _key(row: Row) -> int:

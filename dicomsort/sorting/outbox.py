@@ -1,4 +1,4 @@
-"""The outbox as a run holds it: its state folder, its lock, its runs."""
+"""The outbox as a run holds it: its state folder, its lock, its runs; and what a run is given to work with."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import socket
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, StateDamaged, UsageError
 from dicomsort.files import Files, closing, data_size, look_up, missing_folders, opened_file
 from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, Replay, is_run, replay, runs_folder
 from dicomsort.jsonlines import parse
-from dicomsort.records import Action, Operation, Verb
+from dicomsort.progress import Progress
+from dicomsort.records import Action, Operation, Row, Verb
 from dicomsort.report import MANIFEST, SUMMARY, Summary, is_told_of, read_summary
 
 RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 500,000 files need about as many
@@ -45,6 +46,20 @@ corrections/              what persons decided, as images that `dicomsort train 
 
 `dicomsort runs OUTBOX` lists the runs, `dicomsort undo OUTBOX` takes the newest back.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What a command gives to all that it runs; ``on_row`` is given each final row."""
+
+    outbox: str
+    files: Files
+    progress: Progress
+    on_row: Callable[[Row], None] = lambda _: None
+
+    def located(self) -> Self:
+        """The same with the outbox's real path; UsageError where that is no folder that ``sort`` has written to."""
+        return replace(self, outbox=absolute(self.outbox))
 
 
 class RunState(StrEnum):
@@ -166,8 +181,9 @@ def check_state(outbox: str) -> None:
 
 
 @contextmanager
-def held(files: Files, outbox: str, *, create: bool) -> Iterator[None]:
-    """Hold the outbox for the time of the context; OutboxLocked where another run holds it."""
+def held(context: RunContext, *, create: bool) -> Iterator[None]:
+    """Hold the outbox until the block ends; OutboxLocked where another run holds it."""
+    files, outbox = context.files, context.outbox
     check_state(outbox)
     if create:
         _make(files, outbox)
@@ -240,15 +256,15 @@ def _make(files: Files, outbox: str) -> None:
         raise DicomsortError(message) from error
 
 
-def new_run(files: Files, outbox: str) -> str:
+def new_run(context: RunContext) -> str:
     """Make the folder of a new run and return its id, which sorts after those of all earlier runs."""
     run = f"{time.strftime(STAMP, time.gmtime())}-{secrets.token_hex(3)}"
-    newest = max(all_runs(outbox), default="")
+    newest = max(all_runs(context.outbox), default="")
     if run <= newest:  # the clock went backwards, or not on
         stamp, _, token = newest.rstrip("+").partition("-")
         following = f"{int(token, 16) + 1:0{len(token)}x}"
         run = f"{stamp}-{following}" if len(following) == len(token) else _a_second_later(stamp, token) or f"{newest}+"
-    files.make_folder(f"{runs_folder(outbox)}/{run}", 0o700)
+    context.files.make_folder(f"{runs_folder(context.outbox)}/{run}", 0o700)
     return run
 
 
@@ -270,9 +286,9 @@ def _a_second_later(stamp: str, token: str) -> str:
     return f"{later}-{'0' * len(token)}" if is_run(f"{later}-0") else ""
 
 
-def make_reserve(files: Files, outbox: str, size: int) -> None:
+def make_reserve(context: RunContext, size: int) -> None:
     """Keep so many bytes of the disk for an undo, up to a limit; go on without where it has them not, or cannot."""
-    path, size = f"{outbox}/{STATE}/{RESERVE}", min(size, RESERVE_LIMIT)
+    files, path, size = context.files, f"{context.outbox}/{STATE}/{RESERVE}", min(size, RESERVE_LIMIT)
     there = look_up(path)
     if there is not None and (there.st_blocks * 512 >= size or not _is_reserve(path)):
         return
@@ -344,12 +360,12 @@ def require_free(files: Files, room: Room) -> None:
         raise PlacingFailed(f"{'; '.join(lacking)}; nothing was placed: make room, then sort again")
 
 
-def free_reserve(files: Files, outbox: str) -> None:
+def free_reserve(context: RunContext) -> None:
     """Give back what ``make_reserve`` keeps."""
-    path = f"{outbox}/{STATE}/{RESERVE}"
+    path = f"{context.outbox}/{STATE}/{RESERVE}"
     with suppress(OSError):
         if _is_reserve(path):
-            files.unlink(path)
+            context.files.unlink(path)
 
 
 def _is_reserve(path: str) -> bool:

@@ -17,7 +17,7 @@ from dicomsort.files import Files, flush_path, look_up
 from dicomsort.journal import JOURNAL, PLAN, runs_folder
 from dicomsort.report import MANIFEST, SUMMARY
 from dicomsort.report.manifest import NEW
-from dicomsort.sorting.outbox import STAMP, Run, RunState, absolute, held, load_runs
+from dicomsort.sorting.outbox import STAMP, Run, RunContext, RunState, held, load_runs
 
 _ORDER = (PLAN, JOURNAL, MANIFEST, f"{MANIFEST}{NEW}", SUMMARY)
 _DAY = 86400.0
@@ -33,16 +33,16 @@ class Pruned:
     needed: dict[str, str] = field(default_factory=dict)
 
 
-def prune(outbox: str, files: Files, days: float | None = None, count: int | None = None) -> Pruned:
+def prune(context: RunContext, days: float | None = None, count: int | None = None) -> Pruned:
     """Take away the runs that began more than ``days`` days ago and are none of the newest ``count``.
 
     The newest run stays, and so does each one that is unfinished or that an unfinished undo is about. What was sorted,
     and the outbox's manifest, are not touched. OutboxLocked where a run holds the outbox.
     """
-    outbox = absolute(outbox)
-    pruned = Pruned()
-    with held(files, outbox, create=False):
-        runs = [_Run(f"{runs_folder(outbox)}/{run.name}", run) for run in load_runs(outbox).values()]
+    context = context.located()
+    files, folder, pruned = context.files, runs_folder(context.outbox), Pruned()
+    with held(context, create=False):
+        runs = [_Run(f"{folder}/{run.name}", run) for run in load_runs(context.outbox).values()]
         old = {run.name for run in _old(runs, days, count)}
         for run in _undos_last([run for run in runs if run.name in old or run.half_pruned]):
             if why := run.strange or _needed(run, runs, pruned.removed):
@@ -54,7 +54,7 @@ def prune(outbox: str, files: Files, days: float | None = None, count: int | Non
                 pruned.needed[run.name] = f"it cannot be removed: {error.strerror}"
                 continue
             pruned.removed.append(run.name)
-        flush_path(files, runs_folder(outbox))
+        flush_path(files, folder)
     pruned.removed.sort()
     pruned.kept = len(runs) - len(pruned.removed)
     return pruned

@@ -8,15 +8,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any
 
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError
 from dicomsort.execute import Executor, Placer, Roots
-from dicomsort.files import Files, is_network, look_up
+from dicomsort.files import is_network, look_up
 from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, replay, runs_folder
 from dicomsort.plan import reverse
-from dicomsort.progress import Progress
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import (
     PLACED,
@@ -33,6 +32,7 @@ from dicomsort.sorting.outbox import (
     REVIEW_VERB,
     UNDONE_BY,
     Run,
+    RunContext,
     RunState,
     absolute,
     chosen,
@@ -62,27 +62,15 @@ _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _log = logging.getLogger("dicomsort")
 
 
-def carry_out(
-    files: Files,
-    outbox: str,
-    run: str,
-    plan: Plan,
-    progress: Progress,
-    on_row: Callable[[Row], None] | None = None,
-) -> Summary:
-    """Execute the plan as far as it is not done, write the manifest; idempotent. ``on_row`` is given each final row."""
-    with _room_told(lambda: _unwritten(outbox, run, plan), _resumes(outbox, run)):
-        return _carry_out(files, outbox, run, plan, progress, on_row)
+def carry_out(context: RunContext, run: str, plan: Plan) -> Summary:
+    """Execute the plan as far as it is not done, write the manifest; idempotent."""
+    with _room_to_go_on(context.outbox, run, plan):
+        return _carry_out(context, run, plan)
 
 
-def _resumes(outbox: str, run: str) -> str:
-    return f"`dicomsort resume {outbox} {run}` goes on"
-
-
-def _carry_out(
-    files: Files, outbox: str, run: str, plan: Plan, progress: Progress, on_row: Callable[[Row], None] | None
-) -> Summary:
+def _carry_out(context: RunContext, run: str, plan: Plan) -> Summary:
     started = time.monotonic()
+    files, outbox = context.files, context.outbox
     inbox = require_inbox(plan.head, outbox, run, "resume")
     summary = Summary(run, plan.head["verb"], undoes=plan.head.get("undoes", ""))
     journal = Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)
@@ -94,11 +82,10 @@ def _carry_out(
                     row = final_row(operation.row, operation, journal.known.result(operation.number))
                     manifest.add(row)
                     _count(row, summary)
-                    if on_row is not None:
-                        on_row(row)
-            progress.advance(len(batch))
+                    context.on_row(row)
+            context.progress.advance(len(batch))
 
-        progress.stage("placing files", plan.count)
+        context.progress.stage("placing files", plan.count)
         undoes = plan.head["verb"] == "undo"
         Executor(files, Roots(inbox, outbox), journal, run, _threads(outbox), tries_all=undoes).run(plan, report)
         manifest.flush()
@@ -123,6 +110,10 @@ def _room_told(needed: Callable[[], tuple[str, int]], advice: str) -> Iterator[N
         raise PlacingFailed(f"{error}; {room}: make room, then {advice}") from error
 
 
+def _room_to_go_on(outbox: str, run: str, plan: Plan) -> AbstractContextManager[None]:
+    return _room_told(lambda: _unwritten(outbox, run, plan), f"`dicomsort resume {outbox} {run}` goes on")
+
+
 def _unwritten(outbox: str, run: str, plan: Plan) -> tuple[str, int]:
     """Where a run has still to write files, and how many bytes, with what it keeps of itself."""
     known, inbox = replay(f"{runs_folder(outbox)}/{run}", plan.count), inbox_of(plan.head, outbox)
@@ -145,12 +136,11 @@ def _count(row: Row, summary: Summary) -> None:
         _log.warning("needs a person", extra={"facts": facts})
 
 
-def resume(
-    outbox: str, run: str | None, progress: Progress, files: Files, on_row: Callable[[Row], None] | None = None
-) -> Summary:
+def resume(context: RunContext, run: str | None = None) -> Summary:
     """Go on with a run that was cut short; the newest unfinished one by default."""
-    outbox = absolute(outbox)
-    with held(files, outbox, create=False):
+    context = context.located()
+    outbox = context.outbox
+    with held(context, create=False):
         runs = load_runs(outbox)
         newest = max(runs, default=None)
         begun = max(unfinished(runs), default=newest)
@@ -163,105 +153,102 @@ def resume(
         if ended := found.summary:
             ended.notes.append(f"run {found.name} had ended before; there was nothing to resume")
             return ended
-        complete_reports(files, outbox, (each for name, each in runs.items() if name != found.name))
-        return finish(files, outbox, found.name, progress, on_row)
+        complete_reports(context, (each for name, each in runs.items() if name != found.name))
+        return finish(context, found.name)
 
 
-def finish(
-    files: Files, outbox: str, run: str, progress: Progress, on_row: Callable[[Row], None] | None = None
-) -> Summary:
+def finish(context: RunContext, run: str) -> Summary:
     """Carry out a sealed plan to its end, in an outbox that is held already."""
-    plan = Plan.open(f"{runs_folder(outbox)}/{run}")
+    plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
     if "undoes" in plan.head:
-        free_reserve(files, outbox)
-    return _end(files, outbox, run, plan, progress, on_row)
+        free_reserve(context)
+    return _end(context, run, plan)
 
 
-def _end(
-    files: Files, outbox: str, run: str, plan: Plan, progress: Progress, on_row: Callable[[Row], None] | None
-) -> Summary:
-    with _room_told(lambda: _unwritten(outbox, run, plan), _resumes(outbox, run)):
-        summary = _carry_out(files, outbox, run, plan, progress, on_row)
-        write_summary(files, outbox, summary)
-    _unlearn(files, outbox, plan, summary)
+def _end(context: RunContext, run: str, plan: Plan) -> Summary:
+    with _room_to_go_on(context.outbox, run, plan):
+        summary = _carry_out(context, run, plan)
+        write_summary(context.files, context.outbox, summary)
+    _unlearn(context, plan, summary)
     return summary
 
 
-def _unlearn(files: Files, outbox: str, plan: Plan, summary: Summary) -> None:
+def _unlearn(context: RunContext, plan: Plan, summary: Summary) -> None:
     """Take back what a decision gave models to learn from, where an undo took back all of it."""
-    undone = load_run(outbox, plan.head["undoes"]).plan if plan.head["verb"] == "undo" else None
-    if undone and not summary.needs_person and (folder := corrections_of(undone.head, outbox)):
+    undone = load_run(context.outbox, plan.head["undoes"]).plan if plan.head["verb"] == "undo" else None
+    if undone and not summary.needs_person and (folder := corrections_of(undone.head, context.outbox)):
         try:
-            retract(files, folder, plan.head["undoes"])
+            retract(context.files, folder, plan.head["undoes"])
         except (OSError, UsageError) as error:
             summary.notes.append(f"models learn from it still: its images could not be taken out ({error})")
 
 
-def complete_reports(files: Files, outbox: str, runs: Iterable[Run]) -> None:
+def complete_reports(context: RunContext, runs: Iterable[Run]) -> None:
     """Finish what a crash left of appending rows of these runs to the manifest, before another run appends to it."""
     for run in runs:
         if run.plan is None or run.state is not RunState.UNFINISHED:
             continue
-        folder = f"{runs_folder(outbox)}/{run.name}"
+        folder = f"{runs_folder(context.outbox)}/{run.name}"
         marks = replay(folder, run.plan.count).marks
         if "manifest" in marks and "reported" not in marks:
-            with suppress(StateDamaged), closing(Journal(files, folder, run.plan.count)) as journal:
-                append_manifest(files, outbox, run.name, journal)  # its own resume makes its rows anew
+            with suppress(StateDamaged), closing(Journal(context.files, folder, run.plan.count)) as journal:
+                append_manifest(context.files, context.outbox, run.name, journal)  # its own resume makes its rows anew
 
 
-def undo(outbox: str, run: str | None, progress: Progress, files: Files, *, with_decisions: bool = False) -> Summary:
+def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = False) -> Summary:
     """Take a run back, the newest that is not undone by default, as a run of its own.
 
     ``with_decisions``: those that persons made about what it held are taken back first, the newest first; else a run
     with such decisions is refused by UsageError, for what it placed lies elsewhere.
     """
-    outbox = absolute(outbox)
+    context = context.located()
+    outbox = context.outbox
     if with_decisions:
-        _undo_decisions(outbox, run, progress, files)
-    with held(files, outbox, create=False):
+        _undo_decisions(context, run)
+    with held(context, create=False):
         runs = load_runs(outbox)
         if (name := _to_undo(outbox, runs, run)) is None:
             return _nothing_to_undo(runs, run)
         plan = _undoable(outbox, runs, name)
-        free_reserve(files, outbox)
+        free_reserve(context)
         room = room_for_undo(os.stat(plan.path).st_size)
         with _room_told(lambda: (outbox, room), f"`dicomsort undo {outbox} {name}` again"):
-            complete_reports(files, outbox, runs.values())
+            complete_reports(context, runs.values())
             around = AroundUndo(outbox, runs, name, inbox_of(plan.head, outbox))
-            mine, sealed = _seal_undo(files, outbox, name, plan, around)
-        return _end(files, outbox, mine, sealed, progress, None)
+            mine, sealed = _seal_undo(context, name, plan, around)
+        return _end(context, mine, sealed)
 
 
-def _seal_undo(files: Files, outbox: str, run: str, plan: Plan, around: AroundUndo) -> tuple[str, Plan]:
+def _seal_undo(context: RunContext, run: str, plan: Plan, around: AroundUndo) -> tuple[str, Plan]:
     """Find out how a run stands, and seal the plan that undoes it: the undo's own run, and that plan."""
-    roots = around.roots
-    with closing(Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)) as journal:
-        notes = Executor(files, roots, journal, run, LOCAL_THREADS).settle(plan)
+    roots, folder = around.roots, f"{runs_folder(context.outbox)}/{run}"
+    with closing(Journal(context.files, folder, plan.count)) as journal:
+        notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).settle(plan)
         known = journal.known
-    mine = new_run(files, outbox)
+    mine = new_run(context)
     head = {
-        "verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": outbox, "started": now(), "notes": notes,
+        "verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": context.outbox, "started": now(), "notes": notes,
         "mount": plan.head.get("mount", "/"),
     }  # fmt: skip
-    sealed = seal_plan(files, outbox, mine, head, reverse(lambda: _done(plan, known), known.folders, around))
-    with suppress(OSError), closing(Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)) as journal:
+    sealed = seal_plan(context, mine, head, reverse(lambda: _done(plan, known), known.folders, around))
+    with suppress(OSError), closing(Journal(context.files, folder, plan.count)) as journal:
         journal.mark(UNDONE_BY, mine)  # for when the undo's own plan cannot be read
     return mine, sealed
 
 
-def rehearse_undo(outbox: str, run: str | None, show: Callable[[Operation, Result | None], None]) -> Summary:
+def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operation, Result | None], None]) -> Summary:
     """What an undo would do now; nothing is changed on disk.
 
     ``show`` is given each operation, with how it would end where that is known before.
     """
-    outbox = absolute(outbox)
+    outbox = absolute(context.outbox)
     runs = load_runs(outbox)
     if (name := _to_undo(outbox, runs, run)) is None:
         return _nothing_to_undo(runs, run, dry_run=True)
     plan = _undoable(outbox, runs, name)
     around = AroundUndo(outbox, runs, name, inbox_of(plan.head, outbox))
     known = replay(f"{runs_folder(outbox)}/{name}", plan.count)
-    placer, summary = Placer(Files(), around.roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True)
+    placer, summary = Placer(context.files, around.roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True)
     summary.undoes = name
     with closing(placer):
         for operation in reverse(lambda: _done(plan, known), known.folders, around):
@@ -276,20 +263,20 @@ def rehearse_undo(outbox: str, run: str | None, show: Callable[[Operation, Resul
     return summary
 
 
-def _undo_decisions(outbox: str, run: str | None, progress: Progress, files: Files) -> None:
+def _undo_decisions(context: RunContext, run: str | None) -> None:
     """Take back what persons decided about what a run had held, the newest first; an error where one stays in part."""
     if run is None:
         raise UsageError("--with-decisions: expected the RUN that is to be undone, received none")
-    for decision in reversed(decisions_about(load_runs(outbox), run)):
-        summary = undo(outbox, decision, progress, files)
+    for decision in reversed(decisions_about(load_runs(context.outbox), run)):
+        summary = undo(context, decision)
         if summary.needs_person:
             message = f"decision {decision}: expected its files where it had put them, received others, or none"
             raise DicomsortError(f"{message}; so run {run} was not undone (manifest.csv, run {summary.run_id}, tells)")
 
 
-def seal_plan(files: Files, outbox: str, run: str, head: dict[str, Any], operations: Iterator[Operation]) -> Plan:
+def seal_plan(context: RunContext, run: str, head: dict[str, Any], operations: Iterable[Operation]) -> Plan:
     """Write operations as the run's plan and seal it; then keep room for an undo of it."""
-    folder, pruned = f"{runs_folder(outbox)}/{run}", 0
+    files, folder, pruned = context.files, f"{runs_folder(context.outbox)}/{run}", 0
     writer = PlanWriter(files, folder, head)
     try:
         with closing(writer):
@@ -303,7 +290,7 @@ def seal_plan(files: Files, outbox: str, run: str, head: dict[str, Any], operati
             files.remove_folder(folder)
         raise
     if head["verb"] != "undo":
-        make_reserve(files, outbox, room_for_undo(os.stat(f"{folder}/{PLAN}").st_size, pruned))
+        make_reserve(context, room_for_undo(os.stat(f"{folder}/{PLAN}").st_size, pruned))
     return writer.plan
 
 

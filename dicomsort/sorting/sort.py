@@ -17,11 +17,11 @@ from dicomsort.config import SortSettings
 from dicomsort.engine import Engine
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.execute import CANNOT_LEAVE, Leaving
-from dicomsort.files import Files, look_up
+from dicomsort.files import look_up
 from dicomsort.journal import STATE
 from dicomsort.plan import Layout, Options, parse_layout, plan
-from dicomsort.progress import Progress, Timed
-from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Outcome, Result, Row, Verb
+from dicomsort.progress import Timed
+from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Outcome, Result, Verb
 from dicomsort.report import Damages, Summary, final_row, history, write_summary
 from dicomsort.sorting.arrivals import Arrivals, Clock, SecondLook, as_one, walk_inbox
 from dicomsort.sorting.examining import examine_inbox
@@ -29,6 +29,7 @@ from dicomsort.sorting.looking import Looker
 from dicomsort.sorting.outbox import (
     Room,
     Run,
+    RunContext,
     check_state,
     damages,
     held,
@@ -110,32 +111,20 @@ def _check_outbox(source: str, target: str, bundle: Bundle) -> None:
         raise UsageError(message)
 
 
-def sort_inbox(
-    request: Request,
-    engine: Engine,
-    progress: Progress,
-    files: Files,
-    show: Callable[[Operation], None],
-    on_row: Callable[[Row], None] | None = None,
-) -> Summary:
-    """Sort an inbox; ``on_row`` is given each final row.
-
-    ``show`` is given each operation of a dry run, which changes nothing on disk.
-    """
-    started = time.monotonic()
-    timed = Timed(progress)
-    job = Job(request, engine, timed)
+def sort_inbox(request: Request, context: RunContext, engine: Engine, show: Callable[[Operation], None]) -> Summary:
+    """Sort an inbox; ``show`` is given each operation of a dry run, which changes nothing on disk."""
+    started, timed = time.monotonic(), Timed(context.progress)
+    job = Job(request, replace(context, progress=timed), engine)
     job.require_agreement()
     with Catalog() as catalog:
         if request.settings.dry_run:
             summary = job.rehearse(catalog, show)
             summary.seconds = time.monotonic() - started
         else:
-            outbox = request.outbox or ""
-            with held(files, outbox, create=True):
-                summary = job.carry_out(catalog, files, outbox, on_row)
+            with held(context, create=True):
+                summary = job.carry_out(catalog)
                 summary.seconds, summary.stages = time.monotonic() - started, timed.seconds()
-                write_summary(files, outbox, summary)
+                write_summary(context.files, context.outbox, summary)
     return summary
 
 
@@ -144,8 +133,8 @@ class Job:
     """One run's way from the inbox to the sealed plan, and on; ``arrivals`` are what a round of ``watch`` goes by."""
 
     request: Request
+    context: RunContext
     engine: Engine
-    progress: Progress
     arrivals: Arrivals | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -155,30 +144,26 @@ class Job:
         model = str(request.bundle.folder.resolve()) if request.settings.evidence != "header" else ""
         self.engine.check_workers(partial(view, request.inbox, request.outbox, model), amiss)
 
-    def carry_out(
-        self, catalog: Catalog, files: Files, outbox: str, on_row: Callable[[Row], None] | None = None
-    ) -> Summary:
+    def carry_out(self, catalog: Catalog) -> Summary:
         """Sort everything."""
-        runs = load_runs(outbox)
+        runs = load_runs(self.context.outbox)
         self.notes += damages(runs)
-        complete_reports(files, outbox, runs.values())
-        finished, left = self._finish_first(unfinished(runs), files, outbox, on_row)
-        run = new_run(files, outbox)
-        summary = self.place(run, self.operations(catalog, self.judge(catalog)), files, outbox, on_row)
+        complete_reports(self.context, runs.values())
+        finished, left = self._finish_first(unfinished(runs))
+        run = new_run(self.context)
+        summary = self.place(run, self.operations(catalog, self.judge(catalog)))
         summary.finished, summary.unfinished = finished, left
         return summary
 
-    def _finish_first(
-        self, runs: Mapping[str, Run], files: Files, outbox: str, on_row: Callable[[Row], None] | None
-    ) -> tuple[list[Summary], list[str]]:
+    def _finish_first(self, runs: Mapping[str, Run]) -> tuple[list[Summary], list[str]]:
         """Finish runs of this inbox, and decisions, that were cut short; their summaries, and the runs that stay so."""
         finished, left = list[Summary](), list[str]()
         for name, run in runs.items():
-            if not self._is_ours(run, outbox):
+            if not self._is_ours(run):
                 left.append(name)
                 continue
             try:
-                finished.append(finish(files, outbox, name, self.progress, on_row))
+                finished.append(finish(self.context, name))
                 counts = ", ".join(f"{count:,} {status}" for status, count in finished[-1].statuses.most_common())
                 self.notes.append(f"run {name}, which was cut short, was finished first: {counts}")
             except (DicomsortError, OSError, ValueError) as error:
@@ -186,47 +171,41 @@ class Job:
                 self.notes.append(f"run {name} was cut short and could not be finished: {error}")
         return finished, left
 
-    def _is_ours(self, run: Run, outbox: str) -> bool:
+    def _is_ours(self, run: Run) -> bool:
         """Whether a run is one of this inbox, or a decision."""
+        outbox = self.context.outbox
         return run.plan is not None and inbox_of(run.plan.head, outbox) in {self.request.inbox, outbox}
 
-    def place(
-        self,
-        run: str,
-        operations: Iterator[Operation],
-        files: Files,
-        outbox: str,
-        on_row: Callable[[Row], None] | None,
-    ) -> Summary:
+    def place(self, run: str, operations: Iterator[Operation]) -> Summary:
         """Seal the operations as the run's plan, and carry it out."""
         settings = self.request.settings
         head: dict[str, object] = {
-            "verb": "sort", "inbox": self.request.inbox, "outbox": outbox, "mode": settings.mode,
+            "verb": "sort", "inbox": self.request.inbox, "outbox": self.context.outbox, "mode": settings.mode,
             "layout": settings.layout, "model": self.request.bundle.model_sha256, "started": now(), "notes": self.notes,
             "mount": mount_of(self.request.inbox),
         }  # fmt: skip
-        sealed = seal_plan(files, outbox, run, head, self._with_room(operations, files, outbox))
-        return carry_out(files, outbox, run, sealed, self.progress, on_row)
+        sealed = seal_plan(self.context, run, head, self._with_room(operations))
+        return carry_out(self.context, run, sealed)
 
-    def _with_room(self, operations: Iterator[Operation], files: Files, outbox: str) -> Iterator[Operation]:
+    def _with_room(self, operations: Iterator[Operation]) -> Iterator[Operation]:
         """Pass operations on; DicomsortError at their end where a disk of the outbox has no room for what they copy."""
-        room = Room(self.request.inbox, outbox)
+        room = Room(self.request.inbox, self.context.outbox)
         for operation in operations:
             room.add(operation)
             yield operation
-        require_free(files, room)
+        require_free(self.context.files, room)
 
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
         """Plan everything, and count."""
         outbox, summary, leaving = self.request.outbox, Summary(dry_run=True), Leaving()
         operations = self.operations(catalog, self.judge(catalog))
-        for operation in self._with_room(operations, Files(), outbox) if outbox else operations:
+        for operation in self._with_room(operations) if outbox else operations:
             show(rehearsed := self._rehearsed(operation, leaving))
             if rehearsed.row is not None:
                 summary.count(rehearsed.row)
         if outbox and os.path.isdir(f"{outbox}/{STATE}"):
             runs = unfinished(load_runs(outbox))
-            ours = {name for name, run in runs.items() if self._is_ours(run, outbox)}
+            ours = {name for name, run in runs.items() if self._is_ours(run)}
             summary.unfinished = sorted(runs.keys() - ours)
             self.notes += [
                 f"run {name} was cut short, and a sort would finish it first, which is not shown here"
@@ -247,7 +226,7 @@ class Job:
 
     def judge(self, catalog: Catalog) -> Ledger:
         """Everything up to the verdicts."""
-        request, progress, arrivals = self.request, self.progress, self.arrivals
+        request, progress, arrivals = self.request, self.context.progress, self.arrivals
         folder = str(request.bundle.folder.resolve())
         looker = Looker(request.inbox, folder, request.judge, self.engine, catalog, progress)
         looks = request.settings.evidence != "header"
