@@ -251,7 +251,7 @@ def missing_folders(path: str) -> list[str]:
 def is_straight(root: str, path: str) -> bool:
     """Whether what a path below ``root`` names is reached through folders alone, none of them a link."""
     parts = path.split("/")
-    if {"", ".", ".."} & set(parts):
+    if {"", ".", ".."} & set(parts) or "\0" in path:
         return False
     chain = ("/".join(parts[:end]) for end in range(1, len(parts)))
     return all((there := look_up(f"{root}/{folder}")) and stat.S_ISDIR(there.st_mode) for folder in chain)

@@ -27,7 +27,7 @@ from dicomsort.report import (
     printable,
     write_summary,
 )
-from dicomsort.sorting.corrections import retract
+from dicomsort.sorting.corrections import retracted
 from dicomsort.sorting.outbox import (
     REVIEW_VERB,
     UNDONE_BY,
@@ -191,10 +191,7 @@ def _unlearn(files: Files, outbox: str, plan: Plan, summary: Summary) -> None:
     """Take back what a decision gave models to learn from, where an undo took back all of it."""
     undone = load_run(outbox, plan.head["undoes"]).plan if plan.head["verb"] == "undo" else None
     if undone and not summary.needs_person and (folder := corrections_of(undone.head, outbox)):
-        try:
-            retract(files, folder, plan.head["undoes"])
-        except (OSError, UsageError) as error:
-            summary.notes.append(f"models learn from it still: its images could not be taken out ({error})")
+        summary.notes += retracted(files, folder, plan.head["undoes"])
 
 
 def complete_reports(files: Files, outbox: str, runs: Iterable[Run]) -> None:
