@@ -412,6 +412,12 @@ def data_size(path: str) -> int:
         return sum(end - start for start, end in _with_data(descriptor, status.st_size))
 
 
+def holds_only_zeros(descriptor: int, size: int) -> bool:
+    """Whether the file's first ``size`` bytes are zeros; what was never written is not read."""
+    pieces = (piece for start, end in _with_data(descriptor, size) for piece in chunks(descriptor, start, end=end))
+    return all(bytes(piece) == bytes(len(piece)) for piece in pieces)
+
+
 def _with_data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
     """Where a file has data, from and to; what lies between are holes, which read as zeros."""
     end = 0

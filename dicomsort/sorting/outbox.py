@@ -18,15 +18,13 @@ from enum import StrEnum
 from typing import Any
 
 from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, StateDamaged, UsageError
-from dicomsort.files import Files, closing, data_size, look_up, missing_folders, opened_file
+from dicomsort.files import Files, closing, data_size, look_up, missing_folders
 from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, Replay, is_run, replay, runs_folder
 from dicomsort.jsonlines import parse
 from dicomsort.records import Action, Operation, Verb
 from dicomsort.report import MANIFEST, SUMMARY, Summary, is_told_of, read_summary
 
-RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 500,000 files need about as many
 _SPARSE = 1 << 20  # bytes of a file from which on it pays to look for holes
-_ROOM, _BLOCK = 256 << 10, 4 << 10  # bytes: for what does not grow with a run; for a folder that is made again
 REVIEW_VERB = "review"  # of a plan that carries out a person's decision
 UNDONE_BY = "undone_by"  # the mark in the journal of a run that was cut short and then undone
 _HOLDER = b'{"pid": '  # how the lock's file begins
@@ -35,7 +33,7 @@ _README = """\
 This folder is the memory of dicomsort for the outbox around it: do not delete it while a run is not finished.
 
 lock                      held by a running dicomsort; the system frees it when that process ends
-reserve                   room on the disk that `dicomsort undo` needs where the disk is full; it holds nothing
+reserve, reserve-1, …     room on the disk that `dicomsort undo` needs where the disk is full; they hold nothing
 runs/<run-id>/plan.jsonl  what the run decided to do, sealed before the first file was placed
              journal.jsonl  what it began and what it finished; `dicomsort resume` goes on from here
              manifest.csv   its rows of the manifest
@@ -252,14 +250,6 @@ def new_run(files: Files, outbox: str) -> str:
     return run
 
 
-def room_for_undo(plan_bytes: int, folders: int = 0) -> int:
-    """How many bytes an undo may write below the outbox: of a run whose plan has so many, and prunes so many folders.
-
-    It has a plan, a journal, and its rows twice: 2.7 times the run's plan at most, as measured.
-    """
-    return _ROOM + 3 * plan_bytes + _BLOCK * folders
-
-
 def _a_second_later(stamp: str, token: str) -> str:
     """The first id of the next second; empty where the calendar ends."""
     try:
@@ -268,21 +258,6 @@ def _a_second_later(stamp: str, token: str) -> str:
     except (ValueError, OverflowError, OSError):
         return ""
     return f"{later}-{'0' * len(token)}" if is_run(f"{later}-0") else ""
-
-
-def make_reserve(files: Files, outbox: str, size: int) -> None:
-    """Keep so many bytes of the disk for an undo, up to a limit; go on without where it has them not, or cannot."""
-    path, size = f"{outbox}/{STATE}/{RESERVE}", min(size, RESERVE_LIMIT)
-    there = look_up(path)
-    if there is not None and (there.st_blocks * 512 >= size or not _is_reserve(path)):
-        return
-    with suppress(OSError), closing(files.open_append(path, 0o600)) as descriptor:
-        before = os.fstat(descriptor).st_size
-        try:
-            files.allocate(descriptor, size)
-        except OSError:
-            files.truncate(descriptor, before)  # what it got of the last room is needed more by the run
-            raise
 
 
 def nearest_folder(path: str) -> str:
@@ -342,23 +317,6 @@ def require_free(files: Files, room: Room) -> None:
             )
     if lacking:
         raise PlacingFailed(f"{'; '.join(lacking)}; nothing was placed: make room, then sort again")
-
-
-def free_reserve(files: Files, outbox: str) -> None:
-    """Give back what ``make_reserve`` keeps."""
-    path = f"{outbox}/{STATE}/{RESERVE}"
-    with suppress(OSError):
-        if _is_reserve(path):
-            files.unlink(path)
-
-
-def _is_reserve(path: str) -> bool:
-    """Whether a file is a reserve of ours, and not somebody's: it has one name and holds nothing but zeros."""
-    try:
-        with opened_file(path) as stream:
-            return os.fstat(stream.fileno()).st_nlink == 1 and not any(stream.read(_BLOCK))
-    except OSError:
-        return False
 
 
 def all_runs(outbox: str, since: str = "") -> list[str]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError
-from dicomsort.execute import Executor, Placer, Roots
+from dicomsort.execute import BATCH, Executor, Placer, Roots
 from dicomsort.files import Files, is_network, look_up
 from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, replay, runs_folder
 from dicomsort.plan import reverse
@@ -37,22 +36,20 @@ from dicomsort.sorting.outbox import (
     chosen,
     corrections_of,
     decisions_about,
-    free_reserve,
     held,
     inbox_of,
     load_run,
     load_runs,
-    make_reserve,
     new_run,
     now,
     read_all,
     require_inbox,
-    room_for_undo,
     undoings,
     unfinished,
     wholly_undone,
 )
 from dicomsort.sorting.progress import Progress
+from dicomsort.sorting.reserve import free_reserve, make_reserve, room_for_undo
 from dicomsort.sorting.surroundings import AroundUndo
 
 NOTHING_TO_UNDO = "no run that changed anything is left to undo"
@@ -111,16 +108,22 @@ def _carry_out(
 
 @contextmanager
 def _room_told(needed: Callable[[], tuple[str, int]], advice: str) -> Iterator[None]:
-    """Where the disk is full, say of a folder how many bytes are needed there, and what to do when there is room."""
+    """Where the disk is full, say what is needed in a folder, bytes or files, and what to do when there is room."""
     try:
         yield
     except (OSError, PlacingFailed) as error:
         if not any(reason in str(error) for reason in _FULL):
             raise
-        folder, size = needed()
-        free = shutil.disk_usage(folder).free
-        room = f"about {size:,} bytes are to be written below {folder!r}, and {free:,} are free"
-        raise PlacingFailed(f"{error}; {room}: make room, then {advice}") from error
+        raise PlacingFailed(f"{error}; {_lacking(*needed())}, then {advice}") from error
+
+
+def _lacking(folder: str, size: int) -> str:
+    """What a full disk lacks for so many bytes below a folder, and what to do."""
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
+    if disk.f_files and disk.f_favail < BATCH and size <= free:  # one that counts no inodes has 0 of 0
+        return f"{disk.f_favail:,} files more (inodes) can be made below {folder!r}: remove some files there"
+    return f"about {size:,} bytes are to be written below {folder!r}, and {free:,} are free: make room"
 
 
 def _unwritten(outbox: str, run: str, plan: Plan) -> tuple[str, int]:
@@ -286,17 +289,16 @@ def _undo_decisions(outbox: str, run: str | None, progress: Progress, files: Fil
 def seal_plan(files: Files, outbox: str, run: str, head: dict[str, Any], operations: Iterator[Operation]) -> Plan:
     """Write operations as the run's plan and seal it; then keep room for an undo of it."""
     folder, pruned = f"{runs_folder(outbox)}/{run}", 0
-    writer = PlanWriter(files, folder, head)
     try:
-        with closing(writer):
+        with closing(PlanWriter(files, folder, head)) as writer:
             for operation in operations:
                 writer.add(operation)
                 pruned += operation.verb is Verb.REMOVE_FOLDER
             writer.seal()
     except (OSError, PlacingFailed):
-        with suppress(OSError):
-            files.unlink(f"{folder}/{PLAN}")  # half a plan is none, and would take what room there is
-            files.remove_folder(folder)
+        for remove, path in ((files.unlink, f"{folder}/{PLAN}"), (files.remove_folder, folder)):
+            with suppress(OSError):  # half a plan is none; what is left of it would take what room there is
+                remove(path)
         raise
     if head["verb"] != "undo":
         make_reserve(files, outbox, room_for_undo(os.stat(f"{folder}/{PLAN}").st_size, pruned))
