@@ -32,7 +32,7 @@ from dicomsort.cli import (
     train,
     watch,
 )
-from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.errors import DicomsortError, UsageError, harmless
 from dicomsort.memory import shortage
 
 EXIT_INTERRUPTED = signals.EXIT_INTERRUPTED
@@ -229,5 +229,5 @@ def _has_working_folder() -> bool:
 
 def _tell(message: str, code: int) -> int:
     console.optional()  # what was printed before may be lost: the exit code tells of the failure
-    print(f"dicomsort: {' '.join(message.split())}", file=sys.stderr)
+    print(f"dicomsort: {harmless(' '.join(message.split()))}", file=sys.stderr)
     return code

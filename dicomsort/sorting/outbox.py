@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, StateDamaged, UsageError
+from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, StateDamaged, UsageError, command
 from dicomsort.files import Files, closing, data_size, look_up, missing_folders
 from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, Replay, is_run, replay, runs_folder
 from dicomsort.jsonlines import parse
 from dicomsort.records import Action, Operation, Verb
-from dicomsort.report import MANIFEST, SUMMARY, Summary, is_told_of, read_summary
+from dicomsort.report import MANIFEST, SUMMARY, Summary, is_told_of, read_summary, visible
 
 _SPARSE = 1 << 20  # bytes of a file from which on it pays to look for holes
 REVIEW_VERB = "review"  # of a plan that carries out a person's decision
@@ -199,11 +199,11 @@ def _holder(descriptor: int, outbox: str) -> str:
     advice = "wait for it to end"
     try:
         told = parse(os.pread(descriptor, 4096, 0))
-        pid, host = int(told["pid"]), str(told["host"])
-        who = f"process {pid} on host {host} since {told['since']}"
+        pid, host, shown = int(told["pid"]), str(told["host"]), visible(str(told["host"]))
+        who = f"process {pid} on host {shown} since {visible(str(told['since']))}"
         if host != socket.gethostname():
             advice = (
-                f"wait for it to end, or look on {host} whether it still runs; the file server frees a dead one's lock"
+                f"wait for it to end, or look on {shown} whether it still runs; the file server frees a dead one's lock"
             )
         elif not _is_alive(pid):
             advice = (
@@ -246,6 +246,9 @@ def new_run(files: Files, outbox: str) -> str:
         stamp, _, token = newest.rstrip("+").partition("-")
         following = f"{int(token, 16) + 1:0{len(token)}x}"
         run = f"{stamp}-{following}" if len(following) == len(token) else _a_second_later(stamp, token) or f"{newest}+"
+        if not is_run(run):  # nor is there another that sorts after it
+            message = f"expected runs after which others can come, received {newest}, the last that there can be"
+            raise DicomsortError(f"{runs_folder(outbox)}: {message}; move that folder away")
     files.make_folder(f"{runs_folder(outbox)}/{run}", 0o700)
     return run
 
@@ -405,7 +408,7 @@ def chosen(outbox: str, runs: Mapping[str, Run], name: str | None, default: str 
         raise UsageError(f"expected a run whose plan is kept, received {name}, which was pruned: {advice}")
     if run is None:
         received = f"none {what}" if name is None else f"{name!r}"
-        raise UsageError(f"expected one of the runs that `dicomsort runs {outbox}` lists, received {received}")
+        raise UsageError(f"expected one of the runs that {command('runs', outbox)} lists, received {received}")
     return run
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
-from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError
+from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError, command
 from dicomsort.execute import BATCH, Executor, Placer, Roots
 from dicomsort.files import Files, is_network, look_up
 from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, replay, runs_folder
@@ -73,7 +73,7 @@ def carry_out(
 
 
 def _resumes(outbox: str, run: str) -> str:
-    return f"`dicomsort resume {outbox} {run}` goes on"
+    return f"{command('resume', outbox, run)} goes on"
 
 
 def _carry_out(
@@ -225,7 +225,7 @@ def undo(outbox: str, run: str | None, progress: Progress, files: Files, *, with
         plan = _undoable(outbox, runs, name)
         free_reserve(files, outbox)
         room = room_for_undo(os.stat(plan.path).st_size)
-        with _room_told(lambda: (outbox, room), f"`dicomsort undo {outbox} {name}` again"):
+        with _room_told(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
             complete_reports(files, outbox, runs.values())
             around = AroundUndo(outbox, runs, name, inbox_of(plan.head, outbox))
             mine, sealed = _seal_undo(files, outbox, name, plan, around)
@@ -312,7 +312,7 @@ def _undoable(outbox: str, runs: Mapping[str, Run], name: str) -> Plan:
         raise UsageError(f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}")
     require_inbox(plan.head, outbox, name, "undo")
     if decisions := decisions_about(runs, name):
-        advice = f"`dicomsort undo --with-decisions {outbox} {name}` takes them back first"
+        advice = f"{command('undo', '--with-decisions', outbox, name)} takes them back first"
         raise UsageError(f"run {name} held what persons decided about since, {len(decisions):,} times: {advice}")
     for undoing, undone in undoings(runs).items():
         if undone != name:
