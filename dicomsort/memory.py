@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,8 +30,8 @@ def available(root: Path = Path("/")) -> int | None:
     ``root`` is the folder of ``proc`` and ``sys``.
     """
     told = list(_system(root))
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
+    for fields in _fields(root / "proc/self/cgroup", 3, ":"):
+        _, controllers, path = fields
         for kind, names in _CGROUPS.items():
             if kind in controllers.split(","):
                 told += _left(root / names[0], path, *names[1:])
@@ -38,26 +39,38 @@ def available(root: Path = Path("/")) -> int | None:
 
 
 def _system(root: Path) -> Iterator[int]:
-    for line in _lines(root / "proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) << 10
+    for name, count in _fields(root / "proc/meminfo", 2):
+        if name == "MemAvailable:" and count.removesuffix(" kB").isdecimal():
+            yield int(count.removesuffix(" kB")) << 10
 
 
 def _left(top: Path, path: str, limit: str, used: str, inactive: str) -> Iterator[int]:
     """What the cgroup at ``path``, and each above it, leaves; in a container the path may be one of the host."""
     here = top / path.strip("/")
     for folder in (here, *here.parents):
-        most, taken = ("".join(_lines(folder / name)).strip() for name in (limit, used))
+        most, taken = ("".join(_lines(folder / name)) for name in (limit, used))
         if most.isdecimal() and taken.isdecimal():
-            stat = dict(line.split() for line in _lines(folder / "memory.stat"))
-            yield int(most) - int(taken) + int(stat.get(inactive, 0))
+            given_up = [
+                int(count)
+                for name, count in _fields(folder / "memory.stat", 2)
+                if name == inactive and count.isdecimal()
+            ]
+            yield int(most) - int(taken) + sum(given_up)
         if folder == top:
             return
 
 
+def _fields(path: Path, count: int, separator: str | None = None) -> Iterator[list[str]]:
+    """The fields of the lines that have so many; the last holds the rest of its line."""
+    for line in _lines(path):
+        if len(fields := line.split(separator, count - 1)) == count:
+            yield fields
+
+
 def _lines(path: Path) -> list[str]:
+    """The lines as the kernel ends them: a path in them may hold what Python takes for the end of a line, too."""
     try:
-        return path.read_text("ascii", "replace").splitlines()
+        return [os.fsdecode(line) for line in path.read_bytes().split(b"\n")]
     except OSError:
         return []
 

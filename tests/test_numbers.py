@@ -223,6 +223,18 @@ MEMINFO = "MemTotal: 9000 kB\nMemAvailable:    8000 kB\n"
             },
             0,
         ),
+        (
+            {  # a path may hold what ends a line elsewhere, and lines that are not known tell nothing
+                "proc/meminfo": b"\nMemAvailable:\nMemAvailable: many kB\n" + MEMINFO.encode(),
+                "proc/self/cgroup": "0::/a\v\f\x1c\x85\u2028b \n0:\n".encode() + b"1:memory:/\xff\n",
+                "sys/fs/cgroup/a\v\f\x1c\x85\u2028b /memory.max": "5000\n",
+                "sys/fs/cgroup/a\v\f\x1c\x85\u2028b /memory.current": "4000\n",
+                "sys/fs/cgroup/a\v\f\x1c\x85\u2028b /memory.stat": "inactive_file\ninactive_file x\ninactive_file 7\n",
+                "sys/fs/cgroup/memory/\udcff/memory.limit_in_bytes": "5000\n",
+                "sys/fs/cgroup/memory/\udcff/memory.usage_in_bytes": "4500\n",
+            },
+            500,
+        ),
     ],
 )
 def test_memory_is_what_the_system_and_each_cgroup_leave(
