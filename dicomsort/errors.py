@@ -39,10 +39,11 @@ def harmless(text: str) -> str:
 
 def command(*words: str) -> str:
     """A command of dicomsort for a sentence, as a shell takes it and a terminal may show it."""
-    return f"`dicomsort {' '.join(map(_word, words))}`"
+    return f"`dicomsort {' '.join(map(word, words))}`"
 
 
-def _word(text: str) -> str:
+def word(text: str) -> str:
+    """A word of such a command."""
     if text.isprintable():
         return shlex.quote(text)
     plain = (chr(byte) if byte in _PLAIN else f"\\x{byte:02x}" for byte in os.fsencode(text))
