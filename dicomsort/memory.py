@@ -1,4 +1,7 @@
-"""How much memory there is for workers, and what to say where there is too little; so it imports little itself."""
+"""How much memory there is for workers, and what to say where the system gives none, or reached another limit.
+
+It is asked when there is little left, so it imports little itself.
+"""
 
 from __future__ import annotations
 
@@ -87,6 +90,22 @@ def require_address_space(needed: int) -> None:
     if limit != resource.RLIM_INFINITY and limit < needed:
         expected = f"expected at least about {needed // MIB} MiB of address space"
         raise DicomsortError(f"{expected}, received a limit of {limit // MIB} MiB; raise `ulimit -v`")
+
+
+def refusal() -> str:
+    """What to say where the system started no further thread or process."""
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return f"{shortage()}, or `ulimit -u`"  # there was no room for its stack, or no more were allowed
+    limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    received = "a refusal" if limit == resource.RLIM_INFINITY else f"a limit of {limit:,} for all of this user"
+    advice = "raise `ulimit -u`, or the limit of the service or container (pids.max), or use fewer --workers"
+    return f"expected another thread or process to start, received {received}; {advice}"
+
+
+def file_limit() -> str:
+    """What to say where a file would have become larger than the system lets it; empty where there is no such limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return "" if limit == resource.RLIM_INFINITY else f"files may have {limit:,} bytes at most: raise `ulimit -f`"
 
 
 def shortage() -> str:
