@@ -12,7 +12,12 @@ DicomsortError            1  the run failed
 
 from __future__ import annotations
 
+import os
+import shlex
+
 from dicomsort import __version__
+
+_PLAIN = frozenset(range(0x20, 0x7F)) - frozenset(b"'\\")  # within $'…'
 
 
 class DicomsortError(Exception):
@@ -25,6 +30,24 @@ class UsageError(DicomsortError):
     """Wrong usage or configuration."""
 
     exit_code = 2
+
+
+def escaped(text: str) -> str:
+    """The text, with what is no character to look at escaped: a terminal may obey it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def command(*words: str) -> str:
+    """A command of dicomsort for a sentence, as a shell takes it and a terminal may show it."""
+    return f"`dicomsort {' '.join(map(word, words))}`"
+
+
+def word(text: str) -> str:
+    """A word of such a command."""
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = (chr(byte) if byte in _PLAIN else f"\\x{byte:02x}" for byte in os.fsencode(text))
+    return f"$'{''.join(plain)}'"
 
 
 def missing_extra(command: str, extra: str) -> UsageError:

@@ -251,7 +251,7 @@ def missing_folders(path: str) -> list[str]:
 def is_straight(root: str, path: str) -> bool:
     """Whether what a path below ``root`` names is reached through folders alone, none of them a link."""
     parts = path.split("/")
-    if {"", ".", ".."} & set(parts):
+    if {"", ".", ".."} & set(parts) or "\0" in path:
         return False
     chain = ("/".join(parts[:end]) for end in range(1, len(parts)))
     return all((there := look_up(f"{root}/{folder}")) and stat.S_ISDIR(there.st_mode) for folder in chain)
@@ -410,6 +410,12 @@ def data_size(path: str) -> int:
         return status.st_size
     with opened(path) as descriptor:
         return sum(end - start for start, end in _with_data(descriptor, status.st_size))
+
+
+def holds_only_zeros(descriptor: int, size: int) -> bool:
+    """Whether the file's first ``size`` bytes are zeros; what was never written is not read."""
+    pieces = (piece for start, end in _with_data(descriptor, size) for piece in chunks(descriptor, start, end=end))
+    return all(bytes(piece) == bytes(len(piece)) for piece in pieces)
 
 
 def _with_data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:

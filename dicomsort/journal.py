@@ -52,7 +52,7 @@ _TEXTS = (
     "verb", "inbox", "outbox", "mount", "started", "mode", "layout", "model", "undoes", "class", "reviewer",
     "corrections",
 )  # fmt: skip
-_RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{1,64}\+*", re.ASCII)
+_RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{1,64}\+{0,64}", re.ASCII)  # files are named after it: within 255 bytes
 _PLACE = re.compile(r"(?:inbox|outbox)(?:(?:/(?!\.\.?(?:/|\Z))[^/\0]+)*/?|/\./)")  # what cannot be entered ends in /
 _ENTRIES = (b'["begin",', b'["end",', b'["mark",')
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")

@@ -1,7 +1,11 @@
-"""How much memory there is for workers, and what to say where there is too little; so it imports little itself."""
+"""How much memory there is for workers, and what to say where the system gives none, or reached another limit.
+
+It is asked when there is little left, so it imports little itself.
+"""
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,8 +33,8 @@ def available(root: Path = Path("/")) -> int | None:
     ``root`` is the folder of ``proc`` and ``sys``.
     """
     told = list(_system(root))
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
+    for fields in _fields(root / "proc/self/cgroup", 3, ":"):
+        _, controllers, path = fields
         for kind, names in _CGROUPS.items():
             if kind in controllers.split(","):
                 told += _left(root / names[0], path, *names[1:])
@@ -38,26 +42,38 @@ def available(root: Path = Path("/")) -> int | None:
 
 
 def _system(root: Path) -> Iterator[int]:
-    for line in _lines(root / "proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) << 10
+    for name, count in _fields(root / "proc/meminfo", 2):
+        if name == "MemAvailable:" and count.removesuffix(" kB").isdecimal():
+            yield int(count.removesuffix(" kB")) << 10
 
 
 def _left(top: Path, path: str, limit: str, used: str, inactive: str) -> Iterator[int]:
     """What the cgroup at ``path``, and each above it, leaves; in a container the path may be one of the host."""
     here = top / path.strip("/")
     for folder in (here, *here.parents):
-        most, taken = ("".join(_lines(folder / name)).strip() for name in (limit, used))
+        most, taken = ("".join(_lines(folder / name)) for name in (limit, used))
         if most.isdecimal() and taken.isdecimal():
-            stat = dict(line.split() for line in _lines(folder / "memory.stat"))
-            yield int(most) - int(taken) + int(stat.get(inactive, 0))
+            given_up = [
+                int(count)
+                for name, count in _fields(folder / "memory.stat", 2)
+                if name == inactive and count.isdecimal()
+            ]
+            yield int(most) - int(taken) + sum(given_up)
         if folder == top:
             return
 
 
+def _fields(path: Path, count: int, separator: str | None = None) -> Iterator[list[str]]:
+    """The fields of the lines that have so many; the last holds the rest of its line."""
+    for line in _lines(path):
+        if len(fields := line.split(separator, count - 1)) == count:
+            yield fields
+
+
 def _lines(path: Path) -> list[str]:
+    """The lines as the kernel ends them: a path in them may hold what Python takes for the end of a line, too."""
     try:
-        return path.read_text("ascii", "replace").splitlines()
+        return [os.fsdecode(line) for line in path.read_bytes().split(b"\n")]
     except OSError:
         return []
 
@@ -74,6 +90,22 @@ def require_address_space(needed: int) -> None:
     if limit != resource.RLIM_INFINITY and limit < needed:
         expected = f"expected at least about {needed // MIB} MiB of address space"
         raise DicomsortError(f"{expected}, received a limit of {limit // MIB} MiB; raise `ulimit -v`")
+
+
+def refusal() -> str:
+    """What to say where the system started no further thread or process."""
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return f"{shortage()}, or `ulimit -u`"  # there was no room for its stack, or no more were allowed
+    limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    received = "a refusal" if limit == resource.RLIM_INFINITY else f"a limit of {limit:,} for all of this user"
+    advice = "raise `ulimit -u`, or the limit of the service or container (pids.max), or use fewer --workers"
+    return f"expected another thread or process to start, received {received}; {advice}"
+
+
+def file_limit() -> str:
+    """What to say where a file would have become larger than the system lets it; empty where there is no such limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return "" if limit == resource.RLIM_INFINITY else f"files may have {limit:,} bytes at most: raise `ulimit -f`"
 
 
 def shortage() -> str:

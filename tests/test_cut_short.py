@@ -205,6 +205,21 @@ def test_ids_do_not_grow_where_a_run_of_the_future_is_there(tmp_path: Path) -> N
     assert max(map(len, names)) == len("20991231T235959Z-ffffff")
 
 
+@pytest.mark.parametrize("token", ["f" * 64, "f" * 6])
+def test_a_folder_named_after_the_end_of_the_calendar_ends_no_run(two: tuple[Path, Path, Path], token: str) -> None:
+    one, _, outbox = two
+    last = f"99991231T235959Z-{token}"
+    (outbox / ".dicomsort/runs" / f"{last:+<255}").mkdir(parents=True)  # a name that cannot be made longer
+    assert sort(one, outbox).code == 0
+    (outbox / ".dicomsort/runs" / f"{last}+").mkdir()
+    assert new_run(Files(), str(outbox)) == f"{last}++"
+    (outbox / ".dicomsort/runs" / (last + 64 * "+")).mkdir()
+    ran = sort(one, outbox)
+    assert (ran.code, "the last that there can be; move that folder away" in ran.err) == (1, True)
+    (outbox / ".dicomsort/runs" / (last + 64 * "+")).rmdir()
+    assert run("undo", outbox).code == 0
+
+
 def test_a_mark_out_of_its_range_is_damage(two: tuple[Path, Path, Path], tmp_path: Path) -> None:
     one, other, outbox = two
     whole = dies(-1, lambda: sort(one, tmp_path / "trial"))

@@ -223,7 +223,9 @@ def test_a_module_of_cpp_that_turns_an_interruption_into_an_import_error() -> No
     [
         (MemoryError(), 1, "dicomsort: expected enough memory, received none"),
         (OSError(12, "Cannot allocate memory"), 1, "dicomsort: expected enough memory, received none"),
-        (RuntimeError("can't start new thread"), 1, "dicomsort: expected enough memory, received none"),
+        (RuntimeError("can't start new thread"), 1, "dicomsort: expected another thread or process to start, received"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), 1, "dicomsort: expected another thread or process"),
+        (OSError(27, "File too large"), 1, "dicomsort: expected success, received [Errno 27] File too large\n"),
         (ImportError("x.so: failed to map segment from shared object"), 1, "dicomsort: expected enough memory"),
         (RecursionError("maximum recursion depth exceeded"), 1, "dicomsort: expected data that is nested less deeply"),
         (OSError(5, "Input/output error"), 1, "dicomsort: expected success, received [Errno 5] Input/output error"),

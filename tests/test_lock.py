@@ -45,6 +45,10 @@ HOLDERS = {
     "dead": (lambda: holder(dead(), socket.gethostname()), "that process is gone, so one that it started"),
     "impossible": (lambda: holder(1 << 80, socket.gethostname()), "that process is gone"),
     "other host": (lambda: holder(1, "reading-room-2"), "look on reading-room-2 whether it still runs"),
+    "hostile": (
+        lambda: holder(1, "\x1b[31mX") | {"since": "\x1b]0;pwn\a"},
+        "process 1 on host \\x1b[31mX since \\x1b]0;pwn\\x07",
+    ),
     "unreadable": (lambda: "{torn", "is held by another process; wait for it to end"),
 }
 
@@ -59,6 +63,7 @@ def test_a_held_outbox_is_explained_and_left_alone(inbox: Path, outbox: Path, co
         ran = sort("--move", "--settle", 0, inbox, outbox) if command == "sort" else run(command, outbox)
         assert (ran.code, ran.out, len(ran.err.splitlines())) == (4, "", 1)
         assert expected in ran.err
+        assert ran.err.rstrip("\n").isprintable()
         assert (read_tree(outbox), read_tree(inbox)) == before
 
 
@@ -82,3 +87,17 @@ def test_of_two_runs_at_once_the_second_ends_with_4(tmp_path: Path, outbox: Path
     assert [row["status"] for row in rows(outbox)] == ["sorted"] * 30
     assert read_tree(inbox) == {}
     assert run("undo", outbox).code == 0 or codes.count(0) > 1
+
+
+@pytest.mark.parametrize("name", ["plain", "with space", "it's", "\x1b[31mred\x07 it's \\ größe", "no utf-8 \udcff"])
+def test_a_command_that_is_advised_can_be_pasted_and_drives_no_terminal(inbox: Path, tmp_path: Path, name: str) -> None:
+    outbox = tmp_path / name
+    ran = sort(inbox, outbox)
+    assert ran.code == 0
+    assert all(line.isprintable() for line in ran.out.splitlines())
+    ran = run("undo", outbox, "none")
+    assert ran.code == 2
+    assert ran.err.rstrip("\n").isprintable()
+    advised = ran.err.split("`")[1]
+    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {advised}"], stdout=subprocess.PIPE, check=True).stdout
+    assert words.split(b"\0")[:-1] == [b"dicomsort", b"runs", os.fsencode(outbox)]

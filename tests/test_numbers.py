@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import re
 import resource
 import subprocess
@@ -223,6 +224,18 @@ MEMINFO = "MemTotal: 9000 kB\nMemAvailable:    8000 kB\n"
             },
             0,
         ),
+        (
+            {  # a path may hold what ends a line elsewhere, and lines that are not known tell nothing
+                "proc/meminfo": b"\nMemAvailable:\nMemAvailable: many kB\n" + MEMINFO.encode(),
+                "proc/self/cgroup": "0::/a\v\f\x1c\x85\u2028b \n0:\n".encode() + b"1:memory:/\xff\n",
+                "sys/fs/cgroup/a\v\f\x1c\x85\u2028b /memory.max": "5000\n",
+                "sys/fs/cgroup/a\v\f\x1c\x85\u2028b /memory.current": "4000\n",
+                "sys/fs/cgroup/a\v\f\x1c\x85\u2028b /memory.stat": "inactive_file\ninactive_file x\ninactive_file 7\n",
+                "sys/fs/cgroup/memory/\udcff/memory.limit_in_bytes": "5000\n",
+                "sys/fs/cgroup/memory/\udcff/memory.usage_in_bytes": "4500\n",
+            },
+            500,
+        ),
     ],
 )
 def test_memory_is_what_the_system_and_each_cgroup_leave(
@@ -239,6 +252,41 @@ def test_memory_is_told_here() -> None:
 
 def limited(mib: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_AS, (mib * MIB, mib * MIB))
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({}, "received a refusal; raise `ulimit -u`"),
+        ({resource.RLIMIT_NPROC: 1234}, "received a limit of 1,234 for all of this user; raise `ulimit -u`"),
+        ({resource.RLIMIT_AS: 1 << 30}, "received a limit of 1024 MiB; raise `ulimit -v`, or `ulimit -u`"),
+    ],
+)
+def test_a_thread_that_was_refused_is_told_of_with_the_limit(
+    monkeypatch: pytest.MonkeyPatch, limits: dict[int, int], told: str
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limits.get(which, resource.RLIM_INFINITY),) * 2)
+    assert told in memory.refusal()
+
+
+@pytest.mark.parametrize("most", [0, 512, 20_000])
+def test_a_limit_on_the_size_of_files_is_told_of(tmp_path: Path, most: int) -> None:
+    inbox, outbox = tmp_path / "inbox", tmp_path / "outbox"
+    make_dicom(inbox / "1.dcm")
+
+    def told(*words: object) -> str:
+        command = [sys.executable, "-m", "dicomsort", *map(str, words)]
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
+        assert (ran.returncode, ran.stdout, len(ran.stderr.splitlines())) == (1, "", 1), ran.stderr
+        return ran.stderr
+
+    words = ("sort", "--engine", "serial", "--evidence", "header", "--settle", 0, inbox, outbox)
+    assert f"files may have {most:,} bytes at most: raise `ulimit -f`" in told(*words)
+    if most < 20_000:  # which the undo of a file needs not
+        assert run("sort", *words[1:]).code == 0
+        assert f"[Errno {errno.EFBIG}]" in (message := told("undo", outbox))
+        assert f"files may have {most:,} bytes at most: raise `ulimit -f`" in message
 
 
 @pytest.mark.parametrize("mib", [32, 128, 300, 600, 1200])

@@ -194,9 +194,7 @@ def test_earlier_results_are_ours(tmp_path: Path, files: dict[str, bytes]) -> No
 
 
 @pytest.mark.parametrize("option", ["train --out", "tune --out"])
-@pytest.mark.parametrize(
-    "beside", ["bundle-mistakes.png", "bundle.checkpoint/state.npz", "bundle.trials", "bundle.trials.lock"]
-)
+@pytest.mark.parametrize("beside", ["bundle-mistakes.png", "bundle.checkpoint/state.npz", "bundle.trials"])
 def test_files_of_others_beside_a_bundle_stay(world: Path, option: str, beside: str) -> None:
     make_files(world, {beside: "something of mine"})
     refused(world, FOLDERS[option][0], "bundle")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dicomsort.errors import command
 from dicomsort.pages import charts, telling
 from dicomsort.pages.charts import Mark, Part
 from dicomsort.pages.facts import sop_class, title, why
@@ -157,10 +158,13 @@ def test_more_than_can_be_kept_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
     assert (tale.needing, len(tale.held)) == (9, 3)
 
 
-def test_notes_name_no_folder_of_this_machine() -> None:
-    told = Told("/srv/Jane Doe/out", RUN, {"inbox": "/srv/Jane Doe/in"})
-    note = f"run {RUN} was cut short: `dicomsort resume /srv/Jane Doe/out {RUN}` finishes it; see /etc/x and ./y"
-    assert _without_folders(note, told) == note.replace("/srv/Jane Doe/out", "OUTBOX").replace("/etc/x", "…")
+@pytest.mark.parametrize("outbox", ["/srv/Jane Doe/out", "/srv/Jane's Doe/out", "/srv/Jane\tDoe/out"])
+def test_notes_name_no_folder_of_this_machine(outbox: str) -> None:
+    told = Told(outbox, RUN, {"inbox": "/srv/Jane Doe/in"})
+    note = "run {} was cut short: {} finishes it; see {}, {} and ./y"
+    received = note.format(RUN, command("resume", outbox, RUN), outbox, "/etc/x")
+    expected = note.format(RUN, f"`dicomsort resume OUTBOX {RUN}`", "OUTBOX", "…")
+    assert _without_folders(received, told) == expected
 
 
 def test_a_row_that_is_being_appended_is_passed_over(tmp_path: Path) -> None:

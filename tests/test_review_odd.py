@@ -101,6 +101,61 @@ def test_an_edited_table_of_corrections_removes_nothing_that_is_not_ours(tmp_pat
     assert list((outbox / ".dicomsort/corrections").rglob("*-0.png")) == []
 
 
+def test_no_row_of_corrections_ends_an_undo_a_decision_or_the_start_of_a_review(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    run_ = decide(desk, item_of(desk, "pictures/a.png"), "XRAY", "anna").run
+    with (outbox / TABLE).open("a", encoding="utf-8") as table:
+        for image in (f"XR\0AY/x/{run_}-0.png", f"XRAY/x\0/{run_}-1.png", f"XRAY/\ud7ff/{run_}-2.png"):
+            table.write(f"t,{run_},decided,a,XRAY,{image}" + "," * 10 + "\n")
+    before = (outbox / TABLE).read_bytes()
+    assert run("undo", outbox, run_).code == 0
+    assert told(f"{outbox}/.dicomsort/corrections") == {}
+    (outbox / TABLE).write_bytes(before)
+    other = desk_of(outbox)
+    assert other.open() == []
+    assert told(f"{outbox}/.dicomsort/corrections") == {}
+    assert decide(other, item_of(other, "pictures/a.png"), "CT", "anna").notes == []
+
+
+def test_what_hinders_taking_corrections_out_is_told_at_the_start_of_a_review(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    run_ = decide(desk, item_of(desk, "pictures/a.png"), "XRAY", "anna").run
+    before = (outbox / TABLE).read_bytes()
+    assert run("undo", outbox, run_).code == 0
+    (outbox / TABLE).write_bytes(before)
+
+    class Torn(Files):
+        def write(self, descriptor: int, data: bytes | memoryview) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    desk = desk_of(outbox, Torn())
+    assert any("models learn from it still" in note for note in desk.open())
+
+
+def test_corrections_are_not_written_through_a_link(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    (tmp_path / "elsewhere").mkdir()
+    (outbox / ".dicomsort/corrections/CT").symlink_to(tmp_path / "elsewhere")
+    decision = decide(desk, item_of(desk, "pictures/a.png"), "CT", "anna")
+    assert "no model learns from it yet" in decision.notes[0]
+    assert not list((tmp_path / "elsewhere").rglob("*.png"))
+
+
+def test_a_plan_whose_class_leads_out_leaves_no_corrections_there(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    decide(desk, item_of(desk, "pictures/a.png"), "XRAY", "anna")
+    (outbox / TABLE).unlink()
+    plan = next(path for path in outbox.glob(".dicomsort/runs/*/plan.jsonl") if b'"review"' in path.read_bytes())
+    plan.write_bytes(plan.read_bytes().replace(b'"class":"XRAY"', b'"class":"../../out"', 1))
+    assert desk_of(outbox).open() == []
+    assert not (tmp_path / "out").exists()
+    assert not (outbox / "out").exists()
+
+
 def edited(outbox: Path, old: str, new: str) -> None:
     manifest = outbox / "manifest.csv"
     manifest.write_text(manifest.read_text("utf-8").replace(old, new), "utf-8")
@@ -271,5 +326,7 @@ def test_a_path_is_straight_where_folders_alone_lead_there(tmp_path: Path) -> No
         "a/b/x.png/y",
         "",
         "gone/x",
+        "a/b\0/x",
+        "a/b/x\0",
     ):
         assert not is_straight(str(tmp_path), path), path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import sys
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,38 @@ def test_trials_that_are_nested_too_deeply_are_wrong_usage(dataset: Path, tmp_pa
     assert ran.code == 2, ran.err
     assert "expected tuned.trials beside it to be writable and of a search" in ran.err
     assert (tmp_path / "tuned.trials").exists()
+
+
+def test_a_search_locks_its_journal_and_makes_and_removes_no_other_name(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    def spins(_: object) -> bool:
+        pytest.fail("for ever, at a link that leads nowhere")
+
+    monkeypatch.setattr(JournalFileSymlinkLock, "acquire", spins)
+    lock = tmp_path / "tuned.trials.lock"
+    lock.symlink_to(tmp_path / "nowhere")
+    (tmp_path / "tuned.trials").write_bytes(b"")
+    command = ("tune", dataset, "--out", tmp_path / "tuned", "--arch", "tiny", "--trials", 1, "--epochs", 1, "--fresh")
+    with (tmp_path / "tuned.trials").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        ran = run(*command)
+    assert ran.code == 2, ran.err
+    assert "received one that another `dicomsort tune` holds; wait for it to end" in ran.err
+    ran = run(*command)
+    assert ran.code == 0, ran.err
+    assert lock.readlink() == tmp_path / "nowhere"
+    assert [path.name for path in tmp_path.glob("tuned.*")] == ["tuned.trials.lock"]
+
+
+def test_a_journal_of_trials_that_is_a_link_is_refused_and_not_followed(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "tuned.trials").symlink_to(tmp_path / "nowhere")
+    ran = run("tune", dataset, "--out", tmp_path / "tuned", "--arch", "tiny", "--trials", 1, "--epochs", 1)
+    assert ran.code == 2, ran.err
+    assert "expected tuned.trials beside it to be a file, received a link" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned.trials"]
 
 
 def test_no_trials_and_no_optuna(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from dicomsort.catalog import rows, schema
 from dicomsort.catalog.ledger import Ledger
 from dicomsort.errors import DicomsortError
 from dicomsort.jsonlines import number_cell
+from dicomsort.memory import file_limit
 from dicomsort.records import Examined, Found, Group, Grouping, Look, Verdict, Vote
 
 __all__ = ["Catalog", "Ledger"]
@@ -181,6 +182,7 @@ def _no_room(error: Exception) -> DicomsortError:
         where = tempfile.gettempdir()
     except OSError:
         where = "(none)"
-    return DicomsortError(
-        f"temporary folder {where}: expected room for the catalog, received: {error}; free some, or set TMPDIR"
-    )
+    name = getattr(error, "sqlite_errorname", "")
+    is_limit = name.startswith("SQLITE_IOERR") or where == "(none)"  # as a file that became too large is told of, too
+    advice = (is_limit and file_limit()) or "free some, or set TMPDIR"
+    return DicomsortError(f"temporary folder {where}: expected room for the catalog, received: {error}; {advice}")

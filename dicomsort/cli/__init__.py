@@ -34,7 +34,7 @@ from dicomsort.cli import (
     watch,
 )
 from dicomsort.errors import DicomsortError, UsageError
-from dicomsort.memory import shortage
+from dicomsort.memory import file_limit, refusal, shortage
 
 EXIT_INTERRUPTED = signals.EXIT_INTERRUPTED
 # Of these, printing is not the purpose; `sort` decides for itself.
@@ -225,9 +225,12 @@ def _shortage(error: Exception) -> tuple[str, int] | None:
         expected = "expected a working folder that is there, received one that was removed"
         return f"{expected}; change to another, or give absolute paths", UsageError.exit_code
     advice = getattr(error, "__notes__", ())
-    words = ("allocate memory", "failed to map segment", "start new thread")  # of the loader, and of the interpreter
+    words = ("allocate memory", "failed to map segment")  # of the loader, and of the interpreter
+    if "start new thread" in str(error) or (isinstance(error, OSError) and error.errno == errno.EAGAIN):
+        return "; ".join([refusal(), *advice]), 1
     if isinstance(error, OSError) and error.errno != errno.ENOMEM:
-        return "; ".join([f"expected success, received {error}", *advice]), 1
+        limit = file_limit() if error.errno == errno.EFBIG else ""
+        return "; ".join(filter(None, [f"expected success, received {error}", limit, *advice])), 1
     if isinstance(error, OSError | MemoryError) or any(word in str(error) for word in words):
         return "; ".join([shortage(), *advice]), 1
     return None

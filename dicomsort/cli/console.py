@@ -12,11 +12,12 @@ import io
 import json
 import os
 import select
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+
+from dicomsort.errors import command, escaped
 
 if TYPE_CHECKING:
     from dicomsort.report import Summary
@@ -35,7 +36,7 @@ def resumable(outbox: str | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         if outbox is not None and _has_begun(outbox):
-            stop.add_note(f"`dicomsort resume {shlex.quote(outbox)}` goes on from there")
+            stop.add_note(f"{command('resume', outbox)} goes on from there")
         raise
 
 
@@ -52,7 +53,7 @@ def show_summary(summary: Summary, *, as_json: bool, quiet: bool, outbox: str | 
     """Print what a run did, for a person or as one JSON object; what failed is one line on stderr in any case."""
     troubles = [each.trouble for each in (summary, *summary.finished) if each.has_failed and each.trouble]
     for line in (*summary.unfinished_told(outbox or ""), *troubles):
-        print(f"dicomsort: {line}", file=sys.stderr)
+        print(f"dicomsort: {escaped(line)}", file=sys.stderr)
     if as_json:
         print(json.dumps(summary.as_json()))
         return
@@ -77,7 +78,7 @@ def show_summary(summary: Summary, *, as_json: bool, quiet: bool, outbox: str | 
             table.add_row(status, f"{count:,}", _which(summary, status))
         console.print(table)
     for line in _remarks(summary, outbox):
-        console.print(escape(line))
+        console.print(escape(escaped(line)))
 
 
 def _which(summary: Summary, status: str) -> str:
@@ -108,7 +109,7 @@ def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
         yield f"archives were left unopened: {names}{more}"
     yield from summary.notes
     if outbox and summary.run_id:
-        yield f"run {summary.run_id}; every file has a row in {outbox}/manifest.csv"
+        yield f"run {summary.run_id}; every file has a row in {visible(outbox)}/manifest.csv"
 
 
 def show_tables(tables: Iterable[Table]) -> None:
@@ -183,7 +184,7 @@ class _Unfailing(io.RawIOBase):
 
 def one_line(message: str) -> str:
     """A message as one line for a terminal: characters that could drive it are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(message.split()))
+    return escaped(" ".join(message.split()))
 
 
 def guard() -> None:

@@ -12,6 +12,7 @@ from dicomsort import __version__
 from dicomsort.bundle import Bundle
 from dicomsort.classify import is_strange
 from dicomsort.content import beginning
+from dicomsort.errors import word
 from dicomsort.pages import charts
 from dicomsort.pages.charts import Mark, Part
 from dicomsort.pages.facts import Fact, shown
@@ -221,7 +222,7 @@ def _remarks(report: Report) -> Iterator[str]:
 def _without_folders(note: str, told: Told) -> str:
     """A note without the folders of this machine, which may be named after somebody."""
     for folder, name in ((told.outbox, "OUTBOX"), (str(told.head.get("inbox", "")), "INBOX")):
-        note = note.replace(folder, name) if folder else note
+        note = note.replace(word(folder), name).replace(folder, name) if folder else note
     return re.sub(r"(?<![\w.])/[^\s`]+", "…", note)
 
 

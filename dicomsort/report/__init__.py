@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dicomsort.errors import StateDamaged
+from dicomsort.errors import StateDamaged, command
 from dicomsort.files import Files, closing, look_up, opened_file
 from dicomsort.journal import runs_folder
 from dicomsort.jsonlines import parse
@@ -123,8 +122,8 @@ class Summary:
 
     def unfinished_told(self, outbox: str) -> list[str]:
         """A sentence for each run of the outbox that was cut short and is not finished."""
-        told = "run {0} was cut short and is not finished: `dicomsort resume {1} {0}` finishes it"
-        return [told.format(run, shlex.quote(outbox)) for run in self.unfinished]
+        told = "run {} was cut short and is not finished: {} finishes it"
+        return [told.format(run, command("resume", outbox, run)) for run in self.unfinished]
 
     @property
     def trouble(self) -> str:

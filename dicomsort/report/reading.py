@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import BinaryIO
 
-from dicomsort.errors import DicomsortError
+from dicomsort.errors import DicomsortError, command
 from dicomsort.files import PATH_MAX, look_up, opened_file
 from dicomsort.journal import is_run
 from dicomsort.records import Action, Row
@@ -77,7 +77,7 @@ class Damages:
         if not self.count:
             return []
         more = f"; and {self.count - _NAMED:,} more" if self.count > _NAMED else ""
-        advice = f"other lines were read; `dicomsort verify {outbox} --repair` mends the manifest"
+        advice = f"other lines were read; {command('verify', outbox, '--repair')} mends the manifest"
         return [f"manifest.csv is damaged: {'; '.join(self.lines)}{more}; {advice}"]
 
 

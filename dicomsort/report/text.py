@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 
+from dicomsort.errors import escaped
+
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f]")
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
@@ -52,7 +54,7 @@ def is_plain(line: str) -> bool:
 
 def visible(text: str) -> str:
     """The text for a terminal: control characters, which could drive it, are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in printable(text))
+    return escaped(printable(text))
 
 
 def size(count: int) -> str:

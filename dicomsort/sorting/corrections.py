@@ -9,6 +9,7 @@ The table is appended to only where its first line is ours: the folder is one th
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import os
@@ -20,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from dicomsort.engine import Engine, submit_batch
-from dicomsort.errors import UsageError
+from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.files import Files, closing, flush_path, is_straight, look_up, missing_folders, whole_lines
 from dicomsort.records import RENDERING_VERSION, Action, Row
 from dicomsort.report import cell, visible
@@ -72,8 +73,10 @@ class Corrections:
         return self.folder if inside.startswith("..") else inside
 
     def count(self) -> int:
-        """How many images the folder's table tells of, those taken back left out."""
-        return sum(len(images) for images in told(self.folder).values())
+        """How many images the folder's table tells of, those taken back left out; none where it cannot be read."""
+        with suppress(OSError):
+            return sum(len(images) for images in told(self.folder).values())
+        return 0
 
     def record(self, outbox: str, run: str, engine: Engine) -> list[str]:
         """Add a finished decision, in an outbox that is held; what there is to say about it. The files have moved."""
@@ -81,17 +84,17 @@ class Corrections:
             return self._record(outbox, run, engine)
         except OSError as error:
             return [f"no model learns from it yet: {visible(self.folder)} cannot be written ({error.strerror})"]
-        except UsageError as error:
+        except (DicomsortError, ValueError) as error:
             return [f"no model learns from it yet: {error}"]
 
     def _record(self, outbox: str, run: str, engine: Engine) -> list[str]:
         plan = load_run(outbox, run).plan
-        if plan is None:
+        if plan is None or not is_straight(self.folder, plan.head.get("class", "")):  # it is no name of a class
             return []
         rows = [row for row in rows_of(outbox, run) if row.action == Action.MOVED]
         shown = _portraits(outbox, rows, engine)
         common = {
-            "time": plan.head["started"], "run_id": run, "action": DECIDED, "reviewer": plan.head["reviewer"],
+            "time": plan.head["started"], "run_id": run, "action": DECIDED, "reviewer": plan.head.get("reviewer", ""),
             "class": plan.head["class"], "rendering_version": RENDERING_VERSION, "model_sha256": self._model,
         }  # fmt: skip
         lines = []
@@ -107,13 +110,17 @@ class Corrections:
 
         The outbox must be held.
         """
-        known, notes, runs = told(self.folder), list[str](), load_runs(outbox)
+        try:
+            known = told(self.folder)
+        except OSError as error:
+            return [f"{visible(self.folder)}/{TABLE} cannot be read, so nothing is added to it ({error.strerror})"]
+        notes, runs = list[str](), load_runs(outbox)
         undone = wholly_undone(runs)
         for run, found in runs.items():
             if not (found.plan and found.summary) or found.plan.head.get("corrections") != self.named(outbox):
                 continue
             if run in undone and run in known:
-                retract(self._files, self.folder, run)
+                notes += retracted(self._files, self.folder, run)
             elif run not in undone and run not in known:
                 notes += self.record(outbox, run, engine)
         return notes
@@ -122,6 +129,8 @@ class Corrections:
         """Place an image whole, or leave the one that is there."""
         path = f"{self.folder}/{image}"
         _make_folders(self._files, os.path.dirname(path))
+        if not is_straight(self.folder, image):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
         if look_up(path) is not None:
             return
         part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.part"
@@ -134,8 +143,16 @@ class Corrections:
         flush_path(self._files, os.path.dirname(path))
 
 
-def retract(files: Files, folder: str, run: str) -> None:
-    """Take back what a decision added, after it was undone; nothing where the folder is gone."""
+def retracted(files: Files, folder: str, run: str) -> list[str]:
+    """Take back what a decision added, after it was undone; what there is to say. Nothing where the folder is gone."""
+    try:
+        _retract(files, folder, run)
+    except (OSError, UsageError, ValueError) as error:
+        return [f"models learn from it still: its images could not be taken out ({error})"]
+    return []
+
+
+def _retract(files: Files, folder: str, run: str) -> None:
     images = told(folder).get(run)
     if images is None:
         return
@@ -166,6 +183,8 @@ def told(folder: str) -> dict[str, list[str]]:
     with path.open(encoding="utf-8", errors="replace", newline="") as lines:
         for row in _readable(csv.DictReader(lines)):
             run, image = row.get("run_id") or "", row.get("image") or ""
+            if "\0" in run + image:  # no row of ours, and no path
+                continue
             if row.get("action") == DECIDED:
                 runs.setdefault(run, []).extend([image] if image else [])
             elif row.get("action") == Action.UNDONE:
@@ -224,7 +243,7 @@ def _append(files: Files, folder: str, lines: Sequence[Mapping[str, object]]) ->
         if not size:
             writer.writeheader()
         writer.writerows({name: cell(str(value)) for name, value in line.items()} for line in lines)
-        files.write(descriptor, text.getvalue().encode())
+        files.write(descriptor, text.getvalue().encode(errors="replace"))
         files.flush(descriptor)
 
 

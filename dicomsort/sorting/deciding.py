@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from dicomsort.classify import folder_of, has_uids
 from dicomsort.engine import Engine, submit_batch
-from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError, WorkerLost
+from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError, WorkerLost, command
 from dicomsort.files import is_straight, look_up
 from dicomsort.journal import is_run
 from dicomsort.plan import Decided, Layout, decide, parse_layout
@@ -77,7 +77,7 @@ class Desk:
             if self.corrections is not None:
                 notes += self.corrections.mend(self.outbox, self._engine)
             for run in sorted(self._open):
-                notes.append(f"run {run} was cut short: `dicomsort resume {self.outbox} {run}` finishes it")
+                notes.append(f"run {run} was cut short: {command('resume', self.outbox, run)} finishes it")
         return notes
 
     def refresh(self) -> bool:
@@ -138,7 +138,7 @@ class Desk:
         """DicomsortError where an undo is half done: it may move what is to be decided about."""
         for run, found in sorted(self._open.items()):
             if found.undoes:
-                advice = f"`dicomsort resume {self.outbox} {run}` finishes it"
+                advice = f"{command('resume', self.outbox, run)} finishes it"
                 raise DicomsortError(f"expected no undo that was cut short, received run {run}: {advice}; then decide")
 
     def _is_review(self, run: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from typing import Any
 
+from dicomsort.errors import command
 from dicomsort.files import look_up, sha256_of
 from dicomsort.journal import replay, runs_folder
 from dicomsort.records import Placement
@@ -80,7 +81,7 @@ def verify(context: RunContext) -> dict[str, Any]:
         progress.advance()
     runs = load_runs(outbox, deep=True)
     broken = [run.damage for run in runs.values() if run.damage]
-    advice = f"`dicomsort resume {outbox}` finishes it"
+    advice = f"{command('resume', outbox)} finishes it"
     cut_short = [f"run {name} was cut short and is not finished: {advice}" for name in unfinished(runs)]
     return result | {"damaged": damages.notes(outbox), "runs": broken, "unfinished": cut_short}
 

@@ -17,17 +17,15 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self
 
-from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, StateDamaged, UsageError
-from dicomsort.files import Files, closing, data_size, look_up, missing_folders, opened_file
+from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, StateDamaged, UsageError, command
+from dicomsort.files import Files, closing, data_size, look_up, missing_folders
 from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, Replay, is_run, replay, runs_folder
 from dicomsort.jsonlines import parse
 from dicomsort.progress import Progress
 from dicomsort.records import Action, Operation, Row, Verb
-from dicomsort.report import MANIFEST, SUMMARY, Summary, is_told_of, read_summary
+from dicomsort.report import MANIFEST, SUMMARY, Summary, is_told_of, read_summary, visible
 
-RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 500,000 files need about as many
 _SPARSE = 1 << 20  # bytes of a file from which on it pays to look for holes
-_ROOM, _BLOCK = 256 << 10, 4 << 10  # bytes: for what does not grow with a run; for a folder that is made again
 REVIEW_VERB = "review"  # of a plan that carries out a person's decision
 UNDONE_BY = "undone_by"  # the mark in the journal of a run that was cut short and then undone
 _HOLDER = b'{"pid": '  # how the lock's file begins
@@ -36,7 +34,7 @@ _README = """\
 This folder is the memory of dicomsort for the outbox around it: do not delete it while a run is not finished.
 
 lock                      held by a running dicomsort; the system frees it when that process ends
-reserve                   room on the disk that `dicomsort undo` needs where the disk is full; it holds nothing
+reserve, reserve-1, …     room on the disk that `dicomsort undo` needs where the disk is full; they hold nothing
 runs/<run-id>/plan.jsonl  what the run decided to do, sealed before the first file was placed
              journal.jsonl  what it began and what it finished; `dicomsort resume` goes on from here
              manifest.csv   its rows of the manifest
@@ -217,11 +215,11 @@ def _holder(descriptor: int, outbox: str) -> str:
     advice = "wait for it to end"
     try:
         told = parse(os.pread(descriptor, 4096, 0))
-        pid, host = int(told["pid"]), str(told["host"])
-        who = f"process {pid} on host {host} since {told['since']}"
+        pid, host, shown = int(told["pid"]), str(told["host"]), visible(str(told["host"]))
+        who = f"process {pid} on host {shown} since {visible(str(told['since']))}"
         if host != socket.gethostname():
             advice = (
-                f"wait for it to end, or look on {host} whether it still runs; the file server frees a dead one's lock"
+                f"wait for it to end, or look on {shown} whether it still runs; the file server frees a dead one's lock"
             )
         elif not _is_alive(pid):
             advice = (
@@ -264,16 +262,11 @@ def new_run(context: RunContext) -> str:
         stamp, _, token = newest.rstrip("+").partition("-")
         following = f"{int(token, 16) + 1:0{len(token)}x}"
         run = f"{stamp}-{following}" if len(following) == len(token) else _a_second_later(stamp, token) or f"{newest}+"
+        if not is_run(run):  # nor is there another that sorts after it
+            message = f"expected runs after which others can come, received {newest}, the last that there can be"
+            raise DicomsortError(f"{runs_folder(context.outbox)}: {message}; move that folder away")
     context.files.make_folder(f"{runs_folder(context.outbox)}/{run}", 0o700)
     return run
-
-
-def room_for_undo(plan_bytes: int, folders: int = 0) -> int:
-    """How many bytes an undo may write below the outbox: of a run whose plan has so many, and prunes so many folders.
-
-    It has a plan, a journal, and its rows twice: 2.7 times the run's plan at most, as measured.
-    """
-    return _ROOM + 3 * plan_bytes + _BLOCK * folders
 
 
 def _a_second_later(stamp: str, token: str) -> str:
@@ -284,21 +277,6 @@ def _a_second_later(stamp: str, token: str) -> str:
     except (ValueError, OverflowError, OSError):
         return ""
     return f"{later}-{'0' * len(token)}" if is_run(f"{later}-0") else ""
-
-
-def make_reserve(context: RunContext, size: int) -> None:
-    """Keep so many bytes of the disk for an undo, up to a limit; go on without where it has them not, or cannot."""
-    files, path, size = context.files, f"{context.outbox}/{STATE}/{RESERVE}", min(size, RESERVE_LIMIT)
-    there = look_up(path)
-    if there is not None and (there.st_blocks * 512 >= size or not _is_reserve(path)):
-        return
-    with suppress(OSError), closing(files.open_append(path, 0o600)) as descriptor:
-        before = os.fstat(descriptor).st_size
-        try:
-            files.allocate(descriptor, size)
-        except OSError:
-            files.truncate(descriptor, before)  # what it got of the last room is needed more by the run
-            raise
 
 
 def nearest_folder(path: str) -> str:
@@ -358,23 +336,6 @@ def require_free(files: Files, room: Room) -> None:
             )
     if lacking:
         raise PlacingFailed(f"{'; '.join(lacking)}; nothing was placed: make room, then sort again")
-
-
-def free_reserve(context: RunContext) -> None:
-    """Give back what ``make_reserve`` keeps."""
-    path = f"{context.outbox}/{STATE}/{RESERVE}"
-    with suppress(OSError):
-        if _is_reserve(path):
-            context.files.unlink(path)
-
-
-def _is_reserve(path: str) -> bool:
-    """Whether a file is a reserve of ours, and not somebody's: it has one name and holds nothing but zeros."""
-    try:
-        with opened_file(path) as stream:
-            return os.fstat(stream.fileno()).st_nlink == 1 and not any(stream.read(_BLOCK))
-    except OSError:
-        return False
 
 
 def all_runs(outbox: str, since: str = "") -> list[str]:
@@ -463,7 +424,7 @@ def chosen(outbox: str, runs: Mapping[str, Run], name: str | None, default: str 
         raise UsageError(f"expected a run whose plan is kept, received {name}, which was pruned: {advice}")
     if run is None:
         received = f"none {what}" if name is None else f"{name!r}"
-        raise UsageError(f"expected one of the runs that `dicomsort runs {outbox}` lists, received {received}")
+        raise UsageError(f"expected one of the runs that {command('runs', outbox)} lists, received {received}")
     return run
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dicomsort.errors import DicomsortError, StateDamaged, UsageError
+from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command
 from dicomsort.report import Summary, is_told_of
 from dicomsort.report.retold import rows_of
 from dicomsort.sorting.outbox import Run, RunState, absolute, load_runs, undoings
@@ -37,7 +37,7 @@ def told_of(outbox: str, run: str | None) -> Told:
     found = runs.get(name)
     if not name or (found is None and not is_told_of(outbox, name)):
         received = "none that sorted" if run is None else repr(run)
-        raise UsageError(f"expected one of the runs that `dicomsort runs {outbox}` lists, received {received}")
+        raise UsageError(f"expected one of the runs that {command('runs', outbox)} lists, received {received}")
     if found is None or found.state is RunState.PRUNED:
         return _pruned(outbox, name, found.summary if found else None)
     if found.plan is None:
@@ -47,7 +47,7 @@ def told_of(outbox: str, run: str | None) -> Told:
     if found.summary is None and not undone_by:
         raise DicomsortError(
             f"expected a run that came to its end, received {name}, which was cut short: "
-            f"`dicomsort resume {outbox} {name}` finishes it"
+            f"{command('resume', outbox, name)} finishes it"
         )
     is_undone = undone_by != "" and runs[undone_by].is_whole
     return Told(outbox, name, found.plan.head, found.summary, undone_by, is_undone)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any
 
-from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError
-from dicomsort.execute import Executor, Placer, Roots
+from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError, command
+from dicomsort.execute import BATCH, Executor, Placer, Roots
 from dicomsort.files import is_network, look_up
 from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, replay, runs_folder
 from dicomsort.plan import reverse
@@ -27,7 +26,7 @@ from dicomsort.report import (
     printable,
     write_summary,
 )
-from dicomsort.sorting.corrections import retract
+from dicomsort.sorting.corrections import retracted
 from dicomsort.sorting.outbox import (
     REVIEW_VERB,
     UNDONE_BY,
@@ -38,21 +37,19 @@ from dicomsort.sorting.outbox import (
     chosen,
     corrections_of,
     decisions_about,
-    free_reserve,
     held,
     inbox_of,
     load_run,
     load_runs,
-    make_reserve,
     new_run,
     now,
     read_all,
     require_inbox,
-    room_for_undo,
     undoings,
     unfinished,
     wholly_undone,
 )
+from dicomsort.sorting.reserve import free_reserve, make_reserve, room_for_undo
 from dicomsort.sorting.surroundings import AroundUndo
 
 NOTHING_TO_UNDO = "no run that changed anything is left to undo"
@@ -98,20 +95,26 @@ def _carry_out(context: RunContext, run: str, plan: Plan) -> Summary:
 
 @contextmanager
 def _room_told(needed: Callable[[], tuple[str, int]], advice: str) -> Iterator[None]:
-    """Where the disk is full, say of a folder how many bytes are needed there, and what to do when there is room."""
+    """Where the disk is full, say what is needed in a folder, bytes or files, and what to do when there is room."""
     try:
         yield
     except (OSError, PlacingFailed) as error:
         if not any(reason in str(error) for reason in _FULL):
             raise
-        folder, size = needed()
-        free = shutil.disk_usage(folder).free
-        room = f"about {size:,} bytes are to be written below {folder!r}, and {free:,} are free"
-        raise PlacingFailed(f"{error}; {room}: make room, then {advice}") from error
+        raise PlacingFailed(f"{error}; {_lacking(*needed())}, then {advice}") from error
+
+
+def _lacking(folder: str, size: int) -> str:
+    """What a full disk lacks for so many bytes below a folder, and what to do."""
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
+    if disk.f_files and disk.f_favail < BATCH and size <= free:  # one that counts no inodes has 0 of 0
+        return f"{disk.f_favail:,} files more (inodes) can be made below {folder!r}: remove some files there"
+    return f"about {size:,} bytes are to be written below {folder!r}, and {free:,} are free: make room"
 
 
 def _room_to_go_on(outbox: str, run: str, plan: Plan) -> AbstractContextManager[None]:
-    return _room_told(lambda: _unwritten(outbox, run, plan), f"`dicomsort resume {outbox} {run}` goes on")
+    return _room_told(lambda: _unwritten(outbox, run, plan), f"{command('resume', outbox, run)} goes on")
 
 
 def _unwritten(outbox: str, run: str, plan: Plan) -> tuple[str, int]:
@@ -177,10 +180,7 @@ def _unlearn(context: RunContext, plan: Plan, summary: Summary) -> None:
     """Take back what a decision gave models to learn from, where an undo took back all of it."""
     undone = load_run(context.outbox, plan.head["undoes"]).plan if plan.head["verb"] == "undo" else None
     if undone and not summary.needs_person and (folder := corrections_of(undone.head, context.outbox)):
-        try:
-            retract(context.files, folder, plan.head["undoes"])
-        except (OSError, UsageError) as error:
-            summary.notes.append(f"models learn from it still: its images could not be taken out ({error})")
+        summary.notes += retracted(context.files, folder, plan.head["undoes"])
 
 
 def complete_reports(context: RunContext, runs: Iterable[Run]) -> None:
@@ -212,7 +212,7 @@ def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = 
         plan = _undoable(outbox, runs, name)
         free_reserve(context)
         room = room_for_undo(os.stat(plan.path).st_size)
-        with _room_told(lambda: (outbox, room), f"`dicomsort undo {outbox} {name}` again"):
+        with _room_told(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
             complete_reports(context, runs.values())
             around = AroundUndo(outbox, runs, name, inbox_of(plan.head, outbox))
             mine, sealed = _seal_undo(context, name, plan, around)
@@ -277,17 +277,16 @@ def _undo_decisions(context: RunContext, run: str | None) -> None:
 def seal_plan(context: RunContext, run: str, head: dict[str, Any], operations: Iterable[Operation]) -> Plan:
     """Write operations as the run's plan and seal it; then keep room for an undo of it."""
     files, folder, pruned = context.files, f"{runs_folder(context.outbox)}/{run}", 0
-    writer = PlanWriter(files, folder, head)
     try:
-        with closing(writer):
+        with closing(PlanWriter(files, folder, head)) as writer:
             for operation in operations:
                 writer.add(operation)
                 pruned += operation.verb is Verb.REMOVE_FOLDER
             writer.seal()
     except (OSError, PlacingFailed):
-        with suppress(OSError):
-            files.unlink(f"{folder}/{PLAN}")  # half a plan is none, and would take what room there is
-            files.remove_folder(folder)
+        for remove, path in ((files.unlink, f"{folder}/{PLAN}"), (files.remove_folder, folder)):
+            with suppress(OSError):  # half a plan is none; what is left of it would take what room there is
+                remove(path)
         raise
     if head["verb"] != "undo":
         make_reserve(context, room_for_undo(os.stat(f"{folder}/{PLAN}").st_size, pruned))
@@ -301,7 +300,7 @@ def _undoable(outbox: str, runs: Mapping[str, Run], name: str) -> Plan:
         raise UsageError(f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}")
     require_inbox(plan.head, outbox, name, "undo")
     if decisions := decisions_about(runs, name):
-        advice = f"`dicomsort undo --with-decisions {outbox} {name}` takes them back first"
+        advice = f"{command('undo', '--with-decisions', outbox, name)} takes them back first"
         raise UsageError(f"run {name} held what persons decided about since, {len(decisions):,} times: {advice}")
     for undoing, undone in undoings(runs).items():
         if undone != name:

@@ -96,10 +96,12 @@ def _check_outputs(settings: Settings) -> Settings:
     beside = beside_of(out) if settings.start else out
     gate.check_folder("--out", beside)
     checkpoint = settings.recipe().checkpoint or out
+    trials = out.with_name(f"{out.name}.trials")
+    if os.path.islink(trials):  # `tune` would not follow it, after hours of work
+        raise UsageError(f"--out: expected {trials.name} beside it to be a file, received a link")
     for path, content in (
         *((each.with_name(f"{each.name}-{SHEET_NAME}"), SHEET) for each in (out, beside)),
-        (out.with_name(f"{out.name}.trials"), TRIALS),
-        (out.with_name(f"{out.name}.trials.lock"), TRIALS),
+        (trials, TRIALS),
         *((checkpoint / name, CHECKPOINT) for name in (NAME, PART)),
     ):
         if os.path.lexists(path):

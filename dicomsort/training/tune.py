@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dicomsort.config import TRAINING
 from dicomsort.config import checked as in_range
 from dicomsort.errors import UsageError, missing_extra
+from dicomsort.files import Files, closing
 from dicomsort.training.cache import open_cache
 from dicomsort.training.dataset import fingerprint, require_trainable
 from dicomsort.training.progress import load_tensorflow
@@ -62,21 +64,23 @@ def tune(settings: Settings, trials: int, open_workers: Callable[[], Engine], re
     settings, architecture = checked(settings)
     dataset = scanned(settings, architecture)
     cache = open_cache(settings.cache) if settings.cache else None
-    with tempfile.TemporaryDirectory(prefix="dicomsort-tune-") as scratch, open_workers() as engine:
-        rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter, cache)
-        rendered = replace(rendered, vary=varied_by(engine, "strong"))  # trials try every strength
-        tell_skipped(rendered, reporter)
-        require_trainable(rendered.dataset, dataset.counts(), len(rendered.skipped))
-        study = _open_study(optuna, settings, rendered, reporter)
-        reporter.note("Loading TensorFlow")
-        load_tensorflow()
-        with _told(settings, reporter):
-            _search(optuna, study, settings, trials, rendered, reporter)
-    best, score, count = _chosen(settings, study.best_trial.params), study.best_value, len(_ended(study))
-    reporter.note(f"The best of {count} trials: {_words(study.best_trial.params)}")
-    trained = train(best, open_workers, reporter)
-    _write(trained.folder, study)
-    _journal(settings).unlink(missing_ok=True)
+    with ExitStack() as search:
+        with tempfile.TemporaryDirectory(prefix="dicomsort-tune-") as scratch, open_workers() as engine:
+            rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter, cache)
+            rendered = replace(rendered, vary=varied_by(engine, "strong"))  # trials try every strength
+            tell_skipped(rendered, reporter)
+            require_trainable(rendered.dataset, dataset.counts(), len(rendered.skipped))
+            search.enter_context(_held(settings))
+            study = _open_study(optuna, settings, rendered, reporter)
+            reporter.note("Loading TensorFlow")
+            load_tensorflow()
+            with _told(settings, reporter):
+                _search(optuna, study, settings, trials, rendered, reporter)
+        best, score, count = _chosen(settings, study.best_trial.params), study.best_value, len(_ended(study))
+        reporter.note(f"The best of {count} trials: {_words(study.best_trial.params)}")
+        trained = train(best, open_workers, reporter)
+        _write(trained.folder, study)
+        _journal(settings).unlink(missing_ok=True)
     return Tuned(trained, best, score, count)
 
 
@@ -96,17 +100,48 @@ def _journal(settings: Settings) -> Path:
     return out.with_name(f"{out.name}.trials")
 
 
+def _expected(settings: Settings) -> str:
+    beside = f"expected {_journal(settings).name} beside it to be writable and of a search"
+    return f"--out {str(settings.out)!r}: {beside}, received "
+
+
+class _NoLock:
+    """Stands for a lock of Optuna's, by names beside the journal: ``_held`` has locked the journal itself."""
+
+    def acquire(self) -> bool:
+        """Do nothing."""
+        return True
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+@contextmanager
+def _held(settings: Settings) -> Iterator[None]:
+    """Hold the journal of the trials, made where there is none; UsageError where it cannot be, or another does."""
+    path, files = _journal(settings), Files()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = files.open_append(str(path))
+    except OSError as error:
+        raise UsageError(f"{_expected(settings)}{error.strerror}") from error
+    with closing(descriptor):
+        is_ours = files.lock(descriptor)
+        if not (is_ours and path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))):
+            raise UsageError(f"{_expected(settings)}one that another `dicomsort tune` holds; wait for it to end")
+        if settings.fresh:
+            files.truncate(descriptor, 0)
+        yield
+
+
 def _open_study(optuna: Any, settings: Settings, rendered: Rendered, reporter: Reporter) -> Any:
     """Return the study of these settings and this data set, with the trials that it had."""
     path = _journal(settings)
-    if settings.fresh:
-        path.unlink(missing_ok=True)
     asked = {name: str(value) for name, value in asdict(settings).items() if name not in {"out", "cache", "fresh"}}
     content = json.dumps([asked, fingerprint(rendered.dataset.items, rendered.digests)], sort_keys=True)
     name = hashlib.sha256(content.encode()).hexdigest()[:16]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path), _NoLock()))
         others = [study.study_name for study in optuna.get_all_study_summaries(storage) if study.study_name != name]
         study = optuna.create_study(
             storage=storage, study_name=name, load_if_exists=True, direction="maximize",
@@ -114,8 +149,7 @@ def _open_study(optuna: Any, settings: Settings, rendered: Rendered, reporter: R
             pruner=optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
-        msg = f"--out {str(settings.out)!r}: expected {path.name} beside it to be writable and of a search, received "
-        raise UsageError(f"{msg}{error}; --fresh starts anew") from error
+        raise UsageError(f"{_expected(settings)}{error}; --fresh starts anew") from error
     if _ended(study):
         reporter.note(f"Going on from {path.name}: {len(_ended(study))} trials are done")
     elif others:

@@ -11,7 +11,7 @@ from dicomsort.adapters.sending import meta
 from dicomsort.adapters.sending.records import Delivery, Fate, Instance
 from dicomsort.classify import is_uid
 from dicomsort.discover import Folder, Passed, walk
-from dicomsort.errors import UsageError
+from dicomsort.errors import UsageError, command
 from dicomsort.files import look_up, opened
 from dicomsort.headers import data_set_offset, read_header
 from dicomsort.journal import STATE, is_run, runs_folder
@@ -62,7 +62,7 @@ def _check_run(outbox: str, run: str) -> None:
         raise UsageError(f"--run: expected a run that has ended, received {run}; `dicomsort resume` finishes it")
     if not is_run(run) or next(rows_of(outbox, run), None) is None:
         raise UsageError(
-            f"--run: expected one of the runs that `dicomsort runs {outbox}` lists, received {run!r}, "
+            f"--run: expected one of the runs that {command('runs', outbox)} lists, received {run!r}, "
             "of which neither its own manifest nor that of the outbox has a row"
         )
 
