@@ -14,7 +14,7 @@ from dicomsort.sorting.outbox import held
 from dicomsort.sorting.progress import Progress
 from dicomsort.sorting.pruning import Pruned, prune
 from dicomsort.sorting.running import rehearse_undo, resume, undo
-from dicomsort.sorting.sort import Request, check, sort_inbox
+from dicomsort.sorting.sort import Request, check, check_settings, sort_inbox
 
 __all__ = [
     "Arrivals",
@@ -25,6 +25,7 @@ __all__ = [
     "Request",
     "Survey",
     "check",
+    "check_settings",
     "held",
     "list_runs",
     "look_at_runs",
