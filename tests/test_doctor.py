@@ -160,7 +160,7 @@ def named(*arguments: object) -> list[str]:
     return [f"{finding['what']}: {finding['told']}; {finding['mend']}" for finding in wrong]
 
 
-def test_a_configuration_whose_folders_are_missing(tmp_path: Path) -> None:
+def test_a_configuration_whose_folders_are_missing(tmp_path: Path, root: Path) -> None:
     file = tmp_path / "dicomsort.toml"
     file.write_text('metrics = "figures/x.prom"\n[sort]\nmodel = "ours"\n[watch]\nlog-file = "/missing/x.log"\n')
     told = named("--config", file)
@@ -173,7 +173,7 @@ def test_a_configuration_whose_folders_are_missing(tmp_path: Path) -> None:
     assert told[1].startswith(f"configuration [sort]: --model: expected what can be read, received '{tmp_path}/ours'")
     assert told[2].startswith("configuration [watch]: --log-file: expected a file in a folder")
     (tmp_path / "figures").mkdir()
-    (tmp_path / "ours").mkdir()
+    shutil.copytree(root / "models/default", tmp_path / "ours")
     file.write_text(file.read_text().replace("/missing/", ""))
     assert named("--config", file) == []
     (tmp_path / "x.log").write_text("somebody's\n")
@@ -245,7 +245,7 @@ def cron_line(root: Path, options: str = "--move", user: str = "") -> str:
     ("change", "expected"),
     [
         (lambda line: line, ""),
-        (lambda line: f"MAILTO=me\n# dicomsort\n0 1 * * * root true\n{line} >>/dev/null 2>&1\n", ""),
+        (lambda line: f"MAILTO=me\n# dicomsort\n0 1 * * * root true\n{line.strip()} >>/dev/null 2>&1\n", ""),
         (lambda line: line.replace("15 2 * * *", "@daily"), ""),
         (lambda line: line.strip(), "expected a line feed at its end, received none; cron ignores the last line"),
         (lambda line: line.replace("sort --move", "sort --moove"), "No such option: --moove"),

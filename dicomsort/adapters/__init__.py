@@ -28,6 +28,14 @@ ENGINES: dict[str, Callable[[int | None, str | None, Limits, tuple[str, ...]], E
 }
 
 
+def check_engine(name: str, scheduler: str | None) -> None:
+    """UsageError where an engine of that name cannot be opened, whoever answers; nobody is called."""
+    if name == "dask":
+        from dicomsort.adapters.connecting import check_address  # imports asyncio, as above
+
+        check_address(scheduler)
+
+
 def open_engine(
     name: str, workers: int | None, scheduler: str | None, *, limits: Limits, warm: tuple[str, ...] = ()
 ) -> Engine:

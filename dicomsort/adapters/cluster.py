@@ -13,12 +13,12 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from dicomsort import __version__
-from dicomsort.adapters.connecting import CONNECT_SECONDS, ask_workers, connected, count_threads, listed
+from dicomsort.adapters.connecting import CONNECT_SECONDS, ask_workers, check_address, connected, count_threads, listed
 from dicomsort.adapters.processes import WAITING_PER_WORKER
 from dicomsort.adapters.remote import Settings, meet
 from dicomsort.adapters.slots import CLOSED, Slots
 from dicomsort.engine import Engine, Limits, R, T
-from dicomsort.errors import DicomsortError, UsageError, WorkerLost
+from dicomsort.errors import DicomsortError, WorkerLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,12 +41,10 @@ class ClusterEngine(Engine):
     """
 
     def __init__(self, address: str | None, workers: int | None, limits: Limits, warm: tuple[str, ...] = ()) -> None:
-        if not address:
-            raise UsageError("expected --scheduler ADDRESS (tcp://host:8786) with --engine dask, received none")
-        self._address = address
-        self._client = connected(address)
+        self._address = check_address(address)
+        self._client = connected(self._address)
         try:
-            threads = count_threads(self._client, address)
+            threads = count_threads(self._client, self._address)
         except BaseException:
             self._client.close()
             raise

@@ -24,24 +24,36 @@ _NO_CERTIFICATES = (
 )
 
 
-def connected(address: str) -> Any:
-    """Return a Dask client of the scheduler at ``address``.
+def check_address(address: str | None) -> str:
+    """The address of a scheduler, which is not called.
 
-    Raises ``UsageError`` for an address of another form, ``tls://`` without certificates, or where the package is
-    missing; ``DicomsortError`` where no scheduler answers within 10 s.
+    Raises ``UsageError`` for none, one of another form, ``tls://`` without certificates, or where the package is
+    missing.
     """
+    if not address:
+        raise UsageError("expected --scheduler ADDRESS (tcp://host:8786) with --engine dask, received none")
     try:
-        from distributed import Client, Security
-        from distributed.versions import VersionMismatchWarning
+        from distributed import Security
     except ImportError:
         raise missing_extra("--engine dask", "cluster") from None
     if not _ADDRESS.fullmatch(address):
         raise UsageError(f"expected --scheduler tcp://HOST:PORT or tls://HOST:PORT, received {address}")
+    if address.startswith("tls") and Security().get_connection_args("client").get("ssl_context") is None:
+        raise UsageError(_NO_CERTIFICATES.format(address))
+    return address
+
+
+def connected(address: str) -> Any:
+    """Return a Dask client of the scheduler at an address that was checked.
+
+    Raises ``DicomsortError`` where no scheduler answers within 10 s.
+    """
+    from distributed import Client, Security
+    from distributed.versions import VersionMismatchWarning
+
     for name in filter(re.compile(r"(distributed|tornado)\b").match, logging.root.manager.loggerDict):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is told once, by an error of ours
     security = Security()
-    if address.startswith("tls") and security.get_connection_args("client").get("ssl_context") is None:
-        raise UsageError(_NO_CERTIFICATES.format(address))
     try:
         asyncio.run(_shake_hands(address, security))
         with warnings.catch_warnings():

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shlex
-from collections.abc import Iterator
-from contextlib import redirect_stdout
+from collections.abc import Collection, Iterator
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from dicomsort.cli.options import option, require_room
-from dicomsort.config import MOST_PORT, SORT, Option
+from dicomsort.cli.options import gathered, option, require_room
+from dicomsort.config import MOST_PORT, SORT, TABLES, Option
 
 if TYPE_CHECKING:
-    from dicomsort.doctor import Finding, Job
+    from dicomsort.doctor import Call, Finding, Job, Outside
     from dicomsort.outputs import Gate
 
 FAILED = 1
+STDOUT = "-"
+MAKING = ("sort", "watch")  # commands that make an outbox
 _MARKS = {"fine": "✓", "note": "!", "wrong": "✗"}
 _CONFIG = "A configuration file: its keys are checked, and the paths that it names."
-_CRONTAB = "A crontab: its lines that run dicomsort are checked, and the paths that they name."
+_CRONTAB = "A crontab: its lines that run dicomsort are checked, as the commands would, and the paths that they name."
 
 
 def doctor(
@@ -43,7 +46,7 @@ def doctor(
     """
     from dataclasses import asdict
 
-    from dicomsort.doctor import State, examine_folders, examine_machine
+    from dicomsort.doctor import State, examine_environment, examine_folders, examine_machine
     from dicomsort.files import Files
     from dicomsort.report import visible
 
@@ -51,6 +54,7 @@ def doctor(
     found = []
     looked = (
         examine_machine(model, port),
+        examine_environment(os.environ),
         examine_folders(inbox, outbox, Files()),
         _named(inbox, outbox, model, config, crontab),
     )
@@ -68,12 +72,16 @@ def _named(
     inbox: str | None, outbox: str | None, model: Path | None, config: Path | None, crontab: Path | None
 ) -> Iterator[Finding]:
     """What a configuration and a crontab name; the folders of the crontab where they are not those given."""
-    from dicomsort.doctor import examine_config, examine_crontab, jobs_of, wrong
+    from dicomsort.doctor import examine_config, examine_crontab, examine_settings, jobs_of, wrong
     from dicomsort.files import read_bounded
-    from dicomsort.service.routes import check_classes
 
+    if config is None and crontab is None:
+        return
+    outside = _outside()
     if config is not None:
-        yield from examine_config(config, _gate(inbox, outbox), model, check_classes)
+        found = list(examine_config(config, _gate(inbox, outbox), model, outside.check_classes))
+        yield from found
+        yield from examine_settings(config, model, found, outside)
     if crontab is None:
         return
     try:
@@ -82,43 +90,95 @@ def _named(
         yield wrong("crontab", f"expected a crontab that can be read, received {crontab}: {error}", "mend that")
         return
     jobs = list(jobs_of(text))
-    yield from examine_crontab(crontab, text, jobs)
-    looked_at = {(inbox, outbox)}
+    found = list(examine_crontab(crontab, text, jobs))
+    yield from found
+    looked_at, told, made = {(inbox, outbox)}, {finding.told for finding in found}, _made_by(jobs)
     for job in jobs:
         if not job.problem:
-            yield from _job(job, looked_at)
+            yield from _job(job, looked_at, told, made, outside)
 
 
-def _job(job: Job, looked_at: set[tuple[str | None, str | None]]) -> Iterator[Finding]:
-    """Look at a line's arguments: whether they are those of the command, and the paths among them."""
-    from dicomsort.doctor import examine_config, examine_folders, examine_values, wrong
+def _outside() -> Outside:
+    from dicomsort.doctor import Outside
+    from dicomsort.pages.presenting import FILE
+    from dicomsort.service.routes import check_classes, check_routes
+
+    return Outside(check_classes, check_routes, FILE.content)
+
+
+def _made_by(jobs: list[Job]) -> set[str]:
+    """The outboxes that lines of a crontab make: other lines may use them, also where they are not there yet."""
+    from dicomsort.errors import UsageError
+
+    made = set()
+    for job in jobs:
+        with suppress(UsageError):
+            line = _parsed(job.arguments)
+            outbox = line.params.get("outbox")
+            if line.command in MAKING and outbox is not None and not line.params.get("dry_run"):
+                made.add(os.path.realpath(outbox))
+    return made
+
+
+def _job(
+    job: Job, looked_at: set[tuple[str | None, str | None]], told: Collection[str], made: set[str], outside: Outside
+) -> Iterator[Finding]:
+    """Look at a line's arguments: whether the command takes them, and the paths among them.
+
+    ``told`` is what was found of the crontab's variables.
+    """
+    from dicomsort.doctor import Call, State, examine_folders, refusal, wrong
     from dicomsort.errors import UsageError
     from dicomsort.files import Files
-    from dicomsort.service.routes import check_classes
 
-    line = f"crontab line {job.number}"
+    what = f"crontab line {job.number}"
     try:
-        params = _parsed(job.arguments)
+        line = _parsed(job.arguments)
     except UsageError as error:
-        yield wrong(line, str(error), "mend the line")
+        yield wrong(what, str(error), "mend the line")
         return
-    folders = (params.get("inbox"), params.get("outbox"))
-    paths = {name: Path(value) if name == "folder" else value for name, value in params.items() if value is not None}
-    places = [*filter(None, folders), *(value for value in paths.values() if isinstance(value, Path))]
-    for place in places:
-        if not Path(place).expanduser().is_absolute():
-            yield wrong(line, f"expected an absolute path, received {str(place)!r}", "cron starts in the user's home")
-    gate = _gate(*folders)
-    yield from examine_values(line, {name: value for name, value in paths.items() if name != "config"}, gate)
-    if config := params.get("config"):
-        yield from examine_config(config, gate, params.get("model"), check_classes)
+    call = Call(line.command, line.params, line.flags, job.environ, made)
+    found = list(_paths(what, call, outside))
+    yield from found
+    message = "" if any(finding.state is State.WRONG for finding in found) else refusal(call, outside)
+    if message and message not in told:
+        yield wrong(what, message, "mend the line, or what it names")
+    folders = (line.params.get("inbox"), line.params.get("outbox"))
     if folders not in looked_at:
         looked_at.add(folders)
         yield from examine_folders(*folders, Files())
 
 
-def _parsed(arguments: list[str]) -> dict[str, Any]:
-    """The values of a command line's arguments and options, by name; UsageError where they are not the command's."""
+def _paths(what: str, call: Call, outside: Outside) -> Iterator[Finding]:
+    """Look at the paths among the values of a line, and at its configuration file."""
+    from dicomsort.doctor import examine_config, examine_values, wrong
+
+    named = ("inbox", "outbox", "folder", "html")
+    paths = {name: value for name, value in call.given.items() if isinstance(value, Path)}
+    paths |= {name: Path(text) for name in named if (text := call.given.get(name)) is not None and text != STDOUT}
+    for path in paths.values():
+        if not path.is_absolute():
+            yield wrong(what, f"expected an absolute path, received {str(path)!r}", "cron starts in the user's home")
+    gate = _gate(call.given.get("inbox"), call.given.get("outbox"))
+    told_elsewhere = {"config", "inbox", "outbox", "html"}
+    if "folder" in paths and call.is_made(str(paths["folder"])):
+        told_elsewhere.add("folder")
+    yield from examine_values(what, {name: path for name, path in paths.items() if name not in told_elsewhere}, gate)
+    if "config" in call.given and (config := call.config or call.environ.get("DICOMSORT_CONFIG")):
+        file = Path(os.path.expanduser(config))
+        yield from examine_config(file, gate, call.given.get("model"), outside.check_classes)
+
+
+class _Line(NamedTuple):
+    """The command of a line; the values of its arguments and options, by name; those that settings are loaded from."""
+
+    command: str
+    params: dict[str, Any]
+    flags: dict[str, object]
+
+
+def _parsed(arguments: list[str]) -> _Line:
+    """Take a command line apart; UsageError where it is not the command's."""
     from dicomsort.cli import WrongUsage, app
     from dicomsort.errors import UsageError
 
@@ -136,7 +196,14 @@ def _parsed(arguments: list[str]) -> dict[str, Any]:
         raise UsageError(
             f"expected what `dicomsort {name} --help` tells of, received: {error.format_message()}"
         ) from None
-    return dict(context.params)
+    return _Line(name, dict(context.params), _flags(name, context))
+
+
+def _flags(name: str, context: Any) -> dict[str, object]:
+    """What the loaders of settings take; an empty list is an option that was not given."""
+    table = TABLES.get(name, {})
+    given = gathered(table, dict(context.params))
+    return {option: None if value in ((), []) else value for option, value in given.items() if option in table}
 
 
 def _gate(inbox: str | None, outbox: str | None) -> Gate:

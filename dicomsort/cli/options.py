@@ -71,7 +71,7 @@ def with_options(
 
         @wraps(command)
         def called(**values: object) -> None:
-            command(**_gathered(table, values))
+            command(**gathered(table, values))
 
         vars(called)["__signature__"] = inspect.Signature(parameters)
         called.__annotations__ = {each.name: each.annotation for each in parameters}
@@ -84,7 +84,7 @@ def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
-def _gathered(table: Mapping[str, Option], values: dict[str, object]) -> dict[str, object]:
+def gathered(table: Mapping[str, Option], values: dict[str, object]) -> dict[str, object]:
     """The values with one for the flags that are words of one option; UsageError where two of these were given."""
     for name, found in table.items():
         words = [word for word, _ in found.flags_of_words]

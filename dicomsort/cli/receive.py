@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,16 +16,14 @@ import typer
 
 from dicomsort.cli.logs import ending, formatter, load_logged, logging_to
 from dicomsort.cli.options import CONFIG, with_options
-from dicomsort.config import RECEIVE, ReceiveSettings, load_receive
-from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.config import RECEIVE, load_receive
+from dicomsort.errors import DicomsortError
 from dicomsort.signals import code_of, hear, restore
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from dicomsort.adapters.receiving.receiver import Receiver
-
-_TITLE = 16  # characters (PS3.5 6.2, AE)
 
 
 @with_options(RECEIVE, is_resolved=True, tells_defaults=True)
@@ -42,28 +39,20 @@ def receive(
 
     Example: dicomsort receive --ae-title SORTER --allow CT1 --allow ARCHIVE --log-file receive.log inbox/
     """
-    from dicomsort.adapters.receiving import GRACE, open_receiver
+    from dicomsort.adapters.receiving import GRACE, check_titles, open_receiver
     from dicomsort.content import LOG
     from dicomsort.files import Files
     from dicomsort.outputs import Gate
 
     given = {**flags, "allow": flags["allow"] or None}
     reads = {"INBOX": inbox}
-    settings = load_logged(lambda: _checked(load_receive(given, os.environ, config)), flags, "ended", reads)
+    settings = load_logged(lambda: check_titles(load_receive(given, os.environ, config)), flags, "ended", reads)
     if settings.log_file is not None:
         Gate(reads).check_file("--log-file", settings.log_file, LOG)
     with _logging(settings.log_file, settings.log_format, quiet=settings.quiet) as log, ending(log, "ended") as end:
         receiver = open_receiver(inbox, settings, Files(), log)
         end.exit_code = _serve(receiver, settings.ae_title, GRACE, log)
     raise typer.Exit(end.exit_code)
-
-
-def _checked(settings: ReceiveSettings) -> ReceiveSettings:
-    """The settings with titles as they are compared; UsageError for an AE title that is none."""
-    for flag, title in [("--ae-title", settings.ae_title), *(("--allow", each) for each in settings.allow)]:
-        if not title.strip() or len(title) > _TITLE or "\\" in title or not (title.isascii() and title.isprintable()):
-            raise UsageError(f"{flag}: expected an AE title (1 to 16 characters of ASCII), received {title!r}")
-    return replace(settings, allow=tuple(title.strip() for title in settings.allow))
 
 
 @contextmanager

@@ -6,53 +6,94 @@ import os
 import pwd
 import re
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from dicomsort.config import load_sort
 from dicomsort.doctor.finding import Finding, fine, note, wrong
+from dicomsort.doctor.schedule import schedule_problem
+from dicomsort.errors import UsageError
 
-_JOB = re.compile(r"\s*(?:@\w+|(?:[^\s=#]+\s+){4}[^\s=#]+)\s+(.*)")
+_JOB = re.compile(r"\s*(@\S+|(?:[^\s=#]+\s+){4}[^\s=#]+)\s+(.*)")
+_VARIABLE = re.compile(r"""\s*(["']?)([^\s"'=#]+)\1\s*=\s*(.*?)\s*""")
+_ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)")
 _ENDS = re.compile(r"[;&|<>0-9]*[;&|<>].*")  # where the shell begins something else
+_NO_USERS = frozenset({"env", "exec", "export", "ionice", "nice", "nohup", "time"})  # begin a command of the shell
+_PATH = "/usr/bin:/bin"  # where cron looks for programs
+_NO_JOB = (
+    "expected NAME=VALUE, or a time in five fields (or a name as @daily) and a command behind it, received neither: "
+    "cron ignores the whole file"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A line that runs dicomsort: its number, its user ("" in a user's own crontab), the program, its arguments."""
+    """A line that runs dicomsort: its number, its user ("" in a user's own crontab), the program, its arguments.
+
+    ``environ`` is what the crontab, up to this line, and the line itself set: cron gives a job nothing of ours.
+    """
 
     number: int
     user: str
     program: str
     arguments: list[str]
     problem: str = ""
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 def jobs_of(text: str) -> Iterator[Job]:
-    """The jobs of a crontab; a line without dicomsort is none."""
+    """The jobs of a crontab, and the lines that are none at all; a line that runs something else is left out."""
+    environ: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        found = _JOB.match(line)
-        if found is None or "dicomsort" not in line:
-            continue
-        if "\0" in line:
-            yield Job(number, "", "", [], "expected a command of the shell, received the character NUL")
-            continue
-        command, percent, _ = found[1].partition("%")
-        try:
-            words = shlex.split(command)
-        except ValueError as error:
-            yield Job(number, "", "", [], f"expected a command of the shell, received: {error}")
-            continue
-        program = next((place for place, word in enumerate(words) if os.path.basename(word) == "dicomsort"), None)
-        # In a crontab of the system the user comes first, and may have that very name.
-        if program == 0 and words[1:2] and os.path.basename(words[1]) == "dicomsort":
-            program = 1
-        if program is None:
-            continue
-        user = words[0] if program == 1 and "/" not in words[0] and "=" not in words[0] else ""
-        arguments = words[program + 1 :]
-        end = next((place for place, word in enumerate(arguments) if _ENDS.fullmatch(word)), len(arguments))
-        problem = "expected no % (a line feed, to cron)" if percent and not command.endswith("\\") else ""
-        yield Job(number, user, words[program], arguments[:end], problem)
+        if variable := _VARIABLE.fullmatch(line):
+            environ = environ | {variable[2]: _unquoted(variable[3])}
+        elif line.strip() and not line.lstrip().startswith("#"):
+            job = _job_of(number, line, environ)
+            if job is not None:
+                yield job
+
+
+def _unquoted(value: str) -> str:
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if is_quoted else value
+
+
+def _job_of(number: int, line: str, environ: Mapping[str, str]) -> Job | None:
+    """The job of a line, None where it runs another program."""
+    found = _JOB.match(line)
+    if found and "dicomsort" not in line:
+        return None
+    problem = schedule_problem(found[1]) if found else _NO_JOB
+    if "\0" in line:
+        problem = "expected a command of the shell, received the character NUL"
+    if problem or found is None:
+        return Job(number, "", "", [], problem)
+    command, percent, _ = found[2].partition("%")
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        return Job(number, "", "", [], f"expected a command of the shell, received: {error}")
+    places = [place for place, word in enumerate(words) if os.path.basename(word) == "dicomsort"]
+    if not places:
+        return None
+    program, assigned = places[0], [_ASSIGNED.fullmatch(word.removesuffix(";")) for word in words]
+    # In a crontab of the system the user comes first, and may have that very name.
+    if program == 0 and places[1:] and all(assigned[1 : places[1]]):
+        program = places[1]
+    is_user = program > 0 and "/" not in words[0] and not assigned[0] and words[0] not in _NO_USERS
+    user, arguments = words[0] if is_user and all(assigned[1:program]) else "", words[program + 1 :]
+    end = next((place for place, word in enumerate(arguments) if _ENDS.fullmatch(word)), len(arguments))
+    problem = "expected no % (a line feed, to cron)" if percent and not command.endswith("\\") else ""
+    whole = {**environ, **{each[1]: each[2] for each in assigned[:program] if each}}
+    run = [_at_home(word, user) for word in (words[program], *arguments[:end])]
+    return Job(number, user, run[0], run[1:], problem, whole)
+
+
+def _at_home(word: str, user: str) -> str:
+    """A word as the shell of that user takes it, for ~ at its beginning."""
+    return os.path.expanduser(f"~{user}{word[1:]}" if word.startswith("~/") else word)
 
 
 def examine_crontab(file: Path, text: str, jobs: list[Job]) -> Iterator[Finding]:
@@ -64,12 +105,13 @@ def examine_crontab(file: Path, text: str, jobs: list[Job]) -> Iterator[Finding]
         yield wrong(
             what, f"{file}: expected a line feed at its end, received none", "cron ignores the last line: add one"
         )
+    yield from _variables(text)
     for job in jobs:
         line = f"{what} line {job.number}"
         if job.problem:
             yield wrong(line, f"{job.problem}", "mend the line")
             continue
-        if os.path.isabs(job.program) and os.access(job.program, os.X_OK):
+        if _can_run(job):
             yield fine(line, f"{job.program} can be run")
         else:
             told = f"expected the absolute path of a program, received {job.program!r}"
@@ -77,6 +119,21 @@ def examine_crontab(file: Path, text: str, jobs: list[Job]) -> Iterator[Finding]
                 line, told, "cron finds programs in /usr/bin and /bin alone: give the path of your installation"
             )
         yield from _user(line, job)
+
+
+def _variables(text: str) -> Iterator[Finding]:
+    """What commands would refuse of the variables that the crontab sets."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if variable := _VARIABLE.fullmatch(line):
+            try:
+                load_sort({}, {variable[2]: _unquoted(variable[3])}, None)
+            except UsageError as error:
+                yield wrong(f"crontab line {number}", str(error), "mend the line")
+
+
+def _can_run(job: Job) -> bool:
+    path = job.environ.get("PATH", _PATH)
+    return (os.path.isabs(job.program) or "/" not in job.program) and shutil.which(job.program, path=path) is not None
 
 
 def _user(line: str, job: Job) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from dicomsort.records import RENDERING_VERSION
 from dicomsort.report.metrics import FILE as METRICS
 
 WRITTEN: dict[str, Content] = {"log_file": LOG, "metrics": METRICS.content, "journal": JOURNAL}
+_MADE = frozenset({"out", "explain", "cache"})  # folders that a command makes where they are missing
 
 
 def examine_config(
@@ -86,9 +87,18 @@ def examine_values(what: str, values: Mapping[str, object], gate: Gate) -> Itera
             continue
         if name in WRITTEN:
             yield _written(what, option, path, WRITTEN[name], gate)
+        elif name in _MADE:
+            yield from _made(what, option, path, gate)
         elif not os.access(path, os.R_OK) or not (path.is_file() or path.is_dir()):
             told = f"{option}: expected what can be read, received {quoted(path)}"
             yield wrong(what, told, "make it, or give the user that runs dicomsort rights")
+
+
+def _made(what: str, option: str, path: Path, gate: Gate) -> Iterator[Finding]:
+    try:
+        gate.check_folder(option, path)
+    except UsageError as error:
+        yield wrong(what, str(error), "make its folder, or give the user that runs dicomsort rights")
 
 
 def _written(what: str, option: str, path: Path, content: Content, gate: Gate) -> Finding:

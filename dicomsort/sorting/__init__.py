@@ -14,7 +14,7 @@ from dicomsort.sorting.news import look_at_runs, newest_run, sort_news
 from dicomsort.sorting.outbox import RunContext, held
 from dicomsort.sorting.pruning import Pruned, prune
 from dicomsort.sorting.running import rehearse_undo, resume, undo
-from dicomsort.sorting.sort import Request, check, sort_inbox
+from dicomsort.sorting.sort import Request, check, check_settings, sort_inbox
 
 __all__ = [
     "Arrivals",
@@ -26,6 +26,7 @@ __all__ = [
     "RunContext",
     "Survey",
     "check",
+    "check_settings",
     "held",
     "list_runs",
     "look_at_runs",

@@ -64,8 +64,7 @@ class Request:
 
 def check(inbox: str, outbox: str | None, settings: SortSettings, clock: Clock | None = None) -> Request:
     """Prove that a request can be carried out; UsageError or BundleError otherwise."""
-    layout = parse_layout(settings.layout)
-    bundle = load(settings.model or default_path(), RENDERING_VERSION)
+    layout, bundle = check_settings(settings)
     if "" in {inbox, outbox}:
         raise UsageError("expected an INBOX and an OUTBOX, received an empty name")
     source, target = os.path.realpath(inbox), outbox and os.path.realpath(outbox)
@@ -75,15 +74,22 @@ def check(inbox: str, outbox: str | None, settings: SortSettings, clock: Clock |
         raise UsageError(message)
     if target is not None:
         _check_outbox(source, target, bundle)
-    if settings.duplicates == "remove" and settings.mode != "move":
-        message = f"--duplicates remove: expected --move with it, received --{settings.mode}"
-        raise UsageError(message)
     settle = settings.settle if settings.settle is not None else SETTLE if settings.mode == "move" else 0.0
     clock = clock or Clock()
     before = clock.now_ns() - int(settle * 1e9) if settle > 0 else None
     classes, thresholds = bundle.header_classes, (bundle.decide, bundle.contradict)
     judge = Judge(bundle.labels, classes, *thresholds, settings.evidence, before, bundle.distance)
     return Request(source, target, settings, bundle, layout, judge, settle, clock)
+
+
+def check_settings(settings: SortSettings) -> tuple[Layout, Bundle]:
+    """The same as far as no folder tells."""
+    layout = parse_layout(settings.layout)
+    bundle = load(settings.model or default_path(), RENDERING_VERSION)
+    if settings.duplicates == "remove" and settings.mode != "move":
+        message = f"--duplicates remove: expected --move with it, received --{settings.mode}"
+        raise UsageError(message)
+    return layout, bundle
 
 
 def _check_inbox(inbox: str, source: str) -> None:
