@@ -19,7 +19,7 @@ from dicomsort.adapters.sending.recoding import EXPLICIT, IMPLICIT, NATIVE
 from dicomsort.adapters.sending.records import Instance
 from dicomsort.adapters.sending.rewriting import Malformed, rewrite
 from dicomsort.adapters.sending.selecting import examine
-from dicomsort.headers.encoding import DEFLATED
+from dicomsort.dicom.encoding import DEFLATED
 from dicomsort.records import Found
 
 LARGEST = 4 << 20

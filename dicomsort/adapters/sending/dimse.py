@@ -12,7 +12,7 @@ from dicomsort.adapters.sending.reading import outgoing
 from dicomsort.adapters.sending.recoding import NATIVE, Recoder, is_lossless
 from dicomsort.adapters.sending.records import Answer, Batch, Instance, Temporary, Unsendable
 from dicomsort.config import SendSettings
-from dicomsort.headers.encoding import DEFLATED
+from dicomsort.dicom.encoding import DEFLATED
 
 Pair = tuple[str, str]
 

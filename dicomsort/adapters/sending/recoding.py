@@ -15,9 +15,9 @@ from dicomsort.adapters.processes import ProcessEngine
 from dicomsort.adapters.sending.reading import check
 from dicomsort.adapters.sending.records import Instance, Unsendable
 from dicomsort.adapters.sending.rewriting import PIXEL_DATA, Malformed, Value, rewrite
+from dicomsort.dicom.encoding import DEFLATED
 from dicomsort.engine import Limits
 from dicomsort.errors import WorkerLost
-from dicomsort.headers.encoding import DEFLATED
 
 EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 NATIVE = {EXPLICIT: "Explicit VR Little Endian", IMPLICIT: "Implicit VR Little Endian"}  # in order of preference

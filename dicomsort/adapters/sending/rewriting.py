@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 from functools import lru_cache
 
-from dicomsort.headers.encoding import HEADER_SIZE
+from dicomsort.dicom.encoding import HEADER_SIZE
 
 PIXEL_DATA = 0x7FE00010
 _REPRESENTATION = 0x00280103

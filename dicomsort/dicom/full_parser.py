@@ -6,13 +6,13 @@ import io
 import warnings
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
-from dicomsort.headers.source import Ended
-from dicomsort.headers.tags import COLUMNS, REFERENCES, VALUE_LIMIT, WANTED
+from dicomsort.dicom.elements import Ended
+from dicomsort.dicom.tags import COLUMNS, REFERENCES, VALUE_LIMIT, WANTED
 
 if TYPE_CHECKING:
-    from dicomsort.headers.encoding import Encoding
-    from dicomsort.headers.source import Source
-    from dicomsort.headers.tags import Tags
+    from dicomsort.dicom.elements import ByteSource
+    from dicomsort.dicom.encoding import Encoding
+    from dicomsort.dicom.tags import Tags
 
 _LIMIT: Final = 512 * 1024  # bytes read here: pydicom takes seconds and 100 times the memory for hostile megabytes
 _BULK: Final = 0x52000000  # per-frame groups, overlays and pixels come last and hold nothing wanted
@@ -22,7 +22,7 @@ _TEXT_DELIMITERS: Final = {0x09, 0x0A, 0x0C, 0x0D}  # reset the character set wi
 class _Stream(io.RawIOBase):
     """A source as the seekable file that pydicom asks for."""
 
-    def __init__(self, source: Source, start: int) -> None:
+    def __init__(self, source: ByteSource, start: int) -> None:
         self._source = source
         self._offset = start
         self._left = _LIMIT
@@ -55,7 +55,7 @@ class _Stream(io.RawIOBase):
         return self._offset
 
 
-def read(source: Source, start: int, encoding: Encoding, tags: Tags) -> None:
+def read(source: ByteSource, start: int, encoding: Encoding, tags: Tags) -> None:
     """Read the wanted tags into ``tags`` from the data set at ``start``, in whatever order they come.
 
     Raises:
