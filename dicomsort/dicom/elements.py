@@ -19,7 +19,7 @@ from dicomsort.dicom.encoding import ELEMENT_HEADERS, LONG_HEADER, SHORT_HEADER,
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    Element = tuple[int, int, int, int, int, bytes | None]
+    Element = tuple[int, int, int, int, bytes | None]
 
 UNDEFINED: Final = 0xFFFFFFFF
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -235,7 +235,7 @@ class ElementReader:
         max_levels: int = _MAX_LEVELS,
     ) -> None:
         self.position = start
-        self.passed = -1
+        self.passed = 0
         self.encoding = encoding
         self.header = ELEMENT_HEADERS[encoding.little]
         self._source = source
@@ -246,29 +246,28 @@ class ElementReader:
     def elements(self, wanted: frozenset[int], last: int = LAST) -> Iterator[Element]:
         """Yield the ``wanted`` elements from ``position`` up to and including the tag ``last``, in their order.
 
-        Each as tag, VR (0 where implicit), length, offsets of its value and behind the element, and its value: None
-        where that has an undefined length or must still be fetched (``value``).
+        Each as tag, VR (0 where implicit), length, offset of its value, and its value: None where that has an undefined
+        length or must still be fetched (``value``); then ``position`` is behind it.
 
         Most of the time that a header takes goes by here: hence one loop over locals and whole numbers, without calls.
         """
         explicit, most = self.encoding.explicit, self._value_limit
-        layout = self.header
-        header, long_length, short, long = (
-            layout.explicit if explicit else layout.implicit, layout.length, layout.short, layout.long,
-        )  # fmt: skip
+        words, implicit, long_length, short, long, *_ = self.header
+        header = words if explicit else implicit
         passed, at, vr = self.passed, self.position, 0
         while True:
             buffer, base = self._source.window(at, LONG_HEADER)
             index, limit = at - base, len(buffer)
-            while index + LONG_HEADER <= limit:
+            last_index = limit - LONG_HEADER
+            while index <= last_index:
                 value = index + SHORT_HEADER
                 if explicit:
                     group, number, vr, length = header(buffer, index)
-                    if vr in long:
+                    if vr not in short:
+                        if vr not in long:
+                            break
                         (length,) = long_length(buffer, value)
                         value += 4
-                    elif vr not in short:
-                        break
                 else:
                     group, number, length = header(buffer, index)
                 tag = group << 16 | number
@@ -276,14 +275,8 @@ class ElementReader:
                 if end > limit or tag <= passed or tag > last:
                     break
                 if tag in wanted:
-                    yield (
-                        tag,
-                        vr,
-                        length,
-                        base + value,
-                        base + end,
-                        buffer[value : end if length <= most else value + most],
-                    )
+                    kept = buffer[value : end if length <= most else value + most]
+                    yield tag, vr, length, base + value, kept
                 passed, index = tag, end
             at = self.position = base + index
             self.passed = passed
@@ -294,7 +287,7 @@ class ElementReader:
                 raise NeedsFullParser
             at = self.position = self.end(vr, length, value, explicit=explicit)
             if tag in wanted:
-                yield tag, vr, length, value, at, None
+                yield tag, vr, length, value, None
             passed = self.passed = tag
 
     def element(self, offset: int, *, explicit: bool) -> tuple[int, int, int, int]:

@@ -27,7 +27,8 @@ _HEAD: Final = 4096  # bytes; a few UIDs and names take less
 class FileMeta(NamedTuple):
     """What was read of it: UIDs without padding, and the offset behind it.
 
-    ``is_whole`` is false where it goes on there in a form that only a full parser reads.
+    ``is_whole`` is false where the file ends within or right behind it, or it goes on there in a form that only a full
+    parser reads.
     """
 
     sop_class: str
@@ -83,16 +84,19 @@ def read(source: ByteSource, start: int) -> FileMeta:
     """
     reader = ElementReader(source, ENCODING, start, value_limit=VALUE_LIMIT)
     values: dict[int, bytes] = {}
-    with suppress(Ended, NeedsFullParser):  # an implicit or deflated data set is none to a reader of explicit elements
-        for tag, _, length, value, _, data in reader.elements(_WANTED, _LAST):
-            if length != UNDEFINED:
-                values[tag] = reader.value(value, length) if data is None else data
     is_whole = False
     with suppress(Ended):
+        with suppress(NeedsFullParser):  # as an implicit or deflated data set is to a reader of explicit elements
+            for tag, _, length, value, data in reader.elements(_WANTED, _LAST):
+                if length != UNDEFINED:
+                    values[tag] = reader.value(value, length) if data is None else data
         buffer, base = source.window(reader.position, len(GROUP))
         is_whole = not buffer.startswith(GROUP, reader.position - base)
-    sop_class, syntax = (values.get(tag, b"").decode("ascii", "replace").strip(" \0") for tag in sorted(_WANTED))
-    return FileMeta(sop_class, syntax, reader.position, is_whole)
+    return FileMeta(_uid(values, MEDIA_SOP_CLASS), _uid(values, TRANSFER_SYNTAX), reader.position, is_whole)
+
+
+def _uid(values: dict[int, bytes], tag: int) -> str:
+    return values.get(tag, b"").decode("ascii", "replace").strip(" \0")
 
 
 def read_file(descriptor: int) -> FileMeta | None:

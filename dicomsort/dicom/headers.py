@@ -176,9 +176,9 @@ def _read(source: ByteSource, start: int, encoding: Encoding) -> tuple[Tags, str
 def _scan(reader: ElementReader, tags: Tags, last: int) -> None:
     """Read on up to and including the tag ``last``; raises as the reader, ``tags`` holds what came before."""
     try:
-        for tag, _, length, value, end, data in reader.elements(WANTED, last):
+        for tag, _, length, value, data in reader.elements(WANTED, last):
             if tag in REFERENCES:
-                tags.spans[tag] = value, end
+                tags.spans[tag] = value, reader.position if length == UNDEFINED else value + length
             elif data is not None:
                 tags.values[tag] = data
             elif length != UNDEFINED:
