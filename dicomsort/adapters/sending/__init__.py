@@ -20,9 +20,9 @@ from dicomsort.adapters.sending import dimse, negotiation, selecting, stow, tls
 from dicomsort.adapters.sending.acknowledged import Acknowledged
 from dicomsort.adapters.sending.crew import Crew
 from dicomsort.adapters.sending.destination import DicomPeer, WebPeer, ae_title, destination, file_name
-from dicomsort.adapters.sending.recoding import Recoder
 from dicomsort.adapters.sending.records import Answer, Batch, Channel, Delivery, Fate, Instance, Progress, Sent
 from dicomsort.adapters.sending.selecting import Selection, select
+from dicomsort.adapters.sending.transcoding import Transcoder
 from dicomsort.config import Destination, SendSettings
 from dicomsort.errors import UsageError
 from dicomsort.files import Files
@@ -90,10 +90,10 @@ def _channels(peer: DicomPeer | WebPeer, settings: SendSettings, stack: ExitStac
     numbers = range(settings.associations)
     if isinstance(peer, WebPeer):
         return [stow.WebChannel(peer, settings, context) for _ in numbers]
-    recoder = Recoder() if settings.decompress else None
-    if recoder is not None:
-        stack.callback(recoder.close)
-    return [dimse.DimseChannel(peer, settings, context, recoder) for _ in numbers]
+    transcoder = Transcoder() if settings.decompress else None
+    if transcoder is not None:
+        stack.callback(transcoder.close)
+    return [dimse.DimseChannel(peer, settings, context, transcoder) for _ in numbers]
 
 
 class _Sending:
