@@ -241,25 +241,22 @@ class ElementReader:
         self._source = source
         self._value_limit, self._max_levels = value_limit, max_levels
         self._unknown = self.header.unknown
+        self._unpack = self.header.explicit if encoding.explicit else self.header.implicit
         self._buffer, self._base = b"", 0
 
+    # Most of the time that a header takes goes by here: hence one loop over locals and whole numbers, without calls.
     def elements(self, wanted: frozenset[int], last: int = LAST) -> Iterator[Element]:
         """Yield the ``wanted`` elements from ``position`` up to and including the tag ``last``, in their order.
 
         Each as tag, VR (0 where implicit), length, offset of its value, and its value: None where that has an undefined
         length or must still be fetched (``value``); then ``position`` is behind it.
-
-        Most of the time that a header takes goes by here: hence one loop over locals and whole numbers, without calls.
         """
-        explicit, most = self.encoding.explicit, self._value_limit
-        words, implicit, long_length, short, long, *_ = self.header
-        header = words if explicit else implicit
-        passed, at, vr = self.passed, self.position, 0
+        explicit, most, passed, at, vr = self.encoding.explicit, self._value_limit, self.passed, self.position, 0
+        header, (_, _, long_length, short, long, *_) = self._unpack, self.header
         while True:
             buffer, base = self._source.window(at, LONG_HEADER)
-            index, limit = at - base, len(buffer)
-            last_index = limit - LONG_HEADER
-            while index <= last_index:
+            index, limit, whole = at - base, len(buffer), len(buffer) - LONG_HEADER
+            while index <= whole:
                 value = index + SHORT_HEADER
                 if explicit:
                     group, number, vr, length = header(buffer, index)
@@ -275,8 +272,7 @@ class ElementReader:
                 if end > limit or tag <= passed or tag > last:
                     break
                 if tag in wanted:
-                    kept = buffer[value : end if length <= most else value + most]
-                    yield tag, vr, length, base + value, kept
+                    yield tag, vr, length, base + value, buffer[value : end if length <= most else value + most]
                 passed, index = tag, end
             at = self.position = base + index
             self.passed = passed
