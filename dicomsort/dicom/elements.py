@@ -221,7 +221,7 @@ class ElementReader:
     Of a value at most ``value_limit`` bytes are taken; ``max_levels`` bounds the sequences and items open at once.
 
     Every method that reads raises:
-        Ended: the data stop within an element, or a limit is met.
+        Ended: the data stop (within an element, or where its code is empty before one), or a limit is met.
         NeedsFullParser: a full parser must read this data set.
     """
 
@@ -337,7 +337,10 @@ class ElementReader:
         """
         in_item = len(levels) % 2 == 0
         while len(levels) > floor:
-            tag, vr, length, at = self.element(at, explicit=levels[-1])
+            try:
+                tag, vr, length, at = self.element(at, explicit=levels[-1])
+            except Ended as ended:
+                raise Ended(ended.code or "truncated-header") from None
             if (tag >> 16 != DELIMITERS) if in_item else (tag == ITEM):
                 if length != UNDEFINED:
                     at += length
