@@ -89,6 +89,13 @@ def test_what_a_header_has_beside_is_not_read(tmp_path: Path, place: int) -> Non
     assert (render(path) == render(make_dicom(tmp_path / "b"))).all()
 
 
+def test_a_file_may_begin_with_its_prefix_or_its_meta_information(tmp_path: Path) -> None:
+    whole = make_dicom(tmp_path / "a").read_bytes()
+    for cut in (128, 132):
+        (tmp_path / "b").write_bytes(whole[cut:])
+        assert (render(tmp_path / "b") == render(tmp_path / "a")).all()
+
+
 def enhanced(path: Path, syntax: str, *, undefined: bool, frames: int = 6) -> Path:
     """Frames with a rescale and a window each, in items of defined or undefined length."""
     groups = []

@@ -19,7 +19,7 @@ from dicomsort.dicom.encoding import HEADER_SIZE, Encoding
 from dicomsort.pixels.problems import MAX_INFLATED, PixelsError
 from dicomsort.pixels.values import TAGS, reader_of, take, text
 
-_MAGIC_END = 132
+_HEAD = 134  # bytes of a preamble, its prefix, and the group that follows
 _COMMAND = Encoding(explicit=False, little=True)  # of a command set (PS3.7 6.3.1)
 _PIXEL_ELEMENTS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 
@@ -47,8 +47,8 @@ class Source:
 
 def read(content: ByteSource) -> Source:
     """Read the header of a DICOM file up to its pixel data."""
-    head = content.at(0, _MAGIC_END + 2)
-    start = _MAGIC_END if head[128:132] == b"DICM" else 0
+    head = content.at(0, _HEAD)
+    start = file_meta.offset(head) or 0
     if not start and not _plausible(head):
         raise PixelsError("neither PNG, JPEG nor DICOM")
     syntax, start = _read_syntax(content, start, head[start : start + 2])
