@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from dicomsort.bundle import SCREEN_NAME, Bundle, Predictor, load
 from dicomsort.classify import is_strange
+from dicomsort.dicom.headers import read_header
 from dicomsort.files import hashed, opened
-from dicomsort.headers import read_header
 from dicomsort.records import RENDERING_VERSION, Examined, Found, Header, Kind, Look
 
 if TYPE_CHECKING:

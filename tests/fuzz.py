@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-MODULES = ["dicomsort.headers", "dicomsort.pixels"]
+MODULES = ["dicomsort.dicom", "dicomsort.pixels"]
 
 
 def main() -> None:

@@ -12,13 +12,13 @@ import numpy as np
 from building import make_dicom
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from dicomsort.headers import read_header
+from dicomsort.dicom.headers import read_header
 from dicomsort.pixels import PixelsError, render
 from dicomsort.records import Kind
 
 CORPUS = Path(__file__).resolve().parent / "fuzz_corpus"
 MOST = 4096  # bytes of an input: every construct fits, and mutations stay near it
-ASKED = (4 << 20) + 5  # bytes that one header may cost (headers.source.LIMIT)
+ASKED = (4 << 20) + 5  # bytes that one header may cost (dicom.elements.HEADER_LIMIT)
 
 
 def header(data: bytes) -> None:

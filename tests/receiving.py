@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from building import make_dicom
 
-from dicomsort.adapters.receiving import meta, open_receiver
+from dicomsort.adapters.receiving import open_receiver
 from dicomsort.config import ReceiveSettings
+from dicomsort.dicom import file_meta
 from dicomsort.files import Files
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ def listening(inbox: Path, settings: ReceiveSettings = SETTINGS, files: Files | 
 def data_of(path: Path) -> bytes:
     """The data set of a file, as it lies there."""
     with path.open("rb") as stream:
-        found = meta.find(stream.fileno())
+        found = file_meta.read_file(stream.fileno())
         assert found is not None
-        stream.seek(found[1])
+        stream.seek(found.end)
         return stream.read()
 
 

@@ -14,7 +14,7 @@ from collections import Counter
 from command import Ran, run
 from peers_send import Reply
 
-from dicomsort.headers import data_set_offset
+from dicomsort.dicom.headers import data_set_offset
 
 JSON = {"Content-Type": "application/dicom+json"}
 

@@ -30,7 +30,7 @@ import importlib.abc, importlib.util, os, signal, sys
 class Trap(importlib.abc.MetaPathFinder):
     '''The parser of worker processes crashes on hostile.dcm.'''
     def find_spec(self, name, path, target=None):
-        if name != "dicomsort.headers":
+        if name != "dicomsort.dicom.headers":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

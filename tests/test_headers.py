@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from dicomsort.headers import read_header
+from dicomsort.dicom.headers import read_header
 from dicomsort.records import Header, Kind
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
@@ -245,6 +245,6 @@ def test_an_unreadable_file_is_the_callers_affair(ct: bytes, start: bytes) -> No
 
 
 def test_pydicom_is_not_loaded_for_plain_files(sample_inbox: Path) -> None:
-    code = "import sys, dicomsort.headers; print(*{'pydicom', 'numpy'} & set(sys.modules))"
+    code = "import sys, dicomsort.dicom.headers; print(*{'pydicom', 'numpy'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=sample_inbox.parents[1], capture_output=True, check=True)
     assert ran.stdout.split() == []

@@ -12,8 +12,8 @@ import pytest
 from pydicom.multival import MultiValue
 from test_headers import header_of
 
-from dicomsort import headers
-from dicomsort.headers import fast, tags
+from dicomsort.dicom import headers, tags
+from dicomsort.dicom.elements import NeedsFullParser
 from dicomsort.records import Header, Kind
 
 # What pydicom itself misreads, or reads on purpose otherwise than a sorter should.
@@ -77,14 +77,14 @@ def test_every_header_is_what_pydicom_reads(dicom: list[tuple[Path, Header]]) ->
 def test_the_slow_path_gives_the_same_headers(
     dicom: list[tuple[Path, Header]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scan = fast.scan
+    scan = headers._scan
 
     def only_around_images(*arguments: Any) -> None:
         if arguments[-1] == tags.COLUMNS:
-            raise fast.Unusual
+            raise NeedsFullParser
         scan(*arguments)
 
-    monkeypatch.setattr(headers.fast, "scan", only_around_images)
+    monkeypatch.setattr(headers, "_scan", only_around_images)
     found = {path.name for path, header in dicom if _told(header_of(path)) != _told(header)}
     assert found - {"nest_5000.dcm"} == set()  # pydicom recurses into the nest
 
@@ -96,7 +96,7 @@ def _told(header: Header) -> Header:
 def test_nearly_every_file_takes_the_fast_path(corpus: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     slow: list[str] = []
     for path in corpus:
-        monkeypatch.setattr(headers.reference, "read", lambda *_, name=path.name: slow.append(name))
+        monkeypatch.setattr(headers.full_parser, "read", lambda *_, name=path.name: slow.append(name))
         header_of(path)
     assert set(slow) <= {"winter.dcm"}  # has a tag twice
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 from test_headers import header_in
 
-from dicomsort.headers import read_header
-from dicomsort.headers.source import LIMIT
+from dicomsort.dicom.elements import HEADER_LIMIT
+from dicomsort.dicom.headers import read_header
 from dicomsort.records import Header, Kind
 
 SEEDS = (
@@ -44,7 +44,7 @@ def _check(content: bytes, name: str, first: int = 16 * 1024) -> Header:
     header = read_header(content[:first], len(content), name, more)
     assert header.problem in CODES
     assert header.ignored in {"", "not-an-image", "archive", "dicomdir"}
-    assert sum(asked) <= LIMIT + 5
+    assert sum(asked) <= HEADER_LIMIT + 5
     assert header.kind is not Kind.UNKNOWN or bool(header.problem) != bool(header.ignored)
     assert max(map(len, (header.study_description, header.patient_id))) <= 1024
     return header

@@ -21,8 +21,8 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless
 
+from dicomsort.dicom.elements import AHEAD, ByteSource, NeedsFullParser
 from dicomsort.pixels import INPUT_SHAPE, PixelsError, grey, render, source, values
-from dicomsort.pixels.content import AHEAD, Content
 
 FRAMES = 500
 SHAPE = (64, 64)
@@ -89,6 +89,13 @@ def test_what_a_header_has_beside_is_not_read(tmp_path: Path, place: int) -> Non
     assert (render(path) == render(make_dicom(tmp_path / "b"))).all()
 
 
+def test_a_file_may_begin_with_its_prefix_or_its_meta_information(tmp_path: Path) -> None:
+    whole = make_dicom(tmp_path / "a").read_bytes()
+    for cut in (128, 132):
+        (tmp_path / "b").write_bytes(whole[cut:])
+        assert (render(tmp_path / "b") == render(tmp_path / "a")).all()
+
+
 def enhanced(path: Path, syntax: str, *, undefined: bool, frames: int = 6) -> Path:
     """Frames with a rescale and a window each, in items of defined or undefined length."""
     groups = []
@@ -118,7 +125,7 @@ def test_of_many_functional_groups_one_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = enhanced(tmp_path / "a", syntax, undefined=undefined)
-    header = source.read(Content.of_bytes(path.read_bytes()))
+    header = source.read(ByteSource.of_bytes(path.read_bytes()))
     theirs = dcmread(path).PerFrameFunctionalGroupsSequence
 
     def refuse(*_: object, **__: object) -> None:
@@ -138,9 +145,9 @@ def test_of_many_functional_groups_one_is_made(
 
 @pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: path.name)
 def test_a_header_is_the_same_as_by_pydicom(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = Content.of_bytes(path.read_bytes())
+    content = ByteSource.of_bytes(path.read_bytes())
     found = _read(content)
-    monkeypatch.setattr(source, "_read_usual", _unusual)
+    monkeypatch.setattr(source, "_read_plain", _unusual)
     theirs = _read(content)
     if isinstance(found, str) or isinstance(theirs, str):
         assert found == theirs
@@ -153,7 +160,7 @@ def test_a_header_is_the_same_as_by_pydicom(path: Path, monkeypatch: pytest.Monk
         assert values.numbers(found.dataset, keyword) == _by_pydicom(theirs.dataset, keyword)
 
 
-def _read(content: Content) -> source.Source | str:
+def _read(content: ByteSource) -> source.Source | str:
     try:
         return source.read(content)
     except PixelsError as error:
@@ -161,7 +168,7 @@ def _read(content: Content) -> source.Source | str:
 
 
 def _unusual(*_: object, **__: object) -> None:
-    raise source.Unusual
+    raise NeedsFullParser
 
 
 def _by_pydicom(dataset: Dataset, keyword: str) -> list[float]:
@@ -177,11 +184,11 @@ def test_nearly_all_headers_are_usual(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(*_: object, **__: object) -> None:
         raise PixelsError("unusual")
 
-    monkeypatch.setattr(source, "_read_unusual", count)
+    monkeypatch.setattr(source, "_read_full", count)
     reasons = []
     for path in TEST_FILES:
         try:
-            source.read(Content.of_bytes(path.read_bytes()))
+            source.read(ByteSource.of_bytes(path.read_bytes()))
         except PixelsError as error:
             reasons.append(str(error))
     assert reasons.count("unusual") < len(TEST_FILES) / 4

@@ -14,8 +14,8 @@ from pydicom import uid
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
 
+from dicomsort.dicom.elements import ByteSource
 from dicomsort.pixels import PixelsError, frames, reduced, render, source
-from dicomsort.pixels.content import Content
 
 LEAST = 448
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
@@ -44,7 +44,7 @@ def coded(path: Path, frame: bytes, syntax: str, shape: tuple[int, ...], **tags:
 
 
 def decoded(path: Path, least: int = LEAST) -> NDArray[Any]:
-    return frames.decode(source.read(Content.of_bytes(path.read_bytes())), None, least).pixels
+    return frames.decode(source.read(ByteSource.of_bytes(path.read_bytes())), None, least).pixels
 
 
 def whole(path: Path) -> NDArray[np.int16]:

@@ -21,8 +21,8 @@ from dicomsort.cli import sort as sort_command
 from dicomsort.cli.console import EXIT_UNREAD
 from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK
 from dicomsort.config import SORT, load_watch
+from dicomsort.dicom.elements import HEADER_LIMIT
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
-from dicomsort.headers.source import LIMIT
 from dicomsort.pixels import MAX_PIXELS
 from dicomsort.plan import TOKENS
 from dicomsort.plan.layout import MAX_COMPONENT
@@ -173,7 +173,7 @@ def test_limits() -> None:
     limits = section("## Limits")
     assert f"{SECONDS_PER_TASK:.0f} seconds and {BYTES_PER_TASK >> 30} GiB" in limits
     assert f"{MAX_PIXELS:,} pixels" in limits
-    assert f"{LIMIT >> 20} MiB" in limits
+    assert f"{HEADER_LIMIT >> 20} MiB" in limits
     assert f"at most {MAX_COMPONENT} bytes each" in section("### Layouts")
 
 

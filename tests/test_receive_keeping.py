@@ -16,10 +16,10 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 from receiving import made
 
-from dicomsort.adapters.receiving import meta
 from dicomsort.adapters.receiving.arriving import Arriving, Request
 from dicomsort.adapters.receiving.keeping import Kept, keep
 from dicomsort.adapters.receiving.parts import Parts
+from dicomsort.dicom import file_meta
 from dicomsort.files import Files, closing
 
 PLACE = f"{uid(1)}/{uid(1, 1)}/{uid(1, 1, 1)}.dcm"
@@ -43,7 +43,7 @@ def receive(files: Files, inbox: Path, data: bytes, request: Request = REQUEST) 
 
 
 def whole(data: bytes) -> bytes:
-    return meta.encode(*REQUEST) + data
+    return file_meta.encode(*REQUEST) + data
 
 
 @pytest.fixture

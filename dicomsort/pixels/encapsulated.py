@@ -12,8 +12,8 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
+from dicomsort.dicom.elements import ByteSource
 from dicomsort.pixels import codestream, decoders, grey, native, reduced
-from dicomsort.pixels.content import Content
 from dicomsort.pixels.fragments import read_frame
 from dicomsort.pixels.layout import GREY, Frame, Layout, alignment, keep_bits, to_frame
 from dicomsort.pixels.problems import PixelsError, border, check_size
@@ -146,4 +146,4 @@ def _decode_deflated(data: bytes, source: Source, layout: Layout, index: int) ->
     expected = (layout.bits + 7) // 8
     with border("the compressed pixel data cannot be decoded"):
         plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, expected)
-    return replace(native.decode(Content.of_bytes(plain), 0, len(plain), source, layout, 0), index=index)
+    return replace(native.decode(ByteSource.of_bytes(plain), 0, len(plain), source, layout, 0), index=index)

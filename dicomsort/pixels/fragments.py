@@ -5,25 +5,25 @@ Of other frames nothing is read but the eight bytes before each fragment, and th
 
 from __future__ import annotations
 
-from struct import Struct
 from typing import TYPE_CHECKING
 
+from dicomsort.dicom.elements import ITEM, SEQUENCE_END, UNDEFINED
+from dicomsort.dicom.encoding import ELEMENT_HEADERS, SHORT_HEADER
 from dicomsort.pixels.layout import choose
 from dicomsort.pixels.problems import MAX_FRAGMENTS, PixelsError
 from dicomsort.pixels.values import encoded, integer
-from dicomsort.pixels.walk import ITEM, SEQUENCE_END, UNDEFINED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pydicom.dataset import Dataset
 
-    from dicomsort.pixels.content import Content
+    from dicomsort.dicom.elements import ByteSource
     from dicomsort.pixels.source import Source
 
     Fragment = tuple[int, int]  # where its bytes begin, and how many there are
 
-_HEADER = Struct("<HHL")
+_HEADER = ELEMENT_HEADERS[True].implicit  # of an item; encapsulated pixel data is little endian (PS3.5 A.4)
 _OFFSET, _LONG_OFFSET = 4, 8  # bytes
 _END_OF_IMAGE, _NEAR_END = b"\xff\xd9", 10  # of JPEG, JPEG-LS and JPEG 2000; bytes in which it is found
 _DAMAGED = "the encapsulated pixel data is damaged"
@@ -37,7 +37,7 @@ def read_frame(source: Source, frame: int | None) -> tuple[int, bytes]:
         raise PixelsError("the offset table is too long")
     if tag != ITEM or length % _OFFSET:
         raise PixelsError(_DAMAGED)
-    first = start + _HEADER.size + length
+    first = start + SHORT_HEADER + length
     extended, chain = _extended_offsets(source.dataset), []
     if extended:
         held = len(extended[0]) // _LONG_OFFSET
@@ -53,9 +53,9 @@ def read_frame(source: Source, frame: int | None) -> tuple[int, bytes]:
     index = choose(frame, count)
     if extended:
         offset, size = (_integer(table, index, _LONG_OFFSET) for table in extended)
-        data = content.at(first + offset + _HEADER.size, size)
+        data = content.at(first + offset + SHORT_HEADER, size)
     elif length:
-        data = _join(content, _between_offsets(content, start + _HEADER.size, first, index, held))
+        data = _join(content, _between_offsets(content, start + SHORT_HEADER, first, index, held))
     else:
         data = _join(content, _without_table(content, chain, index, count))
     if not data:
@@ -73,7 +73,7 @@ def _integer(table: bytes, index: int, size: int) -> int:
     return int.from_bytes(table[index * size : (index + 1) * size], "little")
 
 
-def _between_offsets(content: Content, table: int, first: int, index: int, held: int) -> Iterator[Fragment]:
+def _between_offsets(content: ByteSource, table: int, first: int, index: int, held: int) -> Iterator[Fragment]:
     """Yield the fragments from a frame's offset to the next one's, or to the end."""
     offsets = content.at(table + index * _OFFSET, 2 * _OFFSET)
     begin, after = (_integer(offsets, i, _OFFSET) for i in range(2))
@@ -81,7 +81,7 @@ def _between_offsets(content: Content, table: int, first: int, index: int, held:
     return _fragments(content, first + begin, end)
 
 
-def _without_table(content: Content, chain: list[Fragment], index: int, count: int) -> list[Fragment]:
+def _without_table(content: ByteSource, chain: list[Fragment], index: int, count: int) -> list[Fragment]:
     """Choose a frame's fragments: one a frame, all of a single frame, or up to the marker that ends an image."""
     if len(chain) in {1, count}:
         return chain[index : index + 1]
@@ -97,7 +97,7 @@ def _without_table(content: Content, chain: list[Fragment], index: int, count: i
     return frames[index]
 
 
-def _fragments(content: Content, at: int, end: int) -> Iterator[Fragment]:
+def _fragments(content: ByteSource, at: int, end: int) -> Iterator[Fragment]:
     """Yield the fragments between two places, as far as there are any."""
     for _ in range(MAX_FRAGMENTS):
         tag, length = _header(content, at, end)
@@ -105,20 +105,20 @@ def _fragments(content: Content, at: int, end: int) -> Iterator[Fragment]:
             return
         if tag != ITEM or length == UNDEFINED:
             raise PixelsError(_DAMAGED)
-        at += _HEADER.size
+        at += SHORT_HEADER
         yield at, max(0, min(length, end - at))
         at += length
     raise PixelsError("there are too many fragments")
 
 
-def _header(content: Content, at: int, end: int) -> tuple[int, int]:
+def _header(content: ByteSource, at: int, end: int) -> tuple[int, int]:
     """Return tag and length of the item at a place, (0, 0) where there is none before the end."""
-    found = content.at(at, max(0, min(_HEADER.size, end - at)))
-    if len(found) < _HEADER.size:
+    found = content.at(at, max(0, min(SHORT_HEADER, end - at)))
+    if len(found) < SHORT_HEADER:
         return 0, 0
-    group, element, length = _HEADER.unpack(found)
+    group, element, length = _HEADER(found)
     return group << 16 | element, length
 
 
-def _join(content: Content, fragments: Iterable[Fragment]) -> bytes:
+def _join(content: ByteSource, fragments: Iterable[Fragment]) -> bytes:
     return b"".join(content.at(offset, size) for offset, size in fragments)

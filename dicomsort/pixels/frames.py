@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydicom import uid
 
+from dicomsort.dicom.elements import UNDEFINED
 from dicomsort.pixels import encapsulated, native
 from dicomsort.pixels.layout import Frame, read_layout
 from dicomsort.pixels.problems import check_size
 from dicomsort.pixels.source import Source
-from dicomsort.pixels.walk import UNDEFINED
 
 _ITEM = b"\xfe\xff\x00\xe0"
 _NATIVE = {

@@ -16,7 +16,7 @@ from dicomsort.pixels.values import integer
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dicomsort.pixels.content import Content
+    from dicomsort.dicom.elements import ByteSource
     from dicomsort.pixels.source import Source
 
 # Words whose bytes lie the other way round than the transfer syntax says make noise of an image: what is rough, and far
@@ -27,7 +27,7 @@ _PATCH, _LEAST = 256, 32  # pixels of a side that are looked at, and that there 
 _ROUGH, _SMOOTHER = 0.05, 0.25
 
 
-def decode(content: Content, start: int, length: int, source: Source, layout: Layout, frame: int | None) -> Frame:
+def decode(content: ByteSource, start: int, length: int, source: Source, layout: Layout, frame: int | None) -> Frame:
     """Decode one uncompressed frame (PS3.5 8.1) of the ``length`` bytes of a content from ``start`` on."""
     if layout.photometric == "YBR_FULL_422" and length * 8 >= layout.bits * 3 // 2:
         layout = replace(layout, photometric="YBR_FULL")  # the chroma was never subsampled

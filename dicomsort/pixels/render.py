@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from dicomsort.dicom.elements import ByteSource
 from dicomsort.pixels import colour, frames, grey, raster, source
-from dicomsort.pixels.content import Content
 from dicomsort.pixels.problems import PixelsError, border
 from dicomsort.records import RENDERING_VERSION
 
@@ -110,13 +110,13 @@ def fit(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[Content]:
+def _open(path: str | os.PathLike[str]) -> Iterator[ByteSource]:
     # A pipe without a writer must not block.
     with open(path, "rb", 0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise PixelsError("not a regular file")
-        yield Content.of_file(file.fileno(), status.st_size)
+        yield ByteSource.of_file(file.fileno(), status.st_size)
 
 
 @contextmanager

@@ -9,26 +9,18 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pydicom import uid
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
-from pydicom.values import converters
 
-from dicomsort.pixels.content import Content
+from dicomsort.dicom import file_meta, full_parser
+from dicomsort.dicom.elements import ByteSource, Ended, NeedsFullParser
+from dicomsort.dicom.encoding import HEADER_SIZE, Encoding
 from dicomsort.pixels.problems import MAX_INFLATED, PixelsError
-from dicomsort.pixels.values import TAGS, text
-from dicomsort.pixels.walk import Unusual, Walk
+from dicomsort.pixels.values import TAGS, reader_of, take, text
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pydicom.tag import BaseTag
-
-_MAGIC_END = 132
-_SMALL = 2 << 20
-_SYNTAX = 0x00020010
+_HEAD = 134  # bytes of a preamble, its prefix, and the group that follows
+_COMMAND = Encoding(explicit=False, little=True)  # of a command set (PS3.7 6.3.1)
 _PIXEL_ELEMENTS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 
 
@@ -46,52 +38,47 @@ class Element:
 class Source:
     """A header, and the content (a file's, or what it inflates to) that holds its pixel data."""
 
-    content: Content
+    content: ByteSource
     dataset: Dataset
     syntax: str
     little: bool
     element: Element
 
 
-def read(content: Content) -> Source:
+def read(content: ByteSource) -> Source:
     """Read the header of a DICOM file up to its pixel data."""
-    head = content.at(0, _MAGIC_END + 2)
-    start = _MAGIC_END if head[128:132] == b"DICM" else 0
+    head = content.at(0, _HEAD)
+    start = file_meta.offset(head) or 0
     if not start and not _plausible(head):
         raise PixelsError("neither PNG, JPEG nor DICOM")
     syntax, start = _read_syntax(content, start, head[start : start + 2])
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         content, start = _inflate(content, start), 0
-    implicit, little = _encoding(content.at(start, 6), syntax)
+    encoding = _encoding(content.at(start, 6), syntax)
     try:
-        dataset, element = _read_usual(content, start, implicit=implicit, little=little)
-    except Unusual:
-        dataset, element = _read_unusual(content, start, implicit=implicit, little=little)
-    return Source(content, dataset, syntax, little, element)
+        dataset, element = _read_plain(content, start, encoding)
+    except (Ended, NeedsFullParser):
+        dataset, element = _read_full(content, start, encoding)
+    return Source(content, dataset, syntax, encoding.little, element)
 
 
-def _read_usual(content: Content, start: int, *, implicit: bool, little: bool) -> tuple[Dataset, Element]:
-    walk = Walk(content, implicit=implicit, little=little)
-    elements, place = walk.take(start, TAGS, range(min(_PIXEL_ELEMENTS)), _PIXEL_ELEMENTS.__contains__)
-    if place.vr == "":
-        raise Unusual
-    return Dataset(elements), Element(_PIXEL_ELEMENTS[place.tag], place.vr or "OW", place.value, place.length)
+def _read_plain(content: ByteSource, start: int, encoding: Encoding) -> tuple[Dataset, Element]:
+    code = content.at(start + 4, 2)
+    if not encoding.explicit and code.isalpha() and code.isupper():  # it is explicit after all
+        raise NeedsFullParser
+    reader = reader_of(content, encoding, start)
+    elements = take(reader, TAGS, min(_PIXEL_ELEMENTS) - 1)
+    tag, vr, length, value = reader.element(reader.position, explicit=encoding.explicit)
+    if tag not in _PIXEL_ELEMENTS:
+        raise NeedsFullParser
+    return Dataset(elements), Element(_PIXEL_ELEMENTS[tag], reader.header.names.get(vr, "OW"), value, length)
 
 
-def _read_unusual(content: Content, start: int, *, implicit: bool, little: bool) -> tuple[Dataset, Element]:
-    found: list[Element] = []
-    file = content.file(start, _SMALL)
-
-    def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
-        if tag not in _PIXEL_ELEMENTS:
-            return False
-        found[:] = [Element(_PIXEL_ELEMENTS[tag], vr or "OW", file.tell(), length)]
-        return True
-
-    dataset = read_dataset(file, implicit, little, stop_when=at_pixels, specific_tags=list(TAGS))
-    if not found:
+def _read_full(content: ByteSource, start: int, encoding: Encoding) -> tuple[Dataset, Element]:
+    dataset, _, pixels = full_parser.read_until(content, start, encoding, _PIXEL_ELEMENTS.__contains__, TAGS)
+    if pixels is None:
         raise PixelsError("no pixel data")
-    return dataset, found[0]
+    return dataset, Element(_PIXEL_ELEMENTS[pixels.tag], pixels.vr or "OW", pixels.value, pixels.length)
 
 
 def _plausible(head: bytes) -> bool:
@@ -99,41 +86,38 @@ def _plausible(head: bytes) -> bool:
     return head[:2] in {b"\x02\0", b"\x08\0", b"\0\x08", b"\0\0"} and any(head[4:8])
 
 
-def _read_syntax(content: Content, start: int, group: bytes) -> tuple[str, int]:
+def _read_syntax(content: ByteSource, start: int, group: bytes) -> tuple[str, int]:
     """Read past the meta information (PS3.10 7.1) or a command set; return the transfer syntax UID, "" if none."""
     syntax = ""
-    if group == b"\x02\0":
-        meta, start = _read_group(content, start, 0x0002, implicit=False)
-        syntax = text(meta, "TransferSyntaxUID")
+    if group == file_meta.GROUP:
+        meta = file_meta.read(content, start)
+        syntax, end = meta.syntax.partition("\\")[0].strip(" \0"), meta.end
+        if not meta.is_whole:
+            dataset, end = _read_group(content, start, 0x0002, file_meta.ENCODING)
+            syntax = text(dataset, "TransferSyntaxUID")
+        start = end
     elif group == b"\0\0":
-        _, start = _read_group(content, start, 0x0000, implicit=True)
+        _, start = _read_group(content, start, 0x0000, _COMMAND)
     return syntax if re.fullmatch(r"[0-9.]{1,64}", syntax) else "", start
 
 
-def _read_group(content: Content, start: int, group: int, *, implicit: bool) -> tuple[Dataset, int]:
-    """Return the transfer syntax among the elements of a group, and where the group ends."""
-    inside = range(group << 16, (group + 1) << 16)
-    try:
-        walk = Walk(content, implicit=implicit, little=True)
-        elements, place = walk.take(start, frozenset({_SYNTAX}), inside, lambda tag: tag not in inside)
-        return Dataset(elements), place.start
-    except Unusual:
-        file = content.file(start, _SMALL)
-        outside: Callable[[BaseTag, str | None, int], bool] = lambda tag, _vr, _length: tag not in inside
-        return read_dataset(file, implicit, is_little_endian=True, stop_when=outside), file.tell()
+def _read_group(content: ByteSource, start: int, group: int, encoding: Encoding) -> tuple[Dataset, int]:
+    """Return the elements of a group, and where it ends."""
+    dataset, end, _ = full_parser.read_until(content, start, encoding, lambda tag: tag >> 16 != group)
+    return dataset, end
 
 
-def _inflate(content: Content, start: int) -> Content:
+def _inflate(content: ByteSource, start: int) -> ByteSource:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     data = inflater.decompress(content.at(start, MAX_INFLATED), MAX_INFLATED)
     if inflater.unconsumed_tail:
         raise PixelsError(f"the deflated data set exceeds the limit of {MAX_INFLATED} bytes")
-    return Content.of_bytes(data)
+    return ByteSource.of_bytes(data)
 
 
-def _encoding(first: bytes, syntax: str) -> tuple[bool, bool]:
-    """Tell (implicit VR, little endian) by the transfer syntax, or by the first element where there is none."""
+def _encoding(first: bytes, syntax: str) -> Encoding:
+    """Tell the encoding by the transfer syntax, or by the first element where there is none."""
     if syntax:
-        return syntax == uid.ImplicitVRLittleEndian, syntax != uid.ExplicitVRBigEndian
-    explicit = first[4:6].decode("latin-1") in converters
-    return not explicit, not (explicit and first[:1] == b"\0")
+        return Encoding(syntax != uid.ImplicitVRLittleEndian, syntax != uid.ExplicitVRBigEndian)
+    explicit = first[4:6] in HEADER_SIZE
+    return Encoding(explicit, not (explicit and first[:1] == b"\0"))

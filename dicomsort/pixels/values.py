@@ -11,12 +11,14 @@ from math import isfinite
 from typing import Any
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
-from dicomsort.pixels.content import Content
-from dicomsort.pixels.walk import Unusual, Walk
+from dicomsort.dicom.elements import LAST, UNDEFINED, ByteSource, ElementReader, Ended, NeedsFullParser
+from dicomsort.dicom.encoding import SHORT_HEADER, Encoding
+
+Elements = dict[BaseTag, DataElement | RawDataElement]
 
 KEYWORDS = """
     SOPClassUID PixelIntensityRelationship SamplesPerPixel PhotometricInterpretation PlanarConfiguration
@@ -29,6 +31,7 @@ KEYWORDS = """
     SegmentedBluePaletteColorLookupTableData ExtendedOffsetTable ExtendedOffsetTableLengths
 """.split()  # noqa: SIM905 - a list of lines would be four times as long
 _IN_ITEMS = "PixelValueTransformationSequence FrameVOILUTSequence LUTDescriptor LUTData"
+_MAX_LEVELS = 32  # open sequences and items
 _REPRESENTATION = BaseTag(0x00280103)
 # Numbers as PS3.5 6.2 has them, less what only some read alike.
 _PLAIN = {"DS": re.compile(rb" *[+-]?\d{1,16}(\.\d{0,16})?([eE][+-]?\d\d?)? *"), "IS": re.compile(rb" *[+-]?\d{1,9} *")}
@@ -45,6 +48,40 @@ TAGS = frozenset(known(keyword)[0] for keyword in KEYWORDS)
 """All that rendering asks of a data set; it takes the elements of these tags alone."""
 
 _ITEM_TAGS = TAGS | {known(keyword)[0] for keyword in _IN_ITEMS.split()}
+
+
+def reader_of(source: ByteSource, encoding: Encoding, start: int = 0) -> ElementReader:
+    """Return a reader of a data set that is to be rendered; what it finds nested too deep pydicom shall judge."""
+    return ElementReader(source, encoding, start, max_levels=_MAX_LEVELS)
+
+
+def take(reader: ElementReader, wanted: frozenset[int], last: int | None = None) -> Elements:
+    """Return the ``wanted`` elements up to and including the tag ``last``, to the end of the data where it is None.
+
+    They are raw elements, as pydicom makes them.
+
+    Raises:
+        NeedsFullParser: the data set is not what most are, or ends otherwise.
+    """
+    found: Elements = {}
+    explicit, little = reader.encoding
+    try:
+        for number, vr, length, value, data in reader.elements(wanted, LAST if last is None else last):
+            tag, raw = BaseTag(number), data
+            if length == UNDEFINED:
+                if vr == reader.header.unknown:
+                    raise NeedsFullParser
+                raw = reader.value(value, reader.position - SHORT_HEADER - value)
+            elif raw is None:
+                raw = reader.value(value, length)
+            found[tag] = RawDataElement(tag, reader.header.names.get(vr), len(raw), raw, value, not explicit, little)
+    except Ended as ended:
+        if last is None and not ended.code:
+            return found
+        raise NeedsFullParser from None
+    if last is None:  # a delimiter where none may be
+        raise NeedsFullParser
+    return found
 
 
 def text(dataset: Dataset, keyword: str) -> str:
@@ -82,10 +119,11 @@ def item(dataset: Dataset, keyword: str, index: int = 0) -> Dataset | None:
     tag, usual = known(keyword)
     element: object = dataset.get_item(tag)
     if isinstance(element, RawDataElement) and element.value and (element.VR or usual) == "SQ" and index >= 0:
-        walk = Walk(Content.of_bytes(element.value), implicit=element.is_implicit_VR, little=element.is_little_endian)
+        encoding = Encoding(not element.is_implicit_VR, element.is_little_endian)
         try:
-            elements = walk.item(index, _ITEM_TAGS)
-        except Unusual:
+            begin, end = reader_of(ByteSource.of_bytes(element.value), encoding).item(index)
+            elements = take(reader_of(ByteSource.of_bytes(element.value[begin:end]), encoding), _ITEM_TAGS)
+        except (Ended, NeedsFullParser):
             pass
         else:
             # On it depends how US or SS is read, also in an item.

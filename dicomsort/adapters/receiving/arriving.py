@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from dicomsort.adapters.receiving import meta
 from dicomsort.adapters.receiving.keeping import Uids
 from dicomsort.classify import is_uid
+from dicomsort.dicom import file_meta
+from dicomsort.dicom.headers import read_header
 from dicomsort.files import opened
-from dicomsort.headers import read_header
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -92,7 +92,7 @@ class Arriving(io.BytesIO):
             if not is_uid(request.sop):
                 raise Refused(NOT_UNDERSTOOD, "the SOP Instance UID is no UID", (0x00001000,))
             self.part = self._begin()
-            self._put(self.part, memoryview(meta.encode(*request)))
+            self._put(self.part, memoryview(file_meta.encode(*request)))
         self._put(self.part, piece)
 
     def _put(self, part: Part, data: memoryview) -> None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from dicomsort.adapters.receiving import meta
 from dicomsort.adapters.receiving.parts import Part
+from dicomsort.dicom import file_meta
 from dicomsort.files import CHUNK, Files, flush_path, opened, sha256_of
 
 FOLDER_MODE: Final = 0o750
@@ -103,14 +103,14 @@ def _same_instance(files: Files, part: str, path: str) -> bool:
     if not stat.S_ISREG(os.lstat(path).st_mode):
         return False
     with opened(part) as one, opened(path) as other:
-        here, there = meta.find(one), meta.find(other)
-        if here is None or there is None or here[0] != there[0]:
+        here, there = file_meta.read_file(one), file_meta.read_file(other)
+        if here is None or there is None or here.syntax != there.syntax:
             return False
-        if os.fstat(one).st_size - here[1] != os.fstat(other).st_size - there[1]:
+        if os.fstat(one).st_size - here.end != os.fstat(other).st_size - there.end:
             return False
         offset = 0
-        while piece := os.pread(one, CHUNK, here[1] + offset):
-            if piece != os.pread(other, len(piece), there[1] + offset):
+        while piece := os.pread(one, CHUNK, here.end + offset):
+            if piece != os.pread(other, len(piece), there.end + offset):
                 return False
             offset += len(piece)
         files.flush(other)

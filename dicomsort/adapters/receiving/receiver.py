@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final
 from pynetdicom import _config, evt
 from pynetdicom.ae import ApplicationEntity
 
-from dicomsort.adapters.receiving.meta import IMPLEMENTATION_NAME, IMPLEMENTATION_UID
 from dicomsort.adapters.receiving.network import Server
 from dicomsort.adapters.receiving.parts import Parts
 from dicomsort.adapters.receiving.storing import VERIFICATION, Limits, Store
 from dicomsort.adapters.tls import server_context
+from dicomsort.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomsort.errors import DicomsortError, UsageError
 
 if TYPE_CHECKING:
@@ -114,8 +114,8 @@ class Receiver:
 def _entity(settings: ReceiveSettings) -> ApplicationEntity:
     entity = ApplicationEntity(settings.ae_title)
     entity.add_supported_context(VERIFICATION)
-    entity.implementation_class_uid = IMPLEMENTATION_UID
-    entity.implementation_version_name = IMPLEMENTATION_NAME
+    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.maximum_associations = settings.max_associations + _SPARE
     entity.maximum_pdu_size = settings.max_pdu
     entity.require_calling_aet = [*settings.allow]

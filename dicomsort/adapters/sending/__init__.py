@@ -21,9 +21,9 @@ from dicomsort.adapters.sending import dimse, negotiation, selecting, stow
 from dicomsort.adapters.sending.acknowledged import Acknowledged
 from dicomsort.adapters.sending.crew import Crew
 from dicomsort.adapters.sending.destination import DicomPeer, WebPeer, ae_title, destination, file_name
-from dicomsort.adapters.sending.recoding import Recoder
 from dicomsort.adapters.sending.records import Answer, Batch, Channel, Delivery, Fate, Instance, Sent
 from dicomsort.adapters.sending.selecting import Selection, select
+from dicomsort.adapters.sending.transcoding import Transcoder
 from dicomsort.adapters.tls import client_context
 from dicomsort.config import Destination, SendSettings
 from dicomsort.errors import UsageError
@@ -104,10 +104,10 @@ def _channels(
     numbers = range(settings.associations)
     if isinstance(peer, WebPeer):
         return [stow.WebChannel(peer, settings, tls) for _ in numbers]
-    recoder = Recoder() if settings.decompress else None
-    if recoder is not None:
-        stack.callback(recoder.close)
-    return [dimse.DimseChannel(peer, settings, tls, recoder) for _ in numbers]
+    transcoder = Transcoder() if settings.decompress else None
+    if transcoder is not None:
+        stack.callback(transcoder.close)
+    return [dimse.DimseChannel(peer, settings, tls, transcoder) for _ in numbers]
 
 
 class _Sending:

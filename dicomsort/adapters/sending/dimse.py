@@ -9,10 +9,10 @@ from dicomsort.adapters.sending import statuses
 from dicomsort.adapters.sending.association import MAX_CONTEXTS, Association
 from dicomsort.adapters.sending.destination import DicomPeer
 from dicomsort.adapters.sending.reading import outgoing
-from dicomsort.adapters.sending.recoding import NATIVE, Recoder, is_lossless
 from dicomsort.adapters.sending.records import Answer, Batch, Instance, Temporary, Unsendable
+from dicomsort.adapters.sending.transcoding import NATIVE, Transcoder, is_lossless
 from dicomsort.config import SendSettings
-from dicomsort.headers.encoding import DEFLATED
+from dicomsort.dicom.encoding import DEFLATED
 
 Pair = tuple[str, str]
 
@@ -21,10 +21,10 @@ class DimseChannel:
     """One association at a time; a new one where the last is lost, or did not propose what comes next."""
 
     def __init__(
-        self, peer: DicomPeer, settings: SendSettings, tls: ssl.SSLContext | None, recoder: Recoder | None
+        self, peer: DicomPeer, settings: SendSettings, tls: ssl.SSLContext | None, transcoder: Transcoder | None
     ) -> None:
         """Nothing is sent before the first delivery."""
-        self._peer, self._settings, self._tls, self._recoder = peer, settings, tls, recoder
+        self._peer, self._settings, self._tls, self._transcoder = peer, settings, tls, transcoder
         self._association: Association | None = None
 
     @property
@@ -44,7 +44,7 @@ class DimseChannel:
         context = association.accepted.get((instance.sop_class, instance.syntax))
         try:
             if context is None:
-                return self._recoded(association, instance)
+                return self._transcoded(association, instance)
             with outgoing(instance) as file:
                 status = association.store(context, instance.sop_class, instance.sop_uid, file.pieces(instance.offset))
                 return _answer(status, file.sha256)
@@ -66,14 +66,14 @@ class DimseChannel:
         )
         return self._association
 
-    def _recoded(self, association: Association, instance: Instance) -> Answer:
+    def _transcoded(self, association: Association, instance: Instance) -> Answer:
         """Send what the peer does not take as it is in another encoding, where that loses nothing and is wanted."""
         reason = association.refused[instance.sop_class, instance.syntax]
         syntax = next((s for s in NATIVE if (instance.sop_class, s) in association.accepted), None)
-        if self._recoder is None or syntax is None or not is_lossless(instance.syntax):
-            hint = "; --decompress may help" if _would_help(self._recoder, instance.syntax) else ""
+        if self._transcoder is None or syntax is None or not is_lossless(instance.syntax):
+            hint = "; --decompress may help" if _would_help(self._transcoder, instance.syntax) else ""
             return Answer(message=f"{reason}: {instance.syntax} of {instance.sop_class}{hint}")
-        data_set, sha256 = self._recoder.recode(instance, syntax)
+        data_set, sha256 = self._transcoder.transcode(instance, syntax)
         context = association.accepted[instance.sop_class, syntax]
         status = association.store(context, instance.sop_class, instance.sop_uid, [data_set])
         answer = _answer(status, sha256)
@@ -92,8 +92,8 @@ class DimseChannel:
             association.cut()
 
 
-def _would_help(recoder: Recoder | None, syntax: str) -> bool:
-    return recoder is None and is_lossless(syntax)
+def _would_help(transcoder: Transcoder | None, syntax: str) -> bool:
+    return transcoder is None and is_lossless(syntax)
 
 
 def _answer(status: int, sha256: str) -> Answer:

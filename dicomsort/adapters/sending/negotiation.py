@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from dicomsort.adapters.sending.meta import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 from dicomsort.adapters.sending.records import Permanent, Temporary
+from dicomsort.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomsort.errors import missing_extra
 
 MAX_PDU = 16_384  # bytes that we take at once; answers are short
@@ -78,8 +78,8 @@ def request(called: str, calling: str, contexts: Sequence[tuple[str, str]]) -> b
         MaximumLengthNotification(), ImplementationClassUIDNotification(), ImplementationVersionNameNotification(),
     )  # fmt: skip
     length.maximum_length_received = MAX_PDU
-    class_.implementation_class_uid = IMPLEMENTATION_UID
-    version.implementation_version_name = IMPLEMENTATION_VERSION
+    class_.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     primitive.user_information = [length, class_, version]
     pdu = A_ASSOCIATE_RQ()
     with _quiet():

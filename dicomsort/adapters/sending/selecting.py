@@ -7,13 +7,13 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from dicomsort.adapters.sending import meta
 from dicomsort.adapters.sending.records import Delivery, Fate, Instance
 from dicomsort.classify import is_uid
+from dicomsort.dicom import file_meta
+from dicomsort.dicom.headers import data_set_offset, read_header
 from dicomsort.discover import Folder, Passed, walk
 from dicomsort.errors import UsageError, command
 from dicomsort.files import look_up, opened
-from dicomsort.headers import data_set_offset, read_header
 from dicomsort.journal import STATE, is_run, runs_folder
 from dicomsort.records import REVIEW, UNREADABLE, Action, Found, Kind
 from dicomsort.report import MANIFEST, read_summary
@@ -135,5 +135,5 @@ def examine(base: str, found: Found) -> Instance | Delivery:
     syntax, sop_class, sop_uid = header.transfer_syntax, header.sop_class_uid, header.sop_uid
     return Instance(
         found.path, absolute, found.size, found.mtime_ns, found.inode, offset, syntax, sop_class, sop_uid,
-        meta.lacking(head, sop_class, sop_uid, syntax), found.ctime_ns,
+        file_meta.lacking(head, sop_class, sop_uid, syntax), found.ctime_ns,
     )  # fmt: skip

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import TYPE_CHECKING, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, cast
 
-from dicomsort.headers.source import Ended
-from dicomsort.headers.tags import COLUMNS, REFERENCES, VALUE_LIMIT, WANTED
+from dicomsort.dicom.elements import Ended
+from dicomsort.dicom.tags import COLUMNS, REFERENCES, VALUE_LIMIT, WANTED
 
 if TYPE_CHECKING:
-    from dicomsort.headers.encoding import Encoding
-    from dicomsort.headers.source import Source
-    from dicomsort.headers.tags import Tags
+    from collections.abc import Callable
+
+    from pydicom.dataset import Dataset
+    from pydicom.tag import BaseTag
+
+    from dicomsort.dicom.elements import ByteSource
+    from dicomsort.dicom.encoding import Encoding
+    from dicomsort.dicom.tags import Tags
 
 _LIMIT: Final = 512 * 1024  # bytes read here: pydicom takes seconds and 100 times the memory for hostile megabytes
+_SMALL: Final = 2 << 20  # bytes of a data set that is read into memory at once
 _BULK: Final = 0x52000000  # per-frame groups, overlays and pixels come last and hold nothing wanted
 _TEXT_DELIMITERS: Final = {0x09, 0x0A, 0x0C, 0x0D}  # reset the character set within a value (PS3.5 6.1.2.5.3)
+
+
+class Stop(NamedTuple):
+    """The element where reading stopped: ``vr`` is None where it is implicit, ``value`` the offset of its value."""
+
+    tag: int
+    vr: str | None
+    length: int
+    value: int
 
 
 class _Stream(io.RawIOBase):
     """A source as the seekable file that pydicom asks for."""
 
-    def __init__(self, source: Source, start: int) -> None:
+    def __init__(self, source: ByteSource, start: int) -> None:
         self._source = source
         self._offset = start
         self._left = _LIMIT
@@ -55,7 +70,7 @@ class _Stream(io.RawIOBase):
         return self._offset
 
 
-def read(source: Source, start: int, encoding: Encoding, tags: Tags) -> None:
+def read(source: ByteSource, start: int, encoding: Encoding, tags: Tags) -> None:
     """Read the wanted tags into ``tags`` from the data set at ``start``, in whatever order they come.
 
     Raises:
@@ -105,6 +120,37 @@ def _collect(stream: _Stream, encoding: Encoding, tags: Tags) -> None:
             tags.values[tag] = (element.value or b"")[:VALUE_LIMIT]
     if not stream.cut:
         passed(current)
+
+
+def read_until(
+    source: ByteSource,
+    start: int,
+    encoding: Encoding,
+    stop: Callable[[int], bool],
+    wanted: frozenset[int] = frozenset(),
+) -> tuple[Dataset, int, Stop | None]:
+    """Read the data set at ``start`` up to the first element whose tag calls for a ``stop``, by pydicom alone.
+
+    Returns its ``wanted`` elements (all where there are none), the offset behind them, and where reading stopped.
+
+    Raises:
+        Exception: pydicom raises almost anything on damaged bytes.
+
+    """
+    from pydicom.filereader import read_dataset
+
+    file = source.file(start, _SMALL)
+    found: list[Stop] = []
+
+    def stop_when(tag: BaseTag, vr: str | None, length: int) -> bool:
+        if stop(tag):
+            found.append(Stop(tag, vr, length, file.tell()))
+        return bool(found)
+
+    dataset = read_dataset(
+        file, not encoding.explicit, encoding.little, stop_when=stop_when, specific_tags=[*wanted] or None
+    )
+    return dataset, file.tell(), found[0] if found else None
 
 
 def decode(value: bytes, character_set: str) -> str:

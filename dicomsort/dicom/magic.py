@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from dicomsort.dicom.file_meta import MAGIC, PREAMBLE
 from dicomsort.records import Header, Kind
 
 if TYPE_CHECKING:
@@ -11,8 +12,6 @@ if TYPE_CHECKING:
 
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 JPEG: Final = b"\xff\xd8\xff"
-PREAMBLE: Final = 128  # bytes before DICM (PS3.10 7.1)
-_MAGIC: Final = b"DICM"
 _EXECUTABLES: Final = {
     b"MZ": "a Windows program",
     b"\x7fELF": "a Linux program",
@@ -70,7 +69,7 @@ def _archive(data: bytes, size: int, more: Callable[[int, int], bytes]) -> str:
 
 
 def _cut_preamble(data: bytes, size: int) -> bool:
-    return size < PREAMBLE + len(_MAGIC) and (bytes(PREAMBLE) + _MAGIC).startswith(data)
+    return size < PREAMBLE + len(MAGIC) and (bytes(PREAMBLE) + MAGIC).startswith(data)
 
 
 def not_an_image(data: bytes, size: int, name: str, more: Callable[[int, int], bytes]) -> Header:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from io import BytesIO
@@ -14,12 +15,13 @@ from pydicom import Dataset, dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
 
-from dicomsort.adapters.sending import recoding
-from dicomsort.adapters.sending.recoding import EXPLICIT, IMPLICIT, NATIVE
+from dicomsort.adapters.sending import transcoding
 from dicomsort.adapters.sending.records import Instance
-from dicomsort.adapters.sending.rewriting import Malformed, rewrite
 from dicomsort.adapters.sending.selecting import examine
-from dicomsort.headers.encoding import DEFLATED
+from dicomsort.adapters.sending.transcoding import NATIVE, Malformed, transcode
+from dicomsort.dicom.encoding import DEFLATED
+from dicomsort.dicom.encoding import EXPLICIT_LITTLE as EXPLICIT
+from dicomsort.dicom.encoding import IMPLICIT_LITTLE as IMPLICIT
 from dicomsort.records import Found
 
 LARGEST = 4 << 20
@@ -32,7 +34,7 @@ def instances(root: Path) -> Iterator[Instance]:
             status = os.lstat(path)
             found = Found(path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns, 0, status.st_ino)
             instance = examine(str(root), found)
-            if isinstance(instance, Instance) and recoding.is_lossless(instance.syntax):
+            if isinstance(instance, Instance) and transcoding.is_lossless(instance.syntax):
                 yield instance
 
 
@@ -62,13 +64,13 @@ def flat(dataset: Dataset, prefix: tuple[object, ...] = ()) -> Iterator[tuple[tu
 
 
 def compare(root: Path) -> int:
-    """Recode all there is in both encodings; how many could be."""
+    """Transcode all there is in both encodings; how many could be."""
     done = 0
     for instance in instances(root):
         for wanted in NATIVE:
             if wanted == instance.syntax:
                 continue
-            made, told = recoding._recode((instance.absolute, instance.offset, instance.syntax, wanted))
+            made, told = transcoding._transcode_file((instance.absolute, instance.offset, instance.syntax, wanted))
             if not made:
                 assert len(told) < 64
                 continue
@@ -77,7 +79,7 @@ def compare(root: Path) -> int:
                 continue
             assert dict(flat(read(made, wanted))) == dict(flat(read(body(instance), instance.syntax))), instance.path
             if wanted == IMPLICIT and instance.syntax == EXPLICIT:
-                back = rewrite(made, implicit=True, to_implicit=True, replaced={})
+                back = transcode(made, IMPLICIT, IMPLICIT)
                 assert back == made
     return done
 
@@ -112,18 +114,18 @@ def nested(tmp_path: Path) -> bytes:
 
 
 def test_sequences_of_every_kind(nested: bytes) -> None:
-    implicit = rewrite(nested, implicit=False, to_implicit=True, replaced={})
-    explicit = rewrite(implicit, implicit=True, to_implicit=False, replaced={})
+    implicit = transcode(nested, EXPLICIT, IMPLICIT)
+    explicit = transcode(implicit, IMPLICIT, EXPLICIT)
     assert dict(flat(read(implicit, IMPLICIT))) == dict(flat(read(nested, EXPLICIT)))
     assert read(explicit, EXPLICIT).ContentSequence == read(nested, EXPLICIT).ContentSequence
-    assert rewrite(explicit, implicit=False, to_implicit=True, replaced={}) == implicit
+    assert transcode(explicit, EXPLICIT, IMPLICIT) == implicit
 
 
 def test_every_cut_is_noticed(nested: bytes) -> None:
     whole = set()
     for length in range(len(nested)):
         try:
-            rewrite(nested[:length], implicit=False, to_implicit=True, replaced={})
+            transcode(nested[:length], EXPLICIT, IMPLICIT)
         except Malformed:
             continue
         whole.add(length)
@@ -140,14 +142,56 @@ def ends(data_set: bytes) -> Iterator[int]:
         yield value_tell - (12 if long else 8)
 
 
-@pytest.mark.parametrize("element", ["41000210 5a5a0200 4142", "feff00e0 00000000", "feffdde0 00000000"])
+ENCAPSULATED = "e07f1000 4f420000 ffffffff feff00e0 00000000 feffdde0 00000000"
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        "41000210 5a5a0200 4142",  # an unknown VR
+        "feff00e0 00000000",
+        "feffdde0 00000000",
+        "08001600 55490000",  # a tag that was there before: one of the two values would be lost
+        ENCAPSULATED,
+        f"41001010 53510000 ffffffff feff00e0 ffffffff {ENCAPSULATED} feff0de0 00000000 feffdde0 00000000",
+    ],
+)
 def test_what_is_no_element(nested: bytes, element: str) -> None:
     with pytest.raises(Malformed):
-        rewrite(nested + bytes.fromhex(element), implicit=False, to_implicit=True, replaced={})
+        transcode(nested + bytes.fromhex(element), EXPLICIT, IMPLICIT)
 
 
 def test_values_too_long_for_their_vr_become_unknown_ones() -> None:
     implicit = bytes.fromhex("08000001") + (70_000).to_bytes(4, "little") + b"A" * 70_000
-    explicit = rewrite(implicit, implicit=True, to_implicit=False, replaced={})
+    explicit = transcode(implicit, IMPLICIT, EXPLICIT)
     assert explicit[4:8] == b"UN\0\0"
-    assert rewrite(explicit, implicit=False, to_implicit=True, replaced={}) == implicit
+    assert transcode(explicit, EXPLICIT, IMPLICIT) == implicit
+
+
+@pytest.mark.parametrize("character_set", [None, b"", b"ISO_IR 100", b"\\ISO 2022 IR 87 ", b"unknown "])
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_values_stay_as_they_are_whatever_the_character_set(
+    *,
+    is_nested: bool,
+    character_set: bytes | None,
+) -> None:
+    held = {
+        0x00080060: b" CT ", 0x00090010: b"GEMS_IDEN_01", 0x00091001: b" GE ", 0x00091027: b"\1\2\3\4",
+        0x00100010: b"\xc4^B\0", 0x00200013: b"007 ", 0x00280103: b"\1\0", 0x00280106: b"\xff\xff",
+    }  # fmt: skip
+    named = {} if character_set is None else {0x00080005: character_set}
+    implicit = b"".join(implicit_element(tag, value) for tag, value in (named | held).items())
+    if is_nested:
+        implicit = implicit_element(0x00081115, implicit_element(0xFFFEE000, implicit))
+    made = transcode(implicit, IMPLICIT, EXPLICIT)
+    dataset = read(made, EXPLICIT)
+    if is_nested:
+        dataset = dataset.ReferencedSeriesSequence[0]
+    found = {int(tag): dataset.get_item(tag) for tag in dataset.keys() if tag != 0x00080005}  # noqa: SIM118
+    assert {tag: element.value for tag, element in found.items()} == held
+    assert (found[0x00091027].VR, found[0x00090010].VR, found[0x00280106].VR) == ("UN", "LO", "SS")
+    assert transcode(made, EXPLICIT, IMPLICIT) == implicit
+
+
+def implicit_element(tag: int, value: bytes) -> bytes:
+    return struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value

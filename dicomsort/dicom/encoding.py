@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
@@ -13,17 +14,19 @@ DEFLATED: Final = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95",
 _NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, *DEFLATED, ""})
 
 # Bytes of an explicit element's tag, VR and length (PS3.5 7.1.2)
+SHORT_HEADER, LONG_HEADER = 8, 12
 HEADER_SIZE: Final[dict[bytes, int]] = {
-    **dict.fromkeys(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split(), 8),
-    **dict.fromkeys(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split(), 12),
+    **dict.fromkeys(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split(), SHORT_HEADER),
+    **dict.fromkeys(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split(), LONG_HEADER),
 }
+Unpack = Callable[..., tuple[Any, ...]]
 _FIRST_GROUPS: Final = 0x0028  # groups 0008, 0010, 0020 and 0028 are in every image: its data set begins with one
 _TAG_LE: Final = Struct("<HH2s").unpack_from
 _TAG_BE: Final = Struct(">HH2s").unpack_from
 
 
 class Encoding(NamedTuple):
-    """VR and byte order of a data set."""
+    """VR and byte order of a data set (PS3.5 7.1)."""
 
     explicit: bool
     little: bool
@@ -49,3 +52,32 @@ def sniff(start: bytes) -> Encoding | None:
 def settled_syntax(declared: str, found: Encoding) -> str:
     """Transfer syntax to report: the bytes win over a declared native one; compression can only be declared."""
     return found.uid if declared in _NATIVE else declared
+
+
+class ElementHeader(NamedTuple):
+    """How the headers of elements are laid out in one byte order. A VR is the number that its two bytes make."""
+
+    explicit: Unpack  # group, element, VR, length of two bytes
+    implicit: Unpack  # group, element, length of four bytes; of items and delimiters too
+    length: Unpack  # the four bytes behind an explicit header of eight, where the VR has a long one
+    short: frozenset[int]
+    long: frozenset[int]
+    unknown: int  # UN
+    names: dict[int, str]
+
+
+def _element_header(*, little: bool) -> ElementHeader:
+    order = "<" if little else ">"
+    numbers = {vr: int.from_bytes(vr, "little" if little else "big") for vr in HEADER_SIZE}
+    return ElementHeader(
+        Struct(f"{order}HHHH").unpack_from,
+        Struct(f"{order}HHL").unpack_from,
+        Struct(f"{order}L").unpack_from,
+        frozenset(numbers[vr] for vr, size in HEADER_SIZE.items() if size == SHORT_HEADER),
+        frozenset(numbers[vr] for vr, size in HEADER_SIZE.items() if size == LONG_HEADER),
+        numbers[b"UN"],
+        {number: vr.decode() for vr, number in numbers.items()},
+    )
+
+
+ELEMENT_HEADERS: Final = {little: _element_header(little=little) for little in (True, False)}

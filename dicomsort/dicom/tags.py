@@ -52,5 +52,4 @@ class Tags:
     values: dict[int, bytes] = field(default_factory=dict)
     spans: dict[int, tuple[int, int]] = field(default_factory=dict)  # REFERENCES: offsets of the value and its end
     reached: int = 0  # the last tag whose element was read or passed
-    position: int = 0  # offset of the element behind it
     referred: bytes = b""  # Series Instance UID below one of REFERENCES
