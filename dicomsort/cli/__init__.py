@@ -18,14 +18,12 @@ from dicomsort import signals, training
 from dicomsort.cli import (
     doctor,
     evaluate,
-    features,
     output,
     predict,
     receive,
     report,
     review,
     rules,
-    screen,
     send,
     sort,
     state,
@@ -38,7 +36,7 @@ from dicomsort.memory import shortage
 
 EXIT_INTERRUPTED = signals.EXIT_INTERRUPTED
 # Of these, printing is not the purpose; `sort` decides for itself.
-ACTING = frozenset({"watch", "resume", "undo", "receive", "send", "review", "train", "tune", "features", "screen"})
+ACTING = frozenset({"watch", "resume", "undo", "receive", "send", "review", "train", "tune"})
 PLACING = frozenset({"sort", "watch", "resume", "undo", "review"})
 RESUME = "`dicomsort resume` finishes a sort that had begun"
 _NO_TRAINING = (
@@ -131,8 +129,6 @@ for command in (
     train.train,
     tune.tune,
     evaluate.evaluate,
-    screen.screen,
-    features.features,
     predict.predict,
     rules.rules,
     doctor.doctor,
