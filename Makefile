@@ -13,7 +13,7 @@ FUZZ_SECONDS ?= 600
 CORE := plan journal execute files metadata classify
 CORE_TESTS := $(patsubst %,tests/test_%.py,classify config copying costs crash crossing cut_short doctor faults files full_disk journal lock long_names losses meanwhile metadata metrics names deciding operator placing plan races review review_crash review_later review_odd room settling sort sort_edges state undo_failing undo_folders undo_later)
 
-.PHONY: help setup demo test torture fuzz coverage check lint wheel bench bench-million evaluate model screen features lock clean
+.PHONY: help setup demo test torture fuzz coverage check lint wheel bench bench-million evaluate model lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -85,18 +85,7 @@ model: $(STAMP) ## train models/default anew from DATASET (about an hour on two 
 	$(BIN)/python -m dicomsort train "$(DATASET)" --arch efficientnet-lite0 --augment strong --groups models/groups.csv \
 	  --epochs 12 --batch-size 64 --learning-rate 0.0005 --seed 0 --out build/model/default
 	mkdir -p models/default
-	rm -f models/default/screen.tflite
-	cd build/model/default && cp bundle.json *.tflite evaluation.npz metrics.json card.md history.csv *.png ../../../models/default/
-
-# A training makes one too; this is for a model that stays as it is.
-screen: $(STAMP) ## make the screen of models/default anew from DATASET (some minutes), and its card
-	@test -d "$(DATASET)" || { echo "expected a data set in $(DATASET), received nothing there; set DATASET=…" >&2; exit 1; }
-	$(BIN)/python -m dicomsort screen "$(DATASET)" --model models/default
-
-# A training keeps them too; without them `train --from models/default` cannot tell what got worse elsewhere.
-features: $(STAMP) ## keep features of images of DATASET in models/default (some minutes), and tell of them in its card
-	@test -d "$(DATASET)" || { echo "expected a data set in $(DATASET), received nothing there; set DATASET=…" >&2; exit 1; }
-	$(BIN)/python -m dicomsort features "$(DATASET)" --model models/default --groups models/groups.csv
+	cd build/model/default && cp bundle.json model.tflite evaluation.npz metrics.json card.md history.csv *.png ../../../models/default/
 
 wheel: $(STAMP) ## build dist/dicomsort-*.whl, which contains the default model
 	$(BIN)/python -m build --wheel --no-isolation

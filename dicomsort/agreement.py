@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from dicomsort.bundle import MODEL_NAME, SCREEN_NAME, SPEC_NAME
+from dicomsort.bundle import MODEL_NAME, SPEC_NAME
 from dicomsort.files import opened, sha256_of
 
 SAMPLE = 16
@@ -50,7 +50,7 @@ def view(inbox: str, outbox: str | None, model: str) -> View:
     """Look from here, by absolute paths; what lies in the outbox is no part of the inbox."""
     looks = ((path, *_look(f"{inbox}/{path}")) for path in _paths(inbox, outbox))
     files = ((path, size, mtime) for path, size, mtime, problem in looks if not problem)
-    names = (name for name in (SPEC_NAME, MODEL_NAME, SCREEN_NAME) if model and os.path.isfile(f"{model}/{name}"))
+    names = (name for name in (SPEC_NAME, MODEL_NAME) if model and os.path.isfile(f"{model}/{name}"))
     hashes = ((name, sha256_of(f"{model}/{name}")) for name in names)
     return View(inbox, tuple(islice(files, SAMPLE)), model, tuple(hashes))
 

@@ -11,8 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dicomsort.bundle import SCREEN_NAME, Bundle, Predictor, load
-from dicomsort.classify import is_strange
+from dicomsort.bundle import Predictor, load
 from dicomsort.dicom.headers import read_header
 from dicomsort.files import hashed, opened
 from dicomsort.records import RENDERING_VERSION, Examined, Found, Header, Kind, Look
@@ -69,38 +68,9 @@ def _digest(descriptor: int, data: bytes, size: int) -> str:
     return hashed(descriptor, data, size)
 
 
-def look(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None, str]]) -> list[Look]:
-    """What the model sees in each frame.
-
-    A frame is its path below the inbox, its number or None for the middle one, and the class that its header names or
-    "". Where it names one, the bundle's screen is asked first, if there is one; what confirms that class is the answer,
-    and nothing else of what a screen sees.
-    """
-    shown = [(_rendered(inbox, path, frame), named) for path, frame, named in frames]
-    return [image if isinstance(image, Look) else _look(bundle, image, named) for image, named in shown]
-
-
-def _look(bundle: str, image: NDArray[np.uint8], named: str) -> Look:
-    return (_confirmed(bundle, image, named) if named else None) or _seen(_predictor(bundle), image).look
-
-
-def _confirmed(bundle: str, image: NDArray[np.uint8], named: str) -> Look | None:
-    """What the bundle's screen sees where that confirms the class that the header names; else None."""
-    spec = _bundle(bundle)
-    if spec.screen is None:
-        return None
-    seen = _seen(_screen(bundle), image).look
-    return seen if confidence_in(named, seen, spec.labels, spec.distance) >= spec.screen.confirm else None
-
-
-def confidence_in(class_: str, look: Look, labels: Sequence[str], limit: float | None) -> float:
-    """The probability of a class where it is what a look shows, and not further than ``limit`` from what is known.
-
-    0 where it is not. ``labels`` are those of the look's probabilities, in their order.
-    """
-    best = max(look.probabilities)
-    shows = labels[look.probabilities.index(best)] == class_ and not is_strange(class_, look.distance, limit)
-    return best if shows else 0.0
+def look(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[Look]:
+    """What the model sees in each frame (path below the inbox, frame number or None for the middle one)."""
+    return [each.look for each in explain(bundle, inbox, frames)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,17 +183,6 @@ def _seen(predictor: Predictor, image: NDArray[np.uint8]) -> Explained:
     return Explained(look, image, None if seen.maps is None else seen.maps[0])
 
 
-@lru_cache(maxsize=1)
-def _bundle(folder: str) -> Bundle:
-    return load(Path(folder), RENDERING_VERSION)
-
-
-# Either is loaded when it is first asked: most workers of a small sort never need the model.
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=1)  # loaded when it is first asked: most workers of a small sort never need it
 def _predictor(folder: str) -> Predictor:
-    return Predictor(_bundle(folder))
-
-
-@lru_cache(maxsize=1)
-def _screen(folder: str) -> Predictor:
-    return Predictor(_bundle(folder), SCREEN_NAME)
+    return Predictor(load(Path(folder), RENDERING_VERSION))

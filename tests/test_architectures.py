@@ -14,6 +14,7 @@ import pytest
 from networks import answers
 
 from dicomsort.bundle import default_path, seal
+from dicomsort.bundle.running import Running
 from dicomsort.errors import UsageError
 from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.training.architectures import ARCHITECTURES, Shape, varied
@@ -73,16 +74,18 @@ def test_its_parts_say_what_the_whole_says(arch: str, variation: dict[str, Any])
 @_each([case for case in ALL if case[0] not in LARGE])
 def test_its_bundle_can_be_gone_on_from(arch: str, variation: dict[str, Any], tmp_path: Path) -> None:
     from dicomsort.training import export
+    from dicomsort.training.head import Body, with_head
+    from dicomsort.training.outputs import complete
     from dicomsort.training.starting import going_on
     from dicomsort.training.views import divide
 
     network, images = _network(arch, variation, INPUT_SHAPE), _images(INPUT_SHAPE)
     wanted = answers(network, images)
-    kept, _ = export.convert(network, ARCHITECTURES[arch].precisions[:1], images.astype(np.uint8))
+    kept, _ = export.convert(network, ARCHITECTURES[arch].precisions[1:2], images.astype(np.uint8))
     export.save_keras(network, tmp_path)
     (tmp_path / "model.tflite").write_bytes(kept.model)
     spec = json.loads((default_path() / "bundle.json").read_text("utf-8"))
-    for name in ("model_sha256", "model_size", "screen", "evaluation"):
+    for name in ("model_sha256", "model_size", "evaluation"):
         del spec[name]
     thresholds = {"decide": 0.9, "contradict": 0.99, "distance": None}
     spec |= {"arch": arch, "labels": list(LABELS), "thresholds": thresholds, "temperature": 1.0}
@@ -93,6 +96,13 @@ def test_its_bundle_can_be_gone_on_from(arch: str, variation: dict[str, Any], tm
     again = architecture.build(INPUT_SHAPE, len(LABELS))  # which compares it with the LiteRT model
     trunk, tail, _ = divide(again, architecture.trained_from)
     np.testing.assert_allclose(answers(tail, answers(trunk, images)), wanted, atol=0.01)
+    np.testing.assert_allclose(answers(tail, Body(kept.model).predict_on_batch(images)), wanted, atol=0.01)
+    last = again.get_layer("probabilities")
+    last.set_weights([np.random.default_rng(1).normal(0, 0.1, part.shape) for part in last.get_weights()])
+    running = Running(with_head(kept.model, *last.get_weights()))
+    for name, values in answers(complete(again), images).items():
+        given = np.concatenate([running.run(image[None])[name] for image in images])
+        np.testing.assert_allclose(given, values, rtol=0.02, atol=0.02 * values.max(), err_msg=name)
 
 
 def test_files_for_keras_hold_no_state_of_an_optimizer(tmp_path: Path) -> None:

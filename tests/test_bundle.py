@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dicomsort.bundle import Bundle, Predictor, calibrate, default_path, label_problem, load, seal, staged
+from dicomsort.bundle import Bundle, Predictor, calibrate, check_target, default_path, label_problem, load, seal, staged
 from dicomsort.errors import BundleError, UsageError
 from dicomsort.records import RENDERING_VERSION
+from dicomsort.training.trainer import MAYBE, OUTPUTS
 
 SPEC, MODEL = "bundle.json", "model.tflite"
 MISSING = object()
@@ -136,9 +137,32 @@ def test_the_default_bundle_is_what_the_program_expects() -> None:
     assert bundle.input_shape == (224, 224, 3)
     assert 0.5 <= bundle.decide < bundle.contradict < 1
     assert bundle.model_size <= 10_000_000
-    assert bundle.screen is not None
-    assert bundle.screen.size < bundle.model_size
     assert sum(path.stat().st_size for path in bundle.folder.iterdir()) < 12_000_000
+
+
+@pytest.mark.parametrize("screen", [b"no model", None])
+def test_an_earlier_bundle_loads_and_its_second_model_is_ignored(tmp_path: Path, screen: bytes | None) -> None:
+    """``earlier_bundle.json`` was written when a bundle could have a faster model that confirmed clear headers."""
+    spec = json.loads(Path(__file__).with_name("earlier_bundle.json").read_text("utf-8"))
+    assert set(spec["screen"]) == {"confirm", "sha256", "size"}
+    model = (default_path() / MODEL).read_bytes()
+    (tmp_path / MODEL).write_bytes(model)
+    if screen is not None:
+        (tmp_path / "screen.tflite").write_bytes(screen)  # nothing pins it any longer, so nothing reads it
+    spec |= {"model_sha256": hashlib.sha256(model).hexdigest(), "model_size": len(model)}
+    (tmp_path / SPEC).write_text(json.dumps(spec), "utf-8")
+    bundle = load(tmp_path, RENDERING_VERSION)
+    assert (bundle.temperature, bundle.decide, bundle.evaluation) == (1.8118, 0.95, None)
+    assert Predictor(bundle).predict(np.zeros((1, 224, 224, 3), np.uint8)).probabilities.shape == (1, 4)
+    _change(tmp_path, screen="whatever")
+    assert load(tmp_path, RENDERING_VERSION) == bundle
+    (tmp_path / "screen.tflite").write_bytes(model)
+    check_target(tmp_path, OUTPUTS | MAYBE)  # a training may replace it
+    out = tmp_path.with_name("out")
+    with staged(out, frozenset({SPEC, MODEL})) as part:
+        (part / MODEL).write_bytes(model)
+        seal(part, {key: value for key, value in spec.items() if key != "screen"})
+    assert load(out, RENDERING_VERSION).labels == bundle.labels
 
 
 @pytest.mark.parametrize(("field", "value"), WRONG, ids=lambda part: "missing" if part is MISSING else repr(part)[:40])
@@ -258,7 +282,7 @@ def test_names_that_can_be_folders() -> None:
 
 
 def test_a_staged_bundle_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    bare = {"screen": None, "evaluation": None}
+    bare = {"evaluation": None}
     target, spec = tmp_path / "new", json.loads((default_path() / SPEC).read_text("utf-8")) | bare
     outputs = frozenset({SPEC, MODEL})
 
@@ -286,7 +310,7 @@ def test_a_staged_bundle_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_spec_that_load_would_refuse_is_never_written(tmp_path: Path) -> None:
-    spec = json.loads((default_path() / SPEC).read_text("utf-8")) | {"screen": None, "evaluation": None}
+    spec = json.loads((default_path() / SPEC).read_text("utf-8")) | {"evaluation": None}
     (tmp_path / MODEL).write_bytes(b"model")
     with pytest.raises(BundleError, match="temperature"):
         seal(tmp_path, spec | {"temperature": 0})

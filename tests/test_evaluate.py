@@ -20,7 +20,6 @@ from dicomsort.bundle import default_path, load
 from dicomsort.errors import UsageError
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.evaluate import OUTPUTS, _training_run
-from dicomsort.training.remaking import Addition, remake
 from dicomsort.training.seen import encode
 from dicomsort.training.shortcuts import SHORTCUTS
 from dicomsort.training.sidebyside import on_their_own
@@ -273,5 +272,3 @@ def test_figures_of_a_bundle_that_cannot_be_read_are_none(
     other = replace(found, model_sha256="0" * 64, training={})
     with pytest.raises(UsageError, match=r"expected its own metrics\.json"):
         on_their_own((found, replace(other, evaluation=None)), 0)
-    with pytest.raises(UsageError, match="expected a new folder or an earlier bundle"):
-        remake(folder, Addition("evaluation.npz", b"PK", "evaluation", {}, {}))

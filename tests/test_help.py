@@ -52,7 +52,7 @@ def test_wrong_usage_with_arguments_is_one_line() -> None:
         (["undo", "out", ""], "RUN"),
         (["receive", ""], "INBOX"),
         (["send", "", "--to", "A@h:1"], "FOLDER"),
-        *(([command, "", "--model", "in"], "DATASET") for command in ("evaluate", "screen", "features")),
+        (["evaluate", "", "--model", "in"], "DATASET"),
         *(([command, ""], "DATASET") for command in ("train", "tune")),
         (["train", "in", "--out", ""], "--out"),
         (["evaluate", "--compare", "in", ""], "--compare"),

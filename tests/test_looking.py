@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import command
 import pytest
-from building import STORAGE, uid
+from building import STORAGE, make_dicom, uid
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dicomsort import tasks
 from dicomsort.adapters.serial import SerialEngine
+from dicomsort.bundle import default_path
 from dicomsort.catalog import Catalog
 from dicomsort.classify import Judge, grouping_of, showable_frames
 from dicomsort.progress import Silent
@@ -41,9 +45,9 @@ def run(files: list[tuple[int, int, int, bool]], quiet: int, batch: int) -> tupl
     """The votes by group, and how often each frame was shown."""
     shown: Counter[Any] = Counter()
 
-    def look(_: str, __: str, frames: list[tuple[str, int | None, str]]) -> list[Look]:
-        shown.update((path, frame) for path, frame, _ in frames)
-        return [seen_in(path, frame) for path, frame, _ in frames]
+    def look(_: str, __: str, frames: list[tuple[str, int | None]]) -> list[Look]:
+        shown.update(frames)
+        return [seen_in(path, frame) for path, frame in frames]
 
     with pytest.MonkeyPatch.context() as patch, Catalog() as catalog:
         patch.setattr(looking, "QUIET", quiet)
@@ -92,3 +96,33 @@ def test_frames_come_from_the_middle_half() -> None:
     assert middle_half(100, FRAMES) == [30, 40, 50, 60, 70]
     assert middle_half(2, FRAMES) == [0, 1]
     assert middle_half(0, FRAMES) == []
+
+
+def test_a_frame_that_cannot_be_shown_says_why_and_spoils_no_other(tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    make_dicom(tmp_path / "whole.dcm")
+    cut, whole = tasks.look(str(default_path()), str(tmp_path), [("cut.png", None), ("whole.dcm", None)])
+    assert cut.problem
+    assert not cut.probabilities
+    assert sum(whole.probabilities) == pytest.approx(1, abs=1e-5)
+    assert whole.distance is not None
+
+
+def test_a_clear_header_is_denied_only_after_more_frames_were_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is sure of another class in every frame: a person is asked, but not because of a single one."""
+    asked: list[str] = []
+
+    def look(_: str, __: str, frames: list[tuple[str, int | None]]) -> list[Look]:
+        asked.extend(path for path, _ in frames)
+        return [Look((0.001, 0.997, 0.001, 0.001), distance=1.0) for _ in frames]
+
+    monkeypatch.setattr(looking, "look", look)
+    for i in range(8):
+        make_dicom(tmp_path / "in" / f"{i}.dcm", study=1, instance=i + 1)
+    ran = command.run("sort", "--engine", "serial", "--quiet", tmp_path / "in", tmp_path / "out")
+    assert ran.code == 3
+    rows = command.by_source(tmp_path / "out").values()
+    assert {(row["reason"], row["pixel_class"]) for row in rows} == {("header-against-pixels", "MRI")}
+    assert sorted(asked) == ["2.dcm", "3.dcm", "4.dcm", "5.dcm"]  # one first, then all of the middle half

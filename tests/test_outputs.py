@@ -52,6 +52,18 @@ def test_distance_tells_what_leaves_the_training_features() -> None:
     assert np.isfinite(space.distances(np.zeros((1, 24), np.float32))).all()
 
 
+def test_units_that_are_dead_are_not_all_that_distances_tell() -> None:
+    """Of 32 units 8 live: nothing varies in the other directions, which count as if a thousandth of the mean did."""
+    features = np.zeros((400, 32), np.float32)
+    features[:, :8] = np.random.default_rng(0).normal(size=(400, 8))
+    classes = np.arange(400) % 2
+    space = distance.fit(features, classes)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    inside = np.concatenate([unit[classes == c] - unit[classes == c].mean(0) for c in range(2)])
+    assert space.rest == pytest.approx(1e-3 * inside.var(0).mean(), rel=0.01)
+    assert space.scale > distance.ROUNDING  # of unit vectors a ten-thousandth would never be more than rounding
+
+
 def test_distance_is_mahalanobis_to_the_nearest_class() -> None:
     features, classes = clusters(300)
     space = distance.fit(features, classes)
@@ -177,7 +189,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     (folder / "model.tflite").write_bytes(kept.model)
     spec = json.loads((default_path() / "bundle.json").read_text("utf-8"))
     limit = distance.threshold(space.distances(features), 1.0) * 2
-    for name in ("model_sha256", "model_size", "screen", "evaluation"):
+    for name in ("model_sha256", "model_size", "evaluation"):
         del spec[name]
     spec |= {"labels": LABELS, "thresholds": {"decide": 0.9, "contradict": 0.99, "distance": limit}, "temperature": 1}
     seal(folder, spec)

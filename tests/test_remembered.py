@@ -197,19 +197,6 @@ def test_features_of_another_network_are_refused(bundle: Path, tmp_path: Path) -
     ran = run("train", site, "--from", bundle, "--out", tmp_path / "out", *RECIPE)
     assert ran.code == 2
     assert "expected features of its own network, received others by" in ran.err
-    assert "`dicomsort features` makes it anew" in ran.err
-    ran = run("features", noise(tmp_path / "images", LABELS, 2), "--model", bundle)
-    assert ran.code == 0, ran.err
-    assert "Features of 6 images kept for later trainings" in ran.out
-    assert "on 6 of them the network was trained" in ran.out
-    found = recall(load(bundle, RENDERING_VERSION))
-    assert found is not None
-    np.testing.assert_array_equal(found.probes, kept.probes)
-    assert found.trained.all()
-    card = (bundle / "card.md").read_text("utf-8")
-    assert "## Evaluation images\n\nFeatures of 6 images kept" in card
-    figures = json.loads((bundle / "metrics.json").read_text("utf-8"))
-    assert figures["training_run"]["evaluation"]["trained_on"] == 6
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,19 @@ def test_no_function_is_over_40_lines(path: Path) -> None:
     assert {name: length for name, length in lengths.items() if length > 40} == {}
 
 
+@pytest.mark.parametrize("path", MEASURED + TESTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_constant_of_a_module_is_given_twice(path: Path) -> None:
+    """A merge can leave two definitions of one name: the last is in effect, whatever the comment at the first says."""
+    given = [target.id for node in _tree(path).body for target in _targets(node) if isinstance(target, ast.Name)]
+    assert sorted({name for name in given if given.count(name) > 1}) == []
+
+
+def _targets(node: ast.stmt) -> list[ast.expr]:
+    """What a statement assigns to, tuples taken apart."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [part for target in targets for part in getattr(target, "elts", [target])]
+
+
 def test_layers_hold() -> None:
     linter = Path(sys.executable).with_name("lint-imports")
     if not linter.is_file():

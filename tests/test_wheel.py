@@ -10,7 +10,7 @@ import pytest
 from building import make_dicom
 
 pytest.importorskip("build", reason="the package build is not installed")
-BUNDLE = {"bundle.json", "model.tflite", "screen.tflite", "card.md", "metrics.json"}
+BUNDLE = {"bundle.json", "model.tflite", "card.md", "metrics.json"}
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ WRITERS = {
     "training/pictures.py": "pictures, in a staging folder",
     "training/plots.py": "plots, in a staging folder",
     "training/progress.py": "what libraries print while they convert, in a temporary file",
-    "training/remaking.py": "a bundle that was given by name, in a staging folder, with what is added to it",
+    "training/quantize.py": "a network on its way to LiteRT, in a temporary folder",
     "training/staged.py": "temporary tensors of a training",
     "training/tensors.py": "temporary tensors",
     "training/tune.py": "the journal of a search beside the bundle to come, and its table in the staging folder",

@@ -1,7 +1,6 @@
 """A trained model on disk: a folder with ``bundle.json`` (the contract) and ``model.tflite`` (run by LiteRT).
 
-It may hold a second, faster model, ``screen.tflite``, which confirms what clear headers say and decides nothing else,
-and ``evaluation.npz``, features of images by which later trainings are judged; sorting does not read that.
+It may hold ``evaluation.npz``, features of images by which later trainings are judged; sorting does not read that.
 
 ``fields`` says what its JSON holds, ``spec`` what a bundle is, and reads one, ``tensors`` looks into a model's file,
 ``running`` runs one, ``predictor`` makes predictions of it, ``staging`` writes a bundle (aside, then renamed).
@@ -15,10 +14,8 @@ from dicomsort.bundle.predictor import Predictor, Seen, calibrate
 from dicomsort.bundle.spec import (
     EVALUATION_NAME,
     MODEL_NAME,
-    SCREEN_NAME,
     SPEC_NAME,
     Bundle,
-    Screen,
     default_path,
     load,
 )
@@ -28,11 +25,9 @@ __all__ = [
     "EVALUATION_NAME",
     "FORMAT_VERSION",
     "MODEL_NAME",
-    "SCREEN_NAME",
     "SPEC_NAME",
     "Bundle",
     "Predictor",
-    "Screen",
     "Seen",
     "calibrate",
     "check_target",

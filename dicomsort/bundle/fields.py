@@ -37,8 +37,7 @@ def check(spec: object, where: str) -> dict[str, Any]:
     for key, (expected, holds) in FIELDS.items():
         if key not in spec or not holds(spec[key]):
             fail(where, key, expected, spec.get(key))
-    _check_block(spec, "screen", SCREEN, where)
-    _check_block(spec, "evaluation", FILE, where)
+    _check_evaluation(spec, where)
     for label in spec["labels"]:
         if problem := label_problem(label):
             fail(where, "labels", f"names that can be folders ({problem})", label)
@@ -47,16 +46,16 @@ def check(spec: object, where: str) -> dict[str, Any]:
     return spec
 
 
-def _check_block(spec: dict[str, Any], name: str, fields: Fields, where: str) -> None:
-    """Raise BundleError where there is a block for a file that is not as the format says."""
-    block = spec.get(name)
+def _check_evaluation(spec: dict[str, Any], where: str) -> None:
+    """Raise BundleError where the block for the evaluation images' features is not as the format says."""
+    block = spec.get("evaluation")
     if block is None:
         return
     if not isinstance(block, dict):
-        fail(where, name, "an object, or none", block)
-    for key, (expected, holds) in fields.items():
+        fail(where, "evaluation", "an object, or none", block)
+    for key, (expected, holds) in FILE.items():
         if not holds(block.get(key)):
-            fail(where, f"{name}.{key}", expected, block.get(key))
+            fail(where, f"evaluation.{key}", expected, block.get(key))
 
 
 def label_problem(label: str) -> str:
@@ -137,11 +136,6 @@ FIELDS: Fields = {
     "created_with": ("an object from software to version", _is_map),
     "model_sha256": _SHA256,
     "model_size": _SIZE,
-}
-SCREEN: Fields = {
-    "confirm": ("a number from 0.5 to 1", lambda v: _is_number(v, 0.5, 1.0)),
-    "sha256": _SHA256,
-    "size": _SIZE,
 }
 FILE: Fields = {
     "sha256": _SHA256,

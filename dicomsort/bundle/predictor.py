@@ -31,16 +31,16 @@ class Seen(NamedTuple):
 
 
 class Predictor:
-    """A bundle's model, or its screen, ready to run in this process; not to be shared between threads or pickled.
+    """A bundle's model, ready to run in this process; not to be shared between threads or pickled.
 
     Raises BundleError where the model's file is not the one the bundle pins, is no LiteRT model, takes or gives other
     tensors than bundle.json says, has operators beyond LiteRT's builtin ones, or tensors beyond any image network's.
     """
 
-    def __init__(self, bundle: Bundle, name: str = MODEL_NAME) -> None:
-        """Load the bundle's file ``name``; nothing is allocated before its tensors are found to be what it says."""
-        self.bundle, self._name = bundle, name
-        model = read_model(bundle, name)
+    def __init__(self, bundle: Bundle) -> None:
+        """Load the bundle's model; nothing is allocated before its tensors are found to be what the bundle says."""
+        self.bundle = bundle
+        model = read_model(bundle)
         try:
             self._running = Running(model)
             _check_input(bundle, self._running.inputs)
@@ -90,7 +90,7 @@ class Predictor:
 
     def _message(self, expected: str, received: str) -> str:
         where = str(self.bundle.folder)
-        return f"bundle {where!r}: {self._name}: expected {expected}, received {received[:200]}"
+        return f"bundle {where!r}: {MODEL_NAME}: expected {expected}, received {received[:200]}"
 
 
 def calibrate(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:

@@ -1,7 +1,8 @@
 """What a bundle is, and the checks that stand between a folder of unknown origin and a run.
 
-Nothing in a bundle is code: one bounded JSON file, one or two LiteRT models, and maybe the features of images that it
-was judged by, each file's SHA-256 pinned by the JSON (whose fields ``fields`` checks).
+Nothing in a bundle is code: one bounded JSON file, a LiteRT model, and maybe the features of images that it was judged
+by, each file's SHA-256 pinned by the JSON (whose fields ``fields`` checks). What else lies there is not read: earlier
+bundles have a second model, ``screen.tflite``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dicomsort.bundle.fields import FILE, MAX_EVALUATION_BYTES, MAX_MODEL_BYTES, SCREEN, check, fail
+from dicomsort.bundle.fields import FILE, MAX_EVALUATION_BYTES, MAX_MODEL_BYTES, check, fail
 from dicomsort.config import quoted
 from dicomsort.errors import BundleError
 
@@ -21,21 +22,8 @@ if TYPE_CHECKING:
 
 SPEC_NAME = "bundle.json"
 MODEL_NAME = "model.tflite"
-SCREEN_NAME = "screen.tflite"
 EVALUATION_NAME = "evaluation.npz"
 MAX_SPEC_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Screen:
-    """A second, faster model of a bundle, which may confirm the class that a header names, and nothing else.
-
-    ``confirm`` is the calibrated probability (0..1) of that class from which it does; size and SHA-256 are its file's.
-    """
-
-    confirm: float
-    sha256: str
-    size: int
 
 
 class Pinned(NamedTuple):
@@ -55,8 +43,8 @@ class Bundle:
     decide, ``contradict`` the share between a clear header's class and their own from which pixels that would decide
     hold the series for review, ``distance`` the one (0 or more) beyond which the pixels are like none that the model
     knows (None: it tells no distance). ``training`` tells the images' fingerprint and counts, ``created_with`` the
-    versions of the software that wrote it. ``screen`` is None where there is no second model, ``evaluation`` where the
-    bundle keeps no features of images that it is judged by (a training that goes on from it reads them, nothing else).
+    versions of the software that wrote it. ``evaluation`` is None where the bundle keeps no features of images that
+    it is judged by (a training that goes on from it reads them, nothing else).
     """
 
     folder: Path
@@ -74,7 +62,6 @@ class Bundle:
     created_with: Mapping[str, str]
     model_sha256: str
     model_size: int
-    screen: Screen | None = None
     evaluation: Pinned | None = None
 
 
@@ -99,14 +86,12 @@ def load(path: Path, rendering_version: int) -> Bundle:
     if spec["rendering_version"] != rendering_version:
         fail(str(path), "rendering_version", f"{rendering_version}, that of this program", spec["rendering_version"])
     bundle = _bundle(path, spec)
-    for name in _pinned(bundle):
-        if name != EVALUATION_NAME:  # sorting needs it not
-            read_model(bundle, name)
+    read_model(bundle)
     return bundle
 
 
 def read_model(bundle: Bundle, name: str = MODEL_NAME) -> bytes:
-    """Return the content of the model's file, or of another by its name, checked against what bundle.json pins.
+    """Return the content of the model's file, or of the other by its name, checked against what bundle.json pins.
 
     BundleError where size or SHA-256 differ, or the bundle pins no such file.
     """
@@ -126,8 +111,6 @@ def read_model(bundle: Bundle, name: str = MODEL_NAME) -> bytes:
 def _pinned(bundle: Bundle) -> dict[str, Pinned]:
     """Return what is pinned of the files that a bundle has, by name."""
     pinned = {MODEL_NAME: Pinned(bundle.model_sha256, bundle.model_size)}
-    if bundle.screen:
-        pinned[SCREEN_NAME] = Pinned(bundle.screen.sha256, bundle.screen.size)
     if bundle.evaluation:
         pinned[EVALUATION_NAME] = bundle.evaluation
     return pinned
@@ -176,6 +159,5 @@ def _bundle(folder: Path, spec: Mapping[str, Any]) -> Bundle:
         created_with=spec["created_with"],
         model_sha256=spec["model_sha256"],
         model_size=spec["model_size"],
-        screen=None if (screen := spec.get("screen")) is None else Screen(**{key: screen[key] for key in SCREEN}),
         evaluation=None if (kept := spec.get("evaluation")) is None else Pinned(*(kept[key] for key in FILE)),
     )

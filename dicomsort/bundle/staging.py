@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.bundle.fields import FORMAT_VERSION, check
-from dicomsort.bundle.spec import EVALUATION_NAME, MODEL_NAME, SCREEN_NAME, SPEC_NAME
+from dicomsort.bundle.spec import EVALUATION_NAME, MODEL_NAME, SPEC_NAME
 from dicomsort.content import kind_of
 from dicomsort.errors import BundleError, UsageError
 
@@ -51,15 +51,14 @@ def staged(folder: Path, outputs: frozenset[str]) -> Iterator[Path]:
 def seal(folder: Path, spec: Mapping[str, Any]) -> None:
     """Write ``bundle.json`` into ``folder``: ``spec`` with the format's version, and the files' sizes and SHA-256.
 
-    The files are the model, and the screen and the evaluation images' features where ``spec`` has a block for them.
+    The files are the model, and the evaluation images' features where ``spec`` has a block for them.
     BundleError where the result would not be one that ``load`` accepts.
     """
     size, sha256 = _measure(folder / MODEL_NAME)
     whole = {"format_version": FORMAT_VERSION, **spec, "model_sha256": sha256, "model_size": size}
-    for block, name in (("screen", SCREEN_NAME), ("evaluation", EVALUATION_NAME)):
-        if (told := spec.get(block)) is not None:
-            size, sha256 = _measure(folder / name)
-            whole[block] = {**told, "sha256": sha256, "size": size}
+    if (told := spec.get("evaluation")) is not None:
+        size, sha256 = _measure(folder / EVALUATION_NAME)
+        whole["evaluation"] = {**told, "sha256": sha256, "size": size}
     check(whole, str(folder))
     text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
     (folder / SPEC_NAME).write_text(text, encoding="utf-8")

@@ -20,13 +20,11 @@ from dicomsort.cli import (
     console,
     doctor,
     evaluate,
-    features,
     predict,
     receive,
     report,
     review,
     rules,
-    screen,
     send,
     sort,
     state,
@@ -38,7 +36,7 @@ from dicomsort.memory import file_limit, refusal, shortage
 
 EXIT_INTERRUPTED = signals.EXIT_INTERRUPTED
 # Of these, printing is not the purpose; `sort` decides for itself.
-ACTING = frozenset({"watch", "resume", "undo", "receive", "send", "review", "train", "tune", "features", "screen"})
+ACTING = frozenset({"watch", "resume", "undo", "receive", "send", "review", "train", "tune"})
 PLACING = frozenset({"sort", "watch", "resume", "undo", "review"})
 RESUME = "`dicomsort resume` finishes a sort that had begun"
 _COMPLETION = "_DICOMSORT_COMPLETE"
@@ -132,8 +130,6 @@ for command in (
     train.train,
     train.tune,
     evaluate.evaluate,
-    screen.screen,
-    features.features,
     predict.predict,
     rules.rules,
     doctor.doctor,

@@ -28,9 +28,8 @@ QUIET = 128  # files that came since a series got its last
 OPEN = 4096  # series that may be waited for
 WAITING = 256  # groups whose frames are under way
 
-Asked = tuple[str, int | None, str]  # a frame as ``tasks.look`` wants it
+Asked = tuple[str, int | None]  # a frame as ``tasks.look`` wants it
 Frames = list[Asked]
-Wanted = tuple[int, str]  # how many frames of a group, and the class that a clear header names
 
 
 @dataclass(slots=True)
@@ -65,7 +64,7 @@ class Looker:
             if self.catalog.begin_early(number):  # once: a series that trickles in is not looked at again and again
                 group = self.catalog.group(number)
                 if self._is_asked(group):
-                    self._ask(self._frames(group, *self._wanted(group)))
+                    self._ask(self._frames(group, self._wanted(group)))
 
     def run(self) -> None:
         """Ask once, and once more where one frame against a clear header, or no frame at all, is too little."""
@@ -75,31 +74,31 @@ class Looker:
         for group, vote, frames in self._votes((group, self._wanted(group)) for group in groups):
             if frames < FRAMES and self._is_doubtful(group, vote):
                 doubtful.append(group.number)
-        for _ in self._votes((self.catalog.group(number), (FRAMES, "")) for number in doubtful):
+        for _ in self._votes((self.catalog.group(number), FRAMES) for number in doubtful):
             pass
 
     def _is_asked(self, group: Group) -> bool:
         header = group.sample.header
         return bool(not header.problem and showable_frames(group.sample)) and not said_by(header, self.judge).follows
 
-    def _wanted(self, group: Group) -> Wanted:
-        """How many frames to show, and the class that a clear header names, which one is to confirm."""
-        return (1, said_by(group.sample.header, self.judge).classes[0]) if is_clear(group, self.judge) else (FRAMES, "")
+    def _wanted(self, group: Group) -> int:
+        """How many frames to show: a clear header is checked on one."""
+        return 1 if is_clear(group, self.judge) else FRAMES
 
-    def _frames(self, group: Group, count: int, named: str) -> Frames:
+    def _frames(self, group: Group, count: int) -> Frames:
         """Which frames to show: of the middle half of the files, else of the middle half of each file's frames."""
         files = 1 if group.members == 1 else self.catalog.showable(group.number)
         if files >= count:
-            return [(self.catalog.shown(group.number, place)[0], None, named) for place in middle_half(files, count)]
+            return [(self.catalog.shown(group.number, place)[0], None) for place in middle_half(files, count)]
         each = -(-count // max(files, 1))
         shown = (self.catalog.shown(group.number, place) for place in range(files))
-        return [(path, frame, named) for path, frames in shown for frame in middle_half(frames, each)]
+        return [(path, frame) for path, frames in shown for frame in middle_half(frames, each)]
 
-    def _votes(self, wanted: Iterable[tuple[Group, Wanted]]) -> Iterator[tuple[Group, Vote, int]]:
+    def _votes(self, wanted: Iterable[tuple[Group, int]]) -> Iterator[tuple[Group, Vote, int]]:
         """Vote on groups by so many frames each; yield each with its vote and the number of frames that it rests on."""
         waiting: deque[tuple[Group, Frames, int]] = deque()
-        for group, (count, named) in wanted:
-            frames = self._frames(group, count, named)
+        for group, count in wanted:
+            frames = self._frames(group, count)
             self._ask(frames)
             waiting.append((group, frames, self._asked))
             if len(waiting) > WAITING:
@@ -111,7 +110,7 @@ class Looker:
             yield self._vote(*item)
 
     def _vote(self, group: Group, frames: Frames, _: int) -> tuple[Group, Vote, int]:
-        looks = [look for path, frame, _ in frames if (look := self.catalog.recall(path, frame)) is not None]
+        looks = [look for path, frame in frames if (look := self.catalog.recall(path, frame)) is not None]
         vote = mean(looks)
         self.catalog.vote(group.number, vote)
         self.progress.advance()
@@ -120,7 +119,7 @@ class Looker:
     def _ask(self, frames: Frames) -> None:
         """Have these frames looked at, unless they were; returns before they are."""
         for asked in frames:
-            if asked not in self._under_way and self.catalog.recall(*asked[:2]) is None:
+            if asked not in self._under_way and self.catalog.recall(*asked) is None:
                 self._under_way.add(asked)
                 self._packed.append(asked)
                 self._asked += 1
@@ -137,7 +136,7 @@ class Looker:
         """Keep what was seen in the frames that were sent first; waits for them."""
         frames, future = self._sent.popleft()
         for asked, seen in zip(frames, future.result(), strict=True):
-            self.catalog.remember(*asked[:2], seen)
+            self.catalog.remember(*asked, seen)
             self._under_way.discard(asked)
         self._seen += len(frames)
 

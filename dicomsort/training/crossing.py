@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dicomsort.bundle.spec import read_model
 from dicomsort.errors import UsageError
 from dicomsort.training import comparing
 from dicomsort.training.architectures import ARCHITECTURES, varied
 from dicomsort.training.predictions import HeldOut, Predictions, require_images
 from dicomsort.training.progress import load_tensorflow
-from dicomsort.training.recipe import Recipe
+from dicomsort.training.quantize import INT8, Quantizer
+from dicomsort.training.recipe import Recipe, Said
+from dicomsort.training.restore import precision
 from dicomsort.training.splitting import folds
 from dicomsort.training.tensors import Rendered, render_all
 
@@ -43,21 +46,25 @@ def by_folds(
     bundle: Bundle, dataset: Dataset, folding: Folding, engine: Engine, reporter: Reporter
 ) -> tuple[Predictions, tuple[tuple[str, str], ...]]:
     """Judge every source by models of the bundle's recipe that never saw it; also return what was skipped, and why."""
-    architecture = _crossable(bundle)
+    architecture, integers = _crossable(bundle), precision(read_model(bundle)) == INT8
     with tempfile.TemporaryDirectory(prefix="dicomsort-evaluate-") as scratch:
         rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter)
         require_images(rendered.dataset, len(rendered.skipped))
         _require_sources(rendered.dataset)
         reporter.note("Loading TensorFlow")
         load_tensorflow()
-        held = _cross_validate(architecture, rendered, bundle.training["recipe"], folding, reporter)
+        held = _cross_validate(architecture, rendered, bundle.training["recipe"], folding, reporter, integers=integers)
     return held.calibrated(rendered.dataset), rendered.skipped
 
 
 def _cross_validate(
-    architecture: Architecture, rendered: Rendered, recipe: Mapping[str, Any], folding: Folding, reporter: Reporter
-) -> HeldOut:
-    """Train what the recipe trains once for each fold of sources on the others, and judge the fold by it."""
+    architecture: Architecture, rendered: Rendered, recipe: Mapping[str, Any], folding: Folding, reporter: Reporter,
+    *, integers: bool,
+) -> HeldOut:  # fmt: skip
+    """Train what the recipe trains once for each fold of sources on the others, and judge the fold by it.
+
+    In ``integers`` where the bundle's model computes so.
+    """
     from dicomsort.training.folding import cross_validate
     from dicomsort.training.staged import opened
 
@@ -67,8 +74,12 @@ def _cross_validate(
     fold = folds(dataset, count, folding.seed, grouped=True)
     asked = Recipe(**{key: recipe[key] for key in RECIPE})
     with opened(architecture, rendered, asked, reporter) as staged:
-        judged, _ = cross_validate(staged, fold)
-    return HeldOut(judged.probabilities, fold, _words(dataset, count, sources), True, judged.distances, judged.variants)
+        judged, _ = cross_validate(staged, fold, None, Quantizer(rendered, asked.seed, reporter) if integers else None)
+    said, plain = Said(judged.probabilities, judged.distances), None
+    if judged.int8:
+        said, plain = judged.int8, judged.probabilities
+    words = _words(dataset, count, sources)
+    return HeldOut(said.probabilities, fold, words, True, said.distances, judged.variants, plain=plain)
 
 
 def _crossable(bundle: Bundle) -> Architecture:

@@ -23,7 +23,6 @@ LEAST = 1e-3  # of the mean variance: so much there is at least in the other dir
 ROUNDING = 1e-4  # of squared distances between unit vectors in float32, with room: alike images span no less
 KEPT = 0.99
 TINY = 1e-12
-LEAST = 1e-4  # of the scale: features have length 1, and float32 tells no smaller squared distance reliably
 
 
 @dataclass(frozen=True, slots=True)

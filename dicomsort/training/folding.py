@@ -13,7 +13,7 @@ import numpy as np
 
 from dicomsort.training import distance
 from dicomsort.training.checkpoint import Checkpoint, Progress, Saved
-from dicomsort.training.screening import Said
+from dicomsort.training.recipe import Said
 from dicomsort.training.shortcuts import SHORTCUTS
 from dicomsort.training.views import Shown, look
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicomsort.training.dataset import Indices
-    from dicomsort.training.screens import Screens
+    from dicomsort.training.quantize import Quantizer
     from dicomsort.training.staged import Staged
 
 
@@ -31,25 +31,26 @@ if TYPE_CHECKING:
 class Judged:
     """What models that were not trained on an item say of it, filled fold by fold; shapes as in ``Fitted``.
 
-    ``screened`` is what their screens say, where they have some; 0 otherwise.
+    ``integers`` and ``integer_distances`` are what they say in int8, NaN where they were not asked.
     """
 
     probabilities: NDArray[np.float32]
     distances: NDArray[np.float32]
     variants: dict[str, NDArray[np.float32]]
-    screened: NDArray[np.float32]
-    screened_distances: NDArray[np.float32]
+    integers: NDArray[np.float32]
+    integer_distances: NDArray[np.float32]
 
     @classmethod
     def empty(cls, count: int, classes: int) -> Self:
         """Return room for ``count`` items."""
         room = np.zeros((2 + len(SHORTCUTS), count, classes), np.float32)
         single = np.zeros((2, count), np.float32)
+        room[1], single[1] = np.nan, np.nan
         return cls(room[0], single[0], dict(zip(SHORTCUTS, room[2:], strict=True)), room[1], single[1])
 
     def arrays(self) -> list[NDArray[np.float32]]:
         """Return all that is filled, in a fixed order."""
-        return [self.probabilities, self.distances, *self.variants.values(), self.screened, self.screened_distances]
+        return [self.probabilities, self.distances, *self.variants.values(), self.integers, self.integer_distances]
 
     def take(self, staged: Staged, outside: Indices, inside: Indices) -> distance.Space | None:
         """Judge the items ``inside``, plain and changed by each shortcut test, by what was trained on ``outside``.
@@ -67,11 +68,18 @@ class Judged:
                     self.variants[name][items] = staged.see(activations)[1]
         return space
 
-    def screen(self, said: Said, inside: Indices) -> None:
-        """Keep what a screen says of the items ``inside``."""
-        self.screened[inside] = said.probabilities
+    def take_integers(self, said: Said, inside: Indices) -> None:
+        """Keep what a network says of the items ``inside`` in int8."""
+        self.integers[inside] = said.probabilities
         if said.distances is not None:
-            self.screened_distances[inside] = said.distances
+            self.integer_distances[inside] = said.distances
+
+    @property
+    def int8(self) -> Said | None:
+        """What the networks say in int8, None unless all were asked."""
+        if np.isnan(self.integers).any():
+            return None
+        return Said(self.integers, None if np.isnan(self.integer_distances).all() else self.integer_distances)
 
 
 def _changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], *args: Any) -> NDArray[np.uint8]:
@@ -92,12 +100,12 @@ def space_of(staged: Staged, items: Indices) -> distance.Space | None:
 
 
 def cross_validate(
-    staged: Staged, fold: NDArray[np.int64], checkpoint: Checkpoint | None = None, screens: Screens | None = None
+    staged: Staged, fold: NDArray[np.int64], checkpoint: Checkpoint | None = None, quantizer: Quantizer | None = None
 ) -> tuple[Judged, dict[str, list[float]]]:
     """Judge each fold by what is trained on the others; also return the history with the first fold held out.
 
-    What each fold gave is kept in ``checkpoint``, and not done again. ``screens``, where given, makes a screen of each
-    of these models, which judges the fold too.
+    What each fold gave is kept in ``checkpoint``, and not done again. ``quantizer``, where given, has each of these
+    models judge its fold in int8 too.
     """
     numbers = np.unique(fold)
     judged = Judged.empty(len(fold), len(staged.dataset.labels))
@@ -107,9 +115,8 @@ def cross_validate(
         held = None if progress.history else inside
         course = staged.fit(outside, held, f"Cross-validation, fold {i} of {len(numbers)}")
         space = judged.take(staged, outside, inside)
-        if screens is not None:
-            said = screens.judge(staged.network, space, outside, inside)
-            judged.screen(said, inside)
+        if quantizer and (said := quantizer.judge(staged.network, space, outside, inside)):
+            judged.take_integers(said, inside)
         progress.history, progress.epoch = progress.history or course, i
         if checkpoint:
             try:

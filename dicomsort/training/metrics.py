@@ -97,7 +97,7 @@ def tally_of(predictions: Predictions, cluster: NDArray[np.intp]) -> Tally:
     if predictions.distances is not None and predictions.limits is not None:
         tally.add_distance(other, decide, outside)
     for name, changed in predictions.variants.items():
-        tally.add_variant(name, changed)
+        tally.add_variant(name, changed, predictions.probabilities if predictions.plain is None else predictions.plain)
     return tally
 
 

@@ -32,7 +32,9 @@ class Predictions:
     patient, file). ``distances``: float32 (N,), the feature-space distance from the training images, or None;
     ``limits``: float64 (N,), beyond which an image is out of distribution. ``variants``: name of a shortcut test ->
     probabilities of the changed images, like the others.
-    ``calibration`` tells where temperatures and thresholds come from: ``the bundle's``, or ``nested`` (other folds).
+    ``plain``: those of the unchanged images by the models that judged ``variants``, None where they are
+    ``probabilities``. ``calibration`` tells where temperatures and thresholds come from: ``the bundle's``, or
+    ``nested`` (other folds).
     """
 
     dataset: Dataset
@@ -46,6 +48,7 @@ class Predictions:
     limits: NDArray[np.float64] | None = None
     variants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     calibration: str = "the bundle's"
+    plain: NDArray[np.float32] | None = None
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -90,8 +93,9 @@ class HeldOut:
     """Predictions of items by models that were not trained on them, not calibrated.
 
     ``probabilities``: float32 (N, C); ``fold``: int64 (N,), no source in two of them; ``held_out`` and ``by_source`` as
-    in ``Predictions``; ``distances``: float32 (N,) or None; ``variants``: name of a shortcut test -> float32 (N, C), of
-    the same models; ``limit``: that of distance, where it is known and not fitted.
+    in ``Predictions``; ``distances``: float32 (N,) or None; ``variants``: name of a shortcut test -> float32 (N, C);
+    ``limit``: that of distance, where it is known and not fitted; ``plain``: what the models that judged ``variants``
+    say of the unchanged images, None where they are the same.
     """
 
     probabilities: NDArray[np.float32]
@@ -101,6 +105,7 @@ class HeldOut:
     distances: NDArray[np.float32] | None = None
     variants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     limit: float | None = None
+    plain: NDArray[np.float32] | None = None
 
     def calibrated(self, dataset: Dataset) -> Predictions:
         """Return the predictions, each calibrated by what the other folds tell (``calibration.nested``)."""
@@ -119,4 +124,5 @@ class HeldOut:
             found.limits if self.limit is None else np.full(len(self.fold), self.limit),
             {name: by_image(changed, found.temperatures) for name, changed in self.variants.items()},
             NESTED,
+            self.plain,
         )

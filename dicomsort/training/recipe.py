@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from dicomsort.training.dataset import Indices
     from dicomsort.training.distance import Space
-    from dicomsort.training.screening import Said
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +41,16 @@ class Recipe:
     fresh: bool = False
 
 
+class Said(NamedTuple):
+    """What a model says of n images.
+
+    ``probabilities``: float32 (n, C), not calibrated; ``distances``: float32 (n,), None where it tells none.
+    """
+
+    probabilities: NDArray[np.float32]
+    distances: NDArray[np.float32] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """A trained model and what was held out while it, or its like, was trained.
@@ -52,8 +61,9 @@ class Fitted:
     (len(held),), which of several models judged an item, None where one did; ``distances``: float32 (len(held),), from
     what that model was trained on; ``variants``: name of a shortcut test -> probabilities like the others; ``space`` is
     where the features of the final model's training images lie; ``before``: what the bundle from which the training
-    went on says of ``held``, like ``probabilities``, None where there is none; ``screened``: what screens of the models
-    that judged say of ``held``, None where none were made; ``remembered``: what that bundle, and the final model, say
+    went on says of ``held``, like ``probabilities``, None where there is none; ``int8``: what the models that judged
+    say of ``held`` in integers, None where they were not asked; ``plain``: ``probabilities`` of the models that judged
+    ``variants``, None where they are the same; ``remembered``: what that bundle, and the final model, say
     of the images that the bundle keeps to be judged by, each float32 (M, C), None where it keeps none.
     """
 
@@ -70,5 +80,6 @@ class Fitted:
     variants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     space: Space | None = None
     before: NDArray[np.float32] | None = None
-    screened: Said | None = None
+    int8: Said | None = None
     remembered: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    plain: NDArray[np.float32] | None = None

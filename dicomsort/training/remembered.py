@@ -20,6 +20,7 @@ from dicomsort.bundle import EVALUATION_NAME
 from dicomsort.bundle.spec import read_model
 from dicomsort.errors import BundleError
 from dicomsort.training import seen
+from dicomsort.training.head import Body
 from dicomsort.training.splitting import balance, folds
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from dicomsort.bundle import Bundle
     from dicomsort.training.dataset import Dataset, Indices
+    from dicomsort.training.progress import Reporter
+    from dicomsort.training.tensors import Rendered
 
 KEY = "evaluation"
 ROOM = 700_000  # bytes of features at most, before they are packed: what ships has to stay small
@@ -38,6 +41,7 @@ MAX_RAW = 32 << 20  # bytes that a file may unpack to
 PROBES = 4
 ALIKE = 0.02  # of the largest feature: so much may two computations of the same one differ
 HALVES = 2
+NO_END = "the network does not end in features and layers behind them"
 ARRAYS = {
     "features": "|u1",
     "floors": "<f4",
@@ -163,6 +167,29 @@ def remember(
     )  # fmt: skip
 
 
+def keep_features(
+    model: bytes, rendered: Rendered, items: Indices, trained: NDArray[np.bool_], seed: int, reporter: Reporter
+) -> bytes | str:
+    """Return the file of what is kept of some of ``items``, (n,); or why a LiteRT model has no features to keep.
+
+    ``trained``: bool (n,), which of them the model was trained on; ``seed`` fixes which are chosen.
+    """
+    try:
+        body = Body(model)
+    except BundleError:
+        return NO_END
+    dataset = rendered.dataset.only(items)
+    chosen = choose(dataset, body.output.shape[1], seed)
+    parts = [body.output]
+    with reporter.step("Keeping features of evaluation images", len(chosen)) as step:
+        for row in rendered.rows[items[chosen]]:
+            parts.append(body.predict_on_batch(rendered.images[row : row + 1]))
+            step.advance()
+    probes = body.predict_on_batch(probe_images(rendered.images.shape[1:]))
+    digests = [rendered.digests[i] for i in items[chosen]]
+    return remember(dataset.only(chosen), digests, np.concatenate(parts), probes, trained[chosen], seed).pack()
+
+
 def recall(bundle: Bundle) -> Remembered | None:
     """Return what a bundle keeps of its evaluation images, None where it keeps nothing.
 
@@ -190,7 +217,7 @@ def require_of(bundle: Bundle, kept: Remembered, features: NDArray[np.float32]) 
         received = f"others by {strayed:.0%}" if same else f"{ours.shape[1]} of them for {features.shape[1]}"
         raise BundleError(
             f"bundle {str(bundle.folder)!r}: {EVALUATION_NAME}: expected features of its own network, received "
-            f"{received}; `dicomsort features` makes it anew"
+            f"{received}"
         )
 
 

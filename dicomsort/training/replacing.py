@@ -141,7 +141,7 @@ def of_one_line(one: Bundle, other: Bundle) -> bool:
 def said_of(bundle: Bundle, kept: Remembered) -> NDArray[np.float32] | None:
     """Return what a bundle's last layer says of features that it keeps, float32 (N, C), not calibrated.
 
-    None where its file does not hold that layer as numbers that can be read (weights in integers).
+    None where its file does not hold that layer as numbers that can be read.
     """
     try:
         kernel, bias = read_head(read_model(bundle))

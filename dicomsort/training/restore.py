@@ -25,9 +25,17 @@ UNREADABLE = (
     struct.error, IndexError, KeyError, StopIteration, TypeError, ValueError, AttributeError, OverflowError,
     RecursionError,
 )  # fmt: skip
-TYPES = {0: np.dtype(np.float32), 1: np.dtype(np.float16)}  # TensorType of the schema
+# TensorType of the schema
+TYPES: dict[int, np.dtype[Any]] = {
+    0: np.dtype(np.float32),
+    1: np.dtype(np.float16),
+    2: np.dtype(np.int32),
+    9: np.dtype(np.int8),
+}
+FLOAT32 = 0
+PRECISIONS = {0: "float32", 1: "float16", 9: "int8"}
+CONVOLUTIONS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"})
 BIAS = 2  # its place among the inputs of a convolution or a dense layer
-LARGE = 64 << 10  # bytes of a matrix that is worth being stored as int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,7 @@ class Weights:
 def read_weights(model: bytes, convolutions: int) -> Weights:
     """Return the first ``convolutions`` convolutions of a LiteRT model and the dense layer before its softmax.
 
-    BundleError where it has no such weights, as float32 or float16.
+    What is stored as int8 is given as the numbers that it stands for. BundleError where it has no such weights.
     """
     try:
         graph = Graph.read(model)
@@ -59,7 +67,7 @@ def read_weights(model: bytes, convolutions: int) -> Weights:
 def read_head(model: bytes) -> Unit:
     """Return kernel (D, C) and bias (C,), float32, of the last layer of a LiteRT model.
 
-    BundleError where it has none before its softmax, as float32 or float16.
+    BundleError where it has none before its softmax.
     """
     try:
         kernel, bias = Graph.read(model).head()
@@ -67,6 +75,16 @@ def read_head(model: bytes) -> Unit:
         msg = f"model.tflite: expected a last layer as dicomsort exports it, received {type(error).__name__}: {error}"
         raise BundleError(msg) from error
     return kernel, bias
+
+
+def precision(model: bytes) -> str:
+    """Return what a LiteRT model's first kernel is stored as: float32, float16 or int8; "unknown" where it has none."""
+    try:
+        graph = Graph.read(model)
+        kernel = next(o for o in graph.makers.values() if graph.kind(o) in CONVOLUTIONS).Inputs(1)
+        return PRECISIONS[graph.graph.Tensors(graph.stored(int(kernel))).Type()]
+    except UNREADABLE:
+        return "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,23 +140,35 @@ class Graph:
         """Yield kernel and bias of each convolution, in the order in which they run."""
         for operator in self.makers.values():
             kind = self.kind(operator)
-            if kind in {"CONV_2D", "DEPTHWISE_CONV_2D"}:
+            if kind in CONVOLUTIONS:
                 kernel = self.constant(operator.Inputs(1))
                 # LiteRT: (out, height, width, in), depthwise (1, height, width, channels).
                 channels = kernel.shape[0] if kind == "CONV_2D" else kernel.shape[3]
                 yield kernel.transpose((1, 2, 3, 0)), self.bias(operator, channels)
 
-    def head(self) -> Unit:
-        """Return kernel (D, C) and bias (C,) of the dense layer that the softmax follows."""
+    def last(self) -> Any:
+        """Return the dense layer that the softmax follows."""
         softmax = next(operator for operator in self.makers.values() if self.kind(operator) == "SOFTMAX")
-        dense = self.makers[int(softmax.Inputs(0))]
+        return self.makers[int(softmax.Inputs(0))]
+
+    def head(self) -> Unit:
+        """Return kernel (D, C) and bias (C,) of the last layer."""
+        dense = self.last()
         kernel = self.constant(dense.Inputs(1)).T
         return kernel, self.bias(dense, kernel.shape[1])
 
+    def features(self) -> int:
+        """Return the tensor that the last layer gets."""
+        return int(self.last().Inputs(0))
+
     def bias(self, operator: Any, size: int) -> NDArray[np.float32]:
         """Return the bias (size,) of a convolution or a dense layer; the converter leaves out one that is all 0."""
-        given = operator.InputsLength() > BIAS and operator.Inputs(BIAS) >= 0
-        return self.constant(operator.Inputs(BIAS)) if given else np.zeros(size, np.float32)
+        index = self.bias_of(operator)
+        return self.constant(index) if index >= 0 else np.zeros(size, np.float32)
+
+    def bias_of(self, operator: Any) -> int:
+        """Return the tensor of a bias, -1 where there is none."""
+        return int(operator.Inputs(BIAS)) if operator.InputsLength() > BIAS else -1
 
     def space(self, distance: int) -> Space:
         """Return what the tensor ``distance`` is computed with (see ``distance.append``)."""
@@ -161,32 +191,40 @@ class Graph:
         return [o for o in self.makers.values() if index in (int(o.Inputs(i)) for i in range(o.InputsLength()))]
 
     def behind_features(self) -> list[str]:
-        """Return the names of the tensors that are computed from the features, with these where they are means.
-
-        Products with a large matrix are left out.
-        """
-        softmax = next(operator for operator in self.makers.values() if self.kind(operator) == "SOFTMAX")
-        features = int(self.makers[int(softmax.Inputs(0))].Inputs(0))
-        found = [features] if self.kind(self.makers[features]) == "MEAN" else []
-        reached = {features}
+        """Return the names of the float32 tensors computed from the features, or from what these are the means of."""
+        features = self.features()
+        pooled = self.kind(self.makers[features]) == "MEAN"
+        reached, found = {int(self.makers[features].Inputs(0)) if pooled else features}, []
         for output, operator in self.makers.items():
-            sources = {int(operator.Inputs(i)) for i in range(operator.InputsLength())}
-            if sources & reached:
+            if reached & {int(operator.Inputs(i)) for i in range(operator.InputsLength())}:
                 reached.add(output)
-                if max(self.bytes_of(source) for source in sources) < LARGE:
-                    found.append(output)
+                found += [output] if self.graph.Tensors(output).Type() == FLOAT32 else []
         return [self.graph.Tensors(index).Name().decode() for index in found]
 
     def bytes_of(self, index: int) -> int:
-        """Return the size of what the file holds of a tensor; 0 for a tensor that is computed, or is left out."""
-        return int(self.model.Buffers(self.graph.Tensors(index).Buffer()).DataLength()) if index >= 0 else 0
+        """Return the size of what the file holds of a tensor; 0 for one that is computed."""
+        return int(self.model.Buffers(self.graph.Tensors(index).Buffer()).DataLength())
+
+    def stored(self, index: int) -> int:
+        """Return the tensor that holds a constant; one stored as float16 is brought to float32 by an operator."""
+        if index < 0:
+            raise ValueError("expected a constant, received none")
+        while index in self.makers:
+            index = int(self.makers[index].Inputs(0))
+        return index
 
     def constant(self, index: int) -> NDArray[np.float32]:
-        """Return a constant's value; what is stored as float16 is brought to float32 by an operator of its own."""
-        if index in self.makers:
-            return self.constant(self.makers[index].Inputs(0))
-        tensor = self.graph.Tensors(index)
+        """Return a constant's value, float32, in whatever numbers it is stored."""
+        tensor = self.graph.Tensors(self.stored(index))
         data = self.model.Buffers(tensor.Buffer()).DataAsNumpy()
-        shape = tuple(int(side) for side in tensor.ShapeAsNumpy())
-        value: NDArray[np.float32] = data.view(TYPES[tensor.Type()]).reshape(shape).astype(np.float32)
-        return value
+        shape = tuple(int(side) for side in tensor.ShapeAsNumpy()) if tensor.ShapeLength() else ()
+        kind = TYPES[tensor.Type()]
+        value = data.view(kind).reshape(shape).astype(np.float32)
+        if kind.kind == "i":
+            told = tensor.Quantization()
+            scales, zeros = told.ScaleAsNumpy(), told.ZeroPointAsNumpy()  # one for all, or one a channel
+            channels = np.ones(len(shape), int)
+            channels[told.QuantizedDimension()] = len(scales)
+            value = (value - zeros.reshape(channels)) * scales.reshape(channels)
+        result: NDArray[np.float32] = value.astype(np.float32)
+        return result

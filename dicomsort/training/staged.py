@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import keras
 import numpy as np
 
+from dicomsort.bundle.spec import read_model
 from dicomsort.training.checkpoint import Checkpoint
 from dicomsort.training.dataset import DatasetError
 from dicomsort.training.feeding import Begin, Watch, one_hot, waiting
 from dicomsort.training.folding import Judged, cross_validate, space_of
+from dicomsort.training.head import Body
 from dicomsort.training.prefetching import Feed, as_dataset
+from dicomsort.training.quantize import Quantizer
 from dicomsort.training.recipe import Fitted
 from dicomsort.training.rehearsing import Rehearsal, Rehearsing
 from dicomsort.training.remembered import probe_images, require_of
-from dicomsort.training.screening import Said, pointless
-from dicomsort.training.screens import Screens
 from dicomsort.training.splitting import folds, held_together
 from dicomsort.training.views import Drawn, divide, view_all
 from dicomsort.training.whole import identify
@@ -59,6 +60,7 @@ KEPT = 0.5
 class Staged:
     """A network in training: ``trunk``, which stays, and ``tail``, trained again and again from ``start``.
 
+    The trunk of a bundle is its LiteRT model's: what is trained behind it gets the features of the model that ships.
     ``both`` is the tail with two outputs, features and probabilities; ``views`` is what the trunk sees; ``spent`` see
     ``feeding.Begin``; ``rehearsal`` is what is shown between the images, None for nothing.
     """
@@ -156,9 +158,10 @@ def opened(architecture: Architecture, rendered: Rendered, recipe: Recipe, repor
     shape, remembered = rendered.images.shape[1:], architecture.remembered
     network = architecture.build(shape, len(rendered.dataset.labels))
     trunk, tail, both = divide(network, architecture.trained_from)
-    if architecture.start and remembered:
-        probes = np.asarray(trunk.predict_on_batch(probe_images(shape).astype(np.float32)))
-        require_of(architecture.start, remembered, probes)
+    if architecture.start:
+        trunk = Body(read_model(architecture.start))
+        if remembered:
+            require_of(architecture.start, remembered, trunk.predict_on_batch(probe_images(shape)))
     with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
         start = [keras.ops.convert_to_numpy(variable) for variable in tail.variables]
         spent: list[tuple[float, float]] = []
@@ -179,22 +182,21 @@ def fit_staged(architecture: Architecture, rendered: Rendered, recipe: Recipe, r
     if count < 2:  # noqa: PLR2004 - one to train on and one to hold out
         raise DatasetError(_one_alone(dataset) if architecture.start else held_together(dataset))
     everything = np.arange(len(fold))
-    wanted = not pointless(architecture.header_classes(dataset.labels), len(fold))
-    screens = Screens(rendered, recipe.seed, reporter) if wanted else None
+    made = None if architecture.start else Quantizer.fitting(architecture, rendered, recipe.seed, reporter, len(fold))
+    quantizer = made if isinstance(made, Quantizer) else None
     with opened(architecture, rendered, recipe, reporter) as staged:
         before = _asked(staged)
         with _told(recipe, reporter):
-            judged, history = cross_validate(staged, fold, _checkpoint(staged, architecture), screens)
+            judged, history = cross_validate(staged, fold, _checkpoint(staged, architecture), quantizer)
             staged.fit(everything, None, "Training on everything")
         space, after = space_of(staged, everything), _asked(staged)
     unit = _unit(dataset, grouped=grouped)
     held_out = f"cross-validation in {count} folds by {unit}: each image is judged by a model not trained on its fold"
-    distances, screened_distances = (None, None) if space is None else (judged.distances, judged.screened_distances)
     return Fitted(
         staged.network, history, everything, judged.probabilities, f"the first of {count} folds, {unit}", held_out,
-        grouped, _course(staged), fold, distances, judged.variants, space,
+        grouped, _course(staged), fold, None if space is None else judged.distances, judged.variants, space,
         before.images if architecture.start else None,
-        Said(judged.screened, screened_distances) if wanted else None,
+        judged.int8,
         (before.remembered, after.remembered) if architecture.remembered else None,
     )  # fmt: skip
 

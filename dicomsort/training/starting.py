@@ -22,8 +22,9 @@ from dicomsort.records import RENDERING_VERSION
 from dicomsort.training import lite0
 from dicomsort.training.architectures import ARCHITECTURES, varied
 from dicomsort.training.keras_networks import classifier
+from dicomsort.training.quantize import INT8
 from dicomsort.training.remembered import recall
-from dicomsort.training.restore import read_space, read_weights
+from dicomsort.training.restore import precision, read_space, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 KERAS_MODEL, KERAS_CONFIG = "model.keras", "config.json"
 AGREEMENT = 0.02  # of probabilities, between what LiteRT says and the network made of it or lying beside it
+# The same where LiteRT computes in integers. The bundle that ships strays by 0.005 at most on 32 images of noise, but
+# where a network wavers between two classes rounding alone moves it by more: by 0.03 on one of 64 training images.
+AGREEMENT_INT8 = 0.1
 PROBES = 4
 
 
@@ -82,7 +86,7 @@ def _space(bundle: Bundle) -> Space | None:
         return None
     try:
         return read_space(read_model(bundle))
-    except BundleError:  # a model that something else wrote, or weights in integers
+    except BundleError:  # a model that something else wrote
         return None
 
 
@@ -93,8 +97,9 @@ def network(bundle: Bundle, shape: Shape, classes: int) -> Any:
     raw = np.asarray(model.predict_on_batch(images.astype(np.float32)))
     said = Predictor(bundle).predict(images).probabilities
     difference = float(np.abs(calibrate(raw, bundle.temperature) - said).max())
-    if not difference <= AGREEMENT:
-        msg = f"expected weights that agree with model.tflite within {AGREEMENT}, received {difference:.3f}"
+    limit = AGREEMENT_INT8 if precision(read_model(bundle)) == INT8 else AGREEMENT
+    if not difference <= limit:
+        msg = f"expected weights that agree with model.tflite within {limit}, received {difference:.3f}"
         raise BundleError(f"bundle {str(bundle.folder)!r}: {msg}")
     return model
 

@@ -90,11 +90,14 @@ class Tally:
         if keys:
             self._mean_recall(("without_other", "mean_recall_by_source"), keys, right, known)
 
-    def add_variant(self, name: str, probabilities: NDArray[np.float32]) -> None:
-        """Add a shortcut test: the accuracy on changed images, and the change against the plain ones."""
-        right = probabilities.argmax(1) == self.truth
+    def add_variant(self, name: str, probabilities: NDArray[np.float32], plain: NDArray[np.float32]) -> None:
+        """Add a shortcut test: the accuracy on changed images, and the change against ``plain``, the unchanged ones.
+
+        Both float32 (N, C), of the same models.
+        """
+        right, before = (said.argmax(1) == self.truth for said in (probabilities, plain))
         self._mean(("shortcuts", name, "accuracy"), right)
-        self._mean(("shortcuts", name, "change"), right.astype(float) - self._right)
+        self._mean(("shortcuts", name, "change"), right.astype(float) - before)
 
     def _sum(self, values: NDArray[np.float64 | np.bool_]) -> Values:
         """Return the sums of ``values`` (N,) by cluster, (K,)."""

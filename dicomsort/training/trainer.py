@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from dicomsort.bundle import EVALUATION_NAME, SCREEN_NAME, check_target, staged
+from dicomsort.bundle import EVALUATION_NAME, check_target, staged
 from dicomsort.bundle.spec import read_model
 from dicomsort.errors import DicomsortError
 from dicomsort.report import visible
@@ -19,8 +19,9 @@ from dicomsort.training.cache import open_cache
 from dicomsort.training.checkpoint import forget
 from dicomsort.training.dataset import MIN_IMAGES, read_groups, relabelled, require_trainable, scan
 from dicomsort.training.progress import Reporter, load_tensorflow
+from dicomsort.training.quantize import words
+from dicomsort.training.remembered import keep_features
 from dicomsort.training.replacing import Judge, Verdict, beside_of, refusal, rival_at
-from dicomsort.training.screening import KEY, Made, pointless, words
 from dicomsort.training.settings import Settings, checked
 from dicomsort.training.tensors import Rendered, render_all
 from dicomsort.training.varying import varied_by
@@ -34,13 +35,14 @@ if TYPE_CHECKING:
     from dicomsort.training.architectures import Architecture
     from dicomsort.training.calibration import Calibration
     from dicomsort.training.dataset import Dataset
+    from dicomsort.training.export import Exported
     from dicomsort.training.grouping import Kept
-    from dicomsort.training.recipe import Fitted
-    from dicomsort.training.screens import Screens
+    from dicomsort.training.recipe import Fitted, Recipe
 
 SKIPPED_SAID = 10
 TRIALS = frozenset({"trials.csv", "trials.png"})  # what a search adds to its bundle
-MAYBE = TRIALS | {SCREEN_NAME}  # what an earlier bundle may have beside ``OUTPUTS``
+EARLIER = "screen.tflite"  # a second network, which bundles had until there was one
+MAYBE = TRIALS | {EARLIER}  # what an earlier bundle may have beside ``OUTPUTS``
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +85,28 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
         tell_skipped(rendered, reporter)
         _tell_kept(rendered.kept, reporter)
         require_trainable(rendered.dataset, dataset.counts(), len(rendered.skipped), 1 if start else MIN_IMAGES)
-        reporter.note("Loading TensorFlow")
-        load_tensorflow()
-        from dicomsort.training import fit
-
-        fitted = fit.fit(architecture, rendered, recipe, reporter)
+        exported = _exported(architecture, rendered, recipe, reporter)
+        fitted = exported.fitted
         found = calibrated(architecture, rendered, fitted)
         verdict = _verdict(architecture, rendered, fitted, found, rival, recipe.seed)
-        made = partial(_made, architecture, rendered, fitted, found, verdict.started if verdict else None, reporter)
+        made = partial(_made, architecture, rendered, exported, found, verdict.started if verdict else None, reporter)
         if verdict and verdict.reasons and rival:
             _refuse(settings, rival, verdict, made)
         figures = made(settings, folder)
     forget(recipe.checkpoint)
     return Trained(settings.out, figures, fitted.held_out, rendered.skipped, sheet_of(settings.out))
+
+
+def _exported(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Exported:
+    """Train, and convert what was trained."""
+    reporter.note("Loading TensorFlow")
+    load_tensorflow()
+    from dicomsort.training import export, fit
+
+    fitted = fit.fit(architecture, rendered, recipe, reporter)
+    exported = export.export(architecture, rendered, fitted, recipe.seed, reporter)
+    reporter.note(words(exported.told))
+    return exported
 
 
 def _refuse(
@@ -110,26 +121,17 @@ def _refuse(
 
 
 def _made(
-    architecture: Architecture, rendered: Rendered, fitted: Fitted, found: Calibration,
+    architecture: Architecture, rendered: Rendered, exported: Exported, found: Calibration,
     started: dict[str, Any] | None, reporter: Reporter, settings: Settings, folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the bundle into ``folder``; return its figures."""
     from dicomsort.training import export
-    from dicomsort.training.screens import Screens
 
-    reporter.note("Converting to LiteRT")
-    probes = rendered.images[rendered.rows[:: max(1, len(rendered.rows) // export.PROBES)]]
-    kept, conversions = export.convert(fitted.model, architecture.precisions, probes, fitted.space)
-    screens = Screens(rendered, settings.seed, reporter)
-    screen = _screen(architecture, screens, fitted, kept.model)
-    evaluation = _evaluation(architecture, rendered, fitted, settings.seed, reporter)
+    evaluation = _evaluation(architecture, rendered, exported, settings.seed, reporter)
     with _room_for(settings.out):
-        export.save_keras(fitted.model, folder)
-        (folder / "model.tflite").write_bytes(kept.model)
-        run = Run(settings, architecture, rendered, fitted, kept, conversions, found, screen, evaluation, started)
-        figures = write(folder, run)
-    reporter.note(words(figures["training_run"][KEY]))
-    return figures
+        export.save_keras(exported.fitted.model, folder)
+        (folder / "model.tflite").write_bytes(exported.kept.model)
+        return write(folder, Run(settings, architecture, rendered, exported, found, evaluation, started))
 
 
 def _verdict(
@@ -143,21 +145,14 @@ def _verdict(
 
 
 def _evaluation(
-    architecture: Architecture, rendered: Rendered, fitted: Fitted, seed: int, reporter: Reporter
+    architecture: Architecture, rendered: Rendered, exported: Exported, seed: int, reporter: Reporter
 ) -> bytes | str:
     """Return what the bundle keeps of its evaluation images, as it came from its start; or why it keeps none."""
     if start := architecture.start:
         return read_model(start, EVALUATION_NAME) if start.evaluation else f"{start.name} keeps none"
-    from dicomsort.training.featuring import keep_features
-
-    trained = np.full(len(fitted.held), fitted.fold is not None)  # what folds judged, the final model was trained on
-    return keep_features(fitted.model, rendered, fitted.held, trained, seed, reporter)
-
-
-def _screen(architecture: Architecture, screens: Screens, fitted: Fitted, model: bytes) -> Made | str:
-    """Return the screen of what was trained, whose LiteRT file is ``model``; or why there is none."""
-    labels = screens.rendered.dataset.labels
-    return pointless(architecture.header_classes(labels), len(fitted.held)) or screens.of_training(fitted, model)
+    held, folds = exported.fitted.held, exported.fitted.fold is not None
+    trained = np.full(len(held), folds)  # what folds judged, the final model was trained on
+    return keep_features(exported.kept.model, rendered, held, trained, seed, reporter)
 
 
 def scanned(settings: Settings, architecture: Architecture) -> Dataset:

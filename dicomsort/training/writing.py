@@ -10,23 +10,23 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import dicomsort
-from dicomsort.bundle import EVALUATION_NAME, SCREEN_NAME, seal
+from dicomsort.bundle import EVALUATION_NAME, seal
 from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.records import OTHER, RENDERING_VERSION
 from dicomsort.report import visible
-from dicomsort.training import calibration, comparing, plots, remembered, reporting, screening, seen
+from dicomsort.training import calibration, comparing, plots, remembered, reporting, seen
 from dicomsort.training.card import write_card
 from dicomsort.training.cardtables import MEGABYTES, PURPOSES
 from dicomsort.training.dataset import fingerprint
 from dicomsort.training.predictions import HeldOut
+from dicomsort.training.quantize import INT8
 from dicomsort.training.splitting import folds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from dicomsort.training.architectures import Architecture
-    from dicomsort.training.export import Conversion
+    from dicomsort.training.export import Exported
     from dicomsort.training.predictions import Predictions
     from dicomsort.training.recipe import Fitted
     from dicomsort.training.settings import Settings
@@ -55,21 +55,22 @@ CALIBRATION_FOLDS = 5  # in which held-out predictions calibrate each other
 class Run:
     """A run whose model is trained and converted, and whose words and figures are still to be written.
 
-    ``calibration`` is the bundle's; ``screen`` is the screen that was made, or why none was; ``evaluation`` the file of
-    the features that the bundle keeps, or why it keeps none; ``started`` what ``comparing`` tells of the bundle from
-    which it went on, None where there is none.
+    ``calibration`` is the bundle's; ``evaluation`` the file of the features that it keeps, or why it keeps none;
+    ``started`` what ``comparing`` tells of the bundle from which it went on, None where there is none.
     """
 
     settings: Settings
     architecture: Architecture
     rendered: Rendered
-    fitted: Fitted
-    kept: Conversion
-    conversions: Sequence[Conversion]
+    exported: Exported
     calibration: calibration.Calibration
-    screen: screening.Made | str
     evaluation: bytes | str
     started: dict[str, Any] | None = None
+
+    @property
+    def fitted(self) -> Fitted:
+        """What was trained, with the held-out predictions of the network that ships."""
+        return self.exported.fitted
 
 
 def write(folder: Path, run: Run) -> dict[str, Any]:
@@ -81,12 +82,13 @@ def write(folder: Path, run: Run) -> dict[str, Any]:
         fold = folds(dataset, CALIBRATION_FOLDS, run.settings.seed, grouped=fitted.by_source)
     limit = fit.distance if run.architecture.start else None
     held = HeldOut(
-        fitted.probabilities, fold, fitted.held_out, fitted.by_source, fitted.distances, fitted.variants, limit
-    )
+        fitted.probabilities, fold, fitted.held_out, fitted.by_source, fitted.distances, fitted.variants, limit,
+        fitted.plain,
+    )  # fmt: skip
     predictions = held.calibrated(dataset)
     told = reporting.tell(predictions, run.settings.seed)
     told |= {"skipped": dict(run.rendered.skipped), "training_run": _training_run(run, fit, folder)}
-    spec = _spec(run, fit) | _place_screen(folder, run, fit, told["training_run"]) | _place_evaluation(folder, run)
+    spec = _spec(run, fit) | _place_evaluation(folder, run)
     (folder / "card.md").write_text(write_card(spec, told), "utf-8", "backslashreplace")
     (folder / "metrics.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     with (folder / "history.csv").open("w", encoding="utf-8", newline="") as stream:
@@ -121,18 +123,6 @@ def _place_evaluation(folder: Path, run: Run) -> dict[str, Any]:
     return {remembered.KEY: {}}
 
 
-def _place_screen(folder: Path, run: Run, fit: calibration.Calibration, told: dict[str, Any]) -> dict[str, Any]:
-    """Write the screen where it is safe, add to ``told`` what was found, and return bundle.json's block for it."""
-    labels = run.rendered.dataset.labels
-    limits = screening.Limits(labels, fit.temperature, fit.decide, fit.contradict, fit.distance)
-    settled = screening.settle(run.screen, limits)
-    told[screening.KEY] = settled.told
-    if isinstance(run.screen, str) or settled.confirm is None:
-        return {}
-    (folder / SCREEN_NAME).write_bytes(run.screen.content)
-    return {screening.KEY: {"confirm": settled.confirm}}
-
-
 def sheet_of(out: Path) -> Path:
     """Return where the sheet of mistakes of the bundle ``out`` lies: beside it, for it shows images of the data set."""
     return out.absolute().with_name(f"{out.absolute().name}-{reporting.SHEET}")
@@ -156,7 +146,8 @@ def _training_run(run: Run, fit: calibration.Calibration, folder: Path) -> dict[
         "notes": list(fit.notes),
         remembered.KEY: run.evaluation if isinstance(run.evaluation, str) else remembered.told(run.evaluation),
         MEGABYTES: {name: round((folder / name).stat().st_size / 1e6, 2) for name in PURPOSES},
-        "litert": [made.as_json(kept=made is run.kept) for made in run.conversions],
+        "litert": [made.as_json(kept=made is run.exported.kept) for made in run.exported.conversions],
+        INT8: run.exported.told,
     }
 
 
