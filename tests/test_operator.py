@@ -143,7 +143,8 @@ def test_a_run_that_cannot_be_finished_is_named(inbox: Path, outbox: Path) -> No
     cut = cut_short(inbox, outbox)
     plan = outbox / ".dicomsort/runs" / cut / "plan.jsonl"
     plan.write_bytes(plan.read_bytes().replace(b"outbox/CT", b"outbox/XX", 1))
-    assert sort("--quiet", "--held-ok", inbox, outbox).code == 0  # damaged: it is named in the notes, and left alone
+    ran = sort("--quiet", "--held-ok", inbox, outbox)
+    assert (ran.code, f"run {cut}" in ran.err) == (3, True)  # damaged: it is left alone
     assert f"run {cut}" in sort(inbox, outbox).out
 
 
@@ -329,3 +330,40 @@ def test_a_sending_that_fails_says_so_on_stderr_and_in_its_log(inbox: Path, tmp_
     assert "ERROR send ended exit_code=1 cause=" in last_line(tmp_path)
     assert run("send", *nowhere, tmp_path / "missing").code == 2
     assert "ERROR send ended exit_code=2 cause=" in last_line(tmp_path)
+
+
+def test_a_run_that_was_cut_short_and_cannot_be_read_is_no_success(inbox: Path, outbox: Path, tmp_path: Path) -> None:
+    name = cut_short(inbox, outbox, "--move")
+    journal = outbox / ".dicomsort" / "runs" / name / "journal.jsonl"
+    content = bytearray(journal.read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 10] = bytes(10)
+    journal.write_bytes(content)
+    for _ in range(2):  # every night, until a person has looked
+        ran = night(inbox, outbox, "--move", "--settle", 0)
+        assert ran.code == 3
+        assert f"run {name}" in ran.err
+        assert "is neither finished nor undone: look at what it placed, then move" in ran.err
+        assert "ERROR sort ended exit_code=3" in last_line(tmp_path)
+        assert SUCCESS + " " not in (tmp_path / "m.prom").read_text()
+    assert sort("--dry-run", inbox, outbox).code == 3
+    shutil.move(journal.parent, tmp_path / "away")
+    assert night(inbox, outbox, "--move", "--settle", 0).code == 0
+
+
+def test_an_inbox_that_is_not_mounted_any_more_is_no_success(
+    inbox: Path, outbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        is_mount = os.path.ismount
+        patch.setattr(os.path, "ismount", lambda path: str(path) == str(inbox) or is_mount(path))
+        assert night(inbox, outbox).code == 0
+    (tmp_path / "m.prom").unlink()
+    shutil.rmtree(inbox)
+    inbox.mkdir()
+    for options in ((), ("--dry-run",)):
+        ran = night(inbox, outbox, *options)
+        assert (ran.code, "received an empty folder, and nothing is mounted at" in ran.err) == (1, True)
+    assert not (tmp_path / "m.prom").exists()
+    assert "ERROR sort ended exit_code=1" in last_line(tmp_path)
+    make_dicom(inbox / "new.dcm")
+    assert night(inbox, outbox).code == 0  # files are there: it has become a plain folder

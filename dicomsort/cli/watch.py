@@ -128,4 +128,4 @@ def _show(summary: Summary, *, as_json: bool, quiet: bool) -> None:
 
 
 def _complain(message: str) -> None:
-    print(f"dicomsort: {message}; the next round tries again", file=sys.stderr, flush=True)
+    print(f"dicomsort: {message}", file=sys.stderr, flush=True)

@@ -84,6 +84,7 @@ class Summary:
     troubled: list[str] = field(default_factory=list)  # the first FIRST of these files
     undoes: str = ""  # the run that an undo took back
     unfinished: list[str] = field(default_factory=list)  # runs that stay cut short; not kept in the file
+    damaged: list[str] = field(default_factory=list)  # of runs that may be so and cannot be read; not kept in the file
     finished: list[Summary] = field(default_factory=list)  # runs that were finished first; not kept in it
     files: Counter[tuple[str, str]] = field(default_factory=Counter)  # by status and class; not kept in it
 
@@ -118,12 +119,14 @@ class Summary:
     @property
     def has_failed(self) -> bool:
         """Whether files failed, or runs stay unfinished: then this is no success, whatever else was done."""
-        return bool(self.unfinished) or any(each.statuses[Status.FAILED] for each in (self, *self.finished))
+        return bool(self.unfinished or self.damaged) or any(
+            each.statuses[Status.FAILED] for each in (self, *self.finished)
+        )
 
     def unfinished_told(self, outbox: str) -> list[str]:
-        """A sentence for each run of the outbox that was cut short and is not finished."""
+        """A sentence for each run of the outbox that was cut short and is not finished, or may be."""
         told = "run {} was cut short and is not finished: {} finishes it"
-        return [told.format(run, command("resume", outbox, run)) for run in self.unfinished]
+        return [*self.damaged, *(told.format(run, command("resume", outbox, run)) for run in self.unfinished)]
 
     @property
     def trouble(self) -> str:

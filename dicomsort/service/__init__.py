@@ -104,6 +104,10 @@ class Service:
         if run := round_.cut_short:
             message = "a run of another inbox was cut short; `dicomsort resume` finishes it"
             _log.warning(message, extra={"facts": {"run": run}})
+        for message in round_.damaged:
+            _log.error("a run cannot be read", extra={"facts": {"message": message}})
+            with suppress(OSError):
+                self.complain(message)
         if round_.summaries:
             tell_run(self._figures, counted, sum(summary.seconds for summary in round_.summaries))
         for (status, class_), count in counted.files.items():
@@ -127,12 +131,12 @@ class Service:
             message = said(error)
             _log.error("round failed", extra={"facts": {"message": message, "in_a_row": self._failures}})
             with suppress(OSError):
-                self.complain(message)
+                self.complain(f"{message}; the next round tries again")
             return "failed"
         if self._failures:
             _log.info("recovered", extra={"facts": {"failures": self._failures}})
         self._failures = 0
-        if not (round_.cut_short or any(summary.has_failed for summary in round_.summaries)):
+        if not (round_.left or any(summary.has_failed for summary in round_.summaries)):
             self._figures.set("dicomsort_last_success_timestamp_seconds", int(time.time()))
         return "sorted" if round_.summaries else "idle"
 
@@ -141,7 +145,7 @@ class Service:
         if summary.has_failed:
             _log.error("files failed", extra={"facts": {"run": summary.run_id, "cause": summary.trouble}})
             with suppress(OSError):
-                self.complain(summary.trouble)
+                self.complain(f"{summary.trouble}; the next round tries again")
         with suppress(OSError):  # nobody reads it any more; so above
             self.show(summary)
 

@@ -12,7 +12,16 @@ from dicomsort.errors import DicomsortError
 from dicomsort.records import Row
 from dicomsort.report import Summary
 from dicomsort.service.seen import Scan, Seen
-from dicomsort.sorting import Request, RunContext, look_at_runs, newest_run, resume, sort_news, walk_inbox
+from dicomsort.sorting import (
+    Request,
+    RunContext,
+    look_at_runs,
+    newest_run,
+    resume,
+    sort_news,
+    still_unfinished,
+    walk_inbox,
+)
 
 
 @dataclass
@@ -22,7 +31,9 @@ class Round:
     summaries: list[Summary] = field(default_factory=list)
     scan: Scan | None = None  # at its end
     runs: list[str] = field(default_factory=list)  # that placed something, somebody else's too
-    cut_short: str = ""  # an unfinished run of another inbox, which is left to a person
+    cut_short: str = ""  # an unfinished run of another inbox, which is left to a person, where it is met first
+    damaged: list[str] = field(default_factory=list)  # of runs that cannot be read and may be unfinished, met first
+    left: list[str] = field(default_factory=list)  # such runs, for as long as they are there
 
 
 class Rounds:
@@ -48,6 +59,7 @@ class Rounds:
         self._clock = clock
         self._seen = Seen(settle_ns, again_ns, clock)
         self._settled: str | None = None  # no run up to this one is unfinished, or it is of another inbox
+        self._left: list[str] = []  # runs that only a person can end
         self._inbox = os.stat(request.inbox)
 
     def go(self, round_: Round, on_row: Callable[[Row], None]) -> None:
@@ -92,6 +104,7 @@ class Rounds:
 
     def _resume(self, round_: Round, context: RunContext) -> None:
         """Go on with runs that were cut short, wherever runs came that this service did not make."""
+        self._left = round_.left = still_unfinished(context.outbox, self._left)  # one list, which may grow below
         since = self._settled or ""
         if newest_run(context.outbox, since) == self._settled:
             return
@@ -103,3 +116,5 @@ class Rounds:
             self._seen.forget()
         round_.runs += standing.sorted
         self._settled, round_.cut_short = standing.newest, standing.of_another
+        round_.damaged = [*standing.damaged.values()]
+        self._left += [*standing.damaged, *filter(None, [standing.of_another])]

@@ -10,7 +10,7 @@ from dicomsort.sorting.arrivals import Arrivals, Survey, survey, walk_inbox
 from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.deciding import Desk
 from dicomsort.sorting.history import list_runs, repair, verify
-from dicomsort.sorting.news import look_at_runs, newest_run, sort_news
+from dicomsort.sorting.news import look_at_runs, newest_run, sort_news, still_unfinished
 from dicomsort.sorting.outbox import RunContext, held
 from dicomsort.sorting.pruning import Pruned, prune
 from dicomsort.sorting.running import rehearse_undo, resume, undo
@@ -37,6 +37,7 @@ __all__ = [
     "resume",
     "sort_inbox",
     "sort_news",
+    "still_unfinished",
     "survey",
     "undo",
     "verify",

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 
 from dicomsort.catalog import Catalog, Ledger
 from dicomsort.engine import Engine
 from dicomsort.errors import DicomsortError
-from dicomsort.journal import STATE
+from dicomsort.journal import STATE, runs_folder
 from dicomsort.progress import Timed
 from dicomsort.records import Action, Operation, Row, Status, Verb
 from dicomsort.report import MANIFEST, Summary, cell, read_rows, write_summary
 from dicomsort.sorting.arrivals import Arrivals
-from dicomsort.sorting.outbox import RunContext, all_runs, held, load_runs, new_run, unfinished
+from dicomsort.sorting.outbox import (
+    RunContext,
+    RunState,
+    all_runs,
+    held,
+    load_run,
+    load_runs,
+    maybe_unfinished,
+    new_run,
+    unfinished,
+)
 from dicomsort.sorting.running import complete_reports
 from dicomsort.sorting.sort import Job, Request
 
@@ -35,6 +45,7 @@ class Standing:
     is_ours: bool
     cut_short: str
     of_another: str
+    damaged: Mapping[str, str]  # run -> a sentence, of those that cannot be read and may be unfinished
 
 
 def newest_run(outbox: str, since: str) -> str:
@@ -53,13 +64,21 @@ def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
         cut_short = unfinished(runs)
         ours = max((name for name in cut_short if inboxes[name] == inbox), default="")
         others = max((name for name in cut_short if inboxes[name] != inbox), default="")
+        damaged = maybe_unfinished(context.outbox, runs)
     return Standing(
         max(runs, default=since),
         tuple(name for name, found in runs.items() if not found.undoes and found.summary and found.summary.found),
         inbox in inboxes.values(),
         ours,
         "" if ours else others,
+        damaged,
     )
+
+
+def still_unfinished(outbox: str, names: Iterable[str]) -> list[str]:
+    """Those of some runs that are unfinished, or cannot be read, as they are now."""
+    there = (load_run(outbox, name) for name in names if os.path.lexists(f"{runs_folder(outbox)}/{name}"))
+    return [run.name for run in there if run.state in {RunState.UNFINISHED, RunState.DAMAGED} and not run.undone_by]
 
 
 def sort_news(request: Request, context: RunContext, engine: Engine, arrivals: Arrivals) -> Summary | None:

@@ -358,6 +358,36 @@ def damages(runs: Mapping[str, Run]) -> list[str]:
     return [f"{run.damage}; the run is left alone" for run in runs.values() if run.state is RunState.DAMAGED]
 
 
+def maybe_unfinished(outbox: str, runs: Mapping[str, Run]) -> dict[str, str]:
+    """A sentence for each run that cannot be read and has no summary: files that it placed may have no row."""
+    told = {}
+    for name, run in runs.items():
+        if run.state is RunState.DAMAGED and not _has_summary(outbox, name):
+            folder = f"{runs_folder(outbox)}/{name}"
+            advice = f"look at what it placed, then move {visible(folder)} away"
+            told[name] = f"{run.damage}; it may have been cut short, and is neither finished nor undone: {advice}"
+    return told
+
+
+def _has_summary(outbox: str, run: str) -> bool:
+    try:
+        return read_summary(outbox, run) is not None
+    except (StateDamaged, OSError):
+        return False
+
+
+def require_mounted(runs: Mapping[str, Run], inbox: str) -> None:
+    """DicomsortError where an inbox is empty, and what its newest run was mounted from is not mounted now."""
+    heads = [run.plan.head for run in runs.values() if run.plan is not None and run.plan.head["inbox"] == inbox]
+    mount = str(heads[-1].get("mount") or "/") if heads else "/"
+    if os.path.ismount(mount):
+        return
+    with os.scandir(inbox) as entries:
+        if next(entries, None) is None:
+            received = f"an empty folder, and nothing is mounted at {mount!r}, where it was"
+            raise DicomsortError(f"INBOX: expected the files of {inbox!r}, received {received}; mount it")
+
+
 def inbox_of(head: Mapping[str, Any], outbox: str) -> str:
     """The inbox of a run; that of a decision is the outbox itself, by whatever path it is reached now."""
     return outbox if head["inbox"] == head["outbox"] else str(head["inbox"])

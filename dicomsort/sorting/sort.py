@@ -35,10 +35,12 @@ from dicomsort.sorting.outbox import (
     held,
     inbox_of,
     load_runs,
+    maybe_unfinished,
     mount_of,
     new_run,
     now,
     require_free,
+    require_mounted,
     unfinished,
 )
 from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan
@@ -153,12 +155,14 @@ class Job:
     def carry_out(self, catalog: Catalog) -> Summary:
         """Sort everything."""
         runs = load_runs(self.context.outbox)
+        require_mounted(runs, self.request.inbox)
         self.notes += damages(runs)
         complete_reports(self.context, runs.values())
         finished, left = self._finish_first(unfinished(runs))
         run = new_run(self.context)
         summary = self.place(run, self.operations(catalog, self.judge(catalog)))
         summary.finished, summary.unfinished = finished, left
+        summary.damaged = [*maybe_unfinished(self.context.outbox, runs).values()]
         return summary
 
     def _finish_first(self, runs: Mapping[str, Run]) -> tuple[list[Summary], list[str]]:
@@ -210,7 +214,9 @@ class Job:
             if rehearsed.row is not None:
                 summary.count(rehearsed.row)
         if outbox and os.path.isdir(f"{outbox}/{STATE}"):
-            runs = unfinished(load_runs(outbox))
+            there = load_runs(outbox)
+            require_mounted(there, self.request.inbox)
+            runs, summary.damaged = unfinished(there), [*maybe_unfinished(outbox, there).values()]
             ours = {name for name, run in runs.items() if self._is_ours(run)}
             summary.unfinished = sorted(runs.keys() - ours)
             self.notes += [
