@@ -19,6 +19,7 @@ from killing import run_unprivileged
 from unprivileged import NOBODY
 
 from dicomsort.files import Files
+from dicomsort.sorting.reserve import INODES
 
 SORT = ("sort", "--evidence", "header", "--engine", "serial", "--settle", "0")
 
@@ -86,6 +87,9 @@ def test_a_disk_that_fails_at_any_call_ends_the_run_with_1_and_it_can_be_resumed
             assert (ended, message) == (0, "")
             assert at >= 4
             return
+        if call == "create" and len([*(outbox / ".dicomsort").glob("reserve-*")]) == INODES - 1:
+            assert (ended, message) == (0, "")  # what is kept for an undo is not needed
+            continue
         assert ended == 1, message
         assert os.strerror(code) in message
         assert len(message.splitlines()) == 1

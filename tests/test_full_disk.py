@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import itertools
 import os
 import re
 import shutil
@@ -15,7 +13,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from building import gradient, make_dicom, make_files, read_tree
@@ -301,78 +298,12 @@ def test_zeros_that_were_written_are_a_reserve(inbox: Path, outbox: Path) -> Non
     assert not [*(outbox / ".dicomsort").glob("reserve*")]
 
 
-class NoInodes(Files):
-    """A disk that lets so many files and folders more be made; what is removed lets others be made."""
-
-    def __init__(self, left: int) -> None:
-        super().__init__()
-        self.left = left
-
-    def _take(self) -> None:
-        if not self.left:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.left -= 1
-
-    def make_folder(self, path: str, mode: int = 0o777) -> None:
-        self._take()
-        super().make_folder(path, mode)
-
-    def create(self, path: str, mode: int = 0o600) -> int:
-        if not os.path.lexists(path):
-            self._take()
-        return super().create(path, mode)
-
-    def open_append(self, path: str, mode: int = 0o666) -> int:
-        if not os.path.lexists(path):
-            self._take()
-        return super().open_append(path, mode)
-
-    def unlink(self, path: str) -> None:
-        status = os.lstat(path)
-        super().unlink(path)
-        self.left += status.st_nlink == 1
-
-    def remove_folder(self, path: str) -> None:
-        super().remove_folder(path)
-        self.left += 1
-
-
-@pytest.mark.parametrize("verb", [Verb.COPY, Verb.MOVE])
-def test_a_run_is_undone_where_no_file_more_can_be_made(tmp_path: Path, verb: Verb) -> None:
-    inbox, outbox = world(tmp_path)
-    before = facts(inbox)
-    start(Files(), inbox, outbox, verb)
-    assert enter("undo", inbox, outbox, NoInodes(0)) == ""
-    check_undone(inbox, outbox, before)
-
-
-@pytest.mark.parametrize("left", range(4))
-def test_an_undo_that_cannot_make_its_files_leaves_none_behind(
-    tmp_path: Path, left: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inbox, outbox = world(tmp_path)
-    before = facts(inbox)
-    start(Files(), inbox, outbox, Verb.COPY)
-    for each in (outbox / ".dicomsort").glob("reserve*"):
-        each.unlink()  # an earlier version kept fewer
-    lacking, full = NoInodes(left), {"f_files": 120, "f_bavail": 1 << 20, "f_frsize": 4096}
-    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**full, f_favail=lacking.left))
-    message = enter("undo", inbox, outbox, lacking)
-    assert f"{lacking.left} files more (inodes) can be made below '{outbox}': remove some files there, then" in message
-    if "dicomsort undo" in message:
-        assert lacking.left == left
-        assert len([*(outbox / ".dicomsort" / "runs").iterdir()]) == 1
-    assert enter("resume" if "dicomsort resume" in message else "undo", inbox, outbox, Files()) == ""
-    check_undone(inbox, outbox, before)
-
-
 @pytest.fixture(params=["tmpfs", "ext4"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB; as ``inodes`` one that holds few files."""
+    """A file system of 8 MiB."""
     folder, image = tmp_path / "disk", tmp_path / "image"
     folder.mkdir()
-    few = ",nr_inodes=100" if request.param == "inodes" else ""
-    mount = ["mount", "-t", "tmpfs", "-o", f"size=8m{few}", "tmpfs", folder]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder]
     if request.param == "ext4":
         if shutil.which("mkfs.ext4") is None:
             pytest.skip("mkfs.ext4 is not installed")
@@ -386,37 +317,6 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", folder], check=True)
-
-
-@pytest.mark.parametrize("reserves", [True, False])
-@pytest.mark.parametrize("disk", ["inodes"], indirect=True)
-def test_a_disk_without_inodes_is_told_of_as_such_and_a_run_on_it_is_undone(disk: Path, *, reserves: bool) -> None:
-    inbox, outbox = disk / "inbox", disk / "outbox"
-    before = studies(inbox, 5)
-    assert sort("--move", "--settle", 0, inbox, outbox).code == 0
-    if not reserves:  # as after a run of an earlier version
-        for each in (outbox / ".dicomsort").glob("reserve*"):
-            each.unlink()
-    made = list(every_file_that_can_be_made(disk))
-    for _ in range(0 if reserves else 3):
-        ran = run("undo", outbox)
-        assert ran.code == 1
-        assert f"0 files more (inodes) can be made below '{outbox}': remove some files there, then `" in ran.err
-        assert len([*(outbox / ".dicomsort" / "runs").iterdir()]) == 1
-    for each in made[: 0 if reserves else 12]:
-        each.unlink()
-    ran = run("undo", outbox)
-    assert (ran.code, ran.err) == (0, "")
-    for each in disk.glob("filler*"):
-        each.unlink()
-    check_as_before(inbox, outbox, before)
-
-
-def every_file_that_can_be_made(disk: Path) -> Iterator[Path]:
-    with contextlib.suppress(OSError):
-        for number in itertools.count():
-            (disk / f"filler {number}").touch()
-            yield disk / f"filler {number}"
 
 
 def fill(disk: Path) -> Path:

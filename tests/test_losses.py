@@ -18,6 +18,7 @@ from dicomsort.files import Files, same_bytes
 from dicomsort.journal import Replay
 from dicomsort.records import Outcome, Verb
 from dicomsort.sorting import undo
+from dicomsort.sorting.reserve import INODES
 
 
 def crashed(inbox: Path, outbox: Path, at: int, verb: Verb = Verb.MOVE) -> None:
@@ -161,7 +162,7 @@ def test_an_undo_that_was_cut_short_is_resumed_not_repeated(tmp_path: Path) -> N
     inbox, outbox = world(tmp_path)
     start(Files(), inbox, outbox, Verb.MOVE)
     with pytest.raises(Crash):
-        undo(quiet(outbox, CrashingFiles(14)))
+        undo(quiet(outbox, CrashingFiles(14 + INODES)))
     ran = run("undo", outbox)
     assert ran.code == 2
     assert "was cut short: `dicomsort resume` finishes it" in ran.err
