@@ -25,20 +25,19 @@ from typing import NamedTuple
 import numpy as np
 
 from dicomsort import tasks
-from dicomsort.adapters import open_engine
 from dicomsort.bundle import Predictor, default_path, load
-from dicomsort.engine import Engine, Limits, submit_batch
+from dicomsort.engines import open_engine
+from dicomsort.engines.engine import Engine, Limits, submit_batch
 from dicomsort.errors import WorkerLost
 from dicomsort.pixels import render
-from dicomsort.records import RENDERING_VERSION, Look
-from dicomsort.training.architectures import ARCHITECTURES
-from dicomsort.training.augment import STRENGTHS
-from dicomsort.training.cache import open_cache
-from dicomsort.training.dataset import Dataset, scan
-from dicomsort.training.prefetching import Feed
+from dicomsort.records import RENDERING_VERSION, FramePrediction
+from dicomsort.training.data.augment import STRENGTHS
+from dicomsort.training.data.dataset import Dataset, scan
+from dicomsort.training.data.prefetch import Feed
+from dicomsort.training.data.rendered import Rendered, open_cache, render_all
+from dicomsort.training.fit.recipe import Recipe
+from dicomsort.training.models.architectures import ARCHITECTURES
 from dicomsort.training.progress import Reporter, load_tensorflow
-from dicomsort.training.recipe import Recipe
-from dicomsort.training.tensors import Rendered, render_all
 
 LIMITS = Limits(10.0, 1 << 30)
 PIECES = 40  # of a plain loop, so that no process idles at its end
@@ -126,7 +125,7 @@ def loop(paths: Sequence[str]) -> None:
 
 def rendered_in(dataset: Dataset, scratch: Path, workers: int, kept: Path | None = None) -> Rendered:
     """Render a data set as a training does."""
-    warm = ("dicomsort.training.tensors",)
+    warm = ("dicomsort.training.data.rendered",)
     with open_engine("processes", workers, None, limits=LIMITS, warm=warm) as engine, Reporter() as reporter:
         return render_all(dataset, scratch / "images.npy", engine, reporter, kept)
 
@@ -134,7 +133,7 @@ def rendered_in(dataset: Dataset, scratch: Path, workers: int, kept: Path | None
 def feed(rendered: Rendered, threads: int, repeat: int) -> None:
     """Print how fast batches are made while nothing else is done."""
     load_tensorflow()
-    from dicomsort.training.feeding import Batches, one_hot
+    from dicomsort.training.fit.feeding import Batches, one_hot
 
     truth = one_hot(rendered.dataset)
     costs: dict[str, list[Cost]] = {name: [] for name in STRENGTHS}
@@ -152,7 +151,7 @@ def feed(rendered: Rendered, threads: int, repeat: int) -> None:
 def wait(rendered: Rendered, epochs: int) -> None:
     """Print which share of its time a training waits for batches, by architecture and augmentation."""
     load_tensorflow()
-    from dicomsort.training.fit import fit
+    from dicomsort.training.fit.recipes import fit
 
     print(
         f"\n| `--arch` | `--augment` | waiting | seconds, {len(rendered.rows):,} images |\n| --- | --- | ---: | ---: |"
@@ -211,7 +210,7 @@ def infer(count: int) -> None:
 def look_at(engine: Engine, frames: Sequence[Frame], size: int) -> None:
     """Have frames looked at as a sort does, some tasks waiting."""
     task = partial(tasks.look, str(default_path()), "/")
-    waiting: deque[Future[list[Look]]] = deque()
+    waiting: deque[Future[list[FramePrediction]]] = deque()
     for start in range(0, len(frames), size):
         waiting.append(submit_batch(engine, task, frames[start : start + size], lost))
         if len(waiting) > AHEAD * engine.workers:
@@ -220,9 +219,9 @@ def look_at(engine: Engine, frames: Sequence[Frame], size: int) -> None:
         waiting.popleft().result()
 
 
-def lost(_: Frame, error: WorkerLost) -> Look:
+def lost(_: Frame, error: WorkerLost) -> FramePrediction:
     """Say why an image was not seen."""
-    return Look(problem=str(error))
+    return FramePrediction(problem=str(error))
 
 
 def cost_of(task: Callable[[], object]) -> Cost:

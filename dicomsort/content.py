@@ -1,4 +1,7 @@
-"""What tells a file of dicomsort's own from somebody else's: how it begins."""
+"""How a file of dicomsort's own begins, which tells it from somebody else's; and the replacement of such a file.
+
+A replacement is written beside the old file, then renamed. A reader meets the old file or the new one, never a half.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ import re
 import stat
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from dicomsort.files import STREAMS, look_up, opened_file
+from dicomsort.errors import UsageError
+from dicomsort.files import STREAMS, Files, closing, flush_path, look_up, opened_file
 from dicomsort.jsonlines import parse
 
 DEVICES = frozenset({"/dev/null", "/dev/full", "/dev/tty", *STREAMS})  # accepted in place of a file
@@ -157,3 +163,42 @@ _BY_ENDING = {
 def kind_of(name: str) -> Content | None:
     """What a file of results is that has this name; None where the name tells nothing."""
     return _BY_NAME.get(name) or _BY_ENDING.get(os.path.splitext(name)[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A kind of file: the option that names it, what tells an earlier one, its mode."""
+
+    option: str
+    content: Content
+    mode: int
+
+    def write(self, files: Files, path: Path, data: bytes) -> None:
+        """Write such a file; the one that was there stays whole until it is.
+
+        UsageError where something else has the name, or the name of the file beside it that is renamed.
+        """
+        if str(path) in DEVICES:
+            with closing(files.open_device(str(path))) as descriptor:
+                files.write(descriptor, data)
+            return
+        target = os.path.realpath(path)
+        folder, name = os.path.split(target)
+        part = f"{folder}/.{name}.part"
+        for each in (target, part):
+            if problem := self.content.problem(each, torn=each == part):
+                raise UsageError(
+                    f"{self.option}: expected a new file or {self.content.name}, received {each!r}: {problem}"
+                )
+        if look_up(part) is not None:
+            files.unlink(part)
+        try:
+            with closing(files.create(part, self.mode)) as descriptor:
+                files.write(descriptor, data)
+                files.flush(descriptor)
+            files.replace(part, target)
+        except (OSError, KeyboardInterrupt):
+            with suppress(OSError):
+                files.unlink(part)
+            raise
+        flush_path(files, folder)

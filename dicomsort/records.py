@@ -140,7 +140,7 @@ class Header(_Packed):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class FramePrediction:
     """What the model saw in one frame of one file: class probabilities (sum 1), or why there are none."""
 
     probabilities: tuple[float, ...] = ()
@@ -278,7 +278,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Vote:
+class SeriesPrediction:
     """The model's mean over the frames it was shown: a probability a label, in the bundle's order, and the distance.
 
     Without probabilities, ``problem`` says why; both are empty where the pixels were not asked.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dicomsort.bundle import Predictor, load
 from dicomsort.dicom.headers import read_header
 from dicomsort.files import hashed, opened
-from dicomsort.records import RENDERING_VERSION, Examined, Found, Header, Kind, Look
+from dicomsort.records import RENDERING_VERSION, Examined, Found, FramePrediction, Header, Kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +68,7 @@ def _digest(descriptor: int, data: bytes, size: int) -> str:
     return hashed(descriptor, data, size)
 
 
-def look(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[Look]:
+def look(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[FramePrediction]:
     """What the model sees in each frame (path below the inbox, frame number or None for the middle one)."""
     return [each.look for each in explain(bundle, inbox, frames)]
 
@@ -81,7 +81,7 @@ class Explained:
     in it the evidence for each class lies. None where there was nothing to see, or the model has no maps.
     """
 
-    look: Look
+    look: FramePrediction
     image: NDArray[np.uint8] | None = None
     maps: NDArray[np.float32] | None = None
 
@@ -89,7 +89,7 @@ class Explained:
 def explain(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[Explained]:
     """What the model sees in each frame (path below the inbox, frame number or None for the middle one), and where."""
     shown = [_rendered(inbox, path, frame) for path, frame in frames]
-    return [Explained(each) if isinstance(each, Look) else _seen(_predictor(bundle), each) for each in shown]
+    return [Explained(each) if isinstance(each, FramePrediction) else _seen(_predictor(bundle), each) for each in shown]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Portrait:
     picture: bytes
     problem: str = ""
     header: Header | None = None
-    look: Look | None = None
+    look: FramePrediction | None = None
     rendering: bytes = b""
 
 
@@ -132,10 +132,10 @@ def _portrait(root: str, asked: Asked) -> Portrait:
     header = _header(f"{root}/{asked.path}")
     try:
         picture = _jpeg(show(f"{root}/{asked.path}", asked.frame, asked.side)) if asked.side else b""
-        image = _rendered(root, asked.path, asked.frame) if asked.bundle or asked.rendering else Look()
+        image = _rendered(root, asked.path, asked.frame) if asked.bundle or asked.rendering else FramePrediction()
     except PixelsError as error:
         return Portrait(b"", str(error), header)
-    if isinstance(image, Look):
+    if isinstance(image, FramePrediction):
         return Portrait(picture, image.problem, header)
     seen = _seen(_predictor(asked.bundle), image).look if asked.bundle else None
     return Portrait(picture, "", header, seen, _png(image) if asked.rendering else b"")
@@ -167,19 +167,19 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def _rendered(inbox: str, path: str, frame: int | None) -> NDArray[np.uint8] | Look:
+def _rendered(inbox: str, path: str, frame: int | None) -> NDArray[np.uint8] | FramePrediction:
     from dicomsort.pixels import PixelsError, render
 
     try:
         return render(f"{inbox}/{path}", frame)
     except PixelsError as error:
-        return Look(problem=str(error))
+        return FramePrediction(problem=str(error))
 
 
 def _seen(predictor: Predictor, image: NDArray[np.uint8]) -> Explained:
     seen = predictor.predict(image[None])
     distance = None if predictor.bundle.distance is None else float(seen.distances[0])
-    look = Look(tuple(seen.probabilities[0].tolist()), distance=distance)
+    look = FramePrediction(tuple(seen.probabilities[0].tolist()), distance=distance)
     return Explained(look, image, None if seen.maps is None else seen.maps[0])
 
 

@@ -18,7 +18,7 @@ from command import sort
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from dicomsort.adapters import ENGINES, SerialEngine
+from dicomsort.engines import ENGINES, SerialEngine
 from dicomsort.files import Files
 from dicomsort.tasks import examine
 
@@ -99,7 +99,7 @@ def costs_of(inbox: Path, *arguments: object) -> Costs:
         enter = patches.enter_context
         enter(mock.patch.dict(ENGINES, serial=lambda *_: _Weighing(costs)))
         enter(mock.patch("dicomsort.files.Files", return_value=_Plain(costs)))
-        enter(mock.patch("dicomsort.sorting.examining.examine", costs.examine))
+        enter(mock.patch("dicomsort.sorting.examine.examine", costs.examine))
         enter(mock.patch.object(io, "open", costs.counted("open", io.open)))
         for name in SYSTEM:
             enter(mock.patch.object(os, name, costs.counted(name, getattr(os, name))))

@@ -33,7 +33,7 @@ from dicomsort.execute import Placer, Roots
 from dicomsort.files import Files
 from dicomsort.journal import JOURNAL, Replay
 from dicomsort.records import Action, Kind, Operation, Result, Row, Status, Verb
-from dicomsort.sorting import held, resume, running, undo
+from dicomsort.sorting import locked, resume, running, undo
 from dicomsort.sorting.outbox import new_run
 
 FILES = {"a/1": b"one" * 50, "a/2": b"two" * 60, "b/c/3": b"three" * 70, "copy of 1": b"one" * 50, "b/empty": b""}
@@ -149,7 +149,7 @@ def checked_again(inbox: Path, outbox: Path, operation: Operation, files: Files)
 
 def start(files: Files, inbox: Path, outbox: Path, verb: Verb) -> None:
     context = quiet(outbox, files)
-    with held(context, create=True):
+    with locked(context, create=True):
         run = new_run(context)
         head = {"verb": "sort", "inbox": str(inbox), "outbox": str(outbox), "started": "now", "mode": verb}
         plan = running.seal_plan(context, run, head, operations(inbox, verb))

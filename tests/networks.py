@@ -12,8 +12,8 @@ import numpy as np
 from command import run
 from PIL import Image
 
-from dicomsort.training import plots
-from dicomsort.training.architectures import ARCHITECTURES, Architecture
+from dicomsort.training.evaluate import plots
+from dicomsort.training.models.architectures import ARCHITECTURES, Architecture
 from dicomsort.training.progress import load_tensorflow
 
 LABELS, EACH = ("CT", "MRI", "XRAY"), 8
@@ -24,7 +24,7 @@ def tiny(shape: tuple[int, int, int], classes: int) -> Any:
     """A trunk that takes means, then a convolution, a depthwise one, and the end that all networks have."""
     import keras
 
-    from dicomsort.training.keras_networks import classifier
+    from dicomsort.training.models.keras_applications import classifier
 
     layers = keras.layers
     image = keras.Input(shape)
@@ -55,9 +55,9 @@ def known() -> Iterator[None]:
 def brief() -> Iterator[None]:
     """Cross-validate in two folds, and draw the pictures of a bundle small: most of the time of a tiny training."""
     load_tensorflow()
-    from dicomsort.training import staged
+    from dicomsort.training.fit import transfer
 
-    with mock.patch.object(staged, "FOLDS", 2), mock.patch.object(plots, "DPI", 72):
+    with mock.patch.object(transfer, "FOLDS", 2), mock.patch.object(plots, "DPI", 72):
         yield
 
 
@@ -88,7 +88,7 @@ def saying(*probabilities: float, distance: float | None = None) -> bytes:
     import keras
     from keras import ops
 
-    from dicomsort.training.export import _convert
+    from dicomsort.training.export.tflite import _convert
 
     image = keras.Input((224, 224, 3), name="image")
     nothing = keras.layers.GlobalAveragePooling2D()(image) * 0.0

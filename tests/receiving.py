@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from building import make_dicom
 
-from dicomsort.adapters.receiving import open_receiver
 from dicomsort.config import ReceiveSettings
 from dicomsort.dicom import file_meta
 from dicomsort.files import Files
+from dicomsort.pacs.receive import open_receiver
 
 if TYPE_CHECKING:
-    from dicomsort.adapters.receiving.receiver import Receiver
+    from dicomsort.pacs.receive.receiver import Receiver
 
 SETTINGS = ReceiveSettings(0, "127.0.0.1", "DICOMSORT", (), 20, 16384, 1, 20.0)  # at most 1 MiB an instance
 

@@ -18,14 +18,13 @@ from building import STORAGE, make_dicom
 from command import quiet, sort
 from PIL import Image
 
-from dicomsort.adapters.serial import SerialEngine
 from dicomsort.bundle import default_path, load
-from dicomsort.engine import R, T
+from dicomsort.engines.engine import R, SerialEngine, T
 from dicomsort.files import Files
 from dicomsort.pages.review import Gallery, Session, serve
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.sorting import Corrections, Desk
-from dicomsort.sorting.deciding import Decision
+from dicomsort.sorting import Corrections, ReviewService
+from dicomsort.sorting.review import Decision
 
 ENDS = 120  # seconds that a server has to begin, to answer or to end
 CONTRADICTING = {"modality": "CT", "sop_class": STORAGE["CR"]}
@@ -69,21 +68,21 @@ def held_outbox(tmp_path: Path, *options: str) -> Path:
     return tmp_path / "outbox"
 
 
-def desk_of(outbox: Path, files: Files | None = None, *, learn: bool = True) -> Desk:
+def desk_of(outbox: Path, files: Files | None = None, *, learn: bool = True) -> ReviewService:
     """A desk that has read what is held."""
     used = files or Files()
     corrections = Corrections(f"{outbox}/.dicomsort/corrections", "f00d", used) if learn else None
-    desk = Desk(quiet(outbox, used), corrections, SerialEngine())
+    desk = ReviewService(quiet(outbox, used), corrections, SerialEngine())
     desk.open()
     return desk
 
 
-def item_of(desk: Desk, source: str) -> str:
+def item_of(desk: ReviewService, source: str) -> str:
     """The key of the item that has a file of the inbox."""
     return next(k for k, i in desk.holdings.items.items() if any(f.row.source == source for f in i.files))
 
 
-def decide(desk: Desk, key: str, class_: str, who: str) -> Decision:
+def decide(desk: ReviewService, key: str, class_: str, who: str) -> Decision:
     """Decide about an item as it is now."""
     desk.refresh()
     item = desk.holdings.items.get(key)

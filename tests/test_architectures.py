@@ -14,10 +14,10 @@ import pytest
 from networks import answers
 
 from dicomsort.bundle import default_path, seal
-from dicomsort.bundle.running import Running
+from dicomsort.bundle.predictor import Running
 from dicomsort.errors import UsageError
 from dicomsort.pixels import INPUT_SHAPE
-from dicomsort.training.architectures import ARCHITECTURES, Shape, varied
+from dicomsort.training.models.architectures import ARCHITECTURES, Shape, varied
 
 pytestmark = pytest.mark.xdist_group("architectures")
 
@@ -56,7 +56,7 @@ def _images(shape: Shape) -> Any:
 
 @_each(ALL)
 def test_its_parts_say_what_the_whole_says(arch: str, variation: dict[str, Any]) -> None:
-    from dicomsort.training.views import divide
+    from dicomsort.training.fit.frozen_features import divide
 
     images = _images(SMALL)
     for start in sorted({"", ARCHITECTURES[arch].trained_from}):
@@ -73,16 +73,16 @@ def test_its_parts_say_what_the_whole_says(arch: str, variation: dict[str, Any])
 
 @_each([case for case in ALL if case[0] not in LARGE])
 def test_its_bundle_can_be_gone_on_from(arch: str, variation: dict[str, Any], tmp_path: Path) -> None:
-    from dicomsort.training import export
-    from dicomsort.training.head import Body, with_head
-    from dicomsort.training.outputs import complete
-    from dicomsort.training.starting import going_on
-    from dicomsort.training.views import divide
+    from dicomsort.training.export import tflite
+    from dicomsort.training.fit.finetune import going_on
+    from dicomsort.training.fit.frozen_features import divide
+    from dicomsort.training.models.outputs import complete
+    from dicomsort.training.models.tflite_head import Body, with_head
 
     network, images = _network(arch, variation, INPUT_SHAPE), _images(INPUT_SHAPE)
     wanted = answers(network, images)
-    kept, _ = export.convert(network, ARCHITECTURES[arch].precisions[1:2], images.astype(np.uint8))
-    export.save_keras(network, tmp_path)
+    kept, _ = tflite.convert(network, ARCHITECTURES[arch].precisions[1:2], images.astype(np.uint8))
+    tflite.save_keras(network, tmp_path)
     (tmp_path / "model.tflite").write_bytes(kept.model)
     spec = json.loads((default_path() / "bundle.json").read_text("utf-8"))
     for name in ("model_sha256", "model_size", "evaluation"):
@@ -106,12 +106,12 @@ def test_its_bundle_can_be_gone_on_from(arch: str, variation: dict[str, Any], tm
 
 
 def test_files_for_keras_hold_no_state_of_an_optimizer(tmp_path: Path) -> None:
-    from dicomsort.training import export
+    from dicomsort.training.export import tflite
 
     network, images = _network("cnn", VARIATION, SMALL), _images(SMALL)
     network.compile("adam", "categorical_crossentropy")
     network.train_on_batch(images, np.eye(3))
-    export.save_keras(network, tmp_path)
+    tflite.save_keras(network, tmp_path)
     weights = sum(weight.nbytes for weight in network.get_weights())
     for name in ("model.keras", "medical_image_classifier.h5"):
         assert weights <= (tmp_path / name).stat().st_size < 1.5 * weights, name  # Adam keeps two numbers a weight

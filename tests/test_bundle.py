@@ -15,7 +15,7 @@ import pytest
 from dicomsort.bundle import Bundle, Predictor, calibrate, check_target, default_path, label_problem, load, seal, staged
 from dicomsort.errors import BundleError, UsageError
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training.trainer import MAYBE, OUTPUTS
+from dicomsort.training.pipeline import MAYBE, OUTPUTS
 
 SPEC, MODEL = "bundle.json", "model.tflite"
 MISSING = object()

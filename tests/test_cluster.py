@@ -18,8 +18,8 @@ from command import Ran, by_source, placed, rows, sort
 from dask_cluster import Cluster, running_cluster
 from pydicom.data import get_testdata_files
 
-from dicomsort.adapters import cluster as engine
-from dicomsort.adapters import connecting
+from dicomsort.engines import dask_cluster
+from dicomsort.engines import dask_cluster as engine
 
 pytest.importorskip("distributed", reason="the extra cluster is not installed")
 
@@ -46,7 +46,7 @@ class Trap(importlib.abc.MetaPathFinder):
         spec.loader.exec_module = exec_module
         return spec
 
-if any(argument.endswith("adapters/worker.py") for argument in sys.orig_argv):
+if any(argument.endswith("engines/worker.py") for argument in sys.orig_argv):
     sys.meta_path.insert(0, Trap())
 """
 
@@ -228,7 +228,7 @@ def web() -> Iterator[str]:
 def test_what_is_no_scheduler_is_named(
     inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, address: str
 ) -> None:
-    monkeypatch.setattr(connecting, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 1)
     address = address if "://" in address else request.getfixturevalue(address)
     ran = on(address, inbox, outbox)
     assert ran.code == 1
@@ -249,7 +249,7 @@ def test_an_address_of_another_form_is_wrong_usage(inbox: Path, outbox: Path, ad
 def test_a_scheduler_without_workers_is_named(
     inbox: Path, outbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connecting, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 1)
     with running_cluster(tmp_path, 0) as cluster:
         ran = on(cluster.address, inbox, outbox)
     assert ran.code == 1

@@ -15,9 +15,9 @@ import engine_tasks as tasks
 import pytest
 from dask_cluster import Cluster, running_cluster
 
-from dicomsort.adapters import connecting, open_engine, remote
-from dicomsort.adapters.processes import WAITING_PER_WORKER
-from dicomsort.engine import Limits
+from dicomsort.engines import dask_cluster, dask_worker, open_engine
+from dicomsort.engines.engine import Limits
+from dicomsort.engines.processes import WAITING_PER_WORKER
 from dicomsort.errors import DicomsortError
 
 pytest.importorskip("distributed", reason="the extra cluster is not installed")
@@ -122,21 +122,21 @@ def test_the_memory_limit_of_a_dask_worker_bounds_its_processes(cluster: Cluster
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, 4), (0, 4), (1 << 40, 4), (600 << 20, 2), (1 << 20, 1)])
 def test_how_many_processes_a_dask_worker_gets(limit: int | None, expected: int) -> None:
-    assert remote.processes_for(4, limit, LIMITS) == expected
+    assert dask_worker.processes_for(4, limit, LIMITS) == expected
 
 
 def test_processes_that_nobody_asks_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(dask_worker, "IDLE_SECONDS", 0.2)
     memory = SimpleNamespace(memory_limit=None)
     worker = SimpleNamespace(state=SimpleNamespace(nthreads=1), memory_manager=memory)
     seen = set()
     for _ in range(2):
-        with remote._lent(worker, remote.Settings(LIMITS, ())) as engine:
+        with dask_worker._lent(worker, dask_worker.Settings(LIMITS, ())) as engine:
             process, _ = engine.submit(tasks.whoami, None).result()
             time.sleep(0.5)  # a task that lasts is no idleness
             assert is_alive(process)
         seen.add(process)
-        while remote._locals or is_alive(process):
+        while dask_worker._locals or is_alive(process):
             time.sleep(0.01)
     assert len(seen) == 2
 
@@ -150,8 +150,8 @@ def test_a_file_system_that_does_not_answer_is_named(cluster: Cluster) -> None:
 
 
 def test_a_worker_that_does_not_answer_is_named(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connecting, "ANSWER_SECONDS", 1)
-    monkeypatch.setattr(connecting, "CONNECT_SECONDS", 4)  # which its version is waited for as well
+    monkeypatch.setattr(dask_cluster, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 4)  # which its version is waited for as well
     cluster.add()
     stopped = cluster.add()
     worker = cluster.address_of(stopped)
@@ -163,5 +163,5 @@ def test_a_worker_that_does_not_answer_is_named(cluster: Cluster, monkeypatch: p
 
 
 def test_many_workers_are_told_of_in_one_line() -> None:
-    line = connecting.listed([(f"Dask worker {number}", "2.0") for number in range(1000)])
+    line = dask_cluster.listed([(f"Dask worker {number}", "2.0") for number in range(1000)])
     assert line.endswith("Dask worker 100: 2.0; Dask worker 101: 2.0; and 995 more")

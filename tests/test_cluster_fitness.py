@@ -17,11 +17,11 @@ from command import Ran, by_source, placed, sort
 from dask_cluster import WORKER, Cluster, mounted, running_cluster
 
 from dicomsort import __version__
-from dicomsort.adapters import open_engine
-from dicomsort.agreement import SAMPLE, View, amiss, view
 from dicomsort.bundle import default_path
 from dicomsort.discover import walk
-from dicomsort.engine import Limits
+from dicomsort.engines import open_engine
+from dicomsort.engines.engine import Limits
+from dicomsort.engines.worker_check import SAMPLE, Snapshot, difference, snapshot
 from dicomsort.errors import DicomsortError
 from dicomsort.files import sha256_of
 from dicomsort.records import Found
@@ -173,7 +173,7 @@ def test_a_worker_that_joins_later_is_asked_before_its_first_task(
 ) -> None:
     first = cluster.add()
     with open_engine("dask", None, cluster.address, limits=LIMITS) as engine:
-        engine.check_workers(partial(view, str(inbox), None, ""), amiss)
+        engine.check_workers(partial(snapshot, str(inbox), None, ""), difference)
         assert engine.submit(tasks.double, 2).result() == 4
         if odd == "inbox":
             cluster.add(view=seeing('mount --bind "$1" "$2"', elsewhere, inbox))
@@ -257,30 +257,30 @@ def test_a_file_that_grew_since_the_walk_is_recorded_as_it_was_read(inbox: Path)
 
 
 def test_what_is_amiss(inbox: Path, tmp_path: Path, bundle: Path) -> None:
-    seen = view(str(inbox), None, str(bundle))
+    seen = snapshot(str(inbox), None, str(bundle))
     assert {path for path, _, _ in seen.files} == {"ct/1.dcm", "ct/2", "mr.dcm", "cr.dcm", "us.dcm", "notes.txt"}
-    assert amiss(seen) == ""
-    assert "received: Not a directory" in amiss(replace(seen, inbox=str(inbox / "mr.dcm")))
+    assert difference(seen) == ""
+    assert "received: Not a directory" in difference(replace(seen, inbox=str(inbox / "mr.dcm")))
     (inbox / "mr.dcm").unlink()
     (inbox / "cr.dcm").write_bytes(b"being written just now")
-    assert amiss(seen) == ""
+    assert difference(seen) == ""
     shutil.copytree(inbox, tmp_path / "copy")  # a true copy: the same bytes
-    assert amiss(replace(seen, inbox=str(tmp_path / "copy"))) == ""
+    assert difference(replace(seen, inbox=str(tmp_path / "copy"))) == ""
     (inbox / "us.dcm").unlink()
     (inbox / "us.dcm").symlink_to("ct/2")
-    assert "received: a folder with 3 of 6 of its files (others: " in amiss(seen)
+    assert "received: a folder with 3 of 6 of its files (others: " in difference(seen)
     (bundle / "bundle.json").write_text("{}")
-    assert "bundle.json: expected SHA-256" in amiss(replace(seen, files=()))
+    assert "bundle.json: expected SHA-256" in difference(replace(seen, files=()))
 
 
 def test_the_view_of_an_inbox_is_small_and_leaves_the_outbox_out(tmp_path: Path) -> None:
     make_files(tmp_path, {f"sorted/{number}.dcm": "x" for number in range(5)})
-    assert view(str(tmp_path), str(tmp_path / "sorted"), "") == View(str(tmp_path), (), "", ())
+    assert snapshot(str(tmp_path), str(tmp_path / "sorted"), "") == Snapshot(str(tmp_path), (), "", ())
     make_files(tmp_path, {f"a/b/{number}.dcm": "x" * number for number in range(100)})
-    assert len(view(str(tmp_path), str(tmp_path / "sorted"), "").files) == SAMPLE
+    assert len(snapshot(str(tmp_path), str(tmp_path / "sorted"), "").files) == SAMPLE
 
 
 def test_engines_of_this_machine_require_nothing() -> None:
     for name in ("serial", "processes"):
         with open_engine(name, 1, None, limits=LIMITS) as engine:
-            engine.check_workers(lambda: pytest.fail("nobody need look"), amiss)
+            engine.check_workers(lambda: pytest.fail("nobody need look"), difference)

@@ -15,8 +15,8 @@ from PIL import Image
 
 from dicomsort.bundle import load, seal
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training import metrics, paired
-from dicomsort.training.tally import Tally
+from dicomsort.training.evaluate import compare, metrics
+from dicomsort.training.evaluate.metrics import Tally
 
 pytestmark = pytest.mark.xdist_group("compare")
 
@@ -181,11 +181,11 @@ def test_paired_changes_are_those_of_the_same_resamples() -> None:
         share = np.where(right, 0.9, 0.1)
         said.append(np.where(truth[:, None] == np.arange(2), share[:, None], 1 - share[:, None]).astype(np.float32))
     one, two = (Tally(each, truth, ("A", "B"), cluster, {}) for each in said)
-    told = paired.changes(one, two)
+    told = compare.changes(one, two)
     for name, each in (("first", said[0]), ("second", said[1])):
         alone = metrics.measure(each, truth, ("A", "B"), {})
         assert told[name]["accuracy"] == pytest.approx(alone["accuracy"], abs=1e-4)
     low, high = told["intervals"]["accuracy"]
     assert low < told["change"]["accuracy"] < high
     assert high - low < 0.12  # the clusters alone spread each accuracy by 0.3
-    assert paired.changes(one, one)["intervals"]["accuracy"] == [0, 0]
+    assert compare.changes(one, one)["intervals"]["accuracy"] == [0, 0]

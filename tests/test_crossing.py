@@ -16,7 +16,7 @@ from test_races import Meddled, fail
 from dicomsort import files as files_module
 from dicomsort.execute.locks import OutboxLocks
 from dicomsort.files import Files
-from dicomsort.sorting.outbox import held
+from dicomsort.sorting.outbox import locked
 
 REMOVE = ("--move", "--settle", 0, "--duplicates", "remove")
 
@@ -56,7 +56,7 @@ def test_two_runs_that_cross_lose_nothing(outboxes: tuple[Path, Path]) -> None:
 def test_a_file_in_an_outbox_that_another_run_holds_stays(outboxes: tuple[Path, Path]) -> None:
     one, other = outboxes
     there = read_tree(one)
-    with held(quiet(one), create=False):
+    with locked(quiet(one), create=False):
         ran = sort(*REMOVE, one, other)
     assert ran.code == 3
     held_rows = [row for row in by_source(other).values() if "another run holds the outbox" in row["message"]]
@@ -73,7 +73,7 @@ def test_an_undo_removes_no_copy_for_a_file_of_an_outbox_that_another_run_holds(
     assert sort("--settle", 0, inbox, tmp_path / "A").code in {0, 3}
     assert sort("--settle", 0, tmp_path / "A", tmp_path / "B").code in {0, 3}
     copies = list(placed(tmp_path / "B"))
-    with held(quiet(tmp_path / "A"), create=False):
+    with locked(quiet(tmp_path / "A"), create=False):
         assert run("undo", tmp_path / "B").code == 3
     assert list(placed(tmp_path / "B")) == copies
     assert run("undo", "--dry-run", tmp_path / "B").code in {0, 3}
@@ -101,7 +101,7 @@ def test_locks_of_other_outboxes(tmp_path: Path) -> None:
     own, other = tmp_path / "own", tmp_path / "other"
     for outbox in (own, other):
         make_dicom(outbox / "CT" / "1.dcm")
-        with held(quiet(outbox), create=True):
+        with locked(quiet(outbox), create=True):
             pass
     (tmp_path / "odd" / ".dicomsort" / "lock").mkdir(parents=True)
     with closing(OutboxLocks(Files(), str(own))) as locks:

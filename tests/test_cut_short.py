@@ -15,7 +15,7 @@ from crashing import Crash, CrashingFiles, OtherDevice
 
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
-from dicomsort.sorting.news import look_at_runs
+from dicomsort.sorting.incremental import look_at_runs
 from dicomsort.sorting.outbox import all_runs, new_run
 
 SILENT = ("--quiet",)

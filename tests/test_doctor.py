@@ -20,7 +20,7 @@ from command import run
 
 from dicomsort.doctor import Finding, State, examine_folders, machine
 from dicomsort.files import Files
-from dicomsort.pixels import selftest
+from dicomsort.pixels import decoders
 
 
 def states(findings: list[Finding], what: str) -> set[State]:
@@ -82,7 +82,7 @@ def test_a_decoder_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("no such codec")
 
     monkeypatch.setattr(imagecodecs, "jpegls_decode", broken)
-    assert dict(selftest.failures()) == {"JPEG-LS": "RuntimeError: no such codec"}
+    assert dict(decoders.decoder_failures()) == {"JPEG-LS": "RuntimeError: no such codec"}
 
 
 class Without(Files):

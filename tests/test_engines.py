@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import engine_tasks as tasks
 import pytest
 
-from dicomsort.adapters import ENGINES, connecting, open_engine
-from dicomsort.adapters.processes import WAITING_PER_WORKER, ProcessEngine, usable_cores
-from dicomsort.engine import Engine, Limits, submit_batch
+from dicomsort.engines import ENGINES, dask_cluster, open_engine
+from dicomsort.engines.engine import Engine, Limits, submit_batch
+from dicomsort.engines.processes import WAITING_PER_WORKER, ProcessEngine, usable_cores
 from dicomsort.errors import DicomsortError, UsageError, WorkerLost
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def test_a_worker_that_cannot_start_fails_the_run_not_the_file(monkeypatch: pyte
 
 
 def run_script(script: str, folder: Path) -> subprocess.Popen[str]:
-    head = "from dicomsort.adapters.processes import *; import time\n"
+    head = "from dicomsort.engines.processes import *; import time\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + script],
         cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -244,7 +244,7 @@ def test_dask_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatc
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed", reason="the extra cluster is not installed")
-    monkeypatch.setattr(connecting, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(DicomsortError, match=f"scheduler at {address} to answer within 1 s"):
@@ -252,7 +252,7 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPat
 
 
 def test_dask_workers_of_another_version_are_named(monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
-    monkeypatch.setattr(connecting, "__version__", "0.0.0")
+    monkeypatch.setattr(dask_cluster, "__version__", "0.0.0")
     with pytest.raises(
         DicomsortError, match=r"expected dicomsort 0\.0\.0 on every Dask worker, received Dask worker tcp://"
     ):

@@ -19,10 +19,10 @@ from PIL import Image
 from dicomsort.bundle import default_path, load
 from dicomsort.errors import UsageError
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training.evaluate import OUTPUTS, _training_run
-from dicomsort.training.seen import encode
-from dicomsort.training.shortcuts import SHORTCUTS
-from dicomsort.training.sidebyside import on_their_own
+from dicomsort.training.data.fingerprint import encode
+from dicomsort.training.data.robustness import SHORTCUTS
+from dicomsort.training.evaluate.evaluation import OUTPUTS, _training_run
+from dicomsort.training.evaluate.side_by_side import on_their_own
 
 FOLDERS = ("CT", "mri", "XRAY")
 SOURCES, EACH = 2, 2
@@ -145,7 +145,7 @@ def test_a_person_gets_plain_tables_where_there_is_no_terminal(dataset: Path, tm
 
 def test_a_person_gets_the_same_tables_on_a_terminal(capsys: pytest.CaptureFixture[str], evaluated: Evaluated) -> None:
     from dicomsort.cli.console import _rich_table
-    from dicomsort.training.cardtables import tables
+    from dicomsort.training.evaluate.tables import tables
 
     for table in tables(evaluated.told):
         _rich_table(table)
@@ -178,7 +178,7 @@ def test_a_bundle_that_does_not_tell_is_said_too(dataset: Path, tmp_path: Path, 
 def test_the_whole_training_set_is_known_by_its_fingerprint(
     dataset: Path, tmp_path: Path, bundle: Callable[..., Path]
 ) -> None:
-    from dicomsort.training.dataset import fingerprint, scan
+    from dicomsort.training.data.dataset import fingerprint, scan
 
     items = [item for item in scan(dataset).items if item.path not in UNREADABLE]
     found = dict(zip(sorted(dataset.glob("*/s*/[01].*")), _digests(dataset), strict=True))

@@ -14,10 +14,10 @@ from PIL import Image
 
 from dicomsort.bundle import default_path, load
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training import reporting
-from dicomsort.training.architectures import ARCHITECTURES, Architecture
-from dicomsort.training.shortcuts import SHORTCUTS
-from dicomsort.training.trainer import OUTPUTS
+from dicomsort.training.data.robustness import SHORTCUTS
+from dicomsort.training.evaluate import reporting
+from dicomsort.training.models.architectures import ARCHITECTURES, Architecture
+from dicomsort.training.pipeline import OUTPUTS
 
 CLASSES, SOURCES, EACH = ("CT", "MRI", "OTHER"), 4, 5
 LEAST_CHANGE = -0.02

@@ -13,13 +13,14 @@ from PIL import Image
 
 from dicomsort.bundle import default_path
 from dicomsort.errors import UsageError
-from dicomsort.training import bootstrap, calibration, metrics, reporting, seen
-from dicomsort.training.card import write_card
-from dicomsort.training.cardtables import tables
-from dicomsort.training.dataset import Dataset, Item
-from dicomsort.training.grouping import keep_together
-from dicomsort.training.predictions import HeldOut, Predictions, name_clusters
-from dicomsort.training.shortcuts import SHORTCUTS
+from dicomsort.training.data import fingerprint
+from dicomsort.training.data.dataset import Dataset, Item
+from dicomsort.training.data.grouping import keep_together
+from dicomsort.training.data.robustness import SHORTCUTS
+from dicomsort.training.evaluate import calibration, metrics, reporting
+from dicomsort.training.evaluate.card import write_card
+from dicomsort.training.evaluate.predictions import HeldOut, Predictions, name_clusters
+from dicomsort.training.evaluate.tables import tables
 
 LABELS = ("CT", "MRI", "OTHER", "XRAY")
 SOURCES, EACH = 12, 20
@@ -142,9 +143,9 @@ def test_one_cluster_has_no_interval() -> None:
 
 
 def test_parts_of_the_resamples_add_up() -> None:
-    parts = list(bootstrap.resamples(10_000, 10_000, 0))
+    parts = list(metrics.resamples(10_000, 10_000, 0))
     assert len(parts) > 1
-    assert sum(map(len, parts)) == bootstrap.RESAMPLES
+    assert sum(map(len, parts)) == metrics.RESAMPLES
     assert all((part.sum(1) == 10_000).all() for part in parts)
 
 
@@ -192,11 +193,11 @@ def test_kept_digests_tell_which_files_were_trained_on() -> None:
     random = np.random.default_rng(0)
     digests = [random.bytes(32).hex() for _ in range(50)]
     items = [Item(f"CT/{i}", 0, "") for i in range(50)]
-    training = {seen.KEY: seen.encode(digests[:20])}
-    assert seen.compare(training, items[10:], digests[10:]) == seen.Seen(40, 10)
-    assert "none of these files" in seen.compare(training, items[20:], digests[20:]).words()
-    for nothing in ({}, {seen.KEY: ""}, {seen.KEY: "no Base64!"}, {seen.KEY: "AAA="}):
-        assert seen.compare(nothing, items, digests).count is None
+    training = {fingerprint.KEY: fingerprint.encode(digests[:20])}
+    assert fingerprint.compare(training, items[10:], digests[10:]) == fingerprint.Seen(40, 10)
+    assert "none of these files" in fingerprint.compare(training, items[20:], digests[20:]).words()
+    for nothing in ({}, {fingerprint.KEY: ""}, {fingerprint.KEY: "no Base64!"}, {fingerprint.KEY: "AAA="}):
+        assert fingerprint.compare(nothing, items, digests).count is None
 
 
 def test_licences_come_by_path_else_by_source(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from receiving import listening, made
 
-from dicomsort.adapters.sending.records import Instance
-from dicomsort.adapters.sending.selecting import examine
 from dicomsort.dicom import file_meta
 from dicomsort.dicom.elements import ByteSource
+from dicomsort.pacs.send.records import Instance
+from dicomsort.pacs.send.selection import examine
 from dicomsort.records import Found
 
 OURS = (file_meta.IMPLEMENTATION_CLASS_UID, file_meta.IMPLEMENTATION_VERSION_NAME)
@@ -43,9 +43,9 @@ def test_what_is_announced_fits_its_vr() -> None:
 
 def test_an_association_that_is_requested_announces_ours() -> None:
     pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
-    from dicomsort.adapters.sending import negotiation
+    from dicomsort.pacs.send import association
 
-    assert negotiated(negotiation.request("PEER", "OURS", [(STORAGE["CT"], ExplicitVRLittleEndian)])) == OURS
+    assert negotiated(association.request("PEER", "OURS", [(STORAGE["CT"], ExplicitVRLittleEndian)])) == OURS
 
 
 def test_an_association_that_is_accepted_and_a_received_file_announce_ours(tmp_path: Path) -> None:

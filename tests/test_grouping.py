@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from dicomsort.errors import UsageError
-from dicomsort.training.dataset import Dataset, DatasetError, Item, read_groups, scan
-from dicomsort.training.grouping import keep_together, near_duplicates
-from dicomsort.training.identity import patient, perceptual_hash
-from dicomsort.training.splitting import folds, split
+from dicomsort.training.data.dataset import Dataset, DatasetError, Item, read_groups, scan
+from dicomsort.training.data.grouping import keep_together, near_duplicates, patient, perceptual_hash
+from dicomsort.training.data.splitting import folds, split
 
 LABELS = ("CT", "MRI")
 

@@ -16,17 +16,18 @@ from networks import LABELS, RECIPE, TINY, known, noise, tiny
 from numpy.typing import NDArray
 
 from dicomsort.bundle import EVALUATION_NAME, Predictor, load, seal
-from dicomsort.bundle.running import Running
+from dicomsort.bundle.predictor import Running
 from dicomsort.errors import BundleError
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training import distance, quantize, remembered
-from dicomsort.training.architectures import ARCHITECTURES
-from dicomsort.training.head import Body, with_head
+from dicomsort.training.fit import quantize
+from dicomsort.training.fit.finetune import from_bundle
+from dicomsort.training.fit.quantize import words
+from dicomsort.training.models import ood, replay_set
+from dicomsort.training.models.architectures import ARCHITECTURES
+from dicomsort.training.models.tflite_head import Body, with_head
+from dicomsort.training.models.tflite_weights import Graph, precision, read_head, read_space, read_weights
+from dicomsort.training.pipeline import OUTPUTS
 from dicomsort.training.progress import load_tensorflow
-from dicomsort.training.quantize import words
-from dicomsort.training.restore import Graph, precision, read_head, read_space, read_weights
-from dicomsort.training.starting import from_bundle
-from dicomsort.training.trainer import OUTPUTS
 
 pytestmark = pytest.mark.xdist_group("int8")
 
@@ -55,18 +56,18 @@ def network() -> Any:
 
 
 @pytest.fixture(scope="module")
-def space(network: Any) -> distance.Space:
-    from dicomsort.training.outputs import featured
+def space(network: Any) -> ood.MahalanobisModel:
+    from dicomsort.training.models.outputs import featured
 
-    return distance.fit(featured(network).predict(blocks(60).astype(np.float32), verbose=0), np.arange(60) % 3)
+    return ood.fit(featured(network).predict(blocks(60).astype(np.float32), verbose=0), np.arange(60) % 3)
 
 
 @pytest.fixture(scope="module")
-def files(network: Any, space: distance.Space) -> dict[str, bytes]:
+def files(network: Any, space: ood.MahalanobisModel) -> dict[str, bytes]:
     """The network as a LiteRT model in each kind of numbers."""
-    from dicomsort.training import export
+    from dicomsort.training.export import tflite
 
-    floats = {each: export.convert(network, [each], blocks(8), space)[0].model for each in ("float32", "float16")}
+    floats = {each: tflite.convert(network, [each], blocks(8), space)[0].model for each in ("float32", "float16")}
     return floats | {"int8": quantize.quantize(network, space, blocks(30))}
 
 
@@ -83,7 +84,7 @@ def test_it_says_nearly_the_same(files: dict[str, bytes]) -> None:
     assert precision(b"junk") == "unknown"
 
 
-def test_its_weights_and_distances_are_read_from_its_file(files: dict[str, bytes], space: distance.Space) -> None:
+def test_its_weights_and_distances_are_read_from_its_file(files: dict[str, bytes], space: ood.MahalanobisModel) -> None:
     wanted, found = (read_weights(files[each], 2) for each in ("float32", "int8"))
     for one, other in zip(wanted.units, found.units, strict=True):
         steps = np.abs(one[0]).max(axis=(0, 1, 2) if one[0].shape[2] > 1 else None) / 127  # one a channel
@@ -138,7 +139,7 @@ def probabilities(labels: list[int]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize(("wrong", "kept"), [(0, True), (5, True), (6, False)])
 def test_it_is_kept_unless_it_loses_half_a_point(wrong: int, kept: bool) -> None:  # noqa: FBT001
-    from dicomsort.training.export import _compared
+    from dicomsort.training.export.tflite import _compared
 
     truth = [0, 1] * 500
     integers = [2] * wrong + truth[wrong:]
@@ -204,12 +205,12 @@ def test_a_training_leaves_it_measured_on_what_was_held_out(trained: Path) -> No
 
 def test_the_features_that_it_keeps_are_its_own(trained: Path) -> None:
     bundle = load(trained, RENDERING_VERSION)
-    kept = remembered.recall(bundle)
+    kept = replay_set.recall(bundle)
     assert kept is not None
     body = Body((trained / "model.tflite").read_bytes())
-    probes = body.predict_on_batch(remembered.probe_images((SIDE, SIDE, 3)))
+    probes = body.predict_on_batch(replay_set.probe_images((SIDE, SIDE, 3)))
     np.testing.assert_allclose(kept.probes, probes, rtol=1e-3)
-    remembered.require_of(bundle, kept, probes)
+    replay_set.require_of(bundle, kept, probes)
 
 
 def test_a_whole_training_asks_it_about_the_validation_split(dataset: Path, tmp_path: Path) -> None:
@@ -224,9 +225,9 @@ def test_a_whole_training_asks_it_about_the_validation_split(dataset: Path, tmp_
 
 
 def test_what_loses_too_much_stays_in_floating_point(dataset: Path, tmp_path: Path) -> None:
-    from dicomsort.training import export
+    from dicomsort.training.export import tflite
 
-    with mock.patch.object(export, "LOST", -2):
+    with mock.patch.object(tflite, "LOST", -2):
         ran = _train(dataset, tmp_path / "out", "staged")
     assert ran.code == 0, ran.err
     told = _told(tmp_path / "out")

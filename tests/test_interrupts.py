@@ -20,7 +20,7 @@ from test_output import Shell
 
 from dicomsort import signals
 from dicomsort.errors import DicomsortError
-from dicomsort.training.interrupts import held_back
+from dicomsort.training.fit.checkpoint import held_back
 
 ROOT = Path(__file__).parents[1]
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]

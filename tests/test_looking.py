@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicomsort import tasks
-from dicomsort.adapters.serial import SerialEngine
 from dicomsort.bundle import default_path
 from dicomsort.catalog import Catalog
 from dicomsort.classify import Judge, grouping_of, showable_frames
+from dicomsort.engines.engine import SerialEngine
 from dicomsort.progress import Silent
-from dicomsort.records import Examined, Found, Header, Kind, Look
-from dicomsort.sorting import looking
-from dicomsort.sorting.looking import FRAMES, Looker, middle_half
+from dicomsort.records import Examined, Found, FramePrediction, Header, Kind
+from dicomsort.sorting import pixel_sampling
+from dicomsort.sorting.pixel_sampling import FRAMES, PixelSampler, middle_half
 
 JUDGE = Judge(("CT", "MRI", "XRAY"), {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}, 0.8, 0.9)
 NEVER = 1 << 40
@@ -45,14 +45,14 @@ def run(files: list[tuple[int, int, int, bool]], quiet: int, batch: int) -> tupl
     """The votes by group, and how often each frame was shown."""
     shown: Counter[Any] = Counter()
 
-    def look(_: str, __: str, frames: list[tuple[str, int | None]]) -> list[Look]:
+    def look(_: str, __: str, frames: list[tuple[str, int | None]]) -> list[FramePrediction]:
         shown.update(frames)
         return [seen_in(path, frame) for path, frame in frames]
 
     with pytest.MonkeyPatch.context() as patch, Catalog() as catalog:
-        patch.setattr(looking, "QUIET", quiet)
-        patch.setattr(looking, "look", look)
-        looker = Looker("", "", JUDGE, SerialEngine(), catalog, Silent())
+        patch.setattr(pixel_sampling, "QUIET", quiet)
+        patch.setattr(pixel_sampling, "look", look)
+        looker = PixelSampler("", "", JUDGE, SerialEngine(), catalog, Silent())
         items = [examined(i, s, n, frames, clear=clear) for i, (s, n, frames, clear) in enumerate(files)]
         for start in range(0, len(items), batch):
             part = items[start : start + batch]
@@ -63,12 +63,14 @@ def run(files: list[tuple[int, int, int, bool]], quiet: int, batch: int) -> tupl
     return votes, shown
 
 
-def seen_in(path: str, frame: int | None) -> Look:
+def seen_in(path: str, frame: int | None) -> FramePrediction:
     """What a model would see: for some CT, confidently or not, for some MRI, in some nothing."""
     kind = hashlib.sha256(f"{path} {frame}".encode()).digest()[0] % 5
     if kind == 0:
-        return Look(problem="truncated pixel data")
-    return Look(((0.98, 0.01, 0.01), (0.5, 0.3, 0.2), (0.01, 0.98, 0.01), (0.2, 0.7, 0.1))[kind - 1], distance=1.0)
+        return FramePrediction(problem="truncated pixel data")
+    return FramePrediction(
+        ((0.98, 0.01, 0.01), (0.5, 0.3, 0.2), (0.01, 0.98, 0.01), (0.2, 0.7, 0.1))[kind - 1], distance=1.0
+    )
 
 
 @given(FILES, st.integers(1, 12), st.integers(1, 5))
@@ -114,11 +116,11 @@ def test_a_clear_header_is_denied_only_after_more_frames_were_asked(
     """The model is sure of another class in every frame: a person is asked, but not because of a single one."""
     asked: list[str] = []
 
-    def look(_: str, __: str, frames: list[tuple[str, int | None]]) -> list[Look]:
+    def look(_: str, __: str, frames: list[tuple[str, int | None]]) -> list[FramePrediction]:
         asked.extend(path for path, _ in frames)
-        return [Look((0.001, 0.997, 0.001, 0.001), distance=1.0) for _ in frames]
+        return [FramePrediction((0.001, 0.997, 0.001, 0.001), distance=1.0) for _ in frames]
 
-    monkeypatch.setattr(looking, "look", look)
+    monkeypatch.setattr(pixel_sampling, "look", look)
     for i in range(8):
         make_dicom(tmp_path / "in" / f"{i}.dcm", study=1, instance=i + 1)
     ran = command.run("sort", "--engine", "serial", "--quiet", tmp_path / "in", tmp_path / "out")

@@ -15,9 +15,9 @@ from networks import LABELS, RECIPE, known, noise
 
 from dicomsort.bundle import EVALUATION_NAME, Predictor, load, seal
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training import comparing
-from dicomsort.training.replacing import reasons
-from dicomsort.training.trainer import OUTPUTS
+from dicomsort.training.evaluate import compare
+from dicomsort.training.evaluate.compare import reasons
+from dicomsort.training.pipeline import OUTPUTS
 
 pytestmark = pytest.mark.xdist_group("looping")
 
@@ -56,7 +56,7 @@ def _wrongly_labelled(root: Path) -> Path:
 
 
 def _told(bundle: Path) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((bundle / "metrics.json").read_text("utf-8"))["training_run"][comparing.KEY]
+    told: dict[str, Any] = json.loads((bundle / "metrics.json").read_text("utf-8"))["training_run"][compare.KEY]
     return told
 
 
@@ -75,7 +75,7 @@ def test_a_bundle_may_be_gone_on_from_in_its_own_place_again_and_again(start: Pa
     assert (start / EVALUATION_NAME).read_bytes() == kept
     told = _told(start)
     assert (told["model_sha256"], told["images"], told["trained_on"]) == (first, 9, 0)
-    judged = told[comparing.REMEMBERED]
+    judged = told[compare.REMEMBERED]
     assert judged["images"] == judged["trained_on"] == 12
     assert judged["at_hand"] == 0
     assert set(judged["agreement"]) == {"both", "only_first", "only_second", "neither"}
@@ -85,7 +85,7 @@ def test_a_bundle_may_be_gone_on_from_in_its_own_place_again_and_again(start: Pa
     assert ran.code == 0, ran.err
     again = _told(start)
     assert (again["images"], again["trained_on"], again["left_out"]) == (1, 0, 9)
-    assert len(load(start, RENDERING_VERSION).training[comparing.KEY]) == 2
+    assert len(load(start, RENDERING_VERSION).training[compare.KEY]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["site", "start", "start-mistakes.png"]
 
 
@@ -111,7 +111,7 @@ def test_a_worse_model_replaces_nothing_unless_told_to(start: Path, tmp_path: Pa
     ran = _train(wrong, start, start, "--learning-rate", 0.9, "--replace-worse")
     assert ran.code == 0, ran.err
     assert read_tree(start) != before
-    assert load(start, RENDERING_VERSION).training[comparing.KEY][0]["name"] == "start"
+    assert load(start, RENDERING_VERSION).training[compare.KEY][0]["name"] == "start"
 
 
 def test_another_bundle_is_judged_by_the_images_at_hand(start: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_an_interruption_leaves_the_earlier_bundle_whole(
         raise KeyboardInterrupt
 
     before = read_tree(start)
-    monkeypatch.setattr("dicomsort.training.trainer.write", interrupted)
+    monkeypatch.setattr("dicomsort.training.pipeline.write", interrupted)
     ran = _train(noise(tmp_path / "site", LABELS, 2, 100, "study{}"), start, start, "--learning-rate", 0.05)
     assert ran.code == 130
     assert read_tree(start) == before
@@ -210,18 +210,18 @@ def test_small_steps_down_add_up(start: Path) -> None:
     """What is worse is told from the best of its line, not from the last alone."""
     pinned = json.loads((start / "bundle.json").read_text("utf-8"))
     line = [
-        {"name": "b", comparing.REMEMBERED: {"sha256": pinned["evaluation"]["sha256"], "balanced_accuracy": 0.97}},
-        {"name": "a", comparing.REMEMBERED: {"sha256": "another's", "balanced_accuracy": 1.0}},
-        *(None, {"name": "c"}, {comparing.REMEMBERED: {"sha256": pinned["evaluation"]["sha256"]}}),
+        {"name": "b", compare.REMEMBERED: {"sha256": pinned["evaluation"]["sha256"], "balanced_accuracy": 0.97}},
+        {"name": "a", compare.REMEMBERED: {"sha256": "another's", "balanced_accuracy": 1.0}},
+        *(None, {"name": "c"}, {compare.REMEMBERED: {"sha256": pinned["evaluation"]["sha256"]}}),
     ]
-    _resealed(start, training=pinned["training"] | {comparing.KEY: line})
-    best = comparing.best_of_line(load(start, RENDERING_VERSION))
+    _resealed(start, training=pinned["training"] | {compare.KEY: line})
+    best = compare.best_of_line(load(start, RENDERING_VERSION))
     assert best == 0.97
     kept = {
         "images": 200, "best_of_line": best, "by_class": {}, "before": {"balanced_accuracy": 0.955},
         "after": {"balanced_accuracy": 0.94},
     }  # fmt: skip
-    told = {"trained_on": 0, "images": 9, "before": {"right": 3}, "after": {"right": 8}, comparing.REMEMBERED: kept}
+    told = {"trained_on": 0, "images": 9, "before": {"right": 3}, "after": {"right": 8}, compare.REMEMBERED: kept}
     assert reasons(told) == [
         "balanced accuracy on its 200 evaluation images 95.5% → 94.0%, and 97.0% earlier in its line"
     ]

@@ -22,11 +22,10 @@ from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
 from dicomsort.records import Action, Row, Status
 from dicomsort.report import MANIFEST, history
-from dicomsort.report.held import Holdings
-from dicomsort.report.manifest import line_of
-from dicomsort.report.reading import HEAD, Record, read_records, read_rows
-from dicomsort.report.repair import repair as mend
-from dicomsort.report.retold import rows_of
+from dicomsort.report.manifest import line_of, rows_of
+from dicomsort.report.manifest import repair as mend
+from dicomsort.report.manifest_reader import HEAD, Record, read_records, read_rows
+from dicomsort.report.review_queue import ReviewQueue
 from dicomsort.sorting import repair
 
 RUN = "20260101T000000Z-abcdef"
@@ -55,7 +54,7 @@ def test_a_quote_that_does_not_close_costs_no_time(tmp_path: Path, kind: str) ->
     content = b'"' + b"\n" * 1_000_000 if kind.startswith("blank") else b"".join(lines)
     path = tmp_path / MANIFEST
     path.write_bytes(HEAD + b"\n" + content)
-    code = "import sys; from dicomsort.report.reading import read_rows; print(sum(1 for _ in read_rows(sys.argv[1])))"
+    code = "import sys; from dicomsort.report import manifest_reader as m; print(len(list(m.read_rows(sys.argv[1]))))"
     command = [sys.executable, "-c", code, path]
     ran = subprocess.run(command, capture_output=True, check=True, timeout=120)
     assert int(ran.stdout) == (0 if kind.startswith("blank") else 20_000 - 20)
@@ -116,7 +115,7 @@ def test_a_row_that_leads_elsewhere_is_not_believed(sorted_once: tuple[Path, Pat
     add_row(outbox, **(row | {"destination": place, "action": action, "status": "review"}))
     assert list(history(str(outbox))) == []
     assert list(read_rows(f"{outbox}/{MANIFEST}")) == []
-    holdings = Holdings(str(outbox))
+    holdings = ReviewQueue(str(outbox))
     assert (holdings.refresh(), holdings.items) == (False, {})
     (outbox / ".dicomsort" / "runs" / row["run_id"] / MANIFEST).unlink()
     assert list(rows_of(str(outbox), row["run_id"])) == []  # of which send takes its files
@@ -140,7 +139,7 @@ def test_a_source_that_leads_out_is_not_believed(sorted_once: tuple[Path, Path])
 def test_review_shows_what_stands_behind_a_line_that_is_too_long(tmp_path: Path) -> None:
     held = Row("1.png", "REVIEW/unsure/1.png", Action.MOVED, Status.REVIEW, reason="unsure", size=9, sha256="b" * 64)
     other = Row("2.png", "REVIEW/unsure/2.png", Action.MOVED, Status.REVIEW, reason="unsure", size=9, sha256="c" * 64)
-    manifest, holdings = tmp_path / MANIFEST, Holdings(str(tmp_path))
+    manifest, holdings = tmp_path / MANIFEST, ReviewQueue(str(tmp_path))
     manifest.write_bytes(HEAD + b"\n" + b"x" * (3 << 20) + b"\n" + line_of(RUN, held) + line_of(RUN, other)[:-9])
     assert holdings.refresh()
     assert [item.row.source for item in holdings.items.values()] == ["1.png"]
@@ -154,7 +153,7 @@ def test_review_orders_numbers_of_any_length(tmp_path: Path) -> None:
     names = ["2", "010", "9" * 100 + "1", "1" + "0" * 5000]
     held = [Row(n, f"REVIEW/unsure/{n}.png", Action.MOVED, Status.REVIEW, size=9, sha256="b" * 64) for n in names]
     (tmp_path / MANIFEST).write_bytes(HEAD + b"\n" + b"".join(line_of(RUN, row) for row in held[::-1]))
-    holdings = Holdings(str(tmp_path))
+    holdings = ReviewQueue(str(tmp_path))
     assert holdings.refresh()
     assert sorted(item.row.source for item in holdings.items.values()) == sorted(names)
     assert [item.row.source for item in holdings.items.values()] == names
@@ -163,7 +162,7 @@ def test_review_orders_numbers_of_any_length(tmp_path: Path) -> None:
 def test_review_reads_the_first_row_where_the_head_is_gone(tmp_path: Path) -> None:
     held = Row("1.png", "REVIEW/unsure/1.png", Action.MOVED, Status.REVIEW, reason="unsure", size=9, sha256="b" * 64)
     (tmp_path / MANIFEST).write_bytes(line_of(RUN, held))
-    holdings = Holdings(str(tmp_path))
+    holdings = ReviewQueue(str(tmp_path))
     assert holdings.refresh()
     assert [item.row for item in holdings.items.values()] == [held]
 

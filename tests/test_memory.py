@@ -14,7 +14,7 @@ from dicomsort.classify import grouping_of, showable_frames
 from dicomsort.plan import Options, parse_layout, plan
 from dicomsort.records import Examined, Found, Header, Kind, Row, Status, Verb, Verdict
 from dicomsort.report import Summary
-from dicomsort.sorting.surroundings import Around
+from dicomsort.sorting.outbox_state import OutboxState
 
 FEW, MANY = 2000, 6000
 GROWTH = 512 << 10  # bytes; a record of each of the files between would be ten times as much
@@ -47,10 +47,10 @@ def test_planning(content: Callable[[int], str]) -> None:
     for count in (FEW, FEW, MANY):  # the first fills what is filled once
         with Catalog() as catalog:
             spooled(catalog, count, content)
-            around = Around(catalog.complete(), None)
+            around = OutboxState(catalog.complete(), None)
             options = Options(Verb.MOVE, parse_layout("uid"), remove_duplicates=True)
 
-            def exhaust(catalog: Catalog = catalog, around: Around = around, options: Options = options) -> None:
+            def exhaust(catalog: Catalog = catalog, around: OutboxState = around, options: Options = options) -> None:
                 assert sum(1 for _ in plan(catalog.judged(), list, options, around)) > FEW // 2
 
             peaks.append(peak_of(exhaust))

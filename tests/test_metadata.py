@@ -33,7 +33,7 @@ from dicomsort.files import CHUNK, Files, closing, fill, opened
 from dicomsort.journal import pack, replay, unpack
 from dicomsort.metadata import ACL, metadata_of
 from dicomsort.records import Lost, Operation, Outcome, Verb
-from dicomsort.report.reviewed import decided_from, message_of, who_of
+from dicomsort.report.manifest_reader import decided_from, message_of, who_of
 
 OWNER = (12_345, 54_321)
 BLOCK = 64 << 10  # more than any file system's block

@@ -22,11 +22,11 @@ from building import make_dicom, make_files, read_tree
 from command import load, run
 
 from dicomsort import memory
-from dicomsort.adapters import open_engine, processes
-from dicomsort.adapters.processes import ProcessEngine
 from dicomsort.cli import app
 from dicomsort.config import TABLES, TRAINING, load_watch
-from dicomsort.engine import Limits
+from dicomsort.engines import open_engine, processes
+from dicomsort.engines.engine import Limits
+from dicomsort.engines.processes import ProcessEngine
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.training.settings import Settings, checked
 

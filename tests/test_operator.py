@@ -17,9 +17,9 @@ from command import Ran, by_source, placed, quiet, rows, run, sort
 from killing import run_unprivileged
 from test_faults import SORT, Broken, hand_over, ours
 
-from dicomsort.adapters.serial import SerialEngine
+from dicomsort.engines.engine import SerialEngine
 from dicomsort.errors import WorkerLost
-from dicomsort.sorting.outbox import all_runs, held
+from dicomsort.sorting.outbox import all_runs, locked
 
 __all__ = ["ours"]  # a fixture
 
@@ -316,7 +316,7 @@ def test_what_is_refused_at_the_start_is_the_last_line_of_the_log(
 def test_a_service_that_cannot_begin_says_so_in_its_log(inbox: Path, outbox: Path, tmp_path: Path) -> None:
     assert run("watch", "--model", tmp_path, "--log-file", tmp_path / "log", inbox, outbox).code == 2
     assert "ERROR watch ends exit_code=2 cause=" in last_line(tmp_path)
-    with held(quiet(outbox), create=True):
+    with locked(quiet(outbox), create=True):
         assert run("watch", "--engine", "serial", "--log-file", tmp_path / "log", inbox, outbox).code == 4
     assert "ERROR watch ends exit_code=4 cause=" in last_line(tmp_path)
 

@@ -26,10 +26,10 @@ from dicomsort.cli import app
 from dicomsort.cli.logs import logging_to
 from dicomsort.content import DEVICES
 from dicomsort.errors import UsageError
-from dicomsort.training.cache import open_cache
-from dicomsort.training.evaluate import foreign_in
-from dicomsort.training.trainer import MAYBE
-from dicomsort.training.writing import OUTPUTS
+from dicomsort.training.data.rendered import open_cache
+from dicomsort.training.evaluate.evaluation import foreign_in
+from dicomsort.training.export.bundle import OUTPUTS
+from dicomsort.training.pipeline import MAYBE
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "default"

@@ -21,8 +21,8 @@ from dicomsort.bundle import Predictor, default_path, load, seal
 from dicomsort.cli.predict import MARGIN, draw_overlay
 from dicomsort.errors import DicomsortError
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training import distance
-from dicomsort.training.distance import Space
+from dicomsort.training.models import ood
+from dicomsort.training.models.ood import MahalanobisModel
 
 pytestmark = pytest.mark.xdist_group("outputs")
 
@@ -41,11 +41,11 @@ def clusters(count: int, seed: int = 0, size: int = 24) -> tuple[NDArray[np.floa
 
 def test_distance_tells_what_leaves_the_training_features() -> None:
     features, classes = clusters(600)
-    space = distance.fit(features, classes)
+    space = ood.fit(features, classes)
     near = space.distances(features)
     assert near.dtype == np.float32
     assert 0.5 < np.median(near) < 2
-    limit = distance.threshold(space.distances(clusters(600, seed=1)[0]))
+    limit = ood.threshold(space.distances(clusters(600, seed=1)[0]))
     far = space.distances(np.random.default_rng(2).normal(size=(200, 24)).astype(np.float32) * 3)
     assert (near <= limit).mean() > 0.97
     assert (far > limit).mean() > 0.99
@@ -57,16 +57,16 @@ def test_units_that_are_dead_are_not_all_that_distances_tell() -> None:
     features = np.zeros((400, 32), np.float32)
     features[:, :8] = np.random.default_rng(0).normal(size=(400, 8))
     classes = np.arange(400) % 2
-    space = distance.fit(features, classes)
+    space = ood.fit(features, classes)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     inside = np.concatenate([unit[classes == c] - unit[classes == c].mean(0) for c in range(2)])
     assert space.rest == pytest.approx(1e-3 * inside.var(0).mean(), rel=0.01)
-    assert space.scale > distance.ROUNDING  # of unit vectors a ten-thousandth would never be more than rounding
+    assert space.scale > ood.ROUNDING  # of unit vectors a ten-thousandth would never be more than rounding
 
 
 def test_distance_is_mahalanobis_to_the_nearest_class() -> None:
     features, classes = clusters(300)
-    space = distance.fit(features, classes)
+    space = ood.fit(features, classes)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     means = np.stack([unit[classes == c].mean(0) for c in range(3)])
     inside = (unit - means[classes]).astype(np.float64)
@@ -81,7 +81,7 @@ def test_distance_is_mahalanobis_to_the_nearest_class() -> None:
 @pytest.mark.parametrize(("count", "size"), [(6, 24), (3, 24), (30, 1)])
 def test_few_images_or_features_still_make_a_space(count: int, size: int) -> None:
     features, classes = clusters(count, size=size)
-    space = distance.fit(features, classes, np.ones(count, np.float32))
+    space = ood.fit(features, classes, np.ones(count, np.float32))
     assert np.isfinite(space.distances(features)).all()
 
 
@@ -127,7 +127,7 @@ def test_maps_are_grad_cam(build: Any) -> None:
     import keras
     import tensorflow as tf
 
-    from dicomsort.training import outputs
+    from dicomsort.training.models import outputs
 
     keras.utils.set_random_seed(0)
     model, images = build(), noise(3).astype(np.float32)
@@ -153,14 +153,15 @@ def test_maps_are_grad_cam(build: Any) -> None:
 def test_a_network_that_ends_otherwise_has_probabilities_alone() -> None:
     import keras
 
-    from dicomsort.training import export, outputs
+    from dicomsort.training.export import tflite
+    from dicomsort.training.models import outputs
 
     image = keras.Input((SIDE, SIDE, 3))
     x = keras.layers.Conv2D(3, SIDE)(image)
     model = keras.Model(image, keras.layers.Softmax()(keras.layers.Reshape((3,))(x)), name="odd")
     assert list(outputs.complete(model).output) == ["probabilities"]
-    space = distance.fit(*clusters(30))
-    for use in (outputs.featured, lambda odd: export.convert(odd, ("float32",), noise(2), space)):
+    space = ood.fit(*clusters(30))
+    for use in (outputs.featured, lambda odd: tflite.convert(odd, ("float32",), noise(2), space)):
         with pytest.raises(DicomsortError, match="network 'odd': expected one that ends in pooling"):
             use(model)
 
@@ -168,7 +169,7 @@ def test_a_network_that_ends_otherwise_has_probabilities_alone() -> None:
 class Made(NamedTuple):
     bundle: Path
     model: Any
-    space: Space
+    space: MahalanobisModel
 
 
 @pytest.fixture(scope="module")
@@ -176,19 +177,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A bundle with distances and maps that is confident of all, and knows only dark images of large blocks."""
     import keras
 
-    from dicomsort.training import export, outputs
+    from dicomsort.training.export import tflite
+    from dicomsort.training.models import outputs
 
     keras.utils.set_random_seed(1)
     model, images = pooled(), noise(300) // 4
     model.layers[-1].layers[-1].set_weights([model.get_weights()[-2] * 0, np.array([9, 0, 0], np.float32)])
     features = outputs.featured(model).predict(images.astype(np.float32), verbose=0)
-    space = distance.fit(features, np.arange(300) % 3)
-    kept, _ = export.convert(model, ("float32",), images[:8], space)
+    space = ood.fit(features, np.arange(300) % 3)
+    kept, _ = tflite.convert(model, ("float32",), images[:8], space)
     folder = tmp_path_factory.mktemp("made") / "bundle"
     folder.mkdir()
     (folder / "model.tflite").write_bytes(kept.model)
     spec = json.loads((default_path() / "bundle.json").read_text("utf-8"))
-    limit = distance.threshold(space.distances(features), 1.0) * 2
+    limit = ood.threshold(space.distances(features), 1.0) * 2
     for name in ("model_sha256", "model_size", "evaluation"):
         del spec[name]
     spec |= {"labels": LABELS, "thresholds": {"decide": 0.9, "contradict": 0.99, "distance": limit}, "temperature": 1}
@@ -197,7 +199,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def test_litert_gives_what_keras_gives(made: Made) -> None:
-    from dicomsort.training import outputs
+    from dicomsort.training.models import outputs
 
     images = np.concatenate([noise(4, 5) // 4, noise(3, 6)])
     seen = Predictor(load(made.bundle, RENDERING_VERSION)).predict(images)
@@ -311,7 +313,7 @@ def test_explain_into_a_file_is_wrong_usage(made: Made, images: tuple[Path, Path
 def test_a_model_without_maps_cannot_explain(made: Made, images: tuple[Path, Path], tmp_path: Path) -> None:
     import keras
 
-    from dicomsort.training.export import _convert
+    from dicomsort.training.export.tflite import _convert
 
     bare = keras.Model(made.model.inputs[0], {"probabilities": made.model.outputs[0]})
     spec = json.loads((made.bundle / "bundle.json").read_text("utf-8"))

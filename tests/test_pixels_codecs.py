@@ -16,7 +16,7 @@ from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, encapsulate_extended
 
 from dicomsort.pixels import MAX_PIXELS, PixelsError, codestream, render
-from dicomsort.pixels.problems import MAX_FRAGMENTS
+from dicomsort.pixels.limits import MAX_FRAGMENTS
 
 JPEG_XL = "1.2.840.10008.1.2.4.110"
 DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"

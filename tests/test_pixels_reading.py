@@ -22,7 +22,7 @@ from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless
 
 from dicomsort.dicom.elements import AHEAD, ByteSource, NeedsFullParser
-from dicomsort.pixels import INPUT_SHAPE, PixelsError, grey, render, source, values
+from dicomsort.pixels import INPUT_SHAPE, PixelsError, grayscale, render, source, values
 
 FRAMES = 500
 SHAPE = (64, 64)
@@ -196,7 +196,7 @@ def test_nearly_all_headers_are_usual(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(arrays(np.float32, st.integers(1, 300), elements=st.floats(-3e4, 3e4, width=32)))
 def test_percentiles_are_those_of_numpy(numbers: NDArray[np.float32]) -> None:
-    assert grey._percentiles(numbers) == np.percentile(numbers, grey.PERCENTILES).tolist()
+    assert grayscale._percentiles(numbers) == np.percentile(numbers, grayscale.PERCENTILES).tolist()
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "SIGMOID"])

@@ -15,7 +15,7 @@ from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
 
 from dicomsort.dicom.elements import ByteSource
-from dicomsort.pixels import PixelsError, frames, reduced, render, source
+from dicomsort.pixels import PixelsError, decoders, frames, render, source
 
 LEAST = 448
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
@@ -49,7 +49,7 @@ def decoded(path: Path, least: int = LEAST) -> NDArray[Any]:
 
 def whole(path: Path) -> NDArray[np.int16]:
     """The rendering of all pixels."""
-    with mock.patch.object(reduced, "decode", return_value=None):
+    with mock.patch.object(decoders, "decode_reduced", return_value=None):
         return render(path).astype(np.int16)
 
 

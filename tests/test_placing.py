@@ -18,13 +18,13 @@ from dicomsort.execute import Executor, Roots
 from dicomsort.files import Files
 from dicomsort.journal import Journal, Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
-from dicomsort.sorting import held, resume, running
+from dicomsort.sorting import locked, resume, running
 from dicomsort.sorting.outbox import new_run
 
 
 def carry_out(inbox: Path, outbox: Path, steps: list[Operation], files: Files) -> Replay:
     context = quiet(outbox, files)
-    with held(context, create=True):
+    with locked(context, create=True):
         run = new_run(context)
         head = {"verb": "sort", "inbox": str(inbox), "outbox": str(outbox), "started": "now"}
         plan = running.seal_plan(context, run, head, steps)
@@ -127,12 +127,12 @@ def test_a_full_disk_ends_the_run_with_a_message_and_resume_goes_on(tmp_path: Pa
     files = Full()
     files.room = 10**6
     context, unbounded = quiet(outbox, files), quiet(outbox)
-    with held(context, create=True):
+    with locked(context, create=True):
         run = new_run(context)
         head = {"verb": "sort", "inbox": str(inbox), "outbox": str(outbox), "started": "now"}
         plan = running.seal_plan(context, run, head, operations(inbox, Verb.COPY))
     files.room = room
-    with contextlib.suppress(PlacingFailed, OSError), held(unbounded, create=False):
+    with contextlib.suppress(PlacingFailed, OSError), locked(unbounded, create=False):
         running.carry_out(context, run, plan)
     assert read_tree(inbox) == FILES
     assert resume(unbounded).actions["moved"] == 4

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from building import make_dicom, make_files
 
-from dicomsort.adapters import open_engine
-from dicomsort.adapters.serial import SerialEngine
-from dicomsort.engine import Limits
-from dicomsort.pages.portraits import portraits
+from dicomsort.engines import open_engine
+from dicomsort.engines.engine import Limits, SerialEngine
+from dicomsort.pages.report import portraits
 from dicomsort.tasks import Asked
 
 

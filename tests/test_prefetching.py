@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dicomsort.adapters import open_engine
-from dicomsort.adapters.serial import SerialEngine
-from dicomsort.engine import Limits
+from dicomsort.engines import open_engine
+from dicomsort.engines.engine import Limits, SerialEngine
 from dicomsort.errors import WorkerLost
-from dicomsort.training import prefetching, varying
-from dicomsort.training.augment import STRENGTHS, augment, vary
-from dicomsort.training.prefetching import MADE_AHEAD, Feed
+from dicomsort.training.data import augment as augment_module
+from dicomsort.training.data import prefetch
+from dicomsort.training.data.augment import STRENGTHS, augment, varied_by, vary
+from dicomsort.training.data.prefetch import MADE_AHEAD, Feed
 from dicomsort.training.progress import load_tensorflow
-from dicomsort.training.varying import varied_by
 
 BATCHES, EPOCHS = 5, 3
 
@@ -101,7 +100,7 @@ def test_what_is_waited_for_is_counted_and_nothing_else(monkeypatch: pytest.Monk
         gate.set()  # the first batch is made once it is waited for
         return read
 
-    monkeypatch.setattr(prefetching, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(prefetch, "time", SimpleNamespace(perf_counter=clock))
     with Feed(Slow(gate), 1, 1) as feed:
         told(feed)
     assert feed.waited == 5
@@ -130,7 +129,7 @@ def test_workers_vary_as_threads_do(images: NDArray[np.uint8], strength: str, mo
     assert chosen
     expected = [augment(image, chosen, np.random.default_rng(seed)) for image, seed in zip(images, seeds, strict=True)]
     np.testing.assert_array_equal(vary(images, chosen, seeds), expected)
-    monkeypatch.setattr(varying, "THREADS_USE", 0)
+    monkeypatch.setattr(augment_module, "THREADS_USE", 0)
     with open_engine("processes", 1, None, limits=Limits(60, 1 << 30)) as engine:
         apart = varied_by(engine, strength)
         assert apart is not vary
@@ -161,7 +160,7 @@ def test_a_lost_worker_costs_no_batch(images: NDArray[np.uint8]) -> None:
 
 def test_batches_depend_on_seed_epoch_and_item_alone(images: NDArray[np.uint8]) -> None:
     load_tensorflow()
-    from dicomsort.training.feeding import Batches
+    from dicomsort.training.fit.feeding import Batches
 
     rows, truth, weights = np.arange(6), np.eye(6, dtype=np.float32), np.arange(6, dtype=np.float32)
     plain = Batches(images, rows, truth, 4)
@@ -183,7 +182,7 @@ def test_batches_depend_on_seed_epoch_and_item_alone(images: NDArray[np.uint8]) 
 
 def test_the_share_of_time_that_was_waited() -> None:
     load_tensorflow()
-    from dicomsort.training.feeding import waiting
+    from dicomsort.training.fit.feeding import waiting
 
     assert waiting([]) is None
     assert waiting([(1.0, 4.0), (0.0, 6.0)]) == 0.1

@@ -27,7 +27,7 @@ from dicomsort.pixels import MAX_PIXELS
 from dicomsort.plan import TOKENS
 from dicomsort.plan.layout import MAX_COMPONENT
 from dicomsort.report.metrics import FAMILIES
-from dicomsort.service import LONGEST_PAUSE
+from dicomsort.service.watch import LONGEST_PAUSE
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

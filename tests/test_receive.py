@@ -18,7 +18,7 @@ from rawscu import ABORT, ACCEPTED, ECHO, LAST, REJECTED, RELEASED, Scu, pdata
 from receiving import SETTINGS, Listening, listening, made
 from test_faults import Broken
 
-from dicomsort.adapters.receiving import storing
+from dicomsort.pacs.receive import store_scp
 
 CT = STORAGE["CT"].encode()
 SOP = uid(1, 1, 1).encode()
@@ -210,7 +210,7 @@ def test_a_full_disk_is_out_of_resources_and_room_lets_it_go_on(inbox: Path, tmp
 
 
 def test_an_error_of_our_own_is_a_failure(receiver: Listening, inbox: Path, tmp_path: Path) -> None:
-    with Scu(receiver.port) as scu, mock.patch.object(storing, "keep", side_effect=ZeroDivisionError("A^B")):
+    with Scu(receiver.port) as scu, mock.patch.object(store_scp, "commit", side_effect=ZeroDivisionError("A^B")):
         scu.associate()
         assert scu.store(CT, SOP, made(tmp_path)) == 0x0110
         assert scu.echo() == 0

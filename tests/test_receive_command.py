@@ -18,9 +18,9 @@ from peers import ROOT, environment, free_port, receiving
 from rawscu import ABORT, LAST, Scu, pdata
 from receiving import made
 
-from dicomsort.adapters.receiving import GRACE
-from dicomsort.adapters.receiving.arriving import FAILURE, MISMATCH, NOT_UNDERSTOOD, OUT_OF_RESOURCES, SUCCESS
 from dicomsort.config import RECEIVE as OPTIONS
+from dicomsort.pacs.receive import GRACE
+from dicomsort.pacs.receive.incoming import FAILURE, MISMATCH, NOT_UNDERSTOOD, OUT_OF_RESOURCES, SUCCESS
 
 CT = STORAGE["CT"].encode()
 SOP = uid(1, 1, 1).encode()
@@ -67,7 +67,7 @@ def test_an_inbox_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
 
 def test_without_the_extra_it_is_named(inbox: Path) -> None:
     with mock.patch.dict(sys.modules, {"pynetdicom": None}):
-        sys.modules.pop("dicomsort.adapters.receiving.receiver", None)
+        sys.modules.pop("dicomsort.pacs.receive.receiver", None)
         ran = run("receive", inbox)
     assert ran.code == 2
     assert "expected the extra pacs, received: not installed" in ran.err

@@ -17,15 +17,15 @@ from building import STORAGE, read_tree, uid
 from rawscu import ABORT, ACCEPTED, DATA, LAST, RELEASED, Scu, pdata
 from receiving import SETTINGS, listening, made, opened
 
-from dicomsort.adapters.receiving import keeping
+from dicomsort.pacs.receive import part_files
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
-from dicomsort.adapters.receiving import network, storing
-from dicomsort.adapters.receiving import receiver as receiver_module
+from dicomsort.pacs.receive import network, store_scp
+from dicomsort.pacs.receive import receiver as receiver_module
 
 if TYPE_CHECKING:
-    from dicomsort.adapters.receiving.receiver import Receiver
+    from dicomsort.pacs.receive.receiver import Receiver
 
 CT = STORAGE["CT"].encode()
 SOP = uid(1, 1, 1).encode()
@@ -99,13 +99,13 @@ def test_what_is_stored_is_answered(inbox: Path, tmp_path: Path) -> None:
     data, is_stored, may_answer = made(tmp_path), threading.Event(), threading.Event()
 
     def slowly(*arguments: Any) -> Any:
-        kept = keeping.keep(*arguments)
+        kept = part_files.commit(*arguments)
         is_stored.set()
         may_answer.wait()
         return kept
 
     receiver, _ = opened(inbox)
-    with mock.patch.object(storing, "keep", slowly), begun(receiver.start(), data) as busy:
+    with mock.patch.object(store_scp, "commit", slowly), begun(receiver.start(), data) as busy:
         busy.send(pdata(1, LAST, data[300:]))
         is_stored.wait()
         thread = stopping(receiver, 60)
@@ -144,11 +144,11 @@ def test_a_disk_that_takes_long_is_no_silence_of_the_sender(inbox: Path, tmp_pat
 
     def slowly(*arguments: Any) -> Any:
         passed[0] += 10_000
-        return keeping.keep(*arguments)
+        return part_files.commit(*arguments)
 
     clock = SimpleNamespace(time=lambda: time.time() + passed[0])
     receiver, _ = opened(inbox)
-    with mock.patch.object(storing, "keep", slowly), mock.patch("pynetdicom.timer.time", clock):
+    with mock.patch.object(store_scp, "commit", slowly), mock.patch("pynetdicom.timer.time", clock):
         with Scu(receiver.start()) as scu:
             scu.associate()
             assert scu.store(CT, SOP, made(tmp_path)) == 0

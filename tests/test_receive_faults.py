@@ -16,12 +16,11 @@ from powercut import name_of
 from test_faults import Broken
 from test_receive_keeping import LIMIT, PLACE, REQUEST, data_set, receive, whole
 
-from dicomsort.adapters.receiving.arriving import OUT_OF_RESOURCES, Arriving, Refused
-from dicomsort.adapters.receiving.keeping import Kept
-from dicomsort.adapters.receiving.parts import Parts
 from dicomsort.discover import Passed, walk
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
+from dicomsort.pacs.receive.incoming import OUT_OF_RESOURCES, IncomingDataset, Refused
+from dicomsort.pacs.receive.part_files import Committed, PartFiles
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def test_a_disk_that_fails_at_any_call_is_no_success_and_leaves_no_part(
 def test_after_a_refusal_the_rest_is_dropped_and_memory_is_not_kept(inbox: Path, tmp_path: Path) -> None:
     data = data_set(tmp_path)
     broken = Broken("write", 2, errno.ENOSPC)
-    arriving = Arriving(lambda: REQUEST, Parts(broken, str(inbox)).begin, LIMIT)
+    arriving = IncomingDataset(lambda: REQUEST, PartFiles(broken, str(inbox)).begin, LIMIT)
     for piece in (data[:100], data[100:200], data[200:]):
         assert arriving.write(piece) == len(piece)
         assert arriving.is_open == (broken.calls <= 2)
@@ -78,7 +77,7 @@ def test_after_a_refusal_the_rest_is_dropped_and_memory_is_not_kept(inbox: Path,
 
 def test_an_instance_over_the_limit_is_refused_when_that_is_seen(inbox: Path, tmp_path: Path) -> None:
     data = data_set(tmp_path)
-    arriving = Arriving(lambda: REQUEST, Parts(Files(), str(inbox)).begin, len(data))
+    arriving = IncomingDataset(lambda: REQUEST, PartFiles(Files(), str(inbox)).begin, len(data))
     arriving.write(data)
     assert arriving.is_open
     arriving.write(b"\0")
@@ -104,7 +103,7 @@ class Pruning(Files):
 
 def test_folders_that_a_sort_prunes_meanwhile_are_made_again(inbox: Path, tmp_path: Path) -> None:
     data = data_set(tmp_path)
-    assert receive(Pruning(inbox, 3), inbox, data) == (Kept.STORED, PLACE)
+    assert receive(Pruning(inbox, 3), inbox, data) == (Committed.STORED, PLACE)
     assert read_tree(inbox) == {PLACE: whole(data)}
     with pytest.raises(OSError, match="came and went"):
         receive(Pruning(inbox, 1000), inbox, data)
@@ -128,13 +127,13 @@ class Taking(Files):
 def test_a_file_that_a_sort_takes_while_it_is_compared_was_there(inbox: Path, tmp_path: Path) -> None:
     data = data_set(tmp_path)
     receive(Files(), inbox, data)
-    assert receive(Taking(inbox), inbox, data) == (Kept.STORED, PLACE)
+    assert receive(Taking(inbox), inbox, data) == (Committed.STORED, PLACE)
     assert read_tree(inbox) == {}
 
 
 def test_of_many_that_come_at_once_by_one_name_one_is_stored(inbox: Path, tmp_path: Path) -> None:
     data, other = data_set(tmp_path), data_set(tmp_path, StudyDescription="other")
-    results: list[tuple[Kept, str]] = []
+    results: list[tuple[Committed, str]] = []
     barrier = threading.Barrier(8)
 
     def come(mine: bytes) -> None:
@@ -147,19 +146,23 @@ def test_of_many_that_come_at_once_by_one_name_one_is_stored(inbox: Path, tmp_pa
     for thread in threads:
         thread.join()
     kinds = [kept for kept, _ in results]
-    assert {kept: kinds.count(kept) for kept in Kept} == {Kept.STORED: 1, Kept.BESIDE: 1, Kept.REPEATED: 6}
+    assert {kept: kinds.count(kept) for kept in Committed} == {
+        Committed.STORED: 1,
+        Committed.BESIDE: 1,
+        Committed.REPEATED: 6,
+    }
     assert sorted(read_tree(inbox).values()) == sorted([whole(data), whole(other)])
 
 
 def test_a_start_removes_what_the_dead_left_and_nothing_else(inbox: Path) -> None:
-    parts = Parts(Files(), str(inbox))
+    parts = PartFiles(Files(), str(inbox))
     held = parts.begin()
     left = parts.begin()
     os.close(left._open())  # as its death does
     others = [".dicomsort-receive-x.part", ".dicomsort-20260101T000000Z-abc-1.part", "1.part", ".dicomsort-receive-"]
     for name in others:
         (inbox / name).touch()
-    assert Parts(Files(), str(inbox)).tidy() == 1
+    assert PartFiles(Files(), str(inbox)).tidy() == 1
     assert {path.name for path in inbox.iterdir()} == {*others, Path(held.path).name}
     held.discard()
     held.discard()
@@ -184,7 +187,7 @@ class Tidied(Files):
 
 def test_a_part_that_a_starting_receiver_took_for_a_leftover_is_made_anew(inbox: Path, tmp_path: Path) -> None:
     files = Tidied()
-    assert receive(files, inbox, data_set(tmp_path)) == (Kept.STORED, PLACE)
+    assert receive(files, inbox, data_set(tmp_path)) == (Committed.STORED, PLACE)
     assert files.times == 0
     files.times = 1000
     with pytest.raises(Refused, match="storing failed"):
@@ -193,17 +196,17 @@ def test_a_part_that_a_starting_receiver_took_for_a_leftover_is_made_anew(inbox:
 
 def test_an_inbox_without_links_or_writing_is_refused_at_the_start(inbox: Path) -> None:
     with pytest.raises(DicomsortError, match=r"expected hard links .* to work, received Operation not permitted"):
-        Parts(NoLinks(), str(inbox)).check()
+        PartFiles(NoLinks(), str(inbox)).check()
     with pytest.raises(DicomsortError, match="expected writing and locking a file to work, received Read-only"):
-        Parts(Broken("create", 0, errno.EROFS), str(inbox)).check()
+        PartFiles(Broken("create", 0, errno.EROFS), str(inbox)).check()
     with pytest.raises(DicomsortError, match="expected flushing it to work"):
-        Parts(Broken("flush", 0, errno.EIO), str(inbox)).check()
-    Parts(Files(), str(inbox)).check()
+        PartFiles(Broken("flush", 0, errno.EIO), str(inbox)).check()
+    PartFiles(Files(), str(inbox)).check()
     assert read_tree(inbox) == {}
 
 
 def test_a_sort_passes_over_what_is_being_received(inbox: Path) -> None:
-    part = Parts(Files(), str(inbox)).begin()
+    part = PartFiles(Files(), str(inbox)).begin()
     (entry,) = walk(str(inbox), lambda _: False)
     assert isinstance(entry, Passed)
     assert (entry.reason, "is being received" in entry.message, entry.failed) == ("part-file", True, False)
@@ -222,6 +225,6 @@ def test_a_full_file_system_refuses_and_room_lets_it_go_on(inbox: Path, tmp_path
             receive(Files(), inbox, large)
         assert read_tree(inbox) == {PLACE: whole(small)}
         subprocess.run(["mount", "-o", "remount,size=4m", inbox], check=True)
-        assert receive(Files(), inbox, large)[0] is Kept.BESIDE
+        assert receive(Files(), inbox, large)[0] is Committed.BESIDE
     finally:
         subprocess.run(["umount", inbox], check=True)

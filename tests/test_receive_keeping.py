@@ -16,11 +16,10 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 from receiving import made
 
-from dicomsort.adapters.receiving.arriving import Arriving, Request
-from dicomsort.adapters.receiving.keeping import Kept, keep
-from dicomsort.adapters.receiving.parts import Parts
 from dicomsort.dicom import file_meta
 from dicomsort.files import Files, closing
+from dicomsort.pacs.receive.incoming import IncomingDataset, Request
+from dicomsort.pacs.receive.part_files import Committed, PartFiles, commit
 
 PLACE = f"{uid(1)}/{uid(1, 1)}/{uid(1, 1, 1)}.dcm"
 REQUEST = Request(STORAGE["CT"], uid(1, 1, 1), ExplicitVRLittleEndian)
@@ -31,13 +30,13 @@ def data_set(tmp_path: Path, **tags: str) -> bytes:
     return made(tmp_path, PatientName="A^B", **tags)
 
 
-def receive(files: Files, inbox: Path, data: bytes, request: Request = REQUEST) -> tuple[Kept, str]:
+def receive(files: Files, inbox: Path, data: bytes, request: Request = REQUEST) -> tuple[Committed, str]:
     """One instance, in three fragments."""
-    arriving = Arriving(lambda: request, Parts(files, str(inbox)).begin, LIMIT)
+    arriving = IncomingDataset(lambda: request, PartFiles(files, str(inbox)).begin, LIMIT)
     try:
         for piece in (data[:100], data[100:300], data[300:]):
             arriving.write(piece)
-        return keep(files, str(inbox), *arriving.proven())
+        return commit(files, str(inbox), *arriving.proven())
     finally:
         arriving.discard()
 
@@ -54,7 +53,7 @@ def inbox(tmp_path: Path) -> Path:
 
 def test_it_lies_under_its_uids_with_the_bytes_that_came(inbox: Path, tmp_path: Path) -> None:
     data = data_set(tmp_path)
-    assert receive(Files(), inbox, data) == (Kept.STORED, PLACE)
+    assert receive(Files(), inbox, data) == (Committed.STORED, PLACE)
     assert read_tree(inbox) == {PLACE: whole(data)}
     read = dcmread(inbox / PLACE)
     assert read.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
@@ -68,15 +67,15 @@ def test_the_same_again_writes_nothing_and_other_content_is_kept_beside(inbox: P
     first, second = data_set(tmp_path), data_set(tmp_path, StudyDescription="other")
     receive(Files(), inbox, first)
     before = read_tree(inbox)
-    assert receive(Files(), inbox, first) == (Kept.REPEATED, PLACE)
+    assert receive(Files(), inbox, first) == (Committed.REPEATED, PLACE)
     assert read_tree(inbox) == before
     kept, path = receive(Files(), inbox, second)
-    assert kept is Kept.BESIDE
+    assert kept is Committed.BESIDE
     assert path.startswith(PLACE.removesuffix("dcm"))
     assert read_tree(inbox) == before | {path: whole(second)}
-    assert receive(Files(), inbox, second) == (Kept.REPEATED, path)
+    assert receive(Files(), inbox, second) == (Committed.REPEATED, path)
     kept, third = receive(Files(), inbox, first, REQUEST._replace(syntax=JPEGBaseline8Bit))
-    assert (kept, len(read_tree(inbox))) == (Kept.BESIDE, 3)
+    assert (kept, len(read_tree(inbox))) == (Committed.BESIDE, 3)
     assert third != path
 
 
@@ -85,11 +84,11 @@ def test_what_another_program_wrote_is_compared_by_its_data_set(inbox: Path, tmp
     there = make_dicom(inbox / PLACE, PatientName="A^B")
     before = there.read_bytes()
     assert before != whole(data)
-    assert receive(Files(), inbox, data) == (Kept.REPEATED, PLACE)
+    assert receive(Files(), inbox, data) == (Committed.REPEATED, PLACE)
     there.write_bytes(before[:-1])
-    assert receive(Files(), inbox, data)[0] is Kept.BESIDE
+    assert receive(Files(), inbox, data)[0] is Committed.BESIDE
     there.write_bytes(b"no DICOM")
-    assert receive(Files(), inbox, data)[0] is Kept.REPEATED
+    assert receive(Files(), inbox, data)[0] is Committed.REPEATED
     assert there.read_bytes() == b"no DICOM"
 
 
@@ -102,9 +101,9 @@ def test_what_it_equals_is_durable_too_before_that_is_success(
         disk.make_folder(str(folder))
     with closing(disk.create(str(inbox / PLACE))) as descriptor:
         disk.write(descriptor, whole(data))
-    assert receive(disk, inbox, data) == (Kept.REPEATED, PLACE)
+    assert receive(disk, inbox, data) == (Committed.REPEATED, PLACE)
     disk.cut(lose_bytes=losses[0], lose_names=losses[1])
-    Parts(Files(), str(inbox)).tidy()
+    PartFiles(Files(), str(inbox)).tidy()
     assert read_tree(inbox) == {PLACE: whole(data)}
 
 
@@ -114,7 +113,7 @@ def test_whatever_has_its_name_is_not_touched(inbox: Path, tmp_path: Path, make:
     make(inbox / PLACE)
     before = (inbox / PLACE).lstat()
     kept, path = receive(Files(), inbox, data_set(tmp_path))
-    assert (kept, path.count("/")) == (Kept.BESIDE, 2)
+    assert (kept, path.count("/")) == (Committed.BESIDE, 2)
     assert (inbox / path).is_file()
     assert (inbox / PLACE).lstat().st_ino == before.st_ino
 
@@ -141,9 +140,11 @@ def prepare(case: str, inbox: Path, tmp_path: Path) -> tuple[bytes, dict[str, by
 CASES = ["nothing is there", "the same is there", "another is there"]
 
 
-def check_crashed(inbox: Path, data: bytes, there: dict[str, bytes], acknowledged: tuple[Kept, str] | None) -> None:
+def check_crashed(
+    inbox: Path, data: bytes, there: dict[str, bytes], acknowledged: tuple[Committed, str] | None
+) -> None:
     """Every file under a final name is whole; what was acknowledged is there; and all of it comes by sending again."""
-    Parts(Files(), str(inbox)).tidy()
+    PartFiles(Files(), str(inbox)).tidy()
     after = read_tree(inbox)
     assert set(after.values()) <= {whole(data), *there.values()}
     assert there.items() <= after.items()

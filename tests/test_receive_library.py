@@ -35,11 +35,11 @@ from pynetdicom.transport import (
     ThreadedAssociationServer,
 )
 
-from dicomsort.adapters.receiving import network
-from dicomsort.adapters.receiving.messages import Dimse
+from dicomsort.pacs.receive import network
+from dicomsort.pacs.receive.network import Dimse
 
 ROOT = Path(__file__).resolve().parents[1]
-RECEIVING = ROOT / "dicomsort/adapters/receiving"
+RECEIVING = ROOT / "dicomsort/pacs/receive"
 
 # The methods and functions that are overridden or called, with the names of their parameters.
 SIGNATURES: list[tuple[Any, str, str]] = [

@@ -19,9 +19,9 @@ from networks import LABELS, RECIPE, known, noise
 from dicomsort.bundle import EVALUATION_NAME, load, seal
 from dicomsort.errors import BundleError
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training import remembered
-from dicomsort.training.dataset import Dataset, Item
-from dicomsort.training.remembered import Remembered, choose, recall, remember
+from dicomsort.training.data.dataset import Dataset, Item
+from dicomsort.training.models import replay_set
+from dicomsort.training.models.replay_set import ReplaySet, choose, recall, remember
 
 pytestmark = pytest.mark.xdist_group("remembered")
 
@@ -51,10 +51,10 @@ def dataset() -> Dataset:
     return Dataset(Path(), LABELS, tuple(items))
 
 
-def _kept(dataset: Dataset) -> Remembered:
+def _kept(dataset: Dataset) -> ReplaySet:
     count = len(dataset.items)
     random = np.random.default_rng(0)
-    features, probes = (random.random((n, WIDTH)).astype(np.float32) for n in (count, remembered.PROBES))
+    features, probes = (random.random((n, WIDTH)).astype(np.float32) for n in (count, replay_set.PROBES))
     digests = [f"{i:08x}" + "0" * 56 for i in range(count)]
     return remember(dataset, digests, features, probes, np.arange(count) % 2 == 0, 0)
 
@@ -78,7 +78,7 @@ def test_what_is_packed_is_what_is_recalled(bundle: Path, dataset: Dataset) -> N
         np.testing.assert_array_equal(getattr(found, name), getattr(kept, name))
     steps = np.ptp(kept.features.astype(np.float32), axis=0) / 255  # a feature is kept in so many levels
     assert (np.abs(found.features - kept.features.astype(np.float32)) <= 0.51 * steps + 1e-3).all()
-    told = remembered.told(content)
+    told = replay_set.told(content)
     assert told["trained_on"] == 75
     assert sum(told["judged"].values()) + sum(told["rehearsed"].values()) == 150
 
@@ -96,7 +96,7 @@ def test_no_source_is_rehearsed_and_judged(dataset: Dataset) -> None:
 
 def test_the_choice_is_bounded_and_even(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(choose(dataset, WIDTH, 0)) == 150
-    monkeypatch.setattr(remembered, "ROOM", WIDTH * 60)
+    monkeypatch.setattr(replay_set, "ROOM", WIDTH * 60)
     chosen = choose(dataset, WIDTH, 0)
     assert len(chosen) == 60
     assert chosen.tolist() == choose(dataset, WIDTH, 0).tolist()

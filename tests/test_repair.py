@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dicomsort.records import Action, Row, Status
 from dicomsort.report.manifest import line_of
-from dicomsort.report.reading import HEAD, read_records, read_rows
+from dicomsort.report.manifest_reader import HEAD, read_records, read_rows
 from dicomsort.sorting import repair
 from dicomsort.sorting.outbox import all_runs
 

@@ -20,7 +20,7 @@ from test_faults import Broken
 from watching import runs_of
 
 from dicomsort.files import Files
-from dicomsort.pages.presenting import FILE, FIRST
+from dicomsort.pages.report_page import FILE, FIRST
 from dicomsort.report import read_summary
 
 

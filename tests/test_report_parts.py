@@ -11,18 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicomsort.errors import command
-from dicomsort.pages import charts, telling
-from dicomsort.pages.charts import Mark, Part
-from dicomsort.pages.facts import sop_class, title, why
-from dicomsort.pages.items import spread
-from dicomsort.pages.presenting import _without_folders, page, seconds
-from dicomsort.pages.report import LISTED, make
-from dicomsort.pages.telling import SAMPLES, Tale, allotted
+from dicomsort.pages import report_page, run_statistics
+from dicomsort.pages.rendering import sop_class, title, why
+from dicomsort.pages.report import LISTED, make, spread
+from dicomsort.pages.report_page import Mark, Part, _without_folders, page, seconds
+from dicomsort.pages.run_statistics import SAMPLES, RunStatistics, allotted
 from dicomsort.progress import Silent, Timed
 from dicomsort.records import Action, DecidedBy, Row, Status
-from dicomsort.report.retold import rows_of, since
+from dicomsort.report.manifest import rows_of, since
 from dicomsort.report.text import size
-from dicomsort.sorting.retelling import Told
+from dicomsort.sorting.runs import ReportedRun
 
 RUN = "20260102T030405Z-abcdef"
 CT = Row(
@@ -40,7 +38,7 @@ def test_counts_add_up_and_series_are_counted_once() -> None:
         Row("t.txt", reason="not-an-image"),
         replace(CT, destination="OTHER/US/x", status=Status.OTHER, class_="OTHER"),
     ]
-    tale = Tale.of(RUN, rows)
+    tale = RunStatistics.of(RUN, rows)
     assert tale.summary.found == sum(tale.summary.statuses.values()) == len(rows)
     cell = tale.cells["CT", "CT"]
     assert (cell.count, cell.files) == (3, 10)
@@ -51,7 +49,7 @@ def test_counts_add_up_and_series_are_counted_once() -> None:
 
 def test_files_without_uids_that_were_not_placed_are_items_of_their_own() -> None:
     failed = replace(HELD, destination="", status=Status.FAILED, reason="failed", study_uid="", series_uid="")
-    tale = Tale.of(RUN, [replace(failed, source=name) for name in "abc"] + [HELD, replace(HELD, source="z")])
+    tale = RunStatistics.of(RUN, [replace(failed, source=name) for name in "abc"] + [HELD, replace(HELD, source="z")])
     items = tale.by_reason()
     assert {reason: [len(item.files) for item in found] for reason, found in items.items()} == {
         "unsure": [2], "failed": [1, 1, 1],
@@ -60,10 +58,12 @@ def test_files_without_uids_that_were_not_placed_are_items_of_their_own() -> Non
 
 def test_samples_are_of_different_series_and_the_same_each_time() -> None:
     rows = [replace(CT, source=f"{n}", series_uid=f"1.{n % 40}") for n in range(400)]
-    chosen = Tale.of(RUN, rows).samples()["CT"]
+    chosen = RunStatistics.of(RUN, rows).samples()["CT"]
     assert len({row.series_uid for row in chosen}) == len(chosen) == SAMPLES
-    assert {row.series_uid for row in Tale.of(RUN, rows[::-1]).samples()["CT"]} == {row.series_uid for row in chosen}
-    assert len(Tale.of(RUN, rows[:2]).samples()["CT"]) == 2
+    assert {row.series_uid for row in RunStatistics.of(RUN, rows[::-1]).samples()["CT"]} == {
+        row.series_uid for row in chosen
+    }
+    assert len(RunStatistics.of(RUN, rows[:2]).samples()["CT"]) == 2
 
 
 @given(st.lists(st.integers(0, 50), max_size=8), st.integers(0, 120))
@@ -86,23 +86,23 @@ def test_places_are_spread_over_all(count: int, wanted: int) -> None:
 def test_a_bar_is_well_formed_and_says_what_it_shows() -> None:
     evil = "<b>\"'&"
     for drawn in (
-        charts.bar(0.25, "var(--hue-1)", evil, [Mark(0.95, "decide")]),
-        charts.stacked([Part(evil, 3, "red"), Part("b", 0, "red"), Part("c", 1, "red")], evil),
-        charts.stacked([], evil),
+        report_page.bar_chart(0.25, "var(--hue-1)", evil, [Mark(0.95, "decide")]),
+        report_page.stacked_chart([Part(evil, 3, "red"), Part("b", 0, "red"), Part("c", 1, "red")], evil),
+        report_page.stacked_chart([], evil),
     ):
         svg = ET.fromstring(drawn)  # noqa: S314 - our own
         assert (svg.get("role"), svg.get("aria-label"), svg.findtext("title")) == ("img", evil, evil)
-    widths = [rect.get("width") for rect in ET.fromstring(charts.bar(7, "red", ""))]  # noqa: S314
+    widths = [rect.get("width") for rect in ET.fromstring(report_page.bar_chart(7, "red", ""))]  # noqa: S314
     assert widths == [None, "1000", "1000"]
-    parts = ET.fromstring(charts.stacked([Part("a", 3, "red"), Part("b", 1, "red")], ""))  # noqa: S314
+    parts = ET.fromstring(report_page.stacked_chart([Part("a", 3, "red"), Part("b", 1, "red")], ""))  # noqa: S314
     assert [(part.get("x"), part.get("width")) for part in parts.iter("rect")] == [("0", "750"), ("750", "250")]
 
 
 def test_other_is_grey_and_classes_have_their_own_colours() -> None:
-    found = charts.colours(["CT", "MRI", "OTHER", "XRAY"])
+    found = report_page.colours(["CT", "MRI", "OTHER", "XRAY"])
     assert found["OTHER"] == "var(--hue-4)"
     assert len({*found.values()}) == 4
-    assert found == charts.colours(["CT", "MRI", "OTHER", "XRAY"])
+    assert found == report_page.colours(["CT", "MRI", "OTHER", "XRAY"])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_ten_thousand_held_items_make_a_small_page(tmp_path: Path) -> None:
         row = replace(HELD, source=f"day/{number:05}.dcm", series_uid=f"2.{number}", study_uid=f"3.{number}")
         lines.append(",".join((RUN, *(str(getattr(row, name)) for name in Row.__slots__))))
     (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
-    report = make(Told(str(tmp_path), RUN), None, None, 200, Silent())
+    report = make(ReportedRun(str(tmp_path), RUN), None, None, 200, Silent())
     made = page(report)
     assert b"10,000 files: 0 sorted, 10,000 need you." in made
     assert made.count(b'<tr role="row"><td') == LISTED
@@ -153,14 +153,14 @@ def test_ten_thousand_held_items_make_a_small_page(tmp_path: Path) -> None:
 
 
 def test_more_than_can_be_kept_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telling, "KEPT", 3)
-    tale = Tale.of(RUN, [replace(HELD, source=str(number)) for number in range(9)])
+    monkeypatch.setattr(run_statistics, "KEPT", 3)
+    tale = RunStatistics.of(RUN, [replace(HELD, source=str(number)) for number in range(9)])
     assert (tale.needing, len(tale.held)) == (9, 3)
 
 
 @pytest.mark.parametrize("outbox", ["/srv/Jane Doe/out", "/srv/Jane's Doe/out", "/srv/Jane\tDoe/out"])
 def test_notes_name_no_folder_of_this_machine(outbox: str) -> None:
-    told = Told(outbox, RUN, {"inbox": "/srv/Jane Doe/in"})
+    told = ReportedRun(outbox, RUN, {"inbox": "/srv/Jane Doe/in"})
     note = "run {} was cut short: {} finishes it; see {}, {} and ./y"
     received = note.format(RUN, command("resume", outbox, RUN), outbox, "/etc/x")
     expected = note.format(RUN, f"`dicomsort resume OUTBOX {RUN}`", "OUTBOX", "…")

@@ -13,9 +13,9 @@ from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of
 
 from dicomsort.errors import OutboxLocked, Outdated, UsageError
 from dicomsort.files import Files
-from dicomsort.sorting import deciding, held
+from dicomsort.sorting import locked, review
 from dicomsort.sorting.corrections import COLUMNS, Corrections, told
-from dicomsort.training.dataset import scan
+from dicomsort.training.data.dataset import scan
 
 SERIES = f"CT/{uid(1)}/{uid(1, 1)}"
 
@@ -203,8 +203,8 @@ def test_a_run_that_holds_the_outbox_is_waited_for_and_then_told_of(
 ) -> None:
     outbox = held_outbox(tmp_path)
     desk = desk_of(outbox)
-    monkeypatch.setattr(deciding, "PATIENCE", 0.1)
-    with held(quiet(outbox), create=False), pytest.raises(OutboxLocked, match="is held by process"):
+    monkeypatch.setattr(review, "PATIENCE", 0.1)
+    with locked(quiet(outbox), create=False), pytest.raises(OutboxLocked, match="is held by process"):
         decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna")
     assert decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna").moved == 2
 
@@ -277,7 +277,7 @@ def test_a_table_of_corrections_is_gone_on_with(tmp_path: Path, kind: str) -> No
 
 
 def test_the_name_of_who_decides_can_break_nothing(tmp_path: Path) -> None:
-    from dicomsort.report.reviewed import decided_from, message_of, reviewer
+    from dicomsort.report.manifest_reader import decided_from, message_of, reviewer
 
     name = reviewer("; was CT/x\n\x1b[31m=cmd" + "x" * 100)
     assert (len(name) <= 64, ";" in name, "\n" in name) == (True, False, False)

@@ -15,7 +15,7 @@ from reviewing import decide, desk_of, held_outbox, item_of
 
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
-from dicomsort.sorting import Desk, resume
+from dicomsort.sorting import ReviewService, resume
 from dicomsort.sorting.corrections import told
 from dicomsort.sorting.outbox import load_runs, unfinished
 
@@ -39,7 +39,7 @@ def contents(outbox: Path) -> list[bytes]:
     return sorted(inodes.values())
 
 
-def check(outbox: Path, before: list[bytes], key: str, system: str) -> Desk:
+def check(outbox: Path, before: list[bytes], key: str, system: str) -> ReviewService:
     """Whatever died, the next start finishes it: all is there, and item, manifest and corrections say the same."""
     assert set(contents(outbox)) >= set(before)  # a file that is being written is there beside what it copies
     desk = desk_of(outbox, SYSTEMS[system]())
@@ -55,7 +55,7 @@ def check(outbox: Path, before: list[bytes], key: str, system: str) -> Desk:
     return desk
 
 
-def deaths(make: Callable[[], Path], act: Callable[[Desk], object], system: str) -> Iterator[Path]:
+def deaths(make: Callable[[], Path], act: Callable[[ReviewService], object], system: str) -> Iterator[Path]:
     """A new outbox for each change at which ``act`` can die, whole writes and torn ones, and one where it does not."""
     places, torn, called = iter(range(10**6)), 0, list[str]()
     while (at := next(places, -1)) >= 0:

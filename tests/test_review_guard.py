@@ -17,7 +17,7 @@ from reviewing import Server, held_outbox, reviewed
 
 from dicomsort.errors import UsageError
 from dicomsort.pages.review import checked_address
-from dicomsort.pages.review.guard import HEADERS, guard_for
+from dicomsort.pages.review.server import HEADERS, guard_for
 
 ADDRESSES = (
     "",

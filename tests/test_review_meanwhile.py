@@ -11,7 +11,7 @@ from command import by_source, quiet, sort
 from review_browser import status, wait_for
 from reviewing import decide, desk_of, held_outbox, item_of, picture, reviewed
 
-from dicomsort.sorting import deciding, held
+from dicomsort.sorting import locked, review
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -97,11 +97,11 @@ def test_files_that_vanished_and_an_outbox_that_is_held(
 ) -> None:
     outbox = held_outbox(tmp_path)
     sorted_before = files_below(outbox / "CT")
-    monkeypatch.setattr(deciding, "PATIENCE", 0.1)
+    monkeypatch.setattr(review, "PATIENCE", 0.1)
     with reviewed(outbox) as server, looking_at(browser, server.address) as sight:
         page = sight.page
         wait_for(page, "header-contradicts-itself", 0)
-        with held(quiet(outbox), create=False):
+        with locked(quiet(outbox), create=False):
             page.keyboard.press("c")
             status(page, "is held by process")
         assert files_below(outbox / "CT") == sorted_before, "nothing is moved while another holds the outbox"

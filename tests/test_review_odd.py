@@ -17,7 +17,7 @@ from test_review import files_of
 
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed
 from dicomsort.files import Files, is_straight
-from dicomsort.sorting import Desk, undo
+from dicomsort.sorting import ReviewService, undo
 from dicomsort.sorting import outbox as outbox_module
 from dicomsort.sorting.corrections import told
 
@@ -225,8 +225,8 @@ def test_a_decision_appends_nothing_to_what_another_run_left_torn(tmp_path: Path
 
 
 def _sort(inbox: Path, outbox: Path, files: Files) -> None:
-    from dicomsort.adapters.serial import SerialEngine
     from dicomsort.config import SORT
+    from dicomsort.engines.engine import SerialEngine
     from dicomsort.sorting import check, sort_inbox
 
     assert SORT
@@ -272,7 +272,7 @@ def test_an_outbox_that_was_moved_can_be_undone_and_its_labels_go_with_it(tmp_pa
     assert run("undo", moved, run_).code == 0
     assert (moved / "REVIEW/no-evidence/pictures/a.png").is_file()
     assert told(f"{moved}/.dicomsort/corrections") == {}
-    assert isinstance(desk_of(moved), Desk)
+    assert isinstance(desk_of(moved), ReviewService)
 
 
 def test_an_undo_that_was_cut_short_takes_the_labels_out_when_it_is_resumed(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from watching import Timer, Watch, age, runs_of, told
 
 from dicomsort.plan import plan
 from dicomsort.records import Operation
-from dicomsort.service import Stop, StoppableFiles, Stopped
-from dicomsort.service.seen import Keys
+from dicomsort.service.known_files import Keys
+from dicomsort.service.watch import Stop, StoppableFiles, Stopped
 
 LONG_AGO = 1000.0
 GROWTH = 32 << 10  # bytes in 150 rounds; a list of their summaries alone would be ten times as much
@@ -68,7 +68,7 @@ def test_what_stands_before_the_first_news_keeps_its_place_in_a_run_that_is_plan
     age(make_dicom(inbox / "3a.dcm", study=4), 3600)
     planned: list[Operation] = []
     monkeypatch.setattr(
-        "dicomsort.sorting.sort.plan", lambda *given: (planned.append(each) or each for each in plan(*given))
+        "dicomsort.sorting.pipeline.plan", lambda *given: (planned.append(each) or each for each in plan(*given))
     )
     assert told(Watch(inbox, outbox, mode="copy", settle=60.0).round()) == [{"duplicate": 3, "sorted": 1}]
     assert [operation.number for operation in planned] == [0, 1, 2, 3, 4]
@@ -211,7 +211,7 @@ def test_a_stop_in_the_middle_finishes_the_file_at_hand_and_leaves_the_rest(tmp_
 
 
 def test_a_stop_is_heard_while_files_are_read(inbox: Path, outbox: Path) -> None:
-    from dicomsort.service import StoppableProgress
+    from dicomsort.service.watch import StoppableProgress
 
     stop = Stop()
     stop.ask(signal.SIGINT)

@@ -17,7 +17,7 @@ from test_faults import Broken
 from watching import Timer, Watch, told
 
 from dicomsort.errors import DicomsortError, OutboxLocked
-from dicomsort.sorting import held
+from dicomsort.sorting import locked
 
 LONG_AGO = 1000.0
 
@@ -27,7 +27,7 @@ def _no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds take no time, so pauses are as long as they are meant: what a round took is taken off."""
     still = SimpleNamespace(**{name: getattr(time, name) for name in dir(time) if not name.startswith("_")})
     still.monotonic = lambda: 0.0
-    monkeypatch.setattr("dicomsort.service.time", still)
+    monkeypatch.setattr("dicomsort.service.watch.time", still)
 
 
 def unmounted(inbox: Path) -> None:
@@ -163,7 +163,7 @@ def test_an_unexpected_error_fails_a_round_and_its_words_are_not_repeated(
     watch = Watch(inbox, outbox)
     patch = pytest.MonkeyPatch()
     service, shown, complaints = watch.service(Timer(patch.undo))
-    patch.setattr("dicomsort.sorting.sort.classify_study", lambda *_: [][len("MARKER^JANE")])
+    patch.setattr("dicomsort.sorting.pipeline.classify_study", lambda *_: [][len("MARKER^JANE")])
     service.run()
     assert complaints == [complaints[0]]
     assert complaints[0].startswith("unexpected IndexError at test_rounds_failing.py:")
@@ -172,7 +172,7 @@ def test_an_unexpected_error_fails_a_round_and_its_words_are_not_repeated(
 
 def test_an_outbox_held_by_somebody_else_is_waited_for(inbox: Path, outbox: Path, tmp_path: Path) -> None:
     watch = Watch(inbox, outbox)
-    holding = held(quiet(outbox), create=False)
+    holding = locked(quiet(outbox), create=False)
     timer = Timer(lambda: None, lambda: holding.__exit__(None, None, None))
     metrics = tmp_path / "watch.prom"
     service, shown, complaints = watch.service(timer, metrics=metrics)
@@ -186,5 +186,5 @@ def test_an_outbox_held_by_somebody_else_is_waited_for(inbox: Path, outbox: Path
 
 def test_locked_is_told_apart(inbox: Path, outbox: Path) -> None:
     watch = Watch(inbox, outbox)
-    with held(quiet(outbox), create=False), pytest.raises(OutboxLocked):
+    with locked(quiet(outbox), create=False), pytest.raises(OutboxLocked):
         watch.round()

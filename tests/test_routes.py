@@ -17,8 +17,8 @@ from dicomsort.cli.watch import _send
 from dicomsort.config import Destination
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.report.metrics import Figures
-from dicomsort.service import Courier, Sent, Stop, check_routes
-from dicomsort.service.routes import LAST_PAUSE, LONGEST_DOWN, MANY
+from dicomsort.service.forwarding import LAST_PAUSE, LONGEST_DOWN, MANY
+from dicomsort.service.watch import Forwarder, Sent, Stop, check_routes
 
 ROUTES = {"CT": (Destination("ARCHIVE@pacs:104"),), "MRI": (Destination("https://pacs/dicom-web"),)}
 
@@ -52,12 +52,12 @@ def archive() -> Archive:
 
 
 @pytest.fixture
-def courier(archive: Archive, inbox: Path, outbox: Path) -> Courier:
+def courier(archive: Archive, inbox: Path, outbox: Path) -> Forwarder:
     Watch(inbox, outbox, mode="copy").round()
-    return Courier(str(outbox), ROUTES, archive.send)
+    return Forwarder(str(outbox), ROUTES, archive.send)
 
 
-def figures(courier: Courier) -> str:
+def figures(courier: Forwarder) -> str:
     told_of = Figures()
     courier.tell(told_of)
     return told_of.text()
@@ -70,7 +70,9 @@ def made(outbox: Path, *names: str) -> list[str]:
     return [*names]
 
 
-def test_all_that_lies_there_is_sent_at_first_then_run_by_run(courier: Courier, archive: Archive, outbox: Path) -> None:
+def test_all_that_lies_there_is_sent_at_first_then_run_by_run(
+    courier: Forwarder, archive: Archive, outbox: Path
+) -> None:
     courier.call([])
     courier.deliver()
     assert archive.asked == [("CT", "ARCHIVE@pacs:104", None), ("MRI", "https://pacs/dicom-web", None)]
@@ -91,7 +93,7 @@ def test_all_that_lies_there_is_sent_at_first_then_run_by_run(courier: Courier, 
     ],
 )
 def test_a_destination_that_is_not_there_is_tried_after_each_round_and_holds_up_no_other(
-    courier: Courier, archive: Archive, outbox: Path, failure: Sent, caplog: pytest.LogCaptureFixture
+    courier: Forwarder, archive: Archive, outbox: Path, failure: Sent, caplog: pytest.LogCaptureFixture
 ) -> None:
     courier.deliver()
     archive.asked.clear()
@@ -116,7 +118,7 @@ def test_a_destination_that_is_not_there_is_tried_after_each_round_and_holds_up_
     [DicomsortError("expected one of the runs"), OutboxLocked("locked"), OSError(28, "No space left"), KeyError()],
 )
 def test_an_error_of_our_own_is_told_once_says_nothing_of_the_destination_and_holds_up_no_other_run(
-    courier: Courier, archive: Archive, outbox: Path, error: Exception, caplog: pytest.LogCaptureFixture
+    courier: Forwarder, archive: Archive, outbox: Path, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 0.0
     courier._clock = lambda: now
@@ -142,7 +144,7 @@ def test_an_error_of_our_own_is_told_once_says_nothing_of_the_destination_and_ho
 class Night:
     """A courier whose clock is the test's, and what it logged."""
 
-    def __init__(self, courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
+    def __init__(self, courier: Forwarder, caplog: pytest.LogCaptureFixture) -> None:
         self.now = 1000.0
         self._courier, self._caplog = courier, caplog
         courier._clock = lambda: self.now
@@ -172,10 +174,10 @@ class Picky(Archive):
 
 
 def test_a_run_of_which_nothing_is_taken_while_others_are_is_no_full_archive(
-    courier: Courier, outbox: Path, caplog: pytest.LogCaptureFixture
+    courier: Forwarder, outbox: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     picky = Picky("0")
-    courier = Courier(str(outbox), {"CT": ROUTES["CT"]}, picky.send)
+    courier = Forwarder(str(outbox), {"CT": ROUTES["CT"]}, picky.send)
     night = Night(courier, caplog)
     courier.deliver()
     for name in made(outbox, *map(str, range(100))):  # a round a minute
@@ -190,11 +192,11 @@ def test_a_run_of_which_nothing_is_taken_while_others_are_is_no_full_archive(
 
 
 def test_what_a_full_archive_refused_is_sent_as_soon_as_it_takes_something(
-    courier: Courier, outbox: Path, caplog: pytest.LogCaptureFixture
+    courier: Forwarder, outbox: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = made(outbox, *map(str, range(9)))
     picky = Picky(*names)
-    courier = Courier(str(outbox), {"CT": ROUTES["CT"]}, picky.send)
+    courier = Forwarder(str(outbox), {"CT": ROUTES["CT"]}, picky.send)
     night = Night(courier, caplog)
     courier.deliver()
     courier.call(names)
@@ -209,7 +211,7 @@ def test_what_a_full_archive_refused_is_sent_as_soon_as_it_takes_something(
 
 
 def test_instances_that_are_refused_are_tried_again_less_and_less_often_and_hold_up_no_run(
-    courier: Courier, archive: Archive, outbox: Path
+    courier: Forwarder, archive: Archive, outbox: Path
 ) -> None:
     now = 0.0
     courier._clock = lambda: now
@@ -234,7 +236,9 @@ def test_instances_that_are_refused_are_tried_again_less_and_less_often_and_hold
     assert archive.runs("CT") == ["1"]
 
 
-def test_what_lies_there_and_is_refused_keeps_no_run_waiting(courier: Courier, archive: Archive, outbox: Path) -> None:
+def test_what_lies_there_and_is_refused_keeps_no_run_waiting(
+    courier: Forwarder, archive: Archive, outbox: Path
+) -> None:
     archive.answers = [Sent(3, 1, "no valid UID")]
     courier.deliver()
     courier.call(made(outbox, "1"))
@@ -243,7 +247,7 @@ def test_what_lies_there_and_is_refused_keeps_no_run_waiting(courier: Courier, a
 
 
 def test_of_many_runs_that_wait_the_whole_folder_is_gone_through_instead(
-    courier: Courier, archive: Archive, outbox: Path
+    courier: Forwarder, archive: Archive, outbox: Path
 ) -> None:
     courier.deliver()
     archive.asked.clear()
@@ -260,7 +264,7 @@ def test_of_many_runs_that_wait_the_whole_folder_is_gone_through_instead(
 
 
 def test_runs_that_come_while_everything_is_sent_are_not_forgotten(
-    courier: Courier, archive: Archive, outbox: Path
+    courier: Forwarder, archive: Archive, outbox: Path
 ) -> None:
     names = made(outbox, *map(str, range(MANY + 5)))
 
@@ -275,7 +279,7 @@ def test_runs_that_come_while_everything_is_sent_are_not_forgotten(
 
 
 def test_a_run_that_was_pruned_before_it_was_sent_is_looked_for_in_the_folder(
-    courier: Courier, archive: Archive
+    courier: Forwarder, archive: Archive
 ) -> None:
     courier.deliver()
     archive.asked.clear()
@@ -288,7 +292,7 @@ def test_a_class_without_a_folder_waits_until_it_has_one(archive: Archive, tmp_p
     inbox = tmp_path / "inbox"
     make_dicom(inbox / "mr.dcm", modality="MR")
     watch = Watch(inbox, outbox)
-    courier = Courier(str(outbox), {"CT": (Destination("A@b:1"),)}, archive.send)
+    courier = Forwarder(str(outbox), {"CT": (Destination("A@b:1"),)}, archive.send)
     watch.round()
     courier.deliver()
     assert archive.asked == []
@@ -308,7 +312,7 @@ def test_the_service_sends_beside_its_rounds(inbox: Path, outbox: Path, archive:
         gate.wait()
 
     archive.meanwhile = blocked
-    courier = Courier(str(outbox), {"CT": ROUTES["CT"]}, archive.send)
+    courier = Forwarder(str(outbox), {"CT": ROUTES["CT"]}, archive.send)
 
     def new(study: int) -> None:
         make_dicom(inbox / f"new {study}.dcm", study=study)
@@ -343,10 +347,10 @@ def test_routes_are_checked() -> None:
 
 
 def test_a_dead_route_is_told_once_then_once_a_period_and_when_it_is_back(
-    archive: Archive, outbox: Path, courier: Courier, caplog: pytest.LogCaptureFixture
+    archive: Archive, outbox: Path, courier: Forwarder, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="dicomsort")
-    courier = Courier(str(outbox), {"CT": ROUTES["CT"]}, archive.send)
+    courier = Forwarder(str(outbox), {"CT": ROUTES["CT"]}, archive.send)
     night = Night(courier, caplog)
     night.lines()
     archive.answers = [Sent(0, 1, "nobody there", is_down=True)] * 100_000
@@ -376,7 +380,7 @@ def test_a_dead_route_is_told_once_then_once_a_period_and_when_it_is_back(
 
 
 def test_nothing_to_send_is_no_proof_that_a_route_is_back(
-    archive: Archive, outbox: Path, courier: Courier, caplog: pytest.LogCaptureFixture
+    archive: Archive, outbox: Path, courier: Forwarder, caplog: pytest.LogCaptureFixture
 ) -> None:
     night = Night(courier, caplog)
     archive.answers = [Sent(0, 1, "down", is_down=True), Sent(1, 0), Sent(0, 0)]
@@ -391,7 +395,7 @@ def test_a_class_may_have_two_destinations_and_one_holds_up_no_other(
 ) -> None:
     Watch(inbox, outbox, mode="copy").round()
     two = (Destination("A@a:1"), Destination("B@b:2"))
-    courier = Courier(str(outbox), {"CT": two}, archive.send)
+    courier = Forwarder(str(outbox), {"CT": two}, archive.send)
     archive.answers = [Sent(0, 1, "down", is_down=True), Sent(2, 0)]
     courier.deliver()
     assert [(to, run) for _, to, run in archive.asked] == [("A@a:1", None), ("B@b:2", None)]
@@ -410,7 +414,7 @@ def test_a_dead_archive_costs_one_line_however_many_files_wait(
     Watch(tmp_path / "inbox", outbox).round()
     dead = Destination(f"A@127.0.0.1:{free_port()}")
     with closing(Stop()) as stop:
-        courier = Courier(str(outbox), {"CT": (dead,)}, partial(_send, stop))
+        courier = Forwarder(str(outbox), {"CT": (dead,)}, partial(_send, stop))
         night = Night(courier, caplog)
         night.lines()
         for _ in range(5):
@@ -428,7 +432,7 @@ def test_an_instance_at_which_the_peer_aborts_keeps_no_other_from_it(
     (tmp_path / "inbox").mkdir()
     watch = Watch(tmp_path / "inbox", outbox)
     with Scp(lambda each, _: None if each == bad else 0).running() as scp, closing(Stop()) as stop:
-        courier = Courier(str(outbox), {"CT": (Destination(scp.to),)}, partial(_send, stop))
+        courier = Forwarder(str(outbox), {"CT": (Destination(scp.to),)}, partial(_send, stop))
         night = Night(courier, caplog)
         for study in (1, 2, 3):
             make_dicom(tmp_path / "inbox" / f"{study}.dcm", study=study)
@@ -460,7 +464,7 @@ def test_a_slow_destination_holds_up_no_other(inbox: Path, outbox: Path) -> None
         return Sent(1, 0)
 
     routes = {"CT": (Destination("SLOW@a:1"), Destination("FAST@b:1")), "MRI": (Destination("slow@A:1"),)}
-    courier = Courier(str(outbox), routes, send)
+    courier = Forwarder(str(outbox), routes, send)
     courier.start()
     courier.call([])
     assert begun.wait(60)

@@ -11,9 +11,9 @@ from building import make_dicom, uid
 from peers_send import Scp, free_port
 from sending_tools import rows, send, statuses
 
-from dicomsort.adapters import sending
-from dicomsort.adapters.sending import selecting
-from dicomsort.adapters.sending.acknowledged import MOST_FILES
+from dicomsort.pacs import send as send_module
+from dicomsort.pacs.send import selection
+from dicomsort.pacs.send.acknowledged import MOST_FILES
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
@@ -77,7 +77,7 @@ def test_what_did_not_change_is_not_read_again(folder: Path, tmp_path: Path, mon
         assert statuses(send(folder, "--to", scp.to, "--journal", journal)) == Counter(skipped=FILES)  # reads headers
         assert files_in(journal) == FILES
         read: list[object] = []
-        monkeypatch.setattr(selecting, "examine", lambda *arguments: read.append(arguments))
+        monkeypatch.setattr(selection, "examine", lambda *arguments: read.append(arguments))
         assert statuses(send(folder, "--to", scp.to, "--journal", journal)) == Counter(skipped=FILES)
     assert read == []
 
@@ -104,7 +104,7 @@ def test_what_was_acknowledged_is_skipped_also_where_nobody_is_there(
         assert send(folder, "--to", scp.to, "--journal", journal).code == 0
     journal.write_bytes(journal.read_bytes().replace(scp.to.encode(), to.encode()))
     forget_files(journal)
-    monkeypatch.setattr(sending, "WINDOW", 1)
+    monkeypatch.setattr(send_module, "WINDOW", 1)
     put(folder / "!.dcm", 8)
     ran = send(folder, "--to", to, "--journal", journal, "--retries", 0)
     assert {row["path"]: row["status"] for row in rows(ran)} == {

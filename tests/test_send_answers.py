@@ -18,14 +18,13 @@ from peers_send import RawScp, Scp, Stored, raw_server
 from rawscu import COMMAND, DATA, LAST, NO_DATA_SET, command_set, pdata, pdu, short
 from sending_tools import rows, send, statuses
 
-from dicomsort.adapters.sending import crew
-from dicomsort.adapters.sending.association import Association
-from dicomsort.adapters.sending.destination import destination
-from dicomsort.adapters.sending.dimse import DimseChannel
-from dicomsort.adapters.sending.negotiation import request
-from dicomsort.adapters.sending.records import Batch, Fate, Instance, Permanent, Temporary
-from dicomsort.adapters.sending.selecting import examine
 from dicomsort.config import SendSettings
+from dicomsort.pacs.send import workers
+from dicomsort.pacs.send.association import Association, request
+from dicomsort.pacs.send.c_store import DimseChannel
+from dicomsort.pacs.send.destination import destination
+from dicomsort.pacs.send.records import Batch, Instance, Permanent, SendStatus, Temporary
+from dicomsort.pacs.send.selection import examine
 from dicomsort.records import Found
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
@@ -306,11 +305,11 @@ def test_ends_of_the_peer_between_instances(folder: Path) -> None:
     assert ran.code == 1
     assert "4 times in a row: the peer ended the association before it answered" in ran.err
     assert count == 4
-    assert Fate.FAILED in statuses(ran)
+    assert SendStatus.FAILED in statuses(ran)
 
 
 def test_an_interrupt_does_not_wait_for_a_peer_that_hangs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "GRACE", 0.05)
+    monkeypatch.setattr(workers, "GRACE", 0.05)
     connected, over = threading.Event(), threading.Event()
 
     def talk(connection: socket.socket) -> None:
@@ -330,7 +329,7 @@ def test_an_interrupt_does_not_wait_for_a_peer_that_hangs(folder: Path, monkeypa
         to = f"SCP@127.0.0.1:{port}"
         settings = SendSettings(to, timeout=1)
         channel = DimseChannel(destination(to), settings, None, None)  # type: ignore[arg-type]
-        team = crew.Crew([channel], settings, lambda *told: settled.append(told))
+        team = workers.SendWorkers([channel], settings, lambda *told: settled.append(told))
         with pytest.raises(KeyboardInterrupt):
             team.run(batches())
         over.set()

@@ -19,7 +19,7 @@ from pydicom.encaps import encapsulate
 from pydicom.filereader import read_dataset
 from sending_tools import data_set, rows, send, statuses
 
-from dicomsort.adapters.sending.transcoding import NATIVE
+from dicomsort.pacs.send.transcoding import NATIVE
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 

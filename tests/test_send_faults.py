@@ -15,11 +15,11 @@ from command import Ran
 from peers_send import Scp, free_port
 from sending_tools import rows, send, statuses
 
-from dicomsort.adapters.sending.association import Association
-from dicomsort.adapters.sending.destination import destination
-from dicomsort.adapters.sending.reading import CHUNK, outgoing
-from dicomsort.adapters.sending.records import Instance, Unsendable
-from dicomsort.adapters.sending.selecting import examine
+from dicomsort.pacs.send.association import Association
+from dicomsort.pacs.send.destination import destination
+from dicomsort.pacs.send.instance_file import CHUNK, outgoing
+from dicomsort.pacs.send.records import Instance, Unsendable
+from dicomsort.pacs.send.selection import examine
 from dicomsort.records import Found
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")

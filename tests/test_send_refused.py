@@ -14,11 +14,11 @@ from command import Ran
 from peers_send import Reply, Scp, Web, free_port, orthanc, raw_server
 from sending_tools import rows, send, statuses, stored, uids
 
-from dicomsort.adapters.sending import send as deliver
-from dicomsort.adapters.sending.crew import MOST_BYTES, Crew, _Pace
-from dicomsort.adapters.sending.records import Answer, Batch, Instance, Temporary
 from dicomsort.config import SendSettings
 from dicomsort.files import Files
+from dicomsort.pacs.send import send as deliver
+from dicomsort.pacs.send.records import Answer, Batch, Instance, Temporary
+from dicomsort.pacs.send.workers import MOST_BYTES, SendWorkers, _Pace
 from dicomsort.progress import Silent
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
@@ -162,7 +162,7 @@ def test_by_stow_one_that_breaks_the_connection_is_alone_the_next_time(folder: P
 
 
 def test_by_stow_refused_ones_hold_up_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicomsort.adapters.sending.stow.BATCH_FILES", 4)
+    monkeypatch.setattr("dicomsort.pacs.send.stow.BATCH_FILES", 4)
     bad, _ = made(folder, 0, 20), made(folder, 20, 40)
     with Web(lambda _, body: stored(body, {each: FULL for each in uids(body) if each in bad})).running() as web:
         ran = send(folder, "--to", web.to, "--retries", 2)
@@ -220,7 +220,7 @@ class Open(Full):
 
 def test_what_a_refused_association_was_for_goes_by_the_open_one() -> None:
     refused, settled = threading.Event(), Counter[tuple[bool, int]]()
-    crew = Crew(
+    crew = SendWorkers(
         [Open(refused), Full(refused)],
         SendSettings(retries=1),
         lambda _, answer, attempts: settled.update([(answer.acknowledged, attempts)]),

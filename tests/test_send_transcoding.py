@@ -15,13 +15,13 @@ from pydicom import Dataset, dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
 
-from dicomsort.adapters.sending import transcoding
-from dicomsort.adapters.sending.records import Instance
-from dicomsort.adapters.sending.selecting import examine
-from dicomsort.adapters.sending.transcoding import NATIVE, Malformed, transcode
 from dicomsort.dicom.encoding import DEFLATED
 from dicomsort.dicom.encoding import EXPLICIT_LITTLE as EXPLICIT
 from dicomsort.dicom.encoding import IMPLICIT_LITTLE as IMPLICIT
+from dicomsort.pacs.send import transcoding
+from dicomsort.pacs.send.records import Instance
+from dicomsort.pacs.send.selection import examine
+from dicomsort.pacs.send.transcoding import NATIVE, Malformed, transcode
 from dicomsort.records import Found
 
 LARGEST = 4 << 20

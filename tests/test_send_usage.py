@@ -19,14 +19,14 @@ from peers_send import Scp, Web
 from sending_tools import rows, send, statuses, stored
 from test_patient_data import MARKER, tags
 
-from dicomsort.adapters.sending import Fate, destination, stow
-from dicomsort.adapters.sending import send as deliver
-from dicomsort.adapters.sending.crew import GIVEN_UP, LONGEST_WAIT
-from dicomsort.adapters.sending.destination import file_name
 from dicomsort.cli.send import COLUMNS
 from dicomsort.config import SEND, SendSettings
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
+from dicomsort.pacs.send import SendStatus, destination, stow
+from dicomsort.pacs.send import send as deliver
+from dicomsort.pacs.send.destination import file_name
+from dicomsort.pacs.send.workers import GIVEN_UP, LONGEST_WAIT
 from dicomsort.progress import Silent
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
@@ -382,7 +382,7 @@ def test_uids_as_they_are_in_the_field(tmp_path: Path) -> None:
 
 def test_the_readme_tells_statuses_codes_and_defaults(root: Path) -> None:
     section = (root / "README.md").read_text("utf-8").partition("\n## Send to a PACS\n")[2].partition("\n## ")[0]
-    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [*Fate]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [*SendStatus]
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)} == {0, 1, 3, 4, 130}
     told = re.search(r"HTTP ([\d, and]+)\(", " ".join(section.split()))
     assert told is not None

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from peers_send import Reply, Web, free_port, raw_server
 from sending_tools import JSON, dated, parts, rows, send, statuses, stored, uids
 
-from dicomsort.adapters.sending import stow
+from dicomsort.pacs.send import stow
 
 pytest.importorskip("urllib3", reason="the extra pacs is not installed")
 

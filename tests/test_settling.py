@@ -16,12 +16,12 @@ from building import make_dicom, read_tree
 from command import by_source, load, rows, run, sort
 from watching import SECOND, Watch, told
 
-from dicomsort.adapters.serial import SerialEngine
+from dicomsort.engines.engine import SerialEngine
 from dicomsort.files import Files
 from dicomsort.records import Found
 from dicomsort.report import Summary
 from dicomsort.sorting import RunContext, check, sort_inbox
-from dicomsort.sorting.arrivals import Clock
+from dicomsort.sorting.examine import Clock
 
 HOUR, YEAR = 3600 * SECOND, 365 * 86_400 * SECOND
 DATED = "time in the future"

@@ -11,13 +11,13 @@ import pytest
 from networks import TINY, answers, tiny
 
 from dicomsort.errors import BundleError
-from dicomsort.training.architectures import ARCHITECTURES, Architecture
-from dicomsort.training.dataset import Dataset, Item
-from dicomsort.training.grouping import keep_together
+from dicomsort.training.data.dataset import Dataset, Item
+from dicomsort.training.data.grouping import keep_together
+from dicomsort.training.data.rendered import Rendered
+from dicomsort.training.data.robustness import SHORTCUTS
+from dicomsort.training.fit.recipe import Fitted, Recipe
+from dicomsort.training.models.architectures import ARCHITECTURES, Architecture
 from dicomsort.training.progress import Reporter, load_tensorflow
-from dicomsort.training.recipe import Fitted, Recipe
-from dicomsort.training.shortcuts import SHORTCUTS
-from dicomsort.training.tensors import Rendered
 
 pytestmark = pytest.mark.xdist_group("staged")
 
@@ -47,7 +47,7 @@ def rendered() -> Rendered:
 
 
 def _fit(rendered: Rendered, recipe: Recipe = RECIPE, architecture: Architecture = TINY) -> Fitted:
-    from dicomsort.training.fit import fit
+    from dicomsort.training.fit.recipes import fit
 
     with Reporter() as reporter:
         return fit(architecture, rendered, recipe, reporter)
@@ -66,7 +66,7 @@ def _fit(rendered: Rendered, recipe: Recipe = RECIPE, architecture: Architecture
 def test_trunk_and_tail_are_the_network(build: Any, start: str) -> None:
     import keras
 
-    from dicomsort.training.views import divide
+    from dicomsort.training.fit.frozen_features import divide
 
     shape = (224, 224, 3) if build is tiny else (64, 64, 3)
     network = build(shape, 3)
@@ -87,8 +87,8 @@ def test_trunk_and_tail_are_the_network(build: Any, start: str) -> None:
 
 
 def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rendered) -> None:
-    from dicomsort.training.staged import Drawn
-    from dicomsort.training.views import CLEAN, Views
+    from dicomsort.training.fit.frozen_features import CLEAN, Views
+    from dicomsort.training.fit.transfer import Drawn
 
     count, views = len(rendered.dataset.items), 5
     numbers = np.arange(views)[:, None] * 100 + np.arange(count)
@@ -114,7 +114,7 @@ def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rende
 
 
 def test_what_is_shown_clean_is_the_image_itself(rendered: Rendered, tmp_path: Path) -> None:
-    from dicomsort.training.views import VIEWS, divide, view_all
+    from dicomsort.training.fit.frozen_features import VIEWS, divide, view_all
 
     trunk, _, _ = divide(tiny((224, 224, 3), 2), "first")
     spent: list[tuple[float, float]] = []
@@ -131,7 +131,7 @@ def test_what_is_shown_clean_is_the_image_itself(rendered: Rendered, tmp_path: P
 def test_every_item_is_judged_by_a_model_that_never_saw_its_source(
     rendered: Rendered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dicomsort.training.staged import Judged, Staged
+    from dicomsort.training.fit.transfer import Judged, Staged
 
     trained: list[set[int]] = []
     judged: list[tuple[set[int], set[int]]] = []
@@ -171,9 +171,9 @@ def test_every_item_is_judged_by_a_model_that_never_saw_its_source(
 def test_an_interrupted_cross_validation_goes_on_with_the_next_fold(
     rendered: Rendered, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from dicomsort.training.staged import Staged
+    from dicomsort.training.fit.transfer import Staged
 
-    monkeypatch.setattr("dicomsort.training.staged.FOLDS", 2)
+    monkeypatch.setattr("dicomsort.training.fit.transfer.FOLDS", 2)
     recipe = replace(RECIPE, epochs=2, augment="none", checkpoint=tmp_path / "out.checkpoint")
     whole = _fit(rendered, replace(recipe, checkpoint=None))
     fit, names = Staged.fit, []
@@ -201,7 +201,7 @@ def test_an_interrupted_cross_validation_goes_on_with_the_next_fold(
 
 
 def test_a_seed_fixes_a_staged_training(rendered: Rendered) -> None:
-    from dicomsort.training.staged import opened
+    from dicomsort.training.fit.transfer import opened
 
     everything, found = np.arange(len(rendered.dataset.items)), []
     for seed in (7, 7, 8):
@@ -217,14 +217,14 @@ def test_a_seed_fixes_a_staged_training(rendered: Rendered) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_weights_come_back_from_litert(precision: str) -> None:
-    from dicomsort.training import export
-    from dicomsort.training.restore import read_weights
+    from dicomsort.training.export import tflite
+    from dicomsort.training.models.tflite_weights import read_weights
 
     network = tiny((224, 224, 3), 3)
     random = np.random.default_rng(3)
     network.set_weights([random.normal(0, 0.5, weight.shape) for weight in network.get_weights()])
     images = random.integers(0, 255, (5, 224, 224, 3), np.uint8)
-    kept, _ = export.convert(network, [precision], images)
+    kept, _ = tflite.convert(network, [precision], images)
     found = read_weights(kept.model, 2)
     again = tiny((224, 224, 3), 3)
     for name, weights in zip(

@@ -16,9 +16,10 @@ from networks import LABELS, RECIPE, known, noise
 from dicomsort.bundle import load
 from dicomsort.errors import BundleError
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training import calibration, comparing, seen
-from dicomsort.training.dataset import Item
-from dicomsort.training.trainer import OUTPUTS
+from dicomsort.training.data import fingerprint
+from dicomsort.training.data.dataset import Item
+from dicomsort.training.evaluate import calibration, compare
+from dicomsort.training.pipeline import OUTPUTS
 
 pytestmark = pytest.mark.xdist_group("starting")
 
@@ -67,10 +68,10 @@ def test_it_tells_where_it_came_from_and_what_changed(start: Path, gone_on: tupl
     out, ran = gone_on
     before, after = (load(folder, RENDERING_VERSION) for folder in (start, out))
     figures = _json(out / "metrics.json")
-    told = figures["training_run"][comparing.KEY]
+    told = figures["training_run"][compare.KEY]
     right = told["evaluation"]["before"]["balanced_accuracy"]
     assert before.evaluation is not None
-    assert after.training[comparing.KEY] == [
+    assert after.training[compare.KEY] == [
         {
             "name": "start",
             "model_sha256": before.model_sha256,
@@ -81,12 +82,12 @@ def test_it_tells_where_it_came_from_and_what_changed(start: Path, gone_on: tupl
     assert told["model_sha256"] == before.model_sha256
     assert set(told["before"]["recall"]) == set(told["after"]["recall"]) == {"CT", "XRAY"}
     assert told["after"]["accuracy"] == figures["accuracy"]
-    said = comparing.words(told)
-    assert "\n".join(comparing.sentences(told)) in ran.out
+    said = compare.words(told)
+    assert "\n".join(compare.sentences(told)) in ran.out
     assert said in (out / "card.md").read_text("utf-8")
-    known = seen.compare(after.training, [Item("a", 0), Item("b", 0)], ["0" * 64, "f" * 64])
+    known = fingerprint.compare(after.training, [Item("a", 0), Item("b", 0)], ["0" * 64, "f" * 64])
     assert known.count == 0
-    kept = len(seen.encode([], before.training)), len(seen.encode([], after.training))
+    kept = len(fingerprint.encode([], before.training)), len(fingerprint.encode([], after.training))
     assert kept[0] < kept[1]  # the files of both
 
 
@@ -134,7 +135,7 @@ def _carry_code(layers: list[dict[str, Any]]) -> None:
 
 
 def test_a_keras_file_with_code_or_of_another_network_is_refused(start: Path, tmp_path: Path) -> None:
-    from dicomsort.training.starting import from_bundle
+    from dicomsort.training.fit.finetune import from_bundle
 
     folder = tmp_path / "hostile"
     shutil.copytree(start, folder)
@@ -154,7 +155,7 @@ def test_a_keras_file_with_code_or_of_another_network_is_refused(start: Path, tm
 def test_weights_that_say_something_else_than_the_bundle_are_refused(start: Path, tmp_path: Path) -> None:
     import keras
 
-    from dicomsort.training.starting import from_bundle
+    from dicomsort.training.fit.finetune import from_bundle
 
     folder = tmp_path / "other"
     shutil.copytree(start, folder)
@@ -166,7 +167,7 @@ def test_weights_that_say_something_else_than_the_bundle_are_refused(start: Path
 
 
 def test_the_bundle_that_ships_can_be_gone_on_from(root: Path) -> None:
-    from dicomsort.training.starting import from_bundle
+    from dicomsort.training.fit.finetune import from_bundle
 
     architecture = from_bundle(root / "models" / "default")
     assert architecture.start is not None

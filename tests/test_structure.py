@@ -43,7 +43,15 @@ def _targets(node: ast.stmt) -> list[ast.expr]:
     return [part for target in targets for part in getattr(target, "elts", [target])]
 
 
-def test_layers_hold() -> None:
+PACKAGES = sorted({path.parent for path in MEASURED if path.is_relative_to(ROOT / "dicomsort")})
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_package_has_over_15_modules(package: Path) -> None:
+    assert len([path for path in package.glob("*.py") if path.stem not in {"__init__", "__main__"}]) <= 15
+
+
+def test_layers_hold_and_no_package_has_a_circle() -> None:
     linter = Path(sys.executable).with_name("lint-imports")
     if not linter.is_file():
         pytest.skip("import-linter is not installed")

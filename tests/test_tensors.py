@@ -13,16 +13,15 @@ from building import make_dicom, make_files
 from PIL import Image
 
 from dicomsort import pixels
-from dicomsort.adapters import open_engine
-from dicomsort.adapters.serial import SerialEngine
-from dicomsort.engine import Limits, R, T
+from dicomsort.engines import open_engine
+from dicomsort.engines.engine import Limits, R, SerialEngine, T
 from dicomsort.errors import DicomsortError, UsageError, WorkerLost
 from dicomsort.pixels import INPUT_SHAPE, render
-from dicomsort.training import cache, tensors
-from dicomsort.training.dataset import Dataset, scan
-from dicomsort.training.identity import perceptual_hash
+from dicomsort.training.data import rendered as rendered_module
+from dicomsort.training.data.dataset import Dataset, scan
+from dicomsort.training.data.grouping import perceptual_hash
+from dicomsort.training.data.rendered import Rendered, render_all
 from dicomsort.training.progress import Reporter
-from dicomsort.training.tensors import Rendered, render_all
 
 
 class Losing(SerialEngine):
@@ -78,7 +77,7 @@ def test_worker_processes_render_the_same(dataset: Dataset, tmp_path: Path) -> N
 
 
 def test_a_second_rendering_comes_from_the_cache(dataset: Dataset, tmp_path: Path) -> None:
-    store = cache.open_cache(tmp_path / "cache")
+    store = rendered_module.open_cache(tmp_path / "cache")
     first = _render(dataset, tmp_path / "1.npy", SerialEngine(), store)
     kept = sorted(path for path in store.rglob("*") if path.is_file())
     assert len(kept) == 11
@@ -89,22 +88,22 @@ def test_a_second_rendering_comes_from_the_cache(dataset: Dataset, tmp_path: Pat
     kept[0].write_bytes(kept[0].read_bytes()[:100])  # damaged: rendered again, and repaired
     third = _render(dataset, tmp_path / "3.npy", SerialEngine(), store)
     np.testing.assert_array_equal(first.images, third.images)
-    assert cache.recall(store, kept[0].stem) is not None
+    assert rendered_module.recall(store, kept[0].stem) is not None
     assert (first.dataset, first.kept) == (third.dataset, third.kept)  # near-duplicates by the hashes that were kept
 
 
 @pytest.mark.parametrize("blank", [True, False])
 @pytest.mark.parametrize("colour", [True, False])
 def test_what_is_kept_comes_back_to_the_last_bit(tmp_path: Path, colour: bool, blank: bool) -> None:  # noqa: FBT001
-    store = cache.open_cache(tmp_path)
+    store = rendered_module.open_cache(tmp_path)
     image = np.random.default_rng(0).integers(0, 256, INPUT_SHAPE, np.uint8)
     image = image if colour else np.repeat(image[..., :1], 3, axis=2)
     digest = "ab" * 32
-    assert cache.recall(store, digest) is None
-    cache.remember(store, digest, cache.Picture(image, None if blank else perceptual_hash(image)))
+    assert rendered_module.recall(store, digest) is None
+    rendered_module.remember(store, digest, rendered_module.Picture(image, None if blank else perceptual_hash(image)))
     (path,) = (path for path in store.rglob("*") if path.is_file())
     assert path.stat().st_size < (1 if colour else 0.5) * image.size + 1000
-    found = cache.recall(store, digest)
+    found = rendered_module.recall(store, digest)
     assert found is not None
     assert found.image.flags.c_contiguous
     np.testing.assert_array_equal(found.image, image)
@@ -112,9 +111,9 @@ def test_what_is_kept_comes_back_to_the_last_bit(tmp_path: Path, colour: bool, b
 
 
 def test_a_damaged_or_foreign_file_in_the_cache_is_none_of_it(tmp_path: Path) -> None:
-    store, digest = cache.open_cache(tmp_path), "ab" * 32
+    store, digest = rendered_module.open_cache(tmp_path), "ab" * 32
     image = np.random.default_rng(0).integers(0, 256, INPUT_SHAPE, np.uint8)
-    cache.remember(store, digest, cache.Picture(image, None))
+    rendered_module.remember(store, digest, rendered_module.Picture(image, None))
     (path,) = (path for path in store.rglob("*") if path.is_file())
     whole = path.read_bytes()
     flipped = bytes([whole[5000] ^ 1])
@@ -122,15 +121,15 @@ def test_a_damaged_or_foreign_file_in_the_cache_is_none_of_it(tmp_path: Path) ->
     short = imagecodecs.lz4f_encode(b"\1\3\0" + bytes(50), contentchecksum=True)
     for content in (b"", b"x", whole[:5000], whole[:5000] + flipped + whole[5001:], other, short):
         path.write_bytes(content)
-        assert cache.recall(store, digest) is None
+        assert rendered_module.recall(store, digest) is None
     path.write_bytes(whole)
-    assert cache.recall(store, digest) is not None
+    assert rendered_module.recall(store, digest) is not None
 
 
 def test_small_files_come_in_large_batches(tmp_path: Path) -> None:
     make_files(tmp_path, {str(number): b"x" * (10 if number < 100 else 1 << 19) for number in range(120)})
     paths = [*(str(number) for number in range(120)), "gone"]
-    batches = list(tensors._batches(tmp_path, paths))
+    batches = list(rendered_module._batches(tmp_path, paths))
     assert [pair for batch in batches for pair in batch] == list(enumerate(paths))
     assert [len(batch) for batch in batches] == [64, 38, 8, 8, 3]
 
@@ -142,7 +141,7 @@ def test_a_full_disk_ends_the_rendering_with_its_reason(dataset: Dataset, tmp_pa
         pytest.raises(DicomsortError, match="expected 0 MiB of room for temporary files, received: No space left"),
     ):
         _render(dataset, tmp_path / "1.npy", SerialEngine())
-    store = cache.open_cache(tmp_path / "cache")
+    store = rendered_module.open_cache(tmp_path / "cache")
     with (
         mock.patch.object(os, "replace", side_effect=full),
         pytest.raises(DicomsortError, match="--cache: expected room for the renderings, received No space left"),
@@ -154,4 +153,4 @@ def test_a_full_disk_ends_the_rendering_with_its_reason(dataset: Dataset, tmp_pa
 def test_a_cache_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     make_files(tmp_path, {"file": "x"})
     with pytest.raises(UsageError, match="expected a folder that can be written, received Not a directory"):
-        cache.open_cache(tmp_path / "file")
+        rendered_module.open_cache(tmp_path / "file")

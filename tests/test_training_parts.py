@@ -13,10 +13,10 @@ import pytest
 from building import make_files
 
 from dicomsort.errors import UsageError
-from dicomsort.training import calibration, metrics
-from dicomsort.training.dataset import Dataset, Item, fingerprint, read_groups, scan
-from dicomsort.training.splitting import balance, folds, split
-from dicomsort.training.torchfile import read_tensors
+from dicomsort.training.data.dataset import Dataset, Item, fingerprint, read_groups, scan
+from dicomsort.training.data.splitting import balance, folds, split
+from dicomsort.training.evaluate import calibration, metrics
+from dicomsort.training.models.efficientnet_lite0 import read_tensors
 
 LABELS = ("CT", "MRI", "XRAY")
 

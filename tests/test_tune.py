@@ -17,8 +17,8 @@ from PIL import Image
 
 from dicomsort.bundle import load
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training.architectures import ARCHITECTURES, VARIATIONS, varied
-from dicomsort.training.trainer import OUTPUTS, TRIALS
+from dicomsort.training.models.architectures import ARCHITECTURES, VARIATIONS, varied
+from dicomsort.training.pipeline import OUTPUTS, TRIALS
 
 pytestmark = pytest.mark.xdist_group("tune")
 
@@ -53,11 +53,11 @@ def test_a_search_is_interrupted_goes_on_and_leaves_the_best_as_a_bundle(
     from dicomsort.training.progress import load_tensorflow
 
     load_tensorflow()
-    from dicomsort.training import trying
+    from dicomsort.training import trial
 
     out = tmp_path / "tuned"
     command = ("tune", dataset, "--out", out, "--arch", "tiny", "--trials", 2, "--epochs", 2)
-    tried, attempt = [], trying.attempt
+    tried, attempt = [], trial.attempt
 
     def stopped(*arguments: Any) -> float:
         tried.append(arguments[0])
@@ -65,7 +65,7 @@ def test_a_search_is_interrupted_goes_on_and_leaves_the_best_as_a_bundle(
             raise KeyboardInterrupt
         return attempt(*arguments)
 
-    monkeypatch.setattr(trying, "attempt", stopped)
+    monkeypatch.setattr(trial, "attempt", stopped)
     ran = run(*command)
     assert ran.code == 130
     assert "The same command goes on from tuned.trials; --fresh starts anew" in ran.err

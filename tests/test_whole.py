@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dicomsort.training.architectures import ARCHITECTURES, Architecture, with_weights
-from dicomsort.training.checkpoint import Checkpoint, forget
-from dicomsort.training.dataset import Dataset, Item
-from dicomsort.training.grouping import keep_together
+from dicomsort.training.data.dataset import Dataset, Item
+from dicomsort.training.data.grouping import keep_together
+from dicomsort.training.data.rendered import Rendered
+from dicomsort.training.fit.checkpoint import Checkpoint, forget
+from dicomsort.training.fit.recipe import Fitted, Recipe
+from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, with_weights
 from dicomsort.training.progress import Reporter, Step, load_tensorflow
-from dicomsort.training.recipe import Fitted, Recipe
-from dicomsort.training.tensors import Rendered
 
 pytestmark = pytest.mark.xdist_group("whole")
 
@@ -70,7 +70,7 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def _fit(rendered: Rendered, recipe: Recipe) -> Fitted:
-    from dicomsort.training.fit import fit
+    from dicomsort.training.fit.recipes import fit
 
     with Reporter() as reporter:
         return fit(SPECK, rendered, recipe, reporter)
@@ -227,7 +227,7 @@ def test_mixed_precision_is_left_in_float32(
 ) -> None:
     import keras
 
-    from dicomsort.training import feeding
+    from dicomsort.training.fit import feeding
 
     monkeypatch.setattr(feeding, "has_gpu", lambda: True)
     fitted = _fit(rendered, recipe)
@@ -255,10 +255,10 @@ def test_every_network_has_features_before_its_probabilities(name: str, weights:
 
 def test_weights_of_a_file_are_taken_and_others_refused(tmp_path: Path) -> None:
     from dicomsort.errors import UsageError
-    from dicomsort.training import keras_networks
+    from dicomsort.training.models import keras_applications
 
     shape = (64, 64, 3)
-    theirs = keras_networks.body("vgg16", shape)
+    theirs = keras_applications.body("vgg16", shape)
     theirs.save_weights(tmp_path / "theirs.weights.h5")
     architecture = with_weights(ARCHITECTURES["vgg16"], "vgg16", tmp_path / "theirs.weights.h5")
     assert "theirs.weights.h5 (SHA-256 " in architecture.summary

@@ -13,14 +13,13 @@ from pathlib import Path
 
 from command import quiet
 
-from dicomsort.adapters.serial import SerialEngine
 from dicomsort.config import load_watch
+from dicomsort.engines.engine import SerialEngine
 from dicomsort.files import Files
 from dicomsort.records import Row
 from dicomsort.report import Summary
-from dicomsort.service import Courier, Rounds, Service, Stop
-from dicomsort.service.rounds import Round
-from dicomsort.sorting import check, held
+from dicomsort.service.watch import Forwarder, Round, Rounds, Service, Stop
+from dicomsort.sorting import check, locked
 
 SECOND = 10**9
 HEADERS = ("--evidence", "header", "--engine", "serial")
@@ -54,7 +53,7 @@ class Watch:
         self.opened = 0  # engines
         self.rows: list[Row] = []
         request = check(str(inbox), str(outbox), load_watch(flags, {}, None).sort)
-        with held(quiet(outbox), create=True):
+        with locked(quiet(outbox), create=True):
             pass
         times = (int(settle * SECOND), 30 * SECOND)
         self.rounds = Rounds(request, quiet(outbox, files), *times, self._engine, clock=lambda: self.now)
@@ -72,7 +71,7 @@ class Watch:
         return round_.summaries
 
     def service(
-        self, stop: Stop, *, metrics: Path | None = None, courier: Courier | None = None, every: float = 60.0
+        self, stop: Stop, *, metrics: Path | None = None, courier: Forwarder | None = None, every: float = 60.0
     ) -> tuple[Service, list[Summary], list[str]]:
         """The loop around the rounds, what it shows, and what it complains of."""
         shown: list[Summary] = []

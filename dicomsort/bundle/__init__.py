@@ -9,14 +9,15 @@ Importing this package loads neither TensorFlow nor LiteRT nor numpy.
 
 from __future__ import annotations
 
-from dicomsort.bundle.fields import FORMAT_VERSION, label_problem
-from dicomsort.bundle.predictor import Predictor, Seen, calibrate
+from dicomsort.bundle.predictor import ModelOutput, Predictor, calibrate
 from dicomsort.bundle.spec import (
     EVALUATION_NAME,
+    FORMAT_VERSION,
     MODEL_NAME,
     SPEC_NAME,
     Bundle,
     default_path,
+    label_problem,
     load,
 )
 from dicomsort.bundle.staging import check_target, seal, staged
@@ -27,8 +28,8 @@ __all__ = [
     "MODEL_NAME",
     "SPEC_NAME",
     "Bundle",
+    "ModelOutput",
     "Predictor",
-    "Seen",
     "calibrate",
     "check_target",
     "default_path",

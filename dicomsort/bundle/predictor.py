@@ -4,19 +4,51 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dicomsort.bundle.running import Running
 from dicomsort.bundle.spec import MODEL_NAME, Bundle, read_model
-from dicomsort.bundle.tensors import DISTANCE, MAPS, PROBABILITIES, UnfitModelError, check_outputs
+from dicomsort.bundle.tensors import DISTANCE, MAPS, PROBABILITIES, UnfitModelError, check_outputs, read_outputs
 from dicomsort.errors import BundleError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+
+class Running:
+    """A LiteRT model in this process; not to be shared between threads or pickled.
+
+    ``inputs`` tells its inputs as LiteRT does, ``outputs`` its outputs by their names. Raises UnfitModelError for what
+    ``read_outputs`` refuses, ValueError or RuntimeError where LiteRT does not take it. Nothing is allocated before it
+    is run.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        """Load the file's content."""
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.outputs = read_outputs(model)
+        self._interpreter: Any = Interpreter(model_content=model, num_threads=1)
+        self.inputs: list[dict[str, Any]] = self._interpreter.get_input_details()
+        self._batch = 0
+
+    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Return the outputs by name for images float32 (n, height, width, 3), n from 1; ValueError, RuntimeError.
+
+        A change of n costs time.
+        """
+        index = self.inputs[0]["index"]
+        if len(images) != self._batch:
+            self._interpreter.resize_tensor_input(index, images.shape)
+            self._interpreter.allocate_tensors()
+            self._batch = len(images)
+        self._interpreter.set_tensor(index, images)
+        self._interpreter.invoke()
+        return {name: self._interpreter.get_tensor(tensor.index) for name, tensor in self.outputs.items()}
+
+
 CHUNK = 1  # images a step: on one core larger batches are no faster, and each change of size costs 0.2 s
 
 
-class Seen(NamedTuple):
+class ModelOutput(NamedTuple):
     """What a model sees in N images.
 
     ``probabilities``: calibrated, float32 (N, classes), rows sum to 1. ``distances``: float32 (N,), how far the
@@ -56,7 +88,7 @@ class Predictor:
         """Whether the model gives class maps."""
         return MAPS in self._outputs
 
-    def predict(self, images: NDArray[np.uint8]) -> Seen:
+    def predict(self, images: NDArray[np.uint8]) -> ModelOutput:
         """Return what the model sees in rendered images.
 
         ``images``: uint8 (N, height, width, 3), 0..255, as ``pixels.render`` gives them; N may be 0. Classes are in the
@@ -75,7 +107,7 @@ class Predictor:
         distances = seen.get(DISTANCE, np.full(len(images), np.nan, np.float32))
         if DISTANCE in seen:
             distances = np.where(np.isnan(distances), np.float32(np.inf), distances)  # no distance is no nearness
-        return Seen(calibrate(seen[PROBABILITIES], self.bundle.temperature), distances, seen.get(MAPS))
+        return ModelOutput(calibrate(seen[PROBABILITIES], self.bundle.temperature), distances, seen.get(MAPS))
 
     def _invoke(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return the model's own outputs for one chunk, by name."""

@@ -12,8 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicomsort.bundle.fields import FORMAT_VERSION, check
-from dicomsort.bundle.spec import EVALUATION_NAME, MODEL_NAME, SPEC_NAME
+from dicomsort.bundle.spec import EVALUATION_NAME, FORMAT_VERSION, MODEL_NAME, SPEC_NAME, check
 from dicomsort.content import kind_of
 from dicomsort.errors import BundleError, UsageError
 

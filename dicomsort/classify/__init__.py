@@ -34,8 +34,8 @@ from dicomsort.records import (
     Grouping,
     Header,
     Placement,
+    SeriesPrediction,
     Verdict,
-    Vote,
 )
 
 __all__ = [
@@ -61,7 +61,7 @@ _PLACE = re.compile(rf"((?:{OTHER}|{REVIEW})/{_NAME}|(?!(?:{OTHER}|{REVIEW})/){_
 
 
 def classify_study(
-    members: Sequence[tuple[Group, Vote]], placements: Sequence[Placement], judge: Judge
+    members: Sequence[tuple[Group, SeriesPrediction]], placements: Sequence[Placement], judge: Judge
 ) -> list[tuple[Group, Verdict]]:
     """Judge the groups of one study, clear headers first, so that the others may follow them.
 
@@ -92,7 +92,7 @@ def is_clear(group: Group, judge: Judge) -> bool:
     return len(said_by(group.sample.header, judge).classes) == 1
 
 
-def is_contradicted(group: Group, vote: Vote, judge: Judge) -> bool:
+def is_contradicted(group: Group, vote: SeriesPrediction, judge: Judge) -> bool:
     """Whether that single frame disagrees so strongly that more frames should be asked before a person is."""
     return Case(judge, group, said_by(group.sample.header, judge), vote).is_denied
 

@@ -1,12 +1,17 @@
-"""What header and pixels each say of a group, brought to one vocabulary: the labels of the model, and OTHER."""
+"""What header and pixels each say of a group, in one vocabulary: the labels of the model, and OTHER.
+
+Descriptions name a modality in words, which decides nothing alone. Study Description (0008,1030) and Series Description
+(0008,103E) are free text (PS3.3 C.7.2.1, C.7.3.1), and so is, in the field, a Modality (0008,0060) that is no defined
+term. A study's words may speak of another of its series.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
-from dicomsort.classify.hints import hinted
 from dicomsort.modalities import (
     ASK,
     CT,
@@ -18,7 +23,43 @@ from dicomsort.modalities import (
     modality_category,
     sop_class_category,
 )
-from dicomsort.records import OTHER, DecidedBy, Examined, Group, Grouping, Header, Kind, Status, Verdict, Vote
+from dicomsort.records import (
+    OTHER,
+    DecidedBy,
+    Examined,
+    Group,
+    Grouping,
+    Header,
+    Kind,
+    SeriesPrediction,
+    Status,
+    Verdict,
+)
+
+_OTHERS: Final = "OTHER"
+_WORDS: Final[dict[str, str]] = {
+    word: category
+    for category, words in {
+        CT: "CT CTA CAT CBCT HRCT TDM TAC",
+        MRI: "MR MRI MRA MRCP FMRI IRM RMN NMR MRT",
+        XRAY: "XR XRAY CR DX DR RX RADIOGRAPH RADIOGRAPHY MAMMO MAMMOGRAM MAMMOGRAPHY",
+        _OTHERS: "US ULTRASOUND SONO SONOGRAPHY ECHO DOPPLER PET PT NM SPECT ECG ENDOSCOPY",
+    }.items()
+    for word in words.split()
+}
+_X_RAY: Final = re.compile(r"\bX[ -]RAYS?\b")
+_WORD: Final = re.compile(r"[A-Z]+")
+
+
+def hinted(header: Header) -> str:
+    """The one category, CT, MRI or XRAY, that the header's words name; empty where they name none or several."""
+    texts = [header.study_description, header.series_description]
+    if modality_category(header.modality) is None:
+        texts.append(header.modality)
+    plain = _X_RAY.sub("XRAY", " ".join(texts).upper())
+    named = {_WORDS[word] for word in _WORD.findall(plain) if word in _WORDS}
+    return named.pop() if len(named) == 1 and _OTHERS not in named else ""
+
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _KIND = re.compile(r"[A-Z0-9]{1,16}")
@@ -112,7 +153,7 @@ class Case:
     judge: Judge
     group: Group
     said: Said
-    vote: Vote
+    vote: SeriesPrediction
     placed: str = ""  # the folder that an earlier run gave the series, else the study: a class, OTHER/…, REVIEW/…
     study: Mapping[str, Verdict] = field(default_factory=dict)  # verdicts so far in this study, by series
     decided: str = ""  # the folder that a person gave the series, or a file of this content

@@ -21,7 +21,7 @@ from dicomsort.errors import command, escaped
 
 if TYPE_CHECKING:
     from dicomsort.report import Summary
-    from dicomsort.training.cardtables import Table
+    from dicomsort.training.evaluate.tables import Table
 
 SHOWN = 10
 NEEDS_PERSON, EXIT_UNREAD = 3, 141  # exit codes

@@ -100,8 +100,8 @@ def _named(
 
 def _outside() -> Outside:
     from dicomsort.doctor import Outside
-    from dicomsort.pages.presenting import FILE
-    from dicomsort.service.routes import check_classes, check_routes
+    from dicomsort.pages.report_page import FILE
+    from dicomsort.service.forwarding import check_classes, check_routes
 
     return Outside(check_classes, check_routes, FILE.content)
 

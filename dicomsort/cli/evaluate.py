@@ -23,7 +23,7 @@ from dicomsort.progress import Reporter
 
 if TYPE_CHECKING:
     from dicomsort.bundle import Bundle
-    from dicomsort.engine import Engine
+    from dicomsort.engines.engine import Engine
 
 SKIPPED_SAID = 10
 PATHS_SAID = 5
@@ -72,7 +72,7 @@ def _evaluate(dataset: Path | None, out: Path, asked: EvaluateSettings, parts: i
     """Return metrics.json's content; ``parts`` are held out in turn, None judges by the bundle's own model."""
     if dataset is None:
         raise UsageError("evaluate: expected a DATASET, or --compare A B without one, received none")
-    from dicomsort.training import evaluate as judging
+    from dicomsort.training.evaluate import evaluation as judging
 
     bundle = bundle_of(asked.model)
     settings = judging.Settings(dataset, out, asked.groups, asked.seed, asked.shortcuts, parts, asked.update)
@@ -83,8 +83,8 @@ def _evaluate(dataset: Path | None, out: Path, asked: EvaluateSettings, parts: i
 @contextmanager
 def _working() -> Iterator[tuple[Engine, Reporter]]:
     """Workers that judge, and what is told meanwhile."""
-    from dicomsort.adapters.processes import usable_cores
-    from dicomsort.training.evaluate import WARM
+    from dicomsort.engines.processes import usable_cores
+    from dicomsort.training.evaluate.evaluation import WARM
 
     with Reporter() as reporter, open_workers(usable_cores(), WARM) as engine:
         yield engine, reporter
@@ -112,7 +112,7 @@ def _show(told: dict[str, Any], out: Path, asked: EvaluateSettings) -> None:
         print(json.dumps(told))
         return
     from dicomsort.report import visible
-    from dicomsort.training.cardtables import tables
+    from dicomsort.training.evaluate.tables import tables
 
     print(f"{told['model']['name']}: {told['images']:,} images; {told['held_out']}")
     show_tables(tables(told))
@@ -123,9 +123,8 @@ def _compare(asked: EvaluateSettings, folders: tuple[Path, Path], dataset: Path 
     """Compare two bundles, write metrics.json and a picture to ``out``, and print tables, or one JSON object."""
     from dicomsort.bundle import load
     from dicomsort.records import RENDERING_VERSION
-    from dicomsort.training.comparepicture import write_comparison
-    from dicomsort.training.comparetables import warnings
-    from dicomsort.training.evaluate import check_out
+    from dicomsort.training.evaluate.compare_tables import warnings, write_comparison
+    from dicomsort.training.evaluate.evaluation import check_out
 
     folder = check_out(out, dataset)
     bundles = load(folders[0], RENDERING_VERSION), load(folders[1], RENDERING_VERSION)
@@ -142,11 +141,11 @@ def _compare(asked: EvaluateSettings, folders: tuple[Path, Path], dataset: Path 
 def _compared(
     bundles: tuple[Bundle, Bundle], dataset: Path | None, out: Path, asked: EvaluateSettings
 ) -> dict[str, Any]:
-    from dicomsort.training.sidebyside import on_dataset, on_their_own
+    from dicomsort.training.evaluate.side_by_side import on_dataset, on_their_own
 
     if dataset is None:
         return on_their_own(bundles, asked.seed)
-    from dicomsort.training.evaluate import Settings
+    from dicomsort.training.evaluate.evaluation import Settings
 
     with _working() as (engine, reporter):
         return on_dataset(bundles, Settings(dataset, out, asked.groups, asked.seed), engine, reporter)
@@ -155,7 +154,7 @@ def _compared(
 def _show_compared(told: dict[str, Any], out: Path) -> None:
     """Print the tables for a person, and the first images that only one of the two has right."""
     from dicomsort.report import visible
-    from dicomsort.training.comparetables import names_of, tables, title
+    from dicomsort.training.evaluate.compare_tables import names_of, tables, title
 
     print(title(told))
     show_tables(tables(told))

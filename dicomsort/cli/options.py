@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from logging import Logger
 
     from dicomsort.bundle import Bundle
-    from dicomsort.engine import Engine
+    from dicomsort.engines.engine import Engine
 
 SECONDS_PER_TASK = 10.0
 BYTES_PER_TASK = 1 << 30
@@ -138,8 +138,8 @@ def open_workers(
 
     ``workers``: None leaves their number to the engine. ``warm`` are modules that each loads before its first task.
     """
-    from dicomsort.adapters import open_engine
-    from dicomsort.engine import Limits
+    from dicomsort.engines import open_engine
+    from dicomsort.engines.engine import Limits
 
     return open_engine(engine, workers, scheduler, limits=Limits(SECONDS_PER_TASK, BYTES_PER_TASK), warm=warm)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from dicomsort.bundle import Bundle
     from dicomsort.errors import WorkerLost
-    from dicomsort.records import Look
+    from dicomsort.records import FramePrediction
     from dicomsort.tasks import Explained
 
 BATCH = 8  # files a task
@@ -72,8 +72,8 @@ def predict(
 
 def _looks(files: Sequence[str], bundle: Bundle) -> Iterator[Explained]:
     """What the model sees in the middle frame of each file; workers decode, so that a hostile file costs its own."""
-    from dicomsort.adapters.processes import usable_cores
-    from dicomsort.engine import submit_batch
+    from dicomsort.engines.engine import submit_batch
+    from dicomsort.engines.processes import usable_cores
     from dicomsort.tasks import explain
 
     here = "" if all(map(os.path.isabs, files)) else os.getcwd()  # the working folder may be gone
@@ -86,13 +86,13 @@ def _looks(files: Sequence[str], bundle: Bundle) -> Iterator[Explained]:
 
 
 def _on_lost(_: tuple[str, None], error: WorkerLost) -> Explained:
-    from dicomsort.records import Look
+    from dicomsort.records import FramePrediction
     from dicomsort.tasks import Explained
 
-    return Explained(Look(problem=str(error)))
+    return Explained(FramePrediction(problem=str(error)))
 
 
-def _answer(path: str, look: Look, bundle: Bundle) -> dict[str, Any]:
+def _answer(path: str, look: FramePrediction, bundle: Bundle) -> dict[str, Any]:
     """The line of one file, as the interface orders its cells."""
     from dicomsort.classify import is_strange
 

@@ -23,7 +23,7 @@ from dicomsort.signals import code_of, hear, restore
 if TYPE_CHECKING:
     from types import FrameType
 
-    from dicomsort.adapters.receiving.receiver import Receiver
+    from dicomsort.pacs.receive.receiver import Receiver
 
 
 @with_options(RECEIVE, is_resolved=True, tells_defaults=True)
@@ -39,10 +39,10 @@ def receive(
 
     Example: dicomsort receive --ae-title SORTER --allow CT1 --allow ARCHIVE --log-file receive.log inbox/
     """
-    from dicomsort.adapters.receiving import GRACE, check_titles, open_receiver
     from dicomsort.content import LOG
     from dicomsort.files import Files
     from dicomsort.outputs import Gate
+    from dicomsort.pacs.receive import GRACE, check_titles, open_receiver
 
     given = {**flags, "allow": flags["allow"] or None}
     reads = {"INBOX": inbox}

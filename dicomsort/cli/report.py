@@ -17,7 +17,7 @@ from dicomsort.progress import Progress, watching
 
 if TYPE_CHECKING:
     from dicomsort.pages.report import Report
-    from dicomsort.sorting.retelling import Told
+    from dicomsort.sorting.runs import ReportedRun
 
 STDOUT = "-"
 
@@ -35,10 +35,10 @@ def report(
     The page holds all that it shows and fetches nothing. It shows patients' images: only you may read the file. Nothing
     in the outbox changes. Example: dicomsort report --html morning.html outbox/
     """
-    from dicomsort.sorting.retelling import told_of
+    from dicomsort.sorting.runs import reported_run
 
     settings = ReportSettings(**flags)
-    told = told_of(outbox, run)
+    told = reported_run(outbox, run)
     if settings.html is None:
         _retell(told, settings)
     elif settings.json:
@@ -47,11 +47,11 @@ def report(
         _write(told, settings.html, settings)
 
 
-def _retell(told: Told, settings: ReportSettings) -> None:
-    from dicomsort.pages.telling import Tale
-    from dicomsort.report.retold import rows_of
+def _retell(told: ReportedRun, settings: ReportSettings) -> None:
+    from dicomsort.pages.run_statistics import RunStatistics
+    from dicomsort.report.manifest import rows_of
 
-    summary = told.summary or Tale.of(told.run, rows_of(told.outbox, told.run, doubtful=True)).summary
+    summary = told.summary or RunStatistics.of(told.run, rows_of(told.outbox, told.run, doubtful=True)).summary
     if told.undone_by:
         extent = "" if told.is_undone else " in part"
         summary.notes.append(f"this run was undone{extent} by {told.undone_by}")
@@ -60,11 +60,11 @@ def _retell(told: Told, settings: ReportSettings) -> None:
     show_summary(summary, as_json=settings.json, quiet=settings.quiet, outbox=told.outbox)
 
 
-def _write(told: Told, html: str, settings: ReportSettings) -> None:
+def _write(told: ReportedRun, html: str, settings: ReportSettings) -> None:
     from dicomsort.content import DEVICES
     from dicomsort.files import Files
     from dicomsort.outputs import Gate
-    from dicomsort.pages.presenting import FILE, page
+    from dicomsort.pages.report_page import FILE, page
     from dicomsort.report.text import size, visible
 
     if html != STDOUT:
@@ -84,7 +84,7 @@ def _write(told: Told, html: str, settings: ReportSettings) -> None:
         typer.echo(f"The page is {visible(os.path.abspath(html))} ({size(len(content))})", err=True)
 
 
-def _made(told: Told, settings: ReportSettings, progress: Progress) -> Report:
+def _made(told: ReportedRun, settings: ReportSettings, progress: Progress) -> Report:
     from dicomsort.pages.report import make
 
     if not settings.pictures:

@@ -51,10 +51,10 @@ def review(outbox: Outbox, **flags: Any) -> None:
 @contextmanager
 def _session(context: RunContext, kept: Corrections | None, bundle: Bundle, workers: int) -> Iterator[Session]:
     from dicomsort.pages.review import Gallery, Session
-    from dicomsort.sorting import Desk
+    from dicomsort.sorting import ReviewService
 
     with open_workers(workers) as engine:
-        desk = Desk(context, kept, engine)
+        desk = ReviewService(context, kept, engine)
         for note in desk.open():
             print(f"dicomsort: {note}", file=sys.stderr)
         session = Session(desk, bundle, Gallery(engine, desk.outbox))
@@ -81,7 +81,7 @@ def _corrections(context: RunContext, folder: str | None, bundle: Bundle) -> Cor
 
 
 def _name(given: str | None) -> str:
-    from dicomsort.report.reviewed import reviewer
+    from dicomsort.report.manifest_reader import reviewer
 
     try:
         return reviewer(given or getpass.getuser())

@@ -19,7 +19,7 @@ from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.progress import watching
 
 if TYPE_CHECKING:
-    from dicomsort.adapters.sending import Delivery, Sent
+    from dicomsort.pacs.send import SendResult, Sent
 
 COLUMNS = ("path", "sop_uid", "status", "attempts", "message")
 SHOWN = 10  # reasons that the summary names
@@ -49,10 +49,10 @@ def send(
 
 
 def _send(folder: str, settings: SendSettings) -> int:
-    from dicomsort.adapters.sending import send as deliver
     from dicomsort.content import JOURNAL, LOG
     from dicomsort.files import Files
     from dicomsort.outputs import Gate
+    from dicomsort.pacs.send import send as deliver
 
     gate = Gate({"FOLDER": folder})
     if settings.log_file:
@@ -94,12 +94,12 @@ class _Rows:
         if not self._quiet:
             self._begin()
 
-    def add(self, delivery: Delivery) -> None:
-        from dicomsort.adapters.sending import Fate
+    def add(self, delivery: SendResult) -> None:
+        from dicomsort.pacs.send import SendStatus
         from dicomsort.report import printable
         from dicomsort.report.text import cell
 
-        if self._quiet and delivery.status is not Fate.FAILED:
+        if self._quiet and delivery.status is not SendStatus.FAILED:
             return
         self._begin()
         cells = [getattr(delivery, name) for name in COLUMNS]

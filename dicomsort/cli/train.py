@@ -14,7 +14,7 @@ from dicomsort.memory import TENSORFLOW, require_address_space
 from dicomsort.progress import Reporter
 
 if TYPE_CHECKING:
-    from dicomsort.engine import Engine
+    from dicomsort.engines.engine import Engine
     from dicomsort.training.settings import Settings
 
 PLOTS = ("accuracy.png", "loss.png", "confusion.png")
@@ -67,12 +67,12 @@ def tune(dataset: Dataset, **flags: Any) -> None:
 def open_workers() -> Engine:
     """Open workers that decode a data set, once there is room for TensorFlow."""
     require_address_space(TENSORFLOW)
-    return options.open_workers(None, ("dicomsort.training.tensors",))
+    return options.open_workers(None, ("dicomsort.training.data.rendered",))
 
 
 def weighed(figures: dict[str, Any]) -> list[str]:
     """Say which weights a training kept, and where the megabytes of its bundle are."""
-    from dicomsort.training.cardtables import MEGABYTES, sizes
+    from dicomsort.training.evaluate.tables import MEGABYTES, sizes
 
     run = figures["training_run"]
     total = f"Size: {sum(run[MEGABYTES].values()):.1f} MB, nearly all of it in three files with the same weights:"
@@ -82,8 +82,8 @@ def weighed(figures: dict[str, Any]) -> list[str]:
 
 def _train(settings: Settings, *, show: bool) -> None:
     from dicomsort.report import visible
-    from dicomsort.training import comparing
-    from dicomsort.training.trainer import train as run
+    from dicomsort.training.evaluate import compare
+    from dicomsort.training.pipeline import train as run
 
     with Reporter() as reporter:
         trained = run(settings, open_workers, reporter)
@@ -92,8 +92,8 @@ def _train(settings: Settings, *, show: bool) -> None:
     print(f"{visible(str(trained.folder))}: {shares} of {figures['images']:,} held-out images; {trained.held_out}")
     print(f"The mistakes, as a picture of your images: {visible(str(trained.sheet))}")
     print("\n".join(weighed(figures)))
-    if started := figures["training_run"].get(comparing.KEY):
-        print("\n".join(comparing.sentences(started)))
+    if started := figures["training_run"].get(compare.KEY):
+        print("\n".join(compare.sentences(started)))
     if trained.skipped:
         print(f"{len(trained.skipped):,} files were skipped, being no readable image; metrics.json lists them")
     if show:

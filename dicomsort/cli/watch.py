@@ -21,7 +21,7 @@ from dicomsort.signals import code_of
 
 if TYPE_CHECKING:
     from dicomsort.report import Summary
-    from dicomsort.service import Courier, Sent, Service, Stop
+    from dicomsort.service.watch import Forwarder, Sent, Service, Stop
     from dicomsort.sorting import Request
 
 RETRIES = 1  # of an instance that may pass later: the next round tries again
@@ -44,7 +44,7 @@ def watch(
 
 
 def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
-    from dicomsort.service import Stop
+    from dicomsort.service.watch import Stop
 
     stop = Stop()
     with stop.listening():
@@ -61,24 +61,24 @@ def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
 
 def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request | DicomsortError | OSError:
     """The request, or why the service cannot begin: that must stand in the log, which is opened later."""
-    from dicomsort.adapters.sending import check as check_destination
     from dicomsort.files import Files
-    from dicomsort.service import check_routes
-    from dicomsort.sorting import RunContext, check, held
+    from dicomsort.pacs.send import check as check_destination
+    from dicomsort.service.watch import check_routes
+    from dicomsort.sorting import RunContext, check, locked
 
     sort = settings.sort
     try:
         require_room(sort.engine)
         request = check(inbox, outbox, sort)
         check_routes(settings.routes, request.bundle.labels, check_destination)
-        with engine_for(sort), held(RunContext(request.outbox or "", Files(), Silent()), create=True):
+        with engine_for(sort), locked(RunContext(request.outbox or "", Files(), Silent()), create=True):
             return request
     except (DicomsortError, OSError) as error:
         return error
 
 
 def _service(request: Request, settings: WatchSettings, stop: Stop) -> Service:
-    from dicomsort.service import Rounds, Service, StoppableFiles, StoppableProgress, steady_clock
+    from dicomsort.service.watch import Rounds, Service, StoppableFiles, StoppableProgress, steady_clock
     from dicomsort.sorting import RunContext
 
     sort, clock = settings.sort, steady_clock()
@@ -95,17 +95,17 @@ def _service(request: Request, settings: WatchSettings, stop: Stop) -> Service:
     return Service(rounds, stop, settings.every, settle, clock, show, _complain, courier, sort.metrics)
 
 
-def _courier(request: Request, settings: WatchSettings, stop: Stop) -> Courier:
-    from dicomsort.service import Courier
+def _courier(request: Request, settings: WatchSettings, stop: Stop) -> Forwarder:
+    from dicomsort.service.watch import Forwarder
 
-    return Courier(request.outbox or "", settings.routes, partial(_send, stop))
+    return Forwarder(request.outbox or "", settings.routes, partial(_send, stop))
 
 
 def _send(stop: Stop, folder: str, destination: Destination, run: str | None) -> Sent:
     """Send what lies in a class's folder on, until the service is asked to end; see ``service.Sender``."""
-    from dicomsort.adapters.sending import send
     from dicomsort.files import Files
-    from dicomsort.service import Sent, StoppableProgress, Stopped
+    from dicomsort.pacs.send import send
+    from dicomsort.service.watch import Sent, StoppableProgress, Stopped
 
     counted = Counter[str]()
     settings = SendSettings(**destination.values(), run=run, retries=RETRIES)

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dicomsort.adapters import check_engine, receiving, sending
-from dicomsort.adapters.sending.selecting import select
 from dicomsort.bundle import default_path, load
 from dicomsort.config import (
     TABLES,
@@ -28,12 +26,15 @@ from dicomsort.config.file import TOP, read
 from dicomsort.content import Content
 from dicomsort.doctor.finding import Finding, State, wrong
 from dicomsort.doctor.paths import WRITTEN
+from dicomsort.engines import check_engine
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.outputs import Gate
+from dicomsort.pacs import receive, send
+from dicomsort.pacs.send.selection import select
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.sorting import check, check_settings
 from dicomsort.sorting.outbox import absolute
-from dicomsort.sorting.retelling import told_of
+from dicomsort.sorting.runs import reported_run
 
 MEND = "mend that, or what it names"
 STDOUT = "-"
@@ -125,7 +126,7 @@ def _sort(call: Call, outside: Outside) -> None:
 def _watch(call: Call, outside: Outside) -> None:
     settings = load_watch(call.flags, call.environ, call.config)
     labels = _sorting(call, settings.sort)
-    outside.check_routes(settings.routes, labels, sending.check)
+    outside.check_routes(settings.routes, labels, send.check)
 
 
 def _sorting(call: Call, settings: SortSettings) -> Collection[str]:
@@ -151,14 +152,14 @@ def _send(call: Call, _: Outside) -> None:
     if not settings.to:
         raise UsageError("--to: expected AE@HOST:PORT or https://HOST/PATH, received none")
     _check_outputs(Gate({"FOLDER": folder}), settings)
-    sending.check(settings)
+    send.check(settings)
     if os.path.isdir(folder) or not call.is_made(folder):
         select(folder, settings.run or "")
 
 
 def _receive(call: Call, _: Outside) -> None:
     settings, inbox = load_receive(call.flags, call.environ, call.config), call.given.get("inbox")
-    receiving.check(settings)
+    receive.check(settings)
     if inbox is not None:
         _check_outputs(Gate({"INBOX": inbox}), settings)
         if os.path.isdir(inbox) and not os.access(inbox, os.W_OK | os.X_OK):
@@ -171,7 +172,7 @@ def _report(call: Call, outside: Outside) -> None:
         raise UsageError("expected one of --html, --json, received both")
     told = None
     with suppress(*([DicomsortError] if run is None and call.is_made(outbox) else [])):
-        told = told_of(outbox, run)
+        told = reported_run(outbox, run)
     if html not in {None, STDOUT}:
         reads = {"inbox": told.head["inbox"]} if told and told.head else {}
         Gate(reads, told.outbox if told else outbox).check_file("--html", Path(html), outside.page)

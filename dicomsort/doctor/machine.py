@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from dicomsort.adapters import open_engine
 from dicomsort.bundle import Predictor, default_path, load
 from dicomsort.doctor.finding import Finding, fine, guarded, note, wrong
-from dicomsort.engine import Limits
+from dicomsort.engines import open_engine
+from dicomsort.engines.engine import Limits
 from dicomsort.errors import DicomsortError
 from dicomsort.memory import available
 from dicomsort.records import RENDERING_VERSION
@@ -83,11 +83,11 @@ def _installed(name: str) -> str | None:
 
 def _decoders() -> Iterator[Finding]:
     try:
-        from dicomsort.pixels.selftest import failures
+        from dicomsort.pixels.decoders import decoder_failures
     except ImportError as error:
         yield wrong("decoders", f"expected imagecodecs, NumPy and pydicom to load, received: {error}", "install anew")
         return
-    bad = [wrong("decoders", f"{name}: {why}", "install imagecodecs anew") for name, why in failures()]
+    bad = [wrong("decoders", f"{name}: {why}", "install imagecodecs anew") for name, why in decoder_failures()]
     yield from bad or [fine("decoders", "JPEG, JPEG lossless, JPEG-LS, JPEG 2000, HTJ2K and JPEG XL decode")]
 
 

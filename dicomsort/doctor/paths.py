@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from dicomsort.adapters.sending import check
 from dicomsort.bundle import default_path, load
 from dicomsort.config import Destination, Routes, quoted
 from dicomsort.config.file import DESTINATIONS, ROUTES, TOP, Written, read
@@ -15,6 +14,7 @@ from dicomsort.content import DEVICES, JOURNAL, LOG, Content
 from dicomsort.doctor.finding import Finding, State, fine, wrong
 from dicomsort.errors import UsageError
 from dicomsort.outputs import Gate
+from dicomsort.pacs.send import check
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.report.metrics import FILE as METRICS
 

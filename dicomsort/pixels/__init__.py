@@ -35,7 +35,7 @@ and its aspect kept, and lies centred on black. Grey is the same in all three ch
 
 from __future__ import annotations
 
-from dicomsort.pixels.problems import MAX_INFLATED, MAX_PIXELS, PixelsError
+from dicomsort.pixels.limits import MAX_INFLATED, MAX_PIXELS, PixelsError
 from dicomsort.pixels.render import INPUT_SHAPE, RENDERING_VERSION, as_array, picture, render, show
 
 __all__ = [

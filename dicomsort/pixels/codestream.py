@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from struct import Struct
 
-from dicomsort.pixels.problems import PixelsError
+from dicomsort.pixels.limits import PixelsError
 
 _SOF = Struct(">BHHB")  # precision, rows, columns, components: ISO/IEC 10918-1 B.2.2
 _SIZ = Struct(">IIIIIIIIHB")  # ISO/IEC 15444-1 A.5.1, from Xsiz to the first Ssiz

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from dicomsort.pixels.grey import lut_entries, raw_words
-from dicomsort.pixels.problems import PixelsError
+from dicomsort.pixels.grayscale import lut_entries, raw_words
+from dicomsort.pixels.limits import PixelsError
 from dicomsort.pixels.values import numbers
 
 if TYPE_CHECKING:

@@ -3,24 +3,32 @@
 ``register`` adds the plugin named ``PLUGIN`` to pydicom's decoder of each syntax below. It is idempotent and must run
 in every process that decodes; importing this module registers nothing. Callers name the plugin, so that no other
 decoder which happens to be installed is asked. Uncompressed, deflated and RLE pixel data stay with pydicom's own code.
+
+Large JPEG and JPEG 2000 frames are decoded at a half, a quarter or an eighth of their size. The scaling to the model's
+input would average away what is left out.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import imagecodecs
+import numpy as np
+from PIL import Jpeg2KImagePlugin, JpegImagePlugin
 from pydicom import uid
 from pydicom.pixels.decoders.base import get_decoder
 
 from dicomsort.pixels import codestream
-from dicomsort.pixels.problems import PixelsError, check_size
+from dicomsort.pixels.limits import PixelsError, check_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
     from pydicom.pixels.decoders.base import DecodeRunner
+
+    from dicomsort.pixels.codestream import Codestream
 
 PLUGIN = "dicomsort"
 
@@ -120,3 +128,103 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
     runner.set_option("bits_allocated", pixels.dtype.itemsize * 8)
     runner.set_option("planar_configuration", 0)
     return pixels.tobytes()
+
+
+_TEST_DEEP = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)  # 12 bits: 0…4095
+_TEST_FLAT = (_TEST_DEEP >> 4).astype(np.uint8)
+_TEST_LOSSY = 8  # of 255; what JPEG may change in a ramp
+
+# The codec, what is encoded, how, and how far what comes back may lie from it.
+_TESTED_CODECS: dict[str, tuple[NDArray[Any], Callable[[NDArray[Any]], bytes | bytearray], int]] = {
+    "JPEG, 8 bits": (_TEST_FLAT, imagecodecs.jpeg8_encode, _TEST_LOSSY),
+    "JPEG, 12 bits": (_TEST_DEEP, lambda image: imagecodecs.jpeg8_encode(image, bitspersample=12), 16 * _TEST_LOSSY),
+    "JPEG lossless": (_TEST_FLAT, lambda image: imagecodecs.jpeg8_encode(image, lossless=True), 0),
+    "JPEG-LS": (_TEST_DEEP, imagecodecs.jpegls_encode, 0),
+    "JPEG 2000": (_TEST_DEEP, lambda image: imagecodecs.jpeg2k_encode(image, codecformat="j2k", level=0), 0),
+    "HTJ2K": (_TEST_DEEP, imagecodecs.htj2k_encode, 0),
+    "JPEG XL": (_TEST_DEEP, lambda image: imagecodecs.jpegxl_encode(image, lossless=True), 0),
+}
+
+
+def decoder_failures() -> Iterator[tuple[str, str]]:
+    """Yield each codec that does not give back what was encoded, and why."""
+    for name, (image, encode, allowed) in _TESTED_CODECS.items():
+        try:
+            data = bytes(encode(image))
+            stream = codestream.parse(data)
+            if stream is None:
+                yield name, "its codestream is not recognised"
+                continue
+            strayed = int(np.abs(decode(data, stream, "MONOCHROME2").astype(int) - image).max())
+        except Exception as error:  # noqa: BLE001 - a library that cannot be loaded raises anything
+            yield name, f"{type(error).__name__}: {error}"
+        else:
+            if strayed > allowed:
+                yield name, f"expected the picture that was encoded, received another (by {strayed})"
+
+
+_MOST = 3  # halvings: libjpeg's smallest scale is 1/8
+_BYTE, _WORD = 8, 16
+_RAW = b"\xff\x4f\xff\x51"  # JPEG 2000 without boxes, which may name another colour space than the header
+_JPEG_MODES = {"YCBCR": "YCbCr", "RGB": "RGB"}
+
+
+def decode_reduced(data: bytes, stream: Codestream, colour: str, least: int) -> NDArray[Any] | None:
+    """Decode a frame with its sides halved as often as leaves the longer one ``least`` pixels, at most three times.
+
+    (rows, columns), or (rows, columns, 3): components of a JPEG, whose ``colour`` is YCBCR or RGB, come back as RGB.
+    The values are the codestream's own, unsigned or signed. None where it cannot be halved or is damaged: that is for
+    the full decoder to judge.
+    """
+    times = _halvings(stream, max(stream.rows, stream.columns) // least)
+    if not times or not (stream.codec == "jpeg" or data.startswith(_RAW)):
+        return None
+    found: NDArray[Any] | None = None
+    with contextlib.suppress(Exception):
+        found = _reduced_jpeg(data, times, colour) if stream.codec == "jpeg" else _reduced_jpeg2000(data, times, stream)
+    shape = (-(-stream.rows >> times), -(-stream.columns >> times))
+    return found if found is not None and found.shape[:2] == shape and found.size else None
+
+
+def _halvings(stream: Codestream, most: int) -> int:
+    """Return how often a frame can be halved, the longer side not to less than 1/``most``."""
+    grey, colour = stream.samples == 1, stream.samples == 3  # noqa: PLR2004
+    if stream.codec == "jpeg":
+        levels = _MOST if stream.bits == _BYTE and (grey or colour) else 0
+    elif stream.codec in {"jpeg2k", "htj2k"}:
+        known = (grey and stream.bits <= _WORD) or (colour and stream.bits == _BYTE and not stream.signed)
+        levels = min(_MOST, stream.levels) if known else 0
+    else:
+        levels = 0
+    return min(levels, max(most, 1).bit_length() - 1)
+
+
+def _reduced_jpeg(data: bytes, times: int, colour: str) -> NDArray[Any]:
+    image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    image.draft(None, (image.width >> times, image.height >> times))
+    if image.mode == "RGB":  # what the header says wins over what libjpeg would guess
+        image.tile = [image.tile[0]._replace(args=("RGB", _JPEG_MODES[colour]))]
+    return np.asarray(image)
+
+
+def _reduced_jpeg2000(data: bytes, times: int, stream: Codestream) -> NDArray[Any]:
+    image = _Halved(io.BytesIO(data), times)
+    pixels = np.asarray(image)
+    if stream.samples > 1:
+        return pixels
+    # Pillow moves values to the top of 8 or 16 bits, and signed ones up until none is negative.
+    pixels = pixels >> (8 * pixels.dtype.itemsize - stream.bits)
+    if not stream.signed:
+        return pixels
+    return (pixels.astype(np.int32) - (1 << (stream.bits - 1))).astype(f"i{pixels.dtype.itemsize}")
+
+
+class _Halved(Jpeg2KImagePlugin.Jpeg2KImageFile):
+    """Pillow's ``reduce`` rounds the sides to the nearest, OpenJPEG up: where they differ, Pillow fails."""
+
+    def __init__(self, file: io.BytesIO, times: int) -> None:
+        super().__init__(file)
+        self._size = (-(-self.width >> times), -(-self.height >> times))
+        whole = self.tile[0]
+        codec, _, *rest = cast("tuple[str, int, int, int, int]", whole.args)
+        self.tile = [whole._replace(extents=(0, 0, *self._size), args=(codec, times, *rest))]

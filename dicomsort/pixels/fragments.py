@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dicomsort.dicom.elements import ITEM, SEQUENCE_END, UNDEFINED
 from dicomsort.dicom.encoding import ELEMENT_HEADERS, SHORT_HEADER
 from dicomsort.pixels.layout import choose
-from dicomsort.pixels.problems import MAX_FRAGMENTS, PixelsError
+from dicomsort.pixels.limits import MAX_FRAGMENTS, PixelsError
 from dicomsort.pixels.values import encoded, integer
 
 if TYPE_CHECKING:

@@ -1,14 +1,230 @@
-"""One frame of a DICOM file, decoded alone however many others the file holds."""
+"""One frame of a DICOM file, decoded alone however many others the file holds.
+
+Uncompressed pixel data (PS3.5 8.1 and A.1 to A.3) is found by its offset. Encapsulated pixel data (PS3.5 A.4) is
+decoded by what its bytes are.
+"""
 
 from __future__ import annotations
 
-from pydicom import uid
+import zlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from dicomsort.dicom.elements import UNDEFINED
-from dicomsort.pixels import encapsulated, native
-from dicomsort.pixels.layout import Frame, read_layout
-from dicomsort.pixels.problems import check_size
+import imagecodecs
+import numpy as np
+from pydicom import uid
+from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import get_decoder
+
+from dicomsort.dicom.elements import UNDEFINED, ByteSource
+from dicomsort.pixels import codestream, decoders, grayscale
+from dicomsort.pixels.fragments import read_frame
+from dicomsort.pixels.layout import GREY, Frame, Layout, alignment, choose, keep_bits, read_layout, to_frame
+from dicomsort.pixels.limits import PixelsError, border, check_size
 from dicomsort.pixels.source import Source
+from dicomsort.pixels.values import integer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Words whose bytes lie the other way round than the transfer syntax says make noise of an image: what is rough, and far
+# smoother with its bytes exchanged, was written so.
+_WORD = 16
+_LONGEST = (1 << 16) - 1  # rows and columns are US
+_PATCH, _LEAST = 256, 32  # pixels of a side that are looked at, and that there must be
+_ROUGH, _SMOOTHER = 0.05, 0.25
+
+
+def decode_native(
+    content: ByteSource, start: int, length: int, source: Source, layout: Layout, frame: int | None
+) -> Frame:
+    """Decode one uncompressed frame (PS3.5 8.1) of the ``length`` bytes of a content from ``start`` on."""
+    if layout.photometric == "YBR_FULL_422" and length * 8 >= layout.bits * 3 // 2:
+        layout = replace(layout, photometric="YBR_FULL")  # the chroma was never subsampled
+    held = length * 8 // layout.bits
+    if not held:
+        raise PixelsError(f"truncated pixel data: {length} of {(layout.bits + 7) // 8} bytes")
+    declared = integer(source.dataset, "NumberOfFrames", 1 if "NumberOfFrames" not in source.dataset else 0)
+    count = min(declared, held) if declared > 0 else held
+    index = choose(frame, count)
+    plain = content.at(start + index * (layout.bits // 8), layout.bits // 8) if _is_plain(layout, source) else b""
+
+    def read(*, little: bool) -> Frame:
+        if len(plain) * 8 == layout.bits:
+            return _read_plain(plain, layout, index, little=little)
+        syntax = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        with border("the pixel data cannot be read"):
+            pixels, facts = get_decoder(syntax).as_array(
+                content.stream(start), index=index, raw=True, **alignment(layout), **layout.options(count)
+            )
+        return to_frame(pixels, facts, layout, index)
+
+    seen = read(little=source.little)
+    if layout.allocated == _WORD and (roughness := _roughness(seen.pixels)) > _ROUGH:
+        swapped = read(little=not source.little)
+        if _roughness(swapped.pixels) < roughness * _SMOOTHER:
+            return swapped
+    return seen
+
+
+def _read_plain(data: bytes, layout: Layout, index: int, *, little: bool) -> Frame:
+    dtype = np.dtype(f"{'<' if little else '>'}{'ui'[layout.signed]}{layout.allocated // 8}")
+    pixels = np.frombuffer(data, dtype).reshape(layout.rows, layout.columns)
+    kept = pixels if layout.stored == layout.allocated else keep_bits(pixels, layout.stored)
+    return Frame(kept, layout.photometric, layout.stored, index)
+
+
+def _is_plain(layout: Layout, source: Source) -> bool:
+    """Whether a frame is what most are, and nothing for pydicom: grey, in bytes or words with no bits below."""
+    whole = layout.allocated == _WORD or (layout.allocated == 8 and source.little)  # noqa: PLR2004
+    return (
+        whole
+        and layout.keyword == "PixelData"
+        and layout.samples == 1
+        and layout.shift == 0
+        and max(layout.rows, layout.columns) <= _LONGEST
+    )
+
+
+def _roughness(pixels: NDArray[Any]) -> float:
+    """Return the mean step between neighbours in the middle of an image, as a share of the range: noise has 1/3.
+
+    An image too small to tell has 0.
+    """
+    rows, columns = (max(0, side - _PATCH) // 2 for side in pixels.shape[:2])
+    patch = pixels[rows : rows + _PATCH, columns : columns + _PATCH].astype(np.float32)
+    span = float(np.ptp(patch)) if min(patch.shape[:2]) >= _LEAST else 0.0
+    if not span:
+        return 0.0
+    steps = (patch[1:] - patch[:-1], patch[:, 1:] - patch[:, :-1])
+    return sum(float(np.abs(step, out=step).mean()) for step in steps) / (2 * span)
+
+
+_DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+
+
+def decode_encapsulated(source: Source, layout: Layout, frame: int | None, least: int) -> Frame:
+    """Decode one frame by what its bytes are: they decide where the transfer syntax says otherwise."""
+    index, data = read_frame(source, frame)
+    if source.syntax == uid.RLELossless:
+        check_size(layout.rows, layout.columns)
+        return _decode_rle(data, layout, index)
+    if source.syntax == _DEFLATED_FRAMES:
+        check_size(layout.rows, layout.columns)
+        return _decode_deflated(data, source, layout, index)
+    stream = codestream.parse(data)
+    if stream is None:
+        if source.syntax in decoders.DECODER_DEPENDENCIES:
+            raise PixelsError(f"no codestream of transfer syntax {source.syntax}")
+        raise PixelsError(f"transfer syntax {source.syntax or '(none)'} is not supported for encapsulated pixel data")
+    check_size(stream.rows, stream.columns)
+    layout = _as_coded(layout, stream)
+    with border("the compressed pixel data cannot be decoded"):
+        if (small := _decode_smaller(data, stream, layout, source, index, least)) is not None:
+            return small
+        if stream.codec not in decoders.SYNTAXES:
+            return _unknown_to_pydicom(decoders.decode(data, stream, layout.photometric), layout, index)
+        decoders.register()
+        pixels, facts = get_decoder(decoders.SYNTAXES[stream.codec]).as_array(
+            encapsulate([data]), index=0, raw=True, decoding_plugin=decoders.PLUGIN, **layout.options(1)
+        )
+    if _hides_sign(layout, stream):
+        pixels = keep_bits(pixels, layout.stored)
+    return to_frame(pixels, facts, replace(layout, shift=0), index)
+
+
+def _decode_smaller(
+    data: bytes, stream: codestream.Codestream, layout: Layout, source: Source, index: int, least: int
+) -> Frame | None:
+    """Decode a large frame at a fraction of its size, where the mean of neighbours is a value like theirs.
+
+    It is not among indices of a palette, beside padding that is black by decree, or where bits mean another number than
+    they were coded as. A JPEG without a window is decoded whole, which costs little: the ends of its grey scale are
+    noise, and the percentiles of less of it are others.
+    """
+    same = bool(layout.signed) == stream.signed and (stream.codec != "jpeg" or stream.bits <= layout.stored)
+    if not same or layout.photometric == "PALETTE COLOR":
+        return None
+    if stream.codec == "jpeg" and layout.samples == 1 and not grayscale.has_window(source.dataset, index):
+        return None
+    pixels = decoders.decode_reduced(data, stream, decoders.jpeg_colour(stream, layout.photometric), least)
+    if pixels is None:
+        return None
+    pixels = pixels.astype(f"{'ui'[layout.signed]}{layout.allocated // 8}", copy=False)
+    inverted = layout.photometric == "MONOCHROME1"
+    if layout.samples == 1 and not grayscale.padding_is_black(source.dataset, index, pixels.dtype, inverted=inverted):
+        return None
+    decoded = stream.codec == "jpeg" or layout.photometric in {"YBR_ICT", "YBR_RCT"}  # by the codec itself
+    return Frame(pixels, "RGB" if layout.samples > 1 and decoded else layout.photometric, layout.stored, index)
+
+
+def _hides_sign(layout: Layout, stream: codestream.Codestream) -> bool:
+    """Whether signed values were coded as unsigned ones of more bits than are stored; no decoder can tell."""
+    return bool(layout.signed) and not stream.signed and not layout.stored >= stream.bits > 0
+
+
+def _unknown_to_pydicom(pixels: NDArray[Any], layout: Layout, index: int) -> Frame:
+    if pixels.ndim == 3 and pixels.shape[2] == 3:  # noqa: PLR2004
+        return Frame(pixels, "RGB", pixels.dtype.itemsize * 8, index)
+    if pixels.ndim != 2:  # noqa: PLR2004
+        raise PixelsError("the number of samples per pixel is not supported")
+    if layout.signed and pixels.dtype.kind == "u":
+        pixels = keep_bits(pixels.view(f"i{pixels.dtype.itemsize}"), min(layout.stored, pixels.dtype.itemsize * 8))
+    return Frame(pixels, layout.photometric if layout.samples == 1 else "MONOCHROME2", layout.stored, index)
+
+
+def _as_coded(layout: Layout, stream: codestream.Codestream) -> Layout:
+    """Let the codestream's size, samples and depth win over the header's."""
+    samples = stream.samples or layout.samples
+    if samples not in {1, 3}:
+        raise PixelsError(f"{samples} samples per pixel are not supported")
+    photometric = layout.photometric
+    if (samples == 1) != (photometric in GREY):
+        photometric = "MONOCHROME2" if samples == 1 else "RGB"
+    allocated = max(layout.allocated, 8 if stream.bits <= 8 else 16 if stream.bits <= 16 else 32)  # noqa: PLR2004
+    stored = min(max(layout.stored, 1), allocated)
+    return replace(
+        layout,
+        rows=stream.rows,
+        columns=stream.columns,
+        samples=samples,
+        photometric=photometric,
+        allocated=allocated,
+        stored=stored,
+        signed=int(layout.signed or stream.signed),
+        planar=0,
+    )
+
+
+def _decode_rle(data: bytes, layout: Layout, index: int) -> Frame:
+    """Decode PS3.5 annex G: by pydicom, but for packed bits, which it does not know."""
+    if layout.allocated == 1:
+        with border("the compressed pixel data cannot be decoded"):
+            return _unpack(imagecodecs.packbits_decode(data[64:]), layout, index)
+    with border("the compressed pixel data cannot be decoded"):
+        pixels, facts = get_decoder(uid.RLELossless).as_array(
+            encapsulate([data]),
+            index=0,
+            raw=True,
+            decoding_plugin="pydicom",
+            **alignment(layout),
+            **layout.options(1),
+        )
+    return to_frame(pixels, facts, layout, index)
+
+
+def _unpack(packed: bytes | bytearray, layout: Layout, index: int) -> Frame:
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little", count=layout.rows * layout.columns)
+    return Frame(bits.reshape(layout.rows, layout.columns), layout.photometric, 1, index)
+
+
+def _decode_deflated(data: bytes, source: Source, layout: Layout, index: int) -> Frame:
+    """Decode a frame of Deflated Image Frame Compression, PS3.5 A.4.12."""
+    expected = (layout.bits + 7) // 8
+    with border("the compressed pixel data cannot be decoded"):
+        plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, expected)
+    return replace(decode_native(ByteSource.of_bytes(plain), 0, len(plain), source, layout, 0), index=index)
+
 
 _ITEM = b"\xfe\xff\x00\xe0"
 _NATIVE = {
@@ -29,7 +245,7 @@ def decode(source: Source, frame: int | None, least: int) -> Frame:
     item = source.content.at(element.offset, len(_ITEM)) == _ITEM
     # A defined length is native data, whatever the transfer syntax says, unless an item shows that it is not.
     if element.length == UNDEFINED or (item and source.syntax not in _NATIVE):
-        return encapsulated.decode(source, layout, frame, least)
+        return decode_encapsulated(source, layout, frame, least)
     check_size(layout.rows, layout.columns)
     length = min(element.length, source.content.size - element.offset)
-    return native.decode(source.content, element.offset, length, source, layout, frame)
+    return decode_native(source.content, element.offset, length, source, layout, frame)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomsort.pixels.problems import PixelsError
+from dicomsort.pixels.limits import PixelsError
 from dicomsort.pixels.values import integer, text
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from dicomsort.dicom.elements import ByteSource
-from dicomsort.pixels import colour, frames, grey, raster, source
-from dicomsort.pixels.problems import PixelsError, border
+from dicomsort.pixels import colour, frames, grayscale, png_jpeg, source
+from dicomsort.pixels.limits import PixelsError, border
 from dicomsort.records import RENDERING_VERSION
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _decoded(path: str | os.PathLike[str], frame: int | None, least: int) -> Ite
             if frame not in {None, 0}:
                 raise PixelsError(f"frame {frame} does not exist, the file holds 1")
             with border("the image cannot be decoded"):
-                yield raster.load(content.file(), least)
+                yield png_jpeg.load(content.file(), least)
             return
         with border("the header cannot be parsed"):
             image = source.read(content)
@@ -87,7 +87,9 @@ def _decoded(path: str | os.PathLike[str], frame: int | None, least: int) -> Ite
 def _show(decoded: Frame, image: source.Source) -> NDArray[np.uint8]:
     bare = decoded.photometric == "PALETTE COLOR" and not colour.has_palette(image.dataset)
     if bare or decoded.photometric.startswith("MONOCHROME"):
-        return grey.to_grey(decoded.pixels, image.dataset, decoded.index, inverted=decoded.photometric == "MONOCHROME1")
+        return grayscale.to_grey(
+            decoded.pixels, image.dataset, decoded.index, inverted=decoded.photometric == "MONOCHROME1"
+        )
     return np.ascontiguousarray(colour.to_rgb(decoded, image.dataset))
 
 

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from dicomsort.dicom import file_meta, full_parser
 from dicomsort.dicom.elements import ByteSource, Ended, NeedsFullParser
 from dicomsort.dicom.encoding import HEADER_SIZE, Encoding
-from dicomsort.pixels.problems import MAX_INFLATED, PixelsError
+from dicomsort.pixels.limits import MAX_INFLATED, PixelsError
 from dicomsort.pixels.values import TAGS, reader_of, take, text
 
 _HEAD = 134  # bytes of a preamble, its prefix, and the group that follows

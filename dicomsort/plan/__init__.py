@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from dicomsort.plan.asking import Names, Surroundings
-from dicomsort.plan.deciding import Decided, decide
+from dicomsort.plan.decisions import Decided, decide
 from dicomsort.plan.layout import TOKENS, Layout, fold, parents, parse_layout, prove_inside, with_suffix
 from dicomsort.plan.reverse import reverse
 from dicomsort.records import (

@@ -20,7 +20,7 @@ from dicomsort.report.manifest import (
     history,
     is_told_of,
 )
-from dicomsort.report.reading import COLUMNS, Damages, read_rows
+from dicomsort.report.manifest_reader import COLUMNS, Damages, read_rows
 from dicomsort.report.text import cell, printable, visible
 
 __all__ = [

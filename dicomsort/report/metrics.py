@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from dicomsort.content import beginning
+from dicomsort.content import Replaced, beginning
 from dicomsort.files import Files
 from dicomsort.report import Summary
 from dicomsort.report.text import printable
-from dicomsort.report.whole import Replaced
 
 Labels = tuple[tuple[str, str], ...]
 

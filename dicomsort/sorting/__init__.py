@@ -6,29 +6,29 @@ walk and examine -> spool -> group -> look -> classify -> plan, sealed -> execut
 from __future__ import annotations
 
 from dicomsort.progress import Progress
-from dicomsort.sorting.arrivals import Arrivals, Survey, survey, walk_inbox
 from dicomsort.sorting.corrections import Corrections
-from dicomsort.sorting.deciding import Desk
-from dicomsort.sorting.history import list_runs, repair, verify
-from dicomsort.sorting.news import look_at_runs, newest_run, sort_news, still_unfinished
-from dicomsort.sorting.outbox import RunContext, held
+from dicomsort.sorting.examine import Arrivals, Survey, survey, walk_inbox
+from dicomsort.sorting.incremental import look_at_runs, newest_run, sort_news, still_unfinished
+from dicomsort.sorting.outbox import RunContext, locked
+from dicomsort.sorting.pipeline import Request, check, check_settings, sort_inbox
 from dicomsort.sorting.pruning import Pruned, prune
+from dicomsort.sorting.review import ReviewService
 from dicomsort.sorting.running import rehearse_undo, resume, undo
-from dicomsort.sorting.sort import Request, check, check_settings, sort_inbox
+from dicomsort.sorting.runs import list_runs, repair, verify
 
 __all__ = [
     "Arrivals",
     "Corrections",
-    "Desk",
     "Progress",
     "Pruned",
     "Request",
+    "ReviewService",
     "RunContext",
     "Survey",
     "check",
     "check_settings",
-    "held",
     "list_runs",
+    "locked",
     "look_at_runs",
     "newest_run",
     "prune",

@@ -20,15 +20,15 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from dicomsort.engine import Engine, submit_batch
+from dicomsort.engines.engine import Engine, submit_batch
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.files import Files, closing, flush_path, is_straight, look_up, missing_folders, whole_lines
 from dicomsort.records import RENDERING_VERSION, Action, Row
 from dicomsort.report import cell, visible
-from dicomsort.report.retold import rows_of
-from dicomsort.report.reviewed import decided_from
-from dicomsort.sorting.looking import FRAMES, middle_half
+from dicomsort.report.manifest import rows_of
+from dicomsort.report.manifest_reader import decided_from
 from dicomsort.sorting.outbox import load_run, load_runs, wholly_undone
+from dicomsort.sorting.pixel_sampling import FRAMES, middle_half
 from dicomsort.tasks import Asked, Portrait, portray
 
 TABLE = "corrections.csv"

@@ -179,7 +179,7 @@ def check_state(outbox: str) -> None:
 
 
 @contextmanager
-def held(context: RunContext, *, create: bool) -> Iterator[None]:
+def locked(context: RunContext, *, create: bool) -> Iterator[None]:
     """Hold the outbox until the block ends; OutboxLocked where another run holds it."""
     files, outbox = context.files, context.outbox
     check_state(outbox)

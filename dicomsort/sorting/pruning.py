@@ -17,7 +17,7 @@ from dicomsort.files import Files, flush_path, look_up
 from dicomsort.journal import JOURNAL, PLAN, runs_folder
 from dicomsort.report import MANIFEST, SUMMARY
 from dicomsort.report.manifest import NEW
-from dicomsort.sorting.outbox import STAMP, Run, RunContext, RunState, held, load_runs
+from dicomsort.sorting.outbox import STAMP, Run, RunContext, RunState, load_runs, locked
 
 _ORDER = (PLAN, JOURNAL, MANIFEST, f"{MANIFEST}{NEW}", SUMMARY)
 _DAY = 86400.0
@@ -41,7 +41,7 @@ def prune(context: RunContext, days: float | None = None, count: int | None = No
     """
     context = context.located()
     files, folder, pruned = context.files, runs_folder(context.outbox), Pruned()
-    with held(context, create=False):
+    with locked(context, create=False):
         runs = [_Run(f"{folder}/{run.name}", run) for run in load_runs(context.outbox).values()]
         old = {run.name for run in _old(runs, days, count)}
         for run in _undos_last([run for run in runs if run.name in old or run.half_pruned]):

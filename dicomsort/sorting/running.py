@@ -37,10 +37,10 @@ from dicomsort.sorting.outbox import (
     chosen,
     corrections_of,
     decisions_about,
-    held,
     inbox_of,
     load_run,
     load_runs,
+    locked,
     new_run,
     now,
     read_all,
@@ -49,8 +49,8 @@ from dicomsort.sorting.outbox import (
     unfinished,
     wholly_undone,
 )
+from dicomsort.sorting.outbox_state import LaterRuns
 from dicomsort.sorting.reserve import free_reserve, make_reserve, room_for_undo
-from dicomsort.sorting.surroundings import AroundUndo
 
 NOTHING_TO_UNDO = "no run that changed anything is left to undo"
 # Threads that place: a local disk answers sooner than the interpreter switches between many, a network does not.
@@ -143,7 +143,7 @@ def resume(context: RunContext, run: str | None = None) -> Summary:
     """Go on with a run that was cut short; the newest unfinished one by default."""
     context = context.located()
     outbox = context.outbox
-    with held(context, create=False):
+    with locked(context, create=False):
         runs = load_runs(outbox)
         newest = max(runs, default=None)
         begun = max(unfinished(runs), default=newest)
@@ -205,7 +205,7 @@ def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = 
     outbox = context.outbox
     if with_decisions:
         _undo_decisions(context, run)
-    with held(context, create=False):
+    with locked(context, create=False):
         runs = load_runs(outbox)
         if (name := _to_undo(outbox, runs, run)) is None:
             return _nothing_to_undo(runs, run)
@@ -214,12 +214,12 @@ def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = 
         room = room_for_undo(os.stat(plan.path).st_size)
         with _room_told(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
             complete_reports(context, runs.values())
-            around = AroundUndo(outbox, runs, name, inbox_of(plan.head, outbox))
+            around = LaterRuns(outbox, runs, name, inbox_of(plan.head, outbox))
             mine, sealed = _seal_undo(context, name, plan, around)
         return _end(context, mine, sealed)
 
 
-def _seal_undo(context: RunContext, run: str, plan: Plan, around: AroundUndo) -> tuple[str, Plan]:
+def _seal_undo(context: RunContext, run: str, plan: Plan, around: LaterRuns) -> tuple[str, Plan]:
     """Find out how a run stands, and seal the plan that undoes it: the undo's own run, and that plan."""
     roots, folder = around.roots, f"{runs_folder(context.outbox)}/{run}"
     with closing(Journal(context.files, folder, plan.count)) as journal:
@@ -246,7 +246,7 @@ def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operatio
     if (name := _to_undo(outbox, runs, run)) is None:
         return _nothing_to_undo(runs, run, dry_run=True)
     plan = _undoable(outbox, runs, name)
-    around = AroundUndo(outbox, runs, name, inbox_of(plan.head, outbox))
+    around = LaterRuns(outbox, runs, name, inbox_of(plan.head, outbox))
     known = replay(f"{runs_folder(outbox)}/{name}", plan.count)
     placer, summary = Placer(context.files, around.roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True)
     summary.undoes = name

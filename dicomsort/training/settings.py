@@ -12,16 +12,16 @@ from dicomsort.config import checked as in_range
 from dicomsort.content import CHECKPOINT, SHEET, TRIALS
 from dicomsort.errors import UsageError
 from dicomsort.outputs import Gate
-from dicomsort.training.architectures import ARCHITECTURES, varied, with_weights
-from dicomsort.training.augment import STRENGTHS
-from dicomsort.training.checkpoint import NAME, PART
-from dicomsort.training.recipe import Recipe
-from dicomsort.training.replacing import beside_of
-from dicomsort.training.reporting import SHEET as SHEET_NAME
-from dicomsort.training.starting import going_on
+from dicomsort.training.data.augment import STRENGTHS
+from dicomsort.training.evaluate.compare import beside_of
+from dicomsort.training.evaluate.reporting import SHEET as SHEET_NAME
+from dicomsort.training.fit.checkpoint import NAME, PART
+from dicomsort.training.fit.finetune import going_on
+from dicomsort.training.fit.recipe import Recipe
+from dicomsort.training.models.architectures import ARCHITECTURES, varied, with_weights
 
 if TYPE_CHECKING:
-    from dicomsort.training.architectures import Architecture
+    from dicomsort.training.models.architectures import Architecture
 
 SPLITS = ("random", "source")
 DEFAULT = "cnn"

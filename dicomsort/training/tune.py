@@ -20,20 +20,19 @@ from dicomsort.config import TRAINING
 from dicomsort.config import checked as in_range
 from dicomsort.errors import UsageError, missing_extra
 from dicomsort.files import Files, closing
-from dicomsort.training.cache import open_cache
-from dicomsort.training.dataset import fingerprint, require_trainable
+from dicomsort.training.data.augment import varied_by
+from dicomsort.training.data.dataset import fingerprint, require_trainable
+from dicomsort.training.data.rendered import Rendered, open_cache, render_all
+from dicomsort.training.pipeline import scanned, tell_skipped, train
 from dicomsort.training.progress import load_tensorflow
 from dicomsort.training.settings import Settings, checked
-from dicomsort.training.tensors import Rendered, render_all
-from dicomsort.training.trainer import scanned, tell_skipped, train
-from dicomsort.training.varying import varied_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dicomsort.engine import Engine
+    from dicomsort.engines.engine import Engine
+    from dicomsort.training.pipeline import Trained
     from dicomsort.training.progress import Reporter
-    from dicomsort.training.trainer import Trained
 
 TABLE, PICTURE = "trials.csv", "trials.png"
 RATES = (1e-4, 1e-2)
@@ -164,7 +163,7 @@ def _ended(study: Any) -> list[Any]:
 
 def _search(optuna: Any, study: Any, settings: Settings, trials: int, rendered: Rendered, reporter: Reporter) -> None:
     """Try until ``trials`` have ended."""
-    from dicomsort.training.trying import attempt
+    from dicomsort.training.trial import attempt
 
     done = len(_ended(study))
     with reporter.step("Trials", max(trials, done), done) as step:
@@ -190,7 +189,7 @@ def _search(optuna: Any, study: Any, settings: Settings, trials: int, rendered: 
 
 def _suggest(trial: Any, settings: Settings) -> dict[str, Any]:
     """Return what the trial is to try."""
-    from dicomsort.training.architectures import VARIATIONS
+    from dicomsort.training.models.architectures import VARIATIONS
 
     params = {
         "learning_rate": trial.suggest_float("learning_rate", *RATES, log=True),
@@ -226,7 +225,7 @@ def _told(settings: Settings, reporter: Reporter) -> Iterator[None]:
 
 def _write(folder: Path, study: Any) -> None:
     """Write the table and the picture of the trials."""
-    from dicomsort.training.plots import plot_trials
+    from dicomsort.training.evaluate.plots import plot_trials
 
     trials = _ended(study)
     names = sorted({name for trial in trials for name in trial.params})

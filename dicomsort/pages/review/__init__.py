@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dicomsort.pages.review.gallery import Gallery
-from dicomsort.pages.review.guard import checked_address
-from dicomsort.pages.review.server import serve
-from dicomsort.pages.review.session import Session
+from dicomsort.pages.review.server import checked_address, serve
+from dicomsort.pages.review.session import Gallery, Session
 
 __all__ = ["Gallery", "Session", "checked_address", "serve"]

@@ -1,26 +1,67 @@
-"""One review of an outbox, as its pages see it: items in an order that stays, and what became of each."""
+"""One review of an outbox: items in an order that stays, what became of each, and pictures on demand.
+
+Workers with limits make the pictures; the newest are kept in bounded memory, none on disk.
+"""
 
 from __future__ import annotations
 
 import shlex
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from dicomsort.bundle import Bundle
-from dicomsort.errors import Outdated, UsageError
+from dicomsort.engines.engine import Engine
+from dicomsort.errors import Outdated, UsageError, WorkerLost
 from dicomsort.files import is_straight
-from dicomsort.pages.facts import of_header, shown, title, why
-from dicomsort.pages.review.gallery import Gallery
+from dicomsort.pages.rendering import of_header, shown, title, why
 from dicomsort.records import OTHER
-from dicomsort.report.held import Item
-from dicomsort.report.reading import RunRow
-from dicomsort.report.reviewed import reviewer, who_of
+from dicomsort.report.manifest_reader import RunRow, reviewer, who_of
+from dicomsort.report.review_queue import Item
 from dicomsort.report.text import size
-from dicomsort.sorting import Desk
-from dicomsort.sorting.looking import mean, middle_half
-from dicomsort.tasks import Asked, Portrait
+from dicomsort.sorting import ReviewService
+from dicomsort.sorting.pixel_sampling import mean, middle_half
+from dicomsort.tasks import Asked, Portrait, portray
+
+KEPT = 64 << 20  # bytes of pictures
+_WEIGHT = 4096  # bytes of all else in a portrait, about
+
+
+class Gallery:
+    """Portraits of files below one folder; safe to ask from several threads."""
+
+    def __init__(self, engine: Engine, root: str, kept: int = KEPT) -> None:
+        """``kept`` bounds the memory of pictures that are asked for again."""
+        self._engine, self._root, self._room = engine, root, kept
+        self._portraits: OrderedDict[tuple[Asked, str], Portrait] = OrderedDict()
+        self._turn = threading.Lock()
+
+    def portrait(self, asked: Asked, sha256: str) -> Portrait:
+        """A portrait of a file of this content, or one whose ``problem`` says why there is none."""
+        key = (asked, sha256)  # another file may come by the same name
+        with self._turn:
+            if key in self._portraits:
+                self._portraits.move_to_end(key)
+                return self._portraits[key]
+        try:
+            (portrait,) = self._engine.submit(partial(portray, self._root), [asked]).result()
+        except WorkerLost as error:
+            return Portrait(b"", str(error))
+        if not portrait.problem:  # a problem may pass
+            self._keep(key, portrait)
+        return portrait
+
+    def _keep(self, key: tuple[Asked, str], portrait: Portrait) -> None:
+        with self._turn:
+            self._portraits[key] = portrait
+            weight = sum(len(each.picture) + _WEIGHT for each in self._portraits.values())
+            while weight > self._room and len(self._portraits) > 1:
+                _, gone = self._portraits.popitem(last=False)
+                weight -= len(gone.picture) + _WEIGHT
+
 
 LOOKED = 3  # frames that the bars are the mean of
 NAMED = 3  # paths of an item that are told
@@ -41,7 +82,7 @@ def keys_for(labels: Sequence[str]) -> dict[str, str]:
 class Session:
     """What pages ask for; safe to use from several threads. Items keep their places, new ones come last."""
 
-    desk: Desk
+    desk: ReviewService
     bundle: Bundle
     gallery: Gallery
     who: str = "unknown"

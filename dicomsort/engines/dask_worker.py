@@ -1,0 +1,136 @@
+"""What runs on a Dask worker: tasks in processes of its own, once it is known to see what the run's own host sees.
+
+Dask's workers are daemonic and may not fork, and a task that dies would take such a worker with it, so each keeps a
+``processes`` engine: limits hold there by the same mechanism, and a hostile file costs neither the Dask worker nor the
+other tasks on it. Its processes end with the Dask worker, however that ends, or when no task came for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from dicomsort import __version__
+from dicomsort.engines.engine import Limits
+from dicomsort.engines.processes import ProcessEngine
+from dicomsort.errors import DicomsortError, WorkerLost
+
+IDLE_SECONDS = 60.0  # a cluster outlives a run: processes that nobody asks are ended
+KEPT = 16  # requirements that are remembered as met
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What comes with every task: its limits, the modules that a process imports first, and what must hold here.
+
+    ``requirement`` is a pickled ``(amiss, expected)``, see ``Engine.check_workers``; empty where nothing is required.
+    """
+
+    limits: Limits
+    warm: tuple[str, ...]
+    requirement: bytes = b""
+
+
+@dataclass
+class _Local:
+    engine: ProcessEngine
+    users: int = 0
+    used: float = 0.0
+
+
+_lock = threading.Lock()
+_locals: dict[tuple[Limits, tuple[str, ...]], _Local] = {}
+_met: set[bytes] = set()
+
+
+def run_here(version: str, payload: bytes) -> object:
+    """Run a pickled ``(function, task, settings)`` in a process that can be killed.
+
+    ``version`` is looked at before anything is unpickled that may have changed with it.
+    """
+    from distributed import get_worker
+
+    worker = get_worker()
+    if version != __version__:
+        message = f"{_named(worker)}: expected dicomsort {version}, received {__version__}; install the same there"
+        raise DicomsortError(message)
+    function, task, settings = pickle.loads(payload)  # noqa: S301 - Dask's own wire is pickle too
+    with _lent(worker, settings) as engine:
+        if settings.requirement and (said := _difference(engine, settings.requirement)):
+            raise DicomsortError(f"{_named(worker)}: {said}")
+        return engine.submit(function, task).result()
+
+
+async def meet(settings: Settings, dask_worker: Any) -> tuple[str, str]:
+    """Say anew on which host this is, and what is amiss here: nothing where the requirement is met."""
+
+    def ask() -> tuple[str, str]:
+        _met.discard(settings.requirement)
+        with _lent(dask_worker, settings) as engine:
+            return socket.gethostname(), _difference(engine, settings.requirement)
+
+    return await asyncio.to_thread(ask)  # a mount whose server is gone must not stop the worker's event loop
+
+
+def _difference(engine: ProcessEngine, requirement: bytes) -> str:
+    if requirement in _met:
+        return ""
+    amiss, expected = pickle.loads(requirement)  # noqa: S301
+    try:
+        said: str = engine.submit(amiss, expected).result()
+    except WorkerLost as lost:
+        return f"expected its file system to answer, received: {lost}; look at its mounts"
+    if not said:
+        if len(_met) >= KEPT:
+            _met.clear()
+        _met.add(requirement)
+    return said
+
+
+def _named(worker: Any) -> str:
+    return f"Dask worker {worker.address} on {socket.gethostname()}"
+
+
+@contextmanager
+def _lent(worker: Any, settings: Settings) -> Iterator[ProcessEngine]:
+    key = settings.limits, settings.warm
+    with _lock:
+        local = _locals.get(key)
+        if local is None:
+            count = processes_for(worker.state.nthreads, worker.memory_manager.memory_limit, settings.limits)
+            local = _locals[key] = _Local(ProcessEngine(count, *key))
+            threading.Thread(target=_end_when_idle, args=(key, local), name="dicomsort-idle", daemon=True).start()
+        local.users += 1
+    try:
+        yield local.engine
+    finally:
+        with _lock:
+            local.users -= 1
+            local.used = time.monotonic()
+
+
+def processes_for(threads: int, memory_limit: int | None, limits: Limits) -> int:
+    """How many processes a Dask worker gets: as many as its threads, fewer where its memory has no room for them.
+
+    Dask counts the memory of its own process alone, so ``--memory-limit`` (bytes; None or 0: there is none) would not
+    hold what its children take.
+    """
+    room = memory_limit // limits.memory_bytes if memory_limit else threads
+    return max(1, min(threads, room))
+
+
+def _end_when_idle(key: tuple[Limits, tuple[str, ...]], local: _Local) -> None:
+    while True:
+        time.sleep(IDLE_SECONDS / 4)
+        with _lock:
+            if not local.users and time.monotonic() - local.used > IDLE_SECONDS:
+                del _locals[key]
+                break
+    local.engine.close()

@@ -1,0 +1,299 @@
+"""The engine of worker processes: a task that dies, or runs past a limit, costs its own worker and nothing else.
+
+Workers are plain subprocesses on a private socket pair, started as tasks come. One thread a worker feeds it; a watchdog
+thread kills a worker whose task runs past its time, which the feeder sees as the end of the pipe.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dicomsort.engines.engine import CLOSED, Engine, Limits, R, Slots, T
+from dicomsort.errors import DicomsortError, WorkerLost
+from dicomsort.memory import ADDRESSES, require_address_space, shortage, workers_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+START_SECONDS = 60.0  # for a worker's imports, which are no task's fault
+START_TRIES = 3
+WAITING_PER_WORKER = 4
+ROOT = Path(__file__).parents[2]
+_log = logging.getLogger("dicomsort")
+# Signals that no crash sends: the system without memory, or a person. Limits of ours are told otherwise.
+_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
+ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
+
+
+class _Job(NamedTuple):
+    function: Callable[[Any], Any]
+    task: Any
+    future: Future[Any]
+
+
+class _Worker:
+    """One worker process and this end of its pipe."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-P", "-X", f"utf8={sys.flags.utf8_mode}"]
+        command += [str(Path(__file__).with_name("worker.py")), str(theirs.fileno())]
+        with theirs:
+            self.pipe: Connection[Any, Any] = Connection(ours.detach())
+            # What libraries print goes nowhere: it may quote a header, and stdout belongs to the result.
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | ONE_THREAD,
+                start_new_session=True,  # signals of the terminal are the parent's to handle
+            )
+        self.known: set[bytes] = set()
+        self._lock = threading.Lock()
+        self._allowed = self._left = 0.0
+        self._busy = False
+        self._verdict = ""
+
+    def ask(self, message: object, seconds: float) -> tuple[str, Any]:
+        """Send and wait for the answer; raises ``WorkerLost`` saying why none came."""
+        payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        with self._lock:
+            self._allowed = self._left = seconds
+            self._busy = True
+        try:
+            self.pipe.send_bytes(payload)
+            answer = self.pipe.recv_bytes()
+        except (EOFError, OSError):
+            self.stop()
+            ours = bool(self._verdict) or -self.process.returncode not in _FROM_OUTSIDE
+            reason = f"the worker process {self._verdict or self._ending()}"
+            raise WorkerLost(reason, from_outside=not ours) from None
+        finally:
+            with self._lock:
+                self._busy = False
+        if self._verdict:  # it answered and was killed at the same moment
+            self.stop()
+        # Pickle is safe here: the pipe is private, and both of its ends were made by this process.
+        outcome, value = pickle.loads(answer)  # noqa: S301
+        return outcome, value
+
+    def spend(self, seconds: float) -> None:
+        """Take time off what the running task may use; kill the worker when none is left."""
+        with self._lock:
+            self._left -= seconds
+            if self._busy and self._left < 0:
+                self._verdict = f"ran past {self._allowed:g} s"
+                self.process.kill()
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.pipe.close()
+
+    def _ending(self) -> str:
+        status = self.process.returncode
+        if status < 0:
+            return f"was killed by signal {-status} ({signal.strsignal(-status)})"
+        return f"ended with exit status {status}"
+
+
+class ProcessEngine(Engine):
+    """At most ``workers`` processes, each started when a task finds none free; ``warm`` names modules to import first.
+
+    Fewer are started where memory would not do for as many tasks that each take all they may, or where the system
+    starts no more. Raises ``DicomsortError`` where the address space (`ulimit -v`) does not do for one.
+    """
+
+    def __init__(self, workers: int | None, limits: Limits, warm: tuple[str, ...] = ()) -> None:
+        """Start none yet; by default there is one for each core that this process may use."""
+        require_address_space(ADDRESSES + limits.memory_bytes)
+        asked = workers or usable_cores()
+        self.workers = workers_for(asked, limits.memory_bytes)
+        if workers and self.workers < workers:
+            _tell_fewer(workers, self.workers, "there is no memory for more")
+        self._limits = limits
+        self._setup = (_import_path(), warm, limits.memory_bytes)
+        self._slots = Slots(WAITING_PER_WORKER * self.workers)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._unfinished = 0  # jobs, waiting or running
+        self._lock = threading.Lock()
+        self._running: dict[int, _Worker] = {}
+        self._feeders = 0  # that take jobs
+        self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._start(self._watch, "dicomsort-watchdog")
+
+    def submit(self, function: Callable[[T], R], task: T, /) -> Future[R]:
+        """Queue a task; blocks while four a worker wait."""
+        self._slots.take()
+        future: Future[R] = Future()
+        with self._lock:
+            if self._slots.closed:
+                raise DicomsortError(CLOSED)
+            if self._unfinished >= self._feeders < self.workers:
+                self._add_feeder()
+            self._unfinished += 1
+            self._jobs.put(_Job(function, task, future))
+        return future
+
+    def close(self) -> None:
+        """Kill the workers, and end what has not finished with ``DicomsortError``."""
+        with self._lock:
+            self._slots.close()
+            running = list(self._running.values())
+        self._stopped.set()
+        for worker in running:
+            worker.process.kill()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _start(self, run: Callable[..., None], name: str, *arguments: int) -> None:
+        thread = threading.Thread(target=run, args=arguments, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _add_feeder(self) -> None:
+        try:
+            self._start(self._feed, "dicomsort-feeder", len(self._threads))
+        except (RuntimeError, MemoryError) as error:  # "can't start new thread"
+            if not self._feeders:
+                self._slots.give()
+                raise DicomsortError(f"expected a thread to start, received: {error}") from None
+            self._give_up_more(str(error))
+        else:
+            self._feeders += 1
+
+    def _give_up_more(self, reason: str) -> None:
+        """Go on with the workers that there are."""
+        _tell_fewer(self.workers, self._feeders, reason)
+        self.workers = self._feeders
+
+    def _watch(self) -> None:
+        # Time is counted in ticks, so that a run which was suspended (Ctrl-Z) finds its tasks no older.
+        tick = min(0.25, self._limits.seconds / 10)
+        while not self._stopped.wait(tick):
+            for worker in list(self._running.values()):
+                worker.spend(tick)
+
+    def _feed(self, number: int) -> None:
+        # The thread that starts a worker lives as long as it: a worker dies with its parent *thread* (prctl(2)).
+        if self._is_needless(number):
+            return
+        while (job := self._jobs.get()) is not None:
+            self._slots.give()
+            if job.future.set_running_or_notify_cancel():
+                self._settle(number, job)
+            else:
+                self._count_finished()
+            del job  # while waiting for the next, hold no batch in memory
+        if worker := self._running.pop(number, None):
+            worker.stop()
+
+    def _is_needless(self, number: int) -> bool:
+        """Start a worker; whether that failed, and others are there for its tasks."""
+        try:
+            self._ready(number)
+        except DicomsortError as error:
+            with self._lock:
+                if self._feeders > 1 and not self._slots.closed:
+                    self._feeders -= 1
+                    self._give_up_more(str(error))
+                    return True
+        return False  # the first task tries again, and tells
+
+    def _settle(self, number: int, job: _Job) -> None:
+        try:
+            result = self._run(number, job.function, job.task)
+        except BaseException as error:  # noqa: BLE001 - it belongs to who asks for the result
+            self._count_finished()
+            job.future.set_exception(error)
+        else:
+            self._count_finished()  # before anybody who waits for it submits the next
+            job.future.set_result(result)
+
+    def _count_finished(self) -> None:
+        with self._lock:
+            self._unfinished -= 1
+
+    def _run(self, number: int, function: Callable[[Any], Any], task: object) -> object:
+        name, message = pickle.dumps(function), pickle.dumps(task, pickle.HIGHEST_PROTOCOL)
+        worker = self._ready(number)
+        try:
+            outcome: str = "done"
+            value: Any = None
+            if name not in worker.known:
+                outcome, value = worker.ask((name, None), START_SECONDS)
+                if outcome == "memory":  # no task had begun
+                    worker.stop()
+                    raise DicomsortError(f"expected memory for a worker process, received none; {shortage()}")
+            if outcome == "done":
+                worker.known.add(name)
+                outcome, value = worker.ask((name, message), self._limits.seconds)
+        except WorkerLost:
+            if self._slots.closed:  # close killed it: the task is not to blame
+                raise DicomsortError(CLOSED) from None
+            raise
+        if outcome == "memory":
+            worker.stop()
+            raise WorkerLost(f"the worker process ran past {self._limits.memory_bytes >> 20} MiB of memory")
+        if outcome == "raised":
+            raise value
+        return value
+
+    def _ready(self, number: int) -> _Worker:
+        """Return a worker that waits for a task: the present one, or where that died a new one."""
+        worker = self._running.get(number)
+        if worker is not None and worker.alive():
+            return worker
+        reason: Exception | None = None
+        for _ in range(START_TRIES):
+            try:
+                with self._lock:
+                    if self._slots.closed:
+                        raise DicomsortError(CLOSED)
+                    worker = self._running[number] = _Worker()
+                worker.ask(self._setup, START_SECONDS)
+            except (WorkerLost, OSError) as error:
+                reason = error
+            else:
+                return worker
+        raise DicomsortError(f"expected a worker process to start, received: {reason}")
+
+
+def _tell_fewer(asked: int, started: int, reason: str) -> None:
+    facts = {"asked": asked, "workers": started, "message": reason}
+    _log.warning("fewer workers than asked for", extra={"facts": facts})
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _import_path() -> list[str]:
+    """Where workers import from: as here, less the working folder, which may be an inbox full of surprises."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        here = ROOT
+    path = [entry for entry in sys.path if here == ROOT or (entry and Path(entry).resolve() != here)]
+    return path if str(ROOT) in path else [*path, str(ROOT)]

@@ -1,0 +1,139 @@
+"""What is to be sent: the files below a folder, or those that a run placed; as instances, or why they are none."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from dicomsort.classify import is_uid
+from dicomsort.dicom import file_meta
+from dicomsort.dicom.headers import data_set_offset, read_header
+from dicomsort.discover import Folder, Passed, walk
+from dicomsort.errors import UsageError, command
+from dicomsort.files import look_up, opened
+from dicomsort.journal import STATE, is_run, runs_folder
+from dicomsort.pacs.send.records import Instance, SendResult, SendStatus
+from dicomsort.records import REVIEW, UNREADABLE, Action, Found, Kind
+from dicomsort.report import MANIFEST, read_summary
+from dicomsort.report.manifest import rows_of
+
+HELD = (REVIEW, UNREADABLE)
+ASIDE = ".dicomsort-sent"  # where a folder that lies in no outbox keeps what was acknowledged
+HEAD = 16 << 10
+_LONG_AGO = -(1 << 80)  # nanoseconds
+_PLACED = frozenset({Action.COPIED, Action.MOVED, Action.LINKED})
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The folder to send, and what its files' paths are relative to: its outbox (``is_outbox``), else itself."""
+
+    folder: str
+    base: str
+    is_outbox: bool
+    run: str = ""
+
+    def shown(self, path: str) -> str:
+        """A path below ``folder`` as one below ``base``."""
+        return os.path.relpath(f"{self.folder}/{path}", self.base) if self.folder != self.base else path
+
+
+def select(folder: str, run: str) -> Selection:
+    """Find the folder and the outbox that it lies in; ``UsageError`` where there is no such folder, or no such run."""
+    if not folder or not os.path.isdir(folder):
+        raise UsageError(f"expected a folder to send, received {folder!r}")
+    real = os.path.realpath(folder)
+    base = real
+    while not os.path.isdir(f"{base}/{STATE}"):
+        if base == "/":
+            if run:
+                raise UsageError(f"--run: expected a folder of an outbox of dicomsort, received {folder!r}")
+            return Selection(real, real, is_outbox=False)
+        base = os.path.dirname(base)
+    if run:
+        _check_run(base, run)
+    return Selection(real, base, is_outbox=True, run=run)
+
+
+def _check_run(outbox: str, run: str) -> None:
+    if run in os.listdir(runs_folder(outbox)) and read_summary(outbox, run) is None:
+        raise UsageError(f"--run: expected a run that has ended, received {run}; `dicomsort resume` finishes it")
+    if not is_run(run) or next(rows_of(outbox, run), None) is None:
+        raise UsageError(
+            f"--run: expected one of the runs that {command('runs', outbox)} lists, received {run!r}, "
+            "of which neither its own manifest nor that of the outbox has a row"
+        )
+
+
+def candidates(selection: Selection) -> Iterator[Found | SendResult]:
+    """Yield each file to look at, its path relative to ``base``, and each entry that cannot be one."""
+    found = _placed(selection) if selection.run else _walked(selection)
+    left_out = HELD if selection.folder == selection.base and selection.is_outbox else ()
+    for each in found:
+        if each.path.partition("/")[0] not in left_out:
+            yield each
+
+
+def _placed(selection: Selection) -> Iterator[Found | SendResult]:
+    below = selection.shown(".") if selection.folder != selection.base else ""
+    for row in rows_of(selection.base, selection.run):
+        path = row.destination
+        if row.action not in _PLACED or not (path + "/").startswith(f"{below}/" if below else ""):
+            continue
+        status = look_up(f"{selection.base}/{path}")
+        if status is None or not stat.S_ISREG(status.st_mode):
+            yield SendResult(path, row.sop_uid, SendStatus.FAILED, 0, "gone from the outbox since the run placed it")
+        else:
+            times = {"mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
+            yield Found(path, status.st_size, device=status.st_dev, inode=status.st_ino, **times)
+
+
+def _walked(selection: Selection) -> Iterator[Found | SendResult]:
+    own = [look_up(f"{selection.folder}/{name}") for name in (STATE, ASIDE)]
+    left_out = {(status.st_dev, status.st_ino) for status in own if status is not None}
+    # With a clock that is behind all files the walk tells the ctime of each.
+    for entry in walk(selection.folder, lambda status: (status.st_dev, status.st_ino) in left_out, lambda: _LONG_AGO):
+        if isinstance(entry, Folder):
+            continue
+        path = selection.shown(entry.path)
+        if isinstance(entry, Passed):
+            fate = SendStatus.FAILED if entry.failed else SendStatus.IGNORED
+            yield SendResult(path, "", fate, 0, entry.message or entry.reason)
+        elif not (selection.is_outbox and path == MANIFEST):
+            yield replace(entry, path=path)
+
+
+def examine(base: str, found: Found) -> Instance | SendResult:
+    """Read the header of one file."""
+    absolute = f"{base}/{found.path}"
+    try:
+        with opened(absolute) as descriptor:
+            head = os.pread(descriptor, HEAD, 0)
+            name = found.path.rpartition("/")[2]
+
+            def more(offset: int, size: int) -> bytes:
+                return os.pread(descriptor, size, offset)
+
+            header = read_header(head, found.size, name, more)
+            is_instance = header.kind is Kind.DICOM and not (header.ignored or header.problem)
+            offset = data_set_offset(head, found.size, more) if is_instance else None
+    except OSError as error:
+        return SendResult(found.path, "", SendStatus.FAILED, 0, f"it cannot be read: {error.strerror}")
+    if header.ignored or header.kind in {Kind.PNG, Kind.JPEG}:
+        return SendResult(found.path, "", SendStatus.IGNORED, 0, f"not sent: {header.ignored or header.kind}")
+    problem = header.message or header.problem if not is_instance else ""
+    if not problem and offset is None:
+        problem = "its file meta information is damaged"
+    if not problem and not (is_uid(header.sop_uid) and is_uid(header.sop_class_uid)):
+        problem = "it has no valid SOP Class UID (0008,0016) or SOP Instance UID (0008,0018)"
+    if not problem and not is_uid(header.transfer_syntax):
+        problem = "its transfer syntax is not known"
+    if problem or offset is None:
+        return SendResult(found.path, "", SendStatus.FAILED, 0, problem)
+    syntax, sop_class, sop_uid = header.transfer_syntax, header.sop_class_uid, header.sop_uid
+    return Instance(
+        found.path, absolute, found.size, found.mtime_ns, found.inode, offset, syntax, sop_class, sop_uid,
+        file_meta.lacking(head, sop_class, sop_uid, syntax), found.ctime_ns,
+    )  # fmt: skip

@@ -1,0 +1,267 @@
+"""Data sets in another transfer syntax, for peers that do not take the file's own; only where no value changes.
+
+Elements are read by ``ElementReader`` and written by pydicom, which gets every value as the bytes that it is: where it
+reads values itself it trims what somebody wrote. Pixel data is decompressed by pydicom. All of it is done in a worker
+that can be killed: it parses and decodes what may be hostile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dicomsort.dicom.elements import (
+    DELIMITERS,
+    ITEM,
+    ITEM_END,
+    SEQUENCE_END,
+    UNDEFINED,
+    ByteSource,
+    ElementReader,
+    Ended,
+    NeedsFullParser,
+)
+from dicomsort.dicom.encoding import DEFLATED, EXPLICIT_LITTLE, IMPLICIT_LITTLE, SHORT_HEADER, Encoding
+from dicomsort.engines.engine import Limits
+from dicomsort.engines.processes import ProcessEngine
+from dicomsort.errors import WorkerLost
+from dicomsort.pacs.send.instance_file import check
+from dicomsort.pacs.send.records import Instance, Unsendable
+
+if TYPE_CHECKING:
+    from pydicom.dataelem import DataElement, RawDataElement
+    from pydicom.dataset import Dataset
+    from pydicom.tag import BaseTag
+
+NATIVE = {  # in order of preference
+    EXPLICIT_LITTLE: "Explicit VR Little Endian",
+    IMPLICIT_LITTLE: "Implicit VR Little Endian",
+}
+LIMITS = Limits(60.0, 2 << 30)
+_PIXEL_DATA, _PHOTOMETRIC, _PLANAR, _REPRESENTATION = 0x7FE00010, 0x00280004, 0x00280006, 0x00280103
+_OFFSET_TABLES = (0x7FE00001, 0x7FE00002)  # Extended Offset Table, and its lengths
+_AMBIGUOUS = {  # the VRs of a tag that has several, of unsigned and of signed images
+    "US or SS": ("US", "SS"),
+    "OB or OW": ("OW", "OW"),
+    "US or OW": ("OW", "OW"),
+    "US or SS or OW": ("OW", "OW"),
+}
+# What must be the same of an image decompressed
+_LAYOUT = (
+    "SamplesPerPixel", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation",
+)  # fmt: skip
+_RLE = "1.2.840.10008.1.2.5"
+_LOSSLESS = frozenset({
+    *NATIVE,
+    "1.2.840.10008.1.2.1.99",  # deflated
+    "1.2.840.10008.1.2.4.57",  # JPEG lossless
+    "1.2.840.10008.1.2.4.70",
+    "1.2.840.10008.1.2.4.80",  # JPEG-LS lossless
+    "1.2.840.10008.1.2.4.90",  # JPEG 2000 lossless
+    "1.2.840.10008.1.2.4.201",  # high throughput JPEG 2000 lossless
+    "1.2.840.10008.1.2.4.202",
+    _RLE,
+})  # fmt: skip
+
+
+def is_lossless(syntax: str) -> bool:
+    """Whether data of this transfer syntax can be sent in another without a value changed.
+
+    What was compressed with losses could be decompressed, too, but decoders differ in the last bit; and bytes of big
+    endian data would have to be swapped by VRs that a private element may not tell.
+    """
+    return syntax in _LOSSLESS
+
+
+class Malformed(Exception):
+    """The data set is cut short, or is not what its transfer syntax says."""
+
+
+class Transcoder:
+    """A worker that encodes data sets anew."""
+
+    def __init__(self) -> None:
+        """Start it."""
+        self._engine = ProcessEngine(1, LIMITS, (__name__,))
+
+    def transcode(self, instance: Instance, syntax: str) -> tuple[bytes, str]:
+        """The data set in the transfer syntax, and the SHA-256 of the file; ``Unsendable`` where it cannot be had."""
+        task = (instance.absolute, instance.offset, instance.syntax, syntax)
+        try:
+            data_set, message = self._engine.submit(_transcode_file, task).result()
+        except WorkerLost as error:
+            raise Unsendable(f"it cannot be sent in another encoding: {error}") from None
+        check(instance)
+        if not data_set:
+            raise Unsendable(f"it cannot be sent in another encoding: {message}")
+        return data_set, message
+
+    def close(self) -> None:
+        """End the worker."""
+        self._engine.close()
+
+
+def _transcode_file(task: tuple[str, int, str, str]) -> tuple[bytes, str]:
+    """In the worker: the data set and the SHA-256 of the file; no data set, and why, where there is none."""
+    path, offset, syntax, wanted = task
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            content = Path(path).read_bytes()
+            return transcode(content[offset:], syntax, wanted), hashlib.sha256(content).hexdigest()
+        except Malformed:
+            return b"", "its data set is cut short or malformed"
+        except Exception as error:  # noqa: BLE001 - pydicom raises almost anything on damaged bytes
+            return b"", type(error).__name__
+
+
+def transcode(body: bytes, syntax: str, wanted: str) -> bytes:
+    """Encode a data set of a lossless transfer syntax in a native one; sequences keep a length, or none, if they can.
+
+    Retired group lengths (PS3.5 7.2) are left out.
+
+    Raises:
+        Malformed: it is cut short, or not what ``syntax`` says.
+        Exception: pydicom raises almost anything on damaged bytes.
+
+    """
+    from pydicom.filebase import DicomBytesIO
+    from pydicom.filewriter import write_dataset
+
+    to_implicit = wanted == IMPLICIT_LITTLE
+    is_compressed = not (syntax in NATIVE or syntax in DEFLATED)
+    if syntax in DEFLATED:
+        body = zlib.decompress(body, -zlib.MAX_WBITS)
+    try:
+        parser = _Parser(body, to_implicit=to_implicit)
+        dataset = parser.data_set(0, len(body), explicit=syntax != IMPLICIT_LITTLE, is_compressed=is_compressed)
+    except (Ended, NeedsFullParser):
+        raise Malformed from None
+    if is_compressed and _PIXEL_DATA in dataset:
+        dataset = _ready(_decompressed(dataset, syntax), to_implicit=to_implicit)
+    file = DicomBytesIO()
+    file.is_implicit_VR, file.is_little_endian = to_implicit, True
+    write_dataset(file, dataset)
+    made = file.getvalue()
+    if len(made) % 2:
+        raise Malformed
+    return made
+
+
+class _Parser:
+    """Makes of a little endian data set one of pydicom whose elements are raw, with the VRs to write."""
+
+    def __init__(self, body: bytes, *, to_implicit: bool) -> None:
+        self._reader = ElementReader(ByteSource.of_bytes(body), Encoding(explicit=True, little=True))
+        self._to_implicit = to_implicit
+        self._signed = False
+        self._end = 0  # of what was read last
+
+    def data_set(self, at: int, end: int | None, *, explicit: bool, is_compressed: bool = False) -> Dataset:
+        """The data set up to ``end``, or up to the end of an item where that is None."""
+        from pydicom.dataset import Dataset
+        from pydicom.tag import BaseTag
+
+        elements: dict[BaseTag, DataElement | RawDataElement] = {}
+        while end is None or at < end:
+            number, code, length, at = self._reader.element(at, explicit=explicit)
+            if number == ITEM_END and end is None:
+                break
+            tag = BaseTag(number)
+            if number >> 16 == DELIMITERS or tag in elements:
+                raise Malformed
+            vr = self._reader.header.names.get(code) or _known(number)[self._signed]
+            if number == _PIXEL_DATA and length == UNDEFINED:
+                if not is_compressed:
+                    raise Malformed
+                elements[tag] = self._raw(tag, vr, UNDEFINED, at, self._reader.end(code, length, at, explicit=explicit))
+            elif length == UNDEFINED or vr == "SQ":
+                inner = explicit and vr != "UN"  # PS3.5 6.2.2: an UN of undefined length holds implicit items
+                elements[tag] = self._sequence(tag, at, None if length == UNDEFINED else at + length, explicit=inner)
+            else:
+                elements[tag] = raw = self._raw(tag, vr, length, at, at + length)
+                if number == _REPRESENTATION:
+                    self._signed = (raw.value or b"")[:1] == b"\1"
+            at = self._end
+        if end is not None and at != end:
+            raise Malformed
+        self._end = at
+        return _ready(Dataset(elements), to_implicit=self._to_implicit)
+
+    def _raw(self, tag: BaseTag, vr: str, length: int, at: int, end: int) -> RawDataElement:
+        from pydicom.dataelem import RawDataElement
+
+        self._end = end
+        value = self._reader.value(at, end - at - (SHORT_HEADER if length == UNDEFINED else 0))
+        return RawDataElement(tag, vr, length, value, at, self._to_implicit, is_little_endian=True)
+
+    def _sequence(self, tag: BaseTag, at: int, end: int | None, *, explicit: bool) -> DataElement:
+        from pydicom.dataelem import DataElement
+        from pydicom.sequence import Sequence
+
+        items, self._end = [], at
+        while end is None or self._end < end:
+            number, _, length, at = self._reader.element(self._end, explicit=False)
+            self._end = at
+            if number == SEQUENCE_END and end is None:
+                break
+            if number != ITEM:
+                raise Malformed
+            items.append(self.data_set(at, None if length == UNDEFINED else at + length, explicit=explicit))
+            items[-1].is_undefined_length_sequence_item = length == UNDEFINED
+        if end is not None and self._end != end:
+            raise Malformed
+        element = DataElement(tag, "SQ", Sequence(items))
+        # Without a length where only its VR told that it is one: so who does not know the tag sees what it is.
+        element.is_undefined_length = end is None or (self._to_implicit and _known(tag)[0] != "SQ")
+        return element
+
+
+def _ready(dataset: Dataset, *, to_implicit: bool) -> Dataset:
+    """Let pydicom write raw elements as they are: to it, the data set is encoded already as it shall be."""
+    from pydicom.charset import convert_encodings, default_encoding
+
+    is_named = "SpecificCharacterSet" in dataset
+    encodings = convert_encodings(dataset.SpecificCharacterSet) if is_named else default_encoding
+    dataset.set_original_encoding(to_implicit, is_little_endian=True, character_encoding=encodings)
+    return dataset
+
+
+def _decompressed(dataset: Dataset, syntax: str) -> Dataset:
+    """The same with native pixel data; what describes its encoding is of pydicom, all else as it was."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID
+
+    from dicomsort.pixels import decoders
+
+    elements: dict[BaseTag, DataElement | RawDataElement] = {
+        tag: element for tag, element in dataset.items() if tag not in _OFFSET_TABLES
+    }  # raw still: to read one changes it
+    before = [dataset.get(keyword) for keyword in _LAYOUT]
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    decoders.register()
+    plugin = "pydicom" if syntax == _RLE else decoders.PLUGIN
+    dataset.decompress(as_rgb=False, generate_instance_uid=False, decoding_plugin=plugin)
+    if [dataset.get(keyword) for keyword in _LAYOUT] != before:
+        raise Malformed
+    for tag in (_PIXEL_DATA, _PHOTOMETRIC, *([_PLANAR] if dataset.SamplesPerPixel > 1 else [])):
+        elements[dataset[tag].tag] = dataset[tag]
+    return Dataset(elements)
+
+
+@lru_cache(maxsize=4096)
+def _known(tag: int) -> tuple[str, str]:
+    """The VR of a tag by PS3.6, of unsigned and of signed images; UN where it is none of the standard."""
+    from pydicom.datadict import dictionary_VR
+
+    try:
+        vr = dictionary_VR(tag)
+    except KeyError:
+        vr = "LO" if tag >> 16 & 1 and 0x10 <= tag & 0xFFFF <= 0xFF else "UN"  # noqa: PLR2004 - a private creator
+    return _AMBIGUOUS.get(vr, (vr, vr))

@@ -1,0 +1,357 @@
+"""The threads that send, one a channel: what is retried, when, and when the peer itself is given up.
+
+An instance that the peer refuses for now, or breaks off at, is put aside and tried again later; meanwhile others are
+sent. Only where the peer takes nothing at all, the crew pauses, tries more instances, and gives up in the end.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+from dicomsort.config import SendSettings
+from dicomsort.pacs.send.records import Answer, Batch, Channel, Instance, Permanent, Temporary
+
+LONGEST_PAUSE = 60.0  # seconds between two attempts
+LONGEST_WAIT = 300.0  # seconds that a peer may ask us to wait; beyond that another run is the better answer
+GIVEN_UP = 3  # deliveries in a row that came to nothing before the first pause
+MOST_DOUBLED = 6  # how often the deliveries between two pauses are doubled
+MOST_BYTES = 256 << 20  # sent for nothing between two pauses
+LONGEST_IDLE = 5.0  # seconds that a connection may wait for something to send before it is closed
+GRACE = 10.0  # seconds that an interrupted instance has to be finished
+_TICK = 0.2  # seconds between two looks at whether to stop
+
+Settle = Callable[[Instance, Answer, int], None]
+
+
+@dataclass
+class _Job:
+    """A batch, and what its attempts came to."""
+
+    batch: Batch
+    attempts: int = 0
+    refusals: int = 0  # attempts that came to nothing for a reason of its own
+    is_suspect: bool = False  # the connection broke at it: it is tried again on one of its own
+    answered_before: int = 0  # how many deliveries the peer had answered when this was first refused
+    answers: dict[Instance, Answer] = field(default_factory=dict)  # the last one to each instance
+
+
+class _Pace:
+    """How long to go on with a peer that takes nothing: bursts of deliveries, and a longer pause after each.
+
+    One delivery that it answers proves that it is not full, and all begins anew.
+    """
+
+    def __init__(self, retries: int, retry_wait: float) -> None:
+        """As many pauses as ``retries``, the first of ``retry_wait`` seconds."""
+        self.in_vain = 0  # deliveries in a row
+        self.until = 0.0  # nothing is sent before (monotonic seconds)
+        self._retries, self._retry_wait = retries, retry_wait
+        self._pauses, self._paused_at, self._room, self._bytes = 0, 0, GIVEN_UP, 0
+
+    @property
+    def wants_retry(self) -> bool:
+        """Whether to try again what is due: where the peer takes something, else once after every second pause."""
+        return self.in_vain == self._paused_at and self._pauses % 2 == 0
+
+    def answered(self) -> None:
+        """A delivery was accepted, or refused for good."""
+        self.in_vain, self.until = 0, 0.0
+        self._pauses, self._paused_at, self._room, self._bytes = 0, 0, GIVEN_UP, 0
+
+    def failed(self, size: int, *, is_broken: bool) -> bool:
+        """A delivery of so many bytes came to nothing; whether to give the peer up.
+
+        A refusal costs little time, so bursts grow, and many bad instances do not hide a good one. Where the
+        connection broke, or the peer was silent, there is one delivery a burst.
+        """
+        self.in_vain += 1
+        self._bytes += size
+        if self.in_vain < self._room and self._bytes < MOST_BYTES:
+            return False
+        self._pauses += 1
+        if self._pauses > self._retries:
+            return True
+        self.until = time.monotonic() + _backoff(self._retry_wait, self._pauses)
+        self._room = self.in_vain + (1 if is_broken else GIVEN_UP << min(self._pauses, MOST_DOUBLED))
+        self._paused_at, self._bytes = self.in_vain, 0
+        return False
+
+
+class SendWorkers:
+    """Works off batches; ``settle(instance, answer, attempts)`` is told of each instance once, by one thread at a time.
+
+    ``problem`` is why it stopped trying, where it did: then every instance left over is settled as not tried; for
+    ``is_down`` and ``takes_nothing`` see ``Sent``. Where ``stop`` is set instead, or an interrupt comes, instances at
+    hand are finished, and those left over are not settled.
+    """
+
+    def __init__(
+        self, channels: Sequence[Channel], settings: SendSettings, settle: Settle, stop: threading.Event | None = None
+    ) -> None:
+        """Start a thread a channel."""
+        self.problem, self.is_down, self.takes_nothing = "", False, False
+        self._settings, self._settle = settings, settle
+        self._channels = channels
+        self._changed = threading.Condition()  # guards all that follows
+        self._fresh: deque[_Job] = deque()  # not tried yet
+        self._later: list[tuple[float, int, _Job]] = []  # a heap of what is tried again, by when
+        self._numbers = count()
+        self._busy: set[Channel] = set()  # with a job at hand
+        self._is_fed = False
+        self._pace = _Pace(settings.retries, settings.retry_wait)
+        self._answered = 0  # deliveries of which the peer accepted something, or refused it for good
+        self._last = ""  # why the last delivery came to nothing
+        self._was_open = False  # the peer took up an association, whatever came of it
+        self._interrupt = stop or threading.Event()
+        self._halt = threading.Event()  # a problem, or a failure of ours
+        self._failure: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._work, args=(channel,), name="dicomsort-send", daemon=True)
+            for channel in channels
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def run(self, batches: Iterable[Batch]) -> None:
+        """Work off all batches; raises what settling raised."""
+        try:
+            for batch in batches:
+                self._put(_Job(batch))
+                if self._is_over():
+                    break
+            with self._changed:
+                self._is_fed = True
+                self._changed.notify_all()
+            for thread in self._threads:
+                thread.join()
+            if self._pace.in_vain and not self._answered:
+                self.problem = self.problem or self._last
+                self.takes_nothing |= not self._was_open
+        except BaseException:
+            self._end()
+            raise
+        if self._failure is not None:
+            raise self._failure
+
+    def _is_over(self) -> bool:
+        return self._failure is not None or self._interrupt.is_set()
+
+    def _put(self, job: _Job) -> None:
+        with self._changed:
+            while len(self._fresh) >= 2 * len(self._channels):
+                if self._is_over():
+                    return
+                self._changed.wait(_TICK)
+            self._fresh.append(job)
+            self._changed.notify_all()
+
+    def _end(self) -> None:
+        self._interrupt = threading.Event()  # ours, not that of who called us
+        self._interrupt.set()
+        until = time.monotonic() + GRACE
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        for channel in self._channels:
+            channel.abort()
+
+    def _work(self, channel: Channel) -> None:
+        try:
+            refused, rest_until = 0, 0.0
+            while (job := self._next(channel, rest_until)) is not None:
+                rest = self._carry(channel, job)
+                refused = 0 if rest is None else refused + 1
+                if rest is not None:
+                    rest_until = time.monotonic() + max(_backoff(self._settings.retry_wait, refused), rest, _TICK)
+                with self._changed:
+                    self._busy.discard(channel)
+                    self._changed.notify_all()
+            channel.close()
+        except BaseException as error:  # noqa: BLE001 - it belongs to who waits for the crew
+            self._failure = error
+            self._halt.set()
+            channel.abort()
+
+    def _next(self, channel: Channel, rest_until: float) -> _Job | None:
+        """The next job, once it is due and the channel has rested; None where none is left, or an end was asked for.
+
+        A connection that waits without need is closed: a peer may take one at a time.
+        """
+        since = time.monotonic()
+        while not self._is_over():
+            with self._changed:
+                rest = 0.0 if self._halt.is_set() else rest_until - time.monotonic()
+                seconds = max(self._until_due(), rest)
+                if seconds <= 0:
+                    self._busy.add(channel)
+                    return self._pick()
+                is_empty = self._is_fed and not (self._fresh or self._later)
+                if is_empty and not self._busy:
+                    return None
+                is_idle = is_empty or max(seconds, time.monotonic() - since) > LONGEST_IDLE
+                if not (is_idle and channel.is_open):
+                    self._changed.wait(min(seconds, _TICK))
+                    continue
+            channel.close()
+        return None
+
+    def _until_due(self) -> float:
+        """Seconds until there is something to send, as far as is known."""
+        now = time.monotonic()
+        if self._halt.is_set() and (self._fresh or self._later):
+            return 0.0
+        pause = self._pace.until - now
+        if self._fresh:
+            return pause
+        return max(pause, self._later[0][0] - now) if self._later else _TICK
+
+    def _pick(self) -> _Job:
+        """What was put aside, once it is due; while nothing is taken, rather something new."""
+        is_due = bool(self._later) and (self._halt.is_set() or self._later[0][0] <= time.monotonic())
+        if self._fresh and not (is_due and self._pace.wants_retry):
+            job = self._fresh.popleft()
+            self._changed.notify_all()
+            return job
+        return heapq.heappop(self._later)[-1]
+
+    def _carry(self, channel: Channel, job: _Job) -> float | None:
+        """Deliver a job once; where the peer is not there, as often as is allowed.
+
+        Where it has no room for one more channel, the job is left to those that it took, and the result is how many
+        seconds this one must rest at least; else None.
+        """
+        down = 0
+        while not self._halt.is_set():
+            job.attempts += 1
+            if job.is_suspect:
+                channel.close()
+            is_one_more = self._is_one_more(channel)
+            try:
+                self._note(job, channel.deliver(job.batch))
+                return None
+            except Permanent as error:
+                self._stop_for(job, str(error))
+            except Temporary as error:
+                if not error.is_down:
+                    self._was_open |= error.was_open
+                    self._put_aside(job, dict.fromkeys(job.batch.instances, _again(error)), is_broken=True)
+                    return None
+                down += 1
+                if error.wait > LONGEST_WAIT:
+                    self._stop_for(job, f"{error}, and asks to wait {error.wait:.0f} s")
+                elif is_one_more or self._is_one_more(channel):
+                    self._hand_over(job)
+                    return error.wait
+                elif down > self._settings.retries:
+                    self._stop_for(job, str(error))
+                elif not self._pause(down, error.wait):
+                    return None
+        self._leave(job)
+        return None
+
+    def _is_one_more(self, channel: Channel) -> bool:
+        """Whether the peer has taken up another channel, or one before this, which asks too, may be taken up."""
+        others = [each for each in self._channels if each is not channel]
+        return any(each.is_open for each in others) or not self._busy.isdisjoint(
+            others[: self._channels.index(channel)]
+        )
+
+    def _hand_over(self, job: _Job) -> None:
+        """Let another channel have the job at once: nothing of it was tried."""
+        job.attempts -= 1
+        with self._changed:
+            heapq.heappush(self._later, (time.monotonic(), next(self._numbers), job))
+            self._changed.notify_all()
+
+    def _stop_for(self, job: _Job, problem: str) -> None:
+        """Give the peer up: it was not there, or refused everything."""
+        job.answers = dict.fromkeys(job.batch.instances, Answer(message=problem, reached=False))
+        self.is_down = True
+        self._give_up(problem)
+
+    def _note(self, job: _Job, answers: Sequence[Answer]) -> None:
+        """Settle what was answered for good, and put the rest aside."""
+        left = {}
+        with self._changed:
+            self._was_open |= any(answer.reached for answer in answers)
+            for instance, answer in zip(job.batch.instances, answers, strict=True):
+                if answer.again and not answer.acknowledged:
+                    left[instance] = answer
+                else:
+                    self._settle(instance, answer, job.attempts)
+            if any(answer.reached for answer in answers if answer.acknowledged or not answer.again):
+                self._answered += 1
+                self._pace.answered()
+        if left:
+            self._put_aside(job, left, is_broken=False)
+
+    def _put_aside(self, job: _Job, left: dict[Instance, Answer], *, is_broken: bool) -> None:
+        """Let what came to nothing be tried again later, unless that was enough."""
+        with self._changed:
+            if not job.refusals:
+                job.answered_before = self._answered
+            job.batch, job.answers, job.is_suspect = replace(job.batch, instances=tuple(left)), left, is_broken
+            job.refusals += 1
+            self._last = next(iter(left.values())).message
+            size = sum(instance.size for instance in left)
+            if self._speaks_of_peer(job) and self._pace.failed(size, is_broken=is_broken):
+                self.takes_nothing = True
+                self._give_up(f"{self._pace.in_vain} times in a row: {self._last}")
+            if self._halt.is_set() or job.refusals > (0 if job.batch.once else self._settings.retries):
+                self._leave(job)
+                return
+            due = time.monotonic() + _backoff(self._settings.retry_wait, job.refusals)
+            heapq.heappush(self._later, (due, next(self._numbers), job))
+            self._changed.notify_all()
+
+    def _speaks_of_peer(self, job: _Job) -> bool:
+        """Whether a failure may mean that the peer takes nothing: it took nothing else since the job's first one."""
+        if job.batch.once and not job.is_suspect:
+            return False
+        return self._answered == job.answered_before
+
+    def _pause(self, times: int, least: float) -> bool:
+        """Wait before the next attempt; False where an end was asked for."""
+        until = time.monotonic() + max(_backoff(self._settings.retry_wait, times), least)
+        while (left := until - time.monotonic()) > 0 and not self._is_over():
+            if self._halt.wait(min(left, _TICK)):
+                break
+        return not self._is_over()
+
+    def _give_up(self, problem: str) -> None:
+        with self._changed:
+            self.problem = self.problem or problem
+            self._halt.set()
+            self._changed.notify_all()
+
+    def _leave(self, job: _Job) -> None:
+        """Settle what will not be tried any more."""
+        if self._interrupt.is_set():
+            return
+        with self._changed:
+            for instance in job.batch.instances:
+                answer = job.answers.get(instance) or Answer(message=f"not tried: {self.problem}", reached=False)
+                self._settle(instance, replace(answer, message=answer.message + self._remark(job)), job.attempts)
+
+    def _remark(self, job: _Job) -> str:
+        """What tells a refused instance from a peer that is full."""
+        if not job.refusals:
+            return ""
+        if job.batch.once:
+            return "; it failed before, so it was tried last, and once"
+        return "; others were accepted meanwhile" if self._answered > job.answered_before else ""
+
+
+def _again(error: Temporary) -> Answer:
+    return Answer(again=True, message=str(error))
+
+
+def _backoff(retry_wait: float, times: int) -> float:
+    """Seconds, longer each time, and not the same for all, so that senders do not come back together."""
+    return min(retry_wait * 2.0 ** (times - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret

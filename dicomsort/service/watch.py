@@ -1,0 +1,393 @@
+"""What runs unattended: look into an inbox every so often, sort what is new, send it on, tell how it goes.
+
+A round first finishes what was interrupted, then sorts what is new. A signal ends the service between two files, and
+the next start finishes that round.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dicomsort import __version__
+from dicomsort.engines.engine import Engine
+from dicomsort.errors import DicomsortError, OutboxLocked
+from dicomsort.files import Files
+from dicomsort.progress import Progress
+from dicomsort.records import Row
+from dicomsort.report import Summary
+from dicomsort.report.metrics import Figures, age, tell_inbox, tell_run, write_metrics
+from dicomsort.service.forwarding import Forwarder, Sender, Sent, check_routes
+from dicomsort.service.known_files import KnownFiles, Scan
+from dicomsort.service.telling import said
+from dicomsort.signals import hear, restore
+from dicomsort.sorting import (
+    Request,
+    RunContext,
+    look_at_runs,
+    newest_run,
+    resume,
+    sort_news,
+    still_unfinished,
+    walk_inbox,
+)
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = [
+    "Forwarder",
+    "Rounds",
+    "Sender",
+    "Sent",
+    "Service",
+    "Stop",
+    "StoppableFiles",
+    "StoppableProgress",
+    "Stopped",
+    "check_routes",
+    "steady_clock",
+]
+
+
+@dataclass
+class Round:
+    """What a round came to: the runs that it finished, what lay in the inbox; filled as it goes on."""
+
+    summaries: list[Summary] = field(default_factory=list)
+    scan: Scan | None = None  # at its end
+    runs: list[str] = field(default_factory=list)  # that placed something, somebody else's too
+    cut_short: str = ""  # an unfinished run of another inbox, which is left to a person, where it is met first
+    damaged: list[str] = field(default_factory=list)  # of runs that cannot be read and may be unfinished, met first
+    left: list[str] = field(default_factory=list)  # such runs, for as long as they are there
+
+
+class Rounds:
+    """Looks into one inbox again and again; every round is a run of ``sorting`` of its own, or none."""
+
+    def __init__(
+        self,
+        request: Request,
+        context: RunContext,
+        settle_ns: int,
+        again_ns: int,
+        open_engine: Callable[[], AbstractContextManager[Engine]],
+        clock: Callable[[], int],
+    ) -> None:
+        """``clock`` tells nanoseconds since 1970 and never goes back; the engine is opened where there is work.
+
+        A study settles ``settle_ns`` after the last of its files' times, and ``again_ns`` after the last was met.
+        """
+        self._request = replace(request, clock=replace(request.clock, now_ns=clock))
+        self._context = context
+        self._settle_ns = settle_ns
+        self._open_engine = open_engine
+        self._clock = clock
+        self._seen = KnownFiles(settle_ns, again_ns, clock)
+        self._settled: str | None = None  # no run up to this one is unfinished, or it is of another inbox
+        self._left: list[str] = []  # runs that only a person can end
+        self._inbox = os.stat(request.inbox)
+
+    def go(self, round_: Round, on_row: Callable[[Row], None]) -> None:
+        """Do one round; ``on_row`` is given each final row.
+
+        OutboxLocked where somebody else holds the outbox; DicomsortError, OSError and others where the round failed.
+        """
+        context = replace(self._context, on_row=on_row)
+        self._check_inbox()
+        self._resume(round_, context)
+        round_.scan = self._scan()
+        if not round_.scan.ripe:
+            return
+        before = self._clock() - self._settle_ns if self._settle_ns else None
+        request = replace(self._request, judge=replace(self._request.judge, settled_before_ns=before))
+        with self._open_engine() as engine:
+            summary = sort_news(request, context, engine, self._seen)
+        self._seen.end_round()
+        if summary is not None:
+            self._settled = summary.run_id
+            round_.summaries.append(summary)
+            round_.runs.append(summary.run_id)
+        round_.scan = self._scan()
+
+    def _scan(self) -> Scan:
+        return self._seen.scan(walk_inbox(self._request.inbox, self._context.outbox, self._clock))
+
+    def _check_inbox(self) -> None:
+        """An inbox that is not mounted is missing, or an empty folder that is not the one of before."""
+        inbox = self._request.inbox
+        if not os.path.isdir(inbox):
+            raise DicomsortError(f"INBOX: expected the folder {inbox!r}, received nothing there; is it mounted?")
+        now = os.stat(inbox)
+        if os.path.samestat(now, self._inbox):
+            return
+        with os.scandir(inbox) as entries:
+            if next(entries, None) is None:
+                raise DicomsortError(
+                    f"INBOX: expected the folder {inbox!r} of before, received another, empty one; is it mounted?"
+                )
+        self._inbox = now
+
+    def _resume(self, round_: Round, context: RunContext) -> None:
+        """Go on with runs that were cut short, wherever runs came that this service did not make."""
+        self._left = round_.left = still_unfinished(context.outbox, self._left)  # one list, which may grow below
+        since = self._settled or ""
+        if newest_run(context.outbox, since) == self._settled:
+            return
+        standing = look_at_runs(context, self._request.inbox, since)
+        while standing.cut_short:
+            round_.summaries.append(resume(context, standing.cut_short))
+            standing = look_at_runs(context, self._request.inbox, since)
+        if self._settled is not None and standing.is_ours:
+            self._seen.forget()
+        round_.runs += standing.sorted
+        self._settled, round_.cut_short = standing.newest, standing.of_another
+        round_.damaged = [*standing.damaged.values()]
+        self._left += [*standing.damaged, *filter(None, [standing.of_another])]
+
+
+class Stopped(BaseException):
+    """The service was asked to end, and is between two files; nothing but the service itself may catch it."""
+
+
+class Stop:
+    """Whether, and by which signal, the service was asked to end."""
+
+    def __init__(self) -> None:
+        """Nobody asked yet."""
+        self.signal = 0
+        self._ear, self._mouth = socket.socketpair()  # an Event could deadlock with a handler that sets it
+
+    def ask(self, number: int) -> None:
+        """Ask the service to end, and wake it."""
+        self.signal = number
+        with suppress(OSError):  # it may be ending already
+            self._mouth.send(b"\0")
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody asked."""
+        return self.signal != 0
+
+    def check(self) -> None:
+        """Raise ``Stopped`` where somebody asked."""
+        if self.is_asked:
+            raise Stopped
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not longer than until somebody asks."""
+        if not self.is_asked:
+            select.select([self._ear], [], [], seconds)
+
+    def close(self) -> None:
+        """Give back what waiting takes."""
+        self._ear.close()
+        self._mouth.close()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Let SIGTERM, SIGHUP and SIGINT ask; a second SIGINT interrupts at once."""
+        before = hear(self._hear)
+        try:
+            yield
+        finally:
+            restore(before)
+            self.close()
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.is_asked:
+            raise KeyboardInterrupt
+        self.ask(number)
+
+
+class StoppableFiles(Files):
+    """Asks before each file is placed whether to go on; a file that was begun is finished."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        """``check`` raises where the service is to end."""
+        super().__init__()
+        self._check = check
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name, unless the service is to end; a temporary copy that is complete gets its name."""
+        if not source.endswith(".part"):
+            self._check()
+        super().link(source, target)
+
+    def create(self, path: str, mode: int = 0o600) -> int:
+        """Create a file, but no temporary copy where the service is to end."""
+        if path.endswith(".part"):
+            self._check()
+        return super().create(path, mode)
+
+
+class StoppableProgress:
+    """Asks at each step of reading and looking whether to go on, and tells whoever watches."""
+
+    def __init__(self, watcher: Progress, check: Callable[[], None]) -> None:
+        """``check`` raises where the service is to end."""
+        self._watcher = watcher
+        self._check = check
+
+    def stage(self, name: str, total: int | None) -> None:
+        """A stage begins."""
+        self._check()
+        self._watcher.stage(name, total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Steps are done."""
+        self._check()
+        self._watcher.advance(steps)
+
+
+LONGEST_PAUSE = 900.0  # seconds between rounds that fail again and again, unless --every is longer
+SHORTEST_PAUSE = 0.02
+ENDINGS = ("sorted", "idle", "locked", "failed", "stopped")
+_log = logging.getLogger("dicomsort")
+
+
+def steady_clock() -> Callable[[], int]:
+    """A clock of nanoseconds since 1970 that never goes back, and goes on where the system's is set."""
+    began = time.time_ns() - time.monotonic_ns()
+    return lambda: began + time.monotonic_ns()
+
+
+@dataclass
+class Service:
+    """Rounds until somebody asks for an end.
+
+    ``every`` and ``settle`` are seconds; ``show`` is given the summary of each run, ``complain`` what made a round
+    fail; ``metrics`` is the file for figures.
+    """
+
+    rounds: Rounds
+    stop: Stop
+    every: float
+    settle: float
+    clock: Callable[[], int]
+    show: Callable[[Summary], None]
+    complain: Callable[[str], None]
+    courier: Forwarder | None = None
+    metrics: Path | None = None
+    files: Files = field(default_factory=Files)  # for the figures, which no signal keeps from being written
+    _figures: Figures = field(default_factory=Figures)
+    _failures: int = 0
+    _is_told: bool = True  # the last figures could be written
+
+    def run(self) -> int:
+        """Go on until ``stop`` is asked; the number of the signal that did."""
+        self._begin()
+        try:
+            while not self.stop.is_asked:
+                began = time.monotonic()
+                pause = self._round(began)
+                self.stop.wait(max(pause - (time.monotonic() - began), SHORTEST_PAUSE))
+        finally:
+            if self.courier is not None:
+                self.courier.stop()
+            self.stop.close()
+        return self.stop.signal
+
+    def _begin(self) -> None:
+        _log.info("watch begins", extra={"facts": {"every": self.every, "settle": self.settle}})
+        self._figures.set("dicomsort_info", 1, version=__version__)
+        self._figures.set("dicomsort_start_timestamp_seconds", int(time.time()))
+        for ending in ENDINGS:
+            self._figures.add("dicomsort_rounds_total", 0, result=ending)
+        if self.courier is not None:
+            self.courier.start()
+
+    def _round(self, began: float) -> float:
+        """Do one round and tell of it; how many seconds after its beginning the next is due."""
+        round_, counted = Round(), Summary()
+        ending = self._go(round_, counted.count)
+        for summary in round_.summaries:
+            self._tell_run(summary)
+        if run := round_.cut_short:
+            message = "a run of another inbox was cut short; `dicomsort resume` finishes it"
+            _log.warning(message, extra={"facts": {"run": run}})
+        for message in round_.damaged:
+            _log.error("a run cannot be read", extra={"facts": {"message": message}})
+            with suppress(OSError):
+                self.complain(message)
+        if round_.summaries:
+            tell_run(self._figures, counted, sum(summary.seconds for summary in round_.summaries))
+        for (status, class_), count in counted.files.items():
+            self._figures.add("dicomsort_files_total", count, **{"status": status, "class": class_})
+        if self.courier is not None:
+            self.courier.call(round_.runs)
+        self._measure(ending, round_.scan, time.monotonic() - began)
+        return self._pause(round_.scan)
+
+    def _go(self, round_: Round, on_row: Callable[[Row], None]) -> str:
+        """Do one round; how it ended."""
+        try:
+            self.rounds.go(round_, on_row)
+        except Stopped:
+            return "stopped"
+        except OutboxLocked as error:
+            _log.info("round put off", extra={"facts": {"message": said(error)}})
+            return "locked"
+        except Exception as error:  # noqa: BLE001 - whatever one round meets, the next is tried
+            self._failures += 1
+            message = said(error)
+            _log.error("round failed", extra={"facts": {"message": message, "in_a_row": self._failures}})
+            with suppress(OSError):
+                self.complain(f"{message}; the next round tries again")
+            return "failed"
+        if self._failures:
+            _log.info("recovered", extra={"facts": {"failures": self._failures}})
+        self._failures = 0
+        if not (round_.left or any(summary.has_failed for summary in round_.summaries)):
+            self._figures.set("dicomsort_last_success_timestamp_seconds", int(time.time()))
+        return "sorted" if round_.summaries else "idle"
+
+    def _tell_run(self, summary: Summary) -> None:
+        _log.info("run ended", extra={"facts": summary.as_json()})
+        if summary.has_failed:
+            _log.error("files failed", extra={"facts": {"run": summary.run_id, "cause": summary.trouble}})
+            with suppress(OSError):
+                self.complain(f"{summary.trouble}; the next round tries again")
+        with suppress(OSError):  # nobody reads it any more; so above
+            self.show(summary)
+
+    def _pause(self, scan: Scan | None) -> float:
+        if self._failures:
+            return min(max(self.every, 1.0) * 2.0 ** min(self._failures, 30), max(self.every, LONGEST_PAUSE))
+        if scan is not None and scan.waiting > 0 and self.settle > 0:
+            return min(self.every, self.settle)
+        return self.every
+
+    def _measure(self, ending: str, scan: Scan | None, seconds: float) -> None:
+        if self.metrics is None:
+            return
+        figures = self._figures
+        figures.add("dicomsort_rounds_total", 1, result=ending)
+        figures.set("dicomsort_failures_in_a_row", self._failures)
+        figures.set("dicomsort_round_duration_seconds", round(seconds, 3))
+        if scan is not None:
+            tell_inbox(figures, scan.files, scan.oldest_ns)
+            figures.set("dicomsort_inbox_waiting_files", scan.waiting)
+            figures.set("dicomsort_inbox_oldest_waiting_age_seconds", age(scan.waiting_since_ns, self.clock()))
+        if self.courier is not None:
+            self.courier.tell(figures)
+        self._write(self.metrics)
+
+    def _write(self, path: Path) -> None:
+        try:
+            write_metrics(self.files, path, self._figures)
+        except (DicomsortError, OSError) as error:
+            if self._is_told:
+                _log.warning("metrics could not be written", extra={"facts": {"message": said(error)}})
+            self._is_told = False
+        else:
+            self._is_told = True

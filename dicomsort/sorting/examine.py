@@ -1,0 +1,221 @@
+"""Walk, examine in workers, spool: the first half of the pipeline, with a bounded number of files on the way.
+
+``sort`` takes everything in an inbox; a round of ``watch`` takes what no earlier round has dealt with.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+from dicomsort.catalog import Catalog
+from dicomsort.classify import grouping_of, showable_frames
+from dicomsort.discover import Folder, Passed, walk
+from dicomsort.engines.engine import Engine, submit_batch
+from dicomsort.errors import WorkerLost
+from dicomsort.files import look_up, sha256_of
+from dicomsort.progress import Progress
+from dicomsort.records import Examined, Found, Group, Grouping, Header, Kind, Row, SeriesPrediction
+from dicomsort.tasks import examine
+
+BATCH_FILES = 64
+BATCH_BYTES = 32 << 20
+
+
+def examine_inbox(
+    inbox: str,
+    entries: Iterable[Found | Passed | Folder],
+    engine: Engine,
+    catalog: Catalog,
+    progress: Progress,
+) -> Iterator[dict[int, int]]:
+    """Fill the catalog with the files that a walk of the inbox yields, in path order.
+
+    Yields, after each batch, how many files each group got, by the group's number.
+    """
+    progress.stage("reading headers", None)
+    task = partial(examine, inbox)
+    waiting: deque[Future[list[Examined]]] = deque()
+
+    def take() -> dict[int, int]:
+        batch = waiting.popleft().result()
+        progress.advance(len(batch))
+        return catalog.add([_spooled(inbox, e) for e in batch])
+
+    for files, passed in _batches(entries, catalog):
+        waiting.append(submit_batch(engine, task, files, _on_lost) if files else _ready([]))
+        waiting.append(_ready([_passed(p) for p in passed]))
+        while waiting and (len(waiting) > 8 * engine.workers or waiting[0].done()):
+            yield take()
+    while waiting:
+        yield take()
+
+
+def _batches(
+    entries: Iterable[Found | Passed | Folder], catalog: Catalog
+) -> Iterator[tuple[list[Found], list[Passed]]]:
+    files: list[Found] = []
+    size = 0
+    for entry in entries:
+        if isinstance(entry, Folder):
+            catalog.add_folders([(entry.path, entry.mode, entry.mtime_ns)])
+        elif isinstance(entry, Passed):
+            yield files, [entry]
+            files, size = [], 0
+        else:
+            files.append(entry)
+            size += entry.size
+            if len(files) >= BATCH_FILES or size >= BATCH_BYTES:
+                yield files, []
+                files, size = [], 0
+    yield files, []
+
+
+def _spooled(inbox: str, e: Examined) -> tuple[Examined, Grouping, int]:
+    e = hashed_here(inbox, e)
+    return e, grouping_of(e), showable_frames(e)
+
+
+def hashed_here(inbox: str, e: Examined) -> Examined:
+    """The file with its hash, where a worker left that out because no time limit may cut it short."""
+    if e.sha256 or e.failed or not e.found.inode:
+        return e
+    try:
+        return Examined(e.found, e.header, sha256_of(f"{inbox}/{e.found.path}"))
+    except OSError as error:
+        return Examined(e.found, e.header, failed=error.strerror or str(error))
+
+
+def _on_lost(found: Found, error: WorkerLost) -> Examined:
+    if error.from_outside:  # the file is not at fault, and stays for the next run
+        return Examined(found, Header(Kind.UNKNOWN), failed=f"reading the header: {error}")
+    return Examined(found, Header(Kind.UNKNOWN, problem="beyond-limit", message=f"reading the header: {error}"))
+
+
+def _passed(passed: Passed) -> Examined:
+    found = Found(passed.path, 0, 0, 0, 0)
+    if passed.failed:
+        return Examined(found, Header(Kind.UNKNOWN), failed=passed.message)
+    return Examined(found, Header(Kind.UNKNOWN, ignored=passed.reason, message=passed.message))
+
+
+def _ready(batch: list[Examined]) -> Future[list[Examined]]:
+    future: Future[list[Examined]] = Future()
+    future.set_result(batch)
+    return future
+
+
+PAUSE = 1.0  # seconds between two steps of the progress while nothing else is done
+
+
+class Arrivals(Protocol):
+    """What a service remembers from round to round."""
+
+    def is_known(self, entry: Found | Passed | Folder) -> bool:
+        """Whether an earlier round has dealt with this, so that it is no news."""
+
+    def changed_ns(self, found: Found) -> int:
+        """When the file changed, or was first met; what ``Judge.settled_before_ns`` is compared with."""
+
+    def note(self, row: Row) -> None:
+        """What becomes of one of the files; told again where it is planned again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """How many files an inbox holds, and when the oldest was last changed (nanoseconds since 1970; None: no file)."""
+
+    files: int = 0
+    oldest_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where times come from, and how to wait; ``now_ns`` tells nanoseconds since 1970, and may be wrong, or jump."""
+
+    now_ns: Callable[[], int] = time.time_ns
+    monotonic: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+def walk_inbox(
+    inbox: str, outbox: str | None, clock: Callable[[], int] = time.time_ns
+) -> Iterator[Found | Passed | Folder]:
+    """Walk an inbox, but not the outbox where that lies in it."""
+    return walk(inbox, _is_state_of(outbox), clock)
+
+
+class SecondLook:
+    """Tells whether files still change whose mtime and ctime both lie ahead of the clock: by two looks at them."""
+
+    def __init__(self, inbox: str, settle: float, clock: Clock) -> None:
+        """The looks are ``settle`` seconds apart, or more."""
+        self._inbox, self._settle, self._clock = inbox, settle, clock
+        self._met: float | None = None  # when the last of them was met, by the monotonic clock
+
+    def watch(self, entries: Iterable[Found | Passed | Folder]) -> Iterator[Found | Passed | Folder]:
+        """Yield what a walk meets, and note whether there are such files."""
+        for entry in entries:
+            if isinstance(entry, Found) and entry.is_ahead:
+                self._met = self._clock.monotonic()
+            yield entry
+
+    def take(self, catalog: Catalog, progress: Progress) -> None:
+        """Wait as long as needed, then look again; the groups of those that changed are unsettled."""
+        if self._met is None:
+            return
+        due = self._met + self._settle
+        left = due - self._clock.monotonic()
+        if left > 0:
+            progress.stage("waiting until files dated in the future have settled", math.ceil(left / PAUSE))
+        while left > 0:
+            self._clock.sleep(min(left, PAUSE))
+            progress.advance()
+            left = due - self._clock.monotonic()
+        for group, found in catalog.dated_ahead():
+            if not self._is_as_met(found):
+                catalog.unsettle(group)
+
+    def _is_as_met(self, found: Found) -> bool:
+        try:
+            status = look_up(f"{self._inbox}/{found.path}")
+        except OSError:
+            return False
+        if status is None:
+            return False
+        now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        return now == (found.size, found.mtime_ns, found.ctime_ns, found.inode)
+
+
+def survey(inbox: str, outbox: str | None) -> Survey:
+    """Count the regular files of an inbox."""
+    files, oldest = 0, None
+    for entry in walk_inbox(inbox, outbox):
+        if isinstance(entry, Found):
+            files += 1
+            oldest = entry.mtime_ns if oldest is None else min(oldest, entry.mtime_ns)
+    return Survey(files, oldest)
+
+
+def as_one(study: Sequence[tuple[Group, SeriesPrediction]]) -> list[tuple[Group, SeriesPrediction]]:
+    """The groups of a study as settled as the one that changed last, so that it waits whole."""
+    newest = max(group.newest_mtime_ns for group, _ in study)
+    return [(replace(group, newest_mtime_ns=newest), vote) for group, vote in study]
+
+
+def _is_state_of(outbox: str | None) -> Callable[[os.stat_result], bool]:
+    """Whether a folder of the walk is the outbox itself."""
+    try:
+        there = os.stat(outbox) if outbox else None
+    except FileNotFoundError:
+        there = None
+    if there is None:
+        return lambda _: False
+    return lambda status: (status.st_dev, status.st_ino) == (there.st_dev, there.st_ino)

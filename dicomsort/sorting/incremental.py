@@ -1,0 +1,145 @@
+"""One round of ``watch``: go on with what was cut short, sort what is new, and make no run where nothing is."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from dicomsort.catalog import Catalog, Ledger
+from dicomsort.engines.engine import Engine
+from dicomsort.errors import DicomsortError
+from dicomsort.journal import STATE, runs_folder
+from dicomsort.progress import Timed
+from dicomsort.records import Action, Operation, Row, Status, Verb
+from dicomsort.report import MANIFEST, Summary, cell, read_rows, write_summary
+from dicomsort.sorting.examine import Arrivals
+from dicomsort.sorting.outbox import (
+    RunContext,
+    RunState,
+    all_runs,
+    load_run,
+    load_runs,
+    locked,
+    maybe_unfinished,
+    new_run,
+    unfinished,
+)
+from dicomsort.sorting.pipeline import Job, Request
+from dicomsort.sorting.running import complete_reports
+
+_UNDECIDED = "undecided"  # the queue of operations of which none is news so far
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the newer runs of an outbox tell: their newest, those that sorted, whether any is of the inbox at hand.
+
+    ``cut_short`` is the newest that is unfinished, where it is of that inbox, else ``of_another``; empty where none is.
+    """
+
+    newest: str
+    sorted: tuple[str, ...]
+    is_ours: bool
+    cut_short: str
+    of_another: str
+    damaged: Mapping[str, str]  # run -> a sentence, of those that cannot be read and may be unfinished
+
+
+def newest_run(outbox: str, since: str) -> str:
+    """The newest run of an outbox, ``since`` where none is newer; DicomsortError where the outbox is not there."""
+    if not os.path.isdir(f"{outbox}/{STATE}"):
+        raise DicomsortError(f"outbox {outbox!r}: expected its folder {STATE}, received nothing there; is it mounted?")
+    return max(all_runs(outbox, since), default=since)
+
+
+def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
+    """Under the lock: how an outbox stands, as far as runs after ``since`` tell; OutboxLocked where it is held."""
+    with locked(context, create=False):
+        runs = load_runs(context.outbox, since)
+        complete_reports(context, runs.values())
+        inboxes = {name: found.plan.head["inbox"] for name, found in runs.items() if found.plan is not None}
+        cut_short = unfinished(runs)
+        ours = max((name for name in cut_short if inboxes[name] == inbox), default="")
+        others = max((name for name in cut_short if inboxes[name] != inbox), default="")
+        damaged = maybe_unfinished(context.outbox, runs)
+    return Standing(
+        max(runs, default=since),
+        tuple(name for name, found in runs.items() if not found.undoes and found.summary and found.summary.found),
+        inbox in inboxes.values(),
+        ours,
+        "" if ours else others,
+        damaged,
+    )
+
+
+def still_unfinished(outbox: str, names: Iterable[str]) -> list[str]:
+    """Those of some runs that are unfinished, or cannot be read, as they are now."""
+    there = (load_run(outbox, name) for name in names if os.path.lexists(f"{runs_folder(outbox)}/{name}"))
+    return [run.name for run in there if run.state in {RunState.UNFINISHED, RunState.DAMAGED} and not run.undone_by]
+
+
+def sort_news(request: Request, context: RunContext, engine: Engine, arrivals: Arrivals) -> Summary | None:
+    """Sort what no earlier round has dealt with; None where nothing of it is to be placed, or told for the first time.
+
+    OutboxLocked where another run holds the outbox.
+    """
+
+    def note(row: Row) -> None:
+        arrivals.note(row)
+        context.on_row(row)
+
+    started, timed = time.monotonic(), Timed(context.progress)
+    job = Job(request, replace(context, progress=timed, on_row=note), engine, arrivals)
+    job.require_agreement()
+    with Catalog(arrivals.changed_ns) as catalog, locked(context, create=False):
+        ledger = job.judge(catalog)
+        planned = _without_waiting(job.operations(catalog, ledger), arrivals)
+        news = _if_news(planned, ledger, arrivals, context.outbox, moves=request.settings.mode == "move")
+        if news is None:
+            return None
+        summary = job.place(new_run(context), news)
+        summary.seconds, summary.stages = time.monotonic() - started, timed.seconds()
+        write_summary(context.files, context.outbox, summary)
+    return summary
+
+
+def _without_waiting(operations: Iterator[Operation], arrivals: Arrivals) -> Iterator[Operation]:
+    """Leave out what settles: a study that arrives for long would fill the manifest with rows that say so."""
+    number = 0
+    for operation in operations:
+        if operation.row is not None and operation.row.status == Status.SETTLING:
+            arrivals.note(operation.row)
+        else:
+            yield operation if operation.number == number else replace(operation, number=number)
+            number += 1
+
+
+def _if_news(
+    operations: Iterator[Operation], ledger: Ledger, arrivals: Arrivals, outbox: str, *, moves: bool
+) -> Iterator[Operation] | None:
+    """The operations, where anything is placed, or left for a reason that the manifest does not tell yet; else None.
+
+    Until that is known they are spooled. Where files move away, one that is there again under its old name is told of
+    again.
+    """
+    untold: set[int] = set()
+    for operation in operations:
+        ledger.defer(operation, _UNDECIDED)
+        row = operation.row
+        if operation.verb is not Verb.LEAVE or row is None:
+            return chain(ledger.deferred(_UNDECIDED), operations)
+        arrivals.note(row)
+        untold.add(_key(row))
+    known = set[int]()
+    for told in read_rows(f"{outbox}/{MANIFEST}") if untold else ():
+        has_left = moves and told.row.action != Action.LEFT
+        (known.discard if has_left else known.add)(_key(told.row))
+    return ledger.deferred(_UNDECIDED) if untold - known else None
+
+
+def _key(row: Row) -> int:
+    """What tells whether a row speaks of the same file as another, as it is written in a manifest."""
+    return hash((cell(row.source), row.size, row.sha256))

@@ -1,0 +1,293 @@
+"""``sort``: from an inbox to a sealed plan, and on to its end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import filterfalse
+
+from dicomsort.bundle import Bundle, default_path, load
+from dicomsort.catalog import Catalog, Ledger
+from dicomsort.classify import Judge, classify_study
+from dicomsort.config import SortSettings
+from dicomsort.engines.engine import Engine
+from dicomsort.engines.worker_check import difference, snapshot
+from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.execute import CANNOT_LEAVE, Leaving
+from dicomsort.files import look_up
+from dicomsort.journal import STATE
+from dicomsort.plan import Layout, Options, parse_layout, plan
+from dicomsort.progress import Timed
+from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Outcome, Result, Verb
+from dicomsort.report import Damages, Summary, final_row, history, write_summary
+from dicomsort.sorting.examine import Arrivals, Clock, SecondLook, as_one, examine_inbox, walk_inbox
+from dicomsort.sorting.outbox import (
+    Room,
+    Run,
+    RunContext,
+    check_state,
+    damages,
+    inbox_of,
+    load_runs,
+    locked,
+    maybe_unfinished,
+    mount_of,
+    new_run,
+    now,
+    require_free,
+    require_mounted,
+    unfinished,
+)
+from dicomsort.sorting.outbox_state import OutboxState
+from dicomsort.sorting.pixel_sampling import PixelSampler
+from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan
+
+SETTLE = 60.0
+_VERBS = {"copy": Verb.COPY, "move": Verb.MOVE, "link": Verb.LINK}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked request: nothing was changed on disk to come so far."""
+
+    inbox: str
+    outbox: str | None
+    settings: SortSettings
+    bundle: Bundle
+    layout: Layout
+    judge: Judge
+    settle: float  # seconds; 0: nothing settles
+    clock: Clock
+
+
+def check(inbox: str, outbox: str | None, settings: SortSettings, clock: Clock | None = None) -> Request:
+    """Prove that a request can be carried out; UsageError or BundleError otherwise."""
+    layout, bundle = check_settings(settings)
+    if "" in {inbox, outbox}:
+        raise UsageError("expected an INBOX and an OUTBOX, received an empty name")
+    source, target = os.path.realpath(inbox), outbox and os.path.realpath(outbox)
+    _check_inbox(inbox, source)
+    if target is None and not settings.dry_run:
+        message = "expected an OUTBOX, received none (only --dry-run works without)"
+        raise UsageError(message)
+    if target is not None:
+        _check_outbox(source, target, bundle)
+    settle = settings.settle if settings.settle is not None else SETTLE if settings.mode == "move" else 0.0
+    clock = clock or Clock()
+    before = clock.now_ns() - int(settle * 1e9) if settle > 0 else None
+    classes, thresholds = bundle.header_classes, (bundle.decide, bundle.contradict)
+    judge = Judge(bundle.labels, classes, *thresholds, settings.evidence, before, bundle.distance)
+    return Request(source, target, settings, bundle, layout, judge, settle, clock)
+
+
+def check_settings(settings: SortSettings) -> tuple[Layout, Bundle]:
+    """The same as far as no folder tells."""
+    layout = parse_layout(settings.layout)
+    bundle = load(settings.model or default_path(), RENDERING_VERSION)
+    if settings.duplicates == "remove" and settings.mode != "move":
+        message = f"--duplicates remove: expected --move with it, received --{settings.mode}"
+        raise UsageError(message)
+    return layout, bundle
+
+
+def _check_inbox(inbox: str, source: str) -> None:
+    if not os.path.isdir(source):
+        what = "a file" if os.path.exists(source) else "nothing there"
+        message = f"INBOX: expected a folder, received {inbox!r} ({what})"
+        raise UsageError(message)
+    if not os.access(source, os.R_OK | os.X_OK):
+        message = f"INBOX: expected a folder that can be read, received {inbox!r} (permission denied)"
+        raise UsageError(message)
+
+
+def _check_outbox(source: str, target: str, bundle: Bundle) -> None:
+    if os.path.exists(target) and os.path.samefile(source, target):
+        message = f"expected an OUTBOX other than the INBOX, received {target!r} for both"
+        raise UsageError(message)
+    if os.path.exists(target) and not os.path.isdir(target):
+        message = f"OUTBOX: expected a folder, received {target!r} (a file)"
+        raise UsageError(message)
+    check_state(target)
+    inside = os.path.relpath(source, target).split("/")[0]
+    own = {*bundle.labels, OTHER, REVIEW, UNREADABLE, STATE}
+    if inside in own or (inside != ".." and any(p.destination.split("/")[0] == inside for _, p in history(target))):
+        message = f"expected an INBOX outside what the OUTBOX holds, received its folder {inside!r}"
+        raise UsageError(message)
+
+
+def sort_inbox(request: Request, context: RunContext, engine: Engine, show: Callable[[Operation], None]) -> Summary:
+    """Sort an inbox; ``show`` is given each operation of a dry run, which changes nothing on disk."""
+    started, timed = time.monotonic(), Timed(context.progress)
+    job = Job(request, replace(context, progress=timed), engine)
+    job.require_agreement()
+    with Catalog() as catalog:
+        if request.settings.dry_run:
+            summary = job.rehearse(catalog, show)
+            summary.seconds = time.monotonic() - started
+        else:
+            with locked(context, create=True):
+                summary = job.carry_out(catalog)
+                summary.seconds, summary.stages = time.monotonic() - started, timed.seconds()
+                write_summary(context.files, context.outbox, summary)
+    return summary
+
+
+@dataclass
+class Job:
+    """One run's way from the inbox to the sealed plan, and on; ``arrivals`` are what a round of ``watch`` goes by."""
+
+    request: Request
+    context: RunContext
+    engine: Engine
+    arrivals: Arrivals | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def require_agreement(self) -> None:
+        """DicomsortError where a worker sees another inbox, or another model, than this process."""
+        request = self.request
+        model = str(request.bundle.folder.resolve()) if request.settings.evidence != "header" else ""
+        self.engine.check_workers(partial(snapshot, request.inbox, request.outbox, model), difference)
+
+    def carry_out(self, catalog: Catalog) -> Summary:
+        """Sort everything."""
+        runs = load_runs(self.context.outbox)
+        require_mounted(runs, self.request.inbox)
+        self.notes += damages(runs)
+        complete_reports(self.context, runs.values())
+        finished, left = self._finish_first(unfinished(runs))
+        run = new_run(self.context)
+        summary = self.place(run, self.operations(catalog, self.judge(catalog)))
+        summary.finished, summary.unfinished = finished, left
+        summary.damaged = [*maybe_unfinished(self.context.outbox, runs).values()]
+        return summary
+
+    def _finish_first(self, runs: Mapping[str, Run]) -> tuple[list[Summary], list[str]]:
+        """Finish runs of this inbox, and decisions, that were cut short; their summaries, and the runs that stay so."""
+        finished, left = list[Summary](), list[str]()
+        for name, run in runs.items():
+            if not self._is_ours(run):
+                left.append(name)
+                continue
+            try:
+                finished.append(finish(self.context, name))
+                counts = ", ".join(f"{count:,} {status}" for status, count in finished[-1].statuses.most_common())
+                self.notes.append(f"run {name}, which was cut short, was finished first: {counts}")
+            except (DicomsortError, OSError, ValueError) as error:
+                left.append(name)
+                self.notes.append(f"run {name} was cut short and could not be finished: {error}")
+        return finished, left
+
+    def _is_ours(self, run: Run) -> bool:
+        """Whether a run is one of this inbox, or a decision."""
+        outbox = self.context.outbox
+        return run.plan is not None and inbox_of(run.plan.head, outbox) in {self.request.inbox, outbox}
+
+    def place(self, run: str, operations: Iterator[Operation]) -> Summary:
+        """Seal the operations as the run's plan, and carry it out."""
+        settings = self.request.settings
+        head: dict[str, object] = {
+            "verb": "sort", "inbox": self.request.inbox, "outbox": self.context.outbox, "mode": settings.mode,
+            "layout": settings.layout, "model": self.request.bundle.model_sha256, "started": now(), "notes": self.notes,
+            "mount": mount_of(self.request.inbox),
+        }  # fmt: skip
+        sealed = seal_plan(self.context, run, head, self._with_room(operations))
+        return carry_out(self.context, run, sealed)
+
+    def _with_room(self, operations: Iterator[Operation]) -> Iterator[Operation]:
+        """Pass operations on; DicomsortError at their end where a disk of the outbox has no room for what they copy."""
+        room = Room(self.request.inbox, self.context.outbox)
+        for operation in operations:
+            room.add(operation)
+            yield operation
+        require_free(self.context.files, room)
+
+    def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
+        """Plan everything, and count."""
+        outbox, summary, leaving = self.request.outbox, Summary(dry_run=True), Leaving()
+        operations = self.operations(catalog, self.judge(catalog))
+        for operation in self._with_room(operations) if outbox else operations:
+            show(rehearsed := self._rehearsed(operation, leaving))
+            if rehearsed.row is not None:
+                summary.count(rehearsed.row)
+        if outbox and os.path.isdir(f"{outbox}/{STATE}"):
+            there = load_runs(outbox)
+            require_mounted(there, self.request.inbox)
+            runs, summary.damaged = unfinished(there), [*maybe_unfinished(outbox, there).values()]
+            ours = {name for name, run in runs.items() if self._is_ours(run)}
+            summary.unfinished = sorted(runs.keys() - ours)
+            self.notes += [
+                f"run {name} was cut short, and a sort would finish it first, which is not shown here"
+                for name in sorted(ours)
+            ]
+        summary.notes = self.notes
+        return summary
+
+    def _rehearsed(self, operation: Operation, leaving: Leaving) -> Operation:
+        """An operation as it would end, as far as the rights of the process tell."""
+        if operation.verb not in {Verb.MOVE, Verb.REMOVE} or operation.row is None:
+            return operation
+        path = f"{self.request.inbox}/{operation.row.source}"
+        if (status := look_up(path)) is None or leaving.may_leave(path, status):
+            return operation
+        failed = Result(operation.number, Outcome.FAILED, CANNOT_LEAVE)
+        return replace(operation, verb=Verb.LEAVE, row=final_row(operation.row, operation, failed))
+
+    def judge(self, catalog: Catalog) -> Ledger:
+        """Everything up to the verdicts."""
+        request, progress, arrivals = self.request, self.context.progress, self.arrivals
+        folder = str(request.bundle.folder.resolve())
+        looker = PixelSampler(request.inbox, folder, request.judge, self.engine, catalog, progress)
+        looks = request.settings.evidence != "header"
+        entries = walk_inbox(request.inbox, request.outbox, request.clock.now_ns)
+        second_look = SecondLook(request.inbox, request.settle, request.clock)
+        if arrivals is not None:
+            entries = filterfalse(arrivals.is_known, entries)
+        elif request.settle > 0:
+            entries = second_look.watch(entries)
+        for added in examine_inbox(request.inbox, entries, self.engine, catalog, progress):
+            if looks:
+                looker.notice(added)
+        ledger = catalog.complete()
+        self._recall(ledger)
+        if looks:
+            looker.run()
+        second_look.take(catalog, progress)
+        progress.stage("deciding", None)
+        for study in catalog.studies():
+            first = study[0][0]
+            uid = first.grouping.study
+            placements = ledger.placements(uid) if uid else ledger.decided(first.sample.sha256)
+            together = study if arrivals is None else as_one(study)
+            for group, verdict in classify_study(together, placements, request.judge):
+                catalog.judge(group.number, verdict)
+        self._remark()
+        return ledger
+
+    def operations(self, catalog: Catalog, ledger: Ledger) -> Generator[Operation]:
+        """The plan."""
+        settings = self.request.settings
+        remove = settings.duplicates == "remove"
+        options = Options(_VERBS[settings.mode], self.request.layout, remove, settings.prune_empty)
+        return plan(catalog.judged(), catalog.folders_deepest_first, options, OutboxState(ledger, self.request.outbox))
+
+    def _recall(self, ledger: Ledger) -> None:
+        """Take from the manifest what earlier runs did with the studies at hand, and with files of no study."""
+        if self.request.outbox is None:
+            return
+        damages = Damages()
+        for is_there, placement in history(self.request.outbox, damages.add):
+            if not ledger.concerns(placement):
+                continue
+            if is_there:
+                ledger.place(placement)
+            else:
+                ledger.displace(placement.destination)
+        self.notes += damages.notes(self.request.outbox)
+
+    def _remark(self) -> None:
+        if not self.request.bundle.header_classes:
+            labels = ", ".join(self.request.bundle.labels)
+            self.notes.append(f"the model's classes ({labels}) have no header counterpart: sorted by pixels alone")

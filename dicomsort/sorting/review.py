@@ -1,0 +1,267 @@
+"""A person's decisions about what was held: each a run of its own, with its sealed plan, its journal and its undo."""
+
+from __future__ import annotations
+
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
+
+from dicomsort.classify import folder_of, has_uids
+from dicomsort.engines.engine import Engine, submit_batch
+from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError, WorkerLost, command
+from dicomsort.files import is_straight, look_up
+from dicomsort.journal import is_run
+from dicomsort.plan import Decided, Layout, decide, parse_layout
+from dicomsort.records import REVIEW, Examined, Found, Header, Kind
+from dicomsort.report import Summary, write_summary
+from dicomsort.report.manifest_reader import RunRow, message_of
+from dicomsort.report.review_queue import Item, ReviewQueue
+from dicomsort.sorting.corrections import Corrections
+from dicomsort.sorting.examine import hashed_here
+from dicomsort.sorting.outbox import (
+    REVIEW_VERB,
+    Run,
+    RunContext,
+    all_runs,
+    damages,
+    load_run,
+    load_runs,
+    locked,
+    new_run,
+    now,
+    unfinished,
+)
+from dicomsort.sorting.outbox_state import holds, look_for
+from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan, undo
+from dicomsort.tasks import examine
+
+T = TypeVar("T")
+PATIENCE = 5.0  # seconds to wait for a run that holds the outbox
+BATCH = 64
+
+
+@dataclass
+class Decision:
+    """What came of a decision: the run that carried it out, files moved, and what is to be said of the others."""
+
+    run: str
+    moved: int
+    notes: list[str] = field(default_factory=list)
+
+
+class ReviewService:
+    """Where decisions about one outbox are made; safe to use from several threads, beside other processes."""
+
+    def __init__(self, context: RunContext, corrections: Corrections | None, engine: Engine) -> None:
+        """UsageError where this is no outbox; nothing is read yet."""
+        self._context = context.located()
+        self.outbox = self._context.outbox
+        self.holdings = ReviewQueue(self.outbox)
+        self.corrections = corrections
+        self._engine = engine
+        self._turn = threading.RLock()
+        self._newest = ""  # of the runs that were looked at
+        self._open: dict[str, Run] = {}  # of these, those that have not come to their end
+
+    def open(self) -> list[str]:
+        """Finish what was cut short, and read what is held; what there is to say about it."""
+        with self._turn, self._holding():
+            notes = self._catch_up()
+            notes += damages(load_runs(self.outbox))
+            if self.corrections is not None:
+                notes += self.corrections.mend(self.outbox, self._engine)
+            for run in sorted(self._open):
+                notes.append(f"run {run} was cut short: {command('resume', self.outbox, run)} finishes it")
+        return notes
+
+    def refresh(self) -> bool:
+        """Read on in the manifest; whether what is held has changed."""
+        with self._turn:
+            return self.holdings.refresh()
+
+    def decide(self, key: str, version: str, class_: str, who: str) -> Decision:
+        """Move an item's files to a class, or OTHER; Outdated where it is not held any more, or not as it was shown.
+
+        OutboxLocked where a run holds the outbox for longer than a few seconds.
+        """
+        with self._turn, self._holding():
+            self._catch_up()
+            self._require_settled()
+            item = self.holdings.items.get(key)
+            if item is None:
+                raise Outdated("expected something that is held, received what was decided or taken away meanwhile")
+            if item.version != version:
+                raise Outdated("expected the files that were shown, received others or more of them: look again")
+            decision = self._carry_out(item, class_, who)
+            if self.corrections is not None:
+                decision.notes += self.corrections.record(self.outbox, decision.run, self._engine)
+        return decision
+
+    def undo(self, run: str) -> Summary:
+        """Take a decision back, whoever made it; Outdated where it is taken back already, or cannot be wholly."""
+        with self._turn:
+            with self._holding():
+                self._catch_up()
+            if not self._is_review(run):
+                raise UsageError(f"expected the run of a decision, received {run!r}")
+            summary = self._patiently(lambda: undo(self._context, run))
+            self.holdings.refresh()
+        if summary.needs_person:
+            left = summary.found - summary.actions["undone"]
+            raise Outdated(
+                f"expected the files where run {run} put them; {_files(left)} gone or changed, and not undone"
+            )
+        return summary
+
+    def _catch_up(self) -> list[str]:
+        """Under the lock: carry out decisions, and undos of such, that were cut short; then read on. What was done."""
+        names = [*sorted(self._open), *all_runs(self.outbox, self._newest)]
+        runs = {name: load_run(self.outbox, name) for name in names}
+        complete_reports(self._context, runs.values())
+        notes, pending = [], unfinished(runs)
+        self._newest, self._open = max(names, default=self._newest), dict(pending)
+        for run, found in pending.items():
+            if found.verb == REVIEW_VERB or self._is_review(found.undoes):
+                finish(self._context, run)
+                del self._open[run]
+                notes.append(f"run {run}, a decision or its undo, was cut short, and is carried out now")
+        self.holdings.refresh()
+        return notes
+
+    def _require_settled(self) -> None:
+        """DicomsortError where an undo is half done: it may move what is to be decided about."""
+        for run, found in sorted(self._open.items()):
+            if found.undoes:
+                advice = f"{command('resume', self.outbox, run)} finishes it"
+                raise DicomsortError(f"expected no undo that was cut short, received run {run}: {advice}; then decide")
+
+    def _is_review(self, run: str) -> bool:
+        return is_run(run) and load_run(self.outbox, run).verb == REVIEW_VERB
+
+    def _carry_out(self, item: Item, class_: str, who: str) -> Decision:
+        ready, notes = self._ready(item)
+        if not ready:
+            raise Outdated(f"expected the files as they were held, received none: {'; '.join(notes)}")
+        layouts = _Layouts(self.outbox)
+        decided = [
+            Decided(
+                e, h.row, folder_of(class_, e.header), has_uids(e.header), layouts.of(h.run),
+                message_of(who, h.row.destination),
+            )
+            for h, e in ready
+        ]  # fmt: skip
+        of = sorted({run for h, _ in ready for run in self.holdings.runs_about(h)})
+        run = new_run(self._context)
+        head: dict[str, object] = {
+            "verb": REVIEW_VERB, "inbox": self.outbox, "outbox": self.outbox, "mode": "move", "class": class_,
+            "reviewer": who, "started": now(), "of": of,
+            "corrections": self.corrections.named(self.outbox) if self.corrections else "",
+        }  # fmt: skip
+        operations = decide(decided, self._folders, _Names(self.outbox))
+        summary = carry_out(self._context, run, seal_plan(self._context, run, head, operations))
+        write_summary(self._context.files, self.outbox, summary)
+        self.holdings.refresh()
+        moved = summary.actions["moved"] + summary.actions["removed"]
+        if moved < len(ready):
+            notes.append(f"{_files(len(ready) - moved)} left in {REVIEW}; manifest.csv says why")
+        return Decision(run, moved, notes + layouts.notes)
+
+    def _ready(self, item: Item) -> tuple[list[tuple[RunRow, Examined]], list[str]]:
+        """The files that lie there as they were held, examined anew; and what is to be said of the others."""
+        paths = [h.row.destination for h in item.files]
+        there = [
+            replace(f, path=path)
+            for path in paths
+            if is_straight(self.outbox, path) and (f := look_for(f"{self.outbox}/{path}")) is not None
+        ]
+        task = partial(examine, self.outbox)
+        batches = [
+            submit_batch(self._engine, task, there[start : start + BATCH], _lost)
+            for start in range(0, len(there), BATCH)
+        ]
+        examined = {e.found.path: hashed_here(self.outbox, e) for batch in batches for e in batch.result()}
+        ready = [(h, e) for h in item.files if (e := examined.get(h.row.destination)) and e.sha256 == h.row.sha256]
+        gone, changed = len(paths) - len(there), len(there) - len(ready)
+        notes = [f"{_files(gone)} gone from {REVIEW}"] if gone else []
+        if changed:
+            notes.append(f"{_files(changed)} not what was held any more, and left there")
+        return ready, notes
+
+    def _folders(self, paths: set[str]) -> Iterator[tuple[str, int, int]]:
+        for path in sorted(paths, key=lambda path: (-path.count("/"), path)):
+            status = look_up(f"{self.outbox}/{path}")
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                yield path, stat.S_IMODE(status.st_mode), status.st_mtime_ns
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            self._patiently(lambda: stack.enter_context(locked(self._context, create=False)))
+            yield
+
+    def _patiently(self, act: Callable[[], T]) -> T:
+        """Do what needs the outbox; OutboxLocked only where another run holds it for long."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return act()
+            except OutboxLocked:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.05)
+
+
+class _Layouts:
+    """The layouts of runs, as far as their plans are kept."""
+
+    def __init__(self, outbox: str) -> None:
+        self._outbox = outbox
+        self._known: dict[str, Layout] = {}
+        self.notes: list[str] = []
+
+    def of(self, run: str) -> Layout:
+        """The layout by which a run placed; ``uid``, with a note, where that is not known any more."""
+        if run not in self._known:
+            plan = load_run(self._outbox, run).plan
+            self._known[run] = _layout(str(plan.head.get("layout", "uid")) if plan else "uid")
+            if plan is None:
+                self.notes.append(f"run {run} was pruned and its layout with it, so files are named by their UIDs")
+        return self._known[run]
+
+
+def _layout(text: str) -> Layout:
+    try:
+        return parse_layout(text)
+    except UsageError:  # of another version
+        return parse_layout("uid")
+
+
+class _Names:
+    """Which names are free in an outbox whose lock is held."""
+
+    def __init__(self, outbox: str) -> None:
+        self._outbox = outbox
+        self._given: set[str] = set()
+
+    def claim(self, name: str) -> bool:
+        """Give a name out once."""
+        is_free = name not in self._given
+        self._given.add(name)
+        return is_free
+
+    def holds(self, destination: str, size: int, sha256: str) -> bool | None:
+        """Whether the file there has this content; None where nothing is there."""
+        return holds(f"{self._outbox}/{destination}", size, sha256, lambda: "")
+
+
+def _files(count: int) -> str:
+    return "1 file is" if count == 1 else f"{count:,} files are"
+
+
+def _lost(found: Found, error: WorkerLost) -> Examined:
+    return Examined(found, Header(Kind.UNKNOWN), failed=str(error))

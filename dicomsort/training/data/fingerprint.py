@@ -1,0 +1,93 @@
+"""Whether a bundle's model was trained on an image: the bundle keeps the first 32 bits of each file's SHA-256.
+
+Of 100,000 files that it was not trained on, kept digests of as many others name two by chance.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomsort.training.data.dataset import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from dicomsort.training.data.dataset import Item
+
+KEY = "files"
+HEX_DIGITS = 8
+MAX_KEPT = 100_000  # bundle.json is bounded
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How many of ``images`` files the model was trained on; ``count`` is None where the bundle does not tell."""
+
+    images: int
+    count: int | None
+
+    def words(self) -> str:
+        """Say it in a sentence without a stop."""
+        if self.count is None:
+            return "the bundle does not tell which files it was trained on: whether these were is not known"
+        if self.count == self.images:
+            return "NOT held out: the model was trained on every one of these images, so these figures flatter it"
+        if self.count:
+            return (
+                f"NOT all held out: the model was trained on {self.count:,} of these {self.images:,} images, so these "
+                "figures flatter it"
+            )
+        return "the model was trained on none of these files; whether it knows their sources or patients is not known"
+
+
+def encode(digests: Sequence[str], earlier: Mapping[str, Any] | None = None) -> str:
+    """Return what a bundle keeps of the SHA-256 of its training files, in Base64; "" for more than 100,000.
+
+    ``earlier`` is the ``training`` of the bundle from which it went on; "" where that does not tell its files.
+    """
+    kept = np.unique(keys(digests))
+    if earlier is not None:
+        before = _decode(earlier)
+        if not len(before):
+            return ""
+        kept = np.union1d(kept, before)
+    return "" if len(kept) > MAX_KEPT else base64.b64encode(kept.astype(">u4").tobytes()).decode()
+
+
+def compare(training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str]) -> Seen:
+    """Tell how many of these files ``training``, as bundle.json holds it, was on; ``digests`` are their SHA-256."""
+    if training.get("fingerprint") == fingerprint(items, digests):
+        return Seen(len(items), len(items))
+    kept = _decode(training)
+    return Seen(len(items), int(np.isin(keys(digests), kept).sum()) if len(kept) else None)
+
+
+def known(
+    training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str], *, untold: bool
+) -> NDArray[np.bool_]:
+    """Tell which of these files ``training``, as bundle.json holds it, was on, bool (N,); ``untold`` if it does not."""
+    if training.get("fingerprint") == fingerprint(items, digests):
+        return np.ones(len(digests), bool)
+    kept = _decode(training)
+    return np.isin(keys(digests), kept) if len(kept) else np.full(len(digests), untold)
+
+
+def _decode(training: Mapping[str, Any]) -> NDArray[np.uint32]:
+    """Return the keys that a bundle keeps, none where it does not tell."""
+    try:
+        kept = np.frombuffer(base64.b64decode(str(training.get(KEY) or ""), validate=True), ">u4")
+    except (binascii.Error, ValueError):
+        return np.zeros(0, np.uint32)
+    return kept.astype(np.uint32)
+
+
+def keys(digests: Sequence[str]) -> NDArray[np.uint32]:
+    """Return the first 32 bits of SHA-256 in hexadecimal digits, (N,)."""
+    return np.array([int(digest[:HEX_DIGITS], 16) for digest in digests], np.uint32)

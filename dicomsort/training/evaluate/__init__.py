@@ -1,0 +1,1 @@
+"""How right a model is: predictions on held-out images, calibration, metrics, tables, pictures."""

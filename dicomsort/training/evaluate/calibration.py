@@ -1,0 +1,207 @@
+"""What held-out predictions tell about confidence: a temperature, and the thresholds from which it can be believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicomsort.bundle import calibrate
+from dicomsort.training.models import ood
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from dicomsort.bundle import Bundle
+    from dicomsort.training.models.ood import MahalanobisModel
+
+# Fewer held-out predictions than this say nothing about the last percent.
+MIN_HELD_OUT, MIN_OF_CLASS = 50, 10  # of every class where a training goes on: corrections are few, and none typical
+MIN_CONFIDENT = 20
+DECIDE_ACCURACY, DECIDE_BOUNDS = 0.99, (0.5, 0.99)
+CONTRADICT_ACCURACY, CONTRADICT_BOUNDS = 0.995, (0.9, 0.99)
+TEMPERATURES = np.geomspace(0.25, 10.0, 150)
+BINS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A temperature and thresholds (0..1), and in ``notes`` what of them could not be fitted, in sentences.
+
+    ``distance`` is the feature-space distance beyond which an image is out of distribution, None where there is none.
+    """
+
+    temperature: float
+    decide: float
+    contradict: float
+    notes: tuple[str, ...] = ()
+    distance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """Calibration that is fair to each image: fitted on the held-out predictions of the other folds alone.
+
+    ``probabilities``: float32 (N, C), calibrated; ``temperatures``, ``decide`` and ``contradict``: float64 (N,), those
+    of the image's fold; ``limits``: float64 (N,) of distance, or None.
+    """
+
+    probabilities: NDArray[np.float32]
+    temperatures: NDArray[np.float64]
+    decide: NDArray[np.float64]
+    contradict: NDArray[np.float64]
+    limits: NDArray[np.float64] | None = None
+
+
+def fit(
+    probabilities: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    distances: NDArray[np.float32] | None = None,
+    other: int | None = None,
+) -> Calibration:
+    """Fit on held-out predictions.
+
+    ``probabilities``: float32 (N, C), the model's own, of items it was not trained on; ``truth``: int64 (N,), 0..C-1;
+    ``distances``: float32 (N,). The limit of distance is what ``distance.threshold`` makes of the images that are
+    not of the class ``other`` (the index of OTHER, where there is one).
+    """
+    if len(truth) < MIN_HELD_OUT:
+        note = (
+            f"Only {len(truth)} images were held out (at least {MIN_HELD_OUT} are needed): temperature and thresholds "
+            "are not fitted but set to careful values."
+        )
+        return Calibration(1.0, DECIDE_BOUNDS[1], CONTRADICT_BOUNDS[1], (note,))
+    found = [float(losses(calibrate(probabilities, float(t)), truth).mean()) for t in TEMPERATURES]
+    temperature = round(float(TEMPERATURES[int(np.argmin(found))]), 4)
+    calibrated = calibrate(probabilities, temperature)
+    right, confidence = calibrated.argmax(1) == truth, calibrated.max(1)
+    decide, decide_note = _threshold("decide", right, confidence, DECIDE_ACCURACY, DECIDE_BOUNDS)
+    contradict, contradict_note = _threshold("contradict", right, confidence, CONTRADICT_ACCURACY, CONTRADICT_BOUNDS)
+    notes = tuple(note for note in (decide_note, contradict_note) if note)
+    known = np.zeros(0, np.float32) if distances is None else distances[truth != other]
+    limit = ood.threshold(known) if len(known) else None
+    return Calibration(temperature, decide, contradict, notes, limit)
+
+
+def kept(start: Bundle, counts: Mapping[str, int]) -> Calibration | None:
+    """Return the calibration of the bundle from which a training went on, where held-out images cannot tell another.
+
+    ``counts`` are those by label; None where there are enough, of every class.
+    """
+    missing = [f"{count or 'none'} of {label}" for label, count in counts.items() if count < MIN_OF_CLASS]
+    if sum(counts.values()) >= MIN_HELD_OUT and not missing:
+        return None
+    lacking = f", {', '.join(missing)}" if missing else ""
+    note = (
+        f"Temperature and thresholds are those of {start.name}, from which the training went on: it had "
+        f"{sum(counts.values()):,} held-out images{lacking} ({MIN_HELD_OUT} are needed, {MIN_OF_CLASS} of every class)."
+    )
+    return Calibration(start.temperature, start.decide, start.contradict, (note,))
+
+
+def as_sure(before: NDArray[np.float32], after: NDArray[np.float32], temperature: float) -> float:
+    """Return the temperature at which ``after`` is as sure of the same images as ``before`` is at ``temperature``.
+
+    Both float32 (N, C), not calibrated; sure is the mean of the greatest probabilities. A training on a few odd images
+    makes a model less sure of all others, and thresholds that stay would then leave far more of them undecided.
+    """
+    wanted = calibrate(before, temperature).max(1).mean()
+    means = [calibrate(after, each).max(1).mean() for each in TEMPERATURES]
+    return float(TEMPERATURES[int(np.abs(np.array(means) - wanted).argmin())])
+
+
+def going_on(
+    start: Bundle,
+    space: MahalanobisModel | None,
+    counts: Mapping[str, int],
+    fitted: Calibration,
+    distances: Sequence[float],
+    remembered: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+) -> Calibration:
+    """Return the calibration of what went on from a bundle: ``kept``, else ``fitted``, with the limit of distance kept.
+
+    ``space`` is where the images lie that the bundle was trained on, None where it is not known: then no distance is
+    told. ``distances``: (N,) from them, of the images at hand. ``remembered`` is what the bundle and what came of it
+    say of images that it keeps, float32 (N, C), not calibrated: thresholds that are kept are kept for a model as sure.
+    """
+    found = kept(start, counts)
+    if found and remembered and len(remembered[0]):
+        temperature = as_sure(*remembered, start.temperature)
+        note = f"The temperature is the one at which it is as sure of the images that {start.name} keeps as that was."
+        found = replace(found, temperature=temperature, notes=(*found.notes, note))
+    found = found or fitted
+    if start.distance is None:
+        return replace(found, distance=None)
+    if space is None:
+        note = f"Distances, which {start.name} tells, are not told: its model does not hold them as they are exported."
+        return replace(found, distance=None, notes=(*found.notes, note))
+    beyond = int((np.asarray(distances) > start.distance).sum())
+    note = (
+        f"Distances and their limit are those of {start.name}, from the images that it was trained on: {beyond:,} of "
+        f"the {len(distances):,} images at hand lie beyond it, and are out of distribution as before."
+    )
+    return replace(found, distance=start.distance, notes=(*found.notes, note))
+
+
+def nested(
+    probabilities: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    fold: NDArray[np.int64],
+    distances: NDArray[np.float32] | None = None,
+    other: int | None = None,
+) -> Nested:
+    """Calibrate the images of each fold by what ``fit`` finds on all the others; arguments as there.
+
+    ``fold``: int64 (N,); no source may have images in two folds.
+    """
+    calibrated = np.zeros_like(probabilities)
+    temperatures, decide, contradict, limits = (np.full(len(truth), np.inf) for _ in range(4))
+    for k in np.unique(fold):
+        rest, inside = fold != k, fold == k
+        found = fit(probabilities[rest], truth[rest], None if distances is None else distances[rest], other)
+        calibrated[inside] = calibrate(probabilities[inside], found.temperature)
+        temperatures[inside], decide[inside], contradict[inside] = found.temperature, found.decide, found.contradict
+        if found.distance is not None:
+            limits[inside] = found.distance
+    return Nested(calibrated, temperatures, decide, contradict, None if distances is None else limits)
+
+
+def by_image(probabilities: NDArray[np.float32], temperatures: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Calibrate each row of ``probabilities`` (N, C) by a temperature of its own (N,)."""
+    calibrated = np.zeros_like(probabilities)
+    for temperature in np.unique(temperatures):
+        rows = temperatures == temperature
+        calibrated[rows] = calibrate(probabilities[rows], float(temperature))
+    return calibrated
+
+
+def losses(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the negative log likelihood of each ``truth`` (N,) under ``probabilities`` (N, C), in nats, (N,)."""
+    picked = probabilities[np.arange(len(truth)), truth].astype(np.float64)
+    return np.asarray(-np.log(np.maximum(picked, 1e-12)))
+
+
+def bin_of(confidence: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return the bin of each confidence (N,), of 15 of equal width, for the expected calibration error.
+
+    Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, 2017.
+    """
+    return np.minimum((confidence * BINS).astype(np.intp), BINS - 1)
+
+
+def _threshold(
+    name: str, right: NDArray[np.bool_], confidence: NDArray[np.float32], wanted: float, bounds: tuple[float, float]
+) -> tuple[float, str]:
+    """Return the smallest threshold in ``bounds`` above which accuracy is ``wanted``, and a note where none is."""
+    low, high = bounds
+    for threshold in np.round(np.arange(low, high + 0.0025, 0.005), 4):
+        above = confidence >= threshold
+        if above.sum() < MIN_CONFIDENT:
+            break
+        if right[above].mean() >= wanted:
+            return float(threshold), ""
+    note = f"No confidence up to {high} gave {wanted:.1%} accuracy on held-out images: `{name}` is set to {high}."
+    return high, note

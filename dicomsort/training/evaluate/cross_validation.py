@@ -1,0 +1,220 @@
+"""Predictions for an evaluation: by a bundle's model in workers, or by its recipe trained anew without some sources.
+
+What workers run are module-level functions on picklable values. Keras is imported inside functions only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import deque
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomsort.bundle import Predictor, load
+from dicomsort.bundle.spec import read_model
+from dicomsort.engines.engine import R, submit_batch
+from dicomsort.errors import UsageError
+from dicomsort.pixels import PixelsError, render
+from dicomsort.records import RENDERING_VERSION
+from dicomsort.training.data.grouping import patient, perceptual_hash
+from dicomsort.training.data.rendered import Rendered, render_all
+from dicomsort.training.data.robustness import SHORTCUTS
+from dicomsort.training.data.splitting import folds
+from dicomsort.training.evaluate import compare
+from dicomsort.training.evaluate.predictions import HeldOut, Predictions, require_images
+from dicomsort.training.fit.quantize import INT8, Quantizer
+from dicomsort.training.fit.recipe import Recipe, Said
+from dicomsort.training.models.architectures import ARCHITECTURES, varied
+from dicomsort.training.models.tflite_weights import precision
+from dicomsort.training.progress import load_tensorflow
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dicomsort.bundle import Bundle
+    from dicomsort.engines.engine import Engine
+    from dicomsort.training.data.dataset import Dataset
+    from dicomsort.training.models.architectures import Architecture
+    from dicomsort.training.progress import Reporter
+
+RECIPE = ("epochs", "batch_size", "learning_rate", "validation_split", "seed", "augment")
+
+
+@dataclass(frozen=True, slots=True)
+class Folding:
+    """How to hold sources out: in ``count`` parts (0: one by one), dealt out by ``seed``."""
+
+    count: int
+    seed: int
+
+
+def by_folds(
+    bundle: Bundle, dataset: Dataset, folding: Folding, engine: Engine, reporter: Reporter
+) -> tuple[Predictions, tuple[tuple[str, str], ...]]:
+    """Judge every source by models of the bundle's recipe that never saw it; also return what was skipped, and why."""
+    architecture, integers = _crossable(bundle), precision(read_model(bundle)) == INT8
+    with tempfile.TemporaryDirectory(prefix="dicomsort-evaluate-") as scratch:
+        rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter)
+        require_images(rendered.dataset, len(rendered.skipped))
+        _require_sources(rendered.dataset)
+        reporter.note("Loading TensorFlow")
+        load_tensorflow()
+        held = _cross_validate(architecture, rendered, bundle.training["recipe"], folding, reporter, integers=integers)
+    return held.calibrated(rendered.dataset), rendered.skipped
+
+
+def _cross_validate(
+    architecture: Architecture, rendered: Rendered, recipe: Mapping[str, Any], folding: Folding, reporter: Reporter,
+    *, integers: bool,
+) -> HeldOut:  # fmt: skip
+    """Train what the recipe trains once for each fold of sources on the others, and judge the fold by it.
+
+    In ``integers`` where the bundle's model computes so.
+    """
+    from dicomsort.training.fit.transfer import cross_validate, opened
+
+    dataset = rendered.dataset
+    sources = len({item.group for item in dataset.items})
+    count = min(folding.count or sources, sources)
+    fold = folds(dataset, count, folding.seed, grouped=True)
+    asked = Recipe(**{key: recipe[key] for key in RECIPE})
+    with opened(architecture, rendered, asked, reporter) as staged:
+        judged, _ = cross_validate(staged, fold, None, Quantizer(rendered, asked.seed, reporter) if integers else None)
+    said, plain = Said(judged.probabilities, judged.distances), None
+    if judged.int8:
+        said, plain = judged.int8, judged.probabilities
+    words = _words(dataset, count, sources)
+    return HeldOut(said.probabilities, fold, words, True, said.distances, judged.variants, plain=plain)
+
+
+def _crossable(bundle: Bundle) -> Architecture:
+    """Return the bundle's architecture; UsageError where it cannot be cross-validated."""
+    architecture = ARCHITECTURES.get(bundle.arch)
+    if architecture is None or architecture.recipe != "staged":
+        raise UsageError(
+            "--cross-validate: expected a bundle trained from pretrained weights, received architecture "
+            f"{bundle.arch!r}"
+        )
+    if bundle.training.get(compare.KEY):
+        raise UsageError(
+            "--cross-validate: expected a bundle trained from published weights, received one started from another "
+            "bundle, which may have seen the sources"
+        )
+    architecture.require()
+    if not isinstance(recipe := bundle.training.get("recipe"), dict) or not set(RECIPE) <= set(recipe):
+        raise UsageError(
+            f"--cross-validate: expected a bundle that tells its recipe ({', '.join(RECIPE)}), received {recipe!r}"
+        )
+    return varied(architecture, bundle.arch, recipe.get("variation") or {})
+
+
+def _require_sources(dataset: Dataset) -> None:
+    """Raise UsageError unless whole sources can be held out."""
+    if not dataset.grouped():
+        raise UsageError(
+            f"--cross-validate source: data set {str(dataset.root)!r}: expected every file in a source's folder, and "
+            "at least two sources a class, received fewer"
+        )
+
+
+def _words(dataset: Dataset, count: int, sources: int) -> str:
+    unit = dataset.sources_held()
+    kind = f"each of {sources} sources alone" if count == sources else f"{count} parts of {sources} sources in turn"
+    return f"cross-validation, {kind} ({unit}): each image is judged by a model that never saw its source"
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from numpy.typing import NDArray
+
+    from dicomsort.engines.engine import Engine
+    from dicomsort.errors import WorkerLost
+    from dicomsort.training.progress import Step
+
+    Row = NDArray[np.float32]
+
+BATCH = 8  # files a task
+AHEAD = 4  # tasks that wait, for each worker
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What became of a file: ``problem`` says why it could not be judged, the rest is empty then.
+
+    ``probabilities``: float32 (C,), calibrated; ``distance`` None where the model has none; ``variants``: name of a
+    shortcut test -> probabilities; ``digest``: SHA-256 of the file; ``patient``: a salted hash, "" where none is named;
+    ``print``: perceptual hash, None for a blank image.
+    """
+
+    problem: str = ""
+    probabilities: Row | None = None
+    distance: float | None = None
+    variants: Mapping[str, Row] = field(default_factory=dict)
+    digest: str = ""
+    patient: str = ""
+    print: NDArray[np.uint64] | None = None
+
+
+def judge(bundle: str, root: str, salt: bytes, shortcuts: Sequence[str], paths: Sequence[str]) -> list[Judged]:
+    """Judge the middle frame of each file (path below ``root``), plain and changed by each of ``shortcuts``."""
+    return [_judge(_predictor(bundle), Path(root, path), salt, shortcuts) for path in paths]
+
+
+def thumbnails(root: str, paths: Sequence[str]) -> list[NDArray[np.uint8] | None]:
+    """Render files once more, to be looked at: uint8 (224, 224, 3), None where that fails by now."""
+    return [_rendered(Path(root, path)) for path in paths]
+
+
+def spread(
+    engine: Engine,
+    task: Callable[[list[str]], list[R]],
+    paths: Sequence[str],
+    on_lost: Callable[[str, WorkerLost], R],
+    step: Step,
+) -> list[R]:
+    """Return what ``task`` gives for each path, in their order, worked out by the engine and counted on ``step``."""
+    waiting: deque[Future[list[R]]] = deque()
+    results: list[R] = []
+    for start in range(0, len(paths), BATCH):
+        waiting.append(submit_batch(engine, task, paths[start : start + BATCH], on_lost))
+        while waiting and (len(waiting) > AHEAD * engine.workers or start + BATCH >= len(paths)):
+            part = waiting.popleft().result()
+            results += part
+            step.advance(len(part))
+    return results
+
+
+def _judge(predictor: Predictor, path: Path, salt: bytes, shortcuts: Sequence[str]) -> Judged:
+    try:
+        image = render(path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        owner = patient(path, salt)
+    except PixelsError as error:
+        return Judged(str(error))
+    except OSError as error:
+        return Judged(error.strerror or type(error).__name__)
+    changed = [SHORTCUTS[name](image) for name in shortcuts]
+    found = predictor.predict(np.stack([image, *changed]))
+    plain, *others = found.probabilities
+    distance = None if np.isnan(found.distances[0]) else float(found.distances[0])
+    return Judged("", plain, distance, dict(zip(shortcuts, others, strict=True)), digest, owner, perceptual_hash(image))
+
+
+def _rendered(path: Path) -> NDArray[np.uint8] | None:
+    try:
+        return render(path)
+    except (PixelsError, OSError):
+        return None
+
+
+@lru_cache(maxsize=1)
+def _predictor(bundle: str) -> Predictor:
+    return Predictor(load(Path(bundle), RENDERING_VERSION))

@@ -1,0 +1,218 @@
+"""Judges a data set by a bundle, or its recipe by held-out sources, and writes what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomsort.content import kind_of
+from dicomsort.errors import UsageError
+from dicomsort.files import look_up
+from dicomsort.outputs import Gate
+from dicomsort.report import visible
+from dicomsort.training.data import fingerprint
+from dicomsort.training.data.dataset import Dataset, read_groups, relabelled, scan
+from dicomsort.training.data.grouping import keep_together
+from dicomsort.training.data.robustness import SHORTCUTS
+from dicomsort.training.evaluate import reporting
+from dicomsort.training.evaluate.card import write_card
+from dicomsort.training.evaluate.cross_validation import Folding, Judged, by_folds, judge, spread, thumbnails
+from dicomsort.training.evaluate.predictions import Predictions, name_clusters, require_images
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from dicomsort.bundle import Bundle
+    from dicomsort.engines.engine import Engine
+    from dicomsort.training.progress import Reporter
+
+WARM = ("dicomsort.training.evaluate.cross_validation", "dicomsort.training.data.rendered")
+SALT_BYTES = 16
+CARD, FIGURES = "card.md", "metrics.json"
+OUTPUTS = frozenset({CARD, FIGURES, reporting.SHEET, *reporting.PICTURES})
+SPEC = "bundle.json"
+COMPARISON = "comparison.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """An evaluation as the user asked for it.
+
+    ``folds``: None judges by the bundle's own model; a number judges by models trained anew, with that many parts of
+    the sources held out in turn (0: each source alone). ``update`` also replaces the bundle's own figures and card.
+    """
+
+    dataset: Path
+    out: Path
+    groups: Path | None = None
+    seed: int = 0
+    shortcuts: bool = False
+    folds: int | None = None
+    update: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Predictions, and the content of metrics.json."""
+
+    predictions: Predictions
+    told: dict[str, Any]
+
+
+def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Reporter) -> Evaluated:
+    """Judge the data set, and write figures, card and pictures to ``settings.out``.
+
+    UsageError where the data set, the bundle or a setting cannot be evaluated with.
+    """
+    settings = replace(settings, out=_check(bundle, settings))
+    groups = read_groups(settings.groups) if settings.groups else None
+    dataset = relabelled(scan(settings.dataset, groups, least=1), bundle.labels)
+    if settings.folds is None:
+        found = by_model(bundle, dataset, settings, engine, reporter)
+    else:
+        predictions, skipped = by_folds(bundle, dataset, Folding(settings.folds, settings.seed), engine, reporter)
+        found = Evaluated(predictions, tell(bundle, predictions, skipped, settings.seed))
+    chosen = reporting.mistakes(found.predictions)
+    paths = [found.predictions.dataset.items[i].path for i in chosen]
+    with reporter.step("Rendering the mistakes", len(paths)) as step:
+        images = spread(engine, partial(thumbnails, str(settings.dataset)), paths, lambda *_: None, step)
+    with outcome(settings.out) as folder:
+        _write(folder, bundle, found)
+        reporting.draw_mistakes(folder / reporting.SHEET, found.predictions, chosen, images)
+    if settings.update:
+        with outcome(bundle.folder) as folder:
+            _write(folder, bundle, found)
+    return found
+
+
+def by_model(bundle: Bundle, dataset: Dataset, settings: Settings, engine: Engine, reporter: Reporter) -> Evaluated:
+    """Judge every file by the bundle's model, in the engine's workers."""
+    shortcuts = tuple(SHORTCUTS) if settings.shortcuts else ()
+    task = partial(judge, str(bundle.folder.resolve()), str(dataset.root), secrets.token_bytes(SALT_BYTES), shortcuts)
+    with reporter.step("Judging images", len(dataset.items)) as step:
+        answers = spread(engine, task, [item.path for item in dataset.items], lambda _, why: Judged(str(why)), step)
+    good = [answer for answer in answers if not answer.problem]
+    skipped = [(item.path, a.problem) for item, a in zip(dataset.items, answers, strict=True) if a.problem]
+    dataset = dataset.only(i for i, answer in enumerate(answers) if not answer.problem)
+    dataset, _ = keep_together(dataset, [answer.print for answer in good], [answer.patient for answer in good])
+    require_images(dataset, len(skipped))
+    known = fingerprint.compare(bundle.training, dataset.items, [answer.digest for answer in good])
+    predictions = _predictions(bundle, dataset, good, known.words())
+    return Evaluated(predictions, tell(bundle, predictions, skipped, settings.seed, known))
+
+
+def tell(
+    bundle: Bundle,
+    predictions: Predictions,
+    skipped: Sequence[tuple[str, str]],
+    seed: int,
+    known: fingerprint.Seen | None = None,
+) -> dict[str, Any]:
+    """Return metrics.json's content; ``known`` tells what of the images the judging model was trained on."""
+    return {
+        "model": {"name": bundle.name, "sha256": bundle.model_sha256},
+        "trained_on": known.count if known else 0,
+        **reporting.tell(predictions, seed),
+        "skipped": {visible(path): reason for path, reason in skipped},
+    }
+
+
+def _predictions(bundle: Bundle, dataset: Dataset, answers: Sequence[Judged], held_out: str) -> Predictions:
+    """Return the answers as arrays, with the bundle's own thresholds for every image."""
+    count = len(answers)
+    rows = [answer.probabilities for answer in answers if answer.probabilities is not None]
+    clusters, unit = name_clusters(dataset)
+    distances = [answer.distance for answer in answers if answer.distance is not None]
+    limit = bundle.distance
+    return Predictions(
+        dataset,
+        np.stack(rows),
+        {"decide": np.full(count, bundle.decide), "contradict": np.full(count, bundle.contradict)},
+        held_out,
+        clusters,
+        unit,
+        distances=np.array(distances, np.float32) if len(distances) == count else None,
+        limits=None if limit is None else np.full(count, limit),
+        variants={name: np.stack([answer.variants[name] for answer in answers]) for name in answers[0].variants},
+    )
+
+
+def _check(bundle: Bundle, settings: Settings) -> Path:
+    """Return the real path of ``settings.out``; UsageError where figures could not be written, or must not be."""
+    out = check_out(settings.out, settings.dataset)
+    if settings.update and settings.folds is None:
+        raise UsageError("--update: expected --cross-validate source beside it, received figures of another kind")
+    if settings.update:
+        _check_writable(bundle.folder)
+    return out
+
+
+def check_out(out: Path, dataset: Path | None = None) -> Path:
+    """Return the real path of ``out``; UsageError where figures could not be written there, or must not be."""
+    gate = Gate({"DATASET": str(dataset)} if dataset else {})
+    target = Path(gate.check_folder("--out", out))
+    if (target / SPEC).exists():
+        msg = f"--out {str(out)!r}: expected a folder for figures, received a bundle; --update is for that"
+        raise UsageError(msg)
+    gate.check_folder("--out", target, foreign_in)
+    return target
+
+
+def foreign_in(folder: str) -> str:
+    """Which file of a folder has the name of a result and is none; empty where results may be written there."""
+    there = [name for name in sorted({*OUTPUTS, COMPARISON}) if os.path.lexists(f"{folder}/{name}")]
+    wrong = [name for name in there if (kind := kind_of(name)) and kind.problem(f"{folder}/{name}")]
+    figures = look_up(f"{folder}/{FIGURES}")  # what tells that the rest is ours
+    if figures is None or not figures.st_size:
+        wrong = [name for name in there if name != FIGURES] or wrong
+    return f"its {wrong[0]} is of something else" if wrong else ""
+
+
+def _check_writable(folder: Path) -> None:
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UsageError(f"--out {str(folder)!r}: expected a folder that can be written, received one that cannot")
+
+
+def _write(folder: Path, bundle: Bundle, found: Evaluated) -> None:
+    """Write metrics.json, card.md and the pictures that show no image."""
+    spec = json.loads((bundle.folder / SPEC).read_text("utf-8"))
+    told = {**found.told, "training_run": _training_run(bundle)}
+    (folder / FIGURES).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+    (folder / CARD).write_text(write_card(spec, told), "utf-8", "backslashreplace")
+    reporting.draw(folder, told, found.predictions)
+
+
+def _training_run(bundle: Bundle) -> dict[str, Any]:
+    """Return what the bundle's own metrics.json tells of its training; {} where there is none."""
+    try:
+        run = reporting.figures_in(bundle.folder).get("training_run")
+    except (OSError, ValueError):
+        return {}
+    return run if isinstance(run, dict) else {}
+
+
+@contextmanager
+def outcome(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder whose files take their places in ``folder`` when the block ends well."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".evaluate-", dir=folder) as part:
+            yield Path(part)
+            if wrong := foreign_in(str(folder)):
+                raise UsageError(f"--out {str(folder)!r}: expected a folder of earlier results: {wrong}")
+            for path in sorted(Path(part).iterdir()):
+                path.chmod(0o644)
+                path.replace(folder / path.name)
+    except OSError as error:
+        msg = f"--out {str(folder)!r}: expected a folder that can be written, received {error.strerror}"
+        raise UsageError(msg) from error

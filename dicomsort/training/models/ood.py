@@ -1,0 +1,120 @@
+"""How far an image lies, in a network's features, from the images that it was trained on.
+
+The Mahalanobis distance to the nearest class with one covariance for all (Lee et al. 2018, arXiv:1807.03888), on
+features of unit length (Mueller & Hein 2025, arXiv:2505.18032); the covariance is that of probabilistic principal
+components (Tipping & Bishop 1999): as measured in the first ``SIZE`` directions, and equal in all others. Those others
+tell most: what is unlike all training images leaves the subspace that these span (Wang et al. 2022, arXiv:2203.10807).
+
+Fit it on the classes that matter and not on OTHER: what is near to one strange kind of image is no less strange.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SIZE, SHARE = 128, 4  # principal directions, at most that part of all
+LEAST = 1e-3  # of the mean variance: so much there is at least in the other directions, or dead units would be all
+ROUNDING = 1e-4  # of squared distances between unit vectors in float32, with room: alike images span no less
+KEPT = 0.99
+TINY = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class MahalanobisModel:
+    """Where the training's features lie; D features, C classes, K directions, all float32.
+
+    ``centre`` (D,): the mean of the class means; ``directions`` (D, K): the first principal directions within classes,
+    each scaled by sqrt(1 - rest / its variance); ``means`` (C, D): the class means less the centre; ``rest``: the
+    variance in every other direction.
+    """
+
+    centre: NDArray[np.float32]
+    directions: NDArray[np.float32]
+    means: NDArray[np.float32]
+    rest: float
+
+    def distances(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return float32 (N,), 0 or more, of ``features`` float32 (N, D): the mean over D of squared deviations.
+
+        About 1 for images like the training's.
+        """
+        unit = _unit(features.astype(np.float64)) - self.centre
+        slopes, offsets = self.lines()
+        whole = (unit**2).sum(axis=1) - ((unit @ self.directions) ** 2).sum(axis=1)
+        squared = whole + (unit @ slopes + offsets).min(axis=1)
+        result: NDArray[np.float32] = (np.maximum(squared, 0) / self.scale).astype(np.float32)
+        return result
+
+    def lines(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return what a class's squared distance has beyond that of the centre: slopes (D, C) and offsets (C,)."""
+        means, directions = self.means.astype(np.float64), self.directions.astype(np.float64)
+        projected = means @ directions
+        slopes = -2 * (means - projected @ directions.T)
+        return slopes.T, (means**2).sum(axis=1) - (projected**2).sum(axis=1)
+
+    @property
+    def scale(self) -> float:
+        """What a squared distance is divided by."""
+        return self.rest * len(self.centre)
+
+
+def fit(
+    features: NDArray[np.float32], classes: NDArray[np.int64], weights: NDArray[np.float32] | None = None
+) -> MahalanobisModel:
+    """Return the space of ``features``, float32 (N, D), whose ``classes`` are integers (N,), one number a class.
+
+    ``weights``, 0 or more (N,), say how much each image counts; all the same by default. Directions that N images
+    cannot span are left out: a few images do, and so does D = 1.
+    """
+    unit = _unit(features.astype(np.float64))
+    share = np.ones(len(unit)) if weights is None else weights.astype(np.float64)
+    numbers, places = np.unique(classes, return_inverse=True)
+    means = np.stack([np.average(unit[places == i], axis=0, weights=share[places == i]) for i in range(len(numbers))])
+    inside = unit - means[places]
+    covariance = (inside * share[:, None]).T @ inside / share.sum()
+    variances, vectors = np.linalg.eigh(covariance)
+    variances, vectors = np.maximum(variances[::-1], TINY), vectors[:, ::-1]
+    kept = max(0, min(SIZE, len(variances) // SHARE, len(unit) - len(numbers) - 1))
+    rest = max(float(variances[kept:].mean()), LEAST * float(variances.mean()), ROUNDING / len(variances))
+    scaled = vectors[:, :kept] * np.sqrt(np.maximum(0, 1 - rest / variances[:kept]))
+    centre = means.mean(axis=0)
+    single = np.float32
+    return MahalanobisModel(centre.astype(single), scaled.astype(single), (means - centre).astype(single), rest)
+
+
+def append(space: MahalanobisModel, features: Any) -> Any:
+    """Return the Keras tensor (N,) of the distances of a Keras tensor of features (N, D); builtin operators only."""
+    from keras import ops
+
+    unit = ops.multiply(features, ops.rsqrt(ops.maximum(_squares(features), TINY)))
+    centred = ops.subtract(unit, space.centre)
+    slopes, offsets = (part.astype(np.float32) for part in space.lines())
+    nearest = ops.min(ops.add(ops.matmul(centred, slopes), offsets), axis=1)
+    whole = _squares(centred)
+    if space.directions.shape[1]:
+        whole = ops.subtract(whole, _squares(ops.matmul(centred, space.directions)))
+    squared = ops.add(ops.squeeze(whole, axis=1), nearest)
+    return ops.multiply(ops.relu(squared), np.float32(1 / space.scale))
+
+
+def threshold(distances: NDArray[np.float32], kept: float = KEPT) -> float:
+    """Return the distance that the share ``kept`` (0 to 1) of held-out images, float32 (N,), does not exceed."""
+    return float(f"{np.quantile(distances, kept):.5g}")
+
+
+def _squares(tensor: Any) -> Any:
+    """Return the sums of squares (N, 1) of a Keras tensor (N, D)."""
+    from keras import ops
+
+    return ops.sum(ops.square(tensor), axis=1, keepdims=True)
+
+
+def _unit(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = features / np.sqrt(np.maximum((features**2).sum(axis=1, keepdims=True), TINY))
+    return result

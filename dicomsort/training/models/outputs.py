@@ -1,0 +1,135 @@
+"""What a model that is shipped gives beside probabilities: distances and class maps, computed within it.
+
+The class maps are Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) in closed form.
+
+Grad-CAM weighs each channel of the last convolution by the mean gradient of a class's logit there. Behind global
+average pooling and one dense layer that gradient is the layer's weight by the number of places (it is the class
+activation map of Zhou et al. 2016); behind flattening and dense layers with ReLU it is the product of their weights
+over those units that are on. So no gradient is computed when the model runs, and a bundle explains itself without
+Keras.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomsort.bundle.tensors import DISTANCE, MAPS, PROBABILITIES
+from dicomsort.errors import DicomsortError
+from dicomsort.training.models import ood
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The end of a network: the layer that pools or flattens a convolution's output, and what comes behind it."""
+
+    pool: Any
+    layers: tuple[Any, ...]
+
+
+def find_tail(model: Any) -> Tail | None:
+    """Return the end of ``model`` where it is pooling or flattening, then dense and dropout layers; else None."""
+    import keras
+
+    layers = list(model.layers)
+    while layers and isinstance(layers[-1], keras.Sequential):
+        layers[-1:] = layers[-1].layers
+    kinds = (keras.layers.GlobalAveragePooling2D, keras.layers.Flatten)
+    places = [i for i, layer in enumerate(layers) if isinstance(layer, kinds)]
+    if not places:
+        return None
+    pool, behind = layers[places[-1]], tuple(layers[places[-1] + 1 :])
+    dense = [layer for layer in behind if isinstance(layer, keras.layers.Dense)]
+    plain = all(isinstance(layer, keras.layers.Dense | keras.layers.Dropout) for layer in behind)
+    activations = [layer.activation.__name__ for layer in dense]
+    if not plain or len(pool.input.shape) != 4 or not dense or behind[-1] is not dense[-1]:  # noqa: PLR2004
+        return None
+    if activations[-1] != "softmax" or not set(activations[:-1]) <= {"relu", "linear"}:
+        return None
+    return Tail(pool, behind)
+
+
+def complete(model: Any, space: ood.MahalanobisModel | None = None, *, explains: bool = True) -> Any:
+    """Return a keras.Model of the same weights with the outputs of a bundle, by their names.
+
+    From float32 (N, height, width, 3) to ``probabilities`` (N, C); ``maps`` (N, h, w, C), 0 or more, where the network
+    ends as ``find_tail`` says, unless it ``explains`` nothing; ``distance`` (N,) where there is a ``space``, made of
+    the features of ``featured``. DicomsortError where there is one, but the network's end is another.
+    """
+    import keras
+
+    tail = find_tail(model)
+    if tail is None:
+        if space is not None:
+            raise DicomsortError(_unknown_end(model))
+        return keras.Model(model.inputs[0], {PROBABILITIES: model.outputs[0]})
+    features, active = _run(tail)
+    outputs = {PROBABILITIES: active[-1][1]}
+    if explains:
+        outputs[MAPS] = _maps(tail.pool, active)
+    if space is not None:
+        outputs[DISTANCE] = ood.append(space, features)
+    return keras.Model(model.inputs[0], outputs)
+
+
+def featured(model: Any) -> Any:
+    """Return a keras.Model of the same weights, from images to what the last layer gets: float32 (N, D).
+
+    DicomsortError where the network does not end as ``find_tail`` says.
+    """
+    import keras
+
+    tail = find_tail(model)
+    if tail is None:
+        raise DicomsortError(_unknown_end(model))
+    return keras.Model(model.inputs[0], _run(tail)[0])
+
+
+def _unknown_end(model: Any) -> str:
+    return (
+        f"network {model.name!r}: expected one that ends in pooling or flattening, dense and dropout layers, with "
+        "ReLU between and softmax at the end, received another: it tells no distances"
+    )
+
+
+def _run(tail: Tail) -> tuple[Any, list[tuple[Any, Any]]]:
+    """Return what the last layer gets, and the dense layers each with its output, as Keras tensors."""
+    import keras
+
+    x = features = tail.pool.output
+    active: list[tuple[Any, Any]] = []
+    for layer in tail.layers:
+        if isinstance(layer, keras.layers.Dense):
+            features = x
+            x = layer(x)
+            active.append((layer, x))
+    return features, active
+
+
+def _maps(pool: Any, active: list[tuple[Any, Any]]) -> Any:
+    """Return the maps; ``active`` are the dense layers with their outputs, the last of which are probabilities."""
+    import keras
+    from keras import ops
+
+    _, height, width, channels = pool.input.shape
+    flattened = isinstance(pool, keras.layers.Flatten)
+    gradient: Any = None  # of each logit by the outputs of the layer at hand, (N, units, C) or the same for all
+    for i, (layer, output) in reversed(list(enumerate(active))):
+        kernel: NDArray[np.float32] = np.asarray(layer.get_weights()[0])
+        if i == 0:
+            places = height * width
+            kernel = kernel.reshape(places, channels, -1).mean(axis=0) if flattened else kernel / places
+        if gradient is None:
+            gradient = kernel
+            continue
+        if layer.activation.__name__ == "relu":
+            on = ops.cast(ops.greater(output, 0), "float32")
+            gradient = ops.multiply(ops.expand_dims(on, 2), gradient)
+        gradient = ops.matmul(kernel, gradient)
+    convolved = ops.reshape(pool.input, (-1, height * width, channels))
+    return ops.reshape(ops.relu(ops.matmul(convolved, gradient)), (-1, height, width, active[-1][1].shape[1]))

@@ -1,0 +1,126 @@
+"""A LiteRT model without its last layer, and with another one.
+
+A training that goes on from a bundle trains the last layer alone. All before it stays in the file as it is, in whatever
+numbers it computes: so the features that the layer is trained on are those of the network that ships, and the ranges of
+its integers are not told by one site's few images.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomsort.bundle.predictor import Running
+from dicomsort.bundle.tensors import MAPS, PROBABILITIES, read_outputs
+from dicomsort.errors import BundleError
+from dicomsort.training.models.tflite_weights import FLOAT32, TYPES, UNREADABLE, Graph
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+IDENTIFIER = b"TFL3"  # of a LiteRT file
+FLOATS = (0, 1)  # float32 and float16, TensorType of the schema
+RTOL, ATOL = 2e-3, 1e-6  # what float16 cuts off, with room
+
+
+class Body:
+    """What a LiteRT model computes before its last layer, called as a keras.Model is.
+
+    ``output`` has the shape of its output for no image: float32 (0, D). BundleError where the file does not end as
+    ``export`` writes it, with features in float32.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        """Load the file's content."""
+        try:
+            graph = Graph.read(model)
+            features = graph.features()
+            tensor = graph.graph.Tensors(features)
+            if tensor.Type() != FLOAT32:
+                raise ValueError(f"features of type {tensor.Type()}")
+            self._running = Running(_until(graph, features))
+            self.output = np.zeros((0, int(tensor.Shape(tensor.ShapeLength() - 1))), np.float32)
+        except (*UNREADABLE, RuntimeError) as error:
+            raise _unlike(error) from error
+
+    def predict_on_batch(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the features, float32 (n, D), of images (n, height, width, 3), 0..255."""
+        images = images.astype(np.float32)
+        # One by one: a change of their number costs more than it could save.
+        return np.concatenate([self.output, *(self._running.run(image[None])[PROBABILITIES] for image in images)])
+
+
+def with_head(model: bytes, kernel: NDArray[np.float32], bias: NDArray[np.float32]) -> bytes:
+    """Return a LiteRT model with another last layer, kernel (D, C) and bias (C,), in its class maps too.
+
+    BundleError where it holds that layer otherwise than ``export`` writes it.
+    """
+    try:
+        graph, outputs = Graph.read(model), read_outputs(model)
+        area = int(np.prod(outputs[MAPS].shape[1:3])) if MAPS in outputs else 0
+        found = list(_copies(graph, kernel, area))
+        if len(found) < (2 if area else 1):
+            raise ValueError("another form of the last layer")
+        whole = _unpacked(graph)
+        for index, value in (*found, (graph.stored(graph.bias_of(graph.last())), bias)):
+            tensor = whole.subgraphs[0].tensors[index]
+            whole.buffers[tensor.buffer].data = np.frombuffer(value.astype(TYPES[tensor.type]).tobytes(), np.uint8)
+        return _packed(whole)
+    except UNREADABLE as error:
+        raise _unlike(error) from error
+
+
+def _copies(graph: Graph, kernel: NDArray[np.float32], area: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield the tensors that hold the last layer's kernel in some form, each with ``kernel`` in that form.
+
+    ``area`` is the number of places of a class map: it is made with the kernel by that (see ``outputs``).
+    """
+    forms = list(zip(_forms(np.asarray(graph.head()[0]), area), _forms(kernel, area), strict=True))
+    for index in range(graph.graph.TensorsLength()):
+        tensor = graph.graph.Tensors(index)
+        if tensor.Type() not in FLOATS or index in graph.makers or not graph.bytes_of(index):
+            continue
+        value = graph.constant(index)
+        for old, new in forms:
+            if value.shape == old.shape and np.allclose(value, old, RTOL, ATOL):
+                yield index, new
+                break
+
+
+def _forms(kernel: NDArray[np.float32], area: int) -> Iterator[NDArray[np.float32]]:
+    for share in (1, area) if area else (1,):
+        yield from (kernel.T / np.float32(share), kernel / np.float32(share))
+
+
+def _until(graph: Graph, output: int) -> bytes:
+    """Return the model that gives the tensor ``output``, and computes nothing else."""
+    whole = _unpacked(graph)
+    part, wanted, needed = whole.subgraphs[0], {output}, []
+    for operator in reversed(part.operators):
+        if wanted & set(map(int, operator.outputs)):
+            wanted |= set(map(int, operator.inputs))
+            needed.append(operator)
+    part.operators, part.outputs, whole.signatureDefs = needed[::-1], [output], []
+    return _packed(whole)
+
+
+def _unpacked(graph: Graph) -> Any:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromObj(graph.model)
+
+
+def _packed(whole: Any) -> bytes:
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(whole.Pack(builder), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _unlike(error: Exception) -> BundleError:
+    told = f"{type(error).__name__}: {error}"[:200]
+    return BundleError(f"model.tflite: expected a last layer as dicomsort exports it, received {told}")

@@ -1,0 +1,229 @@
+"""Reads the weights of a LiteRT model that ``export`` wrote: what ships is small, and can still be trained further."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicomsort.bundle.tensors import DISTANCE, read_outputs
+from dicomsort.errors import BundleError
+from dicomsort.training.models.ood import MahalanobisModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from dicomsort.training.models.efficientnet_lite0 import Array, Unit
+
+# What damaged content makes the parser, or what is read here, raise.
+UNREADABLE = (
+    struct.error, IndexError, KeyError, StopIteration, TypeError, ValueError, AttributeError, OverflowError,
+    RecursionError,
+)  # fmt: skip
+# TensorType of the schema
+TYPES: dict[int, np.dtype[Any]] = {
+    0: np.dtype(np.float32),
+    1: np.dtype(np.float16),
+    2: np.dtype(np.int32),
+    9: np.dtype(np.int8),
+}
+FLOAT32 = 0
+PRECISIONS = {0: "float32", 1: "float16", 9: "int8"}
+CONVOLUTIONS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"})
+BIAS = 2  # its place among the inputs of a convolution or a dense layer
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A network's weights as Keras has them, float32: its convolutions in order, and its softmax layer."""
+
+    units: tuple[Unit, ...]
+    kernel: Array
+    bias: Array
+
+
+def read_weights(model: bytes, convolutions: int) -> Weights:
+    """Return the first ``convolutions`` convolutions of a LiteRT model and the dense layer before its softmax.
+
+    What is stored as int8 is given as the numbers that it stands for. BundleError where it has no such weights.
+    """
+    try:
+        graph = Graph.read(model)
+        units = tuple(graph.units())[:convolutions]
+        kernel, bias = graph.head()
+    except UNREADABLE as error:
+        msg = f"model.tflite: expected weights as dicomsort exports them, received {type(error).__name__}: {error}"
+        raise BundleError(msg) from error
+    if len(units) != convolutions:
+        raise BundleError(f"model.tflite: expected {convolutions} convolutions, received {len(units)}")
+    return Weights(units, kernel, bias)
+
+
+def read_head(model: bytes) -> Unit:
+    """Return kernel (D, C) and bias (C,), float32, of the last layer of a LiteRT model.
+
+    BundleError where it has none before its softmax.
+    """
+    try:
+        kernel, bias = Graph.read(model).head()
+    except UNREADABLE as error:
+        msg = f"model.tflite: expected a last layer as dicomsort exports it, received {type(error).__name__}: {error}"
+        raise BundleError(msg) from error
+    return kernel, bias
+
+
+def precision(model: bytes) -> str:
+    """Return what a LiteRT model's first kernel is stored as: float32, float16 or int8; "unknown" where it has none."""
+    try:
+        graph = Graph.read(model)
+        kernel = next(o for o in graph.makers.values() if graph.kind(o) in CONVOLUTIONS).Inputs(1)
+        return PRECISIONS[graph.graph.Tensors(graph.stored(int(kernel))).Type()]
+    except UNREADABLE:
+        return "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMahalanobisModel(MahalanobisModel):
+    """A space as a LiteRT model holds it: what it computes with is told, and ``means``, of which that is made, are not.
+
+    ``slopes`` (D, C) and ``offsets`` (C,), float64, are those of ``lines``.
+    """
+
+    slopes: NDArray[np.float64]
+    offsets: NDArray[np.float64]
+
+    def lines(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return slopes and offsets."""
+        return self.slopes, self.offsets
+
+
+def read_space(model: bytes) -> MahalanobisModel:
+    """Return what the distances of a LiteRT model are computed with; BundleError where it tells none as exported."""
+    try:
+        return Graph.read(model).space(read_outputs(model)[DISTANCE].index)
+    except UNREADABLE as error:
+        msg = f"model.tflite: expected distances as dicomsort exports them, received {type(error).__name__}: {error}"
+        raise BundleError(msg) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The one subgraph of a LiteRT model; ``makers`` tell which operator makes a tensor."""
+
+    model: Any
+    graph: Any
+    names: dict[int, str]
+    makers: dict[int, Any]
+
+    @classmethod
+    def read(cls, data: bytes) -> Graph:
+        """Return the first subgraph of a file's content; what that raises where it is damaged is in ``UNREADABLE``."""
+        from ai_edge_litert import schema_py_generated as schema
+
+        model = schema.Model.GetRootAs(data, 0)
+        graph = model.Subgraphs(0)
+        names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+        operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+        makers = {int(operator.Outputs(0)): operator for operator in operators}
+        return cls(model, graph, names, makers)
+
+    def kind(self, operator: Any) -> str:
+        """Return an operator's name in the schema."""
+        return self.names[self.model.OperatorCodes(operator.OpcodeIndex()).BuiltinCode()]
+
+    def units(self) -> Iterator[Unit]:
+        """Yield kernel and bias of each convolution, in the order in which they run."""
+        for operator in self.makers.values():
+            kind = self.kind(operator)
+            if kind in CONVOLUTIONS:
+                kernel = self.constant(operator.Inputs(1))
+                # LiteRT: (out, height, width, in), depthwise (1, height, width, channels).
+                channels = kernel.shape[0] if kind == "CONV_2D" else kernel.shape[3]
+                yield kernel.transpose((1, 2, 3, 0)), self.bias(operator, channels)
+
+    def last(self) -> Any:
+        """Return the dense layer that the softmax follows."""
+        softmax = next(operator for operator in self.makers.values() if self.kind(operator) == "SOFTMAX")
+        return self.makers[int(softmax.Inputs(0))]
+
+    def head(self) -> Unit:
+        """Return kernel (D, C) and bias (C,) of the last layer."""
+        dense = self.last()
+        kernel = self.constant(dense.Inputs(1)).T
+        return kernel, self.bias(dense, kernel.shape[1])
+
+    def features(self) -> int:
+        """Return the tensor that the last layer gets."""
+        return int(self.last().Inputs(0))
+
+    def bias(self, operator: Any, size: int) -> NDArray[np.float32]:
+        """Return the bias (size,) of a convolution or a dense layer; the converter leaves out one that is all 0."""
+        index = self.bias_of(operator)
+        return self.constant(index) if index >= 0 else np.zeros(size, np.float32)
+
+    def bias_of(self, operator: Any) -> int:
+        """Return the tensor of a bias, -1 where there is none."""
+        return int(operator.Inputs(BIAS)) if operator.InputsLength() > BIAS else -1
+
+    def space(self, distance: int) -> MahalanobisModel:
+        """Return what the tensor ``distance`` is computed with (see ``distance.append``)."""
+        unit = next(int(o.Outputs(0)) for o in self.makers.values() if self.kind(o) == "L2_NORMALIZATION")
+        centred = next(operator for operator in self.users(unit) if self.kind(operator) == "SUB")
+        centre = self.constant(centred.Inputs(1))
+        directions = np.zeros((len(centre), 0), np.float32)
+        for product in self.users(int(centred.Outputs(0))):
+            ends = {self.kind(user) for user in self.users(int(product.Outputs(0)))}
+            if "REDUCE_MIN" in ends:
+                slopes, offsets = (self.constant(product.Inputs(i)).astype(np.float64) for i in (1, 2))
+            elif "SQUARE" in ends:
+                directions = self.constant(product.Inputs(1)).T
+        scale = 1 / float(self.constant(self.makers[distance].Inputs(1)))
+        unknown = np.full((len(offsets), len(centre)), np.nan, np.float32)
+        return StoredMahalanobisModel(centre, directions, unknown, scale / len(centre), slopes.T, offsets)
+
+    def users(self, index: int) -> list[Any]:
+        """Return the operators that a tensor goes into."""
+        return [o for o in self.makers.values() if index in (int(o.Inputs(i)) for i in range(o.InputsLength()))]
+
+    def behind_features(self) -> list[str]:
+        """Return the names of the float32 tensors computed from the features, or from what these are the means of."""
+        features = self.features()
+        pooled = self.kind(self.makers[features]) == "MEAN"
+        reached, found = {int(self.makers[features].Inputs(0)) if pooled else features}, []
+        for output, operator in self.makers.items():
+            if reached & {int(operator.Inputs(i)) for i in range(operator.InputsLength())}:
+                reached.add(output)
+                found += [output] if self.graph.Tensors(output).Type() == FLOAT32 else []
+        return [self.graph.Tensors(index).Name().decode() for index in found]
+
+    def bytes_of(self, index: int) -> int:
+        """Return the size of what the file holds of a tensor; 0 for one that is computed."""
+        return int(self.model.Buffers(self.graph.Tensors(index).Buffer()).DataLength())
+
+    def stored(self, index: int) -> int:
+        """Return the tensor that holds a constant; one stored as float16 is brought to float32 by an operator."""
+        if index < 0:
+            raise ValueError("expected a constant, received none")
+        while index in self.makers:
+            index = int(self.makers[index].Inputs(0))
+        return index
+
+    def constant(self, index: int) -> NDArray[np.float32]:
+        """Return a constant's value, float32, in whatever numbers it is stored."""
+        tensor = self.graph.Tensors(self.stored(index))
+        data = self.model.Buffers(tensor.Buffer()).DataAsNumpy()
+        shape = tuple(int(side) for side in tensor.ShapeAsNumpy()) if tensor.ShapeLength() else ()
+        kind = TYPES[tensor.Type()]
+        value = data.view(kind).reshape(shape).astype(np.float32)
+        if kind.kind == "i":
+            told = tensor.Quantization()
+            scales, zeros = told.ScaleAsNumpy(), told.ZeroPointAsNumpy()  # one for all, or one a channel
+            channels = np.ones(len(shape), int)
+            channels[told.QuantizedDimension()] = len(scales)
+            value = (value - zeros.reshape(channels)) * scales.reshape(channels)
+        result: NDArray[np.float32] = value.astype(np.float32)
+        return result

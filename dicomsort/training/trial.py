@@ -1,0 +1,103 @@
+"""One trial of a search: a training, judged each epoch on the same held-out images.
+
+Imports Keras: import this module inside a function, after everything that can fail early.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from dicomsort.training.data.augment import STRENGTHS
+from dicomsort.training.data.prefetch import Feed
+from dicomsort.training.data.splitting import balance, split
+from dicomsort.training.fit.feeding import Batches, compiled, fast_precision, one_hot, predict_rows, run
+from dicomsort.training.fit.transfer import opened
+from dicomsort.training.settings import checked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from dicomsort.training.data.dataset import Indices
+    from dicomsort.training.data.rendered import Rendered
+    from dicomsort.training.models.architectures import Architecture
+    from dicomsort.training.progress import Reporter
+    from dicomsort.training.settings import Settings
+
+    Report = Callable[[int, float], None]
+
+
+class Judge(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
+    """Reports the balanced accuracy of ``answer()``, float (n, C), as each epoch ends; ``scores`` keeps them."""
+
+    def __init__(self, answer: Callable[[], NDArray[np.float32]], truth: NDArray[np.int64], report: Report) -> None:
+        super().__init__()
+        self._answer, self._truth, self._report = answer, truth, report
+        self.scores: list[float] = []
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
+        """Judge."""
+        right = self._answer().argmax(1) == self._truth
+        recall = [right[self._truth == label].mean() for label in np.unique(self._truth)]
+        self.scores.append(float(np.mean(recall)))
+        self._report(epoch, self.scores[-1])
+
+
+def attempt(settings: Settings, rendered: Rendered, reporter: Reporter, report: Report) -> float:
+    """Return the balanced accuracy, of the best epoch, on held-out sources (images, where there are too few).
+
+    ``report(epoch, score)`` may raise to end the trial.
+    """
+    _, architecture = checked(settings)
+    dataset = rendered.dataset
+    keras.utils.set_random_seed(settings.seed)
+    grouped = dataset.grouped() and settings.split != "random"
+    train, held = split(dataset, settings.validation_split, settings.seed, grouped=grouped)
+    trial = _staged if architecture.recipe == "staged" else _whole
+    try:
+        return max(trial(architecture, settings, rendered, (train, held), reporter, report))
+    finally:
+        keras.backend.clear_session()
+
+
+def _whole(
+    architecture: Architecture,
+    settings: Settings,
+    rendered: Rendered,
+    parts: tuple[Indices, Indices],
+    reporter: Reporter,
+    report: Report,
+) -> list[float]:
+    train, held = parts
+    dataset, recipe, truth = rendered.dataset, settings.recipe(), one_hot(rendered.dataset)
+    with fast_precision():
+        model = compiled(architecture.build(rendered.images.shape[1:], len(dataset.labels)), recipe.learning_rate)
+    weights = balance(dataset.only(train)) if recipe.balance else None
+    data = Batches(
+        rendered.images, rendered.rows[train], truth[train], recipe.batch_size, recipe.seed, weights,
+        STRENGTHS[recipe.augment], rendered.vary,
+    )  # fmt: skip
+    judge = Judge(lambda: predict_rows(model, rendered.images, rendered.rows[held]), dataset.classes()[held], report)
+    with reporter.step("Training", recipe.epochs * len(data)) as step, Feed(data, recipe.epochs) as feed:
+        run(model, feed, None, recipe.epochs, step, [judge])
+    return judge.scores
+
+
+def _staged(
+    architecture: Architecture,
+    settings: Settings,
+    rendered: Rendered,
+    parts: tuple[Indices, Indices],
+    reporter: Reporter,
+    report: Report,
+) -> list[float]:
+    train, held = parts
+    with opened(architecture, rendered, settings.recipe(), reporter) as staged:
+        answer: Callable[[], Any] = lambda: staged.see(staged.views.seen[0][held])[1]
+        judge = Judge(answer, rendered.dataset.classes()[held], report)
+        staged.fit(train, None, "Training", [judge])
+    return judge.scores
