@@ -283,6 +283,15 @@ def test_a_training_goes_on_from_it_again_and_again(trained: Path, tmp_path: Pat
     assert ran.code == 0, ran.err
 
 
+def test_a_cross_validation_judges_in_the_numbers_of_the_bundle(trained: Path, dataset: Path, tmp_path: Path) -> None:
+    options = ("--model", trained, "--cross-validate", "source", "--folds", 2, "--out", tmp_path / "out")
+    judge = quantize.Quantizer.judge
+    with mock.patch.object(quantize.Quantizer, "judge", autospec=True, side_effect=judge) as judged:
+        ran = run("evaluate", dataset, *options)
+    assert ran.code == 0, ran.err
+    assert judged.call_count == 2
+
+
 def test_a_network_made_of_it_agrees_with_it(trained: Path, tmp_path: Path) -> None:
     assert from_bundle(trained).build((SIDE, SIDE, 3), 3).count_params() > 0
     spec = json.loads((trained / "bundle.json").read_text("utf-8"))

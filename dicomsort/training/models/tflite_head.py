@@ -14,7 +14,7 @@ import numpy as np
 from dicomsort.bundle.predictor import Running
 from dicomsort.bundle.tensors import MAPS, PROBABILITIES, read_outputs
 from dicomsort.errors import BundleError
-from dicomsort.training.models.tflite_weights import FLOAT32, TYPES, UNREADABLE, Graph
+from dicomsort.training.models.tflite_weights import BIAS, FLOAT32, TYPES, UNREADABLE, Graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +65,7 @@ def with_head(model: bytes, kernel: NDArray[np.float32], bias: NDArray[np.float3
         if len(found) < (2 if area else 1):
             raise ValueError("another form of the last layer")
         whole = _unpacked(graph)
-        for index, value in (*found, (graph.stored(graph.bias_of(graph.last())), bias)):
+        for index, value in (*found, (_bias(graph, whole, len(bias)), bias)):
             tensor = whole.subgraphs[0].tensors[index]
             whole.buffers[tensor.buffer].data = np.frombuffer(value.astype(TYPES[tensor.type]).tobytes(), np.uint8)
         return _packed(whole)
@@ -93,6 +93,22 @@ def _copies(graph: Graph, kernel: NDArray[np.float32], area: int) -> Iterator[tu
 def _forms(kernel: NDArray[np.float32], area: int) -> Iterator[NDArray[np.float32]]:
     for share in (1, area) if area else (1,):
         yield from (kernel.T / np.float32(share), kernel / np.float32(share))
+
+
+def _bias(graph: Graph, whole: Any, classes: int) -> int:
+    """Return the tensor that holds the last layer's bias, a new one where the converter left out one that was all 0."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    dense = graph.last()
+    if (index := graph.bias_of(dense)) >= 0:
+        return graph.stored(index)
+    part, tensor = whole.subgraphs[0], schema.TensorT()
+    tensor.shape, tensor.buffer, tensor.name = np.array([classes], np.int32), len(whole.buffers), b"bias"
+    whole.buffers.append(schema.BufferT())
+    part.tensors.append(tensor)
+    operator = next(each for each in part.operators if int(each.outputs[0]) == int(dense.Outputs(0)))
+    operator.inputs = [*operator.inputs[:BIAS], len(part.tensors) - 1]
+    return len(part.tensors) - 1
 
 
 def _until(graph: Graph, output: int) -> bytes:
