@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from inboxes import SHAPE, Shape, arrived, files_below, fill, take_back
+from inboxes import SHAPE, Shape, arrived, files_below, fill, roll_back
 from measuring import Taken, ToolFailed, timed
 from tools import Tool
 
@@ -129,6 +129,6 @@ class _Bench:
     def _lay_out(self, found: dict[bytes, str]) -> None:
         self._inbox = self._place / f"inbox{self._runs}"
         if len(found) == self._count:
-            take_back(found, self._inbox, self._places)
+            roll_back(found, self._inbox, self._places)
         else:
             self._places = fill(self._inbox, self._count, self._kind, self._shape)

@@ -137,7 +137,7 @@ def arrived(target: Path, places: dict[bytes, str]) -> dict[bytes, str]:
     return {known: path for path in files_below(target) if (known := digest(Path(path).read_bytes())) in places}
 
 
-def take_back(found: dict[bytes, str], inbox: Path, places: dict[bytes, str]) -> None:
+def roll_back(found: dict[bytes, str], inbox: Path, places: dict[bytes, str]) -> None:
     """Rename files that were moved into a new inbox, each to its place."""
     for folder in {place.rpartition("/")[0] for place in places.values()}:
         (inbox / folder).mkdir(parents=True)

@@ -66,7 +66,7 @@ def walk(
                 gone = isinstance(failure, FileNotFoundError)
                 yield Passed(path, "vanished" if gone else "unreadable", failure.strerror or str(failure))
                 continue
-            seen = _judge(path, status, clock)
+            seen = _entry_of(path, status, clock)
             if isinstance(seen, Folder):
                 if is_left_out(status):
                     continue
@@ -98,7 +98,7 @@ def _sorted_on_disk(names: Iterable[bytes]) -> Iterator[str]:
     return read()
 
 
-def _judge(path: str, status: os.stat_result, clock: Callable[[], int]) -> Found | Passed | Folder:
+def _entry_of(path: str, status: os.stat_result, clock: Callable[[], int]) -> Found | Passed | Folder:
     mode = status.st_mode
     if stat.S_ISDIR(mode):
         return Folder(path, stat.S_IMODE(mode), status.st_mtime_ns)

@@ -35,7 +35,7 @@ class Metadata(NamedTuple):
     attributes: dict[str, bytes | None]
 
 
-class Kept(NamedTuple):
+class Applied(NamedTuple):
     """What came of setting metadata: what was not kept, in words, and what an undo needs; nothing where all was."""
 
     message: str = ""
@@ -52,7 +52,7 @@ def metadata_of(descriptor: int) -> Metadata:
 
 def copy_with_metadata(
     files: Files, source: str, target: str, wanted: Callable[[Metadata], Metadata], mtime_ns: int
-) -> tuple[Copied, Metadata, Kept]:
+) -> tuple[Copied, Metadata, Applied]:
     """Create ``target`` with the bytes and the holes of ``source``, and metadata; flush nothing.
 
     ``wanted`` is given the metadata of the source, read from the file whose bytes are copied, and gives the target's.
@@ -60,10 +60,10 @@ def copy_with_metadata(
     with opened(source) as reader, created(files, target) as writer:
         metadata = wanted(metadata_of(reader))
         copied = fill(files, reader, writer, target, holes=True)
-        return copied, metadata, keep(files, writer, metadata, mtime_ns)
+        return copied, metadata, apply_metadata(files, writer, metadata, mtime_ns)
 
 
-def keep(files: Files, descriptor: int, wanted: Metadata, mtime_ns: int) -> Kept:
+def apply_metadata(files: Files, descriptor: int, wanted: Metadata, mtime_ns: int) -> Applied:
     """Set metadata and time of an open file as far as that is allowed; OSError where the disk refuses.
 
     Set-ID bits and capabilities are set only beside the owner and group that they were given to.
@@ -91,8 +91,8 @@ def keep(files: Files, descriptor: int, wanted: Metadata, mtime_ns: int) -> Kept
         *([f"{len(refused):,} extended attribute{'s' if len(refused) > 1 else ''}"] if refused else []),
     ]
     if not words:
-        return Kept()
-    return Kept(f"not kept: {', '.join(words)}", Lost(wanted.owner, wanted.group, mode, len(refused)))
+        return Applied()
+    return Applied(f"not kept: {', '.join(words)}", Lost(wanted.owner, wanted.group, mode, len(refused)))
 
 
 def _set_owner(files: Files, descriptor: int, wanted: Metadata) -> bool:

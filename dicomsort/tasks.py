@@ -68,13 +68,13 @@ def _digest(descriptor: int, data: bytes, size: int) -> str:
     return hashed(descriptor, data, size)
 
 
-def look(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[FramePrediction]:
+def predict_frames(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[FramePrediction]:
     """What the model sees in each frame (path below the inbox, frame number or None for the middle one)."""
     return [each.look for each in explain(bundle, inbox, frames)]
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
+class ExplainedPrediction:
     """A look with what it was at.
 
     ``image``: uint8 (height, width, 3), as the model was shown it; ``maps``: float32 (h, w, classes), 0 or more, where
@@ -86,14 +86,17 @@ class Explained:
     maps: NDArray[np.float32] | None = None
 
 
-def explain(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[Explained]:
+def explain(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[ExplainedPrediction]:
     """What the model sees in each frame (path below the inbox, frame number or None for the middle one), and where."""
     shown = [_rendered(inbox, path, frame) for path, frame in frames]
-    return [Explained(each) if isinstance(each, FramePrediction) else _seen(_predictor(bundle), each) for each in shown]
+    return [
+        ExplainedPrediction(each) if isinstance(each, FramePrediction) else _predict(_predictor(bundle), each)
+        for each in shown
+    ]
 
 
 @dataclass(frozen=True, slots=True)
-class Portrait:
+class FramePicture:
     """A frame as a person is shown it, with what the file's header says and, where it was asked, what the model sees.
 
     ``picture``: a JPEG file (JFIF), empty where ``problem`` says in one short phrase why there is none; ``rendering``:
@@ -108,7 +111,7 @@ class Portrait:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PictureRequest:
     """What ``portray`` is asked for: a file below the root, a frame of it (None: the middle one), pixels a side.
 
     ``side`` 0 asks for no picture, ``bundle`` names the one whose model looks, if any; ``rendering`` asks for that.
@@ -121,12 +124,12 @@ class Asked:
     rendering: bool = False
 
 
-def portray(root: str, asked: Sequence[Asked]) -> list[Portrait]:
+def make_pictures(root: str, asked: Sequence[PictureRequest]) -> list[FramePicture]:
     """Show frames to a person."""
-    return [_portrait(root, each) for each in asked]
+    return [_make_picture(root, each) for each in asked]
 
 
-def _portrait(root: str, asked: Asked) -> Portrait:
+def _make_picture(root: str, asked: PictureRequest) -> FramePicture:
     from dicomsort.pixels import PixelsError, show
 
     header = _header(f"{root}/{asked.path}")
@@ -134,11 +137,11 @@ def _portrait(root: str, asked: Asked) -> Portrait:
         picture = _jpeg(show(f"{root}/{asked.path}", asked.frame, asked.side)) if asked.side else b""
         image = _rendered(root, asked.path, asked.frame) if asked.bundle or asked.rendering else FramePrediction()
     except PixelsError as error:
-        return Portrait(b"", str(error), header)
+        return FramePicture(b"", str(error), header)
     if isinstance(image, FramePrediction):
-        return Portrait(picture, image.problem, header)
-    seen = _seen(_predictor(asked.bundle), image).look if asked.bundle else None
-    return Portrait(picture, "", header, seen, _png(image) if asked.rendering else b"")
+        return FramePicture(picture, image.problem, header)
+    seen = _predict(_predictor(asked.bundle), image).look if asked.bundle else None
+    return FramePicture(picture, "", header, seen, _png(image) if asked.rendering else b"")
 
 
 def _header(path: str) -> Header | None:
@@ -176,11 +179,11 @@ def _rendered(inbox: str, path: str, frame: int | None) -> NDArray[np.uint8] | F
         return FramePrediction(problem=str(error))
 
 
-def _seen(predictor: Predictor, image: NDArray[np.uint8]) -> Explained:
+def _predict(predictor: Predictor, image: NDArray[np.uint8]) -> ExplainedPrediction:
     seen = predictor.predict(image[None])
     distance = None if predictor.bundle.distance is None else float(seen.distances[0])
     look = FramePrediction(tuple(seen.probabilities[0].tolist()), distance=distance)
-    return Explained(look, image, None if seen.maps is None else seen.maps[0])
+    return ExplainedPrediction(look, image, None if seen.maps is None else seen.maps[0])
 
 
 @lru_cache(maxsize=1)  # loaded when it is first asked: most workers of a small sort never need it

@@ -58,7 +58,7 @@ def test_files_that_were_moved_are_known_by_their_bytes_and_taken_back(inboxes: 
         Path(path).rename(tmp_path / "inbox" / f"moved{number}")
     found = inboxes.arrived(tmp_path / "inbox", places)
     assert sorted(Path(path).name for path in found.values()) == ["moved0", "moved1", "moved2", "moved3"]
-    inboxes.take_back(found, tmp_path / "again", places)
+    inboxes.roll_back(found, tmp_path / "again", places)
     assert read_tree(tmp_path / "again") == before
     (tmp_path / "again" / places[next(iter(places))]).write_bytes(b"torn")
     assert len(inboxes.arrived(tmp_path / "again", places)) == 3

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from dicomsort.classify import RULES, Judge, classify_study, grouping_of, showable_frames
+from dicomsort.classify import RULES, Criteria, classify_study, grouping_of, showable_frames
 from dicomsort.classify.evidence import hinted
 from dicomsort.records import Examined, Found, Group, Header, Kind, Placement, SeriesPrediction, Status, Verdict
 
 LABELS = ("CT", "MRI", "OTHER", "XRAY")
 MAP = {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}
-JUDGE = Judge(LABELS, MAP, decide=0.9, contradict=0.99)
+JUDGE = Criteria(LABELS, MAP, decide=0.9, contradict=0.99)
 STRICT = replace(JUDGE, distance=1.5)
 CT, MR, CR, SC = (f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2", "4", "1", "7"))
 SR, US = "1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.5.1.4.1.1.6.1"
@@ -34,7 +34,7 @@ def group(h: Header, number: int = 1, failed: str = "", mtime_ns: int = 0) -> Gr
 
 
 def judged(
-    h: Header, votes: SeriesPrediction | None = None, judge: Judge = JUDGE, *placed: Placement, **more: object
+    h: Header, votes: SeriesPrediction | None = None, judge: Criteria = JUDGE, *placed: Placement, **more: object
 ) -> Verdict:
     ((_, verdict),) = classify_study([(group(h, **more), votes or SeriesPrediction())], placed, judge)  # type: ignore[arg-type]
     return verdict
@@ -50,7 +50,7 @@ CASES = {
     "failed": (judged(header(CT, "CT"), failed="I/O error"), Status.FAILED, "", "", "none"),
     "ignored": (judged(Header(Kind.UNKNOWN, ignored="archive")), Status.IGNORED, "", "", "none"),
     "settling": (
-        judged(header(CT, "CT"), SeriesPrediction(), Judge(LABELS, MAP, 0.9, 0.99, settled_before_ns=5), mtime_ns=6),
+        judged(header(CT, "CT"), SeriesPrediction(), Criteria(LABELS, MAP, 0.9, 0.99, settled_before_ns=5), mtime_ns=6),
         Status.SETTLING, "", "", "none",
     ),
     "damaged": (
@@ -149,12 +149,12 @@ def test_reports_of_a_held_study_are_held_with_it() -> None:
 
 def test_ultrasound_is_other_by_header_and_not_argued_with_by_a_model_without_other() -> None:
     assert judged(header(US, "US"), SURE_OTHER).folder == "OTHER/US"
-    three = Judge(("CT", "MRI", "XRAY"), MAP, 0.9, 0.99)
+    three = Criteria(("CT", "MRI", "XRAY"), MAP, 0.9, 0.99)
     assert judged(header(US, "US"), SeriesPrediction((0.001, 0.001, 0.998)), three).folder == "OTHER/US"
 
 
 def test_the_header_does_not_count_where_the_user_or_the_model_says_so() -> None:
-    for judge in (Judge(LABELS, MAP, 0.9, 0.99, "pixels"), Judge(LABELS, {}, 0.9, 0.99)):
+    for judge in (Criteria(LABELS, MAP, 0.9, 0.99, "pixels"), Criteria(LABELS, {}, 0.9, 0.99)):
         verdict = judged(header(CT, "CT"), SURE_XRAY, judge)
         assert (verdict.folder, verdict.decided_by, verdict.header_class) == ("XRAY", "pixels", "")
 

@@ -173,7 +173,7 @@ def test_a_temporary_copy_that_cannot_be_removed(tmp_path: Path, there: bool) ->
     if there:
         make_files(outbox, {"CT/.dicomsort-run-0.part": "left"})
     with pytest.raises(OSError, match="Read-only") if there else contextlib.nullcontext():
-        placer.tidy(step(inbox, Verb.COPY, "a/1", target="outbox/CT/1"))
+        placer.clean_up(step(inbox, Verb.COPY, "a/1", target="outbox/CT/1"))
 
 
 MAKING = {"btrfs": ["mkfs.btrfs", "-q"], "xfs": ["mkfs.xfs", "-q", "-m", "reflink=1"]}

@@ -11,7 +11,7 @@ from test_metadata import OWNER, acl
 
 from dicomsort import files as files_module
 from dicomsort.files import Files, check_input, closing, opened
-from dicomsort.metadata import ACL, keep, metadata_of
+from dicomsort.metadata import ACL, apply_metadata, metadata_of
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "FIFO"])
@@ -68,10 +68,10 @@ def test_a_full_quota_of_the_owner_costs_the_owner_and_another_error_the_file(tm
     with opened(str(tmp_path / "a")) as reader:
         wanted = metadata_of(reader)._replace(owner=OWNER[0])
         with closing(Files().create(str(tmp_path / "b"))) as writer:
-            assert keep(Refusing(), writer, wanted, 0).message == "not kept: owner"
+            assert apply_metadata(Refusing(), writer, wanted, 0).message == "not kept: owner"
             Refusing.code = errno.EIO
             with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-                keep(Refusing(), writer, wanted, 0)
+                apply_metadata(Refusing(), writer, wanted, 0)
 
 
 def test_the_default_access_list_of_a_folder_does_not_stay_on_a_file_that_had_none(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_default_access_list_of_a_folder_does_not_stay_on_a_file_that_had_no
         pytest.skip(f"no access lists here: {error.strerror}")
     with opened(str(tmp_path / "a")) as reader, closing(Files().create(str(folder / "b"))) as writer:
         assert ACL in os.listxattr(writer)
-        assert keep(Files(), writer, metadata_of(reader), 0).message == ""
+        assert apply_metadata(Files(), writer, metadata_of(reader), 0).message == ""
         assert ACL not in os.listxattr(writer)
 
 

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from dicomsort import tasks
 from dicomsort.bundle import default_path
 from dicomsort.catalog import Catalog
-from dicomsort.classify import Judge, grouping_of, showable_frames
+from dicomsort.classify import Criteria, grouping_of, showable_frames
 from dicomsort.engines.engine import SerialEngine
 from dicomsort.progress import Silent
 from dicomsort.records import Examined, Found, FramePrediction, Header, Kind
 from dicomsort.sorting import pixel_sampling
 from dicomsort.sorting.pixel_sampling import FRAMES, PixelSampler, middle_half
 
-JUDGE = Judge(("CT", "MRI", "XRAY"), {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}, 0.8, 0.9)
+JUDGE = Criteria(("CT", "MRI", "XRAY"), {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}, 0.8, 0.9)
 NEVER = 1 << 40
 
 # A file: its series, its instance number, its frames, and whether its header names a class.
@@ -51,14 +51,14 @@ def run(files: list[tuple[int, int, int, bool]], quiet: int, batch: int) -> tupl
 
     with pytest.MonkeyPatch.context() as patch, Catalog() as catalog:
         patch.setattr(pixel_sampling, "QUIET", quiet)
-        patch.setattr(pixel_sampling, "look", look)
-        looker = PixelSampler("", "", JUDGE, SerialEngine(), catalog, Silent())
+        patch.setattr(pixel_sampling, "predict_frames", look)
+        sampler = PixelSampler("", "", JUDGE, SerialEngine(), catalog, Silent())
         items = [examined(i, s, n, frames, clear=clear) for i, (s, n, frames, clear) in enumerate(files)]
         for start in range(0, len(items), batch):
             part = items[start : start + batch]
-            looker.notice(catalog.add([(e, grouping_of(e), showable_frames(e)) for e in part]))
+            sampler.files_added(catalog.add([(e, grouping_of(e), showable_frames(e)) for e in part]))
         catalog.complete()
-        looker.run()
+        sampler.run()
         votes = {group.grouping: vote for study in catalog.studies() for group, vote in study}
     return votes, shown
 
@@ -103,7 +103,7 @@ def test_frames_come_from_the_middle_half() -> None:
 def test_a_frame_that_cannot_be_shown_says_why_and_spoils_no_other(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     make_dicom(tmp_path / "whole.dcm")
-    cut, whole = tasks.look(str(default_path()), str(tmp_path), [("cut.png", None), ("whole.dcm", None)])
+    cut, whole = tasks.predict_frames(str(default_path()), str(tmp_path), [("cut.png", None), ("whole.dcm", None)])
     assert cut.problem
     assert not cut.probabilities
     assert sum(whole.probabilities) == pytest.approx(1, abs=1e-5)
@@ -120,7 +120,7 @@ def test_a_clear_header_is_denied_only_after_more_frames_were_asked(
         asked.extend(path for path, _ in frames)
         return [FramePrediction((0.001, 0.997, 0.001, 0.001), distance=1.0) for _ in frames]
 
-    monkeypatch.setattr(pixel_sampling, "look", look)
+    monkeypatch.setattr(pixel_sampling, "predict_frames", look)
     for i in range(8):
         make_dicom(tmp_path / "in" / f"{i}.dcm", study=1, instance=i + 1)
     ran = command.run("sort", "--engine", "serial", "--quiet", tmp_path / "in", tmp_path / "out")

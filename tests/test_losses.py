@@ -183,7 +183,7 @@ def test_the_source_that_was_swapped_after_the_check_is_not_placed(tmp_path: Pat
     operation = step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1")
     (inbox / "a/2").rename(inbox / "a/1")
     placer = Placer(Files(), Roots(str(inbox), str(outbox)), "run", Replay.empty(1))
-    result = placer.act(operation)
+    result = placer.apply(operation)
     assert getattr(result, "outcome", None) is Outcome.CHANGED
     assert not (outbox / "CT/1").exists()
     assert (inbox / "a/1").read_bytes() == FILES["a/2"]

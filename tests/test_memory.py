@@ -27,7 +27,7 @@ def spooled(catalog: Catalog, count: int, content: Callable[[int], str]) -> None
         header = Header(Kind.DICOM, sop_class_uid=STORAGE["CT"], modality="CT", **uids)
         e = Examined(Found(f"{number:06d}", 1, 1, 1, number + 1), header, content(number))
         catalog.add([(e, grouping_of(e), showable_frames(e))])
-    catalog.judge(1, Verdict(Status.SORTED, "CT", "CT", "header"))
+    catalog.set_verdict(1, Verdict(Status.SORTED, "CT", "CT", "header"))
 
 
 def peak_of(task: Callable[[], object]) -> int:
@@ -51,7 +51,7 @@ def test_planning(content: Callable[[int], str]) -> None:
             options = Options(Verb.MOVE, parse_layout("uid"), remove_duplicates=True)
 
             def exhaust(catalog: Catalog = catalog, around: OutboxState = around, options: Options = options) -> None:
-                assert sum(1 for _ in plan(catalog.judged(), list, options, around)) > FEW // 2
+                assert sum(1 for _ in plan(catalog.verdicts(), list, options, around)) > FEW // 2
 
             peaks.append(peak_of(exhaust))
     assert peaks[2] - peaks[1] < GROWTH

@@ -19,7 +19,7 @@ from dicomsort.errors import UsageError
 from dicomsort.files import Files
 from dicomsort.records import Row
 from dicomsort.report import Summary
-from dicomsort.report.metrics import FAMILIES, Figures, tell_run, write_metrics
+from dicomsort.report.metrics import FAMILIES, Figures, set_run_metrics, write_metrics
 
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\\\|\\"|\\n)*"'
@@ -248,8 +248,8 @@ def test_a_run_is_told_by_status_and_class() -> None:
     counted, figures = Summary(), Figures()
     for row in (Row("1", status="sorted", class_="CT", size=5), Row("2", status="sorted", class_="CT", size=6)):
         counted.count(row)
-    tell_run(figures, counted, 1.23456)
+    set_run_metrics(figures, counted, 1.23456)
     assert 'dicomsort_last_run_files{class="CT",status="sorted"} 2\n' in figures.text()
-    tell_run(figures, Summary(), 0.5)
+    set_run_metrics(figures, Summary(), 0.5)
     assert "dicomsort_last_run_files{" not in figures.text()
     assert "dicomsort_last_run_duration_seconds 0.5\n" in figures.text()

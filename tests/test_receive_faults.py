@@ -162,7 +162,7 @@ def test_a_start_removes_what_the_dead_left_and_nothing_else(inbox: Path) -> Non
     others = [".dicomsort-receive-x.part", ".dicomsort-20260101T000000Z-abc-1.part", "1.part", ".dicomsort-receive-"]
     for name in others:
         (inbox / name).touch()
-    assert PartFiles(Files(), str(inbox)).tidy() == 1
+    assert PartFiles(Files(), str(inbox)).clean_up() == 1
     assert {path.name for path in inbox.iterdir()} == {*others, Path(held.path).name}
     held.discard()
     held.discard()

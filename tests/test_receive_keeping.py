@@ -103,7 +103,7 @@ def test_what_it_equals_is_durable_too_before_that_is_success(
         disk.write(descriptor, whole(data))
     assert receive(disk, inbox, data) == (Committed.REPEATED, PLACE)
     disk.cut(lose_bytes=losses[0], lose_names=losses[1])
-    PartFiles(Files(), str(inbox)).tidy()
+    PartFiles(Files(), str(inbox)).clean_up()
     assert read_tree(inbox) == {PLACE: whole(data)}
 
 
@@ -144,7 +144,7 @@ def check_crashed(
     inbox: Path, data: bytes, there: dict[str, bytes], acknowledged: tuple[Committed, str] | None
 ) -> None:
     """Every file under a final name is whole; what was acknowledged is there; and all of it comes by sending again."""
-    PartFiles(Files(), str(inbox)).tidy()
+    PartFiles(Files(), str(inbox)).clean_up()
     after = read_tree(inbox)
     assert set(after.values()) <= {whole(data), *there.values()}
     assert there.items() <= after.items()

@@ -15,7 +15,7 @@ from reports import add_row, report
 
 from dicomsort.pages.rendering import LONGEST, of_header, shown
 from dicomsort.records import Header, Kind
-from dicomsort.tasks import Asked, portray
+from dicomsort.tasks import PictureRequest, make_pictures
 
 BREAKS_OUT = '"><img src=x onerror=alert(1)>{{ 7*7 }}{% raw run %}&amp;</title></style><script>alert(1)</script>'
 NAMES = [
@@ -145,7 +145,7 @@ def _save_pictures(inbox: Path) -> None:
 
 def test_a_portrait_has_no_comment_of_the_file_it_shows(tmp_path: Path) -> None:
     _save_pictures(tmp_path)
-    made = portray(str(tmp_path), [Asked("a.jpg", None, 64), Asked("b.png", None, 64)])
+    made = make_pictures(str(tmp_path), [PictureRequest("a.jpg", None, 64), PictureRequest("b.png", None, 64)])
     assert [MARKER.encode() in portrait.picture for portrait in made] == [False, False]
     assert all(portrait.picture for portrait in made)
 

@@ -14,7 +14,7 @@ from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of
 from dicomsort.errors import OutboxLocked, Outdated, UsageError
 from dicomsort.files import Files
 from dicomsort.sorting import locked, review
-from dicomsort.sorting.corrections import COLUMNS, Corrections, told
+from dicomsort.sorting.corrections import COLUMNS, Corrections, images_by_run
 from dicomsort.training.data.dataset import scan
 
 SERIES = f"CT/{uid(1)}/{uid(1, 1)}"
@@ -84,7 +84,7 @@ def test_the_command_undo_takes_back_a_decision_and_what_was_to_be_learned(tmp_p
     assert run("undo", outbox).code == 0
     assert files_of(outbox) == before
     assert list(corrections.rglob("*.png")) == []
-    assert told(str(corrections)) == {}
+    assert images_by_run(str(corrections)) == {}
     assert not (corrections / "CT").exists()
     desk.refresh()
     assert item_of(desk, "odd3.dcm")
@@ -116,7 +116,7 @@ def test_what_no_model_can_learn_from_is_recorded_all_the_same(tmp_path: Path) -
     desk = desk_of(tmp_path / "outbox")
     decision = decide(desk, item_of(desk, "x.dcm"), "CT", "anna")
     assert (decision.moved, decision.notes) == (1, ["its pixels cannot be had, so no model learns from it"])
-    assert told(f"{tmp_path}/outbox/.dicomsort/corrections") == {decision.run: []}
+    assert images_by_run(f"{tmp_path}/outbox/.dicomsort/corrections") == {decision.run: []}
 
 
 @pytest.mark.parametrize("layout", ["keep", "readable", "{class}/{study_key}/{instance_number}"])
@@ -252,7 +252,7 @@ def test_a_table_that_is_replaced_during_a_review_is_left_alone_and_told_of(tmp_
     assert "no model learns from it yet: corrections" in decision.notes[0]
     table.unlink()
     assert desk.open() == []
-    assert list(told(str(table.parent))) == [decision.run]
+    assert list(images_by_run(str(table.parent))) == [decision.run]
 
 
 @pytest.mark.parametrize("kind", ["torn", "head", "spreadsheet", "more columns", "too long"])
@@ -269,11 +269,11 @@ def test_a_table_of_corrections_is_gone_on_with(tmp_path: Path, kind: str) -> No
     desk = desk_of(outbox)
     decision = decide(desk, item_of(desk, "pictures/a.png"), "CT", "anna")
     assert decision.notes == []
-    assert list(told(str(table.parent))) == [decision.run]
+    assert list(images_by_run(str(table.parent))) == [decision.run]
     if kind not in {"torn", "head"}:
         assert table.read_bytes().startswith(content[kind].encode())
     assert run("undo", outbox, decision.run).code == 0
-    assert told(str(table.parent)) == {}
+    assert images_by_run(str(table.parent)) == {}
 
 
 def test_the_name_of_who_decides_can_break_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from reviewing import decide, desk_of, held_outbox, item_of
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
 from dicomsort.sorting import ReviewService, resume
-from dicomsort.sorting.corrections import told
+from dicomsort.sorting.corrections import images_by_run
 from dicomsort.sorting.outbox import load_runs, unfinished
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - flushing costs nothing there
@@ -49,7 +49,7 @@ def check(outbox: Path, before: list[bytes], key: str, system: str) -> ReviewSer
     assert len(list((outbox / "REVIEW").rglob("odd[12].dcm"))) == (2 if is_held else 0)
     images = sorted(p.relative_to(outbox).as_posix() for p in (outbox / ".dicomsort/corrections").rglob("*.png"))
     assert len(images) == (0 if is_held else 2)
-    table = told(f"{outbox}/.dicomsort/corrections")
+    table = images_by_run(f"{outbox}/.dicomsort/corrections")
     assert sorted(f".dicomsort/corrections/{image}" for each in table.values() for image in each) == images
     assert run("verify", outbox).code == 0
     return desk

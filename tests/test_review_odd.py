@@ -19,7 +19,7 @@ from dicomsort.errors import DicomsortError, Outdated, PlacingFailed
 from dicomsort.files import Files, is_straight
 from dicomsort.sorting import ReviewService, undo
 from dicomsort.sorting import outbox as outbox_module
-from dicomsort.sorting.corrections import told
+from dicomsort.sorting.corrections import images_by_run
 
 TABLE = ".dicomsort/corrections/corrections.csv"
 
@@ -58,7 +58,7 @@ def test_what_died_with_one_desk_is_finished_by_another_that_was_open_already(tm
     with pytest.raises(Outdated):
         decide(other, key, "MRI", "bert")
     assert [path for path in files_of(outbox) if path.endswith("a.png")] == ["CT/pictures/a.png"]
-    assert len(told(f"{outbox}/.dicomsort/corrections")) <= 1
+    assert len(images_by_run(f"{outbox}/.dicomsort/corrections")) <= 1
 
 
 def test_an_undo_that_is_half_done_is_finished_first(tmp_path: Path) -> None:
@@ -110,11 +110,11 @@ def test_no_row_of_corrections_ends_an_undo_a_decision_or_the_start_of_a_review(
             table.write(f"t,{run_},decided,a,XRAY,{image}" + "," * 10 + "\n")
     before = (outbox / TABLE).read_bytes()
     assert run("undo", outbox, run_).code == 0
-    assert told(f"{outbox}/.dicomsort/corrections") == {}
+    assert images_by_run(f"{outbox}/.dicomsort/corrections") == {}
     (outbox / TABLE).write_bytes(before)
     other = desk_of(outbox)
     assert other.open() == []
-    assert told(f"{outbox}/.dicomsort/corrections") == {}
+    assert images_by_run(f"{outbox}/.dicomsort/corrections") == {}
     assert decide(other, item_of(other, "pictures/a.png"), "CT", "anna").notes == []
 
 
@@ -243,7 +243,7 @@ def test_an_undo_that_finds_the_file_changed_says_so_and_keeps_the_label(tmp_pat
     (outbox / "CT/pictures/a.png").write_bytes(b"edited")
     with pytest.raises(Outdated, match="1 file is gone or changed, and not undone"):
         desk.undo(run_)
-    assert told(f"{outbox}/.dicomsort/corrections")[run_]
+    assert images_by_run(f"{outbox}/.dicomsort/corrections")[run_]
     ran = run("undo", "--with-decisions", outbox, rows(outbox)[0]["run_id"])
     assert (ran.code, "so run" in ran.err) == (1, True)
     assert len(read_tree(tmp_path / "inbox")) == 0
@@ -271,7 +271,7 @@ def test_an_outbox_that_was_moved_can_be_undone_and_its_labels_go_with_it(tmp_pa
     moved = outbox.rename(tmp_path / "moved")
     assert run("undo", moved, run_).code == 0
     assert (moved / "REVIEW/no-evidence/pictures/a.png").is_file()
-    assert told(f"{moved}/.dicomsort/corrections") == {}
+    assert images_by_run(f"{moved}/.dicomsort/corrections") == {}
     assert isinstance(desk_of(moved), ReviewService)
 
 
@@ -282,7 +282,7 @@ def test_an_undo_that_was_cut_short_takes_the_labels_out_when_it_is_resumed(tmp_
     with pytest.raises(Crash):
         undo(quiet(outbox, CrashingFiles(25)), run_)
     assert run("resume", outbox).code == 0
-    assert told(f"{outbox}/.dicomsort/corrections") == {}
+    assert images_by_run(f"{outbox}/.dicomsort/corrections") == {}
     assert run("undo", outbox, run_).code == 1
 
 

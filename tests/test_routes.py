@@ -52,14 +52,14 @@ def archive() -> Archive:
 
 
 @pytest.fixture
-def courier(archive: Archive, inbox: Path, outbox: Path) -> Forwarder:
+def forwarder(archive: Archive, inbox: Path, outbox: Path) -> Forwarder:
     Watch(inbox, outbox, mode="copy").round()
     return Forwarder(str(outbox), ROUTES, archive.send)
 
 
-def figures(courier: Forwarder) -> str:
+def figures(forwarder: Forwarder) -> str:
     told_of = Figures()
-    courier.tell(told_of)
+    forwarder.set_metrics(told_of)
     return told_of.text()
 
 
@@ -71,17 +71,17 @@ def made(outbox: Path, *names: str) -> list[str]:
 
 
 def test_all_that_lies_there_is_sent_at_first_then_run_by_run(
-    courier: Forwarder, archive: Archive, outbox: Path
+    forwarder: Forwarder, archive: Archive, outbox: Path
 ) -> None:
-    courier.call([])
-    courier.deliver()
+    forwarder.call([])
+    forwarder.deliver()
     assert archive.asked == [("CT", "ARCHIVE@pacs:104", None), ("MRI", "https://pacs/dicom-web", None)]
-    courier.call(made(outbox, "1", "2"))
-    courier.deliver()
-    courier.deliver()
+    forwarder.call(made(outbox, "1", "2"))
+    forwarder.deliver()
+    forwarder.deliver()
     assert (archive.runs("CT"), archive.runs("MRI")) == ([None, "1", "2"], [None, "1", "2"])
-    assert 'dicomsort_sent_total{class="CT",to="ARCHIVE@pacs:104"} 6' in figures(courier)
-    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(courier)
+    assert 'dicomsort_sent_total{class="CT",to="ARCHIVE@pacs:104"} 6' in figures(forwarder)
+    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(forwarder)
 
 
 @pytest.mark.parametrize(
@@ -93,24 +93,24 @@ def test_all_that_lies_there_is_sent_at_first_then_run_by_run(
     ],
 )
 def test_a_destination_that_is_not_there_is_tried_after_each_round_and_holds_up_no_other(
-    courier: Forwarder, archive: Archive, outbox: Path, failure: Sent, caplog: pytest.LogCaptureFixture
+    forwarder: Forwarder, archive: Archive, outbox: Path, failure: Sent, caplog: pytest.LogCaptureFixture
 ) -> None:
-    courier.deliver()
+    forwarder.deliver()
     archive.asked.clear()
     archive.answers = [failure]
-    courier.call(made(outbox, "1", "2"))
-    courier.deliver()
+    forwarder.call(made(outbox, "1", "2"))
+    forwarder.deliver()
     assert (archive.runs("CT"), archive.runs("MRI")) == (["1"], ["1", "2"])
     total = f'dicomsort_send_failures_total{{class="CT",to="ARCHIVE@pacs:104"}} {failure.failed}\n'
-    assert total in figures(courier)
-    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 0' in figures(courier)
+    assert total in figures(forwarder)
+    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 0' in figures(forwarder)
     told_of = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert told_of == ["route down; it is tried again after longer and longer pauses"]
-    courier.call([])
-    courier.deliver()
+    forwarder.call([])
+    forwarder.deliver()
     # What might be at fault itself goes behind the others.
     assert archive.runs("CT") == (["1", "2"] if failure.is_down else ["2", "1"])
-    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(courier)
+    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(forwarder)
 
 
 @pytest.mark.parametrize(
@@ -118,40 +118,40 @@ def test_a_destination_that_is_not_there_is_tried_after_each_round_and_holds_up_
     [DicomsortError("expected one of the runs"), OutboxLocked("locked"), OSError(28, "No space left"), KeyError()],
 )
 def test_an_error_of_our_own_is_told_once_says_nothing_of_the_destination_and_holds_up_no_other_run(
-    courier: Forwarder, archive: Archive, outbox: Path, error: Exception, caplog: pytest.LogCaptureFixture
+    forwarder: Forwarder, archive: Archive, outbox: Path, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 0.0
-    courier._clock = lambda: now
-    courier.deliver()
+    forwarder._clock = lambda: now
+    forwarder.deliver()
     archive.asked.clear()
     archive.answers = [error]
-    courier.call(made(outbox, "1", "2"))
-    courier.deliver()
+    forwarder.call(made(outbox, "1", "2"))
+    forwarder.deliver()
     assert archive.runs("CT") == ["1", "2"]
     for pause in (30, 60, 120):
         archive.answers = [error]
-        courier.deliver()
+        forwarder.deliver()
         assert archive.runs("CT") == []  # it is not due yet
         now += pause
-        courier.deliver()
+        forwarder.deliver()
         assert archive.runs("CT") == ["1"]
     told_of = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert told_of == ["sending failed; it is tried again later"]
-    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(courier)
-    assert 'dicomsort_send_failures_total{class="CT",to="ARCHIVE@pacs:104"} 4\n' in figures(courier)
+    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(forwarder)
+    assert 'dicomsort_send_failures_total{class="CT",to="ARCHIVE@pacs:104"} 4\n' in figures(forwarder)
 
 
 class Night:
-    """A courier whose clock is the test's, and what it logged."""
+    """A forwarder whose clock is the test's, and what it logged."""
 
-    def __init__(self, courier: Forwarder, caplog: pytest.LogCaptureFixture) -> None:
+    def __init__(self, forwarder: Forwarder, caplog: pytest.LogCaptureFixture) -> None:
         self.now = 1000.0
-        self._courier, self._caplog = courier, caplog
-        courier._clock = lambda: self.now
+        self._forwarder, self._caplog = forwarder, caplog
+        forwarder._clock = lambda: self.now
 
     def round(self, *, after: float) -> None:
-        self._courier.call([])
-        self._courier.deliver()
+        self._forwarder.call([])
+        self._forwarder.deliver()
         self.now += after
 
     def lines(self) -> list[tuple[str, dict[str, object]]]:
@@ -174,32 +174,32 @@ class Picky(Archive):
 
 
 def test_a_run_of_which_nothing_is_taken_while_others_are_is_no_full_archive(
-    courier: Forwarder, outbox: Path, caplog: pytest.LogCaptureFixture
+    forwarder: Forwarder, outbox: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     picky = Picky("0")
-    courier = Forwarder(str(outbox), {"CT": ROUTES["CT"]}, picky.send)
-    night = Night(courier, caplog)
-    courier.deliver()
+    forwarder = Forwarder(str(outbox), {"CT": ROUTES["CT"]}, picky.send)
+    night = Night(forwarder, caplog)
+    forwarder.deliver()
     for name in made(outbox, *map(str, range(100))):  # a round a minute
-        courier.call([name])
+        forwarder.call([name])
         night.round(after=60)
     runs = picky.runs("CT")
     assert [run for run in runs if run != "0"] == [None, *map(str, range(1, 100))]
     assert 6 <= runs.count("0") <= 9
     told_of = [line for line, _ in night.lines()]
     assert (told_of.count("route down"), told_of.count("sending failed")) == (1, 1)
-    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(courier)
+    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(forwarder)
 
 
 def test_what_a_full_archive_refused_is_sent_as_soon_as_it_takes_something(
-    courier: Forwarder, outbox: Path, caplog: pytest.LogCaptureFixture
+    forwarder: Forwarder, outbox: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = made(outbox, *map(str, range(9)))
     picky = Picky(*names)
-    courier = Forwarder(str(outbox), {"CT": ROUTES["CT"]}, picky.send)
-    night = Night(courier, caplog)
-    courier.deliver()
-    courier.call(names)
+    forwarder = Forwarder(str(outbox), {"CT": ROUTES["CT"]}, picky.send)
+    night = Night(forwarder, caplog)
+    forwarder.deliver()
+    forwarder.call(names)
     for _ in range(24 * 60):
         night.round(after=60)
     assert 24 * 3 < len(picky.runs("CT")) < 24 * 6
@@ -211,80 +211,80 @@ def test_what_a_full_archive_refused_is_sent_as_soon_as_it_takes_something(
 
 
 def test_instances_that_are_refused_are_tried_again_less_and_less_often_and_hold_up_no_run(
-    courier: Forwarder, archive: Archive, outbox: Path
+    forwarder: Forwarder, archive: Archive, outbox: Path
 ) -> None:
     now = 0.0
-    courier._clock = lambda: now
-    courier.deliver()
+    forwarder._clock = lambda: now
+    forwarder.deliver()
     archive.asked.clear()
-    courier.call(made(outbox, "1", "2"))
+    forwarder.call(made(outbox, "1", "2"))
     tried = []
     for _ in range(200):  # rounds, one a minute
         archive.answers = [Sent(3, 1, "no valid UID")]
-        courier.call([])
-        courier.deliver()
+        forwarder.call([])
+        forwarder.deliver()
         tried.append(archive.runs("CT"))
         now += 60
     assert tried[:9] == [["1", "2"], ["1"], ["1"], [], ["1"], [], [], [], ["1"]]
     assert 8 <= sum(map(bool, tried)) <= 10
-    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(courier)
+    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 1' in figures(forwarder)
     archive.answers.clear()
     now += LAST_PAUSE
-    courier.deliver()
+    forwarder.deliver()
     now += LAST_PAUSE
-    courier.deliver()
+    forwarder.deliver()
     assert archive.runs("CT") == ["1"]
 
 
 def test_what_lies_there_and_is_refused_keeps_no_run_waiting(
-    courier: Forwarder, archive: Archive, outbox: Path
+    forwarder: Forwarder, archive: Archive, outbox: Path
 ) -> None:
     archive.answers = [Sent(3, 1, "no valid UID")]
-    courier.deliver()
-    courier.call(made(outbox, "1"))
-    courier.deliver()
+    forwarder.deliver()
+    forwarder.call(made(outbox, "1"))
+    forwarder.deliver()
     assert archive.runs("CT") == [None, "1"]
 
 
 def test_of_many_runs_that_wait_the_whole_folder_is_gone_through_instead(
-    courier: Forwarder, archive: Archive, outbox: Path
+    forwarder: Forwarder, archive: Archive, outbox: Path
 ) -> None:
-    courier.deliver()
+    forwarder.deliver()
     archive.asked.clear()
     archive.answers = [Sent(0, 1, "down", is_down=True)] * 4
     names = made(outbox, *map(str, range(MANY + 5)))
     for name in names[:3]:
-        courier.call([name])
-    courier.deliver()
+        forwarder.call([name])
+    forwarder.deliver()
     for name in names[3:]:
-        courier.call([name])
+        forwarder.call([name])
     archive.answers.clear()
-    courier.deliver()
+    forwarder.deliver()
     assert archive.runs("CT") == ["0", None]
 
 
 def test_runs_that_come_while_everything_is_sent_are_not_forgotten(
-    courier: Forwarder, archive: Archive, outbox: Path
+    forwarder: Forwarder, archive: Archive, outbox: Path
 ) -> None:
     names = made(outbox, *map(str, range(MANY + 5)))
 
     def more() -> None:
         archive.meanwhile = lambda: None
         for name in names:
-            courier.call([name])
+            forwarder.call([name])
 
     archive.meanwhile = more
-    courier.deliver()
+    forwarder.deliver()
     assert archive.runs("CT") == [None, None]
 
 
 def test_a_run_that_was_pruned_before_it_was_sent_is_looked_for_in_the_folder(
-    courier: Forwarder, archive: Archive
+    forwarder: Forwarder, archive: Archive
 ) -> None:
-    courier.deliver()
+    forwarder.deliver()
     archive.asked.clear()
-    courier.call(["20200101T000000Z-abcdef"])
-    courier.deliver()
+    forwarder.call(["20200101T000000Z-abcdef"])
+    forwarder.deliver()
     assert archive.runs("CT") == [None]
 
 
@@ -292,14 +292,14 @@ def test_a_class_without_a_folder_waits_until_it_has_one(archive: Archive, tmp_p
     inbox = tmp_path / "inbox"
     make_dicom(inbox / "mr.dcm", modality="MR")
     watch = Watch(inbox, outbox)
-    courier = Forwarder(str(outbox), {"CT": (Destination("A@b:1"),)}, archive.send)
+    forwarder = Forwarder(str(outbox), {"CT": (Destination("A@b:1"),)}, archive.send)
     watch.round()
-    courier.deliver()
+    forwarder.deliver()
     assert archive.asked == []
     make_dicom(inbox / "ct.dcm", study=2)
     watch.round()
-    courier.call(runs_of(outbox)[-1:])
-    courier.deliver()
+    forwarder.call(runs_of(outbox)[-1:])
+    forwarder.deliver()
     assert archive.runs("CT") == [None]
 
 
@@ -312,7 +312,7 @@ def test_the_service_sends_beside_its_rounds(inbox: Path, outbox: Path, archive:
         gate.wait()
 
     archive.meanwhile = blocked
-    courier = Forwarder(str(outbox), {"CT": ROUTES["CT"]}, archive.send)
+    forwarder = Forwarder(str(outbox), {"CT": ROUTES["CT"]}, archive.send)
 
     def new(study: int) -> None:
         make_dicom(inbox / f"new {study}.dcm", study=study)
@@ -324,7 +324,9 @@ def test_the_service_sends_beside_its_rounds(inbox: Path, outbox: Path, archive:
         asked.acquire()
 
     timer = Timer(lambda: new(8), lambda: new(9), let_go)
-    service, shown, _ = Watch(inbox, outbox, mode="copy").service(timer, courier=courier, metrics=tmp_path / "m.prom")
+    service, shown, _ = Watch(inbox, outbox, mode="copy").service(
+        timer, forwarder=forwarder, metrics=tmp_path / "m.prom"
+    )
     service.run()
     assert told(shown)[1:] == [{"sorted": 1}, {"sorted": 1}]
     assert archive.runs("CT") == [None, *runs_of(outbox)[1:]]
@@ -347,11 +349,11 @@ def test_routes_are_checked() -> None:
 
 
 def test_a_dead_route_is_told_once_then_once_a_period_and_when_it_is_back(
-    archive: Archive, outbox: Path, courier: Forwarder, caplog: pytest.LogCaptureFixture
+    archive: Archive, outbox: Path, forwarder: Forwarder, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="dicomsort")
-    courier = Forwarder(str(outbox), {"CT": ROUTES["CT"]}, archive.send)
-    night = Night(courier, caplog)
+    forwarder = Forwarder(str(outbox), {"CT": ROUTES["CT"]}, archive.send)
+    night = Night(forwarder, caplog)
     night.lines()
     archive.answers = [Sent(0, 1, "nobody there", is_down=True)] * 100_000
     tried = []
@@ -374,19 +376,19 @@ def test_a_dead_route_is_told_once_then_once_a_period_and_when_it_is_back(
     night.round(after=900)
     assert [line for line, _ in night.lines()] == ["route back", "sent"]
     archive.answers = [Sent(0, 1, "nobody there", is_down=True)]
-    courier.call(made(outbox, "1"))
+    forwarder.call(made(outbox, "1"))
     night.round(after=1)
     assert [line for line, _ in night.lines()] == ["route down"]
 
 
 def test_nothing_to_send_is_no_proof_that_a_route_is_back(
-    archive: Archive, outbox: Path, courier: Forwarder, caplog: pytest.LogCaptureFixture
+    archive: Archive, outbox: Path, forwarder: Forwarder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    night = Night(courier, caplog)
+    night = Night(forwarder, caplog)
     archive.answers = [Sent(0, 1, "down", is_down=True), Sent(1, 0), Sent(0, 0)]
     night.round(after=1)
     night.round(after=1)
-    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 0' in figures(courier)
+    assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 0' in figures(forwarder)
     assert "route back" not in [line for line, _ in night.lines()]
 
 
@@ -395,12 +397,12 @@ def test_a_class_may_have_two_destinations_and_one_holds_up_no_other(
 ) -> None:
     Watch(inbox, outbox, mode="copy").round()
     two = (Destination("A@a:1"), Destination("B@b:2"))
-    courier = Forwarder(str(outbox), {"CT": two}, archive.send)
+    forwarder = Forwarder(str(outbox), {"CT": two}, archive.send)
     archive.answers = [Sent(0, 1, "down", is_down=True), Sent(2, 0)]
-    courier.deliver()
+    forwarder.deliver()
     assert [(to, run) for _, to, run in archive.asked] == [("A@a:1", None), ("B@b:2", None)]
-    assert 'dicomsort_route_up{class="CT",to="A@a:1"} 0' in figures(courier)
-    assert 'dicomsort_route_up{class="CT",to="B@b:2"} 1' in figures(courier)
+    assert 'dicomsort_route_up{class="CT",to="A@a:1"} 0' in figures(forwarder)
+    assert 'dicomsort_route_up{class="CT",to="B@b:2"} 1' in figures(forwarder)
 
 
 def test_a_dead_archive_costs_one_line_however_many_files_wait(
@@ -414,8 +416,8 @@ def test_a_dead_archive_costs_one_line_however_many_files_wait(
     Watch(tmp_path / "inbox", outbox).round()
     dead = Destination(f"A@127.0.0.1:{free_port()}")
     with closing(Stop()) as stop:
-        courier = Forwarder(str(outbox), {"CT": (dead,)}, partial(_send, stop))
-        night = Night(courier, caplog)
+        forwarder = Forwarder(str(outbox), {"CT": (dead,)}, partial(_send, stop))
+        night = Night(forwarder, caplog)
         night.lines()
         for _ in range(5):
             night.round(after=1)
@@ -432,14 +434,14 @@ def test_an_instance_at_which_the_peer_aborts_keeps_no_other_from_it(
     (tmp_path / "inbox").mkdir()
     watch = Watch(tmp_path / "inbox", outbox)
     with Scp(lambda each, _: None if each == bad else 0).running() as scp, closing(Stop()) as stop:
-        courier = Forwarder(str(outbox), {"CT": (Destination(scp.to),)}, partial(_send, stop))
-        night = Night(courier, caplog)
+        forwarder = Forwarder(str(outbox), {"CT": (Destination(scp.to),)}, partial(_send, stop))
+        night = Night(forwarder, caplog)
         for study in (1, 2, 3):
             make_dicom(tmp_path / "inbox" / f"{study}.dcm", study=study)
-            courier.call([summary.run_id for summary in watch.round()])
+            forwarder.call([summary.run_id for summary in watch.round()])
             night.round(after=1)
         assert {*scp.kept} == {uid(1, 1, 1), uid(3, 1, 1)}
-        assert f'dicomsort_route_up{{class="CT",to="{scp.to}"}} 1' in figures(courier)
+        assert f'dicomsort_route_up{{class="CT",to="{scp.to}"}} 1' in figures(forwarder)
         tried = scp.came[bad]
         night.round(after=100)
         assert scp.came[bad] == tried  # its own pause is not over
@@ -464,11 +466,11 @@ def test_a_slow_destination_holds_up_no_other(inbox: Path, outbox: Path) -> None
         return Sent(1, 0)
 
     routes = {"CT": (Destination("SLOW@a:1"), Destination("FAST@b:1")), "MRI": (Destination("slow@A:1"),)}
-    courier = Forwarder(str(outbox), routes, send)
-    courier.start()
-    courier.call([])
+    forwarder = Forwarder(str(outbox), routes, send)
+    forwarder.start()
+    forwarder.call([])
     assert begun.wait(60)
     assert sent.wait(60)
     assert asked == ["CT", "CT"]  # nor is one address used twice at a time
     gate.set()
-    courier.stop()
+    forwarder.stop()

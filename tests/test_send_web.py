@@ -358,7 +358,7 @@ KEYS = ["00081199", "00081198", "Value", "00081155", "00081197", "00081196", "vr
     )
 )
 def test_any_json_is_judged(value: object) -> None:
-    told = stow._told(json.dumps(value).encode())
+    told = stow._response_statuses(json.dumps(value).encode())
     assert told is None or all(isinstance(status, int) for status in told.values())
 
 

@@ -71,13 +71,13 @@ class Watch:
         return round_.summaries
 
     def service(
-        self, stop: Stop, *, metrics: Path | None = None, courier: Forwarder | None = None, every: float = 60.0
+        self, stop: Stop, *, metrics: Path | None = None, forwarder: Forwarder | None = None, every: float = 60.0
     ) -> tuple[Service, list[Summary], list[str]]:
         """The loop around the rounds, what it shows, and what it complains of."""
         shown: list[Summary] = []
         complaints: list[str] = []
         service = Service(
-            self.rounds, stop, every, self.settle, lambda: self.now, shown.append, complaints.append, courier, metrics
+            self.rounds, stop, every, self.settle, lambda: self.now, shown.append, complaints.append, forwarder, metrics
         )
         return service, shown, complaints
 

@@ -233,26 +233,26 @@ class Catalog:
         """Note that a group's frames are asked for before it is known to be whole; False the second time."""
         return self._base.execute("UPDATE groups SET early = 1 WHERE number = ? AND NOT early", (group,)).rowcount == 1
 
-    def remember(self, path: str, frame: int | None, look: FramePrediction) -> None:
+    def add_prediction(self, path: str, frame: int | None, look: FramePrediction) -> None:
         """Keep what the model saw in a frame (None: the middle one)."""
         cells = (os.fsencode(path), -1 if frame is None else frame, rows.look_cell(look))
         self._base.execute("INSERT OR REPLACE INTO looks VALUES (?, ?, ?)", cells)
 
-    def recall(self, path: str, frame: int | None) -> FramePrediction | None:
+    def prediction(self, path: str, frame: int | None) -> FramePrediction | None:
         """What the model saw in a frame, None where it was not shown yet."""
         key = (os.fsencode(path), -1 if frame is None else frame)
         found = self._base.execute("SELECT look FROM looks WHERE path = ? AND frame = ?", key).fetchone()
         return rows.look(found[0]) if found else None
 
-    def vote(self, group: int, vote: SeriesPrediction) -> None:
+    def set_series_prediction(self, group: int, vote: SeriesPrediction) -> None:
         """Keep the model's vote on a group."""
         self._base.execute("UPDATE groups SET vote = ? WHERE number = ?", (rows.vote_cell(vote), group))
 
-    def judge(self, group: int, verdict: Verdict) -> None:
+    def set_verdict(self, group: int, verdict: Verdict) -> None:
         """Keep the verdict on a group."""
         self._base.execute("UPDATE groups SET verdict = ? WHERE number = ?", (rows.verdict_cell(verdict), group))
 
-    def judged(self) -> Iterator[tuple[Examined, Grouping, Verdict]]:
+    def verdicts(self) -> Iterator[tuple[Examined, Grouping, Verdict]]:
         """Yield every file with its verdict, in path order."""
         last = 0
         for study, series, evidence, number, judged, *file in self._rows(rows.JUDGED):

@@ -12,14 +12,14 @@ from dataclasses import replace
 
 from dicomsort.classify.evidence import (
     Case,
-    Judge,
+    Criteria,
     grouping_of,
     has_uids,
-    is_strange,
+    header_evidence,
+    is_out_of_distribution,
     is_uid,
     kind_below_other,
     mixture,
-    said_by,
     showable_frames,
     tier,
 )
@@ -40,17 +40,17 @@ from dicomsort.records import (
 
 __all__ = [
     "RULES",
-    "Judge",
+    "Criteria",
     "Rule",
     "classify_study",
     "folder_of",
     "grouping_of",
     "has_uids",
+    "header_evidence",
     "is_clear",
     "is_contradicted",
-    "is_strange",
+    "is_out_of_distribution",
     "is_uid",
-    "said_by",
     "showable_frames",
 ]
 
@@ -61,13 +61,13 @@ _PLACE = re.compile(rf"((?:{OTHER}|{REVIEW})/{_NAME}|(?!(?:{OTHER}|{REVIEW})/){_
 
 
 def classify_study(
-    members: Sequence[tuple[Group, SeriesPrediction]], placements: Sequence[Placement], judge: Judge
+    members: Sequence[tuple[Group, SeriesPrediction]], placements: Sequence[Placement], judge: Criteria
 ) -> list[tuple[Group, Verdict]]:
     """Judge the groups of one study, clear headers first, so that the others may follow them.
 
     ``placements`` are those of the study; of a file without one, those of its content about which a person decided.
     """
-    cases = [(group, vote, said_by(group.sample.header, judge)) for group, vote in members]
+    cases = [(group, vote, header_evidence(group.sample.header, judge)) for group, vote in members]
     cases.sort(key=lambda case: tier(case[2]))
     so_far: dict[str, Verdict] = {}
     verdicts: list[tuple[Group, Verdict]] = []
@@ -87,14 +87,14 @@ def decide(case: Case) -> Verdict:
     return rule.decide(case, rule.name)
 
 
-def is_clear(group: Group, judge: Judge) -> bool:
+def is_clear(group: Group, judge: Criteria) -> bool:
     """Whether the header alone names one class, so that a single frame is enough of a check."""
-    return len(said_by(group.sample.header, judge).classes) == 1
+    return len(header_evidence(group.sample.header, judge).classes) == 1
 
 
-def is_contradicted(group: Group, vote: SeriesPrediction, judge: Judge) -> bool:
+def is_contradicted(group: Group, vote: SeriesPrediction, judge: Criteria) -> bool:
     """Whether that single frame disagrees so strongly that more frames should be asked before a person is."""
-    return Case(judge, group, said_by(group.sample.header, judge), vote).is_denied
+    return Case(judge, group, header_evidence(group.sample.header, judge), vote).is_denied
 
 
 def _placed(placements: Sequence[Placement], series: str, classes: Sequence[str]) -> str:

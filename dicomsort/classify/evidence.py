@@ -89,12 +89,12 @@ def grouping_of(e: Examined) -> Grouping:
     header = e.header
     if e.failed or header.ignored or header.problem or header.kind is not Kind.DICOM or not has_uids(header):
         kept = header.study_uid if has_uids(header) else ""
-        state = "failed" if e.failed else header.ignored or header.problem or _said(header)
+        state = "failed" if e.failed else header.ignored or header.problem or _categories(header)
         return Grouping(kept, header.series_uid if kept else e.found.path, f"{header.kind}:{state}")
-    return Grouping(header.study_uid, header.series_uid, f"{header.kind}:{_said(header)}")
+    return Grouping(header.study_uid, header.series_uid, f"{header.kind}:{_categories(header)}")
 
 
-def _said(header: Header) -> str:
+def _categories(header: Header) -> str:
     return f"{sop_class_category(header.sop_class_uid)}/{modality_category(header.modality)}/{header.has_pixels:d}"
 
 
@@ -109,7 +109,7 @@ def showable_frames(e: Examined) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class Criteria:
     """What a verdict needs to know of the model and of the user's choice.
 
     ``header_classes`` maps CT, MRI and XRAY to the model's labels (empty: the header does not count); ``decide`` and
@@ -132,7 +132,7 @@ class Judge:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class HeaderEvidence:
     """What a header says.
 
     ``classes`` are the labels it names (two where it contradicts itself), ``follows`` whether the object belongs to
@@ -150,9 +150,9 @@ class Said:
 class Case:
     """One group with all that the rules may look at."""
 
-    judge: Judge
+    judge: Criteria
     group: Group
-    said: Said
+    said: HeaderEvidence
     vote: SeriesPrediction
     placed: str = ""  # the folder that an earlier run gave the series, else the study: a class, OTHER/…, REVIEW/…
     study: Mapping[str, Verdict] = field(default_factory=dict)  # verdicts so far in this study, by series
@@ -177,7 +177,7 @@ class Case:
     @property
     def is_strange(self) -> bool:
         """Whether the pixels are like none that the model knows, so that its choice means nothing."""
-        return is_strange(self.pixel_class, self.vote.distance, self.judge.distance)
+        return is_out_of_distribution(self.pixel_class, self.vote.distance, self.judge.distance)
 
     def says(self, threshold: float) -> bool:
         """Whether the model's confidence reaches a threshold, in pixels of which it knows the like."""
@@ -208,7 +208,7 @@ class Case:
         return {v.folder for v in self.study.values() if v.status in _PLACED}
 
 
-def is_strange(class_: str, distance: float | None, limit: float | None) -> bool:
+def is_out_of_distribution(class_: str, distance: float | None, limit: float | None) -> bool:
     """Whether pixels seen as ``class_`` are further than ``limit`` from all images of a class that the model knows.
 
     OTHER is what lies far from them, so distance is no argument against it.
@@ -216,24 +216,24 @@ def is_strange(class_: str, distance: float | None, limit: float | None) -> bool
     return class_ not in {"", OTHER} and distance is not None and limit is not None and distance > limit
 
 
-def said_by(header: Header, judge: Judge) -> Said:
+def header_evidence(header: Header, judge: Criteria) -> HeaderEvidence:
     """The header's evidence in the model's labels."""
     categories = [c for c in (sop_class_category(header.sop_class_uid), modality_category(header.modality)) if c]
     kind = kind_below_other(header)
     if FOLLOWS in categories or (not header.has_pixels and not any(_decisive(c) for c in categories)):
-        return Said(follows=True, kind=kind)
+        return HeaderEvidence(follows=True, kind=kind)
     if not judge.reads_headers:
-        return Said(kind=kind)
+        return HeaderEvidence(kind=kind)
     named = dict.fromkeys(_label(c, judge) for c in categories if c != ASK)
     classes = tuple(label for label in named if label)
-    return Said(classes, kind=kind, hint="" if classes else judge.header_classes.get(hinted(header), ""))
+    return HeaderEvidence(classes, kind=kind, hint="" if classes else judge.header_classes.get(hinted(header), ""))
 
 
 def _decisive(category: str) -> bool:
     return category in _IMAGING or category.startswith(OTHER_PREFIX)
 
 
-def _label(category: str, judge: Judge) -> str:
+def _label(category: str, judge: Criteria) -> str:
     return OTHER if category.startswith(OTHER_PREFIX) else judge.header_classes.get(category, "")
 
 
@@ -245,7 +245,7 @@ def kind_below_other(header: Header) -> str:
     return "image" if header.has_pixels else "object"
 
 
-def tier(said: Said) -> int:
+def tier(said: HeaderEvidence) -> int:
     """In which order the groups of a study are judged: clear headers, then pixels, then what follows the others."""
     return 2 if said.follows else 0 if said.classes else 1
 

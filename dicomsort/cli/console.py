@@ -35,12 +35,12 @@ def resumable(outbox: str | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        if outbox is not None and _has_begun(outbox):
+        if outbox is not None and _has_unfinished(outbox):
             stop.add_note(f"{command('resume', outbox)} goes on from there")
         raise
 
 
-def _has_begun(outbox: str) -> bool:
+def _has_unfinished(outbox: str) -> bool:
     try:
         from dicomsort.sorting.outbox import absolute, load_runs, unfinished
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dicomsort.bundle import Bundle
     from dicomsort.errors import WorkerLost
     from dicomsort.records import FramePrediction
-    from dicomsort.tasks import Explained
+    from dicomsort.tasks import ExplainedPrediction
 
 BATCH = 8  # files a task
 UNSURE, STRANGE = "unsure", "out-of-distribution"
@@ -70,7 +70,7 @@ def predict(
             _draw(explain, answer, explained, bundle)
 
 
-def _looks(files: Sequence[str], bundle: Bundle) -> Iterator[Explained]:
+def _looks(files: Sequence[str], bundle: Bundle) -> Iterator[ExplainedPrediction]:
     """What the model sees in the middle frame of each file; workers decode, so that a hostile file costs its own."""
     from dicomsort.engines.engine import submit_batch
     from dicomsort.engines.processes import usable_cores
@@ -85,21 +85,21 @@ def _looks(files: Sequence[str], bundle: Bundle) -> Iterator[Explained]:
             yield from future.result()
 
 
-def _on_lost(_: tuple[str, None], error: WorkerLost) -> Explained:
+def _on_lost(_: tuple[str, None], error: WorkerLost) -> ExplainedPrediction:
     from dicomsort.records import FramePrediction
-    from dicomsort.tasks import Explained
+    from dicomsort.tasks import ExplainedPrediction
 
-    return Explained(FramePrediction(problem=str(error)))
+    return ExplainedPrediction(FramePrediction(problem=str(error)))
 
 
 def _answer(path: str, look: FramePrediction, bundle: Bundle) -> dict[str, Any]:
     """The line of one file, as the interface orders its cells."""
-    from dicomsort.classify import is_strange
+    from dicomsort.classify import is_out_of_distribution
 
     best = max(look.probabilities, default=0.0)
     class_ = bundle.labels[look.probabilities.index(best)] if look.probabilities else ""
     reason = look.problem
-    if not reason and is_strange(class_, look.distance, bundle.distance):
+    if not reason and is_out_of_distribution(class_, look.distance, bundle.distance):
         reason = STRANGE
     elif not reason and best < bundle.decide:
         reason = UNSURE
@@ -113,7 +113,7 @@ def _answer(path: str, look: FramePrediction, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _draw(folder: Path, answer: dict[str, Any], explained: Explained, bundle: Bundle) -> None:
+def _draw(folder: Path, answer: dict[str, Any], explained: ExplainedPrediction, bundle: Bundle) -> None:
     """Write one picture, and say on stderr where none was written."""
     from dicomsort.report import visible
 

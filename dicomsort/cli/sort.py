@@ -108,7 +108,7 @@ def _cause(summary: Summary, outbox: str) -> str:
 def _measure(request: Request, path: Path, files: Files, counted: Summary, summary: Summary, log: Logger) -> None:
     """Write the figures of a run; what hinders that is told, and is no failure of the run."""
     from dicomsort import __version__
-    from dicomsort.report.metrics import Figures, last_success, tell_inbox, tell_run, write_metrics
+    from dicomsort.report.metrics import Figures, last_success, set_inbox_metrics, set_run_metrics, write_metrics
     from dicomsort.sorting import survey
 
     figures = Figures()
@@ -116,9 +116,9 @@ def _measure(request: Request, path: Path, files: Files, counted: Summary, summa
     success = last_success(path) if summary.has_failed else int(time.time())
     if success is not None:
         figures.set("dicomsort_last_success_timestamp_seconds", success)
-    tell_run(figures, counted, summary.seconds)
+    set_run_metrics(figures, counted, summary.seconds)
     left = survey(request.inbox, request.outbox)
-    tell_inbox(figures, left.files, left.oldest_ns)
+    set_inbox_metrics(figures, left.files, left.oldest_ns)
     try:
         write_metrics(files, path, figures)
     except (DicomsortError, OSError) as error:

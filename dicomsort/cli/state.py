@@ -61,8 +61,8 @@ def undo(
         optional(is_optional=False)
         show = _nothing if as_json or quiet else _show
         _finish(lambda context: sorting.rehearse_undo(context, run, show), outbox, as_json=as_json, quiet=quiet)
-    take_back = lambda context: sorting.undo(context, run, with_decisions=with_decisions)
-    _finish(take_back, outbox, as_json=as_json, quiet=quiet)
+    roll_back = lambda context: sorting.undo(context, run, with_decisions=with_decisions)
+    _finish(roll_back, outbox, as_json=as_json, quiet=quiet)
 
 
 def _show(operation: Operation, refused: Result | None) -> None:

@@ -22,7 +22,7 @@ GROUPS = TRAIN["groups"].help
 Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="A folder with a folder of images a class.")]
 
 
-def told(name: str, help_: str) -> Any:
+def train_option(name: str, help_: str) -> Any:
     """The option of a training's number, with another line of help."""
     return option(name, TRAIN[name]._replace(help=help_))
 

@@ -91,11 +91,11 @@ def _service(request: Request, settings: WatchSettings, stop: Stop) -> Service:
     times = (int(settle * 1e9), int(again * 1e9))
     rounds = Rounds(request, context, *times, partial(engine_for, sort), clock)
     show = partial(_show, as_json=sort.json, quiet=sort.quiet)
-    courier = _courier(request, settings, stop) if settings.routes else None
-    return Service(rounds, stop, settings.every, settle, clock, show, _complain, courier, sort.metrics)
+    forwarder = _forwarder(request, settings, stop) if settings.routes else None
+    return Service(rounds, stop, settings.every, settle, clock, show, _complain, forwarder, sort.metrics)
 
 
-def _courier(request: Request, settings: WatchSettings, stop: Stop) -> Forwarder:
+def _forwarder(request: Request, settings: WatchSettings, stop: Stop) -> Forwarder:
     from dicomsort.service.watch import Forwarder
 
     return Forwarder(request.outbox or "", settings.routes, partial(_send, stop))

@@ -97,7 +97,7 @@ class Executor:
             inodes = {number: known.inodes[number] for number in stuck}
             self._journal.end(list(stuck.values()))
             for operation in (o for o in done if o.number in stuck):
-                self._placer.take_back(operation, inodes[operation.number])
+                self._placer.roll_back(operation, inodes[operation.number])
         for result in finished:
             if isinstance(result, Fatal):
                 self._refuse(result.message)
@@ -126,7 +126,7 @@ class Executor:
         if unmade:
             endings += [(o, unmade[folder_of(o)].ending(o)) for o in ready if folder_of(o) in unmade]
             ready = [o for o in ready if folder_of(o) not in unmade]
-        acted = self._each(self._placer.act, ready, at_once=self._moves_bytes(ready))
+        acted = self._each(self._placer.apply, ready, at_once=self._moves_bytes(ready))
         self._end([*endings, *zip(ready, acted, strict=True)])
 
     def _end(self, endings: Sequence[tuple[Operation, Result | Fatal]]) -> None:

@@ -23,7 +23,7 @@ from dicomsort.files import (
     sha256_of,
 )
 from dicomsort.journal import Replay
-from dicomsort.metadata import ACL, Kept, Metadata, copy_with_metadata, keep, metadata_of
+from dicomsort.metadata import ACL, Applied, Metadata, apply_metadata, copy_with_metadata, metadata_of
 from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
 CANNOT_LEAVE = "its folder may not be changed, so the file cannot leave it"
@@ -56,7 +56,7 @@ class _Made(NamedTuple):
 
     copied: Copied
     metadata: Metadata | None = None
-    kept: Kept = Kept()
+    kept: Applied = Applied()
 
 
 def ending(o: Operation, error: OSError, what: str) -> Result | Fatal:
@@ -151,7 +151,7 @@ class Placer:
         if source is not None and is_torn:
             self._files.unlink(path)
             return None
-        self.tidy(o)
+        self.clean_up(o)
         return self._occupied(o, target)
 
     def _links(self, part: str) -> bool:
@@ -171,7 +171,7 @@ class Placer:
         if o.verb is Verb.MOVE and source is not None:
             with opened(self._roots.absolute(o.source)) as reader, opened(path) as copied:
                 if _unchanged(o, os.fstat(reader)):
-                    message, lost = keep(self._files, copied, _wanted(o, metadata_of(reader)), _stamp(o))
+                    message, lost = apply_metadata(self._files, copied, _wanted(o, metadata_of(reader)), _stamp(o))
                     return message, inode, lost
         self._files.set_mode(path, _mode(o))
         self._files.set_mtime(path, _stamp(o))
@@ -184,7 +184,7 @@ class Placer:
                 return Result(o.number, Outcome.DUPLICATE, "the same file is there already", target.st_ino)
         return Result(o.number, Outcome.CONFLICT, "another file stands at the destination; both were kept")
 
-    def act(self, o: Operation) -> Result | Fatal:
+    def apply(self, o: Operation) -> Result | Fatal:
         """Make the new name; the source stays. Fatal where the disk, not the file, is the cause."""
         if o.verb is Verb.REMOVE:
             return Result(o.number, Outcome.DONE)
@@ -232,7 +232,7 @@ class Placer:
             with opened(self._roots.absolute(o.target)) as file:
                 there = metadata_of(file)  # other attributes it has kept as they are
                 there = there._replace(attributes={n: v for n, v in there.attributes.items() if n == ACL})
-                message, lost = keep(self._files, file, _wanted(o, there), _stamp(o))
+                message, lost = apply_metadata(self._files, file, _wanted(o, there), _stamp(o))
         except OSError as error:
             message, lost = f"not restored: owner, mode and time ({error.strerror})", None
         return Result(o.number, Outcome.DONE, message, status.st_ino, lost)
@@ -285,7 +285,7 @@ class Placer:
         """After the result is durable: remove the temporary copy, and the source of a move or remove.
 
         A plan may be carried out again much later, so what replaces the source must be there at this moment. A result
-        is returned only where the source cannot be removed; ``take_back`` is for what was placed then. Fatal where the
+        is returned only where the source cannot be removed; ``roll_back`` is for what was placed then. Fatal where the
         temporary copy cannot be removed.
         """
         if o.verb is Verb.COPY or o.verb is Verb.LINK:
@@ -339,7 +339,7 @@ class Placer:
         """Free the locks that removing took."""
         self._locks.close()
 
-    def take_back(self, o: Operation, inode: int) -> None:
+    def roll_back(self, o: Operation, inode: int) -> None:
         """Remove the new name of a file whose source stays; both stay where that fails, or is another file's by now."""
         with contextlib.suppress(OSError):
             source, target = (look_up(self._roots.absolute(place)) for place in (o.source, o.target or o.source))
@@ -356,12 +356,12 @@ class Placer:
     def clear(self, o: Operation) -> Fatal | None:
         """Remove the temporary copy; Fatal says why it cannot be removed."""
         try:
-            self.tidy(o)
+            self.clean_up(o)
         except OSError as error:
             return Fatal(f"removing the temporary copy of {o.source!r}: expected success, received {error.strerror}")
         return None
 
-    def tidy(self, o: Operation) -> None:
+    def clean_up(self, o: Operation) -> None:
         """Remove the temporary copy, if an attempt left one."""
         if o.verb is Verb.COPY or o.verb is Verb.MOVE:
             part = self._part(o)

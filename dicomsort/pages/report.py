@@ -29,7 +29,7 @@ from dicomsort.report.review_queue import Item
 from dicomsort.report.text import size
 from dicomsort.sorting.pixel_sampling import mean
 from dicomsort.sorting.runs import ReportedRun
-from dicomsort.tasks import Asked, Portrait, portray
+from dicomsort.tasks import FramePicture, PictureRequest, make_pictures
 
 FRAMES = 3  # pictures of a series, evenly spread
 SIDE = 176  # pixels of their longer side
@@ -68,7 +68,7 @@ class Subject:
 
     item: Item
     spots: list[Spot]
-    made: list[tuple[Shot, Portrait]] = field(default_factory=list)
+    made: list[tuple[Shot, FramePicture]] = field(default_factory=list)
 
     @property
     def row(self) -> Row:
@@ -100,15 +100,15 @@ class Subject:
         """The mean of what the model sees in the frames that are shown."""
         return mean([portrait.look or FramePrediction(problem=portrait.problem) for _, portrait in self.made])
 
-    def asked(self, bundle: str) -> Iterator[tuple[Shot, Asked]]:
+    def asked(self, bundle: str) -> Iterator[tuple[Shot, PictureRequest]]:
         """A few of its files, evenly spread."""
         paths = [spot.path for spot in self.spots if spot.path]
         for place in spread(len(paths), FRAMES):
             caption = f"{place + 1:,} of {len(paths):,}" if len(paths) > 1 else ""
             side = SIDE if len(paths) > 1 else WIDE
-            yield Shot(place, caption), Asked(paths[place].lstrip("/"), None, side, bundle)
+            yield Shot(place, caption), PictureRequest(paths[place].lstrip("/"), None, side, bundle)
 
-    def asked_more(self, bundle: str) -> Iterator[tuple[Shot, Asked]]:
+    def asked_more(self, bundle: str) -> Iterator[tuple[Shot, PictureRequest]]:
         """More frames, where it is one file that has them; the middle one was asked for before."""
         frames = self.header.frames if self.header else 1
         paths = [spot.path for spot in self.spots if spot.path]
@@ -118,7 +118,7 @@ class Subject:
         self.made = [(_frame(middle, frames), portrait) for _, portrait in self.made]
         for frame in spread(frames, FRAMES):
             if frame != middle:
-                yield _frame(frame, frames), Asked(paths[0].lstrip("/"), frame, SIDE, bundle)
+                yield _frame(frame, frames), PictureRequest(paths[0].lstrip("/"), frame, SIDE, bundle)
 
     def facts(self) -> Iterator[Fact]:
         """What is known of it, for a list of terms."""
@@ -191,7 +191,7 @@ def there(root: str, path: str) -> str:
     return f"{root}/{path}" if is_straight(root, path) and os.path.lexists(f"{root}/{path}") else ""
 
 
-def picture_of(caption: str, portrait: Portrait) -> Picture:
+def picture_of(caption: str, portrait: FramePicture) -> Picture:
     """A portrait as a page shows it; the bytes are ours, whatever the file was."""
     if not portrait.picture:
         return Picture("", caption, shown(portrait.problem or "no picture", 120))
@@ -207,23 +207,23 @@ BATCH = 4  # portraits a task: few, so that none meets its time limit for its ne
 AHEAD = 4  # tasks a worker that are sent before the first is waited for
 
 
-def portraits(engine: Engine, root: str, asked: Iterable[Asked]) -> Iterator[Portrait]:
+def portraits(engine: Engine, root: str, asked: Iterable[PictureRequest]) -> Iterator[FramePicture]:
     """Yield a portrait of each, in that order; ``problem`` tells of one that cost a worker its life or its time.
 
     Paths are below ``root``. Some are made ahead of what is taken, but no more than the workers need to be busy.
     """
     rest = iter(asked)
-    under_way: deque[Future[list[Portrait]]] = deque()
+    under_way: deque[Future[list[FramePicture]]] = deque()
     while batch := list(islice(rest, BATCH)):
-        under_way.append(submit_batch(engine, partial(portray, root), batch, _lost))
+        under_way.append(submit_batch(engine, partial(make_pictures, root), batch, _lost))
         if len(under_way) > AHEAD * engine.workers:
             yield from under_way.popleft().result()
     while under_way:
         yield from under_way.popleft().result()
 
 
-def _lost(_: Asked, error: WorkerLost) -> Portrait:
-    return Portrait(b"", str(error))
+def _lost(_: PictureRequest, error: WorkerLost) -> FramePicture:
+    return FramePicture(b"", str(error))
 
 
 LISTED = 2000  # items without pictures that are listed; the rest is counted
@@ -310,7 +310,7 @@ def _samples(told: ReportedRun, tale: RunStatistics, engine: Engine, progress: P
     placed = ((class_, there(told.outbox, row.destination)) for class_, rows in tale.samples().items() for row in rows)
     wanted = [(class_, path) for class_, path in placed if path]
     progress.stage("making pictures of classes", len(wanted))
-    asked = [Asked(path.lstrip("/"), None, SIDE) for _, path in wanted]
+    asked = [PictureRequest(path.lstrip("/"), None, SIDE) for _, path in wanted]
     found: dict[str, list[Picture]] = {}
     for (class_, _), portrait in zip(wanted, portraits(engine, "", asked), strict=True):
         if portrait.picture:

@@ -11,7 +11,7 @@ from typing import Final
 
 from dicomsort import __version__
 from dicomsort.bundle import Bundle
-from dicomsort.classify import is_strange
+from dicomsort.classify import is_out_of_distribution
 from dicomsort.content import Replaced, beginning
 from dicomsort.errors import word
 from dicomsort.pages.rendering import TEMPLATES, Fact, rendered, shown, styles
@@ -126,7 +126,7 @@ def page(report: Report) -> bytes:
         TEMPLATES, "report.html", style=style, report=report, run=report.told.run, bundle=report.bundle,
         verdict=_verdict(report), notices=list(_notices(report)), meta=list(_meta(report)), whole=_whole(report),
         statuses=list(_statuses(report)), classes=list(_classes(report)), times=list(_times(report)),
-        table=_table(report), remarks=list(_remarks(report)), seen=_seen, anchor=_anchor, shown=shown,
+        table=_table(report), remarks=list(_remarks(report)), seen=_model_rows, anchor=_anchor, shown=shown,
         columns=_COLUMNS, listed=_listed, kinds=_KINDS,
         version=__version__, made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )  # fmt: skip
@@ -287,7 +287,7 @@ def _without_folders(note: str, told: ReportedRun) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ModelRow:
     """What the model sees in the frames that are shown: a line a class, a remark on the distance, or why nothing."""
 
     lines: Sequence[Line]
@@ -295,7 +295,7 @@ class Seen:
     problem: str
 
 
-def _seen(each: Subject, bundle: Bundle) -> Seen:
+def _model_rows(each: Subject, bundle: Bundle) -> ModelRow:
     vote = each.vote()
     marks = (Mark(bundle.decide, "decide"), Mark(bundle.contradict, "contradict"))
     lines = []
@@ -304,8 +304,8 @@ def _seen(each: Subject, bundle: Bundle) -> Seen:
         bar = bar_chart(share, colour, f"{label}: probability {share:.3f}", marks)
         lines.append(Line(label, f"{share:.2f}", bar, kind=kind))
     first = bundle.labels[vote.probabilities.index(max(vote.probabilities))] if vote.probabilities else ""
-    strange = is_strange(first, vote.distance, bundle.distance)
-    return Seen(lines, "Unlike all that the model knows" if strange else "", shown(vote.problem, 120))
+    strange = is_out_of_distribution(first, vote.distance, bundle.distance)
+    return ModelRow(lines, "Unlike all that the model knows" if strange else "", shown(vote.problem, 120))
 
 
 def _listed(each: Subject) -> list[str]:

@@ -12,14 +12,7 @@ from dicomsort.files import Files, closing, look_up, opened_file
 from dicomsort.journal import runs_folder
 from dicomsort.jsonlines import parse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Status, Verb
-from dicomsort.report.manifest import (
-    MANIFEST,
-    PLACED,
-    RunManifest,
-    append_manifest,
-    history,
-    is_told_of,
-)
+from dicomsort.report.manifest import MANIFEST, PLACED, RunManifest, append_manifest, has_rows, history
 from dicomsort.report.manifest_reader import COLUMNS, Damages, read_rows
 from dicomsort.report.text import cell, printable, visible
 
@@ -35,8 +28,8 @@ __all__ = [
     "append_manifest",
     "cell",
     "final_row",
+    "has_rows",
     "history",
-    "is_told_of",
     "needs_person",
     "printable",
     "read_rows",

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from dicomsort.errors import DicomsortError, StateDamaged
 from dicomsort.files import NO_LINK, Files, closing, copy, flush_path, look_up, opened_file
 from dicomsort.journal import STATE, Journal, runs_folder
-from dicomsort.metadata import keep, metadata_of
+from dicomsort.metadata import apply_metadata, metadata_of
 from dicomsort.records import Action, Placement, Row, Status
 from dicomsort.report.manifest_reader import (
     COLUMNS,
@@ -173,7 +173,7 @@ def _placement(row: Row, destination: str, status: str, class_: str, reason: str
     return Placement(row.study_uid, row.series_uid, row.sop_uid, class_, status, reason, destination, row.sha256)
 
 
-def is_told_of(outbox: str, run: str) -> bool:
+def has_rows(outbox: str, run: str) -> bool:
     """Whether the manifest has rows of a run."""
     return any(each.run == run for each in read_rows(f"{outbox}/{MANIFEST}", doubtful=True))
 
@@ -325,7 +325,7 @@ def _replace(files: Files, path: str, pieces: Iterable[bytes], repaired: Repaire
             if before is not None:
                 with opened_file(path) as old:
                     wanted = metadata_of(old.fileno())
-                repaired.message = keep(files, descriptor, wanted, os.fstat(descriptor).st_mtime_ns).message
+                repaired.message = apply_metadata(files, descriptor, wanted, os.fstat(descriptor).st_mtime_ns).message
             files.flush(descriptor)
         kept = _keep_damaged(files, path, before)
         files.replace(part, path)

@@ -80,7 +80,7 @@ class Figures:
                 yield from (f"{family}{_labels(labels)} {_number(value)}" for labels, value in samples)
 
 
-def tell_run(figures: Figures, counted: Summary, seconds: float) -> None:
+def set_run_metrics(figures: Figures, counted: Summary, seconds: float) -> None:
     """Put the run whose rows were counted in the place of the last one."""
     figures.drop("dicomsort_last_run_files")
     for (status, class_), count in counted.files.items():
@@ -89,7 +89,7 @@ def tell_run(figures: Figures, counted: Summary, seconds: float) -> None:
     figures.set("dicomsort_last_run_duration_seconds", round(seconds, 3))
 
 
-def tell_inbox(figures: Figures, files: int, oldest_ns: int | None) -> None:
+def set_inbox_metrics(figures: Figures, files: int, oldest_ns: int | None) -> None:
     """Say what lies in the inbox; times are nanoseconds since 1970."""
     figures.set("dicomsort_inbox_files", files)
     figures.set("dicomsort_inbox_oldest_file_age_seconds", age(oldest_ns, time.time_ns()))

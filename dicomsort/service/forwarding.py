@@ -15,7 +15,7 @@ from dicomsort.errors import UsageError
 from dicomsort.journal import runs_folder
 from dicomsort.records import OTHER
 from dicomsort.report.metrics import Figures
-from dicomsort.service.telling import said
+from dicomsort.service.telling import describe_error
 
 FIRST_PAUSE, LAST_PAUSE = 30.0, 86400.0  # seconds before an errand that failed is tried again
 LONGEST_DOWN = 900.0  # seconds between two attempts at a destination that is not there
@@ -143,7 +143,7 @@ class Forwarder:
     def start(self) -> None:
         """Begin; nothing is sent before ``call``."""
         for line in self._lines:
-            line.thread = threading.Thread(target=self._work, args=(line,), name="dicomsort-courier", daemon=True)
+            line.thread = threading.Thread(target=self._work, args=(line,), name="dicomsort-forwarder", daemon=True)
             line.thread.start()
 
     def stop(self) -> None:
@@ -167,7 +167,7 @@ class Forwarder:
         for line in self._lines:
             line.called.set()
 
-    def tell(self, figures: Figures) -> None:
+    def set_metrics(self, figures: Figures) -> None:
         """Put what was sent so far into the figures."""
         with self._lock:
             for route in self._routes:
@@ -204,7 +204,7 @@ class Forwarder:
         try:
             sent = self._send(folder, route.to, run)
         except Exception as error:  # noqa: BLE001 - whatever happens here, it says nothing of the destination
-            sent = Sent(0, 0, said(error))
+            sent = Sent(0, 0, describe_error(error))
         with self._lock:
             route.sent += sent.sent
             route.failed += sent.failed or bool(sent.message)

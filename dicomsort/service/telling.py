@@ -9,7 +9,7 @@ from dicomsort.errors import DicomsortError
 from dicomsort.report import printable
 
 
-def said(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """One line: our own errors in their words, the system's with the file's name, others by kind and place alone."""
     if isinstance(error, DicomsortError):
         return " ".join(printable(str(error)).split())

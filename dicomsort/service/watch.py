@@ -25,10 +25,10 @@ from dicomsort.files import Files
 from dicomsort.progress import Progress
 from dicomsort.records import Row
 from dicomsort.report import Summary
-from dicomsort.report.metrics import Figures, age, tell_inbox, tell_run, write_metrics
+from dicomsort.report.metrics import Figures, age, set_inbox_metrics, set_run_metrics, write_metrics
 from dicomsort.service.forwarding import Forwarder, Sender, Sent, check_routes
 from dicomsort.service.known_files import KnownFiles, Scan
-from dicomsort.service.telling import said
+from dicomsort.service.telling import describe_error
 from dicomsort.signals import hear, restore
 from dicomsort.sorting import (
     Request,
@@ -276,7 +276,7 @@ class Service:
     clock: Callable[[], int]
     show: Callable[[Summary], None]
     complain: Callable[[str], None]
-    courier: Forwarder | None = None
+    forwarder: Forwarder | None = None
     metrics: Path | None = None
     files: Files = field(default_factory=Files)  # for the figures, which no signal keeps from being written
     _figures: Figures = field(default_factory=Figures)
@@ -292,8 +292,8 @@ class Service:
                 pause = self._round(began)
                 self.stop.wait(max(pause - (time.monotonic() - began), SHORTEST_PAUSE))
         finally:
-            if self.courier is not None:
-                self.courier.stop()
+            if self.forwarder is not None:
+                self.forwarder.stop()
             self.stop.close()
         return self.stop.signal
 
@@ -303,8 +303,8 @@ class Service:
         self._figures.set("dicomsort_start_timestamp_seconds", int(time.time()))
         for ending in ENDINGS:
             self._figures.add("dicomsort_rounds_total", 0, result=ending)
-        if self.courier is not None:
-            self.courier.start()
+        if self.forwarder is not None:
+            self.forwarder.start()
 
     def _round(self, began: float) -> float:
         """Do one round and tell of it; how many seconds after its beginning the next is due."""
@@ -320,11 +320,11 @@ class Service:
             with suppress(OSError):
                 self.complain(message)
         if round_.summaries:
-            tell_run(self._figures, counted, sum(summary.seconds for summary in round_.summaries))
+            set_run_metrics(self._figures, counted, sum(summary.seconds for summary in round_.summaries))
         for (status, class_), count in counted.files.items():
             self._figures.add("dicomsort_files_total", count, **{"status": status, "class": class_})
-        if self.courier is not None:
-            self.courier.call(round_.runs)
+        if self.forwarder is not None:
+            self.forwarder.call(round_.runs)
         self._measure(ending, round_.scan, time.monotonic() - began)
         return self._pause(round_.scan)
 
@@ -335,11 +335,11 @@ class Service:
         except Stopped:
             return "stopped"
         except OutboxLocked as error:
-            _log.info("round put off", extra={"facts": {"message": said(error)}})
+            _log.info("round put off", extra={"facts": {"message": describe_error(error)}})
             return "locked"
         except Exception as error:  # noqa: BLE001 - whatever one round meets, the next is tried
             self._failures += 1
-            message = said(error)
+            message = describe_error(error)
             _log.error("round failed", extra={"facts": {"message": message, "in_a_row": self._failures}})
             with suppress(OSError):
                 self.complain(f"{message}; the next round tries again")
@@ -375,11 +375,11 @@ class Service:
         figures.set("dicomsort_failures_in_a_row", self._failures)
         figures.set("dicomsort_round_duration_seconds", round(seconds, 3))
         if scan is not None:
-            tell_inbox(figures, scan.files, scan.oldest_ns)
+            set_inbox_metrics(figures, scan.files, scan.oldest_ns)
             figures.set("dicomsort_inbox_waiting_files", scan.waiting)
             figures.set("dicomsort_inbox_oldest_waiting_age_seconds", age(scan.waiting_since_ns, self.clock()))
-        if self.courier is not None:
-            self.courier.tell(figures)
+        if self.forwarder is not None:
+            self.forwarder.set_metrics(figures)
         self._write(self.metrics)
 
     def _write(self, path: Path) -> None:
@@ -387,7 +387,7 @@ class Service:
             write_metrics(self.files, path, self._figures)
         except (DicomsortError, OSError) as error:
             if self._is_told:
-                _log.warning("metrics could not be written", extra={"facts": {"message": said(error)}})
+                _log.warning("metrics could not be written", extra={"facts": {"message": describe_error(error)}})
             self._is_told = False
         else:
             self._is_told = True

@@ -29,7 +29,7 @@ from dicomsort.report.manifest import rows_of
 from dicomsort.report.manifest_reader import decided_from
 from dicomsort.sorting.outbox import load_run, load_runs, wholly_undone
 from dicomsort.sorting.pixel_sampling import FRAMES, middle_half
-from dicomsort.tasks import Asked, Portrait, portray
+from dicomsort.tasks import FramePicture, PictureRequest, make_pictures
 
 TABLE = "corrections.csv"
 COLUMNS = (
@@ -75,7 +75,7 @@ class Corrections:
     def count(self) -> int:
         """How many images the folder's table tells of, those taken back left out; none where it cannot be read."""
         with suppress(OSError):
-            return sum(len(images) for images in told(self.folder).values())
+            return sum(len(images) for images in images_by_run(self.folder).values())
         return 0
 
     def record(self, outbox: str, run: str, engine: Engine) -> list[str]:
@@ -111,7 +111,7 @@ class Corrections:
         The outbox must be held.
         """
         try:
-            known = told(self.folder)
+            known = images_by_run(self.folder)
         except OSError as error:
             return [f"{visible(self.folder)}/{TABLE} cannot be read, so nothing is added to it ({error.strerror})"]
         notes, runs = list[str](), load_runs(outbox)
@@ -153,7 +153,7 @@ def retracted(files: Files, folder: str, run: str) -> list[str]:
 
 
 def _retract(files: Files, folder: str, run: str) -> None:
-    images = told(folder).get(run)
+    images = images_by_run(folder).get(run)
     if images is None:
         return
     for image in images:
@@ -174,7 +174,7 @@ def _take_out(files: Files, folder: str, image: str, run: str) -> None:
         files.remove_folder(f"{folder}/{parts[0]}")
 
 
-def told(folder: str) -> dict[str, list[str]]:
+def images_by_run(folder: str) -> dict[str, list[str]]:
     """The decisions that a table tells of and that stand, each run with its images (paths below the folder)."""
     runs: dict[str, list[str]] = {}
     path = Path(folder, TABLE)
@@ -203,7 +203,7 @@ def _readable(rows: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
             continue
 
 
-def _portraits(outbox: str, rows: Sequence[Row], engine: Engine) -> list[tuple[Row, Portrait]]:
+def _portraits(outbox: str, rows: Sequence[Row], engine: Engine) -> list[tuple[Row, FramePicture]]:
     """What the model is shown of a series, as for a vote: a few files, or frames of a file."""
     chosen = [rows[place] for place in middle_half(len(rows), FRAMES)]
     shown = _ask(outbox, [(row, None) for row in chosen], engine)
@@ -213,9 +213,11 @@ def _portraits(outbox: str, rows: Sequence[Row], engine: Engine) -> list[tuple[R
     return [(row, portrait) for row, portrait in shown if portrait.rendering]
 
 
-def _ask(outbox: str, frames: list[tuple[Row, int | None]], engine: Engine) -> list[tuple[Row, Portrait]]:
-    asked = [Asked(row.destination, frame, 0, rendering=True) for row, frame in frames]
-    answers = submit_batch(engine, partial(portray, outbox), asked, lambda _, error: Portrait(b"", str(error)))
+def _ask(outbox: str, frames: list[tuple[Row, int | None]], engine: Engine) -> list[tuple[Row, FramePicture]]:
+    asked = [PictureRequest(row.destination, frame, 0, rendering=True) for row, frame in frames]
+    answers = submit_batch(
+        engine, partial(make_pictures, outbox), asked, lambda _, error: FramePicture(b"", str(error))
+    )
     return [(row, portrait) for (row, _), portrait in zip(frames, answers.result(), strict=True)]
 
 

@@ -122,7 +122,7 @@ class Arrivals(Protocol):
         """Whether an earlier round has dealt with this, so that it is no news."""
 
     def changed_ns(self, found: Found) -> int:
-        """When the file changed, or was first met; what ``Judge.settled_before_ns`` is compared with."""
+        """When the file changed, or was first met; what ``Criteria.settled_before_ns`` is compared with."""
 
     def note(self, row: Row) -> None:
         """What becomes of one of the files; told again where it is planned again."""

@@ -95,7 +95,7 @@ def sort_news(request: Request, context: RunContext, engine: Engine, arrivals: A
     job = Job(request, replace(context, progress=timed, on_row=note), engine, arrivals)
     job.require_agreement()
     with Catalog(arrivals.changed_ns) as catalog, locked(context, create=False):
-        ledger = job.judge(catalog)
+        ledger = job.classify(catalog)
         planned = _without_waiting(job.operations(catalog, ledger), arrivals)
         news = _if_news(planned, ledger, arrivals, context.outbox, moves=request.settings.mode == "move")
         if news is None:

@@ -23,7 +23,7 @@ from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, Replay, is_run, replay
 from dicomsort.jsonlines import parse
 from dicomsort.progress import Progress
 from dicomsort.records import Action, Operation, Row, Verb
-from dicomsort.report import MANIFEST, SUMMARY, Summary, is_told_of, read_summary, visible
+from dicomsort.report import MANIFEST, SUMMARY, Summary, has_rows, read_summary, visible
 
 _SPARSE = 1 << 20  # bytes of a file from which on it pays to look for holes
 REVIEW_VERB = "review"  # of a plan that carries out a person's decision
@@ -449,7 +449,7 @@ def chosen(outbox: str, runs: Mapping[str, Run], name: str | None, default: str 
     run = runs.get(name or "")
     if run is not None and run.state is RunState.DAMAGED:
         raise StateDamaged(run.damage)
-    if name and (run.state is RunState.PRUNED if run else is_told_of(outbox, name)):
+    if name and (run.state is RunState.PRUNED if run else has_rows(outbox, name)):
         advice = "what it placed stays, and it can be neither resumed nor undone any more"
         raise UsageError(f"expected a run whose plan is kept, received {name}, which was pruned: {advice}")
     if run is None:

@@ -11,7 +11,7 @@ from itertools import filterfalse
 
 from dicomsort.bundle import Bundle, default_path, load
 from dicomsort.catalog import Catalog, Ledger
-from dicomsort.classify import Judge, classify_study
+from dicomsort.classify import Criteria, classify_study
 from dicomsort.config import SortSettings
 from dicomsort.engines.engine import Engine
 from dicomsort.engines.worker_check import difference, snapshot
@@ -58,7 +58,7 @@ class Request:
     settings: SortSettings
     bundle: Bundle
     layout: Layout
-    judge: Judge
+    judge: Criteria
     settle: float  # seconds; 0: nothing settles
     clock: Clock
 
@@ -79,7 +79,7 @@ def check(inbox: str, outbox: str | None, settings: SortSettings, clock: Clock |
     clock = clock or Clock()
     before = clock.now_ns() - int(settle * 1e9) if settle > 0 else None
     classes, thresholds = bundle.header_classes, (bundle.decide, bundle.contradict)
-    judge = Judge(bundle.labels, classes, *thresholds, settings.evidence, before, bundle.distance)
+    judge = Criteria(bundle.labels, classes, *thresholds, settings.evidence, before, bundle.distance)
     return Request(source, target, settings, bundle, layout, judge, settle, clock)
 
 
@@ -159,7 +159,7 @@ class Job:
         complete_reports(self.context, runs.values())
         finished, left = self._finish_first(unfinished(runs))
         run = new_run(self.context)
-        summary = self.place(run, self.operations(catalog, self.judge(catalog)))
+        summary = self.place(run, self.operations(catalog, self.classify(catalog)))
         summary.finished, summary.unfinished = finished, left
         summary.damaged = [*maybe_unfinished(self.context.outbox, runs).values()]
         return summary
@@ -207,7 +207,7 @@ class Job:
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
         """Plan everything, and count."""
         outbox, summary, leaving = self.request.outbox, Summary(dry_run=True), Leaving()
-        operations = self.operations(catalog, self.judge(catalog))
+        operations = self.operations(catalog, self.classify(catalog))
         for operation in self._with_room(operations) if outbox else operations:
             show(rehearsed := self._rehearsed(operation, leaving))
             if rehearsed.row is not None:
@@ -235,11 +235,11 @@ class Job:
         failed = Result(operation.number, Outcome.FAILED, CANNOT_LEAVE)
         return replace(operation, verb=Verb.LEAVE, row=final_row(operation.row, operation, failed))
 
-    def judge(self, catalog: Catalog) -> Ledger:
+    def classify(self, catalog: Catalog) -> Ledger:
         """Everything up to the verdicts."""
         request, progress, arrivals = self.request, self.context.progress, self.arrivals
         folder = str(request.bundle.folder.resolve())
-        looker = PixelSampler(request.inbox, folder, request.judge, self.engine, catalog, progress)
+        sampler = PixelSampler(request.inbox, folder, request.judge, self.engine, catalog, progress)
         looks = request.settings.evidence != "header"
         entries = walk_inbox(request.inbox, request.outbox, request.clock.now_ns)
         second_look = SecondLook(request.inbox, request.settle, request.clock)
@@ -249,11 +249,11 @@ class Job:
             entries = second_look.watch(entries)
         for added in examine_inbox(request.inbox, entries, self.engine, catalog, progress):
             if looks:
-                looker.notice(added)
+                sampler.files_added(added)
         ledger = catalog.complete()
         self._recall(ledger)
         if looks:
-            looker.run()
+            sampler.run()
         second_look.take(catalog, progress)
         progress.stage("deciding", None)
         for study in catalog.studies():
@@ -262,7 +262,7 @@ class Job:
             placements = ledger.placements(uid) if uid else ledger.decided(first.sample.sha256)
             together = study if arrivals is None else as_one(study)
             for group, verdict in classify_study(together, placements, request.judge):
-                catalog.judge(group.number, verdict)
+                catalog.set_verdict(group.number, verdict)
         self._remark()
         return ledger
 
@@ -271,7 +271,9 @@ class Job:
         settings = self.request.settings
         remove = settings.duplicates == "remove"
         options = Options(_VERBS[settings.mode], self.request.layout, remove, settings.prune_empty)
-        return plan(catalog.judged(), catalog.folders_deepest_first, options, OutboxState(ledger, self.request.outbox))
+        return plan(
+            catalog.verdicts(), catalog.folders_deepest_first, options, OutboxState(ledger, self.request.outbox)
+        )
 
     def _recall(self, ledger: Ledger) -> None:
         """Take from the manifest what earlier runs did with the studies at hand, and with files of no study."""

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from dicomsort.catalog import Catalog
-from dicomsort.classify import Judge, is_clear, is_contradicted, said_by, showable_frames
+from dicomsort.classify import Criteria, header_evidence, is_clear, is_contradicted, showable_frames
 from dicomsort.engines.engine import Engine, submit_batch
 from dicomsort.errors import WorkerLost
 from dicomsort.progress import Progress
 from dicomsort.records import FramePrediction, Group, SeriesPrediction
-from dicomsort.tasks import look
+from dicomsort.tasks import predict_frames
 
 FRAMES = 5
 BATCH = 4  # frames a task: few, so that no worker idles at the end, and none meets its time limit
@@ -38,7 +38,7 @@ class PixelSampler:
 
     inbox: str
     bundle: str
-    judge: Judge
+    judge: Criteria
     engine: Engine
     catalog: Catalog
     progress: Progress
@@ -50,7 +50,7 @@ class PixelSampler:
     _asked: int = 0  # frames, in their order
     _seen: int = 0  # of them, those whose looks are kept
 
-    def notice(self, added: Mapping[int, int]) -> None:
+    def files_added(self, added: Mapping[int, int]) -> None:
         """Files were added to these groups; look at those that are most likely whole."""
         self._files += sum(added.values())
         for number in added:
@@ -79,7 +79,10 @@ class PixelSampler:
 
     def _is_asked(self, group: Group) -> bool:
         header = group.sample.header
-        return bool(not header.problem and showable_frames(group.sample)) and not said_by(header, self.judge).follows
+        return (
+            bool(not header.problem and showable_frames(group.sample))
+            and not header_evidence(header, self.judge).follows
+        )
 
     def _wanted(self, group: Group) -> int:
         """How many frames to show: a clear header is checked on one."""
@@ -110,16 +113,16 @@ class PixelSampler:
             yield self._vote(*item)
 
     def _vote(self, group: Group, frames: Frames, _: int) -> tuple[Group, SeriesPrediction, int]:
-        looks = [look for path, frame in frames if (look := self.catalog.recall(path, frame)) is not None]
+        looks = [look for path, frame in frames if (look := self.catalog.prediction(path, frame)) is not None]
         vote = mean(looks)
-        self.catalog.vote(group.number, vote)
+        self.catalog.set_series_prediction(group.number, vote)
         self.progress.advance()
         return group, vote, len(frames)
 
     def _ask(self, frames: Frames) -> None:
         """Have these frames looked at, unless they were; returns before they are."""
         for asked in frames:
-            if asked not in self._under_way and self.catalog.recall(*asked) is None:
+            if asked not in self._under_way and self.catalog.prediction(*asked) is None:
                 self._under_way.add(asked)
                 self._packed.append(asked)
                 self._asked += 1
@@ -130,13 +133,15 @@ class PixelSampler:
 
     def _send(self) -> None:
         frames, self._packed = self._packed, []
-        self._sent.append((frames, submit_batch(self.engine, partial(look, self.bundle, self.inbox), frames, _on_lost)))
+        self._sent.append(
+            (frames, submit_batch(self.engine, partial(predict_frames, self.bundle, self.inbox), frames, _on_lost))
+        )
 
     def _keep(self) -> None:
         """Keep what was seen in the frames that were sent first; waits for them."""
         frames, future = self._sent.popleft()
         for asked, seen in zip(frames, future.result(), strict=True):
-            self.catalog.remember(*asked, seen)
+            self.catalog.add_prediction(*asked, seen)
             self._under_way.discard(asked)
         self._seen += len(frames)
 

@@ -71,7 +71,7 @@ class _Run:
         if run.state is RunState.DAMAGED:
             self.strange = run.damage
             return
-        self.strange = _strange(folder)
+        self.strange = _is_foreign(folder)
 
     @property
     def began(self) -> float:
@@ -81,7 +81,7 @@ class _Run:
         return float("inf")
 
 
-def _strange(folder: str) -> str:
+def _is_foreign(folder: str) -> str:
     """What lies in a run's folder and is none of ours, or keeps it from being removed; else nothing."""
     if os.path.ismount(folder):
         return "its folder is a mount point"

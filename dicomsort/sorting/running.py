@@ -94,7 +94,7 @@ def _carry_out(context: RunContext, run: str, plan: Plan) -> Summary:
 
 
 @contextmanager
-def _room_told(needed: Callable[[], tuple[str, int]], advice: str) -> Iterator[None]:
+def _explain_full_disk(needed: Callable[[], tuple[str, int]], advice: str) -> Iterator[None]:
     """Where the disk is full, say what is needed in a folder, bytes or files, and what to do when there is room."""
     try:
         yield
@@ -114,7 +114,7 @@ def _lacking(folder: str, size: int) -> str:
 
 
 def _room_to_go_on(outbox: str, run: str, plan: Plan) -> AbstractContextManager[None]:
-    return _room_told(lambda: _unwritten(outbox, run, plan), f"{command('resume', outbox, run)} goes on")
+    return _explain_full_disk(lambda: _unwritten(outbox, run, plan), f"{command('resume', outbox, run)} goes on")
 
 
 def _unwritten(outbox: str, run: str, plan: Plan) -> tuple[str, int]:
@@ -212,7 +212,7 @@ def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = 
         plan = _undoable(outbox, runs, name)
         free_reserve(context)
         room = room_for_undo(os.stat(plan.path).st_size)
-        with _room_told(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
+        with _explain_full_disk(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
             complete_reports(context, runs.values())
             around = LaterRuns(outbox, runs, name, inbox_of(plan.head, outbox))
             mine, sealed = _seal_undo(context, name, plan, around)

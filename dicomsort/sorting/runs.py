@@ -11,7 +11,7 @@ from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command
 from dicomsort.files import look_up, sha256_of
 from dicomsort.journal import replay, runs_folder
 from dicomsort.records import Placement
-from dicomsort.report import NEEDS_PERSON, Damages, Summary, history, is_told_of, printable
+from dicomsort.report import NEEDS_PERSON, Damages, Summary, has_rows, history, printable
 from dicomsort.report.manifest import Repaired, rows_of
 from dicomsort.report.manifest import repair as mend
 from dicomsort.sorting.outbox import (
@@ -144,7 +144,7 @@ def reported_run(outbox: str, run: str | None) -> ReportedRun:
     newest = max((known for known, each in runs.items() if each.verb == "sort"), default="")
     name = newest if run is None else run
     found = runs.get(name)
-    if not name or (found is None and not is_told_of(outbox, name)):
+    if not name or (found is None and not has_rows(outbox, name)):
         received = "none that sorted" if run is None else repr(run)
         raise UsageError(f"expected one of the runs that {command('runs', outbox)} lists, received {received}")
     if found is None or found.state is RunState.PRUNED:

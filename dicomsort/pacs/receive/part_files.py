@@ -94,7 +94,7 @@ class PartFiles:
             os.close(descriptor)
         raise FileExistsError(f"expected a part of our own within {_PART_TRIES} tries")
 
-    def tidy(self) -> int:
+    def clean_up(self) -> int:
         """Remove the parts that nobody holds, which a killed process left; how many there were."""
         removed = 0
         for name in os.listdir(self._inbox):

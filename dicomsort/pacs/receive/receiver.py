@@ -53,7 +53,7 @@ class Receiver:
         ``UsageError`` where the address is none.
         """
         self._parts.check()
-        if left := self._parts.tidy():
+        if left := self._parts.clean_up():
             self._log.warning("leftovers removed", extra={"facts": {"parts": left}})
         _set_up_library()
         address = (self._settings.bind, self._settings.port)

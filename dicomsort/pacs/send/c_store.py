@@ -97,7 +97,7 @@ def _would_help(transcoder: Transcoder | None, syntax: str) -> bool:
 
 
 def _answer(status: int, sha256: str) -> Answer:
-    message = "" if status == statuses.SUCCESS else statuses.told(status)
+    message = "" if status == statuses.SUCCESS else statuses.describe(status)
     return Answer(statuses.is_stored(status), statuses.is_temporary(status), message, sha256)
 
 

@@ -40,7 +40,7 @@ _RANGES = (
 )
 
 
-def told(status: int) -> str:
+def describe(status: int) -> str:
     """The status in words and as a number."""
     ranges = (words for first, last, words in _RANGES if first <= status <= last)
     words = _EXACT.get(status) or next(ranges, "an unknown status")

@@ -222,7 +222,7 @@ class WebChannel:
             self._deadline.end()
         if self._deadline.is_over:  # what was read until then may look like an answer
             raise _late(self._peer, self._settings.timeout)
-        told = _judged(self._peer, response.status, response.headers, content)
+        told = _check_response(self._peer, response.status, response.headers, content)
         self._is_open = True
         return response.status, told
 
@@ -276,8 +276,8 @@ def authorization(peer: WebPeer, file: Path | None) -> dict[str, str]:
     return {"Authorization": text}
 
 
-def _judged(peer: WebPeer, code: int, headers: Any, content: bytes) -> dict[str, int] | None:
-    told = _told(content) if code in _STORED else None
+def _check_response(peer: WebPeer, code: int, headers: Any, content: bytes) -> dict[str, int] | None:
+    told = _response_statuses(content) if code in _STORED else None
     if told is not None:
         return told
     if code in _LATER:
@@ -295,7 +295,7 @@ def _judged(peer: WebPeer, code: int, headers: Any, content: bytes) -> dict[str,
     return None
 
 
-def _told(content: bytes) -> dict[str, int] | None:
+def _response_statuses(content: bytes) -> dict[str, int] | None:
     """SOP Instance UID -> status, of a response's data set in DICOM JSON (PS3.18 F); None where it is none.
 
     Success and warnings mean: stored. Where a response contradicts itself, the failure counts.
@@ -345,7 +345,7 @@ def _answer(told: dict[str, int], part: Part) -> Answer:
     status = told.get(part.instance.sop_uid)
     if status is None:
         return Answer(message="the server's answer does not name it")
-    message = "" if status == statuses.SUCCESS else statuses.told(status)
+    message = "" if status == statuses.SUCCESS else statuses.describe(status)
     return Answer(_is_stored(status), statuses.is_temporary(status), message, part.sha256)
 
 

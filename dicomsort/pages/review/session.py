@@ -24,7 +24,7 @@ from dicomsort.report.review_queue import Item
 from dicomsort.report.text import size
 from dicomsort.sorting import ReviewService
 from dicomsort.sorting.pixel_sampling import mean, middle_half
-from dicomsort.tasks import Asked, Portrait, portray
+from dicomsort.tasks import FramePicture, PictureRequest, make_pictures
 
 KEPT = 64 << 20  # bytes of pictures
 _WEIGHT = 4096  # bytes of all else in a portrait, about
@@ -36,10 +36,10 @@ class Gallery:
     def __init__(self, engine: Engine, root: str, kept: int = KEPT) -> None:
         """``kept`` bounds the memory of pictures that are asked for again."""
         self._engine, self._root, self._room = engine, root, kept
-        self._portraits: OrderedDict[tuple[Asked, str], Portrait] = OrderedDict()
+        self._portraits: OrderedDict[tuple[PictureRequest, str], FramePicture] = OrderedDict()
         self._turn = threading.Lock()
 
-    def portrait(self, asked: Asked, sha256: str) -> Portrait:
+    def portrait(self, asked: PictureRequest, sha256: str) -> FramePicture:
         """A portrait of a file of this content, or one whose ``problem`` says why there is none."""
         key = (asked, sha256)  # another file may come by the same name
         with self._turn:
@@ -47,14 +47,14 @@ class Gallery:
                 self._portraits.move_to_end(key)
                 return self._portraits[key]
         try:
-            (portrait,) = self._engine.submit(partial(portray, self._root), [asked]).result()
+            (portrait,) = self._engine.submit(partial(make_pictures, self._root), [asked]).result()
         except WorkerLost as error:
-            return Portrait(b"", str(error))
+            return FramePicture(b"", str(error))
         if not portrait.problem:  # a problem may pass
             self._keep(key, portrait)
         return portrait
 
-    def _keep(self, key: tuple[Asked, str], portrait: Portrait) -> None:
+    def _keep(self, key: tuple[PictureRequest, str], portrait: FramePicture) -> None:
         with self._turn:
             self._portraits[key] = portrait
             weight = sum(len(each.picture) + _WEIGHT for each in self._portraits.values())
@@ -165,7 +165,7 @@ class Session:
             }
         return told
 
-    def picture(self, place: int, version: str, number: int, side: int) -> Portrait:
+    def picture(self, place: int, version: str, number: int, side: int) -> FramePicture:
         """One picture of an item: of a file, or where it has one file alone, of a frame; -1 is the middle one.
 
         Outdated where the item has other files than it had as ``version``.
@@ -232,7 +232,7 @@ class Session:
         by = self._by(item)
         return f"{by.row.class_} by {who_of(by.row.message)}, run {by.run}" if by else "not by a decision"
 
-    def _looked(self, item: Item) -> tuple[int, list[Portrait]]:
+    def _looked(self, item: Item) -> tuple[int, list[FramePicture]]:
         """How many pictures an item has, and what the model sees in a few of them."""
         files = item.files
         if len(files) > 1:
@@ -243,14 +243,14 @@ class Session:
             return 1, [first]
         return frames, [self._portrait(files[0], place, 0) for place in middle_half(frames, LOOKED)]
 
-    def _portrait(self, held: RunRow, frame: int | None, side: int) -> Portrait:
+    def _portrait(self, held: RunRow, frame: int | None, side: int) -> FramePicture:
         """A picture where ``side`` is one, else what header and model say; of the file where it lies now."""
         by = self.desk.holdings.decision(held)
         path = (by and by.row.destination) or held.row.destination
         if not is_straight(self.desk.outbox, path):
-            return Portrait(b"", "it is gone, or lies behind a link")
+            return FramePicture(b"", "it is gone, or lies behind a link")
         model = "" if side else str(self.bundle.folder.resolve())
-        return self.gallery.portrait(Asked(path, frame, side, model), held.row.sha256)
+        return self.gallery.portrait(PictureRequest(path, frame, side, model), held.row.sha256)
 
     def _by(self, item: Item) -> RunRow | None:
         """The decision about an item's first file, if there is one."""
