@@ -206,7 +206,7 @@ def test_a_file_that_kills_its_worker_suffers_alone(
     hostile = found.pop("export/hostile.dcm")
     assert (hostile["status"], hostile["reason"]) == ("unreadable", "beyond-limit")
     assert hostile["destination"] == "UNREADABLE/export/hostile.dcm"
-    assert "the worker process was killed by signal 9" in hostile["message"]
+    assert "the worker process was killed by signal 6" in hostile["message"]
     assert [row for row in told(tmp_path / "outbox") if row["source"] in found] == told(tmp_path / "alone")
 
 

@@ -18,6 +18,7 @@ from watching import Timer, Watch, told
 
 from dicomsort.errors import DicomsortError, OutboxLocked
 from dicomsort.sorting import locked
+from dicomsort.sorting.reserve import INODES
 
 LONG_AGO = 1000.0
 
@@ -123,7 +124,10 @@ def test_a_folder_that_was_closed_is_told_once_and_gone_into_when_it_opens(
     assert told(watch.round()) == [{"sorted": 2}]
 
 
-@pytest.mark.parametrize(("call", "at"), [("write", 3), ("write", 8), ("flush", 4), ("link", 1), ("create", 2)])
+CALLS = [("write", 3), ("write", 8), ("flush", 4), ("link", 1), ("create", 2 + INODES)]
+
+
+@pytest.mark.parametrize(("call", "at"), CALLS)
 @pytest.mark.parametrize("mode", ["move", "copy"])
 def test_a_full_disk_fails_the_round_and_room_lets_the_next_go_on(
     inbox: Path, outbox: Path, mode: str, call: str, at: int

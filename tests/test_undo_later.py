@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -159,3 +160,21 @@ def test_a_run_that_was_resumed_since_is_not_told_as_unfinished(tmp_path: Path, 
     ran: Ran = run("report", outbox, last)
     assert (ran.code, ran.err) == (0, "")
     assert by_source(outbox)["2.dcm"]["status"] == "sorted"
+
+
+def test_an_undo_that_dies_before_its_plan_is_sealed_leaves_the_run_to_a_resume(
+    inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the killed run had begun and not done is done by the resume; the undo had not called it failed."""
+    cut_short(inbox, outbox)
+    for copy in [path for path in (outbox / "CT").rglob("*") if path.is_file()]:
+        copy.unlink()  # begun, and not there
+
+    def die(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dicomsort.sorting.running.seal_plan", die)
+        assert run("undo", outbox).code == 1
+    ran = run("resume", outbox)
+    assert (ran.code, {row["status"] for row in rows(outbox)} & {"failed"}) == (0, set()), ran

@@ -32,7 +32,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.xdist_group("wheel")
 def test_wheel_holds_the_package_and_the_default_bundle_only(wheel: Path, root: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    shipped = {name.removeprefix("dicomsort/models/default/") for name in names if "/models/" in name}
+    shipped = {name.removeprefix("dicomsort/models/default/") for name in names if name.startswith("dicomsort/models/")}
     kept = {"evaluation.npz"} if (root / "models" / "default" / "evaluation.npz").is_file() else set()
     assert shipped >= BUNDLE | kept
     assert {name for name in shipped - BUNDLE - kept if not name.endswith(".png")} == set()

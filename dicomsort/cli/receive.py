@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +47,8 @@ def receive(
     given = {**flags, "allow": flags["allow"] or None}
     reads = {"INBOX": inbox}
     settings = load_logged(lambda: check_titles(load_receive(given, os.environ, config)), flags, "ended", reads)
+    with suppress(ModuleNotFoundError):  # a signal meanwhile is one line, and none of the log
+        import dicomsort.pacs.receive.receiver  # noqa: F401
     if settings.log_file is not None:
         Gate(reads).check_file("--log-file", settings.log_file, LOG)
     with _logging(settings.log_file, settings.log_format, quiet=settings.quiet) as log, ending(log, "ended") as end:

@@ -71,6 +71,7 @@ def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request | Dico
         require_room(sort.engine)
         request = check(inbox, outbox, sort)
         check_routes(settings.routes, request.bundle.labels, check_destination)
+        check_outputs(sort, request.inbox, request.outbox, request.bundle.labels)
         with engine_for(sort), locked(RunContext(request.outbox or "", Files(), Silent()), create=True):
             return request
     except (DicomsortError, OSError) as error:

@@ -168,7 +168,7 @@ def _receive(call: Call, _: Outside) -> None:
 
 def _report(call: Call, outside: Outside) -> None:
     outbox, run, html = (call.given[name] for name in ("outbox", "run", "html"))
-    if html is not None and call.given["as_json"]:
+    if html is not None and call.given["json"]:
         raise UsageError("expected one of --html, --json, received both")
     told = None
     with suppress(*([DicomsortError] if run is None and call.is_made(outbox) else [])):

@@ -69,15 +69,15 @@ class Executor:
             times = f" ({self._refusals:,} refusals in all)" if self._refusals > 1 else ""
             raise PlacingFailed(f"{self._refused}{times}; the rest is done, and `dicomsort resume` tries this again")
 
-    def settle(self, plan: Plan) -> list[str]:
+    def reconcile(self, plan: Plan) -> list[str]:
         """Before an undo: how those operations stand that were begun and not ended; no temporary copy stays.
 
         What is to be said of those that cannot be removed.
         """
         known = self._journal.known
         begun = (o for o in plan.operations() if o.number in known.begun)
-        ended = [(self._folders if _kind(o) == "folder" else self._placer).settle(o) for o in begun]
-        if ended:
+        found = [(self._folders if _kind(o) == "folder" else self._placer).reconcile(o) for o in begun]
+        if ended := [result for result in found if result is not None]:
             self._journal.end(ended)
         stuck = [refusal.message for o in plan.operations() if (refusal := self._placer.clear(o)) is not None]
         return [f"{stuck[0]} ({len(stuck):,} in all)"] if stuck else []

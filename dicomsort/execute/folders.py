@@ -90,7 +90,7 @@ class Folders:
             return Result(operation.number, outcome, error.strerror or "")
         return Result(operation.number, Outcome.DONE)
 
-    def settle(self, operation: Operation) -> Result:
+    def reconcile(self, operation: Operation) -> Result:
         """How REMOVE_FOLDER stands that an attempt cut short had begun: whether an undo must make the folder again."""
         is_there = os.path.lexists(self._roots.absolute(operation.source))
         return Result(operation.number, Outcome.SKIPPED if is_there else Outcome.DONE)

@@ -348,10 +348,12 @@ class Placer:
             if _unchanged(o, source):
                 self._files.unlink(self._roots.absolute(o.target))
 
-    def settle(self, o: Operation) -> Result:
-        """How an operation that an earlier attempt had begun stands, before it is undone; nothing new is done."""
-        found = self.check(o)
-        return found or Result(o.number, Outcome.FAILED, "cut short before it was done")
+    def reconcile(self, o: Operation) -> Result | None:
+        """How an operation that an earlier attempt had begun stands, before it is undone; nothing new is done.
+
+        None where it was not done: a resume does it, should the undo not begin.
+        """
+        return self.check(o)
 
     def clear(self, o: Operation) -> Fatal | None:
         """Remove the temporary copy; Fatal says why it cannot be removed."""

@@ -362,18 +362,20 @@ def maybe_unfinished(outbox: str, runs: Mapping[str, Run]) -> dict[str, str]:
     """A sentence for each run that cannot be read and has no summary: files that it placed may have no row."""
     told = {}
     for name, run in runs.items():
-        if run.state is RunState.DAMAGED and not _has_summary(outbox, name):
-            folder = f"{runs_folder(outbox)}/{name}"
+        folder = f"{runs_folder(outbox)}/{name}"
+        if run.state is RunState.DAMAGED and not _has_ended(folder, outbox, name):
             advice = f"look at what it placed, then move {visible(folder)} away"
             told[name] = f"{run.damage}; it may have been cut short, and is neither finished nor undone: {advice}"
     return told
 
 
-def _has_summary(outbox: str, run: str) -> bool:
-    try:
+def _has_ended(folder: str, outbox: str, run: str) -> bool:
+    """Whether a run came to its end, as its summary tells, or its journal where the summary cannot be read."""
+    with suppress(StateDamaged, OSError):
         return read_summary(outbox, run) is not None
-    except (StateDamaged, OSError):
-        return False
+    with suppress(StateDamaged, OSError):
+        return look_up(f"{folder}/{PLAN}") is None or "reported" in read_all(folder, None)[1].marks
+    return False
 
 
 def require_mounted(runs: Mapping[str, Run], inbox: str) -> None:

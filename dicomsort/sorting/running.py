@@ -223,7 +223,7 @@ def _seal_undo(context: RunContext, run: str, plan: Plan, around: LaterRuns) -> 
     """Find out how a run stands, and seal the plan that undoes it: the undo's own run, and that plan."""
     roots, folder = around.roots, f"{runs_folder(context.outbox)}/{run}"
     with closing(Journal(context.files, folder, plan.count)) as journal:
-        notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).settle(plan)
+        notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).reconcile(plan)
         known = journal.known
     mine = new_run(context)
     head = {
