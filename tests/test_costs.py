@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 from counting import IN_SERIES, IN_STUDY, Costs, costs_of, fill
 
-from dicomsort import execute
+from dicomsort.execute import executor
 from dicomsort.files import Files
 from dicomsort.tasks import HEAD
 
@@ -108,7 +108,7 @@ def test_a_file_system_without_reflinks_is_asked_once_a_thread(tmp_path: Path) -
 @pytest.mark.parametrize("mode", ["--copy", "--move", "--link"])
 def test_a_batch_costs_two_lines_and_three_flushes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
     """``begin`` and ``end`` are each written and flushed, and what lies between them once for all of its files."""
-    monkeypatch.setattr(execute, "BATCH", 100)
+    monkeypatch.setattr(executor, "BATCH", 100)
     fewer, more = grown(tmp_path, mode)
     writes = DRIVER[mode].get("write", (0, 0, 0))[0] * FILES
     batches = FILES // 100

@@ -14,7 +14,7 @@ from pydicom import dcmread
 from pydicom.dataelem import RawDataElement
 
 from dicomsort.dicom import file_meta
-from dicomsort.dicom.elements import UNDEFINED, ByteSource, ElementReader, Ended, NeedsFullParser
+from dicomsort.dicom.elements import UNDEFINED, ByteSource, ElementReader, NeedsFullParser, ReadingEnded
 from dicomsort.dicom.encoding import Encoding, sniff
 
 TEST_FILES = sorted((Path(pydicom.data.__file__).parent / "test_files").rglob("*.dcm"))
@@ -37,7 +37,7 @@ def values(data: bytes, encoding: Encoding, wanted: frozenset[int]) -> tuple[dic
         for tag, _, length, offset, value in reader.elements(wanted):
             size = reader.position - 8 - offset if length == UNDEFINED else length
             found[tag] = reader.value(offset, size) if value is None else value
-    except Ended as ended:
+    except ReadingEnded as ended:
         return found, ended.code
     raise NeedsFullParser
 
@@ -96,7 +96,7 @@ def test_levels_are_bounded(*, levels: int, fits: bool) -> None:
     deep = b"".join(struct.pack("<HHLHHL", 0x40, 0xA730, UNDEFINED, 0xFFFE, 0xE000, UNDEFINED) for _ in range(4))
     deep += bytes.fromhex(f"{ITEM_END} {SEQUENCE_END}") * 4
     reader = ElementReader(ByteSource.of_bytes(deep), IMPLICIT, max_levels=levels)
-    with pytest.raises(Ended) as ended:
+    with pytest.raises(ReadingEnded) as ended:
         list(reader.elements(frozenset()))
     assert (ended.value.code == "", reader.position == len(deep)) == (fits, fits)
 
@@ -105,9 +105,9 @@ def test_levels_are_bounded(*, levels: int, fits: bool) -> None:
 def test_whatever_the_bytes_are_reading_ends(data: bytes, *, explicit: bool, little: bool, plain: bool) -> None:
     data = NESTED[:10] * plain + data
     reader = ElementReader(ByteSource.of_bytes(data), Encoding(explicit, little))
-    with suppress(Ended, NeedsFullParser):
+    with suppress(ReadingEnded, NeedsFullParser):
         for _, _, length, offset, value in reader.elements(frozenset(range(0x00080000, 0x00100000))):
             assert value is None or len(value) == length
             assert offset <= len(data)
-    with suppress(Ended, NeedsFullParser):
+    with suppress(ReadingEnded, NeedsFullParser):
         assert 8 <= reader.item(0)[0] <= len(data)

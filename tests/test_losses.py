@@ -50,9 +50,9 @@ def test_an_old_plan_carried_out_again_removes_no_source_without_its_replacement
     inbox, outbox = world(tmp_path)
     operation = step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1")
     placer = Placer(Files(), Roots(str(inbox), str(outbox)), "run", Replay.empty(1))
-    assert placer.finish(operation) is None
+    assert placer.remove_source(operation) is None
     make_files(outbox, {"CT/1": b"x" * operation.size})
-    assert placer.finish(operation) is None
+    assert placer.remove_source(operation) is None
     assert read_tree(inbox) == FILES
 
 

@@ -36,7 +36,7 @@ from pynetdicom.transport import (
 )
 
 from dicomsort.pacs.receive import network
-from dicomsort.pacs.receive.network import Dimse
+from dicomsort.pacs.receive.network import BoundedDimseProvider
 
 ROOT = Path(__file__).resolve().parents[1]
 RECEIVING = ROOT / "dicomsort/pacs/receive"
@@ -93,7 +93,7 @@ def test_a_method_is_there_and_takes_what_it_took(owner: type, name: str, expect
 def test_all_that_is_overridden_is_named_above() -> None:
     """A method of our subclasses that pynetdicom has too is in the list, or the next one would be forgotten."""
     named = {name for _, name, _ in SIGNATURES}
-    for ours in (network.Socket, network.Steps, network.Handler, network.Server, Dimse):
+    for ours in (network.Socket, network.Steps, network.Handler, network.Server, BoundedDimseProvider):
         library = {name for base in ours.__mro__[1:] if base.__module__.startswith("pynetdicom") for name in vars(base)}
         overridden = {name for name in vars(ours) if inspect.isfunction(vars(ours)[name])} & library
         assert overridden <= named, f"add to SIGNATURES: {sorted(overridden - named)} of {ours.__name__}"

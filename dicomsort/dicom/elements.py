@@ -36,7 +36,7 @@ class NeedsFullParser(Exception):
     """Not plain enough for this reader: an unknown VR, tags out of order, a delimiter where none may be."""
 
 
-class Ended(Exception):
+class ReadingEnded(Exception):
     """The data set ended before all that was asked for; ``code`` is the ``Header.problem`` it may become."""
 
     def __init__(self, code: str) -> None:
@@ -94,7 +94,7 @@ class ByteSource:
         if not (self._base <= offset and end <= self._base + len(self._buffer)):
             asked = min(max(length, self._chunk), self.size - offset)
             if asked > self._left:
-                raise Ended("header-beyond-limit")
+                raise ReadingEnded("header-beyond-limit")
             self._left -= asked
             self._buffer = self._more(offset, asked)
             self._base = offset
@@ -156,10 +156,10 @@ class InflatedSource(ByteSource):
         end = offset + length
         if end > len(self._buffer) and not self._done:
             if end > HEADER_LIMIT:
-                raise Ended("header-beyond-limit")
+                raise ReadingEnded("header-beyond-limit")
             self._inflate(max(end, min(2 * len(self._buffer), HEADER_LIMIT), _CHUNK))
         if end > len(self._buffer) and self._broken:
-            raise Ended("deflate-broken")
+            raise ReadingEnded("deflate-broken")
         return self._buffer, 0
 
     def _inflate(self, end: int) -> None:
@@ -294,7 +294,7 @@ class ElementReader:
             index = offset - self._base
             left = len(self._buffer) - index
             if left < SHORT_HEADER:
-                raise Ended("truncated-header" if left > 0 or self._source.ends_before(offset) else "")
+                raise ReadingEnded("truncated-header" if left > 0 or self._source.ends_before(offset) else "")
         group, number, length = self.header.implicit(self._buffer, index)
         tag = group << 16 | number
         if not explicit or group == DELIMITERS:
@@ -305,7 +305,7 @@ class ElementReader:
         if vr not in self.header.long:
             raise NeedsFullParser
         if len(self._buffer) - index < LONG_HEADER:
-            raise Ended("truncated-header")
+            raise ReadingEnded("truncated-header")
         (length,) = self.header.length(self._buffer, index + SHORT_HEADER)
         return tag, vr, length, offset + LONG_HEADER
 
@@ -339,14 +339,14 @@ class ElementReader:
         while len(levels) > floor:
             try:
                 tag, vr, length, at = self.element(at, explicit=levels[-1])
-            except Ended as ended:
-                raise Ended(ended.code or "truncated-header") from None
+            except ReadingEnded as ended:
+                raise ReadingEnded(ended.code or "truncated-header") from None
             if (tag >> 16 != DELIMITERS) if in_item else (tag == ITEM):
                 if length != UNDEFINED:
                     at += length
                     continue
                 if len(levels) == self._max_levels:
-                    raise Ended("nesting-beyond-limit")
+                    raise ReadingEnded("nesting-beyond-limit")
                 levels.append(levels[-1] and vr != self._unknown)  # an UN holds implicit items (PS3.5 6.2.2)
             elif tag == (ITEM_END if in_item else SEQUENCE_END):
                 levels.pop()
@@ -361,5 +361,5 @@ class ElementReader:
         buffer, base = self._source.window(offset, kept)
         value = buffer[offset - base : offset - base + kept]
         if len(value) < kept:
-            raise Ended("truncated-header")
+            raise ReadingEnded("truncated-header")
         return value

@@ -7,7 +7,7 @@ import struct
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from dicomsort.dicom.elements import UNDEFINED, ByteSource, ElementReader, Ended, NeedsFullParser
+from dicomsort.dicom.elements import UNDEFINED, ByteSource, ElementReader, NeedsFullParser, ReadingEnded
 from dicomsort.dicom.encoding import Encoding
 from dicomsort.dicom.tags import MEDIA_SOP_CLASS, TRANSFER_SYNTAX, VALUE_LIMIT
 
@@ -85,7 +85,7 @@ def read(source: ByteSource, start: int) -> FileMeta:
     reader = ElementReader(source, ENCODING, start, value_limit=VALUE_LIMIT)
     values: dict[int, bytes] = {}
     is_whole = False
-    with suppress(Ended):
+    with suppress(ReadingEnded):
         with suppress(NeedsFullParser):  # as an implicit or deflated data set is to a reader of explicit elements
             for tag, _, length, value, data in reader.elements(_WANTED, _LAST):
                 if length != UNDEFINED:

@@ -6,7 +6,7 @@ import io
 import warnings
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, cast
 
-from dicomsort.dicom.elements import Ended
+from dicomsort.dicom.elements import ReadingEnded
 from dicomsort.dicom.tags import COLUMNS, REFERENCES, VALUE_LIMIT, WANTED
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class _Stream(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         try:
             buffer, base = self._bounded_window(size)
-        except (Ended, OSError) as failure:
+        except (ReadingEnded, OSError) as failure:
             self.failure = failure
             raise
         begin = self._offset - base
@@ -59,7 +59,7 @@ class _Stream(io.RawIOBase):
 
     def _bounded_window(self, size: int) -> tuple[bytes, int]:
         if size > self._left:
-            raise Ended("header-beyond-limit")
+            raise ReadingEnded("header-beyond-limit")
         return self._source.window(self._offset, size)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -87,9 +87,9 @@ def read(source: ByteSource, start: int, encoding: Encoding, tags: Tags) -> None
         if stream.failure is not None:
             raise stream.failure from None
         deep = isinstance(error, RecursionError)
-        raise Ended("nesting-beyond-limit" if deep else "damaged-header") from None
+        raise ReadingEnded("nesting-beyond-limit" if deep else "damaged-header") from None
     if stream.cut or tags.reached < COLUMNS:
-        raise Ended("truncated-header" if stream.cut else "")
+        raise ReadingEnded("truncated-header" if stream.cut else "")
 
 
 def _collect(stream: _Stream, encoding: Encoding, tags: Tags) -> None:

@@ -22,9 +22,9 @@ from dicomsort.dicom.elements import (
     UNDEFINED,
     ByteSource,
     ElementReader,
-    Ended,
     InflatedSource,
     NeedsFullParser,
+    ReadingEnded,
 )
 from dicomsort.dicom.encoding import DEFLATED, Encoding, settled_syntax, sniff
 from dicomsort.dicom.tags import (
@@ -119,7 +119,7 @@ def _dicom(source: ByteSource, start: int, size: int) -> Header:
         return Header(Kind.DICOM, ignored="dicomdir", transfer_syntax=declared, has_pixels=False)
     try:
         body, start, encoding = _body(source, meta.end, declared)
-    except Ended as ended:
+    except ReadingEnded as ended:
         message = _MESSAGES[ended.code]
         return Header(Kind.DICOM, ended.code, message=message, transfer_syntax=declared, has_pixels=False)
     syntax = declared if body is not source else settled_syntax(declared, encoding)
@@ -131,7 +131,7 @@ def _body(source: ByteSource, start: int, declared: str) -> tuple[ByteSource, in
     """Find where the data set's bytes are, and how they are encoded, whatever the transfer syntax says."""
     if declared in DEFLATED:
         inflated = InflatedSource(source, start)
-        with suppress(Ended):
+        with suppress(ReadingEnded):
             if encoding := sniff(inflated.window(0, 6)[0]):
                 return inflated, 0, encoding
     buffer, base = source.window(start, 6)
@@ -139,7 +139,7 @@ def _body(source: ByteSource, start: int, declared: str) -> tuple[ByteSource, in
     encoding = sniff(first)
     if encoding is None or (declared in DEFLATED and not encoding.explicit):
         broken = "deflate-broken" if declared in DEFLATED else "damaged-header"
-        raise Ended(broken if len(first) == 6 else "truncated-header")  # noqa: PLR2004
+        raise ReadingEnded(broken if len(first) == 6 else "truncated-header")  # noqa: PLR2004
     return source, start, encoding
 
 
@@ -164,7 +164,7 @@ def _read(source: ByteSource, start: int, encoding: Encoding) -> tuple[Tags, str
             _scan(reader, tags, COLUMNS)
         except NeedsFullParser:
             full_parser.read(source, start, encoding, tags)
-    except Ended as ended:
+    except ReadingEnded as ended:
         code = ended.code
     if not tags.values.keys() - {CHARACTER_SET}:
         code = code or "damaged-header"
@@ -189,9 +189,9 @@ def _scan(reader: ElementReader, tags: Tags, last: int) -> None:
 
 def _referred(reader: ElementReader, tags: Tags) -> bytes:
     """Series Instance UID that the object refers to; sequences behind the image's description are read only for it."""
-    with suppress(Ended, NeedsFullParser):
+    with suppress(ReadingEnded, NeedsFullParser):
         if not tags.spans:
-            with suppress(Ended, NeedsFullParser):
+            with suppress(ReadingEnded, NeedsFullParser):
                 _scan(reader, tags, REFERENCES[-1])
         series = (_first_series(reader, *tags.spans[tag]) for tag in REFERENCES if tag in tags.spans)
         return next(filter(None, series), b"")

@@ -281,7 +281,7 @@ class Placer:
         wanted = lambda found: metadata or _wanted(o, found)
         return _Made(*copy_with_metadata(self._files, source, target, wanted, _stamp(o)))
 
-    def finish(self, o: Operation) -> Result | Fatal | None:
+    def remove_source(self, o: Operation) -> Result | Fatal | None:
         """After the result is durable: remove the temporary copy, and the source of a move or remove.
 
         A plan may be carried out again much later, so what replaces the source must be there at this moment. A result

@@ -14,7 +14,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from dicomsort.dicom import file_meta, full_parser
-from dicomsort.dicom.elements import ByteSource, Ended, NeedsFullParser
+from dicomsort.dicom.elements import ByteSource, NeedsFullParser, ReadingEnded
 from dicomsort.dicom.encoding import HEADER_SIZE, Encoding
 from dicomsort.pixels.limits import MAX_INFLATED, PixelsError
 from dicomsort.pixels.values import TAGS, reader_of, take, text
@@ -57,7 +57,7 @@ def read(content: ByteSource) -> Source:
     encoding = _encoding(content.at(start, 6), syntax)
     try:
         dataset, element = _read_plain(content, start, encoding)
-    except (Ended, NeedsFullParser):
+    except (ReadingEnded, NeedsFullParser):
         dataset, element = _read_full(content, start, encoding)
     return Source(content, dataset, syntax, encoding.little, element)
 

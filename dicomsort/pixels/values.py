@@ -15,7 +15,7 @@ from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
-from dicomsort.dicom.elements import LAST, UNDEFINED, ByteSource, ElementReader, Ended, NeedsFullParser
+from dicomsort.dicom.elements import LAST, UNDEFINED, ByteSource, ElementReader, NeedsFullParser, ReadingEnded
 from dicomsort.dicom.encoding import SHORT_HEADER, Encoding
 
 Elements = dict[BaseTag, DataElement | RawDataElement]
@@ -75,7 +75,7 @@ def take(reader: ElementReader, wanted: frozenset[int], last: int | None = None)
             elif raw is None:
                 raw = reader.value(value, length)
             found[tag] = RawDataElement(tag, reader.header.names.get(vr), len(raw), raw, value, not explicit, little)
-    except Ended as ended:
+    except ReadingEnded as ended:
         if last is None and not ended.code:
             return found
         raise NeedsFullParser from None
@@ -123,7 +123,7 @@ def item(dataset: Dataset, keyword: str, index: int = 0) -> Dataset | None:
         try:
             begin, end = reader_of(ByteSource.of_bytes(element.value), encoding).item(index)
             elements = take(reader_of(ByteSource.of_bytes(element.value[begin:end]), encoding), _ITEM_TAGS)
-        except (Ended, NeedsFullParser):
+        except (ReadingEnded, NeedsFullParser):
             pass
         else:
             # On it depends how US or SS is read, also in an item.

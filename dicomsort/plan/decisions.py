@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from dicomsort.plan.asking import Names
 from dicomsort.plan.layout import Layout, fold, parents, prove_inside, with_suffix
+from dicomsort.plan.protocols import NameLookup
 from dicomsort.records import OTHER, REVIEWED, Action, DecidedBy, Examined, Operation, Row, Status, Verb
 
 
@@ -30,7 +30,7 @@ class Decided:
 def decide(
     files: Iterable[Decided],
     folders: Callable[[set[str]], Iterable[tuple[str, int, int]]],
-    names: Names,
+    names: NameLookup,
 ) -> Iterator[Operation]:
     """Yield the operations, numbered from 0: moves, then files that equal what lies there, then emptied folders.
 
@@ -52,7 +52,7 @@ def decide(
         yield replace(operation, number=number)
 
 
-def _operation(file: Decided, names: Names) -> Operation:
+def _operation(file: Decided, names: NameLookup) -> Operation:
     e, found = file.examined, file.examined.found
     is_other = file.folder.partition("/")[0] == OTHER
     named = replace(e, found=replace(found, path=file.row.source))  # as the inbox knew it

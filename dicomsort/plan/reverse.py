@@ -14,7 +14,7 @@ _EARLIEST = 315_532_800 * 10**9  # 1980, where the times of FAT begin, and
 _LATEST = (2**31 - 1) * 10**9  # 2038, where those of 32 bits end: every file system keeps what lies between
 
 
-class UndoSurroundings(Protocol):
+class UndoContext(Protocol):
     """What an undo asks of the disk, and of the later runs that stand."""
 
     def look_up(self, place: str) -> Found | None:
@@ -34,7 +34,7 @@ class UndoSurroundings(Protocol):
 
 
 def reverse(
-    done: Callable[[], Iterable[tuple[Operation, Result]]], made: Sequence[str], around: UndoSurroundings
+    done: Callable[[], Iterable[tuple[Operation, Result]]], made: Sequence[str], around: UndoContext
 ) -> Iterator[Operation]:
     """Yield the operations that undo a run, numbered from 0.
 
@@ -62,7 +62,7 @@ def _restored(done: Iterable[tuple[Operation, Result]], look_up: Callable[[str],
             )  # fmt: skip
 
 
-def _returned(done: Iterable[tuple[Operation, Result]], around: UndoSurroundings) -> Iterator[Operation]:
+def _returned(done: Iterable[tuple[Operation, Result]], around: UndoContext) -> Iterator[Operation]:
     for o, result in done:
         if o.verb not in {Verb.MOVE, Verb.COPY, Verb.LINK}:
             continue
@@ -80,7 +80,7 @@ def _returned(done: Iterable[tuple[Operation, Result]], around: UndoSurroundings
             yield replace(_back(o, result, there, around), verb=Verb.REMOVE, target="", kept=o.source)
 
 
-def _back(o: Operation, result: Result, there: Found | None, around: UndoSurroundings) -> Operation:
+def _back(o: Operation, result: Result, there: Found | None, around: UndoContext) -> Operation:
     """From the target to the source, by what is known of the file that lies at the target."""
     back = replace(o, source=o.target, target=o.source, inode=result.inode, row=_undone(o.row))
     if there is None:

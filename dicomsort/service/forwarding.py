@@ -17,7 +17,7 @@ from dicomsort.records import OTHER
 from dicomsort.report.metrics import Figures
 from dicomsort.service.telling import describe_error
 
-FIRST_PAUSE, LAST_PAUSE = 30.0, 86400.0  # seconds before an errand that failed is tried again
+FIRST_PAUSE, LAST_PAUSE = 30.0, 86400.0  # seconds before an job that failed is tried again
 LONGEST_DOWN = 900.0  # seconds between two attempts at a destination that is not there
 REMIND_EVERY = 3600.0  # seconds between two lines about it
 MANY = 64  # runs that wait to be sent; from here on the whole folder is gone through instead
@@ -86,7 +86,7 @@ class _Route:
 
 
 @dataclass
-class _Line:
+class _DestinationQueue:
     """The routes to one destination, and the thread that serves them, one after the other: they share a journal."""
 
     routes: list[_Route]
@@ -126,7 +126,7 @@ class Forwarder:
     """Sends what the rounds placed: at first all that lies in a class's folder, then run by run.
 
     A destination that is not there is tried again after the next round, then after longer and longer pauses. Where it
-    is, but an errand fails, that one is tried again less and less often, for some instances will never be taken, and
+    is, but an job fails, that one is tried again less and less often, for some instances will never be taken, and
     the other runs go on.
     """
 
@@ -138,7 +138,7 @@ class Forwarder:
         self._clock = clock
         self._lock = threading.Lock()
         self._is_stopped = False
-        self._lines = [_Line(routes) for routes in _by_destination(self._routes)]
+        self._lines = [_DestinationQueue(routes) for routes in _by_destination(self._routes)]
 
     def start(self) -> None:
         """Begin; nothing is sent before ``call``."""
@@ -147,7 +147,7 @@ class Forwarder:
             line.thread.start()
 
     def stop(self) -> None:
-        """End after the errands at hand, or without them; what is not sent by then is sent after the next start."""
+        """End after the jobs at hand, or without them; what is not sent by then is sent after the next start."""
         self._is_stopped = True
         until = time.monotonic() + GRACE
         for line in self._lines:
@@ -160,7 +160,7 @@ class Forwarder:
         """A round has ended: send what these runs placed, and what could not be sent before."""
         with self._lock:
             for route in self._routes:
-                if not any(errand.run is None and not errand.failures for errand in route.waiting):
+                if not any(job.run is None and not job.failures for job in route.waiting):
                     route.waiting.extend(map(ForwardJob, runs))
                 if len(route.waiting) > MANY:
                     route.waiting[:] = [ForwardJob(None)]
@@ -182,23 +182,23 @@ class Forwarder:
         for line in self._lines:
             self._deliver(line)
 
-    def _work(self, line: _Line) -> None:
+    def _work(self, line: _DestinationQueue) -> None:
         while line.called.wait() and not self._is_stopped:
             line.called.clear()
             self._deliver(line)
 
-    def _deliver(self, line: _Line) -> None:
+    def _deliver(self, line: _DestinationQueue) -> None:
         for route in line.routes:
             while not self._is_stopped and self._deliver_next(route):
                 pass
 
     def _deliver_next(self, route: _Route) -> bool:
-        """Do the first errand that is due; whether to go on with this route."""
+        """Do the first job that is due; whether to go on with this route."""
         folder = f"{self._outbox}/{route.class_}"
-        errand = self._take(route) if os.path.isdir(folder) else None
-        if errand is None:
+        job = self._take(route) if os.path.isdir(folder) else None
+        if job is None:
             return False
-        run = errand.run
+        run = job.run
         if run is not None and not os.path.isdir(f"{runs_folder(self._outbox)}/{run}"):
             run = None  # it was pruned before it could be sent
         try:
@@ -209,26 +209,26 @@ class Forwarder:
             route.sent += sent.sent
             route.failed += sent.failed or bool(sent.message)
             # Where others were taken since it failed, this one cannot tell whether the destination takes anything.
-            is_down = sent.is_down or (sent.takes_nothing and not (errand.failures and route.is_up))
+            is_down = sent.is_down or (sent.takes_nothing and not (job.failures and route.is_up))
             if is_down:
-                self._is_down(route, errand, sent)
+                self._on_unreachable(route, job, sent)
             else:
-                self._is_there(route, errand, run, sent)
+                self._on_reachable(route, job, run, sent)
         return not is_down
 
     def _take(self, route: _Route) -> ForwardJob | None:
         with self._lock:
             now = self._clock()
-            place = next((place for place, errand in enumerate(route.waiting) if errand.due <= now), None)
+            place = next((place for place, job in enumerate(route.waiting) if job.due <= now), None)
             return None if place is None or route.due > now else route.waiting.pop(place)
 
-    def _is_down(self, route: _Route, errand: ForwardJob, sent: Sent) -> None:
-        """Put the errand back, behind others if they may fare better; one line at first, and one each period."""
+    def _on_unreachable(self, route: _Route, job: ForwardJob, sent: Sent) -> None:
+        """Put the job back, behind others if they may fare better; one line at first, and one each period."""
         now = self._clock()
         if sent.is_down:
-            route.waiting.insert(0, errand)
+            route.waiting.insert(0, job)
         else:
-            route.waiting.append(replace(errand, failures=max(errand.failures, 1)))
+            route.waiting.append(replace(job, failures=max(job.failures, 1)))
         if not route.attempts:
             route.down_since = now
         route.attempts += 1
@@ -245,8 +245,8 @@ class Forwarder:
             _log.warning("route still down", extra={"facts": facts})
         route.told, route.told_at = route.attempts, now
 
-    def _is_there(self, route: _Route, errand: ForwardJob, run: str | None, sent: Sent) -> None:
-        """Log what was sent, and put back an errand that failed: it is tried again later."""
+    def _on_reachable(self, route: _Route, job: ForwardJob, run: str | None, sent: Sent) -> None:
+        """Log what was sent, and put back an job that failed: it is tried again later."""
         now = self._clock()
         facts = route.facts | {"run": run or "all", "sent": sent.sent}
         if sent.sent or sent.failed:  # else nobody was asked: there was nothing to send, or a failure of our own
@@ -255,10 +255,10 @@ class Forwarder:
                 _log.info("route back", extra={"facts": route.facts | back})
             route.is_up, route.attempts, route.told, route.due = True, 0, 0, 0.0
         if sent.failed or sent.message:
-            if sent.sent or sent.message != errand.told:
+            if sent.sent or sent.message != job.told:
                 facts |= {"failed": sent.failed, "message": sent.message}
                 _log.warning("sending failed; it is tried again later", extra={"facts": facts})
-            pause = min(FIRST_PAUSE * 2.0 ** min(errand.failures, 30), LAST_PAUSE)
-            route.waiting.append(ForwardJob(errand.run, errand.failures + 1, now + pause, sent.message))
+            pause = min(FIRST_PAUSE * 2.0 ** min(job.failures, 30), LAST_PAUSE)
+            route.waiting.append(ForwardJob(job.run, job.failures + 1, now + pause, sent.message))
         elif sent.sent:
             _log.info("sent", extra={"facts": facts})

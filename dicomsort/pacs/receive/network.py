@@ -39,7 +39,7 @@ _COMMAND: Final = 64 << 10  # bytes of a command set; that of a C-STORE has a fe
 _WAITING: Final = 4  # messages that a peer may send without waiting for answers
 
 
-class User(Protocol):
+class AssociationHandler(Protocol):
     """Who is told what happens on connections, from their threads."""
 
     def open_data_set(self, request: Callable[[], Request | None]) -> IncomingDataset:
@@ -58,10 +58,12 @@ class User(Protocol):
         """There is no room for a connection; told once a minute at most. ``address`` may be empty."""
 
 
-class Dimse(DIMSEServiceProvider):
+class BoundedDimseProvider(DIMSEServiceProvider):
     """The messages of one association."""
 
-    def __init__(self, assoc: Association, user: User, admit: Callable[[Dimse, int], bool]) -> None:
+    def __init__(
+        self, assoc: Association, user: AssociationHandler, admit: Callable[[BoundedDimseProvider, int], bool]
+    ) -> None:
         """Begin without a message; ``admit`` makes it one of so many associations, or says that they are all open."""
         super().__init__(assoc)
         self._user, self._admit = user, admit
@@ -206,7 +208,7 @@ class Handler(RequestHandler):
         assoc.dul.event_queue.get_nowait()  # that it is connected, which the next line says again
         assoc.dul.socket = Socket(assoc, self.request)
         assoc.dul.state_machine = Steps(assoc.dul)
-        assoc.dimse = dimse = Dimse(assoc, self.server.user, self.server.admit)
+        assoc.dimse = dimse = BoundedDimseProvider(assoc, self.server.user, self.server.admit)
         with self.server.counted(dimse):
             try:
                 assoc.start()
@@ -233,19 +235,19 @@ class Server(ThreadedAssociationServer):
         address: tuple[str, int],
         tls: ssl.SSLContext | None,
         handlers: list[Any],
-        user: User,
+        user: AssociationHandler,
     ) -> None:
         """Listen at ``address``; OSError where that cannot be."""
         super().__init__(ae, address, ae.ae_title, ae.supported_contexts, None, handlers, Handler)
         self._tls = tls
         self.user = user
         self._lock = threading.Lock()
-        self._connections: set[Dimse] = set()
+        self._connections: set[BoundedDimseProvider] = set()
         self._open = 0  # connections, also those that are not heard yet: in a TLS handshake
         self._told = -_REFUSALS_PERIOD  # when a refusal was last logged, by the monotonic clock
 
     @contextlib.contextmanager
-    def counted(self, dimse: Dimse) -> Iterator[None]:
+    def counted(self, dimse: BoundedDimseProvider) -> Iterator[None]:
         """Count a connection for the time of the context."""
         with self._lock:
             self._connections.add(dimse)
@@ -255,14 +257,14 @@ class Server(ThreadedAssociationServer):
             with self._lock:
                 self._connections.discard(dimse)
 
-    def admit(self, dimse: Dimse, limit: int) -> bool:
+    def admit(self, dimse: BoundedDimseProvider, limit: int) -> bool:
         """Count a connection among the associations; False where ``limit`` of them are open."""
         with self._lock:
             dimse.is_admitted = sum(each.is_admitted for each in self._connections) < limit
         return dimse.is_admitted
 
     @property
-    def connections(self) -> list[Dimse]:
+    def connections(self) -> list[BoundedDimseProvider]:
         """Those that are open now."""
         with self._lock:
             return [*self._connections]

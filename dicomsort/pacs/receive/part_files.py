@@ -161,7 +161,7 @@ def commit(files: Files, inbox: str, part: PartFile, uids: Uids) -> tuple[Commit
     part.flush()
     for name in _names(part, uids.sop):
         path = f"{uids.folder}/{name}"
-        kept = _settle(files, inbox, part, path)
+        kept = _link_or_match(files, inbox, part, path)
         if kept is None:
             continue
         for folder in (uids.folder, uids.study, ""):
@@ -179,7 +179,7 @@ def _names(part: PartFile, sop: str) -> Iterator[str]:
     yield from (f"{sop}.{digest[:digits]}.dcm" for digits in _SUFFIXES)
 
 
-def _settle(files: Files, inbox: str, part: PartFile, path: str) -> Committed | None:
+def _link_or_match(files: Files, inbox: str, part: PartFile, path: str) -> Committed | None:
     """Link the part to ``path``, or find the same instance there; None where something else is."""
     for _ in range(_TRIES):
         try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pynetdicom.events import Event
 
     from dicomsort.files import Files
-    from dicomsort.pacs.receive.network import Dimse
+    from dicomsort.pacs.receive.network import BoundedDimseProvider
     from dicomsort.pacs.receive.part_files import PartFiles
 
 VERIFICATION: Final = "1.2.840.10008.1.1"
@@ -39,14 +39,14 @@ class Limits(NamedTuple):
 
 
 class Store:
-    """Stores what peers send in one inbox; the ``User`` of a server. Called from the threads of associations."""
+    """Stores what peers send in one inbox: the ``AssociationHandler`` of a server, called from its threads."""
 
     def __init__(self, files: Files, inbox: str, parts: PartFiles, limits: Limits, log: logging.Logger) -> None:
         """``inbox`` is an absolute path."""
         self._files, self._inbox, self._parts, self._limits, self._log = files, inbox, parts, limits, log
 
     def open_data_set(self, request: Callable[[], Request | None]) -> IncomingDataset:
-        """See ``User``."""
+        """See ``AssociationHandler``."""
         return IncomingDataset(request, self._parts.begin, self._limits.size)
 
     def on_requested(self, event: Event) -> None:
@@ -54,7 +54,7 @@ class Store:
         assoc, allowed = event.assoc, event.assoc.ae.require_calling_aet
         name = cast("Any", assoc.requestor.primitive).calling_ae_title
         may_come = not allowed or name in allowed
-        if may_come and not cast("Dimse", assoc.dimse).admit(self._limits.associations):
+        if may_come and not cast("BoundedDimseProvider", assoc.dimse).admit(self._limits.associations):
             assoc.requestor.ae_title = name
             assoc.acse.send_reject(2, 3, 2)  # transient; presentation related: local limit exceeded (PS3.8 9.3.4)
             self._tell("association rejected", assoc, logging.WARNING, reason="--max-associations are open")
@@ -76,7 +76,7 @@ class Store:
         if assoc.accepted_contexts:
             how = "released" if assoc.is_released else "aborted"
             level = logging.INFO if assoc.is_released else logging.WARNING
-            self._tell("association ended", assoc, level, how=how, **cast("Dimse", assoc.dimse).counts)
+            self._tell("association ended", assoc, level, how=how, **cast("BoundedDimseProvider", assoc.dimse).counts)
 
     def on_failure(self, address: str, error: BaseException | None) -> None:
         """Log a connection that failed, in a TLS handshake as a rule."""
@@ -112,7 +112,7 @@ class Store:
         kept, path = commit(self._files, self._inbox, part, uids)
         level = logging.WARNING if kept is Committed.BESIDE else logging.INFO
         self._tell(f"instance {kept}", assoc, level, path=path, bytes=size)
-        cast("Dimse", assoc.dimse).counts.update({kept.name.lower(): 1, "bytes": size})
+        cast("BoundedDimseProvider", assoc.dimse).counts.update({kept.name.lower(): 1, "bytes": size})
         return _answer(SUCCESS)
 
     def _refuse(self, assoc: Association, request: Request | None, refused: Refused) -> Dataset:
@@ -120,7 +120,7 @@ class Store:
         named = {"sop": request.sop} if request and is_uid(request.sop) else {}
         facts = named | {"status": f"0x{refused.status:04X}", "reason": refused.comment}
         self._tell("instance refused", assoc, level, **facts)
-        cast("Dimse", assoc.dimse).counts["refused"] += 1
+        cast("BoundedDimseProvider", assoc.dimse).counts["refused"] += 1
         answer = _answer(refused.status)
         answer.ErrorComment = refused.comment
         if refused.tags:

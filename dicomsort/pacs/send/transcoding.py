@@ -22,8 +22,8 @@ from dicomsort.dicom.elements import (
     UNDEFINED,
     ByteSource,
     ElementReader,
-    Ended,
     NeedsFullParser,
+    ReadingEnded,
 )
 from dicomsort.dicom.encoding import DEFLATED, EXPLICIT_LITTLE, IMPLICIT_LITTLE, SHORT_HEADER, Encoding
 from dicomsort.engines.engine import Limits
@@ -140,7 +140,7 @@ def transcode(body: bytes, syntax: str, wanted: str) -> bytes:
     try:
         parser = _Parser(body, to_implicit=to_implicit)
         dataset = parser.data_set(0, len(body), explicit=syntax != IMPLICIT_LITTLE, is_compressed=is_compressed)
-    except (Ended, NeedsFullParser):
+    except (ReadingEnded, NeedsFullParser):
         raise Malformed from None
     if is_compressed and _PIXEL_DATA in dataset:
         dataset = _ready(_decompressed(dataset, syntax), to_implicit=to_implicit)

@@ -8,7 +8,7 @@ from typing import Protocol
 from dicomsort.records import Operation
 
 
-class Names(Protocol):
+class NameLookup(Protocol):
     """Which names in an outbox are free."""
 
     def claim(self, name: str) -> bool:
@@ -21,7 +21,7 @@ class Names(Protocol):
         """
 
 
-class Surroundings(Names, Protocol):
+class PlanContext(NameLookup, Protocol):
     """What planning asks of the world outside."""
 
     def is_repeated(self, sop: str) -> bool:

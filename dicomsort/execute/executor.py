@@ -1,0 +1,224 @@
+"""Executes a sealed plan in batches, journalled: what is written and flushed between two steps, and in which order.
+
+For each batch: ``begin`` lines, flushed; new folders; new names (links, or verified copies); one flush of the file
+system; ``end`` lines, flushed; only then sources are removed. A plan may be executed any number of times: what ended is
+not done again, and what was begun is recognised by inode, not by content.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import groupby, islice
+from typing import TypeVar
+
+from dicomsort.errors import PlacingFailed
+from dicomsort.execute.folders import Folders, folder_of, needed, parent
+from dicomsort.execute.placing import Fatal, Placer, Roots
+from dicomsort.files import Files, flush_path, is_network
+from dicomsort.journal import Journal, Plan
+from dicomsort.records import Operation, Outcome, Result, Verb
+
+BATCH = 1024
+_WORK = 64 << 10  # what a file costs beside its bytes, in bytes
+R = TypeVar("R")
+
+
+class Executor:
+    """Carries out one plan with a few threads; only the thread that calls ``run`` writes the journal."""
+
+    def __init__(
+        self, files: Files, roots: Roots, journal: Journal, run: str, threads: int, *, tries_all: bool = False
+    ) -> None:
+        """``run`` is the run's id, which names the temporary copies.
+
+        ``tries_all``: where the disk refuses an operation, the others are carried out before the run fails.
+        """
+        self._files = files
+        self._roots = roots
+        self._journal = journal
+        self._folders = Folders(files, roots, journal.known.folders)
+        self._placer = Placer(files, roots, run, journal.known)
+        self._threads = threads
+        self._tries_all = tries_all
+        self._is_resumed = bool(journal.known.begun) or any(journal.known.outcomes)
+        self._refused, self._refusals = "", 0  # what the disk said first, and how often, where all is tried
+        self._put_off: set[str] = set()  # what operations need, or lie in, that a resume must try again
+        self._is_far = is_network(roots.outbox)
+        self._placer.copies = os.stat(roots.inbox).st_dev != os.stat(roots.outbox).st_dev
+
+    def run(self, plan: Plan, on_done: Callable[[list[Operation]], None]) -> None:
+        """Do all that is not done yet; PlacingFailed where the disk refuses, after what was done is journalled.
+
+        ``on_done`` is given each batch, in the plan's order, when the journal knows how its operations ended. What the
+        disk refused has not ended: a resume tries it again.
+        """
+        with closing(self._placer), ThreadPoolExecutor(self._threads) as self._pool:
+            for kind, group in groupby(plan.operations(), _kind):
+                for batch in _batches(group):
+                    if kind == "folder":
+                        self._folder_batch(batch)
+                    else:
+                        self._file_batch([o for o in batch if o.verb is not Verb.LEAVE])
+                    on_done([o for o in batch if self._journal.known.has_ended(o.number)] if self._refused else batch)
+        if self._refused:
+            times = f" ({self._refusals:,} refusals in all)" if self._refusals > 1 else ""
+            raise PlacingFailed(f"{self._refused}{times}; the rest is done, and `dicomsort resume` tries this again")
+
+    def reconcile(self, plan: Plan) -> list[str]:
+        """Before an undo: how those operations stand that were begun and not ended; no temporary copy stays.
+
+        What is to be said of those that cannot be removed.
+        """
+        known = self._journal.known
+        begun = (o for o in plan.operations() if o.number in known.begun)
+        found = [(self._folders if _kind(o) == "folder" else self._placer).reconcile(o) for o in begun]
+        if ended := [result for result in found if result is not None]:
+            self._journal.end(ended)
+        stuck = [refusal.message for o in plan.operations() if (refusal := self._placer.clear(o)) is not None]
+        return [f"{stuck[0]} ({len(stuck):,} in all)"] if stuck else []
+
+    def _file_batch(self, batch: list[Operation]) -> None:
+        known = self._journal.known
+        waiting = [o for o in batch if not known.has_ended(o.number)]
+        if waiting:
+            self._place(waiting)
+        for o in batch if self._is_resumed else ():
+            if o.target and known.has_ended(o.number) and not known.is_done(o.number):
+                self._placer.clear(o)  # an attempt cut short may have left its temporary copy
+        done = [o for o in batch if known.is_done(o.number)]
+        finished = self._each(self._placer.remove_source, done, at_once=self._moves_bytes(done))
+        stuck = {result.number: result for result in finished if isinstance(result, Result)}
+        if stuck:
+            inodes = {number: known.inodes[number] for number in stuck}
+            self._journal.end(list(stuck.values()))
+            for operation in (o for o in done if o.number in stuck):
+                self._placer.roll_back(operation, inodes[operation.number])
+        for result in finished:
+            if isinstance(result, Fatal):
+                self._refuse(result.message)
+
+    def _put_off_all(self, operations: Iterable[Operation]) -> None:
+        """Leave operations to a resume, and with them what would take away their sources, or the folders of either."""
+        for o in operations:
+            self._put_off |= {o.source, *self._folders.chains(place for place in (o.source, o.target) if place)}
+
+    def _refuse(self, message: str) -> None:
+        """The disk refused: the run ends here, or is to fail when all else was tried."""
+        if not self._tries_all:
+            raise PlacingFailed(message)
+        self._refused = self._refused or message
+        self._refusals += 1
+
+    def _place(self, waiting: list[Operation]) -> None:
+        absent, refused = self._folders.survey(waiting)
+        check = lambda o: self._placer.check(o, fresh=parent(o.target) in absent)
+        found = self._each(check, waiting, at_once=_kind(waiting[0]) == "remove")  # which compares every byte
+        checked = [result or refused.get(o.number) for o, result in zip(waiting, found, strict=True)]
+        endings = [(o, ending) for o, ending in zip(waiting, checked, strict=True) if ending is not None]
+        ready = [o for o, result in zip(waiting, checked, strict=True) if result is None]
+        self._journal.begin([o.number for o in ready], missing := needed(ready, absent))
+        unmade = self._folders.make(missing)
+        if unmade:
+            endings += [(o, unmade[folder_of(o)].ending(o)) for o in ready if folder_of(o) in unmade]
+            ready = [o for o in ready if folder_of(o) not in unmade]
+        acted = self._each(self._placer.apply, ready, at_once=self._moves_bytes(ready))
+        self._end([*endings, *zip(ready, acted, strict=True)])
+
+    def _end(self, endings: Sequence[tuple[Operation, Result | Fatal]]) -> None:
+        """Make new names durable, then journal how operations ended; those that the disk refused have not.
+
+        Nor has one that would take away what an operation needs that was refused: the kept copy of a duplicate.
+        """
+        results = [(o, r) for o, r in endings if isinstance(r, Result)]
+        refused = [(o, r) for o, r in endings if isinstance(r, Fatal)]
+        self._put_off_all(o for o, _ in refused)
+        self._make_durable([o for o, r in results if r.outcome is Outcome.DONE and o.target])
+        if self._put_off:
+            self._put_off_all([o for o, _ in results if o.source in self._put_off])
+        self._journal.end([r for o, r in results if o.source not in self._put_off])
+        for _, reason in refused:
+            self._refuse(reason.message)
+
+    def _folder_batch(self, batch: list[Operation]) -> None:
+        waiting = [o for o in batch if not self._journal.known.has_ended(o.number) and o.source not in self._put_off]
+        if not waiting:
+            return
+        absent, refused = self._folders.survey(waiting)
+        self._journal.begin([o.number for o in waiting], missing := needed(waiting, absent))
+        unmade = self._folders.make(missing)
+        refused |= {o.number: unmade[folder_of(o)].ending(o) for o in waiting if folder_of(o) in unmade}
+        self._end([(o, refused.get(o.number) or self._folders.change(o)) for o in waiting])
+
+    def _make_durable(self, operations: Sequence[Operation]) -> None:
+        """Flush new names and what they name."""
+        by_device: dict[int, list[Operation]] = {}  # a folder of the outbox may be a mount of its own
+        for operation in operations:
+            try:
+                by_device.setdefault(self._folders.device(operation.target), []).append(operation)
+            except OSError as error:
+                self._not_durable(error, [operation])
+        for those in by_device.values():
+            try:
+                if not self._files.flush_system(self._flushable(those[0].target)):
+                    self._flush_each(those)
+            except OSError as error:
+                self._not_durable(error, those)
+
+    def _flushable(self, target: str) -> str:
+        """A folder on a target's file system that can be opened: its root, which can, unless that is another."""
+        folder, root = parent(target), target.partition("/")[0]
+        return self._roots.absolute(
+            root if self._folders.device(f"{root}/x") == self._folders.device(target) else folder
+        )
+
+    def _flush_each(self, operations: list[Operation]) -> None:
+        """File by file, then folder by folder: a file system that flushes no other way, or promises little."""
+        targets = [o.target for o in operations]
+        for path in sorted({*targets, *self._folders.chains(targets)}):
+            try:
+                flush_path(self._files, self._roots.absolute(path))
+            except OSError as error:
+                self._not_durable(error, [o for o in operations if f"{o.target}/".startswith(f"{path}/")])
+
+    def _not_durable(self, error: OSError, operations: list[Operation]) -> None:
+        self._put_off_all(operations)
+        self._refuse(f"flushing to disk: expected success, received {error.strerror}; sources are untouched")
+
+    def _each(self, function: Callable[[Operation], R], operations: Sequence[Operation], *, at_once: bool) -> list[R]:
+        """Map, in threads where told to: on a local disk, looks and links cost less than their way to a thread."""
+        if not (at_once or self._is_far):
+            return [function(o) for o in operations]
+        mapped = self._pool.map(lambda part: [function(o) for o in part], _slices(operations, self._threads))
+        return [result for part in mapped for result in part]
+
+    def _moves_bytes(self, operations: Sequence[Operation]) -> bool:
+        """Whether placing or removing these reads or writes files, which threads do at the same time."""
+        return self._placer.copies or any(o.verb is Verb.COPY or o.verb is Verb.REMOVE for o in operations)
+
+
+def _slices(operations: Sequence[Operation], threads: int) -> Iterator[Sequence[Operation]]:
+    """Neighbours together, for threads in one folder wait for each other; four slices a thread, of about equal work."""
+    work = sum(o.size + _WORK for o in operations)
+    start, done = 0, 0
+    for end, operation in enumerate(operations, 1):
+        done += operation.size + _WORK
+        if done * 4 * threads >= work or end == len(operations):
+            yield operations[start:end]
+            start, done = end, 0
+
+
+def _kind(operation: Operation) -> str:
+    """Kinds are not mixed in a batch: a duplicate is removed only after what it equals was placed."""
+    verb = operation.verb
+    if verb is Verb.MAKE_FOLDER or verb is Verb.REMOVE_FOLDER:
+        return "folder"
+    return "remove" if verb is Verb.REMOVE else "place"
+
+
+def _batches(items: Iterable[Operation]) -> Iterator[list[Operation]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch

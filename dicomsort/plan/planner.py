@@ -1,0 +1,171 @@
+"""From verdicts to operations: what becomes of each file, duplicates among them. Pure: it asks, never acts.
+
+Every file gets exactly one operation; no two get the same target, also where only case or Unicode form differ; every
+target is proven to lie below the outbox.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from dicomsort.plan.layout import Layout, fold, parents, prove_inside, with_suffix
+from dicomsort.plan.protocols import PlanContext
+from dicomsort.records import (
+    REVIEW,
+    Action,
+    DecidedBy,
+    Examined,
+    Grouping,
+    Operation,
+    Row,
+    Status,
+    Verb,
+    Verdict,
+)
+
+COLLISION = "uid-collision"
+_CODE = re.compile(r"[A-Z0-9_ ]{0,16}")  # a Code String (PS3.5 6.2); what is typed there instead may be a name
+_ACTIONS = {Verb.COPY: Action.COPIED, Verb.MOVE: Action.MOVED, Verb.LINK: Action.LINKED}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to place: COPY, MOVE or LINK; the layout; whether proven duplicates and emptied folders are removed."""
+
+    verb: Verb
+    layout: Layout
+    remove_duplicates: bool = False
+    prune_empty: bool = False
+
+
+def plan(
+    files: Iterable[tuple[Examined, Grouping, Verdict]],
+    folders: Callable[[], Iterable[tuple[str, int, int]]],
+    options: Options,
+    around: PlanContext,
+) -> Generator[Operation]:
+    """Yield the operations, numbered from 0: files in path order, then duplicates to remove, then folders to prune.
+
+    ``folders`` gives path, mode and mtime (ns) of the inbox's folders, each after those within it.
+    """
+    planner = _Planner(options, around)
+    emptied: set[str] = set()
+    number = 0
+    for e, grouping, verdict in files:
+        operation = planner.operation(number, e, grouping, verdict)
+        if options.prune_empty and operation.verb in {Verb.MOVE, Verb.REMOVE}:
+            emptied.update(parents(e.found.path))
+        if operation.verb is Verb.REMOVE:
+            around.defer(operation)
+            continue
+        yield operation
+        number += 1
+    pruned = (_prune(*folder) for folder in folders() if folder[0] in emptied) if emptied else ()
+    for operation in chain(around.deferred(), pruned):
+        yield replace(operation, number=number)
+        number += 1
+
+
+def _prune(path: str, mode: int, mtime_ns: int) -> Operation:
+    return Operation(0, Verb.REMOVE_FOLDER, f"inbox/{path}", mode=mode, mtime_ns=mtime_ns)
+
+
+class _Planner:
+    def __init__(self, options: Options, around: PlanContext) -> None:
+        self._options = options
+        self._around = around
+        self._number = 0  # of the operation at hand
+        self._by_instance = options.layout.by_instance
+
+    def operation(self, number: int, e: Examined, grouping: Grouping, verdict: Verdict) -> Operation:
+        """The one operation of a file."""
+        self._number = number
+        if not verdict.folder:
+            return self._leave(e, verdict)
+        with_uids = bool(grouping.study) and verdict.status is not Status.UNREADABLE
+        if with_uids:
+            if known := self._known(e, e.sha256):
+                return self._duplicate(e, verdict, known)
+            if self._known(e, None):
+                verdict = _collision(verdict)
+        destination, same = self._destination(e, verdict, with_uids=with_uids)
+        if same is False:
+            verdict = _collision(verdict)
+            destination, same = self._destination(e, verdict, with_uids=with_uids)
+        if same is False:
+            note = "every name it could get is taken by other files, or too long"
+            return self._leave(e, replace(verdict, status=Status.CONFLICT, note=note))
+        if with_uids and self._around.is_repeated(e.header.sop_uid):
+            self._around.give(e.header.sop_uid, e.sha256, destination)
+        if same:
+            return self._duplicate(e, verdict, destination)
+        return self._place(e, verdict, destination)
+
+    def _known(self, e: Examined, sha256: str | None) -> str | None:
+        """Where a file with this SOP Instance UID lies or will lie, one of this content or (None) of any."""
+        sop = e.header.sop_uid
+        return self._around.given(sop, sha256) or self._around.placed_instance(sop, sha256)
+
+    def _destination(self, e: Examined, verdict: Verdict, *, with_uids: bool) -> tuple[str, bool | None]:
+        """A name and what is there: nothing (None), the same content (True); False where no name is free."""
+        top = verdict.folder.partition("/")[0]
+        sorted_ = verdict.status is Status.SORTED and top != REVIEW
+        layout = self._options.layout
+        path = layout.path(verdict.folder, e, with_uids=with_uids) if sorted_ else f"{verdict.folder}/{e.found.path}"
+        by_instance = sorted_ and with_uids and self._by_instance
+        for name in (path, with_suffix(path, e.sha256)):
+            prove_inside(name)
+            same = self._around.holds(name, e.found.size, e.sha256)
+            if same is not False and self._around.claim(fold(name)):
+                return name, same
+            if by_instance:
+                break
+        return path, False
+
+    def _place(self, e: Examined, verdict: Verdict, destination: str) -> Operation:
+        verb = self._options.verb
+        row = row_of(e, verdict, destination, _ACTIONS[verb])
+        found = e.found
+        return Operation(
+            self._number, verb, f"inbox/{found.path}", f"outbox/{destination}", "", found.size, found.mtime_ns,
+            found.device, found.inode, found.mode, e.sha256, row=row,
+        )  # fmt: skip
+
+    def _duplicate(self, e: Examined, verdict: Verdict, destination: str) -> Operation:
+        verdict = replace(verdict, status=Status.DUPLICATE)
+        if not self._options.remove_duplicates:
+            return self._leave(e, verdict, destination)
+        placed = self._place(e, verdict, destination)
+        row = row_of(e, verdict, destination, Action.REMOVED)
+        return replace(placed, verb=Verb.REMOVE, target="", kept=placed.target, row=row)
+
+    def _leave(self, e: Examined, verdict: Verdict, destination: str = "") -> Operation:
+        row = row_of(e, verdict, destination, Action.LEFT)
+        return Operation(self._number, Verb.LEAVE, f"inbox/{e.found.path}", size=e.found.size, sha256=e.sha256, row=row)
+
+
+def _collision(verdict: Verdict) -> Verdict:
+    note = "another file has the same SOP Instance UID and other content"
+    folder = f"{REVIEW}/{COLLISION}"
+    by = DecidedBy.NONE
+    return replace(verdict, status=Status.CONFLICT, folder=folder, reason=COLLISION, decided_by=by, note=note)
+
+
+def row_of(e: Examined, verdict: Verdict, destination: str, action: Action) -> Row:
+    """The manifest's row of a file, as it will be if the operation succeeds."""
+    h = e.header
+    modality, odd = (h.modality, "") if _CODE.fullmatch(h.modality) else ("", "Modality (0008,0060) is no code")
+    date = "time in the future" if e.found.met_ns else ""
+    message = "; ".join(part for part in (e.failed, h.message, verdict.note, odd, date) if part)
+    return Row(
+        e.found.path, destination, action, verdict.status, verdict.class_, verdict.reason, verdict.decided_by,
+        _number(verdict.confidence), verdict.header_class, verdict.pixel_class, _number(verdict.pixel_confidence),
+        modality, h.sop_class_uid, h.study_uid, h.series_uid, h.sop_uid, h.kind, e.found.size, e.sha256, message,
+    )  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
