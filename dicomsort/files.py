@@ -164,10 +164,10 @@ class Files:
             return False
         raise OSError(code, os.strerror(code), path)
 
-    def lock(self, descriptor: int) -> bool:
-        """Take the lock of an open file without waiting; False where another process holds it."""
+    def lock(self, descriptor: int, *, shared: bool = False) -> bool:
+        """Take the lock of an open file without waiting, alone or ``shared``; False where another process holds it."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
+import shutil
 import subprocess
 import sys
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from building import make_dicom, read_tree
-from command import by_source, placed, quiet, run, sort
+from building import read_tree
+from command import by_source, placed, run, sort
+from matrix import step, world
 from test_races import Meddled, fail
 
 from dicomsort import files as files_module
-from dicomsort.execute.locks import OutboxLocks
+from dicomsort.execute import Placer, Roots
+from dicomsort.execute.placing import Fatal
 from dicomsort.files import Files
-from dicomsort.sorting.outbox import locked
+from dicomsort.journal import Replay
+from dicomsort.records import Operation, Outcome, Result, Verb
 
 REMOVE = ("--move", "--settle", 0, "--duplicates", "remove")
 
@@ -29,14 +36,21 @@ def outboxes(inbox: Path, tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "A", tmp_path / "B"
 
 
-def contents(*folders: Path) -> set[bytes]:
-    return {content for folder in folders for content in read_tree(folder).values()}
+def images(*folders: Path) -> set[bytes]:
+    return {content for folder in folders for path, content in read_tree(folder).items() if path.endswith(".dcm")}
+
+
+@contextmanager
+def flocked(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    with path.open("rb") as stream:
+        fcntl.flock(stream, how | fcntl.LOCK_NB)
+        yield
 
 
 def test_two_runs_that_cross_lose_nothing(outboxes: tuple[Path, Path]) -> None:
     """The other run begins at the last moment: when the first would remove a file for the other's copy of it."""
     one, other = outboxes
-    before = {content for path, content in read_tree(one).items() if ".dicomsort" not in path and path[-4:] == ".dcm"}
+    before = images(one)
     codes = list[int]()
 
     def cross(path: str) -> None:
@@ -48,68 +62,94 @@ def test_two_runs_that_cross_lose_nothing(outboxes: tuple[Path, Path]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files_module, "Files", lambda: Meddled("unlink", cross))
         first = sort(*REMOVE, one, other)
-    assert codes[1:] == [4]  # the outbox that it was to place in is locked by the first
+    assert codes[1:] == [3]  # the file that the first was about to remove for it stays
     assert first.code in {0, 3}
-    assert before <= contents(one, other)
+    assert before == images(one, other)
 
 
-def test_a_file_in_an_outbox_that_another_run_holds_stays(outboxes: tuple[Path, Path]) -> None:
+def test_a_file_that_another_run_compares_stays(outboxes: tuple[Path, Path]) -> None:
     one, other = outboxes
-    there = read_tree(one)
-    with locked(quiet(one), create=False):
-        ran = sort(*REMOVE, one, other)
-    assert ran.code == 3
-    held_rows = [row for row in by_source(other).values() if "another run holds the outbox" in row["message"]]
-    assert held_rows
-    assert {row["status"] for row in held_rows} == {"failed"}
-    assert {path: read_tree(one)[path] for path in there if ".dicomsort" not in path} == {
-        path: content for path, content in there.items() if ".dicomsort" not in path
-    }
-    assert sort(*REMOVE, one, other).code in {0, 3}
+    source = next(path for path in sorted(one.rglob("*.dcm")))
+    for locked in (source, other / source.relative_to(one)):
+        with flocked(locked):
+            assert sort(*REMOVE, one, other).code == 3
+        row = by_source(other)[str(source.relative_to(one))]
+        assert (row["status"], row["message"]) == ("failed", "another run removes it, or its kept copy")
+        assert source.is_file()
+    with flocked(other / source.relative_to(one), fcntl.LOCK_SH):  # others may compare with it, too
+        assert sort(*REMOVE, one, other).code in {0, 3}
     assert [path for path in placed(one) if path.endswith(".dcm")] == []
 
 
-def test_an_undo_removes_no_copy_for_a_file_of_an_outbox_that_another_run_holds(inbox: Path, tmp_path: Path) -> None:
-    assert sort("--settle", 0, inbox, tmp_path / "A").code in {0, 3}
-    assert sort("--settle", 0, tmp_path / "A", tmp_path / "B").code in {0, 3}
-    copies = list(placed(tmp_path / "B"))
-    with locked(quiet(tmp_path / "A"), create=False):
+def test_an_undo_removes_no_copy_whose_original_another_run_removes(inbox: Path, tmp_path: Path) -> None:
+    assert sort("--settle", 0, inbox, tmp_path / "B").code in {0, 3}
+    copies = [path for path in placed(tmp_path / "B") if path.endswith(".dcm")]
+    row = next(row for row in by_source(tmp_path / "B").values() if row["destination"] == copies[0])
+    with flocked(inbox / row["source"]):
         assert run("undo", tmp_path / "B").code == 3
-    assert list(placed(tmp_path / "B")) == copies
-    assert run("undo", "--dry-run", tmp_path / "B").code in {0, 3}
+    assert [path for path in placed(tmp_path / "B") if path.endswith(".dcm")] == copies[:1]
+    assert run("undo", tmp_path / "B").code == 0
+    assert images(tmp_path / "B") == set()
 
 
-def test_removing_is_not_finished_while_another_run_holds_the_outbox(outboxes: tuple[Path, Path]) -> None:
-    """The other run takes the lock between the result and the removal of the source, as at a resume."""
-    one, other = outboxes
-    there = {path for path in read_tree(one) if path.endswith(".dcm")}
-
-    class Late(OutboxLocks):
-        asked = 0
-
-        def problem(self, path: str) -> str:
-            Late.asked += 1
-            return "another run holds it" if Late.asked > 2 * len(there) else super().problem(path)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dicomsort.execute.placing.OutboxLocks", Late)
-        assert sort(*REMOVE, one, other).code == 3
-    assert {path for path in read_tree(one) if path.endswith(".dcm")} == there
+def duplicate(root: Path, *, is_link: bool = False) -> tuple[Operation, Path, Path, Callable[..., Placer]]:
+    """A duplicate in an inbox, its operation and kept copy, and what makes a placer."""
+    inbox, outbox = world(root)
+    kept = outbox / "CT" / "kept"
+    kept.parent.mkdir(exist_ok=True)
+    (os.link if is_link else shutil.copy2)(inbox / "a/1", kept)
+    operation = step(inbox, Verb.REMOVE, "a/1", kept="outbox/CT/kept")
+    roots = Roots(str(inbox), str(outbox))
+    return operation, inbox / "a/1", kept, lambda files=None: Placer(files or Files(), roots, "run", Replay.empty(1))
 
 
-def test_locks_of_other_outboxes(tmp_path: Path) -> None:
-    own, other = tmp_path / "own", tmp_path / "other"
-    for outbox in (own, other):
-        make_dicom(outbox / "CT" / "1.dcm")
-        with locked(quiet(outbox), create=True):
-            pass
-    (tmp_path / "odd" / ".dicomsort" / "lock").mkdir(parents=True)
-    with closing(OutboxLocks(Files(), str(own))) as locks:
-        assert [locks.problem(f"{own}/CT/1.dcm"), locks.problem(f"{tmp_path}/odd/x")] == ["", ""]
-        assert locks.problem(f"{other}/CT/1.dcm") == locks.problem(f"{other}/CT/2.dcm") == ""
-        with closing(OutboxLocks(Files(), str(own))) as others:
-            assert others.problem(f"{other}/CT/1.dcm") == f"another run holds the outbox {str(other)!r}"
-    with ExitStack() as stack:
-        refused = Meddled("open_append", fail(errno.EACCES))
-        locks = stack.enter_context(closing(OutboxLocks(refused, str(own))))
-        assert "cannot be locked: Permission denied" in locks.problem(f"{other}/CT/1.dcm")
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_file_system_without_locks_is_as_before(tmp_path: Path, *, is_link: bool) -> None:
+    operation, source, kept, placer = duplicate(tmp_path, is_link=is_link)
+    assert placer(Meddled("lock", fail(errno.ENOLCK))).remove_source(operation) is None
+    assert (source.exists(), kept.exists()) == (False, True)
+
+
+def test_a_kept_copy_that_is_gone_or_a_link_keeps_the_duplicate(tmp_path: Path) -> None:
+    operation, source, kept, placer = duplicate(tmp_path)
+    kept.rename(kept.with_name("elsewhere"))
+    assert placer().remove_source(operation) is None
+    kept.symlink_to("elsewhere")
+    result = placer().remove_source(operation)
+    assert isinstance(result, Result)
+    assert (result.outcome, "the kept copy cannot be compared" in result.message) == (Outcome.FAILED, True)
+    assert source.is_file()
+
+
+def test_a_kept_copy_whose_name_another_file_has_by_now_keeps_the_duplicate(tmp_path: Path) -> None:
+    operation, source, kept, placer = duplicate(tmp_path)
+
+    class Late(Files):
+        def lock(self, descriptor: int, *, shared: bool = False) -> bool:
+            if shared:  # between the opening of the kept copy and its lock
+                kept.unlink()
+                kept.write_bytes(source.read_bytes())
+            return super().lock(descriptor, shared=shared)
+
+    assert placer(Late()).remove_source(operation) is None
+    assert source.is_file()
+
+
+def test_what_cannot_be_looked_at_ends_the_run_and_nothing_is_said_of_it(tmp_path: Path) -> None:
+    """A resume of a run whose source is gone, in a folder that cannot be entered now: its result stays."""
+    operation, source, _, placer = duplicate(tmp_path)
+    shutil.rmtree(source.parent)
+    source.parent.symlink_to(source.parent.name)  # a loop of links: the look fails
+    assert isinstance(placer().remove_source(operation), Fatal)
+
+
+def test_a_new_name_is_rolled_back_before_the_journal_says_so(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    move = step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1")
+    placer = Placer(Files(), Roots(str(inbox), str(outbox)), "run", Replay.empty(1))
+    (outbox / "CT").mkdir(exist_ok=True)
+    os.link(inbox / "a/1", outbox / "CT/1")
+    stubborn = Placer(Meddled("unlink", fail(errno.EPERM)), Roots(str(inbox), str(outbox)), "run", Replay.empty(1))
+    assert stubborn.roll_back(move, move.inode) is False
+    assert placer.roll_back(move, move.inode) is True
+    assert not (outbox / "CT/1").exists()

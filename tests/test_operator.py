@@ -300,17 +300,37 @@ def test_what_is_refused_at_the_start_is_the_last_line_of_the_log(
     inbox: Path, outbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, what: str
 ) -> None:
     arguments = [inbox, outbox] if command in {"sort", "watch"} else [inbox]
-    (tmp_path / "bad.toml").write_text("colour = 1\n")
-    ran = run(command, "--config", tmp_path / "bad.toml", "--log-file", tmp_path / "log", *arguments)
-    assert ran.code == 2
-    assert f"ERROR {what} exit_code=2 cause=" in last_line(tmp_path)
+    log = tmp_path / "log"
+    assert night(inbox, outbox).code == 0
+    there = log.read_text()
+    (tmp_path / "bad.toml").write_text(f"log-file = 'log'\ncolour = 1\n[{command}]\n")
+    before = [
+        ("--config", tmp_path / "bad.toml"),
+        ("--log-file", log, "--bogus"),
+        (f"--log-file={log}", "--log-size", "x"),
+    ]
+    for options in before:
+        assert run(command, *options, *arguments).code == 2
+        assert f"ERROR {what} exit_code=2 cause=" in last_line(tmp_path)
+    monkeypatch.setenv(
+        "DICOMSORT_LOG_FILE" if command in {"sort", "watch"} else f"DICOMSORT_{command.upper()}_LOG_FILE", str(log)
+    )
     monkeypatch.setenv("DICOMSORT_SETTL", "3")
-    assert run(command, "--log-file", tmp_path / "log", *arguments).code == 2
+    assert run(command, *arguments).code == 2
     assert "did you mean" in last_line(tmp_path)
+    assert len(log.read_text().splitlines()) == len(there.splitlines()) + len(before) + 1
     image = next(path for path in inbox.rglob("*") if path.is_file())
-    there = image.read_bytes()
+    content = image.read_bytes()
     assert run(command, "--log-file", image, *arguments).code == 2
-    assert image.read_bytes() == there
+    assert image.read_bytes() == content
+
+
+def test_a_metrics_file_that_cannot_be_is_in_the_log_too(inbox: Path, outbox: Path, tmp_path: Path) -> None:
+    assert night(inbox, outbox).code == 0
+    for command in ("sort", "watch"):
+        gone = ("--metrics", tmp_path / "gone" / "m", "--log-file", tmp_path / "log")
+        assert run(command, *gone, "--engine", "serial", inbox, outbox).code == 2
+        assert "exit_code=2 cause=" in last_line(tmp_path)
 
 
 def test_a_service_that_cannot_begin_says_so_in_its_log(inbox: Path, outbox: Path, tmp_path: Path) -> None:
@@ -346,6 +366,8 @@ def test_a_run_that_was_cut_short_and_cannot_be_read_is_no_success(inbox: Path, 
         assert "ERROR sort ended exit_code=3" in last_line(tmp_path)
         assert SUCCESS + " " not in (tmp_path / "m.prom").read_text()
     assert sort("--dry-run", inbox, outbox).code == 3
+    ran = run("resume", outbox)
+    assert (ran.code, "may have been cut short" in ran.err) == (1, True)
     shutil.move(journal.parent, tmp_path / "away")
     assert night(inbox, outbox, "--move", "--settle", 0).code == 0
 
@@ -365,5 +387,7 @@ def test_an_inbox_that_is_not_mounted_any_more_is_no_success(
         assert (ran.code, "received an empty folder, and nothing is mounted at" in ran.err) == (1, True)
     assert not (tmp_path / "m.prom").exists()
     assert "ERROR sort ended exit_code=1" in last_line(tmp_path)
+    (inbox / ".keep").touch()
+    assert night(inbox, outbox).code == 1
     make_dicom(inbox / "new.dcm")
     assert night(inbox, outbox).code == 0  # files are there: it has become a plain folder

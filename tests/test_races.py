@@ -30,7 +30,7 @@ class Meddled(Files):
     def __init__(self, call: str, something: Callable[..., object]) -> None:
         super().__init__()
         change = getattr(super(), call)
-        setattr(self, call, lambda *arguments: something(*arguments) is True or change(*arguments))
+        setattr(self, call, lambda *given, **more: something(*given) is True or change(*given, **more))
 
 
 def fail(code: int, *, where: str = "") -> Callable[..., None]:

@@ -20,6 +20,7 @@ from dicomsort.cli import (
     console,
     doctor,
     evaluate,
+    logs,
     predict,
     receive,
     report,
@@ -170,6 +171,7 @@ def _clean_environment() -> None:
 def main() -> None:
     """Run the command line; every known error is one line on stderr and its own exit code."""
     console.guard()
+    logs.begin()
     _clean_environment()
     logging.getLogger("dicomsort").addHandler(logging.NullHandler())
     with signals.raising():
@@ -243,4 +245,5 @@ def _has_working_folder() -> bool:
 def _tell(message: str, code: int) -> int:
     console.optional()  # what was printed before may be lost: the exit code tells of the failure
     print(f"dicomsort: {console.one_line(message)}", file=sys.stderr)
+    logs.log_refusal(sys.argv[1:], os.environ, code, message)
     return code

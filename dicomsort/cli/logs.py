@@ -13,22 +13,25 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from dicomsort.config.settings import LOG_COUNT, LOG_MIB
 from dicomsort.content import DEVICES, LOG, LOG_BEGINS
 from dicomsort.errors import DicomsortError, UsageError
-from dicomsort.files import Files, look_up
+from dicomsort.files import Files, look_up, opened_file, read_bounded
 from dicomsort.signals import code_of, number_of
 
 MIB = 1 << 20
-T = TypeVar("T")
+# The event of the last line of each command that runs unattended.
+LAST_LINES = {"sort": "sort ended", "watch": "watch ends", "send": "send ended", "receive": "ended"}
+_ended: list[str] = []  # events of runs of this process that have ended
 _PLAIN = re.compile(r"[^\s\"\\=]+")
 
 
@@ -199,25 +202,50 @@ def logging_to(
         handler.close()
 
 
-def load_logged(
-    load: Callable[[], T], flags: Mapping[str, Any], what: str, reads: Mapping[str, str], outbox: str | None = None
-) -> T:
-    """What ``load`` makes of flags, environment and file; where that is refused, the log that a flag names says so.
+def begin() -> None:
+    """A command begins: no run of it has ended."""
+    _ended.clear()
 
-    ``what`` is the event of the last line; ``reads`` and ``outbox`` are what no log may lie in (``outputs.Gate``).
+
+def log_refusal(arguments: Sequence[str], environ: Mapping[str, str], code: int, message: str) -> None:
+    """Say in the log that a command names how it ended, where nothing else has said so: it never began.
+
+    Nobody has checked the arguments yet. So the log is found leniently, and only one that a run has begun is written.
     """
-    from dicomsort.outputs import Gate
+    command = next((each for each in arguments if not each.startswith("-")), "")
+    path = None if _ended or command not in LAST_LINES else _named_log(command, arguments, environ)
+    with suppress(DicomsortError, OSError):
+        if path is None or not os.path.getsize(path) or LOG.problem(str(path)):
+            return
+        with opened_file(str(path)) as stream:
+            log_format = "json" if stream.read(1) == b"{" else "text"
+        with logging_to(path, log_format) as log:
+            facts = {"exit_code": code, "cause": " ".join(message.split())}
+            log.error(LAST_LINES[command], extra={"facts": facts})
 
-    try:
-        return load()
-    except DicomsortError:
-        if path := flags.get("log_file"):
-            with suppress(DicomsortError, OSError):
-                Gate(reads, outbox).check_file("--log-file", path, LOG)
-                log_format = "json" if flags.get("log_format") == "json" else "text"
-                with logging_to(path, log_format) as log, ending(log, what):
-                    raise
-        raise
+
+def _named_log(command: str, arguments: Sequence[str], environ: Mapping[str, str]) -> Path | None:
+    """The log that flag, environment or file names, if any; what is wrong with these is told elsewhere."""
+    names = [f"DICOMSORT_{command.upper()}_", "DICOMSORT_"]
+    variables = [text for name in names if (text := environ.get(f"{name}LOG_FILE"))]
+    if named := [*_values("--log-file", arguments), *variables]:
+        return Path(named[0])
+    files = [*_values("--config", arguments), *filter(None, [environ.get("DICOMSORT_CONFIG")])]
+    with suppress(OSError, ValueError):
+        tables = tomllib.loads(read_bounded(files[0]).decode()) if files and os.path.isfile(files[0]) else {}
+        for table in (tables.get(command), tables):
+            found = table and (table.get("log-file") or table.get("log_file"))
+            if isinstance(found, str):
+                return Path(files[0]).parent / os.path.expanduser(found)
+    return None
+
+
+def _values(flag: str, arguments: Sequence[str]) -> Iterator[str]:
+    for at, argument in enumerate(arguments):
+        if argument == flag and at + 1 < len(arguments):
+            yield arguments[at + 1]
+        elif argument.startswith(f"{flag}="):
+            yield argument.partition("=")[2]
 
 
 @dataclass
@@ -248,5 +276,6 @@ def ending(log: logging.Logger, what: str) -> Iterator[Ending]:
         )
         raise
     finally:
+        _ended.append(what)
         facts = {"exit_code": end.exit_code, "cause": " ".join(end.cause.split()), **end.facts}
         log.log(logging.INFO if end.exit_code == 0 else logging.ERROR, what, extra={"facts": facts})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.logs import ending, formatter, load_logged, logging_to
+from dicomsort.cli.logs import LAST_LINES, ending, formatter, logging_to
 from dicomsort.cli.options import CONFIG, with_options
 from dicomsort.config import RECEIVE, load_receive
 from dicomsort.errors import DicomsortError
@@ -45,13 +45,15 @@ def receive(
     from dicomsort.pacs.receive import GRACE, check_titles, open_receiver
 
     given = {**flags, "allow": flags["allow"] or None}
-    reads = {"INBOX": inbox}
-    settings = load_logged(lambda: check_titles(load_receive(given, os.environ, config)), flags, "ended", reads)
+    settings = check_titles(load_receive(given, os.environ, config))
     with suppress(ModuleNotFoundError):  # a signal meanwhile is one line, and none of the log
         import dicomsort.pacs.receive.receiver  # noqa: F401
     if settings.log_file is not None:
-        Gate(reads).check_file("--log-file", settings.log_file, LOG)
-    with _logging(settings.log_file, settings.log_format, quiet=settings.quiet) as log, ending(log, "ended") as end:
+        Gate({"INBOX": inbox}).check_file("--log-file", settings.log_file, LOG)
+    with (
+        _logging(settings.log_file, settings.log_format, quiet=settings.quiet) as log,
+        ending(log, LAST_LINES["receive"]) as end,
+    ):
         receiver = open_receiver(inbox, settings, Files(), log)
         end.exit_code = _serve(receiver, settings.ae_title, GRACE, log)
     raise typer.Exit(end.exit_code)
@@ -61,7 +63,7 @@ def receive(
 def _logging(path: Path | None, log_format: str, *, quiet: bool) -> Iterator[logging.Logger]:
     """The program's logger, which speaks to stderr where no file is named: the journal of systemd keeps that."""
     with logging_to(path, log_format) as log:
-        log.setLevel(logging.WARNING if quiet else logging.INFO)
+        log.setLevel(logging.WARNING if quiet and path is None else logging.INFO)
         handler = logging.NullHandler() if path else logging.StreamHandler(sys.stderr)
         handler.setFormatter(formatter(log_format))
         log.addHandler(handler)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import NEEDS_PERSON, one_line
-from dicomsort.cli.logs import ending, load_logged, logging_to
+from dicomsort.cli.logs import LAST_LINES, ending, logging_to
 from dicomsort.cli.options import CONFIG, with_options
 from dicomsort.config import SEND, SendSettings, load_send
 from dicomsort.errors import DicomsortError, UsageError
@@ -38,14 +38,10 @@ def send(
     Examples: dicomsort send outbox/CT --to ARCHIVE@pacs.example:104;
     dicomsort send outbox --run 20240229T021500Z-1a2b3c --to https://pacs.example/dicom-web
     """
-
-    def load() -> SendSettings:
-        settings = load_send(flags, os.environ, config)
-        if not settings.to:
-            raise UsageError("--to: expected AE@HOST:PORT or https://HOST/PATH, received none")
-        return settings
-
-    raise typer.Exit(_send(folder, load_logged(load, flags, "send ended", {"FOLDER": folder})))
+    settings = load_send(flags, os.environ, config)
+    if not settings.to:
+        raise UsageError("--to: expected AE@HOST:PORT or https://HOST/PATH, received none")
+    raise typer.Exit(_send(folder, settings))
 
 
 def _send(folder: str, settings: SendSettings) -> int:
@@ -58,7 +54,7 @@ def _send(folder: str, settings: SendSettings) -> int:
     if settings.log_file:
         gate.check_file("--log-file", settings.log_file, LOG)
     rows = _Rows(as_json=settings.json, quiet=settings.quiet)
-    with logging_to(settings.log_file, settings.log_format) as log, ending(log, "send ended") as end:
+    with logging_to(settings.log_file, settings.log_format) as log, ending(log, LAST_LINES["send"]) as end:
         if settings.journal:
             gate.check_file("--journal", settings.journal, JOURNAL, devices=False)
         with watching(quiet=settings.quiet or sys.stdout.isatty()) as progress:

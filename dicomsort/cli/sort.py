@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import NEEDS_PERSON, optional, resumable, show_summary
-from dicomsort.cli.logs import ending, load_logged
+from dicomsort.cli.logs import LAST_LINES, ending
 from dicomsort.cli.options import CONFIG, check_outputs, engine_for, log_of, require_room, with_options
 from dicomsort.config import SORT, Routes, SortSettings, load_sort
 from dicomsort.errors import DicomsortError
@@ -42,8 +42,7 @@ def sort(
 
     Example: dicomsort sort --move --layout readable inbox/ outbox/
     """
-    reads = {"INBOX": inbox}
-    settings, routes = load_logged(lambda: load_sort(flags, os.environ, config), flags, "sort ended", reads, outbox)
+    settings, routes = load_sort(flags, os.environ, config)
     optional(is_optional=not settings.dry_run)
     with resumable(None if settings.dry_run else outbox):
         code = _sort(inbox, outbox, settings, routes)
@@ -59,7 +58,7 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes
     labels = () if isinstance(request, Exception) else request.bundle.labels
     check_outputs(settings, inbox, outbox, labels)
     files, counted = Files(), Summary()
-    with log_of(settings) as log, ending(log, "sort ended") as end:
+    with log_of(settings) as log, ending(log, LAST_LINES["sort"]) as end:
         if isinstance(request, Exception):
             raise request
         log.info("sort begins", extra={"facts": {"mode": settings.mode, "dry_run": settings.dry_run}})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.logs import ending, load_logged
+from dicomsort.cli.logs import LAST_LINES, ending
 from dicomsort.cli.options import CONFIG, check_outputs, engine_for, log_of, require_room, with_options
 from dicomsort.config import WATCH, Destination, SendSettings, WatchSettings, load_watch
 from dicomsort.errors import DicomsortError
@@ -38,9 +38,7 @@ def watch(
 
     Example: dicomsort watch --move --every 60 --config dicomsort.toml inbox/ outbox/
     """
-    reads = {"INBOX": inbox}
-    settings = load_logged(lambda: load_watch(flags, os.environ, config), flags, "watch ends", reads, outbox)
-    raise typer.Exit(_watch(inbox, outbox, settings))
+    raise typer.Exit(_watch(inbox, outbox, load_watch(flags, os.environ, config)))
 
 
 def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
@@ -51,11 +49,12 @@ def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
         request = _checked(inbox, outbox, settings)
         labels = () if isinstance(request, Exception) else request.bundle.labels
         check_outputs(settings.sort, inbox, outbox, labels)
-        with log_of(settings.sort) as log, ending(log, "watch ends") as end:
+        with log_of(settings.sort) as log, ending(log, LAST_LINES["watch"]) as end:
             if isinstance(request, Exception):
                 raise request
-            number = _service(request, settings, stop).run()
-            end.exit_code, end.facts = code_of(number), {"signal": number}
+            service = _service(request, settings, stop)
+            number = service.run()
+            end.exit_code, end.cause, end.facts = code_of(number), service.trouble, {"signal": number}
     return end.exit_code
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from itertools import groupby, islice
 from typing import TypeVar
 
@@ -55,7 +54,7 @@ class Executor:
         ``on_done`` is given each batch, in the plan's order, when the journal knows how its operations ended. What the
         disk refused has not ended: a resume tries it again.
         """
-        with closing(self._placer), ThreadPoolExecutor(self._threads) as self._pool:
+        with ThreadPoolExecutor(self._threads) as self._pool:
             for kind, group in groupby(plan.operations(), _kind):
                 for batch in _batches(group):
                     if kind == "folder":
@@ -92,10 +91,14 @@ class Executor:
         finished = self._each(self._placer.remove_source, done, at_once=self._moves_bytes(done))
         stuck = {result.number: result for result in finished if isinstance(result, Result)}
         if stuck:
-            inodes = {number: known.inodes[number] for number in stuck}
-            self._journal.end(list(stuck.values()))
-            for operation in (o for o in done if o.number in stuck):
-                self._placer.roll_back(operation, inodes[operation.number])
+            stays = [o for o in done if o.number in stuck]
+            rolled_back = [o for o in stays if self._placer.roll_back(o, known.inodes[o.number])]
+            self._journal.end([stuck[o.number] for o in rolled_back])
+            finished += [
+                Fatal(f"{stuck[o.number].message}, and its new name {o.target!r} cannot be removed either")
+                for o in stays
+                if o not in rolled_back
+            ]
         for result in finished:
             if isinstance(result, Fatal):
                 self._refuse(result.message)

@@ -8,7 +8,6 @@ import stat
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dicomsort.execute.locks import OutboxLocks
 from dicomsort.files import (
     NO_LINK,
     PATH_MAX,
@@ -101,7 +100,6 @@ class Placer:
         self._run = run
         self._begun = frozenset(known.begun)
         self._leaving = Leaving()
-        self._locks = OutboxLocks(files, roots.outbox)
         self._has_links: bool | None = None  # of the targets' file system, once an attempt cut short has to know
         self.copies = False  # whether links were refused, so that what should have linked has copied
         # Copies that were read again: device, inode, mtime of the new file, and the source's ctime before it was read.
@@ -128,8 +126,6 @@ class Placer:
             return Result(o.number, Outcome.CHANGED, "the file changed after it was judged")
         if (o.verb is Verb.MOVE or o.verb is Verb.REMOVE) and not self._leaving.may_leave(path, source):
             return Result(o.number, Outcome.FAILED, CANNOT_LEAVE)
-        if o.verb is Verb.REMOVE and (problem := self._locked(o)):
-            return Result(o.number, Outcome.FAILED, problem)
         if o.verb is Verb.REMOVE and not self._same(o.source, o.kept):
             return Result(o.number, Outcome.CHANGED, "the kept file does not hold the same bytes any more")
         return None
@@ -285,18 +281,15 @@ class Placer:
         """After the result is durable: remove the temporary copy, and the source of a move or remove.
 
         A plan may be carried out again much later, so what replaces the source must be there at this moment. A result
-        is returned only where the source cannot be removed; ``roll_back`` is for what was placed then. Fatal where the
-        temporary copy cannot be removed.
+        is returned only where the source is there and stays; ``roll_back`` is for what was placed then. Fatal where the
+        temporary copy cannot be removed, or nothing can be said of the source.
         """
         if o.verb is Verb.COPY or o.verb is Verb.LINK:
             return self.clear(o)
-        if o.verb is Verb.REMOVE and (problem := self._locked(o)):
-            return Result(o.number, Outcome.FAILED, problem)
         try:
             stuck, linked = self._remove_source(o)
         except OSError as error:
-            self.clear(o)
-            return Result(o.number, Outcome.FAILED, f"the source cannot be removed: {error.strerror}")
+            return Fatal(f"removing the source {o.source!r}: expected to look at it, received {error.strerror}")
         cleared = None if linked else self.clear(o)
         return stuck or cleared
 
@@ -311,18 +304,54 @@ class Placer:
         linked = source is not None and target is not None and os.path.samestat(source, target)
         if source is None or not _unchanged(o, source):
             return None, linked
+        if o.verb is Verb.REMOVE:
+            return self._remove_duplicate(o, source), False
         if not (source.st_nlink > 1 if linked else self._is_replaced(o, source, target)):  # one name, by two ways
             return None, linked
         now = source if linked else look_up(path)  # comparing takes a while
         if now is None or (now.st_ino, now.st_ctime_ns) != (source.st_ino, source.st_ctime_ns):
             return Result(o.number, Outcome.CHANGED, "the file changed while it was placed"), linked
-        self._files.unlink(path)
-        return None, linked
+        return self._unlinked(o), linked
+
+    def _unlinked(self, o: Operation) -> Result | None:
+        """Remove the source's name; a Result where that is refused."""
+        try:
+            self._files.unlink(self._roots.absolute(o.source))
+        except OSError as error:
+            return Result(o.number, Outcome.FAILED, f"the source cannot be removed: {error.strerror}")
+        return None
+
+    def _remove_duplicate(self, o: Operation, source: os.stat_result) -> Result | None:
+        """Remove a duplicate whose kept copy holds the same bytes; a Result where it stays for a reason.
+
+        Two runs can cross, each to remove what the other keeps. So the source is locked against all others and the kept
+        copy against removal, from the comparison to the end.
+        """
+        path, kept = self._roots.absolute(o.source), self._roots.absolute(o.kept)
+        try:
+            with opened(path) as mine, opened(kept) as theirs:
+                is_one = os.path.samestat(os.fstat(mine), os.fstat(theirs))
+                if not (self._is_locked(mine) and (is_one or self._is_locked(theirs, shared=True))):
+                    return Result(o.number, Outcome.FAILED, "another run removes it, or its kept copy")
+                is_kept = _is_at(theirs, kept) and same_bytes(path, kept)
+                now = look_up(path)  # comparing takes a while
+                if now is None or (now.st_ino, now.st_ctime_ns) != (source.st_ino, source.st_ctime_ns):
+                    return Result(o.number, Outcome.CHANGED, "the file changed while it was placed")
+                return self._unlinked(o) if is_kept else None
+        except FileNotFoundError:  # of the kept copy: then the file stays
+            return None
+        except OSError as error:
+            return Result(o.number, Outcome.FAILED, f"the kept copy cannot be compared: {error.strerror}")
+
+    def _is_locked(self, descriptor: int, *, shared: bool = False) -> bool:
+        """Lock a file; True also where its file system has no locks, or none for files open for reading (NFS)."""
+        try:
+            return self._files.lock(descriptor, shared=shared)
+        except OSError:
+            return True
 
     def _is_replaced(self, o: Operation, source: os.stat_result, target: os.stat_result | None) -> bool:
-        """Whether another file holds the source's bytes."""
-        if o.verb is Verb.REMOVE:
-            return self._same(o.source, o.kept)
+        """Whether the target holds the source's bytes."""
         if target is None or target.st_size != o.size:
             return False
         proven = self._proven.pop(o.number, None)
@@ -330,23 +359,20 @@ class Placer:
             return True
         return self._same(o.source, o.target)
 
-    def _locked(self, o: Operation) -> str:
-        """Lock the outboxes that a file to be removed and its kept copy lie in; why that is not possible, or empty."""
-        places = (self._roots.absolute(o.source), self._roots.absolute(o.kept))
-        return next(filter(None, map(self._locks.problem, places)), "")
+    def roll_back(self, o: Operation, inode: int) -> bool:
+        """Remove the new name of a file whose source stays, unless it is another file's by now; whether that is done.
 
-    def close(self) -> None:
-        """Free the locks that removing took."""
-        self._locks.close()
-
-    def roll_back(self, o: Operation, inode: int) -> None:
-        """Remove the new name of a file whose source stays; both stay where that fails, or is another file's by now."""
-        with contextlib.suppress(OSError):
-            source, target = (look_up(self._roots.absolute(place)) for place in (o.source, o.target or o.source))
-            if o.verb is not Verb.MOVE or source is None or target is None or target.st_ino != inode:
-                return
-            if _unchanged(o, source):
+        The new name stays where the source has gone, or has changed: then nothing else may hold the bytes.
+        """
+        if o.verb is not Verb.MOVE:
+            return True
+        try:
+            source, target = (look_up(self._roots.absolute(place)) for place in (o.source, o.target))
+            if source is not None and target is not None and target.st_ino == inode and _unchanged(o, source):
                 self._files.unlink(self._roots.absolute(o.target))
+        except OSError:
+            return False
+        return source is not None
 
     def reconcile(self, o: Operation) -> Result | None:
         """How an operation that an earlier attempt had begun stands, before it is undone; nothing new is done.
@@ -414,6 +440,12 @@ def _wanted(o: Operation, found: Metadata) -> Metadata:
     if o.owner is not None:
         return found._replace(owner=o.owner[0], group=o.owner[1], mode=o.mode)
     return found._replace(mode=o.mode & (found.mode | 0o777))
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    """Whether an open file still has this name."""
+    there = look_up(path)
+    return there is not None and os.path.samestat(there, os.fstat(descriptor))
 
 
 def _stamp(o: Operation) -> int:

@@ -33,8 +33,10 @@ from dicomsort.signals import hear, restore
 from dicomsort.sorting import (
     Request,
     RunContext,
+    load_runs,
     look_at_runs,
     newest_run,
+    require_mounted,
     resume,
     sort_news,
     still_unfinished,
@@ -95,6 +97,7 @@ class Rounds:
         self._seen = KnownFiles(settle_ns, again_ns, clock)
         self._settled: str | None = None  # no run up to this one is unfinished, or it is of another inbox
         self._left: list[str] = []  # runs that only a person can end
+        self._is_mounted = False  # the inbox, as far as its earlier runs tell, when the first round began
         self._inbox = os.stat(request.inbox)
 
     def go(self, round_: Round, on_row: Callable[[Row], None]) -> None:
@@ -111,7 +114,7 @@ class Rounds:
         before = self._clock() - self._settle_ns if self._settle_ns else None
         request = replace(self._request, judge=replace(self._request.judge, settled_before_ns=before))
         with self._open_engine() as engine:
-            summary = sort_news(request, context, engine, self._seen)
+            summary = sort_news(request, context, engine, self._seen, self._settled or "")
         self._seen.end_round()
         if summary is not None:
             self._settled = summary.run_id
@@ -127,6 +130,9 @@ class Rounds:
         inbox = self._request.inbox
         if not os.path.isdir(inbox):
             raise DicomsortError(f"INBOX: expected the folder {inbox!r}, received nothing there; is it mounted?")
+        if not self._is_mounted:
+            require_mounted(load_runs(self._context.outbox), inbox)
+            self._is_mounted = True
         now = os.stat(inbox)
         if os.path.samestat(now, self._inbox):
             return
@@ -281,6 +287,7 @@ class Service:
     files: Files = field(default_factory=Files)  # for the figures, which no signal keeps from being written
     _figures: Figures = field(default_factory=Figures)
     _failures: int = 0
+    _cause: str = ""  # of the last of them
     _is_told: bool = True  # the last figures could be written
 
     def run(self) -> int:
@@ -296,6 +303,11 @@ class Service:
                 self.forwarder.stop()
             self.stop.close()
         return self.stop.signal
+
+    @property
+    def trouble(self) -> str:
+        """Why the last rounds failed, or what keeps them from being a success; empty for nothing."""
+        return f"{self._failures} rounds failed in a row: {self._cause}" if self._failures else ""
 
     def _begin(self) -> None:
         _log.info("watch begins", extra={"facts": {"every": self.every, "settle": self.settle}})
@@ -339,7 +351,7 @@ class Service:
             return "locked"
         except Exception as error:  # noqa: BLE001 - whatever one round meets, the next is tried
             self._failures += 1
-            message = describe_error(error)
+            self._cause = message = describe_error(error)
             _log.error("round failed", extra={"facts": {"message": message, "in_a_row": self._failures}})
             with suppress(OSError):
                 self.complain(f"{message}; the next round tries again")

@@ -10,7 +10,7 @@ from itertools import chain
 
 from dicomsort.catalog import Catalog, Ledger
 from dicomsort.engines.engine import Engine
-from dicomsort.errors import DicomsortError
+from dicomsort.errors import DicomsortError, OutboxLocked
 from dicomsort.journal import STATE, runs_folder
 from dicomsort.progress import Timed
 from dicomsort.records import Action, Operation, Row, Status, Verb
@@ -81,10 +81,11 @@ def still_unfinished(outbox: str, names: Iterable[str]) -> list[str]:
     return [run.name for run in there if run.state in {RunState.UNFINISHED, RunState.DAMAGED} and not run.undone_by]
 
 
-def sort_news(request: Request, context: RunContext, engine: Engine, arrivals: Arrivals) -> Summary | None:
+def sort_news(request: Request, context: RunContext, engine: Engine, arrivals: Arrivals, newest: str) -> Summary | None:
     """Sort what no earlier round has dealt with; None where nothing of it is to be placed, or told for the first time.
 
-    OutboxLocked where another run holds the outbox.
+    OutboxLocked where another run holds the outbox, or has held it since ``newest``, the last that was looked at: one
+    that was cut short must be finished first.
     """
 
     def note(row: Row) -> None:
@@ -95,6 +96,8 @@ def sort_news(request: Request, context: RunContext, engine: Engine, arrivals: A
     job = Job(request, replace(context, progress=timed, on_row=note), engine, arrivals)
     job.require_agreement()
     with Catalog(arrivals.changed_ns) as catalog, locked(context, create=False):
+        if newest_run(context.outbox, newest) != newest:
+            raise OutboxLocked("another run came in between; the next round looks at it first")
         ledger = job.classify(catalog)
         planned = _without_waiting(job.operations(catalog, ledger), arrivals)
         news = _if_news(planned, ledger, arrivals, context.outbox, moves=request.settings.mode == "move")

@@ -385,7 +385,7 @@ def require_mounted(runs: Mapping[str, Run], inbox: str) -> None:
     if os.path.ismount(mount):
         return
     with os.scandir(inbox) as entries:
-        if next(entries, None) is None:
+        if all(entry.name.startswith(".") for entry in entries):  # what marks a folder to mount on
             received = f"an empty folder, and nothing is mounted at {mount!r}, where it was"
             raise DicomsortError(f"INBOX: expected the files of {inbox!r}, received {received}; mount it")
 

@@ -41,6 +41,7 @@ from dicomsort.sorting.outbox import (
     load_run,
     load_runs,
     locked,
+    maybe_unfinished,
     new_run,
     now,
     read_all,
@@ -148,6 +149,8 @@ def resume(context: RunContext, run: str | None = None) -> Summary:
         newest = max(runs, default=None)
         begun = max(unfinished(runs), default=newest)
         if run is None and begun and runs[begun].summary:
+            if damaged := [*maybe_unfinished(outbox, runs).values()]:
+                raise StateDamaged(damaged[-1])
             return Summary(verb="resume", notes=["no run was cut short: there is nothing to resume"])
         found = chosen(outbox, runs, run, begun, "to resume")
         for undoing, undone in undoings(runs).items():
@@ -250,12 +253,11 @@ def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operatio
     known = replay(f"{runs_folder(outbox)}/{name}", plan.count)
     placer, summary = Placer(context.files, around.roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True)
     summary.undoes = name
-    with closing(placer):
-        for operation in reverse(lambda: _done(plan, known), known.folders, around):
-            refused = None if operation.verb in {Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER} else placer.check(operation)
-            show(operation, refused)
-            if operation.row is not None:
-                summary.count(final_row(operation.row, operation, refused or Result(operation.number, Outcome.DONE)))
+    for operation in reverse(lambda: _done(plan, known), known.folders, around):
+        refused = None if operation.verb in {Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER} else placer.check(operation)
+        show(operation, refused)
+        if operation.row is not None:
+            summary.count(final_row(operation.row, operation, refused or Result(operation.number, Outcome.DONE)))
     if known.begun:
         summary.notes.append(
             f"run {name} was cut short: {len(known.begun):,} files more are looked at by the undo itself"
