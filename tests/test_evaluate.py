@@ -21,8 +21,8 @@ from dicomsort.errors import UsageError
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.fingerprint import encode
 from dicomsort.training.data.robustness import SHORTCUTS
+from dicomsort.training.evaluate.compare_bundles import on_their_own
 from dicomsort.training.evaluate.evaluation import OUTPUTS, _training_run
-from dicomsort.training.evaluate.side_by_side import on_their_own
 
 FOLDERS = ("CT", "mri", "XRAY")
 SOURCES, EACH = 2, 2

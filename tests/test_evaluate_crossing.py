@@ -38,7 +38,7 @@ def raster() -> Any:
         dense = keras.layers.Dense(classes, activation="softmax", kernel_initializer="zeros", name="probabilities")
         return keras.Model(image, dense(features), name="raster")
 
-    chosen = Architecture("means of a raster", "staged", build, ("float32",), "means")
+    chosen = Architecture("means of a raster", "transfer", build, ("float32",), "means")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "raster", chosen)
         yield

@@ -19,8 +19,9 @@ from dicomsort.training.data.grouping import keep_together
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.evaluate import calibration, metrics, reporting
 from dicomsort.training.evaluate.card import write_card
-from dicomsort.training.evaluate.predictions import HeldOut, Predictions, name_clusters
+from dicomsort.training.evaluate.predictions import Predictions, cross_calibrated, name_clusters
 from dicomsort.training.evaluate.tables import tables
+from dicomsort.training.fit.held_out import HeldOutPredictions
 
 LABELS = ("CT", "MRI", "OTHER", "XRAY")
 SOURCES, EACH = 12, 20
@@ -59,8 +60,12 @@ def _predictions(seed: int = 0) -> Predictions:
     fold = np.array([int(item.group[-1]) % 5 for item in dataset.items])
     distances = random.gamma(9, 1, len(fold)).astype(np.float32)
     variants = {name: _guesses(dataset, number) for number, name in enumerate(SHORTCUTS, 1)}
-    held = HeldOut(_guesses(dataset, seed, 2.0), fold, "folds", by_source=True, distances=distances, variants=variants)
-    return held.calibrated(dataset)
+    everything, guesses = np.arange(len(fold)), _guesses(dataset, seed, 2.0)
+    held_out = HeldOutPredictions(
+        everything, dataset.classes(), fold, "folds", by_source=True, probabilities=guesses, distances=distances,
+        variants=variants,
+    )  # fmt: skip
+    return cross_calibrated(held_out, dataset)
 
 
 @pytest.fixture(scope="module")

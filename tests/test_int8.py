@@ -155,7 +155,7 @@ def test_it_is_kept_unless_it_loses_half_a_point(wrong: int, kept: bool) -> None
 @pytest.fixture(scope="module", autouse=True)
 def _known() -> Iterator[None]:
     """The tiny network by two recipes, exported to int8 however few images are held out."""
-    tries = {recipe: replace(TINY, recipe=recipe, precisions=("int8", "float32")) for recipe in ("staged", "whole")}
+    tries = {recipe: replace(TINY, recipe=recipe, precisions=("int8", "float32")) for recipe in ("transfer", "full")}
     with known(), mock.patch.dict(ARCHITECTURES, tries), mock.patch.object(quantize, "MIN_IMAGES", 5):
         yield
 
@@ -175,8 +175,8 @@ def _train(dataset: Path, out: Path, arch: str) -> Ran:
 @pytest.fixture(scope="module")
 def trained(dataset: Path) -> Path:
     """A bundle in int8."""
-    out = dataset.with_name("staged")
-    ran = _train(dataset, out, "staged")
+    out = dataset.with_name("transfer")
+    ran = _train(dataset, out, "transfer")
     assert ran.code == 0, ran.err
     assert "int8: on 24 held-out images " in ran.err
     return out
@@ -215,7 +215,7 @@ def test_the_features_that_it_keeps_are_its_own(trained: Path) -> None:
 
 def test_a_whole_training_asks_it_about_the_validation_split(dataset: Path, tmp_path: Path) -> None:
     with mock.patch.object(quantize, "MIN_IMAGES", 3):
-        ran = _train(dataset, tmp_path / "out", "whole")
+        ran = _train(dataset, tmp_path / "out", "full")
     assert ran.code == 0, ran.err
     told = _told(tmp_path / "out")
     assert told["training_run"]["int8"]["images"] == told["images"] < 24
@@ -228,7 +228,7 @@ def test_what_loses_too_much_stays_in_floating_point(dataset: Path, tmp_path: Pa
     from dicomsort.training.export import tflite
 
     with mock.patch.object(tflite, "LOST", -2):
-        ran = _train(dataset, tmp_path / "out", "staged")
+        ran = _train(dataset, tmp_path / "out", "transfer")
     assert ran.code == 0, ran.err
     told = _told(tmp_path / "out")
     assert not told["training_run"]["int8"]["kept"]
@@ -258,7 +258,7 @@ def test_where_it_cannot_be_judged_or_made_the_reason_is_told() -> None:
     ):
         made = quantizer.make(None, None, np.arange(2))
         assert made == "TensorFlow makes none of this network (no such operator)"
-        assert quantizer.judge(None, None, np.arange(2), np.arange(2)) is None
+        assert quantizer.predict_fold(None, None, np.arange(2), np.arange(2)) is None
     assert words({"kept": False, "reason": made}) == f"No int8: {made}"
 
 

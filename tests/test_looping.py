@@ -75,7 +75,7 @@ def test_a_bundle_may_be_gone_on_from_in_its_own_place_again_and_again(start: Pa
     assert (start / EVALUATION_NAME).read_bytes() == kept
     told = _told(start)
     assert (told["model_sha256"], told["images"], told["trained_on"]) == (first, 9, 0)
-    judged = told[compare.REMEMBERED]
+    judged = told[compare.EVALUATION]
     assert judged["images"] == judged["trained_on"] == 12
     assert judged["at_hand"] == 0
     assert set(judged["agreement"]) == {"both", "only_first", "only_second", "neither"}
@@ -210,9 +210,9 @@ def test_small_steps_down_add_up(start: Path) -> None:
     """What is worse is told from the best of its line, not from the last alone."""
     pinned = json.loads((start / "bundle.json").read_text("utf-8"))
     line = [
-        {"name": "b", compare.REMEMBERED: {"sha256": pinned["evaluation"]["sha256"], "balanced_accuracy": 0.97}},
-        {"name": "a", compare.REMEMBERED: {"sha256": "another's", "balanced_accuracy": 1.0}},
-        *(None, {"name": "c"}, {compare.REMEMBERED: {"sha256": pinned["evaluation"]["sha256"]}}),
+        {"name": "b", compare.EVALUATION: {"sha256": pinned["evaluation"]["sha256"], "balanced_accuracy": 0.97}},
+        {"name": "a", compare.EVALUATION: {"sha256": "another's", "balanced_accuracy": 1.0}},
+        *(None, {"name": "c"}, {compare.EVALUATION: {"sha256": pinned["evaluation"]["sha256"]}}),
     ]
     _resealed(start, training=pinned["training"] | {compare.KEY: line})
     best = compare.best_of_line(load(start, RENDERING_VERSION))
@@ -221,7 +221,7 @@ def test_small_steps_down_add_up(start: Path) -> None:
         "images": 200, "best_of_line": best, "by_class": {}, "before": {"balanced_accuracy": 0.955},
         "after": {"balanced_accuracy": 0.94},
     }  # fmt: skip
-    told = {"trained_on": 0, "images": 9, "before": {"right": 3}, "after": {"right": 8}, compare.REMEMBERED: kept}
+    told = {"trained_on": 0, "images": 9, "before": {"right": 3}, "after": {"right": 8}, compare.EVALUATION: kept}
     assert reasons(told) == [
         "balanced accuracy on its 200 evaluation images 95.5% → 94.0%, and 97.0% earlier in its line"
     ]

@@ -170,8 +170,7 @@ def test_the_bundle_that_ships_can_be_gone_on_from(root: Path) -> None:
     from dicomsort.training.fit.finetune import from_bundle
 
     architecture = from_bundle(root / "models" / "default")
-    assert architecture.start is not None
-    model = architecture.build((224, 224, 3), len(architecture.start.labels))  # compared with LiteRT as it is built
+    model = architecture.build((224, 224, 3), len(architecture.bundle.labels))  # compared with LiteRT as it is built
     assert model.count_params() > 3_000_000
 
 
@@ -183,10 +182,10 @@ def test_what_went_on_is_as_sure_of_kept_images_as_its_start(start: Path) -> Non
     assert calibration.as_sure(sharp, soft, 1.5) == pytest.approx(0.75, rel=0.02)
     few = {"CT": 40, "MRI": 9}
     fitted = calibration.Calibration(3.0, 0.9, 0.95)
-    found = calibration.going_on(bundle, None, few, fitted, (), (sharp, soft))
+    found = calibration.finetuned(bundle, None, few, fitted, (), (sharp, soft))
     assert found.temperature == pytest.approx(bundle.temperature / 2, rel=0.03)
     assert (found.decide, found.contradict) == (bundle.decide, bundle.contradict)
-    enough = calibration.going_on(bundle, None, {"CT": 30, "MRI": 30}, fitted, (), (sharp, soft))
+    enough = calibration.finetuned(bundle, None, {"CT": 30, "MRI": 30}, fitted, (), (sharp, soft))
     assert enough.temperature == 3.0
 
 

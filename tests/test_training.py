@@ -224,7 +224,7 @@ def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
         pooled = keras.layers.AveragePooling2D(28)(keras.layers.Rescaling(1 / 255)(image))
         return classifier(keras.Model(image, keras.layers.Flatten(name="features")(pooled), name="raster"), classes)
 
-    architecture = Architecture("means of a raster", "staged", build, ("float32",), "features")
+    architecture = Architecture("means of a raster", "transfer", build, ("float32",), "features")
     monkeypatch.setitem(ARCHITECTURES, "raster", architecture)
 
 
@@ -239,7 +239,7 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raster = [layers.AveragePooling2D(28), layers.Flatten(), layers.Dense(4, name="features")]
         return keras.Sequential([keras.Input(shape), *raster, layers.Dense(classes, "softmax", name="probabilities")])
 
-    monkeypatch.setitem(ARCHITECTURES, "speck", Architecture("a speck", "whole", build, ("float32",)))
+    monkeypatch.setitem(ARCHITECTURES, "speck", Architecture("a speck", "full", build, ("float32",)))
 
 
 def test_a_head_is_judged_on_sources_it_never_saw(dataset: Path, tiny_backbone: None) -> None:

@@ -141,7 +141,7 @@ def _compare(asked: EvaluateSettings, folders: tuple[Path, Path], dataset: Path 
 def _compared(
     bundles: tuple[Bundle, Bundle], dataset: Path | None, out: Path, asked: EvaluateSettings
 ) -> dict[str, Any]:
-    from dicomsort.training.evaluate.side_by_side import on_dataset, on_their_own
+    from dicomsort.training.evaluate.compare_bundles import on_dataset, on_their_own
 
     if dataset is None:
         return on_their_own(bundles, asked.seed)

@@ -14,8 +14,9 @@ from dicomsort.report import visible
 from dicomsort.training.evaluate import compare
 from dicomsort.training.evaluate.predictions import NESTED
 from dicomsort.training.evaluate.tables import number, percent, sizes, tables
-from dicomsort.training.fit.quantize import INT8, words
+from dicomsort.training.fit.quantize import words
 from dicomsort.training.models import replay_set
+from dicomsort.training.models.tflite_weights import INT8
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,9 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.report import visible
+from dicomsort.training.evaluate.compare_bundles import KEPT, OWN
 from dicomsort.training.evaluate.evaluation import COMPARISON, FIGURES, outcome
 from dicomsort.training.evaluate.plots import FAINT, HELD_OUT, INK, MUTED, TRAINING, save, styled
-from dicomsort.training.evaluate.side_by_side import KEPT, OWN
 from dicomsort.training.evaluate.tables import NUMBERS, ROWS, Table, at, number, percent, points
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ THRESHOLDS = ("decide", "contradict", "decide_and_distance")
 
 
 def tables(told: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield the tables of what ``sidebyside`` tells that have rows."""
+    """Yield the tables of what ``compare_bundles`` tells that have rows."""
     names = names_of(told)
     for table in (
         _figures(told, names),
@@ -166,7 +166,7 @@ SPAN = 0.05  # of a change that is shown at least, to each side
 
 
 def write_comparison(told: Mapping[str, Any], out: Path) -> None:
-    """Write figures and picture of what ``sidebyside`` tells into the folder ``out``."""
+    """Write figures and picture of what ``compare_bundles`` tells into the folder ``out``."""
     with outcome(out) as folder:
         (folder / FIGURES).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
         plot_comparison(told, names_of(told), title(told), folder / COMPARISON)
@@ -175,7 +175,7 @@ def write_comparison(told: Mapping[str, Any], out: Path) -> None:
 def plot_comparison(told: Mapping[str, Any], names: Sequence[str], heading: str, path: Path) -> None:
     """Draw accuracy, balanced accuracy and recall by class of both, and, where there is one, the change beside them.
 
-    ``told`` is what ``sidebyside`` tells; ``names`` are those of the two bundles.
+    ``told`` is what ``compare_bundles`` tells; ``names`` are those of the two bundles.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter

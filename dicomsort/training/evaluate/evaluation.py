@@ -25,7 +25,14 @@ from dicomsort.training.data.grouping import keep_together
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.evaluate import reporting
 from dicomsort.training.evaluate.card import write_card
-from dicomsort.training.evaluate.cross_validation import Folding, Judged, by_folds, judge, spread, thumbnails
+from dicomsort.training.evaluate.cross_validation import (
+    FilePrediction,
+    Folding,
+    by_folds,
+    predict_files,
+    spread,
+    thumbnails,
+)
 from dicomsort.training.evaluate.predictions import Predictions, name_clusters, require_images
 
 if TYPE_CHECKING:
@@ -97,9 +104,13 @@ def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Repor
 def by_model(bundle: Bundle, dataset: Dataset, settings: Settings, engine: Engine, reporter: Reporter) -> Evaluated:
     """Judge every file by the bundle's model, in the engine's workers."""
     shortcuts = tuple(SHORTCUTS) if settings.shortcuts else ()
-    task = partial(judge, str(bundle.folder.resolve()), str(dataset.root), secrets.token_bytes(SALT_BYTES), shortcuts)
+    task = partial(
+        predict_files, str(bundle.folder.resolve()), str(dataset.root), secrets.token_bytes(SALT_BYTES), shortcuts
+    )
     with reporter.step("Judging images", len(dataset.items)) as step:
-        answers = spread(engine, task, [item.path for item in dataset.items], lambda _, why: Judged(str(why)), step)
+        answers = spread(
+            engine, task, [item.path for item in dataset.items], lambda _, why: FilePrediction(str(why)), step
+        )
     good = [answer for answer in answers if not answer.problem]
     skipped = [(item.path, a.problem) for item, a in zip(dataset.items, answers, strict=True) if a.problem]
     dataset = dataset.only(i for i, answer in enumerate(answers) if not answer.problem)
@@ -126,7 +137,7 @@ def tell(
     }
 
 
-def _predictions(bundle: Bundle, dataset: Dataset, answers: Sequence[Judged], held_out: str) -> Predictions:
+def _predictions(bundle: Bundle, dataset: Dataset, answers: Sequence[FilePrediction], held_out: str) -> Predictions:
     """Return the answers as arrays, with the bundle's own thresholds for every image."""
     count = len(answers)
     rows = [answer.probabilities for answer in answers if answer.probabilities is not None]

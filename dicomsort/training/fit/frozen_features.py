@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from dicomsort.training.data.dataset import Dataset, Indices
     from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.fit.recipe import Recipe
+    from dicomsort.training.fit.recipe import Hyperparameters
     from dicomsort.training.progress import Reporter, Step
 
     Change = Callable[[int, Indices, NDArray[np.uint8]], NDArray[np.uint8]]
@@ -68,7 +68,7 @@ class Drawn:
     What is drawn depends on seed, epoch and index alone; see ``prefetching.Source``.
     """
 
-    def __init__(self, views: Views, dataset: Dataset, items: Indices, recipe: Recipe) -> None:
+    def __init__(self, views: Views, dataset: Dataset, items: Indices, recipe: Hyperparameters) -> None:
         self._views, self._items, self._truth = views, items, one_hot(dataset)
         weights = balance(dataset.only(items), EVENNESS).astype(np.float64)
         self._shares, self._size, self._seed = weights / weights.sum(), recipe.batch_size, recipe.seed

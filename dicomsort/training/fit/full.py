@@ -19,7 +19,7 @@ from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.dataset import DatasetError, fingerprint
 from dicomsort.training.data.prefetch import Feed
-from dicomsort.training.data.splitting import balance, split
+from dicomsort.training.data.splitting import balance, folds, split
 from dicomsort.training.fit.checkpoint import Checkpoint, Progress, Saved, StopRequest, held_back
 from dicomsort.training.fit.feeding import (  # fmt: skip
     Batches,
@@ -31,7 +31,8 @@ from dicomsort.training.fit.feeding import (  # fmt: skip
     run,
     waiting,
 )
-from dicomsort.training.fit.recipe import Fitted, Recipe
+from dicomsort.training.fit.held_out import HeldOutPredictions
+from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models import ood
 from dicomsort.training.models.outputs import featured
 
@@ -46,16 +47,19 @@ if TYPE_CHECKING:
 
 SAVE_SECONDS = 300.0  # within long epochs
 MEASURED = 2000  # training images at most tell where features lie
+CALIBRATION_FOLDS = 5  # in which held-out predictions calibrate each other
 UNBALANCED = 3  # times as many images in the largest class as in the smallest
 
 
-def fit_whole(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Fitted:
+def fit_full(
+    architecture: Architecture, rendered: Rendered, recipe: Hyperparameters, reporter: Reporter
+) -> TrainedModel:
     """Train all weights on pixels, with a random share of the images, or of the sources, held out."""
     dataset = rendered.dataset
     grouped, words = _held_out(dataset, recipe)
     train, held = split(dataset, recipe.validation_split, recipe.seed, grouped=grouped)
     if not recipe.balance:
-        _tell_unbalanced(dataset, reporter)
+        _warn_unbalanced(dataset, reporter)
     build = partial(architecture.build, rendered.images.shape[1:], len(dataset.labels))
     with fast_precision() as mixed:
         model = compiled(build(), recipe.learning_rate)
@@ -67,11 +71,12 @@ def fit_whole(architecture: Architecture, rendered: Rendered, recipe: Recipe, re
     model = in_float32(model, build) if mixed else model
     with reporter.step("Predicting held-out images", len(held)) as step:
         probabilities = predict_rows(model, rendered.images, rendered.rows[held], step)
-    space, distances = _measured(model, rendered, train, held, reporter)
-    return Fitted(
-        model, keeper.progress.history, held, probabilities, words, f"the validation split: {words}", grouped,
-        keeper.course(), distances=distances, space=space,
-    )  # fmt: skip
+    mahalanobis, distances = _measured(model, rendered, train, held, reporter)
+    chosen = dataset.only(held)
+    fold = folds(chosen, CALIBRATION_FOLDS, recipe.seed, grouped=grouped)
+    how = f"the validation split: {words}"
+    held_out = HeldOutPredictions(held, chosen.classes(), fold, how, grouped, probabilities, distances)
+    return TrainedModel(model, mahalanobis, held_out, None, keeper.progress.history, words, keeper.course())
 
 
 def _measured(
@@ -83,14 +88,14 @@ def _measured(
     body = featured(model)
     with reporter.step("Measuring distances", len(known) + len(held)) as step:
         features = predict_rows(body, rendered.images, rendered.rows[known], step)
-        space = ood.fit(features, rendered.dataset.classes()[known])
-        return space, space.distances(predict_rows(body, rendered.images, rendered.rows[held], step))
+        mahalanobis = ood.fit(features, rendered.dataset.classes()[known])
+        return mahalanobis, mahalanobis.distances(predict_rows(body, rendered.images, rendered.rows[held], step))
 
 
 class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
     """Keeps history, best weights and checkpoint of a compiled model's training, and ends it early."""
 
-    def __init__(self, model: Any, recipe: Recipe, checkpoint: Checkpoint | None, reporter: Reporter) -> None:
+    def __init__(self, model: Any, recipe: Hyperparameters, checkpoint: Checkpoint | None, reporter: Reporter) -> None:
         super().__init__()
         self.trained, self.recipe, self.reporter = model, recipe, reporter
         self.progress, self.asked, self.batches = Progress(), StopRequest(), 0
@@ -229,7 +234,7 @@ def _train(keeper: CheckpointCallback, rendered: Rendered, train: Indices, held:
     keeper.finish()
 
 
-def _held_out(dataset: Dataset, recipe: Recipe) -> tuple[bool, str]:
+def _held_out(dataset: Dataset, recipe: Hyperparameters) -> tuple[bool, str]:
     """Return whether whole sources are held out, and what is, in words."""
     if recipe.split == "source":
         if not dataset.grouped():
@@ -241,14 +246,14 @@ def _held_out(dataset: Dataset, recipe: Recipe) -> tuple[bool, str]:
     return False, f"{words}; {kin}" if kin else words
 
 
-def _tell_unbalanced(dataset: Dataset, reporter: Reporter) -> None:
+def _warn_unbalanced(dataset: Dataset, reporter: Reporter) -> None:
     counts = dataset.counts()
     if max(counts.values()) > UNBALANCED * min(counts.values()):
-        told = ", ".join(f"{label} {count:,}" for label, count in counts.items())
-        reporter.note(f"The classes are unbalanced ({told}): --balance makes them weigh the same")
+        listed = ", ".join(f"{label} {count:,}" for label, count in counts.items())
+        reporter.note(f"The classes are unbalanced ({listed}): --balance makes them weigh the same")
 
 
-def identify(model: Any, rendered: Rendered, recipe: Recipe, **more: str) -> dict[str, Any]:
+def identify(model: Any, rendered: Rendered, recipe: Hyperparameters, **more: str) -> dict[str, Any]:
     """Return what must be the same for a training to go on, by the names under which a difference is told."""
     numbers = asdict(replace(recipe, checkpoint=None, fresh=False))
     items = rendered.dataset.items

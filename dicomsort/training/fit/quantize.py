@@ -16,9 +16,8 @@ import numpy as np
 from dicomsort.bundle.predictor import Running
 from dicomsort.bundle.tensors import DISTANCE, PROBABILITIES
 from dicomsort.training.data.splitting import balance
-from dicomsort.training.fit.recipe import Said
 from dicomsort.training.models.outputs import complete
-from dicomsort.training.models.tflite_weights import UNREADABLE, Graph
+from dicomsort.training.models.tflite_weights import INT8, UNREADABLE, Graph
 from dicomsort.training.progress import hushed
 
 if TYPE_CHECKING:
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
     from dicomsort.training.models.ood import MahalanobisModel
     from dicomsort.training.progress import Reporter
 
-INT8 = "int8"  # the precision, and its block in metrics.json
+    Predicted = tuple[NDArray[np.float32], NDArray[np.float32] | None]  # probabilities (n, C), distances (n,)
+
 EXAMPLES = 240  # images that the ranges of activations are taken from
 MIN_IMAGES = 200  # held-out images: of fewer, one is more than what integers may lose
 
@@ -76,7 +76,7 @@ def quantize(network: Any, space: MahalanobisModel | None, images: NDArray[np.ui
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """Makes networks of int8 and asks them; ``rendered`` has the images, ``seed`` fixes which serve as examples."""
+    """Makes networks of int8 that predict; ``rendered`` has the images, ``seed`` fixes which serve as examples."""
 
     rendered: Rendered
     seed: int
@@ -100,8 +100,8 @@ class Quantizer:
         except (*UNREADABLE, RuntimeError) as error:
             return f"TensorFlow makes none of this network ({' '.join(str(error).split())[:100]})"
 
-    def ask(self, model: bytes, items: Indices) -> Said:
-        """Return what a LiteRT file says of ``items``."""
+    def predict(self, model: bytes, items: Indices) -> Predicted:
+        """Return what a LiteRT file predicts for ``items``; no distances where it tells none."""
         parts: list[dict[str, NDArray[np.float32]]] = []
         with hushed():  # LiteRT says something when a model is run first
             running = Running(model)
@@ -111,12 +111,14 @@ class Quantizer:
                 parts.append(running.run(self._images(item[None]).astype(np.float32)))
                 step.advance()
         distances = np.concatenate([part[DISTANCE] for part in parts]) if DISTANCE in parts[0] else None
-        return Said(np.concatenate([part[PROBABILITIES] for part in parts]), distances)
+        return np.concatenate([part[PROBABILITIES] for part in parts]), distances
 
-    def judge(self, network: Any, space: MahalanobisModel | None, outside: Indices, inside: Indices) -> Said | None:
-        """Return what a network that was trained on ``outside`` says of ``inside`` in int8; None where it cannot."""
+    def predict_fold(
+        self, network: Any, space: MahalanobisModel | None, outside: Indices, inside: Indices
+    ) -> Predicted | None:
+        """Return what a network trained on ``outside`` predicts for ``inside`` in int8; None where it cannot."""
         made = self.make(network, space, outside)
-        return None if isinstance(made, str) else self.ask(made, inside)
+        return None if isinstance(made, str) else self.predict(made, inside)
 
     def spread(self, items: Indices, count: int) -> Indices:
         """Return at most ``count`` of ``items``, drawn so that classes, and in each its sources, come alike."""

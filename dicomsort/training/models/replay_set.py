@@ -24,7 +24,8 @@ from dicomsort.bundle.spec import read_model
 from dicomsort.errors import BundleError
 from dicomsort.training.data import fingerprint
 from dicomsort.training.data.splitting import balance, folds
-from dicomsort.training.models.tflite_head import Body
+from dicomsort.training.models.tflite_head import Body, predict_head
+from dicomsort.training.models.tflite_weights import read_head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -209,6 +210,19 @@ def recall(bundle: Bundle) -> ReplaySet | None:
         msg = f"bundle {str(bundle.folder)!r}: {EVALUATION_NAME}: expected features as dicomsort keeps them, received "
         raise BundleError(msg + told) from error
     return kept
+
+
+def predictions_of(bundle: Bundle, kept: ReplaySet) -> NDArray[np.float32] | None:
+    """Return what a bundle's last layer predicts for a replay set, float32 (N, C), not calibrated.
+
+    None where its file does not hold that layer as numbers that can be read, or it is of other features.
+    """
+    try:
+        kernel, bias = read_head(read_model(bundle))
+    except BundleError:
+        return None
+    fits = kernel.shape == (kept.features.shape[1], len(bundle.labels))
+    return predict_head(kept.features, kernel, bias) if fits else None
 
 
 def require_of(bundle: Bundle, kept: ReplaySet, features: NDArray[np.float32]) -> None:

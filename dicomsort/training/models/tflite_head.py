@@ -53,6 +53,14 @@ class Body:
         return np.concatenate([self.output, *(self._running.run(image[None])[PROBABILITIES] for image in images)])
 
 
+def predict_head(features: NDArray[Any], kernel: NDArray[Any], bias: NDArray[Any]) -> NDArray[np.float32]:
+    """Return what a last layer, kernel (D, C) and bias (C,), gives features (n, D): probabilities, float32 (n, C)."""
+    logits = features.astype(np.float32) @ kernel + bias
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: NDArray[np.float32] = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+    return result
+
+
 def with_head(model: bytes, kernel: NDArray[np.float32], bias: NDArray[np.float32]) -> bytes:
     """Return a LiteRT model with another last layer, kernel (D, C) and bias (C,), in its class maps too.
 

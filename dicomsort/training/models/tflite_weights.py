@@ -32,7 +32,8 @@ TYPES: dict[int, np.dtype[Any]] = {
     9: np.dtype(np.int8),
 }
 FLOAT32 = 0
-PRECISIONS = {0: "float32", 1: "float16", 9: "int8"}
+INT8 = "int8"  # the precision, and its block in metrics.json
+PRECISIONS = {0: "float32", 1: "float16", 9: INT8}
 CONVOLUTIONS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"})
 BIAS = 2  # its place among the inputs of a convolution or a dense layer
 

@@ -12,11 +12,10 @@ from dicomsort.content import COMPARED
 from dicomsort.errors import UsageError
 from dicomsort.training.data.dataset import read_groups, relabelled, scan
 from dicomsort.training.evaluate import compare, metrics
-from dicomsort.training.evaluate.compare import of_one_line, said_of
 from dicomsort.training.evaluate.evaluation import FIGURES, Settings, by_model
 from dicomsort.training.evaluate.metrics import Tally
 from dicomsort.training.evaluate.reporting import figures_in
-from dicomsort.training.models.replay_set import recall
+from dicomsort.training.models.replay_set import predictions_of, recall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,28 +43,25 @@ def on_dataset(bundles: Two, settings: Settings, engine: Engine, reporter: Repor
     first, second = bundles
     _require_same_labels(first, second)
     groups = read_groups(settings.groups) if settings.groups else None
-    found = scan(settings.dataset, groups, least=1)
+    dataset = scan(settings.dataset, groups, least=1)
     one, two = (
-        by_model(bundle, relabelled(found, bundle.labels), settings, engine, reporter) for bundle in (first, second)
+        by_model(bundle, relabelled(dataset, bundle.labels), settings, engine, reporter) for bundle in (first, second)
     )
-    said = _aligned(one.predictions, two.predictions, [second.labels.index(label) for label in first.labels])
-    told = _changes(_tallies(said), said[0].dataset.labels, settings.seed)
-    items = said[0].dataset.items
-    right = said[0].right, said[1].right
-    shown = {
+    ours, theirs = _aligned(one.predictions, two.predictions, first.labels, second.labels)
+    found = compare.changes(*_tallies(ours, theirs), settings.seed)
+    items = ours.dataset.items
+    right = ours.right, theirs.right
+    changed = {
         name: [items[i].path for i in np.flatnonzero(mine & ~other)[:LISTED]]
-        for name, mine, other in (("only_first", *right), ("only_second", right[1], right[0]))
+        for name, mine, other in (("only_first", *right), ("only_second", *right[::-1]))
     }
     return {
         "of": SAME,
         **_named(bundles, (one.told["trained_on"], two.told["trained_on"])),
-        "images": len(items),
-        "unit": said[0].unit,
-        "clusters": len(set(said[0].clusters)),
-        **told,
-        "agreement": compare.agreement(*right),
-        "sources": _by_source(said),
-        "changed": shown,
+        "unit": ours.unit,
+        **_by_figure(found, first.labels),
+        "sources": _by_source(ours, theirs),
+        "changed": changed,
         "skipped": one.told["skipped"] | two.told["skipped"],
     }
 
@@ -77,84 +73,69 @@ def on_their_own(bundles: Two, seed: int) -> dict[str, Any]:
     figures that each bundle has, which may be of other images.
     """
     first, second = bundles
-    kept = recall(first) if of_one_line(first, second) else None
-    judged = kept.part(rehearsed=False) if kept else None
-    if judged:
-        said = said_of(first, judged), said_of(second, judged)
-        if said[0] is not None and said[1] is not None:
-            return _on_kept(bundles, judged, (said[0], said[1]), seed)
-    told = _own(first), _own(second)
+    kept = recall(first) if compare.of_one_line(first, second) else None
+    images = kept.part(rehearsed=False) if kept else None
+    if images:
+        one, two = (predictions_of(bundle, images) for bundle in bundles)
+        if one is not None and two is not None:
+            return _on_replay_set(bundles, images, (one, two), seed)
+    figures = _own(first), _own(second)
     return {
         "of": OWN,
         **_named(bundles, (None, None)),
         "same_images": first.training.get("fingerprint") == second.training.get("fingerprint"),
         "labels": list(first.labels),
-        "figures": dict(zip(BOTH, told, strict=True)),
+        "figures": dict(zip(BOTH, figures, strict=True)),
     }
 
 
-def _on_kept(
-    bundles: Two, kept: ReplaySet, said: tuple[NDArray[np.float32], NDArray[np.float32]], seed: int
+def _on_replay_set(
+    bundles: Two, images: ReplaySet, raw: tuple[NDArray[np.float32], NDArray[np.float32]], seed: int
 ) -> dict[str, Any]:
-    names, cluster = np.unique(kept.clusters, return_inverse=True)
-    tallies = [
-        Tally(calibrate(raw, bundle.temperature), kept.truth, kept.labels, cluster, _limits(bundle, len(kept)))
-        for bundle, raw in zip(bundles, said, strict=True)
-    ]
-    right = [raw.argmax(1) == kept.truth for raw in said]
-    trained = int(kept.trained.sum())
-    return {
-        "of": KEPT,
-        **_named(bundles, (trained, trained)),
-        "images": len(kept),
-        "unit": kept.unit,
-        "clusters": len(names),
-        **_changes((tallies[0], tallies[1]), kept.labels, seed),
-        "agreement": compare.agreement(right[0], right[1]),
-    }
+    one, two = (calibrate(each, bundle.temperature) for bundle, each in zip(bundles, raw, strict=True))
+    found = compare.on_replay_set(images, one, two, seed, [_thresholds(bundle, len(images)) for bundle in bundles])
+    trained = found.pop("trained_on")
+    return {"of": KEPT, **_named(bundles, (trained, trained)), **_by_figure(found, images.labels)}
 
 
-def _changes(tallies: tuple[Tally, Tally], labels: Sequence[str], seed: int) -> dict[str, Any]:
-    """Return the figures of both and what changed, those of classes without images left out."""
-    told = compare.changes(*tallies, seed)
-    found = np.bincount(tallies[0].truth, minlength=len(labels))
-    support = {label: int(count) for label, count in zip(labels, found, strict=True)}
-    figures = {name: told[name] for name in BOTH}
-    return {"labels": list(labels), "support": support, "figures": figures} | {
-        name: told[name] for name in ("change", "intervals") if name in told
-    }
+def _by_figure(found: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """Return what ``compare.changes`` found with the figures of both in one place."""
+    figures = {name: found.pop(name) for name in BOTH}
+    return {"labels": list(labels), "figures": figures, **found}
 
 
-def _tallies(said: tuple[Predictions, Predictions]) -> tuple[Tally, Tally]:
-    _, cluster = np.unique(np.array(said[0].clusters), return_inverse=True)
-    return metrics.tally_of(said[0], cluster), metrics.tally_of(said[1], cluster)
+def _tallies(one: Predictions, two: Predictions) -> tuple[Tally, Tally]:
+    _, cluster = np.unique(np.array(one.clusters), return_inverse=True)
+    return metrics.tally_of(one, cluster), metrics.tally_of(two, cluster)
 
 
-def _aligned(one: Predictions, two: Predictions, places: Sequence[int]) -> tuple[Predictions, Predictions]:
+def _aligned(
+    one: Predictions, two: Predictions, labels: Sequence[str], others: Sequence[str]
+) -> tuple[Predictions, Predictions]:
     """Return both for the images that both judged; the second with the labels, clusters and classes of the first."""
     rows = {item.path: i for i, item in enumerate(two.dataset.items)}
     mine = [i for i, item in enumerate(one.dataset.items) if item.path in rows]
     theirs = [rows[one.dataset.items[i].path] for i in mine]
     first = _only(one, mine)
     second = replace(_only(two, theirs), dataset=first.dataset, clusters=first.clusters, unit=first.unit)
-    return first, replace(second, probabilities=second.probabilities[:, list(places)])
+    return first, replace(second, probabilities=second.probabilities[:, [others.index(label) for label in labels]])
 
 
-def _only(said: Predictions, rows: Sequence[int]) -> Predictions:
+def _only(predictions: Predictions, rows: Sequence[int]) -> Predictions:
     return replace(
-        said,
-        dataset=said.dataset.only(rows),
-        probabilities=said.probabilities[list(rows)],
-        thresholds={name: values[list(rows)] for name, values in said.thresholds.items()},
-        clusters=[said.clusters[i] for i in rows],
-        distances=None if said.distances is None else said.distances[list(rows)],
-        limits=None if said.limits is None else said.limits[list(rows)],
+        predictions,
+        dataset=predictions.dataset.only(rows),
+        probabilities=predictions.probabilities[list(rows)],
+        thresholds={name: values[list(rows)] for name, values in predictions.thresholds.items()},
+        clusters=[predictions.clusters[i] for i in rows],
+        distances=None if predictions.distances is None else predictions.distances[list(rows)],
+        limits=None if predictions.limits is None else predictions.limits[list(rows)],
     )
 
 
-def _by_source(said: tuple[Predictions, Predictions]) -> list[dict[str, Any]]:
+def _by_source(first: Predictions, second: Predictions) -> list[dict[str, Any]]:
     """Return a row a class and source with the recall of both, the greatest change first; none without sources."""
-    dataset = said[0].dataset
+    dataset = first.dataset
     sources = [item.source for item in dataset.items]
     if not any(sources):
         return []
@@ -163,7 +144,7 @@ def _by_source(said: tuple[Predictions, Predictions]) -> list[dict[str, Any]]:
             (row["label"], row["source"]): row
             for row in metrics.by_source(each.probabilities, dataset.classes(), dataset.labels, sources)
         }
-        for each in said
+        for each in (first, second)
     )
     rows = [
         {
@@ -176,7 +157,7 @@ def _by_source(said: tuple[Predictions, Predictions]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-abs(row["second"] - row["first"]), row["label"], row["source"]))
 
 
-def _limits(bundle: Bundle, count: int) -> dict[str, NDArray[np.float64]]:
+def _thresholds(bundle: Bundle, count: int) -> dict[str, NDArray[np.float64]]:
     return {"decide": np.full(count, bundle.decide), "contradict": np.full(count, bundle.contradict)}
 
 
