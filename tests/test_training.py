@@ -166,8 +166,8 @@ def test_a_training_goes_on_from_the_reference_network_and_is_compared(trained: 
     ran = run("evaluate", "--compare", before, after, few, "--out", tmp_path / "compared")
     assert ran.code == 0, ran.err
     assert "reference and site on" in ran.out
-    told = _json(tmp_path / "compared" / "metrics.json")
-    assert told["images"] == len(CLASSES) * 4
+    report = _json(tmp_path / "compared" / "metrics.json")
+    assert report["images"] == len(CLASSES) * 4
 
 
 def test_no_model_carries_code(trained: Trained) -> None:

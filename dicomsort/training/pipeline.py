@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dicomsort.bundle import Bundle
     from dicomsort.engines.engine import Engine
     from dicomsort.training.data.dataset import Dataset
-    from dicomsort.training.data.grouping import Kept
+    from dicomsort.training.data.grouping import Grouping
     from dicomsort.training.models.architectures import Architecture
 
 SKIPPED_SAID = 10
@@ -62,27 +62,27 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
     the same settings go on.
     """
     settings, architecture = checked(settings)
-    numbers = settings.hyperparameters()
+    hyper = settings.hyperparameters()
     rival = _rival(settings, architecture)
     dataset = scanned(settings, architecture)
     with staged(settings.out, OUTPUTS | MAYBE) as folder:
         reporter.note(f"Network {settings.arch}: {architecture.summary}")
         with rendering(dataset, settings, architecture, open_workers, reporter) as rendered:
-            _note_groups(rendered.kept, reporter)
+            _note_groups(rendered.grouping, reporter)
             reporter.note("Loading TensorFlow")
             load_tensorflow()
             from dicomsort.training.export import tflite
             from dicomsort.training.fit import recipes
 
-            trained = recipes.fit(architecture, rendered, numbers, reporter)
-            exported = tflite.export(architecture, rendered, trained, numbers.seed, reporter)
+            trained = recipes.fit(architecture, rendered, hyper, reporter)
+            exported = tflite.export(architecture, rendered, trained, hyper.seed, reporter)
             found = calibration.of_training(architecture, trained, exported.held_out, dataset.labels)
-            comparison = compared(architecture, rendered, trained, found, rival, numbers.seed)
+            comparison = compared(architecture, rendered, trained, found, rival, hyper.seed)
             result = TrainingResult(settings, architecture, rendered, trained, exported, found, comparison)
             if comparison and rival and comparison.worse:
                 _refuse(result, rival, comparison.worse)
             figures = _written(folder, result)
-    forget(numbers.checkpoint)
+    forget(hyper.checkpoint)
     return Trained(settings.out, figures, exported.held_out.how, rendered.skipped, sheet_of(settings.out))
 
 
@@ -146,13 +146,13 @@ def _written(folder: Path, result: TrainingResult) -> dict[str, Any]:
         raise DicomsortError(f"--out {out!r}: expected room for the bundle, received {error}") from error
 
 
-def _note_groups(kept: Kept, reporter: Reporter) -> None:
+def _note_groups(grouping: Grouping, reporter: Reporter) -> None:
     """Say what is kept on one side of every split."""
-    reporter.note(f"Kept together: {kept.words()}")
-    for names in kept.joined[:SKIPPED_SAID]:
+    reporter.note(f"Kept together: {grouping.words()}")
+    for names in grouping.joined[:SKIPPED_SAID]:
         reporter.note(f"  one source, for a shared patient, near-duplicate or name: {visible(', '.join(names))}")
-    if kept.blank:
-        reporter.note(f"{kept.blank:,} images are of one colour; they tell nothing")
+    if grouping.blank:
+        reporter.note(f"{grouping.blank:,} images are of one colour; they tell nothing")
 
 
 def _note_skipped(rendered: Rendered, reporter: Reporter) -> None:

@@ -44,7 +44,7 @@ class Settings(TrainSettings):
             self.augment, self.patience, self.balance, self.split, out.with_name(f"{out.name}.checkpoint"), self.fresh,
         )  # fmt: skip
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """Return what ``bundle.json`` tells of the recipe: numbers and names, no paths of this machine."""
         names = ("arch", "epochs", "batch_size", "learning_rate", "validation_split", "seed", "augment", "patience")
         chosen: dict[str, Any] = {

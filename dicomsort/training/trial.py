@@ -56,10 +56,10 @@ def attempt(settings: Settings, rendered: Rendered, reporter: Reporter, report: 
     dataset = rendered.dataset
     keras.utils.set_random_seed(settings.seed)
     grouped = dataset.grouped() and settings.split != "random"
-    train, held = split(dataset, settings.validation_split, settings.seed, grouped=grouped)
+    train, held_out = split(dataset, settings.validation_split, settings.seed, grouped=grouped)
     trial = _transfer if architecture.recipe == "transfer" else _full
     try:
-        return max(trial(architecture, settings, rendered, (train, held), reporter, report))
+        return max(trial(architecture, settings, rendered, (train, held_out), reporter, report))
     finally:
         keras.backend.clear_session()
 
@@ -72,18 +72,20 @@ def _full(
     reporter: Reporter,
     report: Report,
 ) -> list[float]:
-    train, held = parts
-    dataset, recipe, truth = rendered.dataset, settings.hyperparameters(), one_hot(rendered.dataset)
+    train, held_out = parts
+    dataset, hyper, truth = rendered.dataset, settings.hyperparameters(), one_hot(rendered.dataset)
     with fast_precision():
-        model = compiled(architecture.build(rendered.images.shape[1:], len(dataset.labels)), recipe.learning_rate)
-    weights = balance(dataset.only(train)) if recipe.balance else None
+        model = compiled(architecture.build(rendered.images.shape[1:], len(dataset.labels)), hyper.learning_rate)
+    weights = balance(dataset.only(train)) if hyper.balance else None
     data = Batches(
-        rendered.images, rendered.rows[train], truth[train], recipe.batch_size, recipe.seed, weights,
-        STRENGTHS[recipe.augment], rendered.vary,
+        rendered.images, rendered.rows[train], truth[train], hyper.batch_size, hyper.seed, weights,
+        STRENGTHS[hyper.augment], rendered.vary,
     )  # fmt: skip
-    scores = Scores(lambda: predict_rows(model, rendered.images, rendered.rows[held]), dataset.classes()[held], report)
-    with reporter.step("Training", recipe.epochs * len(data)) as step, Feed(data, recipe.epochs) as feed:
-        run(model, feed, None, recipe.epochs, step, [scores])
+    scores = Scores(
+        lambda: predict_rows(model, rendered.images, rendered.rows[held_out]), dataset.classes()[held_out], report
+    )
+    with reporter.step("Training", hyper.epochs * len(data)) as step, Feed(data, hyper.epochs) as feed:
+        run(model, feed, None, hyper.epochs, step, [scores])
     return scores.values
 
 
@@ -95,9 +97,9 @@ def _transfer(
     reporter: Reporter,
     report: Report,
 ) -> list[float]:
-    train, held = parts
+    train, held_out = parts
     with opened(architecture, rendered, settings.hyperparameters(), reporter) as trainer:
-        answer: Callable[[], Any] = lambda: trainer.predict(trainer.views.seen[0][held])[1]
-        scores = Scores(answer, rendered.dataset.classes()[held], report)
+        answer: Callable[[], Any] = lambda: trainer.predict(trainer.views.activations[0][held_out])[1]
+        scores = Scores(answer, rendered.dataset.classes()[held_out], report)
         trainer.fit(train, None, "Training", [scores])
     return scores.values

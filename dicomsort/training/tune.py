@@ -173,12 +173,12 @@ def _search(optuna: Any, study: Any, settings: Settings, trials: int, rendered: 
 
             return attempt(chosen, rendered, reporter, report)
 
-        def tell(study: Any, trial: Any) -> None:
+        def show(study: Any, trial: Any) -> None:
             if trial.state.name in ENDED:
                 scores = [one.value for one in study.trials if one.state.name == "COMPLETE"]
                 step.advance(1, f"best {max(scores):.1%}" if scores else "")
 
-        study.optimize(objective, n_trials=max(0, trials - done), callbacks=[tell])
+        study.optimize(objective, n_trials=max(0, trials - done), callbacks=[show])
 
 
 def _suggest(trial: Any, settings: Settings) -> dict[str, Any]:

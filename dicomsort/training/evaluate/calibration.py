@@ -109,7 +109,7 @@ def fit(
     return Calibration(temperature, decide, contradict, notes, limit)
 
 
-def kept(start: Bundle, counts: Mapping[str, int]) -> Calibration | None:
+def bundle_calibration(start: Bundle, counts: Mapping[str, int]) -> Calibration | None:
     """Return the calibration of the bundle from which a training went on, where held-out images cannot tell another.
 
     ``counts`` are those by label; None where there are enough, of every class.
@@ -146,11 +146,11 @@ def finetuned(
 ) -> Calibration:
     """Return the calibration of a bundle that was trained further: ``kept``, else ``fitted``, with its distance limit.
 
-    ``mahalanobis`` tells where the images lie that the bundle was trained on; where it is None, no distance is given.
+    ``mahalanobis`` is that of the images that the bundle was trained on; where it is None, no distance is given.
     ``distances``: (N,) from them, of the images at hand. ``replayed`` is what the bundle and what came of it predict
     for its evaluation images, float32 (N, C), not calibrated: thresholds that are kept are kept for a model as sure.
     """
-    found = kept(start, counts)
+    found = bundle_calibration(start, counts)
     if found and replayed:
         temperature = as_sure(*replayed, start.temperature)
         note = f"The temperature is the one at which it is as sure of the images that {start.name} keeps as that was."

@@ -153,7 +153,7 @@ def compared(
 def with_bundle(
     bundle: Bundle, recipe: Finetune, rendered: Rendered, trained: TrainedModel, temperature: float, seed: int
 ) -> dict[str, Any]:
-    """Return what metrics.json tells of ``bundle`` (before) and of what came of fine-tuning (after).
+    """Return what metrics.json reports of ``bundle`` (before) and of what came of fine-tuning (after).
 
     Of the images at hand, those that the bundle was trained on flatter it: they are ``left_out`` where there are
     others, else counted, and ``trained_on`` is their number.
@@ -164,21 +164,21 @@ def with_bundle(
     known = fingerprint.known(bundle.training, items, digests, untold=False)
     fair = ~known | known.all()
     before = _predict(bundle, rendered, held_out.items[fair])[:, [bundle.labels.index(label) for label in labels]]
-    told = {"name": bundle.name, "model_sha256": bundle.model_sha256, "images": int(fair.sum())}
-    told |= {"trained_on": int((known & fair).sum()), "left_out": int((~fair).sum())}
+    report = {"name": bundle.name, "model_sha256": bundle.model_sha256, "images": int(fair.sum())}
+    report |= {"trained_on": int((known & fair).sum()), "left_out": int((~fair).sum())}
     for name, probabilities in (("before", before), ("after", held_out.probabilities[fair])):
-        told[name] = _figures(labels, held_out.truth[fair], probabilities)
+        report[name] = _figures(labels, held_out.truth[fair], probabilities)
     images = recipe.evaluation_set
     first = predictions_of(bundle, images) if images and of_one_line(bundle, recipe.bundle) else None
     if images is None or first is None:
-        return told
+        return report
     second = predict_head(images.features, *trained.head)
     found = on_replay_set(images, calibrate(first, bundle.temperature), calibrate(second, temperature), seed)
     found["by_class"] = found.pop("support")
     found["at_hand"] = int(np.isin(images.files, fingerprint.keys(digests)).sum())
     found["before"], found["after"] = found.pop("first"), found.pop("second")
     found["best_of_line"] = max(found["before"]["balanced_accuracy"], best_of_line(bundle))
-    return told | {EVALUATION: found}
+    return report | {EVALUATION: found}
 
 
 def _predict(bundle: Bundle, rendered: Rendered, items: Indices) -> NDArray[np.float32]:
@@ -188,41 +188,42 @@ def _predict(bundle: Bundle, rendered: Rendered, items: Indices) -> NDArray[np.f
     return np.concatenate([predictor.predict(rendered.images[part]).probabilities for part in parts])
 
 
-def words(told: Mapping[str, Any]) -> str:
+def words(report: Mapping[str, Any]) -> str:
     """Say what was found in sentences, the last without a stop."""
-    return ". ".join(sentences(told))
+    return ". ".join(sentences(report))
 
 
-def sentences(told: Mapping[str, Any]) -> list[str]:
+def sentences(report: Mapping[str, Any]) -> list[str]:
     """Say what was found in sentences without stops: on the images at hand, on those that the bundle keeps."""
-    before, after = told["before"], told["after"]
-    whose = f" (it was trained on all {told['trained_on']:,} of them)" if told["trained_on"] else ""
-    which = f"{told['images']:,} images that it was not trained on" if told["left_out"] else "the same images"
-    found = f"{told['name']}, from which it started, has {_shares(before)} of {which} right{whose}"
+    before, after = report["before"], report["after"]
+    whose = f" (it was trained on all {report['trained_on']:,} of them)" if report["trained_on"] else ""
+    which = f"{report['images']:,} images that it was not trained on" if report["left_out"] else "the same images"
+    found = f"{report['name']}, from which it started, has {_shares(before)} of {which} right{whose}"
     found += f", what came of it {_shares(after)}{_moved(before['recall'], after['recall'])}"
-    kept = told.get(EVALUATION)
-    return [found, _on_evaluation_set(kept) if kept else UNKNOWN.format(name=told["name"])]
+    figures = report.get(EVALUATION)
+    return [found, _on_evaluation_set(figures) if figures else UNKNOWN.format(name=report["name"])]
 
 
 def lineage(bundle: Bundle, started: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return what bundle.json tells of the bundle that was trained further, and of those before that.
+    """Return what bundle.json lists of the bundle that was trained further, and of those before that.
 
     ``started`` is what ``with_bundle`` returned for it.
     """
     earlier = bundle.training.get(KEY)
-    told = {"name": bundle.name, "model_sha256": bundle.model_sha256, "fingerprint": bundle.training.get("fingerprint")}
-    if bundle.evaluation and started and (kept := started.get(EVALUATION)):
-        right = kept["before"]["balanced_accuracy"]
-        told[EVALUATION] = {"sha256": bundle.evaluation.sha256, "balanced_accuracy": right}
-    return [told, *(earlier if isinstance(earlier, list) else ())]
+    entry: dict[str, Any] = {"name": bundle.name, "model_sha256": bundle.model_sha256}
+    entry["fingerprint"] = bundle.training.get("fingerprint")
+    if bundle.evaluation and started and (figures := started.get(EVALUATION)):
+        right = figures["before"]["balanced_accuracy"]
+        entry[EVALUATION] = {"sha256": bundle.evaluation.sha256, "balanced_accuracy": right}
+    return [entry, *(earlier if isinstance(earlier, list) else ())]
 
 
 def best_of_line(bundle: Bundle) -> float:
     """Return the best balanced accuracy of those before a bundle on the images that it keeps; 0 where none is told."""
     earlier = bundle.training.get(KEY)
-    told = [each.get(EVALUATION) for each in earlier if isinstance(each, dict)] if isinstance(earlier, list) else []
+    found = [each.get(EVALUATION) for each in earlier if isinstance(each, dict)] if isinstance(earlier, list) else []
     mine = bundle.evaluation and bundle.evaluation.sha256
-    figures = [each.get("balanced_accuracy") for each in told if isinstance(each, dict) and each.get("sha256") == mine]
+    figures = [each.get("balanced_accuracy") for each in found if isinstance(each, dict) and each.get("sha256") == mine]
     return max((figure for figure in figures if isinstance(figure, float) and figure <= 1), default=0.0)
 
 
@@ -231,19 +232,23 @@ def recalls(figures: Mapping[str, Any], by_class: Mapping[str, int]) -> dict[str
     return {label: figures["classes"][label]["recall"] for label, count in by_class.items() if count}
 
 
-def _on_evaluation_set(kept: Mapping[str, Any]) -> str:
+def _on_evaluation_set(figures: Mapping[str, Any]) -> str:
     """Say what changed on the images that the bundle keeps."""
-    before, after, drawn = kept["before"], kept["after"], kept.get("intervals", {}).get("balanced_accuracy")
+    before, after = figures["before"], figures["after"]
+    drawn = figures.get("intervals", {}).get("balanced_accuracy")
     interval = f", 95 % interval {_points(drawn[0])} to {_points(drawn[1])}" if drawn else ""
-    change = f"{_points(kept['change']['balanced_accuracy'])} points{interval}"
+    change = f"{_points(figures['change']['balanced_accuracy'])} points{interval}"
     trained = "the network was trained on them, so this shows what is forgotten and no accuracy"
-    if kept["trained_on"] < kept["images"]:
-        trained = f"the network was trained on {kept['trained_on']:,} of them, and the last layer on none since"
-    moved = _moved(recalls(before, kept["by_class"]), recalls(after, kept["by_class"]))
-    learnt = f"; {kept['at_hand']:,} of them are among the images at hand, and flatter it" if kept["at_hand"] else ""
+    if figures["trained_on"] < figures["images"]:
+        trained = f"the network was trained on {figures['trained_on']:,} of them, and the last layer on none since"
+    moved = _moved(recalls(before, figures["by_class"]), recalls(after, figures["by_class"]))
+    learnt = (
+        f"; {figures['at_hand']:,} of them are among the images at hand, and flatter it" if figures["at_hand"] else ""
+    )
     return (
-        f"Of the {kept['images']:,} evaluation images that the bundle keeps ({kept['clusters']} {kept['unit']}s; "
-        f"{trained}), {_shares(before)} were right and {_shares(after)} are (balanced: {change}){moved}{learnt}"
+        f"Of the {figures['images']:,} evaluation images that the bundle keeps "
+        f"({figures['clusters']} {figures['unit']}s; {trained}), {_shares(before)} were right and {_shares(after)} are "
+        f"(balanced: {change}){moved}{learnt}"
     )
 
 
@@ -259,12 +264,12 @@ def _figures(labels: Sequence[str], truth: NDArray[np.int64], probabilities: NDA
 
 def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """Say which classes' recall got better, and which got worse."""
-    told = ""
+    report = ""
     for name, sign in (("better", 1), ("worse", -1)):
         moved = [label for label, recall in before.items() if (after[label] - recall) * sign > 0]
         shown = ", ".join(f"{label} {before[label]:.1%} → {after[label]:.1%}" for label in moved)
-        told += f"; {name}: {shown or 'none'}"
-    return told
+        report += f"; {name}: {shown or 'none'}"
+    return report
 
 
 def _shares(figures: Mapping[str, Any]) -> str:
@@ -302,34 +307,34 @@ def of_one_line(one: Bundle, other: Bundle) -> bool:
     return same and (one.arch, one.labels) == (other.arch, other.labels)
 
 
-def reasons(told: Mapping[str, Any]) -> list[str]:
-    """Return why what came after the bundle that ``told`` compares it with is worse; see the rule above."""
-    kept, found = told.get(EVALUATION), []
-    if kept:
-        found += _worse_on(kept)
-    before, after = told["before"]["right"], told["after"]["right"]
-    if told["trained_on"]:
-        if not kept:
+def reasons(report: Mapping[str, Any]) -> list[str]:
+    """Return why what came after the bundle that ``report`` compares it with is worse; see the rule above."""
+    figures, found = report.get(EVALUATION), []
+    if figures:
+        found += _worse_on(figures)
+    before, after = report["before"]["right"], report["after"]["right"]
+    if report["trained_on"]:
+        if not figures:
             found.append(
-                f"nothing to compare them by: {told['name']} was trained on all {told['images']:,} images at hand, and "
-                "there are no evaluation images that both keep"
+                f"nothing to compare them by: {report['name']} was trained on all {report['images']:,} images at hand, "
+                "and there are no evaluation images that both keep"
             )
     elif after < before:
-        found.append(f"of {told['images']:,} images at hand {before:,} were right and {after:,} are")
+        found.append(f"of {report['images']:,} images at hand {before:,} were right and {after:,} are")
     return found
 
 
-def _worse_on(kept: Mapping[str, Any]) -> list[str]:
+def _worse_on(figures: Mapping[str, Any]) -> list[str]:
     """Return what got worse on the images that the bundle keeps, beyond what is allowed."""
-    before, after, found = kept["before"], kept["after"], []
-    fallen = kept["best_of_line"] - after["balanced_accuracy"]
-    if fallen > BALANCED and fallen * kept["images"] >= LOST:
+    before, after, found = figures["before"], figures["after"], []
+    fallen = figures["best_of_line"] - after["balanced_accuracy"]
+    if fallen > BALANCED and fallen * figures["images"] >= LOST:
         shares = f"{before['balanced_accuracy']:.1%} → {after['balanced_accuracy']:.1%}"
-        if kept["best_of_line"] > before["balanced_accuracy"]:
-            shares += f", and {kept['best_of_line']:.1%} earlier in its line"
-        found.append(f"balanced accuracy on its {kept['images']:,} evaluation images {shares}")
-    old, new = (recalls(figures, kept["by_class"]) for figures in (before, after))
-    drawn = kept.get("intervals", {}).get("classes", {})
+        if figures["best_of_line"] > before["balanced_accuracy"]:
+            shares += f", and {figures['best_of_line']:.1%} earlier in its line"
+        found.append(f"balanced accuracy on its {figures['images']:,} evaluation images {shares}")
+    old, new = (recalls(each, figures["by_class"]) for each in (before, after))
+    drawn = figures.get("intervals", {}).get("classes", {})
     for label in old:
         interval = drawn.get(label, {}).get("recall")
         if new[label] - old[label] < -RECALL and interval and interval[1] < 0:

@@ -36,7 +36,7 @@ BOTH = ("first", "second")
 
 
 def on_dataset(bundles: Two, settings: Settings, engine: Engine, reporter: Reporter) -> dict[str, Any]:
-    """Return what metrics.json tells of two bundles that judge the same data set, in the labels' order of the first.
+    """Return what metrics.json reports of two bundles that judge the same data set, in the labels' order of the first.
 
     UsageError where their labels are others, or the data set cannot be judged.
     """
@@ -57,17 +57,17 @@ def on_dataset(bundles: Two, settings: Settings, engine: Engine, reporter: Repor
     }
     return {
         "of": SAME,
-        **_named(bundles, (one.told["trained_on"], two.told["trained_on"])),
+        **_named(bundles, (one.report["trained_on"], two.report["trained_on"])),
         "unit": ours.unit,
         **_by_figure(found, first.labels),
         "sources": _by_source(ours, theirs),
         "changed": changed,
-        "skipped": one.told["skipped"] | two.told["skipped"],
+        "skipped": one.report["skipped"] | two.report["skipped"],
     }
 
 
 def on_their_own(bundles: Two, seed: int) -> dict[str, Any]:
-    """Return what metrics.json tells of two bundles without a data set.
+    """Return what metrics.json reports of two bundles without a data set.
 
     They are compared on the evaluation images that both keep, where they differ in the last layer alone; else by the
     figures that each bundle has, which may be of other images.
@@ -162,11 +162,11 @@ def _thresholds(bundle: Bundle, count: int) -> dict[str, NDArray[np.float64]]:
 
 
 def _named(bundles: Two, trained: tuple[int | None, int | None]) -> dict[str, Any]:
-    told = [
+    report = [
         {"name": bundle.name, "sha256": bundle.model_sha256, "trained_on": count}
         for bundle, count in zip(bundles, trained, strict=True)
     ]
-    return {"bundles": dict(zip(BOTH, told, strict=True))}
+    return {"bundles": dict(zip(BOTH, report, strict=True))}
 
 
 def _require_same_labels(first: Bundle, second: Bundle) -> None:
@@ -180,12 +180,12 @@ def _require_same_labels(first: Bundle, second: Bundle) -> None:
 def _own(bundle: Bundle) -> dict[str, Any]:
     """Return a bundle's own figures; UsageError where it has none that can be read."""
     try:
-        told = figures_in(bundle.folder)
-        figures = {name: value for name, value in told.items() if name != "training_run"}
+        report = figures_in(bundle.folder)
+        figures = {name: value for name, value in report.items() if name != "training_run"}
         return figures | {
-            "accuracy": float(told["accuracy"]),
-            "images": int(told["images"]),
-            "classes": told["classes"],
+            "accuracy": float(report["accuracy"]),
+            "images": int(report["images"]),
+            "classes": report["classes"],
         }
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UsageError(

@@ -93,10 +93,10 @@ def _cross_validate(
     sources = len({item.group for item in dataset.items})
     count = min(folding.count or sources, sources)
     fold = folds(dataset, count, folding.seed, grouped=True)
-    numbers = Hyperparameters(**{key: recipe[key] for key in RECIPE})
+    hyper = Hyperparameters(**{key: recipe[key] for key in RECIPE})
     held_out = HeldOutPredictions.room(dataset, fold, _words(dataset, count, sources), by_source=True)
-    quantizer = Quantizer(rendered, numbers.seed, reporter) if integers else None
-    with opened(architecture, rendered, numbers, reporter) as trainer:
+    quantizer = Quantizer(rendered, hyper.seed, reporter) if integers else None
+    with opened(architecture, rendered, hyper, reporter) as trainer:
         int8, _ = cross_validate(trainer, held_out, None, quantizer)
     return int8 or held_out
 

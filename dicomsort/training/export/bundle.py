@@ -85,7 +85,7 @@ def write(folder: Path, result: TrainingResult) -> dict[str, Any]:
     (folder / "model.tflite").write_bytes(exported.model.model)
     limit = result.calibration.distance if result.start else None
     predictions = cross_calibrated(exported.held_out, rendered.dataset.only(exported.held_out.items), limit)
-    figures = reporting.tell(predictions, result.settings.seed)
+    figures = reporting.report_of(predictions, result.settings.seed)
     figures |= {"skipped": dict(rendered.skipped), "training_run": _training_run(result, folder)}
     spec = _spec(result) | _place_evaluation(folder, exported.replay_set)
     (folder / "card.md").write_text(write_card(spec, figures), "utf-8", "backslashreplace")
@@ -129,10 +129,10 @@ def _training_run(result: TrainingResult, folder: Path) -> dict[str, Any]:
         "summary": result.architecture.summary,
         "split": result.trained.split,
         "course": result.trained.course,
-        "kept_together": result.rendered.kept.as_json(),
+        "kept_together": result.rendered.grouping.as_json(),
         "data": reporting.describe(result.rendered.dataset),
         "notes": list(result.calibration.notes),
-        replay_set.KEY: replay if isinstance(replay, str) else replay_set.told(replay),
+        replay_set.KEY: replay if isinstance(replay, str) else replay_set.report_of(replay),
         MEGABYTES: {name: round((folder / name).stat().st_size / 1e6, 2) for name in PURPOSES},
         "litert": [made.as_json(kept=made is exported.model) for made in exported.conversions],
         INT8: exported.int8,
@@ -159,7 +159,7 @@ def _spec(result: TrainingResult) -> dict[str, Any]:
             "fingerprint": fingerprint(dataset.items, rendered.digests),
             fingerprint_module.KEY: fingerprint_module.encode(rendered.digests, start.training if start else None),
             "images": dataset.counts(),
-            "recipe": settings.told(),
+            "recipe": settings.as_json(),
         },
         "created_with": {
             "dicomsort": dicomsort.__version__,

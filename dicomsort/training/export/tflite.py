@@ -66,16 +66,16 @@ class Conversion:
     batch: float
 
     def as_json(self, *, kept: bool) -> dict[str, Any]:
-        """Return what metrics.json tells of it; ``kept`` for the one in the bundle."""
+        """Return what metrics.json reports of it; ``kept`` for the one in the bundle."""
         size = round(len(self.model) / 1e6, 2)
-        told = {"precision": self.precision, "kept": kept, "megabytes": size}
-        return {**told, "single": self.single, "batch": self.batch, "difference": self.difference}
+        report = {"precision": self.precision, "kept": kept, "megabytes": size}
+        return {**report, "single": self.single, "batch": self.batch, "difference": self.difference}
 
 
 class Exported(NamedTuple):
     """What ships of a training: its LiteRT model, all that were tried, and the held-out predictions of what ships.
 
-    ``int8`` is what metrics.json tells of the integers; ``replay_set`` the content of its file, or why there is none.
+    ``int8`` is what metrics.json reports of the integers; ``replay_set`` the content of its file, or why there is none.
     """
 
     model: Conversion
@@ -139,18 +139,18 @@ def _int8(
 def _compared(
     floats: NDArray[np.float32], integers: NDArray[np.float32], truth: NDArray[np.int64], stays: str
 ) -> dict[str, Any]:
-    """Return what metrics.json tells of integers beside ``floats``, probabilities (N, C) of the same held-out images.
+    """Return what metrics.json reports of integers beside ``floats``, probabilities (N, C) of the same held-out images.
 
     ``stays`` is what the model computes in where they lose too much.
     """
     before, after = (int((each.argmax(1) == truth).sum()) for each in (floats, integers))
     count, changed = len(truth), int((floats.argmax(1) != integers.argmax(1)).sum())
-    told = {"images": count, "accuracy": round(after / count, 4), "float_accuracy": round(before / count, 4)}
-    told |= {"changed": changed}
+    report = {"images": count, "accuracy": round(after / count, 4), "float_accuracy": round(before / count, 4)}
+    report |= {"changed": changed}
     if before - after <= LOST * count:
-        return {"kept": True, **told}
+        return {"kept": True, **report}
     reason = f"it loses {100 * (before - after) / count:.1f} points of accuracy, and {100 * LOST} are allowed"
-    return {"kept": False, "reason": f"{reason}, so the model is {stays}", **told}
+    return {"kept": False, "reason": f"{reason}, so the model is {stays}", **report}
 
 
 def _finetuned(start: bytes, trained: TrainedModel, probes: NDArray[np.uint8]) -> Conversion:
@@ -179,15 +179,15 @@ def save_keras(model: Any, folder: Path) -> None:
 
 
 def convert(
-    model: Any, precisions: Sequence[str], images: NDArray[np.uint8], space: MahalanobisModel | None = None
+    model: Any, precisions: Sequence[str], images: NDArray[np.uint8], mahalanobis: MahalanobisModel | None = None
 ) -> tuple[Conversion, list[Conversion]]:
     """Return the first conversion that agrees with ``model`` on ``images``, and all that were made.
 
-    It gives probabilities, class maps where the network's end allows, and the distances of ``space``, and agrees where
-    probabilities differ by 0.01 at most, and distances by 5 %. ``images``: uint8 (n, height, width, 3), n up to 32.
-    DicomsortError where none of ``precisions`` agrees.
+    It gives probabilities, class maps where the network's end allows, and the distances of ``mahalanobis``. It
+    agrees where probabilities differ by 0.01 at most, and distances by 5 %. ``images``: uint8 (n, height, width, 3), n
+    up to 32. DicomsortError where none of ``precisions`` agrees.
     """
-    whole = complete(model, space)
+    whole = complete(model, mahalanobis)
     made = [_measured(each, _convert(whole, each), whole, images) for each in precisions]
     for conversion in made:
         if conversion.difference <= TOLERANCE and conversion.strayed <= DISTANCE_TOLERANCE:

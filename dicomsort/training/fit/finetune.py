@@ -22,7 +22,7 @@ from dicomsort.training.models.architectures import Architecture
 from dicomsort.training.models.bundle_network import architecture_of, network
 from dicomsort.training.models.replay_set import probe_images, recall, require_of
 from dicomsort.training.models.tflite_head import Body
-from dicomsort.training.models.tflite_weights import read_space
+from dicomsort.training.models.tflite_weights import read_mahalanobis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,8 +45,8 @@ START_SHARE = 0.5
 class Finetune(Architecture):
     """A bundle's network, and what is needed to train it further.
 
-    ``build`` gives it the bundle's weights. ``replay_set`` is None where the bundle keeps none; ``mahalanobis`` tells
-    where the images lie that it was trained on, None where the bundle does not tell it.
+    ``build`` gives it the bundle's weights. ``replay_set`` is None where the bundle keeps none; ``mahalanobis`` is
+    that of its training images, None where its file does not hold it.
     """
 
     bundle: Bundle
@@ -78,17 +78,17 @@ def from_bundle(folder: Path) -> Finetune:
 
 
 def _mahalanobis(bundle: Bundle) -> MahalanobisModel | None:
-    """Return where the images lie that a bundle was trained on, None where its model does not tell it."""
+    """Return the Mahalanobis model of a bundle's training images, None where its file does not hold it."""
     if bundle.distance is None:
         return None
     try:
-        return read_space(read_model(bundle))
+        return read_mahalanobis(read_model(bundle))
     except BundleError:  # a model that something else wrote
         return None
 
 
 def fit_finetune(
-    architecture: Finetune, rendered: Rendered, numbers: Hyperparameters, reporter: Reporter
+    architecture: Finetune, rendered: Rendered, hyper: Hyperparameters, reporter: Reporter
 ) -> TrainedModel:
     """Train the last layer: once for each fold of sources on the others, at last on everything."""
     from dicomsort.training.fit.transfer import FOLDS, fit_in_folds
@@ -96,34 +96,34 @@ def fit_finetune(
     dataset = rendered.dataset
     # A class may have one source alone: its other images are known from the bundle.
     grouped = any(item.group for item in dataset.items)
-    fold = folds(dataset, FOLDS, numbers.seed, grouped=grouped)
+    fold = folds(dataset, FOLDS, hyper.seed, grouped=grouped)
     if len(np.unique(fold)) == 1:  # each class has one source
         fold = np.unique(dataset.units(grouped=grouped), return_inverse=True)[1] % FOLDS
     if len(np.unique(fold)) == 1:
         raise DatasetError(_one_alone(dataset))
     weights = f"{architecture.summary}, from {architecture.trained_from}"
-    if kept := architecture.bundle.evaluation:
-        weights += f", rehearsing {kept.sha256}"
-    with _opened(architecture, rendered, numbers, reporter) as trainer:
+    if evaluation := architecture.bundle.evaluation:
+        weights += f", rehearsing {evaluation.sha256}"
+    with _opened(architecture, rendered, hyper, reporter) as trainer:
         return fit_in_folds(trainer, fold, weights, by_source=grouped)
 
 
 @contextmanager
 def _opened(
-    architecture: Finetune, rendered: Rendered, numbers: Hyperparameters, reporter: Reporter
+    architecture: Finetune, rendered: Rendered, hyper: Hyperparameters, reporter: Reporter
 ) -> Iterator[TailTrainer]:
     """Yield the network; its frozen layers are those of the LiteRT file, whose features are the ones that ship."""
     from dicomsort.training.fit import transfer
-    from dicomsort.training.fit.frozen_features import Rehearsal
+    from dicomsort.training.fit.frozen_features import ReplayTargets
 
     body, replay_set = Body(read_model(architecture.bundle)), architecture.replay_set
     if replay_set:
         require_of(architecture.bundle, replay_set, body.predict_on_batch(probe_images(rendered.images.shape[1:])))
-    with transfer.opened(architecture, rendered, numbers, reporter, body) as trainer:
+    with transfer.opened(architecture, rendered, hyper, reporter, body) as trainer:
         rehearsed = (replay_set and replay_set.part(rehearsed=True)) or None
-        replay = rehearsed and Rehearsal(rehearsed, trainer.predict(rehearsed.features)[1])
+        replay = rehearsed and ReplayTargets(rehearsed, trainer.predict(rehearsed.features)[1])
         share = 0.0 if replay else START_SHARE
-        # A site's few images say nothing of where all the others lie.
+        # A site's few images are no measure of how far other images lie.
         yield replace(trainer, replay=replay, start_share=share, mahalanobis=lambda *_: architecture.mahalanobis)
 
 

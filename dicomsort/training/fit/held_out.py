@@ -1,7 +1,4 @@
-"""What models predict for images that they were not trained on: calibration, metrics, card and comparison use only it.
-
-Rooms for these predictions are filled in place, fold by fold.
-"""
+"""Predictions for images by models that were not trained on them: what calibration, metrics, card, comparison use."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ class HeldOutPredictions:
     ``items``: int (n,), their places in the data set; ``truth``: int64 (n,), 0..C-1; ``fold``: int64 (n,), no source in
     two of them: images are calibrated by the other folds. ``how`` says in words how they were held out, ``by_source``
     whether whole sources were. ``probabilities``: float32 (n, C); ``distances``: float32 (n,), from what the model was
-    trained on, None where it tells none; ``variants``: name of a robustness test -> float32 (n, C) for the changed
+    trained on, None where it measures none; ``variants``: name of a robustness test -> float32 (n, C) for the changed
     images; ``unchanged``: what the models behind ``variants`` predict for the images as they are, float32 (n, C), None
     where that is ``probabilities``.
     """
@@ -63,7 +60,7 @@ class HeldOutPredictions:
         return replace(self, probabilities=probabilities, distances=distances, unchanged=self.probabilities)
 
     def trained_on(self, count: int) -> Indices:
-        """Return which of the ``count`` images of the data set the model that is kept was trained on.
+        """Return which of the ``count`` images of the data set the model that ships was trained on.
 
         Those that were not held out; all where there are none, in cross-validation.
         """

@@ -49,7 +49,7 @@ def converting(model: Any) -> Iterator[Any]:
         yield converter
 
 
-def quantize(network: Any, space: MahalanobisModel | None, images: NDArray[np.uint8]) -> bytes:
+def quantize(network: Any, mahalanobis: MahalanobisModel | None, images: NDArray[np.uint8]) -> bytes:
     """Return a LiteRT model of int8 that gives what ``network`` does: all outputs of ``outputs.complete``.
 
     ``images``: uint8 (n, height, width, 3), from which the ranges of activations are taken. Input and outputs are
@@ -63,7 +63,7 @@ def quantize(network: Any, space: MahalanobisModel | None, images: NDArray[np.ui
         for image in images:
             yield [image[None].astype(np.float32)]
 
-    with converting(complete(network, space)) as converter, warnings.catch_warnings():
+    with converting(complete(network, mahalanobis)) as converter, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of TensorFlow, about its own interpreter
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = examples
@@ -93,10 +93,10 @@ class Quantizer:
             return f"{held:,} images were held out, and {MIN_IMAGES} are needed to tell what it would lose"
         return cls(rendered, seed, reporter)
 
-    def make(self, network: Any, space: MahalanobisModel | None, items: Indices) -> bytes | str:
+    def make(self, network: Any, mahalanobis: MahalanobisModel | None, items: Indices) -> bytes | str:
         """Return the LiteRT file of a network in int8, whose examples are some of ``items``; or why there is none."""
         try:
-            return quantize(network, space, self._images(self.spread(items, EXAMPLES)))
+            return quantize(network, mahalanobis, self._images(self.spread(items, EXAMPLES)))
         except (*UNREADABLE, RuntimeError) as error:
             return f"TensorFlow makes none of this network ({' '.join(str(error).split())[:100]})"
 
@@ -114,10 +114,10 @@ class Quantizer:
         return np.concatenate([part[PROBABILITIES] for part in parts]), distances
 
     def predict_fold(
-        self, network: Any, space: MahalanobisModel | None, outside: Indices, inside: Indices
+        self, network: Any, mahalanobis: MahalanobisModel | None, outside: Indices, inside: Indices
     ) -> Predicted | None:
         """Return what a network trained on ``outside`` predicts for ``inside`` in int8; None where it cannot."""
-        made = self.make(network, space, outside)
+        made = self.make(network, mahalanobis, outside)
         return None if isinstance(made, str) else self.predict(made, inside)
 
     def spread(self, items: Indices, count: int) -> Indices:
@@ -132,12 +132,12 @@ class Quantizer:
         return images
 
 
-def words(told: Mapping[str, Any]) -> str:
-    """Say in a sentence without a stop what metrics.json tells of the integers."""
-    if "accuracy" not in told:
-        return f"{'int8' if told['kept'] else 'No int8'}: {told['reason']}"
+def words(report: Mapping[str, Any]) -> str:
+    """Say in a sentence without a stop what metrics.json reports of the integers."""
+    if "accuracy" not in report:
+        return f"{'int8' if report['kept'] else 'No int8'}: {report['reason']}"
     figures = (
-        f"on {told['images']:,} held-out images {told['accuracy']:.1%} right, where floating point has "
-        f"{told['float_accuracy']:.1%}; {told['changed']:,} answers differ"
+        f"on {report['images']:,} held-out images {report['accuracy']:.1%} right, where floating point has "
+        f"{report['float_accuracy']:.1%}; {report['changed']:,} answers differ"
     )
-    return f"int8: {figures}" if told["kept"] else f"No int8: {told['reason']} ({figures})"
+    return f"int8: {figures}" if report["kept"] else f"No int8: {report['reason']} ({figures})"

@@ -21,7 +21,7 @@ class Hyperparameters:
     ``augment`` names a strength of ``augment.STRENGTHS``. ``patience`` is the number of epochs without a better
     validation loss after which training ends with the best epoch's weights; 0 trains every epoch and keeps the last
     ones. ``balance`` weighs classes, and in each its sources, alike, ``split`` says what is held out; None leaves
-    either to the recipe. ``checkpoint`` is the folder from which an interrupted training goes on (None: none is kept),
+    either to the recipe. ``checkpoint`` is the folder from which an interrupted training resumes (None: there is none),
     unless ``fresh``.
     """
 
@@ -42,9 +42,9 @@ class Hyperparameters:
 class TrainedModel:
     """A trained keras.Model and what was measured on the way.
 
-    ``mahalanobis`` tells where the features of its training images lie, None where that is not known; ``int8`` is
-    ``held_out`` by networks in int8, None where there were none; ``history``: column -> a value an epoch; ``split``
-    says in words what ``history`` held out, ``course`` is what metrics.json tells of the training.
+    ``mahalanobis`` is that of its training images' features, None where it is not known; ``int8`` is ``held_out`` by
+    networks in int8, None where there were none; ``history``: column -> a value an epoch; ``split``
+    names what ``history`` held out, ``course`` is what metrics.json reports of the training.
     """
 
     model: Any

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from dicomsort.training.progress import Reporter
 
 
-def fit(architecture: Architecture, rendered: Rendered, recipe: Hyperparameters, reporter: Reporter) -> TrainedModel:
+def fit(architecture: Architecture, rendered: Rendered, hyper: Hyperparameters, reporter: Reporter) -> TrainedModel:
     """Train ``architecture`` on rendered images by its recipe; the seed fixes splits, weights and order."""
-    keras.utils.set_random_seed(recipe.seed)
+    keras.utils.set_random_seed(hyper.seed)
     if isinstance(architecture, Finetune):
-        return fit_finetune(architecture, rendered, recipe, reporter)
+        return fit_finetune(architecture, rendered, hyper, reporter)
     by_name = {"full": fit_full, "transfer": fit_transfer}
-    return by_name[architecture.recipe](architecture, rendered, recipe, reporter)
+    return by_name[architecture.recipe](architecture, rendered, hyper, reporter)

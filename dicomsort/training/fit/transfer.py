@@ -26,7 +26,15 @@ from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import folds, held_together
 from dicomsort.training.fit.checkpoint import Checkpoint, Progress, Saved
 from dicomsort.training.fit.feeding import FeedTimer, ProgressCallback, one_hot, waiting
-from dicomsort.training.fit.frozen_features import Drawn, Rehearsal, Rehearsing, Shown, divide, look, view_all
+from dicomsort.training.fit.frozen_features import (
+    BalancedSampler,
+    ReplaySampler,
+    ReplayTargets,
+    Shown,
+    divide,
+    look,
+    view_all,
+)
 from dicomsort.training.fit.full import identify
 from dicomsort.training.fit.held_out import HeldOutPredictions
 from dicomsort.training.fit.quantize import Quantizer
@@ -57,7 +65,7 @@ ARRAYS = "probabilities, distances, variants, integers, integer_distances"  # in
 def fit_mahalanobis(trainer: TailTrainer, items: Indices) -> ood.MahalanobisModel | None:
     """Return where the features of ``items`` lie, those of OTHER left out where there are other classes."""
     known = trainer.dataset.known(items)
-    features, _ = trainer.predict(trainer.views.seen[0][known])
+    features, _ = trainer.predict(trainer.views.activations[0][known])
     return ood.fit(features, trainer.dataset.classes()[known])
 
 
@@ -67,8 +75,8 @@ class TailTrainer:
 
     ``both`` is the tail with two outputs, features and probabilities; ``views`` is what the trunk gives; ``spent`` see
     ``feeding.FeedTimer``; ``replay`` is what is shown between the images, None for nothing; ``start_share`` is the
-    share of ``start`` in the weights that a training ends with; ``mahalanobis(self, items)`` tells where the features
-    of the images that it was trained on lie, None where that is not known.
+    share of ``start`` in the weights that a training ends with; ``mahalanobis(self, items)`` is the model of
+    the features of the images that it was trained on, None where that is not known.
     """
 
     network: Any
@@ -78,10 +86,10 @@ class TailTrainer:
     start: list[NDArray[Any]]
     views: Views
     rendered: Rendered
-    recipe: Hyperparameters
+    hyper: Hyperparameters
     reporter: Reporter
     spent: list[tuple[float, float]]
-    replay: Rehearsal | None = None
+    replay: ReplayTargets | None = None
     start_share: float = 0.0
     mahalanobis: Callable[[TailTrainer, Indices], ood.MahalanobisModel | None] = fit_mahalanobis
 
@@ -94,11 +102,11 @@ class TailTrainer:
         self, items: Indices, held: Indices | None, name: str, callbacks: Sequence[Any] = ()
     ) -> dict[str, list[float]]:
         """Train on ``items``; return the history, with the figures of ``held`` where given."""
-        recipe, data = self.recipe, self._data(items)
-        steps = recipe.epochs * len(data)
+        hyper, data = self.hyper, self._data(items)
+        steps = hyper.epochs * len(data)
         warm = max(1, round(WARM_UP * steps))
         rate = keras.optimizers.schedules.CosineDecay(
-            0.0, max(1, steps - warm), warmup_target=recipe.learning_rate, warmup_steps=warm
+            0.0, max(1, steps - warm), warmup_target=hyper.learning_rate, warmup_steps=warm
         )
         for variable, value in zip(self.tail.variables, self.start, strict=True):
             variable.assign(value)  # what draws for dropout begins anew as well
@@ -109,13 +117,13 @@ class TailTrainer:
         optimizer.build(self.tail.trainable_variables)  # else TensorFlow traces the training step twice
         self.tail.compile(optimizer, self._loss(), metrics=["accuracy"])
         validation = (
-            None if held is None else (self.views.seen[0, held].astype(np.float32), one_hot(self.dataset)[held])
+            None if held is None else (self.views.activations[0, held].astype(np.float32), one_hot(self.dataset)[held])
         )
-        with self.reporter.step(name, steps) as step, Feed(data, recipe.epochs) as feed:
+        with self.reporter.step(name, steps) as step, Feed(data, hyper.epochs) as feed:
             begin = FeedTimer(feed)
             done = self.tail.fit(
-                as_dataset(feed), validation_data=validation, epochs=recipe.epochs, shuffle=False, verbose=0,
-                callbacks=[begin, ProgressCallback(step, recipe.epochs), *callbacks],
+                as_dataset(feed), validation_data=validation, epochs=hyper.epochs, shuffle=False, verbose=0,
+                callbacks=[begin, ProgressCallback(step, hyper.epochs), *callbacks],
             )  # fmt: skip
         self.spent.extend(begin.spent)
         if self.start_share:
@@ -126,12 +134,12 @@ class TailTrainer:
                     )
         return {column: [float(value) for value in values] for column, values in done.history.items()}
 
-    def _data(self, items: Indices) -> Drawn | Rehearsing:
+    def _data(self, items: Indices) -> BalancedSampler | ReplaySampler:
         """Return what is drawn from ``items``, and from what is rehearsed."""
-        drawn = Drawn(self.views, self.dataset, items, self.recipe)
+        drawn = BalancedSampler(self.views, self.dataset, items, self.hyper)
         if self.replay is None:
             return drawn
-        return Rehearsing(drawn, self.replay, self.recipe.batch_size, self.recipe.seed)
+        return ReplaySampler(drawn, self.replay, self.hyper.batch_size, self.hyper.seed)
 
     def _loss(self) -> Any:
         """Return the cross-entropy among the classes that have images.
@@ -160,7 +168,7 @@ class TailTrainer:
 def opened(
     architecture: Architecture,
     rendered: Rendered,
-    recipe: Hyperparameters,
+    hyper: Hyperparameters,
     reporter: Reporter,
     body: Body | None = None,
 ) -> Iterator[TailTrainer]:
@@ -171,22 +179,22 @@ def opened(
         start = [keras.ops.convert_to_numpy(variable) for variable in tail.variables]
         spent: list[tuple[float, float]] = []
         place = Path(scratch) / "views.npy"
-        views = view_all(body or trunk, rendered, recipe.augment, recipe.seed, place, reporter, spent)
-        yield TailTrainer(network, body or trunk, tail, both, start, views, rendered, recipe, reporter, spent)
+        views = view_all(body or trunk, rendered, hyper.augment, hyper.seed, place, reporter, spent)
+        yield TailTrainer(network, body or trunk, tail, both, start, views, rendered, hyper, reporter, spent)
 
 
 def fit_transfer(
-    architecture: Architecture, rendered: Rendered, recipe: Hyperparameters, reporter: Reporter
+    architecture: Architecture, rendered: Rendered, hyper: Hyperparameters, reporter: Reporter
 ) -> TrainedModel:
     """Train what lies behind ``architecture.trained_from``: once a fold of sources, at last on everything."""
     dataset = rendered.dataset
     grouped = dataset.grouped()
-    fold = folds(dataset, FOLDS, recipe.seed, grouped=grouped)
+    fold = folds(dataset, FOLDS, hyper.seed, grouped=grouped)
     if len(np.unique(fold)) < 2:  # noqa: PLR2004 - one to train on and one to hold out
         raise DatasetError(held_together(dataset))
-    made = Quantizer.fitting(architecture, rendered, recipe.seed, reporter, len(fold))
+    made = Quantizer.fitting(architecture, rendered, hyper.seed, reporter, len(fold))
     quantizer = made if isinstance(made, Quantizer) else None
-    with opened(architecture, rendered, recipe, reporter) as trainer:
+    with opened(architecture, rendered, hyper, reporter) as trainer:
         network = f"{architecture.summary}, from {architecture.trained_from}"
         return fit_in_folds(trainer, fold, network, by_source=grouped, quantizer=quantizer)
 
@@ -195,7 +203,7 @@ def fit_in_folds(
     trainer: TailTrainer, fold: NDArray[np.int64], network: str, *, by_source: bool, quantizer: Quantizer | None = None
 ) -> TrainedModel:
     """Train once for each fold on the others, then on everything; ``network`` names the weights in a checkpoint."""
-    recipe, count, unit = trainer.recipe, len(np.unique(fold)), _unit(trainer.dataset, grouped=by_source)
+    hyper, count, unit = trainer.hyper, len(np.unique(fold)), _unit(trainer.dataset, grouped=by_source)
     how = f"cross-validation in {count} folds by {unit}: each image is judged by a model not trained on its fold"
     held_out = HeldOutPredictions.room(trainer.dataset, fold, how, by_source=by_source)
     everything = np.arange(len(fold))
@@ -205,8 +213,8 @@ def fit_in_folds(
     mahalanobis = trainer.mahalanobis(trainer, everything)
     if mahalanobis is None:
         held_out = replace(held_out, distances=None)
-    averaged = f"no single epoch, but the running average of the weights, after epoch {recipe.epochs}, the last"
-    course = {"epochs_run": recipe.epochs, "kept": averaged, "waiting": waiting(trainer.spent)}
+    averaged = f"no single epoch, but the running average of the weights, after epoch {hyper.epochs}, the last"
+    course = {"epochs_run": hyper.epochs, "kept": averaged, "waiting": waiting(trainer.spent)}
     split = f"the first of {count} folds, {unit}"
     return TrainedModel(trainer.network, mahalanobis, held_out, int8, history, split, course)
 
@@ -220,7 +228,7 @@ def cross_validate(
     """Fill ``held_out``: each of its folds is predicted by what is trained on the others.
 
     Returns the same of these networks in int8, where there is a ``quantizer`` that can make them all, and the history
-    with the first fold held out. What each fold gave is kept in ``checkpoint``, and not done again.
+    with the first fold held out. What each fold gave is saved in ``checkpoint``, and not done again.
     """
     integers, distances = np.full_like(held_out.probabilities, np.nan), np.full(len(held_out.items), np.nan, np.float32)
     arrays = [*held_out.arrays(), integers, distances]
@@ -250,10 +258,10 @@ def predict_fold(
 ) -> ood.MahalanobisModel | None:
     """Fill in the images ``inside``, plain and changed by each robustness test, by what was trained on ``outside``.
 
-    Returns where the features of ``outside`` lie.
+    Returns the Mahalanobis model of ``outside``.
     """
     mahalanobis = trainer.mahalanobis(trainer, outside)
-    features, held_out.probabilities[inside] = trainer.predict(trainer.views.seen[0][inside])
+    features, held_out.probabilities[inside] = trainer.predict(trainer.views.activations[0][inside])
     if mahalanobis is not None and held_out.distances is not None:
         held_out.distances[inside] = mahalanobis.distances(features)
     with trainer.reporter.step("Judging changed images", len(inside) * len(SHORTCUTS)) as step:
@@ -270,9 +278,9 @@ def _changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], *args: An
 
 def _checkpoint(trainer: TailTrainer, network: str) -> Checkpoint | None:
     """Return the place for what the folds give."""
-    if (place := trainer.recipe.checkpoint) is None:
+    if (place := trainer.hyper.checkpoint) is None:
         return None
-    identity = identify(trainer.network, trainer.rendered, trainer.recipe, architecture=network, judged=ARRAYS)
+    identity = identify(trainer.network, trainer.rendered, trainer.hyper, architecture=network, judged=ARRAYS)
     return Checkpoint(place, identity)
 
 
@@ -280,7 +288,7 @@ def _restored(
     checkpoint: Checkpoint | None, arrays: Sequence[NDArray[Any]], trainer: TailTrainer, count: int
 ) -> Progress:
     """Fill ``arrays`` from a checkpoint and return how many folds that is; say so, or why not."""
-    saved, problem = checkpoint.load() if checkpoint and not trainer.recipe.fresh else (None, "")
+    saved, problem = checkpoint.load() if checkpoint and not trainer.hyper.fresh else (None, "")
     if problem:
         trainer.reporter.note(f"Starting anew: there is a checkpoint, but {problem}")
     if checkpoint is None or saved is None:
@@ -295,7 +303,7 @@ def _restored(
 @contextmanager
 def _resumable(trainer: TailTrainer) -> Iterator[None]:
     """Say how an interrupted training goes on."""
-    place = trainer.recipe.checkpoint
+    place = trainer.hyper.checkpoint
     try:
         yield
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
 """A LiteRT model without its last layer, and with another one.
 
-A training that goes on from a bundle trains the last layer alone. All before it stays in the file as it is, in whatever
+Fine-tuning trains the last layer alone. All before it stays in the file as it is, in whatever
 numbers it computes: so the features that the layer is trained on are those of the network that ships, and the ranges of
-its integers are not told by one site's few images.
+its integers do not come from one site's few images.
 """
 
 from __future__ import annotations

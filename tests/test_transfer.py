@@ -88,14 +88,14 @@ def test_trunk_and_tail_are_the_network(build: Any, start: str) -> None:
 
 def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rendered) -> None:
     from dicomsort.training.fit.frozen_features import CLEAN, Views
-    from dicomsort.training.fit.transfer import Drawn
+    from dicomsort.training.fit.transfer import BalancedSampler
 
     count, views = len(rendered.dataset.items), 5
     numbers = np.arange(views)[:, None] * 100 + np.arange(count)
     seen = Views(numbers[..., None].astype(np.float16))
     everything = np.arange(count)
     recipe = replace(RECIPE, batch_size=4000)
-    batch, truth = Drawn(seen, rendered.dataset, everything, recipe).batch(0, 0)
+    batch, truth = BalancedSampler(seen, rendered.dataset, everything, recipe).batch(0, 0)
     drawn, view = np.round(batch[:, 0] % 100).astype(int), (batch[:, 0] // 100).astype(int)
     assert batch.dtype == np.float32
     np.testing.assert_array_equal(truth.argmax(1), rendered.dataset.classes()[drawn])
@@ -104,11 +104,11 @@ def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rende
         shares[rendered.dataset.items[i].group] += 1 / len(drawn)
     assert all(share == pytest.approx(1 / len(shares), abs=0.03) for share in shares.values())
     assert np.mean(view == 0) == pytest.approx(CLEAN, abs=0.03)
-    again, other = (Drawn(seen, rendered.dataset, everything, replace(recipe, seed=seed)) for seed in (7, 8))
+    again, other = (BalancedSampler(seen, rendered.dataset, everything, replace(recipe, seed=seed)) for seed in (7, 8))
     np.testing.assert_array_equal(batch, again.batch(0, 0)[0])
     assert not np.array_equal(batch, other.batch(0, 0)[0])
     assert not np.array_equal(batch, again.batch(1, 0)[0])
-    few = Drawn(seen, rendered.dataset, everything[:3], replace(recipe, batch_size=2))
+    few = BalancedSampler(seen, rendered.dataset, everything[:3], replace(recipe, batch_size=2))
     assert len(few) == 2
     assert {int(i) for n in range(9) for i in few.batch(0, n)[0][:, 0] % 100} <= {0, 1, 2}
 
@@ -121,11 +121,11 @@ def test_what_is_shown_clean_is_the_image_itself(rendered: Rendered, tmp_path: P
     with Reporter() as reporter:
         plain = view_all(trunk, rendered, "none", 0, tmp_path / "plain.npy", reporter, spent)
         varied = view_all(trunk, rendered, "light", 0, tmp_path / "varied.npy", reporter, spent)
-    assert (len(plain.seen), len(varied.seen)) == (1, 1 + VIEWS)
-    np.testing.assert_array_equal(plain.seen[0], varied.seen[0])
+    assert (len(plain.activations), len(varied.activations)) == (1, 1 + VIEWS)
+    np.testing.assert_array_equal(plain.activations[0], varied.activations[0])
     means = rendered.images.reshape(-1, 8, 28, 8, 28, 3).mean((2, 4)) / 255
-    np.testing.assert_allclose(plain.seen[0], means, atol=2e-3)
-    assert not np.array_equal(varied.seen[1], varied.seen[0])
+    np.testing.assert_allclose(plain.activations[0], means, atol=2e-3)
+    assert not np.array_equal(varied.activations[1], varied.activations[0])
 
 
 def test_every_item_is_predicted_by_a_model_not_trained_on_its_source(
@@ -212,7 +212,7 @@ def test_a_seed_fixes_a_training(rendered: Rendered) -> None:
         keras.utils.set_random_seed(seed)
         recipe = replace(RECIPE, epochs=2, seed=seed, augment="none")
         with Reporter() as reporter, opened(TINY, rendered, recipe, reporter) as trainer:
-            found.append((trainer.fit(everything, None, "seed"), trainer.predict(trainer.views.seen[0])[1]))
+            found.append((trainer.fit(everything, None, "seed"), trainer.predict(trainer.views.activations[0])[1]))
     assert found[0][0] == found[1][0] != found[2][0]
     np.testing.assert_array_equal(found[0][1], found[1][1])
 
