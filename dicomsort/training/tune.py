@@ -1,4 +1,4 @@
-"""The search for a recipe: trials of it, each judged on the same held-out images, and a training by the best.
+"""The search for a recipe: trials of it, each evaluated on the same held-out images, and a training by the best.
 
 Optuna's TPE (Bergstra et al. 2011) chooses what to try, its median pruner ends trials that fall behind. Trials are kept
 in a journal beside the bundle, so that an interrupted search goes on.

@@ -54,9 +54,9 @@ class Grouping:
 
     def words(self) -> str:
         """Return the counts as words."""
-        told = f"{self.near_duplicates:,} near-duplicates in {self.clusters:,} clusters, {self.patients:,} patients"
+        counts = f"{self.near_duplicates:,} near-duplicates in {self.clusters:,} clusters, {self.patients:,} patients"
         named = f", {self.groups:,} named groups" if self.groups else ""
-        return f"{told}{named}, {self.sources:,} sources"
+        return f"{counts}{named}, {self.sources:,} sources"
 
     def as_json(self) -> dict[str, Any]:
         """Return the counts for metrics.json."""

@@ -219,7 +219,7 @@ def lineage(bundle: Bundle, started: Mapping[str, Any] | None) -> list[dict[str,
 
 
 def best_of_line(bundle: Bundle) -> float:
-    """Return the best balanced accuracy of those before a bundle on the images that it keeps; 0 where none is told."""
+    """Return the best balanced accuracy of those before a bundle on its evaluation images; 0 where none is known."""
     earlier = bundle.training.get(KEY)
     found = [each.get(EVALUATION) for each in earlier if isinstance(each, dict)] if isinstance(earlier, list) else []
     mine = bundle.evaluation and bundle.evaluation.sha256
@@ -302,7 +302,7 @@ def rival_at(out: Path, start: Bundle, *, anyway: bool) -> Bundle | None:
 
 
 def of_one_line(one: Bundle, other: Bundle) -> bool:
-    """Tell whether two bundles differ in their last layer alone, and keep the same images to be judged by."""
+    """Tell whether two bundles differ in their last layer alone, and have the same replay set."""
     same = one.evaluation is not None and other.evaluation is not None and one.evaluation == other.evaluation
     return same and (one.arch, one.labels) == (other.arch, other.labels)
 

@@ -36,9 +36,9 @@ BOTH = ("first", "second")
 
 
 def on_dataset(bundles: Two, settings: Settings, engine: Engine, reporter: Reporter) -> dict[str, Any]:
-    """Return what metrics.json reports of two bundles that judge the same data set, in the labels' order of the first.
+    """Return what metrics.json reports of two bundles on the same data set, in the labels' order of the first.
 
-    UsageError where their labels are others, or the data set cannot be judged.
+    UsageError where their labels are others, or the data set cannot be read.
     """
     first, second = bundles
     _require_same_labels(first, second)
@@ -112,7 +112,7 @@ def _tallies(one: Predictions, two: Predictions) -> tuple[Tally, Tally]:
 def _aligned(
     one: Predictions, two: Predictions, labels: Sequence[str], others: Sequence[str]
 ) -> tuple[Predictions, Predictions]:
-    """Return both for the images that both judged; the second with the labels, clusters and classes of the first."""
+    """Return both for the images that both predicted; the second with the labels, clusters and classes of the first."""
     rows = {item.path: i for i, item in enumerate(two.dataset.items)}
     mine = [i for i, item in enumerate(one.dataset.items) if item.path in rows]
     theirs = [rows[one.dataset.items[i].path] for i in mine]

@@ -51,16 +51,16 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
             return []
         known = f"The network was trained on {both[0]['trained_on']:,} of these {report['images']:,} images"
         return [f"{known}: this shows what one of the two forgot, and no accuracy"]
-    said = []
+    warned = []
     for each in both:
         if each["trained_on"] is None:
-            said.append(f"{visible(each['name'])} does not tell which files it was trained on")
+            warned.append(f"{visible(each['name'])} does not tell which files it was trained on")
         elif each["trained_on"]:
-            said.append(
+            warned.append(
                 f"{visible(each['name'])} was trained on {each['trained_on']:,} of these {report['images']:,} images, "
                 "which flatters it"
             )
-    return said
+    return warned
 
 
 def _figures(report: Mapping[str, Any], names: list[str]) -> Table:
@@ -120,7 +120,7 @@ def _sources(report: Mapping[str, Any], names: list[str]) -> Table:
 
 
 def _counts(report: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the number of images that each was judged by."""
+    """Return the number of images that each was evaluated on."""
     if report["of"] == OWN:
         return tuple(f"{report['figures'][name]['images']:,}" for name in ("first", "second"))  # type: ignore[return-value]
     return (f"{report['images']:,}",) * 2

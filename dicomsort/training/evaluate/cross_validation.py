@@ -83,7 +83,7 @@ def _cross_validate(
     architecture: Architecture, rendered: Rendered, recipe: Mapping[str, Any], folding: Folding, reporter: Reporter,
     *, integers: bool,
 ) -> HeldOutPredictions:  # fmt: skip
-    """Train what the recipe trains once for each fold of sources on the others, and judge the fold by it.
+    """Train what the recipe trains once for each fold of sources on the others, and predict the fold by it.
 
     In ``integers`` where the bundle's model computes so.
     """

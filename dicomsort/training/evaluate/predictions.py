@@ -83,7 +83,7 @@ def name_clusters(dataset: Dataset) -> tuple[list[str], str]:
 
 
 def require_images(dataset: Dataset, skipped: int) -> None:
-    """Raise DatasetError where no image is left to judge."""
+    """Raise DatasetError where no image is left to evaluate on."""
     if not dataset.items:
         msg = f"data set {str(dataset.root)!r}: expected a readable image, received none ({skipped} files were skipped)"
         raise DatasetError(msg)

@@ -1,4 +1,4 @@
-"""What is told of predictions, wherever they come from: metrics.json's content, the pictures, the sheet of mistakes."""
+"""The report on predictions: metrics.json's content, the pictures, the sheet of mistakes."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ def _warn_unbalanced(dataset: Dataset, reporter: Reporter) -> None:
 
 
 def identify(model: Any, rendered: Rendered, hyper: Hyperparameters, **more: str) -> dict[str, Any]:
-    """Return what must be the same for a training to go on, by the names under which a difference is told."""
+    """Return what must be the same for a training to go on, by the names under which a difference is reported."""
     numbers = asdict(replace(hyper, checkpoint=None, fresh=False))
     items = rendered.dataset.items
     together = hashlib.sha256(json.dumps([(item.path, item.group, item.kin) for item in items]).encode())

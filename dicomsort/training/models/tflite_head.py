@@ -130,5 +130,5 @@ def _packed(whole: Any) -> bytes:
 
 
 def _unlike(error: Exception) -> BundleError:
-    told = f"{type(error).__name__}: {error}"[:200]
-    return BundleError(f"model.tflite: expected a last layer as dicomsort exports it, received {told}")
+    received = f"{type(error).__name__}: {error}"[:200]
+    return BundleError(f"model.tflite: expected a last layer as dicomsort exports it, received {received}")

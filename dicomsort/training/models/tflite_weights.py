@@ -221,10 +221,13 @@ class Graph:
         kind = TYPES[tensor.Type()]
         value = data.view(kind).reshape(shape).astype(np.float32)
         if kind.kind == "i":
-            told = tensor.Quantization()
-            scales, zeros = told.ScaleAsNumpy(), told.ZeroPointAsNumpy()  # one for all, or one a channel
+            quantization = tensor.Quantization()
+            scales, zeros = (
+                quantization.ScaleAsNumpy(),
+                quantization.ZeroPointAsNumpy(),
+            )  # one for all, or one a channel
             channels = np.ones(len(shape), int)
-            channels[told.QuantizedDimension()] = len(scales)
+            channels[quantization.QuantizedDimension()] = len(scales)
             value = (value - zeros.reshape(channels)) * scales.reshape(channels)
         result: NDArray[np.float32] = value.astype(np.float32)
         return result
