@@ -35,7 +35,7 @@ from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.dataset import Dataset, scan
 from dicomsort.training.data.prefetch import Feed
 from dicomsort.training.data.rendered import Rendered, open_cache, render_all
-from dicomsort.training.fit.recipe import Recipe
+from dicomsort.training.fit.recipe import Hyperparameters
 from dicomsort.training.models.architectures import ARCHITECTURES
 from dicomsort.training.progress import Reporter, load_tensorflow
 
@@ -160,8 +160,8 @@ def wait(rendered: Rendered, epochs: int) -> None:
         for name in STRENGTHS:
             began = time.perf_counter()
             with Reporter() as reporter:
-                recipe = Recipe(epochs, 32, 0.001, 0.2, 0, name)
-                fitted = fit(ARCHITECTURES[arch], rendered, recipe, reporter)
+                numbers = Hyperparameters(epochs, 32, 0.001, 0.2, 0, name)
+                fitted = fit(ARCHITECTURES[arch], rendered, numbers, reporter)
             print(
                 f"| {arch} | {name} | {fitted.course['waiting']:.1%} | {time.perf_counter() - began:.0f} |", flush=True
             )

@@ -41,7 +41,7 @@ def answers(model: Any, images: Any) -> Any:
     return keras.tree.map_structure(np.asarray, model(images, training=False))
 
 
-TINY = Architecture("a tiny network", "staged", tiny, ("float32",), "first")
+TINY = Architecture("a tiny network", "transfer", tiny, ("float32",), "first")
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def test_its_parts_say_what_the_whole_says(arch: str, variation: dict[str, Any])
 @_each([case for case in ALL if case[0] not in LARGE])
 def test_its_bundle_can_be_gone_on_from(arch: str, variation: dict[str, Any], tmp_path: Path) -> None:
     from dicomsort.training.export import tflite
-    from dicomsort.training.fit.finetune import going_on
+    from dicomsort.training.fit.finetune import from_bundle
     from dicomsort.training.fit.frozen_features import divide
     from dicomsort.training.models.outputs import complete
     from dicomsort.training.models.tflite_head import Body, with_head
@@ -92,7 +92,7 @@ def test_its_bundle_can_be_gone_on_from(arch: str, variation: dict[str, Any], tm
     spec["training"]["recipe"]["variation"] = variation
     spec["header_classes"] = {label: label for label in LABELS}
     seal(tmp_path, spec)
-    architecture = going_on(tmp_path)
+    architecture = from_bundle(tmp_path)
     again = architecture.build(INPUT_SHAPE, len(LABELS))  # which compares it with the LiteRT model
     trunk, tail, _ = divide(again, architecture.trained_from)
     np.testing.assert_allclose(answers(tail, answers(trunk, images)), wanted, atol=0.01)

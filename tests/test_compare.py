@@ -65,32 +65,32 @@ def _compared(first: Path, second: Path, out: Path, *more: object) -> tuple[dict
     assert {path.name for path in out.iterdir()} == OUTCOME
     with Image.open(out / "comparison.png") as picture:
         assert min(picture.size) > 200
-    told: dict[str, Any] = json.loads((out / "metrics.json").read_text("utf-8"))
-    return told, ran
+    report: dict[str, Any] = json.loads((out / "metrics.json").read_text("utf-8"))
+    return report, ran
 
 
 def test_on_a_data_set(tiny_start: Path, site: Path, dataset: Path, tmp_path: Path) -> None:
-    told, ran = _compared(tiny_start, site, tmp_path / "out", dataset)
-    assert (told["of"], told["images"], told["unit"], told["clusters"]) == ("data set", 18, "source", 2)
-    assert list(told["skipped"]) == ["CT/a/note.txt"]
+    report, ran = _compared(tiny_start, site, tmp_path / "out", dataset)
+    assert (report["of"], report["images"], report["unit"], report["clusters"]) == ("data set", 18, "source", 2)
+    assert list(report["skipped"]) == ["CT/a/note.txt"]
     bundles = [load(folder, RENDERING_VERSION) for folder in (tiny_start, site)]
-    assert [row["sha256"] for row in told["bundles"].values()] == [bundle.model_sha256 for bundle in bundles]
+    assert [row["sha256"] for row in report["bundles"].values()] == [bundle.model_sha256 for bundle in bundles]
     # each side is what evaluate says of that bundle alone
     for name, folder in (("first", tiny_start), ("second", site)):
         alone = json.loads(run("evaluate", dataset, "--model", folder, "--out", tmp_path / name, "--json").out)
-        figures = told["figures"][name]
+        figures = report["figures"][name]
         for key in ("accuracy", "balanced_accuracy", "ece", "log_loss"):
             assert figures[key] == alone[key]
         assert figures["classes"]["CT"]["recall"] == alone["classes"]["CT"]["recall"]
         assert figures["thresholds"]["decide"]["coverage"] == alone["thresholds"]["decide"]["coverage"]
-    change = told["figures"]["second"]["accuracy"] - told["figures"]["first"]["accuracy"]
-    assert told["change"]["accuracy"] == pytest.approx(change, abs=1e-4)
+    change = report["figures"]["second"]["accuracy"] - report["figures"]["first"]["accuracy"]
+    assert report["change"]["accuracy"] == pytest.approx(change, abs=1e-4)
     assert change < 0
-    low, high = told["intervals"]["accuracy"]
-    assert low <= told["change"]["accuracy"] <= high
-    assert sum(told["agreement"].values()) == 18
-    assert len(told["changed"]["only_first"]) == told["agreement"]["only_first"] > 0
-    assert {(row["label"], row["source"], row["images"]) for row in told["sources"]} == {
+    low, high = report["intervals"]["accuracy"]
+    assert low <= report["change"]["accuracy"] <= high
+    assert sum(report["agreement"].values()) == 18
+    assert len(report["changed"]["only_first"]) == report["agreement"]["only_first"] > 0
+    assert {(row["label"], row["source"], row["images"]) for row in report["sources"]} == {
         (label, source, 3) for label in LABELS for source in "ab"
     }
     for words in ("start and site on 18 images of 2 sources", "CT recall", "start right", "Right by start alone"):
@@ -100,21 +100,21 @@ def test_on_a_data_set(tiny_start: Path, site: Path, dataset: Path, tmp_path: Pa
 
 def test_what_a_bundle_was_trained_on_is_told(tiny_start: Path, site: Path, tmp_path: Path) -> None:
     images = tiny_start.parent / "images"
-    told, ran = _compared(site, tiny_start, tmp_path / "out", images, "--json")
-    assert json.loads(ran.out) == told
+    report, ran = _compared(site, tiny_start, tmp_path / "out", images, "--json")
+    assert json.loads(ran.out) == report
     assert "WARNING: site was trained on 24 of these 24 images, which flatters it" in ran.err
     assert "WARNING: start was trained on 24 of these 24 images, which flatters it" in ran.err
-    assert (told["unit"], told["sources"]) == ("file", [])
+    assert (report["unit"], report["sources"]) == ("file", [])
 
 
 def test_without_a_data_set_on_what_both_keep(tiny_start: Path, site: Path, tmp_path: Path) -> None:
-    told, ran = _compared(tiny_start, site, tmp_path / "out")
-    assert (told["of"], told["images"]) == ("evaluation images", 12)
+    report, ran = _compared(tiny_start, site, tmp_path / "out")
+    assert (report["of"], report["images"]) == ("evaluation images", 12)
     assert "start and site on 12 evaluation images that both keep" in ran.out
     assert "The network was trained on 12 of these 12 images: this shows what one of the two forgot" in ran.err
     run_ = json.loads((site / "metrics.json").read_text("utf-8"))["training_run"]["started_from"]["evaluation"]
-    assert told["figures"]["first"]["accuracy"] == run_["before"]["accuracy"]
-    assert told["figures"]["second"]["accuracy"] == run_["after"]["accuracy"]  # LiteRT's weights say what Keras' say
+    assert report["figures"]["first"]["accuracy"] == run_["before"]["accuracy"]
+    assert report["figures"]["second"]["accuracy"] == run_["after"]["accuracy"]  # LiteRT's weights say what Keras' say
     same, _ = _compared(tiny_start, tiny_start, tmp_path / "same")
     assert same["change"]["accuracy"] == 0
     assert same["agreement"]["only_first"] == same["agreement"]["only_second"] == 0
@@ -122,13 +122,13 @@ def test_without_a_data_set_on_what_both_keep(tiny_start: Path, site: Path, tmp_
 
 def test_else_each_by_its_own_figures(tiny_start: Path, site: Path, tmp_path: Path) -> None:
     other = _changed(site, tmp_path / "other", evaluation=None)
-    told, ran = _compared(tiny_start, other, tmp_path / "out")
-    assert told["of"] == "own figures"
-    assert "change" not in told
+    report, ran = _compared(tiny_start, other, tmp_path / "out")
+    assert report["of"] == "own figures"
+    assert "change" not in report
     assert "OF DIFFERENT IMAGES" in ran.err
     assert "start and site, each by its own figures" in ran.out
     own = json.loads((site / "metrics.json").read_text("utf-8"))
-    assert told["figures"]["second"]["accuracy"] == own["accuracy"]
+    assert report["figures"]["second"]["accuracy"] == own["accuracy"]
     (other / "metrics.json").write_text("{")
     ran = run("evaluate", "--compare", tiny_start, other, "--out", tmp_path / "none")
     assert ran.code == 2
@@ -140,9 +140,9 @@ def test_labels_in_another_order_are_the_same_and_others_are_not(
     tiny_start: Path, dataset: Path, tmp_path: Path
 ) -> None:
     turned = _changed(tiny_start, tmp_path / "turned", labels=["XRAY", "MRI", "CT"])
-    told, _ = _compared(tiny_start, turned, tmp_path / "out", dataset)
-    assert told["figures"]["first"]["classes"]["MRI"] == told["figures"]["second"]["classes"]["MRI"]
-    assert told["figures"]["second"]["classes"]["CT"]["recall"] < 1  # its outputs are now called otherwise
+    report, _ = _compared(tiny_start, turned, tmp_path / "out", dataset)
+    assert report["figures"]["first"]["classes"]["MRI"] == report["figures"]["second"]["classes"]["MRI"]
+    assert report["figures"]["second"]["classes"]["CT"]["recall"] < 1  # its outputs are now called otherwise
     others = _changed(tiny_start, tmp_path / "others", labels=["CHEST", "HAND", "KNEE"], header_classes={})
     ran = run("evaluate", "--compare", tiny_start, others, dataset, "--out", tmp_path / "none")
     assert ran.code == 2
@@ -181,11 +181,11 @@ def test_paired_changes_are_those_of_the_same_resamples() -> None:
         share = np.where(right, 0.9, 0.1)
         said.append(np.where(truth[:, None] == np.arange(2), share[:, None], 1 - share[:, None]).astype(np.float32))
     one, two = (Tally(each, truth, ("A", "B"), cluster, {}) for each in said)
-    told = compare.changes(one, two)
+    report = compare.changes(one, two)
     for name, each in (("first", said[0]), ("second", said[1])):
         alone = metrics.measure(each, truth, ("A", "B"), {})
-        assert told[name]["accuracy"] == pytest.approx(alone["accuracy"], abs=1e-4)
-    low, high = told["intervals"]["accuracy"]
-    assert low < told["change"]["accuracy"] < high
+        assert report[name]["accuracy"] == pytest.approx(alone["accuracy"], abs=1e-4)
+    low, high = report["intervals"]["accuracy"]
+    assert low < report["change"]["accuracy"] < high
     assert high - low < 0.12  # the clusters alone spread each accuracy by 0.3
     assert compare.changes(one, one)["intervals"]["accuracy"] == [0, 0]

@@ -21,8 +21,8 @@ from dicomsort.errors import UsageError
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.fingerprint import encode
 from dicomsort.training.data.robustness import SHORTCUTS
+from dicomsort.training.evaluate.compare_bundles import on_their_own
 from dicomsort.training.evaluate.evaluation import OUTPUTS, _training_run
-from dicomsort.training.evaluate.side_by_side import on_their_own
 
 FOLDERS = ("CT", "mri", "XRAY")
 SOURCES, EACH = 2, 2
@@ -32,7 +32,7 @@ UNREADABLE = {"CT/note.txt": "no image", "mri/s0/cut.png": b"\x89PNG\r\n\x1a\n"}
 class Evaluated(NamedTuple):
     out: Path
     ran: Ran
-    told: dict[str, Any]
+    report: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def bundle(tmp_path: Path) -> Callable[..., Path]:
 def test_every_output_is_there_and_the_json_is_the_file(evaluated: Evaluated) -> None:
     assert {path.name for path in evaluated.out.iterdir()} == OUTPUTS
     printed = json.loads(evaluated.ran.out)
-    assert printed == {key: value for key, value in evaluated.told.items() if key != "training_run"}
+    assert printed == {key: value for key, value in evaluated.report.items() if key != "training_run"}
     for name in OUTPUTS - {"card.md", "metrics.json"}:
         with Image.open(evaluated.out / name) as picture:
             assert min(picture.size) > 200
@@ -94,43 +94,43 @@ def test_every_output_is_there_and_the_json_is_the_file(evaluated: Evaluated) ->
 def test_the_figures_are_those_of_predict(dataset: Path, evaluated: Evaluated) -> None:
     files = sorted(dataset.glob("*/s*/[01].*"))
     answers = [json.loads(line) for line in run("predict", "--json", *files).out.splitlines()]
-    labels = evaluated.told["confusion_matrix"]["labels"]
+    labels = evaluated.report["confusion_matrix"]["labels"]
     matrix = np.zeros((len(labels), len(labels)), int)
     for path, answer in zip(files, answers, strict=True):
         matrix[labels.index(path.parts[-3].upper()), labels.index(answer["class"])] += 1
-    assert evaluated.told["confusion_matrix"]["rows_are_truth"] == matrix.tolist()
-    assert evaluated.told["images"] == len(files) == len(FOLDERS) * SOURCES * EACH
-    assert evaluated.told["accuracy"] == pytest.approx(np.trace(matrix) / len(files), abs=1e-4)
+    assert evaluated.report["confusion_matrix"]["rows_are_truth"] == matrix.tolist()
+    assert evaluated.report["images"] == len(files) == len(FOLDERS) * SOURCES * EACH
+    assert evaluated.report["accuracy"] == pytest.approx(np.trace(matrix) / len(files), abs=1e-4)
 
 
 def test_every_figure_has_an_interval_around_it(evaluated: Evaluated) -> None:
-    told, intervals = evaluated.told, evaluated.told["intervals"]
-    assert told["bootstrap"] == {"unit": "source", "clusters": SOURCES, "resamples": 1000, "seed": 0}
+    report, intervals = evaluated.report, evaluated.report["intervals"]
+    assert report["bootstrap"] == {"unit": "source", "clusters": SOURCES, "resamples": 1000, "seed": 0}
     for name in ("accuracy", "balanced_accuracy", "log_loss", "ece", "mean_recall_by_source"):
         low, high = intervals[name]
-        assert low - 1e-3 <= told[name] <= high + 1e-3, name
+        assert low - 1e-3 <= report[name] <= high + 1e-3, name
     for label, figures in intervals["classes"].items():
         assert set(figures) == {"precision", "recall", "f1"}
         assert label == "OTHER" or figures["recall"]
-    assert set(intervals["shortcuts"]) == set(told["shortcuts"]) == set(SHORTCUTS)
+    assert set(intervals["shortcuts"]) == set(report["shortcuts"]) == set(SHORTCUTS)
     assert {"coverage", "accuracy"} == set(intervals["thresholds"]["decide"])
 
 
 def test_what_is_missing_or_unreadable_is_said(evaluated: Evaluated) -> None:
     assert "No images of OTHER, which the model also knows" in evaluated.ran.err
     assert "Skipped 2 files" in evaluated.ran.err
-    assert set(evaluated.told["skipped"]) == set(UNREADABLE)
+    assert set(evaluated.report["skipped"]) == set(UNREADABLE)
     card = (evaluated.out / "card.md").read_text("utf-8")
     assert all(path in card for path in UNREADABLE)
 
 
 def test_sources_and_licences_are_counted(evaluated: Evaluated) -> None:
-    assert evaluated.told["data"] == {
+    assert evaluated.report["data"] == {
         "images": {"CT": 4, "MRI": 4, "OTHER": 0, "XRAY": 4},
         "sources": {"CT": {"s0": 2, "s1": 2}, "MRI": {"s0": 2, "s1": 2}, "OTHER": {}, "XRAY": {"s0": 2, "s1": 2}},
         "licences": {"CC-BY-4.0": 6, "CC0": 6},
     }
-    recalls = [row["recall"] for row in evaluated.told["sources"]]
+    recalls = [row["recall"] for row in evaluated.report["sources"]]
     assert recalls == sorted(recalls)
     assert len(recalls) == len(FOLDERS) * SOURCES
 
@@ -147,7 +147,7 @@ def test_a_person_gets_the_same_tables_on_a_terminal(capsys: pytest.CaptureFixtu
     from dicomsort.cli.console import _rich_table
     from dicomsort.training.evaluate.tables import tables
 
-    for table in tables(evaluated.told):
+    for table in tables(evaluated.report):
         _rich_table(table)
         shown = capsys.readouterr().out
         assert table.title in shown
@@ -164,14 +164,14 @@ def test_images_that_were_trained_on_are_said_loudly(
     dataset: Path, tmp_path: Path, bundle: Callable[..., Path]
 ) -> None:
     seen = _evaluate(dataset, tmp_path / "out", "--model", bundle(files=encode(_digests(dataset)[:5])))
-    assert seen.told["trained_on"] == 5
+    assert seen.report["trained_on"] == 5
     assert "WARNING: NOT all held out: the model was trained on 5 of these 12 images" in seen.ran.err
     assert "trained on 5 of these 12 images" in (seen.out / "card.md").read_text("utf-8")
 
 
 def test_a_bundle_that_does_not_tell_is_said_too(dataset: Path, tmp_path: Path, bundle: Callable[..., Path]) -> None:
     unknown = _evaluate(dataset, tmp_path / "out", "--model", bundle(files=""))
-    assert unknown.told["trained_on"] is None
+    assert unknown.report["trained_on"] is None
     assert "whether these were is not known" in unknown.ran.out
 
 
@@ -184,7 +184,7 @@ def test_the_whole_training_set_is_known_by_its_fingerprint(
     found = dict(zip(sorted(dataset.glob("*/s*/[01].*")), _digests(dataset), strict=True))
     whole = fingerprint(items, [found[dataset / item.path] for item in items])
     seen = _evaluate(dataset, tmp_path / "out", "--model", bundle(fingerprint=whole))
-    assert seen.told["trained_on"] == 12
+    assert seen.report["trained_on"] == 12
     assert "trained on every one of these images" in seen.ran.err
 
 

@@ -38,7 +38,7 @@ def raster() -> Any:
         dense = keras.layers.Dense(classes, activation="softmax", kernel_initializer="zeros", name="probabilities")
         return keras.Model(image, dense(features), name="raster")
 
-    chosen = Architecture("means of a raster", "staged", build, ("float32",), "means")
+    chosen = Architecture("means of a raster", "transfer", build, ("float32",), "means")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ARCHITECTURES, "raster", chosen)
         yield
@@ -96,8 +96,8 @@ def test_a_trained_bundle_tells_what_it_was_trained_on(dataset: Path, bundle: Pa
 
 
 def test_training_writes_the_same_figures_with_intervals(bundle: Path) -> None:
-    told = _json(bundle / "metrics.json")
-    assert {"bootstrap", "intervals", "data", "training_run"} <= set(told)
+    report = _json(bundle / "metrics.json")
+    assert {"bootstrap", "intervals", "data", "training_run"} <= set(report)
     assert {path.name for path in bundle.iterdir()} == OUTPUTS
     assert reporting.SHEET not in OUTPUTS
     assert bundle.with_name(f"{bundle.name}-{reporting.SHEET}").read_bytes().startswith(b"\x89PNG")
@@ -151,10 +151,10 @@ def test_what_cannot_be_cross_validated_is_said(dataset: Path, bundle: Path, tmp
 
 
 def _shipped() -> dict[str, Any]:
-    told = _json(default_path() / "metrics.json")
-    if "shortcuts" not in told:
+    report = _json(default_path() / "metrics.json")
+    if "shortcuts" not in report:
         pytest.skip("the bundle that ships has no shortcut tests measured yet: make evaluate")
-    return told
+    return report
 
 
 @pytest.mark.parametrize("name", SHORTCUTS)

@@ -19,8 +19,9 @@ from dicomsort.training.data.grouping import keep_together
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.evaluate import calibration, metrics, reporting
 from dicomsort.training.evaluate.card import write_card
-from dicomsort.training.evaluate.predictions import HeldOut, Predictions, name_clusters
+from dicomsort.training.evaluate.predictions import Predictions, cross_calibrated, name_clusters
 from dicomsort.training.evaluate.tables import tables
+from dicomsort.training.fit.held_out import HeldOutPredictions
 
 LABELS = ("CT", "MRI", "OTHER", "XRAY")
 SOURCES, EACH = 12, 20
@@ -59,8 +60,12 @@ def _predictions(seed: int = 0) -> Predictions:
     fold = np.array([int(item.group[-1]) % 5 for item in dataset.items])
     distances = random.gamma(9, 1, len(fold)).astype(np.float32)
     variants = {name: _guesses(dataset, number) for number, name in enumerate(SHORTCUTS, 1)}
-    held = HeldOut(_guesses(dataset, seed, 2.0), fold, "folds", by_source=True, distances=distances, variants=variants)
-    return held.calibrated(dataset)
+    everything, guesses = np.arange(len(fold)), _guesses(dataset, seed, 2.0)
+    held_out = HeldOutPredictions(
+        everything, dataset.classes(), fold, "folds", by_source=True, probabilities=guesses, distances=distances,
+        variants=variants,
+    )  # fmt: skip
+    return cross_calibrated(held_out, dataset)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +74,8 @@ def predictions() -> Predictions:
 
 
 @pytest.fixture(scope="module")
-def told(predictions: Predictions) -> dict[str, object]:
-    return {**reporting.tell(predictions, 1), "skipped": {}, "trained_on": 0}
+def report(predictions: Predictions) -> dict[str, object]:
+    return {**reporting.report_of(predictions, 1), "skipped": {}, "trained_on": 0}
 
 
 def test_figures_of_the_rest_are_what_their_definitions_say() -> None:
@@ -122,7 +127,7 @@ def test_sources_that_differ_make_wider_intervals_than_files(predictions: Predic
     assert widths[0] > 1.5 * widths[1]
 
 
-def test_every_figure_is_within_its_interval_and_a_seed_fixes_it(told: dict[str, object]) -> None:
+def test_every_figure_is_within_its_interval_and_a_seed_fixes_it(report: dict[str, object]) -> None:
     def walk(figures: object, intervals: object, path: str) -> None:
         if isinstance(intervals, list):
             assert intervals[0] - 1e-3 <= figures <= intervals[1] + 1e-3, path  # type: ignore[operator]
@@ -132,8 +137,8 @@ def test_every_figure_is_within_its_interval_and_a_seed_fixes_it(told: dict[str,
         for name, inner in intervals.items():
             walk(figures[name], inner, f"{path}/{name}")
 
-    walk(told, told["intervals"], "")
-    assert metrics.report(_predictions(), 1)["intervals"] == told["intervals"]
+    walk(report, report["intervals"], "")
+    assert metrics.report(_predictions(), 1)["intervals"] == report["intervals"]
 
 
 def test_one_cluster_has_no_interval() -> None:
@@ -194,7 +199,7 @@ def test_kept_digests_tell_which_files_were_trained_on() -> None:
     digests = [random.bytes(32).hex() for _ in range(50)]
     items = [Item(f"CT/{i}", 0, "") for i in range(50)]
     training = {fingerprint.KEY: fingerprint.encode(digests[:20])}
-    assert fingerprint.compare(training, items[10:], digests[10:]) == fingerprint.Seen(40, 10)
+    assert fingerprint.compare(training, items[10:], digests[10:]) == fingerprint.Overlap(40, 10)
     assert "none of these files" in fingerprint.compare(training, items[20:], digests[20:]).words()
     for nothing in ({}, {fingerprint.KEY: ""}, {fingerprint.KEY: "no Base64!"}, {fingerprint.KEY: "AAA="}):
         assert fingerprint.compare(nothing, items, digests).count is None
@@ -210,45 +215,45 @@ def test_licences_come_by_path_else_by_source(tmp_path: Path) -> None:
     assert "licences" not in reporting.describe(dataset)
 
 
-def test_the_card_holds_every_figure_and_what_flatters_it(told: dict[str, object]) -> None:
+def test_the_card_holds_every_figure_and_what_flatters_it(report: dict[str, object]) -> None:
     run = {
         "summary": "a network",
         "notes": ["Only few."],
         "data": {"licences": {"CC0": 7}, "sources": {"CT": {"ours": 3}}},
     }
-    card = write_card(SPEC, {**told, "training_run": run})
+    card = write_card(SPEC, {**report, "training_run": run})
     assert all(
         name in card
         for name in (*SHORTCUTS, "CC0: 7", "(images): ours 3", "Only few.", "never on its", "out of distribution")
     )
-    for table in tables(told):
+    for table in tables(report):
         assert table.title in card
         assert all(cell in card for row in table.rows for cell in row)
     assert "less often than these figures say" not in card
-    seen_sources = write_card(SPEC, {**told, "by_source": False, "trained_on": 9})
+    seen_sources = write_card(SPEC, {**report, "by_source": False, "trained_on": 9})
     assert "less often than these figures say" in seen_sources
     assert "trained on 9 of these 960 images" in seen_sources
 
 
-def test_table_and_text_of_the_card_tell_the_same_thresholds(told: dict[str, object]) -> None:
-    card = write_card(SPEC, {**told, "calibration": "nested"})
+def test_table_and_text_of_the_card_tell_the_same_thresholds(report: dict[str, object]) -> None:
+    card = write_card(SPEC, {**report, "calibration": "nested"})
     assert "it decides from a confidence of\n0.800 on." in card
     assert "its own has 0.950 or more." in card
     rows = [
         re.findall(r"[^|]+", line) for line in card.splitlines() if line.startswith(("| decide |", "| contradict |"))
     ]
     assert [row[1].strip() for row in rows] == ["0.800", "0.950"]
-    folds = told["thresholds"]
+    folds = report["thresholds"]
     assert isinstance(folds, dict)
     assert [row[2].strip() for row in rows] == [f"{folds[name]['threshold']:.3f}" for name in ("decide", "contradict")]
     assert "| threshold | the bundle's | used here, the folds' mean |" in card
-    (shown,) = (table for table in tables({**told, "calibration": "nested"}) if table.title == "Confidence")
+    (shown,) = (table for table in tables({**report, "calibration": "nested"}) if table.title == "Confidence")
     assert shown.head[1] == "the folds' mean"
 
 
 def test_the_card_that_ships_is_what_its_figures_say() -> None:
-    spec, told = (json.loads((default_path() / name).read_text("utf-8")) for name in ("bundle.json", "metrics.json"))
-    assert (default_path() / "card.md").read_text("utf-8") == write_card(spec, told)
+    spec, report = (json.loads((default_path() / name).read_text("utf-8")) for name in ("bundle.json", "metrics.json"))
+    assert (default_path() / "card.md").read_text("utf-8") == write_card(spec, report)
 
 
 def test_pictures_are_drawn_of_little_too(tmp_path: Path) -> None:
@@ -258,9 +263,9 @@ def test_pictures_are_drawn_of_little_too(tmp_path: Path) -> None:
         right = Predictions(
             each, np.eye(4, dtype=np.float32)[:count], {"decide": np.full(count, 2.0)}, "", ["a"], "file"
         )
-        told = reporting.tell(right)
-        assert told["thresholds"]["decide"]["accuracy"] is None
-        reporting.draw(tmp_path, told, right)
+        report = reporting.report_of(right)
+        assert report["thresholds"]["decide"]["accuracy"] is None
+        reporting.draw(tmp_path, report, right)
         reporting.draw_mistakes(tmp_path / reporting.SHEET, right, reporting.mistakes(right), [])
     assert {path.name for path in tmp_path.iterdir()} == {*reporting.PICTURES, reporting.SHEET}
 

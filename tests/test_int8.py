@@ -25,7 +25,7 @@ from dicomsort.training.fit.quantize import words
 from dicomsort.training.models import ood, replay_set
 from dicomsort.training.models.architectures import ARCHITECTURES
 from dicomsort.training.models.tflite_head import Body, with_head
-from dicomsort.training.models.tflite_weights import Graph, precision, read_head, read_space, read_weights
+from dicomsort.training.models.tflite_weights import Graph, precision, read_head, read_mahalanobis, read_weights
 from dicomsort.training.pipeline import OUTPUTS
 from dicomsort.training.progress import load_tensorflow
 
@@ -56,19 +56,19 @@ def network() -> Any:
 
 
 @pytest.fixture(scope="module")
-def space(network: Any) -> ood.MahalanobisModel:
+def mahalanobis(network: Any) -> ood.MahalanobisModel:
     from dicomsort.training.models.outputs import featured
 
     return ood.fit(featured(network).predict(blocks(60).astype(np.float32), verbose=0), np.arange(60) % 3)
 
 
 @pytest.fixture(scope="module")
-def files(network: Any, space: ood.MahalanobisModel) -> dict[str, bytes]:
+def files(network: Any, mahalanobis: ood.MahalanobisModel) -> dict[str, bytes]:
     """The network as a LiteRT model in each kind of numbers."""
     from dicomsort.training.export import tflite
 
-    floats = {each: tflite.convert(network, [each], blocks(8), space)[0].model for each in ("float32", "float16")}
-    return floats | {"int8": quantize.quantize(network, space, blocks(30))}
+    floats = {each: tflite.convert(network, [each], blocks(8), mahalanobis)[0].model for each in ("float32", "float16")}
+    return floats | {"int8": quantize.quantize(network, mahalanobis, blocks(30))}
 
 
 def test_it_says_nearly_the_same(files: dict[str, bytes]) -> None:
@@ -84,7 +84,9 @@ def test_it_says_nearly_the_same(files: dict[str, bytes]) -> None:
     assert precision(b"junk") == "unknown"
 
 
-def test_its_weights_and_distances_are_read_from_its_file(files: dict[str, bytes], space: ood.MahalanobisModel) -> None:
+def test_its_weights_and_distances_are_read_from_its_file(
+    files: dict[str, bytes], mahalanobis: ood.MahalanobisModel
+) -> None:
     wanted, found = (read_weights(files[each], 2) for each in ("float32", "int8"))
     for one, other in zip(wanted.units, found.units, strict=True):
         steps = np.abs(one[0]).max(axis=(0, 1, 2) if one[0].shape[2] > 1 else None) / 127  # one a channel
@@ -92,12 +94,12 @@ def test_its_weights_and_distances_are_read_from_its_file(files: dict[str, bytes
         np.testing.assert_allclose(other[1], one[1], atol=1e-3)
     np.testing.assert_array_equal(found.kernel, wanted.kernel)  # what is behind the features stays float32
     features = Body(files["int8"]).predict_on_batch(blocks(20, 2))
-    told = read_space(files["int8"]).distances(features)
-    np.testing.assert_allclose(told, space.distances(features), rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(said(files["int8"], blocks(20, 2))["distance"], told, rtol=1e-2, atol=1e-2)
+    report = read_mahalanobis(files["int8"]).distances(features)
+    np.testing.assert_allclose(report, mahalanobis.distances(features), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(said(files["int8"], blocks(20, 2))["distance"], report, rtol=1e-2, atol=1e-2)
     for junk in (b"", files["int8"][:300]):
         with pytest.raises(BundleError, match=r"model\.tflite: expected distances as dicomsort exports them"):
-            read_space(junk)
+            read_mahalanobis(junk)
 
 
 @pytest.mark.parametrize("numbers", ["float32", "float16", "int8"])
@@ -143,19 +145,19 @@ def test_it_is_kept_unless_it_loses_half_a_point(wrong: int, kept: bool) -> None
 
     truth = [0, 1] * 500
     integers = [2] * wrong + truth[wrong:]
-    told = _compared(probabilities(truth), probabilities(integers), np.array(truth), "float16")
-    assert told["kept"] is kept
-    assert (told["images"], told["changed"]) == (1000, wrong)
+    report = _compared(probabilities(truth), probabilities(integers), np.array(truth), "float16")
+    assert report["kept"] is kept
+    assert (report["images"], report["changed"]) == (1000, wrong)
     assert (
-        "No int8: it loses 0.6 points of accuracy, and 0.5 are allowed, so the model is float16" in words(told)
+        "No int8: it loses 0.6 points of accuracy, and 0.5 are allowed, so the model is float16" in words(report)
     ) != kept
-    assert f"{1 - wrong / 1000:.1%} right, where floating point has 100.0%; {wrong} answers differ" in words(told)
+    assert f"{1 - wrong / 1000:.1%} right, where floating point has 100.0%; {wrong} answers differ" in words(report)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _known() -> Iterator[None]:
     """The tiny network by two recipes, exported to int8 however few images are held out."""
-    tries = {recipe: replace(TINY, recipe=recipe, precisions=("int8", "float32")) for recipe in ("staged", "whole")}
+    tries = {recipe: replace(TINY, recipe=recipe, precisions=("int8", "float32")) for recipe in ("transfer", "full")}
     with known(), mock.patch.dict(ARCHITECTURES, tries), mock.patch.object(quantize, "MIN_IMAGES", 5):
         yield
 
@@ -175,25 +177,25 @@ def _train(dataset: Path, out: Path, arch: str) -> Ran:
 @pytest.fixture(scope="module")
 def trained(dataset: Path) -> Path:
     """A bundle in int8."""
-    out = dataset.with_name("staged")
-    ran = _train(dataset, out, "staged")
+    out = dataset.with_name("transfer")
+    ran = _train(dataset, out, "transfer")
     assert ran.code == 0, ran.err
     assert "int8: on 24 held-out images " in ran.err
     return out
 
 
-def _told(out: Path) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((out / "metrics.json").read_text("utf-8"))
-    return told
+def _report(out: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((out / "metrics.json").read_text("utf-8"))
+    return report
 
 
 def test_a_training_leaves_it_measured_on_what_was_held_out(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} == OUTPUTS
     assert precision((trained / "model.tflite").read_bytes()) == "int8"
-    told = _told(trained)
-    found = told["training_run"]["int8"]
-    assert (found["kept"], found["images"], found["accuracy"]) == (True, told["images"], told["accuracy"])
-    kept, *others = told["training_run"]["litert"]
+    report = _report(trained)
+    found = report["training_run"]["int8"]
+    assert (found["kept"], found["images"], found["accuracy"]) == (True, report["images"], report["accuracy"])
+    kept, *others = report["training_run"]["litert"]
     assert (kept["precision"], kept["kept"]) == ("int8", True)
     assert [(other["precision"], other["kept"]) for other in others] == [("float32", False)]
     card = (trained / "card.md").read_text("utf-8")
@@ -215,12 +217,13 @@ def test_the_features_that_it_keeps_are_its_own(trained: Path) -> None:
 
 def test_a_whole_training_asks_it_about_the_validation_split(dataset: Path, tmp_path: Path) -> None:
     with mock.patch.object(quantize, "MIN_IMAGES", 3):
-        ran = _train(dataset, tmp_path / "out", "whole")
+        ran = _train(dataset, tmp_path / "out", "full")
     assert ran.code == 0, ran.err
-    told = _told(tmp_path / "out")
-    assert told["training_run"]["int8"]["images"] == told["images"] < 24
+    report = _report(tmp_path / "out")
+    assert report["training_run"]["int8"]["images"] == report["images"] < 24
     assert (
-        told["training_run"]["int8"]["accuracy"] in {told["accuracy"], 0.0} or not told["training_run"]["int8"]["kept"]
+        report["training_run"]["int8"]["accuracy"] in {report["accuracy"], 0.0}
+        or not report["training_run"]["int8"]["kept"]
     )
 
 
@@ -228,14 +231,14 @@ def test_what_loses_too_much_stays_in_floating_point(dataset: Path, tmp_path: Pa
     from dicomsort.training.export import tflite
 
     with mock.patch.object(tflite, "LOST", -2):
-        ran = _train(dataset, tmp_path / "out", "staged")
+        ran = _train(dataset, tmp_path / "out", "transfer")
     assert ran.code == 0, ran.err
-    told = _told(tmp_path / "out")
-    assert not told["training_run"]["int8"]["kept"]
-    assert told["accuracy"] == told["training_run"]["int8"]["float_accuracy"]
-    assert [made["kept"] for made in told["training_run"]["litert"]] == [True, False]
+    report = _report(tmp_path / "out")
+    assert not report["training_run"]["int8"]["kept"]
+    assert report["accuracy"] == report["training_run"]["int8"]["float_accuracy"]
+    assert [made["kept"] for made in report["training_run"]["litert"]] == [True, False]
     assert precision((tmp_path / "out" / "model.tflite").read_bytes()) == "float32"
-    reason = words(told["training_run"]["int8"])
+    reason = words(report["training_run"]["int8"])
     assert reason.startswith("No int8: it loses ")
     assert reason in ran.err
     assert f"computes in float32.\n{reason}." in (tmp_path / "out" / "card.md").read_text("utf-8")
@@ -258,7 +261,7 @@ def test_where_it_cannot_be_judged_or_made_the_reason_is_told() -> None:
     ):
         made = quantizer.make(None, None, np.arange(2))
         assert made == "TensorFlow makes none of this network (no such operator)"
-        assert quantizer.judge(None, None, np.arange(2), np.arange(2)) is None
+        assert quantizer.predict_fold(None, None, np.arange(2), np.arange(2)) is None
     assert words({"kept": False, "reason": made}) == f"No int8: {made}"
 
 

@@ -55,9 +55,9 @@ def _wrongly_labelled(root: Path) -> Path:
     return wrong
 
 
-def _told(bundle: Path) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((bundle / "metrics.json").read_text("utf-8"))["training_run"][compare.KEY]
-    return told
+def _report(bundle: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((bundle / "metrics.json").read_text("utf-8"))["training_run"][compare.KEY]
+    return report
 
 
 def _train(data: Path, start: Path, out: Path, *options: object) -> Ran:
@@ -73,9 +73,9 @@ def test_a_bundle_may_be_gone_on_from_in_its_own_place_again_and_again(start: Pa
     assert ran.code == 0, ran.err
     assert {path.name for path in start.iterdir()} == OUTPUTS
     assert (start / EVALUATION_NAME).read_bytes() == kept
-    told = _told(start)
-    assert (told["model_sha256"], told["images"], told["trained_on"]) == (first, 9, 0)
-    judged = told[compare.REMEMBERED]
+    report = _report(start)
+    assert (report["model_sha256"], report["images"], report["trained_on"]) == (first, 9, 0)
+    judged = report[compare.EVALUATION]
     assert judged["images"] == judged["trained_on"] == 12
     assert judged["at_hand"] == 0
     assert set(judged["agreement"]) == {"both", "only_first", "only_second", "neither"}
@@ -83,7 +83,7 @@ def test_a_bundle_may_be_gone_on_from_in_its_own_place_again_and_again(start: Pa
     noise(site, ("CT",), 1, 150, "study{}")
     ran = _train(site, start, start, "--learning-rate", 0.05, "--replace-worse")
     assert ran.code == 0, ran.err
-    again = _told(start)
+    again = _report(start)
     assert (again["images"], again["trained_on"], again["left_out"]) == (1, 0, 9)
     assert len(load(start, RENDERING_VERSION).training[compare.KEY]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["site", "start", "start-mistakes.png"]
@@ -210,9 +210,9 @@ def test_small_steps_down_add_up(start: Path) -> None:
     """What is worse is told from the best of its line, not from the last alone."""
     pinned = json.loads((start / "bundle.json").read_text("utf-8"))
     line = [
-        {"name": "b", compare.REMEMBERED: {"sha256": pinned["evaluation"]["sha256"], "balanced_accuracy": 0.97}},
-        {"name": "a", compare.REMEMBERED: {"sha256": "another's", "balanced_accuracy": 1.0}},
-        *(None, {"name": "c"}, {compare.REMEMBERED: {"sha256": pinned["evaluation"]["sha256"]}}),
+        {"name": "b", compare.EVALUATION: {"sha256": pinned["evaluation"]["sha256"], "balanced_accuracy": 0.97}},
+        {"name": "a", compare.EVALUATION: {"sha256": "another's", "balanced_accuracy": 1.0}},
+        *(None, {"name": "c"}, {compare.EVALUATION: {"sha256": pinned["evaluation"]["sha256"]}}),
     ]
     _resealed(start, training=pinned["training"] | {compare.KEY: line})
     best = compare.best_of_line(load(start, RENDERING_VERSION))
@@ -221,10 +221,10 @@ def test_small_steps_down_add_up(start: Path) -> None:
         "images": 200, "best_of_line": best, "by_class": {}, "before": {"balanced_accuracy": 0.955},
         "after": {"balanced_accuracy": 0.94},
     }  # fmt: skip
-    told = {"trained_on": 0, "images": 9, "before": {"right": 3}, "after": {"right": 8}, compare.REMEMBERED: kept}
-    assert reasons(told) == [
+    report = {"trained_on": 0, "images": 9, "before": {"right": 3}, "after": {"right": 8}, compare.EVALUATION: kept}
+    assert reasons(report) == [
         "balanced accuracy on its 200 evaluation images 95.5% → 94.0%, and 97.0% earlier in its line"
     ]
     kept["best_of_line"] = 0.955
-    assert reasons(told) == []
-    assert reasons(told | {"after": {"right": 2}}) == ["of 9 images at hand 3 were right and 2 are"]
+    assert reasons(report) == []
+    assert reasons(report | {"after": {"right": 2}}) == ["of 9 images at hand 3 were right and 2 are"]

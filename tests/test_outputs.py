@@ -41,15 +41,15 @@ def clusters(count: int, seed: int = 0, size: int = 24) -> tuple[NDArray[np.floa
 
 def test_distance_tells_what_leaves_the_training_features() -> None:
     features, classes = clusters(600)
-    space = ood.fit(features, classes)
-    near = space.distances(features)
+    mahalanobis = ood.fit(features, classes)
+    near = mahalanobis.distances(features)
     assert near.dtype == np.float32
     assert 0.5 < np.median(near) < 2
-    limit = ood.threshold(space.distances(clusters(600, seed=1)[0]))
-    far = space.distances(np.random.default_rng(2).normal(size=(200, 24)).astype(np.float32) * 3)
+    limit = ood.threshold(mahalanobis.distances(clusters(600, seed=1)[0]))
+    far = mahalanobis.distances(np.random.default_rng(2).normal(size=(200, 24)).astype(np.float32) * 3)
     assert (near <= limit).mean() > 0.97
     assert (far > limit).mean() > 0.99
-    assert np.isfinite(space.distances(np.zeros((1, 24), np.float32))).all()
+    assert np.isfinite(mahalanobis.distances(np.zeros((1, 24), np.float32))).all()
 
 
 def test_units_that_are_dead_are_not_all_that_distances_tell() -> None:
@@ -57,16 +57,16 @@ def test_units_that_are_dead_are_not_all_that_distances_tell() -> None:
     features = np.zeros((400, 32), np.float32)
     features[:, :8] = np.random.default_rng(0).normal(size=(400, 8))
     classes = np.arange(400) % 2
-    space = ood.fit(features, classes)
+    mahalanobis = ood.fit(features, classes)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     inside = np.concatenate([unit[classes == c] - unit[classes == c].mean(0) for c in range(2)])
-    assert space.rest == pytest.approx(1e-3 * inside.var(0).mean(), rel=0.01)
-    assert space.scale > ood.ROUNDING  # of unit vectors a ten-thousandth would never be more than rounding
+    assert mahalanobis.rest == pytest.approx(1e-3 * inside.var(0).mean(), rel=0.01)
+    assert mahalanobis.scale > ood.ROUNDING  # of unit vectors a ten-thousandth would never be more than rounding
 
 
 def test_distance_is_mahalanobis_to_the_nearest_class() -> None:
     features, classes = clusters(300)
-    space = ood.fit(features, classes)
+    mahalanobis = ood.fit(features, classes)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     means = np.stack([unit[classes == c].mean(0) for c in range(3)])
     inside = (unit - means[classes]).astype(np.float64)
@@ -75,14 +75,14 @@ def test_distance_is_mahalanobis_to_the_nearest_class() -> None:
     precision = (vectors / variances) @ vectors.T
     each = np.stack([np.einsum("nd,de,ne->n", unit - m, precision, unit - m) for m in means], 1)
     wanted = each.min(1) / 24
-    np.testing.assert_allclose(space.distances(features), wanted, rtol=2e-2)
+    np.testing.assert_allclose(mahalanobis.distances(features), wanted, rtol=2e-2)
 
 
 @pytest.mark.parametrize(("count", "size"), [(6, 24), (3, 24), (30, 1)])
 def test_few_images_or_features_still_make_a_space(count: int, size: int) -> None:
     features, classes = clusters(count, size=size)
-    space = ood.fit(features, classes, np.ones(count, np.float32))
-    assert np.isfinite(space.distances(features)).all()
+    mahalanobis = ood.fit(features, classes, np.ones(count, np.float32))
+    assert np.isfinite(mahalanobis.distances(features)).all()
 
 
 def pooled(classes: int = 3) -> Any:
@@ -160,8 +160,8 @@ def test_a_network_that_ends_otherwise_has_probabilities_alone() -> None:
     x = keras.layers.Conv2D(3, SIDE)(image)
     model = keras.Model(image, keras.layers.Softmax()(keras.layers.Reshape((3,))(x)), name="odd")
     assert list(outputs.complete(model).output) == ["probabilities"]
-    space = ood.fit(*clusters(30))
-    for use in (outputs.featured, lambda odd: tflite.convert(odd, ("float32",), noise(2), space)):
+    mahalanobis = ood.fit(*clusters(30))
+    for use in (outputs.featured, lambda odd: tflite.convert(odd, ("float32",), noise(2), mahalanobis)):
         with pytest.raises(DicomsortError, match="network 'odd': expected one that ends in pooling"):
             use(model)
 
@@ -169,7 +169,7 @@ def test_a_network_that_ends_otherwise_has_probabilities_alone() -> None:
 class Made(NamedTuple):
     bundle: Path
     model: Any
-    space: MahalanobisModel
+    mahalanobis: MahalanobisModel
 
 
 @pytest.fixture(scope="module")
@@ -184,18 +184,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     model, images = pooled(), noise(300) // 4
     model.layers[-1].layers[-1].set_weights([model.get_weights()[-2] * 0, np.array([9, 0, 0], np.float32)])
     features = outputs.featured(model).predict(images.astype(np.float32), verbose=0)
-    space = ood.fit(features, np.arange(300) % 3)
-    kept, _ = tflite.convert(model, ("float32",), images[:8], space)
+    mahalanobis = ood.fit(features, np.arange(300) % 3)
+    kept, _ = tflite.convert(model, ("float32",), images[:8], mahalanobis)
     folder = tmp_path_factory.mktemp("made") / "bundle"
     folder.mkdir()
     (folder / "model.tflite").write_bytes(kept.model)
     spec = json.loads((default_path() / "bundle.json").read_text("utf-8"))
-    limit = ood.threshold(space.distances(features), 1.0) * 2
+    limit = ood.threshold(mahalanobis.distances(features), 1.0) * 2
     for name in ("model_sha256", "model_size", "evaluation"):
         del spec[name]
     spec |= {"labels": LABELS, "thresholds": {"decide": 0.9, "contradict": 0.99, "distance": limit}, "temperature": 1}
     seal(folder, spec)
-    return Made(folder, model, space)
+    return Made(folder, model, mahalanobis)
 
 
 def test_litert_gives_what_keras_gives(made: Made) -> None:
@@ -203,9 +203,9 @@ def test_litert_gives_what_keras_gives(made: Made) -> None:
 
     images = np.concatenate([noise(4, 5) // 4, noise(3, 6)])
     seen = Predictor(load(made.bundle, RENDERING_VERSION)).predict(images)
-    wanted = outputs.complete(made.model, made.space).predict_on_batch(images.astype(np.float32))
+    wanted = outputs.complete(made.model, made.mahalanobis).predict_on_batch(images.astype(np.float32))
     features = outputs.featured(made.model).predict_on_batch(images.astype(np.float32))
-    np.testing.assert_allclose(wanted["distance"], made.space.distances(features), rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(wanted["distance"], made.mahalanobis.distances(features), rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(seen.distances, wanted["distance"], rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(seen.probabilities, wanted["probabilities"], atol=1e-3)
     assert seen.maps is not None

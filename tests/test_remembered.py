@@ -78,9 +78,9 @@ def test_what_is_packed_is_what_is_recalled(bundle: Path, dataset: Dataset) -> N
         np.testing.assert_array_equal(getattr(found, name), getattr(kept, name))
     steps = np.ptp(kept.features.astype(np.float32), axis=0) / 255  # a feature is kept in so many levels
     assert (np.abs(found.features - kept.features.astype(np.float32)) <= 0.51 * steps + 1e-3).all()
-    told = replay_set.told(content)
-    assert told["trained_on"] == 75
-    assert sum(told["judged"].values()) + sum(told["rehearsed"].values()) == 150
+    report = replay_set.report_of(content)
+    assert report["trained_on"] == 75
+    assert sum(report["judged"].values()) + sum(report["rehearsed"].values()) == 150
 
 
 def test_no_source_is_rehearsed_and_judged(dataset: Dataset) -> None:

@@ -68,8 +68,8 @@ def test_it_tells_where_it_came_from_and_what_changed(start: Path, gone_on: tupl
     out, ran = gone_on
     before, after = (load(folder, RENDERING_VERSION) for folder in (start, out))
     figures = _json(out / "metrics.json")
-    told = figures["training_run"][compare.KEY]
-    right = told["evaluation"]["before"]["balanced_accuracy"]
+    report = figures["training_run"][compare.KEY]
+    right = report["evaluation"]["before"]["balanced_accuracy"]
     assert before.evaluation is not None
     assert after.training[compare.KEY] == [
         {
@@ -79,11 +79,11 @@ def test_it_tells_where_it_came_from_and_what_changed(start: Path, gone_on: tupl
             "evaluation": {"sha256": before.evaluation.sha256, "balanced_accuracy": right},
         }
     ]
-    assert told["model_sha256"] == before.model_sha256
-    assert set(told["before"]["recall"]) == set(told["after"]["recall"]) == {"CT", "XRAY"}
-    assert told["after"]["accuracy"] == figures["accuracy"]
-    said = compare.words(told)
-    assert "\n".join(compare.sentences(told)) in ran.out
+    assert report["model_sha256"] == before.model_sha256
+    assert set(report["before"]["recall"]) == set(report["after"]["recall"]) == {"CT", "XRAY"}
+    assert report["after"]["accuracy"] == figures["accuracy"]
+    said = compare.words(report)
+    assert "\n".join(compare.sentences(report)) in ran.out
     assert said in (out / "card.md").read_text("utf-8")
     known = fingerprint.compare(after.training, [Item("a", 0), Item("b", 0)], ["0" * 64, "f" * 64])
     assert known.count == 0
@@ -170,8 +170,7 @@ def test_the_bundle_that_ships_can_be_gone_on_from(root: Path) -> None:
     from dicomsort.training.fit.finetune import from_bundle
 
     architecture = from_bundle(root / "models" / "default")
-    assert architecture.start is not None
-    model = architecture.build((224, 224, 3), len(architecture.start.labels))  # compared with LiteRT as it is built
+    model = architecture.build((224, 224, 3), len(architecture.bundle.labels))  # compared with LiteRT as it is built
     assert model.count_params() > 3_000_000
 
 
@@ -183,17 +182,19 @@ def test_what_went_on_is_as_sure_of_kept_images_as_its_start(start: Path) -> Non
     assert calibration.as_sure(sharp, soft, 1.5) == pytest.approx(0.75, rel=0.02)
     few = {"CT": 40, "MRI": 9}
     fitted = calibration.Calibration(3.0, 0.9, 0.95)
-    found = calibration.going_on(bundle, None, few, fitted, (), (sharp, soft))
+    found = calibration.finetuned(bundle, None, few, fitted, (), (sharp, soft))
     assert found.temperature == pytest.approx(bundle.temperature / 2, rel=0.03)
     assert (found.decide, found.contradict) == (bundle.decide, bundle.contradict)
-    enough = calibration.going_on(bundle, None, {"CT": 30, "MRI": 30}, fitted, (), (sharp, soft))
+    enough = calibration.finetuned(bundle, None, {"CT": 30, "MRI": 30}, fitted, (), (sharp, soft))
     assert enough.temperature == 3.0
 
 
 def test_calibration_is_kept_unless_there_are_enough_of_every_class(start: Path) -> None:
     bundle = load(start, RENDERING_VERSION)
-    assert calibration.kept(bundle, {"CT": 20, "MRI": 20, "XRAY": 20}) is None
-    few, lacking = (calibration.kept(bundle, counts) for counts in ({"CT": 40, "MRI": 9}, {"CT": 400, "MRI": 0}))
+    assert calibration.bundle_calibration(bundle, {"CT": 20, "MRI": 20, "XRAY": 20}) is None
+    few, lacking = (
+        calibration.bundle_calibration(bundle, counts) for counts in ({"CT": 40, "MRI": 9}, {"CT": 400, "MRI": 0})
+    )
     for found in (few, lacking):
         assert found is not None
         assert (found.temperature, found.decide, found.distance) == (bundle.temperature, bundle.decide, None)

@@ -65,7 +65,7 @@ def test_every_readable_file_is_rendered_and_a_lost_one_is_skipped_alone(dataset
     for item, row in zip(rendered.dataset.items, rendered.rows, strict=True):
         np.testing.assert_array_equal(rendered.images[row], render(dataset.root / item.path))
     assert [item.kin for item in rendered.dataset.items if item.label == 1] == ["MRI/0", "MRI/0"]
-    assert (rendered.kept.patients, rendered.kept.near_duplicates) == (1, 0)
+    assert (rendered.grouping.patients, rendered.grouping.near_duplicates) == (1, 0)
 
 
 def test_worker_processes_render_the_same(dataset: Dataset, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_second_rendering_comes_from_the_cache(dataset: Dataset, tmp_path: Pat
     third = _render(dataset, tmp_path / "3.npy", SerialEngine(), store)
     np.testing.assert_array_equal(first.images, third.images)
     assert rendered_module.recall(store, kept[0].stem) is not None
-    assert (first.dataset, first.kept) == (third.dataset, third.kept)  # near-duplicates by the hashes that were kept
+    assert (first.dataset, first.grouping) == (third.dataset, third.grouping)  # near-duplicates by stored hashes
 
 
 @pytest.mark.parametrize("blank", [True, False])

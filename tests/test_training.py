@@ -166,8 +166,8 @@ def test_a_training_goes_on_from_the_reference_network_and_is_compared(trained: 
     ran = run("evaluate", "--compare", before, after, few, "--out", tmp_path / "compared")
     assert ran.code == 0, ran.err
     assert "reference and site on" in ran.out
-    told = _json(tmp_path / "compared" / "metrics.json")
-    assert told["images"] == len(CLASSES) * 4
+    report = _json(tmp_path / "compared" / "metrics.json")
+    assert report["images"] == len(CLASSES) * 4
 
 
 def test_no_model_carries_code(trained: Trained) -> None:
@@ -224,7 +224,7 @@ def tiny_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
         pooled = keras.layers.AveragePooling2D(28)(keras.layers.Rescaling(1 / 255)(image))
         return classifier(keras.Model(image, keras.layers.Flatten(name="features")(pooled), name="raster"), classes)
 
-    architecture = Architecture("means of a raster", "staged", build, ("float32",), "features")
+    architecture = Architecture("means of a raster", "transfer", build, ("float32",), "features")
     monkeypatch.setitem(ARCHITECTURES, "raster", architecture)
 
 
@@ -239,7 +239,7 @@ def tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raster = [layers.AveragePooling2D(28), layers.Flatten(), layers.Dense(4, name="features")]
         return keras.Sequential([keras.Input(shape), *raster, layers.Dense(classes, "softmax", name="probabilities")])
 
-    monkeypatch.setitem(ARCHITECTURES, "speck", Architecture("a speck", "whole", build, ("float32",)))
+    monkeypatch.setitem(ARCHITECTURES, "speck", Architecture("a speck", "full", build, ("float32",)))
 
 
 def test_a_head_is_judged_on_sources_it_never_saw(dataset: Path, tiny_backbone: None) -> None:

@@ -77,7 +77,7 @@ def _evaluate(dataset: Path | None, out: Path, asked: EvaluateSettings, parts: i
     bundle = bundle_of(asked.model)
     settings = judging.Settings(dataset, out, asked.groups, asked.seed, asked.shortcuts, parts, asked.update)
     with _working() as (engine, reporter):
-        return judging.evaluate(bundle, settings, engine, reporter).told
+        return judging.evaluate(bundle, settings, engine, reporter).report
 
 
 @contextmanager
@@ -90,14 +90,14 @@ def _working() -> Iterator[tuple[Engine, Reporter]]:
         yield engine, reporter
 
 
-def _remark(told: dict[str, Any], stream: Any) -> None:
+def _remark(report: dict[str, Any], stream: Any) -> None:
     """Say what must not be overlooked."""
-    if told["trained_on"]:
-        print(f"WARNING: {told['held_out']}", file=stream)
-    missing = [label for label, count in told["data"]["images"].items() if not count]
+    if report["trained_on"]:
+        print(f"WARNING: {report['held_out']}", file=stream)
+    missing = [label for label, count in report["data"]["images"].items() if not count]
     if missing:
         print(f"No images of {', '.join(missing)}, which the model also knows", file=stream)
-    if skipped := told["skipped"]:
+    if skipped := report["skipped"]:
         print(f"Skipped {len(skipped):,} files that are no readable image:", file=stream)
         for path, reason in list(skipped.items())[:SKIPPED_SAID]:
             print(f"  {path}: {reason}", file=stream)
@@ -105,17 +105,17 @@ def _remark(told: dict[str, Any], stream: Any) -> None:
             print(f"  … and {len(skipped) - SKIPPED_SAID} more, all listed in metrics.json", file=stream)
 
 
-def _show(told: dict[str, Any], out: Path, asked: EvaluateSettings) -> None:
+def _show(report: dict[str, Any], out: Path, asked: EvaluateSettings) -> None:
     """Print the tables that the card has, for a person, or one JSON object."""
-    _remark(told, sys.stderr)
+    _remark(report, sys.stderr)
     if asked.json:
-        print(json.dumps(told))
+        print(json.dumps(report))
         return
     from dicomsort.report import visible
     from dicomsort.training.evaluate.tables import tables
 
-    print(f"{told['model']['name']}: {told['images']:,} images; {told['held_out']}")
-    show_tables(tables(told))
+    print(f"{report['model']['name']}: {report['images']:,} images; {report['held_out']}")
+    show_tables(tables(report))
     print(f"\nFigures, card and pictures: {visible(str(out))}")
 
 
@@ -128,20 +128,20 @@ def _compare(asked: EvaluateSettings, folders: tuple[Path, Path], dataset: Path 
 
     folder = check_out(out, dataset)
     bundles = load(folders[0], RENDERING_VERSION), load(folders[1], RENDERING_VERSION)
-    told = _compared(bundles, dataset, out, asked)
-    write_comparison(told, folder)
-    for warning in warnings(told):
+    report = _compared(bundles, dataset, out, asked)
+    write_comparison(report, folder)
+    for warning in warnings(report):
         print(f"WARNING: {warning}", file=sys.stderr)
     if asked.json:
-        print(json.dumps(told))
+        print(json.dumps(report))
     else:
-        _show_compared(told, out)
+        _show_compared(report, out)
 
 
 def _compared(
     bundles: tuple[Bundle, Bundle], dataset: Path | None, out: Path, asked: EvaluateSettings
 ) -> dict[str, Any]:
-    from dicomsort.training.evaluate.side_by_side import on_dataset, on_their_own
+    from dicomsort.training.evaluate.compare_bundles import on_dataset, on_their_own
 
     if dataset is None:
         return on_their_own(bundles, asked.seed)
@@ -151,18 +151,18 @@ def _compared(
         return on_dataset(bundles, Settings(dataset, out, asked.groups, asked.seed), engine, reporter)
 
 
-def _show_compared(told: dict[str, Any], out: Path) -> None:
+def _show_compared(report: dict[str, Any], out: Path) -> None:
     """Print the tables for a person, and the first images that only one of the two has right."""
     from dicomsort.report import visible
     from dicomsort.training.evaluate.compare_tables import names_of, tables, title
 
-    print(title(told))
-    show_tables(tables(told))
-    for name, which in zip(names_of(told), ("only_first", "only_second"), strict=True):
-        paths = told.get("changed", {}).get(which, ())
+    print(title(report))
+    show_tables(tables(report))
+    for name, which in zip(names_of(report), ("only_first", "only_second"), strict=True):
+        paths = report.get("changed", {}).get(which, ())
         if paths:
-            print(f"\nRight by {name} alone ({told['agreement'][which]:,}):")
+            print(f"\nRight by {name} alone ({report['agreement'][which]:,}):")
             print("\n".join(f"  {visible(path)}" for path in paths[:PATHS_SAID]))
-            if told["agreement"][which] > PATHS_SAID:
+            if report["agreement"][which] > PATHS_SAID:
                 print(f"  … metrics.json lists {len(paths):,}")
     print(f"\nFigures and picture: {visible(str(out))}")

@@ -16,8 +16,8 @@ from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.evaluate.compare import beside_of
 from dicomsort.training.evaluate.reporting import SHEET as SHEET_NAME
 from dicomsort.training.fit.checkpoint import NAME, PART
-from dicomsort.training.fit.finetune import going_on
-from dicomsort.training.fit.recipe import Recipe
+from dicomsort.training.fit.finetune import from_bundle
+from dicomsort.training.fit.recipe import Hyperparameters
 from dicomsort.training.models.architectures import ARCHITECTURES, varied, with_weights
 
 if TYPE_CHECKING:
@@ -36,15 +36,15 @@ class Settings(TrainSettings):
 
     variation: tuple[tuple[str, Any], ...] = ()
 
-    def recipe(self) -> Recipe:
+    def hyperparameters(self) -> Hyperparameters:
         """Return the numbers of the training; its checkpoint lies beside the bundle."""
         out = Path(os.path.abspath(self.out))
-        return Recipe(
+        return Hyperparameters(
             self.epochs, self.batch_size, self.learning_rate, self.validation_split, self.seed,
             self.augment, self.patience, self.balance, self.split, out.with_name(f"{out.name}.checkpoint"), self.fresh,
         )  # fmt: skip
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """Return what ``bundle.json`` tells of the recipe: numbers and names, no paths of this machine."""
         names = ("arch", "epochs", "batch_size", "learning_rate", "validation_split", "seed", "augment", "patience")
         chosen: dict[str, Any] = {
@@ -72,7 +72,7 @@ def checked(settings: Settings) -> tuple[Settings, Architecture]:
             raise UsageError(f"{option}: expected one of {', '.join(known)}, received {chosen!r}")
     settings = _check_outputs(settings)
     if settings.start:
-        return _started(settings, settings.start)
+        return _finetuning(settings, settings.start)
     architecture = ARCHITECTURES[arch]
     if settings.weights:
         architecture = with_weights(architecture, arch, settings.weights)
@@ -95,7 +95,7 @@ def _check_outputs(settings: Settings) -> Settings:
         settings = replace(settings, cache=Path(gate.check_folder("--cache", settings.cache)))
     beside = beside_of(out) if settings.start else out
     gate.check_folder("--out", beside)
-    checkpoint = settings.recipe().checkpoint or out
+    checkpoint = settings.hyperparameters().checkpoint or out
     trials = out.with_name(f"{out.name}.trials")
     if os.path.islink(trials):  # `tune` would not follow it, after hours of work
         raise UsageError(f"--out: expected {trials.name} beside it to be a file, received a link")
@@ -109,15 +109,15 @@ def _check_outputs(settings: Settings) -> Settings:
     return settings
 
 
-def _started(settings: Settings, start: Path) -> tuple[Settings, Architecture]:
-    """Return what ``checked`` does for a training that goes on from a bundle."""
+def _finetuning(settings: Settings, start: Path) -> tuple[Settings, Architecture]:
+    """Return what ``checked`` does for fine-tuning."""
     if settings.weights:
         raise UsageError("--from: expected no --weights beside it, received both")
-    architecture = going_on(start)
-    if architecture.start is None or settings.arch not in {None, architecture.start.arch}:
-        known = architecture.start and architecture.start.arch
-        raise UsageError(f"--arch: expected {known}, that of --from, or nothing, received {settings.arch!r}")
-    return replace(settings, arch=architecture.start.arch), architecture
+    architecture = from_bundle(start)
+    arch = architecture.bundle.arch
+    if settings.arch not in {None, arch}:
+        raise UsageError(f"--arch: expected {arch}, that of --from, or nothing, received {settings.arch!r}")
+    return replace(settings, arch=arch), architecture
 
 
 def _check_numbers(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""One trial of a search: a training, judged each epoch on the same held-out images.
+"""One trial of a search: a training, scored each epoch on the same held-out images.
 
 Imports Keras: import this module inside a function, after everything that can fail early.
 """
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     Report = Callable[[int, float], None]
 
 
-class Judge(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
-    """Reports the balanced accuracy of ``answer()``, float (n, C), as each epoch ends; ``scores`` keeps them."""
+class Scores(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
+    """Reports the balanced accuracy of ``answer()``, float (n, C), as each epoch ends; ``values`` keeps them."""
 
     def __init__(self, answer: Callable[[], NDArray[np.float32]], truth: NDArray[np.int64], report: Report) -> None:
         super().__init__()
         self._answer, self._truth, self._report = answer, truth, report
-        self.scores: list[float] = []
+        self.values: list[float] = []
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
-        """Judge."""
+        """Score."""
         right = self._answer().argmax(1) == self._truth
         recall = [right[self._truth == label].mean() for label in np.unique(self._truth)]
-        self.scores.append(float(np.mean(recall)))
-        self._report(epoch, self.scores[-1])
+        self.values.append(float(np.mean(recall)))
+        self._report(epoch, self.values[-1])
 
 
 def attempt(settings: Settings, rendered: Rendered, reporter: Reporter, report: Report) -> float:
@@ -56,15 +56,15 @@ def attempt(settings: Settings, rendered: Rendered, reporter: Reporter, report: 
     dataset = rendered.dataset
     keras.utils.set_random_seed(settings.seed)
     grouped = dataset.grouped() and settings.split != "random"
-    train, held = split(dataset, settings.validation_split, settings.seed, grouped=grouped)
-    trial = _staged if architecture.recipe == "staged" else _whole
+    train, held_out = split(dataset, settings.validation_split, settings.seed, grouped=grouped)
+    trial = _transfer if architecture.recipe == "transfer" else _full
     try:
-        return max(trial(architecture, settings, rendered, (train, held), reporter, report))
+        return max(trial(architecture, settings, rendered, (train, held_out), reporter, report))
     finally:
         keras.backend.clear_session()
 
 
-def _whole(
+def _full(
     architecture: Architecture,
     settings: Settings,
     rendered: Rendered,
@@ -72,22 +72,24 @@ def _whole(
     reporter: Reporter,
     report: Report,
 ) -> list[float]:
-    train, held = parts
-    dataset, recipe, truth = rendered.dataset, settings.recipe(), one_hot(rendered.dataset)
+    train, held_out = parts
+    dataset, hyper, truth = rendered.dataset, settings.hyperparameters(), one_hot(rendered.dataset)
     with fast_precision():
-        model = compiled(architecture.build(rendered.images.shape[1:], len(dataset.labels)), recipe.learning_rate)
-    weights = balance(dataset.only(train)) if recipe.balance else None
+        model = compiled(architecture.build(rendered.images.shape[1:], len(dataset.labels)), hyper.learning_rate)
+    weights = balance(dataset.only(train)) if hyper.balance else None
     data = Batches(
-        rendered.images, rendered.rows[train], truth[train], recipe.batch_size, recipe.seed, weights,
-        STRENGTHS[recipe.augment], rendered.vary,
+        rendered.images, rendered.rows[train], truth[train], hyper.batch_size, hyper.seed, weights,
+        STRENGTHS[hyper.augment], rendered.vary,
     )  # fmt: skip
-    judge = Judge(lambda: predict_rows(model, rendered.images, rendered.rows[held]), dataset.classes()[held], report)
-    with reporter.step("Training", recipe.epochs * len(data)) as step, Feed(data, recipe.epochs) as feed:
-        run(model, feed, None, recipe.epochs, step, [judge])
-    return judge.scores
+    scores = Scores(
+        lambda: predict_rows(model, rendered.images, rendered.rows[held_out]), dataset.classes()[held_out], report
+    )
+    with reporter.step("Training", hyper.epochs * len(data)) as step, Feed(data, hyper.epochs) as feed:
+        run(model, feed, None, hyper.epochs, step, [scores])
+    return scores.values
 
 
-def _staged(
+def _transfer(
     architecture: Architecture,
     settings: Settings,
     rendered: Rendered,
@@ -95,9 +97,9 @@ def _staged(
     reporter: Reporter,
     report: Report,
 ) -> list[float]:
-    train, held = parts
-    with opened(architecture, rendered, settings.recipe(), reporter) as staged:
-        answer: Callable[[], Any] = lambda: staged.see(staged.views.seen[0][held])[1]
-        judge = Judge(answer, rendered.dataset.classes()[held], report)
-        staged.fit(train, None, "Training", [judge])
-    return judge.scores
+    train, held_out = parts
+    with opened(architecture, rendered, settings.hyperparameters(), reporter) as trainer:
+        answer: Callable[[], Any] = lambda: trainer.predict(trainer.views.activations[0][held_out])[1]
+        scores = Scores(answer, rendered.dataset.classes()[held_out], report)
+        trainer.fit(train, None, "Training", [scores])
+    return scores.values

@@ -1,4 +1,4 @@
-"""The search for a recipe: trials of it, each judged on the same held-out images, and a training by the best.
+"""The search for a recipe: trials of it, each evaluated on the same held-out images, and a training by the best.
 
 Optuna's TPE (Bergstra et al. 2011) chooses what to try, its median pruner ends trials that fall behind. Trials are kept
 in a journal beside the bundle, so that an interrupted search goes on.
@@ -10,7 +10,6 @@ import csv
 import hashlib
 import json
 import os
-import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,10 +19,8 @@ from dicomsort.config import TRAINING
 from dicomsort.config import checked as in_range
 from dicomsort.errors import UsageError, missing_extra
 from dicomsort.files import Files, closing
-from dicomsort.training.data.augment import varied_by
-from dicomsort.training.data.dataset import fingerprint, require_trainable
-from dicomsort.training.data.rendered import Rendered, open_cache, render_all
-from dicomsort.training.pipeline import scanned, tell_skipped, train
+from dicomsort.training.data.dataset import fingerprint
+from dicomsort.training.pipeline import rendering, scanned, train
 from dicomsort.training.progress import load_tensorflow
 from dicomsort.training.settings import Settings, checked
 
@@ -31,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dicomsort.engines.engine import Engine
+    from dicomsort.training.data.rendered import Rendered
     from dicomsort.training.pipeline import Trained
     from dicomsort.training.progress import Reporter
 
@@ -38,6 +36,7 @@ TABLE, PICTURE = "trials.csv", "trials.png"
 RATES = (1e-4, 1e-2)
 BATCHES = (16, 32, 64)
 STRENGTHS = ("none", "light", "strong")
+STRONGEST = STRENGTHS[-1]
 WARM_UP_TRIALS = 5  # that are never ended early
 ENDED = ("COMPLETE", "PRUNED")
 
@@ -62,18 +61,13 @@ def tune(settings: Settings, trials: int, open_workers: Callable[[], Engine], re
     in_range(TRAINING["trials"], trials, "--trials")
     settings, architecture = checked(settings)
     dataset = scanned(settings, architecture)
-    cache = open_cache(settings.cache) if settings.cache else None
     with ExitStack() as search:
-        with tempfile.TemporaryDirectory(prefix="dicomsort-tune-") as scratch, open_workers() as engine:
-            rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter, cache)
-            rendered = replace(rendered, vary=varied_by(engine, "strong"))  # trials try every strength
-            tell_skipped(rendered, reporter)
-            require_trainable(rendered.dataset, dataset.counts(), len(rendered.skipped))
-            search.enter_context(_held(settings))
+        with rendering(dataset, settings, architecture, open_workers, reporter, STRONGEST) as rendered:
+            search.enter_context(_locked(settings))
             study = _open_study(optuna, settings, rendered, reporter)
             reporter.note("Loading TensorFlow")
             load_tensorflow()
-            with _told(settings, reporter):
+            with _resumable(settings, reporter):
                 _search(optuna, study, settings, trials, rendered, reporter)
         best, score, count = _chosen(settings, study.best_trial.params), study.best_value, len(_ended(study))
         reporter.note(f"The best of {count} trials: {_words(study.best_trial.params)}")
@@ -105,7 +99,7 @@ def _expected(settings: Settings) -> str:
 
 
 class _NoLock:
-    """Stands for a lock of Optuna's, by names beside the journal: ``_held`` has locked the journal itself."""
+    """Stands for a lock of Optuna's, by names beside the journal: ``_locked`` has locked the journal itself."""
 
     def acquire(self) -> bool:
         """Do nothing."""
@@ -116,8 +110,8 @@ class _NoLock:
 
 
 @contextmanager
-def _held(settings: Settings) -> Iterator[None]:
-    """Hold the journal of the trials, made where there is none; UsageError where it cannot be, or another does."""
+def _locked(settings: Settings) -> Iterator[None]:
+    """Lock the journal of the trials, made where there is none; UsageError where it cannot be, or another does."""
     path, files = _journal(settings), Files()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,12 +173,12 @@ def _search(optuna: Any, study: Any, settings: Settings, trials: int, rendered: 
 
             return attempt(chosen, rendered, reporter, report)
 
-        def tell(study: Any, trial: Any) -> None:
+        def show(study: Any, trial: Any) -> None:
             if trial.state.name in ENDED:
                 scores = [one.value for one in study.trials if one.state.name == "COMPLETE"]
                 step.advance(1, f"best {max(scores):.1%}" if scores else "")
 
-        study.optimize(objective, n_trials=max(0, trials - done), callbacks=[tell])
+        study.optimize(objective, n_trials=max(0, trials - done), callbacks=[show])
 
 
 def _suggest(trial: Any, settings: Settings) -> dict[str, Any]:
@@ -214,7 +208,7 @@ def _words(params: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _told(settings: Settings, reporter: Reporter) -> Iterator[None]:
+def _resumable(settings: Settings, reporter: Reporter) -> Iterator[None]:
     """Say how an interrupted search goes on."""
     try:
         yield
@@ -233,7 +227,7 @@ def _write(folder: Path, study: Any) -> None:
         writer = csv.writer(stream)
         writer.writerow(("trial", "state", "balanced_accuracy", "epochs", *names))
         for trial in trials:
-            told = [trial.params.get(name, "") for name in names]
+            params = [trial.params.get(name, "") for name in names]
             score = (trial.state.name.lower(), round(trial.value, 4), len(trial.intermediate_values))
-            writer.writerow((trial.number + 1, *score, *told))
+            writer.writerow((trial.number + 1, *score, *params))
     plot_trials([(trial.number + 1, trial.value, trial.state.name == "COMPLETE") for trial in trials], folder / PICTURE)

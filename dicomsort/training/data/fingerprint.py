@@ -27,7 +27,7 @@ MAX_KEPT = 100_000  # bundle.json is bounded
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Overlap:
     """How many of ``images`` files the model was trained on; ``count`` is None where the bundle does not tell."""
 
     images: int
@@ -52,21 +52,21 @@ def encode(digests: Sequence[str], earlier: Mapping[str, Any] | None = None) -> 
 
     ``earlier`` is the ``training`` of the bundle from which it went on; "" where that does not tell its files.
     """
-    kept = np.unique(keys(digests))
+    stored = np.unique(keys(digests))
     if earlier is not None:
         before = _decode(earlier)
         if not len(before):
             return ""
-        kept = np.union1d(kept, before)
-    return "" if len(kept) > MAX_KEPT else base64.b64encode(kept.astype(">u4").tobytes()).decode()
+        stored = np.union1d(stored, before)
+    return "" if len(stored) > MAX_KEPT else base64.b64encode(stored.astype(">u4").tobytes()).decode()
 
 
-def compare(training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str]) -> Seen:
+def compare(training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str]) -> Overlap:
     """Tell how many of these files ``training``, as bundle.json holds it, was on; ``digests`` are their SHA-256."""
     if training.get("fingerprint") == fingerprint(items, digests):
-        return Seen(len(items), len(items))
-    kept = _decode(training)
-    return Seen(len(items), int(np.isin(keys(digests), kept).sum()) if len(kept) else None)
+        return Overlap(len(items), len(items))
+    stored = _decode(training)
+    return Overlap(len(items), int(np.isin(keys(digests), stored).sum()) if len(stored) else None)
 
 
 def known(
@@ -75,17 +75,17 @@ def known(
     """Tell which of these files ``training``, as bundle.json holds it, was on, bool (N,); ``untold`` if it does not."""
     if training.get("fingerprint") == fingerprint(items, digests):
         return np.ones(len(digests), bool)
-    kept = _decode(training)
-    return np.isin(keys(digests), kept) if len(kept) else np.full(len(digests), untold)
+    stored = _decode(training)
+    return np.isin(keys(digests), stored) if len(stored) else np.full(len(digests), untold)
 
 
 def _decode(training: Mapping[str, Any]) -> NDArray[np.uint32]:
     """Return the keys that a bundle keeps, none where it does not tell."""
     try:
-        kept = np.frombuffer(base64.b64decode(str(training.get(KEY) or ""), validate=True), ">u4")
+        stored = np.frombuffer(base64.b64decode(str(training.get(KEY) or ""), validate=True), ">u4")
     except (binascii.Error, ValueError):
         return np.zeros(0, np.uint32)
-    return kept.astype(np.uint32)
+    return stored.astype(np.uint32)
 
 
 def keys(digests: Sequence[str]) -> NDArray[np.uint32]:

@@ -35,7 +35,7 @@ WORDS, ROWS = 4, 64
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Grouping:
     """What is kept together: images that have a near-duplicate, their clusters and the largest of these, and so on.
 
     ``patients`` and ``groups`` (named by the user) are those with several images; ``sources`` counts the folders in the
@@ -54,16 +54,16 @@ class Kept:
 
     def words(self) -> str:
         """Return the counts as words."""
-        told = f"{self.near_duplicates:,} near-duplicates in {self.clusters:,} clusters, {self.patients:,} patients"
+        counts = f"{self.near_duplicates:,} near-duplicates in {self.clusters:,} clusters, {self.patients:,} patients"
         named = f", {self.groups:,} named groups" if self.groups else ""
-        return f"{told}{named}, {self.sources:,} sources"
+        return f"{counts}{named}, {self.sources:,} sources"
 
     def as_json(self) -> dict[str, Any]:
         """Return the counts for metrics.json."""
         return asdict(self)
 
 
-def keep_together(dataset: Dataset, hashes: Hashes, patients: Sequence[str]) -> tuple[Dataset, Kept]:
+def keep_together(dataset: Dataset, hashes: Hashes, patients: Sequence[str]) -> tuple[Dataset, Grouping]:
     """Return the data set with ``group`` and ``kin`` of its items completed, and the counts.
 
     ``hashes`` and ``patients`` ("": unknown) have one for each item. A source whose image is kin of another source's
@@ -85,7 +85,7 @@ def keep_together(dataset: Dataset, hashes: Hashes, patients: Sequence[str]) -> 
         replace(item, group=min(names[g], default=""), kin=items[k].path if sizes[k] > 1 else "")
         for item, g, k in zip(items, group, kin, strict=True)
     )
-    kept = Kept(
+    kept = Grouping(
         sum(clusters), len(clusters), max(clusters, default=0), _repeated(persons), _repeated(named),
         len({item.source for item in items} - {""}), tuple(_joined(dataset, group)), sum(h is None for h in hashes),
     )  # fmt: skip

@@ -36,7 +36,7 @@ class Source(Protocol):
 class Feed:
     """A source's batches in their order, epoch after epoch; leaving its context ends the threads.
 
-    While one epoch ends, and is judged, the first batches of the next are made already. ``waited`` is the time in
+    While one epoch ends, and is evaluated, the first batches of the next are made already. ``waited`` is the time in
     seconds that was spent on waiting for a batch which was not ready yet.
     """
 

@@ -31,7 +31,7 @@ from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.pixels import INPUT_SHAPE, PixelsError
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.augment import vary
-from dicomsort.training.data.grouping import Kept, hash_picture, keep_together, patient
+from dicomsort.training.data.grouping import Grouping, hash_picture, keep_together, patient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -125,7 +125,7 @@ AHEAD = 4  # tasks a worker whose results may wait
 SALT_BYTES = 16
 
 
-class Seen(NamedTuple):
+class RenderedFile(NamedTuple):
     """What a worker found: SHA-256, salted hash of the patient, perceptual hash; or why the file is no image."""
 
     digest: str = ""
@@ -147,8 +147,8 @@ class Rendered:
     """A data set with its pixels.
 
     ``images``: uint8 (M, 224, 224, 3), mapped; ``rows[i]`` is the row of item i of ``dataset``. ``digests`` are the
-    files' SHA-256, ``skipped`` the (relative path, reason) of files that are no readable image, ``kept`` counts what
-    the items' ``group`` and ``kin`` keep together; ``vary`` makes variations of images.
+    files' SHA-256, ``skipped`` the (relative path, reason) of files that are no readable image, ``grouping`` counts
+    what the items' ``group`` and ``kin`` keep together; ``vary`` makes variations of images.
     """
 
     dataset: Dataset
@@ -156,7 +156,7 @@ class Rendered:
     rows: NDArray[np.intp]
     digests: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
-    kept: Kept
+    grouping: Grouping
     vary: Vary = vary
 
 
@@ -173,19 +173,20 @@ def render_all(
     images = claim(place, (len(paths), *INPUT_SHAPE))
     room = Room(str(place), images.offset, str(cache or ""))
     task = partial(render_into, room, str(dataset.root), secrets.token_bytes(SALT_BYTES))
-    seen: list[Seen] = []
+    results: list[RenderedFile] = []
     with reporter.step("Rendering images", len(paths)) as step:
         for answer in _answers(engine, task, _batches(dataset.root, paths)):
-            seen += answer
+            results += answer
             step.advance(len(answer))
     place.unlink()  # the mapping lasts
-    good = [i for i, answer in enumerate(seen) if not answer.problem]
-    skipped = tuple((path, answer.problem) for path, answer in zip(paths, seen, strict=True) if answer.problem)
-    joined, kept = keep_together(dataset.only(good), [seen[i].print for i in good], [seen[i].patient for i in good])
-    return Rendered(joined, images, np.array(good, np.intp), tuple(seen[i].digest for i in good), skipped, kept)
+    good = [i for i, answer in enumerate(results) if not answer.problem]
+    skipped = tuple((path, answer.problem) for path, answer in zip(paths, results, strict=True) if answer.problem)
+    prints, patients = ([getattr(results[i], name) for i in good] for name in ("print", "patient"))
+    joined, grouping = keep_together(dataset.only(good), prints, patients)
+    return Rendered(joined, images, np.array(good, np.intp), tuple(results[i].digest for i in good), skipped, grouping)
 
 
-def render_into(room: Room, root: str, salt: bytes, files: Sequence[tuple[int, str]]) -> list[Seen]:
+def render_into(room: Room, root: str, salt: bytes, files: Sequence[tuple[int, str]]) -> list[RenderedFile]:
     """Render files (row, path below ``root``) into their rows; runs in a worker."""
     handle = os.open(room.array, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -194,20 +195,20 @@ def render_into(room: Room, root: str, salt: bytes, files: Sequence[tuple[int, s
         os.close(handle)
 
 
-def _render(room: Room, handle: int, row: int, path: Path, salt: bytes) -> Seen:
+def _render(room: Room, handle: int, row: int, path: Path, salt: bytes) -> RenderedFile:
     try:
         digest = _sha256(path)
         known = recall(Path(room.cache), digest) if room.cache else None
         picture = known or _rendered(path)
         owner = patient(path, salt)
     except PixelsError as error:
-        return Seen(problem=str(error))
+        return RenderedFile(problem=str(error))
     except OSError as error:
-        return Seen(problem=error.strerror or type(error).__name__)
+        return RenderedFile(problem=error.strerror or type(error).__name__)
     if room.cache and known is None:
         remember(Path(room.cache), digest, picture)
     _put(handle, room.offset + row * picture.image.nbytes, picture.image)
-    return Seen(digest, owner, picture.print)
+    return RenderedFile(digest, owner, picture.print)
 
 
 def _rendered(path: Path) -> Picture:
@@ -234,10 +235,10 @@ def _put(handle: int, offset: int, image: NDArray[np.uint8]) -> None:
 
 
 def _answers(
-    engine: Engine, task: partial[list[Seen]], batches: Iterable[list[tuple[int, str]]]
-) -> Iterator[list[Seen]]:
+    engine: Engine, task: partial[list[RenderedFile]], batches: Iterable[list[tuple[int, str]]]
+) -> Iterator[list[RenderedFile]]:
     """Yield the answers in the batches' order."""
-    waiting: deque[Future[list[Seen]]] = deque()
+    waiting: deque[Future[list[RenderedFile]]] = deque()
     for batch in batches:
         waiting.append(submit_batch(engine, task, batch, _on_lost))
         if len(waiting) > AHEAD * engine.workers:
@@ -261,8 +262,8 @@ def _batches(root: Path, paths: Sequence[str]) -> Iterator[list[tuple[int, str]]
         yield batch
 
 
-def _on_lost(_: tuple[int, str], error: WorkerLost) -> Seen:
-    return Seen(problem=str(error))
+def _on_lost(_: tuple[int, str], error: WorkerLost) -> RenderedFile:
+    return RenderedFile(problem=str(error))
 
 
 def claim(place: Path, shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> np.memmap[Any, Any]:

@@ -24,8 +24,8 @@ def split(dataset: Dataset, fraction: float, seed: int, *, grouped: bool) -> tup
     """
     random = np.random.default_rng(seed)
     units = np.array(dataset.units(grouped=grouped))
-    held = _hold_sources(dataset, fraction, random) if grouped else _hold_images(units.tolist(), fraction, random)
-    inside = np.isin(units, sorted(held))
+    held_out = _hold_sources(dataset, fraction, random) if grouped else _hold_images(units.tolist(), fraction, random)
+    inside = np.isin(units, sorted(held_out))
     classes = dataset.classes()
     for label in range(len(dataset.labels)):
         members = np.flatnonzero(classes == label)
@@ -73,24 +73,24 @@ def _hold_images(units: Sequence[str], fraction: float, random: np.random.Genera
     names = list(dict.fromkeys(units))
     counts = dict(zip(*np.unique(units, return_counts=True), strict=True))
     left = max(1, round(fraction * len(units)))
-    held: set[str] = set()
+    held_out: set[str] = set()
     for i in random.permutation(len(names)):
         if counts[names[i]] <= left:
-            held.add(names[i])
+            held_out.add(names[i])
             left -= counts[names[i]]
-    return held or {min(names, key=lambda name: counts[name])}
+    return held_out or {min(names, key=lambda name: counts[name])}
 
 
 def _hold_sources(dataset: Dataset, fraction: float, random: np.random.Generator) -> set[str]:
     """Return random sources: of each class about ``fraction`` of them, at least one, never all."""
-    held: set[str] = set()
+    held_out: set[str] = set()
     for label in range(len(dataset.labels)):
         names = sorted({item.group for item in dataset.items if item.label == label})
         wanted = min(max(1, round(fraction * len(names))), len(names) - 1)
-        have = sum(name in held for name in names)
-        free = [name for name in names if name not in held]
-        held.update(free[i] for i in random.permutation(len(free))[: max(0, wanted - have)])
-    return held
+        have = sum(name in held_out for name in names)
+        free = [name for name in names if name not in held_out]
+        held_out.update(free[i] for i in random.permutation(len(free))[: max(0, wanted - have)])
+    return held_out
 
 
 def _any_unit(dataset: Dataset, units: NDArray[np.str_], random: np.random.Generator) -> NDArray[np.bool_]:

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dicomsort.bundle import calibrate
+from dicomsort.records import OTHER
+from dicomsort.training.fit.finetune import Finetune
 from dicomsort.training.models import ood
+from dicomsort.training.models.replay_set import predictions_of
+from dicomsort.training.models.tflite_head import predict_head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicomsort.bundle import Bundle
+    from dicomsort.training.fit.held_out import HeldOutPredictions
+    from dicomsort.training.fit.recipe import TrainedModel
+    from dicomsort.training.models.architectures import Architecture
     from dicomsort.training.models.ood import MahalanobisModel
 
 # Fewer held-out predictions than this say nothing about the last percent.
@@ -56,6 +63,22 @@ class Nested:
     limits: NDArray[np.float64] | None = None
 
 
+def of_training(
+    architecture: Architecture, trained: TrainedModel, held_out: HeldOutPredictions, labels: Sequence[str]
+) -> Calibration:
+    """Return the calibration that the held-out predictions of the network that ships tell; see ``finetuned``."""
+    other = list(labels).index(OTHER) if OTHER in labels else None
+    found = fit(held_out.probabilities, held_out.truth, held_out.distances, other)
+    if not isinstance(architecture, Finetune):
+        return found
+    counts = dict(zip(labels, np.bincount(held_out.truth, minlength=len(labels)).tolist(), strict=True))
+    images, replayed = architecture.evaluation_set, None
+    if images and (before := predictions_of(architecture.bundle, images)) is not None:
+        replayed = before, predict_head(images.features, *trained.head)
+    distances = [] if held_out.distances is None else held_out.distances.tolist()
+    return finetuned(architecture.bundle, trained.mahalanobis, counts, found, distances, replayed)
+
+
 def fit(
     probabilities: NDArray[np.float32],
     truth: NDArray[np.int64],
@@ -86,7 +109,7 @@ def fit(
     return Calibration(temperature, decide, contradict, notes, limit)
 
 
-def kept(start: Bundle, counts: Mapping[str, int]) -> Calibration | None:
+def bundle_calibration(start: Bundle, counts: Mapping[str, int]) -> Calibration | None:
     """Return the calibration of the bundle from which a training went on, where held-out images cannot tell another.
 
     ``counts`` are those by label; None where there are enough, of every class.
@@ -113,29 +136,29 @@ def as_sure(before: NDArray[np.float32], after: NDArray[np.float32], temperature
     return float(TEMPERATURES[int(np.abs(np.array(means) - wanted).argmin())])
 
 
-def going_on(
+def finetuned(
     start: Bundle,
-    space: MahalanobisModel | None,
+    mahalanobis: MahalanobisModel | None,
     counts: Mapping[str, int],
     fitted: Calibration,
     distances: Sequence[float],
-    remembered: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+    replayed: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> Calibration:
-    """Return the calibration of what went on from a bundle: ``kept``, else ``fitted``, with the limit of distance kept.
+    """Return the calibration of a bundle that was trained further: ``kept``, else ``fitted``, with its distance limit.
 
-    ``space`` is where the images lie that the bundle was trained on, None where it is not known: then no distance is
-    told. ``distances``: (N,) from them, of the images at hand. ``remembered`` is what the bundle and what came of it
-    say of images that it keeps, float32 (N, C), not calibrated: thresholds that are kept are kept for a model as sure.
+    ``mahalanobis`` is that of the images that the bundle was trained on; where it is None, no distance is given.
+    ``distances``: (N,) from them, of the images at hand. ``replayed`` is what the bundle and what came of it predict
+    for its evaluation images, float32 (N, C), not calibrated: thresholds that are kept are kept for a model as sure.
     """
-    found = kept(start, counts)
-    if found and remembered and len(remembered[0]):
-        temperature = as_sure(*remembered, start.temperature)
+    found = bundle_calibration(start, counts)
+    if found and replayed:
+        temperature = as_sure(*replayed, start.temperature)
         note = f"The temperature is the one at which it is as sure of the images that {start.name} keeps as that was."
         found = replace(found, temperature=temperature, notes=(*found.notes, note))
     found = found or fitted
     if start.distance is None:
         return replace(found, distance=None)
-    if space is None:
+    if mahalanobis is None:
         note = f"Distances, which {start.name} tells, are not told: its model does not hold them as they are exported."
         return replace(found, distance=None, notes=(*found.notes, note))
     beyond = int((np.asarray(distances) > start.distance).sum())

@@ -14,8 +14,9 @@ from dicomsort.report import visible
 from dicomsort.training.evaluate import compare
 from dicomsort.training.evaluate.predictions import NESTED
 from dicomsort.training.evaluate.tables import number, percent, sizes, tables
-from dicomsort.training.fit.quantize import INT8, words
+from dicomsort.training.fit.quantize import words
 from dicomsort.training.models import replay_set
+from dicomsort.training.models.tflite_weights import INT8
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,28 +27,28 @@ LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Story:
+class _Content:
     """What the card tells: bundle.json, metrics.json, and of the latter what is about the training."""
 
     spec: Mapping[str, Any]
-    told: Mapping[str, Any]
+    report: Mapping[str, Any]
     run: Mapping[str, Any]
 
 
-def write_card(spec: Mapping[str, Any], told: Mapping[str, Any]) -> str:
+def write_card(spec: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """Return the card's text from the content of bundle.json and of metrics.json."""
-    story = _Story(spec, told, told.get("training_run", {}))
-    summary = f": {story.run['summary']}" if "summary" in story.run else ""
+    content = _Content(spec, report, report.get("training_run", {}))
+    summary = f": {content.run['summary']}" if "summary" in content.run else ""
     parts = (
         [f"# Model card: {spec['name']}", "", f"Architecture `{spec['arch']}`{summary}."],
         _use(),
-        _data(story),
-        _measured(story),
-        _abstaining(story),
-        _speed(story),
-        _evaluation(story),
-        _files(story),
-        _limits(story),
+        _data(content),
+        _measured(content),
+        _abstaining(content),
+        _speed(content),
+        _evaluation(content),
+        _files(content),
+        _limits(content),
     )
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
@@ -68,16 +69,16 @@ def _use() -> list[str]:
     ]
 
 
-def _data(story: _Story) -> list[str]:
-    training, data = story.spec["training"], story.run.get("data", {})
+def _data(content: _Content) -> list[str]:
+    training, data = content.spec["training"], content.run.get("data", {})
     sources = data.get("sources", {})
     head = "| class | images | sources |" if sources else "| class | images |"
     lines = ["## Trained on", "", head, "|---|---:|---:|" if sources else "|---|---:|"]
     for label, count in training["images"].items():
         lines += [f"| {label} | {count:,} | {len(sources[label])} |" if sources else f"| {label} | {count:,} |"]
     for label, counts in sources.items():
-        told = ", ".join(f"{visible(source)} {count:,}" for source, count in counts.items())
-        lines += ["", f"Sources of {label} (images): {told}."]
+        listed = ", ".join(f"{visible(source)} {count:,}" for source, count in counts.items())
+        lines += ["", f"Sources of {label} (images): {listed}."]
     lines += ["", f"Fingerprint of the files (SHA-256): `{training['fingerprint']}`."]
     lines += ["The images are not part of the bundle."]
     if licences := data.get("licences"):
@@ -87,9 +88,9 @@ def _data(story: _Story) -> list[str]:
         lines += ["No licences were listed with them (`manifest.csv`): they are those of their sources."]
     recipe = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in training.get("recipe", {}).items())
     lines += ["", f"Recipe: {recipe}."]
-    if kept := story.run.get("course", {}).get("kept"):
-        lines += [f"Weights kept: {kept}."]
-    if split := story.run.get("split"):
+    if chosen := content.run.get("course", {}).get("kept"):
+        lines += [f"Weights kept: {chosen}."]
+    if split := content.run.get("split"):
         lines += [f"Held out for the learning curves (`accuracy.png`, `loss.png`): {split}."]
     return lines
 
@@ -102,10 +103,10 @@ def _skipped(skipped: Mapping[str, str]) -> list[str]:
     return lines + ([f"- … and {len(skipped) - LISTED} more"] if len(skipped) > LISTED else [])
 
 
-def _measured(story: _Story) -> list[str]:
-    told, drawn = story.told, story.told["bootstrap"]
-    lines = ["## Measured", "", f"Images: {told['held_out']}."]
-    if "intervals" in told:
+def _measured(content: _Content) -> list[str]:
+    report, drawn = content.report, content.report["bootstrap"]
+    lines = ["## Measured", "", f"Images: {report['held_out']}."]
+    if "intervals" in report:
         lines += [f"Intervals hold 95 % of {drawn['resamples']:,} bootstrap resamples (seed {drawn['seed']}) of"]
         lines += [
             f"{drawn['clusters']:,} {drawn['unit']}s, each drawn as a whole; that of the calibration error is given"
@@ -116,28 +117,28 @@ def _measured(story: _Story) -> list[str]:
         ]
     else:
         lines += [f"No intervals: there is one {drawn['unit']} only to resample."]
-    if started := story.run.get(compare.KEY):
+    if started := content.run.get(compare.KEY):
         lines += ["", f"{compare.words(started)}."]
-    lines += _flatters(story)
-    for table in tables(told, story.spec["thresholds"]):
+    lines += _flatters(content)
+    for table in tables(report, content.spec["thresholds"]):
         lines += ["", f"**{table.title}**", "", *markdown(table)]
-    if "shortcuts" in told:
+    if "shortcuts" in report:
         lines += ["", "The shortcut tests change the rendered image in ways that leave what it shows as it is; the"]
         lines += ["change is against the same models' accuracy on the same images, unchanged."]
-    return lines + _skipped(told["skipped"])
+    return lines + _skipped(report["skipped"])
 
 
-def _flatters(story: _Story) -> list[str]:
+def _flatters(content: _Content) -> list[str]:
     """Say what makes the figures look better than they are."""
-    told = story.told
+    report = content.report
     lines = ["", "What flatters these figures:", ""]
-    if told.get("trained_on"):
-        lines += [f"- The model was trained on {told['trained_on']:,} of these {told['images']:,} images."]
-    if not told["by_source"]:
+    if report.get("trained_on"):
+        lines += [f"- The model was trained on {report['trained_on']:,} of these {report['images']:,} images."]
+    if not report["by_source"]:
         lines += [
             "- The images may come from the sources that the model was trained on; on others it is right less often."
         ]
-    if told.get("calibration") == NESTED:
+    if report.get("calibration") == NESTED:
         lines += [
             "- Temperature and thresholds of each image were fitted on other folds' held-out predictions, never on its",
             "  own; but the models behind those predictions had seen images of its fold.",
@@ -148,34 +149,34 @@ def _flatters(story: _Story) -> list[str]:
     return lines
 
 
-def _abstaining(story: _Story) -> list[str]:
-    spec, told = story.spec, story.told
+def _abstaining(content: _Content) -> list[str]:
+    spec, report = content.spec, content.report
     limits = spec["thresholds"]
     lines = ["## When it abstains", "", f"Temperature {spec['temperature']}; it decides from a confidence of"]
     lines += [
         f"{number(limits['decide'])} on. So confident, it contradicts a clear header where, of what it gives to the",
         f"header's class and to its own, its own has {number(limits['contradict'])} or more.",
     ]
-    if "out_of_distribution" in told:
+    if "out_of_distribution" in report:
         lines += [
             "What lies farther from the training images' features than a limit is out of distribution, whatever the",
-            f"confidence: {percent(told['out_of_distribution'])} of the images judged here.",
+            f"confidence: {percent(report['out_of_distribution'])} of the images judged here.",
         ]
     else:
         lines += [
             "It has no measure of distance: what is unlike all it was trained on is held back by low confidence alone."
         ]
-    return lines + [f"\n{note}" for note in story.run.get("notes", ())]
+    return lines + [f"\n{note}" for note in content.run.get("notes", ())]
 
 
-def _speed(story: _Story) -> list[str]:
-    conversions: Sequence[Mapping[str, Any]] = story.run.get("litert", ())
+def _speed(content: _Content) -> list[str]:
+    conversions: Sequence[Mapping[str, Any]] = content.run.get("litert", ())
     if not conversions:
         return []
-    kept = next(conversion["precision"] for conversion in conversions if conversion["kept"])
-    lines = ["## LiteRT", "", f"`model.tflite` computes in {kept}."]
-    if told := story.run.get(INT8):
-        lines += [f"{words(told)}."]
+    chosen = next(conversion["precision"] for conversion in conversions if conversion["kept"])
+    lines = ["## LiteRT", "", f"`model.tflite` computes in {chosen}."]
+    if report := content.run.get(INT8):
+        lines += [f"{words(report)}."]
     lines += ["Best of a few runs when it was converted, one thread; the difference is the largest of any probability:"]
     lines += [""]
     lines += ["| numbers | MB | ms an image, batch 1 | ms an image, batch 32 | difference from Keras |"]
@@ -186,40 +187,40 @@ def _speed(story: _Story) -> list[str]:
     ]
 
 
-def _evaluation(story: _Story) -> list[str]:
-    if not (told := story.run.get(replay_set.KEY)):
+def _evaluation(content: _Content) -> list[str]:
+    if not (report := content.run.get(replay_set.KEY)):
         return []
     head = ["## Evaluation images", ""]
-    if isinstance(told, str):
-        return [*head, f"The bundle keeps no features of them: {told}."]
-    lines = [*head, f"{replay_set.words(told)}."]
+    if isinstance(report, str):
+        return [*head, f"The bundle keeps no features of them: {report}."]
+    lines = [*head, f"{replay_set.words(report)}."]
     lines += ["`train --from` rehearses the one part and is judged by the other, which shares no "]
-    lines[-1] += f"{told['unit']} with it and which no such training learns from."
-    if told["trained_on"]:
+    lines[-1] += f"{report['unit']} with it and which no such training learns from."
+    if report["trained_on"]:
         lines += ["What the network was trained on shows what a later training forgets, and is no measure of accuracy."]
     return lines
 
 
-def _files(story: _Story) -> list[str]:
-    table = sizes(story.run)
+def _files(content: _Content) -> list[str]:
+    table = sizes(content.run)
     if not table.rows:
         return []
     rest = "All other files are small. Sorting needs `bundle.json` and `model.tflite` alone."
     return [f"## {table.title}", "", *markdown(table), "", rest]
 
 
-def _limits(story: _Story) -> list[str]:
+def _limits(content: _Content) -> list[str]:
     lines = ["## Limits", "", "- It knows only these classes. What is none of them may get one of their names all the"]
     lines += ["  same, at times a confident one."]
-    if OTHER in story.spec["labels"]:
+    if OTHER in content.spec["labels"]:
         lines += [f"- {OTHER} is what the images of it show; another kind of image may be taken for a class."]
-    if story.told["by_source"]:
+    if content.report["by_source"]:
         lines += [
             "- The figures are for sources that the model judged never saw; one unlike all of these may do worse."
         ]
     else:
         lines += ["- On other scanners, body parts and exports it will be right less often than these figures say."]
-    worst = [row for row in story.told.get("sources", ()) if row["recall"] < 1]
+    worst = [row for row in content.report.get("sources", ()) if row["recall"] < 1]
     if worst:
         row = worst[0]
         share = f"{percent(row['recall'])} of {row['images']:,} images right"

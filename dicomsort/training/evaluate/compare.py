@@ -18,34 +18,52 @@ said nothing of either.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dicomsort.bundle import Predictor, calibrate, load
-from dicomsort.bundle.spec import SPEC_NAME, fail, read_model
+from dicomsort.bundle.spec import SPEC_NAME, fail
 from dicomsort.errors import BundleError, UsageError
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data import fingerprint
 from dicomsort.training.evaluate import metrics
 from dicomsort.training.evaluate.metrics import Tally
-from dicomsort.training.models.replay_set import counts
-from dicomsort.training.models.tflite_weights import read_head
+from dicomsort.training.fit.finetune import Finetune
+from dicomsort.training.models.replay_set import predictions_of
+from dicomsort.training.models.tflite_head import predict_head
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from dicomsort.bundle import Bundle
+    from dicomsort.training.data.dataset import Indices
     from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.evaluate.metrics import Figures
-    from dicomsort.training.fit.recipe import Fitted
+    from dicomsort.training.evaluate.calibration import Calibration
+    from dicomsort.training.evaluate.metrics import Figures, Values
+    from dicomsort.training.fit.recipe import TrainedModel
+    from dicomsort.training.models.architectures import Architecture
     from dicomsort.training.models.replay_set import ReplaySet
 
+KEY, EVALUATION = "started_from", "evaluation"
+UNKNOWN = "What got worse on images of other sources is not known: {name} keeps none to tell by"
+BALANCED, LOST, RECALL = 0.02, 3, 0.08
+ANYWAY = "--replace-worse replaces it all the same, another --out keeps both"
 DIGITS = 4
+BATCH = 256  # images in memory at a time
+
+
+class Comparison(NamedTuple):
+    """What became of the bundle that was trained further (``started``, for metrics.json), and of the one at ``--out``.
+
+    ``worse`` says why the latter is not to be replaced; nothing where there is none or the new one is no worse.
+    """
+
+    started: dict[str, Any]
+    worse: tuple[str, ...]
 
 
 def changes(first: Tally, second: Tally, seed: int = 0) -> dict[str, Any]:
@@ -53,26 +71,50 @@ def changes(first: Tally, second: Tally, seed: int = 0) -> dict[str, Any]:
 
     Each is a dictionary of the figures that both have, in the shape of metrics.json; undefined figures are left out.
     Both tallies are of the same images in the same order, with the same clusters. No intervals with one cluster alone.
+    ``agreement`` counts the images that both have right, one alone, and neither; ``support`` those of each label.
     """
     once = np.ones((1, first.clusters))
     one, two = ({path: float(v[0]) for path, v in tally.figures(once).items()} for tally in (first, second))
     paths = [path for path in one if np.isfinite([one[path], two.get(path, np.nan)]).all()]
-    told = {name: metrics.nest({path: _round(figures[path]) for path in paths}) for name, figures in
-            (("first", one), ("second", two), ("change", {path: two[path] - one[path] for path in paths}))}  # fmt: skip
+    figures = {"first": one, "second": two, "change": {path: two[path] - one[path] for path in paths}}
+    found: dict[str, Any] = {
+        name: metrics.nest({path: round(each[path], DIGITS) for path in paths}) for name, each in figures.items()
+    }
     if first.clusters >= metrics.MIN_CLUSTERS:
         drawn = _drawn(first, second, seed)
-        told["intervals"] = metrics.nest({path: metrics.interval(drawn[path]) for path in paths})
-    return told
-
-
-def agreement(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, int]:
-    """Return how many images both have right, only the first, only the second, and neither; both (N,)."""
-    return {
-        "both": int((first & second).sum()),
-        "only_first": int((first & ~second).sum()),
-        "only_second": int((second & ~first).sum()),
-        "neither": int((~first & ~second).sum()),
+        found["intervals"] = metrics.nest({path: metrics.interval(drawn[path]) for path in paths})
+    support = np.bincount(first.truth, minlength=len(first.labels)).tolist()
+    both, neither = first.right & second.right, ~first.right & ~second.right
+    return found | {
+        "images": len(first.truth),
+        "clusters": first.clusters,
+        "support": dict(zip(first.labels, support, strict=True)),
+        "agreement": {
+            "both": int(both.sum()),
+            "only_first": int((first.right & ~second.right).sum()),
+            "only_second": int((second.right & ~first.right).sum()),
+            "neither": int(neither.sum()),
+        },
     }
+
+
+def on_replay_set(
+    images: ReplaySet,
+    first: NDArray[np.float32],
+    second: NDArray[np.float32],
+    seed: int,
+    thresholds: Sequence[Mapping[str, Values]] = ({}, {}),
+) -> dict[str, Any]:
+    """Return ``changes`` between two models' predictions for a replay set, both float32 (N, C), calibrated.
+
+    ``unit`` is what is resampled as one, ``trained_on`` how many of the images the network was trained on.
+    """
+    _, cluster = np.unique(images.clusters, return_inverse=True)
+    tallies = [
+        Tally(each, images.truth, images.labels, cluster, limits)
+        for each, limits in zip((first, second), thresholds, strict=True)
+    ]
+    return {"unit": images.unit, "trained_on": int(images.trained.sum()), **changes(tallies[0], tallies[1], seed)}
 
 
 def _drawn(first: Tally, second: Tally, seed: int) -> Figures:
@@ -85,153 +127,149 @@ def _drawn(first: Tally, second: Tally, seed: int) -> Figures:
     return {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
 
 
-def _round(value: float) -> float:
-    return round(value, DIGITS)
+def compared(
+    architecture: Architecture,
+    rendered: Rendered,
+    trained: TrainedModel,
+    calibration: Calibration,
+    rival: Bundle | None,
+    seed: int,
+) -> Comparison | None:
+    """Compare what came of fine-tuning with its bundle, and with ``rival``, which it shall replace (None: nothing).
 
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from dicomsort.bundle import Bundle
-    from dicomsort.training.models.replay_set import ReplaySet
-
-    Said = NDArray[np.float32]
-
-KEY, REMEMBERED = "started_from", "evaluation"
-UNKNOWN = "What got worse on images of other sources is not known: {name} keeps none to tell by"
-
-
-@dataclass(frozen=True, slots=True)
-class Both:
-    """What two models say of the same images, float32 (N, C), in the order of a bundle's labels, not calibrated."""
-
-    before: Said
-    after: Said
-
-
-def compare(
-    bundle: Bundle, labels: Sequence[str], truth: NDArray[np.int64], said: Both, known: NDArray[np.bool_]
-) -> dict[str, Any]:
-    """Return what metrics.json tells of ``bundle`` and of what came after it, in the order of ``labels``.
-
-    ``said.before`` is what the bundle says, ``said.after`` what models say that were trained without the image's fold.
-    ``truth``: int64 (N,), 0..C-1. Images that the bundle was trained on (``known``: bool (N,)) flatter it; they are
-    ``left_out`` where there are others, else counted, and ``trained_on`` is their number.
+    None where a training did not start from a bundle.
     """
+    if not isinstance(architecture, Finetune):
+        return None
+    start, temperature = architecture.bundle, calibration.temperature
+    started = with_bundle(start, architecture, rendered, trained, temperature, seed)
+    if rival is None:
+        return Comparison(started, ())
+    same = rival.model_sha256 == start.model_sha256
+    beside = started if same else with_bundle(rival, architecture, rendered, trained, temperature, seed)
+    return Comparison(started, tuple(reasons(beside)))
+
+
+def with_bundle(
+    bundle: Bundle, recipe: Finetune, rendered: Rendered, trained: TrainedModel, temperature: float, seed: int
+) -> dict[str, Any]:
+    """Return what metrics.json reports of ``bundle`` (before) and of what came of fine-tuning (after).
+
+    Of the images at hand, those that the bundle was trained on flatter it: they are ``left_out`` where there are
+    others, else counted, and ``trained_on`` is their number.
+    """
+    held_out, labels = trained.held_out, recipe.bundle.labels
+    digests = [rendered.digests[i] for i in held_out.items]
+    items = rendered.dataset.only(held_out.items).items
+    known = fingerprint.known(bundle.training, items, digests, untold=False)
     fair = ~known | known.all()
-    told: dict[str, Any] = {"name": bundle.name, "model_sha256": bundle.model_sha256}
-    told |= {"images": int(fair.sum()), "trained_on": int((known & fair).sum()), "left_out": int((~fair).sum())}
-    return told | {
-        name: _figures(labels, truth[fair], answers[fair].argmax(1))
-        for name, answers in (("before", said.before), ("after", said.after))
-    }
+    before = _predict(bundle, rendered, held_out.items[fair])[:, [bundle.labels.index(label) for label in labels]]
+    report = {"name": bundle.name, "model_sha256": bundle.model_sha256, "images": int(fair.sum())}
+    report |= {"trained_on": int((known & fair).sum()), "left_out": int((~fair).sum())}
+    for name, probabilities in (("before", before), ("after", held_out.probabilities[fair])):
+        report[name] = _figures(labels, held_out.truth[fair], probabilities)
+    images = recipe.evaluation_set
+    first = predictions_of(bundle, images) if images and of_one_line(bundle, recipe.bundle) else None
+    if images is None or first is None:
+        return report
+    second = predict_head(images.features, *trained.head)
+    found = on_replay_set(images, calibrate(first, bundle.temperature), calibrate(second, temperature), seed)
+    found["by_class"] = found.pop("support")
+    found["at_hand"] = int(np.isin(images.files, fingerprint.keys(digests)).sum())
+    found["before"], found["after"] = found.pop("first"), found.pop("second")
+    found["best_of_line"] = max(found["before"]["balanced_accuracy"], best_of_line(bundle))
+    return report | {EVALUATION: found}
 
 
-def compare_remembered(
-    kept: ReplaySet, said: Both, temperatures: tuple[float, float], digests: Sequence[str], seed: int
-) -> dict[str, Any]:
-    """Return what changed on the images that a bundle keeps, those that no training learns from, ready for JSON.
-
-    ``kept`` holds these alone; ``temperatures`` are those of both models; ``digests`` are SHA-256 of the files at hand,
-    among which some of them may have been put all the same.
-    """
-    names, cluster = np.unique(kept.clusters, return_inverse=True)
-    one, two = (
-        Tally(calibrate(answers, temperature), kept.truth, kept.labels, cluster, {})
-        for answers, temperature in zip((said.before, said.after), temperatures, strict=True)
-    )
-    told = changes(one, two, seed)
-    right = [answers.argmax(1) == kept.truth for answers in (said.before, said.after)]
-    found = {"images": len(cluster), "by_class": counts(kept, kept.labels), "trained_on": int(kept.trained.sum())}
-    found |= {
-        "at_hand": int(np.isin(kept.files, fingerprint.keys(digests)).sum()),
-        "clusters": len(names),
-        "unit": kept.unit,
-        "agreement": agreement(*right),
-    }
-    return found | {"before": told["first"], "after": told["second"]} | _rest(told)
+def _predict(bundle: Bundle, rendered: Rendered, items: Indices) -> NDArray[np.float32]:
+    """Return what a bundle predicts for images of a data set, float32 (n, C)."""
+    predictor, rows = Predictor(bundle), rendered.rows[items]
+    parts = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
+    return np.concatenate([predictor.predict(rendered.images[part]).probabilities for part in parts])
 
 
-def words(told: Mapping[str, Any]) -> str:
+def words(report: Mapping[str, Any]) -> str:
     """Say what was found in sentences, the last without a stop."""
-    return ". ".join(sentences(told))
+    return ". ".join(sentences(report))
 
 
-def sentences(told: Mapping[str, Any]) -> list[str]:
+def sentences(report: Mapping[str, Any]) -> list[str]:
     """Say what was found in sentences without stops: on the images at hand, on those that the bundle keeps."""
-    before, after = told["before"], told["after"]
-    whose = f" (it was trained on all {told['trained_on']:,} of them)" if told["trained_on"] else ""
-    which = f"{told['images']:,} images that it was not trained on" if told["left_out"] else "the same images"
-    found = f"{told['name']}, from which it started, has {_shares(before)} of {which} right{whose}"
+    before, after = report["before"], report["after"]
+    whose = f" (it was trained on all {report['trained_on']:,} of them)" if report["trained_on"] else ""
+    which = f"{report['images']:,} images that it was not trained on" if report["left_out"] else "the same images"
+    found = f"{report['name']}, from which it started, has {_shares(before)} of {which} right{whose}"
     found += f", what came of it {_shares(after)}{_moved(before['recall'], after['recall'])}"
-    kept = told.get(REMEMBERED)
-    return [found, _remembered(kept) if kept else UNKNOWN.format(name=told["name"])]
+    figures = report.get(EVALUATION)
+    return [found, _on_evaluation_set(figures) if figures else UNKNOWN.format(name=report["name"])]
 
 
 def lineage(bundle: Bundle, started: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return what bundle.json tells of the bundle that a model was started from, and of those before that.
+    """Return what bundle.json lists of the bundle that was trained further, and of those before that.
 
-    ``started`` is what ``compare`` told of it, with what it has right of the images that it keeps, where it keeps some.
+    ``started`` is what ``with_bundle`` returned for it.
     """
     earlier = bundle.training.get(KEY)
-    told = {"name": bundle.name, "model_sha256": bundle.model_sha256, "fingerprint": bundle.training.get("fingerprint")}
-    if bundle.evaluation and started and (kept := started.get(REMEMBERED)):
-        right = kept["before"]["balanced_accuracy"]
-        told[REMEMBERED] = {"sha256": bundle.evaluation.sha256, "balanced_accuracy": right}
-    return [told, *(earlier if isinstance(earlier, list) else ())]
+    entry: dict[str, Any] = {"name": bundle.name, "model_sha256": bundle.model_sha256}
+    entry["fingerprint"] = bundle.training.get("fingerprint")
+    if bundle.evaluation and started and (figures := started.get(EVALUATION)):
+        right = figures["before"]["balanced_accuracy"]
+        entry[EVALUATION] = {"sha256": bundle.evaluation.sha256, "balanced_accuracy": right}
+    return [entry, *(earlier if isinstance(earlier, list) else ())]
 
 
 def best_of_line(bundle: Bundle) -> float:
-    """Return the best balanced accuracy of those before a bundle on the images that it keeps; 0 where none is told."""
+    """Return the best balanced accuracy of those before a bundle on its evaluation images; 0 where none is known."""
     earlier = bundle.training.get(KEY)
-    told = [each.get(REMEMBERED) for each in earlier if isinstance(each, dict)] if isinstance(earlier, list) else []
+    found = [each.get(EVALUATION) for each in earlier if isinstance(each, dict)] if isinstance(earlier, list) else []
     mine = bundle.evaluation and bundle.evaluation.sha256
-    figures = [each.get("balanced_accuracy") for each in told if isinstance(each, dict) and each.get("sha256") == mine]
+    figures = [each.get("balanced_accuracy") for each in found if isinstance(each, dict) and each.get("sha256") == mine]
     return max((figure for figure in figures if isinstance(figure, float) and figure <= 1), default=0.0)
 
 
 def recalls(figures: Mapping[str, Any], by_class: Mapping[str, int]) -> dict[str, float]:
-    """Return label -> recall of the classes that have images, from the figures of ``compare_remembered``."""
+    """Return label -> recall of the classes that have images, from figures on a replay set."""
     return {label: figures["classes"][label]["recall"] for label, count in by_class.items() if count}
 
 
-def _remembered(kept: Mapping[str, Any]) -> str:
+def _on_evaluation_set(figures: Mapping[str, Any]) -> str:
     """Say what changed on the images that the bundle keeps."""
-    before, after, drawn = kept["before"], kept["after"], kept.get("intervals", {}).get("balanced_accuracy")
+    before, after = figures["before"], figures["after"]
+    drawn = figures.get("intervals", {}).get("balanced_accuracy")
     interval = f", 95 % interval {_points(drawn[0])} to {_points(drawn[1])}" if drawn else ""
-    change = f"{_points(kept['change']['balanced_accuracy'])} points{interval}"
+    change = f"{_points(figures['change']['balanced_accuracy'])} points{interval}"
     trained = "the network was trained on them, so this shows what is forgotten and no accuracy"
-    if kept["trained_on"] < kept["images"]:
-        trained = f"the network was trained on {kept['trained_on']:,} of them, and the last layer on none since"
-    moved = _moved(recalls(before, kept["by_class"]), recalls(after, kept["by_class"]))
-    learnt = f"; {kept['at_hand']:,} of them are among the images at hand, and flatter it" if kept["at_hand"] else ""
+    if figures["trained_on"] < figures["images"]:
+        trained = f"the network was trained on {figures['trained_on']:,} of them, and the last layer on none since"
+    moved = _moved(recalls(before, figures["by_class"]), recalls(after, figures["by_class"]))
+    learnt = (
+        f"; {figures['at_hand']:,} of them are among the images at hand, and flatter it" if figures["at_hand"] else ""
+    )
     return (
-        f"Of the {kept['images']:,} evaluation images that the bundle keeps ({kept['clusters']} {kept['unit']}s; "
-        f"{trained}), {_shares(before)} were right and {_shares(after)} are (balanced: {change}){moved}{learnt}"
+        f"Of the {figures['images']:,} evaluation images that the bundle keeps "
+        f"({figures['clusters']} {figures['unit']}s; {trained}), {_shares(before)} were right and {_shares(after)} are "
+        f"(balanced: {change}){moved}{learnt}"
     )
 
 
-def _rest(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: told[name] for name in ("change", "intervals") if name in told}
-
-
-def _figures(labels: Sequence[str], truth: NDArray[np.int64], answers: NDArray[np.intp]) -> dict[str, Any]:
-    recall = {label: round(float(np.mean(answers[truth == i] == i)), 4) for i, label in enumerate(labels) if i in truth}
-    balanced = round(float(np.mean(list(recall.values()))), 4)
-    figures = {"right": int((answers == truth).sum()), "accuracy": round(float(np.mean(answers == truth)), 4)}
-    return {**figures, "balanced_accuracy": balanced, "recall": recall}
+def _figures(labels: Sequence[str], truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, Any]:
+    found = metrics.measure(probabilities, truth, labels, {})
+    return {
+        "right": int((probabilities.argmax(axis=1) == truth).sum()),
+        "accuracy": found["accuracy"],
+        "balanced_accuracy": found["balanced_accuracy"],
+        "recall": {label: row["recall"] for label, row in found["classes"].items() if row["support"]},
+    }
 
 
 def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """Say which classes' recall got better, and which got worse."""
-    told = ""
+    report = ""
     for name, sign in (("better", 1), ("worse", -1)):
         moved = [label for label, recall in before.items() if (after[label] - recall) * sign > 0]
         shown = ", ".join(f"{label} {before[label]:.1%} → {after[label]:.1%}" for label in moved)
-        told += f"; {name}: {shown or 'none'}"
-    return told
+        report += f"; {name}: {shown or 'none'}"
+    return report
 
 
 def _shares(figures: Mapping[str, Any]) -> str:
@@ -240,80 +278,6 @@ def _shares(figures: Mapping[str, Any]) -> str:
 
 def _points(value: float) -> str:
     return f"{100 * value:+.1f}"
-
-
-BALANCED, LOST, RECALL = 0.02, 3, 0.08
-ANYWAY = "--replace-worse replaces it all the same, another --out keeps both"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a training that went on from a bundle left, beside what lies at its ``--out``.
-
-    ``started`` is what metrics.json tells of the comparison with its start; ``reasons`` say why the bundle at ``--out``
-    is not to be replaced, none where there is none or the new one is no worse.
-    """
-
-    started: dict[str, Any]
-    reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """Compares what a training left with other bundles: its start, its images, what it says of them.
-
-    ``temperature`` is that of the new bundle; ``kept`` are the images that the start keeps and no training learns from,
-    None where it keeps none.
-    """
-
-    start: Bundle
-    rendered: Rendered
-    fitted: Fitted
-    kept: ReplaySet | None
-    temperature: float
-    seed: int
-
-    def verdict(self, rival: Bundle | None) -> Verdict:
-        """Return what the training made of its start, and whether it may replace ``rival`` (None: nothing there)."""
-        started = self.told(self.start)
-        if rival is None:
-            return Verdict(started)
-        if rival.model_sha256 == self.start.model_sha256:
-            return Verdict(started, tuple(reasons(started)))
-        return Verdict(started, tuple(reasons(self.told(rival))))
-
-    def told(self, bundle: Bundle) -> dict[str, Any]:
-        """Return the comparison of what came of the training with ``bundle``, as ``comparing`` tells it."""
-        held = self.fitted.held
-        dataset = self.rendered.dataset.only(held)
-        digests = [self.rendered.digests[i] for i in held]
-        known = fingerprint.known(bundle.training, dataset.items, digests, untold=False)
-        said = Both(self._of_images(bundle), self.fitted.probabilities)
-        told = compare(bundle, self.start.labels, dataset.classes(), said, known)
-        before = self._of_kept(bundle)
-        if before is None or self.kept is None or self.fitted.remembered is None or not len(before):
-            return told
-        temperatures = bundle.temperature, self.temperature
-        both = Both(before, self.fitted.remembered[1])
-        found = compare_remembered(self.kept, both, temperatures, digests, self.seed)
-        best = max(found["before"]["balanced_accuracy"], best_of_line(bundle))
-        return told | {REMEMBERED: {**found, "best_of_line": best}}
-
-    def _of_images(self, bundle: Bundle) -> NDArray[np.float32]:
-        """Return what a bundle says of the images at hand, in the order of the start's labels."""
-        if bundle.model_sha256 == self.start.model_sha256 and self.fitted.before is not None:
-            return self.fitted.before
-        rows = self.rendered.rows[self.fitted.held]
-        said = Predictor(bundle).predict(self.rendered.images[rows]).probabilities
-        return said[:, [bundle.labels.index(label) for label in self.start.labels]]
-
-    def _of_kept(self, bundle: Bundle) -> NDArray[np.float32] | None:
-        """Return what a bundle says of the images that the start keeps; None where its features are others."""
-        if self.kept is None or self.fitted.remembered is None:
-            return None
-        if bundle.model_sha256 == self.start.model_sha256:
-            return self.fitted.remembered[0]
-        return said_of(bundle, self.kept) if of_one_line(bundle, self.start) else None
 
 
 def rival_at(out: Path, start: Bundle, *, anyway: bool) -> Bundle | None:
@@ -338,56 +302,39 @@ def rival_at(out: Path, start: Bundle, *, anyway: bool) -> Bundle | None:
 
 
 def of_one_line(one: Bundle, other: Bundle) -> bool:
-    """Tell whether two bundles differ in their last layer alone, and keep the same images to be judged by."""
+    """Tell whether two bundles differ in their last layer alone, and have the same replay set."""
     same = one.evaluation is not None and other.evaluation is not None and one.evaluation == other.evaluation
     return same and (one.arch, one.labels) == (other.arch, other.labels)
 
 
-def said_of(bundle: Bundle, kept: ReplaySet) -> NDArray[np.float32] | None:
-    """Return what a bundle's last layer says of features that it keeps, float32 (N, C), not calibrated.
-
-    None where its file does not hold that layer as numbers that can be read.
-    """
-    try:
-        kernel, bias = read_head(read_model(bundle))
-    except BundleError:
-        return None
-    if kernel.shape != (kept.features.shape[1], len(bundle.labels)):
-        return None
-    logits = kept.features.astype(np.float32) @ kernel + bias
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: NDArray[np.float32] = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
-    return result
-
-
-def reasons(told: Mapping[str, Any]) -> list[str]:
-    """Return why what came after the bundle that ``told`` compares it with is worse; see the rule above."""
-    kept, found = told.get(REMEMBERED), []
-    if kept:
-        found += _worse_on(kept)
-    before, after = told["before"]["right"], told["after"]["right"]
-    if told["trained_on"]:
-        if not kept:
+def reasons(report: Mapping[str, Any]) -> list[str]:
+    """Return why what came after the bundle that ``report`` compares it with is worse; see the rule above."""
+    figures, found = report.get(EVALUATION), []
+    if figures:
+        found += _worse_on(figures)
+    before, after = report["before"]["right"], report["after"]["right"]
+    if report["trained_on"]:
+        if not figures:
             found.append(
-                f"nothing to compare them by: {told['name']} was trained on all {told['images']:,} images at hand, and "
-                "there are no evaluation images that both keep"
+                f"nothing to compare them by: {report['name']} was trained on all {report['images']:,} images at hand, "
+                "and there are no evaluation images that both keep"
             )
     elif after < before:
-        found.append(f"of {told['images']:,} images at hand {before:,} were right and {after:,} are")
+        found.append(f"of {report['images']:,} images at hand {before:,} were right and {after:,} are")
     return found
 
 
-def _worse_on(kept: Mapping[str, Any]) -> list[str]:
+def _worse_on(figures: Mapping[str, Any]) -> list[str]:
     """Return what got worse on the images that the bundle keeps, beyond what is allowed."""
-    before, after, found = kept["before"], kept["after"], []
-    fallen = kept["best_of_line"] - after["balanced_accuracy"]
-    if fallen > BALANCED and fallen * kept["images"] >= LOST:
+    before, after, found = figures["before"], figures["after"], []
+    fallen = figures["best_of_line"] - after["balanced_accuracy"]
+    if fallen > BALANCED and fallen * figures["images"] >= LOST:
         shares = f"{before['balanced_accuracy']:.1%} → {after['balanced_accuracy']:.1%}"
-        if kept["best_of_line"] > before["balanced_accuracy"]:
-            shares += f", and {kept['best_of_line']:.1%} earlier in its line"
-        found.append(f"balanced accuracy on its {kept['images']:,} evaluation images {shares}")
-    old, new = (recalls(figures, kept["by_class"]) for figures in (before, after))
-    drawn = kept.get("intervals", {}).get("classes", {})
+        if figures["best_of_line"] > before["balanced_accuracy"]:
+            shares += f", and {figures['best_of_line']:.1%} earlier in its line"
+        found.append(f"balanced accuracy on its {figures['images']:,} evaluation images {shares}")
+    old, new = (recalls(each, figures["by_class"]) for each in (before, after))
+    drawn = figures.get("intervals", {}).get("classes", {})
     for label in old:
         interval = drawn.get(label, {}).get("recall")
         if new[label] - old[label] < -RECALL and interval and interval[1] < 0:

@@ -6,9 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.report import visible
+from dicomsort.training.evaluate.compare_bundles import KEPT, OWN
 from dicomsort.training.evaluate.evaluation import COMPARISON, FIGURES, outcome
 from dicomsort.training.evaluate.plots import FAINT, HELD_OUT, INK, MUTED, TRAINING, save, styled
-from dicomsort.training.evaluate.side_by_side import KEPT, OWN
 from dicomsort.training.evaluate.tables import NUMBERS, ROWS, Table, at, number, percent, points
 
 if TYPE_CHECKING:
@@ -19,84 +19,84 @@ WORST = 12
 THRESHOLDS = ("decide", "contradict", "decide_and_distance")
 
 
-def tables(told: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield the tables of what ``sidebyside`` tells that have rows."""
-    names = names_of(told)
+def tables(report: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of what ``compare_bundles`` tells that have rows."""
+    names = names_of(report)
     for table in (
-        _figures(told, names),
-        _classes(told, names),
-        _thresholds(told, names),
-        _agreement(told, names),
-        _sources(told, names),
+        _figures(report, names),
+        _classes(report, names),
+        _thresholds(report, names),
+        _agreement(report, names),
+        _sources(report, names),
     ):
         if table.rows:
             yield table
 
 
-def names_of(told: Mapping[str, Any]) -> list[str]:
+def names_of(report: Mapping[str, Any]) -> list[str]:
     """Return what the two bundles are called in tables, which must not be the same."""
-    names = [visible(told["bundles"][name]["name"]) for name in ("first", "second")]
+    names = [visible(report["bundles"][name]["name"]) for name in ("first", "second")]
     return names if names[0] != names[1] else [f"{name} ({which})" for name, which in zip(names, "AB", strict=True)]
 
 
-def warnings(told: Mapping[str, Any]) -> list[str]:
+def warnings(report: Mapping[str, Any]) -> list[str]:
     """Return what must not be overlooked, in sentences without a stop."""
-    both = [told["bundles"][name] for name in ("first", "second")]
-    if told["of"] == OWN:
-        if told["same_images"]:
+    both = [report["bundles"][name] for name in ("first", "second")]
+    if report["of"] == OWN:
+        if report["same_images"]:
             return ["Each bundle's own figures; both were trained on the same files, and held out what their card says"]
         return ["Each bundle's own figures, OF DIFFERENT IMAGES: a difference says nothing of which is the better one"]
-    if told["of"] == KEPT:
+    if report["of"] == KEPT:
         if not both[0]["trained_on"]:
             return []
-        known = f"The network was trained on {both[0]['trained_on']:,} of these {told['images']:,} images"
+        known = f"The network was trained on {both[0]['trained_on']:,} of these {report['images']:,} images"
         return [f"{known}: this shows what one of the two forgot, and no accuracy"]
-    said = []
+    warned = []
     for each in both:
         if each["trained_on"] is None:
-            said.append(f"{visible(each['name'])} does not tell which files it was trained on")
+            warned.append(f"{visible(each['name'])} does not tell which files it was trained on")
         elif each["trained_on"]:
-            said.append(
-                f"{visible(each['name'])} was trained on {each['trained_on']:,} of these {told['images']:,} images, "
+            warned.append(
+                f"{visible(each['name'])} was trained on {each['trained_on']:,} of these {report['images']:,} images, "
                 "which flatters it"
             )
-    return said
+    return warned
 
 
-def _figures(told: Mapping[str, Any], names: list[str]) -> Table:
-    rows: list[tuple[str, ...]] = [("images", *_counts(told), "", "")]
+def _figures(report: Mapping[str, Any], names: list[str]) -> Table:
+    rows: list[tuple[str, ...]] = [("images", *_counts(report), "", "")]
     for title, path in ROWS:
-        cells = _cells(told, path, number if path in NUMBERS else percent, path in NUMBERS)
+        cells = _cells(report, path, number if path in NUMBERS else percent, path in NUMBERS)
         if cells:
             rows.append((title, *cells))
-    return Table("Figures", ("figure", *names, *_change_heads(told)), tuple(_cut(told, row) for row in rows))
+    return Table("Figures", ("figure", *names, *_change_heads(report)), tuple(_cut(report, row) for row in rows))
 
 
-def _classes(told: Mapping[str, Any], names: list[str]) -> Table:
+def _classes(report: Mapping[str, Any], names: list[str]) -> Table:
     rows = []
-    for label in told["labels"]:
-        if told.get("support", {}).get(label) == 0:
+    for label in report["labels"]:
+        if report.get("support", {}).get(label) == 0:
             continue
         for key in ("recall", "precision"):
-            cells = _cells(told, ("classes", label, key), percent)
+            cells = _cells(report, ("classes", label, key), percent)
             if cells:
                 rows.append((f"{label} {key}", *cells))
-    return Table("By class", ("class", *names, *_change_heads(told)), tuple(_cut(told, row) for row in rows))
+    return Table("By class", ("class", *names, *_change_heads(report)), tuple(_cut(report, row) for row in rows))
 
 
-def _thresholds(told: Mapping[str, Any], names: list[str]) -> Table:
+def _thresholds(report: Mapping[str, Any], names: list[str]) -> Table:
     rows = []
     for name in THRESHOLDS:
         for key, words in (("coverage", "images at or above"), ("accuracy", "right among them")):
-            cells = _cells(told, ("thresholds", name, key), percent)
+            cells = _cells(report, ("thresholds", name, key), percent)
             if cells:
                 rows.append((f"{name.replace('_', ' ')}: {words}", *cells))
     title = "Confidence (each bundle's own thresholds)"
-    return Table(title, ("threshold", *names, *_change_heads(told)), tuple(_cut(told, row) for row in rows))
+    return Table(title, ("threshold", *names, *_change_heads(report)), tuple(_cut(report, row) for row in rows))
 
 
-def _agreement(told: Mapping[str, Any], names: list[str]) -> Table:
-    found = told.get("agreement")
+def _agreement(report: Mapping[str, Any], names: list[str]) -> Table:
+    found = report.get("agreement")
     if not found:
         return Table("", (), ())
     rows = (
@@ -106,8 +106,8 @@ def _agreement(told: Mapping[str, Any], names: list[str]) -> Table:
     return Table("Images", ("", f"{names[1]} right", f"{names[1]} wrong"), rows)
 
 
-def _sources(told: Mapping[str, Any], names: list[str]) -> Table:
-    moved = [row for row in told.get("sources", ()) if row["first"] != row["second"]]
+def _sources(report: Mapping[str, Any], names: list[str]) -> Table:
+    moved = [row for row in report.get("sources", ()) if row["first"] != row["second"]]
     rows = tuple(
         (
             visible(row["source"]) or "(none)", row["label"], f"{row['images']:,}", percent(row["first"]),
@@ -115,49 +115,49 @@ def _sources(told: Mapping[str, Any], names: list[str]) -> Table:
         )
         for row in moved[:WORST]
     )  # fmt: skip
-    title = f"Recall by source, what changed most ({len(moved):,} of {len(told.get('sources', ())):,} changed)"
+    title = f"Recall by source, what changed most ({len(moved):,} of {len(report.get('sources', ())):,} changed)"
     return Table(title, ("source", "class", "images", *names, "change"), rows)
 
 
-def _counts(told: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the number of images that each was judged by."""
-    if told["of"] == OWN:
-        return tuple(f"{told['figures'][name]['images']:,}" for name in ("first", "second"))  # type: ignore[return-value]
-    return (f"{told['images']:,}",) * 2
+def _counts(report: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the number of images that each was evaluated on."""
+    if report["of"] == OWN:
+        return tuple(f"{report['figures'][name]['images']:,}" for name in ("first", "second"))  # type: ignore[return-value]
+    return (f"{report['images']:,}",) * 2
 
 
 def _cells(
-    told: Mapping[str, Any],
+    report: Mapping[str, Any],
     path: tuple[str, ...],
     write: Any,
     plain: bool = False,  # noqa: FBT001, FBT002
 ) -> tuple[str, ...]:
     """Return the figure of both, its change and the interval of that; () where either has none."""
-    one, two = (at(told["figures"][name], path) for name in ("first", "second"))
+    one, two = (at(report["figures"][name], path) for name in ("first", "second"))
     if not isinstance(one, float | int) or not isinstance(two, float | int):
         return ()
     shown: Any = (lambda value: f"{value:+.3f}") if plain else points
-    drawn = at(told.get("intervals", {}), path)
+    drawn = at(report.get("intervals", {}), path)
     interval = f"{shown(drawn[0])} to {shown(drawn[1])}" if drawn else ""
     return (write(one), write(two), shown(two - one), interval)
 
 
-def _change_heads(told: Mapping[str, Any]) -> tuple[str, ...]:
-    return () if told["of"] == OWN else ("change, points", "95 % interval")
+def _change_heads(report: Mapping[str, Any]) -> tuple[str, ...]:
+    return () if report["of"] == OWN else ("change, points", "95 % interval")
 
 
-def _cut(told: Mapping[str, Any], row: tuple[str, ...]) -> tuple[str, ...]:
+def _cut(report: Mapping[str, Any], row: tuple[str, ...]) -> tuple[str, ...]:
     """Return a row without changes where figures are of different images."""
-    return row[:3] if told["of"] == OWN else row
+    return row[:3] if report["of"] == OWN else row
 
 
-def title(told: Mapping[str, Any]) -> str:
+def title(report: Mapping[str, Any]) -> str:
     """Return what is compared, and on what, in a line."""
-    first, second = names_of(told)
-    if told["of"] == OWN:
+    first, second = names_of(report)
+    if report["of"] == OWN:
         return f"{first} and {second}, each by its own figures"
-    what = "evaluation images that both keep" if told["of"] == KEPT else "images"
-    return f"{first} and {second} on {told['images']:,} {what} of {told['clusters']:,} {told['unit']}s"
+    what = "evaluation images that both keep" if report["of"] == KEPT else "images"
+    return f"{first} and {second} on {report['images']:,} {what} of {report['clusters']:,} {report['unit']}s"
 
 
 SHOWN_CLASSES = 30
@@ -165,23 +165,23 @@ ROW_INCHES, LEAST_ROWS = 0.42, 3
 SPAN = 0.05  # of a change that is shown at least, to each side
 
 
-def write_comparison(told: Mapping[str, Any], out: Path) -> None:
-    """Write figures and picture of what ``sidebyside`` tells into the folder ``out``."""
+def write_comparison(report: Mapping[str, Any], out: Path) -> None:
+    """Write figures and picture of what ``compare_bundles`` tells into the folder ``out``."""
     with outcome(out) as folder:
-        (folder / FIGURES).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-        plot_comparison(told, names_of(told), title(told), folder / COMPARISON)
+        (folder / FIGURES).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        plot_comparison(report, names_of(report), title(report), folder / COMPARISON)
 
 
-def plot_comparison(told: Mapping[str, Any], names: Sequence[str], heading: str, path: Path) -> None:
+def plot_comparison(report: Mapping[str, Any], names: Sequence[str], heading: str, path: Path) -> None:
     """Draw accuracy, balanced accuracy and recall by class of both, and, where there is one, the change beside them.
 
-    ``told`` is what ``sidebyside`` tells; ``names`` are those of the two bundles.
+    ``report`` is what ``compare_bundles`` tells; ``names`` are those of the two bundles.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    rows = _rows(told)
-    paired = "change" in told
+    rows = _rows(report)
+    paired = "change" in report
     with styled():
         size = (9.6 if paired else 6.4, 1.9 + ROW_INCHES * max(LEAST_ROWS, len(rows)))
         figure = Figure(size, layout="constrained")
@@ -191,30 +191,30 @@ def plot_comparison(told: Mapping[str, Any], names: Sequence[str], heading: str,
         left = axes[0, 0]
         places = range(len(rows))
         for which, colour, marker, area in (("first", TRAINING, "o", 64), ("second", HELD_OUT, "D", 36)):
-            values = [at(told["figures"][which], row[1]) for row in rows]
+            values = [at(report["figures"][which], row[1]) for row in rows]
             name = names[0] if which == "first" else names[1]
             left.scatter(values, places, color=colour, marker=marker, s=area, zorder=3, label=name)
         for place, (_, where) in enumerate(rows):
-            ends = [at(told["figures"][which], where) for which in ("first", "second")]
+            ends = [at(report["figures"][which], where) for which in ("first", "second")]
             left.plot(ends, [place, place], color=MUTED, linewidth=1.4, zorder=2)
         left.set_yticks(places, [row[0] for row in rows])
         left.invert_yaxis()
-        left.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=_decimals(told, rows)))
+        left.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=_decimals(report, rows)))
         left.grid(axis="x", color=FAINT, linewidth=0.7)
         left.tick_params(axis="y", length=0)
         left.set_axisbelow(True)
         figure.legend(*left.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=2, loc="outside lower left")
         figure.suptitle(heading, x=0.01, ha="left", fontsize=12, fontweight="bold")
         if paired:
-            _draw_changes(axes[0, 1], told, rows)
+            _draw_changes(axes[0, 1], report, rows)
         save(figure, path)
 
 
-def _draw_changes(axes: Any, told: Mapping[str, Any], rows: Sequence[tuple[str, tuple[str, ...]]]) -> None:
+def _draw_changes(axes: Any, report: Mapping[str, Any], rows: Sequence[tuple[str, tuple[str, ...]]]) -> None:
     """Draw the change of each row in points, with its interval; grey where that holds 0."""
     reach = SPAN
     for place, (_, where) in enumerate(rows):
-        change, drawn = at(told["change"], where), at(told.get("intervals", {}), where)
+        change, drawn = at(report["change"], where), at(report.get("intervals", {}), where)
         sure = bool(drawn) and (drawn[0] > 0 or drawn[1] < 0)
         colour = INK if sure else MUTED
         if drawn:
@@ -229,19 +229,19 @@ def _draw_changes(axes: Any, told: Mapping[str, Any], rows: Sequence[tuple[str, 
     axes.set_axisbelow(True)
 
 
-def _rows(told: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
+def _rows(report: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
     """Return what is drawn: its name and where it stands in the figures of both."""
     rows: list[tuple[str, tuple[str, ...]]] = [
         ("accuracy", ("accuracy",)),
         ("balanced accuracy", ("balanced_accuracy",)),
     ]
-    labels = [label for label in told["labels"] if told.get("support", {}).get(label) != 0][:SHOWN_CLASSES]
+    labels = [label for label in report["labels"] if report.get("support", {}).get(label) != 0][:SHOWN_CLASSES]
     rows += [(f"recall, {label}", ("classes", label, "recall")) for label in labels]
-    figures = [told["figures"][which] for which in ("first", "second")]
+    figures = [report["figures"][which] for which in ("first", "second")]
     return [row for row in rows if all(isinstance(at(each, row[1]), float | int) for each in figures)]
 
 
-def _decimals(told: Mapping[str, Any], rows: Sequence[tuple[str, tuple[str, ...]]]) -> int:
+def _decimals(report: Mapping[str, Any], rows: Sequence[tuple[str, tuple[str, ...]]]) -> int:
     """Return how many decimals percentages need to be told apart."""
-    values = [at(told["figures"][which], row[1]) for which in ("first", "second") for row in rows]
+    values = [at(report["figures"][which], row[1]) for which in ("first", "second") for row in rows]
     return 1 if max(values) - min(values) < SPAN else 0

@@ -26,21 +26,31 @@ from dicomsort.training.data.rendered import Rendered, render_all
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import folds
 from dicomsort.training.evaluate import compare
-from dicomsort.training.evaluate.predictions import HeldOut, Predictions, require_images
-from dicomsort.training.fit.quantize import INT8, Quantizer
-from dicomsort.training.fit.recipe import Recipe, Said
+from dicomsort.training.evaluate.predictions import Predictions, cross_calibrated, require_images
+from dicomsort.training.fit.held_out import HeldOutPredictions
+from dicomsort.training.fit.quantize import Quantizer
+from dicomsort.training.fit.recipe import Hyperparameters
 from dicomsort.training.models.architectures import ARCHITECTURES, varied
-from dicomsort.training.models.tflite_weights import precision
+from dicomsort.training.models.tflite_weights import INT8, precision
 from dicomsort.training.progress import load_tensorflow
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from numpy.typing import NDArray
 
     from dicomsort.bundle import Bundle
     from dicomsort.engines.engine import Engine
+    from dicomsort.errors import WorkerLost
     from dicomsort.training.data.dataset import Dataset
     from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.progress import Reporter
+    from dicomsort.training.progress import Reporter, Step
+
+    Row = NDArray[np.float32]
+
+BATCH = 8  # files a task
+AHEAD = 4  # tasks that wait, for each worker
 
 RECIPE = ("epochs", "batch_size", "learning_rate", "validation_split", "seed", "augment")
 
@@ -64,15 +74,16 @@ def by_folds(
         _require_sources(rendered.dataset)
         reporter.note("Loading TensorFlow")
         load_tensorflow()
-        held = _cross_validate(architecture, rendered, bundle.training["recipe"], folding, reporter, integers=integers)
-    return held.calibrated(rendered.dataset), rendered.skipped
+        recipe = bundle.training["recipe"]
+        held_out = _cross_validate(architecture, rendered, recipe, folding, reporter, integers=integers)
+    return cross_calibrated(held_out, rendered.dataset), rendered.skipped
 
 
 def _cross_validate(
     architecture: Architecture, rendered: Rendered, recipe: Mapping[str, Any], folding: Folding, reporter: Reporter,
     *, integers: bool,
-) -> HeldOut:  # fmt: skip
-    """Train what the recipe trains once for each fold of sources on the others, and judge the fold by it.
+) -> HeldOutPredictions:  # fmt: skip
+    """Train what the recipe trains once for each fold of sources on the others, and predict the fold by it.
 
     In ``integers`` where the bundle's model computes so.
     """
@@ -82,20 +93,18 @@ def _cross_validate(
     sources = len({item.group for item in dataset.items})
     count = min(folding.count or sources, sources)
     fold = folds(dataset, count, folding.seed, grouped=True)
-    asked = Recipe(**{key: recipe[key] for key in RECIPE})
-    with opened(architecture, rendered, asked, reporter) as staged:
-        judged, _ = cross_validate(staged, fold, None, Quantizer(rendered, asked.seed, reporter) if integers else None)
-    said, plain = Said(judged.probabilities, judged.distances), None
-    if judged.int8:
-        said, plain = judged.int8, judged.probabilities
-    words = _words(dataset, count, sources)
-    return HeldOut(said.probabilities, fold, words, True, said.distances, judged.variants, plain=plain)
+    hyper = Hyperparameters(**{key: recipe[key] for key in RECIPE})
+    held_out = HeldOutPredictions.room(dataset, fold, _words(dataset, count, sources), by_source=True)
+    quantizer = Quantizer(rendered, hyper.seed, reporter) if integers else None
+    with opened(architecture, rendered, hyper, reporter) as trainer:
+        int8, _ = cross_validate(trainer, held_out, None, quantizer)
+    return int8 or held_out
 
 
 def _crossable(bundle: Bundle) -> Architecture:
     """Return the bundle's architecture; UsageError where it cannot be cross-validated."""
     architecture = ARCHITECTURES.get(bundle.arch)
-    if architecture is None or architecture.recipe != "staged":
+    if architecture is None or architecture.recipe != "transfer":
         raise UsageError(
             "--cross-validate: expected a bundle trained from pretrained weights, received architecture "
             f"{bundle.arch!r}"
@@ -128,29 +137,13 @@ def _words(dataset: Dataset, count: int, sources: int) -> str:
     return f"cross-validation, {kind} ({unit}): each image is judged by a model that never saw its source"
 
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from concurrent.futures import Future
-
-    from numpy.typing import NDArray
-
-    from dicomsort.engines.engine import Engine
-    from dicomsort.errors import WorkerLost
-    from dicomsort.training.progress import Step
-
-    Row = NDArray[np.float32]
-
-BATCH = 8  # files a task
-AHEAD = 4  # tasks that wait, for each worker
-
-
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What became of a file: ``problem`` says why it could not be judged, the rest is empty then.
+class FilePrediction:
+    """What a model predicts for a file: ``problem`` says why nothing, the rest is empty then.
 
     ``probabilities``: float32 (C,), calibrated; ``distance`` None where the model has none; ``variants``: name of a
-    shortcut test -> probabilities; ``digest``: SHA-256 of the file; ``patient``: a salted hash, "" where none is named;
-    ``print``: perceptual hash, None for a blank image.
+    robustness test -> probabilities; ``digest``: SHA-256 of the file; ``patient``: a salted hash, "" where none is
+    named; ``print``: perceptual hash, None for a blank image.
     """
 
     problem: str = ""
@@ -162,9 +155,11 @@ class Judged:
     print: NDArray[np.uint64] | None = None
 
 
-def judge(bundle: str, root: str, salt: bytes, shortcuts: Sequence[str], paths: Sequence[str]) -> list[Judged]:
-    """Judge the middle frame of each file (path below ``root``), plain and changed by each of ``shortcuts``."""
-    return [_judge(_predictor(bundle), Path(root, path), salt, shortcuts) for path in paths]
+def predict_files(
+    bundle: str, root: str, salt: bytes, shortcuts: Sequence[str], paths: Sequence[str]
+) -> list[FilePrediction]:
+    """Predict the middle frame of each file (path below ``root``), plain and changed by each of ``shortcuts``."""
+    return [_predict(_predictor(bundle), Path(root, path), salt, shortcuts) for path in paths]
 
 
 def thumbnails(root: str, paths: Sequence[str]) -> list[NDArray[np.uint8] | None]:
@@ -191,21 +186,23 @@ def spread(
     return results
 
 
-def _judge(predictor: Predictor, path: Path, salt: bytes, shortcuts: Sequence[str]) -> Judged:
+def _predict(predictor: Predictor, path: Path, salt: bytes, shortcuts: Sequence[str]) -> FilePrediction:
     try:
         image = render(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         owner = patient(path, salt)
     except PixelsError as error:
-        return Judged(str(error))
+        return FilePrediction(str(error))
     except OSError as error:
-        return Judged(error.strerror or type(error).__name__)
+        return FilePrediction(error.strerror or type(error).__name__)
     changed = [SHORTCUTS[name](image) for name in shortcuts]
     found = predictor.predict(np.stack([image, *changed]))
     plain, *others = found.probabilities
     distance = None if np.isnan(found.distances[0]) else float(found.distances[0])
-    return Judged("", plain, distance, dict(zip(shortcuts, others, strict=True)), digest, owner, perceptual_hash(image))
+    return FilePrediction(
+        "", plain, distance, dict(zip(shortcuts, others, strict=True)), digest, owner, perceptual_hash(image)
+    )
 
 
 def _rendered(path: Path) -> NDArray[np.uint8] | None:

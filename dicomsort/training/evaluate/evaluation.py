@@ -25,7 +25,14 @@ from dicomsort.training.data.grouping import keep_together
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.evaluate import reporting
 from dicomsort.training.evaluate.card import write_card
-from dicomsort.training.evaluate.cross_validation import Folding, Judged, by_folds, judge, spread, thumbnails
+from dicomsort.training.evaluate.cross_validation import (
+    FilePrediction,
+    Folding,
+    by_folds,
+    predict_files,
+    spread,
+    thumbnails,
+)
 from dicomsort.training.evaluate.predictions import Predictions, name_clusters, require_images
 
 if TYPE_CHECKING:
@@ -65,7 +72,7 @@ class Evaluated:
     """Predictions, and the content of metrics.json."""
 
     predictions: Predictions
-    told: dict[str, Any]
+    report: dict[str, Any]
 
 
 def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Reporter) -> Evaluated:
@@ -80,7 +87,7 @@ def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Repor
         found = by_model(bundle, dataset, settings, engine, reporter)
     else:
         predictions, skipped = by_folds(bundle, dataset, Folding(settings.folds, settings.seed), engine, reporter)
-        found = Evaluated(predictions, tell(bundle, predictions, skipped, settings.seed))
+        found = Evaluated(predictions, report_of(bundle, predictions, skipped, settings.seed))
     chosen = reporting.mistakes(found.predictions)
     paths = [found.predictions.dataset.items[i].path for i in chosen]
     with reporter.step("Rendering the mistakes", len(paths)) as step:
@@ -97,9 +104,13 @@ def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Repor
 def by_model(bundle: Bundle, dataset: Dataset, settings: Settings, engine: Engine, reporter: Reporter) -> Evaluated:
     """Judge every file by the bundle's model, in the engine's workers."""
     shortcuts = tuple(SHORTCUTS) if settings.shortcuts else ()
-    task = partial(judge, str(bundle.folder.resolve()), str(dataset.root), secrets.token_bytes(SALT_BYTES), shortcuts)
+    task = partial(
+        predict_files, str(bundle.folder.resolve()), str(dataset.root), secrets.token_bytes(SALT_BYTES), shortcuts
+    )
     with reporter.step("Judging images", len(dataset.items)) as step:
-        answers = spread(engine, task, [item.path for item in dataset.items], lambda _, why: Judged(str(why)), step)
+        answers = spread(
+            engine, task, [item.path for item in dataset.items], lambda _, why: FilePrediction(str(why)), step
+        )
     good = [answer for answer in answers if not answer.problem]
     skipped = [(item.path, a.problem) for item, a in zip(dataset.items, answers, strict=True) if a.problem]
     dataset = dataset.only(i for i, answer in enumerate(answers) if not answer.problem)
@@ -107,26 +118,26 @@ def by_model(bundle: Bundle, dataset: Dataset, settings: Settings, engine: Engin
     require_images(dataset, len(skipped))
     known = fingerprint.compare(bundle.training, dataset.items, [answer.digest for answer in good])
     predictions = _predictions(bundle, dataset, good, known.words())
-    return Evaluated(predictions, tell(bundle, predictions, skipped, settings.seed, known))
+    return Evaluated(predictions, report_of(bundle, predictions, skipped, settings.seed, known))
 
 
-def tell(
+def report_of(
     bundle: Bundle,
     predictions: Predictions,
     skipped: Sequence[tuple[str, str]],
     seed: int,
-    known: fingerprint.Seen | None = None,
+    known: fingerprint.Overlap | None = None,
 ) -> dict[str, Any]:
     """Return metrics.json's content; ``known`` tells what of the images the judging model was trained on."""
     return {
         "model": {"name": bundle.name, "sha256": bundle.model_sha256},
         "trained_on": known.count if known else 0,
-        **reporting.tell(predictions, seed),
+        **reporting.report_of(predictions, seed),
         "skipped": {visible(path): reason for path, reason in skipped},
     }
 
 
-def _predictions(bundle: Bundle, dataset: Dataset, answers: Sequence[Judged], held_out: str) -> Predictions:
+def _predictions(bundle: Bundle, dataset: Dataset, answers: Sequence[FilePrediction], held_out: str) -> Predictions:
     """Return the answers as arrays, with the bundle's own thresholds for every image."""
     count = len(answers)
     rows = [answer.probabilities for answer in answers if answer.probabilities is not None]
@@ -186,10 +197,10 @@ def _check_writable(folder: Path) -> None:
 def _write(folder: Path, bundle: Bundle, found: Evaluated) -> None:
     """Write metrics.json, card.md and the pictures that show no image."""
     spec = json.loads((bundle.folder / SPEC).read_text("utf-8"))
-    told = {**found.told, "training_run": _training_run(bundle)}
-    (folder / FIGURES).write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-    (folder / CARD).write_text(write_card(spec, told), "utf-8", "backslashreplace")
-    reporting.draw(folder, told, found.predictions)
+    report = {**found.report, "training_run": _training_run(bundle)}
+    (folder / FIGURES).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    (folder / CARD).write_text(write_card(spec, report), "utf-8", "backslashreplace")
+    reporting.draw(folder, report, found.predictions)
 
 
 def _training_run(bundle: Bundle) -> dict[str, Any]:

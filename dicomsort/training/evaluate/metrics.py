@@ -15,12 +15,7 @@ from dicomsort.training.evaluate.calibration import BINS, bin_of, losses
 from dicomsort.training.evaluate.predictions import Predictions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,7 +29,8 @@ class Tally:
     """Predictions summed by cluster.
 
     ``probabilities``: float32 (N, C); ``truth``: int64 (N,); ``cluster``: intp (N,), 0..K-1; ``thresholds``: name ->
-    float64 (N,), on confidence. Weights are float64 (r, K): how often each of the K clusters counts, r times over.
+    float64 (N,), on confidence; ``right``: bool (N,). Weights are float64 (r, K): how often each of the K clusters
+    counts, r times over.
     """
 
     def __init__(
@@ -49,7 +45,7 @@ class Tally:
         self.truth, self.labels, self.clusters = truth, labels, int(cluster.max()) + 1
         self._cluster, self._probabilities = cluster, probabilities
         self._predicted, confidence = probabilities.argmax(1), probabilities.max(1)
-        self._right, self._confidence = self._predicted == truth, confidence
+        self.right, self._confidence = self._predicted == truth, confidence
         self._cells, cell = np.unique(truth * len(labels) + self._predicted, return_inverse=True)
         self._counts = np.zeros((self.clusters, len(self._cells)))
         np.add.at(self._counts, (cluster, cell), 1)
@@ -81,7 +77,7 @@ class Tally:
 
     def add_sources(self, keys: Sequence[str]) -> None:
         """Add the mean recall by class and source, which ``keys`` name; a source must lie in one cluster."""
-        self._mean_recall(("mean_recall_by_source",), keys, self._right, np.ones(len(self.truth), bool))
+        self._mean_recall(("mean_recall_by_source",), keys, self.right, np.ones(len(self.truth), bool))
 
     def add_other(self, column: int, keys: Sequence[str], decide: Values, outside: NDArray[np.bool_]) -> None:
         """Add what concerns the class of all the rest, and how the other classes' images fare without it.
@@ -90,7 +86,7 @@ class Tally:
         ``outside`` the limit of distance.
         """
         known = self.truth != column
-        self._ratio(("other", "recall"), self._right & ~known, ~known)
+        self._ratio(("other", "recall"), self.right & ~known, ~known)
         self._ratio(("other", "class_images_sent_to_other"), known & (self._predicted == column), known)
         named = (self._predicted != column) & (self._confidence >= decide) & ~outside
         self._ratio(("other", "named_a_class"), named & ~known, ~known)
@@ -101,12 +97,12 @@ class Tally:
         if keys:
             self._mean_recall(("without_other", "mean_recall_by_source"), keys, right, known)
 
-    def add_variant(self, name: str, probabilities: NDArray[np.float32], plain: NDArray[np.float32]) -> None:
-        """Add a shortcut test: the accuracy on changed images, and the change against ``plain``, the unchanged ones.
+    def add_variant(self, name: str, probabilities: NDArray[np.float32], unchanged: NDArray[np.float32]) -> None:
+        """Add a shortcut test: the accuracy on changed images, and the change against the ``unchanged`` ones.
 
         Both float32 (N, C), of the same models.
         """
-        right, before = (said.argmax(1) == self.truth for said in (probabilities, plain))
+        right, before = (each.argmax(1) == self.truth for each in (probabilities, unchanged))
         self._mean(("shortcuts", name, "accuracy"), right)
         self._mean(("shortcuts", name, "change"), right.astype(float) - before)
 
@@ -158,7 +154,7 @@ class Tally:
     def _add_ece(self) -> None:
         """Add the expected calibration error."""
         place = bin_of(self._confidence)
-        gap = self._right - self._confidence.astype(float)
+        gap = self.right - self._confidence.astype(float)
         sums = np.zeros((self.clusters, BINS))
         np.add.at(sums, (self._cluster, place), gap)
         counts = self._sum(np.ones(len(self.truth)))
@@ -167,7 +163,7 @@ class Tally:
     def _add_most_confident(self) -> None:
         """Add the accuracy among the most confident 90 %, the last of them counted in part."""
         order = np.argsort(-self._confidence, kind="stable")
-        cluster, right = self._cluster[order], self._right[order]
+        cluster, right = self._cluster[order], self.right[order]
 
         def measure(weights: Values) -> Figures:
             each = weights[:, cluster]
@@ -181,7 +177,7 @@ class Tally:
     def _add_coverage(self, name: str, above: NDArray[np.bool_]) -> None:
         """Add the share of the images ``above`` a threshold, and the accuracy among them."""
         self._mean(("thresholds", name, "coverage"), above)
-        self._ratio(("thresholds", name, "accuracy"), self._right & above, above)
+        self._ratio(("thresholds", name, "accuracy"), self.right & above, above)
 
 
 def over(top: Values, bottom: Values) -> Values:
@@ -323,8 +319,9 @@ def tally_of(predictions: Predictions, cluster: NDArray[np.intp]) -> Tally:
         tally.add_other(other, keys, decide, outside)
     if predictions.distances is not None and predictions.limits is not None:
         tally.add_distance(other, decide, outside)
+    unchanged = predictions.probabilities if predictions.unchanged is None else predictions.unchanged
     for name, changed in predictions.variants.items():
-        tally.add_variant(name, changed, predictions.probabilities if predictions.plain is None else predictions.plain)
+        tally.add_variant(name, changed, unchanged)
     return tally
 
 

@@ -1,4 +1,4 @@
-"""What a model says of a data set's images, and how it came to judge them: what figures are made of."""
+"""Predictions for the images of a data set, and where they come from: what metrics are made of."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicomsort.training.data.dataset import Dataset
+    from dicomsort.training.fit.held_out import HeldOutPredictions
 
 NESTED = "nested"
 
@@ -30,9 +31,9 @@ class Predictions:
     says in words how the images relate to those that the model was trained on; ``by_source`` tells whether whole
     sources were kept from it. ``clusters`` names for each item what is resampled as one, ``unit`` what that is (source,
     patient, file). ``distances``: float32 (N,), the feature-space distance from the training images, or None;
-    ``limits``: float64 (N,), beyond which an image is out of distribution. ``variants``: name of a shortcut test ->
+    ``limits``: float64 (N,), beyond which an image is out of distribution. ``variants``: name of a robustness test ->
     probabilities of the changed images, like the others.
-    ``plain``: those of the unchanged images by the models that judged ``variants``, None where they are
+    ``unchanged``: those of the unchanged images by the models behind ``variants``, None where they are
     ``probabilities``. ``calibration`` tells where temperatures and thresholds come from: ``the bundle's``, or
     ``nested`` (other folds).
     """
@@ -48,7 +49,7 @@ class Predictions:
     limits: NDArray[np.float64] | None = None
     variants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     calibration: str = "the bundle's"
-    plain: NDArray[np.float32] | None = None
+    unchanged: NDArray[np.float32] | None = None
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -82,47 +83,31 @@ def name_clusters(dataset: Dataset) -> tuple[list[str], str]:
 
 
 def require_images(dataset: Dataset, skipped: int) -> None:
-    """Raise DatasetError where no image is left to judge."""
+    """Raise DatasetError where no image is left to evaluate on."""
     if not dataset.items:
         msg = f"data set {str(dataset.root)!r}: expected a readable image, received none ({skipped} files were skipped)"
         raise DatasetError(msg)
 
 
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Predictions of items by models that were not trained on them, not calibrated.
+def cross_calibrated(held_out: HeldOutPredictions, dataset: Dataset, limit: float | None = None) -> Predictions:
+    """Return held-out predictions for ``dataset``, each image calibrated by the other folds (``calibration.nested``).
 
-    ``probabilities``: float32 (N, C); ``fold``: int64 (N,), no source in two of them; ``held_out`` and ``by_source`` as
-    in ``Predictions``; ``distances``: float32 (N,) or None; ``variants``: name of a shortcut test -> float32 (N, C);
-    ``limit``: that of distance, where it is known and not fitted; ``plain``: what the models that judged ``variants``
-    say of the unchanged images, None where they are the same.
+    ``limit`` is that of distance, where it is known and not fitted.
     """
-
-    probabilities: NDArray[np.float32]
-    fold: NDArray[np.int64]
-    held_out: str
-    by_source: bool
-    distances: NDArray[np.float32] | None = None
-    variants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    limit: float | None = None
-    plain: NDArray[np.float32] | None = None
-
-    def calibrated(self, dataset: Dataset) -> Predictions:
-        """Return the predictions, each calibrated by what the other folds tell (``calibration.nested``)."""
-        other = dataset.labels.index(OTHER) if OTHER in dataset.labels else None
-        found = nested(self.probabilities, dataset.classes(), self.fold, self.distances, other)
-        clusters, unit = name_clusters(dataset)
-        return Predictions(
-            dataset,
-            found.probabilities,
-            {"decide": found.decide, "contradict": found.contradict},
-            self.held_out,
-            clusters,
-            unit,
-            self.by_source,
-            self.distances,
-            found.limits if self.limit is None else np.full(len(self.fold), self.limit),
-            {name: by_image(changed, found.temperatures) for name, changed in self.variants.items()},
-            NESTED,
-            self.plain,
-        )
+    other = dataset.labels.index(OTHER) if OTHER in dataset.labels else None
+    found = nested(held_out.probabilities, held_out.truth, held_out.fold, held_out.distances, other)
+    clusters, unit = name_clusters(dataset)
+    return Predictions(
+        dataset,
+        found.probabilities,
+        {"decide": found.decide, "contradict": found.contradict},
+        held_out.how,
+        clusters,
+        unit,
+        held_out.by_source,
+        held_out.distances,
+        found.limits if limit is None else np.full(len(held_out.fold), limit),
+        {name: by_image(changed, found.temperatures) for name, changed in held_out.variants.items()},
+        NESTED,
+        held_out.unchanged,
+    )

@@ -1,4 +1,4 @@
-"""What is told of predictions, wherever they come from: metrics.json's content, the pictures, the sheet of mistakes."""
+"""The report on predictions: metrics.json's content, the pictures, the sheet of mistakes."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ NO_LICENCE = "not listed"
 def figures_in(folder: Path) -> dict[str, Any]:
     """Return the content of a bundle's own metrics.json; OSError or ValueError where there is none that can be read."""
     with opened_file(str(folder / "metrics.json")) as stream:
-        told = parse(stream.read(content.METRICS.most))
-    if not isinstance(told, dict):
+        report = parse(stream.read(content.METRICS.most))
+    if not isinstance(report, dict):
         raise ValueError("expected an object")  # noqa: TRY004 - as for other content
-    return told
+    return report
 
 
-def tell(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
+def report_of(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
     """Return what was measured, on what, and how, ready for JSON."""
     return {
         "held_out": predictions.held_out,
@@ -55,29 +55,29 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
     ``manifest.csv`` in the data set's folder lists them, in the columns ``licence`` and ``path`` or ``source``.
     """
-    told: dict[str, Any] = {"images": dataset.counts()}
+    report: dict[str, Any] = {"images": dataset.counts()}
     named = Counter((item.label, source) for item in dataset.items if (source := item.source))
     if named:
-        told["sources"] = {
+        report["sources"] = {
             label: {source: count for (i, source), count in sorted(named.items()) if i == index}
             for index, label in enumerate(dataset.labels)
         }
     if licences := _licences(dataset):
-        told["licences"] = licences
-    return told
+        report["licences"] = licences
+    return report
 
 
-def draw(folder: Path, told: dict[str, Any], predictions: Predictions) -> None:
-    """Write the four pictures of what ``tell`` returned into ``folder``; none shows an image of the data set."""
-    matrix, where = told["confusion_matrix"], "sources held out" if predictions.by_source else "images judged"
+def draw(folder: Path, report: dict[str, Any], predictions: Predictions) -> None:
+    """Write the four pictures of what ``report_of`` returned into ``folder``; none shows an image of the data set."""
+    matrix, where = report["confusion_matrix"], "sources held out" if predictions.by_source else "images judged"
     plots.plot_confusion(
-        matrix["rows_are_truth"], matrix["labels"], f"{told['images']:,} images, {where}", folder / "confusion.png"
+        matrix["rows_are_truth"], matrix["labels"], f"{report['images']:,} images, {where}", folder / "confusion.png"
     )
-    plots.plot_reliability(predictions.right, predictions.confidence, told["ece"], folder / "reliability.png")
-    plots.plot_coverage(predictions.right, predictions.confidence, told["thresholds"], folder / "coverage.png")
-    rows = told.get("sources") or [
+    plots.plot_reliability(predictions.right, predictions.confidence, report["ece"], folder / "reliability.png")
+    plots.plot_coverage(predictions.right, predictions.confidence, report["thresholds"], folder / "coverage.png")
+    rows = report.get("sources") or [
         {"label": label, "source": "", "images": row["support"], "recall": row["recall"]}
-        for label, row in told["classes"].items()
+        for label, row in report["classes"].items()
         if row["support"]
     ]
     plots.plot_sources(rows, folder / "sources.png")

@@ -49,24 +49,24 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def tables(told: Mapping[str, Any], limits: Mapping[str, float] | None = None) -> Iterator[Table]:
+def tables(report: Mapping[str, Any], limits: Mapping[str, float] | None = None) -> Iterator[Table]:
     """Yield the tables of metrics.json's content that have rows; ``limits`` are the bundle's thresholds."""
     for table in (
-        _figures(told),
-        _classes(told),
-        _confusion(told),
-        _thresholds(told, limits),
-        _sources(told),
-        _shortcuts(told),
+        _figures(report),
+        _classes(report),
+        _confusion(report),
+        _thresholds(report, limits),
+        _sources(report),
+        _shortcuts(report),
     ):
         if table.rows:
             yield table
 
 
 def sizes(run: Mapping[str, Any]) -> Table:
-    """Return what of a bundle is large; ``run`` is what metrics.json tells of its training."""
-    told = run.get(MEGABYTES, {})
-    rows = tuple((name, f"{told[name]:.1f}", purpose) for name, purpose in PURPOSES.items() if name in told)
+    """Return what of a bundle is large; ``run`` is what metrics.json reports of its training."""
+    report = run.get(MEGABYTES, {})
+    rows = tuple((name, f"{report[name]:.1f}", purpose) for name, purpose in PURPOSES.items() if name in report)
     return Table("Size", ("file", "MB", "what it is for"), rows)
 
 
@@ -75,49 +75,49 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def _figures(told: Mapping[str, Any]) -> Table:
-    rows = [("images", f"{told['images']:,}", "")]
+def _figures(report: Mapping[str, Any]) -> Table:
+    rows = [("images", f"{report['images']:,}", "")]
     for title, path in ROWS:
-        value = at(told, path)
+        value = at(report, path)
         if value is not None:
             write = number if path in NUMBERS else percent
-            rows.append((title, write(value), _interval(told, path, write)))
+            rows.append((title, write(value), _interval(report, path, write)))
     return Table("Figures", ("figure", "value", "95 % interval"), tuple(rows))
 
 
-def _classes(told: Mapping[str, Any]) -> Table:
+def _classes(report: Mapping[str, Any]) -> Table:
     rows = [
-        (label, *(_with_interval(told, ("classes", label, key)) for key in ("precision", "recall", "f1")),
+        (label, *(_with_interval(report, ("classes", label, key)) for key in ("precision", "recall", "f1")),
          f"{row['support']:,}")
-        for label, row in told["classes"].items()
+        for label, row in report["classes"].items()
     ]  # fmt: skip
     return Table("By class (95 % interval)", ("class", "precision", "recall", "F1", "images"), tuple(rows))
 
 
-def _confusion(told: Mapping[str, Any]) -> Table:
-    matrix = told["confusion_matrix"]
+def _confusion(report: Mapping[str, Any]) -> Table:
+    matrix = report["confusion_matrix"]
     pairs = zip(matrix["labels"], matrix["rows_are_truth"], strict=True)
     return Table(
         "Confusion (rows: truth)", ("truth", *matrix["labels"]), tuple((label, *map(str, row)) for label, row in pairs)
     )
 
 
-def _thresholds(told: Mapping[str, Any], limits: Mapping[str, float] | None) -> Table:
+def _thresholds(report: Mapping[str, Any], limits: Mapping[str, float] | None) -> Table:
     """Where figures were judged by thresholds of other folds, tell the bundle's own ``limits`` beside their mean."""
-    folds = told.get("calibration") == NESTED
+    folds = report.get("calibration") == NESTED
     beside = limits if folds and limits else None
     rows = []
-    for name, row in told["thresholds"].items():
+    for name, row in report["thresholds"].items():
         value = number(row["threshold"]) if "threshold" in row else ""
         own = [] if beside is None else [number(beside[name]) if value and name in beside else ""]
-        figures = (_with_interval(told, ("thresholds", name, key)) for key in ("coverage", "accuracy"))
+        figures = (_with_interval(report, ("thresholds", name, key)) for key in ("coverage", "accuracy"))
         rows.append((name.replace("_", " "), *own, value, *figures))
     values = ("the bundle's", "used here, the folds' mean") if beside else ("the folds' mean" if folds else "value",)
     return Table("Confidence", ("threshold", *values, "images at or above", "right among them"), tuple(rows))
 
 
-def _sources(told: Mapping[str, Any]) -> Table:
-    worst = [row for row in told.get("sources", ()) if row["recall"] < 1][:WORST]
+def _sources(report: Mapping[str, Any]) -> Table:
+    worst = [row for row in report.get("sources", ()) if row["recall"] < 1][:WORST]
     rows = [
         (
             visible(row["source"]) or "(none)",
@@ -135,15 +135,15 @@ def _sources(told: Mapping[str, Any]) -> Table:
     )
 
 
-def _shortcuts(told: Mapping[str, Any]) -> Table:
+def _shortcuts(report: Mapping[str, Any]) -> Table:
     rows = [
         (
             name,
             percent(row["accuracy"]),
             points(row["change"]),
-            _interval(told, ("shortcuts", name, "change"), points),
+            _interval(report, ("shortcuts", name, "change"), points),
         )
-        for name, row in told.get("shortcuts", {}).items()
+        for name, row in report.get("shortcuts", {}).items()
     ]
     return Table("Shortcut tests", ("image changed by", "accuracy", "change, points", "95 % interval"), tuple(rows))
 
@@ -155,13 +155,13 @@ def at(figures: Any, path: tuple[str, ...]) -> Any:
     return figures
 
 
-def _with_interval(told: Mapping[str, Any], path: tuple[str, ...]) -> str:
-    interval = _interval(told, path, percent)
-    return f"{percent(at(told, path))} ({interval})" if interval else percent(at(told, path))
+def _with_interval(report: Mapping[str, Any], path: tuple[str, ...]) -> str:
+    interval = _interval(report, path, percent)
+    return f"{percent(at(report, path))} ({interval})" if interval else percent(at(report, path))
 
 
-def _interval(told: Mapping[str, Any], path: tuple[str, ...], write: Any) -> str:
-    found = at(told, ("intervals", *path))
+def _interval(report: Mapping[str, Any], path: tuple[str, ...], write: Any) -> str:
+    found = at(report, ("intervals", *path))
     return f"{write(found[0])} to {write(found[1])}" if found else ""
 
 

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dicomsort.bundle import EVALUATION_NAME
 from dicomsort.bundle.predictor import Running
 from dicomsort.bundle.spec import read_model
 from dicomsort.bundle.tensors import DISTANCE, PROBABILITIES
 from dicomsort.errors import DicomsortError
-from dicomsort.training.fit.quantize import INT8, Quantizer, converting
+from dicomsort.training.fit.finetune import Finetune
+from dicomsort.training.fit.quantize import Quantizer, converting, words
 from dicomsort.training.models.outputs import complete
-from dicomsort.training.models.tflite_head import Body, with_head
-from dicomsort.training.models.tflite_weights import precision
+from dicomsort.training.models.replay_set import keep_features
+from dicomsort.training.models.tflite_head import Body, predict_head, with_head
+from dicomsort.training.models.tflite_weights import INT8, precision
 from dicomsort.training.progress import hushed
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.fit.recipe import Fitted, Said
+    from dicomsort.training.fit.held_out import HeldOutPredictions
+    from dicomsort.training.fit.recipe import TrainedModel
     from dicomsort.training.models.architectures import Architecture
     from dicomsort.training.models.ood import MahalanobisModel
     from dicomsort.training.progress import Reporter
@@ -42,6 +46,7 @@ DISTANCE_TOLERANCE = 0.05
 PROBES = 32
 REPEATS = 3
 LOST = 0.005  # of accuracy: so much may integers cost
+FINETUNED = "all but the last layer is that of the bundle from which it went on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,93 +66,102 @@ class Conversion:
     batch: float
 
     def as_json(self, *, kept: bool) -> dict[str, Any]:
-        """Return what metrics.json tells of it; ``kept`` for the one in the bundle."""
+        """Return what metrics.json reports of it; ``kept`` for the one in the bundle."""
         size = round(len(self.model) / 1e6, 2)
-        told = {"precision": self.precision, "kept": kept, "megabytes": size}
-        return {**told, "single": self.single, "batch": self.batch, "difference": self.difference}
+        report = {"precision": self.precision, "kept": kept, "megabytes": size}
+        return {**report, "single": self.single, "batch": self.batch, "difference": self.difference}
 
 
 class Exported(NamedTuple):
-    """What ships of a training: its LiteRT model, all that were tried, and what metrics.json tells of the integers.
+    """What ships of a training: its LiteRT model, all that were tried, and the held-out predictions of what ships.
 
-    ``fitted`` has the held-out predictions of the network that ships.
+    ``int8`` is what metrics.json reports of the integers; ``replay_set`` the content of its file, or why there is none.
     """
 
-    fitted: Fitted
-    kept: Conversion
+    model: Conversion
     conversions: Sequence[Conversion]
-    told: dict[str, Any]
+    int8: dict[str, Any]
+    held_out: HeldOutPredictions
+    replay_set: bytes | str
 
 
-def export(architecture: Architecture, rendered: Rendered, fitted: Fitted, seed: int, reporter: Reporter) -> Exported:
+def export(
+    architecture: Architecture, rendered: Rendered, trained: TrainedModel, seed: int, reporter: Reporter
+) -> Exported:
     """Convert what was trained: to int8 where that costs next to nothing, else to floating point.
 
-    What went on from a bundle ships as that bundle's model, with another last layer. DicomsortError where nothing
-    agrees with Keras.
+    A bundle that was trained further ships as it was, with another last layer. DicomsortError where nothing agrees with
+    Keras.
     """
     reporter.note("Converting to LiteRT")
     probes = rendered.images[rendered.rows[:: max(1, len(rendered.rows) // PROBES)]]
-    if architecture.start:
-        return _gone_on(read_model(architecture.start), fitted, probes)
-    kept, conversions = convert(
-        fitted.model, [each for each in architecture.precisions if each != INT8], probes, fitted.space
-    )
-    quantizer = Quantizer.fitting(architecture, rendered, seed, reporter, len(fitted.held))
-    made = quantizer if isinstance(quantizer, str) else _integers(quantizer, fitted, probes)
-    truth = rendered.dataset.classes()[fitted.held]
+    if isinstance(architecture, Finetune):
+        start, held_out = architecture.bundle, trained.held_out
+        model = _finetuned(read_model(start), trained, probes)
+        report = {"kept": model.precision == INT8, "reason": FINETUNED}
+        reporter.note(words(report))
+        replay_set = read_model(start, EVALUATION_NAME) if start.evaluation else f"{start.name} keeps none"
+        return Exported(model, [model], report, held_out, replay_set)
+    quantizer = Quantizer.fitting(architecture, rendered, seed, reporter, len(trained.held_out.items))
+    precisions = [each for each in architecture.precisions if each != INT8]
+    model, conversions = convert(trained.model, precisions, probes, trained.mahalanobis)
+    held_out = trained.held_out
+    made = quantizer if isinstance(quantizer, str) else _int8(quantizer, trained, probes)
     if isinstance(made, str):
-        return Exported(fitted, kept, conversions, {"kept": False, "reason": made})
-    conversion, said = made
-    told = _compared(fitted.probabilities, said.probabilities, truth, kept.precision)
-    if not told["kept"]:
-        return Exported(fitted, kept, [*conversions, conversion], told)
-    distances = None if fitted.distances is None else said.distances
-    fitted = replace(fitted, probabilities=said.probabilities, distances=distances, plain=fitted.probabilities)
-    return Exported(fitted, conversion, [conversion, *conversions], told)
+        report = {"kept": False, "reason": made}
+    else:
+        conversion, int8 = made
+        report = _compared(held_out.probabilities, int8.probabilities, held_out.truth, model.precision)
+        conversions = [conversion, *conversions] if report["kept"] else [*conversions, conversion]
+        model, held_out = (conversion, int8) if report["kept"] else (model, held_out)
+    reporter.note(words(report))
+    known = np.isin(held_out.items, held_out.trained_on(len(rendered.rows)))
+    replay_set = keep_features(model.model, rendered, held_out.items, known, seed, reporter)
+    return Exported(model, conversions, report, held_out, replay_set)
 
 
-def _integers(quantizer: Quantizer, fitted: Fitted, probes: NDArray[np.uint8]) -> tuple[Conversion, Said] | str:
-    """Return a trained network in int8, and what such networks say of what was held out; or why there is none."""
-    everything = np.arange(len(quantizer.rendered.rows))
-    trained = everything if fitted.fold is not None else np.setdiff1d(everything, fitted.held)
-    made = quantizer.make(fitted.model, fitted.space, trained)
+def _int8(
+    quantizer: Quantizer, trained: TrainedModel, probes: NDArray[np.uint8]
+) -> tuple[Conversion, HeldOutPredictions] | str:
+    """Return a trained network in int8, and the held-out predictions of such networks; or why there is none."""
+    held_out, count = trained.held_out, len(quantizer.rendered.rows)
+    made = quantizer.make(trained.model, trained.mahalanobis, held_out.trained_on(count))
     if isinstance(made, str):
         return made
-    said = fitted.int8 if fitted.fold is not None else quantizer.ask(made, fitted.held)
-    if said is None:
+    int8 = trained.int8
+    if len(held_out.items) < count:  # one network was trained, and did not see these
+        int8 = held_out.with_int8(*quantizer.predict(made, held_out.items))
+    if int8 is None:
         return "the networks of the folds could not be made so"
-    return _measured(INT8, made, complete(fitted.model, fitted.space), probes), said
+    return _measured(INT8, made, complete(trained.model, trained.mahalanobis), probes), int8
 
 
 def _compared(
     floats: NDArray[np.float32], integers: NDArray[np.float32], truth: NDArray[np.int64], stays: str
 ) -> dict[str, Any]:
-    """Return what metrics.json tells of integers beside ``floats``, probabilities (N, C) of the same held-out images.
+    """Return what metrics.json reports of integers beside ``floats``, probabilities (N, C) of the same held-out images.
 
     ``stays`` is what the model computes in where they lose too much.
     """
-    before, after = (int((said.argmax(1) == truth).sum()) for said in (floats, integers))
+    before, after = (int((each.argmax(1) == truth).sum()) for each in (floats, integers))
     count, changed = len(truth), int((floats.argmax(1) != integers.argmax(1)).sum())
-    told = {"images": count, "accuracy": round(after / count, 4), "float_accuracy": round(before / count, 4)}
-    told |= {"changed": changed}
+    report = {"images": count, "accuracy": round(after / count, 4), "float_accuracy": round(before / count, 4)}
+    report |= {"changed": changed}
     if before - after <= LOST * count:
-        return {"kept": True, **told}
+        return {"kept": True, **report}
     reason = f"it loses {100 * (before - after) / count:.1f} points of accuracy, and {100 * LOST} are allowed"
-    return {"kept": False, "reason": f"{reason}, so the model is {stays}", **told}
+    return {"kept": False, "reason": f"{reason}, so the model is {stays}", **report}
 
 
-def _gone_on(start: bytes, fitted: Fitted, probes: NDArray[np.uint8]) -> Exported:
-    """Return what ships of a training of the last layer: its start's file with that."""
-    kernel, bias = fitted.model.get_layer("probabilities").get_weights()
-    kind = precision(start)
-    made = _measured(kind, with_head(start, kernel, bias), complete(fitted.model, fitted.space), probes)
-    logits = Body(start).predict_on_batch(probes[:1]) @ kernel + bias
-    shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    strayed = float(np.abs(Running(made.model).run(probes[:1].astype(np.float32))[PROBABILITIES] - shares).max())
+def _finetuned(start: bytes, trained: TrainedModel, probes: NDArray[np.uint8]) -> Conversion:
+    """Return what ships of fine-tuning: the LiteRT file of its bundle with the last layer that was trained."""
+    whole = complete(trained.model, trained.mahalanobis)
+    made = _measured(precision(start), with_head(start, *trained.head), whole, probes)
+    wanted = predict_head(Body(start).predict_on_batch(probes[:1]), *trained.head)
+    strayed = float(np.abs(Running(made.model).run(probes[:1].astype(np.float32))[PROBABILITIES] - wanted).max())
     if not strayed <= TOLERANCE:
         raise DicomsortError(f"last layer: expected it to agree within {TOLERANCE}, received {strayed:.4f}")
-    told = {"kept": kind == INT8, "reason": "all but the last layer is that of the bundle from which it went on"}
-    return Exported(fitted, made, [made], told)
+    return made
 
 
 def save_keras(model: Any, folder: Path) -> None:
@@ -165,15 +179,15 @@ def save_keras(model: Any, folder: Path) -> None:
 
 
 def convert(
-    model: Any, precisions: Sequence[str], images: NDArray[np.uint8], space: MahalanobisModel | None = None
+    model: Any, precisions: Sequence[str], images: NDArray[np.uint8], mahalanobis: MahalanobisModel | None = None
 ) -> tuple[Conversion, list[Conversion]]:
     """Return the first conversion that agrees with ``model`` on ``images``, and all that were made.
 
-    It gives probabilities, class maps where the network's end allows, and the distances of ``space``, and agrees where
-    probabilities differ by 0.01 at most, and distances by 5 %. ``images``: uint8 (n, height, width, 3), n up to 32.
-    DicomsortError where none of ``precisions`` agrees.
+    It gives probabilities, class maps where the network's end allows, and the distances of ``mahalanobis``. It
+    agrees where probabilities differ by 0.01 at most, and distances by 5 %. ``images``: uint8 (n, height, width, 3), n
+    up to 32. DicomsortError where none of ``precisions`` agrees.
     """
-    whole = complete(model, space)
+    whole = complete(model, mahalanobis)
     made = [_measured(each, _convert(whole, each), whole, images) for each in precisions]
     for conversion in made:
         if conversion.difference <= TOLERANCE and conversion.strayed <= DISTANCE_TOLERANCE:

@@ -106,9 +106,9 @@ class Checkpoint:
         return Saved(progress, *arrays), ""
 
 
-def _progress(told: Mapping[str, Any]) -> Progress:
-    """Return what a checkpoint tells; ValueError or TypeError where it is no progress."""
-    progress = Progress(**told)
+def _progress(stored: Mapping[str, Any]) -> Progress:
+    """Return the progress in a checkpoint; ValueError or TypeError where it is none."""
+    progress = Progress(**stored)
     numbers = (progress.epoch, progress.batch, progress.best + 1)
     if any(type(number) is not int for number in numbers) or min(numbers) < 0:
         raise ValueError("expected whole numbers")
@@ -146,8 +146,8 @@ class StopRequest:
 
 
 @contextmanager
-def held_back(tell: Callable[[], None]) -> Iterator[StopRequest]:
-    """Yield what knows of a first signal that ends, of which ``tell`` says so; a second one ends the block at once.
+def held_back(announce: Callable[[], None]) -> Iterator[StopRequest]:
+    """Yield what knows of a first signal that ends, which ``announce`` reports; a second one ends the block at once.
 
     Outside the main thread, where no signals arrive, nothing is held back.
     """
@@ -161,7 +161,7 @@ def held_back(tell: Callable[[], None]) -> Iterator[StopRequest]:
         if asked.yes and callable(before):
             before(number, frame)
         asked.yes = True
-        tell()
+        announce()
 
     saved = hear(note)
     try:

@@ -1,154 +1,134 @@
-"""A bundle as the start of another training: its network with its weights.
+"""The recipe that trains a bundle further: all before its last layer stays as it is, in seconds a fold.
 
-No code is taken from a bundle: the network is built here by its architecture's name, and gets numbers only.
+Between the new images, some of the bundle's replay set are shown, so that the network does not forget them.
 """
 
 from __future__ import annotations
 
-import json
-import zipfile
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomsort.bundle import Predictor, calibrate, load
-from dicomsort.bundle.spec import MAX_MODEL_BYTES, read_model
+from dicomsort.bundle import Bundle, load
+from dicomsort.bundle.spec import read_model
 from dicomsort.errors import BundleError
-from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training.fit.quantize import INT8
-from dicomsort.training.models import efficientnet_lite0
-from dicomsort.training.models.architectures import ARCHITECTURES, varied
-from dicomsort.training.models.keras_applications import classifier
-from dicomsort.training.models.replay_set import recall
-from dicomsort.training.models.tflite_weights import precision, read_space, read_weights
+from dicomsort.training.data.dataset import DatasetError
+from dicomsort.training.data.splitting import folds
+from dicomsort.training.models.architectures import Architecture
+from dicomsort.training.models.bundle_network import architecture_of, network
+from dicomsort.training.models.replay_set import probe_images, recall, require_of
+from dicomsort.training.models.tflite_head import Body
+from dicomsort.training.models.tflite_weights import read_mahalanobis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from dicomsort.bundle import Bundle
-    from dicomsort.training.models.architectures import Architecture, Shape
+    from dicomsort.training.data.dataset import Dataset
+    from dicomsort.training.data.rendered import Rendered
+    from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
+    from dicomsort.training.fit.transfer import TailTrainer
     from dicomsort.training.models.ood import MahalanobisModel
+    from dicomsort.training.models.replay_set import ReplaySet
+    from dicomsort.training.progress import Reporter
 
-KERAS_MODEL, KERAS_CONFIG = "model.keras", "config.json"
-AGREEMENT = 0.02  # of probabilities, between what LiteRT says and the network made of it or lying beside it
-# The same where LiteRT computes in integers. The bundle that ships strays by 0.005 at most on 32 images of noise, but
-# where a network wavers between two classes rounding alone moves it by more: by 0.03 on one of 64 training images.
-AGREEMENT_INT8 = 0.1
-PROBES = 4
+# Of the bundle's weights, averaged with what the training came to (Wortsman et al. 2022, arXiv:2109.01903), where it
+# has no replay set: what the new images do not show is not all forgotten.
+START_SHARE = 0.5
 
 
-def from_bundle(folder: Path) -> Architecture:
-    """Return the architecture that goes on from the bundle in ``folder``, which its ``start`` then is.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finetune(Architecture):
+    """A bundle's network, and what is needed to train it further.
 
-    Its last layer alone is trained, in seconds a fold: the features, and what they tell of other sites, stay.
+    ``build`` gives it the bundle's weights. ``replay_set`` is None where the bundle keeps none; ``mahalanobis`` is
+    that of its training images, None where its file does not hold it.
+    """
+
+    bundle: Bundle
+    replay_set: ReplaySet | None
+    mahalanobis: MahalanobisModel | None
+
+    @property
+    def evaluation_set(self) -> ReplaySet | None:
+        """The images of the replay set that no training learns from, None where there are none."""
+        return (self.replay_set and self.replay_set.part(rehearsed=False)) or None
+
+    def header_classes(self, labels: Sequence[str]) -> dict[str, str]:  # noqa: ARG002 - the bundle's
+        """Return which labels are the classes that a header may name: those of the bundle."""
+        return dict(self.bundle.header_classes)
+
+
+def from_bundle(folder: Path) -> Finetune:
+    """Return the recipe that trains the bundle in ``folder`` further.
 
     BundleError where that is no bundle, or one whose network is not known or whose weights cannot be had.
     """
     bundle = load(folder, RENDERING_VERSION)
-    architecture = ARCHITECTURES.get(bundle.arch)
-    if architecture is None:
-        known = ", ".join(ARCHITECTURES)
-        raise BundleError(f"--from {str(folder)!r}: expected one of the networks {known}, received {bundle.arch!r}")
-    if bundle.input_shape != INPUT_SHAPE:
-        msg = f"--from {str(folder)!r}: expected a model of {INPUT_SHAPE} images, received {bundle.input_shape}"
-        raise BundleError(msg)
-    if bundle.arch != "efficientnet-lite0" and not (folder / KERAS_MODEL).is_file():
-        raise BundleError(
-            f"--from {str(folder)!r}: expected {KERAS_MODEL}, which `dicomsort train` leaves, received none"
-        )
-    summary = f"{bundle.arch} with the weights of the bundle {bundle.name} (SHA-256 {bundle.model_sha256})"
-    return replace(
-        architecture,
-        summary=f"{summary}; its last layer trained",
-        recipe="staged",
-        build=partial(network, bundle),
-        trained_from="",
-        require=tuple,
-        start=bundle,
-    )
+    precisions = architecture_of(bundle).precisions
+    weights = f"{bundle.arch} with the weights of the bundle {bundle.name} (SHA-256 {bundle.model_sha256})"
+    return Finetune(
+        f"{weights}; its last layer trained", "finetune", partial(network, bundle), precisions,
+        bundle=bundle, replay_set=recall(bundle), mahalanobis=_mahalanobis(bundle),
+    )  # fmt: skip
 
 
-def going_on(folder: Path) -> Architecture:
-    """Return ``from_bundle`` with what a training that goes on needs beside the weights; BundleError as there."""
-    architecture = from_bundle(folder)
-    start = load(folder, RENDERING_VERSION)
-    return replace(architecture, remembered=recall(start), space=_space(start))
-
-
-def _space(bundle: Bundle) -> MahalanobisModel | None:
-    """Return where the images lie that a bundle was trained on, None where its model does not tell it."""
+def _mahalanobis(bundle: Bundle) -> MahalanobisModel | None:
+    """Return the Mahalanobis model of a bundle's training images, None where its file does not hold it."""
     if bundle.distance is None:
         return None
     try:
-        return read_space(read_model(bundle))
+        return read_mahalanobis(read_model(bundle))
     except BundleError:  # a model that something else wrote
         return None
 
 
-def network(bundle: Bundle, shape: Shape, classes: int) -> Any:
-    """Return the keras.Model of a bundle; BundleError where what is made says something else than the bundle does."""
-    model = _lite0(bundle) if bundle.arch == "efficientnet-lite0" else _beside(bundle, shape, classes)
-    images = np.random.default_rng(0).integers(0, 256, (PROBES, *shape), np.uint8)
-    raw = np.asarray(model.predict_on_batch(images.astype(np.float32)))
-    said = Predictor(bundle).predict(images).probabilities
-    difference = float(np.abs(calibrate(raw, bundle.temperature) - said).max())
-    limit = AGREEMENT_INT8 if precision(read_model(bundle)) == INT8 else AGREEMENT
-    if not difference <= limit:
-        msg = f"expected weights that agree with model.tflite within {limit}, received {difference:.3f}"
-        raise BundleError(f"bundle {str(bundle.folder)!r}: {msg}")
-    return model
+def fit_finetune(
+    architecture: Finetune, rendered: Rendered, hyper: Hyperparameters, reporter: Reporter
+) -> TrainedModel:
+    """Train the last layer: once for each fold of sources on the others, at last on everything."""
+    from dicomsort.training.fit.transfer import FOLDS, fit_in_folds
+
+    dataset = rendered.dataset
+    # A class may have one source alone: its other images are known from the bundle.
+    grouped = any(item.group for item in dataset.items)
+    fold = folds(dataset, FOLDS, hyper.seed, grouped=grouped)
+    if len(np.unique(fold)) == 1:  # each class has one source
+        fold = np.unique(dataset.units(grouped=grouped), return_inverse=True)[1] % FOLDS
+    if len(np.unique(fold)) == 1:
+        raise DatasetError(_one_alone(dataset))
+    weights = f"{architecture.summary}, from {architecture.trained_from}"
+    if evaluation := architecture.bundle.evaluation:
+        weights += f", rehearsing {evaluation.sha256}"
+    with _opened(architecture, rendered, hyper, reporter) as trainer:
+        return fit_in_folds(trainer, fold, weights, by_source=grouped)
 
 
-def _lite0(bundle: Bundle) -> Any:
-    """Return the network with the weights that its LiteRT model holds."""
-    count = 2 + sum(stage.repeats * (3 if stage.expansion > 1 else 2) for stage in efficientnet_lite0.STAGES)
-    weights = read_weights(read_model(bundle), count)
-    try:
-        model = classifier(efficientnet_lite0.backbone(bundle.input_shape, weights.units), len(bundle.labels))
-        model.get_layer("probabilities").set_weights([weights.kernel, weights.bias])
-    except (ValueError, TypeError) as error:
-        raise BundleError(_unlike(bundle, "model.tflite", error)) from error
-    return model
+@contextmanager
+def _opened(
+    architecture: Finetune, rendered: Rendered, hyper: Hyperparameters, reporter: Reporter
+) -> Iterator[TailTrainer]:
+    """Yield the network; its frozen layers are those of the LiteRT file, whose features are the ones that ship."""
+    from dicomsort.training.fit import transfer
+    from dicomsort.training.fit.frozen_features import ReplayTargets
+
+    body, replay_set = Body(read_model(architecture.bundle)), architecture.replay_set
+    if replay_set:
+        require_of(architecture.bundle, replay_set, body.predict_on_batch(probe_images(rendered.images.shape[1:])))
+    with transfer.opened(architecture, rendered, hyper, reporter, body) as trainer:
+        rehearsed = (replay_set and replay_set.part(rehearsed=True)) or None
+        replay = rehearsed and ReplayTargets(rehearsed, trainer.predict(rehearsed.features)[1])
+        share = 0.0 if replay else START_SHARE
+        # A site's few images are no measure of how far other images lie.
+        yield replace(trainer, replay=replay, start_share=share, mahalanobis=lambda *_: architecture.mahalanobis)
 
 
-def _beside(bundle: Bundle, shape: Shape, classes: int) -> Any:
-    """Return the network with the weights of ``model.keras``, of which nothing else is used."""
-    file = bundle.folder / KERAS_MODEL
-    recipe = bundle.training.get("recipe")
-    variation = recipe.get("variation") if isinstance(recipe, dict) else None
-    variation = variation if isinstance(variation, dict) else {}
-    model = varied(ARCHITECTURES[bundle.arch], bundle.arch, variation).build(shape, classes)
-    try:
-        _require_like(file, model)
-        model.load_weights(file)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
-        raise BundleError(_unlike(bundle, KERAS_MODEL, error)) from error
-    return model
-
-
-def _require_like(file: Path, model: Any) -> None:
-    """Raise ValueError unless a Keras file has the layers of ``model``, in their order."""
-    with zipfile.ZipFile(file) as archive:
-        if (size := sum(part.file_size for part in archive.infolist())) > MAX_MODEL_BYTES:
-            raise ValueError(f"{size} bytes")
-        theirs = list(_kinds(json.loads(archive.read(KERAS_CONFIG))))
-    ours = list(_kinds(json.loads(model.to_json())))
-    if theirs != ours:
-        strange = ", ".join(sorted(set(theirs) - set(ours)))
-        raise ValueError(f"other layers: {strange}" if strange else "layers in another order")
-
-
-def _kinds(config: dict[str, Any]) -> Iterator[str]:
-    """Yield the classes of a Keras configuration's layers, with their modules where they are not Keras' own."""
-    for layer in config["config"]["layers"]:
-        module = str(layer["module"])
-        yield str(layer["class_name"]) if module.startswith("keras.") else f"{module}.{layer['class_name']}"
-
-
-def _unlike(bundle: Bundle, name: str, error: Exception) -> str:
-    told = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"bundle {str(bundle.folder)!r}: {name}: expected weights of {bundle.arch}, received {told}"
+def _one_alone(dataset: Dataset) -> str:
+    return (
+        f"data set {str(dataset.root)!r}: expected images of two sources (folders in a class's folder) or more, so "
+        f"that one can be held out and judged, received {len(dataset.items)} of one, or near-duplicates of one image"
+    )

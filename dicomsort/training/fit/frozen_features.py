@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from dicomsort.training.data.dataset import Dataset, Indices
     from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.fit.recipe import Recipe
+    from dicomsort.training.fit.recipe import Hyperparameters
     from dicomsort.training.progress import Reporter, Step
 
     Change = Callable[[int, Indices, NDArray[np.uint8]], NDArray[np.uint8]]
@@ -51,27 +51,27 @@ EVENNESS = 0.75  # of sources: one of 16 times as many images is drawn twice as 
 class Views:
     """Activations where the frozen part ends, float16 (views, N, …), mapped; the first view is the images' own."""
 
-    seen: NDArray[np.float16]
+    activations: NDArray[np.float16]
 
     def batch(self, items: Indices, random: np.random.Generator) -> NDArray[np.float32]:
         """Return float32 (n, …) for these items, each in a view that ``random`` draws."""
         view = np.zeros(len(items), np.intp)
-        if len(self.seen) > 1:
+        if len(self.activations) > 1:
             varied = random.random(len(items)) >= CLEAN
-            view[varied] = random.integers(1, len(self.seen), varied.sum())
-        return self.seen[view, items].astype(np.float32)
+            view[varied] = random.integers(1, len(self.activations), varied.sum())
+        return self.activations[view, items].astype(np.float32)
 
 
-class Drawn:
+class BalancedSampler:
     """Batches of float32 activations (n, …) and one-hot truth (n, C), drawn from ``items`` by their weights.
 
-    What is drawn depends on seed, epoch and index alone; see ``prefetching.Source``.
+    What is drawn depends on seed, epoch and index alone; see ``prefetch.Source``.
     """
 
-    def __init__(self, views: Views, dataset: Dataset, items: Indices, recipe: Recipe) -> None:
+    def __init__(self, views: Views, dataset: Dataset, items: Indices, hyper: Hyperparameters) -> None:
         self._views, self._items, self._truth = views, items, one_hot(dataset)
         weights = balance(dataset.only(items), EVENNESS).astype(np.float64)
-        self._shares, self._size, self._seed = weights / weights.sum(), recipe.batch_size, recipe.seed
+        self._shares, self._size, self._seed = weights / weights.sum(), hyper.batch_size, hyper.seed
 
     def __len__(self) -> int:
         """Return how many batches an epoch has."""
@@ -128,7 +128,7 @@ def view_all(
     """
     chosen = STRENGTHS[strength]
     count = 1 if chosen is None else 1 + VIEWS
-    seen = claim(place, (count, len(rendered.rows), *trunk.output.shape[1:]), np.float16)
+    room = claim(place, (count, len(rendered.rows), *trunk.output.shape[1:]), np.float16)
     everything = np.arange(len(rendered.rows))
 
     def change(view: int, items: Indices, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -138,8 +138,8 @@ def view_all(
 
     with reporter.step("Looking at variations" if chosen else "Looking at images", count * len(everything)) as step:
         for view, items, activations in look(trunk, Shown(rendered, everything, change), count, step, spent):
-            seen[view, items] = activations
-    return Views(seen)
+            room[view, items] = activations
+    return Views(room)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,42 +182,43 @@ def look(
 SHARE = 0.75  # of a batch that is rehearsed
 
 
-class Rehearsal:
-    """Features that are rehearsed, and what is to be said of them: ``said`` by the bundle, float32 (N, C), where right.
+class ReplayTargets:
+    """Features of a replay set and their ``targets``, float32 (N, C).
 
-    Where it is wrong, the truth.
+    These are the bundle's ``probabilities`` where it is right, else the truth.
     """
 
-    def __init__(self, kept: ReplaySet, said: NDArray[np.float32]) -> None:
-        self.features, self.truth, self.shares = kept.features, kept.truth, kept.weights()
-        right = said.argmax(axis=1) == kept.truth
-        self.wanted = np.where(right[:, None], said, np.eye(len(kept.labels), dtype=np.float32)[kept.truth])
+    def __init__(self, replay: ReplaySet, probabilities: NDArray[np.float32]) -> None:
+        self.features, self.truth, self.shares = replay.features, replay.truth, replay.weights()
+        right = probabilities.argmax(axis=1) == replay.truth
+        truth = np.eye(len(replay.labels), dtype=np.float32)[replay.truth]
+        self.targets = np.where(right[:, None], probabilities, truth)
 
     def __len__(self) -> int:
         """Return how many there are."""
         return len(self.truth)
 
 
-class Rehearsing:
-    """Batches of float32 features (n, D) and what is to be said (n, C): those of ``drawn``, with some of ``rehearsal``.
+class ReplaySampler:
+    """Batches of float32 features (n, D) and their targets (n, C): those of ``drawn``, with some that are replayed.
 
-    What is drawn depends on seed, epoch and index alone; see ``prefetching.Source``.
+    What is drawn depends on seed, epoch and index alone; see ``prefetch.Source``.
     """
 
-    def __init__(self, drawn: Drawn, rehearsal: Rehearsal, size: int, seed: int) -> None:
-        self._drawn, self._rehearsal, self._size, self._seed = drawn, rehearsal, size, seed
+    def __init__(self, drawn: BalancedSampler, replay_targets: ReplayTargets, size: int, seed: int) -> None:
+        self._new, self._replay, self._size, self._seed = drawn, replay_targets, size, seed
 
     def __len__(self) -> int:
         """Return how many batches an epoch has: as many as would show each image once."""
-        return len(self._drawn) + math.ceil(len(self._rehearsal) / self._size)
+        return len(self._new) + math.ceil(len(self._replay) / self._size)
 
     def batch(self, epoch: int, index: int) -> tuple[NDArray[Any], ...]:
         """Draw a batch."""
-        features, truth = self._drawn.batch(epoch, index)
+        features, truth = self._new.batch(epoch, index)
         count = min(round(SHARE * len(features)), len(features) - 1)
         random = np.random.default_rng((self._seed, 1 + epoch, index, 1))
-        chosen = random.choice(len(self._rehearsal), count, p=self._rehearsal.shares)
+        chosen = random.choice(len(self._replay), count, p=self._replay.shares)
         return (
-            np.concatenate([features[count:], self._rehearsal.features[chosen].astype(np.float32)]),
-            np.concatenate([truth[count:], self._rehearsal.wanted[chosen]]),
+            np.concatenate([features[count:], self._replay.features[chosen].astype(np.float32)]),
+            np.concatenate([truth[count:], self._replay.targets[chosen]]),
         )

@@ -16,9 +16,8 @@ import numpy as np
 from dicomsort.bundle.predictor import Running
 from dicomsort.bundle.tensors import DISTANCE, PROBABILITIES
 from dicomsort.training.data.splitting import balance
-from dicomsort.training.fit.recipe import Said
 from dicomsort.training.models.outputs import complete
-from dicomsort.training.models.tflite_weights import UNREADABLE, Graph
+from dicomsort.training.models.tflite_weights import INT8, UNREADABLE, Graph
 from dicomsort.training.progress import hushed
 
 if TYPE_CHECKING:
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
     from dicomsort.training.models.ood import MahalanobisModel
     from dicomsort.training.progress import Reporter
 
-INT8 = "int8"  # the precision, and its block in metrics.json
+    Predicted = tuple[NDArray[np.float32], NDArray[np.float32] | None]  # probabilities (n, C), distances (n,)
+
 EXAMPLES = 240  # images that the ranges of activations are taken from
 MIN_IMAGES = 200  # held-out images: of fewer, one is more than what integers may lose
 
@@ -49,7 +49,7 @@ def converting(model: Any) -> Iterator[Any]:
         yield converter
 
 
-def quantize(network: Any, space: MahalanobisModel | None, images: NDArray[np.uint8]) -> bytes:
+def quantize(network: Any, mahalanobis: MahalanobisModel | None, images: NDArray[np.uint8]) -> bytes:
     """Return a LiteRT model of int8 that gives what ``network`` does: all outputs of ``outputs.complete``.
 
     ``images``: uint8 (n, height, width, 3), from which the ranges of activations are taken. Input and outputs are
@@ -63,7 +63,7 @@ def quantize(network: Any, space: MahalanobisModel | None, images: NDArray[np.ui
         for image in images:
             yield [image[None].astype(np.float32)]
 
-    with converting(complete(network, space)) as converter, warnings.catch_warnings():
+    with converting(complete(network, mahalanobis)) as converter, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of TensorFlow, about its own interpreter
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = examples
@@ -76,7 +76,7 @@ def quantize(network: Any, space: MahalanobisModel | None, images: NDArray[np.ui
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """Makes networks of int8 and asks them; ``rendered`` has the images, ``seed`` fixes which serve as examples."""
+    """Makes networks of int8 that predict; ``rendered`` has the images, ``seed`` fixes which serve as examples."""
 
     rendered: Rendered
     seed: int
@@ -93,15 +93,15 @@ class Quantizer:
             return f"{held:,} images were held out, and {MIN_IMAGES} are needed to tell what it would lose"
         return cls(rendered, seed, reporter)
 
-    def make(self, network: Any, space: MahalanobisModel | None, items: Indices) -> bytes | str:
+    def make(self, network: Any, mahalanobis: MahalanobisModel | None, items: Indices) -> bytes | str:
         """Return the LiteRT file of a network in int8, whose examples are some of ``items``; or why there is none."""
         try:
-            return quantize(network, space, self._images(self.spread(items, EXAMPLES)))
+            return quantize(network, mahalanobis, self._images(self.spread(items, EXAMPLES)))
         except (*UNREADABLE, RuntimeError) as error:
             return f"TensorFlow makes none of this network ({' '.join(str(error).split())[:100]})"
 
-    def ask(self, model: bytes, items: Indices) -> Said:
-        """Return what a LiteRT file says of ``items``."""
+    def predict(self, model: bytes, items: Indices) -> Predicted:
+        """Return what a LiteRT file predicts for ``items``; no distances where it tells none."""
         parts: list[dict[str, NDArray[np.float32]]] = []
         with hushed():  # LiteRT says something when a model is run first
             running = Running(model)
@@ -111,12 +111,14 @@ class Quantizer:
                 parts.append(running.run(self._images(item[None]).astype(np.float32)))
                 step.advance()
         distances = np.concatenate([part[DISTANCE] for part in parts]) if DISTANCE in parts[0] else None
-        return Said(np.concatenate([part[PROBABILITIES] for part in parts]), distances)
+        return np.concatenate([part[PROBABILITIES] for part in parts]), distances
 
-    def judge(self, network: Any, space: MahalanobisModel | None, outside: Indices, inside: Indices) -> Said | None:
-        """Return what a network that was trained on ``outside`` says of ``inside`` in int8; None where it cannot."""
-        made = self.make(network, space, outside)
-        return None if isinstance(made, str) else self.ask(made, inside)
+    def predict_fold(
+        self, network: Any, mahalanobis: MahalanobisModel | None, outside: Indices, inside: Indices
+    ) -> Predicted | None:
+        """Return what a network trained on ``outside`` predicts for ``inside`` in int8; None where it cannot."""
+        made = self.make(network, mahalanobis, outside)
+        return None if isinstance(made, str) else self.predict(made, inside)
 
     def spread(self, items: Indices, count: int) -> Indices:
         """Return at most ``count`` of ``items``, drawn so that classes, and in each its sources, come alike."""
@@ -130,12 +132,12 @@ class Quantizer:
         return images
 
 
-def words(told: Mapping[str, Any]) -> str:
-    """Say in a sentence without a stop what metrics.json tells of the integers."""
-    if "accuracy" not in told:
-        return f"{'int8' if told['kept'] else 'No int8'}: {told['reason']}"
+def words(report: Mapping[str, Any]) -> str:
+    """Say in a sentence without a stop what metrics.json reports of the integers."""
+    if "accuracy" not in report:
+        return f"{'int8' if report['kept'] else 'No int8'}: {report['reason']}"
     figures = (
-        f"on {told['images']:,} held-out images {told['accuracy']:.1%} right, where floating point has "
-        f"{told['float_accuracy']:.1%}; {told['changed']:,} answers differ"
+        f"on {report['images']:,} held-out images {report['accuracy']:.1%} right, where floating point has "
+        f"{report['float_accuracy']:.1%}; {report['changed']:,} answers differ"
     )
-    return f"int8: {figures}" if told["kept"] else f"No int8: {told['reason']} ({figures})"
+    return f"int8: {figures}" if report["kept"] else f"No int8: {report['reason']} ({figures})"

@@ -1,4 +1,4 @@
-"""The recipes by name.
+"""The three recipes: ``full`` trains all layers, ``transfer`` those behind frozen ones, ``finetune`` a bundle's last.
 
 Imports Keras: import this module inside a function, after everything that can fail early.
 """
@@ -9,24 +9,21 @@ from typing import TYPE_CHECKING
 
 import keras
 
-from dicomsort.training.fit.full import fit_whole
-from dicomsort.training.fit.transfer import fit_staged
+from dicomsort.training.fit.finetune import Finetune, fit_finetune
+from dicomsort.training.fit.full import fit_full
+from dicomsort.training.fit.transfer import fit_transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.fit.recipe import Fitted, Recipe
+    from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
     from dicomsort.training.models.architectures import Architecture
     from dicomsort.training.progress import Reporter
 
-RECIPES: dict[str, Callable[[Architecture, Rendered, Recipe, Reporter], Fitted]] = {
-    "whole": fit_whole,
-    "staged": fit_staged,
-}
 
-
-def fit(architecture: Architecture, rendered: Rendered, recipe: Recipe, reporter: Reporter) -> Fitted:
+def fit(architecture: Architecture, rendered: Rendered, hyper: Hyperparameters, reporter: Reporter) -> TrainedModel:
     """Train ``architecture`` on rendered images by its recipe; the seed fixes splits, weights and order."""
-    keras.utils.set_random_seed(recipe.seed)
-    return RECIPES[architecture.recipe](architecture, rendered, recipe, reporter)
+    keras.utils.set_random_seed(hyper.seed)
+    if isinstance(architecture, Finetune):
+        return fit_finetune(architecture, rendered, hyper, reporter)
+    by_name = {"full": fit_full, "transfer": fit_transfer}
+    return by_name[architecture.recipe](architecture, rendered, hyper, reporter)

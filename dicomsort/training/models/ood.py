@@ -67,7 +67,7 @@ class MahalanobisModel:
 def fit(
     features: NDArray[np.float32], classes: NDArray[np.int64], weights: NDArray[np.float32] | None = None
 ) -> MahalanobisModel:
-    """Return the space of ``features``, float32 (N, D), whose ``classes`` are integers (N,), one number a class.
+    """Return the model of ``features``, float32 (N, D), whose ``classes`` are integers (N,), one number a class.
 
     ``weights``, 0 or more (N,), say how much each image counts; all the same by default. Directions that N images
     cannot span are left out: a few images do, and so does D = 1.
@@ -88,19 +88,19 @@ def fit(
     return MahalanobisModel(centre.astype(single), scaled.astype(single), (means - centre).astype(single), rest)
 
 
-def append(space: MahalanobisModel, features: Any) -> Any:
+def append(mahalanobis: MahalanobisModel, features: Any) -> Any:
     """Return the Keras tensor (N,) of the distances of a Keras tensor of features (N, D); builtin operators only."""
     from keras import ops
 
     unit = ops.multiply(features, ops.rsqrt(ops.maximum(_squares(features), TINY)))
-    centred = ops.subtract(unit, space.centre)
-    slopes, offsets = (part.astype(np.float32) for part in space.lines())
+    centred = ops.subtract(unit, mahalanobis.centre)
+    slopes, offsets = (part.astype(np.float32) for part in mahalanobis.lines())
     nearest = ops.min(ops.add(ops.matmul(centred, slopes), offsets), axis=1)
     whole = _squares(centred)
-    if space.directions.shape[1]:
-        whole = ops.subtract(whole, _squares(ops.matmul(centred, space.directions)))
+    if mahalanobis.directions.shape[1]:
+        whole = ops.subtract(whole, _squares(ops.matmul(centred, mahalanobis.directions)))
     squared = ops.add(ops.squeeze(whole, axis=1), nearest)
-    return ops.multiply(ops.relu(squared), np.float32(1 / space.scale))
+    return ops.multiply(ops.relu(squared), np.float32(1 / mahalanobis.scale))
 
 
 def threshold(distances: NDArray[np.float32], kept: float = KEPT) -> float:

@@ -54,26 +54,26 @@ def find_tail(model: Any) -> Tail | None:
     return Tail(pool, behind)
 
 
-def complete(model: Any, space: ood.MahalanobisModel | None = None, *, explains: bool = True) -> Any:
+def complete(model: Any, mahalanobis: ood.MahalanobisModel | None = None, *, explains: bool = True) -> Any:
     """Return a keras.Model of the same weights with the outputs of a bundle, by their names.
 
     From float32 (N, height, width, 3) to ``probabilities`` (N, C); ``maps`` (N, h, w, C), 0 or more, where the network
-    ends as ``find_tail`` says, unless it ``explains`` nothing; ``distance`` (N,) where there is a ``space``, made of
-    the features of ``featured``. DicomsortError where there is one, but the network's end is another.
+    ends as ``find_tail`` says, unless it ``explains`` nothing; ``distance`` (N,) where there is a ``mahalanobis``,
+    made of the features of ``featured``. DicomsortError where there is one, but the network's end is another.
     """
     import keras
 
     tail = find_tail(model)
     if tail is None:
-        if space is not None:
+        if mahalanobis is not None:
             raise DicomsortError(_unknown_end(model))
         return keras.Model(model.inputs[0], {PROBABILITIES: model.outputs[0]})
     features, active = _run(tail)
     outputs = {PROBABILITIES: active[-1][1]}
     if explains:
         outputs[MAPS] = _maps(tail.pool, active)
-    if space is not None:
-        outputs[DISTANCE] = ood.append(space, features)
+    if mahalanobis is not None:
+        outputs[DISTANCE] = ood.append(mahalanobis, features)
     return keras.Model(model.inputs[0], outputs)
 
 

@@ -24,7 +24,8 @@ from dicomsort.bundle.spec import read_model
 from dicomsort.errors import BundleError
 from dicomsort.training.data import fingerprint
 from dicomsort.training.data.splitting import balance, folds
-from dicomsort.training.models.tflite_head import Body
+from dicomsort.training.models.tflite_head import Body, predict_head
+from dicomsort.training.models.tflite_weights import read_head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,9 +71,8 @@ class ReplaySet:
     ``classes``: uint8 (N,), places in ``labels``;
     ``clusters``: uint16 (N,), which images are resampled as one, ``unit`` what that is (source, patient, file);
     ``rehearsed``: bool (N,), which of them later trainings learn from, clusters never in part; ``trained``: bool (N,),
-    which the network itself was trained on; ``files``: uint32 (N,), the first bits of their SHA-256 (see ``seen``);
-    ``probes``: float16 (n, D), the features of ``probe_images``, by which
-    another network is told.
+    which the network itself was trained on; ``files``: uint32 (N,), the first bits of their SHA-256 (see
+    ``fingerprint``); ``probes``: float16 (n, D), the features of ``probe_images``, by which another network is known.
     """
 
     labels: tuple[str, ...]
@@ -86,7 +86,7 @@ class ReplaySet:
     probes: NDArray[np.float16]
 
     def part(self, *, rehearsed: bool) -> Self:
-        """Return the images that are rehearsed, or those that are judged."""
+        """Return the images that are rehearsed, or those that are only evaluated."""
         chosen = self.rehearsed == rehearsed
         arrays = ("features", *EACH)
         return replace(self, **{name: getattr(self, name)[chosen] for name in arrays})
@@ -154,7 +154,7 @@ def remember(
     trained: NDArray[np.bool_],
     seed: int,
 ) -> ReplaySet:
-    """Return what is kept of the items of ``dataset``, of which there are ``features`` (N, D).
+    """Return the replay set of the items of ``dataset``, of which there are ``features`` (N, D).
 
     ``digests``: SHA-256 of their files; ``probes``: the features of ``probe_images``; ``trained``: bool (N,), which
     items the network was trained on. One half of the sources is rehearsed, where there are some in every class, else of
@@ -173,7 +173,7 @@ def remember(
 def keep_features(
     model: bytes, rendered: Rendered, items: Indices, trained: NDArray[np.bool_], seed: int, reporter: Reporter
 ) -> bytes | str:
-    """Return the file of what is kept of some of ``items``, (n,); or why a LiteRT model has no features to keep.
+    """Return the file of a replay set of some of ``items``, (n,); or why a LiteRT model has no features to keep.
 
     ``trained``: bool (n,), which of them the model was trained on; ``seed`` fixes which are chosen.
     """
@@ -202,18 +202,31 @@ def recall(bundle: Bundle) -> ReplaySet | None:
         return None
     content = read_model(bundle, EVALUATION_NAME)
     try:
-        kept = _unpack(content)
-        _require(kept.labels == bundle.labels, f"labels {bundle.labels}", kept.labels)
+        replay = _unpack(content)
+        _require(replay.labels == bundle.labels, f"labels {bundle.labels}", replay.labels)
     except BROKEN as error:
-        told = " ".join(str(error).split())[:200] or type(error).__name__
+        report_of = " ".join(str(error).split())[:200] or type(error).__name__
         msg = f"bundle {str(bundle.folder)!r}: {EVALUATION_NAME}: expected features as dicomsort keeps them, received "
-        raise BundleError(msg + told) from error
-    return kept
+        raise BundleError(msg + report_of) from error
+    return replay
 
 
-def require_of(bundle: Bundle, kept: ReplaySet, features: NDArray[np.float32]) -> None:
+def predictions_of(bundle: Bundle, replay: ReplaySet) -> NDArray[np.float32] | None:
+    """Return what a bundle's last layer predicts for a replay set, float32 (N, C), not calibrated.
+
+    None where its file does not hold that layer as numbers that can be read, or it is of other features.
+    """
+    try:
+        kernel, bias = read_head(read_model(bundle))
+    except BundleError:
+        return None
+    fits = kernel.shape == (replay.features.shape[1], len(bundle.labels))
+    return predict_head(replay.features, kernel, bias) if fits else None
+
+
+def require_of(bundle: Bundle, replay: ReplaySet, features: NDArray[np.float32]) -> None:
     """Raise BundleError unless a bundle's network gives ``probe_images`` the ``features``, (n, D), that it keeps."""
-    ours = kept.probes.astype(np.float32)
+    ours = replay.probes.astype(np.float32)
     same = ours.shape == features.shape
     strayed = float(np.abs(ours - features).max() / max(float(np.abs(ours).max()), 1e-6)) if same else float("inf")
     if not strayed <= ALIKE:
@@ -238,16 +251,16 @@ def _unpack(content: bytes) -> ReplaySet:
     _require(levels.ndim == 2, "features of images", levels.shape)  # noqa: PLR2004 - images, and features of each
     _require(floors.shape == scales.shape == levels.shape[1:], "a floor and a scale a feature", scales.shape)
     features = (levels * scales + floors).astype(np.float16)
-    kept = ReplaySet(labels, unit, features, **arrays)
-    count, width = kept.features.shape
-    _require(kept.probes.shape == (PROBES, width), f"{PROBES} probes of {width} features", kept.probes.shape)
+    replay = ReplaySet(labels, unit, features, **arrays)
+    count, width = replay.features.shape
+    _require(replay.probes.shape == (PROBES, width), f"{PROBES} probes of {width} features", replay.probes.shape)
     for name in EACH:
         _require(arrays[name].shape == (count,), f"{count} {name}", arrays[name].shape)
-    _require(bool(count and (kept.classes < len(labels)).all()), f"classes 0 to {len(labels) - 1}", "others")
-    _require(bool(np.isfinite(kept.features).all()), "finite features", "others")
-    shared = np.intersect1d(kept.clusters[kept.rehearsed], kept.clusters[~kept.rehearsed])
+    _require(bool(count and (replay.classes < len(labels)).all()), f"classes 0 to {len(labels) - 1}", "others")
+    _require(bool(np.isfinite(replay.features).all()), "finite features", "others")
+    shared = np.intersect1d(replay.clusters[replay.rehearsed], replay.clusters[~replay.rehearsed])
     _require(not len(shared), "no cluster both rehearsed and judged", f"{len(shared)}")
-    return kept
+    return replay
 
 
 def _array(content: bytes, kind: str) -> NDArray[Any]:
@@ -266,35 +279,35 @@ def _require(holds: bool, expected: str, received: object) -> None:  # noqa: FBT
         raise ValueError(f"{received} where {expected} is due")
 
 
-def counts(kept: ReplaySet, labels: Sequence[str]) -> dict[str, int]:
+def counts(replay: ReplaySet, labels: Sequence[str]) -> dict[str, int]:
     """Return label -> number of images."""
-    found = np.bincount(kept.classes, minlength=len(labels))
+    found = np.bincount(replay.classes, minlength=len(labels))
     return {label: int(count) for label, count in zip(labels, found, strict=True)}
 
 
-def told(content: bytes) -> dict[str, Any]:
-    """Return what metrics.json tells of a file that ``pack`` wrote."""
-    kept = _unpack(content)
-    rehearsed, judged = kept.part(rehearsed=True), kept.part(rehearsed=False)
+def report_of(content: bytes) -> dict[str, Any]:
+    """Return what metrics.json reports of a file that ``pack`` wrote."""
+    replay = _unpack(content)
+    rehearsed, judged = replay.part(rehearsed=True), replay.part(rehearsed=False)
     return {
-        "unit": kept.unit,
-        "trained_on": int(kept.trained.sum()),
-        "rehearsed": counts(rehearsed, kept.labels),
-        "judged": counts(judged, kept.labels),
+        "unit": replay.unit,
+        "trained_on": int(replay.trained.sum()),
+        "rehearsed": counts(rehearsed, replay.labels),
+        "judged": counts(judged, replay.labels),
         "megabytes": round(len(content) / 1e6, 2),
     }
 
 
-def words(kept: Mapping[str, Any]) -> str:
-    """Say in a sentence without a stop what ``told`` tells."""
-    judged, rehearsed = (sum(kept[name].values()) for name in ("judged", "rehearsed"))
-    count = f"{kept['trained_on']:,} of them" if kept["trained_on"] else "none of these files"
+def words(replay: Mapping[str, Any]) -> str:
+    """Say in a sentence without a stop what ``report_of`` tells."""
+    judged, rehearsed = (sum(replay[name].values()) for name in ("judged", "rehearsed"))
+    count = f"{replay['trained_on']:,} of them" if replay["trained_on"] else "none of these files"
     trained = f"on {count} the network was trained"
     shown = "; ".join(
-        f"{name}: {', '.join(f'{label} {count:,}' for label, count in kept[name].items())}"
+        f"{name}: {', '.join(f'{label} {count:,}' for label, count in replay[name].items())}"
         for name in ("judged", "rehearsed")
     )
     return (
-        f"Features of {judged + rehearsed:,} images kept for later trainings ({kept['megabytes']} MB, no pixels; "
+        f"Features of {judged + rehearsed:,} images kept for later trainings ({replay['megabytes']} MB, no pixels; "
         f"{trained}); {shown}"
     )

@@ -1,8 +1,8 @@
 """A LiteRT model without its last layer, and with another one.
 
-A training that goes on from a bundle trains the last layer alone. All before it stays in the file as it is, in whatever
+Fine-tuning trains the last layer alone. All before it stays in the file as it is, in whatever
 numbers it computes: so the features that the layer is trained on are those of the network that ships, and the ranges of
-its integers are not told by one site's few images.
+its integers do not come from one site's few images.
 """
 
 from __future__ import annotations
@@ -51,6 +51,14 @@ class Body:
         images = images.astype(np.float32)
         # One by one: a change of their number costs more than it could save.
         return np.concatenate([self.output, *(self._running.run(image[None])[PROBABILITIES] for image in images)])
+
+
+def predict_head(features: NDArray[Any], kernel: NDArray[Any], bias: NDArray[Any]) -> NDArray[np.float32]:
+    """Return what a last layer, kernel (D, C) and bias (C,), gives features (n, D): probabilities, float32 (n, C)."""
+    logits = features.astype(np.float32) @ kernel + bias
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: NDArray[np.float32] = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+    return result
 
 
 def with_head(model: bytes, kernel: NDArray[np.float32], bias: NDArray[np.float32]) -> bytes:
@@ -138,5 +146,5 @@ def _packed(whole: Any) -> bytes:
 
 
 def _unlike(error: Exception) -> BundleError:
-    told = f"{type(error).__name__}: {error}"[:200]
-    return BundleError(f"model.tflite: expected a last layer as dicomsort exports it, received {told}")
+    received = f"{type(error).__name__}: {error}"[:200]
+    return BundleError(f"model.tflite: expected a last layer as dicomsort exports it, received {received}")

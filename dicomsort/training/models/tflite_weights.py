@@ -32,7 +32,8 @@ TYPES: dict[int, np.dtype[Any]] = {
     9: np.dtype(np.int8),
 }
 FLOAT32 = 0
-PRECISIONS = {0: "float32", 1: "float16", 9: "int8"}
+INT8 = "int8"  # the precision, and its block in metrics.json
+PRECISIONS = {0: "float32", 1: "float16", 9: INT8}
 CONVOLUTIONS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"})
 BIAS = 2  # its place among the inputs of a convolution or a dense layer
 
@@ -88,7 +89,7 @@ def precision(model: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StoredMahalanobisModel(MahalanobisModel):
-    """A space as a LiteRT model holds it: what it computes with is told, and ``means``, of which that is made, are not.
+    """A Mahalanobis model as a LiteRT file holds it: with what it computes, without ``means``, of which that is made.
 
     ``slopes`` (D, C) and ``offsets`` (C,), float64, are those of ``lines``.
     """
@@ -101,10 +102,10 @@ class StoredMahalanobisModel(MahalanobisModel):
         return self.slopes, self.offsets
 
 
-def read_space(model: bytes) -> MahalanobisModel:
+def read_mahalanobis(model: bytes) -> MahalanobisModel:
     """Return what the distances of a LiteRT model are computed with; BundleError where it tells none as exported."""
     try:
-        return Graph.read(model).space(read_outputs(model)[DISTANCE].index)
+        return Graph.read(model).mahalanobis(read_outputs(model)[DISTANCE].index)
     except UNREADABLE as error:
         msg = f"model.tflite: expected distances as dicomsort exports them, received {type(error).__name__}: {error}"
         raise BundleError(msg) from error
@@ -169,7 +170,7 @@ class Graph:
         """Return the tensor of a bias, -1 where there is none."""
         return int(operator.Inputs(BIAS)) if operator.InputsLength() > BIAS else -1
 
-    def space(self, distance: int) -> MahalanobisModel:
+    def mahalanobis(self, distance: int) -> MahalanobisModel:
         """Return what the tensor ``distance`` is computed with (see ``distance.append``)."""
         unit = next(int(o.Outputs(0)) for o in self.makers.values() if self.kind(o) == "L2_NORMALIZATION")
         centred = next(operator for operator in self.users(unit) if self.kind(operator) == "SUB")
@@ -220,10 +221,13 @@ class Graph:
         kind = TYPES[tensor.Type()]
         value = data.view(kind).reshape(shape).astype(np.float32)
         if kind.kind == "i":
-            told = tensor.Quantization()
-            scales, zeros = told.ScaleAsNumpy(), told.ZeroPointAsNumpy()  # one for all, or one a channel
+            quantization = tensor.Quantization()
+            scales, zeros = (
+                quantization.ScaleAsNumpy(),
+                quantization.ZeroPointAsNumpy(),
+            )  # one for all, or one a channel
             channels = np.ones(len(shape), int)
-            channels[told.QuantizedDimension()] = len(scales)
+            channels[quantization.QuantizedDimension()] = len(scales)
             value = (value - zeros.reshape(channels)) * scales.reshape(channels)
         result: NDArray[np.float32] = value.astype(np.float32)
         return result

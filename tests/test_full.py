@@ -19,11 +19,11 @@ from dicomsort.training.data.dataset import Dataset, Item
 from dicomsort.training.data.grouping import keep_together
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.fit.checkpoint import Checkpoint, forget
-from dicomsort.training.fit.recipe import Fitted, Recipe
+from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, with_weights
 from dicomsort.training.progress import Reporter, Step, load_tensorflow
 
-pytestmark = pytest.mark.xdist_group("whole")
+pytestmark = pytest.mark.xdist_group("full")
 
 LABELS = ("CT", "MRI")
 EACH, BATCHES = 10, 4  # images a class, batches an epoch
@@ -49,7 +49,7 @@ def _speck(shape: tuple[int, int, int], classes: int) -> Any:
     return keras.Sequential([keras.Input(shape), *parts], name="speck")
 
 
-SPECK = Architecture("a speck", "whole", _speck, ("float32",))
+SPECK = Architecture("a speck", "full", _speck, ("float32",))
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +65,18 @@ def rendered() -> Rendered:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
-    return Recipe(3, 4, 0.01, 0.2, 7, "light", checkpoint=tmp_path / "out.checkpoint")
+def recipe(tmp_path: Path) -> Hyperparameters:
+    return Hyperparameters(3, 4, 0.01, 0.2, 7, "light", checkpoint=tmp_path / "out.checkpoint")
 
 
-def _fit(rendered: Rendered, recipe: Recipe) -> Fitted:
+def _fit(rendered: Rendered, recipe: Hyperparameters) -> TrainedModel:
     from dicomsort.training.fit.recipes import fit
 
     with Reporter() as reporter:
         return fit(SPECK, rendered, recipe, reporter)
 
 
-def _same(one: Fitted, other: Fitted) -> bool:
+def _same(one: TrainedModel, other: TrainedModel) -> bool:
     pairs = zip(one.model.get_weights(), other.model.get_weights(), strict=True)
     return all(np.array_equal(first, second) for first, second in pairs)
 
@@ -101,7 +101,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]
     batches[0] = 0
 
 
-def test_a_seed_fixes_weights_and_variations(rendered: Rendered, recipe: Recipe) -> None:
+def test_a_seed_fixes_weights_and_variations(rendered: Rendered, recipe: Hyperparameters) -> None:
     runs = [_fit(rendered, replace(recipe, seed=seed, fresh=True)) for seed in (7, 7, 8)]
     assert _same(runs[0], runs[1])
     assert runs[0].history == runs[1].history
@@ -111,7 +111,7 @@ def test_a_seed_fixes_weights_and_variations(rendered: Rendered, recipe: Recipe)
 @pytest.mark.parametrize("batch", [BATCHES + 2, 2 * BATCHES])
 def test_an_interrupted_training_ends_as_if_it_had_not_been(
     rendered: Rendered,
-    recipe: Recipe,
+    recipe: Hyperparameters,
     interrupt: Callable[[int], None],
     batch: int,
     capfd: pytest.CaptureFixture[str],
@@ -174,7 +174,7 @@ def test_the_damage_is_all_that_is_wrong(tmp_path: Path) -> None:
 
 
 def test_another_training_starts_anew_and_says_why(
-    rendered: Rendered, recipe: Recipe, interrupt: Callable[[int], None], capfd: pytest.CaptureFixture[str]
+    rendered: Rendered, recipe: Hyperparameters, interrupt: Callable[[int], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     interrupt(BATCHES)
     with pytest.raises(KeyboardInterrupt):
@@ -190,7 +190,7 @@ def test_another_training_starts_anew_and_says_why(
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_only_itself(
-    rendered: Rendered, recipe: Recipe, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    rendered: Rendered, recipe: Hyperparameters, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "out.checkpoint").write_text("in the way", "utf-8")
     fitted = _fit(rendered, recipe)
@@ -198,7 +198,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_only_itself(
     assert capfd.readouterr().err.count("No checkpoint: ") == 1
 
 
-def test_patience_ends_the_training_and_keeps_the_best_weights(rendered: Rendered, recipe: Recipe) -> None:
+def test_patience_ends_the_training_and_keeps_the_best_weights(rendered: Rendered, recipe: Hyperparameters) -> None:
     fitted = _fit(rendered, replace(recipe, epochs=30, patience=2, learning_rate=1.0, checkpoint=None))
     losses = fitted.history["val_loss"]
     best = int(np.argmin(losses))
@@ -207,23 +207,23 @@ def test_patience_ends_the_training_and_keeps_the_best_weights(rendered: Rendere
     assert kept.startswith(f"epoch {best + 1} of {len(losses)}, with the lowest validation loss ({min(losses):.3f})")
     assert fitted.course == {"epochs_run": len(losses), "epoch_kept": best + 1}
     assert len(losses) == best + 3 < 30
-    truth = rendered.dataset.classes()[fitted.held]
-    wrong = -np.log(np.maximum(fitted.probabilities[np.arange(len(truth)), truth], 1e-7)).mean()
+    truth = rendered.dataset.classes()[fitted.held_out.items]
+    wrong = -np.log(np.maximum(fitted.held_out.probabilities[np.arange(len(truth)), truth], 1e-7)).mean()
     assert wrong == pytest.approx(losses[best], rel=1e-3)
 
 
-def test_whole_sources_are_held_out_where_asked(rendered: Rendered, recipe: Recipe) -> None:
+def test_whole_sources_are_held_out_where_asked(rendered: Rendered, recipe: Hyperparameters) -> None:
     items = [Item(f"{LABELS[item.label]}/s{i % 4}/{i}", item.label) for i, item in enumerate(rendered.dataset.items)]
     items = [replace(item, group=f"{item.label}{item.source}") for item in items]
     sourced = replace(rendered, dataset=replace(rendered.dataset, items=tuple(items)))
     fitted = _fit(sourced, replace(recipe, split="source", balance=True, checkpoint=None))
-    held = {items[i].group for i in fitted.held}
-    assert not held & {item.group for i, item in enumerate(items) if i not in set(fitted.held.tolist())}
-    assert fitted.by_source
+    held = {items[i].group for i in fitted.held_out.items}
+    assert not held & {item.group for i, item in enumerate(items) if i not in set(fitted.held_out.items.tolist())}
+    assert fitted.held_out.by_source
 
 
 def test_mixed_precision_is_left_in_float32(
-    rendered: Rendered, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    rendered: Rendered, recipe: Hyperparameters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import keras
 
@@ -233,7 +233,7 @@ def test_mixed_precision_is_left_in_float32(
     fitted = _fit(rendered, recipe)
     assert {layer.compute_dtype for layer in fitted.model.layers} == {"float32"}
     assert keras.config.dtype_policy().name == "float32"
-    assert np.isfinite(fitted.probabilities).all()
+    assert np.isfinite(fitted.held_out.probabilities).all()
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_weights_of_a_file_are_taken_and_others_refused(tmp_path: Path) -> None:
     theirs.save_weights(tmp_path / "theirs.weights.h5")
     architecture = with_weights(ARCHITECTURES["vgg16"], "vgg16", tmp_path / "theirs.weights.h5")
     assert "theirs.weights.h5 (SHA-256 " in architecture.summary
-    assert (architecture.recipe, ARCHITECTURES["vgg16"].recipe) == ("staged", "whole")
+    assert (architecture.recipe, ARCHITECTURES["vgg16"].recipe) == ("transfer", "full")
     ours = architecture.build(shape, 2)
     kernels = [model.get_layer("block1_conv1").get_weights()[0] for model in (theirs, ours)]
     np.testing.assert_array_equal(kernels[0][:, :, ::-1], kernels[1])  # theirs expects blue, green, red

@@ -1,4 +1,4 @@
-"""The staged recipe and its parts, on a network of a few hundred weights and noise of two kinds."""
+"""The recipe ``transfer`` and its parts, on a network of a few hundred weights and noise of two kinds."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dicomsort.training.data.dataset import Dataset, Item
 from dicomsort.training.data.grouping import keep_together
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.robustness import SHORTCUTS
-from dicomsort.training.fit.recipe import Fitted, Recipe
+from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture
 from dicomsort.training.progress import Reporter, load_tensorflow
 
-pytestmark = pytest.mark.xdist_group("staged")
+pytestmark = pytest.mark.xdist_group("transfer")
 
 LABELS = ("CT", "MRI")
 SOURCES, EACH = 3, 4  # a class, a source
-RECIPE = Recipe(12, 4, 0.05, 0.2, 7, "light")
+RECIPE = Hyperparameters(12, 4, 0.05, 0.2, 7, "light")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,7 +46,7 @@ def rendered() -> Rendered:
     return Rendered(dataset, images, np.arange(len(items)), tuple(f"{i:064x}" for i in range(len(items))), (), kept)
 
 
-def _fit(rendered: Rendered, recipe: Recipe = RECIPE, architecture: Architecture = TINY) -> Fitted:
+def _fit(rendered: Rendered, recipe: Hyperparameters = RECIPE, architecture: Architecture = TINY) -> TrainedModel:
     from dicomsort.training.fit.recipes import fit
 
     with Reporter() as reporter:
@@ -88,14 +88,14 @@ def test_trunk_and_tail_are_the_network(build: Any, start: str) -> None:
 
 def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rendered) -> None:
     from dicomsort.training.fit.frozen_features import CLEAN, Views
-    from dicomsort.training.fit.transfer import Drawn
+    from dicomsort.training.fit.transfer import BalancedSampler
 
     count, views = len(rendered.dataset.items), 5
     numbers = np.arange(views)[:, None] * 100 + np.arange(count)
     seen = Views(numbers[..., None].astype(np.float16))
     everything = np.arange(count)
     recipe = replace(RECIPE, batch_size=4000)
-    batch, truth = Drawn(seen, rendered.dataset, everything, recipe).batch(0, 0)
+    batch, truth = BalancedSampler(seen, rendered.dataset, everything, recipe).batch(0, 0)
     drawn, view = np.round(batch[:, 0] % 100).astype(int), (batch[:, 0] // 100).astype(int)
     assert batch.dtype == np.float32
     np.testing.assert_array_equal(truth.argmax(1), rendered.dataset.classes()[drawn])
@@ -104,11 +104,11 @@ def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rende
         shares[rendered.dataset.items[i].group] += 1 / len(drawn)
     assert all(share == pytest.approx(1 / len(shares), abs=0.03) for share in shares.values())
     assert np.mean(view == 0) == pytest.approx(CLEAN, abs=0.03)
-    again, other = (Drawn(seen, rendered.dataset, everything, replace(recipe, seed=seed)) for seed in (7, 8))
+    again, other = (BalancedSampler(seen, rendered.dataset, everything, replace(recipe, seed=seed)) for seed in (7, 8))
     np.testing.assert_array_equal(batch, again.batch(0, 0)[0])
     assert not np.array_equal(batch, other.batch(0, 0)[0])
     assert not np.array_equal(batch, again.batch(1, 0)[0])
-    few = Drawn(seen, rendered.dataset, everything[:3], replace(recipe, batch_size=2))
+    few = BalancedSampler(seen, rendered.dataset, everything[:3], replace(recipe, batch_size=2))
     assert len(few) == 2
     assert {int(i) for n in range(9) for i in few.batch(0, n)[0][:, 0] % 100} <= {0, 1, 2}
 
@@ -121,41 +121,43 @@ def test_what_is_shown_clean_is_the_image_itself(rendered: Rendered, tmp_path: P
     with Reporter() as reporter:
         plain = view_all(trunk, rendered, "none", 0, tmp_path / "plain.npy", reporter, spent)
         varied = view_all(trunk, rendered, "light", 0, tmp_path / "varied.npy", reporter, spent)
-    assert (len(plain.seen), len(varied.seen)) == (1, 1 + VIEWS)
-    np.testing.assert_array_equal(plain.seen[0], varied.seen[0])
+    assert (len(plain.activations), len(varied.activations)) == (1, 1 + VIEWS)
+    np.testing.assert_array_equal(plain.activations[0], varied.activations[0])
     means = rendered.images.reshape(-1, 8, 28, 8, 28, 3).mean((2, 4)) / 255
-    np.testing.assert_allclose(plain.seen[0], means, atol=2e-3)
-    assert not np.array_equal(varied.seen[1], varied.seen[0])
+    np.testing.assert_allclose(plain.activations[0], means, atol=2e-3)
+    assert not np.array_equal(varied.activations[1], varied.activations[0])
 
 
-def test_every_item_is_judged_by_a_model_that_never_saw_its_source(
+def test_every_item_is_predicted_by_a_model_not_trained_on_its_source(
     rendered: Rendered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dicomsort.training.fit.transfer import Judged, Staged
+    from dicomsort.training.fit import transfer
+    from dicomsort.training.fit.held_out import HeldOutPredictions
+    from dicomsort.training.fit.transfer import TailTrainer
 
     trained: list[set[int]] = []
-    judged: list[tuple[set[int], set[int]]] = []
-    fit, take = Staged.fit, Judged.take
+    parts: list[tuple[set[int], set[int]]] = []
+    fit, predict_fold = TailTrainer.fit, transfer.predict_fold
 
-    def fitted(self: Staged, items: Any, *rest: Any) -> Any:
+    def fitted(self: TailTrainer, items: Any, *rest: Any) -> Any:
         trained.append(set(items.tolist()))
         return fit(self, items, *rest)
 
-    def taken(self: Judged, staged: Staged, outside: Any, inside: Any) -> None:
+    def predicted(trainer: TailTrainer, held_out: HeldOutPredictions, outside: Any, inside: Any) -> Any:
         assert trained[-1] == set(outside.tolist())
-        judged.append((trained[-1], set(inside.tolist())))
-        take(self, staged, outside, inside)
+        parts.append((trained[-1], set(inside.tolist())))
+        return predict_fold(trainer, held_out, outside, inside)
 
-    monkeypatch.setattr(Staged, "fit", fitted)
-    monkeypatch.setattr(Judged, "take", taken)
-    found = _fit(rendered)
+    monkeypatch.setattr(TailTrainer, "fit", fitted)
+    monkeypatch.setattr(transfer, "predict_fold", predicted)
+    model = _fit(rendered)
+    found = model.held_out
     items = rendered.dataset.items
-    assert sorted(i for _, inside in judged for i in inside) == list(range(len(items)))
-    for outside, inside in judged:
+    assert sorted(i for _, inside in parts for i in inside) == list(range(len(items)))
+    for outside, inside in parts:
         assert not {items[i].group for i in outside} & {items[i].group for i in inside}
     assert trained[-1] == set(range(len(items)))  # the model that is kept
-    assert found.fold is not None
-    assert [len({int(found.fold[i]) for i in inside}) for _, inside in judged] == [1] * len(judged)
+    assert [len({int(found.fold[i]) for i in inside}) for _, inside in parts] == [1] * len(parts)
     assert found.by_source
     assert set(found.variants) == set(SHORTCUTS)
     for probabilities in (found.probabilities, *found.variants.values()):
@@ -163,28 +165,28 @@ def test_every_item_is_judged_by_a_model_that_never_saw_its_source(
     assert np.mean(found.probabilities.argmax(1) == rendered.dataset.classes()) > 0.9
     assert found.distances is not None
     assert np.isfinite(found.distances).all()
-    assert found.space is not None
-    assert {len(values) for values in found.history.values()} == {RECIPE.epochs}
-    assert set(found.history) == {"accuracy", "loss", "val_accuracy", "val_loss"}
+    assert model.mahalanobis is not None
+    assert {len(values) for values in model.history.values()} == {RECIPE.epochs}
+    assert set(model.history) == {"accuracy", "loss", "val_accuracy", "val_loss"}
 
 
 def test_an_interrupted_cross_validation_goes_on_with_the_next_fold(
     rendered: Rendered, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from dicomsort.training.fit.transfer import Staged
+    from dicomsort.training.fit.transfer import TailTrainer
 
     monkeypatch.setattr("dicomsort.training.fit.transfer.FOLDS", 2)
     recipe = replace(RECIPE, epochs=2, augment="none", checkpoint=tmp_path / "out.checkpoint")
     whole = _fit(rendered, replace(recipe, checkpoint=None))
-    fit, names = Staged.fit, []
+    fit, names = TailTrainer.fit, []
 
-    def stopped(self: Staged, items: Any, held: Any, name: str) -> Any:
+    def stopped(self: TailTrainer, items: Any, held: Any, name: str) -> Any:
         names.append(name)
         if len(names) in {2, 5}:
             raise KeyboardInterrupt
         return fit(self, items, held, name)
 
-    monkeypatch.setattr(Staged, "fit", stopped)
+    monkeypatch.setattr(TailTrainer, "fit", stopped)
     with pytest.raises(KeyboardInterrupt):
         _fit(rendered, recipe)
     assert "The same command goes on from out.checkpoint; --fresh starts anew" in capfd.readouterr().err
@@ -192,7 +194,7 @@ def test_an_interrupted_cross_validation_goes_on_with_the_next_fold(
     assert names[2:4] == ["Cross-validation, fold 2 of 2", "Training on everything"]
     assert "Going on from the checkpoint in out.checkpoint: 1 of 2 folds are done" in capfd.readouterr().err
     assert again.history == whole.history
-    np.testing.assert_allclose(again.probabilities, whole.probabilities, atol=1e-5)
+    np.testing.assert_allclose(again.held_out.probabilities, whole.held_out.probabilities, atol=1e-5)
     for one, other in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     with pytest.raises(KeyboardInterrupt):
@@ -200,7 +202,7 @@ def test_an_interrupted_cross_validation_goes_on_with_the_next_fold(
     assert "but it is of another training: seed differ" in capfd.readouterr().err
 
 
-def test_a_seed_fixes_a_staged_training(rendered: Rendered) -> None:
+def test_a_seed_fixes_a_training(rendered: Rendered) -> None:
     from dicomsort.training.fit.transfer import opened
 
     everything, found = np.arange(len(rendered.dataset.items)), []
@@ -209,8 +211,8 @@ def test_a_seed_fixes_a_staged_training(rendered: Rendered) -> None:
 
         keras.utils.set_random_seed(seed)
         recipe = replace(RECIPE, epochs=2, seed=seed, augment="none")
-        with Reporter() as reporter, opened(TINY, rendered, recipe, reporter) as staged:
-            found.append((staged.fit(everything, None, "seed"), staged.see(staged.views.seen[0])[1]))
+        with Reporter() as reporter, opened(TINY, rendered, recipe, reporter) as trainer:
+            found.append((trainer.fit(everything, None, "seed"), trainer.predict(trainer.views.activations[0])[1]))
     assert found[0][0] == found[1][0] != found[2][0]
     np.testing.assert_array_equal(found[0][1], found[1][1])
 
