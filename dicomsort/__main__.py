@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from typing import NoReturn
 
 from dicomsort import signals
 
@@ -18,8 +19,7 @@ def main() -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit >> 20 < LEAST:
         expected = f"expected at least about {LEAST} MiB of address space"
-        os.write(2, f"dicomsort: {expected}, received a limit of {limit >> 20} MiB; raise `ulimit -v`\n".encode())
-        sys.exit(1)
+        _refuse(f"{expected}, received a limit of {limit >> 20} MiB; raise `ulimit -v`")
     from dicomsort.cli import main as command_line
 
     command_line()
@@ -33,7 +33,17 @@ def _require_utf8() -> None:
     if sys.getfilesystemencoding().lower() == "utf-8" or sys.flags.utf8_mode:
         return
     os.environ["PYTHONUTF8"] = "1"  # for the workers, too
-    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
+    if not sys.executable:  # of a Python that does not know where it lies
+        _refuse("expected to start anew in UTF-8 mode, received no path of Python; set PYTHONUTF8=1")
+    try:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
+    except OSError as error:  # with these bytes more, the arguments may be too long
+        _refuse(f"expected to start anew in UTF-8 mode, received {error.strerror}; set PYTHONUTF8=1")
+
+
+def _refuse(message: str) -> NoReturn:
+    os.write(2, f"dicomsort: {message}\n".encode())
+    sys.exit(1)
 
 
 if __name__ == "__main__":

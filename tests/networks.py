@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,3 +98,15 @@ def saying(*probabilities: float, distance: float | None = None) -> bytes:
     if distance is not None:
         outputs["distance"] = ops.sum(nothing, axis=1) + distance
     return _convert(keras.Model(image, outputs), "float32")
+
+
+def edited(model: bytes, edit: Callable[[Any], None]) -> bytes:
+    """A LiteRT model after ``edit`` of its flatbuffer."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    tree = schema.ModelT.InitFromPackedBuf(model, 0)
+    edit(tree)
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(tree.Pack(builder), b"TFL3")
+    return bytes(builder.Output())

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from networks import edited
 
 from dicomsort.bundle import Bundle, Predictor, calibrate, check_target, default_path, label_problem, load, seal, staged
 from dicomsort.errors import BundleError, UsageError
@@ -75,18 +76,6 @@ def _swap_model(folder: Path, model: bytes) -> Bundle:
     (folder / MODEL).write_bytes(model)
     _change(folder, model_size=len(model), model_sha256=hashlib.sha256(model).hexdigest())
     return load(folder, RENDERING_VERSION)
-
-
-def _edited(model: bytes, edit: Callable[[Any], None]) -> bytes:
-    """The model after ``edit`` of its flatbuffer."""
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-
-    tree = schema.ModelT.InitFromPackedBuf(model, 0)
-    edit(tree)
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(tree.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
 
 
 def _custom_operator(tree: Any) -> None:
@@ -212,7 +201,7 @@ def test_a_missing_cut_or_changed_model_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("edit", HOSTILE, ids=lambda edit: edit.__name__)
 def test_a_hostile_model_is_refused_before_memory_is_taken(folder: Path, edit: Callable[[Any], None]) -> None:
-    bundle = _swap_model(folder, _edited((folder / MODEL).read_bytes(), edit))
+    bundle = _swap_model(folder, edited((folder / MODEL).read_bytes(), edit))
     with pytest.raises(BundleError, match=HOSTILE[edit]):
         Predictor(bundle)
 
@@ -223,7 +212,7 @@ def _one_output(tree: Any) -> None:
 
 def test_a_threshold_needs_a_model_that_tells_distances(folder: Path) -> None:
     _change(folder, thresholds={"decide": 0.9, "contradict": 0.99, "distance": 2.5})
-    bundle = _swap_model(folder, _edited((folder / MODEL).read_bytes(), _one_output))
+    bundle = _swap_model(folder, edited((folder / MODEL).read_bytes(), _one_output))
     assert bundle.distance == 2.5
     with pytest.raises(BundleError, match="expected outputs distance, probabilities, received probabilities"):
         Predictor(bundle)

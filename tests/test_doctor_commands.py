@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -222,6 +223,19 @@ def test_a_configuration_that_a_command_refuses_is_found(place: Path, text: str,
     command = ("receive", place / "IN") if "[receive]" in text else ("sort", place / "IN", place / "OUT")
     if expected and "[watch]" not in text:
         assert run(*command, "--config", file).code == 2
+
+
+@pytest.mark.parametrize("text", ['duplicates = "remove"', '[receive]\nae-title = "ABCDEFGHIJKLMNOPQ"'])
+def test_a_configuration_that_can_be_read_once_is_told_of_as_any(place: Path, text: str) -> None:
+    if "[receive]" in text:
+        pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
+    (place / "dicomsort.toml").write_text(text)
+    reader, writer = os.pipe()  # as <(…) of a shell
+    os.write(writer, text.encode())
+    os.close(writer)
+    (told,) = named("--config", f"/dev/fd/{reader}")
+    os.close(reader)
+    assert [told] == named("--config", place / "dicomsort.toml")
 
 
 def test_a_line_may_complete_its_configuration(place: Path) -> None:

@@ -231,11 +231,32 @@ def test_a_shell_still_completes(tmp_path: Path) -> None:
     assert ran.stdout.split() == ["sort"]
 
 
+OTHER_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize(
+    ("before", "received"),
+    [
+        ("sys.executable = ''", "no path of Python"),
+        ("sys.executable += '-none'", "No such file or directory"),
+        ("sys.orig_argv.append(200_000 * 'x')", "Argument list too long"),
+    ],
+)
+def test_a_start_in_another_locale_that_cannot_begin_anew(before: str, received: str) -> None:
+    program = f"import sys; {before}; from dicomsort.__main__ import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", program, "--version"],
+        env=os.environ | OTHER_LOCALE, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    told = f"dicomsort: expected to start anew in UTF-8 mode, received {received}; set PYTHONUTF8=1\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (1, "", told)
+
+
 @pytest.mark.parametrize("locale", ["C", "POSIX"])
 def test_names_are_the_same_in_every_locale(tmp_path: Path, locale: str) -> None:
     """One cron job and one shell of another locale read the same plan, journal and manifest."""
     make_dicom(tmp_path / "in" / "\u20ac\u00e9.dcm")
-    other = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    other = OTHER_LOCALE | {"LC_ALL": locale}
     sort = ("sort", "--move", "--settle", "0", "--layout", "keep", "--evidence", "header", "in", "out")
     for command, environment in ((sort, other), (("verify", "out"), {}), (("undo", "out"), other), (sort, {}),
                                  (("verify", "out"), other), (("undo", "out"), other)):  # fmt: skip

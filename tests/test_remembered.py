@@ -104,13 +104,15 @@ def test_the_choice_is_bounded_and_even(dataset: Dataset, monkeypatch: pytest.Mo
     assert len({dataset.items[i].source for i in chosen}) == len(LABELS) * SOURCES
 
 
-def _archive(change: Callable[[dict[str, bytes]], None]) -> Callable[[bytes], bytes]:
+def _archive(
+    change: Callable[[dict[str, bytes]], object], method: int = zipfile.ZIP_DEFLATED
+) -> Callable[[bytes], bytes]:
     def changed(content: bytes) -> bytes:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             parts = {name: archive.read(name) for name in archive.namelist()}
         change(parts)
         written = io.BytesIO()
-        with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(written, "w", method) as archive:
             for name, part in parts.items():
                 archive.writestr(name, part)
         return written.getvalue()
@@ -122,6 +124,11 @@ def _npy(array: Any) -> bytes:
     written = io.BytesIO()
     np.save(written, array, allow_pickle=True)
     return written.getvalue()
+
+
+def _headed(text: str) -> bytes:
+    """An array whose head is this text."""
+    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text.encode() + bytes(64)
 
 
 def _story(labels: object) -> bytes:
@@ -159,6 +166,20 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "scales of others": (
         _archive(lambda parts: parts.update({"scales.npy": _npy(np.ones(15, np.float32))})), "a floor and a scale",
+    ),
+    "a head that does not end": (
+        _archive(lambda parts: parts.update({"floors.npy": _headed("{'descr': (\n")})), "where the head of an array",
+    ),
+    "a head of no type": (
+        _archive(lambda parts: parts.update({"floors.npy": _headed("{'descr': (), 'fortran_order': 0}\n")})),
+        "where the head of an array",
+    ),
+    "a head of another length": (
+        _archive(lambda parts: parts.update({"floors.npy": parts["floors.npy"].replace(b"\1\0v", b"\1\0u")})),
+        "where a head of 118 bytes",
+    ),
+    "another compression": (
+        _archive(lambda parts: None, zipfile.ZIP_LZMA), "others where stored or deflated arrays",
     ),
     "other labels": (_archive(lambda parts: parts.update({"story.npy": _story(["A", "B", "C"])})), "labels"),
     "no labels": (_archive(lambda parts: parts.update({"story.npy": _story(None)})), ""),

@@ -13,13 +13,16 @@ import pytest
 from building import make_dicom
 from pydicom import Dataset, dcmread
 from pydicom.dataelem import RawDataElement
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_dataset
 
 from dicomsort.dicom.encoding import DEFLATED
 from dicomsort.dicom.encoding import EXPLICIT_LITTLE as EXPLICIT
 from dicomsort.dicom.encoding import IMPLICIT_LITTLE as IMPLICIT
 from dicomsort.pacs.send import transcoding
-from dicomsort.pacs.send.records import Instance
+from dicomsort.pacs.send.records import Instance, Unsendable
 from dicomsort.pacs.send.selection import examine
 from dicomsort.pacs.send.transcoding import NATIVE, Malformed, transcode
 from dicomsort.records import Found
@@ -195,3 +198,79 @@ def test_values_stay_as_they_are_whatever_the_character_set(
 
 def implicit_element(tag: int, value: bytes) -> bytes:
     return struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value
+
+
+RLE, JPEG_LS, JPEG_2000 = "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90"
+SMALL = "pydicom+pydicom-data/data_store/data"
+
+
+def encapsulated(shared: Path, name: str, **changes: object) -> bytes:
+    """The data set of a file of the corpus with other values."""
+    dataset = dcmread(shared / "dicom" / SMALL / name)
+    for keyword, value in changes.items():
+        setattr(dataset, keyword, value)
+    dataset["PixelData"].is_undefined_length = True
+    file = DicomBytesIO()
+    file.is_implicit_VR, file.is_little_endian = False, True
+    write_dataset(file, Dataset({tag: dataset[tag] for tag in dict.fromkeys(dataset.keys())}))
+    return file.getvalue()
+
+
+def frames_of(shared: Path, name: str) -> list[bytes]:
+    dataset = dcmread(shared / "dicom" / SMALL / name)
+    return list(generate_frames(dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames") or 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "syntax", "changes", "told"),
+    [
+        ("liver_j2k.dcm", JPEG_2000, {}, "its compressed frames allocate 1 bits a pixel"),
+        ("US1_J2KR.dcm", JPEG_2000, {"PhotometricInterpretation": "YBR_FULL_422"}, "3 samples, which are not YBR_FULL"),
+        ("US1_J2KR.dcm", JPEG_2000, {"PhotometricInterpretation": "MONOCHROME2"}, "3 samples, which are not MONO"),
+        ("emri_small_jpeg_2k_lossless.dcm", JPEG_2000, {"NumberOfFrames": 1}, "it declares 1 frames and has 10"),
+        ("emri_small_jpeg_2k_lossless.dcm", JPEG_2000, {"NumberOfFrames": 11}, "it declares 11 frames and has 10"),
+        ("emri_small_jpeg_ls_lossless.dcm", JPEG_LS, {"NumberOfFrames": 1}, "it declares 1 frames and has 10"),
+        ("emri_small_RLE.dcm", RLE, {"NumberOfFrames": 9}, "it declares 9 frames and has 10"),
+        ("emri_small_RLE.dcm", RLE, {"Rows": 32}, "The decoded RLE segment"),
+    ],
+)
+def test_pixels_that_are_not_what_is_declared(
+    shared: Path, name: str, syntax: str, changes: dict[str, object], told: str
+) -> None:
+    with pytest.raises((Malformed, RuntimeError), match=told):
+        transcode(encapsulated(shared, name, **changes), syntax, EXPLICIT)
+
+
+def test_frames_whatever_the_offset_table_and_the_fragments(shared: Path) -> None:
+    name = "emri_small_jpeg_2k_lossless.dcm"
+    frames = frames_of(shared, name)
+    whole = read(transcode(encapsulated(shared, name), JPEG_2000, EXPLICIT), EXPLICIT)
+    cut = encapsulate(frames, fragments_per_frame=3, has_bot=False)
+    tables = [b"", struct.pack("<10L", *range(0, 80, 8)), struct.pack("<2L", 0, len(frames[0]))]
+    for table in tables:
+        pixels = b"\xfe\xff\x00\xe0" + struct.pack("<L", len(table)) + table + cut[8:]
+        made = read(transcode(encapsulated(shared, name, PixelData=pixels), JPEG_2000, EXPLICIT), EXPLICIT)
+        assert made.PixelData == whole.PixelData
+    assert len(whole.PixelData) == 10 * 64 * 64 * 2
+
+
+def test_two_frames_in_one_fragment(shared: Path) -> None:
+    for name, syntax in (("emri_small_jpeg_2k_lossless.dcm", JPEG_2000), ("emri_small_jpeg_ls_lossless.dcm", JPEG_LS)):
+        first, second, *_ = frames_of(shared, name)
+        pixels = encapsulate([first + second], has_bot=False)
+        with pytest.raises(Malformed, match="it declares 1 frames and has 2"):
+            transcode(encapsulated(shared, name, NumberOfFrames=1, PixelData=pixels), syntax, EXPLICIT)
+
+
+def test_what_is_not_sent_says_why(shared: Path) -> None:
+    path = shared / "dicom" / SMALL / "liver_j2k.dcm"
+    status = os.lstat(path)
+    found = Found(path.name, status.st_size, status.st_mtime_ns, 0, status.st_ino)
+    instance = examine(str(path.parent), found)
+    assert isinstance(instance, Instance)
+    transcoder = transcoding.Transcoder()
+    try:
+        with pytest.raises(Unsendable, match="another encoding: its compressed frames allocate 1 bits a pixel"):
+            transcoder.transcode(instance, EXPLICIT)
+    finally:
+        transcoder.close()

@@ -72,16 +72,14 @@ def _named(
     inbox: str | None, outbox: str | None, model: Path | None, config: Path | None, crontab: Path | None
 ) -> Iterator[Finding]:
     """What a configuration and a crontab name; the folders of the crontab where they are not those given."""
-    from dicomsort.doctor import examine_config, examine_crontab, examine_settings, jobs_of, wrong
+    from dicomsort.doctor import examine_crontab, jobs_of, wrong
     from dicomsort.files import read_bounded
 
     if config is None and crontab is None:
         return
     outside = _outside()
     if config is not None:
-        found = list(examine_config(config, _gate(inbox, outbox), model, outside.check_classes))
-        yield from found
-        yield from examine_settings(config, model, found, outside)
+        yield from _config(config, _gate(inbox, outbox), model, outside)
     if crontab is None:
         return
     try:
@@ -96,6 +94,19 @@ def _named(
     for job in jobs:
         if not job.problem:
             yield from _job(job, looked_at, told, made, outside)
+
+
+def _config(file: Path, gate: Gate, model: Path | None, outside: Outside) -> Iterator[Finding]:
+    """What a configuration names, and what each command makes of it."""
+    from dicomsort.doctor import Finding, examine_config, examine_settings, read_config
+
+    written = read_config(file)
+    if isinstance(written, Finding):
+        yield written
+        return
+    found = list(examine_config(file, written, gate, model, outside.check_classes))
+    yield from found
+    yield from examine_settings(written, model, found, outside)
 
 
 def _outside() -> Outside:
@@ -151,7 +162,7 @@ def _job(
 
 def _paths(what: str, call: Call, outside: Outside) -> Iterator[Finding]:
     """Look at the paths among the values of a line, and at its configuration file."""
-    from dicomsort.doctor import examine_config, examine_values, wrong
+    from dicomsort.doctor import Finding, examine_config, examine_values, read_config, wrong
 
     named = ("inbox", "outbox", "folder", "html")
     paths = {name: value for name, value in call.given.items() if isinstance(value, Path)}
@@ -164,9 +175,13 @@ def _paths(what: str, call: Call, outside: Outside) -> Iterator[Finding]:
     if "folder" in paths and call.is_made(str(paths["folder"])):
         told_elsewhere.add("folder")
     yield from examine_values(what, {name: path for name, path in paths.items() if name not in told_elsewhere}, gate)
-    if "config" in call.given and (config := call.config or call.environ.get("DICOMSORT_CONFIG")):
+    if "config" in call.given and (config := call.given["config"] or call.environ.get("DICOMSORT_CONFIG")):
         file = Path(os.path.expanduser(config))
-        yield from examine_config(file, gate, call.given.get("model"), outside.check_classes)
+        written = read_config(file)
+        if isinstance(written, Finding):
+            yield written
+        else:
+            yield from examine_config(file, written, gate, call.given.get("model"), outside.check_classes)
 
 
 class _Line(NamedTuple):

@@ -67,13 +67,15 @@ INHERITS = {"watch": ("sort",)}  # whose tables hold for a command where its own
 SCOPED = ("send", "receive")  # whose variables have their name: DICOMSORT_SEND_RETRIES
 
 
-def load_sort(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> tuple[SortSettings, Routes]:
+def load_sort(
+    cli: Mapping[str, object], environ: Mapping[str, str], file: Path | Written | None
+) -> tuple[SortSettings, Routes]:
     """The settings of ``sort``, from the flags, the environment, and the file (also by ``DICOMSORT_CONFIG``).
 
     Beside them, the routes of the file, where ``watch`` would sort with the same model by it. ``cli`` maps names of
     options to typed values, None where a flag was not given. Empty variables count as not given. Relative paths in the
     file start at its folder. Raises ``UsageError`` for a name that is no option, a value of the wrong type or out of
-    range, and a file that cannot be read or is no TOML.
+    range, and a file that cannot be read or is no TOML. ``file`` may be what was read of it already.
     """
     written = _written(environ, file)
     settings = SortSettings(**_resolved("sort", cli, environ, written))
@@ -81,7 +83,7 @@ def load_sort(cli: Mapping[str, object], environ: Mapping[str, str], file: Path 
     return settings, written.routes if is_same else {}
 
 
-def load_watch(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> WatchSettings:
+def load_watch(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | Written | None) -> WatchSettings:
     """The settings of ``watch``, which sorts: where ``[watch]`` says nothing, ``[sort]`` holds."""
     written = _written(environ, file)
     values = _resolved("watch", cli, environ, written)
@@ -89,12 +91,12 @@ def load_watch(cli: Mapping[str, object], environ: Mapping[str, str], file: Path
     return WatchSettings(SortSettings(dry_run=False, **values), every, written.routes)
 
 
-def load_receive(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> ReceiveSettings:
+def load_receive(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | Written | None) -> ReceiveSettings:
     """The settings of ``receive``, resolved as by ``load_sort``."""
     return ReceiveSettings(**_resolved("receive", cli, environ, _written(environ, file)))
 
 
-def load_send(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> SendSettings:
+def load_send(cli: Mapping[str, object], environ: Mapping[str, str], file: Path | Written | None) -> SendSettings:
     """The settings of ``send``; ``to`` may name a table ``[destinations.NAME]``.
 
     What that table does not say has its default, whatever ``[send]`` says: a password is for one destination.
@@ -111,8 +113,10 @@ def load_send(cli: Mapping[str, object], environ: Mapping[str, str], file: Path 
     return SendSettings(**values)
 
 
-def _written(environ: Mapping[str, str], file: Path | None) -> Written:
+def _written(environ: Mapping[str, str], file: Path | Written | None) -> Written:
     """What the file says; it is read once, for it may be a pipe."""
+    if isinstance(file, Written):
+        return file
     named = environ.get(f"{PREFIX}CONFIG", "")
     file = file or (at_home(Path(named), f"{PREFIX}CONFIG") if named else None)
     return Written() if file is None else _file.read(file)

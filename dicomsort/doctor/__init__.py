@@ -12,7 +12,7 @@ from dicomsort.doctor.crontab import Job, examine_crontab, jobs_of
 from dicomsort.doctor.finding import Finding, State, wrong
 from dicomsort.doctor.folders import examine_folders
 from dicomsort.doctor.machine import examine_machine
-from dicomsort.doctor.paths import examine_config, examine_values
+from dicomsort.doctor.paths import examine_config, examine_values, read_config
 
 __all__ = [
     "Call",
@@ -28,6 +28,7 @@ __all__ = [
     "examine_settings",
     "examine_values",
     "jobs_of",
+    "read_config",
     "refusal",
     "wrong",
 ]

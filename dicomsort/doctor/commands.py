@@ -22,7 +22,7 @@ from dicomsort.config import (
     load_sort,
     load_watch,
 )
-from dicomsort.config.file import TOP, read
+from dicomsort.config.file import TOP, Written
 from dicomsort.content import Content
 from dicomsort.doctor.finding import Finding, State, wrong
 from dicomsort.doctor.paths import WRITTEN
@@ -66,8 +66,8 @@ class Call:
     made: Collection[str] = ()
 
     @property
-    def config(self) -> Path | None:
-        """The file that ``--config`` names."""
+    def config(self) -> Path | Written | None:
+        """The file that ``--config`` names, or what was read of it."""
         return self.given.get("config")
 
     def is_made(self, folder: str) -> bool:
@@ -97,7 +97,9 @@ def examine_environment(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield wrong("environment", str(error), "set it right, or unset it")
 
 
-def examine_settings(file: Path, model: Path | None, found: Iterable[Finding], outside: Outside) -> Iterator[Finding]:
+def examine_settings(
+    written: Written, model: Path | None, found: Iterable[Finding], outside: Outside
+) -> Iterator[Finding]:
     """Look at what each command makes of a configuration file by itself: no other options, no environment.
 
     ``found`` is what ``examine_config`` told of it, which looks at each route too: a command that reads a table that is
@@ -105,14 +107,14 @@ def examine_settings(file: Path, model: Path | None, found: Iterable[Finding], o
     """
     outside = replace(outside, check_classes=lambda *_: None, check_routes=lambda *_: None)
     places = {finding.what for finding in found if finding.state is State.WRONG}
-    tables = {} if "configuration" in places else read(file).tables
+    tables = {} if "configuration" in places else written.tables
     told = set[str]()
     for command, read_too in (("sort", ()), ("watch", ("sort",)), ("receive", ())):
         names = [f"configuration [{name}]" for name in (command, *read_too)]
         if TOP not in tables or (command == "receive" and command not in tables) or places.intersection(names):
             continue
         flags = {"model": model} if "model" in TABLES[command] else {}
-        message = refusal(Call(command, {"config": file}, flags), outside)
+        message = refusal(Call(command, {"config": written}, flags), outside)
         if message and message not in told:
             yield wrong(f"configuration, as `{command}` reads it", message, MEND)
         told.add(message)

@@ -22,19 +22,26 @@ WRITTEN: dict[str, Content] = {"log_file": LOG, "metrics": METRICS.content, "jou
 _MADE = frozenset({"out", "explain", "cache"})  # folders that a command makes where they are missing
 
 
+def read_config(file: Path) -> Written | Finding:
+    """What a configuration file says, or that it cannot be told; it is read once, for it may be a pipe."""
+    try:
+        return read(file)
+    except UsageError as error:
+        return wrong("configuration", str(error), "mend the file")
+
+
 def examine_config(
-    file: Path, gate: Gate, model: Path | None, check_classes: Callable[[Routes, tuple[str, ...]], None]
+    file: Path,
+    written: Written,
+    gate: Gate,
+    model: Path | None,
+    check_classes: Callable[[Routes, tuple[str, ...]], None],
 ) -> Iterator[Finding]:
-    """Look at a configuration file: its keys and values, and each path, destination and class that it names.
+    """Look at what a configuration file says: its values, and each path, destination and class that it names.
 
     ``model`` is what a command line names. ``check_classes`` raises UsageError for a class that the model has not.
     """
     what = "configuration"
-    try:
-        written = read(file)
-    except UsageError as error:
-        yield wrong(what, str(error), "mend the file")
-        return
     count = sum(len(values) for values in written.tables.values())
     yield fine(what, f"{file}: {count} {'option' if count == 1 else 'options'}")
     for table, values, peer in _tables(written):

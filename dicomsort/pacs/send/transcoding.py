@@ -8,6 +8,7 @@ that can be killed: it parses and decodes what may be hostile.
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 import zlib
 from functools import lru_cache
@@ -55,6 +56,8 @@ _LAYOUT = (
     "SamplesPerPixel", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation",
 )  # fmt: skip
+_SAMPLES = {"MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "YBR_FULL": 3}  # of a native pixel
+_START = re.compile(rb"(?:\A|\xff\xd9\0?)(?=\xff\xd8\xff|\xff\x4f\xff\x51|\0\0\0\x0cjP {2})")  # of a frame's codestream
 _RLE = "1.2.840.10008.1.2.5"
 _LOSSLESS = frozenset({
     *NATIVE,
@@ -79,7 +82,7 @@ def is_lossless(syntax: str) -> bool:
 
 
 class Malformed(Exception):
-    """The data set is cut short, or is not what its transfer syntax says."""
+    """The data set is cut short, or is not what its transfer syntax says; why, where it can be told."""
 
 
 class Transcoder:
@@ -114,8 +117,8 @@ def _transcode_file(task: tuple[str, int, str, str]) -> tuple[bytes, str]:
         try:
             content = Path(path).read_bytes()
             return transcode(content[offset:], syntax, wanted), hashlib.sha256(content).hexdigest()
-        except Malformed:
-            return b"", "its data set is cut short or malformed"
+        except Malformed as error:
+            return b"", str(error) or "its data set is cut short or malformed"
         except Exception as error:  # noqa: BLE001 - pydicom raises almost anything on damaged bytes
             return b"", type(error).__name__
 
@@ -235,6 +238,7 @@ def _ready(dataset: Dataset, *, to_implicit: bool) -> Dataset:
 def _decompressed(dataset: Dataset, syntax: str) -> Dataset:
     """The same with native pixel data; what describes its encoding is of pydicom, all else as it was."""
     from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
     from pydicom.uid import UID
 
     from dicomsort.pixels import decoders
@@ -243,16 +247,56 @@ def _decompressed(dataset: Dataset, syntax: str) -> Dataset:
         tag: element for tag, element in dataset.items() if tag not in _OFFSET_TABLES
     }  # raw still: to read one changes it
     before = [dataset.get(keyword) for keyword in _LAYOUT]
+    frames = _frames(dataset, syntax)
+    dataset = Dataset({tag: element for tag, element in dataset.items() if tag not in _OFFSET_TABLES})
+    dataset.PixelData = encapsulate(frames, has_bot=False)  # no table, which could lead past a frame
+    dataset["PixelData"].is_undefined_length = True
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = UID(syntax)
     decoders.register()
     plugin = "pydicom" if syntax == _RLE else decoders.PLUGIN
-    dataset.decompress(as_rgb=False, generate_instance_uid=False, decoding_plugin=plugin)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The decoded RLE segment")  # longer than the frame, it would be cut
+        dataset.decompress(as_rgb=False, generate_instance_uid=False, decoding_plugin=plugin)
     if [dataset.get(keyword) for keyword in _LAYOUT] != before:
         raise Malformed
+    _check_native(dataset, len(frames))
     for tag in (_PIXEL_DATA, _PHOTOMETRIC, *([_PLANAR] if dataset.SamplesPerPixel > 1 else [])):
         elements[dataset[tag].tag] = dataset[tag]
     return Dataset(elements)
+
+
+def _frames(dataset: Dataset, syntax: str) -> list[bytes]:
+    """The encapsulated frames, as many as the data set declares; each begins with a fragment (PS3.5 A.4)."""
+    from pydicom.encaps import generate_fragments, parse_basic_offsets
+    from pydicom.filebase import DicomBytesIO
+
+    if dataset.BitsAllocated % 8:  # decoders give a byte for each
+        raise Malformed(f"its compressed frames allocate {dataset.BitsAllocated} bits a pixel")
+    buffer = DicomBytesIO(dataset.PixelData)
+    parse_basic_offsets(buffer)
+    found: list[list[bytes]] = []
+    inner = 0  # frames that share a fragment with one before
+    for fragment in generate_fragments(buffer):
+        starts = [0] if syntax == _RLE else [start.start() for start in _START.finditer(fragment)]  # RLE: A.4.2
+        inner += sum(start > 0 for start in starts)
+        if 0 in starts or not found:
+            found.append([])
+        found[-1].append(fragment)
+    declared = int(dataset.get("NumberOfFrames") or 1)
+    if inner or len(found) != declared:
+        raise Malformed(f"it declares {declared:,} frames and has {len(found) + inner:,}")
+    return [b"".join(fragments) for fragments in found]
+
+
+def _check_native(dataset: Dataset, frames: int) -> None:
+    """Raise Malformed unless the pixel data is as long as what describes it demands (PS3.3 C.7.6.3.1.2)."""
+    photometric, samples = str(dataset.PhotometricInterpretation), int(dataset.SamplesPerPixel)
+    if _SAMPLES.get(photometric) != samples:
+        raise Malformed(f"its pixels have {samples} samples, which are not {photometric or 'named'}")
+    size = frames * dataset.Rows * dataset.Columns * samples * dataset.BitsAllocated // 8
+    if len(dataset.PixelData) != size + size % 2:
+        raise Malformed(f"its pixels take {len(dataset.PixelData):,} bytes, and {size:,} are declared")
 
 
 @lru_cache(maxsize=4096)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # What damaged content makes the parser, or what is read here, raise.
 UNREADABLE = (
-    struct.error, IndexError, KeyError, StopIteration, TypeError, ValueError, AttributeError, OverflowError,
+    struct.error, IndexError, KeyError, StopIteration, TypeError, ValueError, AttributeError, ArithmeticError,
     RecursionError,
 )  # fmt: skip
 # TensorType of the schema
@@ -175,16 +175,23 @@ class Graph:
         unit = next(int(o.Outputs(0)) for o in self.makers.values() if self.kind(o) == "L2_NORMALIZATION")
         centred = next(operator for operator in self.users(unit) if self.kind(operator) == "SUB")
         centre = self.constant(centred.Inputs(1))
-        directions = np.zeros((len(centre), 0), np.float32)
+        directions, lines = np.zeros((len(centre), 0), np.float32), None
         for product in self.users(int(centred.Outputs(0))):
             ends = {self.kind(user) for user in self.users(int(product.Outputs(0)))}
             if "REDUCE_MIN" in ends:
-                slopes, offsets = (self.constant(product.Inputs(i)).astype(np.float64) for i in (1, 2))
+                lines = tuple(self.constant(product.Inputs(i)).astype(np.float64) for i in (1, 2))
             elif "SQUARE" in ends:
                 directions = self.constant(product.Inputs(1)).T
-        scale = 1 / float(self.constant(self.makers[distance].Inputs(1)))
+        if lines is None:
+            raise ValueError("expected the distance to be the least of some, received none of which it is")
+        slopes, offsets = lines
+        size = float(self.constant(self.makers[distance].Inputs(1)))
+        if slopes.shape != (len(offsets), len(centre)) or len(directions) != len(centre):
+            raise ValueError(f"expected distances of {len(centre)} features, received {slopes.shape[1:]}")
+        if not 0 < size < np.inf:
+            raise ValueError(f"expected the scale of the distance to be over 0, received {size}")
         unknown = np.full((len(offsets), len(centre)), np.nan, np.float32)
-        return StoredMahalanobisModel(centre, directions, unknown, scale / len(centre), slopes.T, offsets)
+        return StoredMahalanobisModel(centre, directions, unknown, 1 / size / len(centre), slopes.T, offsets)
 
     def users(self, index: int) -> list[Any]:
         """Return the operators that a tensor goes into."""
@@ -209,9 +216,11 @@ class Graph:
         """Return the tensor that holds a constant; one stored as float16 is brought to float32 by an operator."""
         if index < 0:
             raise ValueError("expected a constant, received none")
-        while index in self.makers:
+        for _ in range(len(self.makers) + 1):  # as operators may feed each other in a circle
+            if index not in self.makers:
+                return index
             index = int(self.makers[index].Inputs(0))
-        return index
+        raise ValueError("expected a constant, received tensors that are made of each other")
 
     def constant(self, index: int) -> NDArray[np.float32]:
         """Return a constant's value, float32, in whatever numbers it is stored."""
