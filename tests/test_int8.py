@@ -288,8 +288,8 @@ def test_a_training_goes_on_from_it_again_and_again(trained: Path, tmp_path: Pat
 
 def test_a_cross_validation_judges_in_the_numbers_of_the_bundle(trained: Path, dataset: Path, tmp_path: Path) -> None:
     options = ("--model", trained, "--cross-validate", "source", "--folds", 2, "--out", tmp_path / "out")
-    judge = quantize.Quantizer.judge
-    with mock.patch.object(quantize.Quantizer, "judge", autospec=True, side_effect=judge) as judged:
+    judge = quantize.Quantizer.predict_fold
+    with mock.patch.object(quantize.Quantizer, "predict_fold", autospec=True, side_effect=judge) as judged:
         ran = run("evaluate", dataset, *options)
     assert ran.code == 0, ran.err
     assert judged.call_count == 2
