@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from networks import edited
+from command import run
+from networks import edited, noise
 
+from dicomsort.bundle import load, require_answer
 from dicomsort.bundle.tensors import DISTANCE, read_outputs
+from dicomsort.cli.options import open_workers
 from dicomsort.errors import BundleError
+from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.models.tflite_weights import Graph, read_head, read_space
 
 
@@ -73,3 +80,45 @@ def test_lines_for_another_number_of_features(model: bytes) -> None:
 
     with pytest.raises(BundleError, match="expected distances of 4 features, received"):
         read_space(edited(model, edit))
+
+
+def _killing(tree: Any) -> None:
+    """Let what is quantized for the class maps be said to be unsigned: LiteRT reads from nowhere."""
+    from ai_edge_litert.schema_py_generated import BuiltinOperator, TensorType
+
+    graph = tree.subgraphs[0]
+    kinds = [tree.operatorCodes[operator.opcodeIndex].builtinCode for operator in graph.operators]
+    operators = list(zip(graph.operators, kinds, strict=True))
+    reshaped = {int(operator.outputs[0]) for operator, kind in operators if kind == BuiltinOperator.RESHAPE}
+    for operator, kind in operators:
+        if kind == BuiltinOperator.QUANTIZE and int(operator.inputs[0]) in reshaped:
+            graph.tensors[operator.outputs[0]].type = TensorType.UINT8
+
+
+@pytest.fixture
+def killing(root: Path, model: bytes, tmp_path: Path) -> Path:
+    """A bundle whose model kills the process that runs it."""
+    folder = Path(shutil.copytree(root / "models/default", tmp_path / "killing"))
+    content = edited(model, _killing)
+    (folder / "model.tflite").write_bytes(content)
+    spec = json.loads((folder / "bundle.json").read_text("utf-8"))
+    spec |= {"model_size": len(content), "model_sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "bundle.json").write_text(json.dumps(spec), "utf-8")
+    return folder
+
+
+def test_a_model_that_kills_its_workers_is_named(killing: Path, tmp_path: Path) -> None:
+    images = noise(tmp_path / "images", ("CT", "MRI"), 2)
+    told = f"bundle {str(killing)!r}: model.tflite: expected a model that can be run, received: the worker process"
+    ran = run("predict", *images.rglob("*.png"), tmp_path / "none.png", "--model", killing)
+    assert (ran.code, len(ran.out.splitlines())) == (1, 5)
+    assert told in ran.err
+    ran = run("evaluate", images, "--model", killing, "--out", tmp_path / "out")
+    assert ran.code == 1
+    assert told in ran.err
+
+
+def test_a_model_that_answers_is_not_blamed(root: Path) -> None:
+    bundle = load(root / "models/default", RENDERING_VERSION)
+    with open_workers(1) as engine:
+        require_answer(bundle, engine.submit)

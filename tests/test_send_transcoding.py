@@ -230,6 +230,7 @@ def frames_of(shared: Path, name: str) -> list[bytes]:
         ("emri_small_jpeg_2k_lossless.dcm", JPEG_2000, {"NumberOfFrames": 1}, "it declares 1 frames and has 10"),
         ("emri_small_jpeg_2k_lossless.dcm", JPEG_2000, {"NumberOfFrames": 11}, "it declares 11 frames and has 10"),
         ("emri_small_jpeg_ls_lossless.dcm", JPEG_LS, {"NumberOfFrames": 1}, "it declares 1 frames and has 10"),
+        ("emri_small_jpeg_ls_lossless.dcm", JPEG_LS, {"Rows": 32, "Columns": 128}, "frames of 32 rows and 128 columns"),
         ("emri_small_RLE.dcm", RLE, {"NumberOfFrames": 9}, "it declares 9 frames and has 10"),
         ("emri_small_RLE.dcm", RLE, {"Rows": 32}, "The decoded RLE segment"),
     ],

@@ -9,7 +9,7 @@ Importing this package loads neither TensorFlow nor LiteRT nor numpy.
 
 from __future__ import annotations
 
-from dicomsort.bundle.predictor import ModelOutput, Predictor, calibrate
+from dicomsort.bundle.predictor import ModelOutput, Predictor, calibrate, require_answer
 from dicomsort.bundle.spec import (
     EVALUATION_NAME,
     FORMAT_VERSION,
@@ -35,6 +35,7 @@ __all__ = [
     "default_path",
     "label_problem",
     "load",
+    "require_answer",
     "seal",
     "staged",
 ]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dicomsort.bundle.spec import MODEL_NAME, Bundle, read_model
+from dicomsort.bundle.spec import MODEL_NAME, Bundle, load, read_model
 from dicomsort.bundle.tensors import DISTANCE, MAPS, PROBABILITIES, UnfitModelError, check_outputs, read_outputs
-from dicomsort.errors import BundleError
+from dicomsort.errors import BundleError, DicomsortError, WorkerLost
+from dicomsort.records import RENDERING_VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -123,6 +128,25 @@ class Predictor:
     def _message(self, expected: str, received: str) -> str:
         where = str(self.bundle.folder)
         return f"bundle {where!r}: {MODEL_NAME}: expected {expected}, received {received[:200]}"
+
+
+def require_answer(bundle: Bundle, submit: Callable[[Callable[[str], None], str], Future[None]]) -> None:
+    """Raise DicomsortError where the model costs a worker its life even with a black image.
+
+    For who lost a worker with every image: it tells whether that is the images' fault. ``submit`` is an engine's.
+    """
+    try:
+        submit(_judge_nothing, str(bundle.folder.resolve())).result()
+    except WorkerLost as error:
+        msg = f"bundle {str(bundle.folder)!r}: {MODEL_NAME}: expected a model that can be run, received: {error}"
+        raise DicomsortError(msg) from error
+
+
+def _judge_nothing(folder: str) -> None:
+    import numpy as np
+
+    bundle = load(Path(folder), RENDERING_VERSION)
+    Predictor(bundle).predict(np.zeros((1, *bundle.input_shape), np.uint8))
 
 
 def calibrate(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:

@@ -72,6 +72,7 @@ def predict(
 
 def _looks(files: Sequence[str], bundle: Bundle) -> Iterator[ExplainedPrediction]:
     """What the model sees in the middle frame of each file; workers decode, so that a hostile file costs its own."""
+    from dicomsort.bundle import require_answer
     from dicomsort.engines.engine import submit_batch
     from dicomsort.engines.processes import usable_cores
     from dicomsort.tasks import explain
@@ -80,15 +81,22 @@ def _looks(files: Sequence[str], bundle: Bundle) -> Iterator[ExplainedPrediction
     frames = [(os.path.join(here, path).lstrip("/"), None) for path in files]
     batches = [frames[start : start + BATCH] for start in range(0, len(frames), BATCH)]
     task = partial(explain, str(bundle.folder.resolve()), "")
+    lost: list[WorkerLost] = []
+    answered = False
     with open_workers(min(usable_cores(), len(batches))) as engine:
-        for future in [submit_batch(engine, task, batch, _on_lost) for batch in batches]:
-            yield from future.result()
+        for future in [submit_batch(engine, task, batch, partial(_on_lost, lost)) for batch in batches]:
+            looks = future.result()
+            answered = answered or any(each.look.probabilities for each in looks)
+            yield from looks
+        if lost and not answered:
+            require_answer(bundle, engine.submit)
 
 
-def _on_lost(_: tuple[str, None], error: WorkerLost) -> ExplainedPrediction:
+def _on_lost(lost: list[WorkerLost], _: tuple[str, None], error: WorkerLost) -> ExplainedPrediction:
     from dicomsort.records import FramePrediction
     from dicomsort.tasks import ExplainedPrediction
 
+    lost.append(error)
     return ExplainedPrediction(FramePrediction(problem=str(error)))
 
 

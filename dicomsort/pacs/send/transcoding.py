@@ -271,6 +271,8 @@ def _frames(dataset: Dataset, syntax: str) -> list[bytes]:
     from pydicom.encaps import generate_fragments, parse_basic_offsets
     from pydicom.filebase import DicomBytesIO
 
+    from dicomsort.pixels import codestream
+
     if dataset.BitsAllocated % 8:  # decoders give a byte for each
         raise Malformed(f"its compressed frames allocate {dataset.BitsAllocated} bits a pixel")
     buffer = DicomBytesIO(dataset.PixelData)
@@ -286,7 +288,14 @@ def _frames(dataset: Dataset, syntax: str) -> list[bytes]:
     declared = int(dataset.get("NumberOfFrames") or 1)
     if inner or len(found) != declared:
         raise Malformed(f"it declares {declared:,} frames and has {len(found) + inner:,}")
-    return [b"".join(fragments) for fragments in found]
+    frames = [b"".join(fragments) for fragments in found]
+    sides = (dataset.Rows, dataset.Columns)
+    for stream in () if syntax == _RLE else map(codestream.parse, frames):
+        if stream is None:
+            raise Malformed
+        if (stream.rows, stream.columns) != sides:  # as many pixels can have other sides
+            raise Malformed(f"it declares frames of {sides[0]} rows and {sides[1]} columns, and has others")
+    return frames
 
 
 def _check_native(dataset: Dataset, frames: int) -> None:

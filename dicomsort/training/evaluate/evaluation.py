@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicomsort.bundle import require_answer
 from dicomsort.content import kind_of
 from dicomsort.errors import UsageError
 from dicomsort.files import look_up
@@ -112,6 +113,8 @@ def by_model(bundle: Bundle, dataset: Dataset, settings: Settings, engine: Engin
             engine, task, [item.path for item in dataset.items], lambda _, why: FilePrediction(str(why)), step
         )
     good = [answer for answer in answers if not answer.problem]
+    if not good:
+        require_answer(bundle, engine.submit)
     skipped = [(item.path, a.problem) for item, a in zip(dataset.items, answers, strict=True) if a.problem]
     dataset = dataset.only(i for i, answer in enumerate(answers) if not answer.problem)
     dataset, _ = keep_together(dataset, [answer.print for answer in good], [answer.patient for answer in good])
