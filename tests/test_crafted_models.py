@@ -18,7 +18,7 @@ from dicomsort.bundle.tensors import DISTANCE, read_outputs
 from dicomsort.cli.options import open_workers
 from dicomsort.errors import BundleError
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training.models.tflite_weights import Graph, read_head, read_space
+from dicomsort.training.models.tflite_weights import Graph, read_head, read_mahalanobis
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,12 @@ def test_a_scale_that_no_distance_has(model: bytes, scale: float) -> None:
         )
 
     with pytest.raises(BundleError, match="expected the scale of the distance to be over 0, received"):
-        read_space(edited(model, edit))
+        read_mahalanobis(edited(model, edit))
 
 
 def test_a_distance_that_is_no_least_one(model: bytes) -> None:
     with pytest.raises(BundleError, match="expected the distance to be the least of some"):
-        read_space(edited(model, _no_least))
+        read_mahalanobis(edited(model, _no_least))
 
 
 def test_lines_for_another_number_of_features(model: bytes) -> None:
@@ -79,7 +79,7 @@ def test_lines_for_another_number_of_features(model: bytes) -> None:
         tree.buffers[tensor.buffer].data = np.zeros(16, np.uint8)
 
     with pytest.raises(BundleError, match="expected distances of 4 features, received"):
-        read_space(edited(model, edit))
+        read_mahalanobis(edited(model, edit))
 
 
 def _killing(tree: Any) -> None:

@@ -391,3 +391,15 @@ def test_an_inbox_that_is_not_mounted_any_more_is_no_success(
     assert night(inbox, outbox).code == 1
     make_dicom(inbox / "new.dcm")
     assert night(inbox, outbox).code == 0  # files are there: it has become a plain folder
+
+
+def test_what_is_refused_writes_no_log_into_a_folder_that_the_command_names(inbox: Path, outbox: Path) -> None:
+    assert night(inbox, outbox).code == 0
+    log = inbox / "log"
+    shutil.copy2(outbox.parent / "log", log)
+    there = log.read_bytes()
+    for options in (("--bogus",), ("--log-size", "x"), ("--copy", "--move"), ()):
+        assert run("sort", "--log-file", log, *options, inbox, outbox).code == 2
+    os.link(outbox.parent / "log", outbox.parent / "other name")
+    assert run("sort", "--log-file", outbox.parent / "log", "--bogus", inbox, outbox).code == 2
+    assert (log.read_bytes(), (outbox.parent / "log").read_bytes()) == (there, there)

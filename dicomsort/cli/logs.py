@@ -213,15 +213,26 @@ def log_refusal(arguments: Sequence[str], environ: Mapping[str, str], code: int,
     Nobody has checked the arguments yet. So the log is found leniently, and only one that a run has begun is written.
     """
     command = next((each for each in arguments if not each.startswith("-")), "")
-    path = None if _ended or command not in LAST_LINES else _named_log(command, arguments, environ)
-    with suppress(DicomsortError, OSError):
-        if path is None or not os.path.getsize(path) or LOG.problem(str(path)):
+    is_over = _ended or command not in LAST_LINES or message.startswith("--log-file")
+    path = None if is_over else _named_log(command, arguments, environ)
+    with suppress(DicomsortError, OSError, ValueError):
+        if path is None or not _may_be_written(path, arguments):
             return
         with opened_file(str(path)) as stream:
             log_format = "json" if stream.read(1) == b"{" else "text"
         with logging_to(path, log_format) as log:
             facts = {"exit_code": code, "cause": " ".join(message.split())}
             log.error(LAST_LINES[command], extra={"facts": facts})
+
+
+def _may_be_written(path: Path, arguments: Sequence[str]) -> bool:
+    """Whether it is a log of ours, with one name, and in no folder that the command line names."""
+    target = os.path.realpath(path)
+    folders = [os.path.realpath(each) for each in arguments if os.path.isdir(each)]
+    if any(target.startswith(f"{folder.rstrip('/')}/") for folder in folders):
+        return False
+    status = os.stat(target)
+    return bool(status.st_size) and status.st_nlink == 1 and not LOG.problem(target)
 
 
 def _named_log(command: str, arguments: Sequence[str], environ: Mapping[str, str]) -> Path | None:
