@@ -153,3 +153,17 @@ def test_a_new_name_is_rolled_back_before_the_journal_says_so(tmp_path: Path) ->
     assert stubborn.roll_back(move, move.inode) is False
     assert placer.roll_back(move, move.inode) is True
     assert not (outbox / "CT/1").exists()
+
+
+@pytest.mark.parametrize("verb", [Verb.MOVE, Verb.REMOVE])
+def test_a_source_that_changes_while_it_is_compared_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: Verb
+) -> None:
+    operation, source, _, placer = duplicate(tmp_path)
+    if verb is Verb.MOVE:
+        operation = step(tmp_path / "inbox", verb, "a/1", target="outbox/CT/kept")
+    monkeypatch.setattr("dicomsort.execute.placing.same_bytes", lambda *_: source.chmod(0o600) is None)
+    result = placer().remove_source(operation)
+    assert isinstance(result, Result)
+    assert (result.outcome, result.message) == (Outcome.CHANGED, "the file changed while it was placed")
+    assert source.is_file()
