@@ -192,3 +192,20 @@ def test_locked_is_told_apart(inbox: Path, outbox: Path) -> None:
     watch = Watch(inbox, outbox)
     with locked(quiet(outbox), create=False), pytest.raises(OutboxLocked):
         watch.round()
+
+
+def test_rounds_fail_while_the_inbox_of_earlier_runs_is_not_mounted(
+    inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_mount = os.path.ismount
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "ismount", lambda path: str(path) == str(inbox) or is_mount(path))
+        assert Watch(inbox, outbox).round()
+    shutil.rmtree(inbox)
+    inbox.mkdir()
+    watch = Watch(inbox, outbox)
+    for _ in range(2):
+        with pytest.raises(DicomsortError, match="received an empty folder, and nothing is mounted at"):
+            watch.round()
+    make_dicom(inbox / "new.dcm", study=9)
+    assert told([summary for _ in range(2) for summary in watch.round()]) == [{"sorted": 1}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -15,11 +16,13 @@ from dicomsort.errors import UsageError
 from dicomsort.memory import ADDRESSES, require_address_space
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
     from logging import Logger
 
     from dicomsort.bundle import Bundle
+    from dicomsort.cli.logs import Ending
     from dicomsort.engines.engine import Engine
+    from dicomsort.sorting import Request
 
 SECONDS_PER_TASK = 10.0
 BYTES_PER_TASK = 1 << 30
@@ -110,11 +113,23 @@ def check_outputs(settings: SortSettings, inbox: str, outbox: str | None, labels
         gate.check_file("--log-file", settings.log_file, LOG)
 
 
-def log_of(settings: SortSettings) -> AbstractContextManager[Logger]:
-    """The log that the settings name."""
-    from dicomsort.cli.logs import logging_to
+@contextmanager
+def logged(
+    command: str, settings: SortSettings, inbox: str, outbox: str | None, request: Request | Exception
+) -> Iterator[tuple[Logger, Ending, Request]]:
+    """The log that the settings name, how the command is to end in it, and its request.
 
-    return logging_to(settings.log_file, settings.log_format, settings.log_size, settings.log_count)
+    Where there is no request but the reason for that, it stands in the log, too, and is raised.
+    """
+    from dicomsort.cli.logs import LAST_LINES, ending, logging_to
+
+    labels = () if isinstance(request, Exception) else request.bundle.labels
+    check_outputs(settings, inbox, outbox, labels)
+    to = (settings.log_file, settings.log_format, settings.log_size, settings.log_count)
+    with logging_to(*to) as log, ending(log, LAST_LINES[command]) as end:
+        if isinstance(request, Exception):
+            raise request
+        yield log, end, request
 
 
 def require_room(engine: str = "processes") -> None:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import NEEDS_PERSON, optional, resumable, show_summary
-from dicomsort.cli.logs import LAST_LINES, ending
-from dicomsort.cli.options import CONFIG, check_outputs, engine_for, log_of, require_room, with_options
+from dicomsort.cli.options import CONFIG, engine_for, logged, require_room, with_options
 from dicomsort.config import SORT, Routes, SortSettings, load_sort
 from dicomsort.errors import DicomsortError
 from dicomsort.progress import watching
@@ -55,12 +54,8 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes
     from dicomsort.sorting import RunContext, sort_inbox
 
     request = _checked(inbox, outbox, settings, routes)
-    labels = () if isinstance(request, Exception) else request.bundle.labels
-    check_outputs(settings, inbox, outbox, labels)
     files, counted = Files(), Summary()
-    with log_of(settings) as log, ending(log, LAST_LINES["sort"]) as end:
-        if isinstance(request, Exception):
-            raise request
+    with logged("sort", settings, inbox, outbox, request) as (log, end, request):
         log.info("sort begins", extra={"facts": {"mode": settings.mode, "dry_run": settings.dry_run}})
         show = _nothing if settings.json or settings.quiet else _show
         with engine_for(settings) as engine, watching(quiet=settings.quiet or settings.json) as progress:

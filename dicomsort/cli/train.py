@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dicomsort.cli import options
-from dicomsort.cli.options import option, with_options
+from dicomsort.cli.options import with_options
 from dicomsort.config.settings import TRAIN, TUNE
 from dicomsort.memory import TENSORFLOW, require_address_space
 from dicomsort.progress import Reporter
@@ -18,13 +18,7 @@ if TYPE_CHECKING:
     from dicomsort.training.settings import Settings
 
 PLOTS = ("accuracy.png", "loss.png", "confusion.png")
-GROUPS = TRAIN["groups"].help
 Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="A folder with a folder of images a class.")]
-
-
-def train_option(name: str, help_: str) -> Any:
-    """The option of a training's number, with another line of help."""
-    return option(name, TRAIN[name]._replace(help=help_))
 
 
 @with_options(TRAIN)

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.logs import LAST_LINES, ending
-from dicomsort.cli.options import CONFIG, check_outputs, engine_for, log_of, require_room, with_options
+from dicomsort.cli.options import CONFIG, check_outputs, engine_for, logged, require_room, with_options
 from dicomsort.config import WATCH, Destination, SendSettings, WatchSettings, load_watch
 from dicomsort.errors import DicomsortError
 from dicomsort.progress import Progress, Reporter, Silent, Stages
@@ -47,11 +46,7 @@ def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
     stop = Stop()
     with stop.listening():
         request = _checked(inbox, outbox, settings)
-        labels = () if isinstance(request, Exception) else request.bundle.labels
-        check_outputs(settings.sort, inbox, outbox, labels)
-        with log_of(settings.sort) as log, ending(log, LAST_LINES["watch"]) as end:
-            if isinstance(request, Exception):
-                raise request
+        with logged("watch", settings.sort, inbox, outbox, request) as (_, end, request):
             service = _service(request, settings, stop)
             number = service.run()
             end.exit_code, end.cause, end.facts = code_of(number), service.trouble, {"signal": number}

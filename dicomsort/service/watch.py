@@ -33,10 +33,8 @@ from dicomsort.signals import hear, restore
 from dicomsort.sorting import (
     Request,
     RunContext,
-    load_runs,
     look_at_runs,
     newest_run,
-    require_mounted,
     resume,
     sort_news,
     still_unfinished,
@@ -97,7 +95,6 @@ class Rounds:
         self._seen = KnownFiles(settle_ns, again_ns, clock)
         self._settled: str | None = None  # no run up to this one is unfinished, or it is of another inbox
         self._left: list[str] = []  # runs that only a person can end
-        self._is_mounted = False  # the inbox, as far as its earlier runs tell, when the first round began
         self._inbox = os.stat(request.inbox)
 
     def go(self, round_: Round, on_row: Callable[[Row], None]) -> None:
@@ -130,9 +127,6 @@ class Rounds:
         inbox = self._request.inbox
         if not os.path.isdir(inbox):
             raise DicomsortError(f"INBOX: expected the folder {inbox!r}, received nothing there; is it mounted?")
-        if not self._is_mounted:
-            require_mounted(load_runs(self._context.outbox), inbox)
-            self._is_mounted = True
         now = os.stat(inbox)
         if os.path.samestat(now, self._inbox):
             return

@@ -9,7 +9,7 @@ from dicomsort.progress import Progress
 from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examine import Arrivals, Survey, survey, walk_inbox
 from dicomsort.sorting.incremental import look_at_runs, newest_run, sort_news, still_unfinished
-from dicomsort.sorting.outbox import RunContext, load_runs, locked, require_mounted
+from dicomsort.sorting.outbox import RunContext, locked
 from dicomsort.sorting.pipeline import Request, check, check_settings, sort_inbox
 from dicomsort.sorting.pruning import Pruned, prune
 from dicomsort.sorting.review import ReviewService
@@ -28,14 +28,12 @@ __all__ = [
     "check",
     "check_settings",
     "list_runs",
-    "load_runs",
     "locked",
     "look_at_runs",
     "newest_run",
     "prune",
     "rehearse_undo",
     "repair",
-    "require_mounted",
     "resume",
     "sort_inbox",
     "sort_news",

@@ -25,6 +25,7 @@ from dicomsort.sorting.outbox import (
     locked,
     maybe_unfinished,
     new_run,
+    require_mounted,
     unfinished,
 )
 from dicomsort.sorting.pipeline import Job, Request
@@ -59,6 +60,8 @@ def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
     """Under the lock: how an outbox stands, as far as runs after ``since`` tell; OutboxLocked where it is held."""
     with locked(context, create=False):
         runs = load_runs(context.outbox, since)
+        if not since:  # at the start of a service; later it sees that its inbox is another folder
+            require_mounted(runs, inbox)
         complete_reports(context, runs.values())
         inboxes = {name: found.plan.head["inbox"] for name, found in runs.items() if found.plan is not None}
         cut_short = unfinished(runs)

@@ -362,15 +362,15 @@ def maybe_unfinished(outbox: str, runs: Mapping[str, Run]) -> dict[str, str]:
     """A sentence for each run that cannot be read and has no summary: files that it placed may have no row."""
     told = {}
     for name, run in runs.items():
-        folder = f"{runs_folder(outbox)}/{name}"
-        if run.state is RunState.DAMAGED and not _has_ended(folder, outbox, name):
-            advice = f"look at what it placed, then move {visible(folder)} away"
+        if run.state is RunState.DAMAGED and not _has_ended(outbox, name):
+            advice = f"look at what it placed, then move {visible(f'{runs_folder(outbox)}/{name}')} away"
             told[name] = f"{run.damage}; it may have been cut short, and is neither finished nor undone: {advice}"
     return told
 
 
-def _has_ended(folder: str, outbox: str, run: str) -> bool:
+def _has_ended(outbox: str, run: str) -> bool:
     """Whether a run came to its end, as its summary tells, or its journal where the summary cannot be read."""
+    folder = f"{runs_folder(outbox)}/{run}"
     with suppress(StateDamaged, OSError):
         return read_summary(outbox, run) is not None
     with suppress(StateDamaged, OSError):
