@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dicomsort.errors import UsageError
-from dicomsort.files import STREAMS, Files, closing, flush_path, look_up, opened_file
+from dicomsort.files import STREAMS, Files, closing_descriptor, flush_path, look_up, opened_file
 from dicomsort.jsonlines import parse
 
 DEVICES = frozenset({"/dev/null", "/dev/full", "/dev/tty", *STREAMS})  # accepted in place of a file
@@ -179,7 +179,7 @@ class Replaced:
         UsageError where something else has the name, or the name of the file beside it that is renamed.
         """
         if str(path) in DEVICES:
-            with closing(files.open_device(str(path))) as descriptor:
+            with closing_descriptor(files.open_device(str(path))) as descriptor:
                 files.write(descriptor, data)
             return
         target = os.path.realpath(path)
@@ -193,7 +193,7 @@ class Replaced:
         if look_up(part) is not None:
             files.unlink(part)
         try:
-            with closing(files.create(part, self.mode)) as descriptor:
+            with closing_descriptor(files.create(part, self.mode)) as descriptor:
                 files.write(descriptor, data)
                 files.flush(descriptor)
             files.replace(part, target)

@@ -200,7 +200,9 @@ def read_bounded(path: str | Path) -> bytes:
     device, or a FIFO by its name.
     """
     is_handed = _HANDED_OVER.fullmatch(str(path)) is not None
-    with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if is_handed else os.O_NONBLOCK))) as descriptor:
+    with closing_descriptor(
+        os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if is_handed else os.O_NONBLOCK))
+    ) as descriptor:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode) and not (is_handed and stat.S_ISFIFO(mode)):
             code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
@@ -213,7 +215,7 @@ def read_bounded(path: str | Path) -> bytes:
 
 
 @contextlib.contextmanager
-def closing(descriptor: int) -> Iterator[int]:
+def closing_descriptor(descriptor: int) -> Iterator[int]:
     """Close the descriptor at the end."""
     try:
         yield descriptor
@@ -343,7 +345,7 @@ def copy(files: Files, source: str, target: str, mode: int, mtime_ns: int) -> Co
 @contextlib.contextmanager
 def created(files: Files, target: str, mode: int = 0o600) -> Iterator[int]:
     """Create a file and close it at the end; where the disk refuses, the file is taken away again."""
-    with closing(files.create(target, mode)) as writer:
+    with closing_descriptor(files.create(target, mode)) as writer:
         try:
             yield writer
         except OSError:

@@ -19,7 +19,7 @@ from killing import run_unprivileged
 from unprivileged import NOBODY
 
 from dicomsort.files import Files
-from dicomsort.sorting.reserve import INODES
+from dicomsort.sorting.running import INODES
 
 SORT = ("sort", "--evidence", "header", "--engine", "serial", "--settle", "0")
 

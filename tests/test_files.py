@@ -10,7 +10,7 @@ import pytest
 from test_metadata import OWNER, acl
 
 from dicomsort import files as files_module
-from dicomsort.files import Files, check_input, closing, opened
+from dicomsort.files import Files, check_input, closing_descriptor, opened
 from dicomsort.metadata import ACL, apply_metadata, metadata_of
 
 
@@ -40,20 +40,23 @@ def test_a_fifo_that_took_the_name_meanwhile_is_not_appended_to(
 
 def test_a_standard_stream_is_written_where_it_stands(capfd: pytest.CaptureFixture[str]) -> None:
     os.write(1, b"first\n")
-    with closing(Files().open_device("/dev/stdout")) as descriptor:
+    with closing_descriptor(Files().open_device("/dev/stdout")) as descriptor:
         Files().write(descriptor, b"second\n")
     assert capfd.readouterr().out == "first\nsecond\n"
 
 
 def test_another_device_is_opened() -> None:
-    with closing(Files().open_device(os.devnull)) as descriptor:
+    with closing_descriptor(Files().open_device(os.devnull)) as descriptor:
         Files().write(descriptor, b"gone")
         assert os.path.samestat(os.fstat(descriptor), Path(os.devnull).stat())
 
 
 def test_a_system_without_allocation_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "posix_fallocate")
-    with closing(Files().create(str(tmp_path / "file"))) as descriptor, pytest.raises(OSError, match="not implemented"):
+    with (
+        closing_descriptor(Files().create(str(tmp_path / "file"))) as descriptor,
+        pytest.raises(OSError, match="not implemented"),
+    ):
         Files().allocate(descriptor, 1)
 
 
@@ -67,7 +70,7 @@ def test_a_full_quota_of_the_owner_costs_the_owner_and_another_error_the_file(tm
     (tmp_path / "a").touch()
     with opened(str(tmp_path / "a")) as reader:
         wanted = metadata_of(reader)._replace(owner=OWNER[0])
-        with closing(Files().create(str(tmp_path / "b"))) as writer:
+        with closing_descriptor(Files().create(str(tmp_path / "b"))) as writer:
             assert apply_metadata(Refusing(), writer, wanted, 0).message == "not kept: owner"
             Refusing.code = errno.EIO
             with pytest.raises(OSError, match=os.strerror(errno.EIO)):
@@ -81,7 +84,7 @@ def test_the_default_access_list_of_a_folder_does_not_stay_on_a_file_that_had_no
         os.setxattr(folder, "system.posix_acl_default", acl(7, 7))
     except OSError as error:
         pytest.skip(f"no access lists here: {error.strerror}")
-    with opened(str(tmp_path / "a")) as reader, closing(Files().create(str(folder / "b"))) as writer:
+    with opened(str(tmp_path / "a")) as reader, closing_descriptor(Files().create(str(folder / "b"))) as writer:
         assert ACL in os.listxattr(writer)
         assert apply_metadata(Files(), writer, metadata_of(reader), 0).message == ""
         assert ACL not in os.listxattr(writer)

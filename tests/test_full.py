@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from dicomsort.training.data.dataset import Dataset, Item
-from dicomsort.training.data.grouping import keep_together
 from dicomsort.training.data.rendered import Rendered
+from dicomsort.training.data.splitting import keep_together
 from dicomsort.training.fit.checkpoint import Checkpoint, forget
 from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, with_weights

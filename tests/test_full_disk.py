@@ -21,9 +21,9 @@ from crashing import NoLinks
 from matrix import Mode, check_done, check_nothing_lost, check_undone, facts, start, world
 
 from dicomsort.errors import DicomsortError
-from dicomsort.files import Files, closing, copy
+from dicomsort.files import Files, closing_descriptor, copy
 from dicomsort.records import Verb
-from dicomsort.sorting import reserve, resume, undo
+from dicomsort.sorting import resume, running, undo
 
 ENOUGH = 1 << 30
 MEMORY = Path("/dev/shm")  # noqa: S108 - flushing costs nothing there
@@ -116,7 +116,7 @@ def allocates(memory: Path, tmp_path: Path) -> None:
 
 
 def check_allocates(path: Path) -> None:
-    with closing(Files().open_append(str(path), 0o600)) as descriptor:
+    with closing_descriptor(Files().open_append(str(path), 0o600)) as descriptor:
         try:
             Files().allocate(descriptor, 4096)
         except OSError as error:
@@ -230,7 +230,7 @@ def test_one_reserve_grows_with_the_largest_run_and_ends_with_an_undo(tmp_path: 
 
 @pytest.mark.usefixtures("allocates")
 def test_a_reserve_has_a_limit(inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reserve, "RESERVE_LIMIT", 8192)
+    monkeypatch.setattr(running, "RESERVE_LIMIT", 8192)
     assert sort(inbox, outbox).code == 0
     assert reserve_of(outbox).stat().st_size == 8192
 
@@ -278,7 +278,7 @@ def test_a_file_that_is_not_all_zeros_is_no_reserve(inbox: Path, outbox: Path, c
     assert sort(inbox, outbox).code == 0
     with reserve_of(outbox).open("wb") as file:
         if content == "more than we make":
-            file.truncate(reserve.RESERVE_LIMIT + 1)
+            file.truncate(running.RESERVE_LIMIT + 1)
         else:
             file.write(bytes(1 << 21))
             file.seek((1 << 21) if content == "a beginning of zeros" else (1 << 23))

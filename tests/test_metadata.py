@@ -29,7 +29,7 @@ from test_races import Meddled, fail
 from unprivileged import NOBODY
 
 from dicomsort.errors import PlacingFailed
-from dicomsort.files import CHUNK, Files, closing, fill, opened
+from dicomsort.files import CHUNK, Files, closing_descriptor, fill, opened
 from dicomsort.journal import pack, replay, unpack
 from dicomsort.metadata import ACL, metadata_of
 from dicomsort.records import Lost, Operation, Outcome, Verb
@@ -420,7 +420,7 @@ def test_a_file_system_that_cannot_tell_its_holes_is_read_whole(
     make_sparse(tmp_path / "file", *SPARSE["in the middle"])
     monkeypatch.setattr(os, "lseek", blind)
     files, target = Files(), str(tmp_path / "copy")
-    with opened(str(tmp_path / "file")) as reader, closing(files.create(target)) as writer:
+    with opened(str(tmp_path / "file")) as reader, closing_descriptor(files.create(target)) as writer:
         told = fill(files, reader, writer, target, holes=True)
     content = (tmp_path / "file").read_bytes()
     assert (Path(target).read_bytes(), told.sha256) == (content, hashlib.sha256(content).hexdigest())
@@ -432,7 +432,7 @@ def test_a_sparse_file_that_grows_meanwhile_is_copied_to_where_it_ended(tmp_path
     content, target = (tmp_path / "file").read_bytes(), str(tmp_path / "copy")
     files = Meddled(call, lambda *_: append(tmp_path / "file"))
     files.clone = files.clone if call == "clone" else fail(errno.ENOTSUP)  # type: ignore[method-assign]
-    with opened(str(tmp_path / "file")) as reader, closing(files.create(target)) as writer:
+    with opened(str(tmp_path / "file")) as reader, closing_descriptor(files.create(target)) as writer:
         fill(files, reader, writer, target, holes=True)
     assert Path(target).read_bytes() == content
 

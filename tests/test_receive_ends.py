@@ -17,7 +17,7 @@ from building import STORAGE, read_tree, uid
 from rawscu import ABORT, ACCEPTED, DATA, LAST, RELEASED, Scu, pdata
 from receiving import SETTINGS, listening, made, opened
 
-from dicomsort.pacs.receive import part_files
+from dicomsort.pacs.receive import incoming
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
@@ -99,7 +99,7 @@ def test_what_is_stored_is_answered(inbox: Path, tmp_path: Path) -> None:
     data, is_stored, may_answer = made(tmp_path), threading.Event(), threading.Event()
 
     def slowly(*arguments: Any) -> Any:
-        kept = part_files.commit(*arguments)
+        kept = incoming.commit(*arguments)
         is_stored.set()
         may_answer.wait()
         return kept
@@ -144,7 +144,7 @@ def test_a_disk_that_takes_long_is_no_silence_of_the_sender(inbox: Path, tmp_pat
 
     def slowly(*arguments: Any) -> Any:
         passed[0] += 10_000
-        return part_files.commit(*arguments)
+        return incoming.commit(*arguments)
 
     clock = SimpleNamespace(time=lambda: time.time() + passed[0])
     receiver, _ = opened(inbox)

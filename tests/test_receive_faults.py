@@ -19,8 +19,7 @@ from test_receive_keeping import LIMIT, PLACE, REQUEST, data_set, receive, whole
 from dicomsort.discover import Passed, walk
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
-from dicomsort.pacs.receive.incoming import OUT_OF_RESOURCES, IncomingDataset, Refused
-from dicomsort.pacs.receive.part_files import Committed, PartFiles
+from dicomsort.pacs.receive.incoming import OUT_OF_RESOURCES, Committed, IncomingDataset, PartFiles, Refused
 
 
 @pytest.fixture

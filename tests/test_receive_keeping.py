@@ -17,9 +17,8 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 from receiving import made
 
 from dicomsort.dicom import file_meta
-from dicomsort.files import Files, closing
-from dicomsort.pacs.receive.incoming import IncomingDataset, Request
-from dicomsort.pacs.receive.part_files import Committed, PartFiles, commit
+from dicomsort.files import Files, closing_descriptor
+from dicomsort.pacs.receive.incoming import Committed, IncomingDataset, PartFiles, Request, commit
 
 PLACE = f"{uid(1)}/{uid(1, 1)}/{uid(1, 1, 1)}.dcm"
 REQUEST = Request(STORAGE["CT"], uid(1, 1, 1), ExplicitVRLittleEndian)
@@ -99,7 +98,7 @@ def test_what_it_equals_is_durable_too_before_that_is_success(
     disk, data = Forgetful(), data_set(tmp_path)
     for folder in (inbox / uid(1), (inbox / PLACE).parent):
         disk.make_folder(str(folder))
-    with closing(disk.create(str(inbox / PLACE))) as descriptor:
+    with closing_descriptor(disk.create(str(inbox / PLACE))) as descriptor:
         disk.write(descriptor, whole(data))
     assert receive(disk, inbox, data) == (Committed.REPEATED, PLACE)
     disk.cut(lose_bytes=losses[0], lose_names=losses[1])

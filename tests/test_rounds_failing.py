@@ -18,7 +18,7 @@ from watching import Timer, Watch, told
 
 from dicomsort.errors import DicomsortError, OutboxLocked
 from dicomsort.sorting import locked
-from dicomsort.sorting.reserve import INODES
+from dicomsort.sorting.running import INODES
 
 LONG_AGO = 1000.0
 

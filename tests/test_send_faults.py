@@ -17,9 +17,8 @@ from sending_tools import rows, send, statuses
 
 from dicomsort.pacs.send.association import Association
 from dicomsort.pacs.send.destination import destination
-from dicomsort.pacs.send.instance_file import CHUNK, outgoing
 from dicomsort.pacs.send.records import Instance, Unsendable
-from dicomsort.pacs.send.selection import examine
+from dicomsort.pacs.send.selection import CHUNK, examine, outgoing
 from dicomsort.records import Found
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")

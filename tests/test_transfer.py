@@ -12,9 +12,9 @@ from networks import TINY, answers, tiny
 
 from dicomsort.errors import BundleError
 from dicomsort.training.data.dataset import Dataset, Item
-from dicomsort.training.data.grouping import keep_together
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.robustness import SHORTCUTS
+from dicomsort.training.data.splitting import keep_together
 from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture
 from dicomsort.training.progress import Reporter, load_tensorflow

@@ -22,7 +22,7 @@ WRITERS = {
     "cli/logs.py": "the file that --log-file names",
     "bundle/staging.py": "a bundle, in a folder beside the one that train was given by name, then renamed",
     "training/data/rendered.py": "renderings, in the folder that --cache names, and temporary tensors",
-    "training/evaluate/compare_tables.py": "figures and picture, in the folder that --out names",
+    "training/evaluate/compare_bundles.py": "figures and picture, in the folder that --out names",
     "training/evaluate/cross_validation.py": "temporary tensors of a cross-validation",
     "training/evaluate/evaluation.py": "figures and pictures, in the folder that --out names",
     "training/evaluate/plots.py": "plots, in a staging folder",

@@ -123,7 +123,7 @@ def _compare(asked: EvaluateSettings, folders: tuple[Path, Path], dataset: Path 
     """Compare two bundles, write metrics.json and a picture to ``out``, and print tables, or one JSON object."""
     from dicomsort.bundle import load
     from dicomsort.records import RENDERING_VERSION
-    from dicomsort.training.evaluate.compare_tables import warnings, write_comparison
+    from dicomsort.training.evaluate.compare_bundles import warnings, write_comparison
     from dicomsort.training.evaluate.evaluation import check_out
 
     folder = check_out(out, dataset)
@@ -154,7 +154,7 @@ def _compared(
 def _show_compared(report: dict[str, Any], out: Path) -> None:
     """Print the tables for a person, and the first images that only one of the two has right."""
     from dicomsort.report import visible
-    from dicomsort.training.evaluate.compare_tables import names_of, tables, title
+    from dicomsort.training.evaluate.compare_bundles import names_of, tables, title
 
     print(title(report))
     show_tables(tables(report))

@@ -14,7 +14,7 @@ from functools import partial
 from dicomsort.doctor.finding import Finding, fine, guarded, note, wrong
 from dicomsort.execute import Leaving
 from dicomsort.files import NO_LINK, Files, is_network, look_up
-from dicomsort.files import closing as closing_file
+from dicomsort.files import closing_descriptor as closing_file
 from dicomsort.journal import is_run, runs_folder
 from dicomsort.report.text import size
 

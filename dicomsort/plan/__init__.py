@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dicomsort.plan.decisions import Decided, decide
-from dicomsort.plan.layout import TOKENS, Layout, parse_layout
-from dicomsort.plan.planner import Options, plan
-from dicomsort.plan.protocols import NameLookup, PlanContext
+from dicomsort.plan.layout import TOKENS, Layout, NameLookup, PlanContext, parse_layout
+from dicomsort.plan.planner import Decided, Options, decide, plan
 from dicomsort.plan.reverse import reverse
 
 __all__ = [

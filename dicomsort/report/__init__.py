@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dicomsort.errors import StateDamaged, command
-from dicomsort.files import Files, closing, look_up, opened_file
+from dicomsort.errors import DicomsortError, StateDamaged, command
+from dicomsort.files import Files, closing_descriptor, look_up, opened_file
 from dicomsort.journal import runs_folder
 from dicomsort.jsonlines import parse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Status, Verb
@@ -37,6 +39,7 @@ __all__ = [
     "visible",
     "write_summary",
 ]
+
 
 NEEDS_PERSON = frozenset({Status.REVIEW, Status.UNREADABLE, Status.CONFLICT, Status.CHANGED, Status.FAILED})
 _TROUBLE = frozenset({Status.FAILED, Status.CHANGED})
@@ -171,7 +174,7 @@ def write_summary(files: Files, outbox: str, summary: Summary) -> None:
     path = f"{runs_folder(outbox)}/{summary.run_id}/{SUMMARY}"
     if look_up(path) is not None:
         files.unlink(path)
-    with closing(files.create(path, 0o600)) as descriptor:
+    with closing_descriptor(files.create(path, 0o600)) as descriptor:
         files.write(descriptor, json.dumps(summary.as_json(), indent=1).encode() + b"\n")
         files.flush(descriptor)
 
@@ -215,3 +218,15 @@ def _problem(told: Any) -> str:
         if isinstance(value, list) and not all(isinstance(text, str) for text in value):
             return f"no list of texts as {name!r}"
     return ""
+
+
+def describe_error(error: BaseException) -> str:
+    """One line: our own errors in their words, the system's with the file's name, others by kind and place alone."""
+    if isinstance(error, DicomsortError):
+        return " ".join(printable(str(error)).split())
+    if isinstance(error, OSError) and error.strerror:
+        name = error.filename if isinstance(error.filename, str) else ""
+        return f"{error.strerror} ({printable(os.path.basename(name))})" if name else error.strerror
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    return f"unexpected {type(error).__name__}{place}"

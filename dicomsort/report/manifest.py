@@ -19,7 +19,7 @@ from operator import attrgetter
 from typing import BinaryIO
 
 from dicomsort.errors import DicomsortError, StateDamaged
-from dicomsort.files import NO_LINK, Files, closing, copy, flush_path, look_up, opened_file
+from dicomsort.files import NO_LINK, Files, closing_descriptor, copy, flush_path, look_up, opened_file
 from dicomsort.journal import STATE, Journal, runs_folder
 from dicomsort.metadata import apply_metadata, metadata_of
 from dicomsort.records import Action, Placement, Row, Status
@@ -104,7 +104,7 @@ def append_manifest(files: Files, outbox: str, run: str, journal: Journal) -> No
     The journal holds where the append began; what a crash left of it is gone on with, byte by byte, and rows of other
     runs are never cut off. StateDamaged where the run's own manifest cannot be read.
     """
-    with _own_rows(outbox, run) as rows, closing(files.open_append(f"{outbox}/{MANIFEST}")) as descriptor:
+    with _own_rows(outbox, run) as rows, closing_descriptor(files.open_append(f"{outbox}/{MANIFEST}")) as descriptor:
         begun, size = journal.known.marks.get("manifest"), os.fstat(descriptor).st_size
         if begun is None:
             begun = size
@@ -314,7 +314,7 @@ def _replace(files: Files, path: str, pieces: Iterable[bytes], repaired: Repaire
     if look_up(part) is not None:
         files.unlink(part)
     try:
-        with closing(files.create(part, _MODE if before is None else _MODE_SO_FAR)) as descriptor:
+        with closing_descriptor(files.create(part, _MODE if before is None else _MODE_SO_FAR)) as descriptor:
             buffer = bytearray()
             for piece in pieces:
                 buffer += piece

@@ -14,8 +14,8 @@ from dicomsort.config import Destination, Routes
 from dicomsort.errors import UsageError
 from dicomsort.journal import runs_folder
 from dicomsort.records import OTHER
+from dicomsort.report import describe_error
 from dicomsort.report.metrics import Figures
-from dicomsort.service.telling import describe_error
 
 FIRST_PAUSE, LAST_PAUSE = 30.0, 86400.0  # seconds before an job that failed is tried again
 LONGEST_DOWN = 900.0  # seconds between two attempts at a destination that is not there

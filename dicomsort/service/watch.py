@@ -24,11 +24,10 @@ from dicomsort.errors import DicomsortError, OutboxLocked
 from dicomsort.files import Files
 from dicomsort.progress import Progress
 from dicomsort.records import Row
-from dicomsort.report import Summary
+from dicomsort.report import Summary, describe_error
 from dicomsort.report.metrics import Figures, age, set_inbox_metrics, set_run_metrics, write_metrics
 from dicomsort.service.forwarding import Forwarder, Sender, Sent, check_routes
 from dicomsort.service.known_files import KnownFiles, Scan
-from dicomsort.service.telling import describe_error
 from dicomsort.signals import hear, restore
 from dicomsort.sorting import (
     Request,

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from dicomsort.engines.engine import Engine, submit_batch
 from dicomsort.errors import DicomsortError, UsageError
-from dicomsort.files import Files, closing, flush_path, is_straight, look_up, missing_folders, whole_lines
+from dicomsort.files import Files, closing_descriptor, flush_path, is_straight, look_up, missing_folders, whole_lines
 from dicomsort.records import RENDERING_VERSION, Action, Row
 from dicomsort.report import cell, visible
 from dicomsort.report.manifest import rows_of
@@ -61,7 +61,10 @@ class Corrections:
             _make_folders(files, self.folder)
             with _table(files, self.folder):
                 pass
-            with suppress(FileExistsError), closing(files.create(f"{self.folder}/README", 0o600)) as descriptor:
+            with (
+                suppress(FileExistsError),
+                closing_descriptor(files.create(f"{self.folder}/README", 0o600)) as descriptor,
+            ):
                 files.write(descriptor, _README.encode())
         except OSError as error:
             message = f"corrections {folder!r}: expected a folder that can be written, received {error.strerror}"
@@ -136,7 +139,7 @@ class Corrections:
         part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.part"
         if look_up(part) is not None:
             self._files.unlink(part)
-        with closing(self._files.create(part, 0o600)) as descriptor:
+        with closing_descriptor(self._files.create(part, 0o600)) as descriptor:
             self._files.write(descriptor, content)
             self._files.flush(descriptor)
         self._files.replace(part, path)  # a name of ours, with the run's id; links may be refused here
@@ -255,7 +258,7 @@ def _table(files: Files, folder: str) -> Iterator[int]:
 
     It is ours where its first line begins with our columns (a person may have edited it), or is cut short within them.
     """
-    with closing(files.open_append(f"{folder}/{TABLE}", 0o600)) as descriptor:
+    with closing_descriptor(files.open_append(f"{folder}/{TABLE}", 0o600)) as descriptor:
         first, is_whole, _ = os.pread(descriptor, _LONGEST_HEAD, 0).partition(b"\n")
         if is_whole:
             is_ours = re.match(rb"(\xef\xbb\xbf)?" + _HEAD + rb"(,|\r?$)", first) is not None

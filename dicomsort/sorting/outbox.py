@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, StateDamaged, UsageError, command
-from dicomsort.files import Files, closing, data_size, look_up, missing_folders
+from dicomsort.files import Files, closing_descriptor, data_size, look_up, missing_folders
 from dicomsort.journal import JOURNAL, PLAN, STATE, Plan, Replay, is_run, replay, runs_folder
 from dicomsort.jsonlines import parse
 from dicomsort.progress import Progress
@@ -190,7 +190,7 @@ def locked(context: RunContext, *, create: bool) -> Iterator[None]:
     except OSError as error:
         message = f"outbox {outbox!r}: expected write permission, received {error.strerror}"
         raise DicomsortError(message) from error
-    with closing(descriptor):
+    with closing_descriptor(descriptor):
         if not files.lock(descriptor):
             raise OutboxLocked(_holder(descriptor, outbox))
         try:
@@ -247,7 +247,7 @@ def _make(files: Files, outbox: str) -> None:
         for path, mode in [*new, (state, 0o700), (f"{state}/runs", 0o700)]:
             with suppress(FileExistsError):  # perhaps since a moment: the lock tells which run goes first
                 files.make_folder(path, mode)
-        with suppress(FileExistsError), closing(files.create(f"{state}/README", 0o600)) as descriptor:
+        with suppress(FileExistsError), closing_descriptor(files.create(f"{state}/README", 0o600)) as descriptor:
             files.write(descriptor, _README.encode())
     except OSError as error:
         message = f"outbox {outbox!r}: expected a folder that can be written, received {error.strerror}"

@@ -1,4 +1,7 @@
-"""Carry out a sealed plan and report on it: the second half of ``sort``, all of ``resume``, and of ``undo``."""
+"""Executes a sealed plan and reports on it: the second half of ``sort``, all of ``resume`` and of ``undo``.
+
+Each run keeps room on the disk for its undo: bytes, and inodes, which a disk may lack while it has bytes.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from typing import Any
 
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError, command
 from dicomsort.execute import BATCH, Executor, Placer, Roots
-from dicomsort.files import is_network, look_up
-from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, replay, runs_folder
+from dicomsort.files import closing_descriptor, holds_only_zeros, is_network, look_up, opened_file
+from dicomsort.journal import JOURNAL, PLAN, STATE, Journal, Plan, PlanWriter, Replay, replay, runs_folder
 from dicomsort.plan import reverse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import (
@@ -51,7 +54,63 @@ from dicomsort.sorting.outbox import (
     wholly_undone,
 )
 from dicomsort.sorting.outbox_state import LaterRuns
-from dicomsort.sorting.reserve import free_reserve, make_reserve, room_for_undo
+
+RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 500,000 files need about as many
+INODES = 8  # an undo makes a folder with four files; tmpfs takes an inode a link, too
+_ROOM, _BLOCK = 256 << 10, 4 << 10  # bytes: for what does not grow with a run; for a folder that is made again
+
+
+def room_for_undo(plan_bytes: int, folders: int = 0) -> int:
+    """How many bytes an undo may write below the outbox: of a run whose plan has so many, and prunes so many folders.
+
+    It has a plan, a journal, and its rows twice: 2.7 times the run's plan at most, as measured.
+    """
+    return _ROOM + 3 * plan_bytes + _BLOCK * folders
+
+
+def make_reserve(context: RunContext, size: int) -> None:
+    """Keep so many bytes of the disk for an undo, up to a limit, and a few inodes; go on where there are none."""
+    files, outbox = context.files, context.outbox
+    for empty in _empty_ones(outbox):
+        with suppress(OSError), closing_descriptor(files.create(empty, 0o600)):
+            pass
+    path, size = f"{outbox}/{STATE}/{RESERVE}", min(size, RESERVE_LIMIT)
+    there = look_up(path)
+    if there is not None and (there.st_blocks * 512 >= size or not _is_reserve(path)):
+        return
+    with suppress(OSError), closing_descriptor(files.open_append(path, 0o600)) as descriptor:
+        before = os.fstat(descriptor).st_size
+        try:
+            files.allocate(descriptor, size)
+        except OSError:
+            files.truncate(descriptor, before)  # what it got of the last room is needed more by the run
+            raise
+
+
+def free_reserve(context: RunContext) -> None:
+    """Give back what ``make_reserve`` keeps."""
+    for path in (f"{context.outbox}/{STATE}/{RESERVE}", *_empty_ones(context.outbox)):
+        with suppress(OSError):
+            if _is_reserve(path):
+                context.files.unlink(path)
+
+
+def _empty_ones(outbox: str) -> Iterator[str]:
+    """Files that hold an inode each."""
+    return (f"{outbox}/{STATE}/{RESERVE}-{number}" for number in range(1, INODES + 1))
+
+
+def _is_reserve(path: str) -> bool:
+    """Whether a file is a reserve of ours, and not somebody's: it has one name and holds nothing but zeros."""
+    limit = RESERVE_LIMIT if os.path.basename(path) == RESERVE else 0
+    try:
+        with opened_file(path) as stream:
+            status = os.fstat(stream.fileno())
+            is_possible = status.st_nlink == 1 and status.st_size <= limit
+            return is_possible and holds_only_zeros(stream.fileno(), status.st_size)
+    except OSError:
+        return False
+
 
 NOTHING_TO_UNDO = "no run that changed anything is left to undo"
 # Threads that place: a local disk answers sooner than the interpreter switches between many, a network does not.

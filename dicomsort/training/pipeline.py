@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dicomsort.bundle import Bundle
     from dicomsort.engines.engine import Engine
     from dicomsort.training.data.dataset import Dataset
-    from dicomsort.training.data.grouping import Grouping
+    from dicomsort.training.data.splitting import Grouping
     from dicomsort.training.models.architectures import Architecture
 
 SKIPPED_SAID = 10

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dicomsort.config import TRAINING
 from dicomsort.config import checked as in_range
 from dicomsort.errors import UsageError, missing_extra
-from dicomsort.files import Files, closing
+from dicomsort.files import Files, closing_descriptor
 from dicomsort.training.data.dataset import fingerprint
 from dicomsort.training.pipeline import rendering, scanned, train
 from dicomsort.training.progress import load_tensorflow
@@ -118,7 +118,7 @@ def _locked(settings: Settings) -> Iterator[None]:
         descriptor = files.open_append(str(path))
     except OSError as error:
         raise UsageError(f"{_expected(settings)}{error.strerror}") from error
-    with closing(descriptor):
+    with closing_descriptor(descriptor):
         is_ours = files.lock(descriptor)
         if not (is_ours and path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))):
             raise UsageError(f"{_expected(settings)}one that another `dicomsort tune` holds; wait for it to end")

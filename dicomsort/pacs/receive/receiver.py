@@ -14,8 +14,8 @@ from pynetdicom.ae import ApplicationEntity
 
 from dicomsort.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.pacs.receive.incoming import PartFiles
 from dicomsort.pacs.receive.network import Server
-from dicomsort.pacs.receive.part_files import PartFiles
 from dicomsort.pacs.receive.store_scp import VERIFICATION, Limits, Store
 from dicomsort.pacs.tls import server_context
 

@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from pydicom.dataset import Dataset
 
 from dicomsort.classify import is_uid
-from dicomsort.pacs.receive.incoming import FAILURE, SUCCESS, UNNAMED, IncomingDataset, Refused, Request, refusal
-from dicomsort.pacs.receive.part_files import Committed, commit
+from dicomsort.pacs.receive.incoming import (
+    FAILURE,
+    SUCCESS,
+    UNNAMED,
+    Committed,
+    IncomingDataset,
+    Refused,
+    Request,
+    commit,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +30,8 @@ if TYPE_CHECKING:
     from pynetdicom.events import Event
 
     from dicomsort.files import Files
+    from dicomsort.pacs.receive.incoming import PartFiles
     from dicomsort.pacs.receive.network import BoundedDimseProvider
-    from dicomsort.pacs.receive.part_files import PartFiles
 
 VERIFICATION: Final = "1.2.840.10008.1.1"
 # Uncompressed: implicit, explicit, deflated, big endian; deflated frames; RLE (PS3.5 Annex A)

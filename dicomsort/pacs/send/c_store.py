@@ -10,8 +10,8 @@ from dicomsort.dicom.encoding import DEFLATED
 from dicomsort.pacs.send import statuses
 from dicomsort.pacs.send.association import MAX_CONTEXTS, Association
 from dicomsort.pacs.send.destination import DicomPeer
-from dicomsort.pacs.send.instance_file import outgoing
 from dicomsort.pacs.send.records import Answer, Batch, Instance, Temporary, Unsendable
+from dicomsort.pacs.send.selection import outgoing
 from dicomsort.pacs.send.transcoding import NATIVE, Transcoder, is_lossless
 
 Pair = tuple[str, str]

@@ -26,8 +26,8 @@ from dicomsort.errors import UsageError, missing_extra
 from dicomsort.files import read_bounded
 from dicomsort.pacs.send import statuses
 from dicomsort.pacs.send.destination import WebPeer, unresolved
-from dicomsort.pacs.send.instance_file import CHUNK, outgoing
 from dicomsort.pacs.send.records import Answer, Batch, Instance, Permanent, Temporary, Unsendable
+from dicomsort.pacs.send.selection import CHUNK, outgoing
 
 _HEAD = b"--%b\r\nContent-Type: application/dicom\r\n\r\n"
 _TAIL = b"--%b--\r\n"

@@ -30,8 +30,8 @@ from dicomsort.dicom.encoding import DEFLATED, EXPLICIT_LITTLE, IMPLICIT_LITTLE,
 from dicomsort.engines.engine import Limits
 from dicomsort.engines.processes import ProcessEngine
 from dicomsort.errors import WorkerLost
-from dicomsort.pacs.send.instance_file import check
 from dicomsort.pacs.send.records import Instance, Unsendable
+from dicomsort.pacs.send.selection import check
 
 if TYPE_CHECKING:
     from pydicom.dataelem import DataElement, RawDataElement

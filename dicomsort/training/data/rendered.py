@@ -31,7 +31,7 @@ from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.pixels import INPUT_SHAPE, PixelsError
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.augment import vary
-from dicomsort.training.data.grouping import Grouping, hash_picture, keep_together, patient
+from dicomsort.training.data.splitting import Grouping, hash_picture, keep_together, patient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -21,10 +21,9 @@ from dicomsort.engines.engine import R, submit_batch
 from dicomsort.errors import UsageError
 from dicomsort.pixels import PixelsError, render
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training.data.grouping import patient, perceptual_hash
 from dicomsort.training.data.rendered import Rendered, render_all
 from dicomsort.training.data.robustness import SHORTCUTS
-from dicomsort.training.data.splitting import folds
+from dicomsort.training.data.splitting import folds, patient, perceptual_hash
 from dicomsort.training.evaluate import compare
 from dicomsort.training.evaluate.predictions import Predictions, cross_calibrated, require_images
 from dicomsort.training.fit.held_out import HeldOutPredictions

@@ -22,8 +22,8 @@ from dicomsort.outputs import Gate
 from dicomsort.report import visible
 from dicomsort.training.data import fingerprint
 from dicomsort.training.data.dataset import Dataset, read_groups, relabelled, scan
-from dicomsort.training.data.grouping import keep_together
 from dicomsort.training.data.robustness import SHORTCUTS
+from dicomsort.training.data.splitting import keep_together
 from dicomsort.training.evaluate import reporting
 from dicomsort.training.evaluate.card import write_card
 from dicomsort.training.evaluate.cross_validation import (
