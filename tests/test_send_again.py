@@ -12,7 +12,6 @@ from peers_send import Scp, free_port
 from sending_tools import rows, send, statuses
 
 from dicomsort.pacs import send as send_module
-from dicomsort.pacs.send import selection
 from dicomsort.pacs.send.acknowledged import MOST_FILES
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
@@ -77,7 +76,7 @@ def test_what_did_not_change_is_not_read_again(folder: Path, tmp_path: Path, mon
         assert statuses(send(folder, "--to", scp.to, "--journal", journal)) == Counter(skipped=FILES)  # reads headers
         assert files_in(journal) == FILES
         read: list[object] = []
-        monkeypatch.setattr(selection, "examine", lambda *arguments: read.append(arguments))
+        monkeypatch.setattr(send_module, "examine", lambda *arguments: read.append(arguments))
         assert statuses(send(folder, "--to", scp.to, "--journal", journal)) == Counter(skipped=FILES)
     assert read == []
 

@@ -1,1 +1,15 @@
 """Sending to a PACS and receiving from it: C-STORE (PS3.4 Annex B) and STOW-RS (PS3.18 10.5)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from dicomsort.errors import missing_extra
+
+
+def require(module: str, command: str) -> None:
+    """Raise ``UsageError`` where a module of the extra ``pacs``, which ``command`` needs, is not installed."""
+    try:
+        import_module(module)
+    except ImportError:
+        raise missing_extra(command, "pacs") from None

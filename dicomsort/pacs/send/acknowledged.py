@@ -1,12 +1,12 @@
-"""What a destination has acknowledged, as JSON lines: why sending again sends only the rest.
+"""What a destination has acknowledged, as JSON lines: sending again sends only the rest.
 
 The first line names format and destination, ``base`` lines the folder that later paths start at, the others an
 instance each: ``["sent", path, size, mtime_ns, sop_uid, sha256]``. A line is written when the peer has said so, before
 anything else is sent on that connection, and flushed with others: what a power cut takes is sent twice, never lost.
-``["file", sop_uid, inode, ctime_ns]`` is the file itself: another may come to have its path, size and mtime. Where that
-line is not (earlier versions wrote none, and pass it over), the header must name the same SOP Instance UID.
+``["file", sop_uid, inode, ctime_ns]`` identifies the file: another may come to have its path, size and mtime. Without
+that line (earlier versions wrote none, and skip it), the header must name the same SOP Instance UID.
 ``["failed", path, size, mtime_ns]`` is one that the peer did not take: the next sending tries others before it.
-So a line that cannot be read is passed over, and a torn last one is cut off. A file is changed only after its first
+So a line that cannot be read is skipped, and a torn last one is cut off. A file is changed only after its first
 line has proven it to be this destination's journal: the name may be one that a user typed.
 """
 
@@ -42,18 +42,16 @@ class Acknowledged:
     def __init__(self, files: Files, path: str, destination: str, base: str) -> None:
         """Open or create the journal, and read it.
 
-        Raises ``OutboxLocked`` where another sending holds it, ``UsageError`` where it is of another destination, is
+        Raises ``OutboxLocked`` where another process holds it, ``UsageError`` where it is of another destination, is
         something else (then it is left as it is) or cannot be written.
         """
-        self._files = files
-        self._path = path
-        self._base = base
+        self._files, self._path, self._base = files, path, base
         self._places: dict[bytes, str] = {}  # of path, size and mtime -> SOP Instance UID
-        self._files_known: set[bytes] = set()  # of SOP Instance UID, inode and ctime
+        self._identities: set[bytes] = set()  # of SOP Instance UID, inode and ctime
         self._contents: dict[str, tuple[bytes, ...]] = {}  # SOP Instance UID -> of what was sent under it
         self._failed: dict[bytes, int] = {}  # of path, size and mtime -> a number that grows from failure to failure
         self._failures = count()
-        self._waiting = 0  # lines that are not flushed yet
+        self._unflushed = 0  # lines
         self._lock = threading.Lock()
         self._descriptor = self._open()
         try:
@@ -63,14 +61,15 @@ class Acknowledged:
             raise
 
     def _open(self) -> int:
+        folder = os.path.dirname(self._path)
         try:
-            fresh = look_up(self._path) is None
-            for folder in missing_folders(os.path.dirname(self._path)):
+            is_new = look_up(self._path) is None
+            for missing in missing_folders(folder):
                 with suppress(FileExistsError):
-                    self._files.make_folder(folder, 0o700)
+                    self._files.make_folder(missing, 0o700)
             descriptor = self._files.open_append(self._path, 0o600)
-            if fresh:
-                flush_path(self._files, os.path.dirname(self._path))
+            if is_new:
+                flush_path(self._files, folder)
         except OSError as error:
             raise UsageError(
                 f"expected to keep in {self._path!r} what was acknowledged, received: {error.strerror}; "
@@ -84,28 +83,29 @@ class Acknowledged:
                 f"another `dicomsort send` to {destination} holds {self._path!r}; wait for it to end "
                 "(the lock of a dead process frees itself)"
             )
-        head = dump({"format": FORMAT, "destination": destination}) + b"\n"
+        head = {"format": FORMAT, "destination": destination}
         with os.fdopen(os.dup(self._descriptor), "rb") as lines:
             first = lines.readline(LONGEST_HEAD)
-            is_begun = first.endswith(b"\n") or not head.startswith(first)  # else empty, or torn in its first line
-            if is_begun and (there := _other_than(destination, first)):
+            # Else it is empty, or torn in its first line.
+            is_begun = first.endswith(b"\n") or not (dump(head) + b"\n").startswith(first)
+            if is_begun and (other := _other_than(destination, first)):
                 raise UsageError(
-                    f"expected {self._path!r} to be of {destination}, received one of {there}; it was not changed, and "
+                    f"expected {self._path!r} to be of {destination}, received one of {other}; it was not changed, and "
                     "--journal FILE names another place"
                 )
             base = self._read(lines)
         size = os.fstat(self._descriptor).st_size
         whole = whole_lines(self._descriptor, size)
         if whole != size:
-            with self._border():
+            with self._writing():
                 self._files.truncate(self._descriptor, whole)
         if not is_begun:
-            self._write({"format": FORMAT, "destination": destination})
+            self._write(head)
         if base != self._base:
             self._write(["base", self._base])
 
     def _read(self, lines: BufferedReader) -> str:
-        """Take up all whole lines but damaged ones; the base that holds at their end."""
+        """Read all whole lines but damaged ones, and return the base at their end."""
         base = ""
         for line in lines:
             with suppress(ValueError):  # no JSON, or text that is none
@@ -113,39 +113,38 @@ class Acknowledged:
                     case ["base", str(base)]:
                         pass
                     case ["sent", str(path), int(size), int(mtime_ns), str(sop_uid), str(sha256)] if is_uid(sop_uid):
-                        self._remember(_key(base, path, size, mtime_ns), sop_uid, sha256)
+                        self._remember(_digest(base, path, size, mtime_ns), sop_uid, sha256)
                     case ["file", str(sop_uid), int(inode), int(ctime_ns)]:
-                        self._files_known.add(_key(sop_uid, inode, ctime_ns))
+                        self._identities.add(_digest(sop_uid, inode, ctime_ns))
                     case ["failed", str(path), int(size), int(mtime_ns)]:
-                        self._failed[_key(base, path, size, mtime_ns)] = next(self._failures)
+                        self._failed[_digest(base, path, size, mtime_ns)] = next(self._failures)
         return base
 
-    def _remember(self, key: bytes, sop_uid: str, sha256: str) -> None:
-        self._places[key] = sop_uid
-        self._failed.pop(key, None)
-        content, known = _content(sha256), self._contents.get(sop_uid, ())
+    def _remember(self, place: bytes, sop_uid: str, sha256: str) -> None:
+        self._places[place] = sop_uid
+        self._failed.pop(place, None)
+        content, known = _digest(sha256), self._contents.get(sop_uid, ())
         if content not in known:
             self._contents[sop_uid] = (*known, content)
 
+    def _place(self, file: Found | Instance) -> bytes:
+        return _digest(self._base, file.path, file.size, file.mtime_ns)
+
     def holds(self, found: Found) -> str | None:
-        """The SOP Instance UID of a file that was acknowledged as it is now, as far as is told without reading it."""
-        sop_uid = self._place_of(found)
-        is_same = sop_uid is not None and _key(sop_uid, found.inode, found.ctime_ns) in self._files_known
-        return sop_uid if is_same else None
+        """Return the SOP Instance UID of a file that was acknowledged as it is now, as far as its ``stat`` shows."""
+        sop_uid = self._places.get(self._place(found))
+        return sop_uid if _digest(sop_uid, found.inode, found.ctime_ns) in self._identities else None
 
     def may_hold(self, found: Found) -> bool:
         """Whether a file was acknowledged that had the same path, size and mtime."""
-        return self._place_of(found) is not None
-
-    def _place_of(self, file: Found | Instance) -> str | None:
-        return self._places.get(_key(self._base, file.path, file.size, file.mtime_ns))
+        return self._place(found) in self._places
 
     def holds_instance(self, instance: Instance) -> bool:
-        """Whether it was acknowledged as it is now, or the same bytes under another path or time; both are kept."""
-        if self._place_of(instance) == instance.sop_uid:
-            if len(self._files_known) < MOST_FILES * len(self._places):
+        """Whether it was acknowledged as it is now, or the same bytes under another path or time; writes down both."""
+        if self._places.get(self._place(instance)) == instance.sop_uid:
+            if len(self._identities) < MOST_FILES * len(self._places):
                 self._write(_file(instance))
-                self._files_known.add(_key(instance.sop_uid, instance.inode, instance.ctime_ns))
+                self._identities.add(_digest(instance.sop_uid, instance.inode, instance.ctime_ns))
             return True
         known = self._contents.get(instance.sop_uid)
         if known is None:
@@ -154,38 +153,37 @@ class Acknowledged:
             sha256 = sha256_of(instance.absolute)
         except OSError:
             return False  # sending will tell why
-        if _content(sha256) in known:
-            self.add(instance, sha256)
-            return True
-        return False
+        if _digest(sha256) not in known:
+            return False
+        self.add(instance, sha256)
+        return True
 
     def add(self, instance: Instance, sha256: str) -> None:
         """Write that the peer has the instance; ``DicomsortError`` where that cannot be written."""
         path, size, mtime_ns, sop_uid = instance.path, instance.size, instance.mtime_ns, instance.sop_uid
         self._write(["sent", path, size, mtime_ns, sop_uid, sha256], _file(instance))
-        self._remember(_key(self._base, path, size, mtime_ns), sop_uid, sha256)
-        self._files_known.add(_key(sop_uid, instance.inode, instance.ctime_ns))
+        self._remember(self._place(instance), sop_uid, sha256)
+        self._identities.add(_digest(sop_uid, instance.inode, instance.ctime_ns))
 
     def failed_at(self, found: Found) -> int | None:
-        """Where a file that failed before stands among all that did, the oldest failure first; else None."""
-        return self._failed.get(_key(self._base, found.path, found.size, found.mtime_ns))
+        """Return the place of a file that failed before among all that did, the oldest failure first; else None."""
+        return self._failed.get(self._place(found))
 
     def add_failed(self, instance: Instance) -> None:
         """Write that the peer did not take the instance; ``DicomsortError`` where that cannot be written."""
-        path, size, mtime_ns = instance.path, instance.size, instance.mtime_ns
-        self._write(["failed", path, size, mtime_ns])
-        self._failed[_key(self._base, path, size, mtime_ns)] = next(self._failures)
+        self._write(["failed", instance.path, instance.size, instance.mtime_ns])
+        self._failed[self._place(instance)] = next(self._failures)
 
     def _write(self, *entries: object) -> None:
-        with self._lock, self._border():
+        with self._lock, self._writing():
             self._files.write(self._descriptor, b"".join(dump(entry) + b"\n" for entry in entries))
-            self._waiting += 1
-            if self._waiting >= FLUSH_EVERY:
+            self._unflushed += 1
+            if self._unflushed >= FLUSH_EVERY:
                 self._files.flush(self._descriptor)
-                self._waiting = 0
+                self._unflushed = 0
 
     @contextmanager
-    def _border(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -195,22 +193,22 @@ class Acknowledged:
             ) from None
 
     def close(self) -> None:
-        """Make all lines durable, and let go of the lock."""
+        """Make all lines durable, and release the lock."""
         try:
-            with self._border():
+            with self._writing():
                 self._files.flush(self._descriptor)
         finally:
             os.close(self._descriptor)
 
 
 def _other_than(destination: str, line: bytes) -> str:
-    """What a file is of whose first line is this, in words; empty where it is the destination's journal."""
+    """Describe a file by its first line; empty where it is the destination's journal."""
     with suppress(ValueError):
         match parse(line) if line.endswith(b"\n") else None:
-            case {"format": int(number), "destination": str(there)} if number is not True and number >= FORMAT:
+            case {"format": int(number), "destination": str(found)} if number is not True and number >= FORMAT:
                 if number > FORMAT:
                     return f"format {number}, which a later version of dicomsort writes"
-                return "" if there == destination else printable(there[:_SHOWN])
+                return "" if found == destination else printable(found[:_SHOWN])
     return "another kind: its first line is not that of a journal of `dicomsort send`"
 
 
@@ -218,10 +216,6 @@ def _file(instance: Instance) -> list[object]:
     return ["file", instance.sop_uid, instance.inode, instance.ctime_ns]
 
 
-def _key(*facts: object) -> bytes:
+def _digest(*facts: object) -> bytes:
     text = "\0".join(map(str, facts))
     return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=_DIGEST).digest()
-
-
-def _content(sha256: str) -> bytes:
-    return blake2b(sha256.encode(), digest_size=_DIGEST).digest()

@@ -1,16 +1,15 @@
 """An association with a DICOM peer, as its requestor: PS3.8 over one blocking socket, and C-STORE of PS3.7 9.1.1 on it.
 
-pynetdicom writes and reads what is negotiated (PS3.8 9.3.2 to 9.3.4, 9.3.8); this is the border to it. The command sets
-of C-STORE (PS3.7 9.3.1), in implicit VR little endian, and their PDUs are our own: the library's requestor polls, and
-while one of its threads waits for the answer of a fast peer, the other may take it away. ``TCP_NODELAY`` and
-``TCP_QUICKACK`` spare 40 ms for each instance with peers that write header and value of a message apart (DCMTK does).
+pynetdicom encodes and decodes what is negotiated (PS3.8 9.3.2 to 9.3.4, 9.3.8). The command sets of C-STORE (PS3.7
+9.3.1), in implicit VR little endian, and their PDUs are our own: the library's requestor polls, and while one of its
+threads waits for the answer of a fast peer, the other may take it away. ``TCP_NODELAY`` and ``TCP_QUICKACK`` save 40 ms
+an instance with peers that write header and value of a message apart, as DCMTK does.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
-import struct
 import threading
 import time
 import warnings
@@ -19,14 +18,41 @@ from contextlib import contextmanager, suppress
 from struct import Struct
 
 from dicomsort.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicomsort.errors import missing_extra
-from dicomsort.pacs.send.destination import DicomPeer, unresolved
+from dicomsort.pacs.send.destination import DicomPeer, tls_failure, unreachable
 from dicomsort.pacs.send.records import Permanent, Temporary, Unsendable
 
-MAX_PDU = 16_384  # bytes that we take at once; answers are short
+Pair = tuple[str, str]  # SOP class, transfer syntax
+
+MAX_PDU = 16_384  # bytes of a PDU that the peer may send; answers are short
+MAX_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers of one byte
+MAX_RECEIVED = 1 << 20  # bytes of one PDU; answers are a few hundred
+LARGEST_SENT = 1 << 17  # bytes of one PDU, where the peer sets no limit or a larger one
+_MOMENT, _PATIENCE = 1.0, 5.0  # seconds that an abort and a release may take
+_QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 _APPLICATION = "1.2.840.10008.3.1.1.1"  # DICOM application context (PS3.7 annex A)
+_warnings_lock = threading.Lock()  # the filters of warnings are the whole process's
+
+# PDUs (PS3.8 9.3)
+_ASSOCIATE_RQ, _ASSOCIATE_AC, _ASSOCIATE_RJ, _DATA, _RELEASE_RQ, _RELEASE_RP, _ABORT = range(1, 8)
+_PDU = Struct(">BxL")
+_PDV = Struct(">BxLLBB")  # PDU header, then length, context and control of its one value (PS3.8 9.3.5)
+_PDV_EXTRA = 6  # bytes of a PDV's own header
+_COMMAND, _LAST = 1, 2  # bits of the message control header (PS3.8 annex E.2)
+_RELEASE = bytes.fromhex("05000000000400000000")
+_RELEASED = bytes.fromhex("06000000000400000000")
+_ABORTED = bytes.fromhex("07000000000400000000")
+
+# Command sets (PS3.7 9.3.1, annex E)
+_ELEMENT = Struct("<HHL")
+_SHORT = Struct("<HHLH")
+_LONG = Struct("<HHLL")
+_CLASS, _FIELD, _ID, _ID_ANSWERED, _PRIORITY, _DATA_SET, _STATUS, _INSTANCE = (
+    0x0002, 0x0100, 0x0110, 0x0120, 0x0700, 0x0800, 0x0900, 0x1000,
+)  # fmt: skip
+_REQUEST, _RESPONSE = 0x0001, 0x8001
+_MEDIUM, _PRESENT, _NONE = 0x0000, 0x0001, 0x0101
+
 _TRANSIENT = 2
-_warnings_lock = threading.Lock()  # what is caught is the whole process's
 _REJECTED = {  # (source, reason), PS3.8 table 9-21
     (1, 1): "it gives no reason",
     (1, 2): "it does not support the application context",
@@ -52,54 +78,34 @@ _ABORTS = {  # (source, reason), PS3.8 table 9-26; the service user gives none
 }
 
 
-def require() -> None:
-    """``UsageError`` where pynetdicom is not installed."""
-    try:
-        import pynetdicom  # noqa: F401
-    except ImportError:
-        raise missing_extra("send --to AE@HOST:PORT", "pacs") from None
-
-
-def request(called: str, calling: str, contexts: Sequence[tuple[str, str]]) -> bytes:
-    """An A-ASSOCIATE-RQ PDU that proposes each (SOP class, transfer syntax) as a context of its own: 1, 3, 5 …."""
-    from pydicom.uid import UID
+def request(called: str, calling: str, contexts: Sequence[Pair]) -> bytes:
+    """Encode an A-ASSOCIATE-RQ that proposes each (SOP class, transfer syntax) as a context of its own: 1, 3, 5 …."""
+    from pynetdicom import pdu_primitives as primitives
     from pynetdicom.pdu import A_ASSOCIATE_RQ
-    from pynetdicom.pdu_primitives import (
-        A_ASSOCIATE,
-        ImplementationClassUIDNotification,
-        ImplementationVersionNameNotification,
-        MaximumLengthNotification,
-    )
-    from pynetdicom.presentation import PresentationContext
+    from pynetdicom.presentation import build_context
 
-    primitive = A_ASSOCIATE()
+    length = primitives.MaximumLengthNotification()
+    length.maximum_length_received = MAX_PDU
+    class_ = primitives.ImplementationClassUIDNotification()
+    class_.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    version = primitives.ImplementationVersionNameNotification()
+    version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    primitive = primitives.A_ASSOCIATE()
     primitive.application_context_name = _APPLICATION
     primitive.called_ae_title, primitive.calling_ae_title = called, calling
-    definitions = []
-    for number, (sop_class, syntax) in enumerate(contexts):
-        context = PresentationContext()
-        context.context_id = 2 * number + 1
-        with _quiet():
-            context.abstract_syntax, context.transfer_syntax = UID(sop_class), [UID(syntax)]
-        definitions.append(context)
-    primitive.presentation_context_definition_list = definitions
-    length, class_, version = (
-        MaximumLengthNotification(), ImplementationClassUIDNotification(), ImplementationVersionNameNotification(),
-    )  # fmt: skip
-    length.maximum_length_received = MAX_PDU
-    class_.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     primitive.user_information = [length, class_, version]
     pdu = A_ASSOCIATE_RQ()
     with _quiet():
+        proposed = [build_context(sop_class, syntax) for sop_class, syntax in contexts]
+        for number, context in enumerate(proposed):
+            context.context_id = 2 * number + 1
+        primitive.presentation_context_definition_list = proposed
         pdu.from_primitive(primitive)
         return pdu.encode()
 
 
-def accepted(
-    peer: str, pdu: bytes, contexts: Sequence[tuple[str, str]]
-) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], str], int]:
-    """Read an A-ASSOCIATE-AC: what was accepted under which number, what not and why, the longest PDU or 0."""
+def accepted(peer: str, pdu: bytes, contexts: Sequence[Pair]) -> tuple[dict[Pair, int], dict[Pair, str], int]:
+    """Decode an A-ASSOCIATE-AC: the numbers of accepted contexts, why others were not, the longest PDU or 0."""
     from pynetdicom.pdu import A_ASSOCIATE_AC
 
     answer = A_ASSOCIATE_AC()
@@ -114,50 +120,34 @@ def accepted(
     if not results:
         raise Temporary(f"{peer} accepts without a word of what was proposed")
     taken, refused = {}, {}
-    for number, proposed in enumerate(contexts):
+    for number, pair in enumerate(contexts):
         context = results.get(2 * number + 1)
-        if context is not None and context.result == 0 and context.transfer_syntax == proposed[1]:
-            taken[proposed] = 2 * number + 1
+        if context is not None and context.result == 0 and context.transfer_syntax == pair[1]:
+            taken[pair] = 2 * number + 1
         else:
             reason = context.result if context is not None else None
-            refused[proposed] = _CONTEXTS.get(reason or 0, "the peer does not answer for its kind")
+            refused[pair] = _CONTEXTS.get(reason or 0, "the peer does not answer for its kind")
     return taken, refused, limit
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without pydicom's remarks on UIDs that are in use and not quite valid: their components begin with zeros."""
+    """Silence pydicom about UIDs that are in use and not quite valid: their components begin with zeros."""
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def rejection(peer: str, calling: str, body: bytes) -> Permanent | Temporary:
-    """What an A-ASSOCIATE-RJ says, as the error that it is."""
+    """Return the error that an A-ASSOCIATE-RJ stands for."""
     _, result, source, reason = body[:4].ljust(4, b"\0")
-    why = _REJECTED.get((source, reason), f"reason {source}/{reason}")
-    message = f"{peer} refuses an association with {calling}: {why}"
+    words = _REJECTED.get((source, reason), f"reason {source}/{reason}")
+    message = f"{peer} refuses an association with {calling}: {words}"
     return Temporary(message, is_down=True) if result == _TRANSIENT else Permanent(message)
 
 
-def abort_reason(body: bytes) -> str:
-    """What an A-ABORT says, to be put behind a sentence; empty where it says nothing."""
-    _, _, source, reason = body[:4].ljust(4, b"\0")
-    return _ABORTS.get((source, reason), "")
-
-
-_ELEMENT = struct.Struct("<HHL")
-_SHORT = struct.Struct("<HHLH")
-_LONG = struct.Struct("<HHLL")
-_CLASS, _FIELD, _ID, _ID_ANSWERED, _PRIORITY, _DATA_SET, _STATUS, _INSTANCE = (
-    0x0002, 0x0100, 0x0110, 0x0120, 0x0700, 0x0800, 0x0900, 0x1000,
-)  # fmt: skip
-_REQUEST, _RESPONSE = 0x0001, 0x8001
-_MEDIUM, _PRESENT, _NONE = 0x0000, 0x0001, 0x0101
-
-
 def store_request(message: int, sop_class: str, sop_uid: str) -> bytes:
-    """The command set of a C-STORE-RQ (PS3.7 table 9.3-1)."""
+    """Encode the command set of a C-STORE-RQ (PS3.7 table 9.3-1)."""
     body = b"".join(
         (
             _uid(_CLASS, sop_class),
@@ -178,7 +168,7 @@ def _uid(element: int, uid: str) -> bytes:
 
 
 def store_status(data: bytes, message: int, sop_class: str, sop_uid: str) -> int:
-    """The status in the C-STORE-RSP to such a request; ValueError, which says what ``data`` is, where it is none.
+    """Return the status in the C-STORE-RSP to such a request; ValueError says what ``data`` is where it is none.
 
     Affected SOP Class UID and Affected SOP Instance UID are optional in a response, and some peers leave them out; one
     that is there shall equal the request's (usage "U(=)", PS3.7 9.1.1.1 table 9.1-1).
@@ -188,8 +178,9 @@ def store_status(data: bytes, message: int, sop_class: str, sop_uid: str) -> int
         raise ValueError("a message that is no C-STORE response")
     if _number(found, _ID_ANSWERED) != message:
         raise ValueError("the answer to another message")
-    for element, name, sent in ((_CLASS, "SOP Class UID", sop_class), (_INSTANCE, "SOP Instance UID", sop_uid)):
-        if found.get(element, sent.encode("ascii")).rstrip(b"\0 ") != sent.encode("ascii"):
+    for element, name, uid in ((_CLASS, "SOP Class UID", sop_class), (_INSTANCE, "SOP Instance UID", sop_uid)):
+        sent = uid.encode("ascii")
+        if found.get(element, sent).rstrip(b"\0 ") != sent:
             raise ValueError(f"one that does not name the {name} that was sent (0000,{element:04X})")
     if _number(found, _DATA_SET) != _NONE:
         raise ValueError("one that says a data set follows")
@@ -232,46 +223,25 @@ def fragments(body: bytes) -> Iterator[tuple[int, int, bytes]]:
             return
 
 
-MAX_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers of one byte
-MAX_RECEIVED = 1 << 20  # bytes of one PDU; answers are a few hundred
-LARGEST_SENT = 1 << 17  # bytes of one PDU, where the peer sets no limit or a larger one
-QUICKACK = getattr(socket, "TCP_QUICKACK", None)
-_ASSOCIATE_RQ, _ASSOCIATE_AC, _ASSOCIATE_RJ, _DATA, _RELEASE_RQ, _RELEASE_RP, _ABORT = range(1, 8)  # PS3.8 9.3.1
-_PDU = Struct(">BxL")
-_PDV = Struct(">BxLLBB")  # PDU header, then length, context and control of its one value (PS3.8 9.3.5)
-_PDV_EXTRA = 6  # bytes of a PDV's own header
-_COMMAND, _LAST = 1, 2  # bits of the message control header (PS3.8 annex E.2)
-_RELEASE = bytes.fromhex("05000000000400000000")
-_RELEASED = bytes.fromhex("06000000000400000000")
-_ABORTED = bytes.fromhex("07000000000400000000")
-_MOMENT, _PATIENCE = 1.0, 5.0  # seconds that farewells may take
-
-
-class Aborted(Temporary):
-    """The peer said that it aborts the association."""
+class _Aborted(Temporary):
+    """The peer sent an A-ABORT."""
 
 
 class Association:
     """Open from its creation on. ``accepted`` maps (SOP class, transfer syntax) to the number of its context.
 
-    Every method raises ``Temporary`` where the connection is lost or the peer does not answer in time; then it is of
-    no more use. Creating one also raises ``Permanent`` where the peer is none, or refuses us.
+    Every method raises ``Temporary`` where the connection is lost or the peer does not answer in time; then it cannot
+    be used any more. Creating one also raises ``Permanent`` where no DICOM peer answers, or it refuses us.
     """
 
     def __init__(
-        self,
-        peer: DicomPeer,
-        calling: str,
-        contexts: Sequence[tuple[str, str]],
-        timeout: float,
-        tls: ssl.SSLContext | None,
+        self, peer: DicomPeer, calling: str, contexts: Sequence[Pair], timeout: float, tls: ssl.SSLContext | None
     ) -> None:
         """Connect and negotiate at most ``MAX_CONTEXTS`` contexts, each with one transfer syntax."""
-        self._peer = peer
-        self._timeout = timeout
+        self._peer, self._timeout = peer, timeout
         self._socket = _connect(peer, timeout, tls)
         self._buffer = b""
-        self._until = 0.0  # when what is being waited for must be there, on the monotonic clock
+        self._deadline = 0.0  # of what is being waited for, on the monotonic clock
         self._message = 0
         self.is_open = True
         try:
@@ -285,7 +255,7 @@ class Association:
         self._fragment = max(min(limit or LARGEST_SENT, LARGEST_SENT) - _PDV_EXTRA, 2) & ~1
 
     def _answer(self, calling: str) -> bytes:
-        """The A-ASSOCIATE-AC that the peer answers with."""
+        """Return the A-ASSOCIATE-AC that the peer answers with."""
         self._allow(self._timeout)
         kind, body = self._receive()
         if kind == _ASSOCIATE_RJ:
@@ -299,7 +269,7 @@ class Association:
 
         Any other message in the answer's place aborts the association: what it is about is not known (``Temporary``).
         ``Unsendable`` from ``data_set`` aborts the association, so that the peer does not keep a part; where nothing
-        had been sent yet, the association is still of use (``is_open``).
+        had been sent yet, the association stays usable (``is_open``).
         """
         self._message = self._message % 0xFFFF + 1
         out = bytearray()
@@ -330,13 +300,12 @@ class Association:
         view, room = memoryview(value), self._fragment
         for at in range(0, max(len(view), 1), room):
             part = view[at : at + room]
-            is_end = at + room >= len(view)
-            bits = control if is_end else control & ~_LAST
+            bits = control if at + room >= len(view) else control & ~_LAST
             out += _PDV.pack(_DATA, len(part) + _PDV_EXTRA, len(part) + 2, context, bits)
             out += part
 
     def _command(self, context: int) -> bytes:
-        """The command set of the next message; ValueError where it is in another context, or more than a command."""
+        """Receive the command set of the next message; ValueError in another context, or for more than a command."""
         self._allow(self._timeout)
         command, is_whole = bytearray(), False
         while not is_whole:
@@ -359,7 +328,7 @@ class Association:
         return bytes(command)
 
     def release(self) -> None:
-        """End the association in an orderly way."""
+        """Release the association (PS3.8 7.2) and close the connection."""
         with suppress(Temporary, Permanent, OSError):
             self._send(_RELEASE)
             self._allow(min(self._timeout, _PATIENCE))
@@ -368,14 +337,14 @@ class Association:
         self._socket.close()
 
     def abort(self) -> None:
-        """End the association at once."""
+        """Abort the association (PS3.8 7.3) and close the connection."""
         with suppress(OSError):
             self._socket.settimeout(_MOMENT)
             self._socket.sendall(_ABORTED)
         self.cut()
 
     def cut(self) -> None:
-        """Close the connection, also under the hands of another thread."""
+        """Close the connection, also while another thread uses it."""
         self.is_open = False
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -383,7 +352,7 @@ class Association:
 
     def _allow(self, seconds: float) -> None:
         """Bound all waiting from now on, however often the peer sends a little."""
-        self._until = time.monotonic() + seconds
+        self._deadline = time.monotonic() + seconds
 
     def _send(self, data: bytes | bytearray) -> None:
         try:
@@ -395,35 +364,36 @@ class Association:
             raise self._lost(error) from None
 
     def _lost(self, error: OSError) -> Temporary:
-        """Why the connection broke: perhaps the peer said so before."""
+        """Return why the connection broke: perhaps an abort has arrived before."""
         try:
             self._allow(_MOMENT)
             while True:
                 self._receive()
-        except Aborted as told:
-            return told
+        except _Aborted as abort:
+            return abort
         except (Temporary, Permanent, OSError):
             return Temporary(f"the connection was lost: {error.strerror or error}")
 
     def _receive(self) -> tuple[int, bytes]:
-        """The next PDU: its type, and what follows its header."""
-        if QUICKACK is not None:
+        """Receive a PDU: its type, and what follows its header."""
+        if _QUICKACK is not None:
             with suppress(OSError):
-                self._socket.setsockopt(socket.IPPROTO_TCP, QUICKACK, 1)
+                self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
         kind, length = _PDU.unpack(self._take(_PDU.size))
         if not _ASSOCIATE_RQ <= kind <= _ABORT or length > MAX_RECEIVED:
             message = f"expected a DICOM peer at {self._peer.name}, received what is no DICOM protocol"
             raise Temporary(message) if self._message else Permanent(message)
         body = self._take(length)
         if kind == _ABORT:
-            raise Aborted(f"the peer aborted the association{abort_reason(body)}")
+            source, reason = body[2:4].ljust(2, b"\0")
+            raise _Aborted(f"the peer aborted the association{_ABORTS.get((source, reason), '')}")
         return kind, body
 
     def _take(self, length: int) -> bytes:
         while len(self._buffer) < length:
             try:
-                self._socket.settimeout(max(self._until - time.monotonic(), 0.001))
-                piece = self._socket.recv(65_536) if time.monotonic() < self._until else None
+                self._socket.settimeout(max(self._deadline - time.monotonic(), 0.001))
+                piece = self._socket.recv(65_536) if time.monotonic() < self._deadline else None
             except TimeoutError:
                 piece = None
             except OSError as error:
@@ -440,20 +410,11 @@ class Association:
 def _connect(peer: DicomPeer, timeout: float, tls: ssl.SSLContext | None) -> socket.socket:
     try:
         plain = socket.create_connection((peer.host, peer.port), timeout)
-    except socket.gaierror as error:
-        raise unresolved(peer.host, error) from None
     except OSError as error:
-        why = f"no answer within {timeout:g} s" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        raise Temporary(f"{peer.name} cannot be reached: {why}", is_down=True) from None
+        raise unreachable(peer, error, timeout) from None
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return tls.wrap_socket(plain, server_hostname=peer.host) if tls else plain
-    except ssl.SSLCertVerificationError as error:
+    except OSError as error:  # ssl.SSLError is one
         plain.close()
-        raise Permanent(
-            f"the certificate of {peer.name} is not trusted: {error.verify_message}; see --tls-ca"
-        ) from None
-    except (ssl.SSLError, OSError) as error:
-        plain.close()
-        reason = getattr(error, "reason", None) or error.strerror or str(error)
-        raise Temporary(f"no TLS with {peer.name}: {reason}; does the port speak TLS?", is_down=True) from None
+        raise tls_failure(peer, error, "; does the port speak TLS?") from None

@@ -1,20 +1,19 @@
-"""C-STORE: associations that propose what is to be sent, and each instance on the one that took its kind."""
+"""C-STORE: associations that propose what is to be sent, and each instance on the one that accepted its kind."""
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from dicomsort.config import SendSettings
 from dicomsort.dicom.encoding import DEFLATED
 from dicomsort.pacs.send import statuses
-from dicomsort.pacs.send.association import MAX_CONTEXTS, Association
+from dicomsort.pacs.send.association import MAX_CONTEXTS, Association, Pair
 from dicomsort.pacs.send.destination import DicomPeer
 from dicomsort.pacs.send.records import Answer, Batch, Instance, Temporary, Unsendable
 from dicomsort.pacs.send.selection import outgoing
 from dicomsort.pacs.send.transcoding import NATIVE, Transcoder, is_lossless
-
-Pair = tuple[str, str]
 
 
 class DimseChannel:
@@ -23,7 +22,6 @@ class DimseChannel:
     def __init__(
         self, peer: DicomPeer, settings: SendSettings, tls: ssl.SSLContext | None, transcoder: Transcoder | None
     ) -> None:
-        """Nothing is sent before the first delivery."""
         self._peer, self._settings, self._tls, self._transcoder = peer, settings, tls, transcoder
         self._association: Association | None = None
 
@@ -46,7 +44,8 @@ class DimseChannel:
             if context is None:
                 return self._transcoded(association, instance)
             with outgoing(instance) as file:
-                status = association.store(context, instance.sop_class, instance.sop_uid, file.pieces(instance.offset))
+                pieces = file.pieces(instance.offset)
+                status = association.store(context, instance.sop_class, instance.sop_uid, pieces)
                 return _answer(status, file.sha256)
         except Unsendable as problem:
             self._association = association if association.is_open else None
@@ -57,28 +56,29 @@ class DimseChannel:
             raise
 
     def _opened(self, pair: Pair, contexts: tuple[Pair, ...]) -> Association:
-        held = self._association
-        if held is not None and (pair in held.accepted or pair in held.refused):
-            return held
+        """Return an association that proposed the pair."""
+        current = self._association
+        if current is not None and (pair in current.accepted or pair in current.refused):
+            return current
         self.close()
-        self._association = Association(
-            self._peer, self._settings.ae_title, contexts, self._settings.timeout, self._tls
-        )
+        settings = self._settings
+        self._association = Association(self._peer, settings.ae_title, contexts, settings.timeout, self._tls)
         return self._association
 
     def _transcoded(self, association: Association, instance: Instance) -> Answer:
-        """Send what the peer does not take as it is in another encoding, where that loses nothing and is wanted."""
+        """Send in another encoding what the peer does not take as it is, where that is lossless and wanted."""
         reason = association.refused[instance.sop_class, instance.syntax]
         syntax = next((s for s in NATIVE if (instance.sop_class, s) in association.accepted), None)
-        if self._transcoder is None or syntax is None or not is_lossless(instance.syntax):
-            hint = "; --decompress may help" if _would_help(self._transcoder, instance.syntax) else ""
+        lossless = is_lossless(instance.syntax)
+        if self._transcoder is None or syntax is None or not lossless:
+            hint = "; --decompress may help" if self._transcoder is None and lossless else ""
             return Answer(message=f"{reason}: {instance.syntax} of {instance.sop_class}{hint}")
         data_set, sha256 = self._transcoder.transcode(instance, syntax)
         context = association.accepted[instance.sop_class, syntax]
         status = association.store(context, instance.sop_class, instance.sop_uid, [data_set])
         answer = _answer(status, sha256)
         note = f"sent as {NATIVE[syntax]}: {reason}"
-        return Answer(answer.acknowledged, answer.again, "; ".join(filter(None, (note, answer.message))), sha256)
+        return replace(answer, message="; ".join(filter(None, (note, answer.message))))
 
     def close(self) -> None:
         """See ``Channel``."""
@@ -92,33 +92,24 @@ class DimseChannel:
             association.cut()
 
 
-def _would_help(transcoder: Transcoder | None, syntax: str) -> bool:
-    return transcoder is None and is_lossless(syntax)
-
-
 def _answer(status: int, sha256: str) -> Answer:
-    message = "" if status == statuses.SUCCESS else statuses.describe(status)
-    return Answer(statuses.is_stored(status), statuses.is_temporary(status), message, sha256)
+    return Answer(statuses.is_stored(status), statuses.is_temporary(status), statuses.describe(status), sha256)
 
 
 def batches(instances: Iterable[Instance], *, decompress: bool) -> Iterator[Batch]:
     """Yield each instance alone, those of one association after each other; at most 128 contexts an association."""
-    chosen: dict[Pair, list[Instance]] = {}
-    proposed: dict[Pair, None] = {}
-    ordered = sorted(instances, key=lambda instance: (instance.sop_class, instance.syntax))
-    for instance in ordered:
-        pair = instance.sop_class, instance.syntax
-        needed = [pair, *((instance.sop_class, syntax) for syntax in NATIVE if decompress)]
-        if len(proposed | dict.fromkeys(needed)) > MAX_CONTEXTS:
-            yield from _batched(chosen, proposed)
-            chosen, proposed = {}, {}
-        proposed |= dict.fromkeys(needed)
-        chosen.setdefault(pair, []).append(instance)
-    yield from _batched(chosen, proposed)
+    together: list[Instance] = []
+    contexts: dict[Pair, None] = {}  # ordered
+    for instance in sorted(instances, key=lambda each: (each.sop_class, each.syntax)):
+        native = NATIVE if decompress else ()
+        needed = dict.fromkeys((instance.sop_class, syntax) for syntax in (instance.syntax, *native))
+        if len(contexts | needed) > MAX_CONTEXTS:
+            yield from _alone(together, tuple(contexts))
+            together, contexts = [], {}
+        contexts |= needed
+        together.append(instance)
+    yield from _alone(together, tuple(contexts))
 
 
-def _batched(chosen: dict[Pair, list[Instance]], proposed: dict[Pair, None]) -> Iterator[Batch]:
-    contexts = tuple(proposed)
-    for instances in chosen.values():
-        for instance in instances:
-            yield Batch((instance,), contexts)
+def _alone(instances: list[Instance], contexts: tuple[Pair, ...]) -> Iterator[Batch]:
+    return (Batch((instance,), contexts) for instance in instances)

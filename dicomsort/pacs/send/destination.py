@@ -1,10 +1,11 @@
-"""Where to: ``AE@HOST:PORT`` for C-STORE, or the address of a DICOMweb server for STOW-RS."""
+"""Where to: ``AE@HOST:PORT`` for C-STORE, or the address of a DICOMweb server for STOW-RS; why it cannot be reached."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import socket
+import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -35,7 +36,7 @@ class DicomPeer:
 
 @dataclass(frozen=True, slots=True)
 class WebPeer:
-    """A STOW-RS server; ``url`` is what is posted to, ``.../studies`` (PS3.18 10.5)."""
+    """A STOW-RS server; ``url`` is the address to post to, ``.../studies`` (PS3.18 10.5)."""
 
     url: str
     host: str
@@ -48,41 +49,42 @@ class WebPeer:
 
     @property
     def keeps_secrets(self) -> bool:
-        """Whether a password may travel there."""
+        """Whether a password may be sent there."""
         return self.secure or self.host in _LOOPBACK
 
 
 def destination(text: str) -> DicomPeer | WebPeer:
-    """Read the value of ``--to``; ``UsageError`` where it names nothing that can be sent to."""
+    """Parse the value of ``--to``; ``UsageError`` where it names nothing that can be sent to."""
+    wrong = UsageError(f"--to: {_EXPECTED}, received {text!r}")
     if not text.isprintable():  # an address has no line feeds, nor what could not be decoded
-        raise UsageError(f"--to: {_EXPECTED}, received {text!r}")
+        raise wrong
     if "://" in text:
-        return _web(text)
+        return _web(text, wrong)
     title, at, address = text.rpartition("@")
     host, colon, port = address.rpartition(":")
     if not at or not colon or not _is_host(host):
-        raise UsageError(f"--to: {_EXPECTED}, received {text!r}")
+        raise wrong
     if not port.isascii() or not port.isdigit() or not 0 < int(port) <= _MAX_PORT:
         raise UsageError(f"--to: expected a port of 1 to {_MAX_PORT} in AE@HOST:PORT, received {port!r}")
     return DicomPeer(ae_title(title, "--to"), host.strip("[]").lower(), int(port))
 
 
-def _web(text: str) -> WebPeer:
+def _web(text: str, wrong: UsageError) -> WebPeer:
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise UsageError(f"--to: {_EXPECTED}, received {text!r} ({error})") from None
+        raise UsageError(f"{wrong} ({error})") from None
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-        raise UsageError(f"--to: {_EXPECTED}, received {text!r}")
+        raise wrong
     if "@" in parts.netloc:  # it would be shown, and written into the journal's name
         raise UsageError("--to: expected an address without user and password, received one with; use --auth FILE")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     if not _is_host(host):
-        raise UsageError(f"--to: {_EXPECTED}, received {text!r}")
-    where = host if port is None else f"{host}:{port}"
+        raise wrong
+    address = host if port is None else f"{host}:{port}"
     path = parts.path.rstrip("/").removesuffix("/studies")
-    return WebPeer(f"{parts.scheme}://{where}{path}/studies", parts.hostname, parts.scheme == "https")
+    return WebPeer(f"{parts.scheme}://{address}{path}/studies", parts.hostname, parts.scheme == "https")
 
 
 def _is_host(text: str) -> bool:
@@ -94,7 +96,7 @@ def _is_host(text: str) -> bool:
 
 
 def ae_title(text: str, option: str) -> str:
-    """An application entity's title without padding; ``UsageError`` where it is none."""
+    """Return an application entity's title without padding; ``UsageError`` where it is none."""
     title = text.strip(" ")
     if not _AE.fullmatch(title):
         raise UsageError(f"{option}: expected an AE title of 1 to 16 characters, no backslash, received {text!r}")
@@ -102,14 +104,26 @@ def ae_title(text: str, option: str) -> str:
 
 
 def file_name(peer: DicomPeer | WebPeer) -> str:
-    """A file name of this destination's own, without an ending."""
+    """Return a file name of this destination's own, without an ending."""
     plain = re.sub(r"[^A-Za-z0-9.@-]+", "_", peer.name.partition("://")[2] or peer.name).strip("._")
     return f"{plain[:80]}-{hashlib.sha256(peer.name.encode()).hexdigest()[:8]}"
 
 
-def unresolved(host: str, error: BaseException | None) -> Temporary | Permanent:
-    """The error that a name without an address is: one that lasts, unless the name server itself was not there."""
-    message = f"{host!r} cannot be resolved; check the host in --to"
-    if isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN:
-        return Permanent(message)
-    return Temporary(message, is_down=True)
+def unreachable(peer: DicomPeer | WebPeer, error: BaseException | None, timeout: float) -> Temporary | Permanent:
+    """Return the error for a connection that could not be made; a host without an address is final."""
+    if isinstance(error, socket.gaierror):
+        message = f"{peer.host!r} cannot be resolved; check the host in --to"
+        is_final = error.errno != socket.EAI_AGAIN  # else the name server itself was down
+        return Permanent(message) if is_final else Temporary(message, is_down=True)
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, TimeoutError):
+        reason = f"no answer within {timeout:g} s"
+    return Temporary(f"{peer.name} cannot be reached: {reason}", is_down=True)
+
+
+def tls_failure(peer: DicomPeer | WebPeer, error: Exception, hint: str = "") -> Temporary | Permanent:
+    """Return the error for a failed TLS handshake; a certificate that is not trusted is final."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Permanent(f"the certificate of {peer.name} is not trusted: {error.verify_message}; see --tls-ca")
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+    return Temporary(f"no TLS with {peer.name}: {reason}{hint}", is_down=True)

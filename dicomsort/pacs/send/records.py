@@ -1,4 +1,4 @@
-"""What goes into ``send`` and what comes out of it: plain records, and what its parts hand to each other."""
+"""The records and errors of ``send``: what goes in, what comes out, what its modules hand to each other."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class SendResult:
 
 @dataclass
 class Sent:
-    """What a sending did. ``problem`` says why it ended early, where it did: the peer is not there, or refuses all.
+    """What was sent. ``problem`` says why it ended early, where it did: the peer cannot be reached, or refuses all.
 
-    ``is_down`` says that there was no association to be had; ``takes_nothing`` that several deliveries in a row came to
-    nothing, or that the peer broke off each association before it was open.
+    ``is_down``: no association could be opened. ``takes_nothing``: several deliveries in a row failed, or the peer
+    broke off each association before it was open.
     """
 
     destination: str
@@ -49,14 +49,14 @@ class Sent:
     takes_nothing: bool = False
     reasons: Counter[str] = field(default_factory=Counter)  # of what failed
 
-    def count(self, delivery: SendResult, size: int = 0) -> None:
+    def count(self, result: SendResult, size: int = 0) -> None:
         """Count one file of ``size`` bytes."""
         self.found += 1
-        setattr(self, delivery.status, getattr(self, delivery.status) + 1)
-        if delivery.status is SendStatus.ACKNOWLEDGED:
+        setattr(self, result.status, getattr(self, result.status) + 1)
+        if result.status is SendStatus.ACKNOWLEDGED:
             self.bytes += size
-        elif delivery.status is SendStatus.FAILED:
-            self.reasons[delivery.message] += 1
+        elif result.status is SendStatus.FAILED:
+            self.reasons[result.message] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,9 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one attempt at one instance; without ``acknowledged``, ``again`` says whether another may help.
+    """The result of one attempt at one instance. ``again``: it was not acknowledged, but a later attempt may succeed.
 
-    ``sha256`` is of the file whose data set was sent. ``reached`` is False where the peer never had to judge it.
+    ``sha256`` is of the file whose data set was sent. ``reached`` is False where the peer did not decide about it.
     """
 
     acknowledged: bool = False
@@ -97,7 +97,7 @@ class Answer:
 class Batch:
     """What a channel is given at once; ``contexts`` are the (SOP class, transfer syntax) of these and those near.
 
-    ``once``: it failed in an earlier run, so that one refusal is enough in this one.
+    ``once``: it failed in an earlier run, so it gets one attempt.
     """
 
     instances: tuple[Instance, ...]
@@ -106,17 +106,17 @@ class Batch:
 
 
 class Channel(Protocol):
-    """A connection to the peer, made where there is none; used by one thread at a time."""
+    """A connection to the peer, opened when it is needed; used by one thread at a time."""
 
     @property
     def is_open(self) -> bool:
-        """Whether the peer took up the last attempt to send."""
+        """Whether the peer accepted the last attempt to send."""
 
     def deliver(self, batch: Batch) -> list[Answer]:
         """Send each instance; an answer each, in their order. Raises ``Temporary`` or ``Permanent``."""
 
     def close(self) -> None:
-        """Take leave of the peer, where it is still there."""
+        """Close the connection in order, where it is open."""
 
     def abort(self) -> None:
         """Close at once, from another thread."""
@@ -125,17 +125,13 @@ class Channel(Protocol):
 class Temporary(Exception):
     """The peer could not be reached, or broke off; a later attempt may succeed.
 
-    ``wait`` is how many seconds the peer asked for. ``is_down`` says that nothing could be sent there at that moment,
-    so that trying another instance is of no use. ``was_open`` is False where the peer broke off before it had taken up
-    the association.
+    ``wait`` is how many seconds the peer asked for. ``is_down``: nothing can be sent there now, so trying another
+    instance is of no use. ``was_open`` is False where the peer broke off before it had accepted the association.
     """
 
     def __init__(self, message: str, *, wait: float = 0.0, is_down: bool = False) -> None:
-        """Keep why."""
         super().__init__(message)
-        self.wait = wait
-        self.is_down = is_down
-        self.was_open = True
+        self.wait, self.is_down, self.was_open = wait, is_down, True
 
 
 class Permanent(Exception):

@@ -24,81 +24,75 @@ from dicomsort.records import REVIEW, UNREADABLE, Action, Found, Kind
 from dicomsort.report import MANIFEST, read_summary
 from dicomsort.report.manifest import rows_of
 
-CHUNK = 1 << 20
+CHUNK = 1 << 20  # bytes
+ASIDE = ".dicomsort-sent"  # where a folder that lies in no outbox keeps what was acknowledged
+_HEAD = 16 << 10  # bytes
+_LONG_AGO = -(1 << 80)  # nanoseconds
+_PLACED = frozenset({Action.COPIED, Action.MOVED, Action.LINKED})
 _GONE = "it is gone since it was found"
 _CHANGED = "it changed while it was sent; send again"
 
 
+@dataclass
 class Outgoing:
     """One instance's file, open. ``sha256`` is of the whole file, once ``pieces`` has come to its end."""
 
-    def __init__(self, instance: Instance, descriptor: int) -> None:
-        """Check that the file is the one that was found."""
-        self._instance = instance
-        self._descriptor = descriptor
-        self.sha256 = ""
-        self._check()
+    instance: Instance
+    descriptor: int
+    sha256: str = ""
 
     def pieces(self, start: int) -> Iterator[bytes]:
         """Yield the bytes from ``start`` on, never nothing; the last piece only once the file proved unchanged.
 
-        Raises ``Unsendable`` where it did not, so that whoever receives must be told to forget what came before.
+        Raises ``Unsendable`` where it changed: the receiver must be told to forget what came before.
         """
-        digest, at, size = hashlib.sha256(), 0, self._instance.size
+        digest, at, size = hashlib.sha256(), 0, self.instance.size
         while at < size:
             end = start if at < start else size
             piece = self._read(at, min(CHUNK, end - at))
             digest.update(piece)
             at += len(piece)
             if at == size:
-                self._check()
+                check(self.instance, self.descriptor)
                 self.sha256 = digest.hexdigest()
             if at > start:
                 yield piece
 
     def _read(self, offset: int, length: int) -> bytes:
-        try:
-            piece = os.pread(self._descriptor, length, offset)
-        except OSError as error:
-            raise Unsendable(f"it cannot be read: {error.strerror}") from None
+        with _reading():
+            piece = os.pread(self.descriptor, length, offset)
         if len(piece) != length:
             raise Unsendable(_CHANGED)
         return piece
 
-    def _check(self) -> None:
-        _compare(self._instance, os.fstat(self._descriptor))
 
-
-def check(instance: Instance) -> None:
-    """``Unsendable`` where the file is no more what it was when it was found."""
-    _compare(instance, look_up(instance.absolute))
-
-
-def _compare(found: Instance, status: os.stat_result | None) -> None:
+def check(instance: Instance, descriptor: int | None = None) -> None:
+    """Raise ``Unsendable`` where the file of that name, or the open one, is not what was found."""
+    status = look_up(instance.absolute) if descriptor is None else os.fstat(descriptor)
     if status is None:
         raise Unsendable(_GONE)
-    if (status.st_size, status.st_mtime_ns, status.st_ino) != (found.size, found.mtime_ns, found.inode):
+    if (status.st_size, status.st_mtime_ns, status.st_ino) != (instance.size, instance.mtime_ns, instance.inode):
         raise Unsendable(_CHANGED)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise Unsendable(_GONE) from None
+    except OSError as error:
+        raise Unsendable(f"it cannot be read: {error.strerror}") from None
 
 
 @contextmanager
 def outgoing(instance: Instance) -> Iterator[Outgoing]:
     """Open an instance's file; ``Unsendable`` where it is gone, changed or unreadable."""
     with ExitStack() as stack:
-        try:
+        with _reading():
             descriptor = stack.enter_context(opened(instance.absolute))
-        except FileNotFoundError:
-            raise Unsendable(_GONE) from None
-        except OSError as error:
-            raise Unsendable(f"it cannot be read: {error.strerror}") from None
+        check(instance, descriptor)
         yield Outgoing(instance, descriptor)
-
-
-HELD = (REVIEW, UNREADABLE)
-ASIDE = ".dicomsort-sent"  # where a folder that lies in no outbox keeps what was acknowledged
-HEAD = 16 << 10
-_LONG_AGO = -(1 << 80)  # nanoseconds
-_PLACED = frozenset({Action.COPIED, Action.MOVED, Action.LINKED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +104,8 @@ class Selection:
     is_outbox: bool
     run: str = ""
 
-    def shown(self, path: str) -> str:
-        """A path below ``folder`` as one below ``base``."""
+    def relative(self, path: str) -> str:
+        """Return a path below ``folder`` as one below ``base``."""
         return os.path.relpath(f"{self.folder}/{path}", self.base) if self.folder != self.base else path
 
 
@@ -119,8 +113,7 @@ def select(folder: str, run: str) -> Selection:
     """Find the folder and the outbox that it lies in; ``UsageError`` where there is no such folder, or no such run."""
     if not folder or not os.path.isdir(folder):
         raise UsageError(f"expected a folder to send, received {folder!r}")
-    real = os.path.realpath(folder)
-    base = real
+    real = base = os.path.realpath(folder)
     while not os.path.isdir(f"{base}/{STATE}"):
         if base == "/":
             if run:
@@ -143,19 +136,17 @@ def _check_run(outbox: str, run: str) -> None:
 
 
 def candidates(selection: Selection) -> Iterator[Found | SendResult]:
-    """Yield each file to look at, its path relative to ``base``, and each entry that cannot be one."""
+    """Yield each file to examine, its path relative to ``base``, and the result of each entry that cannot be one."""
     found = _placed(selection) if selection.run else _walked(selection)
-    left_out = HELD if selection.folder == selection.base and selection.is_outbox else ()
-    for each in found:
-        if each.path.partition("/")[0] not in left_out:
-            yield each
+    left_out = (REVIEW, UNREADABLE) if selection.folder == selection.base and selection.is_outbox else ()
+    return (each for each in found if each.path.partition("/")[0] not in left_out)
 
 
 def _placed(selection: Selection) -> Iterator[Found | SendResult]:
-    below = selection.shown(".") if selection.folder != selection.base else ""
+    below = selection.relative(".") + "/" if selection.folder != selection.base else ""
     for row in rows_of(selection.base, selection.run):
         path = row.destination
-        if row.action not in _PLACED or not (path + "/").startswith(f"{below}/" if below else ""):
+        if row.action not in _PLACED or not f"{path}/".startswith(below):
             continue
         status = look_up(f"{selection.base}/{path}")
         if status is None or not stat.S_ISREG(status.st_mode):
@@ -172,10 +163,10 @@ def _walked(selection: Selection) -> Iterator[Found | SendResult]:
     for entry in walk(selection.folder, lambda status: (status.st_dev, status.st_ino) in left_out, lambda: _LONG_AGO):
         if isinstance(entry, Folder):
             continue
-        path = selection.shown(entry.path)
+        path = selection.relative(entry.path)
         if isinstance(entry, Passed):
-            fate = SendStatus.FAILED if entry.failed else SendStatus.IGNORED
-            yield SendResult(path, "", fate, 0, entry.message or entry.reason)
+            status = SendStatus.FAILED if entry.failed else SendStatus.IGNORED
+            yield SendResult(path, "", status, 0, entry.message or entry.reason)
         elif not (selection.is_outbox and path == MANIFEST):
             yield replace(entry, path=path)
 
@@ -185,7 +176,7 @@ def examine(base: str, found: Found) -> Instance | SendResult:
     absolute = f"{base}/{found.path}"
     try:
         with opened(absolute) as descriptor:
-            head = os.pread(descriptor, HEAD, 0)
+            head = os.pread(descriptor, _HEAD, 0)
             name = found.path.rpartition("/")[2]
 
             def more(offset: int, size: int) -> bytes:
@@ -198,16 +189,18 @@ def examine(base: str, found: Found) -> Instance | SendResult:
         return SendResult(found.path, "", SendStatus.FAILED, 0, f"it cannot be read: {error.strerror}")
     if header.ignored or header.kind in {Kind.PNG, Kind.JPEG}:
         return SendResult(found.path, "", SendStatus.IGNORED, 0, f"not sent: {header.ignored or header.kind}")
-    problem = header.message or header.problem if not is_instance else ""
-    if not problem and offset is None:
+    syntax, sop_class, sop_uid = header.transfer_syntax, header.sop_class_uid, header.sop_uid
+    problem = ""
+    if not is_instance and (header.message or header.problem):
+        problem = header.message or header.problem
+    elif offset is None:
         problem = "its file meta information is damaged"
-    if not problem and not (is_uid(header.sop_uid) and is_uid(header.sop_class_uid)):
+    elif not (is_uid(sop_uid) and is_uid(sop_class)):
         problem = "it has no valid SOP Class UID (0008,0016) or SOP Instance UID (0008,0018)"
-    if not problem and not is_uid(header.transfer_syntax):
+    elif not is_uid(syntax):
         problem = "its transfer syntax is not known"
     if problem or offset is None:
         return SendResult(found.path, "", SendStatus.FAILED, 0, problem)
-    syntax, sop_class, sop_uid = header.transfer_syntax, header.sop_class_uid, header.sop_uid
     return Instance(
         found.path, absolute, found.size, found.mtime_ns, found.inode, offset, syntax, sop_class, sop_uid,
         file_meta.lacking(head, sop_class, sop_uid, syntax), found.ctime_ns,

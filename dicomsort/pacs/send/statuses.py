@@ -41,19 +41,21 @@ _RANGES = (
 
 
 def describe(status: int) -> str:
-    """The status in words and as a number."""
+    """Return the status in words and as a number; empty for success."""
+    if status == SUCCESS:
+        return ""
     ranges = (words for first, last, words in _RANGES if first <= status <= last)
     words = _EXACT.get(status) or next(ranges, "an unknown status")
     return f"the peer says: {words} (0x{status:04X})"
 
 
 def is_stored(status: int) -> bool:
-    """Whether a C-STORE that ends so has stored the instance: success, and the warnings that storage defines."""
+    """Whether a C-STORE with this status stored the instance: success, and the warnings that storage defines."""
     return status in _STORED
 
 
 def is_warning(status: int) -> bool:
-    """Whether it is of the class of warnings (PS3.7 annex C), which alone does not say that anything was stored."""
+    """Whether it is a warning (PS3.7 annex C), which alone does not say that anything was stored."""
     return status in _WARNINGS or 0xB000 <= status <= 0xBFFF  # noqa: PLR2004
 
 

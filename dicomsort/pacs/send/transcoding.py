@@ -1,8 +1,7 @@
-"""Data sets in another transfer syntax, for peers that do not take the file's own; only where no value changes.
+"""Data sets in another transfer syntax, for peers that do not accept the file's own; only where no value changes.
 
-Elements are read by ``ElementReader`` and written by pydicom, which gets every value as the bytes that it is: where it
-reads values itself it trims what somebody wrote. Pixel data is decompressed by pydicom. All of it is done in a worker
-that can be killed: it parses and decodes what may be hostile.
+``ElementReader`` reads elements, and pydicom writes them with every value as the bytes that it is: pydicom's own reader
+trims values. pydicom decompresses pixel data. A worker that can be killed does all of it: input may be hostile.
 """
 
 from __future__ import annotations
@@ -73,27 +72,26 @@ _LOSSLESS = frozenset({
 
 
 def is_lossless(syntax: str) -> bool:
-    """Whether data of this transfer syntax can be sent in another without a value changed.
+    """Whether data of this transfer syntax can be sent in another without a changed value.
 
-    What was compressed with losses could be decompressed, too, but decoders differ in the last bit; and bytes of big
-    endian data would have to be swapped by VRs that a private element may not tell.
+    Lossy data could be decompressed, too, but decoders differ in the last bit. Big endian data would have to be swapped
+    by VR, which private elements may not show.
     """
     return syntax in _LOSSLESS
 
 
 class Malformed(Exception):
-    """The data set is cut short, or is not what its transfer syntax says; why, where it can be told."""
+    """The data set is cut short, or is not what its transfer syntax says; the message says why, where it is known."""
 
 
 class Transcoder:
-    """A worker that encodes data sets anew."""
+    """A worker process that encodes data sets in another transfer syntax."""
 
     def __init__(self) -> None:
-        """Start it."""
         self._engine = ProcessEngine(1, LIMITS, (__name__,))
 
     def transcode(self, instance: Instance, syntax: str) -> tuple[bytes, str]:
-        """The data set in the transfer syntax, and the SHA-256 of the file; ``Unsendable`` where it cannot be had."""
+        """Return the data set in the transfer syntax, and the SHA-256 of the file; ``Unsendable`` where that fails."""
         task = (instance.absolute, instance.offset, instance.syntax, syntax)
         try:
             data_set, message = self._engine.submit(_transcode_file, task).result()
@@ -102,7 +100,7 @@ class Transcoder:
         check(instance)
         if not data_set:
             raise Unsendable(f"it cannot be sent in another encoding: {message}")
-        return data_set, message
+        return data_set, message  # a SHA-256
 
     def close(self) -> None:
         """End the worker."""
@@ -110,7 +108,7 @@ class Transcoder:
 
 
 def _transcode_file(task: tuple[str, int, str, str]) -> tuple[bytes, str]:
-    """In the worker: the data set and the SHA-256 of the file; no data set, and why, where there is none."""
+    """Return, in the worker, the data set and the SHA-256 of the file; on failure no data set, and the reason."""
     path, offset, syntax, wanted = task
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -124,14 +122,10 @@ def _transcode_file(task: tuple[str, int, str, str]) -> tuple[bytes, str]:
 
 
 def transcode(body: bytes, syntax: str, wanted: str) -> bytes:
-    """Encode a data set of a lossless transfer syntax in a native one; sequences keep a length, or none, if they can.
+    """Encode a data set of a lossless transfer syntax in a native one, without retired group lengths (PS3.5 7.2).
 
-    Retired group lengths (PS3.5 7.2) are left out.
-
-    Raises:
-        Malformed: it is cut short, or not what ``syntax`` says.
-        Exception: pydicom raises almost anything on damaged bytes.
-
+    Sequences keep a length, or none, where they can. Raises ``Malformed`` where it is cut short, or not what ``syntax``
+    says; pydicom raises almost anything on damaged bytes.
     """
     from pydicom.filebase import DicomBytesIO
     from pydicom.filewriter import write_dataset
@@ -157,7 +151,7 @@ def transcode(body: bytes, syntax: str, wanted: str) -> bytes:
 
 
 class _Parser:
-    """Makes of a little endian data set one of pydicom whose elements are raw, with the VRs to write."""
+    """Parses a little endian data set into one of pydicom whose elements are raw, with the VRs to write."""
 
     def __init__(self, body: bytes, *, to_implicit: bool) -> None:
         self._reader = ElementReader(ByteSource.of_bytes(body), Encoding(explicit=True, little=True))
@@ -166,7 +160,7 @@ class _Parser:
         self._end = 0  # of what was read last
 
     def data_set(self, at: int, end: int | None, *, explicit: bool, is_compressed: bool = False) -> Dataset:
-        """The data set up to ``end``, or up to the end of an item where that is None."""
+        """Parse the data set up to ``end``, or up to the end of an item where that is None."""
         from pydicom.dataset import Dataset
         from pydicom.tag import BaseTag
 
@@ -220,13 +214,13 @@ class _Parser:
         if end is not None and self._end != end:
             raise Malformed
         element = DataElement(tag, "SQ", Sequence(items))
-        # Without a length where only its VR told that it is one: so who does not know the tag sees what it is.
+        # Without a length where only its VR showed a sequence, so that a reader who does not know the tag sees it.
         element.is_undefined_length = end is None or (self._to_implicit and _known(tag)[0] != "SQ")
         return element
 
 
 def _ready(dataset: Dataset, *, to_implicit: bool) -> Dataset:
-    """Let pydicom write raw elements as they are: to it, the data set is encoded already as it shall be."""
+    """Let pydicom write raw elements as they are: it takes the data set for one that has the encoding already."""
     from pydicom.charset import convert_encodings, default_encoding
 
     is_named = "SpecificCharacterSet" in dataset
@@ -236,16 +230,15 @@ def _ready(dataset: Dataset, *, to_implicit: bool) -> Dataset:
 
 
 def _decompressed(dataset: Dataset, syntax: str) -> Dataset:
-    """The same with native pixel data; what describes its encoding is of pydicom, all else as it was."""
+    """Return the data set with native pixel data; pydicom sets what describes it, all else stays as it was."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.encaps import encapsulate
     from pydicom.uid import UID
 
     from dicomsort.pixels import decoders
 
-    elements: dict[BaseTag, DataElement | RawDataElement] = {
-        tag: element for tag, element in dataset.items() if tag not in _OFFSET_TABLES
-    }  # raw still: to read one changes it
+    # Raw still: reading one changes it.
+    elements = {tag: element for tag, element in dataset.items() if tag not in _OFFSET_TABLES}
     before = [dataset.get(keyword) for keyword in _LAYOUT]
     frames = _frames(dataset, syntax)
     dataset = Dataset({tag: element for tag, element in dataset.items() if tag not in _OFFSET_TABLES})
@@ -267,7 +260,7 @@ def _decompressed(dataset: Dataset, syntax: str) -> Dataset:
 
 
 def _frames(dataset: Dataset, syntax: str) -> list[bytes]:
-    """The encapsulated frames, as many as the data set declares; each begins with a fragment (PS3.5 A.4)."""
+    """Return the encapsulated frames, as many as the data set declares; each begins with a fragment (PS3.5 A.4)."""
     from pydicom.encaps import generate_fragments, parse_basic_offsets
     from pydicom.filebase import DicomBytesIO
 
@@ -310,7 +303,7 @@ def _check_native(dataset: Dataset, frames: int) -> None:
 
 @lru_cache(maxsize=4096)
 def _known(tag: int) -> tuple[str, str]:
-    """The VR of a tag by PS3.6, of unsigned and of signed images; UN where it is none of the standard."""
+    """Return the VR of a tag by PS3.6, of unsigned and of signed images; UN where the standard has none."""
     from pydicom.datadict import dictionary_VR
 
     try:

@@ -1,7 +1,7 @@
 """The threads that send, one a channel: what is retried, when, and when the peer itself is given up.
 
-An instance that the peer refuses for now, or breaks off at, is put aside and tried again later; meanwhile others are
-sent. Only where the peer takes nothing at all, the crew pauses, tries more instances, and gives up in the end.
+An instance that the peer refuses for now, or at which the connection breaks, is retried later; meanwhile others are
+sent. Only a peer that takes nothing at all gets pauses between bursts of instances, and is given up in the end.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ LONGEST_IDLE = 5.0  # seconds that a connection may wait for something to send b
 GRACE = 10.0  # seconds that an interrupted instance has to be finished
 _TICK = 0.2  # seconds between two looks at whether to stop
 
-Settle = Callable[[Instance, Answer, int], None]
+OnAnswer = Callable[[Instance, Answer, int], None]
 
 
 @dataclass
 class _Job:
-    """A batch, and what its attempts came to."""
+    """A batch, and the results of its attempts."""
 
     batch: Batch
     attempts: int = 0
-    refusals: int = 0  # attempts that came to nothing for a reason of its own
-    is_suspect: bool = False  # the connection broke at it: it is tried again on one of its own
+    refusals: int = 0  # attempts that failed for a reason of its own
+    is_suspect: bool = False  # the connection broke at it: it is retried on one of its own
     answered_before: int = 0  # how many deliveries the peer had answered when this was first refused
     answers: dict[Instance, Answer] = field(default_factory=dict)  # the last one to each instance
 
@@ -45,28 +45,27 @@ class _Job:
 class _Pace:
     """How long to go on with a peer that takes nothing: bursts of deliveries, and a longer pause after each.
 
-    One delivery that it answers proves that it is not full, and all begins anew.
+    There are as many pauses as ``retries``, the first of ``retry_wait`` seconds. One delivery that the peer answers
+    proves that it is not full, and all begins anew.
     """
 
     def __init__(self, retries: int, retry_wait: float) -> None:
-        """As many pauses as ``retries``, the first of ``retry_wait`` seconds."""
+        self._retries, self._retry_wait = retries, retry_wait
+        self.answered()
+
+    def answered(self) -> None:
+        """Begin anew: a delivery was accepted, or refused for good."""
         self.in_vain = 0  # deliveries in a row
         self.until = 0.0  # nothing is sent before (monotonic seconds)
-        self._retries, self._retry_wait = retries, retry_wait
         self._pauses, self._paused_at, self._room, self._bytes = 0, 0, GIVEN_UP, 0
 
     @property
     def wants_retry(self) -> bool:
-        """Whether to try again what is due: where the peer takes something, else once after every second pause."""
+        """Whether to retry what is due: where the peer takes something, else once after every second pause."""
         return self.in_vain == self._paused_at and self._pauses % 2 == 0
 
-    def answered(self) -> None:
-        """A delivery was accepted, or refused for good."""
-        self.in_vain, self.until = 0, 0.0
-        self._pauses, self._paused_at, self._room, self._bytes = 0, 0, GIVEN_UP, 0
-
     def failed(self, size: int, *, is_broken: bool) -> bool:
-        """A delivery of so many bytes came to nothing; whether to give the peer up.
+        """Count a delivery of so many bytes that came to nothing; whether to give the peer up.
 
         A refusal costs little time, so bursts grow, and many bad instances do not hide a good one. Where the
         connection broke, or the peer was silent, there is one delivery a burst.
@@ -85,30 +84,32 @@ class _Pace:
 
 
 class SendWorkers:
-    """Works off batches; ``settle(instance, answer, attempts)`` is told of each instance once, by one thread at a time.
+    """Delivers batches, a thread a channel; ``on_answer(instance, answer, attempts)`` gets each instance once.
 
-    ``problem`` is why it stopped trying, where it did: then every instance left over is settled as not tried; for
-    ``is_down`` and ``takes_nothing`` see ``Sent``. Where ``stop`` is set instead, or an interrupt comes, instances at
-    hand are finished, and those left over are not settled.
+    It is called by one thread at a time. ``problem`` says why sending was given up, where it was: then every instance
+    left over is answered as not tried; for ``is_down`` and ``takes_nothing`` see ``Sent``. Where ``stop`` is set
+    instead, or an interrupt comes, instances at hand are finished, and those left over get no answer.
     """
 
     def __init__(
-        self, channels: Sequence[Channel], settings: SendSettings, settle: Settle, stop: threading.Event | None = None
+        self,
+        channels: Sequence[Channel],
+        settings: SendSettings,
+        on_answer: OnAnswer,
+        stop: threading.Event | None = None,
     ) -> None:
-        """Start a thread a channel."""
         self.problem, self.is_down, self.takes_nothing = "", False, False
-        self._settings, self._settle = settings, settle
-        self._channels = channels
+        self._settings, self._on_answer, self._channels = settings, on_answer, channels
         self._changed = threading.Condition()  # guards all that follows
         self._fresh: deque[_Job] = deque()  # not tried yet
-        self._later: list[tuple[float, int, _Job]] = []  # a heap of what is tried again, by when
+        self._later: list[tuple[float, int, _Job]] = []  # a heap of what is retried, by when
         self._numbers = count()
         self._busy: set[Channel] = set()  # with a job at hand
         self._is_fed = False
         self._pace = _Pace(settings.retries, settings.retry_wait)
         self._answered = 0  # deliveries of which the peer accepted something, or refused it for good
         self._last = ""  # why the last delivery came to nothing
-        self._was_open = False  # the peer took up an association, whatever came of it
+        self._was_open = False  # the peer accepted an association, whatever followed
         self._interrupt = stop or threading.Event()
         self._halt = threading.Event()  # a problem, or a failure of ours
         self._failure: BaseException | None = None
@@ -120,7 +121,7 @@ class SendWorkers:
             thread.start()
 
     def run(self, batches: Iterable[Batch]) -> None:
-        """Work off all batches; raises what settling raised."""
+        """Deliver all batches; raises what ``on_answer`` raised."""
         try:
             for batch in batches:
                 self._put(_Job(batch))
@@ -152,8 +153,13 @@ class SendWorkers:
             self._fresh.append(job)
             self._changed.notify_all()
 
+    def _put_later(self, job: _Job, seconds: float) -> None:
+        with self._changed:
+            heapq.heappush(self._later, (time.monotonic() + seconds, next(self._numbers), job))
+            self._changed.notify_all()
+
     def _end(self) -> None:
-        self._interrupt = threading.Event()  # ours, not that of who called us
+        self._interrupt = threading.Event()  # ours, not that of our caller
         self._interrupt.set()
         until = time.monotonic() + GRACE
         for thread in self._threads:
@@ -168,18 +174,18 @@ class SendWorkers:
                 rest = self._carry(channel, job)
                 refused = 0 if rest is None else refused + 1
                 if rest is not None:
-                    rest_until = time.monotonic() + max(_backoff(self._settings.retry_wait, refused), rest, _TICK)
+                    rest_until = time.monotonic() + max(self._backoff(refused), rest, _TICK)
                 with self._changed:
                     self._busy.discard(channel)
                     self._changed.notify_all()
             channel.close()
-        except BaseException as error:  # noqa: BLE001 - it belongs to who waits for the crew
+        except BaseException as error:  # noqa: BLE001 - ``run`` raises it
             self._failure = error
             self._halt.set()
             channel.abort()
 
     def _next(self, channel: Channel, rest_until: float) -> _Job | None:
-        """The next job, once it is due and the channel has rested; None where none is left, or an end was asked for.
+        """Wait for the next job that is due; None where none is left, or an end was asked for.
 
         A connection that waits without need is closed: a peer may take one at a time.
         """
@@ -212,7 +218,7 @@ class SendWorkers:
         return max(pause, self._later[0][0] - now) if self._later else _TICK
 
     def _pick(self) -> _Job:
-        """What was put aside, once it is due; while nothing is taken, rather something new."""
+        """Pick a retry that is due; while nothing is taken, rather something new."""
         is_due = bool(self._later) and (self._halt.is_set() or self._later[0][0] <= time.monotonic())
         if self._fresh and not (is_due and self._pace.wants_retry):
             job = self._fresh.popleft()
@@ -221,10 +227,10 @@ class SendWorkers:
         return heapq.heappop(self._later)[-1]
 
     def _carry(self, channel: Channel, job: _Job) -> float | None:
-        """Deliver a job once; where the peer is not there, as often as is allowed.
+        """Deliver a job once; where the peer is down, as often as is allowed.
 
-        Where it has no room for one more channel, the job is left to those that it took, and the result is how many
-        seconds this one must rest at least; else None.
+        Where the peer has no room for one more channel, the job is left to those that it accepted, and the result is
+        how many seconds this one must rest at least; else None.
         """
         down = 0
         while not self._halt.is_set():
@@ -233,41 +239,35 @@ class SendWorkers:
                 channel.close()
             is_one_more = self._is_one_more(channel)
             try:
-                self._note(job, channel.deliver(job.batch))
+                self._on_answers(job, channel.deliver(job.batch))
                 return None
             except Permanent as error:
                 self._stop_for(job, str(error))
             except Temporary as error:
                 if not error.is_down:
                     self._was_open |= error.was_open
-                    self._put_aside(job, dict.fromkeys(job.batch.instances, _again(error)), is_broken=True)
+                    answer = Answer(again=True, message=str(error))
+                    self._retry_later(job, dict.fromkeys(job.batch.instances, answer), is_broken=True)
                     return None
                 down += 1
                 if error.wait > LONGEST_WAIT:
                     self._stop_for(job, f"{error}, and asks to wait {error.wait:.0f} s")
                 elif is_one_more or self._is_one_more(channel):
-                    self._hand_over(job)
+                    job.attempts -= 1
+                    self._put_later(job, 0.0)  # another channel may have it at once: nothing of it was tried
                     return error.wait
                 elif down > self._settings.retries:
                     self._stop_for(job, str(error))
-                elif not self._pause(down, error.wait):
+                elif not self._pause(max(self._backoff(down), error.wait)):
                     return None
         self._leave(job)
         return None
 
     def _is_one_more(self, channel: Channel) -> bool:
-        """Whether the peer has taken up another channel, or one before this, which asks too, may be taken up."""
-        others = [each for each in self._channels if each is not channel]
-        return any(each.is_open for each in others) or not self._busy.isdisjoint(
-            others[: self._channels.index(channel)]
-        )
-
-    def _hand_over(self, job: _Job) -> None:
-        """Let another channel have the job at once: nothing of it was tried."""
-        job.attempts -= 1
-        with self._changed:
-            heapq.heappush(self._later, (time.monotonic(), next(self._numbers), job))
-            self._changed.notify_all()
+        """Whether the peer has accepted another channel, or one before this is trying and may be accepted."""
+        at = self._channels.index(channel)
+        is_open = any(each.is_open for each in self._channels if each is not channel)
+        return is_open or not self._busy.isdisjoint(self._channels[:at])
 
     def _stop_for(self, job: _Job, problem: str) -> None:
         """Give the peer up: it was not there, or refused everything."""
@@ -275,8 +275,8 @@ class SendWorkers:
         self.is_down = True
         self._give_up(problem)
 
-    def _note(self, job: _Job, answers: Sequence[Answer]) -> None:
-        """Settle what was answered for good, and put the rest aside."""
+    def _on_answers(self, job: _Job, answers: Sequence[Answer]) -> None:
+        """Pass on final answers, and retry the rest later."""
         left = {}
         with self._changed:
             self._was_open |= any(answer.reached for answer in answers)
@@ -284,15 +284,15 @@ class SendWorkers:
                 if answer.again and not answer.acknowledged:
                     left[instance] = answer
                 else:
-                    self._settle(instance, answer, job.attempts)
+                    self._on_answer(instance, answer, job.attempts)
             if any(answer.reached for answer in answers if answer.acknowledged or not answer.again):
                 self._answered += 1
                 self._pace.answered()
         if left:
-            self._put_aside(job, left, is_broken=False)
+            self._retry_later(job, left, is_broken=False)
 
-    def _put_aside(self, job: _Job, left: dict[Instance, Answer], *, is_broken: bool) -> None:
-        """Let what came to nothing be tried again later, unless that was enough."""
+    def _retry_later(self, job: _Job, left: dict[Instance, Answer], *, is_broken: bool) -> None:
+        """Let what came to nothing be retried later, unless that was the last attempt."""
         with self._changed:
             if not job.refusals:
                 job.answered_before = self._answered
@@ -305,24 +305,23 @@ class SendWorkers:
                 self._give_up(f"{self._pace.in_vain} times in a row: {self._last}")
             if self._halt.is_set() or job.refusals > (0 if job.batch.once else self._settings.retries):
                 self._leave(job)
-                return
-            due = time.monotonic() + _backoff(self._settings.retry_wait, job.refusals)
-            heapq.heappush(self._later, (due, next(self._numbers), job))
-            self._changed.notify_all()
+            else:
+                self._put_later(job, self._backoff(job.refusals))
 
     def _speaks_of_peer(self, job: _Job) -> bool:
         """Whether a failure may mean that the peer takes nothing: it took nothing else since the job's first one."""
-        if job.batch.once and not job.is_suspect:
-            return False
-        return self._answered == job.answered_before
+        return self._answered == job.answered_before and (job.is_suspect or not job.batch.once)
 
-    def _pause(self, times: int, least: float) -> bool:
+    def _pause(self, seconds: float) -> bool:
         """Wait before the next attempt; False where an end was asked for."""
-        until = time.monotonic() + max(_backoff(self._settings.retry_wait, times), least)
+        until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not self._is_over():
             if self._halt.wait(min(left, _TICK)):
                 break
         return not self._is_over()
+
+    def _backoff(self, times: int) -> float:
+        return _backoff(self._settings.retry_wait, times)
 
     def _give_up(self, problem: str) -> None:
         with self._changed:
@@ -331,25 +330,22 @@ class SendWorkers:
             self._changed.notify_all()
 
     def _leave(self, job: _Job) -> None:
-        """Settle what will not be tried any more."""
+        """Answer what will not be tried any more."""
         if self._interrupt.is_set():
             return
         with self._changed:
             for instance in job.batch.instances:
                 answer = job.answers.get(instance) or Answer(message=f"not tried: {self.problem}", reached=False)
-                self._settle(instance, replace(answer, message=answer.message + self._remark(job)), job.attempts)
+                answer = replace(answer, message=answer.message + self._remark(job))
+                self._on_answer(instance, answer, job.attempts)
 
     def _remark(self, job: _Job) -> str:
-        """What tells a refused instance from a peer that is full."""
+        """Return what tells a refused instance from a peer that is full."""
         if not job.refusals:
             return ""
         if job.batch.once:
             return "; it failed before, so it was tried last, and once"
         return "; others were accepted meanwhile" if self._answered > job.answered_before else ""
-
-
-def _again(error: Temporary) -> Answer:
-    return Answer(again=True, message=str(error))
 
 
 def _backoff(retry_wait: float, times: int) -> float:
