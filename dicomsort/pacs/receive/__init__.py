@@ -1,7 +1,7 @@
-"""A storage SCP (PS3.4 Annex B) that puts what it receives into an inbox; needs the extra ``pacs``.
+"""A storage SCP (PS3.4 Annex B) that writes what it receives into an inbox; needs the extra ``pacs``.
 
-``network`` and ``messages`` are the border to pynetdicom, ``arriving`` takes a data set fragment by fragment, ``parts``
-and ``keeping`` write it, ``storing`` answers, ``receiver`` begins and ends.
+``network`` is the border to pynetdicom, ``incoming`` writes a data set fragment by fragment and commits it,
+``store_scp`` answers, ``receiver`` starts and stops.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dicomsort.config import ReceiveSettings
-from dicomsort.errors import UsageError, missing_extra
+from dicomsort.errors import UsageError
+from dicomsort.pacs import require
 from dicomsort.pacs.tls import server_context
 
 if TYPE_CHECKING:
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
     from dicomsort.files import Files
     from dicomsort.pacs.receive.receiver import Receiver
 
-__all__ = ["GRACE", "ReceiveSettings", "check", "check_titles", "open_receiver"]
+__all__ = ["GRACE", "check", "check_titles", "open_receiver"]
 
-GRACE = 30.0  # seconds that an end leaves to instances on their way
+GRACE = 30.0  # seconds that a stop leaves to instances on their way
 _TITLE = 16  # characters (PS3.5 6.2, AE)
 
 
 def check_titles(settings: ReceiveSettings) -> ReceiveSettings:
-    """The settings with titles as they are compared; UsageError for an AE title that is none."""
+    """Return the settings with titles as they are compared; ``UsageError`` for an invalid AE title."""
     for flag, title in [("--ae-title", settings.ae_title), *(("--allow", each) for each in settings.allow)]:
         if not title.strip() or len(title) > _TITLE or "\\" in title or not (title.isascii() and title.isprintable()):
             raise UsageError(f"{flag}: expected an AE title (1 to 16 characters of ASCII), received {title!r}")
@@ -34,23 +35,17 @@ def check_titles(settings: ReceiveSettings) -> ReceiveSettings:
 
 
 def check(settings: ReceiveSettings) -> None:
-    """UsageError where no receiver can be made of the settings: a title, a certificate, the extra; nothing listens."""
+    """Raise ``UsageError`` where no receiver can be made of the settings; nothing listens."""
     server_context(check_titles(settings))
-    try:
-        import pynetdicom  # noqa: F401
-    except ModuleNotFoundError:
-        raise missing_extra("receive", "pacs") from None
+    require("pynetdicom", "receive")
 
 
 def open_receiver(inbox: str, settings: ReceiveSettings, files: Files, log: logging.Logger) -> Receiver:
     """Make a receiver, which listens from its ``start`` to its ``stop``.
 
-    Raises ``UsageError`` without the extra, without the inbox, or for certificates that are none.
+    Raises ``UsageError`` without the extra, without the inbox, or for invalid certificates.
     """
-    try:
-        from dicomsort.pacs.receive.receiver import Receiver
-    except ModuleNotFoundError as error:
-        if error.name != "pynetdicom":
-            raise
-        raise missing_extra("receive", "pacs") from None
+    require("pynetdicom", "receive")
+    from dicomsort.pacs.receive.receiver import Receiver
+
     return Receiver(inbox, settings, files, log)

@@ -5,7 +5,6 @@ Memory does not grow with the size of an instance.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import itertools
@@ -14,6 +13,7 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -31,54 +31,62 @@ if TYPE_CHECKING:
     from dicomsort.records import Header
 
 MODE: Final = 0o640  # of received files, less what umask takes: never for everybody
+FOLDER_MODE: Final = 0o750
+HEAD: Final = 16 << 10  # bytes kept in memory, for the header
 _OURS: Final = re.compile(re.escape(RECEIVING) + r"[0-9a-f]{8}-[0-9]+\.part")
 _PART_TRIES: Final = 8
+_TRIES: Final = 20  # a sort that moves may take a file, or prune a folder, between any two calls
+_SUFFIXES: Final = (8, 16, 32, 64)  # hex digits of a SHA-256
+
+# Statuses of a C-STORE response (PS3.4 B.2.3)
+SUCCESS: Final = 0x0000
+OUT_OF_RESOURCES: Final = 0xA700
+MISMATCH: Final = 0xA900  # data set does not match SOP class
+NOT_UNDERSTOOD: Final = 0xC000
+FAILURE: Final = 0x0110  # processing failure (PS3.7 C.5.8)
 
 
+@dataclass
 class PartFile:
-    """One such file. Its writer holds it locked, so that what a dead one left can be told from what is in use."""
+    """An open part file. Its writer holds it locked, which tells it from what a dead process left."""
 
-    def __init__(self, files: Files, path: str, descriptor: int) -> None:
-        """Take over an open, locked file."""
-        self._files = files
-        self._descriptor: int | None = descriptor
-        self.path = path
-        self.size = 0
+    files: Files
+    path: str
+    descriptor: int | None
+    size: int = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Append; OSError where the disk refuses."""
-        self._files.write(self._open(), data)
+        self.files.write(self._open(), data)
         self.size += len(data)
 
     def flush(self) -> None:
         """Return when all that was written is durable."""
-        self._files.flush(self._open())
+        self.files.flush(self._open())
 
     def discard(self) -> None:
-        """Take this name of the file away and close, once; a name that cannot go is left to the next start."""
-        if self._descriptor is not None:
-            descriptor, self._descriptor = self._descriptor, None
-            with closing_descriptor(descriptor), contextlib.suppress(OSError):
-                self._files.unlink(self.path)
+        """Remove this name of the file and close, once; a name that cannot be removed is left to the next start."""
+        if self.descriptor is not None:
+            descriptor, self.descriptor = self.descriptor, None
+            with closing_descriptor(descriptor), suppress(OSError):
+                self.files.unlink(self.path)
 
     @property
     def is_open(self) -> bool:
         """Whether it has not been discarded."""
-        return self._descriptor is not None
+        return self.descriptor is not None
 
     def _open(self) -> int:
-        if self._descriptor is None:
+        if self.descriptor is None:
             raise ValueError("expected a part in use, received a discarded one")
-        return self._descriptor
+        return self.descriptor
 
 
 class PartFiles:
-    """Makes them, and takes away what earlier processes left."""
+    """Makes part files in an inbox (an absolute path), and removes what earlier processes left."""
 
     def __init__(self, files: Files, inbox: str) -> None:
-        """``inbox`` is an absolute path."""
-        self._files = files
-        self._inbox = inbox
+        self._files, self._inbox = files, inbox
         self._token = secrets.token_hex(4)
         self._numbers = itertools.count()
 
@@ -86,55 +94,43 @@ class PartFiles:
         """Make a new, empty part; OSError where the disk refuses."""
         for _ in range(_PART_TRIES):
             path = f"{self._inbox}/{RECEIVING}{self._token}-{next(self._numbers)}.part"
-            descriptor = self._files.create(path, MODE)
-            try:
+            with ExitStack() as stack:
+                descriptor = self._files.create(path, MODE)
+                stack.callback(os.close, descriptor)
                 # A process that starts at this moment may have taken it for a leftover before it was locked.
-                ours = self._files.lock(descriptor) and os.fstat(descriptor).st_nlink > 0
-            except OSError:
-                os.close(descriptor)
-                raise
-            if ours:
-                return PartFile(self._files, path, descriptor)
-            os.close(descriptor)
+                if self._files.lock(descriptor) and os.fstat(descriptor).st_nlink > 0:
+                    stack.pop_all()
+                    return PartFile(self._files, path, descriptor)
         raise FileExistsError(f"expected a part of our own within {_PART_TRIES} tries")
 
     def clean_up(self) -> int:
-        """Remove the parts that nobody holds, which a killed process left; how many there were."""
+        """Remove the parts that nobody has locked, which a killed process left; return how many there were."""
         removed = 0
-        for name in os.listdir(self._inbox):
-            if _OURS.fullmatch(name):
-                path = f"{self._inbox}/{name}"
-                with (
-                    contextlib.suppress(OSError),
-                    closing_descriptor(self._files.open_append(path, MODE)) as descriptor,
-                ):
-                    if self._files.lock(descriptor):
-                        self._files.unlink(path)
-                        removed += 1
+        for name in filter(_OURS.fullmatch, os.listdir(self._inbox)):
+            path = f"{self._inbox}/{name}"
+            with suppress(OSError), closing_descriptor(self._files.open_append(path, MODE)) as descriptor:
+                if self._files.lock(descriptor):
+                    self._files.unlink(path)
+                    removed += 1
         return removed
 
     def check(self) -> None:
-        """Try what receiving needs of the inbox's file system; DicomsortError, which says what it refuses."""
-        what = "writing and locking a file"
+        """Try what receiving needs of the inbox's file system; ``DicomsortError`` says what it refuses."""
+        expected = "writing and locking a file"
         try:
             part = self.begin()
             try:
-                what = "flushing it"
+                expected = "flushing it"
                 part.write(b"\x00")
                 part.flush()
-                what = "hard links (NFS, ext4, XFS have them; exFAT and some FUSE file systems do not)"
+                expected = "hard links (NFS, ext4, XFS have them; exFAT and some FUSE file systems do not)"
                 self._files.link(part.path, f"{part.path[:-5]}0.part")
                 self._files.unlink(f"{part.path[:-5]}0.part")
             finally:
                 part.discard()
         except OSError as error:
-            message = f"inbox {self._inbox!r}: expected {what} to work, received {error.strerror or error}"
+            message = f"inbox {self._inbox!r}: expected {expected} to work, received {error.strerror or error}"
             raise DicomsortError(message) from error
-
-
-FOLDER_MODE: Final = 0o750
-_TRIES: Final = 20  # a sort that moves may take a file, or prune a folder, between any two calls
-_SUFFIXES: Final = (8, 16, 32, 64)  # hex digits of a SHA-256
 
 
 class Committed(StrEnum):
@@ -145,45 +141,33 @@ class Committed(StrEnum):
     BESIDE = "stored beside another"  # its name was taken by other content
 
 
-@dataclass(frozen=True, slots=True)
-class Uids:
-    """What names an instance's place; each a valid UID (PS3.5 9.1), so none can lead anywhere else."""
+def commit(files: Files, inbox: str, part: PartFile, header: Header) -> tuple[Committed, str]:
+    """Give a whole part its name in the inbox; return, when that is durable, its fate and its path below the inbox.
 
-    study: str
-    series: str
-    sop: str
-
-    @property
-    def folder(self) -> str:
-        """Its folder, relative to the inbox."""
-        return f"{self.study}/{self.series}"
-
-
-def commit(files: Files, inbox: str, part: PartFile, uids: Uids) -> tuple[Committed, str]:
-    """Give a whole part its name in the inbox and return, when that is durable, what it became and where it lies.
-
-    The path is relative to the inbox. Two that come at once by one name are told apart by ``link``, which only one of
-    them can win. Raises OSError where the disk refuses; the part is the caller's to discard in any case.
+    The header's UIDs must be valid (PS3.5 9.1), so that none leads anywhere else. Two instances that come at once by
+    one name are told apart by ``link``, which only one of them can win. Raises OSError where the disk refuses; the part
+    is the caller's to discard in any case.
     """
     part.flush()
-    for name in _names(part, uids.sop):
-        path = f"{uids.folder}/{name}"
-        kept = _link_or_match(files, inbox, part, path)
-        if kept is None:
+    folder = f"{header.study_uid}/{header.series_uid}"
+    for name in _names(part, header.sop_uid):
+        path = f"{folder}/{name}"
+        committed = _link_or_match(files, inbox, part, path)
+        if committed is None:
             continue
-        for folder in (uids.folder, uids.study, ""):
-            with contextlib.suppress(FileNotFoundError):  # pruned after a sort moved the file out, durably
-                flush_path(files, f"{inbox}/{folder}" if folder else inbox)
+        for each in (f"{inbox}/{folder}", f"{inbox}/{header.study_uid}", inbox):
+            with suppress(FileNotFoundError):  # pruned after a sort moved the file out, durably
+                flush_path(files, each)
         part.discard()
-        first = name == f"{uids.sop}.dcm"
-        return Committed.BESIDE if kept is Committed.STORED and not first else kept, path
+        is_first = name == f"{header.sop_uid}.dcm"
+        return Committed.BESIDE if committed is Committed.STORED and not is_first else committed, path
     raise OSError(errno.EEXIST, "every name that its content gives it is taken by other content")
 
 
-def _names(part: PartFile, sop: str) -> Iterator[str]:
-    yield f"{sop}.dcm"
+def _names(part: PartFile, sop_uid: str) -> Iterator[str]:
+    yield f"{sop_uid}.dcm"
     digest = sha256_of(part.path)
-    yield from (f"{sop}.{digest[:digits]}.dcm" for digits in _SUFFIXES)
+    yield from (f"{sop_uid}.{digest[:digits]}.dcm" for digits in _SUFFIXES)
 
 
 def _link_or_match(files: Files, inbox: str, part: PartFile, path: str) -> Committed | None:
@@ -194,7 +178,7 @@ def _link_or_match(files: Files, inbox: str, part: PartFile, path: str) -> Commi
             files.link(part.path, f"{inbox}/{path}")
             return Committed.STORED
         except FileExistsError:
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 return Committed.REPEATED if _same_instance(files, part.path, f"{inbox}/{path}") else None
         except FileNotFoundError:
             continue
@@ -205,7 +189,7 @@ def _make_folders(files: Files, inbox: str, folder: str) -> None:
     path = inbox
     for name in folder.split("/"):
         path = f"{path}/{name}"
-        with contextlib.suppress(FileExistsError):
+        with suppress(FileExistsError):
             files.make_folder(path, FOLDER_MODE)
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, "something else stands where a folder of its UIDs should be")
@@ -230,18 +214,8 @@ def _same_instance(files: Files, part: str, path: str) -> bool:
     return True
 
 
-HEAD: Final = 16 << 10  # bytes kept in memory, for the header
-
-# Statuses of a C-STORE response (PS3.4 B.2.3)
-SUCCESS: Final = 0x0000
-OUT_OF_RESOURCES: Final = 0xA700
-MISMATCH: Final = 0xA900  # data set does not match SOP class
-NOT_UNDERSTOOD: Final = 0xC000
-FAILURE: Final = 0x0110  # processing failure (PS3.7 C.5.8)
-
-
 class Request(NamedTuple):
-    """What the command says of an instance: unproven texts, and the transfer syntax that was agreed on."""
+    """What the command says of an instance: unproven texts, and the negotiated transfer syntax."""
 
     sop_class: str
     sop: str
@@ -251,11 +225,10 @@ class Request(NamedTuple):
 class Refused(Exception):
     """An instance that is not stored: the status, a comment for the sender (at most 64 characters), offending tags.
 
-    ``failed`` tells that not the instance but the receiver, or its disk, is the cause.
+    ``failed``: the cause is not the instance but the receiver, or its disk.
     """
 
     def __init__(self, status: int, comment: str, tags: tuple[int, ...] = (), *, failed: bool = False) -> None:
-        """Keep them."""
         super().__init__(comment)
         self.status, self.comment, self.tags, self.failed = status, comment[:64], tags, failed
 
@@ -266,11 +239,11 @@ UNNAMED: Final = Refused(NOT_UNDERSTOOD, "SOP Class UID or SOP Instance UID is m
 class IncomingDataset(io.BytesIO):
     """Takes the data set of one message, as the network library writes it; never raises, for it would end the thread.
 
-    The buffer that it is by its type stays empty.
+    ``request`` returns what the message asks for, None where it stores nothing; ``limit`` is in bytes. The buffer that
+    it is by its type stays empty.
     """
 
     def __init__(self, request: Callable[[], Request | None], begin: Callable[[], PartFile], limit: int) -> None:
-        """``request`` tells what the message is, None where it stores nothing; ``limit`` is in bytes."""
         super().__init__()
         self._request, self._begin, self._limit = request, begin, limit
         self._head = bytearray()
@@ -288,10 +261,9 @@ class IncomingDataset(io.BytesIO):
         if self.request is not None and self.refused is None:
             try:
                 self._take(piece, self.request)
-            except Refused as refused:
-                self._refuse(refused)
-            except OSError as error:
-                self._refuse(refusal(error))
+            except (Refused, OSError) as error:
+                self.refused = error if isinstance(error, Refused) else refusal(error)
+                self.discard()
         return len(piece)
 
     def _take(self, piece: memoryview, request: Request) -> None:
@@ -311,12 +283,8 @@ class IncomingDataset(io.BytesIO):
         if len(self._head) < HEAD:
             self._head += data[: HEAD - len(self._head)]
 
-    def _refuse(self, refused: Refused) -> None:
-        self.refused = refused
-        self.discard()
-
-    def proven(self) -> tuple[PartFile, Uids]:
-        """What arrived, and its place: its UIDs are such, and those of command and data set agree.
+    def proven(self) -> tuple[PartFile, Header]:
+        """Return what arrived, and its header: the UIDs are valid, and those of command and data set agree.
 
         Raises ``Refused`` where they do not, or nothing arrived, and OSError where it cannot be read.
         """
@@ -325,17 +293,17 @@ class IncomingDataset(io.BytesIO):
         if self.part is None or self.request is None:
             raise Refused(NOT_UNDERSTOOD, "there is no data set")
         header = self._header(self.part)
-        if not is_uid(header.sop_uid):
-            raise Refused(NOT_UNDERSTOOD, "no SOP Instance UID could be read", (0x00080018,))
-        if header.sop_uid != self.request.sop:
-            raise Refused(MISMATCH, "SOP Instance UID of command and data set differ", (0x00080018,))
-        if header.sop_class_uid != self.request.sop_class:
-            raise Refused(MISMATCH, "SOP Class UID of command and data set differ", (0x00080016,))
-        if not is_uid(header.study_uid):
-            raise Refused(NOT_UNDERSTOOD, "no Study Instance UID could be read", (0x0020000D,))
-        if not is_uid(header.series_uid):
-            raise Refused(NOT_UNDERSTOOD, "no Series Instance UID could be read", (0x0020000E,))
-        return self.part, Uids(header.study_uid, header.series_uid, header.sop_uid)
+        is_same_sop, is_same_class = header.sop_uid == self.request.sop, header.sop_class_uid == self.request.sop_class
+        for is_right, status, comment, tag in (
+            (is_uid(header.sop_uid), NOT_UNDERSTOOD, "no SOP Instance UID could be read", 0x00080018),
+            (is_same_sop, MISMATCH, "SOP Instance UID of command and data set differ", 0x00080018),
+            (is_same_class, MISMATCH, "SOP Class UID of command and data set differ", 0x00080016),
+            (is_uid(header.study_uid), NOT_UNDERSTOOD, "no Study Instance UID could be read", 0x0020000D),
+            (is_uid(header.series_uid), NOT_UNDERSTOOD, "no Series Instance UID could be read", 0x0020000E),
+        ):
+            if not is_right:
+                raise Refused(status, comment, (tag,))
+        return self.part, header
 
     def _header(self, part: PartFile) -> Header:
         def more(offset: int, length: int) -> bytes:
@@ -350,11 +318,11 @@ class IncomingDataset(io.BytesIO):
         return self.part is not None and self.part.is_open
 
     def discard(self) -> None:
-        """Take away what of it is on disk under a part's name."""
+        """Remove what of it is on disk under a part's name."""
         if self.part is not None:
             self.part.discard()
 
 
 def refusal(error: OSError) -> Refused:
-    """What an error of the disk becomes: the sender may try again."""
+    """Return the refusal that an error of the disk becomes: the sender may try again."""
     return Refused(OUT_OF_RESOURCES, f"storing failed: {error.strerror or 'the disk refused'}", failed=True)

@@ -1,8 +1,8 @@
-"""What of pynetdicom is replaced, so that a peer's bytes cost bounded memory and time.
+"""Replacements for parts of pynetdicom, so that a peer's bytes cost bounded memory and time.
 
-The library reads a PDU as long as its sender says, without a time limit. It lets one TLS handshake hold up all other
-peers, and leaves a thread behind where a connection ends before it is an association. Here a PDU has limits of length
-and time, and each connection has a thread of its own that stays until nothing of it is left.
+The library reads a PDU as long as its sender says, without a time limit. One TLS handshake holds up all other peers,
+and a connection that ends before it is an association leaves a thread behind. Here a PDU has limits of length and time,
+and each connection has a thread of its own that stays until nothing of it is left.
 
 The library collects a data set in memory, or in a temporary file that an abort leaves behind, and a command set of any
 length. Here data sets go where ``IncomingDataset`` puts them, and what no real peer sends ends its association.
@@ -18,9 +18,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from socketserver import BaseServer
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
@@ -35,38 +35,25 @@ if TYPE_CHECKING:
     from pynetdicom.association import Association
     from pynetdicom.pdu_primitives import P_DATA
 
+    from dicomsort.pacs.receive.store_scp import Store
+
 _COMMAND: Final = 64 << 10  # bytes of a command set; that of a C-STORE has a few hundred
 _WAITING: Final = 4  # messages that a peer may send without waiting for answers
-
-
-class AssociationHandler(Protocol):
-    """Who is told what happens on connections, from their threads."""
-
-    def open_data_set(self, request: Callable[[], Request | None]) -> IncomingDataset:
-        """Where the data set of a message goes; ``request`` says what it asks for, once its command is there."""
-
-    def on_unnamed(self, assoc: Association) -> None:
-        """A C-STORE without what identifies its instance was answered, with ``UNNAMED``."""
-
-    def on_end(self, assoc: Association) -> None:
-        """An association, or an attempt at one, is over."""
-
-    def on_failure(self, address: str, error: BaseException | None) -> None:
-        """A connection failed before it was one of DICOM."""
-
-    def on_refused(self, address: str, reason: str) -> None:
-        """There is no room for a connection; told once a minute at most. ``address`` may be empty."""
+_LONGEST: Final = 1 << 20  # bytes of a PDU: association requests with every context, and what ``max_pdu`` may be
+_QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)
+_MOMENT: Final = 0.001  # seconds until a thread runs
+_QUEUE: Final = 64  # connections that the system holds until they are accepted
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_SHORTAGE_PAUSE: Final = 0.2  # seconds until the next connection is accepted
+_REFUSALS_PERIOD: Final = 60.0  # seconds between two lines about connections that were refused
 
 
 class BoundedDimseProvider(DIMSEServiceProvider):
     """The messages of one association."""
 
-    def __init__(
-        self, assoc: Association, user: AssociationHandler, admit: Callable[[BoundedDimseProvider, int], bool]
-    ) -> None:
-        """Begin without a message; ``admit`` makes it one of so many associations, or says that they are all open."""
+    def __init__(self, assoc: Association, server: Server) -> None:
         super().__init__(assoc)
-        self._user, self._admit = user, admit
+        self._server = server
         self.counts: Counter[str] = Counter()
         self._data_sets: list[IncomingDataset] = []
         self.is_admitted = False
@@ -91,7 +78,7 @@ class BoundedDimseProvider(DIMSEServiceProvider):
         if self.msg_queue.qsize() >= _WAITING:
             raise ValueError("more messages than any real peer sends at once")
         message = DIMSEMessage()
-        data_set = self._user.open_data_set(lambda: self._request(message))
+        data_set = self._server.store.open_data_set(lambda: self._request(message))
         message.data_set = data_set
         self._data_sets = [*(each for each in self._data_sets if each.is_open), data_set]
         return message
@@ -105,7 +92,7 @@ class BoundedDimseProvider(DIMSEServiceProvider):
         return Request(sop_class, sop, agreed[0])
 
     def get_msg(self, block: bool = False) -> Any:  # noqa: FBT001, FBT002 - the library's signature
-        """Return the next message; a C-STORE that does not say of what is answered here, as the library does not."""
+        """Return the next message; a C-STORE that names no instance is answered here, which the library leaves out."""
         context, message = super().get_msg(block)
         self._is_answering = message is not None
         if isinstance(message, C_STORE) and message.MessageID is not None and not message.is_valid_request:
@@ -113,13 +100,13 @@ class BoundedDimseProvider(DIMSEServiceProvider):
             answer.MessageIDBeingRespondedTo = message.MessageID
             answer.Status, answer.ErrorComment = UNNAMED.status, UNNAMED.comment
             cast("IncomingDataset", message.DataSet).discard()
-            self._user.on_unnamed(self.assoc)
+            self._server.store.on_unnamed(self.assoc)
             self.send_msg(answer, cast("int", context))
             return None, None
         return context, message
 
     def send_msg(self, primitive: Any, context_id: int) -> None:
-        """Answer; where the receiver ends, the association ends behind the answer."""
+        """Answer; where the receiver stops, abort the association after the answer."""
         self.dul._idle_timer.restart()  # noqa: SLF001 - the disk took that time, not the peer
         super().send_msg(primitive, context_id)
         self._is_answering = False
@@ -127,8 +114,8 @@ class BoundedDimseProvider(DIMSEServiceProvider):
             self.assoc.abort(block=False)
 
     def admit(self, limit: int) -> bool:
-        """Make it one of the associations that are open; False where ``limit`` of them are."""
-        return self._admit(self, limit)
+        """Count it among the open associations; False where ``limit`` of them are open."""
+        return self._server.admit(self, limit)
 
     def end(self) -> None:
         """Abort the association, after the instance that is on its way if there is one; from any thread."""
@@ -137,37 +124,24 @@ class BoundedDimseProvider(DIMSEServiceProvider):
             self.assoc.abort(block=False)
 
     def cut(self) -> None:
-        """Break the connection off, from any thread; what waits for it sees its end."""
+        """Break the connection off, from any thread; a thread that waits for it sees its end."""
         client = getattr(self.dul.socket, "socket", None)
         if client is not None:
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
 
     def discard(self) -> None:
-        """Take away what an association that is over left on its way."""
+        """Remove what an association that is over left unfinished."""
         for each in self._data_sets:
             each.discard()
 
 
-_LONGEST: Final = 1 << 20  # bytes of a PDU: association requests with every context, and what ``max_pdu`` may be
-_QUICK: Final = getattr(socket, "TCP_QUICKACK", None)
-_MOMENT: Final = 0.001  # seconds until a thread runs
-_QUEUE: Final = 64  # connections that the system holds until they are accepted
-_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_SHORTAGE_PAUSE: Final = 0.2  # seconds until the next connection is accepted
-_REFUSALS_PERIOD: Final = 60.0  # seconds between two lines about connections that were refused
-
-
 class Socket(AssociationSocket):
-    """Reads what is asked for whole, or fails, within limits of length and time.
+    """Reads what is requested whole, or fails, within the client socket's timeout and a limit of length.
 
     Many senders write a PDU in two pieces and hold the second back until the first is acknowledged (Nagle), which a
     receiver does 40 ms later unless it asks for quick acknowledgements; Linux forgets that again, so each read asks.
     """
-
-    def __init__(self, assoc: Association, client: socket.socket) -> None:
-        """``client`` is connected, and has the timeout that holds for each read."""
-        super().__init__(assoc, client_socket=client)
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Read so many bytes, fewer only where the connection ends; OSError beyond a limit."""
@@ -176,8 +150,8 @@ class Socket(AssociationSocket):
         client = cast("socket.socket", self.socket)
         data, got = bytearray(nr_bytes), 0
         deadline = time.monotonic() + (client.gettimeout() or 0)
-        if nr_bytes and _QUICK is not None:
-            client.setsockopt(socket.IPPROTO_TCP, _QUICK, 1)
+        if nr_bytes and _QUICKACK is not None:
+            client.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
         with memoryview(data) as view:
             while got < nr_bytes and (count := client.recv_into(view[got:])):
                 got += count
@@ -187,10 +161,10 @@ class Socket(AssociationSocket):
 
 
 class Steps(StateMachine):
-    """The state machine of a connection; a step that it does not know ends that, not the thread with a traceback."""
+    """The state machine of a connection (PS3.8 9.2); an unknown step ends that, not the thread with a traceback."""
 
     def do_action(self, event: str) -> None:
-        """Take a step (PS3.8 9.2)."""
+        """Take a step."""
         try:
             super().do_action(event)
         except Exception:  # noqa: BLE001 - whatever a peer has brought about
@@ -203,12 +177,12 @@ class Handler(RequestHandler):
     server: Server
 
     def handle(self) -> None:
-        """Let the library serve the peer, and clean up behind it."""
+        """Let the library serve the peer, and clean up after it."""
         assoc = self._create_association()
         assoc.dul.event_queue.get_nowait()  # that it is connected, which the next line says again
-        assoc.dul.socket = Socket(assoc, self.request)
+        assoc.dul.socket = Socket(assoc, client_socket=self.request)
         assoc.dul.state_machine = Steps(assoc.dul)
-        assoc.dimse = dimse = BoundedDimseProvider(assoc, self.server.user, self.server.admit)
+        assoc.dimse = dimse = BoundedDimseProvider(assoc, self.server)
         with self.server.counted(dimse):
             try:
                 assoc.start()
@@ -220,11 +194,11 @@ class Handler(RequestHandler):
                 assoc.join()
             finally:
                 dimse.discard()
-                self.server.user.on_end(assoc)
+                self.server.store.on_end(assoc)
 
 
 class Server(ThreadedAssociationServer):
-    """Listens, and knows who is connected."""
+    """Listens at an address, and knows who is connected; OSError where it cannot listen."""
 
     daemon_threads = True
     request_queue_size = _QUEUE
@@ -235,16 +209,14 @@ class Server(ThreadedAssociationServer):
         address: tuple[str, int],
         tls: ssl.SSLContext | None,
         handlers: list[Any],
-        user: AssociationHandler,
+        store: Store,
     ) -> None:
-        """Listen at ``address``; OSError where that cannot be."""
         super().__init__(ae, address, ae.ae_title, ae.supported_contexts, None, handlers, Handler)
-        self._tls = tls
-        self.user = user
+        self._tls, self.store = tls, store
         self._lock = threading.Lock()
         self._connections: set[BoundedDimseProvider] = set()
         self._open = 0  # connections, also those that are not heard yet: in a TLS handshake
-        self._told = -_REFUSALS_PERIOD  # when a refusal was last logged, by the monotonic clock
+        self._logged_at = -_REFUSALS_PERIOD  # of the last refusal in the log, by the monotonic clock
 
     @contextlib.contextmanager
     def counted(self, dimse: BoundedDimseProvider) -> Iterator[None]:
@@ -275,12 +247,12 @@ class Server(ThreadedAssociationServer):
         self.server_close()
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection. Small answers are sent at once, and no read or write waits longer than the timeout."""
+        """Accept a connection. Small answers are sent at once; no read or write waits longer than the timeout."""
         try:
             client, address = cast("socket.socket", self.socket).accept()
         except OSError as error:
             if error.errno in _SHORTAGES:  # the connection stays in the queue, and would be tried again at once
-                self._tell_refused("", error.strerror or str(error))
+                self._log_refused("", error.strerror or str(error))
                 time.sleep(_SHORTAGE_PAUSE)
             raise
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -292,11 +264,11 @@ class Server(ThreadedAssociationServer):
         """Whether there is room to hear what the peer wants."""
         if self._open < self.ae.maximum_associations:
             return True
-        self._tell_refused(str(client_address[0]), f"{self._open} connections are open")
+        self._log_refused(str(client_address[0]), f"{self._open} connections are open")
         return False
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Begin a thread for a connection."""
+        """Start a thread for a connection."""
         with self._lock:
             self._open += 1
         try:
@@ -321,13 +293,12 @@ class Server(ThreadedAssociationServer):
         with contextlib.closing(request):
             super().finish_request(request, client_address)
 
-    def _tell_refused(self, address: str, reason: str) -> None:
-        """Log that peers cannot come in, once a period."""
+    def _log_refused(self, address: str, reason: str) -> None:
         now = time.monotonic()
-        if now - self._told >= _REFUSALS_PERIOD:
-            self._told = now
-            self.user.on_refused(address, reason)
+        if now - self._logged_at >= _REFUSALS_PERIOD:
+            self._logged_at = now
+            self.store.on_refused(address, reason)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - as above
-        """Tell of a connection that failed; the others go on."""
-        self.user.on_failure(str(client_address[0]), sys.exc_info()[1])
+        """Log a connection that failed; the others go on."""
+        self.store.on_failure(str(client_address[0]), sys.exc_info()[1])

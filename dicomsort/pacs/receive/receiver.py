@@ -1,4 +1,4 @@
-"""A receiver: the server, its settings, its beginning and its end."""
+"""A receiver: the server, its settings, its start and its stop."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ from pynetdicom.ae import ApplicationEntity
 
 from dicomsort.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomsort.errors import DicomsortError, UsageError
-from dicomsort.pacs.receive.incoming import PartFiles
 from dicomsort.pacs.receive.network import Server
-from dicomsort.pacs.receive.store_scp import VERIFICATION, Limits, Store
+from dicomsort.pacs.receive.store_scp import VERIFICATION, Store
 from dicomsort.pacs.tls import server_context
 
 if TYPE_CHECKING:
     from dicomsort.config import ReceiveSettings
     from dicomsort.files import Files
 
-_POLL: Final = 0.05  # seconds between looks at what is to end
-_ACCEPTING: Final = 0.25  # seconds between looks whether to accept no more
+_POLL: Final = 0.05  # seconds between two attempts to end associations
+_ACCEPTING: Final = 0.25  # seconds until the accepting thread notices a stop
 _LAST: Final = 2.0  # seconds that aborted associations have to be gone
 _SPARE: Final = 16  # connections beyond the limit of associations, so that it can be told to those who ask
-_MIB: Final = 1 << 20
 _NEGOTIATION: Final = 30.0  # seconds that a peer has for its association request, at most
 
 
@@ -35,26 +33,24 @@ class Receiver:
     """Listens from ``start`` to ``stop``; what it received is in the inbox, durably, before it is acknowledged."""
 
     def __init__(self, inbox: str, settings: ReceiveSettings, files: Files, log: logging.Logger) -> None:
-        """Look at the inbox and the certificates; UsageError or DicomsortError where either is not fit."""
+        """Check the inbox and the certificates; ``UsageError`` where either is wrong."""
         if not os.path.isdir(inbox):
             raise UsageError(f"expected INBOX to be a folder that is there, received {inbox!r}")
         self._settings, self._log = settings, log
         self._tls = server_context(settings)
-        self._parts = PartFiles(files, os.path.realpath(inbox))
-        limits = Limits(settings.max_object_size * _MIB, settings.max_associations)
-        self._store = Store(files, os.path.realpath(inbox), self._parts, limits, log)
+        self._store = Store(files, os.path.realpath(inbox), settings, log)
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
         self._hurry = threading.Event()
 
     def start(self) -> int:
-        """Clean up behind killed processes, listen, and return the port; DicomsortError where that cannot be.
+        """Clean up after killed processes, listen, and return the port.
 
-        ``UsageError`` where the address is none.
+        ``DicomsortError`` where that fails, ``UsageError`` for an invalid address.
         """
-        self._parts.check()
-        if left := self._parts.clean_up():
-            self._log.warning("leftovers removed", extra={"facts": {"parts": left}})
+        self._store.parts.check()
+        if removed := self._store.parts.clean_up():
+            self._log.warning("leftovers removed", extra={"facts": {"parts": removed}})
         _set_up_library()
         address = (self._settings.bind, self._settings.port)
         handlers = [
@@ -82,7 +78,7 @@ class Receiver:
         return self._thread is not None and self._thread.is_alive()
 
     def stop(self, grace: float) -> None:
-        """End: no new connections; instances on their way have ``grace`` seconds; then every association is aborted."""
+        """Accept no more connections, leave ``grace`` seconds to instances on their way, abort every association."""
         server = self._server
         if server is None:
             return
@@ -98,11 +94,11 @@ class Receiver:
             dimse.discard()
 
     def hurry(self) -> None:
-        """Let a ``stop`` that waits for instances wait no longer."""
+        """Let ``stop`` wait for instances no longer."""
         self._hurry.set()
 
     def _ended(self, server: Server, seconds: float) -> bool:
-        """End each association behind the instance that is on its way; False where some are not over in time."""
+        """End each association after the instance that is on its way; False where some are not over in time."""
         deadline = time.monotonic() + seconds
         while server.connections and time.monotonic() < deadline and not self._hurry.is_set():
             for dimse in server.connections:
@@ -125,7 +121,7 @@ def _entity(settings: ReceiveSettings) -> ApplicationEntity:
 
 
 def _set_up_library() -> None:
-    """Accept every storage class, let every UID through to where it is judged and answered, log nothing of a peer's."""
+    """Accept every storage class, pass every UID on to where it is checked and answered, log nothing of a peer's."""
     _config.UNRESTRICTED_STORAGE_SERVICE = True
     _config.LOG_HANDLER_LEVEL = "none"
     _config.VALIDATORS["UI"] = lambda _: (True, "")

@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
@@ -61,10 +61,14 @@ def send(
     selection = select(folder, settings.run or "")
     state = f"{STATE}/sent" if selection.is_outbox else ASIDE
     journal = os.path.abspath(settings.journal or f"{selection.base}/{state}/{file_name(peer)}.jsonl")
+    numbers = range(settings.associations)
     with ExitStack() as stack:
-        channels = _channels(peer, settings, tls, stack)
-        known = Acknowledged(files, journal, peer.name, selection.base)
-        stack.callback(known.close)
+        if isinstance(peer, WebPeer):
+            channels: list[Channel] = [stow.WebChannel(peer, settings, tls) for _ in numbers]
+        else:
+            transcoder = stack.enter_context(closing(Transcoder())) if settings.decompress else None
+            channels = [c_store.DimseChannel(peer, settings, tls, transcoder) for _ in numbers]
+        known = stack.enter_context(closing(Acknowledged(files, journal, peer.name, selection.base)))
         return _Sending(peer, settings, selection, known, report, progress, stop or threading.Event()).run(channels)
 
 
@@ -90,18 +94,6 @@ def check(settings: Destination) -> tuple[DicomPeer | WebPeer, ssl.SSLContext | 
     elif settings.auth:
         raise UsageError(f"--auth: expected an https:// address beside it, received {peer.name}")
     return peer, tls
-
-
-def _channels(
-    peer: DicomPeer | WebPeer, settings: SendSettings, tls: ssl.SSLContext | None, stack: ExitStack
-) -> list[Channel]:
-    numbers = range(settings.associations)
-    if isinstance(peer, WebPeer):
-        return [stow.WebChannel(peer, settings, tls) for _ in numbers]
-    transcoder = Transcoder() if settings.decompress else None
-    if transcoder is not None:
-        stack.callback(transcoder.close)
-    return [c_store.DimseChannel(peer, settings, tls, transcoder) for _ in numbers]
 
 
 @dataclass

@@ -177,12 +177,8 @@ def examine(base: str, found: Found) -> Instance | SendResult:
     try:
         with opened(absolute) as descriptor:
             head = os.pread(descriptor, _HEAD, 0)
-            name = found.path.rpartition("/")[2]
-
-            def more(offset: int, size: int) -> bytes:
-                return os.pread(descriptor, size, offset)
-
-            header = read_header(head, found.size, name, more)
+            more = lambda offset, size: os.pread(descriptor, size, offset)
+            header = read_header(head, found.size, found.path.rpartition("/")[2], more)
             is_instance = header.kind is Kind.DICOM and not (header.ignored or header.problem)
             offset = data_set_offset(head, found.size, more) if is_instance else None
     except OSError as error:
