@@ -284,8 +284,8 @@ def test_keys_are_a_set_of_numbers() -> None:
 def test_what_the_service_remembers_ends_with_the_files(inbox: Path, outbox: Path) -> None:
     watch = Watch(inbox, outbox, mode="copy")
     watch.round()
-    seen = watch.rounds._seen
-    assert len(seen._known) == 6
+    known = watch.rounds._known_files
+    assert len(known._known) == 6
     shutil.rmtree(inbox / "ct")
     watch.round()
-    assert (len(seen._known), len(seen._changed)) == (4, 0)
+    assert (len(known._known), len(known._changed)) == (4, 0)

@@ -18,7 +18,8 @@ from dicomsort.engines.engine import SerialEngine
 from dicomsort.files import Files
 from dicomsort.records import Row
 from dicomsort.report import Summary
-from dicomsort.service.watch import Forwarder, Round, Rounds, Service, Stop
+from dicomsort.service.forwarding import Forwarder
+from dicomsort.service.watch import Round, Rounds, Service, Stop
 from dicomsort.sorting import check, locked
 
 SECOND = 10**9

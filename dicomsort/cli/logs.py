@@ -1,7 +1,7 @@
 """``--log-file`` and its kin: a line an event, text or JSON; paths below the inbox, never patient data.
 
-The first line of each file says that it is a log of dicomsort. A log that would grow over its size is put aside as
-``FILE.1``, older ones as ``FILE.2`` and so on. Where something else (logrotate) moves the file away, a new one begins.
+The first line of each file says that it is a log of dicomsort. A log that would grow over its size becomes ``FILE.1``,
+older ones ``FILE.2`` and so on. Where something else (logrotate) moves the file away, a new one is created.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ _ended: list[str] = []  # events of runs of this process that have ended
 _PLAIN = re.compile(r"[^\s\"\\=]+")
 
 
-class _Json(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        facts = getattr(record, "facts", {})
-        return json.dumps({"time": _stamp(record), "level": record.levelname, "event": record.getMessage(), **facts})
+class _Formatter(logging.Formatter):
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
 
-
-class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        facts = " ".join(_pairs("", getattr(record, "facts", {})))
-        return f"{_stamp(record)} {record.levelname} {record.getMessage()} {facts}".rstrip()
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        level, event, facts = record.levelname, record.getMessage(), getattr(record, "facts", {})
+        if self._as_json:
+            return json.dumps({"time": stamp, "level": level, "event": event, **facts})
+        return f"{stamp} {level} {event} {' '.join(_pairs('', facts))}".rstrip()
 
 
 def _pairs(prefix: str, facts: Mapping[str, Any]) -> Iterator[str]:
-    """``name=value`` of each fact; a table's as ``name.key=value``, what is empty left out, odd text as JSON."""
+    """Yield ``name=value`` of each fact, ``name.key=value`` of a table; empty ones are left out, odd text is JSON."""
     for name, value in facts.items():
         if isinstance(value, Mapping):
             yield from _pairs(f"{prefix}{name}.", value)
@@ -61,17 +62,13 @@ def _pairs(prefix: str, facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _word(text: str) -> str:
-    """The text, in quotes where it would not be one word; what a terminal would obey is escaped."""
+    """Return the text, in quotes where it is not one word; control characters of terminals are escaped."""
     is_printable = text.isprintable()
     return text if is_printable and _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=not is_printable)
 
 
-def _stamp(record: logging.LogRecord) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
-
-
 class _Log(RotatingFileHandler):
-    """A log that no trouble with its own file keeps the program from working; each kind is told once on stderr."""
+    """A log whose own errors never stop the program; each kind is reported once on stderr."""
 
     def __init__(self, path: Path, log_format: str, size: int, count: int) -> None:
         self._complained: set[str] = set()
@@ -81,7 +78,7 @@ class _Log(RotatingFileHandler):
         self.setFormatter(self._line)
 
     def _open(self) -> TextIOWrapper:
-        """Open for appending what is a log of ours, new, empty, or a standard stream; OSError where it is another."""
+        """Open for appending a log of ours, a new or empty file, or a standard stream; OSError for anything else."""
         files = Files()
         if self.baseFilename in DEVICES:
             descriptor = files.open_device(self.baseFilename)
@@ -94,7 +91,7 @@ class _Log(RotatingFileHandler):
         return TextIOWrapper(os.fdopen(descriptor, "ab"), encoding="utf-8", errors="backslashreplace")
 
     def _begin(self, descriptor: int) -> bool:
-        """Write the line that tells the log from others where the file is empty; False where there is no room.
+        """Write the line that identifies the log where the file is empty; False where there is no room.
 
         It is written whole or not at all: a file that begins with a part of it would be taken for somebody else's.
         """
@@ -119,7 +116,7 @@ class _Log(RotatingFileHandler):
         super().emit(record)
 
     def _follow(self) -> None:
-        """Begin a new log where the file was moved away, as logrotate does; go on in the old one where that fails."""
+        """Open a new log where the file was moved away, as logrotate does; go on in the old one where that fails."""
         try:
             if self.stream is not None and not self._is_still_there(self.stream.fileno()):
                 stream = self._open()
@@ -149,14 +146,11 @@ class _Log(RotatingFileHandler):
         if self.stream is None or there is None or not os.path.samestat(there, os.fstat(self.stream.fileno())):
             return  # the name is another file's now, or a link: nothing of it is put aside
         older = (f"{self.baseFilename}.{number}" for number in range(1, self.backupCount + 1))
-        if foreign := next((path for path in older if LOG.problem(path)), None):
-            self.maxBytes = 0
-            name = os.path.basename(foreign)
-            self._complain("be put aside, and grows on", OSError(errno.EEXIST, f"{name} is no log of dicomsort"))
-            return
         try:
+            if foreign := next((path for path in older if LOG.problem(path)), None):
+                raise OSError(errno.EEXIST, f"{os.path.basename(foreign)} is no log of dicomsort")  # noqa: TRY301
             super().doRollover()
-        except OSError as error:  # its folder may not be changed: better a long log than none
+        except OSError as error:  # also where its folder may not be changed: better a long log than none
             self.maxBytes = 0
             self._complain("be put aside, and grows on", error)
 
@@ -174,17 +168,17 @@ class _Log(RotatingFileHandler):
 
 
 def formatter(log_format: str) -> logging.Formatter:
-    """What makes a line of an event, in the form that ``--log-format`` names."""
-    return _Json() if log_format == "json" else _Text()
+    """Return the formatter of events that ``--log-format`` names."""
+    return _Formatter(as_json=log_format == "json")
 
 
 @contextmanager
 def logging_to(
     path: Path | None, log_format: str, size: float = LOG_MIB, count: int = LOG_COUNT
 ) -> Iterator[logging.Logger]:
-    """The program's logger, writing to a file where one is wanted; UsageError where it cannot be written.
+    """Yield the program's logger, writing to a file where one is wanted; ``UsageError`` where that fails.
 
-    ``size`` is in MiB, 0 for a log that grows; ``count`` older logs are kept.
+    ``size`` is in MiB, 0 for a log without limit; ``count`` older logs are kept.
     """
     log = logging.getLogger("dicomsort")
     log.propagate = False
@@ -203,14 +197,14 @@ def logging_to(
 
 
 def begin() -> None:
-    """A command begins: no run of it has ended."""
+    """Note that a command begins: no run of it has ended."""
     _ended.clear()
 
 
 def log_refusal(arguments: Sequence[str], environ: Mapping[str, str], code: int, message: str) -> None:
-    """Say in the log that a command names how it ended, where nothing else has said so: it never began.
+    """Write into the log that a command names how it ended, where no run of it began, and so none has ended.
 
-    Nobody has checked the arguments yet. So the log is found leniently, and only one that a run has begun is written.
+    Nobody has checked the arguments yet. So the log is found leniently, and only one that exists is written.
     """
     command = next((each for each in arguments if not each.startswith("-")), "")
     is_over = _ended or command not in LAST_LINES or message.startswith("--log-file")
@@ -236,7 +230,7 @@ def _may_be_written(path: Path, arguments: Sequence[str]) -> bool:
 
 
 def _named_log(command: str, arguments: Sequence[str], environ: Mapping[str, str]) -> Path | None:
-    """The log that flag, environment or file names, if any; what is wrong with these is told elsewhere."""
+    """Return the log that flag, environment or file names, if any; errors in these are reported elsewhere."""
     names = [f"DICOMSORT_{command.upper()}_", "DICOMSORT_"]
     variables = [text for name in names if (text := environ.get(f"{name}LOG_FILE"))]
     if named := [*_values("--log-file", arguments), *variables]:
@@ -281,10 +275,8 @@ def ending(log: logging.Logger, what: str) -> Iterator[Ending]:
         end.exit_code, end.cause = error.exit_code, str(error)
         raise
     except Exception as error:
-        end.exit_code, end.cause = (
-            1,
-            f"{type(error).__name__}: {error}" if not isinstance(error, OSError) else str(error),
-        )
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        end.exit_code, end.cause = 1, f"{kind}{error}"
         raise
     finally:
         _ended.append(what)

@@ -9,8 +9,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -46,7 +47,7 @@ def receive(
 
     given = {**flags, "allow": flags["allow"] or None}
     settings = check_titles(load_receive(given, os.environ, config))
-    with suppress(ModuleNotFoundError):  # a signal meanwhile is one line, and none of the log
+    with suppress(ModuleNotFoundError):  # a signal meanwhile gives one line, and none of the log
         import dicomsort.pacs.receive.receiver  # noqa: F401
     if settings.log_file is not None:
         Gate({"INBOX": inbox}).check_file("--log-file", settings.log_file, LOG)
@@ -61,13 +62,13 @@ def receive(
 
 @contextmanager
 def _logging(path: Path | None, log_format: str, *, quiet: bool) -> Iterator[logging.Logger]:
-    """The program's logger, which speaks to stderr where no file is named: the journal of systemd keeps that."""
+    """Yield the program's logger, which writes to stderr where no file is named: the journal of systemd keeps that."""
     with logging_to(path, log_format) as log:
         log.setLevel(logging.WARNING if quiet and path is None else logging.INFO)
         handler = logging.NullHandler() if path else logging.StreamHandler(sys.stderr)
         handler.setFormatter(formatter(log_format))
         log.addHandler(handler)
-        hook, threading.excepthook = threading.excepthook, _excepthook(log)
+        hook, threading.excepthook = threading.excepthook, partial(_log_death, log)
         try:
             yield log
         finally:
@@ -75,17 +76,13 @@ def _logging(path: Path | None, log_format: str, *, quiet: bool) -> Iterator[log
             log.removeHandler(handler)
 
 
-def _excepthook(log: logging.Logger) -> Any:
+def _log_death(log: logging.Logger, died: threading.ExceptHookArgs) -> None:
     """Log that a thread died of an error, by its type: its message may hold what a peer sent."""
-
-    def tell(died: threading.ExceptHookArgs) -> None:
-        log.error("a connection's thread died", extra={"facts": {"error": died.exc_type.__name__}})
-
-    return tell
+    log.error("a connection's thread died", extra={"facts": {"error": died.exc_type.__name__}})
 
 
 def _serve(receiver: Receiver, title: str, grace: float, log: logging.Logger) -> int:
-    """Receive until a signal says to end; the exit code. A second signal cuts off what the first waits for."""
+    """Receive until a signal; return the exit code. A second signal cuts off what the first waits for."""
     ending, signals = threading.Event(), list[int]()
 
     def end(number: int, _frame: FrameType | None) -> None:

@@ -61,19 +61,19 @@ def _send(folder: str, settings: SendSettings) -> int:
             sent = deliver(folder, settings, Files(), progress, rows.add)
             rows.end()
         end.facts = {name: value for name, value in vars(sent).items() if name != "reasons"}
-        troubles = _troubles(sent)
+        problems = _problems(sent)
         if sent.problem and not sent.acknowledged:
             raise DicomsortError(f"nothing was sent: {sent.problem}")
-        end.exit_code, end.cause = NEEDS_PERSON if troubles else 0, "; ".join(troubles)
+        end.exit_code, end.cause = NEEDS_PERSON if problems else 0, "; ".join(problems)
     if not settings.quiet:
         _summarise(sent)
-    for trouble in troubles:  # with --quiet, too: cron mails what stands on stderr
-        print(one_line(trouble), file=sys.stderr)
+    for problem in problems:  # with --quiet, too: cron mails what stands on stderr
+        print(one_line(problem), file=sys.stderr)
     return end.exit_code
 
 
 class _Rows:
-    """Prints a row a file; the head of a CSV when it is sure that there will be a result."""
+    """Prints a row a file; the head of a CSV once it is certain that there will be a result."""
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self._out = sys.stdout  # before a bar takes it over
@@ -90,20 +90,19 @@ class _Rows:
         if not self._quiet:
             self._begin()
 
-    def add(self, delivery: SendResult) -> None:
+    def add(self, result: SendResult) -> None:
         from dicomsort.pacs.send import SendStatus
         from dicomsort.report import printable
         from dicomsort.report.text import cell
 
-        if self._quiet and delivery.status is not SendStatus.FAILED:
+        if self._quiet and result.status is not SendStatus.FAILED:
             return
         self._begin()
-        cells = [getattr(delivery, name) for name in COLUMNS]
+        row = {name: getattr(result, name) for name in COLUMNS}
         if self._as_json:
-            told = dict(zip(COLUMNS, [printable(cells[0]), *cells[1:]], strict=True))
-            self._out.write(json.dumps(told) + "\n")
+            self._out.write(json.dumps(row | {"path": printable(result.path)}) + "\n")
         else:
-            self._table.writerow([cell(str(value)) for value in cells])
+            self._table.writerow([cell(str(value)) for value in row.values()])
         self._out.flush()
 
 
@@ -116,7 +115,7 @@ def _summarise(sent: Sent) -> None:
     print(f"{sent.destination}: {'; '.join(counts)} ({sent.seconds:.1f} s{rate})", file=sys.stderr)
 
 
-def _troubles(sent: Sent) -> list[str]:
-    """What failed, by its reason, and why sending ended early."""
-    told = [f"failed, {count:,}: {reason}" for reason, count in sent.reasons.most_common(SHOWN)]
-    return [*told, *([f"sending ended early: {sent.problem}"] if sent.problem else [])]
+def _problems(sent: Sent) -> list[str]:
+    """Return what failed, by its reason, and why sending ended early."""
+    failed = [f"failed, {count:,}: {reason}" for reason, count in sent.reasons.most_common(SHOWN)]
+    return [*failed, *([f"sending ended early: {sent.problem}"] if sent.problem else [])]

@@ -20,10 +20,11 @@ from dicomsort.signals import code_of
 
 if TYPE_CHECKING:
     from dicomsort.report import Summary
-    from dicomsort.service.watch import Forwarder, Sent, Service, Stop
+    from dicomsort.service.forwarding import Sent
+    from dicomsort.service.watch import Service, Stop
     from dicomsort.sorting import Request
 
-RETRIES = 1  # of an instance that may pass later: the next round tries again
+RETRIES = 1  # of an instance that may be accepted later: the next round retries it
 
 
 @with_options(WATCH, is_resolved=True)
@@ -37,10 +38,7 @@ def watch(
 
     Example: dicomsort watch --move --every 60 --config dicomsort.toml inbox/ outbox/
     """
-    raise typer.Exit(_watch(inbox, outbox, load_watch(flags, os.environ, config)))
-
-
-def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
+    settings = load_watch(flags, os.environ, config)
     from dicomsort.service.watch import Stop
 
     stop = Stop()
@@ -50,14 +48,14 @@ def _watch(inbox: str, outbox: str, settings: WatchSettings) -> int:
             service = _service(request, settings, stop)
             number = service.run()
             end.exit_code, end.cause, end.facts = code_of(number), service.trouble, {"signal": number}
-    return end.exit_code
+    raise typer.Exit(end.exit_code)
 
 
 def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request | DicomsortError | OSError:
-    """The request, or why the service cannot begin: that must stand in the log, which is opened later."""
+    """Return the request, or why the service cannot begin: that must stand in the log, which is opened later."""
     from dicomsort.files import Files
     from dicomsort.pacs.send import check as check_destination
-    from dicomsort.service.watch import check_routes
+    from dicomsort.service.forwarding import check_routes
     from dicomsort.sorting import RunContext, check, locked
 
     sort = settings.sort
@@ -73,40 +71,34 @@ def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request | Dico
 
 
 def _service(request: Request, settings: WatchSettings, stop: Stop) -> Service:
+    from dicomsort.service.forwarding import Forwarder
     from dicomsort.service.watch import Rounds, Service, StoppableFiles, StoppableProgress, steady_clock
     from dicomsort.sorting import RunContext
 
-    sort, clock = settings.sort, steady_clock()
+    sort, clock, outbox = settings.sort, steady_clock(), request.outbox or ""
     settle = sort.settle or 0.0
     lines = Stages(Reporter("dicomsort: "))  # not entered, it shows no bars: a service has no terminal
-    watcher: Progress = Silent() if sort.quiet or sort.json else lines
-    files, progress = StoppableFiles(stop.check), StoppableProgress(watcher, stop.check)
-    context = RunContext(request.outbox or "", files, progress)
+    progress: Progress = Silent() if sort.quiet or sort.json else lines
+    context = RunContext(outbox, StoppableFiles(stop.check), StoppableProgress(progress, stop.check))
     again = settings.every / 2  # rounds are never quite as far apart as asked for
-    times = (int(settle * 1e9), int(again * 1e9))
-    rounds = Rounds(request, context, *times, partial(engine_for, sort), clock)
+    rounds = Rounds(request, context, int(settle * 1e9), int(again * 1e9), partial(engine_for, sort), clock)
     show = partial(_show, as_json=sort.json, quiet=sort.quiet)
-    forwarder = _forwarder(request, settings, stop) if settings.routes else None
+    forwarder = Forwarder(outbox, settings.routes, partial(_send, stop)) if settings.routes else None
     return Service(rounds, stop, settings.every, settle, clock, show, _complain, forwarder, sort.metrics)
 
 
-def _forwarder(request: Request, settings: WatchSettings, stop: Stop) -> Forwarder:
-    from dicomsort.service.watch import Forwarder
-
-    return Forwarder(request.outbox or "", settings.routes, partial(_send, stop))
-
-
 def _send(stop: Stop, folder: str, destination: Destination, run: str | None) -> Sent:
-    """Send what lies in a class's folder on, until the service is asked to end; see ``service.Sender``."""
+    """Send what lies in a class's folder, until the service is asked to end; a ``service.forwarding.Sender``."""
     from dicomsort.files import Files
     from dicomsort.pacs.send import send
-    from dicomsort.service.watch import Sent, StoppableProgress, Stopped
+    from dicomsort.service.forwarding import Sent
+    from dicomsort.service.watch import StoppableProgress, Stopped
 
     counted = Counter[str]()
     settings = SendSettings(**destination.values(), run=run, retries=RETRIES)
     progress = StoppableProgress(Silent(), stop.check)
     try:
-        sent = send(folder, settings, Files(), progress, lambda delivery: counted.update([delivery.status]))
+        sent = send(folder, settings, Files(), progress, lambda result: counted.update([result.status]))
     except Stopped:  # what is left is sent after the next start
         return Sent(counted["acknowledged"], 0)
     message = sent.problem or next(iter(sent.reasons), "")
@@ -114,7 +106,7 @@ def _send(stop: Stop, folder: str, destination: Destination, run: str | None) ->
 
 
 def _show(summary: Summary, *, as_json: bool, quiet: bool) -> None:
-    """Print what a run did, on one line."""
+    """Print the result of a run on one line."""
     if as_json:
         print(json.dumps(summary.as_json()), flush=True)
     elif not quiet:

@@ -1,4 +1,4 @@
-"""``[routes]``: where each sorted class is sent to, in a thread a destination: none holds up sorting, nor another."""
+"""``[routes]``: where each class is sent to, with a thread a destination: none delays sorting, nor another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from dicomsort.config import Destination, Routes
 from dicomsort.errors import UsageError
@@ -17,10 +17,10 @@ from dicomsort.records import OTHER
 from dicomsort.report import describe_error
 from dicomsort.report.metrics import Figures
 
-FIRST_PAUSE, LAST_PAUSE = 30.0, 86400.0  # seconds before an job that failed is tried again
-LONGEST_DOWN = 900.0  # seconds between two attempts at a destination that is not there
+FIRST_PAUSE, LAST_PAUSE = 30.0, 86400.0  # seconds before a job that failed is retried
+LONGEST_DOWN = 900.0  # seconds between two attempts at a destination that is down
 REMIND_EVERY = 3600.0  # seconds between two lines about it
-MANY = 64  # runs that wait to be sent; from here on the whole folder is gone through instead
+MANY = 64  # runs that wait to be sent; from here on the whole folder is sent instead
 GRACE = 10.0  # seconds that an instance on its way has when the service ends
 _log = logging.getLogger("dicomsort")
 
@@ -28,8 +28,8 @@ _log = logging.getLogger("dicomsort")
 class Sent(NamedTuple):
     """How many instances were acknowledged, how many could not be sent, and why the first could not.
 
-    ``is_down`` where no association could be had; ``takes_nothing`` where the destination, for all that can be told
-    from these instances, takes none at all.
+    ``is_down`` where no association could be opened; ``takes_nothing`` where the destination, as far as these instances
+    show, accepts none at all.
     """
 
     sent: int
@@ -43,29 +43,23 @@ class Sent(NamedTuple):
 class ForwardJob:
     """What waits to be sent: what a run placed, or all that lies in the folder (None).
 
-    How often it failed by itself, until when it waits, and why it failed when that was last logged.
+    How often it failed by itself, until when it waits, and the reason that was last logged.
     """
 
     run: str | None
     failures: int = 0
     due: float = 0.0
-    told: str = ""
+    reported: str = ""
 
 
-class Sender(Protocol):
-    """What sends; it knows by its own journal what was acknowledged already."""
-
-    def __call__(self, folder: str, destination: Destination, run: str | None, /) -> Sent:
-        """Send what ``run`` placed in a class folder of the outbox, or all that lies there (None).
-
-        What the destination acknowledged before is passed over. It may raise what it will: that is a failure.
-        """
-        ...
+# Sends what a run placed in a class folder of the outbox, or all that lies there (None), but for what the destination
+# acknowledged before. Any exception counts as a failure.
+Sender = Callable[[str, Destination, str | None], Sent]
 
 
 @dataclass
 class _Route:
-    """A class and one destination of it: what waits, what was sent, and since when the destination is not there."""
+    """A class and one destination of it: what waits, what was sent, and since when the destination is down."""
 
     class_: str
     to: Destination
@@ -75,8 +69,8 @@ class _Route:
     is_up: bool | None = None  # None: it was not tried yet
     down_since: float = 0.0
     attempts: int = 0  # in vain, since then
-    told: int = 0  # of these, in the log
-    told_at: float = 0.0
+    reported: int = 0  # of these, in the log
+    reported_at: float = 0.0
     due: float = 0.0
 
     @property
@@ -84,27 +78,22 @@ class _Route:
         """What the log says of it."""
         return {"class": self.class_, "to": self.to.to}
 
+    @property
+    def address(self) -> str:
+        """The destination, the same however it is spelled."""
+        return (self.to.to or "").casefold().rstrip("/").removesuffix("/studies")
+
 
 @dataclass
 class _DestinationQueue:
-    """The routes to one destination, and the thread that serves them, one after the other: they share a journal."""
+    """The routes to one destination; one thread serves them, one after the other, as they share a journal."""
 
-    routes: list[_Route]
+    routes: list[_Route] = field(default_factory=list)
     called: threading.Event = field(default_factory=threading.Event)
-    thread: threading.Thread | None = None
-
-
-def _by_destination(routes: Iterable[_Route]) -> Iterable[list[_Route]]:
-    """The routes to each address, however it is spelled."""
-    found: dict[str, list[_Route]] = {}
-    for route in routes:
-        address = (route.to.to or "").casefold().rstrip("/").removesuffix("/studies")
-        found.setdefault(address, []).append(route)
-    return found.values()
 
 
 def check_classes(routes: Routes, labels: Iterable[str]) -> None:
-    """UsageError where a route is of no class of the model."""
+    """Raise ``UsageError`` where a route is of no class of the model."""
     known = list(dict.fromkeys([*labels, OTHER]))
     for class_ in routes:
         if class_ not in known:
@@ -112,7 +101,7 @@ def check_classes(routes: Routes, labels: Iterable[str]) -> None:
 
 
 def check_routes(routes: Routes, labels: Iterable[str], check: Callable[[Destination], object]) -> None:
-    """UsageError where a route is of no class of the model, or ``check`` raises one for a destination."""
+    """Raise ``UsageError`` where a route is of no class of the model, or ``check`` raises one for a destination."""
     check_classes(routes, labels)
     for class_, destinations in routes.items():
         for destination in destinations:
@@ -125,47 +114,48 @@ def check_routes(routes: Routes, labels: Iterable[str], check: Callable[[Destina
 class Forwarder:
     """Sends what the rounds placed: at first all that lies in a class's folder, then run by run.
 
-    A destination that is not there is tried again after the next round, then after longer and longer pauses. Where it
-    is, but an job fails, that one is tried again less and less often, for some instances will never be taken, and
-    the other runs go on.
+    A destination that is down is retried after the next round, then after growing pauses. Where it is up, but a job
+    fails, that job is retried less and less often, for some instances will never be accepted, and the other runs go on.
+    ``clock`` returns seconds.
     """
 
     def __init__(self, outbox: str, routes: Routes, send: Sender, clock: Callable[[], float] = time.monotonic) -> None:
-        """``clock`` tells seconds."""
-        self._outbox = outbox
+        self._outbox, self._send, self._clock = outbox, send, clock
         self._routes = [_Route(class_, each) for class_, destinations in routes.items() for each in destinations]
-        self._send = send
-        self._clock = clock
         self._lock = threading.Lock()
         self._is_stopped = False
-        self._lines = [_DestinationQueue(routes) for routes in _by_destination(self._routes)]
+        self._threads: list[threading.Thread] = []
+        queues: dict[str, _DestinationQueue] = {}
+        for route in self._routes:
+            queues.setdefault(route.address, _DestinationQueue()).routes.append(route)
+        self._queues = [*queues.values()]
 
     def start(self) -> None:
-        """Begin; nothing is sent before ``call``."""
-        for line in self._lines:
-            line.thread = threading.Thread(target=self._work, args=(line,), name="dicomsort-forwarder", daemon=True)
-            line.thread.start()
+        """Start the threads; nothing is sent before ``call``."""
+        for queue in self._queues:
+            thread = threading.Thread(target=self._work, args=(queue,), name="dicomsort-forwarder", daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     def stop(self) -> None:
-        """End after the jobs at hand, or without them; what is not sent by then is sent after the next start."""
+        """Stop after the jobs at hand, or without them; what is not sent by then is sent after the next start."""
         self._is_stopped = True
         until = time.monotonic() + GRACE
-        for line in self._lines:
-            line.called.set()
-        for line in self._lines:
-            if line.thread is not None:
-                line.thread.join(max(0.0, until - time.monotonic()))
+        for queue in self._queues:
+            queue.called.set()
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def call(self, runs: Sequence[str]) -> None:
-        """A round has ended: send what these runs placed, and what could not be sent before."""
+        """Send, after a round, what these runs placed, and what could not be sent before."""
         with self._lock:
             for route in self._routes:
                 if not any(job.run is None and not job.failures for job in route.waiting):
                     route.waiting.extend(map(ForwardJob, runs))
                 if len(route.waiting) > MANY:
                     route.waiting[:] = [ForwardJob(None)]
-        for line in self._lines:
-            line.called.set()
+        for queue in self._queues:
+            queue.called.set()
 
     def set_metrics(self, figures: Figures) -> None:
         """Put what was sent so far into the figures."""
@@ -178,17 +168,17 @@ class Forwarder:
                     figures.set("dicomsort_route_up", route.is_up, **labels)
 
     def deliver(self) -> None:
-        """Go once through what is due, oldest first; a destination that is not there holds up no other."""
-        for line in self._lines:
-            self._deliver(line)
+        """Send once what is due, oldest first, without threads; a destination that is down delays no other."""
+        for queue in self._queues:
+            self._deliver(queue)
 
-    def _work(self, line: _DestinationQueue) -> None:
-        while line.called.wait() and not self._is_stopped:
-            line.called.clear()
-            self._deliver(line)
+    def _work(self, queue: _DestinationQueue) -> None:
+        while queue.called.wait() and not self._is_stopped:
+            queue.called.clear()
+            self._deliver(queue)
 
-    def _deliver(self, line: _DestinationQueue) -> None:
-        for route in line.routes:
+    def _deliver(self, queue: _DestinationQueue) -> None:
+        for route in queue.routes:
             while not self._is_stopped and self._deliver_next(route):
                 pass
 
@@ -208,7 +198,7 @@ class Forwarder:
         with self._lock:
             route.sent += sent.sent
             route.failed += sent.failed or bool(sent.message)
-            # Where others were taken since it failed, this one cannot tell whether the destination takes anything.
+            # Where others were accepted since it failed, this one cannot show whether the destination takes anything.
             is_down = sent.is_down or (sent.takes_nothing and not (job.failures and route.is_up))
             if is_down:
                 self._on_unreachable(route, job, sent)
@@ -223,7 +213,7 @@ class Forwarder:
             return None if place is None or route.due > now else route.waiting.pop(place)
 
     def _on_unreachable(self, route: _Route, job: ForwardJob, sent: Sent) -> None:
-        """Put the job back, behind others if they may fare better; one line at first, and one each period."""
+        """Put the job back, behind others if they may succeed; log one line at first, and one each period."""
         now = self._clock()
         if sent.is_down:
             route.waiting.insert(0, job)
@@ -233,32 +223,36 @@ class Forwarder:
             route.down_since = now
         route.attempts += 1
         if route.attempts > 1:
-            route.due = now + min(FIRST_PAUSE * 2.0 ** min(route.attempts - 2, 30), LONGEST_DOWN)
+            route.due = now + _pause(route.attempts - 2, LONGEST_DOWN)
         route.is_up = False
-        if route.attempts > 1 and now - route.told_at < REMIND_EVERY:
+        if route.attempts > 1 and now - route.reported_at < REMIND_EVERY:
             return
         facts = route.facts | {"message": sent.message}
         if route.attempts == 1:
             _log.warning("route down; it is tried again after longer and longer pauses", extra={"facts": facts})
         else:
-            facts |= {"attempts": route.attempts - route.told, "seconds": round(now - route.down_since)}
+            facts |= {"attempts": route.attempts - route.reported, "seconds": round(now - route.down_since)}
             _log.warning("route still down", extra={"facts": facts})
-        route.told, route.told_at = route.attempts, now
+        route.reported, route.reported_at = route.attempts, now
 
     def _on_reachable(self, route: _Route, job: ForwardJob, run: str | None, sent: Sent) -> None:
-        """Log what was sent, and put back an job that failed: it is tried again later."""
+        """Log what was sent, and put back a job that failed."""
         now = self._clock()
         facts = route.facts | {"run": run or "all", "sent": sent.sent}
         if sent.sent or sent.failed:  # else nobody was asked: there was nothing to send, or a failure of our own
             if route.attempts:
                 back = {"attempts": route.attempts, "seconds": round(now - route.down_since)}
                 _log.info("route back", extra={"facts": route.facts | back})
-            route.is_up, route.attempts, route.told, route.due = True, 0, 0, 0.0
+            route.is_up, route.attempts, route.reported, route.due = True, 0, 0, 0.0
         if sent.failed or sent.message:
-            if sent.sent or sent.message != job.told:
+            if sent.sent or sent.message != job.reported:
                 facts |= {"failed": sent.failed, "message": sent.message}
                 _log.warning("sending failed; it is tried again later", extra={"facts": facts})
-            pause = min(FIRST_PAUSE * 2.0 ** min(job.failures, 30), LAST_PAUSE)
-            route.waiting.append(ForwardJob(job.run, job.failures + 1, now + pause, sent.message))
+            due = now + _pause(job.failures, LAST_PAUSE)
+            route.waiting.append(ForwardJob(job.run, job.failures + 1, due, sent.message))
         elif sent.sent:
             _log.info("sent", extra={"facts": facts})
+
+
+def _pause(doublings: int, longest: float) -> float:
+    return min(FIRST_PAUSE * 2.0 ** min(doublings, 30), longest)

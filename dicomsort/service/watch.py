@@ -1,4 +1,4 @@
-"""What runs unattended: look into an inbox every so often, sort what is new, send it on, tell how it goes.
+"""The service: looks into an inbox every so often, sorts what is new, sends it on, logs and measures.
 
 A round first finishes what was interrupted, then sorts what is new. A signal ends the service between two files, and
 the next start finishes that round.
@@ -26,7 +26,7 @@ from dicomsort.progress import Progress
 from dicomsort.records import Row
 from dicomsort.report import Summary, describe_error
 from dicomsort.report.metrics import Figures, age, set_inbox_metrics, set_run_metrics, write_metrics
-from dicomsort.service.forwarding import Forwarder, Sender, Sent, check_routes
+from dicomsort.service.forwarding import Forwarder
 from dicomsort.service.known_files import KnownFiles, Scan
 from dicomsort.signals import hear, restore
 from dicomsort.sorting import (
@@ -43,35 +43,30 @@ from dicomsort.sorting import (
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = [
-    "Forwarder",
-    "Rounds",
-    "Sender",
-    "Sent",
-    "Service",
-    "Stop",
-    "StoppableFiles",
-    "StoppableProgress",
-    "Stopped",
-    "check_routes",
-    "steady_clock",
-]
+LONGEST_PAUSE = 900.0  # seconds between rounds that fail again and again, unless --every is longer
+SHORTEST_PAUSE = 0.02
+ENDINGS = ("sorted", "idle", "locked", "failed", "stopped")
+_log = logging.getLogger("dicomsort")
 
 
 @dataclass
 class Round:
-    """What a round came to: the runs that it finished, what lay in the inbox; filled as it goes on."""
+    """The result of a round, filled as it goes on: the runs that it finished, what lay in the inbox."""
 
     summaries: list[Summary] = field(default_factory=list)
     scan: Scan | None = None  # at its end
     runs: list[str] = field(default_factory=list)  # that placed something, somebody else's too
-    cut_short: str = ""  # an unfinished run of another inbox, which is left to a person, where it is met first
-    damaged: list[str] = field(default_factory=list)  # of runs that cannot be read and may be unfinished, met first
-    left: list[str] = field(default_factory=list)  # such runs, for as long as they are there
+    cut_short: str = ""  # an unfinished run of another inbox, which is left to a person, when it is first found
+    damaged: list[str] = field(default_factory=list)  # messages of runs that cannot be read and are new
+    left: list[str] = field(default_factory=list)  # runs of both kinds, for as long as they are there
 
 
 class Rounds:
-    """Looks into one inbox again and again; every round is a run of ``sorting`` of its own, or none."""
+    """Looks into one inbox again and again; every round is a run of ``sorting`` of its own, or none.
+
+    ``clock`` returns nanoseconds since 1970 and never goes back; the engine is opened where there is work. A study
+    settles ``settle_ns`` after the last of its files' times, and ``again_ns`` after the last was met.
+    """
 
     def __init__(
         self,
@@ -82,24 +77,18 @@ class Rounds:
         open_engine: Callable[[], AbstractContextManager[Engine]],
         clock: Callable[[], int],
     ) -> None:
-        """``clock`` tells nanoseconds since 1970 and never goes back; the engine is opened where there is work.
-
-        A study settles ``settle_ns`` after the last of its files' times, and ``again_ns`` after the last was met.
-        """
         self._request = replace(request, clock=replace(request.clock, now_ns=clock))
-        self._context = context
+        self._context, self._open_engine, self._clock = context, open_engine, clock
         self._settle_ns = settle_ns
-        self._open_engine = open_engine
-        self._clock = clock
-        self._seen = KnownFiles(settle_ns, again_ns, clock)
+        self._known_files = KnownFiles(settle_ns, again_ns, clock)
         self._settled: str | None = None  # no run up to this one is unfinished, or it is of another inbox
         self._left: list[str] = []  # runs that only a person can end
         self._inbox = os.stat(request.inbox)
 
     def go(self, round_: Round, on_row: Callable[[Row], None]) -> None:
-        """Do one round; ``on_row`` is given each final row.
+        """Do one round; ``on_row`` gets each final row.
 
-        OutboxLocked where somebody else holds the outbox; DicomsortError, OSError and others where the round failed.
+        ``OutboxLocked`` where another process holds the outbox; ``DicomsortError``, OSError and others where it failed.
         """
         context = replace(self._context, on_row=on_row)
         self._check_inbox()
@@ -110,8 +99,8 @@ class Rounds:
         before = self._clock() - self._settle_ns if self._settle_ns else None
         request = replace(self._request, judge=replace(self._request.judge, settled_before_ns=before))
         with self._open_engine() as engine:
-            summary = sort_news(request, context, engine, self._seen, self._settled or "")
-        self._seen.end_round()
+            summary = sort_news(request, context, engine, self._known_files, self._settled or "")
+        self._known_files.end_round()
         if summary is not None:
             self._settled = summary.run_id
             round_.summaries.append(summary)
@@ -119,10 +108,10 @@ class Rounds:
         round_.scan = self._scan()
 
     def _scan(self) -> Scan:
-        return self._seen.scan(walk_inbox(self._request.inbox, self._context.outbox, self._clock))
+        return self._known_files.scan(walk_inbox(self._request.inbox, self._context.outbox, self._clock))
 
     def _check_inbox(self) -> None:
-        """An inbox that is not mounted is missing, or an empty folder that is not the one of before."""
+        """Raise where the inbox is not mounted: it is missing, or an empty folder that is not the one of before."""
         inbox = self._request.inbox
         if not os.path.isdir(inbox):
             raise DicomsortError(f"INBOX: expected the folder {inbox!r}, received nothing there; is it mounted?")
@@ -137,7 +126,7 @@ class Rounds:
         self._inbox = now
 
     def _resume(self, round_: Round, context: RunContext) -> None:
-        """Go on with runs that were cut short, wherever runs came that this service did not make."""
+        """Finish runs that were cut short, where the outbox has new runs that this service did not make."""
         self._left = round_.left = still_unfinished(context.outbox, self._left)  # one list, which may grow below
         since = self._settled or ""
         if newest_run(context.outbox, since) == self._settled:
@@ -147,7 +136,7 @@ class Rounds:
             round_.summaries.append(resume(context, standing.cut_short))
             standing = look_at_runs(context, self._request.inbox, since)
         if self._settled is not None and standing.is_ours:
-            self._seen.forget()
+            self._known_files.forget()
         round_.runs += standing.sorted
         self._settled, round_.cut_short = standing.newest, standing.of_another
         round_.damaged = [*standing.damaged.values()]
@@ -155,14 +144,13 @@ class Rounds:
 
 
 class Stopped(BaseException):
-    """The service was asked to end, and is between two files; nothing but the service itself may catch it."""
+    """The service must end, and is between two files; nothing but the service itself may catch it."""
 
 
 class Stop:
     """Whether, and by which signal, the service was asked to end."""
 
     def __init__(self) -> None:
-        """Nobody asked yet."""
         self.signal = 0
         self._ear, self._mouth = socket.socketpair()  # an Event could deadlock with a handler that sets it
 
@@ -188,7 +176,7 @@ class Stop:
             select.select([self._ear], [], [], seconds)
 
     def close(self) -> None:
-        """Give back what waiting takes."""
+        """Close the sockets that ``wait`` uses."""
         self._ear.close()
         self._mouth.close()
 
@@ -209,53 +197,45 @@ class Stop:
 
 
 class StoppableFiles(Files):
-    """Asks before each file is placed whether to go on; a file that was begun is finished."""
+    """Calls ``check``, which raises where the service must end, before each file; a file that was begun is finished."""
 
     def __init__(self, check: Callable[[], None]) -> None:
-        """``check`` raises where the service is to end."""
         super().__init__()
         self._check = check
 
     def link(self, source: str, target: str) -> None:
-        """Give a file a second name, unless the service is to end; a temporary copy that is complete gets its name."""
+        """Give a file a second name, unless the service must end; a temporary copy that is complete gets its name."""
         if not source.endswith(".part"):
             self._check()
         super().link(source, target)
 
     def create(self, path: str, mode: int = 0o600) -> int:
-        """Create a file, but no temporary copy where the service is to end."""
+        """Create a file, but no temporary copy where the service must end."""
         if path.endswith(".part"):
             self._check()
         return super().create(path, mode)
 
 
+@dataclass
 class StoppableProgress:
-    """Asks at each step of reading and looking whether to go on, and tells whoever watches."""
+    """A ``Progress`` that calls ``check``, which raises where the service must end, at each step; then passes it on."""
 
-    def __init__(self, watcher: Progress, check: Callable[[], None]) -> None:
-        """``check`` raises where the service is to end."""
-        self._watcher = watcher
-        self._check = check
+    progress: Progress
+    check: Callable[[], None]
 
     def stage(self, name: str, total: int | None) -> None:
-        """A stage begins."""
-        self._check()
-        self._watcher.stage(name, total)
+        """See ``Progress``."""
+        self.check()
+        self.progress.stage(name, total)
 
     def advance(self, steps: int = 1) -> None:
-        """Steps are done."""
-        self._check()
-        self._watcher.advance(steps)
-
-
-LONGEST_PAUSE = 900.0  # seconds between rounds that fail again and again, unless --every is longer
-SHORTEST_PAUSE = 0.02
-ENDINGS = ("sorted", "idle", "locked", "failed", "stopped")
-_log = logging.getLogger("dicomsort")
+        """See ``Progress``."""
+        self.check()
+        self.progress.advance(steps)
 
 
 def steady_clock() -> Callable[[], int]:
-    """A clock of nanoseconds since 1970 that never goes back, and goes on where the system's is set."""
+    """Return a clock of nanoseconds since 1970 that never goes back, and ignores that the system's is set."""
     began = time.time_ns() - time.monotonic_ns()
     return lambda: began + time.monotonic_ns()
 
@@ -264,8 +244,8 @@ def steady_clock() -> Callable[[], int]:
 class Service:
     """Rounds until somebody asks for an end.
 
-    ``every`` and ``settle`` are seconds; ``show`` is given the summary of each run, ``complain`` what made a round
-    fail; ``metrics`` is the file for figures.
+    ``every`` and ``settle`` are seconds; ``show`` gets the summary of each run, ``complain`` the reason why a round
+    failed; ``metrics`` is the file for figures.
     """
 
     rounds: Rounds
@@ -277,15 +257,21 @@ class Service:
     complain: Callable[[str], None]
     forwarder: Forwarder | None = None
     metrics: Path | None = None
-    files: Files = field(default_factory=Files)  # for the figures, which no signal keeps from being written
+    files: Files = field(default_factory=Files)  # for the figures, which are written even after a signal
     _figures: Figures = field(default_factory=Figures)
     _failures: int = 0
     _cause: str = ""  # of the last of them
-    _is_told: bool = True  # the last figures could be written
+    _has_metrics: bool = True  # the last figures could be written
 
     def run(self) -> int:
-        """Go on until ``stop`` is asked; the number of the signal that did."""
-        self._begin()
+        """Do rounds until ``stop`` is asked; return the number of the signal that did."""
+        _log.info("watch begins", extra={"facts": {"every": self.every, "settle": self.settle}})
+        self._figures.set("dicomsort_info", 1, version=__version__)
+        self._figures.set("dicomsort_start_timestamp_seconds", int(time.time()))
+        for ending in ENDINGS:
+            self._figures.add("dicomsort_rounds_total", 0, result=ending)
+        if self.forwarder is not None:
+            self.forwarder.start()
         try:
             while not self.stop.is_asked:
                 began = time.monotonic()
@@ -302,28 +288,18 @@ class Service:
         """Why the last rounds failed, or what keeps them from being a success; empty for nothing."""
         return f"{self._failures} rounds failed in a row: {self._cause}" if self._failures else ""
 
-    def _begin(self) -> None:
-        _log.info("watch begins", extra={"facts": {"every": self.every, "settle": self.settle}})
-        self._figures.set("dicomsort_info", 1, version=__version__)
-        self._figures.set("dicomsort_start_timestamp_seconds", int(time.time()))
-        for ending in ENDINGS:
-            self._figures.add("dicomsort_rounds_total", 0, result=ending)
-        if self.forwarder is not None:
-            self.forwarder.start()
-
     def _round(self, began: float) -> float:
-        """Do one round and tell of it; how many seconds after its beginning the next is due."""
+        """Do one round and report it; return how many seconds after its beginning the next is due."""
         round_, counted = Round(), Summary()
         ending = self._go(round_, counted.count)
         for summary in round_.summaries:
-            self._tell_run(summary)
+            self._report_run(summary)
         if run := round_.cut_short:
             message = "a run of another inbox was cut short; `dicomsort resume` finishes it"
             _log.warning(message, extra={"facts": {"run": run}})
         for message in round_.damaged:
             _log.error("a run cannot be read", extra={"facts": {"message": message}})
-            with suppress(OSError):
-                self.complain(message)
+            self._complain(message)
         if round_.summaries:
             set_run_metrics(self._figures, counted, sum(summary.seconds for summary in round_.summaries))
         for (status, class_), count in counted.files.items():
@@ -334,7 +310,7 @@ class Service:
         return self._pause(round_.scan)
 
     def _go(self, round_: Round, on_row: Callable[[Row], None]) -> str:
-        """Do one round; how it ended."""
+        """Do one round; return how it ended, one of ``ENDINGS``."""
         try:
             self.rounds.go(round_, on_row)
         except Stopped:
@@ -344,10 +320,9 @@ class Service:
             return "locked"
         except Exception as error:  # noqa: BLE001 - whatever one round meets, the next is tried
             self._failures += 1
-            self._cause = message = describe_error(error)
-            _log.error("round failed", extra={"facts": {"message": message, "in_a_row": self._failures}})
-            with suppress(OSError):
-                self.complain(f"{message}; the next round tries again")
+            self._cause = describe_error(error)
+            _log.error("round failed", extra={"facts": {"message": self._cause, "in_a_row": self._failures}})
+            self._complain(f"{self._cause}; the next round tries again")
             return "failed"
         if self._failures:
             _log.info("recovered", extra={"facts": {"failures": self._failures}})
@@ -356,14 +331,17 @@ class Service:
             self._figures.set("dicomsort_last_success_timestamp_seconds", int(time.time()))
         return "sorted" if round_.summaries else "idle"
 
-    def _tell_run(self, summary: Summary) -> None:
+    def _report_run(self, summary: Summary) -> None:
         _log.info("run ended", extra={"facts": summary.as_json()})
         if summary.has_failed:
             _log.error("files failed", extra={"facts": {"run": summary.run_id, "cause": summary.trouble}})
-            with suppress(OSError):
-                self.complain(f"{summary.trouble}; the next round tries again")
-        with suppress(OSError):  # nobody reads it any more; so above
+            self._complain(f"{summary.trouble}; the next round tries again")
+        with suppress(OSError):  # nobody reads it any more
             self.show(summary)
+
+    def _complain(self, message: str) -> None:
+        with suppress(OSError):  # nobody reads it any more
+            self.complain(message)
 
     def _pause(self, scan: Scan | None) -> float:
         if self._failures:
@@ -385,14 +363,10 @@ class Service:
             figures.set("dicomsort_inbox_oldest_waiting_age_seconds", age(scan.waiting_since_ns, self.clock()))
         if self.forwarder is not None:
             self.forwarder.set_metrics(figures)
-        self._write(self.metrics)
-
-    def _write(self, path: Path) -> None:
         try:
-            write_metrics(self.files, path, self._figures)
+            write_metrics(self.files, self.metrics, figures)
+            self._has_metrics = True
         except (DicomsortError, OSError) as error:
-            if self._is_told:
+            if self._has_metrics:
                 _log.warning("metrics could not be written", extra={"facts": {"message": describe_error(error)}})
-            self._is_told = False
-        else:
-            self._is_told = True
+            self._has_metrics = False
