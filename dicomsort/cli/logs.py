@@ -174,17 +174,19 @@ def formatter(log_format: str) -> logging.Formatter:
 
 @contextmanager
 def logging_to(
-    path: Path | None, log_format: str, size: float = LOG_MIB, count: int = LOG_COUNT
+    path: Path | None, log_format: str, size: float = LOG_MIB, count: int = LOG_COUNT, *, to_stderr: bool = False
 ) -> Iterator[logging.Logger]:
     """Yield the program's logger, writing to a file where one is wanted; ``UsageError`` where that fails.
 
-    ``size`` is in MiB, 0 for a log without limit; ``count`` older logs are kept.
+    ``size`` is in MiB, 0 for a log without limit; ``count`` older logs remain. Without a file, events may go to stderr.
     """
     log = logging.getLogger("dicomsort")
     log.propagate = False
     log.setLevel(logging.INFO)
+    handler: logging.Handler = logging.StreamHandler(sys.stderr) if to_stderr else logging.NullHandler()
+    handler.setFormatter(formatter(log_format))
     try:
-        handler = _Log(path, log_format, int(size * MIB), count) if path else logging.NullHandler()
+        handler = _Log(path, log_format, int(size * MIB), count) if path else handler
     except OSError as error:
         message = f"--log-file: expected a file that can be written, received {str(path)!r} ({error.strerror})"
         raise UsageError(message) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.logs import LAST_LINES, ending, formatter, logging_to
+from dicomsort.cli.logs import LAST_LINES, ending, logging_to
 from dicomsort.cli.options import CONFIG, with_options
 from dicomsort.config import RECEIVE, load_receive
 from dicomsort.errors import DicomsortError
@@ -63,17 +62,13 @@ def receive(
 @contextmanager
 def _logging(path: Path | None, log_format: str, *, quiet: bool) -> Iterator[logging.Logger]:
     """Yield the program's logger, which writes to stderr where no file is named: the journal of systemd keeps that."""
-    with logging_to(path, log_format) as log:
+    with logging_to(path, log_format, to_stderr=True) as log:
         log.setLevel(logging.WARNING if quiet and path is None else logging.INFO)
-        handler = logging.NullHandler() if path else logging.StreamHandler(sys.stderr)
-        handler.setFormatter(formatter(log_format))
-        log.addHandler(handler)
         hook, threading.excepthook = threading.excepthook, partial(_log_death, log)
         try:
             yield log
         finally:
             threading.excepthook = hook
-            log.removeHandler(handler)
 
 
 def _log_death(log: logging.Logger, died: threading.ExceptHookArgs) -> None:

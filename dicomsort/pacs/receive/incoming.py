@@ -48,7 +48,7 @@ FAILURE: Final = 0x0110  # processing failure (PS3.7 C.5.8)
 
 @dataclass
 class PartFile:
-    """An open part file. Its writer holds it locked, which tells it from what a dead process left."""
+    """A part file, open until it is discarded. Its writer holds it locked, which tells it from a leftover."""
 
     files: Files
     path: str
@@ -70,11 +70,6 @@ class PartFile:
             descriptor, self.descriptor = self.descriptor, None
             with closing_descriptor(descriptor), suppress(OSError):
                 self.files.unlink(self.path)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it has not been discarded."""
-        return self.descriptor is not None
 
     def _open(self) -> int:
         if self.descriptor is None:
@@ -315,7 +310,7 @@ class IncomingDataset(io.BytesIO):
     @property
     def is_open(self) -> bool:
         """Whether it holds a part."""
-        return self.part is not None and self.part.is_open
+        return self.part is not None and self.part.descriptor is not None
 
     def discard(self) -> None:
         """Remove what of it is on disk under a part's name."""

@@ -53,7 +53,7 @@ class BoundedDimseProvider(DIMSEServiceProvider):
 
     def __init__(self, assoc: Association, server: Server) -> None:
         super().__init__(assoc)
-        self._server = server
+        self.server = server
         self.counts: Counter[str] = Counter()
         self._data_sets: list[IncomingDataset] = []
         self.is_admitted = False
@@ -78,7 +78,7 @@ class BoundedDimseProvider(DIMSEServiceProvider):
         if self.msg_queue.qsize() >= _WAITING:
             raise ValueError("more messages than any real peer sends at once")
         message = DIMSEMessage()
-        data_set = self._server.store.open_data_set(lambda: self._request(message))
+        data_set = self.server.store.open_data_set(lambda: self._request(message))
         message.data_set = data_set
         self._data_sets = [*(each for each in self._data_sets if each.is_open), data_set]
         return message
@@ -100,7 +100,7 @@ class BoundedDimseProvider(DIMSEServiceProvider):
             answer.MessageIDBeingRespondedTo = message.MessageID
             answer.Status, answer.ErrorComment = UNNAMED.status, UNNAMED.comment
             cast("IncomingDataset", message.DataSet).discard()
-            self._server.store.on_unnamed(self.assoc)
+            self.server.store.on_unnamed(self.assoc)
             self.send_msg(answer, cast("int", context))
             return None, None
         return context, message
@@ -112,10 +112,6 @@ class BoundedDimseProvider(DIMSEServiceProvider):
         self._is_answering = False
         if self._is_ending:
             self.assoc.abort(block=False)
-
-    def admit(self, limit: int) -> bool:
-        """Count it among the open associations; False where ``limit`` of them are open."""
-        return self._server.admit(self, limit)
 
     def end(self) -> None:
         """Abort the association, after the instance that is on its way if there is one; from any thread."""
@@ -230,7 +226,7 @@ class Server(ThreadedAssociationServer):
                 self._connections.discard(dimse)
 
     def admit(self, dimse: BoundedDimseProvider, limit: int) -> bool:
-        """Count a connection among the associations; False where ``limit`` of them are open."""
+        """Count a connection among the open associations; False where ``limit`` of them are open."""
         with self._lock:
             dimse.is_admitted = sum(each.is_admitted for each in self._connections) < limit
         return dimse.is_admitted

@@ -59,7 +59,8 @@ class Store:
         assoc, allowed = event.assoc, event.assoc.ae.require_calling_aet
         name = cast("Any", assoc.requestor.primitive).calling_ae_title
         is_allowed = not allowed or name in allowed
-        if is_allowed and not cast("Any", assoc.dimse).admit(self._settings.max_associations):
+        dimse: Any = assoc.dimse
+        if is_allowed and not dimse.server.admit(dimse, self._settings.max_associations):
             assoc.requestor.ae_title = name
             assoc.acse.send_reject(2, 3, 2)  # transient; presentation related: local limit exceeded (PS3.8 9.3.4)
             self._write("association rejected", assoc, logging.WARNING, reason="--max-associations are open")

@@ -133,17 +133,12 @@ class WebChannel:
         import urllib3
 
         self._peer, self._seconds = peer, settings.timeout
-        self._is_open = False
+        self.is_open = False
         self._headers = {"Accept": _JSON, **authorization(peer, settings.auth)}
         extra: dict[str, Any] = {} if tls is None else {"ssl_context": tls}
         self._pools: Any = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False, **extra)
         self._timeout = urllib3.Timeout(connect=settings.timeout, read=settings.timeout)
         self._deadline = _Deadline()
-
-    @property
-    def is_open(self) -> bool:
-        """See ``Channel``."""
-        return self._is_open
 
     def deliver(self, batch: Batch) -> list[Answer]:
         """See ``Channel``."""
@@ -187,7 +182,7 @@ class WebChannel:
         """Return the HTTP status, and the status of each SOP Instance UID; None where it refuses them all unread."""
         import urllib3
 
-        self._is_open, self._deadline = False, _Deadline()
+        self.is_open, self._deadline = False, _Deadline()
         headers = self._headers | {"Content-Type": body.content_type, "Content-Length": str(body.length)}
         try:
             pool = self._pools.connection_from_url(self._peer.url)
@@ -204,7 +199,7 @@ class WebChannel:
         if self._deadline.is_over:  # what was read until then may look like an answer
             raise self._late()
         by_uid = _check_response(self._peer, response.status, response.headers, content)
-        self._is_open = True
+        self.is_open = True
         return response.status, by_uid
 
     def _connection(self, class_: Any, **options: Any) -> Any:
@@ -247,7 +242,7 @@ class WebChannel:
 
     def close(self) -> None:
         """See ``Channel``."""
-        self._is_open = False
+        self.is_open = False
         self._pools.clear()
 
     def abort(self) -> None:
