@@ -24,13 +24,13 @@ _BULK: Final = 0x52000000  # per-frame groups, overlays and pixels come last and
 _TEXT_DELIMITERS: Final = {0x09, 0x0A, 0x0C, 0x0D}  # reset the character set within a value (PS3.5 6.1.2.5.3)
 
 
-class Stop(NamedTuple):
-    """The element where reading stopped: ``vr`` is None where it is implicit, ``value`` the offset of its value."""
+class ElementStart(NamedTuple):
+    """An element up to its value: ``vr`` is None where it is implicit, ``offset`` that of the value."""
 
     tag: int
     vr: str | None
     length: int
-    value: int
+    offset: int
 
 
 class _LimitedStream(SourceStream):
@@ -112,7 +112,7 @@ def read_until(
     encoding: Encoding,
     stop: Callable[[int], bool],
     wanted: frozenset[int] = frozenset(),
-) -> tuple[Dataset, int, Stop | None]:
+) -> tuple[Dataset, int, ElementStart | None]:
     """Read the data set at ``start`` up to the first element whose tag calls for a ``stop``, by pydicom alone.
 
     Return its ``wanted`` elements (all where that is empty), the offset behind them, and where reading stopped.
@@ -124,12 +124,12 @@ def read_until(
     from pydicom.filereader import read_dataset
 
     file = source.file(start, _SMALL)
-    stopped: Stop | None = None
+    stopped: ElementStart | None = None
 
     def stop_when(tag: BaseTag, vr: str | None, length: int) -> bool:
         nonlocal stopped
         if stop(tag):
-            stopped = Stop(tag, vr, length, file.tell())
+            stopped = ElementStart(tag, vr, length, file.tell())
         return stopped is not None
 
     explicit, little = encoding

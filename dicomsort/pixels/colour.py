@@ -22,27 +22,22 @@ _DAMAGED = "the palette is damaged"
 _DISCRETE, _LINEAR, _INDIRECT = 0, 1, 2
 
 
-def has_palette(dataset: Dataset) -> bool:
-    """Whether the data set brings the palette that PALETTE COLOR calls for."""
-    return "RedPaletteColorLookupTableDescriptor" in dataset
-
-
 def to_rgb(frame: Frame, dataset: Dataset) -> NDArray[np.uint8]:
-    """Render a frame of colour: (rows, columns, 3) uint8, 0…255."""
-    if frame.photometric == "PALETTE COLOR":
+    """Render a colour frame: (rows, columns, 3) uint8, 0…255."""
+    if frame.photometric_interpretation == "PALETTE COLOR":
         return _apply_palette(frame.pixels, dataset)
-    pixels = _to_bytes(frame.pixels, frame.stored)
-    if frame.photometric.startswith("YBR_FULL"):
+    pixels = _to_bytes(frame.pixels, frame.bits_stored)
+    if frame.photometric_interpretation.startswith("YBR_FULL"):
         return np.asarray(Image.fromarray(np.ascontiguousarray(pixels), "YCbCr").convert("RGB"))
     return pixels
 
 
-def _to_bytes(pixels: NDArray[Any], stored: int) -> NDArray[np.uint8]:
-    """Scale unsigned samples of ``stored`` bits to eight."""
-    if stored > 8:  # noqa: PLR2004
-        return np.asarray(pixels >> (stored - 8), np.uint8)
-    if stored < 8:  # noqa: PLR2004
-        top = (1 << stored) - 1
+def _to_bytes(pixels: NDArray[Any], bits_stored: int) -> NDArray[np.uint8]:
+    """Scale unsigned samples to eight bits."""
+    if bits_stored > 8:  # noqa: PLR2004
+        return np.asarray(pixels >> (bits_stored - 8), np.uint8)
+    if bits_stored < 8:  # noqa: PLR2004
+        top = (1 << bits_stored) - 1
         return np.asarray(np.minimum(pixels, top) * np.float32(255 / top) + np.float32(0.5), np.uint8)
     return pixels.astype(np.uint8, copy=False)
 
@@ -57,8 +52,7 @@ def _apply_palette(pixels: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
 
 def _palette(dataset: Dataset) -> tuple[int, NDArray[np.uint8]]:
     """Return the first mapped value, and the palette as (entries, 3) uint8."""
-    channels = []
-    first = 0
+    channels, first = [], 0
     for name in ("Red", "Green", "Blue"):
         descriptor = numbers(dataset, f"{name}PaletteColorLookupTableDescriptor")
         if len(descriptor) != 3:  # noqa: PLR2004
@@ -78,14 +72,13 @@ def _palette(dataset: Dataset) -> tuple[int, NDArray[np.uint8]]:
 
 def _segments(dataset: Dataset, keyword: str, bits: int) -> NDArray[np.uint16]:
     """Expand a segmented look-up table, PS3.3 C.7.9.2, to (entries,) uint16, at most 65,536."""
-    data = raw_words(dataset, keyword, wide=lambda _: bits > 8)  # noqa: PLR2004
-    if data is None:
-        raise PixelsError(_DAMAGED)
+    wide = bits > 8  # noqa: PLR2004
+    data = raw_words(dataset, keyword, lambda _: wide)
     entries: list[int] = []
     try:
-        _expand(data.tolist(), 0, None, entries, 1 if bits <= 8 else 2)  # noqa: PLR2004
+        _expand([] if data is None else data.tolist(), 0, None, entries, 2 if wide else 1)
     except IndexError:
-        raise PixelsError(_DAMAGED) from None
+        entries = []
     if not entries:
         raise PixelsError(_DAMAGED)
     return np.array(entries, np.uint16)

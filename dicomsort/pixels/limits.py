@@ -1,4 +1,4 @@
-"""What can go wrong with pixels, and the limits that keep a hostile file cheap."""
+"""The error of files without pixels, and the limits that keep a hostile file cheap."""
 
 from __future__ import annotations
 
@@ -25,11 +25,8 @@ class PixelsError(DicomsortError):
 
 
 @contextmanager
-def border(phrase: str) -> Iterator[None]:
-    """Translate whatever a dependency raises inside into ``PixelsError(phrase)``.
-
-    The dependency's own message is dropped: it may quote values of the file.
-    """
+def wrap_errors(phrase: str) -> Iterator[None]:
+    """Translate whatever a library raises into ``PixelsError(phrase)``, without its message, which may quote values."""
     try:
         yield
     except PixelsError:
