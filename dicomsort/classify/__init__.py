@@ -22,7 +22,7 @@ from dicomsort.classify.evidence import (
     is_uid,
     showable_frames,
 )
-from dicomsort.classify.rules import RULES, Rule
+from dicomsort.classify.rules import RULES
 from dicomsort.records import (
     OF_ONE_FILE,
     OTHER,
@@ -40,7 +40,6 @@ from dicomsort.records import (
 __all__ = [
     "RULES",
     "Criteria",
-    "Rule",
     "classify_study",
     "folder_of",
     "grouping_of",
@@ -81,7 +80,11 @@ def classify_study(
             so_far.setdefault(group.grouping.series, verdict)
     images = {v.folder for _, v in verdicts if v.status in PLACED and v.decided_by is not DecidedBy.STUDY}
     remark = f"mixed study: {' '.join(sorted(images))}" if len(images) > 1 else ""
-    return [(group, _remarked(verdict, remark)) for group, verdict in verdicts]
+    if not remark:
+        return verdicts
+    return [
+        (group, replace(v, note="; ".join(filter(None, (v.note, remark)))) if v.class_ else v) for group, v in verdicts
+    ]
 
 
 def is_clear(group: Group, criteria: Criteria) -> bool:
@@ -117,9 +120,3 @@ def _only_folder(placements: Sequence[Placement]) -> str:
     """Return the folder of all placements, "" where there are none or several; places elsewhere do not count."""
     folders = {found[1] for p in placements if (found := _DESTINATION.fullmatch(p.destination))}
     return folders.pop() if len(folders) == 1 else ""
-
-
-def _remarked(verdict: Verdict, remark: str) -> Verdict:
-    if not remark or not verdict.class_:
-        return verdict
-    return replace(verdict, note="; ".join(filter(None, (verdict.note, remark))))

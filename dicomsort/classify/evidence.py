@@ -12,28 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from dicomsort.modalities import (
-    ASK,
-    CT,
-    FOLLOWS,
-    MRI,
-    OTHER_PREFIX,
-    XRAY,
-    kind_of,
-    modality_category,
-    sop_class_category,
-)
-from dicomsort.records import (
-    OTHER,
-    Examined,
-    Group,
-    Grouping,
-    Header,
-    Kind,
-    SeriesPrediction,
-    Status,
-    Verdict,
-)
+from dicomsort import modalities
+from dicomsort.modalities import CT, MRI, OTHER_PREFIX, XRAY, modality_category, sop_class_category
+from dicomsort.records import OTHER, Examined, Group, Grouping, Header, Kind, SeriesPrediction, Status, Verdict
 
 _OTHERS: Final = "OTHER"
 _WORDS: Final[dict[str, str]] = {
@@ -78,11 +59,15 @@ def has_uids(header: Header) -> bool:
     return is_uid(header.study_uid) and is_uid(header.series_uid) and is_uid(header.sop_uid)
 
 
+def _categories(header: Header) -> tuple[str | None, str | None]:
+    return sop_class_category(header.sop_class_uid), modality_category(header.modality)
+
+
 def grouping_of(e: Examined) -> Grouping:
     """Return the series of a file and its header evidence: files with the same grouping get one verdict."""
     header = e.header
-    categories = sop_class_category(header.sop_class_uid), modality_category(header.modality)
-    state = f"{categories[0]}/{categories[1]}/{header.has_pixels:d}"
+    sop_class, modality = _categories(header)
+    state = f"{sop_class}/{modality}/{header.has_pixels:d}"
     evidence = f"{header.kind}:{'failed' if e.failed else header.ignored or header.problem or state}"
     if has_uids(header):
         return Grouping(header.study_uid, header.series_uid, evidence)
@@ -117,11 +102,6 @@ class Criteria:
     evidence: str = "auto"
     settled_before_ns: int | None = None
     distance: float | None = None
-
-    @property
-    def reads_headers(self) -> bool:
-        """Whether the header counts."""
-        return self.evidence != "pixels" and bool(self.header_classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,21 +189,22 @@ def is_out_of_distribution(class_: str, distance: float | None, limit: float | N
 
 def header_evidence(header: Header, criteria: Criteria) -> HeaderEvidence:
     """Return the header's evidence in the model's labels."""
-    categories = [c for c in (sop_class_category(header.sop_class_uid), modality_category(header.modality)) if c]
+    categories = [c for c in _categories(header) if c]
     kind = kind_below_other(header)
     is_named = any(c in _IMAGING or c.startswith(OTHER_PREFIX) for c in categories)
-    if FOLLOWS in categories or not (header.has_pixels or is_named):
+    if modalities.FOLLOWS in categories or not (header.has_pixels or is_named):
         return HeaderEvidence(follows=True, kind=kind)
-    if not criteria.reads_headers:
+    if criteria.evidence == "pixels" or not criteria.header_classes:
         return HeaderEvidence(kind=kind)
-    labels = [OTHER if c.startswith(OTHER_PREFIX) else criteria.header_classes.get(c) for c in categories if c != ASK]
+    categories = [c for c in categories if c != modalities.ASK]
+    labels = (OTHER if c.startswith(OTHER_PREFIX) else criteria.header_classes.get(c) for c in categories)
     classes = tuple(dict.fromkeys(filter(None, labels)))
     return HeaderEvidence(classes, kind=kind, hint="" if classes else criteria.header_classes.get(hinted(header), ""))
 
 
 def kind_below_other(header: Header) -> str:
     """Return the folder below OTHER of a file with this header."""
-    kind = kind_of(header.sop_class_uid, header.modality) or header.modality.strip().upper()
+    kind = modalities.kind_of(header.sop_class_uid, header.modality) or header.modality.strip().upper()
     if _KIND.fullmatch(kind):
         return kind
     return "image" if header.has_pixels else "object"

@@ -80,10 +80,6 @@ def _header_class(case: Case) -> str:
     return case.evidence.classes[0] if case.evidence.classes else ""
 
 
-def _pixel_class(case: Case) -> str:
-    return case.pixel_class
-
-
 def _referenced_folder(case: Case) -> str:
     referenced = case.study.get(case.header.refers_to)
     return referenced.folder if referenced else ""
@@ -144,7 +140,7 @@ RULES = (
          lambda c: bool(c.placed), _follow(lambda c: c.placed)),
     Rule("pixels-settle-header",
          "SOP Class and Modality contradict each other, pixels agree with one, confidently among the two",
-         "the class they agree on", _pixels_settle_header, _sort(DecidedBy.BOTH, _pixel_class)),
+         "the class they agree on", _pixels_settle_header, _sort(DecidedBy.BOTH, lambda c: c.pixel_class)),
     Rule("header-contradicts-itself", "SOP Class and Modality contradict each other", "REVIEW",
          lambda c: len(c.evidence.classes) > 1, _review()),
     Rule("header-against-pixels", "the header names a class, confident pixels another", "REVIEW",
@@ -171,7 +167,8 @@ RULES = (
     Rule("description-against-pixels", "only Study or Series Description names a class, confident pixels another",
          "REVIEW", _against_description, _review()),
     Rule("pixels", "the header says nothing, the pixels are confident", "the class they show, or OTHER/image",
-         lambda c: bool(c.pixel_class) and c.is_confident(c.criteria.decide), _sort(DecidedBy.PIXELS, _pixel_class)),
+         lambda c: bool(c.pixel_class) and c.is_confident(c.criteria.decide),
+         _sort(DecidedBy.PIXELS, lambda c: c.pixel_class)),
     Rule("unsure", "the header says nothing, the pixels are not confident", "REVIEW",
          lambda c: bool(c.pixel_class), _review()),
     Rule("no-evidence", "the header says nothing, the pixels cannot be had or were not asked", "REVIEW",

@@ -11,25 +11,21 @@ import io
 import os
 import sys
 import zlib
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, BinaryIO, Final, Self, cast
+from typing import BinaryIO, Final, Self, cast
 
 from dicomsort.dicom.encoding import ELEMENT_HEADERS, LONG_HEADER, SHORT_HEADER, Encoding
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    Element = tuple[int, int, int, int, bytes | None]
-
+Element = tuple[int, int, int, int, bytes | None]  # tag, VR, length, offset of the value, value
 UNDEFINED: Final = 0xFFFFFFFF
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 DELIMITERS: Final = 0xFFFE  # group of items and delimiters
 LAST: Final = (DELIMITERS << 16) - 1  # the last tag that an element may have
 HEADER_LIMIT: Final = 4 * 1024 * 1024  # bytes that reading one header may cost, fetched or inflated
-AHEAD: Final = 64 << 10  # bytes read at once where more will be asked for: of a header, of a chain of small fragments
+AHEAD: Final = 64 << 10  # bytes read at once where more will be needed: of a header, of a chain of small fragments
 _MAX_LEVELS: Final = 16_384  # open sequences and items; real files stay below 20
 _CHUNK: Final = 8 * 1024  # bytes fetched at once within a header: enough for what follows a value that is skipped
-_RAW_DEFLATE: Final = -15  # window bits of a stream without a zlib header (PS3.5 A.5)
 
 
 class NeedsFullParser(Exception):
@@ -40,13 +36,12 @@ class ReadingEnded(Exception):
     """The data set ended before all that was requested; ``code`` is the ``Header.problem`` it may become."""
 
     def __init__(self, code: str) -> None:
-        """Keep the reason code."""
         super().__init__(code)
         self.code = code
 
 
 class ByteSource:
-    """Bytes by their offsets: the first ones as given, the others through ``more(offset, length)`` when requested.
+    """``size`` bytes by their offsets: ``head`` holds the first, ``more(offset, length)`` is called for the others.
 
     ``limit`` bounds the bytes fetched, ``chunk`` is how many are fetched at once. All methods raise what ``more`` does.
     """
@@ -60,7 +55,6 @@ class ByteSource:
         limit: int = HEADER_LIMIT,
         chunk: int = _CHUNK,
     ) -> None:
-        """Start from the first bytes of ``size``."""
         self.size = size
         self._head, self._more = head, more
         self._buffer, self._base = head, 0
@@ -137,13 +131,12 @@ def _pread(descriptor: int, offset: int, length: int) -> bytes:
 
 
 class InflatedSource(ByteSource):
-    """The inflated data set of a deflated transfer syntax, inflated only as far as it is asked for."""
+    """A data set of a deflated transfer syntax, inflated as far as it is read: ``packed`` from ``start`` on."""
 
     def __init__(self, packed: ByteSource, start: int) -> None:
-        """Inflate the raw deflate stream that begins at ``start`` of ``packed``."""
         super().__init__(b"", sys.maxsize, lambda offset, length: self.window(offset, length)[0][offset:][:length])
         self._packed, self._next = packed, start
-        self._inflater = zlib.decompressobj(_RAW_DEFLATE)
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)  # without a zlib header (PS3.5 A.5)
         self._done = self._broken = False
 
     def window(self, offset: int, length: int) -> tuple[bytes, int]:
@@ -229,10 +222,8 @@ class ElementReader:
         value_limit: int = sys.maxsize,
         max_levels: int = _MAX_LEVELS,
     ) -> None:
-        self.position = start
-        self.passed = 0
-        self.encoding = encoding
-        self.header = ELEMENT_HEADERS[encoding.little]
+        self.position, self.passed = start, 0
+        self.encoding, self.header = encoding, ELEMENT_HEADERS[encoding.little]
         self._source = source
         self._value_limit, self._max_levels = value_limit, max_levels
         self._unknown = self.header.unknown
@@ -246,8 +237,8 @@ class ElementReader:
         Each as tag, VR (0 where implicit), length, offset of its value, and its value: None where that has an undefined
         length or must still be fetched (``value``); then ``position`` is behind it.
         """
-        explicit, most, passed, at, vr = self.encoding.explicit, self._value_limit, self.passed, self.position, 0
-        header, (_, _, long_length, short, long, *_) = self._unpack, self.header
+        explicit, passed, at, vr = self.encoding.explicit, self.passed, self.position, 0
+        header, max_size, (_, _, long_length, short, long, *_) = self._unpack, self._value_limit, self.header
         while True:
             buffer, base = self._source.window(at, LONG_HEADER)
             index, limit, whole = at - base, len(buffer), len(buffer) - LONG_HEADER
@@ -267,7 +258,7 @@ class ElementReader:
                 if end > limit or tag <= passed or tag > last:
                     break
                 if tag in wanted:
-                    yield tag, vr, length, base + value, buffer[value : end if length <= most else value + most]
+                    yield tag, vr, length, base + value, buffer[value : end if length <= max_size else value + max_size]
                 passed, index = tag, end
             at = self.position = base + index
             self.passed = passed

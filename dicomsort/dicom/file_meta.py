@@ -84,20 +84,15 @@ def read(source: ByteSource, start: int) -> FileMeta:
                     values[tag] = reader.value(value, length) if data is None else data
         buffer, base = source.window(reader.position, len(GROUP))
         is_whole = not buffer.startswith(GROUP, reader.position - base)
-    return FileMeta(_uid(values, MEDIA_SOP_CLASS), _uid(values, TRANSFER_SYNTAX), reader.position, is_whole)
-
-
-def _uid(values: dict[int, bytes], tag: int) -> str:
-    return values.get(tag, b"").decode("ascii", "replace").strip(" \0")
+    sop_class = values.get(MEDIA_SOP_CLASS, b"").decode("ascii", "replace").strip(" \0")
+    syntax = values.get(TRANSFER_SYNTAX, b"").decode("ascii", "replace").strip(" \0")
+    return FileMeta(sop_class, syntax, reader.position, is_whole)
 
 
 def read_file(descriptor: int) -> FileMeta | None:
-    """Read the meta information of an open Part 10 file; None where it has none, or names no transfer syntax."""
-    source = ByteSource(
-        os.pread(descriptor, _HEAD, 0),
-        os.fstat(descriptor).st_size,
-        lambda offset, size: os.pread(descriptor, size, offset),
-    )
+    """Read the meta information of an open Part 10 file, None where there is none, or no transfer syntax in it."""
+    head, size = os.pread(descriptor, _HEAD, 0), os.fstat(descriptor).st_size
+    source = ByteSource(head, size, lambda offset, length: os.pread(descriptor, length, offset))
     if source.at(PREAMBLE, len(MAGIC)) != MAGIC:
         return None
     meta = read(source, len(_PREFIX))

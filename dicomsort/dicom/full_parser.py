@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, cast
 
-from dicomsort.dicom.elements import ReadingEnded, SourceStream
-from dicomsort.dicom.tags import COLUMNS, REFERENCES, VALUE_LIMIT, WANTED
+from dicomsort.dicom.elements import ByteSource, ReadingEnded, SourceStream
+from dicomsort.dicom.encoding import Encoding
+from dicomsort.dicom.tags import COLUMNS, REFERENCES, VALUE_LIMIT, WANTED, RawValues
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pydicom.dataset import Dataset
     from pydicom.tag import BaseTag
-
-    from dicomsort.dicom.elements import ByteSource
-    from dicomsort.dicom.encoding import Encoding
-    from dicomsort.dicom.tags import RawValues
 
 _LIMIT: Final = 512 * 1024  # bytes read here: pydicom takes seconds and 100 times the memory for hostile megabytes
 _SMALL: Final = 2 << 20  # bytes of a data set that is read into memory at once

@@ -11,10 +11,11 @@ Where reading ended later, what decides was read: no problem, but a ``message``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from dicomsort import modalities
 from dicomsort.dicom import file_meta, full_parser, magic, tags
@@ -29,9 +30,6 @@ from dicomsort.dicom.elements import (
 )
 from dicomsort.dicom.encoding import DEFLATED, NATIVE, Encoding, sniff
 from dicomsort.records import Header, Kind
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _DICOMDIR: Final = "1.2.840.10008.1.3.10"  # Media Storage Directory (PS3.10 8.6)
 _GROUP_8: Final = (b"\x08\x00", b"\x00\x08")  # where a data set without file meta information begins

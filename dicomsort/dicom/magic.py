@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from dicomsort.dicom.file_meta import MAGIC, PREAMBLE
 from dicomsort.records import Header, Kind
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 JPEG: Final = b"\xff\xd8\xff"

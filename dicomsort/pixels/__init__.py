@@ -7,9 +7,9 @@ increases it (``tests/test_pixels_golden.py``).
 DICOM (sections of PS3.3 unless said otherwise):
 
 1. One frame, the middle one by default, is found by its offset and decoded alone; of the others, and of unused
-   elements, no byte is read beyond the file's first 64 KiB. A Number of Frames (C.7.6.6) against the pixel data
-   is corrected. Native data of a defined length, and codestreams whose first bytes name another codec, win over
-   the transfer syntax; a codestream's own size wins over Rows and Columns. JPEG of 8 bits and JPEG 2000 are decoded at
+   elements, no byte is read beyond the file's first 64 KiB. A false Number of Frames (C.7.6.6) is corrected by the
+   pixel data. Native data of a defined length, and codestreams whose first bytes name another codec, win over the
+   transfer syntax; a codestream's own size wins over Rows and Columns. JPEG of 8 bits and JPEG 2000 are decoded at
    the least of 1, 1/2, 1/4, 1/8 of their size that leaves the longer side 448 pixels, unless values are no measure (a
    palette, padding that a window would not show black, a sign that the codec does not know) or a JPEG has no window.
 2. Stored values (C.7.6.3): Bits Stored of Bits Allocated 1, 8, 16, 32 or 64, signed or not, High Bit anywhere; Float
@@ -29,7 +29,7 @@ resolved; alpha over black; CMYK to RGB; EXIF orientation applied; a JPEG is dec
 of its size that leaves its longer side 448 pixels.
 
 Then the image is scaled by a triangle filter over the whole of what each pixel covers, its longer side to 224 pixels
-and its aspect kept, and lies centred on black. Grey is the same in all three channels.
+with its aspect, and lies centred on black. Grey is the same in all three channels.
 """
 
 from __future__ import annotations

@@ -130,8 +130,7 @@ def _parse_jpegxl(data: bytes) -> Codestream:
     def side() -> int:
         return (take(5) + 1) * 8 if small else take((9, 13, 18, 30)[take(2)]) + 1
 
-    rows = side()
-    ratio = take(3)
+    rows, ratio = side(), take(3)
     if ratio:
         wide, high = _JXL_RATIOS[ratio - 1]
         return Codestream("jpegxl", rows, rows * wide // high)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from pydicom.dataset import Dataset
 
 from dicomsort.pixels.grayscale import lut_entries, raw_words
+from dicomsort.pixels.layout import Frame
 from dicomsort.pixels.limits import PixelsError
 from dicomsort.pixels.values import numbers
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from pydicom.dataset import Dataset
-
-    from dicomsort.pixels.layout import Frame
 
 _MOST_ENTRIES = 1 << 16
 _DAMAGED = "the palette is damaged"
@@ -45,13 +42,6 @@ def _to_bytes(pixels: NDArray[Any], bits_stored: int) -> NDArray[np.uint8]:
 def _apply_palette(pixels: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
     if pixels.dtype.kind not in "ui" or pixels.dtype.itemsize > 2:  # noqa: PLR2004
         raise PixelsError("a palette needs stored values of 8 or 16 bits")
-    first, table = _palette(dataset)
-    index = np.clip(pixels.astype(np.int32) - first, 0, len(table) - 1)
-    return table.take(index, axis=0)
-
-
-def _palette(dataset: Dataset) -> tuple[int, NDArray[np.uint8]]:
-    """Return the first mapped value, and the palette as (entries, 3) uint8."""
     channels, first = [], 0
     for name in ("Red", "Green", "Blue"):
         descriptor = numbers(dataset, f"{name}PaletteColorLookupTableDescriptor")
@@ -65,9 +55,10 @@ def _palette(dataset: Dataset) -> tuple[int, NDArray[np.uint8]]:
         channels.append(entries)
     if len({len(entries) for entries in channels}) != 1:
         raise PixelsError(_DAMAGED)
-    palette = np.stack(channels, axis=1)
+    entries = np.stack(channels, axis=1)
     # Entries of 16 bits often hold numbers of 8.
-    return first, (palette >> 8 if palette.max() > 255 else palette).astype(np.uint8)  # noqa: PLR2004
+    palette = (entries >> 8 if entries.max() > 255 else entries).astype(np.uint8)  # noqa: PLR2004
+    return palette.take(np.clip(pixels.astype(np.int32) - first, 0, len(palette) - 1), axis=0)
 
 
 def _segments(dataset: Dataset, keyword: str, bits: int) -> NDArray[np.uint16]:

@@ -13,33 +13,26 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import imagecodecs
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Jpeg2KImagePlugin, JpegImagePlugin
 from pydicom import uid
-from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
 
 from dicomsort.pixels import codestream
 from dicomsort.pixels.codestream import Codestream
 from dicomsort.pixels.limits import PixelsError, check_size
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from pydicom.pixels.decoders.base import DecodeRunner
 
 PLUGIN = "dicomsort"
 
 # pydicom's plugin protocol: the syntaxes, and what is missing where ``is_available`` returns False.
 DECODER_DEPENDENCIES = dict.fromkeys(
     (
-        uid.JPEGBaseline8Bit,
-        uid.JPEGExtended12Bit,
-        uid.JPEGLossless,
-        uid.JPEGLosslessSV1,
-        uid.JPEGLSLossless,
-        uid.JPEGLSNearLossless,
+        *uid.JPEGTransferSyntaxes,
+        *uid.JPEGLSTransferSyntaxes,
         uid.JPEG2000Lossless,
         uid.JPEG2000,
         uid.HTJ2KLossless,
@@ -49,25 +42,16 @@ DECODER_DEPENDENCIES = dict.fromkeys(
     ("numpy", "imagecodecs"),
 )
 
-# The pydicom decoder of each codec: what the bytes are decides, where the file's transfer syntax says otherwise.
-SYNTAXES = {
-    "jpeg": uid.JPEGBaseline8Bit,
-    "ljpeg": uid.JPEGLossless,
-    "jpegls": uid.JPEGLSLossless,
-    "jpeg2k": uid.JPEG2000,
-    "htj2k": uid.HTJ2K,
-}
-
-
-_CODECS: dict[str, Callable[[bytes], NDArray[Any]]] = {
-    "jpeg": imagecodecs.jpeg8_decode,
-    "ljpeg": imagecodecs.jpeg8_decode,
+# The pydicom decoder of each codec ("": none), whatever the file's transfer syntax is, and the function that decodes.
+CODECS: dict[str, tuple[str, Callable[[bytes], NDArray[Any]]]] = {
+    "jpeg": (uid.JPEGBaseline8Bit, imagecodecs.jpeg8_decode),
+    "ljpeg": (uid.JPEGLossless, imagecodecs.jpeg8_decode),
     # CharLS takes seconds to notice the end of a stream that was cut off, unless there is an end marker.
-    "jpegls": lambda data: imagecodecs.jpegls_decode(data + b"\xff\xd9"),
-    "jpeg2k": lambda data: imagecodecs.jpeg2k_decode(data, numthreads=1),
+    "jpegls": (uid.JPEGLSLossless, lambda data: imagecodecs.jpegls_decode(data + b"\xff\xd9")),
+    "jpeg2k": (uid.JPEG2000, lambda data: imagecodecs.jpeg2k_decode(data, numthreads=1)),
     # OpenJPEG reads high throughput too; imagecodecs' htj2k_decode returns a damaged stream as if it were whole.
-    "htj2k": lambda data: imagecodecs.jpeg2k_decode(data, numthreads=1),
-    "jpegxl": lambda data: imagecodecs.jpegxl_decode(data, numthreads=1),
+    "htj2k": (uid.HTJ2K, lambda data: imagecodecs.jpeg2k_decode(data, numthreads=1)),
+    "jpegxl": ("", lambda data: imagecodecs.jpegxl_decode(data, numthreads=1)),
 }
 
 
@@ -92,7 +76,8 @@ def decode(data: bytes, stream: Codestream, photometric: str) -> NDArray[Any]:
     """
     if colour := jpeg_colour(stream, photometric):
         return imagecodecs.jpeg8_decode(data, colorspace=colour, outcolorspace="RGB")
-    return _CODECS[stream.codec](data)
+    _, decoder = CODECS[stream.codec]
+    return decoder(data)
 
 
 def jpeg_colour(stream: Codestream, photometric: str) -> str:

@@ -7,11 +7,13 @@ by an offset table, else by its fragments, and decoded by what its bytes are.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import imagecodecs
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
@@ -21,17 +23,10 @@ from dicomsort.dicom.encoding import ELEMENT_HEADERS, SHORT_HEADER
 from dicomsort.pixels import codestream, decoders, grayscale
 from dicomsort.pixels.layout import GREY, Frame, Layout, choose, drop_unused_bits, read_layout, to_frame
 from dicomsort.pixels.limits import MAX_FRAGMENTS, PixelsError, check_size, wrap_errors
+from dicomsort.pixels.source import Source
 from dicomsort.pixels.values import encoded, integer
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from numpy.typing import NDArray
-
-    from dicomsort.pixels.source import Source
-
-    Fragment = tuple[int, int]  # offset and number of its bytes
-
+Fragment = tuple[int, int]  # offset and number of its bytes
 _OFFSET, _LONG_OFFSET = 4, 8  # bytes
 _END_OF_IMAGE, _NEAR_END = b"\xff\xd9", 10  # of JPEG, JPEG-LS and JPEG 2000; bytes in which it is found
 _DAMAGED = "the encapsulated pixel data is damaged"
@@ -221,10 +216,11 @@ def decode_encapsulated(source: Source, layout: Layout, frame: int | None, min_s
     with wrap_errors(_UNDECODABLE):
         if (small := _decode_smaller(data, stream, layout, source, index, min_side)) is not None:
             return small
-        if stream.codec not in decoders.SYNTAXES:
+        syntax, _ = decoders.CODECS[stream.codec]
+        if not syntax:
             return _unknown_to_pydicom(decoders.decode(data, stream, layout.photometric_interpretation), layout, index)
         decoders.register()
-        pixels, properties = get_decoder(decoders.SYNTAXES[stream.codec]).as_array(
+        pixels, properties = get_decoder(syntax).as_array(
             encapsulate([data]), index=0, raw=True, decoding_plugin=decoders.PLUGIN, **layout.options(1)
         )
     # Signed values that were coded as unsigned ones of more bits than are stored: no decoder knows their sign.
@@ -301,9 +297,9 @@ def _decode_rle(data: bytes, layout: Layout, index: int) -> Frame:
     with wrap_errors(_UNDECODABLE):
         if layout.bits_allocated == 1:
             packed = np.frombuffer(imagecodecs.packbits_decode(data[64:]), np.uint8)
-            bits = np.unpackbits(packed, bitorder="little", count=layout.rows * layout.columns)
             shape = (layout.rows, layout.columns)
-            return Frame(bits.reshape(shape), layout.photometric_interpretation, 1, index)
+            bits = np.unpackbits(packed, bitorder="little", count=layout.rows * layout.columns).reshape(shape)
+            return Frame(bits, layout.photometric_interpretation, 1, index)
         pixels, properties = get_decoder(uid.RLELossless).as_array(
             encapsulate([data]), index=0, raw=True, decoding_plugin="pydicom", **layout.options(1)
         )

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import uid
+from pydicom.dataset import Dataset
 
 from dicomsort.pixels.values import item, number, numbers, raw, text
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-    from pydicom.dataset import Dataset
-
-    Values = NDArray[np.float32]
-    Transform = Callable[[Values], Values]
-    Padding = tuple[float, float]  # the lowest and the highest stored value that is no part of the image
-
+Values = NDArray[np.float32]
+Transform = Callable[[Values], Values]
+Padding = tuple[float, float]  # the lowest and the highest stored value that is no part of the image
+# Of the values that are no padding, shown as black and white where there is no window, or one that shows nothing
 PERCENTILES = (0.5, 99.5)
-"""Of the values that are no padding, shown as black and white where there is no window, or one that shows nothing."""
-
 _ANGIOGRAPHY = {uid.XRayAngiographicImageStorage, uid.XRayRadiofluoroscopicImageStorage}
 _SAMPLE = 1 << 15  # values that percentiles are taken of, on a regular grid
 _BLOCK = 1 << 20  # values that are transformed at once where no table can hold them all
@@ -55,10 +50,10 @@ def to_grey(stored: NDArray[Any], dataset: Dataset, index: int, *, inverted: boo
     rows = max(1, _BLOCK // stored.shape[1])
     blocks = [stored[top : top + rows] for top in range(0, len(stored), rows)]
     if stored.dtype.kind in "ui" and stored.dtype.itemsize <= 2:  # noqa: PLR2004 - a table holds all values
-        least, most = int(stored.min()), int(stored.max())
-        if most - least < stored.size:
+        lowest, highest = int(stored.min()), int(stored.max())
+        if highest - lowest < stored.size:
             native, unsigned = stored.dtype.newbyteorder("="), np.dtype(f"u{stored.dtype.itemsize}")
-            values = np.arange(least, most + 1).astype(native)
+            values = np.arange(lowest, highest + 1).astype(native)
             table, first = show(values), values.view(unsigned)[0]
             indices = (block.astype(native, copy=False).view(unsigned) - first for block in blocks)
             return np.concatenate([table.take(each) for each in indices])
@@ -66,10 +61,7 @@ def to_grey(stored: NDArray[Any], dataset: Dataset, index: int, *, inverted: boo
 
 
 def _padding(dataset: Dataset, dtype: np.dtype[Any]) -> Padding | None:
-    """Read Pixel Padding Value (0028,0120) and Pixel Padding Range Limit (0028,0121), or the value in floating point.
-
-    PS3.3 C.7.5.1.1.2 and C.7.6.24.
-    """
+    """Return the lowest and the highest padding value (PS3.3 C.7.5.1.1.2, in floating point C.7.6.24), None if none."""
     if dtype.kind == "f":
         found = numbers(dataset, "FloatPixelPaddingValue") or numbers(dataset, "DoubleFloatPixelPaddingValue")
         return (found[0], found[0]) if found else None
@@ -196,8 +188,7 @@ def _lut(dataset: Dataset, keyword: str) -> tuple[Transform, int] | None:
     Values below the first mapped one give the first entry, values beyond the last one the last.
     """
     table = item(dataset, keyword)
-    descriptor = numbers(table, "LUTDescriptor") if table is not None else []
-    if table is None or len(descriptor) != 3:  # noqa: PLR2004
+    if table is None or len(descriptor := numbers(table, "LUTDescriptor")) != 3:  # noqa: PLR2004
         return None
     count, first = int(descriptor[0]) % (1 << 16) or 1 << 16, int(descriptor[1])
     if first >= 1 << 15 and first + count > 1 << 16:

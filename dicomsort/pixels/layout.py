@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.pixels.limits import PixelsError
 from dicomsort.pixels.source import PIXEL_ELEMENTS, Source
 from dicomsort.pixels.values import integer, text
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 GREY = {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"}
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from dicomsort.errors import DicomsortError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-MAX_PIXELS = 100_000_000
-"""Rows times columns of one frame; a mammogram has 25 million, a large slide's frame 1 million."""
-
-MAX_INFLATED = 256 * 2**20
-"""Bytes that a deflated data set (PS3.5 A.5) may inflate to."""
-
-MAX_FRAGMENTS = 1_000_000
-"""Offsets in a Basic Offset Table (PS3.5 A.4), and frames of one file."""
+MAX_PIXELS = 100_000_000  # rows times columns of a frame; a mammogram has 25 million, a large slide's frame 1 million
+MAX_INFLATED = 256 * 2**20  # bytes that a deflated data set (PS3.5 A.5) may inflate to
+MAX_FRAGMENTS = 1_000_000  # offsets in a Basic Offset Table (PS3.5 A.4), and fragments of one file
 
 
 class PixelsError(DicomsortError):

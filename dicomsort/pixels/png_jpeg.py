@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -10,9 +10,6 @@ from pydicom.dataset import Dataset
 
 from dicomsort.pixels.grayscale import to_grey
 from dicomsort.pixels.limits import check_size
-
-if TYPE_CHECKING:
-    from typing import BinaryIO
 
 # Turns the stored image upright, by Orientation (EXIF 2.32 4.6.4)
 _UPRIGHT = {

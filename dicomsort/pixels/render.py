@@ -6,25 +6,20 @@ import logging
 import os
 import stat
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from pydicom.dataset import Dataset
 
 from dicomsort.dicom import magic
 from dicomsort.dicom.elements import ByteSource
 from dicomsort.dicom.file_meta import MAGIC, PREAMBLE
 from dicomsort.pixels import colour, frames, grayscale, png_jpeg, source
+from dicomsort.pixels.layout import Frame
 from dicomsort.pixels.limits import PixelsError, wrap_errors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-    from pydicom.dataset import Dataset
-
-    from dicomsort.pixels.layout import Frame
 
 INPUT_SHAPE = (224, 224, 3)
 _SIDE = INPUT_SHAPE[0]

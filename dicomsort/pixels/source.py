@@ -89,7 +89,6 @@ def _read_syntax(content: ByteSource, start: int, group: bytes) -> tuple[str, in
 
 
 def _read_group(content: ByteSource, start: int, group: int, encoding: Encoding) -> tuple[Dataset, int]:
-    """Return the elements of a group, and where it ends."""
     dataset, end, _ = full_parser.read_until(content, start, encoding, lambda tag: tag >> 16 != group)
     return dataset, end
 

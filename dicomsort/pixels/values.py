@@ -44,9 +44,7 @@ def _dictionary(keyword: str) -> tuple[BaseTag, str]:
     return tag, dictionary_VR(tag)
 
 
-TAGS = frozenset(_dictionary(keyword)[0] for keyword in KEYWORDS)
-"""All elements that rendering reads of a data set."""
-
+TAGS = frozenset(_dictionary(keyword)[0] for keyword in KEYWORDS)  # all elements that rendering reads of a data set
 _ITEM_TAGS = TAGS | {_dictionary(keyword)[0] for keyword in _IN_ITEMS.split()}
 
 make_reader = partial(ElementReader, max_levels=32)  # open sequences and items; pydicom reads what is nested deeper
