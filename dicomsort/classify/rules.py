@@ -96,9 +96,7 @@ def _review_folder(case: Case) -> str:
 
 
 def _against_placement(case: Case) -> bool:
-    now = set(case.evidence.classes)
-    if not now and case.is_confident(case.criteria.contradict):
-        now = {case.pixel_class}
+    now = set(case.evidence.classes) or ({case.pixel_class} if case.is_confident(case.criteria.contradict) else set())
     before = case.placed.partition("/")[0]
     return bool(now) and before not in now | {REVIEW} and not case.evidence.follows
 
