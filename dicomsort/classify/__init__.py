@@ -1,7 +1,7 @@
 """Stage 3: header evidence, pixel evidence, and an ordered table of rules that turns them into verdicts.
 
-Judged by series, because Modality (0008,0060) is an attribute of the series (PS3.3 C.7.3.1); the study then decides
-for those of its series whose headers say nothing. Pure: no file is touched here.
+A verdict is by series, because Modality (0008,0060) is an attribute of the series (PS3.3 C.7.3.1); the study then
+decides for those of its series whose headers say nothing. Pure: no file is touched here.
 """
 
 from __future__ import annotations
@@ -11,28 +11,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dicomsort.classify.evidence import (
+    PLACED,
     Case,
     Criteria,
+    folder_of,
     grouping_of,
     has_uids,
     header_evidence,
     is_out_of_distribution,
     is_uid,
-    kind_below_other,
-    mixture,
     showable_frames,
-    tier,
 )
-from dicomsort.classify.rules import RULES, Rule
+from dicomsort.classify.rules import RULES
 from dicomsort.records import (
     OF_ONE_FILE,
     OTHER,
     REVIEW,
     REVIEWED,
     REVIEWED_FILE,
+    DecidedBy,
     Group,
     Grouping,
-    Header,
     Placement,
     SeriesPrediction,
     Verdict,
@@ -41,7 +40,6 @@ from dicomsort.records import (
 __all__ = [
     "RULES",
     "Criteria",
-    "Rule",
     "classify_study",
     "folder_of",
     "grouping_of",
@@ -54,86 +52,71 @@ __all__ = [
     "showable_frames",
 ]
 
-# No placement for the rest of the series.
+# Reasons of placements that do not hold for the rest of the series
 _OF_ONE_FILE = OF_ONE_FILE | {REVIEWED_FILE}
 _NAME = r"(?![.~ -])[^/\0]+"  # no hidden folder, our own least of all, has the name of a class
-_PLACE = re.compile(rf"((?:{OTHER}|{REVIEW})/{_NAME}|(?!(?:{OTHER}|{REVIEW})/){_NAME})/.+", re.DOTALL)
+# The folder of a class, or of a kind or reason below OTHER or REVIEW, and a name in it
+_DESTINATION = re.compile(rf"((?:{OTHER}|{REVIEW})/{_NAME}|(?!(?:{OTHER}|{REVIEW})/){_NAME})/.+", re.DOTALL)
 
 
 def classify_study(
-    members: Sequence[tuple[Group, SeriesPrediction]], placements: Sequence[Placement], judge: Criteria
+    members: Sequence[tuple[Group, SeriesPrediction]], placements: Sequence[Placement], criteria: Criteria
 ) -> list[tuple[Group, Verdict]]:
-    """Judge the groups of one study, clear headers first, so that the others may follow them.
+    """Return the verdicts on the groups of one study, clear headers first, so that the others may follow them.
 
     ``placements`` are those of the study; of a file without one, those of its content about which a person decided.
     """
-    cases = [(group, vote, header_evidence(group.sample.header, judge)) for group, vote in members]
-    cases.sort(key=lambda case: tier(case[2]))
+    cases = [(group, prediction, header_evidence(group.sample.header, criteria)) for group, prediction in members]
+    cases.sort(key=lambda case: 2 if case[2].follows else 0 if case[2].classes else 1)
     so_far: dict[str, Verdict] = {}
     verdicts: list[tuple[Group, Verdict]] = []
-    for group, vote, said in cases:
-        placed = _placed(placements, group.grouping.series, said.classes)
-        verdict = decide(Case(judge, group, said, vote, placed, so_far, _decided(placements, group.grouping)))
+    for group, prediction, evidence in cases:
+        placed = _placed(placements, group.grouping.series, evidence.classes)
+        case = Case(criteria, group, evidence, prediction, placed, so_far, _reviewed(placements, group.grouping))
+        rule = next(rule for rule in RULES if rule.applies(case))
+        verdict = rule.decide(case, rule.name)
         verdicts.append((group, verdict))
         if verdict.folder and not group.sample.header.problem:
             so_far.setdefault(group.grouping.series, verdict)
-    remark = mixture([verdict for _, verdict in verdicts])
-    return [(group, _remarked(verdict, remark)) for group, verdict in verdicts]
+    images = {v.folder for _, v in verdicts if v.status in PLACED and v.decided_by is not DecidedBy.STUDY}
+    remark = f"mixed study: {' '.join(sorted(images))}" if len(images) > 1 else ""
+    if not remark:
+        return verdicts
+    return [
+        (group, replace(v, note="; ".join(filter(None, (v.note, remark)))) if v.class_ else v) for group, v in verdicts
+    ]
 
 
-def decide(case: Case) -> Verdict:
-    """The verdict of the first rule that applies."""
-    rule = next(rule for rule in RULES if rule.applies(case))
-    return rule.decide(case, rule.name)
+def is_clear(group: Group, criteria: Criteria) -> bool:
+    """Return whether the header alone names one class, so that a single frame is enough of a check."""
+    return len(header_evidence(group.sample.header, criteria).classes) == 1
 
 
-def is_clear(group: Group, judge: Criteria) -> bool:
-    """Whether the header alone names one class, so that a single frame is enough of a check."""
-    return len(header_evidence(group.sample.header, judge).classes) == 1
-
-
-def is_contradicted(group: Group, vote: SeriesPrediction, judge: Criteria) -> bool:
-    """Whether that single frame disagrees so strongly that more frames should be asked before a person is."""
-    return Case(judge, group, header_evidence(group.sample.header, judge), vote).is_denied
+def is_contradicted(group: Group, prediction: SeriesPrediction, criteria: Criteria) -> bool:
+    """Return whether that single frame contradicts the header, so that more frames should be predicted."""
+    return Case(criteria, group, header_evidence(group.sample.header, criteria), prediction).is_contradicted
 
 
 def _placed(placements: Sequence[Placement], series: str, classes: Sequence[str]) -> str:
-    """The folder that earlier runs gave the series, else the study where all of it went to one.
+    """Return the folder that earlier runs gave the series, else the study where all of it went to one.
 
     A series new to the study whose own header names another class is the second half of a mixed study (PET/CT, CR and
-    CT), whichever arrives first; the study's placement does not speak for it.
+    CT), whichever arrives first; the study's placement does not hold for it.
     """
     usable = [p for p in placements if p.reason not in _OF_ONE_FILE]
     own = [p for p in usable if p.series == series]
-    folders = {_folder(p) for p in own or usable} - {""}
-    folder = folders.pop() if len(folders) == 1 else ""
-    if not own and classes and folder.partition("/")[0] not in classes:
-        return ""
-    return folder
+    folder = _only_folder(own or usable)
+    return "" if not own and classes and folder.partition("/")[0] not in classes else folder
 
 
-def _decided(placements: Sequence[Placement], grouping: Grouping) -> str:
-    """The folder that a person gave the series, or, where there is none, a file of the same content."""
+def _reviewed(placements: Sequence[Placement], grouping: Grouping) -> str:
+    """Return the folder that a person gave the series, or, where there is none, a file of the same content."""
     if grouping.study:
-        reviewed = [p for p in placements if p.reason == REVIEWED and p.series == grouping.series]
-    else:
-        reviewed = [p for p in placements if p.reason in {REVIEWED, REVIEWED_FILE}]
-    folders = {_folder(p) for p in reviewed} - {""}
+        return _only_folder([p for p in placements if p.reason == REVIEWED and p.series == grouping.series])
+    return _only_folder([p for p in placements if p.reason in {REVIEWED, REVIEWED_FILE}])
+
+
+def _only_folder(placements: Sequence[Placement]) -> str:
+    """Return the folder of all placements, "" where there are none or several; places elsewhere do not count."""
+    folders = {found[1] for p in placements if (found := _DESTINATION.fullmatch(p.destination))}
     return folders.pop() if len(folders) == 1 else ""
-
-
-def folder_of(class_: str, header: Header) -> str:
-    """Where below an outbox a file belongs that a person says is of this class."""
-    return f"{OTHER}/{kind_below_other(header)}" if class_ == OTHER else class_
-
-
-def _folder(placement: Placement) -> str:
-    """The folder of a class, or of a kind or reason below OTHER or REVIEW; empty where a place is in none of these."""
-    found = _PLACE.fullmatch(placement.destination)
-    return found[1] if found else ""
-
-
-def _remarked(verdict: Verdict, remark: str) -> Verdict:
-    if not remark or not verdict.class_:
-        return verdict
-    return replace(verdict, note="; ".join(note for note in (verdict.note, remark) if note))

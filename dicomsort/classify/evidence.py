@@ -2,7 +2,7 @@
 
 Descriptions name a modality in words, which decides nothing alone. Study Description (0008,1030) and Series Description
 (0008,103E) are free text (PS3.3 C.7.2.1, C.7.3.1), and so is, in the field, a Modality (0008,0060) that is no defined
-term. A study's words may speak of another of its series.
+term. A study's words may describe another of its series.
 """
 
 from __future__ import annotations
@@ -12,29 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from dicomsort.modalities import (
-    ASK,
-    CT,
-    FOLLOWS,
-    MRI,
-    OTHER_PREFIX,
-    XRAY,
-    kind_of,
-    modality_category,
-    sop_class_category,
-)
-from dicomsort.records import (
-    OTHER,
-    DecidedBy,
-    Examined,
-    Group,
-    Grouping,
-    Header,
-    Kind,
-    SeriesPrediction,
-    Status,
-    Verdict,
-)
+from dicomsort import modalities
+from dicomsort.modalities import CT, MRI, OTHER_PREFIX, XRAY, modality_category, sop_class_category
+from dicomsort.records import OTHER, Examined, Group, Grouping, Header, Kind, SeriesPrediction, Status, Verdict
 
 _OTHERS: Final = "OTHER"
 _WORDS: Final[dict[str, str]] = {
@@ -52,7 +32,7 @@ _WORD: Final = re.compile(r"[A-Z]+")
 
 
 def hinted(header: Header) -> str:
-    """The one category, CT, MRI or XRAY, that the header's words name; empty where they name none or several."""
+    """Return the one category, CT, MRI or XRAY, that the header's words name, "" where they name none or several."""
     texts = [header.study_description, header.series_description]
     if modality_category(header.modality) is None:
         texts.append(header.modality)
@@ -63,54 +43,52 @@ def hinted(header: Header) -> str:
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _KIND = re.compile(r"[A-Z0-9]{1,16}")
-_PLACED = frozenset({Status.SORTED, Status.OTHER})
+PLACED = frozenset({Status.SORTED, Status.OTHER})
 _IMAGING = frozenset({CT, MRI, XRAY})
 MAX_UID = 64
-MAJORITY = 0.5  # the pixels' share for a class from which on they support what else names it
+MAJORITY = 0.5  # confidence from which on pixels support a class that something else names
 
 
 def is_uid(text: str) -> bool:
-    """Whether a text is a UID by PS3.5 section 9.1 (leading zeros in a component, common in the field, may pass)."""
+    """Return whether a text is a UID by PS3.5 9.1, or has leading zeros in a component, which are common."""
     return len(text) <= MAX_UID and _UID.fullmatch(text) is not None
 
 
 def has_uids(header: Header) -> bool:
-    """Whether study, series and instance each have a valid UID."""
+    """Return whether study, series and instance each have a valid UID."""
     return is_uid(header.study_uid) and is_uid(header.series_uid) and is_uid(header.sop_uid)
 
 
-def is_localizer(header: Header) -> bool:
-    """A scout: ImageType value 3 is LOCALIZER (PS3.3 C.8.2.1.1.1); it looks like a radiograph and is none."""
-    return "LOCALIZER" in header.image_type.upper().split("\\")[2:]
+def _categories(header: Header) -> tuple[str | None, str | None]:
+    return sop_class_category(header.sop_class_uid), modality_category(header.modality)
 
 
 def grouping_of(e: Examined) -> Grouping:
-    """What this file is judged together with."""
+    """Return the series of a file and its header evidence: files with the same grouping get one verdict."""
     header = e.header
-    if e.failed or header.ignored or header.problem or header.kind is not Kind.DICOM or not has_uids(header):
-        kept = header.study_uid if has_uids(header) else ""
-        state = "failed" if e.failed else header.ignored or header.problem or _categories(header)
-        return Grouping(kept, header.series_uid if kept else e.found.path, f"{header.kind}:{state}")
-    return Grouping(header.study_uid, header.series_uid, f"{header.kind}:{_categories(header)}")
-
-
-def _categories(header: Header) -> str:
-    return f"{sop_class_category(header.sop_class_uid)}/{modality_category(header.modality)}/{header.has_pixels:d}"
+    sop_class, modality = _categories(header)
+    state = f"{sop_class}/{modality}/{header.has_pixels:d}"
+    evidence = f"{header.kind}:{'failed' if e.failed else header.ignored or header.problem or state}"
+    if has_uids(header):
+        return Grouping(header.study_uid, header.series_uid, evidence)
+    return Grouping("", e.found.path, evidence)
 
 
 def showable_frames(e: Examined) -> int:
-    """How many frames of a file may be shown to the model; none of scouts, or of what is no image."""
+    """Return how many frames of a file may be shown to the model: none of localizers, or of what is no image.
+
+    A localizer has LOCALIZER as value 3 of ImageType (PS3.3 C.8.2.1.1.1). It looks like a radiograph and is none.
+    """
     header = e.header
-    if e.failed or header.ignored or not header.has_pixels:
-        return 0
-    if header.kind is Kind.UNKNOWN or (header.kind is Kind.DICOM and is_localizer(header)):
+    is_localizer = header.kind is Kind.DICOM and "LOCALIZER" in header.image_type.upper().split("\\")[2:]
+    if e.failed or header.ignored or not header.has_pixels or header.kind is Kind.UNKNOWN or is_localizer:
         return 0
     return max(1, header.frames)
 
 
 @dataclass(frozen=True, slots=True)
 class Criteria:
-    """What a verdict needs to know of the model and of the user's choice.
+    """What a verdict depends on of the model and of the user's options.
 
     ``header_classes`` maps CT, MRI and XRAY to the model's labels (empty: the header does not count); ``decide`` and
     ``contradict`` are the bundle's thresholds; ``evidence`` is ``auto``, ``header`` or ``pixels``; a series changed
@@ -125,38 +103,28 @@ class Criteria:
     settled_before_ns: int | None = None
     distance: float | None = None
 
-    @property
-    def reads_headers(self) -> bool:
-        """Whether the header takes part."""
-        return self.evidence != "pixels" and bool(self.header_classes)
-
 
 @dataclass(frozen=True, slots=True)
 class HeaderEvidence:
-    """What a header says.
+    """What a header says."""
 
-    ``classes`` are the labels it names (two where it contradicts itself), ``follows`` whether the object belongs to
-    others' pixels; ``kind`` names the folder below OTHER; ``hint`` is the label that descriptions name where nothing
-    else in the header does.
-    """
-
-    classes: tuple[str, ...] = ()
-    follows: bool = False
-    kind: str = ""
-    hint: str = ""
+    classes: tuple[str, ...] = ()  # the labels that it names, two where it contradicts itself
+    follows: bool = False  # the object belongs to the pixels of another series
+    kind: str = ""  # the folder below OTHER
+    hint: str = ""  # the label that descriptions name where nothing else in the header does
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One group with all that the rules may look at."""
+    """One group with all that the rules depend on."""
 
-    judge: Criteria
+    criteria: Criteria
     group: Group
-    said: HeaderEvidence
-    vote: SeriesPrediction
+    evidence: HeaderEvidence
+    prediction: SeriesPrediction
     placed: str = ""  # the folder that an earlier run gave the series, else the study: a class, OTHER/…, REVIEW/…
     study: Mapping[str, Verdict] = field(default_factory=dict)  # verdicts so far in this study, by series
-    decided: str = ""  # the folder that a person gave the series, or a file of this content
+    reviewed: str = ""  # the folder that a person gave the series, or a file of this content
 
     @property
     def header(self) -> Header:
@@ -166,91 +134,82 @@ class Case:
     @property
     def pixel_class(self) -> str:
         """The model's first choice."""
-        p = self.vote.probabilities
-        return self.judge.labels[max(range(len(p)), key=p.__getitem__)] if p else ""
+        p = self.prediction.probabilities
+        return self.criteria.labels[max(range(len(p)), key=p.__getitem__)] if p else ""
 
     @property
     def pixel_confidence(self) -> float | None:
         """The probability of the model's first choice."""
-        return max(self.vote.probabilities, default=None)
+        return max(self.prediction.probabilities, default=None)
 
     @property
-    def is_strange(self) -> bool:
-        """Whether the pixels are like none that the model knows, so that its choice means nothing."""
-        return is_out_of_distribution(self.pixel_class, self.vote.distance, self.judge.distance)
+    def is_out_of_distribution(self) -> bool:
+        """Whether the model's choice means nothing, because it knows no such pixels."""
+        return is_out_of_distribution(self.pixel_class, self.prediction.distance, self.criteria.distance)
 
-    def says(self, threshold: float) -> bool:
-        """Whether the model's confidence reaches a threshold, in pixels of which it knows the like."""
-        return (self.pixel_confidence or 0.0) >= threshold and not self.is_strange
+    def is_confident(self, threshold: float) -> bool:
+        """Return whether the model's confidence reaches a threshold, in pixels that are not out of distribution."""
+        return (self.pixel_confidence or 0.0) >= threshold and not self.is_out_of_distribution
 
     def agrees(self, class_: str) -> bool:
-        """Whether the pixels, of which the model knows the like, show this class rather than all others."""
-        return bool(class_) and self.pixel_class == class_ and self.says(MAJORITY)
+        """Return whether the pixels, not out of distribution, show this class rather than all others."""
+        return bool(class_) and self.pixel_class == class_ and self.is_confident(MAJORITY)
 
     def share_among(self, classes: Sequence[str]) -> float:
-        """The share of the model's first choice in what it gives to these classes, one of which is the right one."""
-        whole = sum(self.vote.probabilities[self.judge.labels.index(c)] for c in classes if c in self.judge.labels)
-        return (self.pixel_confidence or 0.0) / whole if whole else 0.0
+        """Return the share of the model's first choice in the probabilities of these classes."""
+        labels, probabilities = self.criteria.labels, self.prediction.probabilities
+        total = sum(probabilities[labels.index(c)] for c in classes if c in labels)
+        return (self.pixel_confidence or 0.0) / total if total else 0.0
 
     @property
-    def is_denied(self) -> bool:
-        """Whether confident pixels deny the one class that the header names.
+    def is_contradicted(self) -> bool:
+        """Whether confident pixels contradict the one class that the header names.
 
-        The header leaves its own class and the one that they show: what they give to others is no argument for it.
+        Only that class and the one of the pixels are compared: the probabilities of others are no argument for it.
         """
-        classes, judge = self.said.classes, self.judge
-        if len(classes) != 1 or classes[0] not in judge.labels or self.pixel_class in classes:
+        classes, criteria = self.evidence.classes, self.criteria
+        if len(classes) != 1 or classes[0] not in criteria.labels or self.pixel_class in classes:
             return False
-        return self.says(judge.decide) and self.share_among((*classes, self.pixel_class)) >= judge.contradict
+        if not self.is_confident(criteria.decide):
+            return False
+        return self.share_among((*classes, self.pixel_class)) >= criteria.contradict
 
     def study_folders(self) -> set[str]:
-        """Where the rest of the study goes, as far as it is decided."""
-        return {v.folder for v in self.study.values() if v.status in _PLACED}
+        """Return the folders of the rest of the study, as far as it is decided."""
+        return {v.folder for v in self.study.values() if v.status in PLACED}
 
 
 def is_out_of_distribution(class_: str, distance: float | None, limit: float | None) -> bool:
-    """Whether pixels seen as ``class_`` are further than ``limit`` from all images of a class that the model knows.
+    """Return whether pixels of the predicted ``class_`` lie beyond ``limit`` from the images that the model knows.
 
     OTHER is what lies far from them, so distance is no argument against it.
     """
     return class_ not in {"", OTHER} and distance is not None and limit is not None and distance > limit
 
 
-def header_evidence(header: Header, judge: Criteria) -> HeaderEvidence:
-    """The header's evidence in the model's labels."""
-    categories = [c for c in (sop_class_category(header.sop_class_uid), modality_category(header.modality)) if c]
+def header_evidence(header: Header, criteria: Criteria) -> HeaderEvidence:
+    """Return the header's evidence in the model's labels."""
+    categories = [c for c in _categories(header) if c]
     kind = kind_below_other(header)
-    if FOLLOWS in categories or (not header.has_pixels and not any(_decisive(c) for c in categories)):
+    is_named = any(c in _IMAGING or c.startswith(OTHER_PREFIX) for c in categories)
+    if modalities.FOLLOWS in categories or not (header.has_pixels or is_named):
         return HeaderEvidence(follows=True, kind=kind)
-    if not judge.reads_headers:
+    if criteria.evidence == "pixels" or not criteria.header_classes:
         return HeaderEvidence(kind=kind)
-    named = dict.fromkeys(_label(c, judge) for c in categories if c != ASK)
-    classes = tuple(label for label in named if label)
-    return HeaderEvidence(classes, kind=kind, hint="" if classes else judge.header_classes.get(hinted(header), ""))
-
-
-def _decisive(category: str) -> bool:
-    return category in _IMAGING or category.startswith(OTHER_PREFIX)
-
-
-def _label(category: str, judge: Criteria) -> str:
-    return OTHER if category.startswith(OTHER_PREFIX) else judge.header_classes.get(category, "")
+    categories = [c for c in categories if c != modalities.ASK]
+    labels = (OTHER if c.startswith(OTHER_PREFIX) else criteria.header_classes.get(c) for c in categories)
+    classes = tuple(dict.fromkeys(filter(None, labels)))
+    return HeaderEvidence(classes, kind=kind, hint="" if classes else criteria.header_classes.get(hinted(header), ""))
 
 
 def kind_below_other(header: Header) -> str:
-    """The folder below OTHER for what a header tells of."""
-    kind = kind_of(header.sop_class_uid, header.modality) or header.modality.strip().upper()
+    """Return the folder below OTHER of a file with this header."""
+    kind = modalities.kind_of(header.sop_class_uid, header.modality) or header.modality.strip().upper()
     if _KIND.fullmatch(kind):
         return kind
     return "image" if header.has_pixels else "object"
 
 
-def tier(said: HeaderEvidence) -> int:
-    """In which order the groups of a study are judged: clear headers, then pixels, then what follows the others."""
-    return 2 if said.follows else 0 if said.classes else 1
-
-
-def mixture(verdicts: Sequence[Verdict]) -> str:
-    """A remark where a study has images of more than one class."""
-    folders = sorted({v.folder for v in verdicts if v.status in _PLACED and v.decided_by is not DecidedBy.STUDY})
-    return f"mixed study: {' '.join(folders)}" if len(folders) > 1 else ""
+def folder_of(class_: str, header: Header) -> str:
+    """Return the folder below an outbox of a file that a person says is of this class."""
+    return f"{OTHER}/{kind_below_other(header)}" if class_ == OTHER else class_

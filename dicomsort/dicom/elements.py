@@ -1,8 +1,8 @@
 """From element to element of a data set (PS3.5 7), and the bytes that are read.
 
-``ElementReader`` knows what is usual, checks every bound, and takes only the values that are wanted. Everything else it
-meets with ``NeedsFullParser``: then pydicom reads, which knows the oddities of real files, but makes objects of all
-that it passes.
+``ElementReader`` reads plain data sets, checks every bound, and takes only the values that are wanted. Anything else
+raises ``NeedsFullParser``: then pydicom reads, which knows the oddities of real files, but makes objects of all that it
+passes.
 """
 
 from __future__ import annotations
@@ -11,44 +11,39 @@ import io
 import os
 import sys
 import zlib
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, BinaryIO, Final, Self, cast
+from typing import BinaryIO, Final, Self, cast
 
 from dicomsort.dicom.encoding import ELEMENT_HEADERS, LONG_HEADER, SHORT_HEADER, Encoding
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    Element = tuple[int, int, int, int, bytes | None]
-
+Element = tuple[int, int, int, int, bytes | None]  # tag, VR, length, offset of the value, value
 UNDEFINED: Final = 0xFFFFFFFF
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 DELIMITERS: Final = 0xFFFE  # group of items and delimiters
 LAST: Final = (DELIMITERS << 16) - 1  # the last tag that an element may have
 HEADER_LIMIT: Final = 4 * 1024 * 1024  # bytes that reading one header may cost, fetched or inflated
-AHEAD: Final = 64 << 10  # bytes read at once where more will be asked for: of a header, of a chain of small fragments
+AHEAD: Final = 64 << 10  # bytes read at once where more will be needed: of a header, of a chain of small fragments
 _MAX_LEVELS: Final = 16_384  # open sequences and items; real files stay below 20
 _CHUNK: Final = 8 * 1024  # bytes fetched at once within a header: enough for what follows a value that is skipped
-_RAW_DEFLATE: Final = -15  # window bits of a stream without a zlib header (PS3.5 A.5)
 
 
 class NeedsFullParser(Exception):
-    """Not plain enough for this reader: an unknown VR, tags out of order, a delimiter where none may be."""
+    """Not plain enough for this reader: an unknown VR, tags out of order, a delimiter in a wrong place."""
 
 
 class ReadingEnded(Exception):
-    """The data set ended before all that was asked for; ``code`` is the ``Header.problem`` it may become."""
+    """The data set ended before all that was requested; ``code`` is the ``Header.problem`` it may become."""
 
     def __init__(self, code: str) -> None:
-        """Keep the reason code."""
         super().__init__(code)
         self.code = code
 
 
 class ByteSource:
-    """Bytes by their offsets: the first ones as given, the others through ``more(offset, length)`` when asked for.
+    """``size`` bytes by their offsets: ``head`` holds the first, ``more(offset, length)`` is called for the others.
 
-    ``limit`` bounds the bytes fetched, ``chunk`` is how many are fetched at once. What ``more`` raises, all raise.
+    ``limit`` bounds the bytes fetched, ``chunk`` is how many are fetched at once. All methods raise what ``more`` does.
     """
 
     def __init__(
@@ -60,7 +55,6 @@ class ByteSource:
         limit: int = HEADER_LIMIT,
         chunk: int = _CHUNK,
     ) -> None:
-        """Start from the first bytes of ``size``."""
         self.size = size
         self._head, self._more = head, more
         self._buffer, self._base = head, 0
@@ -69,8 +63,8 @@ class ByteSource:
     @classmethod
     def of_file(cls, descriptor: int, size: int) -> Self:
         """Return all bytes of an open regular file of ``size`` bytes; OSError where it cannot be read."""
-        more = partial(_pread, descriptor)
-        return cls(os.pread(descriptor, AHEAD, 0), size, more, limit=sys.maxsize, chunk=AHEAD)
+        head = os.pread(descriptor, AHEAD, 0)
+        return cls(head, size, partial(_pread, descriptor), limit=sys.maxsize, chunk=AHEAD)
 
     @classmethod
     def of_bytes(cls, data: bytes) -> Self:
@@ -78,12 +72,12 @@ class ByteSource:
         return cls(data, len(data), lambda _offset, _length: b"")
 
     def window(self, offset: int, length: int) -> tuple[bytes, int]:
-        """Return a buffer and the offset of its first byte.
+        """Return a buffer with at least ``length`` bytes from ``offset`` on, and the offset of its first byte.
 
-        It holds at least ``length`` bytes from ``offset`` on, fewer only where the data end.
+        It has fewer only where the data end.
 
         Raises:
-            Ended: the limit of bytes is spent, or the compressed stream is broken.
+            ReadingEnded: the limit of bytes is spent, or the compressed stream is broken.
 
         """
         end = min(offset + length, self.size)
@@ -92,18 +86,17 @@ class ByteSource:
         if end <= len(self._head):
             return self._head, 0
         if not (self._base <= offset and end <= self._base + len(self._buffer)):
-            asked = min(max(length, self._chunk), self.size - offset)
-            if asked > self._left:
+            count = min(max(length, self._chunk), self.size - offset)
+            if count > self._left:
                 raise ReadingEnded("header-beyond-limit")
-            self._left -= asked
-            self._buffer = self._more(offset, asked)
-            self._base = offset
-            if len(self._buffer) < asked:
+            self._left -= count
+            self._buffer, self._base = self._more(offset, count), offset
+            if len(self._buffer) < count:
                 self.size = offset + len(self._buffer)
         return self._buffer, self._base
 
     def ends_before(self, offset: int) -> bool:
-        """Tell whether the data end before ``offset``, so that a value said to reach it is cut."""
+        """Return whether the data end before ``offset``, so that a value said to reach it is cut."""
         return offset > self.size
 
     def at(self, offset: int, length: int) -> bytes:
@@ -118,14 +111,12 @@ class ByteSource:
 
     def stream(self, offset: int = 0) -> BinaryIO:
         """Return an unbuffered file for a library that wants one, at ``offset``; closing it closes nothing else."""
-        stream = _Stream(self)
-        stream.seek(offset)
-        return cast("BinaryIO", stream)
+        return cast("BinaryIO", SourceStream(self, offset))
 
     def file(self, offset: int = 0, whole: int = AHEAD) -> BinaryIO:
         """Return a file at ``offset``: read at once where it has up to ``whole`` bytes, so that none can claim more."""
         small = self.size <= whole
-        file = io.BytesIO(self.at(0, self.size)) if small else io.BufferedReader(_Stream(self), AHEAD)
+        file = io.BytesIO(self.at(0, self.size)) if small else io.BufferedReader(SourceStream(self), AHEAD)
         file.seek(offset)
         return file
 
@@ -140,16 +131,13 @@ def _pread(descriptor: int, offset: int, length: int) -> bytes:
 
 
 class InflatedSource(ByteSource):
-    """The inflated data set of a deflated transfer syntax, inflated only as far as it is asked for."""
+    """A data set of a deflated transfer syntax, inflated as far as it is read: ``packed`` from ``start`` on."""
 
     def __init__(self, packed: ByteSource, start: int) -> None:
-        """Inflate the raw deflate stream that begins at ``start`` of ``packed``."""
         super().__init__(b"", sys.maxsize, lambda offset, length: self.window(offset, length)[0][offset:][:length])
-        self._packed = packed
-        self._next = start
-        self._inflater = zlib.decompressobj(_RAW_DEFLATE)
-        self._done = False
-        self._broken = False
+        self._packed, self._next = packed, start
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)  # without a zlib header (PS3.5 A.5)
+        self._done = self._broken = False
 
     def window(self, offset: int, length: int) -> tuple[bytes, int]:
         """See ``ByteSource``."""
@@ -165,7 +153,7 @@ class InflatedSource(ByteSource):
     def _inflate(self, end: int) -> None:
         data = bytearray(self._buffer)
         while len(data) < end and not self._done:
-            feed = self._inflater.unconsumed_tail or self._feed()
+            feed = self._inflater.unconsumed_tail or self._read_packed()
             try:
                 more = self._inflater.decompress(feed, end - len(data))
             except zlib.error:
@@ -175,7 +163,7 @@ class InflatedSource(ByteSource):
             self._done = self._inflater.eof or not (feed or more)
         self._buffer = bytes(data)
 
-    def _feed(self) -> bytes:
+    def _read_packed(self) -> bytes:
         buffer, base = self._packed.window(self._next, 1)
         feed = buffer[self._next - base :]
         self._next += len(feed)
@@ -186,19 +174,19 @@ class InflatedSource(ByteSource):
         return self._done and offset > len(self._buffer)
 
 
-class _Stream(io.RawIOBase):
-    """A source as an unbuffered file."""
+class SourceStream(io.RawIOBase):
+    """A source as an unbuffered file, at ``offset``."""
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: ByteSource, offset: int = 0) -> None:
         super().__init__()
-        self._source, self._offset = source, 0
+        self._source, self._offset = source, offset
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Say that it has offsets."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
@@ -218,10 +206,10 @@ class ElementReader:
     """Reads the elements of a data set of one encoding.
 
     ``position`` is the offset of the first element that ``elements`` has not passed, ``passed`` the tag before it.
-    Of a value at most ``value_limit`` bytes are taken; ``max_levels`` bounds the sequences and items open at once.
+    At most ``value_limit`` bytes of a value are read; ``max_levels`` bounds the sequences and items open at once.
 
     Every method that reads raises:
-        Ended: the data stop (within an element, or where its code is empty before one), or a limit is met.
+        ReadingEnded: the data end (within an element, or, where its code is empty, before one), or a limit is met.
         NeedsFullParser: a full parser must read this data set.
     """
 
@@ -234,25 +222,23 @@ class ElementReader:
         value_limit: int = sys.maxsize,
         max_levels: int = _MAX_LEVELS,
     ) -> None:
-        self.position = start
-        self.passed = 0
-        self.encoding = encoding
-        self.header = ELEMENT_HEADERS[encoding.little]
+        self.position, self.passed = start, 0
+        self.encoding, self.header = encoding, ELEMENT_HEADERS[encoding.little]
         self._source = source
         self._value_limit, self._max_levels = value_limit, max_levels
         self._unknown = self.header.unknown
         self._unpack = self.header.explicit if encoding.explicit else self.header.implicit
         self._buffer, self._base = b"", 0
 
-    # Most of the time that a header takes goes by here: hence one loop over locals and whole numbers, without calls.
+    # Most of the time that a header takes is spent here: hence one loop over locals and whole numbers, without calls.
     def elements(self, wanted: frozenset[int], last: int = LAST) -> Iterator[Element]:
         """Yield the ``wanted`` elements from ``position`` up to and including the tag ``last``, in their order.
 
         Each as tag, VR (0 where implicit), length, offset of its value, and its value: None where that has an undefined
         length or must still be fetched (``value``); then ``position`` is behind it.
         """
-        explicit, most, passed, at, vr = self.encoding.explicit, self._value_limit, self.passed, self.position, 0
-        header, (_, _, long_length, short, long, *_) = self._unpack, self.header
+        explicit, passed, at, vr = self.encoding.explicit, self.passed, self.position, 0
+        header, max_size, (_, _, long_length, short, long, *_) = self._unpack, self._value_limit, self.header
         while True:
             buffer, base = self._source.window(at, LONG_HEADER)
             index, limit, whole = at - base, len(buffer), len(buffer) - LONG_HEADER
@@ -272,7 +258,7 @@ class ElementReader:
                 if end > limit or tag <= passed or tag > last:
                     break
                 if tag in wanted:
-                    yield tag, vr, length, base + value, buffer[value : end if length <= most else value + most]
+                    yield tag, vr, length, base + value, buffer[value : end if length <= max_size else value + max_size]
                 passed, index = tag, end
             at = self.position = base + index
             self.passed = passed
@@ -287,7 +273,7 @@ class ElementReader:
             passed = self.passed = tag
 
     def element(self, offset: int, *, explicit: bool) -> tuple[int, int, int, int]:
-        """Tag, VR (0 where implicit), length of the value, and its offset, of the element at any offset."""
+        """Return tag, VR (0 where implicit), length of the value, and its offset, of the element at any offset."""
         index = offset - self._base
         if index < 0 or index + LONG_HEADER > len(self._buffer):
             self._buffer, self._base = self._source.window(offset, LONG_HEADER)
@@ -310,13 +296,13 @@ class ElementReader:
         return tag, vr, length, offset + LONG_HEADER
 
     def end(self, vr: int, length: int, value: int, *, explicit: bool) -> int:
-        """Offset behind an element whose value begins at ``value``."""
+        """Return the offset behind an element whose value begins at ``value``."""
         if length != UNDEFINED:
             return value + length
         return self._close(value, [explicit and vr != self._unknown], 0)
 
     def item(self, index: int) -> tuple[int, int]:
-        """Offsets of the data set in an item, and behind it, where the source is the value of a sequence."""
+        """Return the offsets of the data set in an item, and behind it, where the source is a sequence's value."""
         begin = end = behind = 0
         for _ in range(index + 1):
             tag, _, length, begin = self.element(behind, explicit=False)
@@ -330,7 +316,7 @@ class ElementReader:
         return begin, end
 
     def _close(self, at: int, levels: list[bool], floor: int) -> int:
-        """Offset behind the delimiters of the innermost ``levels`` (PS3.5 7.5.2); a loop, never recursion.
+        """Return the offset behind the delimiters of the innermost ``levels`` (PS3.5 7.5.2); a loop, never recursion.
 
         Levels are a sequence, an item, a sequence …; each tells whether its elements have explicit VRs. ``floor`` of
         them stay open.
@@ -356,10 +342,10 @@ class ElementReader:
         return at
 
     def value(self, offset: int, length: int) -> bytes:
-        """Return a value, as far as the limit of values goes."""
-        kept = min(length, self._value_limit)
-        buffer, base = self._source.window(offset, kept)
-        value = buffer[offset - base : offset - base + kept]
-        if len(value) < kept:
+        """Return a value, at most ``value_limit`` bytes of it."""
+        size = min(length, self._value_limit)
+        buffer, base = self._source.window(offset, size)
+        value = buffer[offset - base : offset - base + size]
+        if len(value) < size:
             raise ReadingEnded("truncated-header")
         return value

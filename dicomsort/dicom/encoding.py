@@ -11,7 +11,7 @@ EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
 # Deflated Explicit VR LE; JPIP Referenced Deflate; JPIP HTJ2K Referenced Deflate
 DEFLATED: Final = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
-_NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, *DEFLATED, ""})
+NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, *DEFLATED, ""})
 
 # Bytes of an explicit element's tag, VR and length (PS3.5 7.1.2)
 SHORT_HEADER, LONG_HEADER = 8, 12
@@ -33,14 +33,14 @@ class Encoding(NamedTuple):
 
     @property
     def uid(self) -> str:
-        """The transfer syntax of this encoding without compression."""
+        """The transfer syntax of this encoding without compression (PS3.5 A.1 to A.3)."""
         if not self.little:
             return EXPLICIT_BIG
         return EXPLICIT_LITTLE if self.explicit else IMPLICIT_LITTLE
 
 
 def sniff(start: bytes) -> Encoding | None:
-    """Encoding that the first six bytes of a data set show; ``None`` where they cannot begin one."""
+    """Return the encoding that the first six bytes of a data set show, None where they cannot begin one."""
     if len(start) < 6:  # noqa: PLR2004
         return None
     little = _TAG_LE(start)[0] <= _TAG_BE(start)[0]
@@ -49,13 +49,8 @@ def sniff(start: bytes) -> Encoding | None:
     return Encoding(explicit, little) if explicit or group <= _FIRST_GROUPS else None
 
 
-def settled_syntax(declared: str, found: Encoding) -> str:
-    """Transfer syntax to report: the bytes win over a declared native one; compression can only be declared."""
-    return found.uid if declared in _NATIVE else declared
-
-
 class ElementHeader(NamedTuple):
-    """How the headers of elements are laid out in one byte order. A VR is the number that its two bytes make."""
+    """The layout of element headers (PS3.5 7.1) in one byte order; a VR is the number that its two bytes make."""
 
     explicit: Unpack  # group, element, VR, length of two bytes
     implicit: Unpack  # group, element, length of four bytes; of items and delimiters too

@@ -27,8 +27,7 @@ _HEAD: Final = 4096  # bytes; a few UIDs and names take less
 class FileMeta(NamedTuple):
     """What was read of it: UIDs without padding, and the offset behind it.
 
-    ``is_whole`` is false where the file ends within or right behind it, or it goes on there in a form that only a full
-    parser reads.
+    ``is_whole`` is false where the file ends within or right behind it, or where only a full parser reads the rest.
     """
 
     sop_class: str
@@ -38,17 +37,10 @@ class FileMeta(NamedTuple):
 
 
 def encode(sop_class: str, sop_uid: str, syntax: str) -> bytes:
-    """Preamble, prefix and group 0002 for these UIDs: the same bytes for the same UIDs, whoever sent the instance."""
-    elements = b"".join(
-        [
-            struct.pack("<HH2sHI2s", 2, 0x0001, b"OB", 0, 2, b"\x00\x01"),
-            _text(0x0002, b"UI", sop_class),
-            _text(0x0003, b"UI", sop_uid),
-            _text(0x0010, b"UI", syntax),
-            _text(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
-            _text(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
-        ]
-    )
+    """Return preamble, prefix and group 0002 for these UIDs: the same bytes for the same UIDs, whoever sent them."""
+    elements = struct.pack("<HH2sHI2s", 2, 0x0001, b"OB", 0, 2, b"\x00\x01")
+    elements += _text(0x0002, b"UI", sop_class) + _text(0x0003, b"UI", sop_uid) + _text(0x0010, b"UI", syntax)
+    elements += _text(0x0012, b"UI", IMPLEMENTATION_CLASS_UID) + _text(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME)
     return _PREFIX + struct.pack("<HH2sHI", 2, 0x0000, b"UL", 4, len(elements)) + elements
 
 
@@ -59,15 +51,13 @@ def _text(element: int, vr: bytes, text: str) -> bytes:
 
 
 def lacking(head: bytes, sop_class: str, sop_uid: str, syntax: str) -> bytes:
-    """What must stand before a file that begins with ``head``; empty where nothing is missing."""
+    """Return what a file that begins with ``head`` lacks of preamble, prefix and group 0002, b"" where it has all."""
     start = offset(head)
-    if start is None:
-        return encode(sop_class, sop_uid, syntax)
-    return _PREFIX[: len(_PREFIX) - start]
+    return encode(sop_class, sop_uid, syntax) if start is None else _PREFIX[: len(_PREFIX) - start]
 
 
 def offset(head: bytes) -> int | None:
-    """Offset of the meta information in a file that begins with ``head``; None where it has none."""
+    """Return the offset of the meta information in a file that begins with ``head``, None where it has none."""
     if head.startswith(MAGIC, PREAMBLE):
         return len(_PREFIX)
     if head.startswith(MAGIC):
@@ -86,26 +76,23 @@ def read(source: ByteSource, start: int) -> FileMeta:
     values: dict[int, bytes] = {}
     is_whole = False
     with suppress(ReadingEnded):
-        with suppress(NeedsFullParser):  # as an implicit or deflated data set is to a reader of explicit elements
+        with suppress(
+            NeedsFullParser
+        ):  # an implicit or deflated data set is not plain to a reader of explicit elements
             for tag, _, length, value, data in reader.elements(_WANTED, _LAST):
                 if length != UNDEFINED:
                     values[tag] = reader.value(value, length) if data is None else data
         buffer, base = source.window(reader.position, len(GROUP))
         is_whole = not buffer.startswith(GROUP, reader.position - base)
-    return FileMeta(_uid(values, MEDIA_SOP_CLASS), _uid(values, TRANSFER_SYNTAX), reader.position, is_whole)
-
-
-def _uid(values: dict[int, bytes], tag: int) -> str:
-    return values.get(tag, b"").decode("ascii", "replace").strip(" \0")
+    sop_class = values.get(MEDIA_SOP_CLASS, b"").decode("ascii", "replace").strip(" \0")
+    syntax = values.get(TRANSFER_SYNTAX, b"").decode("ascii", "replace").strip(" \0")
+    return FileMeta(sop_class, syntax, reader.position, is_whole)
 
 
 def read_file(descriptor: int) -> FileMeta | None:
-    """Read the meta information of an open Part 10 file; None where it has none, or names no transfer syntax."""
-    source = ByteSource(
-        os.pread(descriptor, _HEAD, 0),
-        os.fstat(descriptor).st_size,
-        lambda offset, size: os.pread(descriptor, size, offset),
-    )
+    """Read the meta information of an open Part 10 file, None where there is none, or no transfer syntax in it."""
+    head, size = os.pread(descriptor, _HEAD, 0), os.fstat(descriptor).st_size
+    source = ByteSource(head, size, lambda offset, length: os.pread(descriptor, length, offset))
     if source.at(PREAMBLE, len(MAGIC)) != MAGIC:
         return None
     meta = read(source, len(_PREFIX))

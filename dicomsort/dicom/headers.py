@@ -1,22 +1,24 @@
 """The header of a DICOM, PNG or JPEG file, as a record: what it is by content, and the tags that matter.
 
-``ElementReader`` takes plain data sets; what it finds unusual goes to pydicom (``full_parser``), which is imported only
-then. Both keep raw values (``Tags``), so there is one way from bytes to fields.
+``ElementReader`` reads plain data sets. Unusual ones go to pydicom (``full_parser``), which is imported only then. Both
+collect raw values (``RawValues``), so there is one way from bytes to fields.
 
 Reason codes of ``Header.problem``: ``empty-file``, ``not-dicom``, ``not-an-image-despite-name`` (the name says so, the
 content does not); ``truncated-header``, ``damaged-header``, ``deflate-broken``, ``nesting-beyond-limit``,
-``header-beyond-limit`` (reading ended before Modality (0008,0060) was settled); ``executable-preamble``.
-Where it ended later, what decides was read: no problem, but a ``message``.
+``header-beyond-limit`` (reading ended before Modality (0008,0060) was passed); ``executable-preamble``.
+Where reading ended later, what decides was read: no problem, but a ``message``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import Any, Final
 
 from dicomsort import modalities
-from dicomsort.dicom import file_meta, full_parser, magic
+from dicomsort.dicom import file_meta, full_parser, magic, tags
 from dicomsort.dicom.elements import (
     DELIMITERS,
     UNDEFINED,
@@ -26,36 +28,16 @@ from dicomsort.dicom.elements import (
     NeedsFullParser,
     ReadingEnded,
 )
-from dicomsort.dicom.encoding import DEFLATED, Encoding, settled_syntax, sniff
-from dicomsort.dicom.tags import (
-    CHARACTER_SET,
-    CODES,
-    COLUMNS,
-    FRAMES,
-    IMAGE_TYPE,
-    MODALITY,
-    PATHS,
-    REFERENCES,
-    ROWS,
-    SERIES,
-    SOP_CLASS,
-    TEXTS,
-    VALUE_LIMIT,
-    WANTED,
-    Tags,
-)
+from dicomsort.dicom.encoding import DEFLATED, NATIVE, Encoding, sniff
 from dicomsort.records import Header, Kind
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _DICOMDIR: Final = "1.2.840.10008.1.3.10"  # Media Storage Directory (PS3.10 8.6)
 _GROUP_8: Final = (b"\x08\x00", b"\x00\x08")  # where a data set without file meta information begins
+_STORAGE: Final = "1.2.840.10008.5.1.4."  # SOP Classes of instances and services (PS3.4 Annex B)
 _GROUP_10: Final = 0x00100000
-_PADDING: Final = " \0\t\r\n"
 _ESCAPE: Final = b"\x1b"
 _DEFLATE_RATIO: Final = 1032  # no stream inflates to more than this times its size
-_TEXT_LIMIT: Final = 1024  # characters kept; LO has 64 at most (PS3.5 6.2)
+_TEXT_LIMIT: Final = 1024  # characters of a text field; LO has 64 at most (PS3.5 6.2)
 _MESSAGES: Final = {
     "truncated-header": "the data end within the header",
     "damaged-header": "no data element that tells what this file is could be read",
@@ -95,7 +77,7 @@ def read_header(data: bytes | memoryview, size: int, name: str, more: Callable[[
 
 
 def data_set_offset(data: bytes | memoryview, size: int, more: Callable[[int, int], bytes]) -> int | None:
-    """Offset of the data set behind the file meta information (PS3.10 7.1), None where that is damaged.
+    """Return the offset of the data set behind the file meta information (PS3.10 7.1), None where that is damaged.
 
     The arguments are those of ``read_header``, for a file that it found to be DICOM; 0 where it has none.
 
@@ -112,23 +94,22 @@ def data_set_offset(data: bytes | memoryview, size: int, more: Callable[[int, in
 
 
 def _dicom(source: ByteSource, start: int, size: int) -> Header:
-    """Header of a DICOM file whose file meta information begins at ``start``."""
+    """Return the header of a DICOM file whose file meta information begins at ``start``."""
     meta = file_meta.read(source, start)
-    declared = meta.syntax
+    unread = partial(Header, Kind.DICOM, transfer_syntax=meta.syntax, has_pixels=False)
     if meta.sop_class == _DICOMDIR:
-        return Header(Kind.DICOM, ignored="dicomdir", transfer_syntax=declared, has_pixels=False)
+        return unread(ignored="dicomdir")
     try:
-        body, start, encoding = _body(source, meta.end, declared)
+        body, start, encoding = _body(source, meta.end, meta.syntax)
     except ReadingEnded as ended:
-        message = _MESSAGES[ended.code]
-        return Header(Kind.DICOM, ended.code, message=message, transfer_syntax=declared, has_pixels=False)
-    syntax = declared if body is not source else settled_syntax(declared, encoding)
-    tags, code = _read(body, start, encoding)
-    return _header(tags, code, encoding, syntax, size)
+        return unread(ended.code, message=_MESSAGES[ended.code])
+    # The bytes win over a declared native syntax; compression can only be declared.
+    syntax = encoding.uid if body is source and meta.syntax in NATIVE else meta.syntax
+    return _header(*_read(body, start, encoding), syntax, size)
 
 
 def _body(source: ByteSource, start: int, declared: str) -> tuple[ByteSource, int, Encoding]:
-    """Find where the data set's bytes are, and how they are encoded, whatever the transfer syntax says."""
+    """Return where the bytes of the data set are, and how they are encoded, whatever the transfer syntax says."""
     if declared in DEFLATED:
         inflated = InflatedSource(source, start)
         with suppress(ReadingEnded):
@@ -144,135 +125,114 @@ def _body(source: ByteSource, start: int, declared: str) -> tuple[ByteSource, in
 
 
 def _bare(source: ByteSource, head: bytes, size: int, name: str) -> Header | None:
-    """Header of a data set without file meta information (as ACR-NEMA wrote it), if it convinces."""
+    """Return the header of a data set without file meta information, as ACR-NEMA wrote it, None if it is none.
+
+    A known SOP Class or a defined Modality proves a data set; a name that says DICOM is enough with some elements.
+    """
     encoding = sniff(head)
     if encoding is None:
         return None
-    tags, code = _read(source, 0, encoding)
-    if _convincing(tags) or (magic.named_dicom(name) and tags.reached >= _GROUP_10):
-        return _header(tags, code, encoding, encoding.uid, size)
+    raw, code = _read(source, 0, encoding)
+    is_proven = raw.code(tags.SOP_CLASS).startswith(_STORAGE) or modalities.modality_category(raw.code(tags.MODALITY))
+    if is_proven or (magic.named_dicom(name) and raw.reached >= _GROUP_10):
+        return _header(raw, code, encoding.uid, size)
     return None
 
 
-def _read(source: ByteSource, start: int, encoding: Encoding) -> tuple[Tags, str | None]:
-    """Read what matters; the reason code if reading ended before all of it was passed (empty: the data just end)."""
-    tags = Tags()
+def _read(source: ByteSource, start: int, encoding: Encoding) -> tuple[tags.RawValues, str | None]:
+    """Return what was read, and the code if reading ended before all of it was passed ("": the data just end)."""
+    raw = tags.RawValues()
     code = None
-    reader = ElementReader(source, encoding, start, value_limit=VALUE_LIMIT)
+    reader = ElementReader(source, encoding, start, value_limit=tags.VALUE_LIMIT)
     try:
         try:
-            _scan(reader, tags, COLUMNS)
+            _scan(reader, raw, tags.COLUMNS)
         except NeedsFullParser:
-            full_parser.read(source, start, encoding, tags)
+            full_parser.read(source, start, encoding, raw)
     except ReadingEnded as ended:
         code = ended.code
-    if not tags.values.keys() - {CHARACTER_SET}:
+    if not raw.values.keys() - {tags.CHARACTER_SET}:
         code = code or "damaged-header"
-    if _follows(tags):
-        tags.referred = _referred(reader, tags)
-    return tags, code
+    if modalities.FOLLOWS in (
+        modalities.sop_class_category(raw.code(tags.SOP_CLASS)),
+        modalities.modality_category(raw.code(tags.MODALITY)),
+    ):
+        raw.referenced_series = _referenced_series(reader, raw)
+    return raw, code
 
 
-def _scan(reader: ElementReader, tags: Tags, last: int) -> None:
-    """Read on up to and including the tag ``last``; raises as the reader, ``tags`` holds what came before."""
+def _scan(reader: ElementReader, raw: tags.RawValues, last: int) -> None:
+    """Read on up to and including the tag ``last``; raises as the reader, ``raw`` holds what came before."""
     try:
-        for tag, _, length, value, data in reader.elements(WANTED, last):
-            if tag in REFERENCES:
-                tags.spans[tag] = value, reader.position if length == UNDEFINED else value + length
+        for tag, _, length, value, data in reader.elements(tags.WANTED, last):
+            if tag in tags.REFERENCES:
+                raw.spans[tag] = value, reader.position if length == UNDEFINED else value + length
             elif data is not None:
-                tags.values[tag] = data
+                raw.values[tag] = data
             elif length != UNDEFINED:
-                tags.values[tag] = reader.value(value, length)
+                raw.values[tag] = reader.value(value, length)
     finally:
-        tags.reached = max(tags.reached, reader.passed)
+        raw.reached = max(raw.reached, reader.passed)
 
 
-def _referred(reader: ElementReader, tags: Tags) -> bytes:
-    """Series Instance UID that the object refers to; sequences behind the image's description are read only for it."""
+def _referenced_series(reader: ElementReader, raw: tags.RawValues) -> bytes:
+    """Return the Series Instance UID that the object refers to; only for it is read beyond Columns."""
     with suppress(ReadingEnded, NeedsFullParser):
-        if not tags.spans:
+        if not raw.spans:
             with suppress(ReadingEnded, NeedsFullParser):
-                _scan(reader, tags, REFERENCES[-1])
-        series = (_first_series(reader, *tags.spans[tag]) for tag in REFERENCES if tag in tags.spans)
+                _scan(reader, raw, tags.REFERENCES[-1])
+        series = (_first_series(reader, *raw.spans[tag]) for tag in tags.REFERENCES if tag in raw.spans)
         return next(filter(None, series), b"")
     return b""
 
 
 def _first_series(reader: ElementReader, offset: int, end: int) -> bytes:
-    """Return the first Series Instance UID inside a sequence whose value lies between these offsets; empty if none."""
+    """Return the first Series Instance UID inside a sequence whose value lies between these offsets, b"" if none."""
     explicit = reader.encoding.explicit
     while offset < end:
         tag, vr, length, value = reader.element(offset, explicit=explicit)
-        if tag == SERIES:
+        if tag == tags.SERIES:
             return reader.value(value, length)
-        is_inside = tag in PATHS or tag >> 16 == DELIMITERS
+        is_inside = tag in tags.PATHS or tag >> 16 == DELIMITERS
         offset = value if is_inside else reader.end(vr, length, value, explicit=explicit)
     return b""
 
 
-def _header(tags: Tags, code: str | None, encoding: Encoding, syntax: str, size: int) -> Header:
-    settled = tags.reached >= MODALITY and (MODALITY in tags.values or SOP_CLASS in tags.values)
-    problem = "" if code is None or settled else code or "truncated-header"
+def _header(raw: tags.RawValues, code: str | None, syntax: str, size: int) -> Header:
+    """Return the header that the values of a file of ``size`` bytes give; ``code`` is that of ``_read``.
+
+    (0008,0060) and (0018,0015) have their first value where there are several; UIDs are not validated here.
+    """
+    values = raw.values
+    is_decisive = raw.reached >= tags.MODALITY and (tags.MODALITY in values or tags.SOP_CLASS in values)
+    problem = "" if code is None or is_decisive else code or "truncated-header"
+    fields: dict[str, Any] = {name: tags.decode_code(values[tag]) for tag, name in tags.CODES.items() if tag in values}
+    for name in ("modality", "body_part"):
+        if name in fields:
+            fields[name] = fields[name].partition("\\")[0].strip(tags.PADDING)
+    character_set = raw.code(tags.CHARACTER_SET)
+    fields |= {name: _text(values[tag], character_set) for tag, name in tags.TEXTS.items() if tag in values}
+    if tags.IMAGE_TYPE in values:
+        fields["image_type"] = "\\".join(part.strip(tags.PADDING) for part in raw.code(tags.IMAGE_TYPE).split("\\"))
+    if raw.referenced_series:
+        fields["refers_to"] = tags.decode_code(raw.referenced_series)
+    if tags.FRAMES in values:
+        fields["frames"] = _frames(values[tags.FRAMES], size)
+    fields["has_pixels"] = all(any(values.get(tag, b"")[:2]) for tag in (tags.ROWS, tags.COLUMNS))
     message = _MESSAGES.get(problem or code or "", "")
-    fields = _text_fields(tags, size, encoding)
     return Header(Kind.DICOM, problem, message=message, transfer_syntax=syntax, **fields)
-
-
-def _code(value: bytes) -> str:
-    return value.decode("ascii", "replace").strip(_PADDING)
 
 
 def _text(value: bytes, character_set: str) -> str:
     plain = value.isascii() and _ESCAPE not in value
     text = value.decode("ascii") if plain else full_parser.decode(value, character_set)
-    return text.strip(_PADDING)[:_TEXT_LIMIT]
+    return text.strip(tags.PADDING)[:_TEXT_LIMIT]
 
 
 def _frames(value: bytes, size: int) -> int:
+    """Return Number of Frames, 1 where it is below 1, unreadable, or more than a file of ``size`` bytes can hold."""
     try:
-        frames = int(_code(value.partition(b"\\")[0]))
+        frames = int(tags.decode_code(value.partition(b"\\")[0]))
     except ValueError:
         return 1
     return frames if 1 <= frames <= size * _DEFLATE_RATIO else 1
-
-
-def _positive(value: bytes, *, little: bool) -> bool:
-    return int.from_bytes(value[:2], "little" if little else "big") > 0
-
-
-def _text_fields(tags: Tags, size: int, encoding: Encoding) -> dict[str, Any]:
-    """Fields of ``Header`` that the values of a file of ``size`` bytes give.
-
-    (0008,0060) and (0018,0015) keep their first value where there are several; UIDs are not validated here;
-    a Number of Frames below 1, unreadable, or beyond what the file could hold is 1.
-    """
-    values = tags.values
-    fields: dict[str, Any] = {name: _code(values[tag]) for tag, name in CODES.items() if tag in values}
-    for name in ("modality", "body_part"):
-        if "\\" in (value := fields.get(name, "")):
-            fields[name] = value.partition("\\")[0].strip(_PADDING)
-    character_set = _code(values.get(CHARACTER_SET, b""))
-    fields |= {name: _text(values[tag], character_set) for tag, name in TEXTS.items() if tag in values}
-    if IMAGE_TYPE in values:
-        fields["image_type"] = "\\".join(part.strip(_PADDING) for part in _code(values[IMAGE_TYPE]).split("\\"))
-    if tags.referred:
-        fields["refers_to"] = _code(tags.referred)
-    if FRAMES in values:
-        fields["frames"] = _frames(values[FRAMES], size)
-    fields["has_pixels"] = all(_positive(values.get(tag, b""), little=encoding.little) for tag in (ROWS, COLUMNS))
-    return fields
-
-
-def _follows(tags: Tags) -> bool:
-    """Tell whether the object goes where its study goes, so that what it refers to matters."""
-    return modalities.FOLLOWS in (
-        modalities.sop_class_category(_code(tags.values.get(SOP_CLASS, b""))),
-        modalities.modality_category(_code(tags.values.get(MODALITY, b""))),
-    )
-
-
-def _convincing(tags: Tags) -> bool:
-    """Tell whether the values could only come from a DICOM data set: a known SOP Class or a defined Modality."""
-    sop_class = _code(tags.values.get(SOP_CLASS, b""))
-    modality = _code(tags.values.get(MODALITY, b""))
-    return sop_class.startswith("1.2.840.10008.5.1.4.") or modalities.modality_category(modality) is not None

@@ -2,92 +2,78 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from functools import partial
+from typing import Final
 
 from dicomsort.dicom.file_meta import MAGIC, PREAMBLE
 from dicomsort.records import Header, Kind
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 JPEG: Final = b"\xff\xd8\xff"
+_MACH_O: Final = tuple(bytes.fromhex(magic) for magic in ("feedface", "feedfacf", "cefaedfe", "cffaedfe", "cafebabe"))
 _EXECUTABLES: Final = {
-    b"MZ": "a Windows program",
-    b"\x7fELF": "a Linux program",
-    b"#!": "a script",
-    b"\xfe\xed\xfa\xce": "a macOS program",
-    b"\xfe\xed\xfa\xcf": "a macOS program",
-    b"\xce\xfa\xed\xfe": "a macOS program",
-    b"\xcf\xfa\xed\xfe": "a macOS program",
-    b"\xca\xfe\xba\xbe": "a macOS program",
+    "a Windows program": (b"MZ",),
+    "a Linux program": (b"\x7fELF",),
+    "a script": (b"#!",),
+    "a macOS program": _MACH_O,
 }
 _ARCHIVES: Final = {
-    b"PK\x03\x04": "ZIP",
-    b"PK\x05\x06": "ZIP",
-    b"PK\x07\x08": "ZIP",
-    b"\x1f\x8b": "gzip",
-    b"7z\xbc\xaf\x27\x1c": "7z",
-    b"Rar!\x1a\x07": "RAR",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"MSCF": "CAB",
+    "ZIP": (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"),
+    "gzip": (b"\x1f\x8b",),
+    "7z": (b"7z\xbc\xaf\x27\x1c",),
+    "RAR": (b"Rar!\x1a\x07",),
+    "bzip2": (b"BZh",),
+    "xz": (b"\xfd7zXZ\0",),
+    "zstd": (b"\x28\xb5\x2f\xfd",),
+    "CAB": (b"MSCF",),
 }
 _OTHER_IMAGES: Final = {
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"GIF8": "GIF",
-    b"\0\0\0\x0cjP  ": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
+    "TIFF": (b"II*\0", b"MM\0*"),
+    "GIF": (b"GIF8",),
+    "JPEG 2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
 }
 _DICOM_SUFFIXES: Final = (".dcm", ".dicom", ".dic", ".ima")
 _IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".jpe", ".jfif")
 _TAR: Final = slice(257, 262)
 _ISO_OFFSET: Final = 32769  # ISO 9660 volume descriptor
 
+_unknown = partial(Header, Kind.UNKNOWN, has_pixels=False)
 
-def _starts(data: bytes, table: dict[bytes, str]) -> str:
-    return next((name for magic, name in table.items() if data.startswith(magic)), "")
+
+def _format_of(data: bytes, formats: dict[str, tuple[bytes, ...]]) -> str:
+    return next((name for name, magics in formats.items() if data.startswith(magics)), "")
 
 
 def named_dicom(name: str) -> bool:
-    """Tell whether the file's name says DICOM."""
+    """Return whether the file's name says DICOM."""
     return name.lower().endswith(_DICOM_SUFFIXES)
 
 
 def executable(preamble: bytes) -> str:
-    """Say what program a DICOM preamble pretends to be; empty for none."""
-    return _starts(preamble, _EXECUTABLES)
+    """Return what program a DICOM preamble pretends to be, "" for none."""
+    return _format_of(preamble, _EXECUTABLES)
 
 
 def _archive(data: bytes, size: int, more: Callable[[int, int], bytes]) -> str:
-    name = _starts(data, _ARCHIVES)
+    name = _format_of(data, _ARCHIVES)
     if name or data[_TAR] == b"ustar":
         return name or "tar"
     return "ISO 9660" if size > _ISO_OFFSET + 5 and more(_ISO_OFFSET, 5) == b"CD001" else ""
 
 
-def _cut_preamble(data: bytes, size: int) -> bool:
-    return size < PREAMBLE + len(MAGIC) and (bytes(PREAMBLE) + MAGIC).startswith(data)
-
-
 def not_an_image(data: bytes, size: int, name: str, more: Callable[[int, int], bytes]) -> Header:
-    """Header of a file that is neither DICOM nor PNG nor JPEG; unreadable where its name says that it is."""
-    dicom = named_dicom(name)
-    if dicom or name.lower().endswith(_IMAGE_SUFFIXES):
-        expected = "DICOM" if dicom else "PNG or JPEG"
+    """Return the header of a file that is neither DICOM, PNG nor JPEG: unreadable where its name says that it is."""
+    is_dicom = named_dicom(name)
+    if is_dicom or name.lower().endswith(_IMAGE_SUFFIXES):
+        expected = "DICOM" if is_dicom else "PNG or JPEG"
         if not size:
-            return _unknown(problem="empty-file", message=f"expected {expected} by its name, received 0 bytes")
-        if dicom and _cut_preamble(data, size):
-            return _unknown(problem="truncated-header", message=f"the DICOM preamble ends after {size} bytes")
-        problem = "not-dicom" if dicom else "not-an-image-despite-name"
-        return _unknown(problem=problem, message=f"expected {expected} by its name, received other content")
+            return _unknown("empty-file", message=f"expected {expected} by its name, received 0 bytes")
+        if is_dicom and size < PREAMBLE + len(MAGIC) and (bytes(PREAMBLE) + MAGIC).startswith(data):
+            return _unknown("truncated-header", message=f"the DICOM preamble ends after {size} bytes")
+        problem = "not-dicom" if is_dicom else "not-an-image-despite-name"
+        return _unknown(problem, message=f"expected {expected} by its name, received other content")
     if archive := _archive(data, size, more):
         return _unknown(ignored="archive", message=f"{archive} archive: unpack it to sort what it holds")
-    image = _starts(data, _OTHER_IMAGES)
+    image = _format_of(data, _OTHER_IMAGES)
     return _unknown(ignored="not-an-image", message=image and f"{image}: only DICOM, PNG and JPEG are sorted")
-
-
-def _unknown(*, problem: str = "", ignored: str = "", message: str) -> Header:
-    return Header(Kind.UNKNOWN, problem, ignored, message, has_pixels=False)

@@ -42,14 +42,24 @@ PATHS: Final = frozenset({*REFERENCES, 0x30060012, 0x30060014})
 WANTED: Final = frozenset(
     {MEDIA_SOP_CLASS, TRANSFER_SYNTAX, CHARACTER_SET, IMAGE_TYPE, FRAMES, ROWS, COLUMNS, *TEXTS, *CODES, *REFERENCES}
 )
-VALUE_LIMIT: Final = 4096  # bytes kept of one value; the longest that PS3.5 allows here has 64 characters
+VALUE_LIMIT: Final = 4096  # bytes read of one value; the longest that PS3.5 allows here has 64 characters
+PADDING: Final = " \0\t\r\n"
 
 
 @dataclass(slots=True)
-class Tags:
+class RawValues:
     """Raw values by tag, and how far reading came (it may have ended anywhere)."""
 
     values: dict[int, bytes] = field(default_factory=dict)
     spans: dict[int, tuple[int, int]] = field(default_factory=dict)  # REFERENCES: offsets of the value and its end
     reached: int = 0  # the last tag whose element was read or passed
-    referred: bytes = b""  # Series Instance UID below one of REFERENCES
+    referenced_series: bytes = b""  # Series Instance UID below one of REFERENCES
+
+    def code(self, tag: int) -> str:
+        """Return a value that is no text by itself, as ``decode_code`` does; "" where it is absent."""
+        return decode_code(self.values.get(tag, b""))
+
+
+def decode_code(value: bytes) -> str:
+    """Return a value of the default repertoire (PS3.5 6.1.1) without padding."""
+    return value.decode("ascii", "replace").strip(PADDING)

@@ -1,4 +1,4 @@
-"""What a compressed frame says of itself, read from its first markers and without decoding it.
+"""What a compressed frame declares, read from its first markers and without decoding it.
 
 Rows and columns decide whether a frame is decoded at all, so that an image which claims 65,535 x 65,535 costs nothing.
 """
@@ -23,20 +23,20 @@ _JXL_RATIOS = ((1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # ISO/I
 
 @dataclass(frozen=True, slots=True)
 class Codestream:
-    """A codestream's claims; ``samples`` and ``bits`` are 0 where the first bytes do not tell (JPEG XL)."""
+    """What a codestream declares; ``samples`` and ``bits`` are 0 where its first bytes do not hold them (JPEG XL)."""
 
     codec: str  # jpeg, ljpeg, jpegls, jpeg2k, htj2k, jpegxl
     rows: int
     columns: int
     samples: int = 0
     bits: int = 0
-    colour: str = ""  # RGB or YCBCR where the markers say which, else ""
+    colour: str = ""  # RGB or YCBCR where the markers name one
     signed: bool = False
-    levels: int = 0  # of the wavelet transform of JPEG 2000: so often can its sides be halved
+    levels: int = 0  # of the wavelet transform of JPEG 2000: how often its sides can be halved
 
 
 def parse(data: bytes) -> Codestream | None:
-    """Recognise a JPEG, JPEG-LS, JPEG 2000, HTJ2K or JPEG XL codestream by its magic; None where it is none of them."""
+    """Parse a JPEG, JPEG-LS, JPEG 2000, HTJ2K or JPEG XL codestream; None where its magic is none of these."""
     if data[:2] == b"\xff\xd8":
         return _parse_jpeg(data)
     if data[:8] == _JP2_SIGNATURE:
@@ -51,7 +51,7 @@ def parse(data: bytes) -> Codestream | None:
 
 
 def _box(data: bytes, wanted: tuple[bytes, ...]) -> bytes:
-    """Return what the first wanted box of an ISO/IEC 15444-1 annex I file holds, or nothing."""
+    """Return the content of the first wanted box of an ISO/IEC 15444-1 annex I file, b"" if there is none."""
     offset = 0
     while offset + 8 <= len(data):
         length, kind = int.from_bytes(data[offset : offset + 4]), data[offset + 4 : offset + 8]
@@ -88,7 +88,7 @@ def _parse_jpeg(data: bytes) -> Codestream | None:
 
 
 def _colour(identifiers: bytes, adobe: int, *, jfif: bool) -> str:
-    """Name the colour space of three components as libjpeg guesses it, or "" where the DICOM header must say."""
+    """Return the colour space of three components as libjpeg guesses it, "" where the DICOM header decides."""
     if identifiers in {b"RGB", b"rgb"}:
         return "RGB"
     if jfif:
@@ -130,8 +130,7 @@ def _parse_jpegxl(data: bytes) -> Codestream:
     def side() -> int:
         return (take(5) + 1) * 8 if small else take((9, 13, 18, 30)[take(2)]) + 1
 
-    rows = side()
-    ratio = take(3)
+    rows, ratio = side(), take(3)
     if ratio:
         wide, high = _JXL_RATIOS[ratio - 1]
         return Codestream("jpegxl", rows, rows * wide // high)

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from pydicom.dataset import Dataset
 
 from dicomsort.pixels.grayscale import lut_entries, raw_words
+from dicomsort.pixels.layout import Frame
 from dicomsort.pixels.limits import PixelsError
 from dicomsort.pixels.values import numbers
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from pydicom.dataset import Dataset
-
-    from dicomsort.pixels.layout import Frame
 
 _MOST_ENTRIES = 1 << 16
 _DAMAGED = "the palette is damaged"
 _DISCRETE, _LINEAR, _INDIRECT = 0, 1, 2
 
 
-def has_palette(dataset: Dataset) -> bool:
-    """Whether the data set brings the palette that PALETTE COLOR calls for."""
-    return "RedPaletteColorLookupTableDescriptor" in dataset
-
-
 def to_rgb(frame: Frame, dataset: Dataset) -> NDArray[np.uint8]:
-    """Render a frame of colour: (rows, columns, 3) uint8, 0…255."""
-    if frame.photometric == "PALETTE COLOR":
+    """Render a colour frame: (rows, columns, 3) uint8, 0…255."""
+    if frame.photometric_interpretation == "PALETTE COLOR":
         return _apply_palette(frame.pixels, dataset)
-    pixels = _to_bytes(frame.pixels, frame.stored)
-    if frame.photometric.startswith("YBR_FULL"):
+    pixels = _to_bytes(frame.pixels, frame.bits_stored)
+    if frame.photometric_interpretation.startswith("YBR_FULL"):
         return np.asarray(Image.fromarray(np.ascontiguousarray(pixels), "YCbCr").convert("RGB"))
     return pixels
 
 
-def _to_bytes(pixels: NDArray[Any], stored: int) -> NDArray[np.uint8]:
-    """Scale unsigned samples of ``stored`` bits to eight."""
-    if stored > 8:  # noqa: PLR2004
-        return np.asarray(pixels >> (stored - 8), np.uint8)
-    if stored < 8:  # noqa: PLR2004
-        top = (1 << stored) - 1
+def _to_bytes(pixels: NDArray[Any], bits_stored: int) -> NDArray[np.uint8]:
+    """Scale unsigned samples to eight bits."""
+    if bits_stored > 8:  # noqa: PLR2004
+        return np.asarray(pixels >> (bits_stored - 8), np.uint8)
+    if bits_stored < 8:  # noqa: PLR2004
+        top = (1 << bits_stored) - 1
         return np.asarray(np.minimum(pixels, top) * np.float32(255 / top) + np.float32(0.5), np.uint8)
     return pixels.astype(np.uint8, copy=False)
 
@@ -50,15 +42,7 @@ def _to_bytes(pixels: NDArray[Any], stored: int) -> NDArray[np.uint8]:
 def _apply_palette(pixels: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
     if pixels.dtype.kind not in "ui" or pixels.dtype.itemsize > 2:  # noqa: PLR2004
         raise PixelsError("a palette needs stored values of 8 or 16 bits")
-    first, table = _palette(dataset)
-    index = np.clip(pixels.astype(np.int32) - first, 0, len(table) - 1)
-    return table.take(index, axis=0)
-
-
-def _palette(dataset: Dataset) -> tuple[int, NDArray[np.uint8]]:
-    """Return the first mapped value, and the palette as (entries, 3) uint8."""
-    channels = []
-    first = 0
+    channels, first = [], 0
     for name in ("Red", "Green", "Blue"):
         descriptor = numbers(dataset, f"{name}PaletteColorLookupTableDescriptor")
         if len(descriptor) != 3:  # noqa: PLR2004
@@ -71,21 +55,21 @@ def _palette(dataset: Dataset) -> tuple[int, NDArray[np.uint8]]:
         channels.append(entries)
     if len({len(entries) for entries in channels}) != 1:
         raise PixelsError(_DAMAGED)
-    palette = np.stack(channels, axis=1)
+    entries = np.stack(channels, axis=1)
     # Entries of 16 bits often hold numbers of 8.
-    return first, (palette >> 8 if palette.max() > 255 else palette).astype(np.uint8)  # noqa: PLR2004
+    palette = (entries >> 8 if entries.max() > 255 else entries).astype(np.uint8)  # noqa: PLR2004
+    return palette.take(np.clip(pixels.astype(np.int32) - first, 0, len(palette) - 1), axis=0)
 
 
 def _segments(dataset: Dataset, keyword: str, bits: int) -> NDArray[np.uint16]:
     """Expand a segmented look-up table, PS3.3 C.7.9.2, to (entries,) uint16, at most 65,536."""
-    data = raw_words(dataset, keyword, wide=lambda _: bits > 8)  # noqa: PLR2004
-    if data is None:
-        raise PixelsError(_DAMAGED)
+    wide = bits > 8  # noqa: PLR2004
+    data = raw_words(dataset, keyword, lambda _: wide)
     entries: list[int] = []
     try:
-        _expand(data.tolist(), 0, None, entries, 1 if bits <= 8 else 2)  # noqa: PLR2004
+        _expand([] if data is None else data.tolist(), 0, None, entries, 2 if wide else 1)
     except IndexError:
-        raise PixelsError(_DAMAGED) from None
+        entries = []
     if not entries:
         raise PixelsError(_DAMAGED)
     return np.array(entries, np.uint16)

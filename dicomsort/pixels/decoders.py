@@ -2,7 +2,7 @@
 
 ``register`` adds the plugin named ``PLUGIN`` to pydicom's decoder of each syntax below. It is idempotent and must run
 in every process that decodes; importing this module registers nothing. Callers name the plugin, so that no other
-decoder which happens to be installed is asked. Uncompressed, deflated and RLE pixel data stay with pydicom's own code.
+installed decoder is used. Uncompressed, deflated and RLE pixel data stay with pydicom's own code.
 
 Large JPEG and JPEG 2000 frames are decoded at a half, a quarter or an eighth of their size. The scaling to the model's
 input would average away what is left out.
@@ -13,34 +13,26 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import imagecodecs
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Jpeg2KImagePlugin, JpegImagePlugin
 from pydicom import uid
-from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
 
 from dicomsort.pixels import codestream
+from dicomsort.pixels.codestream import Codestream
 from dicomsort.pixels.limits import PixelsError, check_size
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from pydicom.pixels.decoders.base import DecodeRunner
-
-    from dicomsort.pixels.codestream import Codestream
 
 PLUGIN = "dicomsort"
 
-# pydicom's plugin protocol: the syntaxes, and what is missing where ``is_available`` says no.
+# pydicom's plugin protocol: the syntaxes, and what is missing where ``is_available`` returns False.
 DECODER_DEPENDENCIES = dict.fromkeys(
     (
-        uid.JPEGBaseline8Bit,
-        uid.JPEGExtended12Bit,
-        uid.JPEGLossless,
-        uid.JPEGLosslessSV1,
-        uid.JPEGLSLossless,
-        uid.JPEGLSNearLossless,
+        *uid.JPEGTransferSyntaxes,
+        *uid.JPEGLSTransferSyntaxes,
         uid.JPEG2000Lossless,
         uid.JPEG2000,
         uid.HTJ2KLossless,
@@ -50,39 +42,16 @@ DECODER_DEPENDENCIES = dict.fromkeys(
     ("numpy", "imagecodecs"),
 )
 
-# The pydicom decoder of each codec: what the bytes are decides, where the file's transfer syntax says otherwise.
-SYNTAXES = {
-    "jpeg": uid.JPEGBaseline8Bit,
-    "ljpeg": uid.JPEGLossless,
-    "jpegls": uid.JPEGLSLossless,
-    "jpeg2k": uid.JPEG2000,
-    "htj2k": uid.HTJ2K,
-}
-
-
-def _jpeg(data: bytes, colour: str) -> NDArray[Any]:
-    if colour:
-        return imagecodecs.jpeg8_decode(data, colorspace=colour, outcolorspace="RGB")
-    return imagecodecs.jpeg8_decode(data)
-
-
-def _jpegls(data: bytes) -> NDArray[Any]:
-    # CharLS takes seconds to notice the end of a stream that was cut off, but for an end marker at once.
-    return imagecodecs.jpegls_decode(data + b"\xff\xd9")
-
-
-def _jpeg2k(data: bytes) -> NDArray[Any]:
+# The pydicom decoder of each codec ("": none), whatever the file's transfer syntax is, and the function that decodes.
+CODECS: dict[str, tuple[str, Callable[[bytes], NDArray[Any]]]] = {
+    "jpeg": (uid.JPEGBaseline8Bit, imagecodecs.jpeg8_decode),
+    "ljpeg": (uid.JPEGLossless, imagecodecs.jpeg8_decode),
+    # CharLS takes seconds to notice the end of a stream that was cut off, unless there is an end marker.
+    "jpegls": (uid.JPEGLSLossless, lambda data: imagecodecs.jpegls_decode(data + b"\xff\xd9")),
+    "jpeg2k": (uid.JPEG2000, lambda data: imagecodecs.jpeg2k_decode(data, numthreads=1)),
     # OpenJPEG reads high throughput too; imagecodecs' htj2k_decode returns a damaged stream as if it were whole.
-    return imagecodecs.jpeg2k_decode(data, numthreads=1)
-
-
-_CODECS: dict[str, Callable[[bytes, str], NDArray[Any]]] = {
-    "jpeg": _jpeg,
-    "ljpeg": _jpeg,
-    "jpegls": lambda data, _: _jpegls(data),
-    "jpeg2k": lambda data, _: _jpeg2k(data),
-    "htj2k": lambda data, _: _jpeg2k(data),
-    "jpegxl": lambda data, _: imagecodecs.jpegxl_decode(data, numthreads=1),
+    "htj2k": (uid.HTJ2K, lambda data: imagecodecs.jpeg2k_decode(data, numthreads=1)),
+    "jpegxl": ("", lambda data: imagecodecs.jpegxl_decode(data, numthreads=1)),
 }
 
 
@@ -95,20 +64,23 @@ def register() -> None:
 
 
 def is_available(syntax: str) -> bool:
-    """Tell pydicom whether this plugin decodes a transfer syntax."""
+    """Return whether this plugin decodes a transfer syntax, for pydicom."""
     return syntax in DECODER_DEPENDENCIES
 
 
-def decode(data: bytes, stream: codestream.Codestream, photometric: str) -> NDArray[Any]:
+def decode(data: bytes, stream: Codestream, photometric: str) -> NDArray[Any]:
     """Decode one frame: (rows, columns) or (rows, columns, samples), of the codestream's own unsigned or signed type.
 
     Three components of a lossy JPEG come back as RGB whatever they were; other codecs return their components, after
     the inverse of JPEG 2000's own component transform.
     """
-    return _CODECS[stream.codec](data, jpeg_colour(stream, photometric))
+    if colour := jpeg_colour(stream, photometric):
+        return imagecodecs.jpeg8_decode(data, colorspace=colour, outcolorspace="RGB")
+    _, decoder = CODECS[stream.codec]
+    return decoder(data)
 
 
-def jpeg_colour(stream: codestream.Codestream, photometric: str) -> str:
+def jpeg_colour(stream: Codestream, photometric: str) -> str:
     """Return the colour space of the components of a lossy JPEG that has three, YCBCR or RGB, else ""."""
     if stream.codec != "jpeg" or stream.samples != 3:  # noqa: PLR2004
         return ""
@@ -116,7 +88,7 @@ def jpeg_colour(stream: codestream.Codestream, photometric: str) -> str:
 
 
 def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
-    """Decode for pydicom, and tell its runner what the returned bytes are."""
+    """Decode for pydicom, and set what the returned bytes are as options of its runner."""
     stream = codestream.parse(src)
     if stream is None:
         raise PixelsError("no known codestream")
@@ -134,7 +106,7 @@ _TEST_DEEP = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)  # 12 bits: 0â€
 _TEST_FLAT = (_TEST_DEEP >> 4).astype(np.uint8)
 _TEST_LOSSY = 8  # of 255; what JPEG may change in a ramp
 
-# The codec, what is encoded, how, and how far what comes back may lie from it.
+# The codec, what is encoded, how, and the largest difference allowed after decoding.
 _TESTED_CODECS: dict[str, tuple[NDArray[Any], Callable[[NDArray[Any]], bytes | bytearray], int]] = {
     "JPEG, 8 bits": (_TEST_FLAT, imagecodecs.jpeg8_encode, _TEST_LOSSY),
     "JPEG, 12 bits": (_TEST_DEEP, lambda image: imagecodecs.jpeg8_encode(image, bitspersample=12), 16 * _TEST_LOSSY),
@@ -155,48 +127,48 @@ def decoder_failures() -> Iterator[tuple[str, str]]:
             if stream is None:
                 yield name, "its codestream is not recognised"
                 continue
-            strayed = int(np.abs(decode(data, stream, "MONOCHROME2").astype(int) - image).max())
+            difference = int(np.abs(decode(data, stream, "MONOCHROME2").astype(int) - image).max())
         except Exception as error:  # noqa: BLE001 - a library that cannot be loaded raises anything
             yield name, f"{type(error).__name__}: {error}"
         else:
-            if strayed > allowed:
-                yield name, f"expected the picture that was encoded, received another (by {strayed})"
+            if difference > allowed:
+                yield name, f"expected the picture that was encoded, received another (by {difference})"
 
 
-_MOST = 3  # halvings: libjpeg's smallest scale is 1/8
+_MAX_HALVINGS = 3  # libjpeg's smallest scale is 1/8
 _BYTE, _WORD = 8, 16
 _RAW = b"\xff\x4f\xff\x51"  # JPEG 2000 without boxes, which may name another colour space than the header
 _JPEG_MODES = {"YCBCR": "YCbCr", "RGB": "RGB"}
 
 
-def decode_reduced(data: bytes, stream: Codestream, colour: str, least: int) -> NDArray[Any] | None:
-    """Decode a frame with its sides halved as often as leaves the longer one ``least`` pixels, at most three times.
+def decode_reduced(data: bytes, stream: Codestream, colour: str, min_side: int) -> NDArray[Any] | None:
+    """Decode a frame with its sides halved as long as the longer one keeps ``min_side`` pixels, at most three times.
 
     (rows, columns), or (rows, columns, 3): components of a JPEG, whose ``colour`` is YCBCR or RGB, come back as RGB.
-    The values are the codestream's own, unsigned or signed. None where it cannot be halved or is damaged: that is for
-    the full decoder to judge.
+    The values are the codestream's own, unsigned or signed. None where it cannot be halved or is damaged: that is left
+    to the full decoder.
     """
-    times = _halvings(stream, max(stream.rows, stream.columns) // least)
+    times = _halvings(stream, max(stream.rows, stream.columns) // min_side)
     if not times or not (stream.codec == "jpeg" or data.startswith(_RAW)):
         return None
-    found: NDArray[Any] | None = None
-    with contextlib.suppress(Exception):
-        found = _reduced_jpeg(data, times, colour) if stream.codec == "jpeg" else _reduced_jpeg2000(data, times, stream)
     shape = (-(-stream.rows >> times), -(-stream.columns >> times))
-    return found if found is not None and found.shape[:2] == shape and found.size else None
+    with contextlib.suppress(Exception):
+        is_jpeg = stream.codec == "jpeg"
+        pixels = _reduced_jpeg(data, times, colour) if is_jpeg else _reduced_jpeg2000(data, times, stream)
+        if pixels.shape[:2] == shape and pixels.size:
+            return pixels
+    return None
 
 
-def _halvings(stream: Codestream, most: int) -> int:
-    """Return how often a frame can be halved, the longer side not to less than 1/``most``."""
+def _halvings(stream: Codestream, divisor: int) -> int:
+    """Return how often the sides of a frame can be halved, by no more than ``divisor``."""
     grey, colour = stream.samples == 1, stream.samples == 3  # noqa: PLR2004
+    levels = 0
     if stream.codec == "jpeg":
-        levels = _MOST if stream.bits == _BYTE and (grey or colour) else 0
-    elif stream.codec in {"jpeg2k", "htj2k"}:
-        known = (grey and stream.bits <= _WORD) or (colour and stream.bits == _BYTE and not stream.signed)
-        levels = min(_MOST, stream.levels) if known else 0
-    else:
-        levels = 0
-    return min(levels, max(most, 1).bit_length() - 1)
+        levels = _MAX_HALVINGS if stream.bits == _BYTE and (grey or colour) else 0
+    elif (grey and stream.bits <= _WORD) or (colour and stream.bits == _BYTE and not stream.signed):
+        levels = min(_MAX_HALVINGS, stream.levels)  # 0 of other codecs than JPEG 2000
+    return min(levels, max(divisor, 1).bit_length() - 1)
 
 
 def _reduced_jpeg(data: bytes, times: int, colour: str) -> NDArray[Any]:

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import uid
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
-from dicomsort.pixels.values import item, numbers, text
+from dicomsort.pixels.values import item, number, numbers, raw, text
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    Values = NDArray[np.float32]
-    Transform = Callable[[Values], Values]
-
+Values = NDArray[np.float32]
+Transform = Callable[[Values], Values]
+Padding = tuple[float, float]  # the lowest and the highest stored value that is no part of the image
+# Of the values that are no padding, shown as black and white where there is no window, or one that shows nothing
 PERCENTILES = (0.5, 99.5)
-"""Of the values that are no padding, shown as black and white where no window is given, or where it shows nothing."""
-
 _ANGIOGRAPHY = {uid.XRayAngiographicImageStorage, uid.XRayRadiofluoroscopicImageStorage}
 _SAMPLE = 1 << 15  # values that percentiles are taken of, on a regular grid
 _BLOCK = 1 << 20  # values that are transformed at once where no table can hold them all
 _BLACK = 0.5 / 255  # of black to white: what is less becomes 0
 _LEAST_CONTRAST = 1 / 8  # of black to white: a window that shows the image in less than this shows nothing
-
-
-class Padding(NamedTuple):
-    """Stored values from ``low`` to ``high`` are no part of the image: PS3.3 C.7.5.1.1.2."""
-
-    low: float
-    high: float
 
 
 def to_grey(stored: NDArray[Any], dataset: Dataset, index: int, *, inverted: bool) -> NDArray[np.uint8]:
@@ -45,7 +32,9 @@ def to_grey(stored: NDArray[Any], dataset: Dataset, index: int, *, inverted: boo
     modality = _modality(dataset, index)
     padding = _padding(dataset, stored.dtype)
     step = max(1, int(np.ceil(np.sqrt(stored.size / _SAMPLE))))
-    low, high = _extent(modality(_without(stored[::step, ::step], padding).astype(np.float32)))
+    sample = stored[::step, ::step]
+    mask = _padding_mask(sample, padding)
+    low, high = _extent(modality((sample.ravel() if mask is None else sample[~mask]).astype(np.float32)))
     voi = _voi(dataset, index, exact=stored.dtype.kind == "f")
     if voi is None or float(np.ptp(voi(np.array([low, high], np.float32)))) < _LEAST_CONTRAST:
         voi = _ramp(low, high) if low < high else np.zeros_like
@@ -53,47 +42,46 @@ def to_grey(stored: NDArray[Any], dataset: Dataset, index: int, *, inverted: boo
     def show(part: NDArray[Any]) -> NDArray[np.uint8]:
         grey = voi(modality(part.astype(np.float32)))
         grey = (1 - grey if inverted else grey) * np.float32(255) + np.float32(0.5)
-        _blacken(grey, part, padding)
+        mask = _padding_mask(part, padding)
+        if mask is not None:
+            grey[mask] = 0
         return grey.astype(np.uint8)
 
     rows = max(1, _BLOCK // stored.shape[1])
     blocks = [stored[top : top + rows] for top in range(0, len(stored), rows)]
     if stored.dtype.kind in "ui" and stored.dtype.itemsize <= 2:  # noqa: PLR2004 - a table holds all values
-        least, most = int(stored.min()), int(stored.max())
-        if most - least < stored.size:
+        lowest, highest = int(stored.min()), int(stored.max())
+        if highest - lowest < stored.size:
             native, unsigned = stored.dtype.newbyteorder("="), np.dtype(f"u{stored.dtype.itemsize}")
-            values = np.arange(least, most + 1).astype(native)
+            values = np.arange(lowest, highest + 1).astype(native)
             table, first = show(values), values.view(unsigned)[0]
-            return _joined([table.take(block.astype(native, copy=False).view(unsigned) - first) for block in blocks])
-    return _joined([show(block) for block in blocks])
-
-
-def _joined(blocks: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+            indices = (block.astype(native, copy=False).view(unsigned) - first for block in blocks)
+            return np.concatenate([table.take(each) for each in indices])
+    return np.concatenate([show(block) for block in blocks])
 
 
 def _padding(dataset: Dataset, dtype: np.dtype[Any]) -> Padding | None:
-    """Read (0028,0120) *Pixel Padding Value* and (0028,0121) *Pixel Padding Range Limit*, or their float kin."""
+    """Return the lowest and the highest padding value (PS3.3 C.7.5.1.1.2, in floating point C.7.6.24), None if none."""
     if dtype.kind == "f":
         found = numbers(dataset, "FloatPixelPaddingValue") or numbers(dataset, "DoubleFloatPixelPaddingValue")
-        return Padding(found[0], found[0]) if found else None
+        return (found[0], found[0]) if found else None
     found = numbers(dataset, "PixelPaddingValue")[:1]
     if not found:
         return None
     found += numbers(dataset, "PixelPaddingRangeLimit")[:1]
-    # Some writers give the two's complement as an unsigned number, and the other way round.
+    # Some writers give the two's complement as an unsigned number, others the reverse.
     span, signed = 1 << 8 * dtype.itemsize, dtype.kind == "i"
     wrapped = [value % span - (span if signed and value % span >= span // 2 else 0) for value in found]
-    return Padding(min(wrapped), max(wrapped))
+    return min(wrapped), max(wrapped)
 
 
 def has_window(dataset: Dataset, index: int) -> bool:
-    """Whether a frame brings a VOI LUT or a window."""
+    """Return whether a frame has a VOI LUT or a window."""
     return _voi(dataset, index, exact=False) is not None
 
 
 def padding_is_black(dataset: Dataset, index: int, dtype: np.dtype[Any], *, inverted: bool) -> bool:
-    """Whether a frame's window would show its padding black anyway: then it may be averaged with its neighbours."""
+    """Return whether a frame's window shows its padding black anyway: then it may be averaged with its neighbours."""
     padding = _padding(dataset, dtype)
     if padding is None:
         return True
@@ -104,51 +92,34 @@ def padding_is_black(dataset: Dataset, index: int, dtype: np.dtype[Any], *, inve
     return bool((1 - grey if inverted else grey).max() < _BLACK)
 
 
-def _is_padding(stored: NDArray[Any], padding: Padding | None) -> NDArray[np.bool_] | None:
+def _padding_mask(stored: NDArray[Any], padding: Padding | None) -> NDArray[np.bool_] | None:
     """Mask the padding among stored values, None where there can be none; what is not finite is padding too."""
     mask = ~np.isfinite(stored) if stored.dtype.kind == "f" else None
     if padding is None:
         return mask
-    within: NDArray[np.bool_] = (stored >= padding.low) & (stored <= padding.high)
+    within: NDArray[np.bool_] = (stored >= padding[0]) & (stored <= padding[1])
     return within if mask is None else mask | within
 
 
-def _without(stored: NDArray[Any], padding: Padding | None) -> NDArray[Any]:
-    """Return the stored values that are no padding, (n,)."""
-    mask = _is_padding(stored, padding)
-    return stored.ravel() if mask is None else stored[~mask]
-
-
-def _blacken(grey: Values, stored: NDArray[Any], padding: Padding | None) -> None:
-    mask = _is_padding(stored, padding)
-    if mask is not None:
-        grey[mask] = 0
-
-
 def _macro(dataset: Dataset, index: int, name: str) -> Dataset:
-    """Find a functional group macro (PS3.3 C.7.6.16): of the frame, else shared by all, else the data set itself."""
-    for groups in (
-        item(dataset, "PerFrameFunctionalGroupsSequence", index),
-        item(dataset, "SharedFunctionalGroupsSequence"),
-    ):
-        if groups is not None and (found := item(groups, name)) is not None:
-            return found
+    """Return a functional group macro (PS3.3 C.7.6.16): of the frame, else shared by all, else the data set itself."""
+    for groups, place in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
+        group = item(dataset, groups, place)
+        if group is not None and (macro := item(group, name)) is not None:
+            return macro
     return dataset
 
 
 def _modality(dataset: Dataset, index: int) -> Transform:
     """Return the Modality LUT transformation, PS3.3 C.11.1: the table where there is one, else the rescale."""
-    table = item(dataset, "ModalityLUTSequence")
-    # PS3.3 C.8.7.1.1.2: this table leads back to the X-ray intensity, what is stored is what is shown.
-    shown_as_stored = text(dataset, "SOPClassUID") in _ANGIOGRAPHY and text(dataset, "PixelIntensityRelationship") in {
-        "LOG",
-        "DISP",
-    }
-    if table is not None and not shown_as_stored and (lookup := _lookup(table)) is not None:
-        return lookup
+    # PS3.3 C.8.7.1.1.2: this table leads back to the X-ray intensity; the values are shown as they are stored.
+    relationship = text(dataset, "PixelIntensityRelationship")
+    shown_as_stored = text(dataset, "SOPClassUID") in _ANGIOGRAPHY and relationship in {"LOG", "DISP"}
+    if not shown_as_stored and (lut := _lut(dataset, "ModalityLUTSequence")):
+        return lut[0]
     source = _macro(dataset, index, "PixelValueTransformationSequence")
-    slope = np.float32(next(iter(numbers(source, "RescaleSlope")), 1) or 1)
-    intercept = np.float32(next(iter(numbers(source, "RescaleIntercept")), 0))
+    slope = np.float32(number(source, "RescaleSlope", 1) or 1)
+    intercept = np.float32(number(source, "RescaleIntercept", 0))
     if slope == 1 and intercept == 0:
         return lambda values: values
     return lambda values: values * slope + intercept
@@ -157,16 +128,16 @@ def _modality(dataset: Dataset, index: int) -> Transform:
 def _voi(dataset: Dataset, index: int, *, exact: bool) -> Transform | None:
     """Return the VOI LUT transformation to 0…1, PS3.3 C.11.2: the first table, else the first window, else None."""
     source = _macro(dataset, index, "FrameVOILUTSequence")
-    table = item(source, "VOILUTSequence")
-    if table is not None and (lookup := _lookup(table)) is not None:
-        top = np.float32((1 << int(lookup.entries.max()).bit_length()) - 1 or 1)  # of the bits that are used
-        return lambda values: lookup(values) / top
-    centre, width = numbers(source, "WindowCenter")[:1], numbers(source, "WindowWidth")[:1]
-    if not centre or not width or width[0] <= 0:
+    if lut := _lut(source, "VOILUTSequence"):
+        look_up, largest = lut
+        top = np.float32((1 << largest.bit_length()) - 1 or 1)  # of the bits that are used
+        return lambda values: look_up(values) / top
+    centre, width = number(source, "WindowCenter", None), number(source, "WindowWidth", 0)
+    if centre is None or width <= 0:
         return None
     function = text(source, "VOILUTFunction") or "LINEAR"
     # LINEAR is made for whole numbers: floating point pixels 0…1 in a window 0…1 would all be white.
-    return _window(centre[0], width[0], "LINEAR_EXACT" if exact and function == "LINEAR" else function)
+    return _window(centre, width, "LINEAR_EXACT" if exact and function == "LINEAR" else function)
 
 
 def _window(centre: float, width: float, function: str) -> Transform:
@@ -196,7 +167,7 @@ def _extent(values: Values) -> tuple[float, float]:
 
 
 def _percentiles(values: Values) -> list[float]:
-    """Return ``PERCENTILES`` as np.percentile does, with less ado about the few values that it takes."""
+    """Return ``PERCENTILES`` as np.percentile does, but faster for few values."""
     last = values.size - 1
     places = [last * (share / 100) for share in PERCENTILES]
     below = [int(place) for place in places]
@@ -211,33 +182,27 @@ def _percentiles(values: Values) -> list[float]:
     return found
 
 
-def percentile_grey(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Show deep grey that says nothing of its range, as a PNG of 16 bits, by its percentiles: uint8 of its shape."""
-    return to_grey(pixels, Dataset(), 0, inverted=False)
+def _lut(dataset: Dataset, keyword: str) -> tuple[Transform, int] | None:
+    """Return the look-up table in a sequence (PS3.3 C.11.1.1, C.11.2.1.1) and its largest entry, None if damaged.
 
-
-@dataclass(frozen=True, slots=True)
-class _Lookup:
-    """A look-up table: values below the first mapped one give the first entry, values beyond the last the last."""
-
-    first: int
-    entries: Values
-
-    def __call__(self, values: Values, /) -> Values:
-        index = np.clip(np.nan_to_num(values) - np.float32(self.first), 0, len(self.entries) - 1)
-        return np.asarray(self.entries.take(index.astype(np.intp)), np.float32)
-
-
-def _lookup(table: Dataset) -> _Lookup | None:
-    """Read a look-up table of PS3.3 C.11.1.1 or C.11.2.1.1, None where it is damaged."""
-    descriptor = numbers(table, "LUTDescriptor")
-    if len(descriptor) != 3:  # noqa: PLR2004
+    Values below the first mapped one give the first entry, values beyond the last one the last.
+    """
+    table = item(dataset, keyword)
+    if table is None or len(descriptor := numbers(table, "LUTDescriptor")) != 3:  # noqa: PLR2004
         return None
     count, first = int(descriptor[0]) % (1 << 16) or 1 << 16, int(descriptor[1])
-    entries = lut_entries(table, "LUTData", count)
     if first >= 1 << 15 and first + count > 1 << 16:
         first -= 1 << 16  # a negative one that was read as unsigned
-    return None if entries is None else _Lookup(first, entries.astype(np.float32))
+    stored = lut_entries(table, "LUTData", count)
+    if stored is None:
+        return None
+    entries = stored.astype(np.float32)
+
+    def look_up(values: Values) -> Values:
+        index = np.clip(np.nan_to_num(values) - np.float32(first), 0, count - 1)
+        return np.asarray(entries.take(index.astype(np.intp)), np.float32)
+
+    return look_up, int(stored.max())
 
 
 def lut_entries(dataset: Dataset, keyword: str, count: int) -> NDArray[np.uint16] | None:
@@ -251,9 +216,9 @@ def raw_words(dataset: Dataset, keyword: str, wide: Callable[[int], bool]) -> ND
 
     pydicom would make a Python number of each, which takes longer than rendering.
     """
-    element: object = dataset.get_item(keyword)
-    if not isinstance(element, RawDataElement) or not element.value:
+    found = raw(dataset, keyword)
+    if found is None:
         return None
-    order = "<" if element.is_little_endian else ">"
-    dtype = np.dtype(f"{order}u2" if wide(len(element.value)) else "u1")
-    return np.frombuffer(element.value, dtype, count=len(element.value) // dtype.itemsize).astype(np.uint16)
+    _, value, little = found
+    dtype = np.dtype(f"{'<' if little else '>'}u2" if wide(len(value)) else "u1")
+    return np.frombuffer(value, dtype, count=len(value) // dtype.itemsize).astype(np.uint16)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.pixels.limits import PixelsError
+from dicomsort.pixels.source import PIXEL_ELEMENTS, Source
 from dicomsort.pixels.values import integer, text
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from dicomsort.pixels.source import Source
 
 GREY = {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"}
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
@@ -21,41 +18,30 @@ _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a frame is stored: the Image Pixel module, PS3.3 C.7.6.3."""
+    """How a frame is stored, by the names of pydicom's decoder options."""
 
     rows: int
     columns: int
-    samples: int
-    photometric: str
-    allocated: int
-    stored: int
-    shift: int  # unused bits below the stored ones: (0028,0102) *High Bit* tells
-    signed: int
-    planar: int
-    keyword: str
-    vr: str
+    samples_per_pixel: int
+    photometric_interpretation: str
+    bits_allocated: int
+    bits_stored: int
+    shift: int  # unused bits below the stored ones, by High Bit (0028,0102)
+    pixel_representation: int  # 1: signed
+    planar_configuration: int
+    pixel_keyword: str
+    pixel_vr: str
 
     @property
     def bits(self) -> int:
         """Bits of one frame of uncompressed pixel data."""
-        bits = self.rows * self.columns * self.samples * self.allocated
-        return bits * 2 // 3 if self.photometric == "YBR_FULL_422" else bits
+        bits = self.rows * self.columns * self.samples_per_pixel * self.bits_allocated
+        return bits * 2 // 3 if self.photometric_interpretation == "YBR_FULL_422" else bits
 
     def options(self, frames: int) -> dict[str, Any]:
-        """Return these facts under the names that pydicom's decoders know."""
-        return {
-            "rows": self.rows,
-            "columns": self.columns,
-            "samples_per_pixel": self.samples,
-            "photometric_interpretation": self.photometric,
-            "bits_allocated": self.allocated,
-            "bits_stored": self.stored,
-            "pixel_representation": self.signed,
-            "planar_configuration": self.planar,
-            "number_of_frames": frames,
-            "pixel_keyword": self.keyword,
-            "pixel_vr": self.vr,
-        }
+        """Return the options of pydicom's decoders; values that ``to_frame`` will move, they leave alone."""
+        options = asdict(self) | {"number_of_frames": frames}
+        return options | {"correct_unused_bits": False} if options.pop("shift") else options
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +49,14 @@ class Frame:
     """A decoded frame: (rows, columns) or (rows, columns, 3) of stored values, before any look-up table."""
 
     pixels: NDArray[Any]
-    photometric: str  # of ``pixels``: a decoder may have turned YBR into RGB
-    stored: int  # bits
+    photometric_interpretation: str  # of ``pixels``: a decoder may have turned YBR into RGB
+    bits_stored: int
     index: int  # which frame of the file it is
 
 
 def read_layout(source: Source) -> Layout:
-    """Read the Image Pixel module, and put right what contradicts itself: a grey image has one sample."""
-    dataset, keyword = source.dataset, source.element.keyword
+    """Read the Image Pixel module, and correct what contradicts itself: a grey image has one sample."""
+    dataset = source.dataset
     photometric = text(dataset, "PhotometricInterpretation").upper()
     samples = integer(dataset, "SamplesPerPixel", 1)
     if not photometric:  # ACR-NEMA had none
@@ -86,47 +72,44 @@ def read_layout(source: Source) -> Layout:
     return Layout(
         rows=integer(dataset, "Rows"),
         columns=integer(dataset, "Columns"),
-        samples=1 if photometric in GREY else 3,
-        photometric=photometric,
-        allocated=allocated,
-        stored=stored,
+        samples_per_pixel=1 if photometric in GREY else 3,
+        photometric_interpretation=photometric,
+        bits_allocated=allocated,
+        bits_stored=stored,
         shift=high + 1 - stored if stored <= high < allocated else 0,
-        signed=int(integer(dataset, "PixelRepresentation") == 1),
-        planar=int(integer(dataset, "PlanarConfiguration") == 1),
-        keyword=keyword,
-        vr=source.element.vr,
+        pixel_representation=int(integer(dataset, "PixelRepresentation") == 1),
+        planar_configuration=int(integer(dataset, "PlanarConfiguration") == 1),
+        pixel_keyword=PIXEL_ELEMENTS[source.element.tag],
+        pixel_vr=source.element.vr or "OW",
     )
 
 
-def choose(frame: int | None, count: int) -> int:
-    """Return the index of the frame that is asked for among ``count``, the middle one where it is None."""
+def choose(frame: int | None, declared: int, present: int) -> tuple[int, int]:
+    """Return the index of the requested frame, the middle one where it is None, and the number of frames.
+
+    That is ``declared`` (0028,0008), but no more than are ``present``, and all of these where it is below 1.
+    """
+    count = min(declared, present) if declared > 0 else present
     if frame is None:
-        return count // 2
+        return count // 2, count
     if not 0 <= frame < count:
         raise PixelsError(f"frame {frame} does not exist, the file holds {count}")
-    return frame
+    return frame, count
 
 
-def alignment(layout: Layout) -> dict[str, Any]:
-    """Return pydicom's option that leaves values alone which ``to_frame`` will move."""
-    return {"correct_unused_bits": False} if layout.shift else {}
+def to_frame(pixels: NDArray[Any], properties: dict[str, Any], layout: Layout, index: int) -> Frame:
+    """Return the frame that a pydicom decoder returned as an array and the properties of its pixels.
 
-
-def to_frame(pixels: NDArray[Any], facts: dict[str, Any], layout: Layout, index: int) -> Frame:
-    """Make a frame of what a pydicom decoder returned: an array, and what it says the array is."""
+    Values whose High Bit is not Bits Stored - 1 are moved down, where the bits below them are indeed unused.
+    """
     if layout.shift:
-        pixels = _realign(pixels, layout)
-    photometric = str(facts["photometric_interpretation"])
-    return Frame(pixels, photometric.replace("PALETTE_COLOR", "PALETTE COLOR"), layout.stored, index)
+        is_unused_below = not np.any(pixels & ((1 << layout.shift) - 1))
+        pixels = drop_unused_bits(pixels >> layout.shift if is_unused_below else pixels, layout.bits_stored)
+    photometric = str(properties["photometric_interpretation"])
+    return Frame(pixels, photometric.replace("PALETTE_COLOR", "PALETTE COLOR"), layout.bits_stored, index)
 
 
-def _realign(pixels: NDArray[Any], layout: Layout) -> NDArray[Any]:
-    """Move values whose High Bit is not Bits Stored - 1 down, where the bits below them are indeed unused."""
-    unused_below = not np.any(pixels & ((1 << layout.shift) - 1))
-    return keep_bits(pixels >> layout.shift if unused_below else pixels, layout.stored)
-
-
-def keep_bits(pixels: NDArray[Any], stored: int) -> NDArray[Any]:
-    """Drop the bits above the ``stored`` lowest ones, and take the highest of those for the sign of signed values."""
-    unused = pixels.dtype.itemsize * 8 - stored
+def drop_unused_bits(pixels: NDArray[Any], bits_stored: int) -> NDArray[Any]:
+    """Drop the bits above the ``bits_stored`` lowest, and take the highest of those for the sign of signed values."""
+    unused = pixels.dtype.itemsize * 8 - bits_stored
     return np.asarray(np.right_shift(np.left_shift(pixels, unused), unused))

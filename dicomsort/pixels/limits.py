@@ -1,23 +1,15 @@
-"""What can go wrong with pixels, and the limits that keep a hostile file cheap."""
+"""The error of files without pixels, and the limits that keep a hostile file cheap."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from dicomsort.errors import DicomsortError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-MAX_PIXELS = 100_000_000
-"""Rows times columns of one frame; a mammogram has 25 million, a large slide's frame 1 million."""
-
-MAX_INFLATED = 256 * 2**20
-"""Bytes that a deflated data set (PS3.5 A.5) may inflate to."""
-
-MAX_FRAGMENTS = 1_000_000
-"""Offsets in a Basic Offset Table (PS3.5 A.4), and frames of one file."""
+MAX_PIXELS = 100_000_000  # rows times columns of a frame; a mammogram has 25 million, a large slide's frame 1 million
+MAX_INFLATED = 256 * 2**20  # bytes that a deflated data set (PS3.5 A.5) may inflate to
+MAX_FRAGMENTS = 1_000_000  # offsets in a Basic Offset Table (PS3.5 A.4), and fragments of one file
 
 
 class PixelsError(DicomsortError):
@@ -25,11 +17,8 @@ class PixelsError(DicomsortError):
 
 
 @contextmanager
-def border(phrase: str) -> Iterator[None]:
-    """Translate whatever a dependency raises inside into ``PixelsError(phrase)``.
-
-    The dependency's own message is dropped: it may quote values of the file.
-    """
+def wrap_errors(phrase: str) -> Iterator[None]:
+    """Translate whatever a library raises into ``PixelsError(phrase)``, without its message, which may quote values."""
     try:
         yield
     except PixelsError:

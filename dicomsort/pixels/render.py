@@ -6,32 +6,24 @@ import logging
 import os
 import stat
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from pydicom.dataset import Dataset
 
+from dicomsort.dicom import magic
 from dicomsort.dicom.elements import ByteSource
+from dicomsort.dicom.file_meta import MAGIC, PREAMBLE
 from dicomsort.pixels import colour, frames, grayscale, png_jpeg, source
-from dicomsort.pixels.limits import PixelsError, border
-from dicomsort.records import RENDERING_VERSION
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-    from dicomsort.pixels.layout import Frame
-
-__all__ = ["INPUT_SHAPE", "RENDERING_VERSION", "as_array", "picture", "render", "show"]
+from dicomsort.pixels.layout import Frame
+from dicomsort.pixels.limits import PixelsError, wrap_errors
 
 INPUT_SHAPE = (224, 224, 3)
-
 _SIDE = INPUT_SHAPE[0]
-_LEAST = 2 * _SIDE  # pixels of the longer side of what is decoded smaller than it is
-_RASTER_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-_CHATTY = ("pydicom", "PIL")
+_MIN_SIDE = 2 * _SIDE  # pixels of the longer side of a frame that is decoded smaller than it is
 
 
 def render(path: str | os.PathLike[str], frame: int | None = None) -> NDArray[np.uint8]:
@@ -48,14 +40,14 @@ def render(path: str | os.PathLike[str], frame: int | None = None) -> NDArray[np
 
 def picture(path: str | os.PathLike[str], frame: int | None = None) -> Image.Image:
     """Render as ``render`` does, to an image of mode RGB or, where it is grey, L."""
-    with _decoded(path, frame, _LEAST) as image:
+    with _decoded(path, frame, _MIN_SIDE) as image:
         return fit(image)
 
 
 def show(path: str | os.PathLike[str], frame: int | None, side: int) -> Image.Image:
     """Render one frame for people, as ``render`` does but larger: mode L or RGB, its longer side at most ``side``.
 
-    Nothing is added around it, and nothing is made larger than it is.
+    It has no border, and is not enlarged.
 
     Raises:
         PixelsError: the file has no pixels that can be rendered; nothing else is ever raised or printed.
@@ -66,41 +58,40 @@ def show(path: str | os.PathLike[str], frame: int | None, side: int) -> Image.Im
 
 
 @contextmanager
-def _decoded(path: str | os.PathLike[str], frame: int | None, least: int) -> Iterator[Image.Image]:
-    """Yield a frame in grey or colour; a large one may be smaller than it is, its longer side at least ``least``."""
-    with _quiet(), border("the file cannot be read"), _open(path) as content:
-        head = content.at(0, 132)
-        if head.startswith(_RASTER_MAGIC) and head[128:] != b"DICM":
+def _decoded(path: str | os.PathLike[str], frame: int | None, min_side: int) -> Iterator[Image.Image]:
+    """Yield a frame in grey or colour; a large one may come smaller, its longer side at least ``min_side``."""
+    with _silenced(), wrap_errors("the file cannot be read"), _open(path) as content:
+        head = content.at(0, PREAMBLE + len(MAGIC))
+        if head.startswith((magic.PNG, magic.JPEG)) and not head.startswith(MAGIC, PREAMBLE):
             if frame not in {None, 0}:
                 raise PixelsError(f"frame {frame} does not exist, the file holds 1")
-            with border("the image cannot be decoded"):
-                yield png_jpeg.load(content.file(), least)
+            with wrap_errors("the image cannot be decoded"):
+                yield png_jpeg.load(content.file(), min_side)
             return
-        with border("the header cannot be parsed"):
+        with wrap_errors("the header cannot be parsed"):
             image = source.read(content)
-        with border("the pixel data cannot be decoded"):
-            decoded = frames.decode(image, frame, least)
-        with border("the pixel data cannot be shown"):
-            yield Image.fromarray(_show(decoded, image))
+        with wrap_errors("the pixel data cannot be decoded"):
+            decoded = frames.decode(image, frame, min_side)
+        with wrap_errors("the pixel data cannot be shown"):
+            yield Image.fromarray(_show(decoded, image.dataset))
 
 
-def _show(decoded: Frame, image: source.Source) -> NDArray[np.uint8]:
-    bare = decoded.photometric == "PALETTE COLOR" and not colour.has_palette(image.dataset)
-    if bare or decoded.photometric.startswith("MONOCHROME"):
-        return grayscale.to_grey(
-            decoded.pixels, image.dataset, decoded.index, inverted=decoded.photometric == "MONOCHROME1"
-        )
-    return np.ascontiguousarray(colour.to_rgb(decoded, image.dataset))
+def _show(decoded: Frame, dataset: Dataset) -> NDArray[np.uint8]:
+    photometric = decoded.photometric_interpretation
+    lacks_palette = photometric == "PALETTE COLOR" and "RedPaletteColorLookupTableDescriptor" not in dataset
+    if lacks_palette or photometric.startswith("MONOCHROME"):
+        inverted = photometric == "MONOCHROME1"
+        return grayscale.to_grey(decoded.pixels, dataset, decoded.index, inverted=inverted)
+    return np.ascontiguousarray(colour.to_rgb(decoded, dataset))
 
 
 def as_array(rendered: Image.Image) -> NDArray[np.uint8]:
-    """Return what ``picture`` gives as ``render`` does."""
-    wide = rendered if rendered.mode == "RGB" else Image.merge("RGB", (rendered, rendered, rendered))
-    return np.frombuffer(bytearray(wide.tobytes()), np.uint8).reshape(INPUT_SHAPE)
+    """Return what ``picture`` returns as ``render`` does: (224, 224, 3) uint8 RGB."""
+    return np.array(rendered.convert("RGB"))
 
 
 def fit(image: Image.Image) -> Image.Image:
-    """Scale an image of mode L or RGB to the longer side, and centre it on black: 224 x 224 of the same mode."""
+    """Scale an image of mode L or RGB by its longer side, and centre it on black: 224 x 224 of the same mode."""
     scale = _SIDE / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
@@ -122,9 +113,9 @@ def _open(path: str | os.PathLike[str]) -> Iterator[ByteSource]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' warnings and log records, which may quote values of the file, to themselves."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
+def _silenced() -> Iterator[None]:
+    """Suppress warnings and log records of libraries, which may quote values of the file."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "PIL")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)

@@ -1,7 +1,7 @@
 """A DICOM file opened for its pixels: the few elements that rendering needs, and where the pixel data lies.
 
 Only the header is read. Part 10 files, bare data sets without preamble or meta information (ACR-NEMA, as they leave
-some archives), and deflated ones (PS3.5 A.5) end up in the same ``Source``.
+some archives), and deflated ones (PS3.5 A.5) become the same ``Source``.
 """
 
 from __future__ import annotations
@@ -16,22 +16,13 @@ from pydicom.dataset import Dataset
 from dicomsort.dicom import file_meta, full_parser
 from dicomsort.dicom.elements import ByteSource, NeedsFullParser, ReadingEnded
 from dicomsort.dicom.encoding import HEADER_SIZE, Encoding
+from dicomsort.dicom.full_parser import ElementStart
 from dicomsort.pixels.limits import MAX_INFLATED, PixelsError
-from dicomsort.pixels.values import TAGS, reader_of, take, text
+from dicomsort.pixels.values import TAGS, make_reader, read_elements, text
 
+PIXEL_ELEMENTS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 _HEAD = 134  # bytes of a preamble, its prefix, and the group that follows
 _COMMAND = Encoding(explicit=False, little=True)  # of a command set (PS3.7 6.3.1)
-_PIXEL_ELEMENTS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
-
-
-@dataclass(frozen=True, slots=True)
-class Element:
-    """Where the pixel data lies: ``length`` is ``UNDEFINED`` where it is encapsulated (PS3.5 A.4)."""
-
-    keyword: str
-    vr: str
-    offset: int
-    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +33,15 @@ class Source:
     dataset: Dataset
     syntax: str
     little: bool
-    element: Element
+    element: ElementStart  # of the pixel data; its length is ``UNDEFINED`` where it is encapsulated (PS3.5 A.4)
 
 
 def read(content: ByteSource) -> Source:
     """Read the header of a DICOM file up to its pixel data."""
     head = content.at(0, _HEAD)
     start = file_meta.offset(head) or 0
-    if not start and not _plausible(head):
+    # Without a preamble, a data set starts with group 0002 or 0008, in either byte order.
+    if not start and not (head[:2] in {b"\x02\0", b"\x08\0", b"\0\x08", b"\0\0"} and any(head[4:8])):
         raise PixelsError("neither PNG, JPEG nor DICOM")
     syntax, start = _read_syntax(content, start, head[start : start + 2])
     if syntax == uid.DeflatedExplicitVRLittleEndian:
@@ -62,28 +54,23 @@ def read(content: ByteSource) -> Source:
     return Source(content, dataset, syntax, encoding.little, element)
 
 
-def _read_plain(content: ByteSource, start: int, encoding: Encoding) -> tuple[Dataset, Element]:
+def _read_plain(content: ByteSource, start: int, encoding: Encoding) -> tuple[Dataset, ElementStart]:
     code = content.at(start + 4, 2)
     if not encoding.explicit and code.isalpha() and code.isupper():  # it is explicit after all
         raise NeedsFullParser
-    reader = reader_of(content, encoding, start)
-    elements = take(reader, TAGS, min(_PIXEL_ELEMENTS) - 1)
-    tag, vr, length, value = reader.element(reader.position, explicit=encoding.explicit)
-    if tag not in _PIXEL_ELEMENTS:
+    reader = make_reader(content, encoding, start)
+    elements = read_elements(reader, TAGS, min(PIXEL_ELEMENTS) - 1)
+    tag, vr, length, offset = reader.element(reader.position, explicit=encoding.explicit)
+    if tag not in PIXEL_ELEMENTS:
         raise NeedsFullParser
-    return Dataset(elements), Element(_PIXEL_ELEMENTS[tag], reader.header.names.get(vr, "OW"), value, length)
+    return Dataset(elements), ElementStart(tag, reader.header.names.get(vr), length, offset)
 
 
-def _read_full(content: ByteSource, start: int, encoding: Encoding) -> tuple[Dataset, Element]:
-    dataset, _, pixels = full_parser.read_until(content, start, encoding, _PIXEL_ELEMENTS.__contains__, TAGS)
-    if pixels is None:
+def _read_full(content: ByteSource, start: int, encoding: Encoding) -> tuple[Dataset, ElementStart]:
+    dataset, _, element = full_parser.read_until(content, start, encoding, PIXEL_ELEMENTS.__contains__, TAGS)
+    if element is None:
         raise PixelsError("no pixel data")
-    return dataset, Element(_PIXEL_ELEMENTS[pixels.tag], pixels.vr or "OW", pixels.value, pixels.length)
-
-
-def _plausible(head: bytes) -> bool:
-    """Whether a file without preamble starts as a data set does: group 0002 or 0008, in either byte order."""
-    return head[:2] in {b"\x02\0", b"\x08\0", b"\0\x08", b"\0\0"} and any(head[4:8])
+    return dataset, element
 
 
 def _read_syntax(content: ByteSource, start: int, group: bytes) -> tuple[str, int]:
@@ -102,7 +89,6 @@ def _read_syntax(content: ByteSource, start: int, group: bytes) -> tuple[str, in
 
 
 def _read_group(content: ByteSource, start: int, group: int, encoding: Encoding) -> tuple[Dataset, int]:
-    """Return the elements of a group, and where it ends."""
     dataset, end, _ = full_parser.read_until(content, start, encoding, lambda tag: tag >> 16 != group)
     return dataset, end
 
@@ -116,7 +102,7 @@ def _inflate(content: ByteSource, start: int) -> ByteSource:
 
 
 def _encoding(first: bytes, syntax: str) -> Encoding:
-    """Tell the encoding by the transfer syntax, or by the first element where there is none."""
+    """Return the encoding by the transfer syntax, or by the first element where there is none."""
     if syntax:
         return Encoding(syntax != uid.ImplicitVRLittleEndian, syntax != uid.ExplicitVRBigEndian)
     explicit = first[4:6] in HEADER_SIZE
