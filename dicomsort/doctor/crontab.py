@@ -9,11 +9,11 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from dicomsort.config import load_sort
-from dicomsort.doctor.finding import Finding, fine, note, wrong
-from dicomsort.errors import UsageError
+from dicomsort.doctor.finding import Finding, checked, fine, note, refused, wrong
 
 _NAMES = frozenset(
     {"@reboot", "@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"}
@@ -144,53 +144,38 @@ def _at_home(word: str, user: str) -> str:
 
 
 def examine_crontab(file: Path, text: str, jobs: list[Job]) -> Iterator[Finding]:
-    """Look at what does not depend on what the commands are."""
-    what = "crontab"
+    """Check what does not depend on what the commands are."""
     if not jobs:
-        yield wrong(what, f"expected a line that runs dicomsort, received none in {file}", "see deploy/crontab")
+        message = f"expected a line that runs dicomsort, received none in {file}"
+        yield wrong(message, "see deploy/crontab", "crontab")
     if text and not text.endswith("\n"):
-        yield wrong(
-            what, f"{file}: expected a line feed at its end, received none", "cron ignores the last line: add one"
-        )
-    yield from _variables(text)
-    for job in jobs:
-        line = f"{what} line {job.number}"
-        if job.problem:
-            yield wrong(line, f"{job.problem}", "mend the line")
-            continue
-        if _can_run(job):
-            yield fine(line, f"{job.program} can be run")
-        else:
-            told = f"expected the absolute path of a program, received {job.program!r}"
-            yield wrong(
-                line, told, "cron finds programs in /usr/bin and /bin alone: give the path of your installation"
-            )
-        yield from _user(line, job)
-
-
-def _variables(text: str) -> Iterator[Finding]:
-    """What commands would refuse of the variables that the crontab sets."""
+        message = f"{file}: expected a line feed at its end, received none"
+        yield wrong(message, "cron ignores the last line: add one", "crontab")
     for number, line in enumerate(text.splitlines(), 1):
         if variable := _VARIABLE.fullmatch(line):
-            try:
-                load_sort({}, {variable[2]: _unquoted(variable[3])}, None)
-            except UsageError as error:
-                yield wrong(f"crontab line {number}", str(error), "mend the line")
+            set_alone = {variable[2]: _unquoted(variable[3])}
+            yield from refused("mend the line", partial(load_sort, {}, set_alone, None), f"crontab line {number}")
+    for job in jobs:
+        yield from checked(f"crontab line {job.number}", _examine_job(job))
 
 
-def _can_run(job: Job) -> bool:
-    path = job.environ.get("PATH", _PATH)
-    return (os.path.isabs(job.program) or "/" not in job.program) and shutil.which(job.program, path=path) is not None
-
-
-def _user(line: str, job: Job) -> Iterator[Finding]:
+def _examine_job(job: Job) -> Iterator[Finding]:
+    if job.problem:
+        yield wrong(job.problem, "mend the line")
+        return
+    is_found_by_cron = os.path.isabs(job.program) or "/" not in job.program
+    if is_found_by_cron and shutil.which(job.program, path=job.environ.get("PATH", _PATH)) is not None:
+        yield fine(f"{job.program} can be run")
+    else:
+        mend = "cron finds programs in /usr/bin and /bin alone: give the path of your installation"
+        yield wrong(f"expected the absolute path of a program, received {job.program!r}", mend)
     if not job.user:
         return
     try:
         account = pwd.getpwnam(job.user)
     except KeyError:
-        yield wrong(line, f"expected a user of this machine, received {job.user!r}", f"useradd --system {job.user}")
+        yield wrong(f"expected a user of this machine, received {job.user!r}", f"useradd --system {job.user}")
         return
     if account.pw_uid != os.geteuid():
         mend = f"run `runuser -u {job.user} -- dicomsort doctor …`"
-        yield note(line, f"it runs as {job.user}; what is said of rights here holds for you alone", mend)
+        yield note(f"it runs as {job.user}; what is said of rights here holds for you alone", mend)
