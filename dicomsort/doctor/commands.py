@@ -230,8 +230,8 @@ def _option(name: str) -> str:
 def _refusal(call: Call, outside: Outside) -> str:
     """Return why the command would end before it begins; "" where it would not."""
     try:
-        if call.command in _CHECKS:
-            _CHECKS[call.command](call, outside)
+        for check_command in _CHECKS.get(call.command, ()):
+            check_command(call, outside)
     except DicomsortError as error:
         return str(error)
     except (OSError, ImportError) as error:
@@ -299,18 +299,9 @@ def _report(call: Call, outside: Outside) -> None:
         _load_model(call, outside)
 
 
-def _review(call: Call, outside: Outside) -> None:
-    _check_outbox(call, outside)
-    _load_model(call, outside)
-
-
 def _load_model(call: Call, _: Outside) -> None:
-    load(call.given["model"] or default_path(), RENDERING_VERSION)
-
-
-def _evaluate(call: Call, outside: Outside) -> None:
-    if call.given["compare"] is None:
-        _load_model(call, outside)
+    if call.given.get("compare") is None:
+        load(call.given["model"] or default_path(), RENDERING_VERSION)
 
 
 def _train(call: Call, _: Outside) -> None:
@@ -324,16 +315,14 @@ def _check_outbox(call: Call, _: Outside) -> None:
         absolute(call.given["outbox"])
 
 
-_CHECKS: dict[str, Callable[[Call, Outside], None]] = {
-    "sort": _sort,
-    "watch": _watch,
-    "send": _send,
-    "receive": _receive,
-    "report": _report,
-    "review": _review,
-    "predict": _load_model,
-    "evaluate": _evaluate,
-    "train": _train,
-    "tune": _train,
-    **dict.fromkeys(("resume", "undo", "runs", "verify"), _check_outbox),
+_CHECKS: dict[str, tuple[Callable[[Call, Outside], None], ...]] = {
+    "sort": (_sort,),
+    "watch": (_watch,),
+    "send": (_send,),
+    "receive": (_receive,),
+    "report": (_report,),
+    "review": (_check_outbox, _load_model),
+    **dict.fromkeys(("predict", "evaluate"), (_load_model,)),
+    **dict.fromkeys(("train", "tune"), (_train,)),
+    **dict.fromkeys(("resume", "undo", "runs", "verify"), (_check_outbox,)),
 }

@@ -7,7 +7,7 @@ import pwd
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,7 @@ _FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
 _PART = re.compile(r"(?:\*|(\w*)(?:([-~])(\w*))?)(?:/(\d+))?", re.ASCII)
 
 
-def schedule_problem(schedule: str) -> str:
-    """What is wrong with the time of a crontab's line; "" where cron takes it."""
+def _schedule_problem(schedule: str) -> str:
     if schedule.startswith("@"):
         known = ", ".join(sorted(_NAMES))
         return "" if schedule.lower() in _NAMES else f"expected one of {known}, received {schedule!r}"
@@ -57,7 +56,7 @@ def _is_part(part: str, least: int, most: int, names: tuple[str, ...]) -> bool:
 
 
 def _number(text: str, least: int, names: tuple[str, ...]) -> int:
-    """The number of a name or of digits; -1 for what is neither."""
+    """Return the number of a name or of digits; -1 for what is neither."""
     if text in names:
         return names.index(text) + least
     return int(text) if text.isdigit() and len(text) < 4 else -1  # noqa: PLR2004 - digits of the largest, and a zero
@@ -77,29 +76,27 @@ _NO_JOB = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A line that runs dicomsort: its number, its user ("" in a user's own crontab), the program, its arguments.
+    """A line that runs dicomsort: its user ("" in a user's own crontab), program and arguments, or its ``problem``.
 
     ``environ`` is what the crontab, up to this line, and the line itself set: cron gives a job nothing of ours.
     """
 
     number: int
-    user: str
-    program: str
-    arguments: list[str]
-    problem: str = ""
+    problem: str
+    user: str = ""
+    program: str = ""
+    arguments: Sequence[str] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
 
 
 def jobs_of(text: str) -> Iterator[Job]:
-    """The jobs of a crontab, and the lines that are none at all; a line that runs something else is left out."""
+    """Yield the jobs of a crontab, and the lines that cron cannot read; lines that run something else are left out."""
     environ: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if variable := _VARIABLE.fullmatch(line):
             environ = environ | {variable[2]: _unquoted(variable[3])}
-        elif line.strip() and not line.lstrip().startswith("#"):
-            job = _job_of(number, line, environ)
-            if job is not None:
-                yield job
+        elif line.strip() and not line.lstrip().startswith("#") and (job := _job_of(number, line, environ)):
+            yield job
 
 
 def _unquoted(value: str) -> str:
@@ -108,20 +105,20 @@ def _unquoted(value: str) -> str:
 
 
 def _job_of(number: int, line: str, environ: Mapping[str, str]) -> Job | None:
-    """The job of a line, None where it runs another program."""
+    """Return the job of a line, None where it runs another program."""
     found = _JOB.match(line)
     if found and "dicomsort" not in line:
         return None
-    problem = schedule_problem(found[1]) if found else _NO_JOB
+    problem = _schedule_problem(found[1]) if found else _NO_JOB
     if "\0" in line:
         problem = "expected a command of the shell, received the character NUL"
     if problem or found is None:
-        return Job(number, "", "", [], problem)
+        return Job(number, problem)
     command, percent, _ = found[2].partition("%")
     try:
         words = shlex.split(command)
     except ValueError as error:
-        return Job(number, "", "", [], f"expected a command of the shell, received: {error}")
+        return Job(number, f"expected a command of the shell, received: {error}")
     places = [place for place, word in enumerate(words) if os.path.basename(word) == "dicomsort"]
     if not places:
         return None
@@ -135,11 +132,11 @@ def _job_of(number: int, line: str, environ: Mapping[str, str]) -> Job | None:
     problem = "expected no % (a line feed, to cron)" if percent and not command.endswith("\\") else ""
     whole = {**environ, **{each[1]: each[2] for each in assigned[:program] if each}}
     run = [_at_home(word, user) for word in (words[program], *arguments[:end])]
-    return Job(number, user, run[0], run[1:], problem, whole)
+    return Job(number, problem, user, run[0], run[1:], whole)
 
 
 def _at_home(word: str, user: str) -> str:
-    """A word as the shell of that user takes it, for ~ at its beginning."""
+    """Return a word as the shell of that user reads it, for ~ at its beginning."""
     return os.path.expanduser(f"~{user}{word[1:]}" if word.startswith("~/") else word)
 
 
