@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dicomsort.cli.options import gathered, option, require_room
-from dicomsort.config import MOST_PORT, SORT, TABLES, Option
+from dicomsort.config import SORT, TABLES, Option
+from dicomsort.config.settings import MOST_PORT
 from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:

@@ -115,21 +115,21 @@ class Serving:
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "dicomsort-review"))
 
 
-def serve(session: Session, address: str, port: int, name: str, tell: Callable[[str], None]) -> None:
+def serve(session: Session, address: str, port: int, name: str, announce: Callable[[str], None]) -> None:
     """Serve until a page says that the review is finished, or a signal ends it; a decision that runs is waited for.
 
-    ``tell`` is given the address to open when all is ready. UsageError where the port cannot be had.
+    ``announce`` gets the address to open when all is ready. UsageError where the port cannot be had.
     """
     try:
         listening = socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
     except OSError as error:
         raise UsageError(f"--port: expected one that is free at {address}, received {port} ({error})") from error
     listening.setblocking(False)
-    asyncio.run(_serve(session, listening, address, name, tell))
+    asyncio.run(_serve(session, listening, address, name, announce))
 
 
 async def _serve(
-    session: Session, listening: socket.socket, address: str, name: str, tell: Callable[[str], None]
+    session: Session, listening: socket.socket, address: str, name: str, announce: Callable[[str], None]
 ) -> None:
     port = listening.getsockname()[1]
     guard = guard_for(address, port)
@@ -139,7 +139,7 @@ async def _serve(
     server = Server(application(serving), idle_connection_timeout=IDLE, **limits)
     server.add_socket(listening)
     with serving.pool:
-        tell(serving.address)
+        announce(serving.address)
         await serving.done.wait()
         server.stop()
         await server.close_all_connections()
