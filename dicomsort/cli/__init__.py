@@ -176,7 +176,7 @@ def main() -> None:
     logging.getLogger("dicomsort").addHandler(logging.NullHandler())
     with signals.raising():
         try:
-            code = _ran()
+            code = _run()
             sys.stdout.flush()
         except KeyboardInterrupt as stop:  # before the command begins, or a second one
             code = _fail(f"interrupted; {signals.AGAIN}", signals.code_of(signals.number_of(stop)))
@@ -186,7 +186,7 @@ def main() -> None:
     sys.exit(code)
 
 
-def _ran() -> int:
+def _run() -> int:
     """Run the command, print and log its error, and return the exit code."""
     try:
         return int(app(standalone_mode=False) or 0)

@@ -85,7 +85,6 @@ def _workers() -> Iterator[tuple[Engine, Reporter]]:
 
 
 def _warn(report: dict[str, Any]) -> None:
-    """Say on stderr what must not be overlooked."""
     lines = [f"WARNING: {report['held_out']}"] if report["trained_on"] else []
     missing = [label for label, count in report["data"]["images"].items() if not count]
     if missing:

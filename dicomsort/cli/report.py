@@ -71,7 +71,7 @@ def _write(run: ReportedRun, html: str, settings: ReportSettings) -> None:
         reads = {"inbox": run.head["inbox"]} if run.head else {}
         Gate(reads, run.outbox).check_file("--html", Path(html), FILE.content)
     with watching(quiet=settings.quiet) as progress:
-        content = page(_made(run, settings, progress))
+        content = page(_make(run, settings, progress))
     if html == STDOUT:
         typer.echo(content, nl=False)
         return
@@ -84,7 +84,7 @@ def _write(run: ReportedRun, html: str, settings: ReportSettings) -> None:
         typer.echo(f"The page is {visible(os.path.abspath(html))} ({size(len(content))})", err=True)
 
 
-def _made(run: ReportedRun, settings: ReportSettings, progress: Progress) -> Report:
+def _make(run: ReportedRun, settings: ReportSettings, progress: Progress) -> Report:
     from dicomsort.pages.report import make
 
     if not settings.pictures:

@@ -88,7 +88,6 @@ def _announce(session: Session, address: str) -> None:
 
 
 def _conclude(session: Session) -> None:
-    """Say what was decided, and how a model learns from it."""
     from dicomsort.report import visible
 
     end = session.farewell()

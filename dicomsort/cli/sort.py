@@ -90,7 +90,6 @@ def _code(summary: Summary, settings: SortSettings) -> int:
 
 
 def _cause(summary: Summary, outbox: str) -> str:
-    """Return in words why a run is no success."""
     summaries = (summary, *summary.finished)
     troubles = [each.trouble for each in summaries]
     counts = sum((each.held for each in summaries), Counter[str]()).most_common()

@@ -118,7 +118,6 @@ def _written(environ: Mapping[str, str], file: Path | Written | None) -> Written
 
 
 def _resolved(command: str, cli: Mapping[str, object], environ: Mapping[str, str], written: Written) -> dict[str, Any]:
-    """Return the value of each option of a command."""
     options = TABLES[command]
     values: dict[str, Any] = {name: option.default for name, option in options.items()}
     layers = [written.tables.get(table, {}) for table in (TOP, *INHERITS.get(command, ()), command)]

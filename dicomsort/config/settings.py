@@ -123,7 +123,6 @@ _KINDS: dict[type, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _shown(value: object) -> str:
-    """Return a value as it was written, cut where it is long."""
     text = hex(value) if isinstance(value, int) and value.bit_length() > _BITS else repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 

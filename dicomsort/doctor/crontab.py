@@ -56,7 +56,6 @@ def _is_part(part: str, least: int, most: int, names: tuple[str, ...]) -> bool:
 
 
 def _number(text: str, least: int, names: tuple[str, ...]) -> int:
-    """Return the number of a name or of digits; -1 for what is neither."""
     if text in names:
         return names.index(text) + least
     return int(text) if text.isdigit() and len(text) < 4 else -1  # noqa: PLR2004 - digits of the largest, and a zero
@@ -105,7 +104,6 @@ def _unquoted(value: str) -> str:
 
 
 def _job_of(number: int, line: str, environ: Mapping[str, str]) -> Job | None:
-    """Return the job of a line, None where it runs another program."""
     found = _JOB.match(line)
     if found and "dicomsort" not in line:
         return None

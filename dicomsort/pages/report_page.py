@@ -149,7 +149,6 @@ def _files(count: int) -> str:
 
 
 def _notices(report: Report) -> Iterator[str]:
-    """Yield what must be known before anything else."""
     run, bundle, listed = report.run, report.bundle, len(report.statistics.held)
     if run.is_undone:
         yield f"This run was undone by {run.undone_by}: its files are gone from there and have no pictures."

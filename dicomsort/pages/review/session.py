@@ -250,5 +250,4 @@ class Session:
         return self.gallery.portrait(PictureRequest(path, frame, side, model), held.row.sha256)
 
     def _decision(self, item: Item) -> RunRow | None:
-        """Return the decision about an item's first file, if there is one."""
         return self.desk.holdings.decision(item.files[0])
