@@ -36,7 +36,7 @@ from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.memory import file_limit, refusal, shortage
 
 EXIT_INTERRUPTED = signals.EXIT_INTERRUPTED
-# Of these, printing is not the purpose; `sort` decides for itself.
+# The purpose of these is not to print; `sort` decides for itself.
 ACTING = frozenset({"watch", "resume", "undo", "receive", "send", "review", "train", "tune"})
 PLACING = frozenset({"sort", "watch", "resume", "undo", "review"})
 RESUME = "`dicomsort resume` finishes a sort that had begun"
@@ -48,16 +48,16 @@ _NO_TRAINING = (
 WrongUsage: Any = typer.BadParameter.__mro__[1]  # click's UsageError, wherever this version of Typer keeps it
 
 
-class _Interrupted(Exception):
+class _Interrupted(DicomsortError):
     """A signal ended the command; the message says what to do."""
 
     def __init__(self, stop: KeyboardInterrupt) -> None:
-        super().__init__("; ".join(getattr(stop, "__notes__", ())) or signals.AGAIN)
+        super().__init__("; ".join(["interrupted", *getattr(stop, "__notes__", [signals.AGAIN])]))
         self.exit_code = signals.code_of(signals.number_of(stop))
 
 
 class _Commands(typer.core.TyperGroup):
-    """Keeps from Typer that a signal came: it would say nothing, or "Aborted!". ``help COMMAND`` is its ``--help``."""
+    """Hides signals from Typer, which would say nothing, or "Aborted!". ``help COMMAND`` is its ``--help``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         if args[:1] == ["help"]:
@@ -79,7 +79,7 @@ class _Commands(typer.core.TyperGroup):
 
 
 class _Command(typer.core.TyperCommand):
-    """Refuses an empty name of a file or folder, as an unset variable of a script gives: it is the working folder."""
+    """Refuses an empty name of a file or folder, as an unset variable of a script gives it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         given, _, _ = self.make_parser(ctx).parse_args(args=[*args])
@@ -158,7 +158,7 @@ def options(
 
 
 def _clean_environment() -> None:
-    """Take away variables that Rich and Typer would fail by, or would do something else by than the command says."""
+    """Remove variables that would make Rich or Typer fail, or do something else than the command says."""
     for name in ("COLUMNS", "LINES"):
         if (given := os.environ.get(name)) is not None and not re.fullmatch(r"[1-9][0-9]{0,4}", given):
             del os.environ[name]
@@ -176,74 +176,72 @@ def main() -> None:
     logging.getLogger("dicomsort").addHandler(logging.NullHandler())
     with signals.raising():
         try:
-            code = _ran()
+            code = _run()
             sys.stdout.flush()
         except KeyboardInterrupt as stop:  # before the command begins, or a second one
-            code = _tell(f"interrupted; {signals.AGAIN}", signals.code_of(signals.number_of(stop)))
+            code = _fail(f"interrupted; {signals.AGAIN}", signals.code_of(signals.number_of(stop)))
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         signals.over(code)
     sys.exit(code)
 
 
-def _ran() -> int:
-    """Run the command, and return the exit code; what failed is told."""
+def _run() -> int:
+    """Run the command, print and log its error, and return the exit code."""
     try:
         return int(app(standalone_mode=False) or 0)
-    except _Interrupted as stop:
-        return _tell(f"interrupted; {stop}", stop.exit_code)
     except DicomsortError as error:
-        return _tell(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code)
     except WrongUsage as error:
         return _refuse(error)
     except RecursionError:
-        return _tell("expected data that is nested less deeply, received data nested too deeply to be read", 1)
+        return _fail("expected data that is nested less deeply, received data nested too deeply to be read", 1)
     except (OSError, MemoryError, ImportError, RuntimeError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name in training.PACKAGES:
-            return _tell(_NO_TRAINING.format(error.name), 1)
-        if (told := _shortage(error)) is None:
+            return _fail(_NO_TRAINING.format(error.name), 1)
+        if not (message := _shortage(error)):
             raise
-        return _tell(*told)
+        return _fail(*message)
 
 
 def _refuse(error: Any) -> int:
-    """Tell of wrong usage; a command that was given nothing prints its whole help first."""
+    """Print what is wrong with the usage; a command that was given nothing prints its whole help first."""
     wrong, context = error.format_message(), error.ctx
     if context is None or len(sys.argv) > (1 if context.parent is None else 2):
-        return _tell(f"expected what --help tells of, received: {wrong}", UsageError.exit_code)
+        return _fail(f"expected what --help tells of, received: {wrong}", UsageError.exit_code)
     typer.echo(context.get_help(), err=True)
     if wrong == context.get_help():  # the message of some versions of Typer
         return UsageError.exit_code
-    return _tell(f"expected arguments, received none: {wrong}", UsageError.exit_code)
+    return _fail(f"expected arguments, received none: {wrong}", UsageError.exit_code)
 
 
 def _shortage(error: Exception) -> tuple[str, int] | None:
-    """What to say, and the exit code, where the system refused something; None where the error is of another kind."""
+    """Return a message and the exit code where the system refused something; None for errors of another kind."""
+    advice = getattr(error, "__notes__", ())
+    words = ("allocate memory", "failed to map segment")  # of the loader, and of the interpreter
     if isinstance(error, FileNotFoundError) and not _has_working_folder():
         expected = "expected a working folder that is there, received one that was removed"
         return f"{expected}; change to another, or give absolute paths", UsageError.exit_code
-    advice = getattr(error, "__notes__", ())
-    words = ("allocate memory", "failed to map segment")  # of the loader, and of the interpreter
     if "start new thread" in str(error) or (isinstance(error, OSError) and error.errno == errno.EAGAIN):
-        return "; ".join([refusal(), *advice]), 1
-    if isinstance(error, OSError) and error.errno != errno.ENOMEM:
-        limit = file_limit() if error.errno == errno.EFBIG else ""
-        return "; ".join(filter(None, [f"expected success, received {error}", limit, *advice])), 1
-    if isinstance(error, OSError | MemoryError) or any(word in str(error) for word in words):
-        return "; ".join([shortage(), *advice]), 1
-    return None
+        parts = [refusal()]
+    elif isinstance(error, OSError) and error.errno != errno.ENOMEM:
+        parts = [f"expected success, received {error}", file_limit() if error.errno == errno.EFBIG else ""]
+    elif isinstance(error, OSError | MemoryError) or any(word in str(error) for word in words):
+        parts = [shortage()]
+    else:
+        return None
+    return "; ".join(filter(None, [*parts, *advice])), 1
 
 
 def _has_working_folder() -> bool:
     try:
-        os.getcwd()
+        return bool(os.getcwd())
     except FileNotFoundError:
         return False
-    return True
 
 
-def _tell(message: str, code: int) -> int:
-    console.optional()  # what was printed before may be lost: the exit code tells of the failure
+def _fail(message: str, code: int) -> int:
+    console.optional()  # what was printed before may be lost: the exit code stands for the failure
     print(f"dicomsort: {console.one_line(message)}", file=sys.stderr)
     logs.log_refusal(sys.argv[1:], os.environ, code, message)
     return code

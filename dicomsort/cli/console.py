@@ -74,17 +74,13 @@ def show_summary(summary: Summary, *, as_json: bool, quiet: bool, outbox: str | 
         table = Table(title=title, title_justify="left")
         for heading in ("status", "files", "which"):
             table.add_column(heading, justify="right" if heading == "files" else "left")
+        counts = sorted(summary.classes.items())
+        classes = ", ".join(f"{name} {count:,}" for name, count in counts if name != "OTHER")
         for status, count in sorted(summary.statuses.items(), key=lambda item: -item[1]):
-            table.add_row(status, f"{count:,}", _which(summary, status))
+            table.add_row(status, f"{count:,}", classes if status == "sorted" else "")
         console.print(table)
     for line in _remarks(summary, outbox):
         console.print(escape(escaped(line)))
-
-
-def _which(summary: Summary, status: str) -> str:
-    if status == "sorted":
-        return ", ".join(f"{name} {count:,}" for name, count in sorted(summary.classes.items()) if name != "OTHER")
-    return ""
 
 
 def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
@@ -123,14 +119,11 @@ def show_tables(tables: Iterable[Table]) -> None:
 def _plain_table(table: Table) -> None:
     """Print aligned columns: the first to the left, the others to the right."""
     lines: list[Sequence[str]] = [table.head, *table.rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
+    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
     print(table.title)
-    for line in lines:
-        cells = [
-            line[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-        ]
-        print("  " + "  ".join(cells).rstrip())
+    for name, *cells in lines:
+        others = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        print("  " + "  ".join([name.ljust(first), *others]).rstrip())
 
 
 def _rich_table(table: Table) -> None:
@@ -147,7 +140,7 @@ def _rich_table(table: Table) -> None:
 
 
 class _Unfailing(io.RawIOBase):
-    """The bytes of a standard stream: the first failure is told to ``on_lost``, and all later bytes are dropped."""
+    """The bytes of a standard stream: ``on_lost`` gets the first failure, and all later bytes are dropped."""
 
     def __init__(self, descriptor: int, on_lost: Callable[[OSError], None], *, is_closed: bool) -> None:
         super().__init__()
@@ -168,7 +161,9 @@ class _Unfailing(io.RawIOBase):
         size = len(left)
         while left and not self._is_lost:
             try:
-                left = left[self._written(left) :]
+                if self._is_closed:
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))  # noqa: TRY301 - as ``os.write`` does
+                left = left[os.write(self._descriptor, left) :]
             except BlockingIOError:
                 select.select([], [self._descriptor], [])
             except OSError as error:
@@ -176,19 +171,14 @@ class _Unfailing(io.RawIOBase):
                 self._on_lost(error)
         return size
 
-    def _written(self, data: memoryview) -> int:
-        if self._is_closed:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        return os.write(self._descriptor, data)
-
 
 def one_line(message: str) -> str:
-    """A message as one line for a terminal: characters that could drive it are escaped."""
+    """Return a message as one line for a terminal: characters that could drive it are escaped."""
     return escaped(" ".join(message.split()))
 
 
 def guard() -> None:
-    """Guard stdout and stderr where they are the process's own, and mend those that are closed.
+    """Guard stdout and stderr where they are the process's own, and replace those that are closed.
 
     A file that is opened later must not get the number of a closed one: what libraries print would go into it.
     """

@@ -6,22 +6,26 @@ import io
 import json
 import os
 import shlex
-from collections.abc import Collection, Iterator
-from contextlib import redirect_stdout, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dicomsort.cli.options import gathered, option, require_room
-from dicomsort.config import MOST_PORT, SORT, TABLES, Option
+from dicomsort.config import SORT, TABLES, Option
+from dicomsort.config.settings import MOST_PORT
+from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
     from dicomsort.doctor import Call, Finding, Job, Outside
-    from dicomsort.outputs import Gate
+
+    Folders = tuple[str | None, str | None]  # an inbox and an outbox
 
 FAILED = 1
-STDOUT = "-"
 MAKING = ("sort", "watch")  # commands that make an outbox
 _MARKS = {"fine": "✓", "note": "!", "wrong": "✗"}
 _CONFIG = "A configuration file: its keys are checked, and the paths that it names."
@@ -52,13 +56,12 @@ def doctor(
 
     require_room()
     found = []
-    looked = (
+    for finding in chain(
         examine_machine(model, port),
         examine_environment(os.environ),
         examine_folders(inbox, outbox, Files()),
-        _named(inbox, outbox, model, config, crontab),
-    )
-    for finding in (finding for findings in looked for finding in findings):
+        _examine_files((inbox, outbox), model, config, crontab),
+    ):
         found.append(finding)
         if not as_json:
             mend = f"; {finding.mend}" if finding.mend else ""
@@ -68,160 +71,84 @@ def doctor(
     raise typer.Exit(FAILED if any(finding.state is State.WRONG for finding in found) else 0)
 
 
-def _named(
-    inbox: str | None, outbox: str | None, model: Path | None, config: Path | None, crontab: Path | None
+def _examine_files(
+    folders: Folders, model: Path | None, config: Path | None, crontab: Path | None
 ) -> Iterator[Finding]:
-    """What a configuration and a crontab name; the folders of the crontab where they are not those given."""
-    from dicomsort.doctor import examine_crontab, jobs_of, wrong
-    from dicomsort.files import read_bounded
-
-    if config is None and crontab is None:
-        return
-    outside = _outside()
-    if config is not None:
-        yield from _config(config, _gate(inbox, outbox), model, outside)
-    if crontab is None:
-        return
-    try:
-        text = read_bounded(crontab).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        yield wrong("crontab", f"expected a crontab that can be read, received {crontab}: {error}", "mend that")
-        return
-    jobs = list(jobs_of(text))
-    found = list(examine_crontab(crontab, text, jobs))
-    yield from found
-    looked_at, told, made = {(inbox, outbox)}, {finding.told for finding in found}, _made_by(jobs)
-    for job in jobs:
-        if not job.problem:
-            yield from _job(job, looked_at, told, made, outside)
-
-
-def _config(file: Path, gate: Gate, model: Path | None, outside: Outside) -> Iterator[Finding]:
-    """What a configuration names, and what each command makes of it."""
-    from dicomsort.doctor import Finding, examine_config, examine_settings, read_config
-
-    written = read_config(file)
-    if isinstance(written, Finding):
-        yield written
-        return
-    found = list(examine_config(file, written, gate, model, outside.check_classes))
-    yield from found
-    yield from examine_settings(written, model, found, outside)
-
-
-def _outside() -> Outside:
-    from dicomsort.doctor import Outside
+    """Check what a configuration and a crontab name; the folders of the crontab where they are not those given."""
+    from dicomsort.doctor import Outside, examine_config
+    from dicomsort.outputs import Gate
     from dicomsort.pages.report_page import FILE
     from dicomsort.service.forwarding import check_classes, check_routes
 
-    return Outside(check_classes, check_routes, FILE.content)
+    outside = Outside(check_classes, check_routes, FILE.content)
+    if config is not None:
+        inbox, outbox = folders
+        yield from examine_config(config, Gate({} if inbox is None else {"INBOX": inbox}, outbox), model, outside)
+    if crontab is not None:
+        yield from _examine_crontab(crontab, folders, outside)
 
 
-def _made_by(jobs: list[Job]) -> set[str]:
-    """The outboxes that lines of a crontab make: other lines may use them, also where they are not there yet."""
-    from dicomsort.errors import UsageError
+def _examine_crontab(file: Path, folders: Folders, outside: Outside) -> Iterator[Finding]:
+    """Check a crontab's lines: whether the commands take their arguments, and the paths among these."""
+    from dicomsort.doctor import examine_call, examine_crontab, examine_folders, jobs_of, wrong
+    from dicomsort.files import Files, read_bounded
 
-    made = set()
-    for job in jobs:
-        with suppress(UsageError):
-            line = _parsed(job.arguments)
-            outbox = line.params.get("outbox")
-            if line.command in MAKING and outbox is not None and not line.params.get("dry_run"):
-                made.add(os.path.realpath(outbox))
-    return made
-
-
-def _job(
-    job: Job, looked_at: set[tuple[str | None, str | None]], told: Collection[str], made: set[str], outside: Outside
-) -> Iterator[Finding]:
-    """Look at a line's arguments: whether the command takes them, and the paths among them.
-
-    ``told`` is what was found of the crontab's variables.
-    """
-    from dicomsort.doctor import Call, State, examine_folders, refusal, wrong
-    from dicomsort.errors import UsageError
-    from dicomsort.files import Files
-
-    what = f"crontab line {job.number}"
     try:
-        line = _parsed(job.arguments)
-    except UsageError as error:
-        yield wrong(what, str(error), "mend the line")
+        text = read_bounded(file).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        yield wrong(f"expected a crontab that can be read, received {file}: {error}", "mend that", "crontab")
         return
-    call = Call(line.command, line.params, line.flags, job.environ, made)
-    found = list(_paths(what, call, outside))
+    jobs = list(jobs_of(text))
+    found = list(examine_crontab(file, text, jobs))
     yield from found
-    message = "" if any(finding.state is State.WRONG for finding in found) else refusal(call, outside)
-    if message and message not in told:
-        yield wrong(what, message, "mend the line, or what it names")
-    folders = (line.params.get("inbox"), line.params.get("outbox"))
-    if folders not in looked_at:
-        looked_at.add(folders)
-        yield from examine_folders(*folders, Files())
+    calls = [_parsed(job) for job in jobs]
+    known, made, examined = {finding.told for finding in found}, _made_outboxes(calls), {folders}
+    for job, call in zip(jobs, calls, strict=True):
+        what = f"crontab line {job.number}"
+        if job.problem:
+            continue
+        if isinstance(call, UsageError):
+            yield wrong(str(call), "mend the line", what)
+            continue
+        yield from examine_call(what, replace(call, made=made), known, outside)
+        own = (call.given.get("inbox"), call.given.get("outbox"))
+        if own not in examined:
+            examined.add(own)
+            yield from examine_folders(*own, Files())
 
 
-def _paths(what: str, call: Call, outside: Outside) -> Iterator[Finding]:
-    """Look at the paths among the values of a line, and at its configuration file."""
-    from dicomsort.doctor import Finding, examine_config, examine_values, read_config, wrong
-
-    named = ("inbox", "outbox", "folder", "html")
-    paths = {name: value for name, value in call.given.items() if isinstance(value, Path)}
-    paths |= {name: Path(text) for name in named if (text := call.given.get(name)) is not None and text != STDOUT}
-    for path in paths.values():
-        if not path.is_absolute():
-            yield wrong(what, f"expected an absolute path, received {str(path)!r}", "cron starts in the user's home")
-    gate = _gate(call.given.get("inbox"), call.given.get("outbox"))
-    told_elsewhere = {"config", "inbox", "outbox", "html"}
-    if "folder" in paths and call.is_made(str(paths["folder"])):
-        told_elsewhere.add("folder")
-    yield from examine_values(what, {name: path for name, path in paths.items() if name not in told_elsewhere}, gate)
-    if "config" in call.given and (config := call.given["config"] or call.environ.get("DICOMSORT_CONFIG")):
-        file = Path(os.path.expanduser(config))
-        written = read_config(file)
-        if isinstance(written, Finding):
-            yield written
-        else:
-            yield from examine_config(file, written, gate, call.given.get("model"), outside.check_classes)
+def _made_outboxes(calls: Iterable[Call | UsageError]) -> set[str]:
+    """Return the outboxes that commands make: others may use them, also where they are not there yet."""
+    makers = [call.given for call in calls if not isinstance(call, UsageError) and call.command in MAKING]
+    outboxes = [given.get("outbox") for given in makers if not given.get("dry_run")]
+    return {os.path.realpath(outbox) for outbox in outboxes if outbox is not None}
 
 
-class _Line(NamedTuple):
-    """The command of a line; the values of its arguments and options, by name; those that settings are loaded from."""
-
-    command: str
-    params: dict[str, Any]
-    flags: dict[str, object]
-
-
-def _parsed(arguments: list[str]) -> _Line:
-    """Take a command line apart; UsageError where it is not the command's."""
+def _parsed(job: Job) -> Call | UsageError:
+    """Return the call of a crontab's line, or why the command does not take it."""
     from dicomsort.cli import WrongUsage, app
-    from dicomsort.errors import UsageError
+    from dicomsort.doctor import Call
 
     group: Any = typer.main.get_command(app)
-    name = arguments[0] if arguments else ""
+    name = job.arguments[0] if job.arguments else ""
     if name not in group.commands:
-        raise UsageError(f"expected a command of dicomsort, received {name!r}")
+        return UsageError(f"expected a command of dicomsort, received {name!r}")
     try:
         with redirect_stdout(io.StringIO()):  # what prints help does it here
             parent = group.make_context("dicomsort", [name])
-            context = group.commands[name].make_context(name, arguments[1:], parent=parent)
+            context = group.commands[name].make_context(name, job.arguments[1:], parent=parent)
+        return Call(name, context.params, _flags(name, context.params), job.environ)
     except typer.Exit:
-        raise UsageError(f"this line prints help and does nothing else: `dicomsort {shlex.join(arguments)}`") from None
+        line = shlex.join(job.arguments)
+        return UsageError(f"this line prints help and does nothing else: `dicomsort {line}`")
     except WrongUsage as error:
-        raise UsageError(
-            f"expected what `dicomsort {name} --help` tells of, received: {error.format_message()}"
-        ) from None
-    return _Line(name, dict(context.params), _flags(name, context))
+        return UsageError(f"expected what `dicomsort {name} --help` tells of, received: {error.format_message()}")
+    except UsageError as error:
+        return error
 
 
-def _flags(name: str, context: Any) -> dict[str, object]:
-    """What the loaders of settings take; an empty list is an option that was not given."""
+def _flags(name: str, params: dict[str, Any]) -> dict[str, object]:
+    """Return what the loaders of settings take; an empty list is an option that was not given."""
     table = TABLES.get(name, {})
-    given = gathered(table, dict(context.params))
+    given = gathered(table, dict(params))
     return {option: None if value in ((), []) else value for option, value in given.items() if option in table}
-
-
-def _gate(inbox: str | None, outbox: str | None) -> Gate:
-    from dicomsort.outputs import Gate
-
-    return Gate({} if inbox is None else {"INBOX": inbox}, outbox)

@@ -22,7 +22,6 @@ from dicomsort.memory import TENSORFLOW, require_address_space
 from dicomsort.progress import Reporter
 
 if TYPE_CHECKING:
-    from dicomsort.bundle import Bundle
     from dicomsort.engines.engine import Engine
 
 SKIPPED_SAID = 10
@@ -40,49 +39,44 @@ def evaluate(
 
     Example: dicomsort evaluate --compare models/default models/site images/
     """
-    asked = EvaluateSettings(**flags)
-    if asked.compare:
-        _refuse_beside_compare(asked, "model", "cross_validate", "shortcuts", "update")
-        _compare(asked, asked.compare, dataset, asked.out or Path("comparison"))
-        return
-    out, parts = asked.out or Path("evaluation"), _folds(asked)
-    if parts is not None:
-        require_address_space(TENSORFLOW)
-    _show(_evaluate(dataset, out, asked, parts), out, asked)
+    settings = EvaluateSettings(**flags)
+    if settings.compare:
+        _compare(settings, settings.compare, dataset)
+    else:
+        _evaluate(settings, dataset)
 
 
-def _refuse_beside_compare(asked: EvaluateSettings, *names: str) -> None:
-    """Raise UsageError for the first of these options that is given: they mean nothing beside --compare."""
-    for name in names:
-        if getattr(asked, name):
-            option = "--" + name.replace("_", "-")
-            raise UsageError(f"--compare: expected no {option} beside it, received both")
-
-
-def _folds(asked: EvaluateSettings) -> int | None:
-    """Return the number of parts to hold out in turn, None for none; UsageError where that is not to be understood."""
-    if asked.cross_validate not in {None, "source"}:
-        raise UsageError(f"--cross-validate: expected source, received {asked.cross_validate!r}")
-    if asked.folds == 1:
+def _evaluate(settings: EvaluateSettings, dataset: Path | None) -> None:
+    """Write metrics.json, card and pictures, and print the tables that the card has, or one JSON object."""
+    if settings.cross_validate not in {None, "source"}:
+        raise UsageError(f"--cross-validate: expected source, received {settings.cross_validate!r}")
+    if settings.folds == 1:
         raise UsageError("--folds: expected 0, or 2 or more, received 1")
-    return asked.folds if asked.cross_validate else None
-
-
-def _evaluate(dataset: Path | None, out: Path, asked: EvaluateSettings, parts: int | None) -> dict[str, Any]:
-    """Return metrics.json's content; ``parts`` are held out in turn, None judges by the bundle's own model."""
+    folds = settings.folds if settings.cross_validate else None
+    if folds is not None:
+        require_address_space(TENSORFLOW)
     if dataset is None:
         raise UsageError("evaluate: expected a DATASET, or --compare A B without one, received none")
-    from dicomsort.training.evaluate import evaluation as judging
+    from dicomsort.report import visible
+    from dicomsort.training.evaluate import evaluation
+    from dicomsort.training.evaluate.tables import tables
 
-    bundle = bundle_of(asked.model)
-    settings = judging.Settings(dataset, out, asked.groups, asked.seed, asked.shortcuts, parts, asked.update)
-    with _working() as (engine, reporter):
-        return judging.evaluate(bundle, settings, engine, reporter).report
+    bundle, out = bundle_of(settings.model), settings.out or Path("evaluation")
+    chosen = (settings.groups, settings.seed, settings.shortcuts, folds, settings.update)
+    with _workers() as (engine, reporter):
+        request = evaluation.Settings(dataset, out, *chosen)
+        report = evaluation.evaluate(bundle, request, engine, reporter).report
+    _warn(report)
+    if settings.json:
+        print(json.dumps(report))
+        return
+    print(f"{report['model']['name']}: {report['images']:,} images; {report['held_out']}")
+    show_tables(tables(report))
+    print(f"\nFigures, card and pictures: {visible(str(out))}")
 
 
 @contextmanager
-def _working() -> Iterator[tuple[Engine, Reporter]]:
-    """Workers that judge, and what is told meanwhile."""
+def _workers() -> Iterator[tuple[Engine, Reporter]]:
     from dicomsort.engines.processes import usable_cores
     from dicomsort.training.evaluate.evaluation import WARM
 
@@ -90,65 +84,46 @@ def _working() -> Iterator[tuple[Engine, Reporter]]:
         yield engine, reporter
 
 
-def _remark(report: dict[str, Any], stream: Any) -> None:
-    """Say what must not be overlooked."""
-    if report["trained_on"]:
-        print(f"WARNING: {report['held_out']}", file=stream)
+def _warn(report: dict[str, Any]) -> None:
+    lines = [f"WARNING: {report['held_out']}"] if report["trained_on"] else []
     missing = [label for label, count in report["data"]["images"].items() if not count]
     if missing:
-        print(f"No images of {', '.join(missing)}, which the model also knows", file=stream)
+        lines.append(f"No images of {', '.join(missing)}, which the model also knows")
     if skipped := report["skipped"]:
-        print(f"Skipped {len(skipped):,} files that are no readable image:", file=stream)
-        for path, reason in list(skipped.items())[:SKIPPED_SAID]:
-            print(f"  {path}: {reason}", file=stream)
+        lines.append(f"Skipped {len(skipped):,} files that are no readable image:")
+        lines += [f"  {path}: {reason}" for path, reason in list(skipped.items())[:SKIPPED_SAID]]
         if len(skipped) > SKIPPED_SAID:
-            print(f"  … and {len(skipped) - SKIPPED_SAID} more, all listed in metrics.json", file=stream)
+            lines.append(f"  … and {len(skipped) - SKIPPED_SAID} more, all listed in metrics.json")
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
-def _show(report: dict[str, Any], out: Path, asked: EvaluateSettings) -> None:
-    """Print the tables that the card has, for a person, or one JSON object."""
-    _remark(report, sys.stderr)
-    if asked.json:
-        print(json.dumps(report))
-        return
-    from dicomsort.report import visible
-    from dicomsort.training.evaluate.tables import tables
-
-    print(f"{report['model']['name']}: {report['images']:,} images; {report['held_out']}")
-    show_tables(tables(report))
-    print(f"\nFigures, card and pictures: {visible(str(out))}")
-
-
-def _compare(asked: EvaluateSettings, folders: tuple[Path, Path], dataset: Path | None, out: Path) -> None:
-    """Compare two bundles, write metrics.json and a picture to ``out``, and print tables, or one JSON object."""
+def _compare(settings: EvaluateSettings, folders: tuple[Path, Path], dataset: Path | None) -> None:
+    """Compare two bundles, write metrics.json and a picture, and print tables, or one JSON object."""
+    for name in ("model", "cross_validate", "shortcuts", "update"):
+        if getattr(settings, name):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"--compare: expected no {option} beside it, received both")
     from dicomsort.bundle import load
     from dicomsort.records import RENDERING_VERSION
-    from dicomsort.training.evaluate.compare_bundles import warnings, write_comparison
-    from dicomsort.training.evaluate.evaluation import check_out
+    from dicomsort.training.evaluate.compare_bundles import on_dataset, on_their_own, warnings, write_comparison
+    from dicomsort.training.evaluate.evaluation import Settings, check_out
 
+    out = settings.out or Path("comparison")
     folder = check_out(out, dataset)
     bundles = load(folders[0], RENDERING_VERSION), load(folders[1], RENDERING_VERSION)
-    report = _compared(bundles, dataset, out, asked)
+    if dataset is None:
+        report = on_their_own(bundles, settings.seed)
+    else:
+        with _workers() as (engine, reporter):
+            report = on_dataset(bundles, Settings(dataset, out, settings.groups, settings.seed), engine, reporter)
     write_comparison(report, folder)
     for warning in warnings(report):
         print(f"WARNING: {warning}", file=sys.stderr)
-    if asked.json:
+    if settings.json:
         print(json.dumps(report))
     else:
         _show_compared(report, out)
-
-
-def _compared(
-    bundles: tuple[Bundle, Bundle], dataset: Path | None, out: Path, asked: EvaluateSettings
-) -> dict[str, Any]:
-    from dicomsort.training.evaluate.compare_bundles import on_dataset, on_their_own
-
-    if dataset is None:
-        return on_their_own(bundles, asked.seed)
-    from dicomsort.training.evaluate.evaluation import Settings
-
-    with _working() as (engine, reporter):
-        return on_dataset(bundles, Settings(dataset, out, asked.groups, asked.seed), engine, reporter)
 
 
 def _show_compared(report: dict[str, Any], out: Path) -> None:

@@ -33,18 +33,19 @@ CONFIG = typer.Option(
 )
 
 
-def option(name: str, found: Option, told: str = "") -> Any:
-    """The command line's option of that name; ``told`` stands behind its help. A number's range is told, and held."""
-    flag = found.flag or "--" + name.replace("_", "-")
-    if found.kind not in {int, float}:
-        words = "|".join(found.kind) if isinstance(found.kind, tuple) else found.metavar or None
-        return typer.Option(flag, help=found.help + told, metavar=words)
+def option(name: str, declared: Option, default: str = "") -> Any:
+    """Return the command line's option of that name; its help ends with ``default``, and with a number's range."""
+    flag = declared.flag or "--" + name.replace("_", "-")
+    declared = declared._replace(help=declared.help + default)
+    if declared.kind not in {int, float}:
+        metavar = "|".join(declared.kind) if isinstance(declared.kind, tuple) else declared.metavar or None
+        return typer.Option(flag, help=declared.help, metavar=metavar)
 
     def parse(value: Any) -> Any:
-        return checked(found, parsed(found, value) if isinstance(value, str) else value, flag)
+        return checked(declared, parsed(declared, value) if isinstance(value, str) else value, flag)
 
-    metavar = found.metavar or ("INTEGER" if found.kind is int else "FLOAT")
-    return typer.Option(flag, help=found._replace(help=found.help + told).described, metavar=metavar, parser=parse)
+    metavar = declared.metavar or ("INTEGER" if declared.kind is int else "FLOAT")
+    return typer.Option(flag, help=declared.described, metavar=metavar, parser=parse)
 
 
 def with_options(
@@ -52,18 +53,19 @@ def with_options(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for each of a table, behind its arguments; it gets their values as keywords.
 
-    ``is_resolved``: environment and file have their say too, so what is not given is None (or empty) and no default;
-    ``tells_defaults``: the help tells it then.
+    ``is_resolved``: environment and file may give a value too, so an option that is not given is None (or empty);
+    ``tells_defaults``: the help shows the default then.
     """
     made = {}
-    for name, found in table.items():
-        default = None if is_resolved else found.default
-        told = f" [default: {found.default}]" if tells_defaults and found.default and found.default is not True else ""
-        kind: Any = str if isinstance(found.kind, tuple) else found.kind
-        hint = list[str] | None if found.is_list else kind | None if default is None else kind
-        if not found.flags_of_words:
-            made[name] = _parameter(name, Annotated[hint, option(name, found, told)], default)
-        for word, help_ in found.flags_of_words:
+    for name, declared in table.items():
+        default = None if is_resolved else declared.default
+        is_shown = tells_defaults and declared.default and declared.default is not True
+        words = f" [default: {declared.default}]" if is_shown else ""
+        kind: Any = str if isinstance(declared.kind, tuple) else declared.kind
+        hint = list[str] | None if declared.is_list else kind | None if default is None else kind
+        if not declared.flags_of_words:
+            made[name] = _parameter(name, Annotated[hint, option(name, declared, words)], default)
+        for word, help_ in declared.flags_of_words:
             made[word] = _parameter(word, Annotated[bool, typer.Option(f"--{word}", help=help_)], default=False)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -88,9 +90,9 @@ def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
 
 
 def gathered(table: Mapping[str, Option], values: dict[str, object]) -> dict[str, object]:
-    """The values with one for the flags that are words of one option; UsageError where two of these were given."""
-    for name, found in table.items():
-        words = [word for word, _ in found.flags_of_words]
+    """Return the values with one for the flags that are words of one option; UsageError where two were given."""
+    for name, declared in table.items():
+        words = [word for word, _ in declared.flags_of_words]
         given = [word for word in words if values.pop(word)]
         if len(given) > 1:
             expected = ", ".join(f"--{word}" for word in words)
@@ -117,9 +119,9 @@ def check_outputs(settings: SortSettings, inbox: str, outbox: str | None, labels
 def logged(
     command: str, settings: SortSettings, inbox: str, outbox: str | None, request: Request | Exception
 ) -> Iterator[tuple[Logger, Ending, Request]]:
-    """The log that the settings name, how the command is to end in it, and its request.
+    """Yield the log that the settings name, the command's last line in it, and its request.
 
-    Where there is no request but the reason for that, it stands in the log, too, and is raised.
+    An error in place of the request is logged, too, and raised.
     """
     from dicomsort.cli.logs import LAST_LINES, ending, logging_to
 
@@ -135,7 +137,7 @@ def logged(
 def require_room(engine: str = "processes") -> None:
     """Raise ``DicomsortError`` where workers could not have the address space that a task may take.
 
-    It is asked before modules and a model are loaded, which would fail in other words.
+    Call it before modules and a model are loaded, which would fail in other words.
     """
     if engine == "processes":
         require_address_space(ADDRESSES + BYTES_PER_TASK)
@@ -143,7 +145,7 @@ def require_room(engine: str = "processes") -> None:
 
 def engine_for(settings: SortSettings) -> Engine:
     """Open the engine that the settings name; the caller closes it."""
-    return open_workers(settings.workers, WARM, settings.engine, settings.scheduler)
+    return open_workers(settings.workers, engine=settings.engine, scheduler=settings.scheduler)
 
 
 def open_workers(

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from dicomsort.tasks import ExplainedPrediction
 
 BATCH = 8  # files a task
-UNSURE, STRANGE = "unsure", "out-of-distribution"
 
 # Of the pictures of --explain.
 ZOOM = 2
@@ -55,82 +54,68 @@ def predict(
     Example: dicomsort predict --explain pictures/ scan.dcm photo.jpg
     """
     settings = PredictSettings(**flags)
-    bundle, explain = bundle_of(settings.model), settings.explain
-    if explain is not None:
+    bundle, folder = bundle_of(settings.model), settings.explain
+    if folder is not None:
         from dicomsort.outputs import Gate
 
         gate = Gate({f"FILE {path!r}": path for path in files})
-        explain = Path(gate.check_folder("--explain", explain))  # no folder is made that a path only passes
-        _prepare(explain, bundle)
+        folder = Path(gate.check_folder("--explain", folder))  # no folder is made that a path only passes
+        _prepare(folder, bundle)
     write = _write_json if settings.json else _write_csv
-    for path, explained in zip(files, _looks(files, bundle), strict=True):
+    for path, explained in zip(files, _explained(files, bundle), strict=True):
         answer = _answer(path, explained.look, bundle)
         write(answer)
-        if explain is not None:
-            _draw(explain, answer, explained, bundle)
+        if folder is not None:
+            _draw(folder, answer, explained, bundle)
 
 
-def _looks(files: Sequence[str], bundle: Bundle) -> Iterator[ExplainedPrediction]:
-    """What the model sees in the middle frame of each file; workers decode, so that a hostile file costs its own."""
+def _explained(files: Sequence[str], bundle: Bundle) -> Iterator[ExplainedPrediction]:
+    """Yield what the model sees in the middle frame of each file; a hostile file costs its own worker alone."""
     from dicomsort.bundle import require_answer
     from dicomsort.engines.engine import submit_batch
     from dicomsort.engines.processes import usable_cores
-    from dicomsort.tasks import explain
+    from dicomsort.records import FramePrediction
+    from dicomsort.tasks import ExplainedPrediction, explain
+
+    lost: list[WorkerLost] = []
+
+    def on_lost(_: tuple[str, None], error: WorkerLost) -> ExplainedPrediction:
+        lost.append(error)
+        return ExplainedPrediction(FramePrediction(problem=str(error)))
 
     here = "" if all(map(os.path.isabs, files)) else os.getcwd()  # the working folder may be gone
     frames = [(os.path.join(here, path).lstrip("/"), None) for path in files]
     batches = [frames[start : start + BATCH] for start in range(0, len(frames), BATCH)]
     task = partial(explain, str(bundle.folder.resolve()), "")
-    lost: list[WorkerLost] = []
-    answered = False
+    has_answered = False
     with open_workers(min(usable_cores(), len(batches))) as engine:
-        for future in [submit_batch(engine, task, batch, partial(_on_lost, lost)) for batch in batches]:
-            looks = future.result()
-            answered = answered or any(each.look.probabilities for each in looks)
-            yield from looks
-        if lost and not answered:
+        for future in [submit_batch(engine, task, batch, on_lost) for batch in batches]:
+            predictions = future.result()
+            has_answered = has_answered or any(each.look.probabilities for each in predictions)
+            yield from predictions
+        if lost and not has_answered:
             require_answer(bundle, engine.submit)
 
 
-def _on_lost(lost: list[WorkerLost], _: tuple[str, None], error: WorkerLost) -> ExplainedPrediction:
-    from dicomsort.records import FramePrediction
-    from dicomsort.tasks import ExplainedPrediction
-
-    lost.append(error)
-    return ExplainedPrediction(FramePrediction(problem=str(error)))
-
-
-def _answer(path: str, look: FramePrediction, bundle: Bundle) -> dict[str, Any]:
-    """The line of one file, as the interface orders its cells."""
+def _answer(path: str, prediction: FramePrediction, bundle: Bundle) -> dict[str, Any]:
+    """Return the line of one file, its cells in the order of the columns."""
     from dicomsort.classify import is_out_of_distribution
 
-    best = max(look.probabilities, default=0.0)
-    class_ = bundle.labels[look.probabilities.index(best)] if look.probabilities else ""
-    reason = look.problem
-    if not reason and is_out_of_distribution(class_, look.distance, bundle.distance):
-        reason = STRANGE
+    best = max(prediction.probabilities, default=0.0)
+    class_ = bundle.labels[prediction.probabilities.index(best)] if prediction.probabilities else ""
+    reason = prediction.problem
+    if not reason and is_out_of_distribution(class_, prediction.distance, bundle.distance):
+        reason = "out-of-distribution"
     elif not reason and best < bundle.decide:
-        reason = UNSURE
+        reason = "unsure"
     return {
         "path": path,
         "class": class_,
         "confidence": round(best, 6),
-        "probabilities": dict(zip(bundle.labels, look.probabilities, strict=False)),
+        "probabilities": dict(zip(bundle.labels, prediction.probabilities, strict=False)),
         "abstained": bool(reason),
         "reason": reason,
     }
-
-
-def _draw(folder: Path, answer: dict[str, Any], explained: ExplainedPrediction, bundle: Bundle) -> None:
-    """Write one picture, and say on stderr where none was written."""
-    from dicomsort.report import visible
-
-    problem = explained.look.problem
-    if explained.image is not None and explained.maps is not None:
-        map_ = explained.maps[..., bundle.labels.index(answer["class"])]
-        problem = _write_overlay(folder, answer, explained.image, map_)
-    if problem:
-        print(f"dicomsort: {visible(answer['path'])}: no picture: {problem}", file=sys.stderr)
 
 
 def _write_json(answer: dict[str, Any]) -> None:
@@ -142,10 +127,8 @@ def _write_csv(answer: dict[str, Any]) -> None:
 
     path, class_, confidence, probabilities, abstained, reason = answer.values()
     shares = " ".join(f"{label}={share:.4f}" for label, share in probabilities.items())
-    told = "yes" if abstained else "no"
-    csv.writer(sys.stdout, lineterminator="\n").writerow(
-        (visible(path), class_, f"{confidence:.4f}", shares, told, reason)
-    )
+    cells = (visible(path), class_, f"{confidence:.4f}", shares, "yes" if abstained else "no", reason)
+    csv.writer(sys.stdout, lineterminator="\n").writerow(cells)
 
 
 def _prepare(folder: Path, bundle: Bundle) -> None:
@@ -154,55 +137,56 @@ def _prepare(folder: Path, bundle: Bundle) -> None:
     from dicomsort.files import Files
 
     if not Predictor(bundle).explains:
-        msg = (
+        raise UsageError(
             f"--explain: expected a bundle whose model gives class maps, received {str(bundle.folder)!r}, which has "
             "none; one that this version trains has them, for networks that end in pooled or flattened features "
             "and dense layers"
         )
-        raise UsageError(msg)
     try:
         for part in (*reversed(folder.parents), folder):
             if not part.is_dir():
                 Files().make_folder(str(part))
     except OSError as error:
-        msg = f"--explain {str(folder)!r}: expected a folder that can be written, received {error.strerror}"
-        raise UsageError(msg) from error
+        message = f"--explain {str(folder)!r}: expected a folder that can be written, received {error.strerror}"
+        raise UsageError(message) from error
 
 
-def _write_overlay(folder: Path, answer: dict[str, Any], image: NDArray[np.uint8], map_: NDArray[np.float32]) -> str:
-    """Write the picture of one answer of ``predict``; return why there is none, else an empty text.
+def _draw(folder: Path, answer: dict[str, Any], explained: ExplainedPrediction, bundle: Bundle) -> None:
+    """Write the picture of one answer, and say on stderr where none was written."""
+    from dicomsort.report import visible
 
-    ``image``: uint8 (height, width, 3), as the model was shown it; ``map_``: float32 (h, w), 0 or more. What has the
-    picture's name already is never replaced.
-    """
-    from dicomsort.files import Files
+    problem = explained.look.problem
+    if explained.image is not None and explained.maps is not None:
+        map_ = explained.maps[..., bundle.labels.index(answer["class"])]
+        picture = draw_overlay(_caption(answer), explained.image, map_, answer["confidence"])
+        problem = _write_picture(folder, _picture_name(answer["path"]), picture)
+    if problem:
+        print(f"dicomsort: {visible(answer['path'])}: no picture: {problem}", file=sys.stderr)
 
-    name = overlay_name(answer["path"])
-    stream = BytesIO()
-    draw_overlay(_caption(answer), image, map_, answer["confidence"]).save(stream, "PNG")
-    files, target = Files(), str(folder / name)
+
+def _write_picture(folder: Path, name: str, picture: Image.Image) -> str:
+    """Write a picture as PNG, never over a file; return why there is none, else an empty text."""
+    from dicomsort.files import Files, closing_descriptor
+
+    stream, files, target = BytesIO(), Files(), str(folder / name)
+    picture.save(stream, "PNG")
     try:
-        descriptor = files.create(target, 0o666)
+        with closing_descriptor(files.create(target, 0o666)) as descriptor:
+            try:
+                files.write(descriptor, stream.getbuffer())
+            except OSError:
+                files.unlink(target)  # half a picture is none
+                raise
     except FileExistsError:
         return f"{name} is there already, and stays as it is"
     except OSError as error:
-        raise UsageError(_no_room(folder, name, error)) from error
-    try:
-        files.write(descriptor, stream.getbuffer())
-    except OSError as error:
-        files.unlink(target)  # half a picture is none
-        raise UsageError(_no_room(folder, name, error)) from error
-    finally:
-        os.close(descriptor)
+        message = f"--explain {str(folder)!r}: expected a folder with room for {name}, received {error.strerror}"
+        raise UsageError(message) from error
     return ""
 
 
-def _no_room(folder: Path, name: str, error: OSError) -> str:
-    return f"--explain {str(folder)!r}: expected a folder with room for {name}, received {error.strerror}"
-
-
-def overlay_name(path: str) -> str:
-    """Return the picture's name: that of the file made harmless, with 8 digits of its whole path's SHA-256."""
+def _picture_name(path: str) -> str:
+    """Return the name of the file made harmless, with 8 digits of its whole path's SHA-256."""
     from dicomsort.plan.layout import harmless, with_suffix
 
     key = hashlib.sha256(os.path.abspath(path).encode(errors="surrogateescape")).hexdigest()
@@ -212,9 +196,10 @@ def overlay_name(path: str) -> str:
 def draw_overlay(caption: str, image: NDArray[np.uint8], map_: NDArray[np.float32], confidence: float) -> Image.Image:
     """Return the image, the image under its map, and the caption below: RGB, twice as large as the image.
 
-    Colours stand for evidence from 0 to 1: the map as a share of its most, times the class's probability
-    (``confidence``, 0 to 1). So a map that is even looks even, and that of an unsure class is paler than that of a sure
-    one; no colour depends on the other images of a run.
+    ``image``: uint8 (height, width, 3), as the model was shown it; ``map_``: float32 (h, w), 0 or more. Colours stand
+    for evidence from 0 to 1: the map as a share of its most, times the class's probability (``confidence``, 0 to 1). So
+    a map that is even looks even, and that of an unsure class is paler than that of a sure one; no colour depends on
+    the other images of a run.
     """
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont

@@ -38,29 +38,29 @@ def report(
     from dicomsort.sorting.runs import reported_run
 
     settings = ReportSettings(**flags)
-    told = reported_run(outbox, run)
+    found = reported_run(outbox, run)
     if settings.html is None:
-        _retell(told, settings)
+        _show(found, settings)
     elif settings.json:
         raise UsageError("expected one of --html, --json, received both")
     else:
-        _write(told, settings.html, settings)
+        _write(found, settings.html, settings)
 
 
-def _retell(told: ReportedRun, settings: ReportSettings) -> None:
+def _show(run: ReportedRun, settings: ReportSettings) -> None:
     from dicomsort.pages.run_statistics import RunStatistics
     from dicomsort.report.manifest import rows_of
 
-    summary = told.summary or RunStatistics.of(told.run, rows_of(told.outbox, told.run, doubtful=True)).summary
-    if told.undone_by:
-        extent = "" if told.is_undone else " in part"
-        summary.notes.append(f"this run was undone{extent} by {told.undone_by}")
-    if not told.head:
+    summary = run.summary or RunStatistics.of(run.run, rows_of(run.outbox, run.run, doubtful=True)).summary
+    if run.undone_by:
+        extent = "" if run.is_undone else " in part"
+        summary.notes.append(f"this run was undone{extent} by {run.undone_by}")
+    if not run.head:
         summary.notes.append("this run was pruned: how long it took may not be known any more")
-    show_summary(summary, as_json=settings.json, quiet=settings.quiet, outbox=told.outbox)
+    show_summary(summary, as_json=settings.json, quiet=settings.quiet, outbox=run.outbox)
 
 
-def _write(told: ReportedRun, html: str, settings: ReportSettings) -> None:
+def _write(run: ReportedRun, html: str, settings: ReportSettings) -> None:
     from dicomsort.content import DEVICES
     from dicomsort.files import Files
     from dicomsort.outputs import Gate
@@ -68,10 +68,10 @@ def _write(told: ReportedRun, html: str, settings: ReportSettings) -> None:
     from dicomsort.report.text import size, visible
 
     if html != STDOUT:
-        reads = {"inbox": told.head["inbox"]} if told.head else {}
-        Gate(reads, told.outbox).check_file("--html", Path(html), FILE.content)
+        reads = {"inbox": run.head["inbox"]} if run.head else {}
+        Gate(reads, run.outbox).check_file("--html", Path(html), FILE.content)
     with watching(quiet=settings.quiet) as progress:
-        content = page(_made(told, settings, progress))
+        content = page(_make(run, settings, progress))
     if html == STDOUT:
         typer.echo(content, nl=False)
         return
@@ -84,11 +84,11 @@ def _write(told: ReportedRun, html: str, settings: ReportSettings) -> None:
         typer.echo(f"The page is {visible(os.path.abspath(html))} ({size(len(content))})", err=True)
 
 
-def _made(told: ReportedRun, settings: ReportSettings, progress: Progress) -> Report:
+def _make(run: ReportedRun, settings: ReportSettings, progress: Progress) -> Report:
     from dicomsort.pages.report import make
 
     if not settings.pictures:
-        return make(told, None, None, 0, progress)
+        return make(run, None, None, 0, progress)
     bundle = bundle_of(settings.model)
     with open_workers(settings.workers) as engine:
-        return make(told, bundle, engine, settings.pictures, progress)
+        return make(run, bundle, engine, settings.pictures, progress)

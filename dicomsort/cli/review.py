@@ -5,8 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,35 +30,27 @@ def review(outbox: Outbox, **flags: Any) -> None:
     Example: dicomsort review --port 8642 outbox/
     """
     from dicomsort.files import Files
-    from dicomsort.pages.review import checked_address, serve
-    from dicomsort.sorting import RunContext
+    from dicomsort.pages.review import Gallery, Session, checked_address, serve
+    from dicomsort.sorting import ReviewService, RunContext
 
     settings = ReviewSettings(**flags)
     address, bundle = checked_address(settings.host), bundle_of(settings.model)
     context = RunContext(outbox, Files(), Silent()).located()
-    kept = _corrections(context, settings.corrections, bundle) if settings.learn else None
-    with _session(context, kept, bundle, settings.workers) as session:
-        session.who, session.identifiers = _name(settings.reviewer), settings.show_identifiers
+    corrections = _corrections(context, settings.corrections, bundle) if settings.learn else None
+    with open_workers(settings.workers) as engine:
+        service = ReviewService(context, corrections, engine)
+        for note in service.open():
+            print(f"dicomsort: {note}", file=sys.stderr)
+        gallery = Gallery(engine, service.outbox)
+        session = Session(service, bundle, gallery, identifiers=settings.show_identifiers)
+        session.refresh()
+        session.who = _name(settings.reviewer)
         try:
-            serve(session, address, settings.port, os.path.basename(context.outbox), lambda at: _tell(at, session))
+            serve(session, address, settings.port, os.path.basename(context.outbox), partial(_announce, session))
         except KeyboardInterrupt as stop:
             stop.add_note("what was decided is kept, and the same command shows what still waits")
             raise
         _conclude(session)
-
-
-@contextmanager
-def _session(context: RunContext, kept: Corrections | None, bundle: Bundle, workers: int) -> Iterator[Session]:
-    from dicomsort.pages.review import Gallery, Session
-    from dicomsort.sorting import ReviewService
-
-    with open_workers(workers) as engine:
-        desk = ReviewService(context, kept, engine)
-        for note in desk.open():
-            print(f"dicomsort: {note}", file=sys.stderr)
-        session = Session(desk, bundle, Gallery(engine, desk.outbox))
-        session.refresh()
-        yield session
 
 
 def _corrections(context: RunContext, folder: str | None, bundle: Bundle) -> Corrections:
@@ -68,14 +59,13 @@ def _corrections(context: RunContext, folder: str | None, bundle: Bundle) -> Cor
     from dicomsort.sorting import Corrections
     from dicomsort.sorting.outbox import inboxes
 
-    outbox = context.outbox
-    chosen = os.path.realpath(folder or f"{outbox}/{CORRECTIONS}")
+    outbox, own = context.outbox, f"{context.outbox}/{CORRECTIONS}"
+    chosen = os.path.realpath(folder or own)
     refused = {outbox: "outside the OUTBOX", **dict.fromkeys(inboxes(outbox), "outside the inboxes of its runs")}
-    own = f"{outbox}/{CORRECTIONS}"
-    for root, expected in refused.items():
-        if os.path.commonpath([root, chosen]) == root and os.path.commonpath([own, chosen]) != own:
-            raise UsageError(f"--corrections: expected a folder {expected}, received {folder!r}")
     if os.path.commonpath([own, chosen]) != own:
+        for root, expected in refused.items():
+            if os.path.commonpath([root, chosen]) == root:
+                raise UsageError(f"--corrections: expected a folder {expected}, received {folder!r}")
         Gate({}).check_folder("--corrections", Path(chosen))
     return Corrections(chosen, bundle.model_sha256, context.files)
 
@@ -89,8 +79,8 @@ def _name(given: str | None) -> str:
         return f"uid {os.getuid()}"
 
 
-def _tell(address: str, session: Session) -> None:
-    """Say where the page is; its address is the only thing on stdout."""
+def _announce(session: Session, address: str) -> None:
+    """Print where the page is; its address is the only thing on stdout."""
     print(address, flush=True)
     waiting = session.state()["waiting"]
     words = f"{waiting:,} things wait" if waiting != 1 else "one thing waits"
@@ -98,7 +88,6 @@ def _tell(address: str, session: Session) -> None:
 
 
 def _conclude(session: Session) -> None:
-    """Say what was decided, and how a model learns from it."""
     from dicomsort.report import visible
 
     end = session.farewell()

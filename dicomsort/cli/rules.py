@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.table import Table
 
 _ASK = {"ASK": "says nothing: the pixels are asked", "FOLLOWS": "follows its series or study"}
 
@@ -30,22 +26,25 @@ def rules(*, as_json: Annotated[bool, typer.Option("--json", help="Print the tab
         ordered = [{"rule": rule.name, "when": rule.when, "then": rule.then} for rule in RULES]
         typer.echo(json.dumps({"rules": ordered, "modalities": terms, "sop_classes": sop_classes}, indent=1))
         return
+    from pydicom.uid import UID
     from rich.console import Console
+    from rich.table import Table
 
     console = Console()
-    title = "The first rule whose condition holds decides; its name is the reason in the manifest"
     numbered = [(str(number), rule.name, rule.when, rule.then) for number, rule in enumerate(RULES, 1)]
-    console.print(_table(title, ("", "rule", "when", "then"), numbered))
-    console.print(_table("What Modality (0008,0060) says", ("says", "defined terms"), _by_category(terms)))
-    console.print(
-        _table("What SOP Class (0008,0016) says", ("says", "storage classes"), _by_category(_named(sop_classes)))
-    )
-
-
-def _named(sop_classes: dict[str, str]) -> dict[str, str]:
-    from pydicom.uid import UID
-
-    return {UID(uid).name.removesuffix(" Storage"): category for uid, category in sop_classes.items()}
+    named = {UID(uid).name.removesuffix(" Storage"): category for uid, category in sop_classes.items()}
+    first = "The first rule whose condition holds decides; its name is the reason in the manifest"
+    for title, headings, rows in (
+        (first, ("", "rule", "when", "then"), numbered),
+        ("What Modality (0008,0060) says", ("says", "defined terms"), _by_category(terms)),
+        ("What SOP Class (0008,0016) says", ("says", "storage classes"), _by_category(named)),
+    ):
+        table = Table(title=title, title_justify="left", show_lines=True)
+        for heading in headings:
+            table.add_column(heading, overflow="fold", min_width=14 if heading == "says" else None)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
 
 
 def _by_category(entries: dict[str, str]) -> Sequence[tuple[str, ...]]:
@@ -55,14 +54,3 @@ def _by_category(entries: dict[str, str]) -> Sequence[tuple[str, ...]]:
         shown = f"OTHER/{kind}" if category == "OTHER" else _ASK.get(category, category)
         found.setdefault(shown, []).append(name)
     return [(shown, ", ".join(names)) for shown, names in found.items()]
-
-
-def _table(title: str, headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_lines=True)
-    for heading in headings:
-        table.add_column(heading, overflow="fold", min_width=14 if heading == "says" else None)
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dicomsort.report import Summary
     from dicomsort.sorting import Request
 
-_TOLD = frozenset({"failed", "changed"})  # reasons that ``Summary.trouble`` tells of
+_TROUBLES = frozenset({"failed", "changed"})  # reasons that ``Summary.trouble`` explains
 
 
 @with_options(SORT, is_resolved=True)
@@ -57,7 +57,7 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes
     files, counted = Files(), Summary()
     with logged("sort", settings, inbox, outbox, request) as (log, end, request):
         log.info("sort begins", extra={"facts": {"mode": settings.mode, "dry_run": settings.dry_run}})
-        show = _nothing if settings.json or settings.quiet else _show
+        show = (lambda _: None) if settings.json or settings.quiet else _show
         with engine_for(settings) as engine, watching(quiet=settings.quiet or settings.json) as progress:
             context = RunContext(request.outbox or "", files, progress, counted.count)
             summary = sort_inbox(request, context, engine, show)
@@ -71,7 +71,7 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes
 def _checked(
     inbox: str, outbox: str | None, settings: SortSettings, routes: Routes
 ) -> Request | DicomsortError | OSError:
-    """The request, or why there is none: that must stand in the log, which is opened later."""
+    """Return the request, or why there is none: that must stand in the log, which is opened later."""
     from dicomsort.service.forwarding import check_classes
     from dicomsort.sorting import check
 
@@ -79,28 +79,26 @@ def _checked(
         require_room(settings.engine)
         request = check(inbox, outbox, settings)
         check_classes(routes, request.bundle.labels)  # `watch` would fail by it
+        return request
     except (DicomsortError, OSError) as error:
         return error
-    return request
 
 
 def _code(summary: Summary, settings: SortSettings) -> int:
-    """3 where something needs a person; ``--held-ok`` excuses what is held, and never what failed."""
+    """Return 3 where something needs a person; ``--held-ok`` excuses what is held, and never what failed."""
     return NEEDS_PERSON if summary.has_failed or (summary.needs_person and not settings.held_ok) else 0
 
 
 def _cause(summary: Summary, outbox: str) -> str:
-    """Why a run is no success, in words."""
     summaries = (summary, *summary.finished)
     troubles = [each.trouble for each in summaries]
-    all_held = sum((each.held for each in summaries), Counter[str]())
-    reasons = [(reason, count) for reason, count in all_held.most_common() if reason not in _TOLD]
-    held = ", ".join(f"{reason} {count:,}" for reason, count in reasons)
+    counts = sum((each.held for each in summaries), Counter[str]()).most_common()
+    held = ", ".join(f"{reason} {count:,}" for reason, count in counts if reason not in _TROUBLES)
     return "; ".join(filter(None, (*summary.unfinished_told(outbox), *troubles, held and f"held: {held}")))
 
 
 def _measure(request: Request, path: Path, files: Files, counted: Summary, summary: Summary, log: Logger) -> None:
-    """Write the figures of a run; what hinders that is told, and is no failure of the run."""
+    """Write the figures of a run; an error is logged and printed, and is no failure of the run."""
     from dicomsort import __version__
     from dicomsort.report.metrics import Figures, last_success, set_inbox_metrics, set_run_metrics, write_metrics
     from dicomsort.sorting import survey
@@ -131,7 +129,3 @@ def _show(operation: Operation) -> None:
         target = f" -> {visible(row.destination)}" if row.destination else ""
         verb = operation.verb.value if operation.verb != "leave" else row.status
         print(f"{verb:<9} {visible(row.source)}{target}  [{row.reason}]")
-
-
-def _nothing(_: Operation) -> None:
-    return

@@ -59,7 +59,7 @@ def undo(
         raise UsageError("--dry-run: expected no --with-decisions beside it, received both")
     if dry_run:
         optional(is_optional=False)
-        show = _nothing if as_json or quiet else _show
+        show = (lambda *_: None) if as_json or quiet else _show
         _finish(lambda context: sorting.rehearse_undo(context, run, show), outbox, as_json=as_json, quiet=quiet)
     roll_back = lambda context: sorting.undo(context, run, with_decisions=with_decisions)
     _finish(roll_back, outbox, as_json=as_json, quiet=quiet)
@@ -70,12 +70,8 @@ def _show(operation: Operation, refused: Result | None) -> None:
 
     place = visible(operation.source.partition("/")[2])
     target = f" -> {visible(operation.target.partition('/')[2])}" if operation.target else ""
-    why = f"  [{refused.message}]" if refused is not None else ""
-    print(f"{operation.verb.value if refused is None else 'stays':<13} {place}{target}{why}")
-
-
-def _nothing(_operation: Operation, _refused: Result | None) -> None:
-    return
+    verb, reason = ("stays", f"  [{refused.message}]") if refused else (operation.verb.value, "")
+    print(f"{verb:<13} {place}{target}{reason}")
 
 
 def _finish(act: Callable[[RunContext], Summary], outbox: str, *, as_json: bool, quiet: bool) -> None:
@@ -114,10 +110,9 @@ def runs(outbox: Outbox, **flags: Any) -> None:
     run_id = Column("run", no_wrap=True, min_width=max((len(run["run_id"]) for run in listed), default=0))
     table = Table(run_id, "what", "state", "files", "sorted", "held", "mode")
     for run in listed:
-        cells = ("run_id", "verb", "state", "found", "sorted", "held", "mode")
-        what = f"undo of …{run['undoes'][-_TAIL:]}" if run["undoes"] else run["verb"]
-        shown = run | {"verb": what}
-        table.add_row(*(escape(str(shown[cell])) for cell in cells))
+        verb = f"undo of …{run['undoes'][-_TAIL:]}" if run["undoes"] else run["verb"]
+        cells = (run["run_id"], verb, *(run[cell] for cell in ("state", "found", "sorted", "held", "mode")))
+        table.add_row(*(escape(str(cell)) for cell in cells))
     console = Console(soft_wrap=True)
     console.print(table)
     for damage in (run["damage"] for run in listed if "damage" in run):
@@ -134,22 +129,22 @@ def _prune(outbox: str, settings: RunsSettings) -> None:
         typer.echo(json.dumps(vars(pruned), indent=1))
         return
     removed = len(pruned.removed)
-    typer.echo(f"removed the state of {removed:,} {_runs(removed)}, {pruned.bytes:,} bytes; {pruned.kept:,} kept")
-    for run, why in pruned.needed.items():
-        typer.echo(f"kept {run}: {why}")
+    runs = "run" if removed == 1 else "runs"
+    typer.echo(f"removed the state of {removed:,} {runs}, {pruned.bytes:,} bytes; {pruned.kept:,} kept")
+    for run, reason in pruned.needed.items():
+        typer.echo(f"kept {run}: {reason}")
 
 
-def _runs(count: int) -> str:
-    return "run" if count == 1 else "runs"
+_REPAIR = "First make a damaged manifest.csv whole; the damaged one is kept beside it."
 
 
-Repair = Annotated[
-    bool,
-    typer.Option("--repair", help="First make a damaged manifest.csv whole; the damaged one is kept beside it."),
-]
-
-
-def verify(outbox: Outbox, *, repair: Repair = False, as_json: Json = False, quiet: Quiet = False) -> None:
+def verify(
+    outbox: Outbox,
+    *,
+    repair: Annotated[bool, typer.Option("--repair", help=_REPAIR)] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Hash what was placed and compare with the manifest; read the state of every run.
 
     Exit code 3 where a file is gone, differs or cannot be read, or the manifest or a run is damaged.
@@ -165,14 +160,14 @@ def verify(outbox: Outbox, *, repair: Repair = False, as_json: Json = False, qui
 
     with watching(quiet=quiet or as_json) as progress:
         context = RunContext(outbox, Files(), progress)
-        told = _repaired(context) if repair else {}
-        result = told | check(context)
+        repaired = _repaired(context) if repair else {}
+        result = repaired | check(context)
     if as_json:
         typer.echo(json.dumps(result))
     elif not quiet:
         _show_verified(result)
     states = ("missing", "different", "unreadable", "damaged", "runs", "unfinished")
-    needs_person = any(result[state] for state in states) or told.get("repaired", {}).get("skipped")
+    needs_person = any(result[state] for state in states) or repaired.get("repaired", {}).get("skipped")
     raise typer.Exit(NEEDS_PERSON if needs_person else 0)
 
 
@@ -192,17 +187,17 @@ def _repaired(context: RunContext) -> dict[str, Any]:
 def _show_verified(result: dict[str, Any]) -> None:
     from dicomsort.report import visible
 
-    if told := result.get("repaired"):
-        typer.echo(f"manifest.csv: {told['kept']:,} rows kept, {told['added']:,} added from the runs")
-        if told["unreadable"]:
-            more = "" if told["unreadable"] == len(told["lines"]) else "; and more"
-            typer.echo(f"{told['unreadable']:,} lines could not be read: {visible('; '.join(told['lines']))}{more}")
-        if told["damaged_as"]:
-            typer.echo(f"the damaged manifest is kept as {told['damaged_as']}")
-        for sentence in told["skipped"]:
+    if repaired := result.get("repaired"):
+        typer.echo(f"manifest.csv: {repaired['kept']:,} rows kept, {repaired['added']:,} added from the runs")
+        if unreadable := repaired["unreadable"]:
+            more = "" if unreadable == len(repaired["lines"]) else "; and more"
+            typer.echo(f"{unreadable:,} lines could not be read: {visible('; '.join(repaired['lines']))}{more}")
+        if repaired["damaged_as"]:
+            typer.echo(f"the damaged manifest is kept as {repaired['damaged_as']}")
+        for sentence in repaired["skipped"]:
             typer.echo(visible(f"skipped: {sentence}"))
-        if told["message"]:
-            typer.echo(f"manifest.csv: {told['message']}")
+        if repaired["message"]:
+            typer.echo(f"manifest.csv: {repaired['message']}")
     typer.echo(f"{result['whole']:,} files hold the bytes that the manifest says")
     for state in ("missing", "different", "unreadable"):
         for path in result[state]:

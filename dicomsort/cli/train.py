@@ -15,6 +15,7 @@ from dicomsort.progress import Reporter
 
 if TYPE_CHECKING:
     from dicomsort.engines.engine import Engine
+    from dicomsort.training.pipeline import Trained
     from dicomsort.training.settings import Settings
 
 PLOTS = ("accuracy.png", "loss.png", "confusion.png")
@@ -64,16 +65,6 @@ def open_workers() -> Engine:
     return options.open_workers(None, ("dicomsort.training.data.rendered",))
 
 
-def weighed(figures: dict[str, Any]) -> list[str]:
-    """Say which weights a training kept, and where the megabytes of its bundle are."""
-    from dicomsort.training.evaluate.tables import MEGABYTES, sizes
-
-    run = figures["training_run"]
-    total = f"Size: {sum(run[MEGABYTES].values()):.1f} MB, nearly all of it in three files with the same weights:"
-    each = [f"  {name} {megabytes} MB: {purpose}" for name, megabytes, purpose in sizes(run).rows]
-    return [f"Weights kept: {run['course']['kept']}", total, *each]
-
-
 def _train(settings: Settings, *, show: bool) -> None:
     from dicomsort.report import visible
     from dicomsort.training.evaluate import compare
@@ -81,13 +72,11 @@ def _train(settings: Settings, *, show: bool) -> None:
 
     with Reporter() as reporter:
         trained = run(settings, open_workers, reporter)
-    figures = trained.figures
-    shares = f"{figures['accuracy']:.1%} right (balanced {figures['balanced_accuracy']:.1%})"
-    print(f"{visible(str(trained.folder))}: {shares} of {figures['images']:,} held-out images; {trained.held_out}")
+    print(f"{visible(str(trained.folder))}: {_accuracy(trained)}")
     print(f"The mistakes, as a picture of your images: {visible(str(trained.sheet))}")
-    print("\n".join(weighed(figures)))
-    if started := figures["training_run"].get(compare.KEY):
-        print("\n".join(compare.sentences(started)))
+    _print_sizes(trained)
+    if comparison := trained.figures["training_run"].get(compare.KEY):
+        print("\n".join(compare.sentences(comparison)))
     if trained.skipped:
         print(f"{len(trained.skipped):,} files were skipped, being no readable image; metrics.json lists them")
     if show:
@@ -101,9 +90,24 @@ def _tune(settings: Settings, trials: int) -> None:
 
     with Reporter() as reporter:
         tuned = search(settings, trials, open_workers, reporter)
-    figures = tuned.trained.figures
     print(f"{visible(str(tuned.trained.folder))}: the best of {tuned.trials:,} trials, {tuned.score:.1%} in the search")
-    shares = f"{figures['accuracy']:.1%} right (balanced {figures['balanced_accuracy']:.1%})"
-    print(f"Trained by it: {shares} of {figures['images']:,} held-out images; {tuned.trained.held_out}")
-    print("\n".join(weighed(figures)))
+    print(f"Trained by it: {_accuracy(tuned.trained)}")
+    _print_sizes(tuned.trained)
     print("The recipe was chosen by held-out images, which flatters the figures; trials.csv has every trial")
+
+
+def _accuracy(trained: Trained) -> str:
+    figures = trained.figures
+    shares = f"{figures['accuracy']:.1%} right (balanced {figures['balanced_accuracy']:.1%})"
+    return f"{shares} of {figures['images']:,} held-out images; {trained.held_out}"
+
+
+def _print_sizes(trained: Trained) -> None:
+    """Print which weights a training kept, and where the megabytes of its bundle are."""
+    from dicomsort.training.evaluate.tables import MEGABYTES, sizes
+
+    run = trained.figures["training_run"]
+    print(f"Weights kept: {run['course']['kept']}")
+    print(f"Size: {sum(run[MEGABYTES].values()):.1f} MB, nearly all of it in three files with the same weights:")
+    for name, megabytes, purpose in sizes(run).rows:
+        print(f"  {name} {megabytes} MB: {purpose}")

@@ -32,7 +32,7 @@ _EXPECTED = "a destination (AE@HOST:PORT or https://HOST/PATH), or a list of nam
 
 
 class Written(NamedTuple):
-    """What a file says: the values of each table by option, the destinations by name, those of each class."""
+    """The content of a file: the values of each table by option, the destinations by name, those of each class."""
 
     tables: Mapping[str, Mapping[str, Any]] = {}
     destinations: Mapping[str, Destination] = {}
@@ -40,10 +40,10 @@ class Written(NamedTuple):
 
 
 def read(file: Path) -> Written:
-    """The checked content of a file; what stands above all tables is in the table ``TOP``.
+    """Return the checked content of a file; what stands above all tables is in the table ``TOP``.
 
-    Relative paths start at the file's folder. UsageError where the file cannot be read or is no TOML, and for a key or
-    a table that is none.
+    Relative paths start at the file's folder. UsageError where the file cannot be read or is no TOML, and for an
+    unknown key or table.
     """
     content = _parsed(file)
     names = [*TABLES, ROUTES, DESTINATIONS]
@@ -82,7 +82,7 @@ def _parsed(file: Path) -> dict[str, Any]:
 def _checked(
     file: Path, origin: str, entries: Mapping[str, object], options: Mapping[str, Option], tables: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The values of a table; ``origin`` is the file, and the table where it has a name."""
+    """Return the values of a table; ``origin`` is the file, and the table where it has a name."""
     values: dict[str, Any] = {}
     for key, value in entries.items():
         name = key.replace("-", "_")
@@ -115,7 +115,7 @@ def _destinations(file: Path, tables: Mapping[str, object]) -> dict[str, Destina
 def _routes(
     file: Path, routes: Mapping[str, object], known: Mapping[str, Destination]
 ) -> dict[str, tuple[Destination, ...]]:
-    """The destinations of each class: an address, a name, or a list of names."""
+    """Return the destinations of each class: an address, a name, or a list of names."""
     found: dict[str, tuple[Destination, ...]] = {}
     for class_, value in routes.items():
         origin = f"{file}: [{ROUTES}] {class_}"

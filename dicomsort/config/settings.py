@@ -3,8 +3,8 @@
 The command line, the environment, the tables of a file and the help are made from these.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path, PosixPath
 from types import NoneType
@@ -29,7 +29,7 @@ class RelativePath(PosixPath):
 
 
 def located(path: Path, file: Path) -> Path:
-    """A path that a configuration file names: one that is relative starts at the folder of the file."""
+    """Return a path that a configuration file names: one that is relative starts at the folder of the file."""
     path = path.expanduser()
     if path.is_absolute():
         return path
@@ -39,7 +39,7 @@ def located(path: Path, file: Path) -> Path:
 
 
 def quoted(path: Path) -> str:
-    """A path as a message shows it, with how it came to be where a configuration file has a relative one."""
+    """Return a path as a message shows it, and where a configuration file has a relative one, say so."""
     return repr(str(path)) + (path.note if isinstance(path, RelativePath) else "")
 
 
@@ -72,7 +72,7 @@ class Option(NamedTuple):
 
 
 def parsed(option: Option, text: str) -> object:
-    """Turn text into the option's type, at commas where it is a list; what is none of that type stays text."""
+    """Turn text into the option's type, at commas where it is a list; other text stays as it is."""
     if option.is_list:
         return [part.strip() for part in text.split(",")]
     try:
@@ -84,22 +84,13 @@ def parsed(option: Option, text: str) -> object:
 
 
 def checked(option: Option, value: object, origin: str) -> object:
-    """The value in the option's type; UsageError names ``origin``, what was expected and what was received."""
+    """Return the value in the option's type; UsageError names ``origin``, what was expected and received."""
     if option.is_list:
         if not isinstance(value, list | tuple):
             raise UsageError(f"{origin}: expected a list of texts, received {_shown(value)}")
         return tuple(checked(option._replace(is_list=False), each, origin) for each in value)
     kind = option.kind
-    if isinstance(kind, tuple):
-        right = value in kind
-    elif kind is Path:
-        right = isinstance(value, str | Path) and str(value) != "" and "\0" not in str(value)
-    elif kind is str:
-        right = isinstance(value, str) and "\0" not in value
-    elif kind is float:
-        right = isinstance(value, int | float) and not isinstance(value, bool)
-    else:
-        right = type(value) is kind
+    right = value in kind if isinstance(kind, tuple) else _KINDS[kind][1](value)
     if right and option.minimum is not None and option.maximum is not None:
         right = option.minimum <= value <= option.maximum  # type: ignore[operator]  # neither NaN nor infinity is
     if not right:
@@ -108,7 +99,7 @@ def checked(option: Option, value: object, origin: str) -> object:
 
 
 def at_home(path: Path, origin: str) -> Path:
-    """The path with ``~`` replaced by the home it stands for; UsageError names ``origin`` where there is none."""
+    """Return the path with ``~`` replaced by the home it stands for; UsageError names ``origin`` if there is none."""
     try:
         return path.expanduser()
     except RuntimeError:
@@ -118,24 +109,26 @@ def at_home(path: Path, origin: str) -> Path:
 def _expected(option: Option) -> str:
     if isinstance(option.kind, tuple):
         return "|".join(option.kind)
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
-    return kinds[option.kind] + (f" from {option.range}" if option.range else "")
+    return _KINDS[option.kind][0] + (f" from {option.range}" if option.range else "")
+
+
+# What a value of each type is called, and whether a value is one.
+_KINDS: dict[type, tuple[str, Callable[[Any], bool]]] = {
+    bool: ("true or false", lambda value: type(value) is bool),
+    int: ("a whole number", lambda value: type(value) is int),
+    float: ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
+    str: ("text", lambda value: isinstance(value, str) and "\0" not in value),
+    Path: ("a path", lambda value: isinstance(value, str | Path) and str(value) != "" and "\0" not in str(value)),
+}
 
 
 def _shown(value: object) -> str:
-    """A value as it was written, cut where it is long."""
     text = hex(value) if isinstance(value, int) and value.bit_length() > _BITS else repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _setting(
-    default: Any,
-    help_: str,
-    metavar: str = "",
-    *,
-    least: float | None = None,
-    most: float | None = None,
-    **more: Any,
+    default: Any, help_: str, metavar: str = "", *, least: float | None = None, most: float | None = None, **more: Any
 ) -> Any:
     """A field that is an option; ``words`` are the only values that a text may have, ``more`` is as in ``Option``."""
     facts = {"help": help_, "metavar": metavar, "minimum": least, "maximum": most, **more}
@@ -143,16 +136,15 @@ def _setting(
 
 
 def options_of(settings: type[Any]) -> dict[str, Option]:
-    """The options that a dataclass of settings declares, by name."""
-    return {each.name: _option(each) for each in fields(settings) if each.metadata}
-
-
-def _option(declared: Field[Any]) -> Option:
-    hint: Any = declared.type
-    default: Any = declared.default
-    facts = {**declared.metadata}
-    kind = facts.pop("words", None) or next((part for part in get_args(hint) if part is not NoneType), hint)
-    return Option(kind, default, is_list=get_origin(hint) is tuple, **facts)
+    """Return the options that a dataclass of settings declares, by name."""
+    options = {}
+    for declared in fields(settings):
+        if facts := dict(declared.metadata):
+            hint: Any = declared.type
+            default: Any = declared.default
+            kind = facts.pop("words", None) or next((part for part in get_args(hint) if part is not NoneType), hint)
+            options[declared.name] = Option(kind, default, is_list=get_origin(hint) is tuple, **facts)
+    return options
 
 
 # What several commands have in common.
@@ -355,12 +347,12 @@ class RunsSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """A training as the user asked for it; no file and no variable may say any of it.
+    """A training as the user requested it; neither a file nor a variable may set any of it.
 
     ``groups`` is a CSV file (see ``read_groups``), ``weights`` a file of Keras weights, ``cache`` a folder for
     renderings, ``start`` the folder of a bundle to go on from, ``replace_worse`` whether a worse bundle may replace an
-    earlier one at ``out``, where the training goes on from a bundle; the rest is told by ``Recipe``. ``arch`` is None
-    where it was not asked for.
+    earlier one at ``out``, where the training goes on from a bundle; ``Recipe`` explains the rest. ``arch`` is None
+    where it was not given.
     """
 
     dataset: Path

@@ -1,18 +1,16 @@
 """``dicomsort doctor``: is this machine, and are these folders, fit for unattended work? A line a finding.
 
-``machine`` looks at the installation, ``folders`` at an inbox and an outbox, with files of its own that it takes away,
-``paths`` at what a configuration or a command line names, ``crontab`` and ``schedule`` at the lines of one,
-``commands`` at what a command would refuse.
+``machine`` checks the installation, ``folders`` an inbox and an outbox, with files of its own that it takes away,
+``crontab`` the lines of one, ``commands`` what a configuration or a command line names and a command would refuse.
 """
 
 from __future__ import annotations
 
-from dicomsort.doctor.commands import Call, Outside, examine_environment, examine_settings, refusal
+from dicomsort.doctor.commands import Call, Outside, examine_call, examine_config, examine_environment
 from dicomsort.doctor.crontab import Job, examine_crontab, jobs_of
 from dicomsort.doctor.finding import Finding, State, wrong
 from dicomsort.doctor.folders import examine_folders
 from dicomsort.doctor.machine import examine_machine
-from dicomsort.doctor.paths import examine_config, examine_values, read_config
 
 __all__ = [
     "Call",
@@ -20,15 +18,12 @@ __all__ = [
     "Job",
     "Outside",
     "State",
+    "examine_call",
     "examine_config",
     "examine_crontab",
     "examine_environment",
     "examine_folders",
     "examine_machine",
-    "examine_settings",
-    "examine_values",
     "jobs_of",
-    "read_config",
-    "refusal",
     "wrong",
 ]

@@ -1,4 +1,7 @@
-"""What a command would refuse at its start, asked of its own checks: nothing is changed, and nobody is called."""
+"""What a configuration file names, and what a command would refuse at its start.
+
+The commands' own checks are asked: nothing is changed, and nobody is called.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +25,31 @@ from dicomsort.config import (
     load_send,
     load_sort,
     load_watch,
+    quoted,
 )
-from dicomsort.config.file import TOP, Written
-from dicomsort.content import Content
-from dicomsort.doctor.finding import Finding, State, wrong
-from dicomsort.doctor.paths import WRITTEN
+from dicomsort.config.file import DESTINATIONS, ROUTES, TOP, Written, read
+from dicomsort.config.settings import DESTINATION
+from dicomsort.content import DEVICES, JOURNAL, LOG, Content
+from dicomsort.doctor.finding import Finding, State, fine, refused, wrong
 from dicomsort.engines import check_engine
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.outputs import Gate
 from dicomsort.pacs import receive, send
 from dicomsort.pacs.send.selection import select
 from dicomsort.records import RENDERING_VERSION
+from dicomsort.report.metrics import FILE as METRICS
 from dicomsort.sorting import check, check_settings
 from dicomsort.sorting.outbox import absolute
 from dicomsort.sorting.runs import reported_run
 
-MEND = "mend that, or what it names"
 STDOUT = "-"
+_FILES: dict[str, Content] = {"log_file": LOG, "metrics": METRICS.content, "journal": JOURNAL}
+_FOLDERS = frozenset({"out", "explain", "cache"})  # which a command makes where they are missing
 
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What the checks need of parts of the program that do not know ``doctor``, nor are known to it.
+    """What the checks need of packages that ``doctor`` must not import.
 
     ``check_classes`` and ``check_routes`` raise UsageError as those of ``service``; ``page`` is what ``--html`` writes.
     """
@@ -54,7 +61,7 @@ class Outside:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A command and the values of its arguments and options; ``flags`` are those that the loaders of settings take.
+    """A command, and the values of its arguments and options by name; ``flags`` go to the loaders of settings.
 
     ``made`` are the outboxes that other commands will have made by then.
     """
@@ -66,9 +73,9 @@ class Call:
     made: Collection[str] = ()
 
     @property
-    def config(self) -> Path | Written | None:
-        """The file that ``--config`` names, or what was read of it."""
-        return self.given.get("config")
+    def sources(self) -> tuple[Mapping[str, object], Mapping[str, str], Path | Written | None]:
+        """What settings are loaded from: flags, environment, and the configuration file or what was read of it."""
+        return self.flags, self.environ, self.given.get("config")
 
     def is_made(self, folder: str) -> bool:
         """Whether a folder is an outbox that will be there, or lies in one."""
@@ -76,12 +83,155 @@ class Call:
         return any(os.path.commonpath([real, outbox]) == outbox for outbox in self.made)
 
 
-def refusal(call: Call, outside: Outside) -> str:
-    """Why the command would end before it begins; "" where it would not."""
-    checked = _CHECKS.get(call.command)
+def examine_environment(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Check the variables that every command with settings reads."""
+    return refused("set it right, or unset it", partial(load_sort, {}, environ, None), "environment")
+
+
+def examine_call(what: str, call: Call, known: Collection[str], outside: Outside) -> Iterator[Finding]:
+    """Check a command line: the paths that it names, its configuration file, and what the command would refuse.
+
+    ``known`` are messages that were given before.
+    """
+    found = list(_examine_paths(what, call, outside))
+    yield from found
+    message = "" if any(finding.state is State.WRONG for finding in found) else _refusal(call, outside)
+    if message and message not in known:
+        yield wrong(message, "mend the line, or what it names", what)
+
+
+def _examine_paths(what: str, call: Call, outside: Outside) -> Iterator[Finding]:
+    named = ("inbox", "outbox", "folder", "html")
+    paths = {name: value for name, value in call.given.items() if isinstance(value, Path)}
+    paths |= {name: Path(text) for name in named if (text := call.given.get(name)) is not None and text != STDOUT}
+    for path in paths.values():
+        if not path.is_absolute():
+            yield wrong(f"expected an absolute path, received {str(path)!r}", "cron starts in the user's home", what)
+    inbox = call.given.get("inbox")
+    gate = Gate({} if inbox is None else {"INBOX": inbox}, call.given.get("outbox"))
+    examined_elsewhere = {"config", "inbox", "outbox", "html"}
+    if "folder" in paths and call.is_made(str(paths["folder"])):
+        examined_elsewhere.add("folder")
+    yield from _examine_values(what, {name: paths[name] for name in paths if name not in examined_elsewhere}, gate)
+    if "config" in call.given and (config := call.given["config"] or call.environ.get("DICOMSORT_CONFIG")):
+        file = Path(os.path.expanduser(config))
+        yield from examine_config(file, gate, call.given.get("model"), outside, is_alone=False)
+
+
+def examine_config(
+    file: Path, gate: Gate, model: Path | None, outside: Outside, *, is_alone: bool = True
+) -> Iterator[Finding]:
+    """Check a configuration file: its values, and each path, destination and class that it names.
+
+    Where it ``is_alone``, also what each command makes of it by itself. ``model`` is what a command line names.
+    """
     try:
-        if checked is not None:
-            checked(call, outside)
+        written = read(file)  # once, for it may be a pipe
+    except UsageError as error:
+        yield wrong(str(error), "mend the file", "configuration")
+        return
+    found = list(_examine_tables(file, written, gate))
+    found += _examine_routes(written, model, outside)
+    yield from found
+    if is_alone:
+        yield from _examine_uses(written, model, found, outside)
+
+
+def _examine_tables(file: Path, written: Written, gate: Gate) -> Iterator[Finding]:
+    count = sum(len(values) for values in written.tables.values())
+    yield fine(f"{file}: {count} {'option' if count == 1 else 'options'}", "configuration")
+    for table, values, peer in _tables(written):
+        what = f"configuration {table}" if table else "configuration"
+        found = [*_examine_values(what, values, gate)]
+        yield from found
+        if peer is not None and all(finding.state is State.FINE for finding in found):
+            yield from refused("mend the file, or what it names", partial(send.check, peer), what)
+
+
+def _tables(written: Written) -> Iterator[tuple[str, Mapping[str, object], Destination | None]]:
+    """Yield each table of a file, its values by option, and the peer that it declares; inline routes too."""
+    for table, values in written.tables.items():
+        peer = None
+        if table == "send" and values.get("to", "") not in {"", *written.destinations}:
+            peer = Destination(**{name: value for name, value in values.items() if name in DESTINATION})
+        yield f"[{table}]" if table else TOP, values, peer
+    for name, peer in written.destinations.items():
+        yield f"[{DESTINATIONS}.{name}]", peer.values(), peer
+    for class_, peers in written.routes.items():
+        yield from ((f"[{ROUTES}] {class_}", {}, peer) for peer in peers if peer not in written.destinations.values())
+
+
+def _examine_routes(written: Written, model: Path | None, outside: Outside) -> Iterator[Finding]:
+    if not written.routes:
+        return
+    named = {name: value for table in (TOP, "sort", "watch") for name, value in written.tables.get(table, {}).items()}
+    what, mend = f"configuration [{ROUTES}]", "mend the file, or name another model"
+    try:
+        labels = load(model or named.get("model") or default_path(), RENDERING_VERSION).labels
+    except UsageError as error:
+        yield wrong(str(error), mend, what)
+        return
+    for class_ in written.routes:
+        yield from refused(mend, partial(outside.check_classes, {class_: ()}, labels), what)
+
+
+def _examine_uses(
+    written: Written, model: Path | None, found: Iterable[Finding], outside: Outside
+) -> Iterator[Finding]:
+    """Check what each command makes of a configuration file by itself: no other options, no environment.
+
+    ``found`` is what was found of its tables and routes: a command that reads a table that is wrong is not asked.
+    """
+    outside = replace(outside, check_classes=lambda *_: None, check_routes=lambda *_: None)
+    places = {finding.what for finding in found if finding.state is State.WRONG}
+    tables = {} if "configuration" in places else written.tables
+    known = set[str]()
+    for command, read_too in (("sort", ()), ("watch", ("sort",)), ("receive", ())):
+        names = [f"configuration [{name}]" for name in (command, *read_too)]
+        if TOP not in tables or (command == "receive" and command not in tables) or places.intersection(names):
+            continue
+        flags = {"model": model} if "model" in TABLES[command] else {}
+        message = _refusal(Call(command, {"config": written}, flags), outside)
+        if message and message not in known:
+            yield wrong(message, "mend that, or what it names", f"configuration, as `{command}` reads it")
+        known.add(message)
+
+
+def _examine_values(what: str, values: Mapping[str, object], gate: Gate) -> Iterator[Finding]:
+    """Check the paths among the values of options, by name."""
+    rights = "give the user that runs dicomsort rights"
+    for name, path in values.items():
+        option = _option(name)
+        if not isinstance(path, Path):
+            continue
+        if name in _FILES:
+            yield _examine_file(what, option, path, _FILES[name], gate)
+        elif name in _FOLDERS:
+            yield from refused(f"make its folder, or {rights}", partial(gate.check_folder, option, path), what)
+        elif not os.access(path, os.R_OK) or not (path.is_file() or path.is_dir()):
+            yield wrong(f"{option}: expected what can be read, received {quoted(path)}", f"make it, or {rights}", what)
+
+
+def _examine_file(what: str, option: str, path: Path, content: Content, gate: Gate) -> Finding:
+    try:
+        target = gate.check_file(option, path, content)
+    except UsageError as error:
+        folder = os.path.dirname(os.path.abspath(path))
+        return wrong(str(error), f"as root: install -d -o USER {folder}, with the user that runs dicomsort", what)
+    if target not in DEVICES and os.path.exists(target) and not os.access(target, os.W_OK):
+        return wrong(f"{option}: {path} cannot be written", f"as root: chown USER {path}", what)
+    return fine(f"{option}: {path} can be written", what)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _refusal(call: Call, outside: Outside) -> str:
+    """Return why the command would end before it begins; "" where it would not."""
+    try:
+        for check_command in _CHECKS.get(call.command, ()):
+            check_command(call, outside)
     except DicomsortError as error:
         return str(error)
     except (OSError, ImportError) as error:
@@ -89,81 +239,48 @@ def refusal(call: Call, outside: Outside) -> str:
     return ""
 
 
-def examine_environment(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Look at the variables that every command with settings reads."""
-    try:
-        load_sort({}, environ, None)
-    except UsageError as error:
-        yield wrong("environment", str(error), "set it right, or unset it")
-
-
-def examine_settings(
-    written: Written, model: Path | None, found: Iterable[Finding], outside: Outside
-) -> Iterator[Finding]:
-    """Look at what each command makes of a configuration file by itself: no other options, no environment.
-
-    ``found`` is what ``examine_config`` told of it, which looks at each route too: a command that reads a table that is
-    wrong is not asked.
-    """
-    outside = replace(outside, check_classes=lambda *_: None, check_routes=lambda *_: None)
-    places = {finding.what for finding in found if finding.state is State.WRONG}
-    tables = {} if "configuration" in places else written.tables
-    told = set[str]()
-    for command, read_too in (("sort", ()), ("watch", ("sort",)), ("receive", ())):
-        names = [f"configuration [{name}]" for name in (command, *read_too)]
-        if TOP not in tables or (command == "receive" and command not in tables) or places.intersection(names):
-            continue
-        flags = {"model": model} if "model" in TABLES[command] else {}
-        message = refusal(Call(command, {"config": written}, flags), outside)
-        if message and message not in told:
-            yield wrong(f"configuration, as `{command}` reads it", message, MEND)
-        told.add(message)
-
-
 def _sort(call: Call, outside: Outside) -> None:
-    settings, routes = load_sort(call.flags, call.environ, call.config)
-    outside.check_classes(routes, _sorting(call, settings))
+    settings, routes = load_sort(*call.sources)
+    outside.check_classes(routes, _check_sorting(call, settings))
 
 
 def _watch(call: Call, outside: Outside) -> None:
-    settings = load_watch(call.flags, call.environ, call.config)
-    labels = _sorting(call, settings.sort)
-    outside.check_routes(settings.routes, labels, send.check)
+    settings = load_watch(*call.sources)
+    outside.check_routes(settings.routes, _check_sorting(call, settings.sort), send.check)
 
 
-def _sorting(call: Call, settings: SortSettings) -> Collection[str]:
-    """The labels of the model; a call of a file alone has no folders."""
+def _check_sorting(call: Call, settings: SortSettings) -> Collection[str]:
+    """Return the labels of the model; a call of a configuration file alone has no folders."""
     check_engine(settings.engine, settings.scheduler)
     inbox, outbox = call.given.get("inbox"), call.given.get("outbox")
     if inbox is None:
         return check_settings(settings)[1].labels
     labels = check(inbox, outbox, settings).bundle.labels
-    _check_outputs(Gate({"INBOX": inbox}, outbox, labels), settings)
+    _check_files(Gate({"INBOX": inbox}, outbox, labels), settings)
     return labels
 
 
-def _check_outputs(gate: Gate, settings: SortSettings | SendSettings | ReceiveSettings) -> None:
-    for name, content in WRITTEN.items():
-        path = getattr(settings, name, None)
-        if path is not None:
-            gate.check_file("--" + name.replace("_", "-"), path, content, devices=name != "journal")
+def _check_files(gate: Gate, settings: SortSettings | SendSettings | ReceiveSettings) -> None:
+    for name, content in _FILES.items():
+        if (path := getattr(settings, name, None)) is not None:
+            gate.check_file(_option(name), path, content, devices=name != "journal")
 
 
 def _send(call: Call, _: Outside) -> None:
-    settings, folder = load_send(call.flags, call.environ, call.config), str(call.given["folder"])
+    settings, folder = load_send(*call.sources), str(call.given["folder"])
     if not settings.to:
         raise UsageError("--to: expected AE@HOST:PORT or https://HOST/PATH, received none")
-    _check_outputs(Gate({"FOLDER": folder}), settings)
+    _check_files(Gate({"FOLDER": folder}), settings)
     send.check(settings)
     if os.path.isdir(folder) or not call.is_made(folder):
         select(folder, settings.run or "")
 
 
 def _receive(call: Call, _: Outside) -> None:
-    settings, inbox = load_receive(call.flags, call.environ, call.config), call.given.get("inbox")
+    settings, inbox = load_receive(*call.sources), call.given.get("inbox")
     receive.check(settings)
     if inbox is not None:
-        _check_outputs(Gate({"INBOX": inbox}), settings)
+        _check_files(Gate({"INBOX": inbox}), settings)
         if os.path.isdir(inbox) and not os.access(inbox, os.W_OK | os.X_OK):
             raise UsageError(f"INBOX: expected a folder that can be written, received {inbox!r} (permission denied)")
 
@@ -172,28 +289,19 @@ def _report(call: Call, outside: Outside) -> None:
     outbox, run, html = (call.given[name] for name in ("outbox", "run", "html"))
     if html is not None and call.given["json"]:
         raise UsageError("expected one of --html, --json, received both")
-    told = None
+    reported = None
     with suppress(*([DicomsortError] if run is None and call.is_made(outbox) else [])):
-        told = reported_run(outbox, run)
+        reported = reported_run(outbox, run)
     if html not in {None, STDOUT}:
-        reads = {"inbox": told.head["inbox"]} if told and told.head else {}
-        Gate(reads, told.outbox if told else outbox).check_file("--html", Path(html), outside.page)
+        reads = {"inbox": reported.head["inbox"]} if reported and reported.head else {}
+        Gate(reads, reported.outbox if reported else outbox).check_file("--html", Path(html), outside.page)
     if html is not None and call.given["pictures"]:
-        _model(call, outside)
+        _load_model(call, outside)
 
 
-def _review(call: Call, outside: Outside) -> None:
-    _outbox(call, outside)
-    _model(call, outside)
-
-
-def _model(call: Call, _: Outside) -> None:
-    load(call.given["model"] or default_path(), RENDERING_VERSION)
-
-
-def _evaluate(call: Call, outside: Outside) -> None:
-    if call.given["compare"] is None:
-        _model(call, outside)
+def _load_model(call: Call, _: Outside) -> None:
+    if call.given.get("compare") is None:
+        load(call.given["model"] or default_path(), RENDERING_VERSION)
 
 
 def _train(call: Call, _: Outside) -> None:
@@ -202,21 +310,19 @@ def _train(call: Call, _: Outside) -> None:
     checked(Settings(**{each.name: call.given[each.name] for each in fields(Settings) if each.name in call.given}))
 
 
-def _outbox(call: Call, _: Outside) -> None:
+def _check_outbox(call: Call, _: Outside) -> None:
     if not call.is_made(call.given["outbox"]):
         absolute(call.given["outbox"])
 
 
-_CHECKS: dict[str, Callable[[Call, Outside], None]] = {
-    "sort": _sort,
-    "watch": _watch,
-    "send": _send,
-    "receive": _receive,
-    "report": _report,
-    "review": _review,
-    "predict": _model,
-    "evaluate": _evaluate,
-    "train": _train,
-    "tune": _train,
-    **dict.fromkeys(("resume", "undo", "runs", "verify"), _outbox),
+_CHECKS: dict[str, tuple[Callable[[Call, Outside], None], ...]] = {
+    "sort": (_sort,),
+    "watch": (_watch,),
+    "send": (_send,),
+    "receive": (_receive,),
+    "report": (_report,),
+    "review": (_check_outbox, _load_model),
+    **dict.fromkeys(("predict", "evaluate"), (_load_model,)),
+    **dict.fromkeys(("train", "tune"), (_train,)),
+    **dict.fromkeys(("resume", "undo", "runs", "verify"), (_check_outbox,)),
 }

@@ -7,13 +7,13 @@ import pwd
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from dicomsort.config import load_sort
-from dicomsort.doctor.finding import Finding, fine, note, wrong
-from dicomsort.errors import UsageError
+from dicomsort.doctor.finding import Finding, checked, fine, note, refused, wrong
 
 _NAMES = frozenset(
     {"@reboot", "@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"}
@@ -32,8 +32,7 @@ _FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
 _PART = re.compile(r"(?:\*|(\w*)(?:([-~])(\w*))?)(?:/(\d+))?", re.ASCII)
 
 
-def schedule_problem(schedule: str) -> str:
-    """What is wrong with the time of a crontab's line; "" where cron takes it."""
+def _schedule_problem(schedule: str) -> str:
     if schedule.startswith("@"):
         known = ", ".join(sorted(_NAMES))
         return "" if schedule.lower() in _NAMES else f"expected one of {known}, received {schedule!r}"
@@ -57,7 +56,6 @@ def _is_part(part: str, least: int, most: int, names: tuple[str, ...]) -> bool:
 
 
 def _number(text: str, least: int, names: tuple[str, ...]) -> int:
-    """The number of a name or of digits; -1 for what is neither."""
     if text in names:
         return names.index(text) + least
     return int(text) if text.isdigit() and len(text) < 4 else -1  # noqa: PLR2004 - digits of the largest, and a zero
@@ -77,29 +75,27 @@ _NO_JOB = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A line that runs dicomsort: its number, its user ("" in a user's own crontab), the program, its arguments.
+    """A line that runs dicomsort: its user ("" in a user's own crontab), program and arguments, or its ``problem``.
 
     ``environ`` is what the crontab, up to this line, and the line itself set: cron gives a job nothing of ours.
     """
 
     number: int
-    user: str
-    program: str
-    arguments: list[str]
-    problem: str = ""
+    problem: str
+    user: str = ""
+    program: str = ""
+    arguments: Sequence[str] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
 
 
 def jobs_of(text: str) -> Iterator[Job]:
-    """The jobs of a crontab, and the lines that are none at all; a line that runs something else is left out."""
+    """Yield the jobs of a crontab, and the lines that cron cannot read; lines that run something else are left out."""
     environ: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if variable := _VARIABLE.fullmatch(line):
             environ = environ | {variable[2]: _unquoted(variable[3])}
-        elif line.strip() and not line.lstrip().startswith("#"):
-            job = _job_of(number, line, environ)
-            if job is not None:
-                yield job
+        elif line.strip() and not line.lstrip().startswith("#") and (job := _job_of(number, line, environ)):
+            yield job
 
 
 def _unquoted(value: str) -> str:
@@ -108,20 +104,19 @@ def _unquoted(value: str) -> str:
 
 
 def _job_of(number: int, line: str, environ: Mapping[str, str]) -> Job | None:
-    """The job of a line, None where it runs another program."""
     found = _JOB.match(line)
     if found and "dicomsort" not in line:
         return None
-    problem = schedule_problem(found[1]) if found else _NO_JOB
+    problem = _schedule_problem(found[1]) if found else _NO_JOB
     if "\0" in line:
         problem = "expected a command of the shell, received the character NUL"
     if problem or found is None:
-        return Job(number, "", "", [], problem)
+        return Job(number, problem)
     command, percent, _ = found[2].partition("%")
     try:
         words = shlex.split(command)
     except ValueError as error:
-        return Job(number, "", "", [], f"expected a command of the shell, received: {error}")
+        return Job(number, f"expected a command of the shell, received: {error}")
     places = [place for place, word in enumerate(words) if os.path.basename(word) == "dicomsort"]
     if not places:
         return None
@@ -135,62 +130,47 @@ def _job_of(number: int, line: str, environ: Mapping[str, str]) -> Job | None:
     problem = "expected no % (a line feed, to cron)" if percent and not command.endswith("\\") else ""
     whole = {**environ, **{each[1]: each[2] for each in assigned[:program] if each}}
     run = [_at_home(word, user) for word in (words[program], *arguments[:end])]
-    return Job(number, user, run[0], run[1:], problem, whole)
+    return Job(number, problem, user, run[0], run[1:], whole)
 
 
 def _at_home(word: str, user: str) -> str:
-    """A word as the shell of that user takes it, for ~ at its beginning."""
+    """Return a word as the shell of that user reads it, for ~ at its beginning."""
     return os.path.expanduser(f"~{user}{word[1:]}" if word.startswith("~/") else word)
 
 
 def examine_crontab(file: Path, text: str, jobs: list[Job]) -> Iterator[Finding]:
-    """Look at what does not depend on what the commands are."""
-    what = "crontab"
+    """Check what does not depend on what the commands are."""
     if not jobs:
-        yield wrong(what, f"expected a line that runs dicomsort, received none in {file}", "see deploy/crontab")
+        message = f"expected a line that runs dicomsort, received none in {file}"
+        yield wrong(message, "see deploy/crontab", "crontab")
     if text and not text.endswith("\n"):
-        yield wrong(
-            what, f"{file}: expected a line feed at its end, received none", "cron ignores the last line: add one"
-        )
-    yield from _variables(text)
-    for job in jobs:
-        line = f"{what} line {job.number}"
-        if job.problem:
-            yield wrong(line, f"{job.problem}", "mend the line")
-            continue
-        if _can_run(job):
-            yield fine(line, f"{job.program} can be run")
-        else:
-            told = f"expected the absolute path of a program, received {job.program!r}"
-            yield wrong(
-                line, told, "cron finds programs in /usr/bin and /bin alone: give the path of your installation"
-            )
-        yield from _user(line, job)
-
-
-def _variables(text: str) -> Iterator[Finding]:
-    """What commands would refuse of the variables that the crontab sets."""
+        message = f"{file}: expected a line feed at its end, received none"
+        yield wrong(message, "cron ignores the last line: add one", "crontab")
     for number, line in enumerate(text.splitlines(), 1):
         if variable := _VARIABLE.fullmatch(line):
-            try:
-                load_sort({}, {variable[2]: _unquoted(variable[3])}, None)
-            except UsageError as error:
-                yield wrong(f"crontab line {number}", str(error), "mend the line")
+            set_alone = {variable[2]: _unquoted(variable[3])}
+            yield from refused("mend the line", partial(load_sort, {}, set_alone, None), f"crontab line {number}")
+    for job in jobs:
+        yield from checked(f"crontab line {job.number}", _examine_job(job))
 
 
-def _can_run(job: Job) -> bool:
-    path = job.environ.get("PATH", _PATH)
-    return (os.path.isabs(job.program) or "/" not in job.program) and shutil.which(job.program, path=path) is not None
-
-
-def _user(line: str, job: Job) -> Iterator[Finding]:
+def _examine_job(job: Job) -> Iterator[Finding]:
+    if job.problem:
+        yield wrong(job.problem, "mend the line")
+        return
+    is_found_by_cron = os.path.isabs(job.program) or "/" not in job.program
+    if is_found_by_cron and shutil.which(job.program, path=job.environ.get("PATH", _PATH)) is not None:
+        yield fine(f"{job.program} can be run")
+    else:
+        mend = "cron finds programs in /usr/bin and /bin alone: give the path of your installation"
+        yield wrong(f"expected the absolute path of a program, received {job.program!r}", mend)
     if not job.user:
         return
     try:
         account = pwd.getpwnam(job.user)
     except KeyError:
-        yield wrong(line, f"expected a user of this machine, received {job.user!r}", f"useradd --system {job.user}")
+        yield wrong(f"expected a user of this machine, received {job.user!r}", f"useradd --system {job.user}")
         return
     if account.pw_uid != os.geteuid():
         mend = f"run `runuser -u {job.user} -- dicomsort doctor …`"
-        yield note(line, f"it runs as {job.user}; what is said of rights here holds for you alone", mend)
+        yield note(f"it runs as {job.user}; what is said of rights here holds for you alone", mend)

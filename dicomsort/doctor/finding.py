@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from dicomsort.errors import DicomsortError
 
 
 class State(StrEnum):
@@ -17,7 +19,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked at, what was found, and how to mend what is not fine."""
+    """One line: what was checked ("": as ``checked`` names it), what was found, and how to mend what is not fine."""
 
     state: State
     what: str
@@ -25,24 +27,33 @@ class Finding:
     mend: str = ""
 
 
-def fine(what: str, told: str) -> Finding:
+def fine(told: str, what: str = "") -> Finding:
     """Nothing to do."""
     return Finding(State.FINE, what, told)
 
 
-def note(what: str, told: str, mend: str) -> Finding:
+def note(told: str, mend: str, what: str = "") -> Finding:
     """It works, but somebody should know."""
     return Finding(State.NOTE, what, told, mend)
 
 
-def wrong(what: str, told: str, mend: str) -> Finding:
+def wrong(told: str, mend: str, what: str = "") -> Finding:
     """It does not work."""
     return Finding(State.WRONG, what, told, mend)
 
 
-def guarded(what: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A check's findings; a finding too where the system refuses the check itself."""
+def checked(what: str, findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield the findings of a check under its name, and one more where the system refuses the check itself."""
     try:
-        yield from check()
+        for finding in findings:
+            yield finding if finding.what else replace(finding, what=what)
     except OSError as error:
-        yield wrong(what, f"expected to look, received {error.strerror or error}", "mend that, then ask again")
+        yield wrong(f"expected to look, received {error.strerror or error}", "mend that, then ask again", what)
+
+
+def refused(mend: str, check: Callable[[], object], what: str = "") -> Iterator[Finding]:
+    """Yield a finding where ``check`` raises one of our errors."""
+    try:
+        check()
+    except DicomsortError as error:
+        yield wrong(str(error), mend, what)

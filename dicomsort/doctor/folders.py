@@ -9,12 +9,10 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from functools import partial
 
-from dicomsort.doctor.finding import Finding, fine, guarded, note, wrong
+from dicomsort.doctor.finding import Finding, checked, fine, note, wrong
 from dicomsort.execute import Leaving
-from dicomsort.files import NO_LINK, Files, is_network, look_up
-from dicomsort.files import closing_descriptor as closing_file
+from dicomsort.files import NO_LINK, Files, closing_descriptor, is_network, look_up
 from dicomsort.journal import is_run, runs_folder
 from dicomsort.report.text import size
 
@@ -24,56 +22,59 @@ SKEW = 2.0  # seconds that a file server's clock may differ
 
 
 def examine_folders(inbox: str | None, outbox: str | None, files: Files) -> Iterator[Finding]:
-    """Look at either or both; what is tried in them has names that no sort takes for an image."""
+    """Check either or both; what is tried in them has names that no sort takes for an image."""
     if inbox is not None:
-        yield from guarded("inbox", partial(_examine, "inbox", inbox, files))
-        yield from guarded("inbox", partial(_leaving, inbox))
+        yield from checked("inbox", _folder(inbox, files, is_inbox=True))
+        yield from checked("inbox", _closed_folders(inbox))
     if outbox is not None:
-        yield from guarded("outbox", partial(_examine, "outbox", outbox, files))
-        yield from guarded("outbox", partial(_runs, outbox))
+        yield from checked("outbox", _folder(outbox, files, is_inbox=False))
+        yield from checked("outbox", _runs(outbox))
     if inbox is not None and outbox is not None:
-        yield from guarded("move", partial(_across, inbox, outbox, files))
+        yield from checked("move", _across(inbox, outbox, files))
 
 
-def _examine(what: str, folder: str, files: Files) -> Iterator[Finding]:
-    there = _existing(folder)
-    if there != os.path.abspath(folder) and what == "inbox":
-        yield wrong(what, f"expected a folder, received nothing at {folder!r}", "make or mount it")
+def _folder(folder: str, files: Files, *, is_inbox: bool) -> Iterator[Finding]:
+    existing = _existing(folder)
+    if is_inbox and existing != os.path.abspath(folder):
+        yield wrong(f"expected a folder, received nothing at {folder!r}", "make or mount it")
         return
-    if not os.access(there, os.R_OK | os.X_OK):
+    if not os.access(existing, os.R_OK | os.X_OK):
         yield wrong(
-            what, f"{folder}: it cannot be read", f"give the user that runs dicomsort rights: chmod, chown {there}"
+            f"{folder}: it cannot be read", f"give the user that runs dicomsort rights: chmod, chown {existing}"
         )
         return
-    if not os.access(there, os.W_OK):
-        mend = "give the user that runs dicomsort the right to write" + (": --move needs it" if what == "inbox" else "")
-        yield (note if what == "inbox" else wrong)(what, f"{there}: it cannot be written", mend)
+    if not os.access(existing, os.W_OK):
+        problem, mend = f"{existing}: it cannot be written", "give the user that runs dicomsort the right to write"
+        yield note(problem, f"{mend}: --move needs it") if is_inbox else wrong(problem, mend)
         return
-    usage = shutil.disk_usage(there)
-    told = f"{folder}: {size(usage.free)} free of {size(usage.total)}"
-    yield fine(what, told) if usage.free >= ROOM else note(what, told, "free some: a full disk ends a run")
-    yield from _semantics(what, there, files)
+    usage = shutil.disk_usage(existing)
+    room = f"{folder}: {size(usage.free)} free of {size(usage.total)}"
+    yield fine(room) if usage.free >= ROOM else note(room, "free some: a full disk ends a run")
+    with _probe(files, existing) as path:
+        for check in (_exclusive, _links, _locks, _clock, _flushes, _letter_case):
+            yield from check(path, files)
 
 
-def _leaving(inbox: str) -> Iterator[Finding]:
-    """Whether a move may take files out of every folder of an inbox that may be changed itself."""
+def _closed_folders(inbox: str) -> Iterator[Finding]:
+    """Check that a move may take files out of every folder of an inbox that may be changed itself."""
     if not os.access(inbox, os.W_OK | os.X_OK):
-        return  # told above
+        return  # reported above
     leaving = Leaving()
     closed = [
-        os.path.relpath(folder, inbox) for folder, _, names in os.walk(inbox) if _holds_back(leaving, folder, names)
+        os.path.relpath(folder, inbox) for folder, _, names in os.walk(inbox) if _is_closed(leaving, folder, names)
     ]
     if closed:
         more = f" and {len(closed) - _NAMED:,} more" if len(closed) > _NAMED else ""
-        told = f"files cannot leave {len(closed):,} of its folders: {', '.join(closed[:_NAMED])}{more}"
-        mend = "give the user that runs dicomsort the right to write these folders: --move needs it"
-        yield wrong("inbox", told, mend)
+        yield wrong(
+            f"files cannot leave {len(closed):,} of its folders: {', '.join(closed[:_NAMED])}{more}",
+            "give the user that runs dicomsort the right to write these folders: --move needs it",
+        )
 
 
-def _holds_back(leaving: Leaving, folder: str, names: list[str]) -> bool:
+def _is_closed(leaving: Leaving, folder: str, names: list[str]) -> bool:
     """Whether a file may not be taken out of its folder; one file tells for all, where their owners do not matter."""
-    asked = names if leaving.depends_on_owner(folder) else names[:1]
-    found = ((path, look_up(path)) for path in (f"{folder}/{name}" for name in asked))
+    paths = [f"{folder}/{name}" for name in (names if leaving.depends_on_owner(folder) else names[:1])]
+    found = ((path, look_up(path)) for path in paths)
     return any(status is not None and not leaving.may_leave(path, status) for path, status in found)
 
 
@@ -87,11 +88,11 @@ def _existing(folder: str) -> str:
 
 @contextmanager
 def _probe(files: Files, folder: str) -> Iterator[str]:
-    """Create an empty file with a name that the walk passes over; take it away at the end."""
+    """Create a small file with a name that the walk passes over; take it away at the end."""
     path = f"{folder}/.dicomsort-doctor-{secrets.token_hex(4)}.part"
     descriptor = files.create(path, 0o600)
     try:
-        with closing_file(descriptor):
+        with closing_descriptor(descriptor):
             files.write(descriptor, b"dicomsort doctor\n")
             files.flush(descriptor)
         yield path
@@ -100,31 +101,15 @@ def _probe(files: Files, folder: str) -> Iterator[str]:
             files.unlink(path)
 
 
-def _semantics(what: str, folder: str, files: Files) -> Iterator[Finding]:
-    with _probe(files, folder) as path:
-        yield from _exclusive(what, path, files)
-        yield from _links(what, path, files)
-        yield from _locks(what, path, files)
-        yield from _server(what, path)
-        if files.flush_system(folder):
-            yield fine(what, "flushes a whole batch at once (syncfs)")
-        else:
-            yield note(
-                what, "flushes file by file: a network file system, or no syncfs", "nothing to mend; it is slower"
-            )
-        if look_up(path.upper()) is not None:
-            yield note(what, "takes upper and lower case for the same", "nothing to mend: names are kept apart")
-
-
-def _exclusive(what: str, path: str, files: Files) -> Iterator[Finding]:
+def _exclusive(path: str, files: Files) -> Iterator[Finding]:
     try:
         os.close(files.create(path))
     except FileExistsError:
         return
-    yield wrong(what, "a file was created where one was: nothing is safe there", "use another file system")
+    yield wrong("a file was created where one was: nothing is safe there", "use another file system")
 
 
-def _links(what: str, path: str, files: Files) -> Iterator[Finding]:
+def _links(path: str, files: Files) -> Iterator[Finding]:
     with ExitStack() as undone:
         second = f"{path.removesuffix('.part')}-2.part"
         try:
@@ -132,65 +117,73 @@ def _links(what: str, path: str, files: Files) -> Iterator[Finding]:
         except OSError as error:
             if error.errno not in NO_LINK:
                 raise
-            yield note(what, f"refuses hard links ({error.strerror})", "nothing to mend: copies are made and verified")
+            yield note(f"refuses hard links ({error.strerror})", "nothing to mend: copies are made and verified")
             return
         undone.callback(files.unlink, second)
         if not os.path.samestat(os.lstat(path), os.lstat(second)):
-            yield wrong(
-                what, "two names of one file have different inode numbers", "mount it with stable inode numbers"
-            )
+            yield wrong("two names of one file have different inode numbers", "mount it with stable inode numbers")
         try:
             files.link(path, second)
         except FileExistsError:
-            yield fine(what, "hard links never replace")
+            yield fine("hard links never replace")
         else:
-            yield wrong(what, "a hard link replaced a file: nothing is safe there", "use another file system")
+            yield wrong("a hard link replaced a file: nothing is safe there", "use another file system")
 
 
-def _locks(what: str, path: str, files: Files) -> Iterator[Finding]:
-    with closing_file(files.open_append(path)) as first, closing_file(files.open_append(path)) as second:
+def _locks(path: str, files: Files) -> Iterator[Finding]:
+    with closing_descriptor(files.open_append(path)) as first, closing_descriptor(files.open_append(path)) as second:
         try:
-            excluded = files.lock(first) and not files.lock(second)
+            is_exclusive = files.lock(first) and not files.lock(second)
         except OSError as error:
             mend = "mount it with locks (NFS: without nolock), and never run two at a time until then"
-            yield wrong(what, f"expected a lock (flock), received {error.strerror}", mend)
+            yield wrong(f"expected a lock (flock), received {error.strerror}", mend)
             return
-    if not excluded:
-        yield wrong(what, "a lock that is held was given out again", "never run two at a time there")
+    if not is_exclusive:
+        yield wrong("a lock that is held was given out again", "never run two at a time there")
     elif is_network(os.path.dirname(path)):
-        yield note(what, "locks hold here; between hosts as far as the file server's do", "run it from one host only")
+        yield note("locks hold here; between hosts as far as the file server's do", "run it from one host only")
     else:
-        yield fine(what, "locks hold")
+        yield fine("locks hold")
 
 
-def _server(what: str, path: str) -> Iterator[Finding]:
-    """Compare clocks: what settles is told by the file server's, "now" by ours."""
+def _clock(path: str, _: Files) -> Iterator[Finding]:
+    """Compare clocks: a file settles by the file server's, "now" is by ours."""
     skew = os.lstat(path).st_mtime - time.time()
     if abs(skew) > SKEW:
-        yield wrong(
-            what, f"its file server's clock is {skew:+.0f} s off ours", "set both by NTP: settling depends on it"
-        )
+        yield wrong(f"its file server's clock is {skew:+.0f} s off ours", "set both by NTP: settling depends on it")
+
+
+def _flushes(path: str, files: Files) -> Iterator[Finding]:
+    if files.flush_system(os.path.dirname(path)):
+        yield fine("flushes a whole batch at once (syncfs)")
+    else:
+        yield note("flushes file by file: a network file system, or no syncfs", "nothing to mend; it is slower")
+
+
+def _letter_case(path: str, _: Files) -> Iterator[Finding]:
+    if look_up(path.upper()) is not None:
+        yield note("takes upper and lower case for the same", "nothing to mend: names are kept apart")
 
 
 def _runs(outbox: str) -> Iterator[Finding]:
     folder = runs_folder(outbox)
     if not os.path.isdir(folder):
         return
-    state = stat.S_IMODE(os.stat(os.path.dirname(folder)).st_mode)
-    if state & 0o077:
-        yield note("outbox", f"others may read its state (mode {state:o})", f"chmod 700 {os.path.dirname(folder)}")
+    state = os.path.dirname(folder)
+    mode = stat.S_IMODE(os.stat(state).st_mode)
+    if mode & 0o077:
+        yield note(f"others may read its state (mode {mode:o})", f"chmod 700 {state}")
     with closing(os.scandir(folder)) as entries:
         runs = sorted(entry.name for entry in entries if is_run(entry.name))
     now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     if runs and runs[-1][:16] > now:
-        yield wrong(
-            "clock", f"its newest run is of {runs[-1][:16]}, later than now", "set the clock: it went backwards"
-        )
-    yield fine("outbox", f"{len(runs):,} runs kept")
+        mend = "set the clock: it went backwards"
+        yield wrong(f"its newest run is of {runs[-1][:16]}, later than now", mend, "clock")
+    yield fine(f"{len(runs):,} runs kept")
 
 
 def _across(inbox: str, outbox: str, files: Files) -> Iterator[Finding]:
-    """Whether a move is a second name, or a copy that needs room."""
+    """Check whether a move is a second name, or a copy that needs room."""
     one, other = _existing(inbox), _existing(outbox)
     if not (os.access(one, os.W_OK) and os.access(other, os.W_OK)):
         return
@@ -199,8 +192,10 @@ def _across(inbox: str, outbox: str, files: Files) -> Iterator[Finding]:
         try:
             files.link(path, target)
         except OSError as error:
-            told = f"inbox and outbox do not share a file system that links ({error.strerror}): files are copied"
-            yield note("move", told, "nothing to mend; --move needs room for a copy, and --link does not work")
+            yield note(
+                f"inbox and outbox do not share a file system that links ({error.strerror}): files are copied",
+                "nothing to mend; --move needs room for a copy, and --link does not work",
+            )
             return
         files.unlink(target)
-        yield fine("move", "is a second name on one file system: no bytes are copied")
+        yield fine("is a second name on one file system: no bytes are copied")

@@ -11,12 +11,11 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 from dicomsort.bundle import Predictor, default_path, load
-from dicomsort.doctor.finding import Finding, fine, guarded, note, wrong
+from dicomsort.doctor.finding import Finding, checked, fine, note, wrong
 from dicomsort.engines import open_engine
 from dicomsort.engines.engine import Limits
 from dicomsort.errors import DicomsortError
@@ -33,45 +32,48 @@ _EPOCH = 1_767_225_600  # 2026-01-01; a clock before it was never set
 
 
 def examine_machine(model: Path | None, port: int | None) -> Iterator[Finding]:
-    """Look at what does not depend on folders; ``port`` is where ``receive`` will listen, None for nowhere."""
-    checks: dict[str, Callable[[], Iterator[Finding]]] = {
-        "versions": _versions,
-        "decoders": _decoders,
-        "model": partial(_model, model or default_path()),
-        "temporary folder": _temporary,
-        "limits": _limits,
-        "clock": _clock,
+    """Check what does not depend on folders; ``port`` is where ``receive`` will listen, None for nowhere."""
+    checks = {
+        "versions": _versions(),
+        "decoders": _decoders(),
+        "model": _model(model or default_path()),
+        "temporary folder": _temporary(),
+        "limits": _limits(),
+        "clock": _clock(),
+        "port": _port(port),
     }
-    for what, check in checks.items():
-        yield from guarded(what, check)
-    if port is not None:
-        yield from guarded("port", partial(_port, port))
+    for what, findings in checks.items():
+        yield from checked(what, findings)
 
 
 def _versions() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
-    told = f"dicomsort {importlib.metadata.version('dicomsort')}, Python {platform.python_version()}"
-    bad, without = False, []
-    for text in importlib.metadata.requires("dicomsort") or ():
-        needed = Requirement(text)
-        if needed.marker is None or needed.marker.evaluate({"extra": ""}):
-            have = _installed(needed.name)
-            if have is None and needed.name in PACKAGES:
-                without.append(needed.name)
-            elif have is None or not needed.specifier.contains(have, prereleases=True):
-                bad = True
-                mend = "install the checkout or the wheel anew into an environment of its own"
-                yield wrong("versions", f"expected {needed}, received {have or 'none'}", mend)
-    if not bad:
-        whole = "sorting needs" if without else "it needs"
-        yield fine("versions", f"{told}; every package that {whole} is there")
-    if without:
-        told = f"{', '.join(sorted(without))}: not installed, so this installation sorts, and cannot train or evaluate"
-        yield note("training", told, "nothing to mend; `pip install .` in a checkout, without --no-deps, brings them")
+    needed = [Requirement(text) for text in importlib.metadata.requires("dicomsort") or ()]
+    installed = {
+        each: _installed(each.name) for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})
+    }
+    missing = sorted(each.name for each, version in installed.items() if version is None and each.name in PACKAGES)
+    bad = [
+        wrong(
+            f"expected {each}, received {version or 'none'}",
+            "install the checkout or the wheel anew into an environment of its own",
+        )
+        for each, version in installed.items()
+        if each.name not in missing and (version is None or not each.specifier.contains(version, prereleases=True))
+    ]
+    whole = "sorting needs" if missing else "it needs"
+    own = f"dicomsort {importlib.metadata.version('dicomsort')}, Python {platform.python_version()}"
+    yield from bad or [fine(f"{own}; every package that {whole} is there")]
+    if missing:
+        yield note(
+            f"{', '.join(missing)}: not installed, so this installation sorts, and cannot train or evaluate",
+            "nothing to mend; `pip install .` in a checkout, without --no-deps, brings them",
+            "training",
+        )
     for extra, names in EXTRAS.items():
         there = [f"{name} {version}" for name in names if (version := _installed(name))]
-        yield fine("extras", f"[{extra}]: {', '.join(there) or 'not installed'}")
+        yield fine(f"[{extra}]: {', '.join(there) or 'not installed'}", "extras")
 
 
 def _installed(name: str) -> str | None:
@@ -85,23 +87,23 @@ def _decoders() -> Iterator[Finding]:
     try:
         from dicomsort.pixels.decoders import decoder_failures
     except ImportError as error:
-        yield wrong("decoders", f"expected imagecodecs, NumPy and pydicom to load, received: {error}", "install anew")
+        yield wrong(f"expected imagecodecs, NumPy and pydicom to load, received: {error}", "install anew")
         return
-    bad = [wrong("decoders", f"{name}: {why}", "install imagecodecs anew") for name, why in decoder_failures()]
-    yield from bad or [fine("decoders", "JPEG, JPEG lossless, JPEG-LS, JPEG 2000, HTJ2K and JPEG XL decode")]
+    bad = [wrong(f"{name}: {error}", "install imagecodecs anew") for name, error in decoder_failures()]
+    yield from bad or [fine("JPEG, JPEG lossless, JPEG-LS, JPEG 2000, HTJ2K and JPEG XL decode")]
 
 
 def _model(path: Path) -> Iterator[Finding]:
     try:
         with open_engine("processes", 1, None, limits=LIMITS) as engine:
-            told = engine.submit(tried, path).result()
+            answer = engine.submit(try_model, path).result()
     except DicomsortError as error:
-        yield wrong("model", str(error), "name another with --model, or install the checkout or the wheel anew")
+        yield wrong(str(error), "name another with --model, or install the checkout or the wheel anew")
     else:
-        yield fine("model", told)
+        yield fine(answer)
 
 
-def tried(path: Path) -> str:
+def try_model(path: Path) -> str:
     """Run a bundle's model once, in a worker process as a sort does; BundleError where it is not what it should be."""
     import numpy as np
 
@@ -119,48 +121,48 @@ def tried(path: Path) -> str:
 def _temporary() -> Iterator[Finding]:
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
-    told = f"{folder}: {size(free)} free"
-    if free < TEMPORARY:
-        yield note("temporary folder", told, "free some: a million files need 0.8 to 1.2 GB; or set TMPDIR to another")
-    else:
-        yield fine("temporary folder", told)
+    room, mend = (
+        f"{folder}: {size(free)} free",
+        "free some: a million files need 0.8 to 1.2 GB; or set TMPDIR to another",
+    )
+    yield fine(room) if free >= TEMPORARY else note(room, mend)
 
 
 def _limits() -> Iterator[Finding]:
     open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if open_files != resource.RLIM_INFINITY and open_files < DESCRIPTORS:
-        yield wrong("limits", f"expected {DESCRIPTORS} open files, received {open_files}", "raise it: `ulimit -n 1024`")
+        yield wrong(f"expected {DESCRIPTORS} open files, received {open_files}", "raise it: `ulimit -n 1024`")
     largest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if largest != resource.RLIM_INFINITY:
-        yield note("limits", f"files may have {largest:,} bytes at most", "`ulimit -f unlimited`, or larger files fail")
+        yield note(f"files may have {largest:,} bytes at most", "`ulimit -f unlimited`, or larger files fail")
     free = available()
     if free is not None and free < 2 << 30:
-        yield note("limits", f"{size(free)} of memory are free", "use fewer --workers, or free some")
+        yield note(f"{size(free)} of memory are free", "use fewer --workers, or free some")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield fine("limits", f"{cores} cores")
+    yield fine(f"{cores} cores")
 
 
 def _clock() -> Iterator[Finding]:
     now = time.time()
     shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     if now < _EPOCH:
-        yield wrong("clock", f"expected a time after 2025, received {shown}", "set the clock: settling depends on it")
+        yield wrong(f"expected a time after 2025, received {shown}", "set the clock: settling depends on it")
     else:
-        yield fine("clock", shown)
+        yield fine(shown)
 
 
-def _port(port: int) -> Iterator[Finding]:
+def _port(port: int | None) -> Iterator[Finding]:
+    if port is None:
+        return
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                yield note(
-                    "port", f"{port} is in use", f"by `dicomsort receive`, or else: `ss -ltnp 'sport = :{port}'`"
-                )
+                yield note(f"{port} is in use", f"by `dicomsort receive`, or else: `ss -ltnp 'sport = :{port}'`")
             else:
                 mend = "ports below 1024 are root's: take 11112, or give the service CAP_NET_BIND_SERVICE"
-                yield wrong("port", f"expected to listen on {port}, received {error.strerror}", mend)
+                yield wrong(f"expected to listen on {port}, received {error.strerror}", mend)
         else:
-            yield fine("port", f"{port} is free")
+            yield fine(f"{port} is free")

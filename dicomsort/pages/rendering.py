@@ -6,7 +6,7 @@ A page may say codes, numbers and paths below the inbox; never what a person typ
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def rendered(folder: Path, name: str, /, **facts: Any) -> bytes:
-    """A template of a folder, filled in; what it puts out is escaped unless it says ``raw``."""
+    """Return a template of a folder, filled in; what it puts out is escaped unless it says ``raw``."""
     loader = Loader(str(folder), autoescape="xhtml_escape", whitespace="single")
     return loader.load(name).generate(**facts)
-
-
-def styles(paths: Sequence[Path]) -> str:
-    """The text of style sheets, one behind the other, for a page's own ``<style>``."""
-    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
 
 
 LONGEST = 240  # characters of a name that are shown
@@ -66,34 +61,34 @@ class Fact:
 
 
 def why(reason: str, status: str) -> str:
-    """One sentence on a reason, as the table of rules has it."""
-    told = _WHY.get(reason) or _RULES.get("damaged" if status == Status.UNREADABLE else reason, "")
-    return told if told.endswith(".") else f"{told[:1].upper()}{told[1:]}." if told else ""
+    """Return one sentence on a reason, as the table of rules has it."""
+    words = _WHY.get(reason) or _RULES.get("damaged" if status == Status.UNREADABLE else reason, "")
+    return words if words.endswith(".") else f"{words[:1].upper()}{words[1:]}." if words else ""
 
 
 def shown(text: str, longest: int = LONGEST) -> str:
-    """A text from a file or a name as a page shows it: nothing that is not printable, and not too much of it."""
+    """Return a text from a file or a name for a page: nothing that is not printable, at most ``longest`` of it."""
     half = longest // 2
     whole = visible(text if len(text) <= longest * 4 else f"{text[: longest * 2]}{text[-longest * 2 :]}")
     return whole if len(whole) <= longest else f"{whole[:half]} … {whole[-half:]}"
 
 
 def title(row: Row) -> str:
-    """What a file is, in a few words: the name of its SOP Class, else its format."""
+    """Return what a file is, in a few words: the name of its SOP Class, else its format."""
     if row.kind == Kind.DICOM:
         return sop_class(row.sop_class_uid) or "DICOM file"
     return {str(Kind.PNG): "PNG image", str(Kind.JPEG): "JPEG image"}.get(row.kind, "file of unknown kind")
 
 
 def sop_class(uid: str) -> str:
-    """The name of a SOP Class by PS3.6, less "Storage"; the UID itself where that has none."""
+    """Return the name of a SOP Class by PS3.6, less "Storage"; the UID itself where that has none."""
     from pydicom.uid import UID
 
     return shown(UID(uid).name.removesuffix(" Storage"), 64) if uid else ""
 
 
 def of_header(header: Header | None) -> Iterator[Fact]:
-    """What codes a header has, beside Modality and SOP Class."""
+    """Yield what codes a header has, beside Modality and SOP Class."""
     if header is None or header.kind != Kind.DICOM:
         return
     values = header.image_type.split("\\")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Final
+from typing import Any, Final
 
 from dicomsort import __version__
 from dicomsort.bundle import Bundle
 from dicomsort.classify import is_out_of_distribution
 from dicomsort.content import Replaced, beginning
 from dicomsort.errors import word
-from dicomsort.pages.rendering import TEMPLATES, Fact, rendered, shown, styles
+from dicomsort.pages.rendering import TEMPLATES, Fact, rendered, shown
 from dicomsort.pages.report import Report, Subject
 from dicomsort.pages.run_statistics import Cell
 from dicomsort.records import OTHER, Status
@@ -29,7 +30,7 @@ _GREY = 4
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a bar: its name, its amount (0 or more), its colour as CSS writes it."""
+    """A piece of a bar: its name, its amount (0 or more), its colour in CSS."""
 
     name: str
     amount: float
@@ -45,42 +46,43 @@ class Mark:
 
 
 def colours(classes: Sequence[str]) -> dict[str, str]:
-    """A colour a class, as CSS writes it: the same for the same list of classes."""
+    """Return a colour in CSS for each class: the same for the same list of classes."""
     named = [class_ for class_ in classes if class_ != OTHER]
     hues = {class_: _HUES[place % len(_HUES)] for place, class_ in enumerate(named)}
     return {class_: f"var(--hue-{hues.get(class_, _GREY)})" for class_ in classes}
 
 
 def bar_chart(share: float, colour: str, title: str, marks: Sequence[Mark] = ()) -> str:
-    """A horizontal bar that fills ``share`` (0..1) of its track, with lines where ``marks`` are."""
-    filled = _rect(0, min(max(share, 0.0), 1.0), colour)
-    lines = "".join(
+    """Return a horizontal bar (SVG) that fills ``share`` (0..1) of its track, with lines where ``marks`` are."""
+    lines = (
         f'<line class="{escape(mark.kind)}" x1="{_at(mark.at)}" x2="{_at(mark.at)}" y1="0" y2="10"/>' for mark in marks
     )
-    return _svg(f'<rect class="track" width="1000" height="10"/>{filled}{lines}', title, "bar")
+    return _svg(_TRACK + _rect(0, min(max(share, 0.0), 1.0), colour) + "".join(lines), title, "bar")
 
 
 def stacked_chart(parts: Sequence[Part], title: str) -> str:
-    """A bar of parts that fill it together; empty where all are nothing."""
-    whole, begin, drawn = sum(part.amount for part in parts), 0.0, []
+    """Return a bar (SVG) of parts that fill it together; empty where all are nothing."""
+    whole, begin, drawn = sum(part.amount for part in parts), 0.0, ""
     for part in parts:
         if part.amount > 0:
-            drawn.append(_rect(begin / whole, part.amount / whole, part.colour, f"{part.name}: {part.amount:,.10g}"))
+            drawn += _rect(begin / whole, part.amount / whole, part.colour, f"{part.name}: {part.amount:,.10g}")
             begin += part.amount
-    return _svg("".join(drawn) or '<rect class="track" width="1000" height="10"/>', title, "bar stacked")
+    return _svg(drawn or _TRACK, title, "bar stacked")
+
+
+_TRACK = '<rect class="track" width="1000" height="10"/>'
 
 
 def _svg(content: str, title: str, kind: str) -> str:
-    told = escape(title)
     return (
-        f'<svg class="{kind}" viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" aria-label="{told}">'
-        f"<title>{told}</title>{content}</svg>"
+        f'<svg class="{kind}" viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" aria-label="{escape(title)}">'
+        f"<title>{escape(title)}</title>{content}</svg>"
     )
 
 
 def _rect(begin: float, share: float, colour: str, title: str = "") -> str:
-    told = f"<title>{escape(title)}</title>" if title else ""
-    return f'<rect x="{_at(begin)}" width="{_at(share)}" height="10" style="fill:{escape(colour)}">{told}</rect>'
+    name = f"<title>{escape(title)}</title>" if title else ""
+    return f'<rect x="{_at(begin)}" width="{_at(share)}" height="10" style="fill:{escape(colour)}">{name}</rect>'
 
 
 def _at(share: float) -> str:
@@ -120,26 +122,26 @@ class Line:
 
 
 def page(report: Report) -> bytes:
-    """The report as one HTML file, UTF-8, which fetches nothing and runs nothing."""
-    style = styles([TEMPLATES / "common.css", TEMPLATES / "report.css"])
+    """Return the report as one HTML file, UTF-8, which fetches nothing and runs nothing."""
+    style = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("common.css", "report.css"))
     return FIRST + rendered(
-        TEMPLATES, "report.html", style=style, report=report, run=report.told.run, bundle=report.bundle,
+        TEMPLATES, "report.html", style=style, report=report, run=report.run.run, bundle=report.bundle,
         verdict=_verdict(report), notices=list(_notices(report)), meta=list(_meta(report)), whole=_whole(report),
         statuses=list(_statuses(report)), classes=list(_classes(report)), times=list(_times(report)),
-        table=_table(report), remarks=list(_remarks(report)), seen=_model_rows, anchor=_anchor, shown=shown,
+        table=_table(report), remarks=list(_remarks(report)), prediction_of=_prediction, anchor=_anchor, shown=shown,
         columns=_COLUMNS, listed=_listed, kinds=_KINDS,
         version=__version__, made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )  # fmt: skip
 
 
 def _verdict(report: Report) -> str:
-    tale, left = report.tale, report.tale.needing - report.decided
-    done = tale.summary.statuses[Status.SORTED] + tale.summary.statuses[Status.OTHER]
-    if report.told.is_undone:
-        return f"{_files(tale.summary.found)}: {done:,} had been sorted, {left:,} needed you; all was undone."
+    summary, left = report.statistics.summary, report.statistics.needing - report.decided
+    done = summary.statuses[Status.SORTED] + summary.statuses[Status.OTHER]
+    if report.run.is_undone:
+        return f"{_files(summary.found)}: {done:,} had been sorted, {left:,} needed you; all was undone."
     need = f"{left:,} {'needs' if left == 1 else 'need'} you" if left else "nothing needs you"
     since = f", {report.decided:,} decided since" if report.decided else ""
-    return f"{_files(tale.summary.found)}: {done:,} sorted, {need}{since}."
+    return f"{_files(summary.found)}: {done:,} sorted, {need}{since}."
 
 
 def _files(count: int) -> str:
@@ -147,43 +149,40 @@ def _files(count: int) -> str:
 
 
 def _notices(report: Report) -> Iterator[str]:
-    """What must be known before anything else."""
-    told, bundle = report.told, report.bundle
-    if told.is_undone:
-        yield f"This run was undone by {told.undone_by}: its files are gone from there and have no pictures."
-    elif told.undone_by:
-        yield f"This run was undone in part by {told.undone_by}: files that changed since were left, and are shown."
-    if not told.head:
+    run, bundle, listed = report.run, report.bundle, len(report.statistics.held)
+    if run.is_undone:
+        yield f"This run was undone by {run.undone_by}: its files are gone from there and have no pictures."
+    elif run.undone_by:
+        yield f"This run was undone in part by {run.undone_by}: files that changed since were left, and are shown."
+    if not run.head:
         yield "This run was pruned: this is made of its rows in manifest.csv; times and mode are not known any more."
-    if left := report.tale.needing - len(report.tale.held):
-        yield f"The first {len(report.tale.held):,} files that need a person are told of; {left:,} more are counted."
-    if bundle and told.head and told.head["model"] != bundle.model_sha256:
+    if left := report.statistics.needing - listed:
+        yield f"The first {listed:,} files that need a person are told of; {left:,} more are counted."
+    if bundle and run.head and run.head["model"] != bundle.model_sha256:
         yield (
-            f"The model of this run ({told.head['model'][:8]}) is not the one that was asked for this page "
+            f"The model of this run ({run.head['model'][:8]}) is not the one that was asked for this page "
             f"({shown(bundle.name)}, {bundle.model_sha256[:8]}): its probabilities below may differ from what decided."
         )
 
 
 def _meta(report: Report) -> Iterator[Fact]:
-    told, summary, bundle = report.told, report.told.summary, report.bundle
-    began = time.strptime(told.run[:16], STAMP)
-    yield Fact("Begun", time.strftime("%Y-%m-%d %H:%M:%S UTC", began))
+    run, summary, bundle = report.run, report.run.summary, report.bundle
+    yield Fact("Begun", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.strptime(run.run[:16], STAMP)))
+    took = "not known any more"
     if summary is not None:
         is_whole = summary.seconds and summary.stages  # what a resume took is not what the run took
-        speed = f", {summary.found / summary.seconds:,.0f} files/s" if is_whole else ""
-        yield Fact("Took", f"{seconds(summary.seconds)}{speed}")
-    else:
-        yield Fact("Took", "not known any more")
-    yield Fact("Read", size(report.tale.summary.bytes))
-    yield Fact("Mode", str(told.head.get("mode", "not known any more")))
-    if told.head:
-        sha = told.head["model"]
+        took = seconds(summary.seconds) + (f", {summary.found / summary.seconds:,.0f} files/s" if is_whole else "")
+    yield Fact("Took", took)
+    yield Fact("Read", size(report.statistics.summary.bytes))
+    yield Fact("Mode", str(run.head.get("mode", "not known any more")))
+    if run.head:
+        sha = run.head["model"]
         name = f"{shown(bundle.name)}, " if bundle and bundle.model_sha256 == sha else ""
         yield Fact("Model", f"{name}{sha[:8]}")
 
 
 def seconds(spent: float) -> str:
-    """A time for people."""
+    """Return a time for people."""
     if spent < 10:  # noqa: PLR2004 - below, tenths matter
         return f"{spent:.1f} s"
     minutes, rest = divmod(round(spent), 60)
@@ -194,48 +193,51 @@ def seconds(spent: float) -> str:
 
 
 def _whole(report: Report) -> str:
-    counts = report.tale.summary.statuses
+    counts = report.statistics.summary.statuses
     parts = [Part(status, counts[status], colour) for status, (_, colour) in STATUSES.items()]
     return stacked_chart(parts, "Files by status: " + ", ".join(f"{p.name} {p.amount:,}" for p in parts if p.amount))
 
 
 def _statuses(report: Report) -> Iterator[Line]:
-    counts = report.tale.summary.statuses
-    most = max(counts.values(), default=0)
+    counts = report.statistics.summary.statuses
     for status, (meaning, colour) in STATUSES.items():
-        if count := counts[status]:
-            bar = bar_chart(count / most, colour, f"{status}: {_files(count)}")
-            yield Line(status, f"{count:,}", bar, meaning, "needs" if status in NEEDS_PERSON else "")
-
-
-def _labels(report: Report) -> list[str]:
-    """The classes: those of the model in its order, then others that the run knew."""
-    known = list(report.bundle.labels) if report.bundle else []
-    met = {*report.tale.summary.classes, *(class_ for pair in report.tale.cells for class_ in pair if class_)}
-    return known + sorted(met - {*known})
+        if counts[status]:
+            yield _counted(status, counts, colour, meaning, "needs" if status in NEEDS_PERSON else "")
 
 
 def _classes(report: Report) -> Iterator[Line]:
-    counts = report.tale.summary.classes
-    most = max(counts.values(), default=0)
+    statistics = report.statistics
+    counts = statistics.summary.classes
     for class_, colour in colours(_labels(report)).items():
-        if count := counts[class_]:
-            bar = bar_chart(count / most, colour, f"{class_}: {_files(count)}")
-            kinds = report.tale.kinds.most_common() if class_ == OTHER else []
-            yield Line(class_, f"{count:,}", bar, _some([f"{shown(kind, 32)} {n:,}" for kind, n in kinds]))
+        if counts[class_]:
+            kinds = statistics.kinds.most_common() if class_ == OTHER else []
+            yield _counted(class_, counts, colour, _some([f"{shown(kind, 32)} {n:,}" for kind, n in kinds]))
+
+
+def _counted(name: str, counts: Counter[str], colour: str, remark: str, kind: str = "") -> Line:
+    count = counts[name]
+    bar = bar_chart(count / max(counts.values()), colour, f"{name}: {_files(count)}")
+    return Line(name, f"{count:,}", bar, remark, kind)
+
+
+def _times(report: Report) -> Iterator[Line]:
+    stages = report.run.summary.stages if report.run.summary else {}
+    most = max(stages.values(), default=0)
+    for name, spent in stages.items():
+        bar = bar_chart(spent / most if most else 0, "var(--accent)", f"{name}: {spent:.2f} s")
+        yield Line(name, seconds(spent), bar)
+
+
+def _labels(report: Report) -> list[str]:
+    """Return the classes: those of the model in its order, then others that the run knew."""
+    known, statistics = list(report.bundle.labels) if report.bundle else [], report.statistics
+    found = {*statistics.summary.classes, *(class_ for pair in statistics.cells for class_ in pair if class_)}
+    return known + sorted(found - {*known})
 
 
 def _some(names: Sequence[str]) -> str:
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _times(report: Report) -> Iterator[Line]:
-    stages = report.told.summary.stages if report.told.summary else {}
-    most = max(stages.values(), default=0)
-    for name, spent in stages.items():
-        bar = bar_chart(spent / most if most else 0, "var(--accent)", f"{name}: {spent:.2f} s")
-        yield Line(name, seconds(spent), bar)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,68 +250,67 @@ class Square:
 
 
 def _table(report: Report) -> tuple[list[str], list[tuple[str, list[Square]]]]:
-    """Header classes (rows) against pixel classes (columns): the columns' names, and each row's name and cells."""
-    cells = report.tale.cells
+    """Return header classes (rows) against pixel classes (columns): the columns' names, each row's name and cells."""
+    cells = report.statistics.cells
     across, down = ([c for c in (*_labels(report), "") if any(pair[side] == c for pair in cells)] for side in (1, 0))
-    rows = [(head, [_square(head, seen, cells.get((head, seen))) for seen in across]) for head in down]
-    return [seen or "not seen" for seen in across], [(head or "no class", squares) for head, squares in rows]
+    rows = [
+        (header or "no class", [_square(header, pixels, cells.get((header, pixels))) for pixels in across])
+        for header in down
+    ]
+    return [pixels or "not seen" for pixels in across], rows
 
 
-def _square(head: str, seen: str, cell: Cell | None) -> Square:
-    kind = "same" if head and head == seen else "differs" if head and seen else ""
-    if cell is None:
-        return Square("", "", kind if kind == "same" else "")
-    return Square(f"{cell.count:,}", _files(cell.files), kind)
+def _square(header: str, pixels: str, cell: Cell | None) -> Square:
+    kind = "same" if header and header == pixels else "differs" if header and pixels and cell else ""
+    return Square(f"{cell.count:,}", _files(cell.files), kind) if cell else Square("", "", kind)
 
 
 def _remarks(report: Report) -> Iterator[str]:
-    tale, counts = report.tale, report.tale.summary.statuses
+    summary, counts = report.statistics.summary, report.statistics.summary.statuses
     if duplicates := counts[Status.DUPLICATE]:
         verb = "is a duplicate" if duplicates == 1 else "are duplicates"
         yield f"{_files(duplicates)} {verb} of what the outbox holds; nothing was placed twice."
     if settling := counts[Status.SETTLING]:
         yield f"{_files(settling)} of series that changed just before the run were left for the next one."
-    if tale.ignored:
-        yield f"Left as no images: {_some([f'{reason} {count:,}' for reason, count in tale.ignored.most_common()])}."
-    if tale.summary.archives:
-        more = tale.summary.archives_found - min(NAMED, len(tale.summary.archives))
-        names = ", ".join(shown(name, 120) for name in tale.summary.archives[:NAMED])
+    if ignored := report.statistics.ignored:
+        yield f"Left as no images: {_some([f'{reason} {count:,}' for reason, count in ignored.most_common()])}."
+    if summary.archives:
+        more = summary.archives_found - min(NAMED, len(summary.archives))
+        names = ", ".join(shown(name, 120) for name in summary.archives[:NAMED])
         yield f"Archives, left unopened: {names}{f' and {more:,} more' if more else ''}."
-    for note in report.told.summary.notes if report.told.summary else ():
-        yield shown(_without_folders(note, report.told))
+    for note in report.run.summary.notes if report.run.summary else ():
+        yield shown(_without_folders(note, report.run))
 
 
-def _without_folders(note: str, told: ReportedRun) -> str:
-    """A note without the folders of this machine, which may be named after somebody."""
-    for folder, name in ((told.outbox, "OUTBOX"), (str(told.head.get("inbox", "")), "INBOX")):
+def _without_folders(note: str, run: ReportedRun) -> str:
+    """Return a note without the folders of this machine, which may be named after somebody."""
+    for folder, name in ((run.outbox, "OUTBOX"), (str(run.head.get("inbox", "")), "INBOX")):
         note = note.replace(word(folder), name).replace(folder, name) if folder else note
     return re.sub(r"(?<![\w.])/[^\s`]+", "…", note)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRow:
-    """What the model sees in the frames that are shown: a line a class, a remark on the distance, or why nothing."""
-
-    lines: Sequence[Line]
-    remark: str
-    problem: str
-
-
-def _model_rows(each: Subject, bundle: Bundle) -> ModelRow:
-    vote = each.vote()
+def _prediction(each: Subject, bundle: Bundle) -> dict[str, Any]:
+    """Return what the model sees in the frames that are shown: a line a class, a remark, or why there is nothing."""
+    mean = each.prediction()
+    most = max(mean.probabilities, default=0.0)
     marks = (Mark(bundle.decide, "decide"), Mark(bundle.contradict, "contradict"))
-    lines = []
-    for (label, colour), share in zip(colours(bundle.labels).items(), vote.probabilities, strict=False):
-        kind = "first" if share == max(vote.probabilities) else ""
-        bar = bar_chart(share, colour, f"{label}: probability {share:.3f}", marks)
-        lines.append(Line(label, f"{share:.2f}", bar, kind=kind))
-    first = bundle.labels[vote.probabilities.index(max(vote.probabilities))] if vote.probabilities else ""
-    strange = is_out_of_distribution(first, vote.distance, bundle.distance)
-    return ModelRow(lines, "Unlike all that the model knows" if strange else "", shown(vote.problem, 120))
+    lines = [
+        Line(
+            label,
+            f"{share:.2f}",
+            bar_chart(share, colour, f"{label}: probability {share:.3f}", marks),
+            kind="first" if share == most else "",
+        )
+        for (label, colour), share in zip(colours(bundle.labels).items(), mean.probabilities, strict=False)
+    ]
+    first = bundle.labels[mean.probabilities.index(most)] if mean.probabilities else ""
+    is_strange = is_out_of_distribution(first, mean.distance, bundle.distance)
+    remark = "Unlike all that the model knows" if is_strange else ""
+    return {"lines": lines, "remark": remark, "problem": shown(mean.problem, 120)}
 
 
 def _listed(each: Subject) -> list[str]:
-    """The cells of an item without pictures, in the order of ``_COLUMNS``."""
+    """Return the cells of an item without pictures, in the order of ``_COLUMNS``."""
     row = each.row
     return [
         each.source, each.heading, shown(row.header_class, 32), f"{shown(row.pixel_class, 32)} {row.pixel_confidence}",

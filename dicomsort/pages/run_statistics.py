@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import zlib
 from collections import Counter
 from collections.abc import Iterable
@@ -34,22 +33,22 @@ class Cell:
 
 @dataclass(slots=True)
 class RunStatistics:
-    """A run as its rows tell it; grows with what needs a person and with the number of series."""
+    """What the rows of a run add up to; grows with what needs a person and with the number of series."""
 
     summary: Summary
     cells: dict[tuple[str, str], Cell] = field(default_factory=dict)  # (header class, pixel class), "": none
     kinds: Counter[str] = field(default_factory=Counter)  # of OTHER, by folder
     ignored: Counter[str] = field(default_factory=Counter)  # by reason
     held: list[RunRow] = field(default_factory=list)
-    _samples: dict[str, list[tuple[int, str, Row]]] = field(default_factory=dict)
+    _samples: dict[str, dict[int, Row]] = field(default_factory=dict)  # by class, then by the series' checksum
 
     @classmethod
     def of(cls, run: str, rows: Iterable[Row]) -> RunStatistics:
         """Count the rows of a run."""
-        tale = cls(Summary(run))
+        statistics = cls(Summary(run))
         for row in rows:
-            tale._take(row)
-        return tale
+            statistics._add(row)
+        return statistics
 
     @property
     def needing(self) -> int:
@@ -67,9 +66,12 @@ class RunStatistics:
 
     def samples(self) -> dict[str, list[Row]]:
         """A few files of each class, of different series where there are as many; the same ones each time."""
-        return {class_: [row for _, _, row in sorted(kept)] for class_, kept in sorted(self._samples.items())}
+        return {
+            class_: [rows[checksum] for checksum in sorted(rows, reverse=True)]
+            for class_, rows in sorted(self._samples.items())
+        }
 
-    def _take(self, row: Row) -> None:
+    def _add(self, row: Row) -> None:
         self.summary.count(row)
         if row.header_class or row.pixel_class:
             cell = self.cells.setdefault((row.header_class, row.pixel_class), Cell())
@@ -91,11 +93,10 @@ class RunStatistics:
     def _sample(self, row: Row) -> None:
         """Keep the files whose series have the smallest checksums: a choice that looks like chance and is none."""
         series = row.series_uid or row.source
-        kept = self._samples.setdefault(row.class_, [])
-        key = -zlib.crc32(series.encode(errors="surrogateescape"))
-        if (len(kept) >= SAMPLES and key <= kept[0][0]) or any(key == other for other, _, _ in kept):
-            return
-        (heapq.heappush if len(kept) < SAMPLES else heapq.heapreplace)(kept, (key, row.source, row))
+        rows = self._samples.setdefault(row.class_, {})
+        rows.setdefault(zlib.crc32(series.encode(errors="surrogateescape")), row)
+        if len(rows) > SAMPLES:
+            del rows[max(rows)]
 
 
 def allotted(wanted: list[int], room: int) -> list[int]:

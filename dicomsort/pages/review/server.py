@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,17 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What requests are held to. The token is in the address of everything; the seal only in the page.
+    """What a request must show. The token is in the address of everything; the seal only in the page.
 
     A page of another origin can neither read the address nor set a header (Fetch standard, CORS), and one whose name
     was made to point here (DNS rebinding) gives its own name as Host.
     """
 
     hosts: frozenset[str]  # as a browser writes them, with the port
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(TOKEN_BYTES))
-    seal: str = field(default_factory=lambda: secrets.token_urlsafe(TOKEN_BYTES))
+    token: str = field(default_factory=partial(secrets.token_urlsafe, TOKEN_BYTES))
+    seal: str = field(default_factory=partial(secrets.token_urlsafe, TOKEN_BYTES))
 
-    def misses(self, host: str, token: str) -> str:
+    def access_error(self, host: str, token: str) -> str:
         """Why a request may not be answered; empty where it may."""
         if host.lower() not in self.hosts:
             return f"expected one of the hosts {', '.join(sorted(self.hosts))}, received another"
@@ -62,7 +63,7 @@ class Guard:
             return "expected the address that `dicomsort review` printed, with its token; received another"
         return ""
 
-    def forges(self, host: str, origin: str | None, site: str | None, seal: str) -> str:
+    def forgery_error(self, host: str, origin: str | None, site: str | None, seal: str) -> str:
         """Why a request may not change anything; empty where it comes from the page."""
         if origin is not None and origin.lower() != f"http://{host.lower()}":
             return "expected a request of the page itself, received one of another origin"
@@ -92,25 +93,19 @@ def checked_address(text: str) -> str:
 
 
 PAGE = Path(__file__).parent / "page"
-STATIC: dict[str, tuple[Path, str]] = {
-    "common.css": (TEMPLATES / "common.css", "text/css"),
-    "review.css": (PAGE / "review.css", "text/css"),
-    "review.js": (PAGE / "review.js", "text/javascript"),
-    "drawing.js": (PAGE / "drawing.js", "text/javascript"),
-    "list.js": (PAGE / "list.js", "text/javascript"),
-    "icon.svg": (PAGE / "icon.svg", "image/svg+xml"),
-    "asking.js": (PAGE / "asking.js", "text/javascript"),
-}
+_OWN = ("review.css", "review.js", "drawing.js", "list.js", "asking.js", "icon.svg")
+STATIC = {path.name: path for path in (TEMPLATES / "common.css", *(PAGE / name for name in _OWN))}
+TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 CODES: dict[type[Exception], int] = {Outdated: 409, OutboxLocked: 423, UsageError: 400}
-MOST_SIDE, MOST_ITEMS, MOST_BODY = 2048, 500, 64 << 10
+MOST_SIDE, MOST_BODY = 2048, 64 << 10  # pixels, bytes
 MOST_CONNECTIONS, IDLE = 64, 20.0  # open at a time; seconds without a request
-KNOWN = "dicomsort_knows"  # an attribute of the streams of those who have shown the token
+KNOWN = "dicomsort_knows"  # an attribute of the streams whose client has shown the token
 THREADS = 8  # that wait for workers, or for the outbox
 
 
 @dataclass
 class Serving:
-    """What a running server is asked through; ``address`` is what a person opens."""
+    """A running server; ``address`` is what a person opens."""
 
     session: Session
     guard: Guard
@@ -120,21 +115,21 @@ class Serving:
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(THREADS, "dicomsort-review"))
 
 
-def serve(session: Session, address: str, port: int, name: str, tell: Callable[[str], None]) -> None:
+def serve(session: Session, address: str, port: int, name: str, announce: Callable[[str], None]) -> None:
     """Serve until a page says that the review is finished, or a signal ends it; a decision that runs is waited for.
 
-    ``tell`` is given the address to open when all is ready. UsageError where the port cannot be had.
+    ``announce`` gets the address to open when all is ready. UsageError where the port cannot be had.
     """
     try:
         listening = socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
     except OSError as error:
         raise UsageError(f"--port: expected one that is free at {address}, received {port} ({error})") from error
     listening.setblocking(False)
-    asyncio.run(_serve(session, listening, address, name, tell))
+    asyncio.run(_serve(session, listening, address, name, announce))
 
 
 async def _serve(
-    session: Session, listening: socket.socket, address: str, name: str, tell: Callable[[str], None]
+    session: Session, listening: socket.socket, address: str, name: str, announce: Callable[[str], None]
 ) -> None:
     port = listening.getsockname()[1]
     guard = guard_for(address, port)
@@ -144,14 +139,14 @@ async def _serve(
     server = Server(application(serving), idle_connection_timeout=IDLE, **limits)
     server.add_socket(listening)
     with serving.pool:
-        tell(serving.address)
+        announce(serving.address)
         await serving.done.wait()
         server.stop()
         await server.close_all_connections()
 
 
 class Server(HTTPServer):
-    """Keeps few connections: who has no token must not stop who has one, nor use up descriptors."""
+    """Keeps few connections: clients without the token must not stop others, nor use up descriptors."""
 
     def initialize(self, *arguments: Any, **options: Any) -> None:
         """As Tornado's."""
@@ -159,7 +154,7 @@ class Server(HTTPServer):
         self._streams: dict[IOStream, None] = {}
 
     def handle_stream(self, stream: IOStream, address: tuple[str, int]) -> None:
-        """Take a connection; beyond what is kept the oldest goes that has not shown the token."""
+        """Take a connection; where there are too many, close the oldest that has not shown the token."""
         self._streams = {each: None for each in self._streams if not each.closed()} | {stream: None}
         if len(self._streams) > MOST_CONNECTIONS:
             known = [each for each in self._streams if getattr(each, KNOWN, False)]
@@ -169,30 +164,30 @@ class Server(HTTPServer):
 
 
 def application(serving: Serving) -> Application:
-    """All that can be asked for; whatever else is refused as if its token were wrong."""
+    """Return all that can be requested; anything else is refused as if its token were wrong."""
     to = {"serving": serving}
     routes: list[Any] = [
         (r"/([^/]+)/", Page, to),
         (r"/([^/]+)/static/([a-z.]+)", Static, to),
-        (r"/([^/]+)/state", State, to),
-        (r"/([^/]+)/items/(\d+)/(\d+)", Items, to),
-        (r"/([^/]+)/next/(-?\d+)", Next, to),
-        (r"/([^/]+)/item/(\d+)", Facts, to),
+        (r"/([^/]+)/(state)", Query, to),
+        (r"/([^/]+)/(items)/(\d+)/(\d+)", Query, to),
+        (r"/([^/]+)/(next)/(-?\d+)", Query, to),
+        (r"/([^/]+)/(item)/(\d+)", Query, to),
         (r"/([^/]+)/picture/(\d+)/([0-9a-f]+)/(-?\d+)/(\d+)", Picture, to),
         (r"/([^/]+)/(decide|undo|finish)", Act, to),
     ]
-    return Application(routes, default_handler_class=Lost, default_handler_args=to, log_function=lambda _: None)
+    return Application(routes, default_handler_class=NotFound, default_handler_args=to, log_function=lambda _: None)
 
 
 class Guarded(RequestHandler):
-    """Answers only whom the guard lets in, and lets nothing be kept, framed or sniffed."""
+    """Answers only requests that the guard allows; nothing may be cached, framed or sniffed."""
 
     def initialize(self, serving: Serving) -> None:
-        """Every handler is given the same."""
+        """Take what every handler needs."""
         self.serving = serving
 
     def set_default_headers(self) -> None:
-        """The headers of every answer, also of refusals."""
+        """Set the headers of every answer, also of refusals."""
         for name, value in HEADERS.items():
             self.set_header(name, value)
         self.clear_header("Server")
@@ -200,17 +195,16 @@ class Guarded(RequestHandler):
     def prepare(self) -> None:
         """Refuse a wrong host or token; and what changes something, where the page did not send it."""
         token = self.request.path.removeprefix("/").partition("/")[0]
-        if why := self.serving.guard.misses(self.request.host, token):
-            raise HTTPError(403, reason="Forbidden", log_message=why)
+        guard, host, headers = self.serving.guard, self.request.host, self.request.headers
+        if error := guard.access_error(host, token):
+            raise HTTPError(403, reason="Forbidden", log_message=error)
         if isinstance(self.request.connection, HTTP1Connection):
             setattr(self.request.connection.stream, KNOWN, True)
-        if self.request.method not in {"GET", "HEAD"}:
-            told = self.request.headers
-            seal = told.get("X-Dicomsort", "")
-            if why := self.serving.guard.forges(
-                self.request.host, told.get("Origin"), told.get("Sec-Fetch-Site"), seal
-            ):
-                raise HTTPError(403, reason="Forbidden", log_message=why)
+        if self.request.method in {"GET", "HEAD"}:
+            return
+        origin, site = headers.get("Origin"), headers.get("Sec-Fetch-Site")
+        if error := guard.forgery_error(host, origin, site, headers.get("X-Dicomsort", "")):
+            raise HTTPError(403, reason="Forbidden", log_message=error)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:  # noqa: ARG002 - Tornado's signature
         """Say what was expected and what was received, in plain text."""
@@ -219,25 +213,21 @@ class Guarded(RequestHandler):
         if isinstance(error, HTTPError):
             self.finish(f"{error.log_message or error}\n")
             return
-        code = next((code for kind, code in CODES.items() if isinstance(error, kind)), 500)
-        self.set_status(code)
-        known = isinstance(error, DicomsortError)
-        words = str(error) if known else f"expected success, received {type(error).__name__}"
-        if isinstance(error, OSError):
-            words = f"expected success, received {error.strerror}"
-        self.finish(f"{words}\n")
+        self.set_status(next((code for kind, code in CODES.items() if isinstance(error, kind)), 500))
+        received = error.strerror if isinstance(error, OSError) else type(error).__name__
+        self.finish(f"{error if isinstance(error, DicomsortError) else f'expected success, received {received}'}\n")
 
     def log_exception(self, *_: Any) -> None:
-        """Nothing: an address with its token must not come into a log."""
+        """Log nothing: an address holds the token."""
 
-    async def away(self, act: Callable[..., Any], *arguments: Any) -> Any:
-        """Do what takes a while in a thread."""
+    async def in_thread(self, act: Callable[..., Any], *arguments: Any) -> Any:
+        """Do what takes time in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self.serving.pool, act, *arguments)
 
-    def answer(self, told: dict[str, Any]) -> None:
+    def answer(self, content: dict[str, Any]) -> None:
         """Answer with JSON."""
         self.set_header("Content-Type", "application/json")
-        self.finish(json.dumps(told))
+        self.finish(json.dumps(content))
 
 
 class Page(Guarded):
@@ -258,41 +248,23 @@ class Static(Guarded):
         """Give one of them."""
         if name not in STATIC:
             raise HTTPError(404, log_message="expected a file of the page, received another name")
-        path, kind = STATIC[name]
-        self.set_header("Content-Type", f"{kind}; charset=utf-8")
+        path = STATIC[name]
+        self.set_header("Content-Type", f"{TYPES[path.suffix]}; charset=utf-8")
         self.finish(path.read_bytes())
 
 
-class State(Guarded):
-    """How far the review has come."""
+class Query(Guarded):
+    """What is known of the review, or of items by their places, as JSON."""
 
-    async def get(self, _: str) -> None:
-        """Tell it."""
-        self.answer(await self.away(self.serving.session.state))
-
-
-class Items(Guarded):
-    """Some of the items."""
-
-    async def get(self, _: str, start: str, count: str) -> None:
-        """Tell of them, briefly."""
-        self.answer(self.serving.session.window(int(start), min(int(count), MOST_ITEMS)))
-
-
-class Next(Guarded):
-    """The next item that waits."""
-
-    async def get(self, _: str, after: str) -> None:
-        """Tell its place."""
-        self.answer(self.serving.session.next_open(int(after)))
-
-
-class Facts(Guarded):
-    """Everything about one item."""
-
-    async def get(self, _: str, place: str) -> None:
-        """Tell it."""
-        self.answer(await self.away(self.serving.session.facts, int(place)))
+    async def get(self, _: str, what: str, *numbers: str) -> None:
+        """Answer, in a thread where that takes time."""
+        session, given = self.serving.session, [int(number) for number in numbers]
+        if what == "items":
+            self.answer(session.window(*given))
+        elif what == "next":
+            self.answer(session.next_open(*given))
+        else:
+            self.answer(await self.in_thread(session.facts if what == "item" else session.state, *given))
 
 
 class Picture(Guarded):
@@ -301,7 +273,7 @@ class Picture(Guarded):
     async def get(self, _: str, place: str, version: str, number: str, side: str) -> None:
         """Give it as a JPEG; 404 says why there is none."""
         size = max(32, min(int(side), MOST_SIDE))
-        portrait = await self.away(self.serving.session.picture, int(place), version, int(number), size)
+        portrait = await self.in_thread(self.serving.session.picture, int(place), version, int(number), size)
         if not portrait.picture:
             raise HTTPError(404, log_message=portrait.problem or "it has no pixels")
         self.set_header("Content-Type", "image/jpeg")
@@ -313,32 +285,32 @@ class Act(Guarded):
 
     async def post(self, _: str, what: str) -> None:
         """Decide, undo, or finish."""
-        session, told = self.serving.session, self._told()
+        session, body = self.serving.session, self._body()
         if what == "finish":
             try:
-                self.answer(await self.away(session.farewell))
+                self.answer(await self.in_thread(session.farewell))
             finally:
                 self.serving.done.set()
         elif what == "undo":
-            self.answer(await self.away(session.undo, str(told.get("run", ""))))
+            self.answer(await self.in_thread(session.undo, str(body.get("run", ""))))
         else:
-            place, shown = told.get("place"), (str(told.get("key", "")), str(told.get("version", "")))
+            place = body.get("place")
             if not isinstance(place, int):
                 raise UsageError(f"expected the number of an item, received {place!r}")
-            chosen, who = str(told.get("class", "")), str(told.get("who", ""))
-            self.answer(await self.away(session.decide, place, shown, chosen, who))
+            key, version, class_, who = (str(body.get(name, "")) for name in ("key", "version", "class", "who"))
+            self.answer(await self.in_thread(session.decide, place, (key, version), class_, who))
 
-    def _told(self) -> dict[str, Any]:
+    def _body(self) -> dict[str, Any]:
         try:
-            told = json.loads(self.request.body or b"{}")
+            body = json.loads(self.request.body or b"{}")
         except ValueError:
-            told = None
-        if not isinstance(told, dict):
+            body = None
+        if not isinstance(body, dict):
             raise UsageError("expected a JSON object, received something else")
-        return told
+        return body
 
 
-class Lost(Guarded):
+class NotFound(Guarded):
     """Whatever is none of the above."""
 
     async def get(self, *_: str) -> None:

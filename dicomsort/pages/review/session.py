@@ -26,45 +26,43 @@ from dicomsort.sorting import ReviewService
 from dicomsort.sorting.pixel_sampling import mean, middle_half
 from dicomsort.tasks import FramePicture, PictureRequest, make_pictures
 
-KEPT = 64 << 20  # bytes of pictures
-_WEIGHT = 4096  # bytes of all else in a portrait, about
+CACHE_BYTES = 64 << 20  # of pictures
+_OVERHEAD = 4096  # bytes of all else in a portrait, about
 
 
 class Gallery:
-    """Portraits of files below one folder; safe to ask from several threads."""
+    """Portraits of files below one folder, the newest cached; safe to use from several threads."""
 
-    def __init__(self, engine: Engine, root: str, kept: int = KEPT) -> None:
-        """``kept`` bounds the memory of pictures that are asked for again."""
-        self._engine, self._root, self._room = engine, root, kept
+    def __init__(self, engine: Engine, root: str) -> None:
+        """Begin without a picture."""
+        self._engine, self._root = engine, root
         self._portraits: OrderedDict[tuple[PictureRequest, str], FramePicture] = OrderedDict()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
-    def portrait(self, asked: PictureRequest, sha256: str) -> FramePicture:
-        """A portrait of a file of this content, or one whose ``problem`` says why there is none."""
-        key = (asked, sha256)  # another file may come by the same name
-        with self._turn:
+    def portrait(self, request: PictureRequest, sha256: str) -> FramePicture:
+        """Return a portrait of a file of this content, or one whose ``problem`` says why there is none."""
+        key = (request, sha256)  # another file may come by the same name
+        with self._lock:
             if key in self._portraits:
                 self._portraits.move_to_end(key)
                 return self._portraits[key]
         try:
-            (portrait,) = self._engine.submit(partial(make_pictures, self._root), [asked]).result()
+            (portrait,) = self._engine.submit(partial(make_pictures, self._root), [request]).result()
         except WorkerLost as error:
             return FramePicture(b"", str(error))
         if not portrait.problem:  # a problem may pass
-            self._keep(key, portrait)
+            with self._lock:
+                self._portraits[key] = portrait
+                size = sum(len(each.picture) + _OVERHEAD for each in self._portraits.values())
+                while size > CACHE_BYTES and len(self._portraits) > 1:
+                    _, oldest = self._portraits.popitem(last=False)
+                    size -= len(oldest.picture) + _OVERHEAD
         return portrait
 
-    def _keep(self, key: tuple[PictureRequest, str], portrait: FramePicture) -> None:
-        with self._turn:
-            self._portraits[key] = portrait
-            weight = sum(len(each.picture) + _WEIGHT for each in self._portraits.values())
-            while weight > self._room and len(self._portraits) > 1:
-                _, gone = self._portraits.popitem(last=False)
-                weight -= len(gone.picture) + _WEIGHT
 
-
-LOOKED = 3  # frames that the bars are the mean of
-NAMED = 3  # paths of an item that are told
+FRAMES = 3  # that the bars are the mean of
+NAMED = 3  # paths of an item
+MOST_ITEMS = 500  # that one answer describes
 TAKEN = frozenset("ujksn")  # keys that do other things
 
 
@@ -80,7 +78,7 @@ def keys_for(labels: Sequence[str]) -> dict[str, str]:
 
 @dataclass
 class Session:
-    """What pages ask for; safe to use from several threads. Items keep their places, new ones come last."""
+    """The state of a review; safe to use from several threads. Items keep their places, new ones come last."""
 
     desk: ReviewService
     bundle: Bundle
@@ -92,7 +90,7 @@ class Session:
     _items: list[Item] = field(default_factory=list)
     _places: dict[str, int] = field(default_factory=dict)
     _studies: dict[str, list[int]] = field(default_factory=dict)  # the places of each study's items
-    _turn: threading.RLock = field(default_factory=threading.RLock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def refresh(self) -> None:
         """Read on in the manifest, for others may be at work."""
@@ -100,7 +98,7 @@ class Session:
             self._arrange()
 
     def _arrange(self) -> None:
-        with self._turn:
+        with self._lock:
             for key, item in self.desk.holdings.items.items():
                 if key not in self._places:
                     self._places[key] = len(self._items)
@@ -110,7 +108,7 @@ class Session:
             self.revision += 1
 
     def state(self) -> dict[str, Any]:
-        """How far the review has come."""
+        """Return how far the review has come."""
         self.refresh()
         count, waiting = len(self._items), len(self.desk.holdings.items)
         return {
@@ -119,32 +117,33 @@ class Session:
         }  # fmt: skip
 
     def farewell(self) -> dict[str, Any]:
-        """How far it has come at its end, and the command by which a model learns from it ("": from nothing)."""
-        kept = self.desk.corrections
-        images = kept.count() if kept else 0
+        """Return how far it has come at its end, and the command by which a model learns from it ("": from nothing)."""
+        corrections = self.desk.corrections
+        images = corrections.count() if corrections else 0
         words = ["dicomsort", "train", "--from", str(self.bundle.folder), "--out", "models/ours"]
-        train = shlex.join([*words, kept.folder]) if kept and images else ""
+        train = shlex.join([*words, corrections.folder]) if corrections and images else ""
         return self.state() | {"images": images, "train": train}
 
     def window(self, start: int, count: int) -> dict[str, Any]:
-        """Some of the items, in a few words each."""
-        chosen = self._items[start : start + count]
+        """Return some of the items, in a few words each."""
+        chosen = self._items[start : start + min(count, MOST_ITEMS)]
         items = [self._brief(place, item) for place, item in enumerate(chosen, start)]
         return {"revision": self.revision, "count": len(self._items), "items": items}
 
     def next_open(self, after: int) -> dict[str, Any]:
-        """The place of the next item that waits, around the end; -1 where none does."""
+        """Return the place of the next item that waits, around the end; -1 where none does."""
         waiting = self.desk.holdings.items
         places = [*range(after + 1, len(self._items)), *range(min(after + 1, len(self._items)))]
         return {"place": next((place for place in places if self._items[place].key in waiting), -1)}
 
     def facts(self, place: int) -> dict[str, Any]:
-        """Everything that is told of one item."""
+        """Return everything that is shown of one item."""
         item = self.item(place)
-        frames, portraits = self._looked(item)
-        header, seen = portraits[0].header, mean([p.look for p in portraits if p.look])
+        frames, portraits = self._sampled(item)
+        header, prediction = portraits[0].header, mean([p.look for p in portraits if p.look])
+        shares = zip(self.bundle.labels, prediction.probabilities, strict=False)
         row = item.row
-        told = self._brief(place, item) | {
+        facts = self._brief(place, item) | {
             "why": why(item.reason, row.status), "message": shown(row.message), "pictures": frames,
             "confidence": row.pixel_confidence, "modality": shown(row.modality, 16), "title": title(row),
             "codes": {fact.term: fact.value for fact in of_header(header)},
@@ -152,51 +151,52 @@ class Session:
             "paths": [shown(each.row.source) for each in item.files[:NAMED]],
             "size": size(sum(each.row.size for each in item.files)),
             "problem": next((p.problem for p in portraits if p.problem), ""),
-            "probabilities": {
-                label: round(share, 4) for label, share in zip(self.bundle.labels, seen.probabilities, strict=False)
-            },
+            "probabilities": {label: round(share, 4) for label, share in shares},
             "fellows": self._fellows(place, item),
             "looks": sum(1 for p in portraits if p.look and p.look.probabilities),
         }  # fmt: skip
         if self.identifiers and header:
-            told["identifiers"] = {
-                "Patient ID": shown(header.patient_id),
-                "Accession Number": shown(header.accession_number),
-            }
-        return told
+            patient, accession = shown(header.patient_id), shown(header.accession_number)
+            facts["identifiers"] = {"Patient ID": patient, "Accession Number": accession}
+        return facts
 
     def picture(self, place: int, version: str, number: int, side: int) -> FramePicture:
-        """One picture of an item: of a file, or where it has one file alone, of a frame; -1 is the middle one.
+        """Return one picture of an item: of a file, or where it has one file alone, of a frame; -1 is the middle one.
 
         Outdated where the item has other files than it had as ``version``.
         """
         item = self.item(place)
         if item.version != version:
             raise Outdated("expected the files that are shown, received others or more of them: look again")
-        if len(item.files) > 1:
-            number = len(item.files) // 2 if number < 0 else number
-            return self._portrait(_at(item.files, number), None, side)
-        return self._portrait(item.files[0], number if number >= 0 else None, side)
+        files = item.files
+        if len(files) == 1:
+            return self._portrait(files[0], number if number >= 0 else None, side)
+        if number >= len(files):
+            raise Outdated(f"expected one of {len(files):,} pictures, received number {number}")
+        return self._portrait(files[number if number >= 0 else len(files) // 2], None, side)
 
     def decide(self, place: int, shown_: tuple[str, str], class_: str, who: str) -> dict[str, Any]:
-        """Decide about an item, by its place and the key and version that were shown; what came of it."""
+        """Decide about an item, by its place and the key and version that were shown; return what was done."""
         item = self.item(place)
         if item.key != shown_[0]:
             raise Outdated("expected the item that is shown, received another; reload the page")
         if class_ not in keys_for(self.bundle.labels):
             raise UsageError(f"expected one of {', '.join(keys_for(self.bundle.labels))}, received {class_!r}")
         try:
-            decision = self.desk.decide(*shown_, class_, reviewer(who or self.who))
+            done = self.desk.decide(*shown_, class_, reviewer(who or self.who))
         except Outdated as error:
             self.refresh()
-            raise Outdated(f"{error} ({self._fate(item)})") from error
+            earlier = self._decision(item)
+            by = f"{earlier.row.class_} by {who_of(earlier.row.message)}, run {earlier.run}" if earlier else ""
+            raise Outdated(f"{error} ({by or 'not by a decision'})") from error
         self._arrange()
-        self.made += bool(decision.moved)
-        return {"run": decision.run, "moved": decision.moved, "notes": decision.notes} | self.state()
+        self.made += bool(done.moved)
+        return {"run": done.run, "moved": done.moved, "notes": done.notes} | self.state()
 
     def undo(self, run: str) -> dict[str, Any]:
         """Take a decision back."""
-        place = next((p for p, item in enumerate(self._items) if (by := self._by(item)) and by.run == run), -1)
+        decisions = enumerate(map(self._decision, self._items))
+        place = next((place for place, decision in decisions if decision and decision.run == run), -1)
         try:
             summary = self.desk.undo(run)
         finally:
@@ -205,59 +205,49 @@ class Session:
         return {"undone": summary.actions["undone"], "place": place} | self.state()
 
     def item(self, place: int) -> Item:
-        """The item at a place; Outdated where there is none."""
+        """Return the item at a place; Outdated where there is none."""
         if not 0 <= place < len(self._items):
             raise Outdated(f"expected one of {len(self._items):,} items, received number {place}; reload the page")
         return self._items[place]
 
     def _brief(self, place: int, item: Item) -> dict[str, Any]:
-        row, by = item.row, self._by(item)
-        state = "waiting" if item.key in self.desk.holdings.items else "decided" if by else "gone"
+        row, decision = item.row, self._decision(item)
+        state = "waiting" if item.key in self.desk.holdings.items else "decided" if decision else "gone"
         return {
             "place": place, "key": item.key, "version": item.version, "state": state, "files": len(item.files),
             "reason": item.reason,
             "header": row.header_class, "pixels": row.pixel_class,
-            "class": by.row.class_ if by and state == "decided" else "", "run": by.run if by else "",
-            "by": f"by {who_of(by.row.message)}" if by else "",
+            "class": decision.row.class_ if decision and state == "decided" else "",
+            "run": decision.run if decision else "",
+            "by": f"by {who_of(decision.row.message)}" if decision else "",
         }  # fmt: skip
 
     def _fellows(self, place: int, item: Item) -> list[dict[str, Any]]:
-        """The other items of its study that wait: place, key and version of each."""
+        """Return the other items of its study that wait: place, key and version of each."""
         places = self._studies.get(item.study, []) if item.study else []
         waiting = self.desk.holdings.items
         others = [(at, self._items[at]) for at in places if at != place]
         return [{"place": at, "key": i.key, "version": i.version} for at, i in others if i.key in waiting]
 
-    def _fate(self, item: Item) -> str:
-        by = self._by(item)
-        return f"{by.row.class_} by {who_of(by.row.message)}, run {by.run}" if by else "not by a decision"
-
-    def _looked(self, item: Item) -> tuple[int, list[FramePicture]]:
-        """How many pictures an item has, and what the model sees in a few of them."""
+    def _sampled(self, item: Item) -> tuple[int, list[FramePicture]]:
+        """Return how many pictures an item has, and what the model sees in a few of them."""
         files = item.files
         if len(files) > 1:
-            return len(files), [self._portrait(files[place], None, 0) for place in middle_half(len(files), LOOKED)]
+            return len(files), [self._portrait(files[place], None, 0) for place in middle_half(len(files), FRAMES)]
         first = self._portrait(files[0], None, 0)
         frames = first.header.frames if first.header and not first.problem else 1
         if frames <= 1:
             return 1, [first]
-        return frames, [self._portrait(files[0], place, 0) for place in middle_half(frames, LOOKED)]
+        return frames, [self._portrait(files[0], place, 0) for place in middle_half(frames, FRAMES)]
 
     def _portrait(self, held: RunRow, frame: int | None, side: int) -> FramePicture:
-        """A picture where ``side`` is one, else what header and model say; of the file where it lies now."""
-        by = self.desk.holdings.decision(held)
-        path = (by and by.row.destination) or held.row.destination
+        """Return a picture, or with ``side`` 0 what header and model say; of the file where it lies now."""
+        decision = self.desk.holdings.decision(held)
+        path = (decision and decision.row.destination) or held.row.destination
         if not is_straight(self.desk.outbox, path):
             return FramePicture(b"", "it is gone, or lies behind a link")
         model = "" if side else str(self.bundle.folder.resolve())
         return self.gallery.portrait(PictureRequest(path, frame, side, model), held.row.sha256)
 
-    def _by(self, item: Item) -> RunRow | None:
-        """The decision about an item's first file, if there is one."""
+    def _decision(self, item: Item) -> RunRow | None:
         return self.desk.holdings.decision(item.files[0])
-
-
-def _at(files: Sequence[RunRow], number: int) -> RunRow:
-    if not 0 <= number < len(files):
-        raise Outdated(f"expected one of {len(files):,} pictures, received number {number}")
-    return files[number]
