@@ -84,8 +84,7 @@ def fail(where: str, key: str, expected: str, received: object) -> NoReturn:
     """Raise the one form of error that a bundle's content gets; long values are cut."""
     text = repr(received)
     shown = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
-    msg = f"bundle {where!r}: {key}: expected {expected}, received {shown}"
-    raise BundleError(msg)
+    raise BundleError(f"bundle {where!r}: {key}: expected {expected}, received {shown}")
 
 
 def _is_int(value: object, low: int, high: int) -> bool:

@@ -39,8 +39,7 @@ def staged(folder: Path, outputs: frozenset[str]) -> Iterator[Path]:
     try:
         yield part
         if not (part / SPEC_NAME).is_file():
-            msg = f"bundle {str(folder)!r}: expected {SPEC_NAME} among the files to place, received none"
-            raise BundleError(msg)
+            raise BundleError(f"bundle {str(folder)!r}: expected {SPEC_NAME} among the files to place, received none")
         check_target(target, outputs)
         _place(part, target, outputs)
     finally:

@@ -14,6 +14,7 @@ import re
 import threading
 import warnings
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dicomsort import __version__
@@ -250,7 +251,7 @@ class ClusterEngine(Engine):
 
     def check_workers(self, snapshot: Callable[[], T], difference: Callable[[T], str], /) -> None:
         """Ask every worker at once, and each that joins later before its first task."""
-        settings = Settings(self._settings.limits, self._settings.warm, pickle.dumps((difference, snapshot())))
+        settings = replace(self._settings, requirement=pickle.dumps((difference, snapshot())))
         if different := [(name, text) for name, text in _ask_workers(self._client, check_host, settings) if text]:
             raise DicomsortError(listed(different))
         self._settings = settings

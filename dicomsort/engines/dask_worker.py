@@ -62,7 +62,7 @@ def run_here(version: str, payload: bytes) -> object:
         message = f"{_named(worker)}: expected dicomsort {version}, received {__version__}; install the same there"
         raise DicomsortError(message)
     function, task, settings = pickle.loads(payload)  # noqa: S301 - Dask's own wire is pickle too
-    with _lent(worker, settings) as engine:
+    with _local_engine(worker, settings) as engine:
         if settings.requirement and (difference := _difference(engine, settings.requirement)):
             raise DicomsortError(f"{_named(worker)}: {difference}")
         return engine.submit(function, task).result()
@@ -73,7 +73,7 @@ async def check_host(settings: Settings, dask_worker: Any) -> tuple[str, str]:
 
     def check() -> tuple[str, str]:
         _met.discard(settings.requirement)
-        with _lent(dask_worker, settings) as engine:
+        with _local_engine(dask_worker, settings) as engine:
             return socket.gethostname(), _difference(engine, settings.requirement)
 
     return await asyncio.to_thread(check)  # a mount whose server is gone must not stop the worker's event loop
@@ -99,7 +99,7 @@ def _named(worker: Any) -> str:
 
 
 @contextmanager
-def _lent(worker: Any, settings: Settings) -> Iterator[ProcessEngine]:
+def _local_engine(worker: Any, settings: Settings) -> Iterator[ProcessEngine]:
     key = settings.limits, settings.warm
     with _lock:
         local = _locals.get(key)
