@@ -124,7 +124,7 @@ class ProcessEngine(Engine):
         self.workers = workers or usable_cores()
         affordable = workers_for(self.workers, limits.memory_bytes)
         if workers and affordable < workers:
-            self._log_fewer(affordable, "there is no memory for more")
+            self._use_fewer(affordable, "there is no memory for more")
         self.workers = affordable
         self._limits = limits
         self._setup = (_import_path(), warm, limits.memory_bytes)
@@ -176,18 +176,14 @@ class ProcessEngine(Engine):
             if not self._feeders:
                 self._slots.give()
                 raise DicomsortError(f"expected a thread to start, received: {error}") from None
-            self._keep_feeders(str(error))
+            self._use_fewer(self._feeders, str(error))
         else:
             self._feeders += 1
 
-    def _keep_feeders(self, reason: str) -> None:
-        """Continue with the workers that there are."""
-        self._log_fewer(self._feeders, reason)
-        self.workers = self._feeders
-
-    def _log_fewer(self, workers: int, reason: str) -> None:
+    def _use_fewer(self, workers: int, reason: str) -> None:
         facts = {"asked": self.workers, "workers": workers, "message": reason}
         _log.warning("fewer workers than asked for", extra={"facts": facts})
+        self.workers = workers
 
     def _watch(self) -> None:
         # Time is counted in ticks: while a run is suspended (Ctrl-Z), its tasks spend none.
@@ -218,7 +214,7 @@ class ProcessEngine(Engine):
             with self._lock:
                 if self._feeders > 1 and not self._slots.closed:
                     self._feeders -= 1
-                    self._keep_feeders(str(error))
+                    self._use_fewer(self._feeders, str(error))
                     return True
         return False  # the first task tries again, and gets the error
 
