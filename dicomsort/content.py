@@ -1,6 +1,6 @@
-"""How a file of dicomsort's own begins, which tells it from somebody else's; and the replacement of such a file.
+"""How dicomsort's own files begin, which distinguishes them from others; and the replacement of such a file.
 
-A replacement is written beside the old file, then renamed. A reader meets the old file or the new one, never a half.
+A replacement is written beside the old file, then renamed. A reader sees the old file or the new one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,14 @@ from dicomsort.files import STREAMS, Files, closing_descriptor, flush_path, look
 from dicomsort.jsonlines import parse
 
 DEVICES = frozenset({"/dev/null", "/dev/full", "/dev/tty", *STREAMS})  # accepted in place of a file
-_HEAD = 4096  # bytes that tell what a file is
+_HEAD = 4096  # bytes that show what a file is
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A kind of file that dicomsort writes: what an earlier one is called, whether bytes are the first of one.
+    """A kind of file that dicomsort writes: its name in messages, and whether bytes are the first of one.
 
-    ``literal`` are bytes that each one begins with, where there are such; ``most`` is how many bytes are looked at.
+    ``literal`` are bytes that each one begins with, if any; ``most`` is how many bytes are read.
     """
 
     name: str
@@ -37,7 +36,7 @@ class Content:
     most: int = _HEAD
 
     def problem(self, path: str, *, torn: bool = False) -> str:
-        """Why a file may not be written in place of what has its name; empty for a new, empty or earlier file.
+        """Return why a file must not be replaced; ``""`` where there is none, an empty one, or an earlier one.
 
         ``torn``: also for one that was cut short while it was written.
         """
@@ -54,24 +53,21 @@ class Content:
             return error.strerror or str(error)
 
     def problem_of_open(self, descriptor: int) -> str:
-        """The same for a file that is open for reading and writing."""
+        """Return the same for a file that is open for reading and writing."""
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return "it is no regular file"
         return self.problem_of(os.pread(descriptor, self.most, 0))
 
     def problem_of(self, first: bytes) -> str:
-        """The same for the first bytes of a file."""
+        """Return the same for the first bytes of a file."""
         return "" if not first or self.holds(first) else "it holds something else"
 
 
 def beginning(name: str, literal: bytes) -> Content:
-    """A kind of file that begins with some bytes."""
+    """Return a kind of file that begins with some bytes."""
     return Content(name, lambda first: first.startswith(literal), literal)
 
 
-_IS_TEXT, _IS_TRUTH, _IS_OBJECT, _IS_LIST = (
-    partial(lambda kind, value: type(value) is kind, kind) for kind in (str, bool, dict, list)
-)
 LOG_BEGINS = "dicomsort log"  # the event of each log's first line; an older log has one of these there
 _EVENTS = (
     "association (accepted|ended|rejected)|instance (stored|repeated|stored beside another|refused)"
@@ -90,8 +86,11 @@ LOG = Content(
 )
 
 
-def _json_with(*shapes: Mapping[str, Callable[[Any], bool]]) -> Callable[[bytes], bool]:
-    """Whether bytes are an object in JSON that has all keys of one of the shapes, with such values."""
+def _json_with(*shapes: Mapping[str, type | tuple[str, ...]]) -> Callable[[bytes], bool]:
+    """Return a test for a JSON object with all keys of one of the shapes, with values of that type or in that tuple."""
+
+    def fits(value: Any, wanted: type | tuple[str, ...]) -> bool:
+        return value in wanted if isinstance(wanted, tuple) else type(value) is wanted
 
     def holds(data: bytes) -> bool:
         try:
@@ -99,25 +98,25 @@ def _json_with(*shapes: Mapping[str, Callable[[Any], bool]]) -> Callable[[bytes]
         except ValueError:
             return False
         return isinstance(value, dict) and any(
-            all(key in value and right(value[key]) for key, right in shape.items()) for shape in shapes
+            all(key in value and fits(value[key], wanted) for key, wanted in shape.items()) for shape in shapes
         )
 
     return holds
 
 
 def _is_figure(first: bytes) -> bool:
-    """Whether bytes begin a picture of curves or bars; one that was written before the mark has its palette alone."""
+    """Whether bytes begin a plot; one that was written before the mark is recognised by its palette."""
     chunks = _chunks(first)
     return (b"tEXt", _MARK) in chunks or [kind for kind, _ in chunks] == [b"IHDR", b"PLTE", b"IDAT"]
 
 
 def _is_sheet(first: bytes) -> bool:
-    """Whether bytes begin a sheet of mistakes, which had another mark before."""
+    """Whether bytes begin a sheet of mistakes, which earlier had another mark."""
     return any(kind == b"tEXt" and text.startswith((_MARK, b"Software\0Matplotlib")) for kind, text in _chunks(first))
 
 
 def _chunks(first: bytes) -> list[tuple[bytes, bytes]]:
-    """Kind and content of the chunks of a PNG, up to the first of its pixels; none where it is no PNG."""
+    """Return kind and content of the chunks of a PNG, up to the first of its pixels; none where it is no PNG."""
     found: list[tuple[bytes, bytes]] = []
     at = len(_PNG)
     while first.startswith(_PNG) and at + 8 <= len(first) and (not found or found[-1][0] != b"IDAT"):
@@ -134,21 +133,17 @@ COMPARED = ("data set", "evaluation images", "own figures")  # what two bundles 
 METRICS = Content(
     "earlier figures",
     _json_with(
-        {"held_out": _IS_TEXT, "by_source": _IS_TRUTH, "calibration": _IS_TEXT},
-        {"held_out": _IS_TEXT, "model": _IS_OBJECT, "trained_on": lambda value: type(value) is int},
-        {"of": lambda value: value in COMPARED, "bundles": _IS_OBJECT, "figures": _IS_OBJECT},
+        {"held_out": str, "by_source": bool, "calibration": str},
+        {"held_out": str, "model": dict, "trained_on": int},
+        {"of": COMPARED, "bundles": dict, "figures": dict},
     ),
     most=64 << 20,
 )
 MODEL_CARD = beginning("an earlier card", b"# Model card: ")
-BUNDLE = Content(
-    "a bundle",
-    _json_with({"format_version": lambda value: type(value) is int, "labels": _IS_LIST, "model_sha256": _IS_TEXT}),
-    most=1 << 20,
-)
+BUNDLE = Content("a bundle", _json_with({"format_version": int, "labels": list, "model_sha256": str}), most=1 << 20)
 CHECKPOINT = Content("a checkpoint", re.compile(rb"PK\x03\x04.{26}story\.npy|(?:PK.{0,33})?\Z", re.DOTALL).match)
 TRIALS = Content("the trials of a search", re.compile(rb'\{"op_code": ?\d').match)
-JOURNAL = Content("a journal of `dicomsort send`", lambda _: True)  # whose head is proven under its lock
+JOURNAL = Content("a journal of `dicomsort send`", lambda _: True)  # its head is checked under its lock
 _BY_NAME = {"bundle.json": BUNDLE, "metrics.json": METRICS, "card.md": MODEL_CARD, "mistakes.png": SHEET}
 _BY_ENDING = {
     ".png": FIGURE,
@@ -161,22 +156,22 @@ _BY_ENDING = {
 
 
 def kind_of(name: str) -> Content | None:
-    """What a file of results is that has this name; None where the name tells nothing."""
+    """Return the kind of a file of results with this name; None where the name is not one of ours."""
     return _BY_NAME.get(name) or _BY_ENDING.get(os.path.splitext(name)[1])
 
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """A kind of file: the option that names it, what tells an earlier one, its mode."""
+    """A file that is replaced: the option that names it, its kind, its mode."""
 
     option: str
     content: Content
     mode: int
 
     def write(self, files: Files, path: Path, data: bytes) -> None:
-        """Write such a file; the one that was there stays whole until it is.
+        """Write such a file; an earlier one stays whole until then.
 
-        UsageError where something else has the name, or the name of the file beside it that is renamed.
+        UsageError where something else has the name, or the name of the part file beside it.
         """
         if str(path) in DEVICES:
             with closing_descriptor(files.open_device(str(path))) as descriptor:

@@ -1,4 +1,4 @@
-"""Stage 1: walk the inbox in path order; what cannot be entered or is no regular file is a result, not silence."""
+"""Stage 1: walk the inbox in path order; what cannot be opened or is no regular file is a result, too."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from itertools import chain, islice
 from dicomsort.records import Found
 
 IN_MEMORY = 65_536  # names of one folder; those of a larger one are sorted on disk
-RECEIVING = ".dicomsort-receive-"  # how names begin of instances that are still being received
+RECEIVING = ".dicomsort-receive-"  # the beginning of names of instances that are still being received
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """Something found that will not be opened; ``reason`` is symlink, special-file, unreadable-folder, or such."""
+    """Something that will not be opened; ``reason`` is symlink, special-file, unreadable-folder, or such."""
 
     path: str
     reason: str
@@ -33,7 +33,7 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder below the inbox as the walk met it, for ``--prune-empty`` and its undo."""
+    """A folder below the inbox as the walk found it, for ``--prune-empty`` and its undo."""
 
     path: str
     mode: int
@@ -45,9 +45,9 @@ def walk(
 ) -> Iterator[Found | Passed | Folder]:
     """Yield every entry below ``inbox``, depth first, names in byte order; links are not followed, so loops end.
 
-    ``is_left_out`` is asked for each folder (the outbox may lie inside the inbox). Passed over are temporary copies of
-    an undo that was cut short, which their run's ``resume`` takes away, and instances that are being received.
-    ``clock`` tells nanoseconds since 1970: a file may be dated in the future.
+    ``is_left_out`` is called for each folder (the outbox may lie inside the inbox). Temporary copies of an interrupted
+    undo, which ``resume`` removes, and instances that are being received are ``Passed``. ``clock`` returns nanoseconds
+    since 1970: a file may be dated in the future.
     """
     waiting = [""]
     while waiting:
@@ -66,12 +66,12 @@ def walk(
                 gone = isinstance(failure, FileNotFoundError)
                 yield Passed(path, "vanished" if gone else "unreadable", failure.strerror or str(failure))
                 continue
-            seen = _entry_of(path, status, clock)
-            if isinstance(seen, Folder):
+            entry = _entry_of(path, status, clock)
+            if isinstance(entry, Folder):
                 if is_left_out(status):
                     continue
                 below.append(path)
-            yield seen
+            yield entry
         waiting.extend(reversed(below))
 
 
@@ -86,13 +86,13 @@ def _names(path: str) -> Iterator[str]:
 
 
 def _sorted_on_disk(names: Iterable[bytes]) -> Iterator[str]:
-    base = sqlite3.connect("")  # a temporary file that ends with it
-    base.execute("CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID")
-    base.executemany("INSERT INTO names VALUES (?)", ((name,) for name in names))
+    database = sqlite3.connect("")  # a temporary file, removed when it is closed
+    database.execute("CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID")
+    database.executemany("INSERT INTO names VALUES (?)", ((name,) for name in names))
 
     def read() -> Iterator[str]:
-        with closing(base):
-            for (name,) in base.execute("SELECT name FROM names ORDER BY name"):
+        with closing(database):
+            for (name,) in database.execute("SELECT name FROM names ORDER BY name"):
                 yield os.fsdecode(name)
 
     return read()
@@ -106,14 +106,11 @@ def _entry_of(path: str, status: os.stat_result, clock: Callable[[], int]) -> Fo
         return Passed(path, "symlink", "links are not followed")
     if not stat.S_ISREG(mode):
         return Passed(path, "special-file", "not a regular file")
-    if path.rpartition("/")[2].startswith(".dicomsort-") and path.endswith(".part"):
-        return Passed(path, "part-file", _whose(path.rpartition("/")[2]))
+    name = path.rpartition("/")[2]
+    if name.startswith(".dicomsort-") and name.endswith(".part"):
+        copy = "a temporary copy of a run that was cut short; `dicomsort resume` removes it"
+        instance = "an instance that is being received; one that a crash left goes when `dicomsort receive` starts"
+        return Passed(path, "part-file", instance if name.startswith(RECEIVING) else copy)
     now = clock()
     times = (status.st_ctime_ns, now) if status.st_mtime_ns > now else ()
     return Found(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino, stat.S_IMODE(mode), *times)
-
-
-def _whose(name: str) -> str:
-    if name.startswith(RECEIVING):
-        return "an instance that is being received; one that a crash left goes when `dicomsort receive` starts"
-    return "a temporary copy of a run that was cut short; `dicomsort resume` removes it"

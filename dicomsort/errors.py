@@ -1,14 +1,4 @@
-"""Every error a user can meet, and the exit code each ends the process with.
-
-DicomsortError            1  the run failed
-├── UsageError            2  wrong usage or configuration
-├── Outdated              1  what a decision was about is decided, gone or changed since
-├── OutboxLocked          4  another run holds the outbox
-├── BundleError           2  a model path that is no bundle, or one this version must not use
-├── StateDamaged          1  a file of an outbox's state cannot be read: its run is left alone
-├── PlacingFailed         1  the disk refused; ``resume`` goes on from there
-└── WorkerLost            1  a worker died, or ran past its limit of time or memory, on a task
-"""
+"""Every error that a user can get, with the exit code of the process."""
 
 from __future__ import annotations
 
@@ -23,7 +13,7 @@ _PLAIN = frozenset(range(0x20, 0x7F)) - frozenset(b"'\\")  # within $'…'
 class DicomsortError(Exception):
     """The run failed; the message says what was expected and what was received."""
 
-    exit_code = 1
+    exit_code = 1  # of this error and of those below that set no other
 
 
 class UsageError(DicomsortError):
@@ -33,17 +23,17 @@ class UsageError(DicomsortError):
 
 
 def escaped(text: str) -> str:
-    """The text, with what is no character to look at escaped: a terminal may obey it."""
+    """Return the text with unprintable characters escaped: a terminal may obey them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def command(*words: str) -> str:
-    """A command of dicomsort for a sentence, as a shell takes it and a terminal may show it."""
+    """Return a command of dicomsort for a message, quoted for a shell and printable."""
     return f"`dicomsort {' '.join(map(word, words))}`"
 
 
 def word(text: str) -> str:
-    """A word of such a command."""
+    """Return a word of such a command."""
     if text.isprintable():
         return shlex.quote(text)
     plain = (chr(byte) if byte in _PLAIN else f"\\x{byte:02x}" for byte in os.fsencode(text))
@@ -53,7 +43,7 @@ def word(text: str) -> str:
 def missing_extra(command: str, extra: str) -> UsageError:
     """Return the error of a command that needs an extra which is not installed.
 
-    It tells to install from the checkout or the wheel: the name ``dicomsort`` on PyPI belongs to another project.
+    Its advice is to install from the checkout or the wheel: ``dicomsort`` on PyPI is another project.
     """
     return UsageError(
         f"{command}: expected the extra {extra}, received: not installed; run pip install '.[{extra}]' in the "
@@ -66,11 +56,11 @@ class BundleError(UsageError):
 
 
 class Outdated(DicomsortError):
-    """What a decision was about has been decided, is gone, or has changed since it was shown."""
+    """The subject of a decision was decided, removed or changed since it was shown."""
 
 
 class OutboxLocked(DicomsortError):
-    """Another run holds the outbox."""
+    """The outbox is locked by another run."""
 
     exit_code = 4
 
@@ -80,16 +70,16 @@ class StateDamaged(DicomsortError):
 
 
 class PlacingFailed(DicomsortError):
-    """The file system refused a change that placing needs; the journal tells ``resume`` where to go on."""
+    """The file system refused a change that placing needs; ``resume`` continues from the journal."""
 
 
 class WorkerLost(DicomsortError):
     """A worker process died, or ran past its limit of time or memory, while it held a task.
 
-    ``from_outside``: something else killed it (the system without memory, a person), so the task is not at fault.
+    The message is one sentence without a full stop. ``from_outside``: something else killed it (the system without
+    memory, a person), so the task is not at fault.
     """
 
     def __init__(self, message: str, *, from_outside: bool = False) -> None:
-        """Say why; the message is one sentence without a stop."""
         super().__init__(message)
         self.from_outside = from_outside

@@ -2,7 +2,7 @@
 
 Every change goes through one ``Files`` object, a call a system call, so that a test double can crash before and after
 each of them. Nothing that sorting places replaces a file: names are made by ``link`` or by exclusive creation.
-``replace`` is for figures that dicomsort itself wrote before, and for corrections, whose names are its own.
+``replace`` is for manifests, outputs that dicomsort itself wrote before, and corrections, whose names are its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHUNK = 1 << 20
 PATH_MAX = os.pathconf("/", "PC_PATH_MAX")  # bytes of a path that a call takes, with the NUL at its end
 REFUSED_BY_DISK = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-)  # what lies in the way is not this file alone
+)  # other files would be refused, too
 NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _NEVER_CLONES = frozenset({errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
 _FICLONE = 0x40049409  # <linux/fs.h>
@@ -36,16 +36,15 @@ STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 _HANDED_OVER = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+|/dev/stdin")
 _NO_FOLLOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a name that became a FIFO must not hang the run
 _ZEROS = memoryview(bytes(CHUNK))
-_spare: list[memoryview] = []  # buffers that nobody reads into now: one a thread, made once
+_spare: list[memoryview] = []  # buffers that no thread uses now: one a thread, made once
 
 
 class Files:
     """The changes that dicomsort makes on disk, one method a system call. Paths are absolute; errors are OSError."""
 
     def __init__(self) -> None:
-        """Look up ``syncfs`` of the C library, where it has one."""
-        self._syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-        self.without_clones: set[tuple[int, int]] = set()  # devices, from and to, that were asked and cannot
+        self._syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # of the C library
+        self.without_clones: set[tuple[int, int]] = set()  # devices, from and to, between which no reflink was made
 
     def make_folder(self, path: str, mode: int = 0o777) -> None:
         """Make one folder; its parent must be there."""
@@ -60,11 +59,11 @@ class Files:
         os.link(source, target, follow_symlinks=False)
 
     def unlink(self, path: str) -> None:
-        """Take one name away."""
+        """Remove one name."""
         os.unlink(path)
 
     def replace(self, source: str, target: str) -> None:
-        """Give the file the name ``target``, in place of what has it; only ``report.whole`` and corrections do this."""
+        """Give the file the name ``target``, in place of what has it; placing never does this."""
         os.replace(source, target)
 
     def create(self, path: str, mode: int = 0o600) -> int:
@@ -74,7 +73,7 @@ class Files:
     def open_append(self, path: str, mode: int = 0o666) -> int:
         """Open a regular file for appending, creating it where needed; return the descriptor.
 
-        What else has the name (a link, a FIFO, a device) is refused at once, and not opened.
+        A link, a FIFO or a device is refused at once, and not opened.
         """
         there = look_up(path)
         if there is None or stat.S_ISREG(there.st_mode):
@@ -174,13 +173,17 @@ class Files:
 
 
 @contextlib.contextmanager
-def opened(path: str, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """Open for reading without following a link at the end, and close."""
-    descriptor = os.open(path, flags | _NO_FOLLOW)
+def closing_descriptor(descriptor: int) -> Iterator[int]:
+    """Close the descriptor at the end."""
     try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def opened(path: str, flags: int = os.O_RDONLY) -> contextlib.AbstractContextManager[int]:
+    """Open for reading without following a link at the end, and close."""
+    return closing_descriptor(os.open(path, flags | _NO_FOLLOW))
 
 
 @contextlib.contextmanager
@@ -194,15 +197,14 @@ def opened_file(path: str) -> Iterator[BinaryIO]:
 
 
 def read_bounded(path: str | Path) -> bytes:
-    """The bytes of a regular file, or of a pipe that was handed over open, as a shell does for ``<(…)``.
+    """Return the bytes of a regular file, or of a pipe that was handed over open, as a shell does for ``<(…)``.
 
     Links are followed. OSError where there are more than ``MOST_READ``, and for what might never end, or never begin: a
     device, or a FIFO by its name.
     """
     is_handed = _HANDED_OVER.fullmatch(str(path)) is not None
-    with closing_descriptor(
-        os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if is_handed else os.O_NONBLOCK))
-    ) as descriptor:
+    flags = os.O_RDONLY | os.O_CLOEXEC | (0 if is_handed else os.O_NONBLOCK)
+    with closing_descriptor(os.open(path, flags)) as descriptor:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode) and not (is_handed and stat.S_ISFIFO(mode)):
             code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
@@ -214,17 +216,8 @@ def read_bounded(path: str | Path) -> bytes:
     return content
 
 
-@contextlib.contextmanager
-def closing_descriptor(descriptor: int) -> Iterator[int]:
-    """Close the descriptor at the end."""
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def look_up(path: str) -> os.stat_result | None:
-    """``lstat``, or None where nothing is there; a name that is too long to exist is not there."""
+    """Return ``lstat``, None where nothing is there or the name is too long to exist."""
     try:
         return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -236,13 +229,13 @@ def look_up(path: str) -> os.stat_result | None:
 
 
 def check_input(path: str | Path) -> None:
-    """OSError where ``read_bounded`` would not read what a library is to open by its name, and would wait for."""
-    if _HANDED_OVER.fullmatch(str(path)) is None:  # else reading here would leave nothing
+    """Raise OSError where ``read_bounded`` would, before a library opens the path by itself and perhaps waits."""
+    if _HANDED_OVER.fullmatch(str(path)) is None:  # else nothing would be left to read
         read_bounded(path)
 
 
 def missing_folders(path: str) -> list[str]:
-    """The folders of an absolute path that are not there, itself with them, parents first."""
+    """Return the folders of an absolute path that do not exist, itself included, parents first."""
     chain: list[str] = []
     while look_up(path) is None:
         chain.append(path)
@@ -251,7 +244,7 @@ def missing_folders(path: str) -> list[str]:
 
 
 def is_straight(root: str, path: str) -> bool:
-    """Whether what a path below ``root`` names is reached through folders alone, none of them a link."""
+    """Whether a path below ``root`` leads through folders alone, none of them a link."""
     parts = path.split("/")
     if {"", ".", ".."} & set(parts) or "\0" in path:
         return False
@@ -262,7 +255,7 @@ def is_straight(root: str, path: str) -> bool:
 def chunks(descriptor: int, start: int = 0, size: int = -1, end: int = sys.maxsize) -> Iterator[memoryview]:
     """Yield the file's bytes from ``start`` on, up to ``end``, in pieces that are only valid until the next.
 
-    Where its ``size`` is known, a small file costs one call: none more, to be told that it has ended.
+    Where its ``size`` is known, a small file costs one call: no second one finds its end.
     """
     try:
         buffer = _spare.pop()
@@ -279,15 +272,15 @@ def chunks(descriptor: int, start: int = 0, size: int = -1, end: int = sys.maxsi
 
 
 def sha256_of(path: str) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with opened_file(path) as stream:
         return hashed(stream.fileno(), size=os.fstat(stream.fileno()).st_size)
 
 
 def hashed(descriptor: int, head: bytes = b"", size: int = -1) -> str:
-    """SHA-256, in hex, of the bytes of an open file, whose first are at hand already and whose size may be known.
+    """Return the SHA-256, in hex, of an open file, whose first bytes may be given as ``head``.
 
-    What a file gets while it is read, beyond its ``size``, is not read: it may never end.
+    What is appended beyond a given ``size`` while it is read is left out: it may never end.
     """
     digest = hashlib.sha256(head)
     for piece in chunks(descriptor, len(head), size, size if size >= 0 else sys.maxsize):
@@ -296,7 +289,7 @@ def hashed(descriptor: int, head: bytes = b"", size: int = -1) -> str:
 
 
 def same_bytes(one: str, other: str) -> bool:
-    """Whether two files hold the same bytes, every one compared; two names of one file do, one name by two ways not."""
+    """Whether two files hold the same bytes, all compared; two names of one file do, one name by two paths does not."""
     with opened(one) as first, opened(other) as second:
         here, there = os.fstat(first), os.fstat(second)
         if os.path.samestat(here, there):
@@ -305,7 +298,7 @@ def same_bytes(one: str, other: str) -> bool:
             return False
         if here.st_dev != there.st_dev and _last_touched(here) == _last_touched(there):
             return False  # one file, by two mounts
-        return all(piece == os.pread(second, len(piece), offset) for offset, piece in _with_offsets(first))
+        return begins_with(second, first)
 
 
 def _is_one_name(one: str, other: str) -> bool:
@@ -313,11 +306,14 @@ def _is_one_name(one: str, other: str) -> bool:
     return name == other_name and os.path.samefile(folder, other_folder)
 
 
-def _with_offsets(descriptor: int) -> Iterator[tuple[int, memoryview]]:
+def begins_with(longer: int, shorter: int) -> bool:
+    """Whether an open file begins with all bytes of another."""
     offset = 0
-    for piece in chunks(descriptor):
-        yield offset, piece
+    for piece in chunks(shorter):
+        if piece != os.pread(longer, len(piece), offset):
+            return False
         offset += len(piece)
+    return True
 
 
 class Copied(NamedTuple):
@@ -331,9 +327,9 @@ class Copied(NamedTuple):
 def copy(files: Files, source: str, target: str, mode: int, mtime_ns: int) -> Copied:
     """Create ``target`` with the bytes of ``source``, then with that mode and mtime; flush nothing.
 
-    Where the file system lets files share their bytes, ``target`` is a snapshot of ``source``. What is hashed then is
-    the source, which may still be in memory, if nobody has touched it since before the snapshot; else the snapshot.
-    Where the disk refuses, ``target`` is taken away again.
+    Where the file system shares blocks, ``target`` is a snapshot of ``source``. Then the source is hashed, which may
+    still be in memory, if it did not change since before the snapshot; else the snapshot. Where the disk refuses,
+    ``target`` is removed again.
     """
     with opened(source) as reader, created(files, target) as writer:
         copied = fill(files, reader, writer, target)
@@ -344,7 +340,7 @@ def copy(files: Files, source: str, target: str, mode: int, mtime_ns: int) -> Co
 
 @contextlib.contextmanager
 def created(files: Files, target: str, mode: int = 0o600) -> Iterator[int]:
-    """Create a file and close it at the end; where the disk refuses, the file is taken away again."""
+    """Create a file and close it at the end; where the disk refuses, the file is removed again."""
     with closing_descriptor(files.create(target, mode)) as writer:
         try:
             yield writer
@@ -356,7 +352,7 @@ def created(files: Files, target: str, mode: int = 0o600) -> Iterator[int]:
 
 
 def fill(files: Files, reader: int, writer: int, target: str, *, holes: bool = False) -> Copied:
-    """Give an empty file, ``target``, the bytes of another; with ``holes`` it has these where the other has some."""
+    """Fill an empty file, ``target``, with the bytes of another, and with the same holes if ``holes``."""
     before, made = os.fstat(reader), os.fstat(writer)
     if not before.st_size or not _is_cloned(files, reader, writer, (before.st_dev, made.st_dev)):
         is_sparse = holes and before.st_blocks * 512 < before.st_size
@@ -370,7 +366,7 @@ def fill(files: Files, reader: int, writer: int, target: str, *, holes: bool = F
 
 
 def _is_cloned(files: Files, reader: int, writer: int, devices: tuple[int, int]) -> bool:
-    """Whether the file system shared the bytes; whatever hinders it is told again by writing, where it hinders that."""
+    """Whether the file system shared the blocks; an error that prevents writing, too, is raised by writing."""
     if devices in files.without_clones:
         return False
     try:
@@ -406,7 +402,7 @@ def _filled_but_for_holes(files: Files, reader: int, writer: int, size: int) -> 
 
 
 def data_size(path: str) -> int:
-    """How many bytes of a file lie in no hole; its extents are asked for only where it has fewer blocks than bytes."""
+    """Return how many bytes of a file lie in no hole; extents are asked for only if it has fewer blocks than bytes."""
     status = os.lstat(path)
     if status.st_blocks * 512 >= status.st_size:
         return status.st_size
@@ -415,19 +411,19 @@ def data_size(path: str) -> int:
 
 
 def holds_only_zeros(descriptor: int, size: int) -> bool:
-    """Whether the file's first ``size`` bytes are zeros; what was never written is not read."""
+    """Whether the file's first ``size`` bytes are zeros; holes are not read."""
     pieces = (piece for start, end in _with_data(descriptor, size) for piece in chunks(descriptor, start, end=end))
     return all(bytes(piece) == bytes(len(piece)) for piece in pieces)
 
 
 def _with_data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where a file has data, from and to; what lies between are holes, which read as zeros."""
+    """Yield start and end of each part of a file that has data; between them are holes, which read as zeros."""
     end = 0
     while end < size:
         try:
             start = os.lseek(descriptor, end, os.SEEK_DATA)
         except OSError as error:
-            if error.errno != errno.ENXIO:  # the file system cannot tell; else it is a hole up to the end
+            if error.errno != errno.ENXIO:  # the file system does not say; else it is a hole up to the end
                 yield end, size
             return
         end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
@@ -446,7 +442,7 @@ def _last_touched(status: os.stat_result) -> tuple[int, int, int]:
 
 
 def whole_lines(descriptor: int, size: int) -> int:
-    """The offset after the last line feed."""
+    """Return the offset after the last line feed."""
     end = size
     while end > 0:
         start = max(0, end - 65536)
@@ -471,7 +467,7 @@ def is_network(path: str) -> bool:
         mounts = Path("/proc/self/mountinfo").read_bytes()
     except OSError:
         return False
-    for line in mounts.split(b"\n"):  # names may hold what else ends a line, such as a form feed
+    for line in mounts.split(b"\n"):  # names may hold other line ends, such as a form feed
         fields, _, tail = line.partition(b" - ")
         if fields.split(b" ")[2:3] == [wanted]:
             return tail.startswith(_NETWORK_SYSTEMS)

@@ -4,7 +4,7 @@
 seal it is no plan. ``journal.jsonl`` gets ``begin`` lines before, and ``end`` lines after, what they speak of. A torn
 last line is cut off when the journal is opened again: it was never flushed, so nothing relied on it.
 
-What is read back is checked here, for types, ranges and places: another program, or a disk, may have changed it.
+Types, ranges and paths are checked here when the files are read: another program, or a disk, may have changed them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Self
 
 from dicomsort.errors import DicomsortError, StateDamaged
-from dicomsort.files import Files, look_up, opened, opened_file, whole_lines
+from dicomsort.files import Files, flush_path, look_up, opened_file, whole_lines
 from dicomsort.jsonlines import dump, number_cell, parse
 from dicomsort.records import Lost, Operation, Outcome, Result, Row, Verb
 
@@ -53,13 +53,13 @@ _TEXTS = (
     "corrections",
 )  # fmt: skip
 _RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{1,64}\+{0,64}", re.ASCII)  # files are named after it: within 255 bytes
-_PLACE = re.compile(r"(?:inbox|outbox)(?:(?:/(?!\.\.?(?:/|\Z))[^/\0]+)*/?|/\./)")  # what cannot be entered ends in /
+_PLACE = re.compile(r"(?:inbox|outbox)(?:(?:/(?!\.\.?(?:/|\Z))[^/\0]+)*/?|/\./)")  # an unreadable folder ends in /
 _ENTRIES = (b'["begin",', b'["end",', b'["mark",')
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 
 
 def runs_folder(outbox: str) -> str:
-    """The folder that holds a folder a run."""
+    """Return the folder that holds the folders of all runs."""
     return f"{outbox}/{STATE}/runs"
 
 
@@ -69,7 +69,7 @@ def is_run(name: str) -> bool:
 
 
 def is_place(path: object) -> bool:
-    """Whether a value names something below ``inbox/`` or ``outbox/``, without a way out of it."""
+    """Whether a value is a path below ``inbox/`` or ``outbox/`` that cannot lead out of it."""
     return type(path) is str and _PLACE.fullmatch(path) is not None
 
 
@@ -78,7 +78,7 @@ def _line(value: object) -> bytes:
 
 
 def pack(operation: Operation) -> list[Any]:
-    """An operation as a JSON list; a stamp of 0 is none, so one that is 1970 itself is written as text."""
+    """Return an operation as a JSON list; a stamp of 0 means none, so the year 1970 itself is written as text."""
     *cells, row, owner = _FIELDS(operation)
     cells[_MTIME] = number_cell(operation.mtime_ns)
     cells[_STAMP] = 0 if operation.stamp_ns is None else number_cell(operation.stamp_ns) or "0"
@@ -86,7 +86,7 @@ def pack(operation: Operation) -> list[Any]:
 
 
 def unpack(cells: list[Any]) -> Operation:
-    """The inverse of ``pack``; ValueError or TypeError where the cells are not what ``pack`` makes."""
+    """Return the operation; ValueError or TypeError where the cells are not what ``pack`` makes."""
     number, verb, *middle, row = cells[:_CELLS_OF_MOST]
     owner = [tuple(cell) for cell in cells[_CELLS_OF_MOST:]]
     values: list[Any] = [number, Verb(verb), *middle, None if row is None else Row(*row), *owner]
@@ -116,17 +116,11 @@ def _check_operation(o: Operation) -> None:
 
 
 def _are_ids(*values: object) -> bool:
-    """Whether these are numeric users or groups."""
     return all(type(value) is int and 0 <= value < _MAX_ID for value in values)
 
 
-def _lost(result: Result) -> list[list[int]]:
-    """The last cell of an ``end`` line, which only those have that could not keep all."""
-    return [] if result.lost is None else [[*result.lost]]
-
-
-def _unpacked(cell: Any) -> Lost:
-    """The inverse of ``_lost``; ValueError or TypeError where the cell is none."""
+def _unpack_lost(cell: Any) -> Lost:
+    """Return the last cell of an ``end`` line, where it has one; ValueError or TypeError where that is not valid."""
     lost = Lost(*cell)
     if not (_are_ids(lost.owner, lost.group, lost.attributes) and type(lost.mode) is int and 0 <= lost.mode <= _MODES):
         raise ValueError("a loss that is none")
@@ -134,10 +128,9 @@ def _unpacked(cell: Any) -> Lost:
 
 
 class PlanWriter:
-    """Writes a plan line by line and seals it; until then nothing may be placed."""
+    """Creates ``plan.jsonl`` in a run's folder, writes it line by line and seals it; only then files may be placed."""
 
     def __init__(self, files: Files, folder: str, head: dict[str, Any]) -> None:
-        """Create ``plan.jsonl`` in the run's folder, which must not hold one."""
         self._files = files
         self._folder = folder
         self._descriptor = files.create(f"{folder}/{PLAN}", 0o600)
@@ -158,12 +151,11 @@ class PlanWriter:
         self._write_out()
         self._files.write(self._descriptor, _line({"sealed": self.count, "sha256": self._digest.hexdigest()}))
         self._files.flush(self._descriptor)
-        with opened(self._folder) as folder:
-            self._files.flush(folder)
+        flush_path(self._files, self._folder)
 
     @property
     def plan(self) -> Plan:
-        """The plan as it was written, once it is sealed."""
+        """The plan on disk, once it is sealed."""
         return Plan(Path(self._folder) / PLAN, self._head, self.count)
 
     def close(self) -> None:
@@ -194,7 +186,7 @@ class Plan:
     def open(cls, folder: str) -> Self:
         """Read head and seal and check them, and the hash of all lines.
 
-        StateDamaged where the plan was changed since it was sealed, DicomsortError where it never was.
+        StateDamaged where the plan was changed after it was sealed, DicomsortError where it was not sealed.
         """
         run, plan = os.path.basename(folder), cls.peek(folder)
         if plan is None:
@@ -214,9 +206,9 @@ class Plan:
 
     @classmethod
     def peek(cls, folder: str) -> Self | None:
-        """Head and count of a sealed plan, its hash unchecked; None where there is no plan, or one without a seal.
+        """Read head and count of a sealed plan without checking the hash; None where there is no plan, or no seal.
 
-        StateDamaged where head or seal are not what ``PlanWriter`` makes, or no file has the plan's name.
+        StateDamaged where head or seal are not what ``PlanWriter`` makes, or the plan's name is not a file's.
         """
         path = Path(folder) / PLAN
         if look_up(str(path)) is None:
@@ -238,7 +230,7 @@ class Plan:
         return cls(path, head, count)
 
     def operations(self) -> Iterator[Operation]:
-        """Yield the operations in their order; StateDamaged where a line is none."""
+        """Yield the operations in their order; StateDamaged where a line is no operation."""
         with _read_state(self.path) as stream:
             lines = _lines(stream)
             next(lines, None)
@@ -253,7 +245,7 @@ class Plan:
 
 
 def _checked_head(path: Path, head: Any) -> dict[str, Any]:
-    """The head of a plan; StateDamaged where a value has another type or meaning than ``PlanWriter`` gives it."""
+    """Return the head of a plan; StateDamaged where a value is not one that ``PlanWriter`` writes."""
     if not isinstance(head, dict):
         _refuse(path, "a head", "another line")
     if head.get("format") != FORMAT:
@@ -288,12 +280,12 @@ def _read_state(path: Path) -> Iterator[BinaryIO]:
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield lines; one that is too long to be of ours comes in pieces, which are none."""
+    """Yield lines; one that is too long to be ours comes in pieces, which are not valid."""
     return iter(partial(stream.readline, _LONGEST_LINE), b"")
 
 
 def _parsed(line: bytes) -> Any:
-    """A JSON value, or None where the bytes are none."""
+    """Return a JSON value, None where the bytes are not JSON."""
     try:
         return parse(line)
     except ValueError:
@@ -306,29 +298,29 @@ def _refuse(path: Path, expected: str, received: str) -> NoReturn:
 
 @dataclass
 class Replay:
-    """What a journal says: what was begun, how it ended, in a few bytes an operation."""
+    """The state of each operation by the journal, in a few bytes an operation."""
 
     outcomes: bytearray
     inodes: array[int]
     begun: set[int] = field(default_factory=set)  # begun and not ended
     messages: dict[int, str] = field(default_factory=dict)
-    lost: dict[int, Lost] = field(default_factory=dict)  # of those that could not keep all that they had
+    lost: dict[int, Lost] = field(default_factory=dict)  # metadata that moved files could not keep
     alike: dict[Lost, Lost] = field(default_factory=dict)  # a million files may have one owner
     folders: list[str] = field(default_factory=list)  # made in the outbox or inbox, parents first
     marks: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, count: int) -> Self:
-        """A journal in which nothing happened yet, for ``count`` operations."""
+        """Return the state before anything was done, for ``count`` operations."""
         return cls(bytearray(count), array("Q", bytes(8 * count)))
 
     def result(self, number: int) -> Result | None:
-        """How an operation ended; None where it did not."""
+        """Return how an operation ended; None where it has not."""
         code = self.outcomes[number]
         if not code:
             return None
-        told = self.messages.get(number, ""), self.inodes[number], self.lost.get(number)
-        return Result(number, _OUTCOMES[code - 1], *told)
+        message = self.messages.get(number, "")
+        return Result(number, _OUTCOMES[code - 1], message, self.inodes[number], self.lost.get(number))
 
     def has_ended(self, number: int) -> bool:
         """Whether an operation ended, well or not."""
@@ -339,7 +331,7 @@ class Replay:
         return self.outcomes[number] == _DONE
 
     def take(self, result: Result) -> None:
-        """Note how an operation ended."""
+        """Record how an operation ended."""
         self.outcomes[result.number] = _OUTCOMES.index(result.outcome) + 1
         self.inodes[result.number] = result.inode
         if result.message:
@@ -349,16 +341,15 @@ class Replay:
         self.begun.discard(result.number)
 
     def apply(self, entry: Any) -> None:
-        """Note one line of the journal; ValueError where it is none, or speaks of what the plan does not have."""
+        """Record one line of the journal; ValueError where it is not valid, or names an operation beyond the plan."""
         match entry:
             case ["begin", list(numbers), list(folders)]:
                 if not all(map(is_place, folders)):
                     raise ValueError("a folder outside inbox and outbox")
-                self.begun.update(n for n in numbers if not self.outcomes[self._known(n)])
+                self.begun.update(n for n in numbers if not self.outcomes[self._checked(n)])
                 self.folders.extend(folders)
             case ["end", number, outcome, str(message), int(inode), *lost] if 0 <= inode <= _MAX_64 and len(lost) < 2:  # noqa: PLR2004
-                result = Result(self._known(number), Outcome(outcome), message, inode, *map(_unpacked, lost))
-                self.take(result)
+                self.take(Result(self._checked(number), Outcome(outcome), message, inode, *map(_unpack_lost, lost)))
             case ["mark", "manifest", int(value)] if 0 <= value <= _MAX_OFFSET:
                 self.marks["manifest"] = value
             case ["mark", str(name), value] if name != "manifest":
@@ -366,14 +357,14 @@ class Replay:
             case _:
                 raise ValueError("an entry of another kind")
 
-    def _known(self, number: Any) -> int:
+    def _checked(self, number: Any) -> int:
         if type(number) is not int or not 0 <= number < len(self.outcomes):
             raise ValueError("an operation that the plan does not have")
         return number
 
 
 def replay(folder: str, count: int) -> Replay:
-    """Read a run's journal; a torn last line is passed over, an unreadable one before it is StateDamaged."""
+    """Read a run's journal; a torn last line is ignored, a damaged one before it is StateDamaged."""
     known = Replay.empty(count)
     path = Path(folder) / JOURNAL
     if look_up(str(path)) is None:
@@ -381,7 +372,7 @@ def replay(folder: str, count: int) -> Replay:
     with _read_state(path) as stream:
         for number, line in enumerate(_lines(stream), 1):
             if not line.endswith(b"\n"):
-                if not any(line.startswith(kind[: len(line)]) for kind in _ENTRIES):  # not torn, but of somebody else
+                if not any(line.startswith(kind[: len(line)]) for kind in _ENTRIES):  # not torn, but somebody else's
                     raise StateDamaged(f"run {path.parent.name}, {path.name}: line {number:,} is none of ours")
                 break
             try:
@@ -393,10 +384,9 @@ def replay(folder: str, count: int) -> Replay:
 
 
 class Journal:
-    """The append-only log of one run, with what it says so far in ``known``."""
+    """The append-only log of one run, without a torn last line; ``known`` is its content."""
 
     def __init__(self, files: Files, folder: str, count: int) -> None:
-        """Open or create ``journal.jsonl``, cutting off a torn last line."""
         self._files = files
         self.known = replay(folder, count)
         path = f"{folder}/{JOURNAL}"
@@ -408,23 +398,24 @@ class Journal:
             files.truncate(self._descriptor, whole)
         if fresh:
             files.flush(self._descriptor)
-            with opened(folder) as descriptor:
-                files.flush(descriptor)
+            flush_path(files, folder)
 
     def begin(self, numbers: Sequence[int], folders: Sequence[str]) -> None:
-        """Say, durably, what is about to be done and which folders will be made for it."""
+        """Record, durably, which operations begin and which folders will be made for them."""
         entry = ["begin", list(numbers), list(folders)]
         self._append([entry])
         self.known.apply(entry)
 
     def end(self, results: Sequence[Result]) -> None:
-        """Say, durably, how operations ended."""
-        self._append([["end", r.number, r.outcome, r.message, r.inode, *_lost(r)] for r in results])
+        """Record, durably, how operations ended."""
+        self._append(
+            [["end", r.number, r.outcome, r.message, r.inode, *([[*r.lost]] if r.lost else [])] for r in results]
+        )
         for result in results:
             self.known.take(result)
 
     def mark(self, name: str, value: object) -> None:
-        """Say, durably, how far the work after placing has come."""
+        """Record, durably, how far the work after placing has come."""
         self._append([["mark", name, value]])
         self.known.marks[name] = value
 

@@ -1,6 +1,6 @@
 """JSON values as bytes: orjson, and for names that are no UTF-8 (lone surrogates, PEP 383) the standard library.
 
-What is read back is what was written, whichever wrote it; but whole numbers beyond 64 bits must be written as text.
+Both write and read the same values; whole numbers beyond 64 bits must be written as text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SIGNED = range(-(1 << 63), 1 << 63)
 
 
 def number_cell(number: int) -> int | str:
-    """A whole number as it can be kept: as text beyond 64 bits, which SQLite refuses and ``parse`` would round."""
+    """Return a whole number, as text beyond 64 bits, which SQLite refuses and ``parse`` would round."""
     return number if number in _SIGNED else str(number)
 
 
@@ -32,10 +32,10 @@ def dump(value: object) -> bytes:
 
 
 def parse(data: bytes) -> Any:
-    """Read a value; ValueError, and nothing else, where the bytes are no JSON or beyond what is read here.
+    """Read a value; ValueError, and no other error, where the bytes are not JSON or beyond the limits.
 
-    Values may be nested to a depth of about 1,000. An integer beyond 64 bits is refused, or is a float as other numbers
-    are: whoever needs an integer checks the type. Of lone surrogates those are accepted that stand for bytes of names.
+    Values may be nested to a depth of about 1,000. An integer beyond 64 bits is refused or becomes a float, so callers
+    that need an integer check the type. Lone surrogates are accepted if they stand for bytes of names.
     """
     try:
         return orjson.loads(data)
@@ -43,10 +43,10 @@ def parse(data: bytes) -> Any:
         pass
     try:
         value = _decode(data.decode("utf-8"))
-        told = _as_text(value)
+        text = _as_text(value)
     except RecursionError:
         raise ValueError("expected JSON, received values that are nested too deeply") from None
-    if _NO_NAME.search(told):
+    if _NO_NAME.search(text):
         raise ValueError("expected text, received a surrogate that no name of a file holds")
     return value
 

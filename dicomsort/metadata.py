@@ -1,8 +1,8 @@
 """What a file has beside its bytes and its time: owner, group, permission bits, extended attributes.
 
-A move to another file system keeps of these what that one, and the rights of the process, allow. It sets them in an
-order in which nothing takes away what came before: the owner first (which clears set-ID bits and capabilities), then
-attributes, access control lists among them, then mode and time.
+A move to another file system keeps of these what that file system and the rights of the process allow. They are set in
+an order in which no change undoes an earlier one: the owner first (which clears set-ID bits and capabilities), then
+attributes with access control lists, then mode and time.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import os
 import stat
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from dicomsort.files import REFUSED_BY_DISK, Copied, Files, created, fill, opened
 from dicomsort.records import Lost
 
+T = TypeVar("T")
 ACL = "system.posix_acl_access"
 _CAPABILITY = "security.capability"  # lets a program do what root may, so it is treated as set-ID bits are
 _KINDS = ("user.", "trusted.", "security.")
-_OF_ONE_FILE = ("trusted.overlay.", "user.overlay.")  # notes of a file system about a file of its own
-_OF_THE_SYSTEM = frozenset({"security.selinux", "security.SMACK64", "security.ima", "security.evm"})  # it sets them
+_OVERLAY = ("trusted.overlay.", "user.overlay.")  # notes of a file system about a file of its own
+_SET_BY_SYSTEM = frozenset({"security.selinux", "security.SMACK64", "security.ima", "security.evm"})
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 _ACL_HEAD, _ACL_ENTRY, _OWNING_GROUP = 4, "<HHI", 0x04  # <linux/posix_acl_xattr.h>
 
@@ -36,17 +37,17 @@ class Metadata(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """What came of setting metadata: what was not kept, in words, and what an undo needs; nothing where all was."""
+    """What could not be kept, in words and as an undo needs it; empty where all was kept."""
 
     message: str = ""
     lost: Lost | None = None
 
 
 def metadata_of(descriptor: int) -> Metadata:
-    """What an open file has; labels that the system gives to each file itself are left out."""
+    """Return what an open file has, without labels that the system gives to each file itself."""
     status = os.fstat(descriptor)
     names = filter(_is_the_files_own, _listed(descriptor))
-    attributes = {name: _value(descriptor, name) for name in names}
+    attributes = {name: _unless_denied(os.getxattr, descriptor, name) for name in names}
     return Metadata(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode), attributes)
 
 
@@ -55,7 +56,7 @@ def copy_with_metadata(
 ) -> tuple[Copied, Metadata, Applied]:
     """Create ``target`` with the bytes and the holes of ``source``, and metadata; flush nothing.
 
-    ``wanted`` is given the metadata of the source, read from the file whose bytes are copied, and gives the target's.
+    ``wanted`` returns the target's metadata, given the source's, which is read from the file whose bytes are copied.
     """
     with opened(source) as reader, created(files, target) as writer:
         metadata = wanted(metadata_of(reader))
@@ -66,7 +67,7 @@ def copy_with_metadata(
 def apply_metadata(files: Files, descriptor: int, wanted: Metadata, mtime_ns: int) -> Applied:
     """Set metadata and time of an open file as far as that is allowed; OSError where the disk refuses.
 
-    Set-ID bits and capabilities are set only beside the owner and group that they were given to.
+    Set-ID bits and capabilities are set only together with the owner and group that they were given to.
     """
     is_owned = _set_owner(files, descriptor, wanted)
     if ACL not in wanted.attributes and ACL in _listed(descriptor):  # the default list of the folder
@@ -83,20 +84,21 @@ def apply_metadata(files: Files, descriptor: int, wanted: Metadata, mtime_ns: in
     files.set_mtime(descriptor, mtime_ns)
     there = os.fstat(descriptor)
     differs = stat.S_IMODE(there.st_mode) ^ mode
-    words = [
-        *(["owner"] if there.st_uid != wanted.owner else []),
-        *(["group"] if there.st_gid != wanted.group else []),
-        *(["set-ID bits"] if differs & _SET_ID else []),
-        *(["permission bits"] if differs & 0o777 else []),
-        *([f"{len(refused):,} extended attribute{'s' if len(refused) > 1 else ''}"] if refused else []),
-    ]
-    if not words:
+    lost = {
+        "owner": there.st_uid != wanted.owner,
+        "group": there.st_gid != wanted.group,
+        "set-ID bits": differs & _SET_ID,
+        "permission bits": differs & 0o777,
+        f"{len(refused):,} extended attribute{'s' if len(refused) > 1 else ''}": refused,
+    }
+    if not any(lost.values()):
         return Applied()
-    return Applied(f"not kept: {', '.join(words)}", Lost(wanted.owner, wanted.group, mode, len(refused)))
+    words = ", ".join(name for name, is_lost in lost.items() if is_lost)
+    return Applied(f"not kept: {words}", Lost(wanted.owner, wanted.group, mode, len(refused)))
 
 
 def _set_owner(files: Files, descriptor: int, wanted: Metadata) -> bool:
-    """Set owner and group, else the group alone; whether both are as wanted."""
+    """Set owner and group, else the group alone; return whether both are as wanted."""
     for owner in (wanted.owner, -1):
         there = os.fstat(descriptor)
         if owner in {there.st_uid, -1} and there.st_gid == wanted.group:
@@ -112,7 +114,7 @@ def _set_owner(files: Files, descriptor: int, wanted: Metadata) -> bool:
 
 
 def _allowed(descriptor: int, change: Callable[..., None], *arguments: object) -> bool:
-    """Make a change; False where the file system or our rights forbid it, OSError where the disk refuses."""
+    """Make a change; return False where the file system or our rights forbid it, OSError where the disk refuses."""
     try:
         change(*arguments)
     except OSError as error:
@@ -124,7 +126,7 @@ def _allowed(descriptor: int, change: Callable[..., None], *arguments: object) -
 
 
 def _without_acl(wanted: Metadata) -> int:
-    """The mode where the access control list is lost: then its mask would let the group do what no entry let it do."""
+    """Return the mode for a lost access control list, whose mask would give the group rights that no entry gave it."""
     entries = (wanted.attributes[ACL] or b"")[_ACL_HEAD:]
     size = struct.calcsize(_ACL_ENTRY)
     found = struct.iter_unpack(_ACL_ENTRY, entries[: len(entries) // size * size])
@@ -135,23 +137,19 @@ def _without_acl(wanted: Metadata) -> int:
 def _listed(descriptor: int) -> list[str]:
     if not hasattr(os, "listxattr"):  # not on Linux
         return []
-    try:
-        return sorted(os.listxattr(descriptor))
-    except OSError as error:
-        if error.errno in REFUSED_BY_DISK:
-            raise
-        return []
+    return sorted(_unless_denied(os.listxattr, descriptor) or [])
 
 
 def _is_the_files_own(name: str) -> bool:
-    if name in _OF_THE_SYSTEM or name.startswith(_OF_ONE_FILE):
+    if name in _SET_BY_SYSTEM or name.startswith(_OVERLAY):
         return False
     return name == ACL or name.startswith(_KINDS)
 
 
-def _value(descriptor: int, name: str) -> bytes | None:
+def _unless_denied(read: Callable[..., T], *arguments: object) -> T | None:
+    """Return what ``read`` returns, None where it is not allowed or supported; OSError where the disk refuses."""
     try:
-        return os.getxattr(descriptor, name)
+        return read(*arguments)
     except OSError as error:
         if error.errno in REFUSED_BY_DISK:
             raise

@@ -1,4 +1,4 @@
-"""What a SOP Class or a Modality says about an object: literal tables of PS3.4 Annex B.5 and PS3.3 C.7.3.1.1.1.
+"""The category of an object by its SOP Class or Modality: tables of PS3.4 Annex B.5 and PS3.3 C.7.3.1.1.1.
 
 A category is a plain ``str``: one of the five constants below, or ``OTHER:<KIND>`` (``OTHER:US``, ``OTHER:PT``), where
 KIND names the folder below ``OTHER/``. ``kind_of`` names that folder for the objects that follow their study, too.
@@ -267,17 +267,17 @@ def _category(entry: str | None) -> str | None:
 
 
 def sop_class_category(uid: str) -> str | None:
-    """Category of a SOP Class UID; ``None`` for a private, unknown or absent one."""
+    """Return the category of a SOP Class UID; ``None`` for a private, unknown or absent one."""
     return _category(_SOP_CLASSES.get(uid))
 
 
 def modality_category(term: str) -> str | None:
-    """Category of a defined term of (0008,0060), exact but for padding; ``None`` for any other (``ct``, ``CAT``)."""
+    """Return the category of a defined term of (0008,0060), without padding; ``None`` for others (``ct``, ``CAT``)."""
     return _category(_KINDS.get(term.strip()))
 
 
 def kind_of(sop_class_uid: str, modality: str) -> str:
-    """Folder name below ``OTHER/`` (``US``, ``SR``, ``RTDOSE``) of an object OTHER or FOLLOWS; ``""`` for any other."""
+    """Return the folder below ``OTHER/`` (``US``, ``SR``, ``RTDOSE``) of an object OTHER or FOLLOWS, else ``""``."""
     for entry in (_SOP_CLASSES.get(sop_class_uid), _KINDS.get(modality.strip())):
         if entry and entry.startswith((OTHER_PREFIX, FOLLOWS)):
             return entry.partition(":")[2]
@@ -285,5 +285,5 @@ def kind_of(sop_class_uid: str, modality: str) -> str:
 
 
 def tables() -> tuple[dict[str, str], dict[str, str]]:
-    """What is known, to be shown: category or ``FOLLOWS:<KIND>`` by SOP Class UID, and by defined term of Modality."""
+    """Return both tables: category or ``FOLLOWS:<KIND>`` by SOP Class UID, and by defined term of Modality."""
     return dict(_SOP_CLASSES), dict(_KINDS)

@@ -1,7 +1,7 @@
-"""The one gate for what an option names to be written: a log, figures, a page, a journal, a folder of results.
+"""The one gate for outputs that an option names: a log, metrics, a page, a journal, a folder of results.
 
-A path is refused where it would spoil what the command reads, what an outbox holds, or a file of somebody else's.
-Links are resolved first. What is refused is not touched. ``report.whole`` and the log look again when they write.
+A path is refused where it would damage what the command reads, what an outbox holds, or a file of somebody else's.
+Links are resolved first. ``content.Replaced`` and the log check again when they write.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ _OWN = frozenset({STATE, MANIFEST, OTHER, REVIEW, UNREADABLE, *_CLASSES})
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What a command reads, and where it places: no output may lie in either.
+    """What a command reads, and where it places files: no output may lie in either.
 
-    ``reads`` are files and folders by the name that the help gives them; ``outbox`` is the command's own, ``labels``
-    are its model's classes.
+    ``reads`` are files and folders by their names in the help; ``outbox`` is the command's own, ``labels`` are its
+    model's classes.
     """
 
     reads: Mapping[str, str]
     outbox: str | None = None
     labels: Collection[str] = ()
-    _given: dict[str, str] = field(default_factory=dict)  # real path -> the option that names it
+    _options: dict[str, str] = field(default_factory=dict)  # real path -> the option that names it
 
     def check_file(self, option: str, path: Path, content: Content, *, devices: bool = True) -> str:
-        """The real path of a file that may be written or replaced; UsageError says why it may not be.
+        """Return the real path of a file that may be written or replaced; UsageError where it may not.
 
         Where ``devices``, the standard streams and ``/dev/null`` are accepted by their names.
         """
         if str(path) in DEVICES and devices:
             return str(path)
         target = self._resolved(option, path, "file")
-        if (other := self._given.setdefault(target, option)) != option:
+        if (other := self._options.setdefault(target, option)) != option:
             raise UsageError(f"{option}: expected another file than {other} names, received {quoted(path)}")
         parent = os.path.dirname(target)
         if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
@@ -59,9 +59,9 @@ class Gate:
         return target
 
     def check_folder(self, option: str, path: Path, problem: Callable[[str], str] = lambda _: "") -> str:
-        """The real path of a folder that may be made or added to; UsageError says why it may not be.
+        """Return the real path of a folder that may be made or added to; UsageError where it may not.
 
-        ``problem`` says what is wrong with a folder that is there already.
+        ``problem`` returns what is wrong with a folder that exists.
         """
         target = self._resolved(option, path, "folder")
         nearest = target
@@ -89,25 +89,20 @@ class Gate:
                 raise UsageError(f"{option}: expected a {what} outside the {name}, received {quoted(path)}")
         for outbox in self._outboxes(target):
             if _is_own(outbox, target, self.labels):
-                advice = "another name at its top, or a place outside, will do"
-                raise UsageError(
-                    f"{option}: expected a {what} that is none of the outbox's own, received {quoted(path)}; {advice}"
-                )
+                received = f"received {quoted(path)}; another name at its top, or a place outside, will do"
+                raise UsageError(f"{option}: expected a {what} that is none of the outbox's own, {received}")
         return target
 
     def _outboxes(self, target: str) -> list[str]:
-        """The command's outbox and all others that a path lies in."""
-        found = [os.path.realpath(self.outbox)] if self.outbox else []
-        folder = target
-        while folder != os.path.dirname(folder):
-            if os.path.isdir(f"{folder}/{STATE}/runs"):
-                found.append(folder)
-            folder = os.path.dirname(folder)
-        return [outbox for outbox in dict.fromkeys(found) if _is_within(target, outbox)]
+        """Return the command's outbox and all others that a path lies in."""
+        own = [os.path.realpath(self.outbox)] if self.outbox else []
+        above = [target, *map(str, Path(target).parents)][:-1]
+        others = [folder for folder in above if os.path.isdir(f"{folder}/{STATE}/runs")]
+        return [outbox for outbox in dict.fromkeys([*own, *others]) if _is_within(target, outbox)]
 
 
 def _is_within(path: str, folder: str) -> bool:
-    """Whether a path is another or lies below it; a file's hard links count as the file."""
+    """Whether a path is another or lies below it; hard links to a file count as the file."""
     if os.path.commonpath([path, folder]) == folder:
         return True
     here, there = look_up(path), look_up(folder)
@@ -115,7 +110,7 @@ def _is_within(path: str, folder: str) -> bool:
 
 
 def _is_own(outbox: str, target: str, labels: Collection[str]) -> bool:
-    """Whether a path is the outbox, or lies at or below one of the names that dicomsort gives at its top."""
+    """Whether a path is the outbox, or one of the names that dicomsort makes at its top, or below such a name."""
     top = os.path.relpath(target, outbox).split("/")[0]
     if top == "." or top in _OWN or top in labels or top.startswith(f"{MANIFEST}."):
         return True

@@ -1,4 +1,4 @@
-"""How far a command is, told on stderr: bars on a terminal, plain lines now and then without one (cron, pipes)."""
+"""Progress of a command on stderr: bars on a terminal, plain lines now and then without one (cron, pipes)."""
 
 from __future__ import annotations
 
@@ -20,46 +20,45 @@ SPEED_SECONDS = 600.0  # over which the speed is measured: a batch of a large ne
 
 
 class Progress(Protocol):
-    """Told of each stage of a command and of each step in it; never asked anything."""
+    """Gets each stage of a command and each step in it."""
 
     def stage(self, name: str, total: int | None) -> None:
-        """A stage begins; ``total`` steps will follow, if that is known."""
+        """Begin a stage of ``total`` steps, if that is known."""
 
     def advance(self, steps: int = 1) -> None:
-        """Steps of the present stage are done."""
+        """Count steps of the present stage as done."""
 
 
 class Silent:
-    """A ``Progress`` that says nothing."""
+    """A ``Progress`` that prints nothing."""
 
     def stage(self, name: str, total: int | None) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def advance(self, steps: int = 1) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 class Timed:
-    """Passes on what it is told, and adds up the seconds of each stage."""
+    """Measures the seconds of each stage, and forwards all to another ``Progress``."""
 
     def __init__(self, progress: Progress) -> None:
-        """No stage has begun."""
         self._progress = progress
         self._spent: dict[str, float] = {}
         self._name, self._began = "", 0.0
 
     def stage(self, name: str, total: int | None) -> None:
-        """A stage begins, and the one before has ended."""
+        """Begin a stage and end the one before."""
         self._end()
         self._name = name
         self._progress.stage(name, total)
 
     def advance(self, steps: int = 1) -> None:
-        """Pass it on."""
+        """Forward the steps."""
         self._progress.advance(steps)
 
     def seconds(self) -> dict[str, float]:
-        """The seconds of each stage up to now, in their order."""
+        """Return the seconds of each stage up to now, in their order."""
         self._end()
         return dict(self._spent)
 
@@ -71,19 +70,17 @@ class Timed:
 
 
 class Reporter:
-    """The display: one step after the other, each with a count; ``note`` says a sentence in between.
+    """The display: one step after the other, each with a count; ``note`` prints a line in between.
 
-    Bars need a terminal and the context of this object; without either there are lines, which ``prefix`` begins.
+    Bars need a terminal and the context of this object; without either there are lines, which begin with ``prefix``.
     """
 
     def __init__(self, prefix: str = "") -> None:
-        """Nothing is said before the first step has lasted a while."""
         self._prefix = prefix
         self._bars: Bars | None = None
-        self._said = time.monotonic()
+        self._printed = time.monotonic()
 
     def __enter__(self) -> Self:
-        """Start the bars, where there is a terminal for them."""
         if sys.stderr.isatty():
             self._bars = _bars()
             self._bars.start()
@@ -92,47 +89,45 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the bars; they stay on the screen."""
         if self._bars is not None:
-            self._bars.stop()
+            self._bars.stop()  # they stay on the screen
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Print one line."""
         if self._bars is None:
             print(f"{self._prefix}{text}", file=sys.stderr, flush=True)  # noqa: T201 - stdout is for results
         else:
             self._bars.console.print(text, markup=False, soft_wrap=True)
 
     def begin(self, name: str, total: int | None, done: int = 0) -> Step:
-        """The counter of a step of ``total`` parts, if that is known, of which some were ``done`` earlier."""
+        """Return the counter of a step of ``total`` parts, if that is known, of which some were ``done`` earlier."""
         task = None if self._bars is None else self._bars.add_task(name, total=total, completed=done, text="")
         return Step(self, name, total, done, task)
 
     @contextmanager
     def step(self, name: str, total: int, done: int = 0) -> Iterator[Step]:
-        """Yield such a counter; without a terminal its last count is said, too."""
+        """Yield such a counter; without a terminal its last count is printed, too."""
         step = self.begin(name, total, done)
         yield step
         if self._bars is None:
             self.note(f"{name}: {step.done:,} of {step.total:,} done {step.text}".rstrip())
 
     def show(self, step: Step) -> None:
-        """Bring a step's count to the bar, or say it when the last line is old enough."""
+        """Update a step's bar, or print its count when the last line is old enough."""
         if self._bars is not None and step.task is not None:
             self._bars.update(step.task, completed=step.done, total=step.total, text=step.text)
-        elif (now := time.monotonic()) - self._said >= PLAIN_EVERY:
-            self._said = now
+        elif (now := time.monotonic()) - self._printed >= PLAIN_EVERY:
+            self._printed = now
             of = "" if step.total is None else f" of {step.total:,}{step.left()}"
             self.note(f"{step.name}: {step.done:,}{of} {step.text}".rstrip())
 
 
 class Step:
-    """A step's count, and a few words beside it."""
+    """A step's count, from ``done`` on, and a few words beside it; ``task`` is its bar."""
 
     def __init__(
         self, reporter: Reporter, name: str, total: int | None, done: int = 0, task: TaskID | None = None
     ) -> None:
-        """Count from ``done``; ``task`` is its bar."""
         self._reporter = reporter
         self.name, self.total, self.done, self.task, self.text = name, total, done, task, ""
         self._first, self._began = done, time.monotonic()
@@ -140,19 +135,19 @@ class Step:
     def advance(self, parts: int = 1, text: str | None = None) -> None:
         """Count ``parts`` as done; ``text``, where given, replaces the words beside the count."""
         self.done += parts
-        if self.total is not None and self.done > self.total:
-            self.done = self.total
+        if self.total is not None:
+            self.done = min(self.done, self.total)
         if text is not None:
             self.text = text
         self._reporter.show(self)
 
     def end(self) -> None:
-        """Count no further: what is done is all there is."""
+        """Set the total to what is done."""
         self.total = self.done
         self._reporter.show(self)
 
     def left(self) -> str:
-        """Say how long the rest will take at the speed so far, "" before anything is known."""
+        """Return how long the rest will take at the speed so far, "" while that is unknown."""
         if self.total is None or self.done == self._first:
             return ""
         seconds = (time.monotonic() - self._began) / (self.done - self._first) * (self.total - self.done)
@@ -160,10 +155,9 @@ class Step:
 
 
 class Stages:
-    """A ``Progress`` that a display shows: each stage is a step."""
+    """A ``Progress`` on a display: each stage is a step."""
 
     def __init__(self, reporter: Reporter) -> None:
-        """No stage has begun."""
         self._reporter = reporter
         self._step: Step | None = None
 
@@ -174,14 +168,14 @@ class Stages:
         self._step = self._reporter.begin(name, total)
 
     def advance(self, steps: int = 1) -> None:
-        """Count."""
+        """Count steps of the stage."""
         if self._step is not None:
             self._step.advance(steps)
 
 
 @contextmanager
 def watching(*, quiet: bool) -> Iterator[Progress]:
-    """A ``Progress`` for where stderr goes."""
+    """Yield the ``Progress`` that stderr can show."""
     if quiet:
         yield Silent()
     else:

@@ -1,4 +1,4 @@
-"""The records that the stages hand to each other: small, frozen, picklable, no behaviour but naming.
+"""The records that the stages exchange: small, frozen and picklable, with few methods.
 
 Paths are ``str`` decoded with ``surrogateescape`` (``os.fsdecode``), relative to the inbox or outbox, with ``/``.
 """
@@ -15,9 +15,9 @@ OTHER = "OTHER"
 REVIEW = "REVIEW"
 UNREADABLE = "UNREADABLE"
 
-REVIEWED = "reviewed"  # the reason in the manifest of what a person decided about
+REVIEWED = "reviewed"  # the reason in the manifest after a person's decision
 REVIEWED_FILE = "reviewed-file"  # of a placement: the decision was about one file, not about its series
-OF_ONE_FILE = frozenset({"uid-collision", "against-placement"})  # held for what one file is, not for what the series is
+OF_ONE_FILE = frozenset({"uid-collision", "against-placement"})  # in review because of one file, not of its series
 
 
 class Kind(StrEnum):
@@ -67,7 +67,7 @@ class DecidedBy(StrEnum):
 
 
 class _Packed:
-    """Pickles as the plain tuple of its fields: what every file costs on its way from a worker."""
+    """Pickles as a plain tuple of its fields, because every file's record is sent from a worker."""
 
     __slots__: tuple[str, ...] = ()
 
@@ -77,10 +77,9 @@ class _Packed:
 
 @dataclass(frozen=True, slots=True)
 class Found(_Packed):
-    """A regular file that the walk found, with what ``stat`` says of it.
+    """A regular file that the walk found, with its ``stat``.
 
-    ``ctime_ns`` and ``met_ns`` are set only where ``mtime_ns`` lay ahead of the clock when the walk met the file:
-    ``st_ctime``, and the time of the clock then.
+    ``ctime_ns`` and ``met_ns``, ``st_ctime`` and the time of the walk, are set only if ``mtime_ns`` was in the future.
     """
 
     path: str
@@ -94,12 +93,12 @@ class Found(_Packed):
 
     @property
     def is_ahead(self) -> bool:
-        """Whether mtime and ctime both lay ahead of the clock, so that neither tells when the file changed."""
+        """Whether mtime and ctime were both in the future, so that it is unknown when the file changed."""
         return self.ctime_ns > self.met_ns
 
     @property
     def changed_ns(self) -> int:
-        """When the file changed: its mtime, its ctime where the mtime lay ahead of the clock, 0 where both did."""
+        """When the file changed: its mtime, its ctime where the mtime was in the future, 0 where both were."""
         if not self.met_ns:
             return self.mtime_ns
         return 0 if self.is_ahead else self.ctime_ns
@@ -107,7 +106,7 @@ class Found(_Packed):
 
 @dataclass(frozen=True, slots=True)
 class Header(_Packed):
-    """What a file's first bytes tell: its kind by content and, for DICOM, the tags that matter (PS3.6 names).
+    """A file's kind by its first bytes and, for DICOM, the attributes that matter (PS3.6 names).
 
     Text values are stripped of padding (blanks, NUL) and decoded by (0008,0005); absent ones are ``""``.
     ``problem`` is a reason code where the header cannot be trusted to decide (``truncated-header``, ``not-dicom``,
@@ -141,11 +140,11 @@ class Header(_Packed):
 
 @dataclass(frozen=True, slots=True)
 class FramePrediction:
-    """What the model saw in one frame of one file: class probabilities (sum 1), or why there are none."""
+    """The prediction for one frame of one file: class probabilities (sum 1), or why there are none."""
 
     probabilities: tuple[float, ...] = ()
-    problem: str = ""  # why the pixels could not be had, one short phrase
-    distance: float | None = None  # from the images that the model knows, 0 or more; None where it tells none
+    problem: str = ""  # why there are no pixels, one short phrase
+    distance: float | None = None  # Mahalanobis distance, 0 or more; None where the model computes none
 
 
 class Verb(StrEnum):
@@ -191,9 +190,9 @@ class Operation:
     """One step of a sealed plan.
 
     ``source``, ``target`` and ``kept`` begin with the root they lie under, ``inbox/`` or ``outbox/``. Size, mtime,
-    device and inode are what the source was when it was judged; where they differ later it is ``changed``.
-    ``stamp_ns`` is the mtime that a copy gets where that is not the source's. ``row`` is None for folders. ``owner``,
-    numeric owner and group, is what a file gets with ``mode`` that goes back from where these could not be kept.
+    device and inode are those of the source when it was planned; where they differ later it is ``changed``.
+    ``stamp_ns`` is the mtime of a copy where that is not the source's. ``row`` is None for folders. ``owner`` (numeric
+    owner and group) and ``mode`` are restored where a file goes back from a place that could not keep them.
     """
 
     number: int
@@ -224,7 +223,7 @@ class Outcome(StrEnum):
 
 
 class Lost(NamedTuple):
-    """Of a moved file that could not keep all: its numeric owner and group, its mode, how many attributes it lost."""
+    """What a moved file could not keep: numeric owner and group, mode, and the number of extended attributes."""
 
     owner: int
     group: int
@@ -234,7 +233,7 @@ class Lost(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the journal knows of an operation that ended; ``inode`` is the target's."""
+    """How an operation ended, as the journal records it; ``inode`` is the target's."""
 
     number: int
     outcome: Outcome
@@ -245,7 +244,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Examined(_Packed):
-    """A file after its header was read: what it is, the SHA-256 of its bytes, or why it could not be read."""
+    """A file with its header and the SHA-256 of its bytes, or ``failed``: why it could not be read."""
 
     found: Found
     header: Header
@@ -255,10 +254,10 @@ class Examined(_Packed):
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """What is judged together: the files of one series (PS3.3 A.1.2.3) that have the same header evidence.
+    """The key of a group: files of one series (PS3.3 A.1.2.3) with the same header evidence get one verdict.
 
     ``study`` and ``series`` are UIDs; a file without valid ones is a study of its own (``study`` is then ``""`` and
-    ``series`` its path). ``evidence`` is what its SOP Class and its Modality say, or its problem.
+    ``series`` its path). ``evidence`` is that of SOP Class and Modality, or the problem.
     """
 
     study: str
@@ -279,9 +278,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class SeriesPrediction:
-    """The model's mean over the frames it was shown: a probability a label, in the bundle's order, and the distance.
+    """The mean prediction over the frames of a series: a probability a label, in the bundle's order, and the distance.
 
-    Without probabilities, ``problem`` says why; both are empty where the pixels were not asked.
+    Without probabilities, ``problem`` says why; both are empty where no frame was predicted.
     """
 
     probabilities: tuple[float, ...] = ()
@@ -307,7 +306,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where an earlier run of this outbox put a file, as ``manifest.csv`` tells."""
+    """Where an earlier run of this outbox put a file, by ``manifest.csv``."""
 
     study: str
     series: str

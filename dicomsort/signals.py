@@ -1,4 +1,4 @@
-"""Signals that end the program, from its first line to its last: one plain line and an exit code, never a traceback.
+"""Signals that end the program at any moment: one plain line and an exit code, never a traceback.
 
 While modules are imported, a signal ends the process at once (``listen``). While a command runs, it raises
 ``KeyboardInterrupt``, so that all is closed in order (``raising``). Once the exit code is known, a signal ends the
@@ -13,7 +13,7 @@ import signal
 import sys
 from contextlib import contextmanager, suppress
 
-TYPE_CHECKING = False  # the module typing takes longer to import than all else here
+TYPE_CHECKING = False  # typing takes longer to import than all else here
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import FrameType
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Handler: TypeAlias = Callable[[int, FrameType | None], Any]
 
 EXIT_INTERRUPTED = 130
-SERVICES = (["watch"], ["receive"])  # commands: SIGTERM and SIGHUP are their regular end
+SERVICES = (["watch"], ["receive"])  # commands that SIGTERM and SIGHUP end regularly
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN = "run the same command again"
 RESEND_SECONDS = 0.02
@@ -34,18 +34,14 @@ class Signalled(KeyboardInterrupt):
     """SIGTERM or SIGHUP came; ``number`` says which."""
 
     def __init__(self, number: int) -> None:
-        """``number`` is the signal's."""
         super().__init__()
         self.number = number
 
 
 def hear(handler: Handler, numbers: tuple[int, ...] = ENDING) -> dict[int, Any]:
-    """Set the handler of some signals, and return those that were set before.
-
-    SIGHUP stays ignored where it is: nohup asked for that.
-    """
-    heard = [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in heard}
+    """Set the handler of some signals and return the earlier ones; SIGHUP stays ignored where nohup ignores it."""
+    handled = [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in handled}
 
 
 def restore(handlers: Mapping[int, Any]) -> None:
@@ -55,17 +51,17 @@ def restore(handlers: Mapping[int, Any]) -> None:
 
 
 def code_of(number: int) -> int:
-    """The exit code of the command at hand where a signal ends it."""
+    """Return the exit code of the present command where a signal ends it."""
     return 0 if sys.argv[1:2] in SERVICES and number != signal.SIGINT else EXIT_INTERRUPTED
 
 
 def number_of(stop: KeyboardInterrupt) -> int:
-    """The signal that raised it."""
+    """Return the signal that raised it."""
     return stop.number if isinstance(stop, Signalled) else signal.SIGINT
 
 
 def listen() -> None:
-    """Let a signal end the process at once: nothing has begun."""
+    """Let a signal end the process at once, because nothing has begun."""
     global _listens  # noqa: PLW0603 - there is one process
     _listens = True
     atexit.register(_close)
@@ -76,7 +72,7 @@ def listen() -> None:
 def raising() -> Iterator[None]:
     """Let signals raise ``KeyboardInterrupt`` in the main thread.
 
-    One that is raised where nothing can be raised (a callback of the garbage collector) is raised again a moment later.
+    One that is lost, because it is raised in a callback of the garbage collector, is raised again a moment later.
     """
     hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: _resend(unraisable, hook)
     before = hear(_raise, tuple(number for number in _present() if number != signal.SIGINT))
@@ -91,21 +87,21 @@ def raising() -> Iterator[None]:
 
 
 def over(code: int) -> None:
-    """Let a signal end the process at once with the exit code that it has already."""
-    # CPython notes that an exec of text was interrupted, and then ends by SIGINT; the next one takes that back.
+    """Let a signal end the process at once with the known exit code."""
+    # CPython remembers that an exec of text was interrupted, and then ends by SIGINT; the next exec resets that.
     exec("")  # noqa: S102
     if _listens:
         hear(lambda _number, _frame: os._exit(code), _present())
 
 
 def _close() -> None:
-    """Be deaf while the interpreter is taken down, which takes the handlers away: the default is to die."""
+    """Ignore signals while the interpreter shuts down, which removes the handlers: the default is to die."""
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _present() -> tuple[int, ...]:
-    """Those that are not ignored; a shell without job control ignores SIGINT for what runs in its background."""
+    """Return those that are not ignored; a shell without job control ignores SIGINT for background processes."""
     return tuple(n for n in ENDING if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN)
 
 

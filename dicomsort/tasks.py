@@ -1,4 +1,4 @@
-"""What workers do: examine files and look at pixels. Module-level functions on picklable records, nothing else."""
+"""What workers do: examine files and predict frames, by module-level functions on picklable records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +25,11 @@ WHOLE = 256 << 10  # files up to this size are read once, for header and hash al
 HEAD = 16 << 10
 QUALITY = 85  # of JPEG pictures for people
 HOLES = 64 << 30  # bytes of a sparse file that are not on disk, but would have to be read
-HASHED_HERE = 32 << 20  # larger files are hashed where no time limit cuts a slow disk short
+HASHED_HERE = 32 << 20  # larger files are hashed outside the worker, where a slow disk meets no time limit
 
 
 def examine(inbox: str, files: Sequence[Found]) -> list[Examined]:
-    """Header and SHA-256 of each file; what cannot be read says why."""
+    """Return header and SHA-256 of each file, or why it cannot be read."""
     return [_examine(inbox, found) for found in files]
 
 
@@ -44,18 +44,22 @@ def _examine(inbox: str, found: Found) -> Examined:
             if status.st_size - status.st_blocks * 512 > HOLES:
                 return Examined(found, Header(Kind.UNKNOWN), failed=f"more than {HOLES >> 30} GiB of it are holes")
             data = os.pread(descriptor, found.size if found.size <= WHOLE else HEAD, 0)
-            name = found.path.rpartition("/")[2]
-            header = read_header(data, found.size, name, lambda offset, size: os.pread(descriptor, size, offset))
+            header = _header(descriptor, data, found.path, found.size)
             return Examined(found, header, _digest(descriptor, data, found.size))
     except OSError as error:
         return Examined(found, Header(Kind.UNKNOWN), failed=error.strerror or str(error))
 
 
+def _header(descriptor: int, head: bytes, path: str, size: int) -> Header:
+    """Read the header of an open file whose first bytes are ``head``."""
+    return read_header(head, size, path.rpartition("/")[2], lambda offset, count: os.pread(descriptor, count, offset))
+
+
 def _is_as_found(status: os.stat_result, found: Found) -> bool:
-    """Whether an open file is what the walk met, as far as another host can tell.
+    """Whether an open file is the one that the walk found, as far as another host can see.
 
     A device number means nothing elsewhere, an inode number is made up where SMB or FUSE keep none, and time may be cut
-    to 100 ns or a second there. So the record keeps what the walk saw: placing compares with that, on the same host.
+    to 100 ns or a second there. So the record keeps what the walk found: placing compares with that, on the same host.
     """
     return (status.st_size, status.st_mtime_ns // 10**9) == (found.size, found.mtime_ns // 10**9)
 
@@ -69,16 +73,16 @@ def _digest(descriptor: int, data: bytes, size: int) -> str:
 
 
 def predict_frames(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[FramePrediction]:
-    """What the model sees in each frame (path below the inbox, frame number or None for the middle one)."""
+    """Return the prediction of each frame (path below the inbox, frame number or None for the middle one)."""
     return [each.look for each in explain(bundle, inbox, frames)]
 
 
 @dataclass(frozen=True, slots=True)
 class ExplainedPrediction:
-    """A look with what it was at.
+    """The prediction ``look`` of a frame, with its rendering and class maps.
 
-    ``image``: uint8 (height, width, 3), as the model was shown it; ``maps``: float32 (h, w, classes), 0 or more, where
-    in it the evidence for each class lies. None where there was nothing to see, or the model has no maps.
+    ``image``: uint8 (height, width, 3), the model's input; ``maps``: float32 (h, w, classes), 0 or more. None where the
+    frame cannot be rendered, or the model has no maps.
     """
 
     look: FramePrediction
@@ -87,20 +91,20 @@ class ExplainedPrediction:
 
 
 def explain(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[ExplainedPrediction]:
-    """What the model sees in each frame (path below the inbox, frame number or None for the middle one), and where."""
-    shown = [_rendered(inbox, path, frame) for path, frame in frames]
+    """Return prediction, rendering and class maps of each frame (path, and frame number as for ``predict_frames``)."""
+    images = [_rendered(inbox, path, frame) for path, frame in frames]
     return [
-        ExplainedPrediction(each) if isinstance(each, FramePrediction) else _predict(_predictor(bundle), each)
-        for each in shown
+        ExplainedPrediction(image) if isinstance(image, FramePrediction) else _predict(bundle, image)
+        for image in images
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class FramePicture:
-    """A frame as a person is shown it, with what the file's header says and, where it was asked, what the model sees.
+    """A frame for a person, with the file's header and, where requested, the model's prediction ``look``.
 
     ``picture``: a JPEG file (JFIF), empty where ``problem`` says in one short phrase why there is none; ``rendering``:
-    the model's input as a PNG file, where that was asked for.
+    the model's input as a PNG file, where requested.
     """
 
     picture: bytes
@@ -112,9 +116,10 @@ class FramePicture:
 
 @dataclass(frozen=True, slots=True)
 class PictureRequest:
-    """What ``portray`` is asked for: a file below the root, a frame of it (None: the middle one), pixels a side.
+    """A request for pictures of a frame: a file below the root, the frame (None: the middle one), pixels a side.
 
-    ``side`` 0 asks for no picture, ``bundle`` names the one whose model looks, if any; ``rendering`` asks for that.
+    ``side`` 0 requests no picture, ``bundle`` is the folder of the model that predicts, if any; ``rendering`` requests
+    the model's input.
     """
 
     path: str
@@ -124,33 +129,33 @@ class PictureRequest:
     rendering: bool = False
 
 
-def make_pictures(root: str, asked: Sequence[PictureRequest]) -> list[FramePicture]:
-    """Show frames to a person."""
-    return [_make_picture(root, each) for each in asked]
+def make_pictures(root: str, requests: Sequence[PictureRequest]) -> list[FramePicture]:
+    """Return the requested pictures."""
+    return [_make_picture(root, request) for request in requests]
 
 
-def _make_picture(root: str, asked: PictureRequest) -> FramePicture:
+def _make_picture(root: str, request: PictureRequest) -> FramePicture:
     from dicomsort.pixels import PixelsError, show
 
-    header = _header(f"{root}/{asked.path}")
+    path = f"{root}/{request.path}"
+    header = _header_of(path)
     try:
-        picture = _jpeg(show(f"{root}/{asked.path}", asked.frame, asked.side)) if asked.side else b""
-        image = _rendered(root, asked.path, asked.frame) if asked.bundle or asked.rendering else FramePrediction()
+        picture = _jpeg(show(path, request.frame, request.side)) if request.side else b""
+        needs_image = request.bundle or request.rendering
+        image = _rendered(root, request.path, request.frame) if needs_image else FramePrediction()
     except PixelsError as error:
         return FramePicture(b"", str(error), header)
     if isinstance(image, FramePrediction):
         return FramePicture(picture, image.problem, header)
-    seen = _predict(_predictor(asked.bundle), image).look if asked.bundle else None
-    return FramePicture(picture, "", header, seen, _png(image) if asked.rendering else b"")
+    prediction = _predict(request.bundle, image).look if request.bundle else None
+    return FramePicture(picture, "", header, prediction, _png(image) if request.rendering else b"")
 
 
-def _header(path: str) -> Header | None:
-    """What a file's header says; None where it cannot be read."""
+def _header_of(path: str) -> Header | None:
+    """Return a file's header; None where it cannot be read."""
     try:
         with opened(path) as descriptor:
-            size = os.fstat(descriptor).st_size
-            read = partial(os.pread, descriptor)
-            return read_header(read(HEAD, 0), size, path.rpartition("/")[2], lambda offset, count: read(count, offset))
+            return _header(descriptor, os.pread(descriptor, HEAD, 0), path, os.fstat(descriptor).st_size)
     except OSError:
         return None
 
@@ -179,13 +184,14 @@ def _rendered(inbox: str, path: str, frame: int | None) -> NDArray[np.uint8] | F
         return FramePrediction(problem=str(error))
 
 
-def _predict(predictor: Predictor, image: NDArray[np.uint8]) -> ExplainedPrediction:
-    seen = predictor.predict(image[None])
-    distance = None if predictor.bundle.distance is None else float(seen.distances[0])
-    look = FramePrediction(tuple(seen.probabilities[0].tolist()), distance=distance)
-    return ExplainedPrediction(look, image, None if seen.maps is None else seen.maps[0])
+def _predict(bundle: str, image: NDArray[np.uint8]) -> ExplainedPrediction:
+    predictor = _predictor(bundle)
+    output = predictor.predict(image[None])
+    distance = None if predictor.bundle.distance is None else float(output.distances[0])
+    prediction = FramePrediction(tuple(output.probabilities[0].tolist()), distance=distance)
+    return ExplainedPrediction(prediction, image, None if output.maps is None else output.maps[0])
 
 
-@lru_cache(maxsize=1)  # loaded when it is first asked: most workers of a small sort never need it
+@lru_cache(maxsize=1)  # loaded when it is first needed: most workers of a small sort never need it
 def _predictor(folder: str) -> Predictor:
     return Predictor(load(Path(folder), RENDERING_VERSION))

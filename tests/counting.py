@@ -18,7 +18,7 @@ from command import sort
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from dicomsort.engines import ENGINES, SerialEngine
+from dicomsort.engines import SerialEngine
 from dicomsort.files import Files
 from dicomsort.tasks import examine
 
@@ -97,7 +97,7 @@ def costs_of(inbox: Path, *arguments: object) -> Costs:
     costs = Costs()
     with ExitStack() as patches:
         enter = patches.enter_context
-        enter(mock.patch.dict(ENGINES, serial=lambda *_: _Weighing(costs)))
+        enter(mock.patch("dicomsort.engines.SerialEngine", return_value=_Weighing(costs)))
         enter(mock.patch("dicomsort.files.Files", return_value=_Plain(costs)))
         enter(mock.patch("dicomsort.sorting.examine.examine", costs.examine))
         enter(mock.patch.object(io, "open", costs.counted("open", io.open)))

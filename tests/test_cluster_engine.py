@@ -131,7 +131,7 @@ def test_processes_that_nobody_asks_are_ended(monkeypatch: pytest.MonkeyPatch) -
     worker = SimpleNamespace(state=SimpleNamespace(nthreads=1), memory_manager=memory)
     seen = set()
     for _ in range(2):
-        with dask_worker._lent(worker, dask_worker.Settings(LIMITS, ())) as engine:
+        with dask_worker._local_engine(worker, dask_worker.Settings(LIMITS, ())) as engine:
             process, _ = engine.submit(tasks.whoami, None).result()
             time.sleep(0.5)  # a task that lasts is no idleness
             assert is_alive(process)

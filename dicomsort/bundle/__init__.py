@@ -1,34 +1,21 @@
 """A trained model on disk: a folder with ``bundle.json`` (the contract) and ``model.tflite`` (run by LiteRT).
 
-It may hold ``evaluation.npz``, features of images by which later trainings are judged; sorting does not read that.
-
-``fields`` says what its JSON holds, ``spec`` what a bundle is, and reads one, ``tensors`` looks into a model's file,
-``running`` runs one, ``predictor`` makes predictions of it, ``staging`` writes a bundle (aside, then renamed).
-Importing this package loads neither TensorFlow nor LiteRT nor numpy.
+It may hold ``evaluation.npz``, the replay set, which sorting does not read. ``spec`` says what a bundle is and reads
+one, ``tensors`` reads the outputs of a model's file, ``predictor`` runs it, ``staging`` writes a bundle. Importing this
+package loads neither TensorFlow nor LiteRT nor numpy.
 """
 
 from __future__ import annotations
 
-from dicomsort.bundle.predictor import ModelOutput, Predictor, calibrate, require_answer
-from dicomsort.bundle.spec import (
-    EVALUATION_NAME,
-    FORMAT_VERSION,
-    MODEL_NAME,
-    SPEC_NAME,
-    Bundle,
-    default_path,
-    label_problem,
-    load,
-)
+from dicomsort.bundle.predictor import Predictor, calibrate, require_answer
+from dicomsort.bundle.spec import EVALUATION_NAME, MODEL_NAME, SPEC_NAME, Bundle, default_path, label_problem, load
 from dicomsort.bundle.staging import check_target, seal, staged
 
 __all__ = [
     "EVALUATION_NAME",
-    "FORMAT_VERSION",
     "MODEL_NAME",
     "SPEC_NAME",
     "Bundle",
-    "ModelOutput",
     "Predictor",
     "calibrate",
     "check_target",

@@ -19,15 +19,13 @@ if TYPE_CHECKING:
 
 
 class Running:
-    """A LiteRT model in this process; not to be shared between threads or pickled.
+    """A LiteRT model, given as its file's content, in this process; not to be shared between threads or pickled.
 
-    ``inputs`` tells its inputs as LiteRT does, ``outputs`` its outputs by their names. Raises UnfitModelError for what
-    ``read_outputs`` refuses, ValueError or RuntimeError where LiteRT does not take it. Nothing is allocated before it
-    is run.
+    ``inputs`` are LiteRT's details of its inputs, ``outputs`` its outputs by name. Raises UnfitModelError for what
+    ``read_outputs`` refuses, ValueError or RuntimeError for what LiteRT refuses. Tensors are allocated by ``run``.
     """
 
     def __init__(self, model: bytes) -> None:
-        """Load the file's content."""
         from ai_edge_litert.interpreter import Interpreter
 
         self.outputs = read_outputs(model)
@@ -54,12 +52,11 @@ CHUNK = 1  # images a step: on one core larger batches are no faster, and each c
 
 
 class ModelOutput(NamedTuple):
-    """What a model sees in N images.
+    """Predictions for N images.
 
-    ``probabilities``: calibrated, float32 (N, classes), rows sum to 1. ``distances``: float32 (N,), how far the
-    features lie from those of the nearest class, about 1 for images like the training's; NaN where the model has none.
-    ``maps``: float32 (N, height, width, classes), 0 or more, where in the image the evidence for each class lies
-    (Grad-CAM); None where the model has none.
+    ``probabilities``: calibrated, float32 (N, classes), rows sum to 1. ``distances``: float32 (N,), Mahalanobis
+    distance of the features to the nearest class, about 1 for images like the training's; NaN where the model has none.
+    ``maps``: class maps (Grad-CAM), float32 (N, height, width, classes), 0 or more; None where the model has none.
     """
 
     probabilities: NDArray[np.float32]
@@ -70,12 +67,12 @@ class ModelOutput(NamedTuple):
 class Predictor:
     """A bundle's model, ready to run in this process; not to be shared between threads or pickled.
 
-    Raises BundleError where the model's file is not the one the bundle pins, is no LiteRT model, takes or gives other
-    tensors than bundle.json says, has operators beyond LiteRT's builtin ones, or tensors beyond any image network's.
+    Raises BundleError where the model's file is not the one that the bundle pins, is no LiteRT model, has other inputs
+    or outputs than bundle.json says, operators beyond LiteRT's builtin ones, or tensors beyond any image network's.
+    Nothing is allocated before these checks.
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        """Load the bundle's model; nothing is allocated before its tensors are found to be what the bundle says."""
         self.bundle = bundle
         model = read_model(bundle)
         try:
@@ -83,9 +80,9 @@ class Predictor:
             _check_input(bundle, self._running.inputs)
             check_outputs(self._running.outputs, len(bundle.labels), distance=bundle.distance is not None)
         except UnfitModelError as error:
-            raise BundleError(self._message(error.expected, error.received)) from error
+            raise self._error(*error.args) from error
         except (ValueError, RuntimeError) as error:
-            raise BundleError(self._message("a LiteRT model", str(error))) from error
+            raise self._error("a LiteRT model", str(error)) from error
         self._outputs = {name: tensor.shape[1:] for name, tensor in self._running.outputs.items()}
 
     @property
@@ -94,10 +91,10 @@ class Predictor:
         return MAPS in self._outputs
 
     def predict(self, images: NDArray[np.uint8]) -> ModelOutput:
-        """Return what the model sees in rendered images.
+        """Return the predictions for rendered images.
 
-        ``images``: uint8 (N, height, width, 3), 0..255, as ``pixels.render`` gives them; N may be 0. Classes are in the
-        order of ``bundle.labels``. Raises ValueError for another shape or dtype, BundleError where the model fails.
+        ``images``: uint8 (N, height, width, 3), 0..255, as ``pixels.render`` returns them; N may be 0. Classes are in
+        the order of ``bundle.labels``. Raises ValueError for another shape or dtype, BundleError where the model fails.
         """
         import numpy as np
 
@@ -105,44 +102,44 @@ class Predictor:
             msg = f"images: expected uint8 (N, {self.bundle.input_shape}), received {images.dtype} {images.shape}"
             raise ValueError(msg)
         steps = [self._invoke(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
-        seen = {
+        outputs = {
             name: np.concatenate([step[name] for step in steps]) if steps else np.zeros((0, *inner), np.float32)
             for name, inner in self._outputs.items()
         }
-        distances = seen.get(DISTANCE, np.full(len(images), np.nan, np.float32))
-        if DISTANCE in seen:
-            distances = np.where(np.isnan(distances), np.float32(np.inf), distances)  # no distance is no nearness
-        return ModelOutput(calibrate(seen[PROBABILITIES], self.bundle.temperature), distances, seen.get(MAPS))
+        distances = outputs.get(DISTANCE, np.full(len(images), np.nan, np.float32))
+        if DISTANCE in outputs:
+            distances = np.where(np.isnan(distances), np.float32(np.inf), distances)  # NaN must not pass for near
+        return ModelOutput(calibrate(outputs[PROBABILITIES], self.bundle.temperature), distances, outputs.get(MAPS))
 
     def _invoke(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return the model's own outputs for one chunk, by name."""
         try:
             outputs = self._running.run(images.astype("float32"))
         except (ValueError, RuntimeError) as error:
-            raise BundleError(self._message(f"a model for batches of {len(images)}", str(error))) from error
+            raise self._error(f"a model for batches of {len(images)}", str(error)) from error
         for name, inner in self._outputs.items():
             if outputs[name].shape != (len(images), *inner):
-                raise BundleError(self._message(f"output {name} {(len(images), *inner)}", str(outputs[name].shape)))
+                raise self._error(f"output {name} {(len(images), *inner)}", str(outputs[name].shape))
         return outputs
 
-    def _message(self, expected: str, received: str) -> str:
+    def _error(self, expected: str, received: str) -> BundleError:
         where = str(self.bundle.folder)
-        return f"bundle {where!r}: {MODEL_NAME}: expected {expected}, received {received[:200]}"
+        return BundleError(f"bundle {where!r}: {MODEL_NAME}: expected {expected}, received {received[:200]}")
 
 
 def require_answer(bundle: Bundle, submit: Callable[[Callable[[str], None], str], Future[None]]) -> None:
-    """Raise DicomsortError where the model costs a worker its life even with a black image.
+    """Raise DicomsortError where the model kills a worker even with a black image, so that no image is at fault.
 
-    For who lost a worker with every image: it tells whether that is the images' fault. ``submit`` is an engine's.
+    ``submit`` is an engine's.
     """
     try:
-        submit(_judge_nothing, str(bundle.folder.resolve())).result()
+        submit(_predict_black, str(bundle.folder.resolve())).result()
     except WorkerLost as error:
         msg = f"bundle {str(bundle.folder)!r}: {MODEL_NAME}: expected a model that can be run, received: {error}"
         raise DicomsortError(msg) from error
 
 
-def _judge_nothing(folder: str) -> None:
+def _predict_black(folder: str) -> None:
     import numpy as np
 
     bundle = load(Path(folder), RENDERING_VERSION)
@@ -152,7 +149,7 @@ def _judge_nothing(folder: str) -> None:
 def calibrate(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
     """Return softmax(log(p) / temperature) row by row: (N, classes) float32, 0..1, rows sum to 1.
 
-    A row that is no distribution (NaN, all zero) becomes uniform, so that nothing downstream takes it for confidence.
+    A row that is no distribution (NaN, all zero) becomes uniform, so that nothing takes it for confident.
     """
     import numpy as np
 

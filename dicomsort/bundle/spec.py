@@ -1,7 +1,7 @@
-"""What a bundle is, and the checks that stand between a folder of unknown origin and a run.
+"""What a bundle is, and the checks of a bundle of unknown origin.
 
 Nothing in a bundle is code: one bounded JSON file, a LiteRT model, and maybe a replay set. The JSON pins the SHA-256 of
-each file, and each of its fields is checked before it is believed.
+each file, and each of its fields is checked before it is used.
 """
 
 from __future__ import annotations
@@ -19,37 +19,40 @@ from dicomsort.errors import BundleError
 from dicomsort.records import REVIEW, UNREADABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     Fields = dict[str, tuple[str, Callable[[Any], bool]]]
 
+SPEC_NAME = "bundle.json"
+MODEL_NAME = "model.tflite"
+EVALUATION_NAME = "evaluation.npz"
 FORMAT_VERSION = 1
 HEADER_CLASSES = ("CT", "MRI", "XRAY")
 MAX_MODEL_BYTES = 512 << 20
 MAX_EVALUATION_BYTES = 16 << 20
+MAX_SPEC_BYTES = 1 << 20
 MIN_LABELS, MAX_LABELS = 2, 256
 MAX_LABEL_BYTES = 64
 MAX_TEXT = 128
 MAX_DISTANCE = 1e9
 
 _HEX = re.compile(r"[0-9a-f]{64}")
-# The names that an outbox, or a file system it may be copied to, keeps for itself.
+_COPIED = (
+    "name", "arch", "header_classes", "rendering_version", "training", "created_with", "model_sha256", "model_size",
+)  # fmt: skip
+# The names that an outbox, or a file system it may be copied to, reserves.
 _RESERVED = frozenset({REVIEW.casefold(), UNREADABLE.casefold(), "manifest.csv", "con", "prn", "aux", "nul"})
 
 
 def check(spec: object, where: str) -> dict[str, Any]:
-    """Return ``spec`` (parsed JSON) if every field is as the format says; BundleError names the first that is not."""
+    """Return ``spec`` (parsed JSON) if every field is valid; BundleError names the first that is not."""
     if not isinstance(spec, dict):
         fail(where, "the whole", "an object", type(spec).__name__)
-    if spec.get("format_version") != FORMAT_VERSION:
-        fail(where, "format_version", str(FORMAT_VERSION), spec.get("format_version"))
-    for key, (expected, holds) in FIELDS.items():
-        if key not in spec or not holds(spec[key]):
-            fail(where, key, expected, spec.get(key))
-    _check_evaluation(spec, where)
+    _check_fields(spec, _FIELDS, where)
+    if (evaluation := spec.get("evaluation")) is not None:
+        if not isinstance(evaluation, dict):
+            fail(where, "evaluation", "an object, or none", evaluation)
+        _check_fields(evaluation, _EVALUATION_FIELDS, where, "evaluation.")
     for label in spec["labels"]:
         if problem := label_problem(label):
             fail(where, "labels", f"names that can be folders ({problem})", label)
@@ -58,16 +61,10 @@ def check(spec: object, where: str) -> dict[str, Any]:
     return spec
 
 
-def _check_evaluation(spec: dict[str, Any], where: str) -> None:
-    """Raise BundleError where the block for the evaluation images' features is not as the format says."""
-    block = spec.get("evaluation")
-    if block is None:
-        return
-    if not isinstance(block, dict):
-        fail(where, "evaluation", "an object, or none", block)
-    for key, (expected, holds) in FILE.items():
-        if not holds(block.get(key)):
-            fail(where, f"evaluation.{key}", expected, block.get(key))
+def _check_fields(values: dict[str, Any], fields: Fields, where: str, prefix: str = "") -> None:
+    for key, (expected, is_valid) in fields.items():
+        if not is_valid(values.get(key)):
+            fail(where, f"{prefix}{key}", expected, values.get(key))
 
 
 def label_problem(label: str) -> str:
@@ -87,8 +84,7 @@ def fail(where: str, key: str, expected: str, received: object) -> NoReturn:
     """Raise the one form of error that a bundle's content gets; long values are cut."""
     text = repr(received)
     shown = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
-    msg = f"bundle {where!r}: {key}: expected {expected}, received {shown}"
-    raise BundleError(msg)
+    raise BundleError(f"bundle {where!r}: {key}: expected {expected}, received {shown}")
 
 
 def _is_int(value: object, low: int, high: int) -> bool:
@@ -125,11 +121,8 @@ _SHA256: tuple[str, Callable[[Any], bool]] = (
     "64 hexadecimal digits",
     lambda v: isinstance(v, str) and bool(_HEX.fullmatch(v)),
 )
-_SIZE: tuple[str, Callable[[Any], bool]] = (
-    f"1 to {MAX_MODEL_BYTES} bytes",
-    lambda v: _is_int(v, 1, MAX_MODEL_BYTES),
-)
-FIELDS: Fields = {
+_FIELDS: Fields = {
+    "format_version": (str(FORMAT_VERSION), lambda v: v == FORMAT_VERSION),
     "name": (f"a line of at most {MAX_TEXT} characters", _is_text),
     "arch": (f"a line of at most {MAX_TEXT} characters", _is_text),
     "labels": (f"a list of 2 to {MAX_LABELS} names, each once", _is_labels),
@@ -147,18 +140,12 @@ FIELDS: Fields = {
     "training": ("an object", lambda v: isinstance(v, dict)),
     "created_with": ("an object from software to version", _is_map),
     "model_sha256": _SHA256,
-    "model_size": _SIZE,
+    "model_size": (f"1 to {MAX_MODEL_BYTES} bytes", lambda v: _is_int(v, 1, MAX_MODEL_BYTES)),
 }
-FILE: Fields = {
+_EVALUATION_FIELDS: Fields = {
     "sha256": _SHA256,
     "size": (f"1 to {MAX_EVALUATION_BYTES} bytes", lambda v: _is_int(v, 1, MAX_EVALUATION_BYTES)),
 }
-
-
-SPEC_NAME = "bundle.json"
-MODEL_NAME = "model.tflite"
-EVALUATION_NAME = "evaluation.npz"
-MAX_SPEC_BYTES = 1 << 20
 
 
 class Pinned(NamedTuple):
@@ -170,16 +157,16 @@ class Pinned(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A validated bundle; picklable, so that workers can be handed one.
+    """A validated, picklable bundle.
 
     ``labels`` are in the order of the model's outputs; ``header_classes`` maps CT, MRI, XRAY to labels (empty where the
     labels are others, such as CHEST and HAND: such a model sorts by pixels alone). ``input_shape`` is (height, width,
     3). ``temperature`` divides the logits. ``decide`` is the calibrated mean confidence (0..1) from which pixels alone
-    decide, ``contradict`` the share between a clear header's class and their own from which pixels that would decide
-    hold the series for review, ``distance`` the one (0 or more) beyond which the pixels are like none that the model
-    knows (None: it tells no distance). ``training`` tells the images' fingerprint and counts, ``created_with`` the
-    versions of the software that wrote it. ``evaluation`` is None where the bundle keeps no features of images that
-    it is judged by (a training that goes on from it reads them, nothing else).
+    decide. ``contradict`` is the share (0..1) that their class must get of what they give to it and to a clear header's
+    class, to hold the series for review. ``distance`` (0 or more) is the Mahalanobis distance beyond which an image is
+    out of distribution (None: the model computes none). ``training`` holds the images' fingerprint and counts,
+    ``created_with`` the versions of the software that wrote it. ``evaluation`` pins the replay set (None: there is
+    none), which only later trainings read.
     """
 
     folder: Path
@@ -210,8 +197,8 @@ def default_path() -> Path:
 def load(path: Path, rendering_version: int) -> Bundle:
     """Read and check the bundle in the folder ``path``.
 
-    ``rendering_version`` is the loader's own; a model trained on another rendering would see other pixels than it
-    learnt, so it is refused. Raises BundleError saying what was expected and what was received.
+    ``rendering_version`` is the loader's own; a model that was trained on another rendering is refused. Raises
+    BundleError saying what was expected and what was received.
     """
     if not path.is_dir():
         what = "a file" if path.is_file() else "nothing there"
@@ -226,12 +213,12 @@ def load(path: Path, rendering_version: int) -> Bundle:
 
 
 def read_model(bundle: Bundle, name: str = MODEL_NAME) -> bytes:
-    """Return the content of the model's file, or of the other by its name, checked against what bundle.json pins.
-
-    BundleError where size or SHA-256 differ, or the bundle pins no such file.
-    """
+    """Return a file's content; BundleError where size or SHA-256 differ from those pinned, or none are pinned."""
     where = str(bundle.folder)
-    if name not in (pinned := _pinned(bundle)):
+    pinned = {MODEL_NAME: Pinned(bundle.model_sha256, bundle.model_size)}
+    if bundle.evaluation:
+        pinned[EVALUATION_NAME] = bundle.evaluation
+    if name not in pinned:
         fail(where, name, f"one of {', '.join(pinned)}", "one that the bundle does not pin")
     sha256, size = pinned[name]
     data = _read_bounded(bundle.folder / name, MAX_EVALUATION_BYTES if name == EVALUATION_NAME else MAX_MODEL_BYTES)
@@ -243,16 +230,7 @@ def read_model(bundle: Bundle, name: str = MODEL_NAME) -> bytes:
     return data
 
 
-def _pinned(bundle: Bundle) -> dict[str, Pinned]:
-    """Return what is pinned of the files that a bundle has, by name."""
-    pinned = {MODEL_NAME: Pinned(bundle.model_sha256, bundle.model_size)}
-    if bundle.evaluation:
-        pinned[EVALUATION_NAME] = bundle.evaluation
-    return pinned
-
-
 def _read_spec(path: Path) -> object:
-    """Return the parsed JSON of ``path``."""
     try:
         spec: object = json.loads(_read_bounded(path, MAX_SPEC_BYTES))
     except (ValueError, RecursionError) as error:
@@ -277,22 +255,16 @@ def _read_bounded(path: Path, limit: int) -> bytes:
 
 def _bundle(folder: Path, spec: Mapping[str, Any]) -> Bundle:
     """Return the record of a checked ``spec``."""
-    height, width, channels = spec["input_shape"]
+    thresholds, evaluation = spec["thresholds"], spec.get("evaluation")
+    distance = thresholds.get("distance")
     return Bundle(
         folder=folder,
-        name=spec["name"],
-        arch=spec["arch"],
         labels=tuple(spec["labels"]),
-        header_classes=dict(spec["header_classes"]),
-        input_shape=(height, width, channels),
-        rendering_version=spec["rendering_version"],
+        input_shape=tuple(spec["input_shape"]),
         temperature=float(spec["temperature"]),
-        decide=float(spec["thresholds"]["decide"]),
-        contradict=float(spec["thresholds"]["contradict"]),
-        distance=None if (distance := spec["thresholds"].get("distance")) is None else float(distance),
-        training=spec["training"],
-        created_with=spec["created_with"],
-        model_sha256=spec["model_sha256"],
-        model_size=spec["model_size"],
-        evaluation=None if (kept := spec.get("evaluation")) is None else Pinned(*(kept[key] for key in FILE)),
+        decide=float(thresholds["decide"]),
+        contradict=float(thresholds["contradict"]),
+        distance=None if distance is None else float(distance),
+        evaluation=None if evaluation is None else Pinned(evaluation["sha256"], evaluation["size"]),
+        **{key: spec[key] for key in _COPIED},
     )

@@ -1,4 +1,4 @@
-"""Writes a bundle: everything into a folder beside the target, then one rename; a reader never meets a half."""
+"""Writes a bundle: everything into a folder beside the target, then one rename; no reader sees an incomplete one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dicomsort.bundle.spec import EVALUATION_NAME, FORMAT_VERSION, MODEL_NAME, SPEC_NAME, check
 from dicomsort.content import kind_of
 from dicomsort.errors import BundleError, UsageError
+from dicomsort.files import Files, flush_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,11 +23,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def staged(folder: Path, outputs: frozenset[str]) -> Iterator[Path]:
-    """Yield an empty folder beside ``folder`` that takes its place when the block ends well, and vanishes otherwise.
+    """Yield an empty folder beside ``folder`` that takes its place when the block succeeds, and is removed otherwise.
 
     ``outputs`` are the names of the files that a bundle may hold: an existing ``folder`` is replaced only if it holds
-    nothing else, so that no file of somebody else's is lost; its mode stays. UsageError where it holds something else,
-    is a mount point, or cannot be written.
+    nothing else; its mode stays. UsageError where it holds something else, is a mount point, or cannot be written.
     """
     target = Path(os.path.abspath(folder))
     check_target(target, outputs)
@@ -39,8 +39,7 @@ def staged(folder: Path, outputs: frozenset[str]) -> Iterator[Path]:
     try:
         yield part
         if not (part / SPEC_NAME).is_file():
-            msg = f"bundle {str(folder)!r}: expected {SPEC_NAME} among the files to place, received none"
-            raise BundleError(msg)
+            raise BundleError(f"bundle {str(folder)!r}: expected {SPEC_NAME} among the files to place, received none")
         check_target(target, outputs)
         _place(part, target, outputs)
     finally:
@@ -50,14 +49,14 @@ def staged(folder: Path, outputs: frozenset[str]) -> Iterator[Path]:
 def seal(folder: Path, spec: Mapping[str, Any]) -> None:
     """Write ``bundle.json`` into ``folder``: ``spec`` with the format's version, and the files' sizes and SHA-256.
 
-    The files are the model, and the evaluation images' features where ``spec`` has a block for them.
-    BundleError where the result would not be one that ``load`` accepts.
+    The files are the model, and the replay set where ``spec`` has a block for it. BundleError where ``load`` would not
+    accept the result.
     """
     size, sha256 = _measure(folder / MODEL_NAME)
     whole = {"format_version": FORMAT_VERSION, **spec, "model_sha256": sha256, "model_size": size}
-    if (told := spec.get("evaluation")) is not None:
+    if (evaluation := spec.get("evaluation")) is not None:
         size, sha256 = _measure(folder / EVALUATION_NAME)
-        whole["evaluation"] = {**told, "sha256": sha256, "size": size}
+        whole["evaluation"] = {**evaluation, "sha256": sha256, "size": size}
     check(whole, str(folder))
     text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
     (folder / SPEC_NAME).write_text(text, encoding="utf-8")
@@ -73,15 +72,14 @@ def check_target(target: Path, outputs: frozenset[str]) -> None:
     """Raise UsageError where ``target`` is something that must not be replaced by a bundle of these files."""
     if not target.exists() and not target.is_symlink():
         return
+    expected = f"--out {str(target)!r}: expected a new folder or an earlier bundle"
     if target.is_symlink() or not target.is_dir():
-        msg = f"--out {str(target)!r}: expected a new folder or an earlier bundle, received a file or a link"
-        raise UsageError(msg)
+        raise UsageError(f"{expected}, received a file or a link")
     if os.path.ismount(target):
         msg = f"--out {str(target)!r}: expected a folder that can be renamed, received a mount point; name one below it"
         raise UsageError(msg)
     there = sorted(target.iterdir())
     foreign = [path.name for path in there if path.name not in outputs or path.is_symlink() or not path.is_file()]
-    expected = f"--out {str(target)!r}: expected a new folder or an earlier bundle"
     if foreign:
         raise UsageError(f"{expected}, received one with {foreign[0]!r} in it")
     for path in there:
@@ -92,30 +90,27 @@ def check_target(target: Path, outputs: frozenset[str]) -> None:
 
 
 def _place(part: Path, target: Path, outputs: frozenset[str]) -> None:
-    """Flush ``part`` and rename it to ``target``; what was there is put aside first and removed last."""
-    had = target.exists()
-    part.chmod(stat.S_IMODE(target.stat().st_mode) if had else 0o755)
+    """Flush ``part`` and rename it to ``target``; an earlier bundle is renamed first and removed last."""
+    exists = target.exists()
+    part.chmod(stat.S_IMODE(target.stat().st_mode) if exists else 0o755)
+    files = Files()
     for path in (*part.iterdir(), part):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        flush_path(files, str(path))
     old = part.with_suffix(".old")
-    if had:
+    if exists:
         target.rename(old)
     try:
         part.rename(target)
     except OSError:
-        if had:
+        if exists:
             old.rename(target)
         raise
-    if had:
+    if exists:
         _remove(old, outputs)
 
 
 def _remove(old: Path, outputs: frozenset[str]) -> None:
-    """Remove an earlier bundle; what somebody put into it meanwhile stays, in the folder beside."""
+    """Remove an earlier bundle; files that were added to it meanwhile stay, in the folder beside."""
     with suppress(OSError):
         for path in old.iterdir():
             if path.is_file() and path.name in outputs:

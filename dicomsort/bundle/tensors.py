@@ -1,6 +1,6 @@
-"""What stands in a LiteRT file, read without running it: operators, sizes, and what its inputs and outputs are called.
+"""Reads operators, sizes and outputs of a LiteRT file from its flatbuffer, without running it.
 
-Everything is read from the flatbuffer; nothing is allocated that the file does not hold already.
+Nothing is allocated that the file does not hold already.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 PROBABILITIES, DISTANCE, MAPS = "probabilities", "distance", "maps"
-MAX_BYTES = 1 << 30  # of all tensors whose content is not in the file; VGG-16 has 0.6 GB, unpacked weights included
+MAX_BYTES = 1 << 30  # of all tensors whose content is not in the file; VGG-16 needs 0.6 GB, unpacked weights included
 MAX_TENSORS = 20_000
 MAX_SIDE = 1024  # of a class map
 ELEMENT_BYTES = 4
@@ -21,7 +21,7 @@ ELEMENT_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor as the file declares it: its place in the graph, and its shape with -1 where that is open."""
+    """A tensor as the file declares it: its index in the graph, and its shape with -1 for an open dimension."""
 
     index: int
     shape: tuple[int, ...]
@@ -29,12 +29,7 @@ class Tensor:
 
 
 class UnfitModelError(ValueError):
-    """A model that must not be run: what was expected and what was received, as two phrases."""
-
-    def __init__(self, expected: str, received: str) -> None:
-        """Keep both for the message that names the bundle."""
-        super().__init__(expected, received)
-        self.expected, self.received = expected, received
+    """A model that must not be run; ``args`` are two phrases: what was expected, and what was received."""
 
 
 def read_outputs(model: bytes) -> dict[str, Tensor]:
@@ -62,29 +57,28 @@ def read_outputs(model: bytes) -> dict[str, Tensor]:
 
 
 def check_outputs(outputs: Mapping[str, Tensor], classes: int, *, distance: bool) -> None:
-    """Raise UnfitModelError unless the outputs are what a bundle of so many classes, with a distance or not, promises.
+    """Raise UnfitModelError unless the outputs are those of a bundle of so many classes, with a distance or not.
 
-    ``probabilities`` float32 (N, classes); ``distance``, which must be there where it has a threshold, float32 (N,);
-    ``maps`` float32 (N, height, width, classes).
+    ``probabilities`` float32 (N, classes); ``distance``, required where there is a threshold for it, float32 (N,);
+    ``maps`` float32 (N, height, width, classes), optional.
     """
     wanted = {PROBABILITIES, DISTANCE} if distance else {PROBABILITIES}
     if not wanted <= set(outputs) <= {PROBABILITIES, DISTANCE, MAPS}:
         raise UnfitModelError(f"outputs {', '.join(sorted(wanted))}", ", ".join(sorted(outputs)) or "none")
+    shapes = {PROBABILITIES: f"(N, {classes})", DISTANCE: "(N,)", MAPS: f"(N, height, width, {classes})"}
     for name, tensor in outputs.items():
         inner = tensor.shape[1:]
         if name == MAPS:
-            fits = len(inner) == 3 and inner[2] == classes and all(0 < side <= MAX_SIDE for side in inner[:2])  # noqa: PLR2004
-            shape = f"(N, height, width, {classes})"
+            fits = inner[2:] == (classes,) and all(0 < side <= MAX_SIDE for side in inner[:2])
         else:
             fits = inner == ((classes,) if name == PROBABILITIES else ())
-            shape = f"(N, {classes})" if name == PROBABILITIES else "(N,)"
         if not tensor.shape or not fits or not tensor.is_float32:
             kind = "float32" if tensor.is_float32 else "another type"
-            raise UnfitModelError(f"output {name} {shape} float32", f"{tensor.shape} {kind}")
+            raise UnfitModelError(f"output {name} {shapes[name]} float32", f"{tensor.shape} {kind}")
 
 
 def _sizes(flat: Any) -> Iterator[int]:
-    """Bytes of every tensor whose content the file does not hold, at one image a batch."""
+    """Yield the bytes of every tensor whose content the file does not hold, for a batch of one image."""
     count = 0
     for i in range(flat.SubgraphsLength()):
         graph = flat.Subgraphs(i)
@@ -98,7 +92,7 @@ def _sizes(flat: Any) -> Iterator[int]:
 
 
 def _outputs(flat: Any) -> Iterator[tuple[str, Tensor]]:
-    """The outputs of the first graph, by the names that the first signature gives them."""
+    """Yield the outputs of the first graph, by the names that the first signature gives them."""
     graph = flat.Subgraphs(0)
     indices = [int(graph.Outputs(i)) for i in range(graph.OutputsLength())]
     names = {}
@@ -113,6 +107,6 @@ def _outputs(flat: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
-    """The shape with -1 where the file leaves it open, else as it stands."""
-    open_ = [int(tensor.ShapeSignature(i)) for i in range(tensor.ShapeSignatureLength())]
-    return tuple(open_ or [int(tensor.Shape(i)) for i in range(tensor.ShapeLength())])
+    """Return the shape, with -1 for an open dimension."""
+    signature = [int(tensor.ShapeSignature(i)) for i in range(tensor.ShapeSignatureLength())]
+    return tuple(signature or [int(tensor.Shape(i)) for i in range(tensor.ShapeLength())])

@@ -9,29 +9,15 @@ from dicomsort.engines.processes import ProcessEngine
 from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dicomsort.engines.engine import Engine, Limits
 
-
-def _dask(workers: int | None, scheduler: str | None, limits: Limits, warm: tuple[str, ...]) -> Engine:
-    from dicomsort.engines.dask_cluster import ClusterEngine  # imports asyncio, which every other start would pay for
-
-    return ClusterEngine(scheduler, workers, limits, warm)
-
-
-# name -> (workers, scheduler, limits, modules that each worker imports first)
-ENGINES: dict[str, Callable[[int | None, str | None, Limits, tuple[str, ...]], Engine]] = {
-    "processes": lambda workers, _, limits, warm: ProcessEngine(workers, limits, warm),
-    "serial": lambda _workers, _scheduler, _limits, _warm: SerialEngine(),
-    "dask": _dask,
-}
+ENGINES = ("processes", "serial", "dask")
 
 
 def check_engine(name: str, scheduler: str | None) -> None:
-    """UsageError where an engine of that name cannot be opened, whoever answers; nobody is called."""
+    """Raise UsageError where an engine of that name cannot be opened, whoever answers; nobody is called."""
     if name == "dask":
-        from dicomsort.engines.dask_cluster import check_address  # imports asyncio, as above
+        from dicomsort.engines.dask_cluster import check_address  # imports asyncio, which every other start would pay
 
         check_address(scheduler)
 
@@ -45,6 +31,12 @@ def open_engine(
     that ``dask`` needs, ``limits`` hold for each task (``serial`` has none), ``warm`` names modules for workers to
     import at their start. Raises ``UsageError`` for an unknown name, and what the engine raises.
     """
-    if name not in ENGINES:
-        raise UsageError(f"expected --engine {'|'.join(ENGINES)}, received {name}")
-    return ENGINES[name](workers, scheduler, limits, warm)
+    if name == "serial":
+        return SerialEngine()
+    if name == "processes":
+        return ProcessEngine(workers, limits, warm)
+    if name == "dask":
+        from dicomsort.engines.dask_cluster import ClusterEngine  # imports asyncio, as above
+
+        return ClusterEngine(scheduler, workers, limits, warm)
+    raise UsageError(f"expected --engine {'|'.join(ENGINES)}, received {name}")

@@ -1,8 +1,8 @@
-"""What runs on a Dask worker: tasks in processes of its own, once it is known to see what the run's own host sees.
+"""Runs tasks on a Dask worker in processes of its own, once it is known to see what the run's own host sees.
 
-Dask's workers are daemonic and may not fork, and a task that dies would take such a worker with it, so each keeps a
-``processes`` engine: limits hold there by the same mechanism, and a hostile file costs neither the Dask worker nor the
-other tasks on it. Its processes end with the Dask worker, however that ends, or when no task came for a while.
+Dask's workers are daemonic and may not fork, and a task that dies would take such a worker with it. So each has a
+``processes`` engine: the same limits hold there, and a hostile file costs neither the Dask worker nor its other tasks.
+The processes end with the Dask worker, however that ends, or when no task came for a while.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from dicomsort.engines.engine import Limits
 from dicomsort.engines.processes import ProcessEngine
 from dicomsort.errors import DicomsortError, WorkerLost
 
-IDLE_SECONDS = 60.0  # a cluster outlives a run: processes that nobody asks are ended
-KEPT = 16  # requirements that are remembered as met
+IDLE_SECONDS = 60.0  # a cluster outlives a run: idle processes are ended
+REMEMBERED = 16  # requirements that are known to be met
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What comes with every task: its limits, the modules that a process imports first, and what must hold here.
 
-    ``requirement`` is a pickled ``(amiss, expected)``, see ``Engine.check_workers``; empty where nothing is required.
+    ``requirement`` is a pickled ``(difference, snapshot)`` (``Engine.check_workers``), empty where nothing is required.
     """
 
     limits: Limits
@@ -53,7 +53,7 @@ _met: set[bytes] = set()
 def run_here(version: str, payload: bytes) -> object:
     """Run a pickled ``(function, task, settings)`` in a process that can be killed.
 
-    ``version`` is looked at before anything is unpickled that may have changed with it.
+    ``version`` is compared before anything is unpickled that may have changed with it.
     """
     from distributed import get_worker
 
@@ -62,36 +62,36 @@ def run_here(version: str, payload: bytes) -> object:
         message = f"{_named(worker)}: expected dicomsort {version}, received {__version__}; install the same there"
         raise DicomsortError(message)
     function, task, settings = pickle.loads(payload)  # noqa: S301 - Dask's own wire is pickle too
-    with _lent(worker, settings) as engine:
-        if settings.requirement and (said := _difference(engine, settings.requirement)):
-            raise DicomsortError(f"{_named(worker)}: {said}")
+    with _local_engine(worker, settings) as engine:
+        if settings.requirement and (difference := _difference(engine, settings.requirement)):
+            raise DicomsortError(f"{_named(worker)}: {difference}")
         return engine.submit(function, task).result()
 
 
-async def meet(settings: Settings, dask_worker: Any) -> tuple[str, str]:
-    """Say anew on which host this is, and what is amiss here: nothing where the requirement is met."""
+async def check_host(settings: Settings, dask_worker: Any) -> tuple[str, str]:
+    """Check the requirement anew; return this host's name and what differs here, ``""`` where nothing does."""
 
-    def ask() -> tuple[str, str]:
+    def check() -> tuple[str, str]:
         _met.discard(settings.requirement)
-        with _lent(dask_worker, settings) as engine:
+        with _local_engine(dask_worker, settings) as engine:
             return socket.gethostname(), _difference(engine, settings.requirement)
 
-    return await asyncio.to_thread(ask)  # a mount whose server is gone must not stop the worker's event loop
+    return await asyncio.to_thread(check)  # a mount whose server is gone must not stop the worker's event loop
 
 
 def _difference(engine: ProcessEngine, requirement: bytes) -> str:
     if requirement in _met:
         return ""
-    amiss, expected = pickle.loads(requirement)  # noqa: S301
+    function, snapshot = pickle.loads(requirement)  # noqa: S301
     try:
-        said: str = engine.submit(amiss, expected).result()
+        difference: str = engine.submit(function, snapshot).result()
     except WorkerLost as lost:
         return f"expected its file system to answer, received: {lost}; look at its mounts"
-    if not said:
-        if len(_met) >= KEPT:
+    if not difference:
+        if len(_met) >= REMEMBERED:
             _met.clear()
         _met.add(requirement)
-    return said
+    return difference
 
 
 def _named(worker: Any) -> str:
@@ -99,7 +99,7 @@ def _named(worker: Any) -> str:
 
 
 @contextmanager
-def _lent(worker: Any, settings: Settings) -> Iterator[ProcessEngine]:
+def _local_engine(worker: Any, settings: Settings) -> Iterator[ProcessEngine]:
     key = settings.limits, settings.warm
     with _lock:
         local = _locals.get(key)
@@ -117,7 +117,7 @@ def _lent(worker: Any, settings: Settings) -> Iterator[ProcessEngine]:
 
 
 def processes_for(threads: int, memory_limit: int | None, limits: Limits) -> int:
-    """How many processes a Dask worker gets: as many as its threads, fewer where its memory has no room for them.
+    """Return how many processes a Dask worker gets: one a thread, fewer where its memory has no room for them.
 
     Dask counts the memory of its own process alone, so ``--memory-limit`` (bytes; None or 0: there is none) would not
     hold what its children take.

@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one task may cost: wall-clock seconds, and bytes of virtual memory beyond what the imports took."""
+    """What one task may cost: wall-clock seconds, and bytes of virtual memory beyond those of the imports."""
 
     seconds: float
     memory_bytes: int
@@ -46,12 +46,12 @@ class Engine(Protocol):
         """
         ...
 
-    def check_workers(self, _look: Callable[[], T], _amiss: Callable[[T], str], /) -> None:
-        """Hold workers on other machines to what this one sees; here for engines that have none elsewhere.
+    def check_workers(self, _snapshot: Callable[[], T], _difference: Callable[[T], str], /) -> None:
+        """Check that workers on other machines see what this one sees; engines without such workers do nothing.
 
-        ``amiss(look())`` runs there (``look()`` here; both as a task's function and task must be) and says what is
-        wrong, ``""`` for nothing. Raises ``DicomsortError`` naming each worker that has something to say; one that
-        joins later is asked before its first task, which ends with the same error.
+        ``snapshot()`` is called here, ``difference`` of its result by each worker: it returns what differs, or ``""``.
+        Both must pickle, as a task's function and task must. Raises ``DicomsortError`` naming each worker with a
+        difference; a worker that joins later is checked before its first task, which ends with the same error.
         """
         return
 
@@ -60,36 +60,31 @@ class Engine(Protocol):
         ...
 
     def __enter__(self) -> Self:
-        """Return the engine itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the engine."""
         self.close()
 
 
 def submit_batch(
-    engine: Engine,
-    function: Callable[[list[T]], list[R]],
-    items: Sequence[T],
-    on_lost: Callable[[T, WorkerLost], R],
+    engine: Engine, function: Callable[[list[T]], list[R]], items: Sequence[T], on_lost: Callable[[T, WorkerLost], R]
 ) -> Future[list[R]]:
-    """Run ``function(items)`` as one task; where it is lost, run its items one by one to single out the culprit.
+    """Run ``function(items)`` as one task; where it is lost, run its items one by one to find the one at fault.
 
     ``function`` returns one result an item, in their order, and so does the future. ``on_lost`` makes the result of an
     item that is lost on its own; it is called in another thread. Blocks as ``Engine.submit`` does.
     """
     batch = list(items)
     outcome: Future[list[R]] = Future()
-    outcome.set_running_or_notify_cancel()  # from here on only this function settles it
+    outcome.set_running_or_notify_cancel()  # from here on only this function completes it
 
     def one_by_one() -> None:
         try:
             outcome.set_result([_alone(engine, function, item, on_lost) for item in batch])
-        except BaseException as error:  # noqa: BLE001 - whatever it is belongs to who waits for the outcome
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the outcome gets it
             outcome.set_exception(error)
 
-    def settle(done: Future[list[R]]) -> None:
+    def complete(done: Future[list[R]]) -> None:
         if done.cancelled():
             outcome.set_exception(DicomsortError("the engine cancelled a batch of tasks"))
         elif (error := done.exception()) is None:
@@ -100,16 +95,11 @@ def submit_batch(
         else:
             outcome.set_exception(error)
 
-    engine.submit(function, batch).add_done_callback(settle)
+    engine.submit(function, batch).add_done_callback(complete)
     return outcome
 
 
-def _alone(
-    engine: Engine,
-    function: Callable[[list[T]], list[R]],
-    item: T,
-    on_lost: Callable[[T, WorkerLost], R],
-) -> R:
+def _alone(engine: Engine, function: Callable[[list[T]], list[R]], item: T, on_lost: Callable[[T, WorkerLost], R]) -> R:
     for left in reversed(range(TRIES)):
         try:
             (result,) = engine.submit(function, [item]).result()
@@ -125,39 +115,36 @@ CLOSED = "the engine is closed; expected an open one"
 
 
 class Slots:
-    """``number`` places; ``take`` waits for a free one."""
+    """A semaphore of ``number`` places that can be closed."""
 
     def __init__(self, number: int) -> None:
-        """Open the gate with ``number`` free places."""
         self._free = threading.Semaphore(number)
-        self._why = CLOSED
+        self._reason = CLOSED
         self.closed = False
 
     def take(self) -> None:
-        """Wait for a place and take it; raises ``DicomsortError`` once closed, also in those who wait."""
+        """Wait for a place and take it; raises ``DicomsortError`` once closed, also in threads that wait."""
         self._free.acquire()
         if self.closed:
-            self._free.release()  # wakes the next one who waits
-            raise DicomsortError(self._why)
+            self._free.release()  # wakes the next thread that waits
+            raise DicomsortError(self._reason)
 
     def give(self) -> None:
         """Give a place back."""
         self._free.release()
 
-    def close(self, why: str = CLOSED) -> None:
-        """Refuse from now on, saying why, and wake those who wait."""
+    def close(self, reason: str = CLOSED) -> None:
+        """Refuse from now on, for that reason, and wake the threads that wait."""
         if not self.closed:
-            self._why, self.closed = why, True
+            self._reason, self.closed = reason, True
         self._free.release()
 
 
 class SerialEngine(Engine):
     """Runs each task inside ``submit``."""
 
-    def __init__(self) -> None:
-        """Open it; it holds nothing."""
-        self.workers = 1
-        self._closed = False
+    workers = 1
+    _closed = False
 
     def submit(self, function: Callable[[T], R], task: T, /) -> Future[R]:
         """Run the task now; the future is done."""
@@ -167,7 +154,7 @@ class SerialEngine(Engine):
         future.set_running_or_notify_cancel()
         try:
             future.set_result(function(task))
-        except Exception as error:  # noqa: BLE001 - it belongs to who asks for the result
+        except Exception as error:  # noqa: BLE001 - whoever asks for the result gets it
             future.set_exception(error)
         return future
 

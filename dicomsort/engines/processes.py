@@ -32,7 +32,7 @@ START_TRIES = 3
 WAITING_PER_WORKER = 4
 ROOT = Path(__file__).parents[2]
 _log = logging.getLogger("dicomsort")
-# Signals that no crash sends: the system without memory, or a person. Limits of ours are told otherwise.
+# Signals that no crash sends: they come from the system when memory runs out, or from a person.
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
 
@@ -62,14 +62,14 @@ class _Worker:
                 env=os.environ | ONE_THREAD,
                 start_new_session=True,  # signals of the terminal are the parent's to handle
             )
-        self.known: set[bytes] = set()
+        self.known: set[bytes] = set()  # pickled functions that it has loaded
         self._lock = threading.Lock()
         self._allowed = self._left = 0.0
         self._busy = False
-        self._verdict = ""
+        self._kill_reason = ""
 
     def ask(self, message: object, seconds: float) -> tuple[str, Any]:
-        """Send and wait for the answer; raises ``WorkerLost`` saying why none came."""
+        """Send and wait for the answer; raises ``WorkerLost`` with the reason where none comes."""
         payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         with self._lock:
             self._allowed = self._left = seconds
@@ -79,13 +79,13 @@ class _Worker:
             answer = self.pipe.recv_bytes()
         except (EOFError, OSError):
             self.stop()
-            ours = bool(self._verdict) or -self.process.returncode not in _FROM_OUTSIDE
-            reason = f"the worker process {self._verdict or self._ending()}"
-            raise WorkerLost(reason, from_outside=not ours) from None
+            from_outside = not self._kill_reason and -self.process.returncode in _FROM_OUTSIDE
+            reason = f"the worker process {self._kill_reason or self._ending()}"
+            raise WorkerLost(reason, from_outside=from_outside) from None
         finally:
             with self._lock:
                 self._busy = False
-        if self._verdict:  # it answered and was killed at the same moment
+        if self._kill_reason:  # it answered and was killed at the same moment
             self.stop()
         # Pickle is safe here: the pipe is private, and both of its ends were made by this process.
         outcome, value = pickle.loads(answer)  # noqa: S301
@@ -96,11 +96,8 @@ class _Worker:
         with self._lock:
             self._left -= seconds
             if self._busy and self._left < 0:
-                self._verdict = f"ran past {self._allowed:g} s"
+                self._kill_reason = f"ran past {self._allowed:g} s"
                 self.process.kill()
-
-    def alive(self) -> bool:
-        return self.process.poll() is None
 
     def stop(self) -> None:
         self.process.kill()
@@ -117,17 +114,18 @@ class _Worker:
 class ProcessEngine(Engine):
     """At most ``workers`` processes, each started when a task finds none free; ``warm`` names modules to import first.
 
-    Fewer are started where memory would not do for as many tasks that each take all they may, or where the system
-    starts no more. Raises ``DicomsortError`` where the address space (`ulimit -v`) does not do for one.
+    The default is one for each core that this process may use. Fewer are started where memory is too small for as many
+    tasks that each use all they may, or where the system starts no more. Raises ``DicomsortError`` where the address
+    space (`ulimit -v`) is too small for one.
     """
 
     def __init__(self, workers: int | None, limits: Limits, warm: tuple[str, ...] = ()) -> None:
-        """Start none yet; by default there is one for each core that this process may use."""
         require_address_space(ADDRESSES + limits.memory_bytes)
-        asked = workers or usable_cores()
-        self.workers = workers_for(asked, limits.memory_bytes)
-        if workers and self.workers < workers:
-            _tell_fewer(workers, self.workers, "there is no memory for more")
+        self.workers = workers or usable_cores()
+        affordable = workers_for(self.workers, limits.memory_bytes)
+        if workers and affordable < workers:
+            self._use_fewer(affordable, "there is no memory for more")
+        self.workers = affordable
         self._limits = limits
         self._setup = (_import_path(), warm, limits.memory_bytes)
         self._slots = Slots(WAITING_PER_WORKER * self.workers)
@@ -178,17 +176,17 @@ class ProcessEngine(Engine):
             if not self._feeders:
                 self._slots.give()
                 raise DicomsortError(f"expected a thread to start, received: {error}") from None
-            self._give_up_more(str(error))
+            self._use_fewer(self._feeders, str(error))
         else:
             self._feeders += 1
 
-    def _give_up_more(self, reason: str) -> None:
-        """Go on with the workers that there are."""
-        _tell_fewer(self.workers, self._feeders, reason)
-        self.workers = self._feeders
+    def _use_fewer(self, workers: int, reason: str) -> None:
+        facts = {"asked": self.workers, "workers": workers, "message": reason}
+        _log.warning("fewer workers than asked for", extra={"facts": facts})
+        self.workers = workers
 
     def _watch(self) -> None:
-        # Time is counted in ticks, so that a run which was suspended (Ctrl-Z) finds its tasks no older.
+        # Time is counted in ticks: while a run is suspended (Ctrl-Z), its tasks spend none.
         tick = min(0.25, self._limits.seconds / 10)
         while not self._stopped.wait(tick):
             for worker in list(self._running.values()):
@@ -201,33 +199,33 @@ class ProcessEngine(Engine):
         while (job := self._jobs.get()) is not None:
             self._slots.give()
             if job.future.set_running_or_notify_cancel():
-                self._settle(number, job)
+                self._complete(number, job)
             else:
                 self._count_finished()
-            del job  # while waiting for the next, hold no batch in memory
+            del job  # while waiting for the next, keep no batch in memory
         if worker := self._running.pop(number, None):
             worker.stop()
 
     def _is_needless(self, number: int) -> bool:
-        """Start a worker; whether that failed, and others are there for its tasks."""
+        """Start a worker; return whether that failed, and others are there for its tasks."""
         try:
             self._ready(number)
         except DicomsortError as error:
             with self._lock:
                 if self._feeders > 1 and not self._slots.closed:
                     self._feeders -= 1
-                    self._give_up_more(str(error))
+                    self._use_fewer(self._feeders, str(error))
                     return True
-        return False  # the first task tries again, and tells
+        return False  # the first task tries again, and gets the error
 
-    def _settle(self, number: int, job: _Job) -> None:
+    def _complete(self, number: int, job: _Job) -> None:
         try:
             result = self._run(number, job.function, job.task)
-        except BaseException as error:  # noqa: BLE001 - it belongs to who asks for the result
+        except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
             self._count_finished()
             job.future.set_exception(error)
         else:
-            self._count_finished()  # before anybody who waits for it submits the next
+            self._count_finished()  # before a thread that waits for the result submits the next task
             job.future.set_result(result)
 
     def _count_finished(self) -> None:
@@ -262,7 +260,7 @@ class ProcessEngine(Engine):
     def _ready(self, number: int) -> _Worker:
         """Return a worker that waits for a task: the present one, or where that died a new one."""
         worker = self._running.get(number)
-        if worker is not None and worker.alive():
+        if worker is not None and worker.process.poll() is None:
             return worker
         reason: Exception | None = None
         for _ in range(START_TRIES):
@@ -279,18 +277,13 @@ class ProcessEngine(Engine):
         raise DicomsortError(f"expected a worker process to start, received: {reason}")
 
 
-def _tell_fewer(asked: int, started: int, reason: str) -> None:
-    facts = {"asked": asked, "workers": started, "message": reason}
-    _log.warning("fewer workers than asked for", extra={"facts": facts})
-
-
 def usable_cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _import_path() -> list[str]:
-    """Where workers import from: as here, less the working folder, which may be an inbox full of surprises."""
+    """Return this process's import path for workers, without the working folder, which may be an inbox."""
     try:
         here = Path.cwd()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """The worker process of the ``processes`` engine, run by its path: it imports nothing of the product by itself.
 
 Its only argument is the descriptor of its pipe. The first message sets it up; then a message ``(function, None)`` loads
-a function, and ``(function, task)`` runs it. Each is answered by ``(outcome, value)``, one of ``OUTCOMES``.
+a function, and ``(function, task)`` runs it. The answer is ``(outcome, value)``: "done", "raised" or "memory".
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-OUTCOMES = ("done", "raised", "memory")
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -36,14 +35,14 @@ def main() -> None:
         # Pickle is safe here: the pipe is private, and both of its ends were made by the parent.
         sys.path[:], warm, memory_bytes = pickle.loads(pipe.recv_bytes())  # noqa: S301
         for module in warm:
-            with contextlib.suppress(Exception):  # the task that needs it will raise the same, and be told
+            with contextlib.suppress(Exception):  # the task that needs it will raise the same
                 importlib.import_module(module)
         pipe.send_bytes(pickle.dumps(("done", None)))
         serve(pipe, memory_bytes)
 
 
 def serve(pipe: Connection[Any, Any], memory_bytes: int) -> None:
-    """Answer messages until the pipe closes, or memory ran out: then the process is worth no further task."""
+    """Answer messages until the pipe closes, or memory ran out: then the process gets no further task."""
     functions: dict[bytes, Callable[[object], object]] = {}
     outcome = "done"
     while outcome != "memory":
@@ -62,8 +61,8 @@ def serve(pipe: Connection[Any, Any], memory_bytes: int) -> None:
         except MemoryError:
             limit_memory(None)
             outcome, answer = "memory", pickle.dumps(("memory", None))
-        except Exception as error:  # noqa: BLE001 - it is raised again where the result is asked for
-            answer = raised(error)
+        except Exception as error:  # noqa: BLE001 - it is raised again in the parent
+            outcome, answer = "raised", raised(error)
         value = None
         pipe.send_bytes(answer)
 

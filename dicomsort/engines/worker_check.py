@@ -1,19 +1,18 @@
 """Whether a worker on another machine sees the same inbox and the same model as the run that sends it tasks.
 
-Paths say little: the mount may be missing, or another server's. What the file system says of the folder itself says
-less than it seems. Device numbers are each host's own. Inode numbers are the server's on NFS, Lustre and most of SMB,
-but a client makes them up for SMB without ``serverino`` and for FUSE; and the top folders of two disks tend to have
-the same one. A list of names, or a digest of it, may be old for as long as a client keeps attributes (a minute on NFS
-by default), and differs while files arrive. A token written to the inbox would be proof, but a dry run changes nothing,
-and an inbox may be read-only.
+Equal paths prove nothing: the mount may be missing, or another server's. Nor does ``stat`` of the folder. Device
+numbers are each host's own. Inode numbers are the server's on NFS, Lustre and most of SMB, but a client makes them up
+for SMB without ``serverino`` and for FUSE; and the top folders of two disks often have the same one. A list of names
+may be as old as the client's cache (a minute on NFS by default), and differs while files arrive. A token written to the
+inbox would be proof, but a dry run changes nothing, and an inbox may be read-only.
 
-So the run looks at a few files below the inbox, and a worker at the same paths: kind, size, and the second of the last
-change (SMB and some FUSE systems keep no nanoseconds). Each is opened first, for an NFS client asks the server then,
-whatever it keeps (close-to-open consistency). More than half must agree: some may be written or taken away just now,
-but nothing else passes by chance. A true copy of the folder does pass, and does no harm: its bytes are the same, and
-each file is compared with its own record again when it is read and when it is placed.
+So run and worker compare a few files below the inbox: kind, size, and mtime in seconds (SMB and some FUSE systems keep
+no nanoseconds). Each is opened first, because then an NFS client asks the server (close-to-open consistency). More than
+half must agree: some may be written or removed just now, but nothing else passes by chance. A true copy of the folder
+passes and does no harm: its bytes are the same, and each file is compared with its own record again when it is read and
+when it is placed.
 
-Of the model, SHA-256 of each file that is read must be the same.
+The SHA-256 of each file of the model that is read must be the same.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from dicomsort.bundle import MODEL_NAME, SPEC_NAME
 from dicomsort.files import opened, sha256_of
 
 SAMPLE = 16
-ENTRIES = 2000  # looked through for the sample, so that a folder of a million folders costs no minute
+ENTRIES = 2000  # listed for the sample, so that a folder of a million folders costs no minute
 SHOWN = 16  # digits of a SHA-256
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a host sees: of the inbox some regular files (path below it, size, mtime in seconds), and of the model.
+    """What a host sees of the inbox, some regular files (path below it, size, mtime in seconds), and of the model.
 
-    ``model`` is the bundle's folder, ``""`` where pixels are not asked; ``hashes`` are SHA-256 of its files by name.
+    ``model`` is the bundle's folder, ``""`` where none is used; ``hashes`` are names of its files and their SHA-256.
     """
 
     inbox: str
@@ -47,16 +46,16 @@ class Snapshot:
 
 
 def snapshot(inbox: str, outbox: str | None, model: str) -> Snapshot:
-    """Look from here, by absolute paths; what lies in the outbox is no part of the inbox."""
-    looks = ((path, *_look(f"{inbox}/{path}")) for path in _paths(inbox, outbox))
-    files = ((path, size, mtime) for path, size, mtime, problem in looks if not problem)
+    """Return what this host sees, by absolute paths; what lies in the outbox is no part of the inbox."""
+    statuses = ((path, *_status(f"{inbox}/{path}")) for path in _paths(inbox, outbox))
+    files = ((path, size, mtime) for path, size, mtime, problem in statuses if not problem)
     names = (name for name in (SPEC_NAME, MODEL_NAME) if model and os.path.isfile(f"{model}/{name}"))
     hashes = ((name, sha256_of(f"{model}/{name}")) for name in names)
     return Snapshot(inbox, tuple(islice(files, SAMPLE)), model, tuple(hashes))
 
 
 def difference(expected: Snapshot) -> str:
-    """What is otherwise from here than the run sees it, and what to do; nothing where all is the same."""
+    """Return how what this host sees differs from a snapshot, and what to do; ``""`` where it does not."""
     return _inbox_difference(expected) or _model_difference(expected)
 
 
@@ -67,12 +66,14 @@ def _inbox_difference(expected: Snapshot) -> str:
             pass
     except OSError as error:
         problem = str(error.strerror)
-    looks = [(_look(f"{expected.inbox}/{path}"), size, mtime) for path, size, mtime in expected.files]
-    problems = [look[2] or ("" if look[:2] == (size, mtime) else "another size or time") for look, size, mtime in looks]
-    alike = problems.count("")
-    if not problem and problems and alike * 2 <= len(problems):
-        reason = Counter(filter(None, problems)).most_common(1)[0][0]
-        problem = f"a folder with {alike} of {len(problems)} of its files (others: {reason})"
+    problems = []
+    for path, *wanted in expected.files:
+        *found, reason = _status(f"{expected.inbox}/{path}")
+        problems.append(reason or ("" if found == wanted else "another size or time"))
+    same = problems.count("")
+    if not problem and problems and same * 2 <= len(problems):
+        most_common = Counter(filter(None, problems)).most_common(1)[0][0]
+        problem = f"a folder with {same} of {len(problems)} of its files (others: {most_common})"
     if not problem:
         return ""
     return (
@@ -96,8 +97,8 @@ def _model_difference(expected: Snapshot) -> str:
     return ""
 
 
-def _look(path: str) -> tuple[int, int, str]:
-    """Size, mtime in seconds, and why there are none."""
+def _status(path: str) -> tuple[int, int, str]:
+    """Return size, mtime in seconds, and the reason where there are none."""
     try:
         with opened(path) as descriptor:
             status = os.fstat(descriptor)
@@ -109,7 +110,7 @@ def _look(path: str) -> tuple[int, int, str]:
 
 
 def _paths(inbox: str, outbox: str | None) -> Iterator[str]:
-    """Some paths of regular files below the inbox, in no order, as they come."""
+    """Yield some paths of regular files below the inbox, in no order."""
     waiting, left = [""], ENTRIES
     while waiting and left:
         folder = waiting.pop()

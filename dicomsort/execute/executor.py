@@ -1,9 +1,8 @@
-"""Executes a sealed plan in batches, journalled: what is written and flushed between two steps, and in which order.
+"""Executes a sealed plan in batches with a journal, and fixes the order of writes and flushes.
 
 For each batch: ``begin`` lines, flushed; new folders; new names (links, or verified copies); one flush of the file
 system; ``end`` lines, flushed; only then sources are removed. A plan may be executed any number of times: what ended is
-not done again, and what was begun is recognised by inode, not by content. Folders that targets need are journalled
-before they are made.
+not done again, and what was begun is recognised by inode, not by content. Folders are journalled before they are made.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class NotMade(NamedTuple):
     error: OSError
 
     def ending(self, operation: Operation) -> Result | Fatal:
-        """How an operation ends that needs the folder: a name that cannot be costs its own files, all else the run."""
+        """Return how an operation ends that needs the folder: an impossible name fails its files, all else the run."""
         message = f"making folder {self.path!r}: expected success, received {self.error.strerror}"
         if self.error.errno in _NAME_REFUSED:
             return Result(operation.number, Outcome.FAILED, message)
@@ -41,18 +40,17 @@ class NotMade(NamedTuple):
 
 
 class Folders:
-    """Knows which folders are there, so that each is looked up once a run."""
+    """Which folders exist, each looked up once a run; ``begun`` are those that an interrupted attempt was to make."""
 
     def __init__(self, files: Files, roots: Roots, begun: Iterable[str] = ()) -> None:
-        """Start with the roots alone, which must be there; ``begun`` are those that a dead attempt was to make."""
         self._files = files
         self._roots = roots
         self._there: set[str] = {"inbox", "outbox"}
         self._devices: dict[str, int] = {}
-        self._ours = set(begun)  # made by this run, or perhaps made by the attempt that was cut short
+        self._ours = set(begun)  # made by this run, or perhaps by the interrupted attempt
 
     def survey(self, operations: Sequence[Operation]) -> tuple[set[str], dict[int, Result | Fatal]]:
-        """Which folders are missing, and which operations cannot go on: where a folder should be is something else."""
+        """Return the missing folders, and the ends of operations whose folder cannot be there or be looked up."""
         absent: set[str] = set()
         refused: dict[int, Result | Fatal] = {}
         for operation in operations:
@@ -66,7 +64,7 @@ class Folders:
         return absent, refused
 
     def make(self, paths: Iterable[str]) -> dict[str, NotMade]:
-        """Make folders, parents first; one that appeared meanwhile is as good. Which cannot be made, and why."""
+        """Make folders, parents first, and accept those that exist; return those that cannot be made, and why."""
         unmade: dict[str, NotMade] = {}
         for path in paths:
             if reason := unmade.get(parent(path)):
@@ -84,13 +82,13 @@ class Folders:
         return unmade
 
     def change(self, operation: Operation) -> Result | Fatal:
-        """Carry out REMOVE_FOLDER, where it is empty; of MAKE_FOLDER set mode and mtime, where ``make`` made it."""
+        """Remove a folder if it is empty (REMOVE_FOLDER), or set mode and mtime of one of ours (MAKE_FOLDER)."""
         path = self._roots.absolute(operation.source)
         try:
             if operation.verb is Verb.REMOVE_FOLDER:
                 self._files.remove_folder(path)
                 self._there.discard(operation.source)
-            elif operation.source in self._ours:  # else somebody made it again, and it is theirs
+            elif operation.source in self._ours:  # else somebody else made it again
                 self._files.set_mode(path, operation.mode)
                 self._files.set_mtime(path, operation.mtime_ns)
         except FileNotFoundError:
@@ -101,19 +99,19 @@ class Folders:
         return Result(operation.number, Outcome.DONE)
 
     def reconcile(self, operation: Operation) -> Result:
-        """How REMOVE_FOLDER stands that an attempt cut short had begun: whether an undo must make the folder again."""
+        """Return the result of REMOVE_FOLDER of an interrupted attempt: whether an undo must make the folder again."""
         is_there = os.path.lexists(self._roots.absolute(operation.source))
         return Result(operation.number, Outcome.SKIPPED if is_there else Outcome.DONE)
 
     def device(self, target: str) -> int:
-        """The device that a target's folder lies on."""
+        """Return the device that a target's folder lies on."""
         folder = parent(target)
         if folder not in self._devices:
             self._devices[folder] = os.stat(self._roots.absolute(folder)).st_dev
         return self._devices[folder]
 
     def chains(self, targets: Iterable[str]) -> set[str]:
-        """All folders between the root and each target, the root too: what must be flushed one by one."""
+        """Return all folders above the targets, roots too: what must be flushed one by one."""
         found: set[str] = set()
         for target in targets:
             path = parent(target)
@@ -123,15 +121,14 @@ class Folders:
         return found
 
     def _missing(self, path: str, planned: Container[str]) -> list[str]:
-        """The folders of the chain that are not there, parents first; NotADirectoryError where a file or link is."""
+        """Return the missing folders of a path, parents first; NotADirectoryError where a file or link is."""
         chain: list[str] = []
         while path not in self._there and path not in planned:
             status = look_up(self._roots.absolute(path))
             if status is None:
                 chain.append(path)
             elif not stat.S_ISDIR(status.st_mode):
-                message = f"expected a folder at {path!r}, found something else"
-                raise NotADirectoryError(message)
+                raise NotADirectoryError(f"expected a folder at {path!r}, found something else")
             else:
                 self._there.add(path)
             path = parent(path)
@@ -144,7 +141,7 @@ def _is_folder(path: str) -> bool:
 
 
 def needed(operations: Iterable[Operation], absent: Container[str]) -> list[str]:
-    """Those of the missing folders that operations need, parents first."""
+    """Return the missing folders that operations need, parents first."""
     found: dict[str, None] = {}
     for operation in operations:
         chain = []
@@ -157,12 +154,12 @@ def needed(operations: Iterable[Operation], absent: Container[str]) -> list[str]
 
 
 def folder_of(operation: Operation) -> str:
-    """The folder that must be there for an operation; empty where none must."""
+    """Return the folder that an operation needs, ``""`` where it needs none."""
     return operation.source if operation.verb is Verb.MAKE_FOLDER else parent(operation.target)
 
 
 def parent(path: str) -> str:
-    """The path of the folder that holds it."""
+    """Return the path of the folder that holds it."""
     return path.rpartition("/")[0]
 
 
@@ -172,15 +169,15 @@ R = TypeVar("R")
 
 
 class Executor:
-    """Carries out one plan with a few threads; only the thread that calls ``run`` writes the journal."""
+    """Executes one plan with a few threads; only the thread that calls ``run`` writes the journal.
+
+    ``run`` is the run's id, which names the temporary copies. ``tries_all``: where the disk refuses an operation, the
+    others are executed before the run fails.
+    """
 
     def __init__(
         self, files: Files, roots: Roots, journal: Journal, run: str, threads: int, *, tries_all: bool = False
     ) -> None:
-        """``run`` is the run's id, which names the temporary copies.
-
-        ``tries_all``: where the disk refuses an operation, the others are carried out before the run fails.
-        """
         self._files = files
         self._roots = roots
         self._journal = journal
@@ -189,15 +186,15 @@ class Executor:
         self._threads = threads
         self._tries_all = tries_all
         self._is_resumed = bool(journal.known.begun) or any(journal.known.outcomes)
-        self._refused, self._refusals = "", 0  # what the disk said first, and how often, where all is tried
-        self._put_off: set[str] = set()  # what operations need, or lie in, that a resume must try again
+        self._refused, self._refusals = "", 0  # the first refusal of the disk, and their number, where all is tried
+        self._put_off: set[str] = set()  # files and folders of operations that are left to a resume
         self._is_far = is_network(roots.outbox)
         self._placer.copies = os.stat(roots.inbox).st_dev != os.stat(roots.outbox).st_dev
 
     def run(self, plan: Plan, on_done: Callable[[list[Operation]], None]) -> None:
         """Do all that is not done yet; PlacingFailed where the disk refuses, after what was done is journalled.
 
-        ``on_done`` is given each batch, in the plan's order, when the journal knows how its operations ended. What the
+        ``on_done`` gets each batch, in the plan's order, after the journal got the ends of its operations. What the
         disk refused has not ended: a resume tries it again.
         """
         with ThreadPoolExecutor(self._threads) as self._pool:
@@ -213,13 +210,14 @@ class Executor:
             raise PlacingFailed(f"{self._refused}{times}; the rest is done, and `dicomsort resume` tries this again")
 
     def reconcile(self, plan: Plan) -> list[str]:
-        """Before an undo: how those operations stand that were begun and not ended; no temporary copy stays.
+        """Before an undo, journal the ends of operations that were begun, and remove temporary copies.
 
-        What is to be said of those that cannot be removed.
+        An operation that was not done gets no end: a resume does it, should the undo not begin. Return a note on the
+        copies that cannot be removed.
         """
         known = self._journal.known
         begun = (o for o in plan.operations() if o.number in known.begun)
-        found = [(self._folders if _kind(o) == "folder" else self._placer).reconcile(o) for o in begun]
+        found = [self._folders.reconcile(o) if _kind(o) == "folder" else self._placer.check(o) for o in begun]
         if ended := [result for result in found if result is not None]:
             self._journal.end(ended)
         stuck = [refusal.message for o in plan.operations() if (refusal := self._placer.clear(o)) is not None]
@@ -232,7 +230,7 @@ class Executor:
             self._place(waiting)
         for o in batch if self._is_resumed else ():
             if o.target and known.has_ended(o.number) and not known.is_done(o.number):
-                self._placer.clear(o)  # an attempt cut short may have left its temporary copy
+                self._placer.clear(o)  # an interrupted attempt may have left its temporary copy
         done = [o for o in batch if known.is_done(o.number)]
         finished = self._each(self._placer.remove_source, done, at_once=self._moves_bytes(done))
         stuck = {result.number: result for result in finished if isinstance(result, Result)}
@@ -250,12 +248,12 @@ class Executor:
                 self._refuse(result.message)
 
     def _put_off_all(self, operations: Iterable[Operation]) -> None:
-        """Leave operations to a resume, and with them what would take away their sources, or the folders of either."""
+        """Leave operations to a resume, and with them what would remove their sources, or the folders of either."""
         for o in operations:
             self._put_off |= {o.source, *self._folders.chains(place for place in (o.source, o.target) if place)}
 
     def _refuse(self, message: str) -> None:
-        """The disk refused: the run ends here, or is to fail when all else was tried."""
+        """Fail because the disk refused: at once, or after all else was tried."""
         if not self._tries_all:
             raise PlacingFailed(message)
         self._refused = self._refused or message
@@ -277,9 +275,10 @@ class Executor:
         self._end([*endings, *zip(ready, acted, strict=True)])
 
     def _end(self, endings: Sequence[tuple[Operation, Result | Fatal]]) -> None:
-        """Make new names durable, then journal how operations ended; those that the disk refused have not.
+        """Make new names durable, then journal how operations ended.
 
-        Nor has one that would take away what an operation needs that was refused: the kept copy of a duplicate.
+        Operations that the disk refused get no end, nor do those that would remove what these need: the kept copy of a
+        duplicate.
         """
         results = [(o, r) for o, r in endings if isinstance(r, Result)]
         refused = [(o, r) for o, r in endings if isinstance(r, Fatal)]
@@ -317,14 +316,14 @@ class Executor:
                 self._not_durable(error, those)
 
     def _flushable(self, target: str) -> str:
-        """A folder on a target's file system that can be opened: its root, which can, unless that is another."""
+        """Return a folder on a target's file system that can be opened: its root, unless that is on another."""
         folder, root = parent(target), target.partition("/")[0]
         return self._roots.absolute(
             root if self._folders.device(f"{root}/x") == self._folders.device(target) else folder
         )
 
     def _flush_each(self, operations: list[Operation]) -> None:
-        """File by file, then folder by folder: a file system that flushes no other way, or promises little."""
+        """Flush each file and each folder, where the file system has no other way, or promises little."""
         targets = [o.target for o in operations]
         for path in sorted({*targets, *self._folders.chains(targets)}):
             try:
@@ -337,7 +336,7 @@ class Executor:
         self._refuse(f"flushing to disk: expected success, received {error.strerror}; sources are untouched")
 
     def _each(self, function: Callable[[Operation], R], operations: Sequence[Operation], *, at_once: bool) -> list[R]:
-        """Map, in threads where told to: on a local disk, looks and links cost less than their way to a thread."""
+        """Map, in threads if ``at_once``: on a local disk, a stat or link costs less than its way to a thread."""
         if not (at_once or self._is_far):
             return [function(o) for o in operations]
         mapped = self._pool.map(lambda part: [function(o) for o in part], _slices(operations, self._threads))
@@ -349,7 +348,7 @@ class Executor:
 
 
 def _slices(operations: Sequence[Operation], threads: int) -> Iterator[Sequence[Operation]]:
-    """Neighbours together, for threads in one folder wait for each other; four slices a thread, of about equal work."""
+    """Yield neighbours together, as threads in one folder wait for each other: four slices a thread, of equal work."""
     work = sum(o.size + _WORK for o in operations)
     start, done = 0, 0
     for end, operation in enumerate(operations, 1):
@@ -360,7 +359,7 @@ def _slices(operations: Sequence[Operation], threads: int) -> Iterator[Sequence[
 
 
 def _kind(operation: Operation) -> str:
-    """Kinds are not mixed in a batch: a duplicate is removed only after what it equals was placed."""
+    """Return the kind, one a batch: a duplicate is removed only after what it equals was placed."""
     verb = operation.verb
     if verb is Verb.MAKE_FOLDER or verb is Verb.REMOVE_FOLDER:
         return "folder"

@@ -1,4 +1,4 @@
-"""One file operation: what it meets, what it does, and how a half-done one is recognised after a crash."""
+"""One file operation: its checks, its steps, and how an unfinished one is recognised after a crash."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dicomsort.files import (
     REFUSED_BY_DISK,
     Copied,
     Files,
-    chunks,
+    begins_with,
     copy,
     look_up,
     opened,
@@ -26,6 +26,7 @@ from dicomsort.metadata import ACL, Applied, Metadata, apply_metadata, copy_with
 from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
 CANNOT_LEAVE = "its folder may not be changed, so the file cannot leave it"
+_CHANGED_SINCE = "the file changed while it was placed"
 _UNITS = (1, 100, 10**3, 10**6, 10**9, 2 * 10**9)  # nanoseconds, in which file systems keep times
 _CREATED_MODE = 0o600  # of files that are not complete yet
 
@@ -38,7 +39,7 @@ class Roots:
     outbox: str
 
     def absolute(self, path: str) -> str:
-        """The absolute path of one that begins with its root."""
+        """Return the absolute path of one that begins with its root."""
         root, slash, rest = path.partition("/")
         return (self.inbox if root == "inbox" else self.outbox) + slash + rest
 
@@ -51,15 +52,15 @@ class Fatal:
 
 
 class _Made(NamedTuple):
-    """A new file, and of one that moved what its source had, and what was not kept of that."""
+    """A new file; if it moved, the metadata of its source, and what could not be kept of it."""
 
     copied: Copied
     metadata: Metadata | None = None
-    kept: Applied = Applied()
+    applied: Applied = Applied()
 
 
 def ending(o: Operation, error: OSError, what: str) -> Result | Fatal:
-    """How an operation ends that met an error: FAILED, or Fatal where the disk refused."""
+    """Return how an operation ends after an error: FAILED, or Fatal where the disk refused."""
     reason = error.strerror or str(error)
     if error.errno in REFUSED_BY_DISK:
         return Fatal(f"{what}: expected success, received {reason}")
@@ -67,22 +68,21 @@ def ending(o: Operation, error: OSError, what: str) -> Result | Fatal:
 
 
 class Leaving:
-    """Knows from which folders this process may take files away; each folder is asked once."""
+    """From which folders this process may remove files; each folder is looked up once."""
 
     def __init__(self) -> None:
-        """Nothing is asked yet."""
-        self._folders: dict[str, tuple[bool, bool]] = {}  # whether it may be changed; whether by owners of files alone
+        self._folders: dict[str, tuple[bool, bool]] = {}  # whether it may be changed; whether only by a file's owner
 
     def may_leave(self, path: str, status: os.stat_result) -> bool:
-        """Whether a file, at an absolute path and with that status, may be taken out of its folder."""
-        may_change, is_sticky = self._asked(path.rpartition("/")[0])
+        """Whether a file, at an absolute path and with that status, may be removed from its folder."""
+        may_change, is_sticky = self._rights(path.rpartition("/")[0])
         return may_change and (not is_sticky or status.st_uid == os.geteuid())
 
     def depends_on_owner(self, folder: str) -> bool:
-        """Whether a folder lets files go to their owners alone."""
-        return self._asked(folder)[1]
+        """Whether only the owner of a file may remove it from a folder."""
+        return self._rights(folder)[1]
 
-    def _asked(self, folder: str) -> tuple[bool, bool]:
+    def _rights(self, folder: str) -> tuple[bool, bool]:
         if folder not in self._folders:
             there, user = os.stat(folder), os.geteuid()
             is_sticky = bool(there.st_mode & stat.S_ISVTX) and user not in {0, there.st_uid}
@@ -91,22 +91,24 @@ class Leaving:
 
 
 class Placer:
-    """Checks, does and finishes single operations; safe to call from several threads."""
+    """Checks, applies and finishes single operations; safe to call from several threads.
+
+    ``known`` says which operations an earlier attempt of this run had begun.
+    """
 
     def __init__(self, files: Files, roots: Roots, run: str, known: Replay) -> None:
-        """``known`` tells which operations an earlier attempt of this run had begun."""
         self._files = files
         self._roots = roots
         self._run = run
         self._begun = frozenset(known.begun)
         self._leaving = Leaving()
-        self._has_links: bool | None = None  # of the targets' file system, once an attempt cut short has to know
-        self.copies = False  # whether links were refused, so that what should have linked has copied
+        self._has_links: bool | None = None  # whether the targets' file system makes links; None before it is tried
+        self.copies = False  # whether links were refused, so that files were copied instead
         # Copies that were read again: device, inode, mtime of the new file, and the source's ctime before it was read.
         self._proven: dict[int, tuple[int, int, int, int]] = {}
 
     def check(self, o: Operation, *, fresh: bool = False) -> Result | None:
-        """What can be said before anything is done; None where the operation is to be done.
+        """Return the result of an operation that cannot be done or is done already, else None.
 
         ``fresh``: the target's folder is not there yet, so neither is the target.
         """
@@ -131,7 +133,7 @@ class Placer:
         return None
 
     def _recognise(self, o: Operation, target: os.stat_result, source: os.stat_result | None) -> Result | None:
-        """A target that an attempt cut short may have made: ours by inode, or torn and ours to make again."""
+        """Return the result where an interrupted attempt may have made the target; None where it must be made again."""
         if o.verb is not Verb.COPY and _is_one_file(o, target, source):
             return self._under_its_new_name(o, target)
         part, path = self._part(o), self._roots.absolute(o.target)
@@ -151,7 +153,7 @@ class Placer:
         return self._occupied(o, target)
 
     def _links(self, part: str) -> bool:
-        """Whether the file system of a temporary copy makes hard links: then what we place has its inode, no other."""
+        """Whether the file system of a temporary copy makes hard links: then only a file of its inode is ours."""
         if self._has_links is None:
             try:
                 self._files.link(part, second := _second_name(part))
@@ -162,7 +164,7 @@ class Placer:
         return self._has_links
 
     def _complete(self, o: Operation, source: os.stat_result | None, inode: int) -> tuple[str, int, Lost | None]:
-        """Set again what a whole copy gets last, and tell what it could not keep."""
+        """Set again what a whole copy gets last; return what it could not keep in words, its inode, and the loss."""
         path = self._roots.absolute(o.target)
         if o.verb is Verb.MOVE and source is not None:
             with opened(self._roots.absolute(o.source)) as reader, opened(path) as copied:
@@ -221,12 +223,12 @@ class Placer:
         return self._under_its_new_name(o, there)
 
     def _under_its_new_name(self, o: Operation, status: os.stat_result) -> Result:
-        """A file that was linked; metadata that an earlier move or a backup did not keep comes back now."""
+        """Restore metadata of a linked file that an earlier move or a backup did not keep."""
         if o.owner is None and (o.stamp_ns is None or _is_stamped(status, o.stamp_ns)):
             return Result(o.number, Outcome.DONE, inode=status.st_ino)
         try:
             with opened(self._roots.absolute(o.target)) as file:
-                there = metadata_of(file)  # other attributes it has kept as they are
+                there = metadata_of(file)  # it has kept its other attributes
                 there = there._replace(attributes={n: v for n, v in there.attributes.items() if n == ACL})
                 message, lost = apply_metadata(self._files, file, _wanted(o, there), _stamp(o))
         except OSError as error:
@@ -250,15 +252,15 @@ class Placer:
             with contextlib.suppress(OSError):
                 self._files.unlink(part)
             raise
-        return Result(o.number, Outcome.DONE, made.kept.message, made.copied.inode, made.kept.lost)
+        return Result(o.number, Outcome.DONE, made.applied.message, made.copied.inode, made.applied.lost)
 
     def _filled(self, o: Operation, part: str) -> _Made | None:
-        """The temporary file; None where its bytes are not those that were judged (they are read again for a move)."""
+        """Make the temporary file; None where its bytes are not those of the plan (they are read again for a move)."""
         source = self._roots.absolute(o.source)
         before = look_up(source) if o.verb is Verb.MOVE else None
         try:
             made = self._copied(o, source, part)
-        except FileExistsError:  # what an attempt cut short has left
+        except FileExistsError:  # left by an interrupted attempt
             self._files.unlink(part)
             made = self._copied(o, source, part)
         if made.copied.sha256 != o.sha256:
@@ -271,7 +273,7 @@ class Placer:
         return made
 
     def _copied(self, o: Operation, source: str, target: str, metadata: Metadata | None = None) -> _Made:
-        """A copy, of a move with ``metadata`` or else what the source has."""
+        """Make a copy; a move's gets ``metadata``, or else that of the source."""
         if o.verb is not Verb.MOVE:
             return _Made(copy(self._files, source, target, _mode(o), _stamp(o)))
         wanted = lambda found: metadata or _wanted(o, found)
@@ -280,9 +282,9 @@ class Placer:
     def remove_source(self, o: Operation) -> Result | Fatal | None:
         """After the result is durable: remove the temporary copy, and the source of a move or remove.
 
-        A plan may be carried out again much later, so what replaces the source must be there at this moment. A result
-        is returned only where the source is there and stays; ``roll_back`` is for what was placed then. Fatal where the
-        temporary copy cannot be removed, or nothing can be said of the source.
+        A plan may be executed again much later, so what replaces the source must be there at this moment. A result is
+        returned only where the source stays; then ``roll_back`` removes what was placed. Fatal where the temporary copy
+        cannot be removed, or the source cannot be looked up.
         """
         if o.verb is Verb.COPY or o.verb is Verb.LINK:
             return self.clear(o)
@@ -294,9 +296,9 @@ class Placer:
         return stuck or cleared
 
     def _remove_source(self, o: Operation) -> tuple[Result | None, bool]:
-        """Remove it where another name, or another file, holds what it holds now.
+        """Remove the source where another name, or another file, has its present content.
 
-        A Result where it stays because it changed; and whether it is another name of its target.
+        Return a Result where it stays because it changed, and whether it is another name of its target.
         """
         path = self._roots.absolute(o.source)
         source = look_up(path)
@@ -308,13 +310,12 @@ class Placer:
             return self._remove_duplicate(o, source), False
         if not (source.st_nlink > 1 if linked else self._is_replaced(o, source, target)):  # one name, by two ways
             return None, linked
-        now = source if linked else look_up(path)  # comparing takes a while
-        if now is None or (now.st_ino, now.st_ctime_ns) != (source.st_ino, source.st_ctime_ns):
-            return Result(o.number, Outcome.CHANGED, "the file changed while it was placed"), linked
+        if not linked and _has_changed(path, source):  # comparing takes a while
+            return Result(o.number, Outcome.CHANGED, _CHANGED_SINCE), linked
         return self._unlinked(o), linked
 
     def _unlinked(self, o: Operation) -> Result | None:
-        """Remove the source's name; a Result where that is refused."""
+        """Remove the source's name; return a Result where that is refused."""
         try:
             self._files.unlink(self._roots.absolute(o.source))
         except OSError as error:
@@ -322,9 +323,9 @@ class Placer:
         return None
 
     def _remove_duplicate(self, o: Operation, source: os.stat_result) -> Result | None:
-        """Remove a duplicate whose kept copy holds the same bytes; a Result where it stays for a reason.
+        """Remove a duplicate whose kept copy holds the same bytes; return a Result where it stays for a reason.
 
-        Two runs can cross, each to remove what the other keeps. So the source is locked against all others and the kept
+        Two runs can cross, each removing what the other keeps. So the source is locked against all others, and the kept
         copy against removal, from the comparison to the end.
         """
         path, kept = self._roots.absolute(o.source), self._roots.absolute(o.kept)
@@ -334,9 +335,8 @@ class Placer:
                 if not (self._is_locked(mine) and (is_one or self._is_locked(theirs, shared=True))):
                     return Result(o.number, Outcome.FAILED, "another run removes it, or its kept copy")
                 is_kept = _is_at(theirs, kept) and same_bytes(path, kept)
-                now = look_up(path)  # comparing takes a while
-                if now is None or (now.st_ino, now.st_ctime_ns) != (source.st_ino, source.st_ctime_ns):
-                    return Result(o.number, Outcome.CHANGED, "the file changed while it was placed")
+                if _has_changed(path, source):  # comparing takes a while
+                    return Result(o.number, Outcome.CHANGED, _CHANGED_SINCE)
                 return self._unlinked(o) if is_kept else None
         except FileNotFoundError:  # of the kept copy: then the file stays
             return None
@@ -360,9 +360,9 @@ class Placer:
         return self._same(o.source, o.target)
 
     def roll_back(self, o: Operation, inode: int) -> bool:
-        """Remove the new name of a file whose source stays, unless it is another file's by now; whether that is done.
+        """Remove the new name of a file whose source stays, unless it is another file's by now; return success.
 
-        The new name stays where the source has gone, or has changed: then nothing else may hold the bytes.
+        The new name stays where the source is gone or has changed: then nothing else may hold the bytes.
         """
         if o.verb is not Verb.MOVE:
             return True
@@ -374,15 +374,8 @@ class Placer:
             return False
         return source is not None
 
-    def reconcile(self, o: Operation) -> Result | None:
-        """How an operation that an earlier attempt had begun stands, before it is undone; nothing new is done.
-
-        None where it was not done: a resume does it, should the undo not begin.
-        """
-        return self.check(o)
-
     def clear(self, o: Operation) -> Fatal | None:
-        """Remove the temporary copy; Fatal says why it cannot be removed."""
+        """Remove the temporary copy; return Fatal with the reason where it cannot be removed."""
         try:
             self.clean_up(o)
         except OSError as error:
@@ -390,7 +383,7 @@ class Placer:
         return None
 
     def clean_up(self, o: Operation) -> None:
-        """Remove the temporary copy, if an attempt left one."""
+        """Remove the temporary copy of an earlier attempt, if there is one."""
         if o.verb is Verb.COPY or o.verb is Verb.MOVE:
             part = self._part(o)
             if o.number in self._begun:
@@ -405,10 +398,10 @@ class Placer:
                     raise
 
     def _part(self, o: Operation) -> str:
-        """The temporary copy: beside the target, or as near above it in its root as the length of paths allows.
+        """Return the temporary copy's path: beside the target, or as near above it as the length of paths allows.
 
-        Else it is in the outbox, whose state folder has longer paths; where that is another file system than the
-        target's, the target is made as where links do not exist.
+        Else it is in the outbox, whose state folder has longer paths; where that is on another file system than the
+        target, the target is made as where links do not exist.
         """
         name, folder = f".dicomsort-{self._run}-{o.number}.part", o.target
         while folder := folder.rpartition("/")[0]:
@@ -433,13 +426,18 @@ def _mode(o: Operation) -> int:
 
 
 def _wanted(o: Operation, found: Metadata) -> Metadata:
-    """What a file has that moves: by the plan where an earlier move could not keep it, else what it has now.
+    """Return the metadata for a file that moves: the plan's where an earlier move could not keep it, else its present.
 
-    Set-ID bits are believed only where the file has them beside the owner that it has now: the plan is older.
+    Set-ID bits are kept only where the file has them with its present owner: the plan is older.
     """
     if o.owner is not None:
         return found._replace(owner=o.owner[0], group=o.owner[1], mode=o.mode)
     return found._replace(mode=o.mode & (found.mode | 0o777))
+
+
+def _has_changed(path: str, before: os.stat_result) -> bool:
+    now = look_up(path)
+    return now is None or (now.st_ino, now.st_ctime_ns) != (before.st_ino, before.st_ctime_ns)
 
 
 def _is_at(descriptor: int, path: str) -> bool:
@@ -453,12 +451,12 @@ def _stamp(o: Operation) -> int:
 
 
 def _is_stamped(status: os.stat_result, stamp_ns: int) -> bool:
-    """Whether a file has the time that it was given, as a file system keeps it."""
+    """Whether a file has the given time, as a file system rounds it."""
     return any(status.st_mtime_ns == stamp_ns - stamp_ns % unit for unit in _UNITS)
 
 
 def _unchanged(o: Operation, status: os.stat_result) -> bool:
-    """Whether this is the file that the plan means; one that was linked may have got the time it is to have."""
+    """Whether this is the file that the plan means; one that was linked may have its new time already."""
     is_timed = status.st_mtime_ns == o.mtime_ns or (o.stamp_ns is not None and _is_stamped(status, o.stamp_ns))
     return is_timed and status.st_ino == o.inode and status.st_size == o.size and stat.S_ISREG(status.st_mode)
 
@@ -475,9 +473,4 @@ def _is_torn(path: str, status: os.stat_result, whole: str) -> bool:
     if stat.S_IMODE(status.st_mode) != _CREATED_MODE:
         return False
     with opened(path) as shorter, opened(whole) as longer:
-        offset = 0
-        for piece in chunks(shorter):
-            if piece != os.pread(longer, len(piece), offset):
-                return False
-            offset += len(piece)
-    return True
+        return begins_with(longer, shorter)

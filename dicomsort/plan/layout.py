@@ -1,7 +1,4 @@
-"""Layouts: from a verdict and a header to a path below the outbox, every component made harmless.
-
-``NameLookup`` and ``PlanContext`` are what planning asks of the world outside.
-"""
+"""Layouts: from a verdict and a header to a path below the outbox, with every component made harmless."""
 
 from __future__ import annotations
 
@@ -21,35 +18,32 @@ class NameLookup(Protocol):
     """Which names in an outbox are free."""
 
     def claim(self, name: str) -> bool:
-        """Give a name out once; False where it is taken."""
+        """Reserve a name; False where it is taken."""
 
     def holds(self, destination: str, size: int, sha256: str) -> bool | None:
-        """Whether the file at a destination has this content; None where it is free.
-
-        False too where no file can be: a path that is too long.
-        """
+        """Whether a file at a destination has this content; None where it is free, False where the path is too long."""
 
 
 class PlanContext(NameLookup, Protocol):
-    """What planning asks of the world outside."""
+    """What planning must know of this run and of earlier ones."""
 
     def is_repeated(self, sop: str) -> bool:
         """Whether several files of this run have this SOP Instance UID."""
 
     def placed_instance(self, sop: str, sha256: str | None) -> str | None:
-        """Where an earlier run put a file with this SOP Instance UID, of this content or (None) of any."""
+        """Return where an earlier run put a file with this SOP Instance UID, of this content or (None) of any."""
 
     def give(self, sop: str, sha256: str, destination: str) -> None:
-        """Keep where this run will put a file with this SOP Instance UID and content."""
+        """Store where this run will put a file with this SOP Instance UID and content."""
 
     def given(self, sop: str, sha256: str | None) -> str | None:
-        """Where this run will put the first file with this SOP Instance UID, of this content or (None) of any."""
+        """Return where this run will put the first file with this SOP Instance UID, of this or (None) any content."""
 
     def defer(self, operation: Operation) -> None:
-        """Keep an operation for later."""
+        """Store an operation for later."""
 
     def deferred(self) -> Iterator[Operation]:
-        """Yield what was kept, in its order."""
+        """Yield the stored operations in their order."""
 
 
 MAX_COMPONENT = 64
@@ -94,7 +88,7 @@ class Layout:
         return any(name == "sop_uid" for part in self.parts or () for _, name in part)
 
     def path(self, folder: str, e: Examined, *, with_uids: bool) -> str:
-        """The path below the outbox of a file that belongs in a class folder."""
+        """Return the path below the outbox of a file that belongs in a class folder."""
         if self.parts is None or e.header.kind != "dicom":
             return f"{folder}/{e.found.path}"
         if not with_uids:
@@ -129,8 +123,7 @@ def _pieces(part: str, text: str) -> tuple[tuple[str, str], ...]:
 
 
 def _refuse(text: str, expected: str) -> NoReturn:
-    message = f"--layout: expected {expected}; received {text!r}"
-    raise UsageError(message)
+    raise UsageError(f"--layout: expected {expected}; received {text!r}")
 
 
 def _component(pieces: tuple[tuple[str, str], ...], header: Header) -> str:
@@ -139,7 +132,7 @@ def _component(pieces: tuple[tuple[str, str], ...], header: Header) -> str:
 
 
 def harmless(text: str, *, bounded: bool = True) -> str:
-    """One path component without separators, control characters, leading dots or reserved names; never empty."""
+    """Return a path component without separators, control characters, leading dots or reserved names; never empty."""
     if len(text) <= MAX_COMPONENT and _NUMBERS.fullmatch(text):  # a UID, as nearly always
         return text
     clean = _HARMLESS.sub("_", unicodedata.normalize("NFC", text)).strip("._-") or "none"
@@ -153,7 +146,7 @@ def harmless(text: str, *, bounded: bool = True) -> str:
 
 
 def with_suffix(path: str, sha256: str) -> str:
-    """The path with ``.<8 hex of SHA-256>`` before its extension, its name kept within 255 bytes."""
+    """Return the path with ``.<8 hex of SHA-256>`` before its extension, the name cut to 255 bytes."""
     folder, slash, name = path.rpartition("/")
     stem, dot, extension = name.rpartition(".")
     if not stem or len(extension) > _KEY:
@@ -164,17 +157,16 @@ def with_suffix(path: str, sha256: str) -> str:
 
 
 def fold(path: str) -> str:
-    """What two names share that some file system would take for one: case and Unicode normal form put aside."""
+    """Return the same for names that some file system takes for one: without case and Unicode normal form."""
     if path.isascii():
         return path.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
 def prove_inside(path: str) -> None:
-    """Every component is a name; AssertionError otherwise, which no input may cause."""
+    """Raise AssertionError where a component is no name, which no input may cause."""
     if path.startswith("/") or {"", ".", ".."} & set(path.split("/")) or "\0" in path:
-        message = f"planned a target outside the outbox: {path!r}"
-        raise AssertionError(message)
+        raise AssertionError(f"planned a target outside the outbox: {path!r}")
 
 
 def parents(path: str) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """From verdicts and decisions to operations: what becomes of each file, duplicates among them.
 
-Pure: the planner asks, and never acts. Every file gets exactly one operation. No two operations get the same target,
-not even where only case or Unicode form differ. Every target is proven to lie below the outbox.
+The planner changes nothing. Every file gets exactly one operation. No two operations get the same target, not even
+where only case or Unicode form differ. Every target is proven to lie below the outbox.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from dicomsort.records import (
 )
 
 COLLISION = "uid-collision"
+_NO_NAME = "every name it could get is taken by other files, or too long"
 _CODE = re.compile(r"[A-Z0-9_ ]{0,16}")  # a Code String (PS3.5 6.2); what is typed there instead may be a name
 _ACTIONS = {Verb.COPY: Action.COPIED, Verb.MOVE: Action.MOVED, Verb.LINK: Action.LINKED}
 
@@ -46,13 +47,13 @@ def plan(
     files: Iterable[tuple[Examined, Grouping, Verdict]],
     folders: Callable[[], Iterable[tuple[str, int, int]]],
     options: Options,
-    around: PlanContext,
+    context: PlanContext,
 ) -> Generator[Operation]:
     """Yield the operations, numbered from 0: files in path order, then duplicates to remove, then folders to prune.
 
-    ``folders`` gives path, mode and mtime (ns) of the inbox's folders, each after those within it.
+    ``folders`` yields path, mode and mtime (ns) of the inbox's folders, each after those within it.
     """
-    planner = _Planner(options, around)
+    planner = _Planner(options, context)
     emptied: set[str] = set()
     number = 0
     for e, grouping, verdict in files:
@@ -60,29 +61,28 @@ def plan(
         if options.prune_empty and operation.verb in {Verb.MOVE, Verb.REMOVE}:
             emptied.update(parents(e.found.path))
         if operation.verb is Verb.REMOVE:
-            around.defer(operation)
+            context.defer(operation)
             continue
         yield operation
         number += 1
-    pruned = (_prune(*folder) for folder in folders() if folder[0] in emptied) if emptied else ()
-    for operation in chain(around.deferred(), pruned):
+    pruned = (_prune("inbox", *folder) for folder in folders() if folder[0] in emptied) if emptied else ()
+    for operation in chain(context.deferred(), pruned):
         yield replace(operation, number=number)
         number += 1
 
 
-def _prune(path: str, mode: int, mtime_ns: int) -> Operation:
-    return Operation(0, Verb.REMOVE_FOLDER, f"inbox/{path}", mode=mode, mtime_ns=mtime_ns)
+def _prune(root: str, path: str, mode: int, mtime_ns: int) -> Operation:
+    return Operation(0, Verb.REMOVE_FOLDER, f"{root}/{path}", mode=mode, mtime_ns=mtime_ns)
 
 
 class _Planner:
-    def __init__(self, options: Options, around: PlanContext) -> None:
+    def __init__(self, options: Options, context: PlanContext) -> None:
         self._options = options
-        self._around = around
+        self._context = context
         self._number = 0  # of the operation at hand
         self._by_instance = options.layout.by_instance
 
     def operation(self, number: int, e: Examined, grouping: Grouping, verdict: Verdict) -> Operation:
-        """The one operation of a file."""
         self._number = number
         if not verdict.folder:
             return self._leave(e, verdict)
@@ -97,21 +97,20 @@ class _Planner:
             verdict = _collision(verdict)
             destination, same = self._destination(e, verdict, with_uids=with_uids)
         if same is False:
-            note = "every name it could get is taken by other files, or too long"
-            return self._leave(e, replace(verdict, status=Status.CONFLICT, note=note))
-        if with_uids and self._around.is_repeated(e.header.sop_uid):
-            self._around.give(e.header.sop_uid, e.sha256, destination)
+            return self._leave(e, replace(verdict, status=Status.CONFLICT, note=_NO_NAME))
+        if with_uids and self._context.is_repeated(e.header.sop_uid):
+            self._context.give(e.header.sop_uid, e.sha256, destination)
         if same:
             return self._duplicate(e, verdict, destination)
         return self._place(e, verdict, destination)
 
     def _known(self, e: Examined, sha256: str | None) -> str | None:
-        """Where a file with this SOP Instance UID lies or will lie, one of this content or (None) of any."""
+        """Return where a file with this SOP Instance UID lies or will lie, of this content or (None) of any."""
         sop = e.header.sop_uid
-        return self._around.given(sop, sha256) or self._around.placed_instance(sop, sha256)
+        return self._context.given(sop, sha256) or self._context.placed_instance(sop, sha256)
 
     def _destination(self, e: Examined, verdict: Verdict, *, with_uids: bool) -> tuple[str, bool | None]:
-        """A name and what is there: nothing (None), the same content (True); False where no name is free."""
+        """Return a name and what is there: nothing (None), the same content (True); False where no name is free."""
         top = verdict.folder.partition("/")[0]
         sorted_ = verdict.status is Status.SORTED and top != REVIEW
         layout = self._options.layout
@@ -119,8 +118,8 @@ class _Planner:
         by_instance = sorted_ and with_uids and self._by_instance
         for name in (path, with_suffix(path, e.sha256)):
             prove_inside(name)
-            same = self._around.holds(name, e.found.size, e.sha256)
-            if same is not False and self._around.claim(fold(name)):
+            same = self._context.holds(name, e.found.size, e.sha256)
+            if same is not False and self._context.claim(fold(name)):
                 return name, same
             if by_instance:
                 break
@@ -149,14 +148,14 @@ class _Planner:
 
 
 def _collision(verdict: Verdict) -> Verdict:
-    note = "another file has the same SOP Instance UID and other content"
-    folder = f"{REVIEW}/{COLLISION}"
-    by = DecidedBy.NONE
-    return replace(verdict, status=Status.CONFLICT, folder=folder, reason=COLLISION, decided_by=by, note=note)
+    return replace(
+        verdict, status=Status.CONFLICT, folder=f"{REVIEW}/{COLLISION}", reason=COLLISION, decided_by=DecidedBy.NONE,
+        note="another file has the same SOP Instance UID and other content",
+    )  # fmt: skip
 
 
 def row_of(e: Examined, verdict: Verdict, destination: str, action: Action) -> Row:
-    """The manifest's row of a file, as it will be if the operation succeeds."""
+    """Return the manifest's row of a file, as it will be if the operation succeeds."""
     h = e.header
     modality, odd = (h.modality, "") if _CODE.fullmatch(h.modality) else ("", "Modality (0008,0060) is no code")
     date = "time in the future" if e.found.met_ns else ""
@@ -174,11 +173,11 @@ def _number(value: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A held file about which a person decided.
+    """A file in review about which a person decided.
 
-    ``examined`` is the file as it lies below the outbox now, ``row`` the manifest's of when it was held, ``folder``
-    where it belongs (a class, or OTHER/<KIND>); ``with_uids``: whether it has valid UIDs; ``layout`` is that of the run
-    that held it. ``message`` is for its row.
+    ``examined`` is the file as it lies below the outbox now, ``row`` the manifest's row that sent it to review,
+    ``folder`` where it belongs (a class, or OTHER/<KIND>); ``with_uids``: whether it has valid UIDs; ``layout`` is that
+    of the run that placed it. ``message`` is for its row.
     """
 
     examined: Examined
@@ -190,14 +189,12 @@ class Decided:
 
 
 def decide(
-    files: Iterable[Decided],
-    folders: Callable[[set[str]], Iterable[tuple[str, int, int]]],
-    names: NameLookup,
+    files: Iterable[Decided], folders: Callable[[set[str]], Iterable[tuple[str, int, int]]], names: NameLookup
 ) -> Iterator[Operation]:
     """Yield the operations, numbered from 0: moves, then files that equal what lies there, then emptied folders.
 
-    ``folders`` gives path, mode and mtime (ns) of those folders of the outbox that may be empty then, each after those
-    within it. A person's word outdoes a name: what shares its SOP Instance UID with another file lies beside that.
+    ``folders`` yields path, mode and mtime (ns) of those folders of the outbox that may be empty then, each after those
+    within it. A file that shares its SOP Instance UID with another is placed beside it: the person's decision counts.
     """
     moves: list[Operation] = []
     removals: list[Operation] = []
@@ -206,24 +203,22 @@ def decide(
         operation = _operation(file, names)
         (removals if operation.verb is Verb.REMOVE else moves).append(operation)
         left.update(parents(file.examined.found.path))
-    prunings = [
-        Operation(0, Verb.REMOVE_FOLDER, f"outbox/{path}", mode=mode, mtime_ns=mtime_ns)
-        for path, mode, mtime_ns in folders(left)
-    ]
-    for number, operation in enumerate([*moves, *removals, *prunings]):
+    pruned = [_prune("outbox", *folder) for folder in folders(left)]
+    for number, operation in enumerate([*moves, *removals, *pruned]):
         yield replace(operation, number=number)
 
 
 def _operation(file: Decided, names: NameLookup) -> Operation:
     e, found = file.examined, file.examined.found
-    is_other = file.folder.partition("/")[0] == OTHER
-    named = replace(e, found=replace(found, path=file.row.source))  # as the inbox knew it
-    path = f"{file.folder}/{file.row.source}"
-    if not is_other:
-        path = file.layout.path(file.folder, named, with_uids=file.with_uids)
+    class_ = file.folder.partition("/")[0]
+    if class_ == OTHER:
+        path = f"{file.folder}/{file.row.source}"
+    else:
+        in_inbox = replace(e, found=replace(found, path=file.row.source))
+        path = file.layout.path(file.folder, in_inbox, with_uids=file.with_uids)
     row = replace(
-        file.row, status=Status.OTHER if is_other else Status.SORTED, class_=file.folder.partition("/")[0],
-        reason=REVIEWED, decided_by=DecidedBy.REVIEWER, confidence="", message=file.message,
+        file.row, status=Status.OTHER if class_ == OTHER else Status.SORTED, class_=class_, reason=REVIEWED,
+        decided_by=DecidedBy.REVIEWER, confidence="", message=file.message,
     )  # fmt: skip
     moved = Operation(
         0, Verb.MOVE, f"outbox/{found.path}", "", "", found.size, found.mtime_ns, found.device, found.inode,
@@ -237,6 +232,5 @@ def _operation(file: Decided, names: NameLookup) -> Operation:
             return replace(moved, verb=Verb.REMOVE, kept=f"outbox/{name}", row=row)
         if same is None and names.claim(fold(name)):
             return replace(moved, target=f"outbox/{name}", row=replace(row, destination=name, action=Action.MOVED))
-    message = "every name it could get is taken by other files, or too long"
-    kept = replace(file.row, action=Action.LEFT, destination="", message=message)
-    return replace(moved, verb=Verb.LEAVE, row=kept)
+    row = replace(file.row, action=Action.LEFT, destination="", message=_NO_NAME)
+    return replace(moved, verb=Verb.LEAVE, row=row)
