@@ -13,7 +13,6 @@ import os
 import re
 import sys
 import time
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,10 +21,12 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from dicomsort.config import INHERITS
+from dicomsort.config.file import parse_file
 from dicomsort.config.settings import LOG_COUNT, LOG_MIB
 from dicomsort.content import DEVICES, LOG, LOG_BEGINS
 from dicomsort.errors import DicomsortError, UsageError
-from dicomsort.files import Files, look_up, opened_file, read_bounded
+from dicomsort.files import Files, look_up, opened_file
 from dicomsort.signals import code_of, number_of
 
 MIB = 1 << 20
@@ -238,12 +239,13 @@ def _named_log(command: str, arguments: Sequence[str], environ: Mapping[str, str
     if named := [*_values("--log-file", arguments), *variables]:
         return Path(named[0])
     files = [*_values("--config", arguments), *filter(None, [environ.get("DICOMSORT_CONFIG")])]
-    with suppress(OSError, ValueError):
-        tables = tomllib.loads(read_bounded(files[0]).decode()) if files and os.path.isfile(files[0]) else {}
-        for table in (tables.get(command), tables):
-            found = table and (table.get("log-file") or table.get("log_file"))
-            if isinstance(found, str):
-                return Path(files[0]).parent / os.path.expanduser(found)
+    file = Path(os.path.expanduser(files[0])) if files else None
+    with suppress(UsageError):
+        tables = parse_file(file) if file and file.is_file() else {}
+        for table in (*(tables.get(name) for name in (command, *INHERITS.get(command, ()))), tables):
+            found = isinstance(table, dict) and (table.get("log-file") or table.get("log_file"))
+            if file and isinstance(found, str):
+                return file.parent / os.path.expanduser(found)
     return None
 
 

@@ -45,7 +45,7 @@ def read(file: Path) -> Written:
     Relative paths start at the file's folder. UsageError where the file cannot be read or is no TOML, and for an
     unknown key or table.
     """
-    content = _parsed(file)
+    content = parse_file(file)
     names = [*TABLES, ROUTES, DESTINATIONS]
     tables = {name: content.pop(name) for name in names if name in content}
     for name, table in tables.items():
@@ -60,7 +60,8 @@ def read(file: Path) -> Written:
     return Written(values, destinations, _routes(file, tables.get(ROUTES, {}), destinations))
 
 
-def _parsed(file: Path) -> dict[str, Any]:
+def parse_file(file: Path) -> dict[str, Any]:
+    """Return the unchecked content of a file; UsageError where it cannot be read or is no TOML."""
     try:
         content = read_bounded(file)
         dots = [line.count(b".") for line in content.split(b"\n")]
