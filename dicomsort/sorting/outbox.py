@@ -133,23 +133,25 @@ def _require_file(path: str, run: str) -> None:
 
 
 def read_all(folder: str, summary: Summary | None) -> tuple[Plan, Replay]:
-    """Plan and journal of a run, every line of them read; StateDamaged where they are not as the run left them."""
+    """Return plan and journal of a run, every line of them read; StateDamaged where they are not as the run left them.
+
+    The journal of a run that came to its end must hold all the files that its summary counts.
+    """
     plan = Plan.open(folder)
-    known = replay(folder, plan.count)
-    _require_whole_journal(os.path.basename(folder), plan, known, summary)
+    known = journal_of(plan)
+    # Without a summary too: this reads each operation, and so checks it.
+    done = sum(known.is_done(o.number) for o in plan.operations() if o.row is not None and o.verb is not Verb.LEAVE)
+    actions = summary.actions if summary is not None else {}
+    counted = sum(count for action, count in actions.items() if action != Action.LEFT)
+    if summary is not None and done != counted:
+        message = f"expected {counted:,} files that were placed or removed, received {done:,}"
+        raise StateDamaged(f"run {os.path.basename(folder)}, {JOURNAL}: {message}")
     return plan, known
 
 
-def _require_whole_journal(run: str, plan: Plan, known: Replay, summary: Summary | None) -> None:
-    """StateDamaged where the journal of a run that came to its end does not tell of all that its summary counts."""
-    # Also where there is no summary: this reads each operation, and so checks it.
-    done = sum(known.is_done(o.number) for o in plan.operations() if o.row is not None and o.verb is not Verb.LEAVE)
-    if summary is None:
-        return
-    counted = sum(count for action, count in summary.actions.items() if action != Action.LEFT)
-    if done != counted:
-        message = f"expected {counted:,} files that were placed or removed, received {done:,}"
-        raise StateDamaged(f"run {run}, {JOURNAL}: {message}")
+def journal_of(plan: Plan) -> Replay:
+    """Return what the journal of a plan's run says; StateDamaged where it cannot be read."""
+    return replay(str(plan.path.parent), plan.count)
 
 
 def load_runs(outbox: str, since: str = "", *, deep: bool = False) -> dict[str, Run]:
@@ -425,9 +427,9 @@ def corrections_of(head: Mapping[str, Any], outbox: str) -> str:
     return os.path.join(outbox, str(folder)) if folder else ""
 
 
-def undoings(runs: Mapping[str, Run]) -> dict[str, str]:
-    """The runs that are undos, each with the run that it undoes, oldest first."""
-    return {name: run.undoes for name, run in runs.items() if run.undoes}
+def undos_of(runs: Mapping[str, Run], name: str) -> list[Run]:
+    """Return the runs that undo a run, oldest first."""
+    return [run for run in runs.values() if run.undoes == name]
 
 
 def wholly_undone(runs: Mapping[str, Run]) -> set[str]:

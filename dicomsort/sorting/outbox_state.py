@@ -12,11 +12,9 @@ from functools import cached_property
 from dicomsort.catalog import Ledger
 from dicomsort.execute import Roots
 from dicomsort.files import look_up, sha256_of
-from dicomsort.journal import replay, runs_folder
 from dicomsort.records import Found, Outcome, Verb
-from dicomsort.report import MANIFEST, PLACED, read_rows
-from dicomsort.report.manifest_reader import Record
-from dicomsort.sorting.outbox import Run, wholly_undone
+from dicomsort.report import MANIFEST, PLACED, Damages, read_rows
+from dicomsort.sorting.outbox import Run, journal_of, wholly_undone
 
 PLACING = frozenset({Verb.MOVE, Verb.COPY, Verb.LINK, Verb.REMOVE})
 
@@ -49,17 +47,17 @@ class OutboxState:
         """Whether the file at a destination has this content; an earlier run's word for it is taken."""
         if not self._outbox:
             return None
-        return holds(f"{self._outbox}/{destination}", size, sha256, lambda: self._told(destination))
+        return holds(f"{self._outbox}/{destination}", size, sha256, lambda: self._known_sha256(destination))
 
-    def _told(self, destination: str) -> str:
+    def _known_sha256(self, destination: str) -> str:
         placed = self._ledger.placed_at(destination) if self._remembers else None
         return placed.sha256 if placed else ""
 
 
-def holds(path: str, size: int, sha256: str, told: Callable[[], str]) -> bool | None:
+def holds(path: str, size: int, sha256: str, known_sha256: Callable[[], str] = str) -> bool | None:
     """Whether the file at an absolute path has this content; None where nothing is there, but a file can be.
 
-    ``told`` gives its SHA-256 as it is known, or nothing: then the file is read.
+    Where ``known_sha256`` gives nothing, the file is read.
     """
     try:
         status = os.lstat(path)
@@ -69,7 +67,7 @@ def holds(path: str, size: int, sha256: str, told: Callable[[], str]) -> bool | 
         return False
     if not stat.S_ISREG(status.st_mode) or status.st_size != size:
         return False
-    return (told() or sha256_of(path)) == sha256
+    return (known_sha256() or sha256_of(path)) == sha256
 
 
 class LaterRuns:
@@ -90,45 +88,45 @@ class LaterRuns:
             is_same = sha256_of(self.roots.absolute(place)) == sha256
         except OSError:  # what cannot be read is not believed
             return False
-        placed, has_damage = self._told
+        placed, has_damage = self._placed_by_pruned
         return is_same and not has_damage and not placed.run_of(place)
 
     def filled_by(self, place: str) -> str:
         """The later run that placed a file there; else ""."""
-        return self._done.run_of((place, False))
+        return self._used.run_of((place, False))
 
     def needed_by(self, place: str) -> str:
         """The later run that removed a duplicate of the file there; else ""."""
-        return self._done.run_of((place, True))
+        return self._used.run_of((place, True))
 
     @cached_property
-    def _done(self) -> _Places:
-        return _Places(self._by_later())
+    def _used(self) -> _Places:
+        return _Places(self._later_uses())
 
-    def _by_later(self) -> Iterator[tuple[Hashable, str]]:
+    def _later_uses(self) -> Iterator[tuple[Hashable, str]]:
         """What later runs that stand did or may do: a place, whether a duplicate of it was removed, the run."""
         undone = wholly_undone(self._runs)
         for name, run in self._runs.items():
             if name <= self._name or name in undone or run.undoes or run.plan is None:
                 continue
-            known = replay(f"{runs_folder(self._outbox)}/{name}", run.plan.count)
+            known = journal_of(run.plan)
             for o in run.plan.operations():
                 result = known.result(o.number)
                 if o.verb in PLACING and (result is None or result.outcome is Outcome.DONE):
                     yield (o.kept or o.target, o.verb is Verb.REMOVE), name
 
     @cached_property
-    def _told(self) -> tuple[_Places, bool]:
+    def _placed_by_pruned(self) -> tuple[_Places, bool]:
         """Where later runs whose plan is gone placed files, as the manifest says; and whether it is damaged."""
         known = {name for name, run in self._runs.items() if run.plan is not None}
-        damages: list[Record] = []
-        rows = read_rows(f"{self._outbox}/{MANIFEST}", damages.append)
+        damages = Damages()
+        rows = read_rows(f"{self._outbox}/{MANIFEST}", damages.add)
         placed = _Places(
             (f"outbox/{each.row.destination}", each.run)
             for each in rows
             if each.run > self._name and each.run not in known and each.row.action in PLACED
         )
-        return placed, bool(damages)
+        return placed, bool(damages.count)
 
 
 class _Places:
@@ -149,12 +147,12 @@ class _Places:
     def run_of(self, place: Hashable) -> str:
         """The run, or ""."""
         at = bisect_left(self._keys, hash(place))
-        is_there = at < len(self._keys) and self._keys[at] == hash(place)
-        return self._names[self._numbers[at]] if is_there else ""
+        is_known = at < len(self._keys) and self._keys[at] == hash(place)
+        return self._names[self._numbers[at]] if is_known else ""
 
 
 def look_for(path: str) -> Found | None:
-    """The regular file at an absolute path, or None; one of inode 0 where that cannot be told."""
+    """Return the regular file at an absolute path, or None; one of inode 0 where that cannot be found out."""
     try:
         status = look_up(path)
     except OSError:

@@ -16,7 +16,7 @@ from typing import Any
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError, command
 from dicomsort.execute import BATCH, Executor, Placer, Roots
 from dicomsort.files import closing_descriptor, holds_only_zeros, is_network, look_up, opened_file
-from dicomsort.journal import JOURNAL, PLAN, STATE, Journal, Plan, PlanWriter, Replay, replay, runs_folder
+from dicomsort.journal import JOURNAL, PLAN, STATE, Journal, Plan, PlanWriter, Replay, runs_folder
 from dicomsort.plan import reverse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import (
@@ -41,6 +41,7 @@ from dicomsort.sorting.outbox import (
     corrections_of,
     decisions_about,
     inbox_of,
+    journal_of,
     load_run,
     load_runs,
     locked,
@@ -49,7 +50,7 @@ from dicomsort.sorting.outbox import (
     now,
     read_all,
     require_inbox,
-    undoings,
+    undos_of,
     unfinished,
     wholly_undone,
 )
@@ -121,17 +122,15 @@ _log = logging.getLogger("dicomsort")
 
 def carry_out(context: RunContext, run: str, plan: Plan) -> Summary:
     """Execute the plan as far as it is not done, write the manifest; idempotent."""
-    with _room_to_go_on(context.outbox, run, plan):
-        return _carry_out(context, run, plan)
-
-
-def _carry_out(context: RunContext, run: str, plan: Plan) -> Summary:
     started = time.monotonic()
     files, outbox = context.files, context.outbox
     inbox = require_inbox(plan.head, outbox, run, "resume")
     summary = Summary(run, plan.head["verb"], undoes=plan.head.get("undoes", ""))
-    journal = Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)
-    with closing(journal), closing(RunManifest(files, outbox, run)) as manifest:
+    with (
+        _explain_full_disk_of(outbox, run, plan),
+        closing(_journal(context, plan)) as journal,
+        closing(RunManifest(files, outbox, run)) as manifest,
+    ):
 
         def report(batch: list[Operation]) -> None:
             for operation in batch:
@@ -143,14 +142,18 @@ def _carry_out(context: RunContext, run: str, plan: Plan) -> Summary:
             context.progress.advance(len(batch))
 
         context.progress.stage("placing files", plan.count)
-        undoes = plan.head["verb"] == "undo"
-        Executor(files, Roots(inbox, outbox), journal, run, _threads(outbox), tries_all=undoes).run(plan, report)
+        undoes, threads = plan.head["verb"] == "undo", NETWORK_THREADS if is_network(outbox) else LOCAL_THREADS
+        Executor(files, Roots(inbox, outbox), journal, run, threads, tries_all=undoes).run(plan, report)
         manifest.flush()
         if "reported" not in journal.known.marks:
             append_manifest(files, outbox, run, journal)
     summary.seconds = time.monotonic() - started
     summary.notes = list(plan.head.get("notes", []))
     return summary
+
+
+def _journal(context: RunContext, plan: Plan) -> Journal:
+    return Journal(context.files, str(plan.path.parent), plan.count)
 
 
 @contextmanager
@@ -173,23 +176,19 @@ def _lacking(folder: str, size: int) -> str:
     return f"about {size:,} bytes are to be written below {folder!r}, and {free:,} are free: make room"
 
 
-def _room_to_go_on(outbox: str, run: str, plan: Plan) -> AbstractContextManager[None]:
-    return _explain_full_disk(lambda: _unwritten(outbox, run, plan), f"{command('resume', outbox, run)} goes on")
+def _explain_full_disk_of(outbox: str, run: str, plan: Plan) -> AbstractContextManager[None]:
+    return _explain_full_disk(lambda: _unwritten(outbox, plan), f"{command('resume', outbox, run)} goes on")
 
 
-def _unwritten(outbox: str, run: str, plan: Plan) -> tuple[str, int]:
+def _unwritten(outbox: str, plan: Plan) -> tuple[str, int]:
     """Where a run has still to write files, and how many bytes, with what it keeps of itself."""
-    known, inbox = replay(f"{runs_folder(outbox)}/{run}", plan.count), inbox_of(plan.head, outbox)
+    known, inbox = journal_of(plan), inbox_of(plan.head, outbox)
     is_across = os.stat(inbox).st_dev != os.stat(outbox).st_dev
     copied = {Verb.COPY, Verb.MOVE} if is_across else {Verb.COPY}
     size = sum(o.size for o in plan.operations() if o.verb in copied and not known.has_ended(o.number))
     if is_across and size and plan.head["verb"] == "undo":
         return inbox, size
     return outbox, size + room_for_undo(os.stat(plan.path).st_size)
-
-
-def _threads(outbox: str) -> int:
-    return NETWORK_THREADS if is_network(outbox) else LOCAL_THREADS
 
 
 def _count(row: Row, summary: Summary) -> None:
@@ -212,9 +211,8 @@ def resume(context: RunContext, run: str | None = None) -> Summary:
                 raise StateDamaged(damaged[-1])
             return Summary(verb="resume", notes=["no run was cut short: there is nothing to resume"])
         found = chosen(outbox, runs, run, begun, "to resume")
-        for undoing, undone in undoings(runs).items():
-            if undone == found.name:
-                raise UsageError(f"expected a run to go on with, received {found.name}, which {undoing} has undone")
+        if undos := undos_of(runs, found.name):
+            raise UsageError(f"expected a run to go on with, received {found.name}, which {undos[0].name} has undone")
         if ended := found.summary:
             ended.notes.append(f"run {found.name} had ended before; there was nothing to resume")
             return ended
@@ -223,7 +221,7 @@ def resume(context: RunContext, run: str | None = None) -> Summary:
 
 
 def finish(context: RunContext, run: str) -> Summary:
-    """Carry out a sealed plan to its end, in an outbox that is held already."""
+    """Carry out a sealed plan to its end, in an outbox that is locked already."""
     plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
     if "undoes" in plan.head:
         free_reserve(context)
@@ -231,18 +229,13 @@ def finish(context: RunContext, run: str) -> Summary:
 
 
 def _end(context: RunContext, run: str, plan: Plan) -> Summary:
-    with _room_to_go_on(context.outbox, run, plan):
-        summary = _carry_out(context, run, plan)
+    summary = carry_out(context, run, plan)
+    with _explain_full_disk_of(context.outbox, run, plan):
         write_summary(context.files, context.outbox, summary)
-    _unlearn(context, plan, summary)
-    return summary
-
-
-def _unlearn(context: RunContext, plan: Plan, summary: Summary) -> None:
-    """Take back what a decision gave models to learn from, where an undo took back all of it."""
     undone = load_run(context.outbox, plan.head["undoes"]).plan if plan.head["verb"] == "undo" else None
     if undone and not summary.needs_person and (folder := corrections_of(undone.head, context.outbox)):
         summary.notes += retracted(context.files, folder, plan.head["undoes"])
+    return summary
 
 
 def complete_reports(context: RunContext, runs: Iterable[Run]) -> None:
@@ -250,10 +243,9 @@ def complete_reports(context: RunContext, runs: Iterable[Run]) -> None:
     for run in runs:
         if run.plan is None or run.state is not RunState.UNFINISHED:
             continue
-        folder = f"{runs_folder(context.outbox)}/{run.name}"
-        marks = replay(folder, run.plan.count).marks
+        marks = journal_of(run.plan).marks
         if "manifest" in marks and "reported" not in marks:
-            with suppress(StateDamaged), closing(Journal(context.files, folder, run.plan.count)) as journal:
+            with suppress(StateDamaged), closing(_journal(context, run.plan)) as journal:
                 append_manifest(context.files, context.outbox, run.name, journal)  # its own resume makes its rows anew
 
 
@@ -276,15 +268,15 @@ def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = 
         room = room_for_undo(os.stat(plan.path).st_size)
         with _explain_full_disk(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
             complete_reports(context, runs.values())
-            around = LaterRuns(outbox, runs, name, inbox_of(plan.head, outbox))
-            mine, sealed = _seal_undo(context, name, plan, around)
+            later = LaterRuns(outbox, runs, name, inbox_of(plan.head, outbox))
+            mine, sealed = _seal_undo(context, name, plan, later)
         return _end(context, mine, sealed)
 
 
-def _seal_undo(context: RunContext, run: str, plan: Plan, around: LaterRuns) -> tuple[str, Plan]:
+def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> tuple[str, Plan]:
     """Find out how a run stands, and seal the plan that undoes it: the undo's own run, and that plan."""
-    roots, folder = around.roots, f"{runs_folder(context.outbox)}/{run}"
-    with closing(Journal(context.files, folder, plan.count)) as journal:
+    roots = later.roots
+    with closing(_journal(context, plan)) as journal:
         notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).reconcile(plan)
         known = journal.known
     mine = new_run(context)
@@ -292,14 +284,14 @@ def _seal_undo(context: RunContext, run: str, plan: Plan, around: LaterRuns) -> 
         "verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": context.outbox, "started": now(), "notes": notes,
         "mount": plan.head.get("mount", "/"),
     }  # fmt: skip
-    sealed = seal_plan(context, mine, head, reverse(lambda: _done(plan, known), known.folders, around))
-    with suppress(OSError), closing(Journal(context.files, folder, plan.count)) as journal:
+    sealed = seal_plan(context, mine, head, reverse(lambda: _done(plan, known), known.folders, later))
+    with suppress(OSError), closing(_journal(context, plan)) as journal:
         journal.mark(UNDONE_BY, mine)  # for when the undo's own plan cannot be read
     return mine, sealed
 
 
 def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operation, Result | None], None]) -> Summary:
-    """What an undo would do now; nothing is changed on disk.
+    """Return what an undo would do now; nothing is changed on disk.
 
     ``show`` is given each operation, with how it would end where that is known before.
     """
@@ -308,11 +300,10 @@ def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operatio
     if (name := _to_undo(outbox, runs, run)) is None:
         return _nothing_to_undo(runs, run, dry_run=True)
     plan = _undoable(outbox, runs, name)
-    around = LaterRuns(outbox, runs, name, inbox_of(plan.head, outbox))
-    known = replay(f"{runs_folder(outbox)}/{name}", plan.count)
-    placer, summary = Placer(context.files, around.roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True)
+    later, known = LaterRuns(outbox, runs, name, inbox_of(plan.head, outbox)), journal_of(plan)
+    placer, summary = Placer(context.files, later.roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True)
     summary.undoes = name
-    for operation in reverse(lambda: _done(plan, known), known.folders, around):
+    for operation in reverse(lambda: _done(plan, known), known.folders, later):
         refused = None if operation.verb in {Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER} else placer.check(operation)
         show(operation, refused)
         if operation.row is not None:
@@ -363,13 +354,11 @@ def _undoable(outbox: str, runs: Mapping[str, Run], name: str) -> Plan:
     if decisions := decisions_about(runs, name):
         advice = f"{command('undo', '--with-decisions', outbox, name)} takes them back first"
         raise UsageError(f"run {name} held what persons decided about since, {len(decisions):,} times: {advice}")
-    for undoing, undone in undoings(runs).items():
-        if undone != name:
-            continue
-        if (ended := runs[undoing].summary) is None:
-            raise UsageError(f"run {undoing}, which undoes {name}, was cut short: `dicomsort resume` finishes it")
-        if plan.head["verb"] == REVIEW_VERB and not ended.needs_person:  # its files may be anybody's by now
-            raise Outdated(f"expected a decision that stands, received {name}, which run {undoing} has undone")
+    for other in undos_of(runs, name):
+        if other.summary is None:
+            raise UsageError(f"run {other.name}, which undoes {name}, was cut short: `dicomsort resume` finishes it")
+        if plan.head["verb"] == REVIEW_VERB and other.is_whole:  # its files may be anybody's by now
+            raise Outdated(f"expected a decision that stands, received {name}, which run {other.name} has undone")
     return plan
 
 
@@ -379,7 +368,9 @@ def _to_undo(outbox: str, runs: Mapping[str, Run], run: str | None) -> str | Non
         name = chosen(outbox, runs, run, None, "to undo").name
         is_over = name in wholly_undone(runs) and runs[name].verb != REVIEW_VERB  # a decision says so as an error
         return None if is_over else name
-    newest = _newest_undoable(outbox, runs)
+    undone = wholly_undone(runs)
+    undoable = [each for name, each in runs.items() if each.plan and not each.undoes and name not in undone]
+    newest = next((each.name for each in reversed(undoable) if _has_changed(each)), None)
     damaged = max((name for name, each in runs.items() if each.damage), default="")
     if damaged > (newest or ""):
         raise StateDamaged(f"{runs[damaged].damage}; to take an earlier run back, name it")
@@ -387,23 +378,15 @@ def _to_undo(outbox: str, runs: Mapping[str, Run], run: str | None) -> str | Non
 
 
 def _nothing_to_undo(runs: Mapping[str, Run], run: str | None, *, dry_run: bool = False) -> Summary:
-    undo = max((name for name, undone in undoings(runs).items() if undone == run), default="")
-    note = NOTHING_TO_UNDO if run is None else f"run {run} is undone already, by run {undo}"
+    note = NOTHING_TO_UNDO if run is None else f"run {run} is undone already, by run {undos_of(runs, run)[-1].name}"
     return Summary(verb="undo", dry_run=dry_run, notes=[note])
 
 
-def _newest_undoable(outbox: str, runs: Mapping[str, Run]) -> str | None:
-    """The newest run that changed anything, a decision too, and is not wholly undone."""
-    undone = wholly_undone(runs)
-    names = (name for name, run in runs.items() if run.plan and not run.undoes and name not in undone)
-    return next((name for name in sorted(names, reverse=True) if _has_changed(outbox, runs[name])), None)
-
-
-def _has_changed(outbox: str, run: Run) -> bool:
+def _has_changed(run: Run) -> bool:
     """Whether a run placed or removed files, or may have begun to."""
     if run.summary is not None:
         return any(run.summary.actions[action] for action in (*PLACED, Action.REMOVED))
-    return run.plan is not None and look_up(f"{runs_folder(outbox)}/{run.name}/{JOURNAL}") is not None
+    return run.plan is not None and look_up(f"{run.plan.path.parent}/{JOURNAL}") is not None
 
 
 def _done(plan: Plan, known: Replay) -> Iterator[tuple[Operation, Result]]:

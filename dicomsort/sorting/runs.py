@@ -9,7 +9,6 @@ from typing import Any
 
 from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command
 from dicomsort.files import look_up, sha256_of
-from dicomsort.journal import replay, runs_folder
 from dicomsort.records import Placement
 from dicomsort.report import NEEDS_PERSON, Damages, Summary, has_rows, history, printable
 from dicomsort.report.manifest import Repaired, rows_of
@@ -19,13 +18,16 @@ from dicomsort.sorting.outbox import (
     RunContext,
     RunState,
     absolute,
+    journal_of,
     load_runs,
     locked,
-    undoings,
+    undos_of,
     unfinished,
     wholly_undone,
 )
 from dicomsort.sorting.running import complete_reports
+
+_DECISION = "a person's decision"
 
 
 def list_runs(outbox: str) -> list[dict[str, Any]]:
@@ -34,29 +36,26 @@ def list_runs(outbox: str) -> list[dict[str, Any]]:
     The state is a ``RunState``, or ``undone`` or ``partly undone``. A damaged run has the reason as ``damage``.
     """
     runs = load_runs(absolute(outbox), deep=True)
-    undone_by = {undone: undo for undo, undone in undoings(runs).items() if runs[undo].summary}
-    wholly = wholly_undone(runs)
-    return [_described(run) | _undone(run, undone_by.get(run.name, ""), wholly) for run in runs.values()]
-
-
-def _undone(run: Run, undone_by: str, wholly: set[str]) -> dict[str, Any]:
-    """What of the description tells of undoing."""
-    told = {"undoes": run.undoes, "undone_by": undone_by}
-    return told | ({"state": "undone" if run.name in wholly else "partly undone"} if undone_by else {})
+    undone_by = {run.undoes: name for name, run in runs.items() if run.undoes and run.summary}
+    wholly, listed = wholly_undone(runs), list[dict[str, Any]]()
+    for name, run in runs.items():
+        listed.append(_described(run) | {"undoes": run.undoes, "undone_by": undone_by.get(name, "")})
+        if name in undone_by:
+            listed[-1]["state"] = "undone" if name in wholly else "partly undone"
+    return listed
 
 
 def _described(run: Run) -> dict[str, Any]:
-    told: dict[str, Any] = {"run_id": run.name, "verb": run.verb or "sort", "mode": "", "found": 0, "sorted": 0}
-    told |= {"held": 0, "state": str(run.state)}
-    if run.damage:
-        return told | {"verb": "", "damage": run.damage}
-    if run.plan is None:
-        return told
-    told |= {"mode": run.plan.head.get("mode", ""), "started": run.plan.head["started"]}
-    if (summary := run.summary) is None:
-        return told | {"found": run.plan.count}
-    held = sum(summary.statuses[status] for status in NEEDS_PERSON)
-    return told | {"found": summary.found, "sorted": summary.statuses["sorted"], "held": held}
+    plan, summary = run.plan, run.summary if run.plan else None
+    described = {
+        "run_id": run.name, "verb": "" if run.damage else run.verb or "sort",
+        "mode": plan.head.get("mode", "") if plan else "",
+        "found": summary.found if summary else plan.count if plan else 0,
+        "sorted": summary.statuses["sorted"] if summary else 0,
+        "held": sum(summary.statuses[status] for status in NEEDS_PERSON) if summary else 0, "state": str(run.state),
+    }  # fmt: skip
+    damage = {"damage": run.damage} if run.damage else {}
+    return described | damage | ({"started": plan.head["started"]} if plan else {})
 
 
 def verify(context: RunContext) -> dict[str, Any]:
@@ -75,11 +74,11 @@ def verify(context: RunContext) -> dict[str, Any]:
     progress.stage("hashing", len(placed))
     result: dict[str, Any] = {"whole": 0, "missing": [], "different": [], "unreadable": []}
     for destination, placement in placed.items():
-        result_of = _compare(f"{outbox}/{destination}", placement.sha256)
-        if result_of == "whole":
+        state = _compare(f"{outbox}/{destination}", placement.sha256)
+        if state == "whole":
             result["whole"] += 1
         else:
-            result[result_of].append(printable(destination))
+            result[state].append(printable(destination))
         progress.advance()
     runs = load_runs(outbox, deep=True)
     broken = [run.damage for run in runs.values() if run.damage]
@@ -91,11 +90,9 @@ def verify(context: RunContext) -> dict[str, Any]:
 def _compare(path: str, sha256: str) -> str:
     try:
         status = look_up(path)
-        if status is None:
-            return "missing"
-        if not stat.S_ISREG(status.st_mode):
-            return "different"
-        return "whole" if sha256_of(path) == sha256 else "different"
+        if status is not None and stat.S_ISREG(status.st_mode) and sha256_of(path) == sha256:
+            return "whole"
+        return "missing" if status is None else "different"
     except FileNotFoundError:  # it went meanwhile
         return "missing"
     except OSError:
@@ -109,15 +106,15 @@ def repair(context: RunContext) -> Repaired:
     with locked(context, create=False):
         runs = load_runs(outbox)
         complete_reports(context, runs.values())
-        repaired = mend(context.files, outbox, [run.name for run in runs.values() if _is_reported(outbox, run)])
+        repaired = mend(context.files, outbox, [run.name for run in runs.values() if _is_reported(run)])
         repaired.skipped += [run.damage for run in runs.values() if run.damage]
         return repaired
 
 
-def _is_reported(outbox: str, run: Run) -> bool:
+def _is_reported(run: Run) -> bool:
     """Whether the manifest should have the rows of a run."""
     if run.state is RunState.UNFINISHED and run.plan is not None:
-        return "reported" in replay(f"{runs_folder(outbox)}/{run.name}", run.plan.count).marks
+        return "reported" in journal_of(run.plan).marks
     return run.state in {RunState.FINISHED, RunState.PRUNED}
 
 
@@ -148,40 +145,31 @@ def reported_run(outbox: str, run: str | None) -> ReportedRun:
         received = "none that sorted" if run is None else repr(run)
         raise UsageError(f"expected one of the runs that {command('runs', outbox)} lists, received {received}")
     if found is None or found.state is RunState.PRUNED:
-        return _pruned(outbox, name, found.summary if found else None)
+        _require_sorted(name, _kind_of_pruned(outbox, name))
+        return ReportedRun(outbox, name, summary=found.summary if found else None)
+    if found.damage:
+        raise StateDamaged(found.damage)
     if found.plan is None:
-        raise _unreadable(found)
-    _check_sorted(name, found.plan.head)
-    undone_by = next((undo for undo, undone in reversed(undoings(runs).items()) if undone == name), "")
-    if found.summary is None and not undone_by:
-        raise DicomsortError(
-            f"expected a run that came to its end, received {name}, which was cut short: "
-            f"{command('resume', outbox, name)} finishes it"
-        )
-    is_undone = undone_by != "" and runs[undone_by].is_whole
+        received = f"{name}, which died before its plan was sealed: it has moved nothing"
+        raise DicomsortError(f"expected a run that came to its end, received {received}")
+    kinds = {"sort": "", "undo": f"an undo of {found.undoes}"}
+    _require_sorted(name, kinds.get(found.verb, _DECISION))
+    undos = undos_of(runs, name)
+    if found.summary is None and not undos:
+        received = f"{name}, which was cut short: {command('resume', outbox, name)} finishes it"
+        raise DicomsortError(f"expected a run that came to its end, received {received}")
+    undone_by, is_undone = (undos[-1].name, undos[-1].is_whole) if undos else ("", False)
     return ReportedRun(outbox, name, found.plan.head, found.summary, undone_by, is_undone)
 
 
-def _unreadable(run: Run) -> DicomsortError:
-    if run.damage:
-        return StateDamaged(run.damage)
-    return DicomsortError(
-        f"expected a run that came to its end, received {run.name}, which died before its plan was sealed: "
-        "it has moved nothing"
-    )
+def _require_sorted(run: str, kind: str) -> None:
+    if kind:
+        raise UsageError(f"expected a run that sorted, received {run}, which is {kind}")
 
 
-def _check_sorted(run: str, head: Mapping[str, Any]) -> None:
-    if head["verb"] == "undo":
-        raise UsageError(f"expected a run that sorted, received {run}, which is an undo of {head['undoes']}")
-    if head["verb"] != "sort":
-        raise UsageError(f"expected a run that sorted, received {run}, which is a person's decision")
-
-
-def _pruned(outbox: str, run: str, summary: Summary | None) -> ReportedRun:
+def _kind_of_pruned(outbox: str, run: str) -> str:
+    """What a run is that did not sort, by its rows; empty where it sorted."""
     first = next(rows_of(outbox, run, doubtful=True), None)
     if first is not None and first.action == "undone":
-        raise UsageError(f"expected a run that sorted, received {run}, which is an undo")
-    if first is not None and first.reason == "reviewed":
-        raise UsageError(f"expected a run that sorted, received {run}, which is a person's decision")
-    return ReportedRun(outbox, run, {}, summary)
+        return "an undo"
+    return _DECISION if first is not None and first.reason == "reviewed" else ""
