@@ -1,4 +1,4 @@
-"""The outbox as a run holds it: its state folder, its lock, its runs; and what a run is given to work with."""
+"""The outbox: its state folder, its lock, its runs; and what a command gives to the runs that it makes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ corrections/              what persons decided, as images that `dicomsort train 
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What a command gives to all that it runs; ``on_row`` is given each final row."""
+    """What a command gives to all its runs; ``on_row`` is given each final row."""
 
     outbox: str
     files: Files
@@ -56,7 +56,7 @@ class RunContext:
     on_row: Callable[[Row], None] = lambda _: None
 
     def located(self) -> Self:
-        """The same with the outbox's real path; UsageError where that is no folder that ``sort`` has written to."""
+        """Return the same with the outbox's real path; UsageError where ``sort`` has not written there."""
         return replace(self, outbox=absolute(self.outbox))
 
 
@@ -72,7 +72,7 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run as its folder tells; ``plan`` where it is sealed, ``summary`` where the run came to its end.
+    """One run as read from its folder; ``plan`` where it is sealed, ``summary`` where the run came to its end.
 
     ``damage`` says why a damaged run cannot be read; such a run has neither plan nor summary here.
     """
@@ -82,11 +82,11 @@ class Run:
     plan: Plan | None = None
     summary: Summary | None = None
     damage: str = ""
-    undone_by: str = ""  # as its own journal tells, where it did not come to its end
+    undone_by: str = ""  # from its own journal, where it did not come to its end
 
     @property
     def verb(self) -> str:
-        """What its plan does: ``sort``, ``undo`` or ``review``; empty where it has none."""
+        """``sort``, ``undo`` or ``review``, from its plan; empty where it has none."""
         return str(self.plan.head["verb"]) if self.plan else ""
 
     @property
@@ -96,7 +96,7 @@ class Run:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it came to its end, and left nothing for a person."""
+        """Whether it came to its end and left nothing for a person."""
         return self.summary is not None and not self.summary.needs_person
 
 
@@ -160,7 +160,7 @@ def load_runs(outbox: str, since: str = "", *, deep: bool = False) -> dict[str, 
 
 
 def absolute(outbox: str) -> str:
-    """The outbox's real path; UsageError where it is no folder that ``sort`` has written to."""
+    """Return the outbox's real path; UsageError where it is no folder that ``sort`` has written to."""
     if not outbox or "\0" in outbox or not os.path.isdir(f"{outbox}/{STATE}"):
         raise UsageError(f"expected an outbox of dicomsort (with a folder {STATE}), received {outbox!r}")
     real = os.path.realpath(outbox)
@@ -182,7 +182,7 @@ def check_state(outbox: str) -> None:
 
 @contextmanager
 def locked(context: RunContext, *, create: bool) -> Iterator[None]:
-    """Hold the outbox until the block ends; OutboxLocked where another run holds it."""
+    """Lock the outbox until the block ends; OutboxLocked where another run has locked it."""
     files, outbox = context.files, context.outbox
     check_state(outbox)
     if create:
@@ -196,15 +196,15 @@ def locked(context: RunContext, *, create: bool) -> Iterator[None]:
         if not files.lock(descriptor):
             raise OutboxLocked(_holder(descriptor, outbox))
         try:
-            _say_who(files, descriptor)
+            _write_holder(files, descriptor)
         except OSError:
             if create:  # a sort needs room for more than this; what frees room must go on without
                 raise
         yield
 
 
-def _say_who(files: Files, descriptor: int) -> None:
-    """Write into the lock's file who holds it; what is none of ours there stays as it is."""
+def _write_holder(files: Files, descriptor: int) -> None:
+    """Write into the lock's file who holds it; what somebody else wrote there stays as it is."""
     if not _HOLDER.startswith(os.pread(descriptor, len(_HOLDER), 0)):
         return
     mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
@@ -213,12 +213,12 @@ def _say_who(files: Files, descriptor: int) -> None:
 
 
 def _holder(descriptor: int, outbox: str) -> str:
-    """Who holds the lock by its own word, and what to do where that one is gone: the lock itself is the system's."""
+    """Return who holds the lock, as its file says, and what to do: the lock itself is the system's."""
     advice = "wait for it to end"
     try:
-        told = parse(os.pread(descriptor, 4096, 0))
-        pid, host, shown = int(told["pid"]), str(told["host"]), visible(str(told["host"]))
-        who = f"process {pid} on host {shown} since {visible(str(told['since']))}"
+        holder = parse(os.pread(descriptor, 4096, 0))
+        pid, host, shown = int(holder["pid"]), str(holder["host"]), visible(str(holder["host"]))
+        who = f"process {pid} on host {shown} since {visible(str(holder['since']))}"
         if host != socket.gethostname():
             advice = (
                 f"wait for it to end, or look on {shown} whether it still runs; the file server frees a dead one's lock"
@@ -235,10 +235,8 @@ def _holder(descriptor: int, outbox: str) -> str:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
+    except (OSError, OverflowError) as error:
+        return isinstance(error, PermissionError)
     return True
 
 
@@ -282,7 +280,7 @@ def _a_second_later(stamp: str, token: str) -> str:
 
 
 def nearest_folder(path: str) -> str:
-    """A folder, or the nearest above it that is there."""
+    """Return a folder, or the nearest above it that is there."""
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     return path
@@ -301,7 +299,10 @@ class Room:
         self.copied = Counter[int]()  # by file system
 
     def add(self, operation: Operation) -> None:
-        """Count an operation; one system call a class, and one a large file that is moved to another file system."""
+        """Count an operation; one system call a class, and one a large file that is moved to another file system.
+
+        Such a move writes all of a file but its holes.
+        """
         if operation.verb is not Verb.COPY and operation.verb is not Verb.MOVE:
             return
         class_ = operation.target.split("/", 2)[1]
@@ -310,19 +311,14 @@ class Room:
             folder = f"{self._outbox}/{class_}"
             device = self._devices[class_] = os.stat(nearest_folder(folder)).st_dev
             self.folders.setdefault(device, self._outbox if device == self._device else folder)
-        if operation.verb is Verb.COPY:
-            self.copied[device] += operation.size
-        elif device != self.inbox_device:
-            self.copied[device] += self._moved(operation)
-
-    def _moved(self, operation: Operation) -> int:
-        """What a move to another file system writes of a file: all but its holes."""
-        if operation.size < _SPARSE:
-            return operation.size
-        try:
-            return data_size(f"{self._inbox}/{operation.source.partition('/')[2]}")
-        except OSError:
-            return operation.size
+        size = operation.size
+        if operation.verb is Verb.MOVE:
+            if device == self.inbox_device:
+                return
+            if size >= _SPARSE:
+                with suppress(OSError):
+                    size = data_size(f"{self._inbox}/{operation.source.partition('/')[2]}")
+        self.copied[device] += size
 
 
 def require_free(files: Files, room: Room) -> None:
@@ -341,7 +337,7 @@ def require_free(files: Files, room: Room) -> None:
 
 
 def all_runs(outbox: str, since: str = "") -> list[str]:
-    """The ids of all runs after ``since``, oldest first."""
+    """Return the ids of all runs after ``since``, oldest first."""
     try:
         with os.scandir(runs_folder(outbox)) as found:
             return sorted(e.name for e in found if e.name > since and is_run(e.name))
@@ -350,28 +346,28 @@ def all_runs(outbox: str, since: str = "") -> list[str]:
 
 
 def unfinished(runs: Mapping[str, Run]) -> dict[str, Run]:
-    """Those of some runs with a sealed plan that neither came to their end nor were undone since, oldest first."""
+    """Return those of some runs with a sealed plan that neither came to their end nor were undone, oldest first."""
     undone = {run.undoes for run in runs.values()} | {name for name, run in runs.items() if run.undone_by in runs}
     return {name: run for name, run in runs.items() if run.state is RunState.UNFINISHED and name not in undone}
 
 
 def damages(runs: Mapping[str, Run]) -> list[str]:
-    """A sentence for each run that cannot be read."""
+    """Return a sentence for each run that cannot be read."""
     return [f"{run.damage}; the run is left alone" for run in runs.values() if run.state is RunState.DAMAGED]
 
 
 def maybe_unfinished(outbox: str, runs: Mapping[str, Run]) -> dict[str, str]:
-    """A sentence for each run that cannot be read and has no summary: files that it placed may have no row."""
-    told = {}
+    """Return a sentence for each run that cannot be read and has no summary: files of it may have no row."""
+    sentences = {}
     for name, run in runs.items():
         if run.state is RunState.DAMAGED and not _has_ended(outbox, name):
             advice = f"look at what it placed, then move {visible(f'{runs_folder(outbox)}/{name}')} away"
-            told[name] = f"{run.damage}; it may have been cut short, and is neither finished nor undone: {advice}"
-    return told
+            sentences[name] = f"{run.damage}; it may have been cut short, and is neither finished nor undone: {advice}"
+    return sentences
 
 
 def _has_ended(outbox: str, run: str) -> bool:
-    """Whether a run came to its end, as its summary tells, or its journal where the summary cannot be read."""
+    """Whether a run came to its end, by its summary, or by its journal where the summary cannot be read."""
     folder = f"{runs_folder(outbox)}/{run}"
     with suppress(StateDamaged, OSError):
         return read_summary(outbox, run) is not None
@@ -381,7 +377,7 @@ def _has_ended(outbox: str, run: str) -> bool:
 
 
 def require_mounted(runs: Mapping[str, Run], inbox: str) -> None:
-    """DicomsortError where an inbox is empty, and what its newest run was mounted from is not mounted now."""
+    """DicomsortError where an inbox is empty, and the mount point of its newest run is not mounted now."""
     heads = [run.plan.head for run in runs.values() if run.plan is not None and run.plan.head["inbox"] == inbox]
     mount = str(heads[-1].get("mount") or "/") if heads else "/"
     if os.path.ismount(mount):
@@ -393,19 +389,19 @@ def require_mounted(runs: Mapping[str, Run], inbox: str) -> None:
 
 
 def inbox_of(head: Mapping[str, Any], outbox: str) -> str:
-    """The inbox of a run; that of a decision is the outbox itself, by whatever path it is reached now."""
+    """Return the inbox of a run; that of a decision is the outbox itself, by whatever path it is reached now."""
     return outbox if head["inbox"] == head["outbox"] else str(head["inbox"])
 
 
 def mount_of(path: str) -> str:
-    """Where the file system is mounted that a path lies on."""
+    """Return the mount point of the file system that a path lies on."""
     while not os.path.ismount(path):
         path = os.path.dirname(path)
     return path
 
 
 def require_inbox(head: Mapping[str, Any], outbox: str, run: str, what: str) -> str:
-    """The inbox of a run; DicomsortError where it is not there, or what it was mounted from is not mounted now."""
+    """Return the inbox of a run; DicomsortError where it is not there, or its mount point is not mounted now."""
     inbox, mount = inbox_of(head, outbox), str(head.get("mount") or "/")
     if not os.path.isdir(inbox):
         raise DicomsortError(f"run {run}: expected its inbox {inbox!r}, received nothing there; mount it, then {what}")
@@ -416,13 +412,13 @@ def require_inbox(head: Mapping[str, Any], outbox: str, run: str, what: str) -> 
 
 
 def inboxes(outbox: str) -> set[str]:
-    """The inboxes of the runs whose plans are kept."""
+    """Return the inboxes of the runs whose plans are there."""
     plans = (run.plan for run in load_runs(outbox).values())
     return {os.path.realpath(found) for plan in plans if plan and (found := inbox_of(plan.head, outbox)) != outbox}
 
 
 def corrections_of(head: Mapping[str, Any], outbox: str) -> str:
-    """The folder in which a decision left what models learn from; empty where it left nothing."""
+    """Return the folder of a decision's corrections; empty where it made none."""
     folder = head.get("corrections")
     return os.path.join(outbox, str(folder)) if folder else ""
 
@@ -433,12 +429,12 @@ def undos_of(runs: Mapping[str, Run], name: str) -> list[Run]:
 
 
 def wholly_undone(runs: Mapping[str, Run]) -> set[str]:
-    """The runs that an undo among ``runs`` took back, all of each."""
+    """Return the runs that an undo among ``runs`` took back wholly."""
     return {run.undoes for run in runs.values() if run.undoes and run.is_whole}
 
 
 def decisions_about(runs: Mapping[str, Run], name: str) -> list[str]:
-    """The runs by which persons decided about what a run had held, and that are not wholly undone, oldest first."""
+    """Return the decisions about what a run put up for review that are not wholly undone, oldest first."""
     undone = wholly_undone(runs)
     return [
         later
@@ -448,7 +444,7 @@ def decisions_about(runs: Mapping[str, Run], name: str) -> list[str]:
 
 
 def chosen(outbox: str, runs: Mapping[str, Run], name: str | None, default: str | None, what: str) -> Run:
-    """The run that a command is about; UsageError where there is none such, StateDamaged where it cannot be read."""
+    """Return the run that a command is about; UsageError where there is none, StateDamaged where it is unreadable."""
     name = default if name is None else name
     run = runs.get(name or "")
     if run is not None and run.state is RunState.DAMAGED:
@@ -463,5 +459,5 @@ def chosen(outbox: str, runs: Mapping[str, Run], name: str | None, default: str 
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601."""
+    """Return the time in UTC, ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
