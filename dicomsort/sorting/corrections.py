@@ -27,7 +27,7 @@ from dicomsort.records import RENDERING_VERSION, Action, Row
 from dicomsort.report import cell, visible
 from dicomsort.report.manifest import rows_of
 from dicomsort.report.manifest_reader import decided_from
-from dicomsort.sorting.outbox import load_run, load_runs, wholly_undone
+from dicomsort.sorting.outbox import load_run, load_runs
 from dicomsort.sorting.pixel_sampling import FRAMES, middle_half
 from dicomsort.tasks import FramePicture, PictureRequest, make_pictures
 
@@ -115,7 +115,7 @@ class Corrections:
         except OSError as error:
             return [f"{visible(self.folder)}/{TABLE} cannot be read, so nothing is added to it ({error.strerror})"]
         notes, runs = list[str](), load_runs(outbox)
-        undone = wholly_undone(runs)
+        undone = runs.wholly_undone()
         for run, found in runs.items():
             if not (found.plan and found.summary) or found.plan.head.get("corrections") != self.named(outbox):
                 continue

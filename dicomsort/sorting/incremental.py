@@ -16,18 +16,7 @@ from dicomsort.progress import Timed
 from dicomsort.records import Action, Operation, Row, Status, Verb
 from dicomsort.report import MANIFEST, Summary, cell, read_rows, write_summary
 from dicomsort.sorting.examine import Arrivals
-from dicomsort.sorting.outbox import (
-    RunContext,
-    RunState,
-    all_runs,
-    load_run,
-    load_runs,
-    locked,
-    maybe_unfinished,
-    new_run,
-    require_mounted,
-    unfinished,
-)
+from dicomsort.sorting.outbox import RunContext, RunState, all_runs, load_run, load_runs, locked, new_run
 from dicomsort.sorting.pipeline import Job, Request
 from dicomsort.sorting.running import complete_reports
 
@@ -61,13 +50,13 @@ def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
     with locked(context, create=False):
         runs = load_runs(context.outbox, since)
         if not since:  # at the start of a service; later it sees that its inbox is another folder
-            require_mounted(runs, inbox)
+            runs.require_mounted(inbox)
         complete_reports(context, runs.values())
         inboxes = {name: found.plan.head["inbox"] for name, found in runs.items() if found.plan is not None}
-        cut_short = unfinished(runs)
+        cut_short = runs.unfinished()
         ours = max((name for name in cut_short if inboxes[name] == inbox), default="")
         others = max((name for name in cut_short if inboxes[name] != inbox), default="")
-        damaged = maybe_unfinished(context.outbox, runs)
+        damaged = runs.maybe_unfinished()
     return Standing(
         max(runs, default=since),
         tuple(name for name, found in runs.items() if not found.undoes and found.summary and found.summary.found),

@@ -11,7 +11,7 @@ import socket
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -154,9 +154,98 @@ def journal_of(plan: Plan) -> Replay:
     return replay(str(plan.path.parent), plan.count)
 
 
-def load_runs(outbox: str, since: str = "", *, deep: bool = False) -> dict[str, Run]:
-    """The runs after ``since``, by id, oldest first; see ``load_run``."""
-    return {name: load_run(outbox, name, deep=deep) for name in all_runs(outbox, since)}
+class Runs(dict[str, Run]):
+    """Runs of an outbox by their ids, oldest first."""
+
+    def __init__(self, outbox: str, names: Iterable[str], *, deep: bool = False) -> None:
+        """Read the runs of these ids; see ``load_run``."""
+        super().__init__({name: load_run(outbox, name, deep=deep) for name in names})
+        self.outbox = outbox
+
+    def unfinished(self) -> dict[str, Run]:
+        """Return those with a sealed plan that neither came to their end nor were undone."""
+        undone = {run.undoes for run in self.values()} | {name for name, run in self.items() if run.undone_by in self}
+        return {name: run for name, run in self.items() if run.state is RunState.UNFINISHED and name not in undone}
+
+    def undos_of(self, name: str) -> list[Run]:
+        """Return the runs that undo a run."""
+        return [run for run in self.values() if run.undoes == name]
+
+    def wholly_undone(self) -> set[str]:
+        """Return the runs that an undo took back wholly."""
+        return {run.undoes for run in self.values() if run.undoes and run.is_whole}
+
+    def decisions_about(self, name: str) -> list[str]:
+        """Return the decisions about what a run put up for review that are not wholly undone."""
+        undone = self.wholly_undone()
+        return [
+            later
+            for later, run in self.items()
+            if later > name and run.plan and name in run.plan.head.get("of", ()) and later not in undone
+        ]
+
+    def damages(self) -> list[str]:
+        """Return a sentence for each run that cannot be read."""
+        return [f"{run.damage}; the run is left alone" for run in self.values() if run.damage]
+
+    def maybe_unfinished(self) -> dict[str, str]:
+        """Return a sentence for each run that cannot be read and has no summary: files of it may have no row."""
+        sentences = {}
+        for name, run in self.items():
+            if run.damage and not _has_ended(self.outbox, name):
+                advice = f"look at what it placed, then move {visible(f'{runs_folder(self.outbox)}/{name}')} away"
+                problem = "it may have been cut short, and is neither finished nor undone"
+                sentences[name] = f"{run.damage}; {problem}: {advice}"
+        return sentences
+
+    def require_mounted(self, inbox: str) -> None:
+        """DicomsortError where an inbox is empty, and the mount point of its newest run is not mounted now."""
+        heads = [run.plan.head for run in self.values() if run.plan is not None and run.plan.head["inbox"] == inbox]
+        mount = str(heads[-1].get("mount") or "/") if heads else "/"
+        if os.path.ismount(mount):
+            return
+        with os.scandir(inbox) as entries:
+            if all(entry.name.startswith(".") for entry in entries):  # what marks a folder to mount on
+                received = f"an empty folder, and nothing is mounted at {mount!r}, where it was"
+                raise DicomsortError(f"INBOX: expected the files of {inbox!r}, received {received}; mount it")
+
+    def chosen(self, name: str | None, default: str | None, what: str) -> Run:
+        """Return the run that a command is about; UsageError where there is none, StateDamaged for a damaged one."""
+        name = default if name is None else name
+        run = self.get(name or "")
+        if run is not None and run.damage:
+            raise StateDamaged(run.damage)
+        if name and (run.state is RunState.PRUNED if run else has_rows(self.outbox, name)):
+            advice = "what it placed stays, and it can be neither resumed nor undone any more"
+            raise UsageError(f"expected a run whose plan is kept, received {name}, which was pruned: {advice}")
+        if run is None:
+            received = f"none {what}" if name is None else f"{name!r}"
+            raise UsageError(f"expected one of the runs that {command('runs', self.outbox)} lists, received {received}")
+        return run
+
+
+def load_runs(outbox: str, since: str = "", *, deep: bool = False) -> Runs:
+    """Read the runs after ``since``; see ``load_run``."""
+    return Runs(outbox, all_runs(outbox, since), deep=deep)
+
+
+def all_runs(outbox: str, since: str = "") -> list[str]:
+    """Return the ids of all runs after ``since``, oldest first."""
+    try:
+        with os.scandir(runs_folder(outbox)) as found:
+            return sorted(e.name for e in found if e.name > since and is_run(e.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _has_ended(outbox: str, run: str) -> bool:
+    """Whether a run came to its end, by its summary, or by its journal where the summary cannot be read."""
+    folder = f"{runs_folder(outbox)}/{run}"
+    with suppress(StateDamaged, OSError):
+        return read_summary(outbox, run) is not None
+    with suppress(StateDamaged, OSError):
+        return look_up(f"{folder}/{PLAN}") is None or "reported" in read_all(folder, None)[1].marks
+    return False
 
 
 def absolute(outbox: str) -> str:
@@ -336,58 +425,6 @@ def require_free(files: Files, room: Room) -> None:
         raise PlacingFailed(f"{'; '.join(lacking)}; nothing was placed: make room, then sort again")
 
 
-def all_runs(outbox: str, since: str = "") -> list[str]:
-    """Return the ids of all runs after ``since``, oldest first."""
-    try:
-        with os.scandir(runs_folder(outbox)) as found:
-            return sorted(e.name for e in found if e.name > since and is_run(e.name))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def unfinished(runs: Mapping[str, Run]) -> dict[str, Run]:
-    """Return those of some runs with a sealed plan that neither came to their end nor were undone, oldest first."""
-    undone = {run.undoes for run in runs.values()} | {name for name, run in runs.items() if run.undone_by in runs}
-    return {name: run for name, run in runs.items() if run.state is RunState.UNFINISHED and name not in undone}
-
-
-def damages(runs: Mapping[str, Run]) -> list[str]:
-    """Return a sentence for each run that cannot be read."""
-    return [f"{run.damage}; the run is left alone" for run in runs.values() if run.state is RunState.DAMAGED]
-
-
-def maybe_unfinished(outbox: str, runs: Mapping[str, Run]) -> dict[str, str]:
-    """Return a sentence for each run that cannot be read and has no summary: files of it may have no row."""
-    sentences = {}
-    for name, run in runs.items():
-        if run.state is RunState.DAMAGED and not _has_ended(outbox, name):
-            advice = f"look at what it placed, then move {visible(f'{runs_folder(outbox)}/{name}')} away"
-            sentences[name] = f"{run.damage}; it may have been cut short, and is neither finished nor undone: {advice}"
-    return sentences
-
-
-def _has_ended(outbox: str, run: str) -> bool:
-    """Whether a run came to its end, by its summary, or by its journal where the summary cannot be read."""
-    folder = f"{runs_folder(outbox)}/{run}"
-    with suppress(StateDamaged, OSError):
-        return read_summary(outbox, run) is not None
-    with suppress(StateDamaged, OSError):
-        return look_up(f"{folder}/{PLAN}") is None or "reported" in read_all(folder, None)[1].marks
-    return False
-
-
-def require_mounted(runs: Mapping[str, Run], inbox: str) -> None:
-    """DicomsortError where an inbox is empty, and the mount point of its newest run is not mounted now."""
-    heads = [run.plan.head for run in runs.values() if run.plan is not None and run.plan.head["inbox"] == inbox]
-    mount = str(heads[-1].get("mount") or "/") if heads else "/"
-    if os.path.ismount(mount):
-        return
-    with os.scandir(inbox) as entries:
-        if all(entry.name.startswith(".") for entry in entries):  # what marks a folder to mount on
-            received = f"an empty folder, and nothing is mounted at {mount!r}, where it was"
-            raise DicomsortError(f"INBOX: expected the files of {inbox!r}, received {received}; mount it")
-
-
 def inbox_of(head: Mapping[str, Any], outbox: str) -> str:
     """Return the inbox of a run; that of a decision is the outbox itself, by whatever path it is reached now."""
     return outbox if head["inbox"] == head["outbox"] else str(head["inbox"])
@@ -421,41 +458,6 @@ def corrections_of(head: Mapping[str, Any], outbox: str) -> str:
     """Return the folder of a decision's corrections; empty where it made none."""
     folder = head.get("corrections")
     return os.path.join(outbox, str(folder)) if folder else ""
-
-
-def undos_of(runs: Mapping[str, Run], name: str) -> list[Run]:
-    """Return the runs that undo a run, oldest first."""
-    return [run for run in runs.values() if run.undoes == name]
-
-
-def wholly_undone(runs: Mapping[str, Run]) -> set[str]:
-    """Return the runs that an undo among ``runs`` took back wholly."""
-    return {run.undoes for run in runs.values() if run.undoes and run.is_whole}
-
-
-def decisions_about(runs: Mapping[str, Run], name: str) -> list[str]:
-    """Return the decisions about what a run put up for review that are not wholly undone, oldest first."""
-    undone = wholly_undone(runs)
-    return [
-        later
-        for later, run in runs.items()
-        if later > name and run.plan and name in run.plan.head.get("of", ()) and later not in undone
-    ]
-
-
-def chosen(outbox: str, runs: Mapping[str, Run], name: str | None, default: str | None, what: str) -> Run:
-    """Return the run that a command is about; UsageError where there is none, StateDamaged where it is unreadable."""
-    name = default if name is None else name
-    run = runs.get(name or "")
-    if run is not None and run.state is RunState.DAMAGED:
-        raise StateDamaged(run.damage)
-    if name and (run.state is RunState.PRUNED if run else has_rows(outbox, name)):
-        advice = "what it placed stays, and it can be neither resumed nor undone any more"
-        raise UsageError(f"expected a run whose plan is kept, received {name}, which was pruned: {advice}")
-    if run is None:
-        received = f"none {what}" if name is None else f"{name!r}"
-        raise UsageError(f"expected one of the runs that {command('runs', outbox)} lists, received {received}")
-    return run
 
 
 def now() -> str:

@@ -6,7 +6,7 @@ import os
 import stat
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cached_property
 
 from dicomsort.catalog import Ledger
@@ -14,7 +14,7 @@ from dicomsort.execute import Roots
 from dicomsort.files import look_up, sha256_of
 from dicomsort.records import Found, Outcome, Verb
 from dicomsort.report import MANIFEST, PLACED, Damages, read_rows
-from dicomsort.sorting.outbox import Run, journal_of, wholly_undone
+from dicomsort.sorting.outbox import Runs, journal_of
 
 PLACING = frozenset({Verb.MOVE, Verb.COPY, Verb.LINK, Verb.REMOVE})
 
@@ -73,10 +73,10 @@ def holds(path: str, size: int, sha256: str, known_sha256: Callable[[], str] = s
 class LaterRuns:
     """Answers ``plan.UndoSurroundings`` for the undo of a run; later runs are read once something is asked of them."""
 
-    def __init__(self, outbox: str, runs: Mapping[str, Run], name: str, inbox: str) -> None:
+    def __init__(self, runs: Runs, name: str, inbox: str) -> None:
         """``runs`` are all of the outbox; ``inbox`` is that of the run ``name``."""
-        self.roots = Roots(inbox, outbox)
-        self._outbox, self._name, self._runs = outbox, name, runs
+        self.roots = Roots(inbox, runs.outbox)
+        self._name, self._runs = name, runs
 
     def look_up(self, place: str) -> Found | None:
         """What lies at a place now."""
@@ -105,7 +105,7 @@ class LaterRuns:
 
     def _later_uses(self) -> Iterator[tuple[Hashable, str]]:
         """What later runs that stand did or may do: a place, whether a duplicate of it was removed, the run."""
-        undone = wholly_undone(self._runs)
+        undone = self._runs.wholly_undone()
         for name, run in self._runs.items():
             if name <= self._name or name in undone or run.undoes or run.plan is None:
                 continue
@@ -120,7 +120,7 @@ class LaterRuns:
         """Where later runs whose plan is gone placed files, as the manifest says; and whether it is damaged."""
         known = {name for name, run in self._runs.items() if run.plan is not None}
         damages = Damages()
-        rows = read_rows(f"{self._outbox}/{MANIFEST}", damages.add)
+        rows = read_rows(f"{self._runs.outbox}/{MANIFEST}", damages.add)
         placed = _Places(
             (f"outbox/{each.row.destination}", each.run)
             for each in rows

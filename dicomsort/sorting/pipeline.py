@@ -29,17 +29,13 @@ from dicomsort.sorting.outbox import (
     Run,
     RunContext,
     check_state,
-    damages,
     inbox_of,
     load_runs,
     locked,
-    maybe_unfinished,
     mount_of,
     new_run,
     now,
     require_free,
-    require_mounted,
-    unfinished,
 )
 from dicomsort.sorting.outbox_state import OutboxState
 from dicomsort.sorting.pixel_sampling import PixelSampler
@@ -147,14 +143,14 @@ class Job:
     def carry_out(self, catalog: Catalog) -> Summary:
         """Sort everything."""
         runs = load_runs(self.context.outbox)
-        require_mounted(runs, self.request.inbox)
-        self.notes += damages(runs)
+        runs.require_mounted(self.request.inbox)
+        self.notes += runs.damages()
         complete_reports(self.context, runs.values())
-        finished, left = self._finish_first(unfinished(runs))
+        finished, left = self._finish_first(runs.unfinished())
         run = new_run(self.context)
         summary = self.place(run, self.operations(catalog, self.classify(catalog)))
         summary.finished, summary.unfinished = finished, left
-        summary.damaged = [*maybe_unfinished(self.context.outbox, runs).values()]
+        summary.damaged = [*runs.maybe_unfinished().values()]
         return summary
 
     def _finish_first(self, runs: Mapping[str, Run]) -> tuple[list[Summary], list[str]]:
@@ -207,10 +203,10 @@ class Job:
                 summary.count(rehearsed.row)
         if outbox and os.path.isdir(f"{outbox}/{STATE}"):
             runs = load_runs(outbox)
-            require_mounted(runs, self.request.inbox)
-            summary.damaged = [*maybe_unfinished(outbox, runs).values()]
+            runs.require_mounted(self.request.inbox)
+            summary.damaged = [*runs.maybe_unfinished().values()]
             note = "was cut short, and a sort would finish it first, which is not shown here"
-            for name, run in unfinished(runs).items():
+            for name, run in runs.unfinished().items():
                 if self._is_ours(run):
                     self.notes.append(f"run {name} {note}")
                 else:

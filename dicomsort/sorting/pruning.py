@@ -9,7 +9,6 @@ from __future__ import annotations
 import calendar
 import os
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -17,7 +16,7 @@ from dicomsort.files import Files, flush_path, look_up
 from dicomsort.journal import JOURNAL, PLAN, runs_folder
 from dicomsort.report import MANIFEST, SUMMARY
 from dicomsort.report.manifest import NEW
-from dicomsort.sorting.outbox import STAMP, Run, RunContext, RunState, load_runs, locked, undos_of
+from dicomsort.sorting.outbox import STAMP, Run, RunContext, Runs, RunState, load_runs, locked
 
 _ORDER = (PLAN, JOURNAL, MANIFEST, f"{MANIFEST}{NEW}", SUMMARY)
 _DAY = 86400.0
@@ -82,14 +81,14 @@ def _is_foreign(folder: str) -> str:
     return f"it holds {others[0]!r}, which is none of ours" if others else ""
 
 
-def _needed(run: Run, runs: Mapping[str, Run], removed: list[str]) -> str:
+def _needed(run: Run, runs: Runs, removed: list[str]) -> str:
     """What a run must stay for, or nothing."""
     if run.undoes:
         if run.summary is None:
             return "it is an undo that was cut short"
         undone_stays = run.undoes in runs and run.undoes not in removed
         return f"it tells that run {run.undoes} was undone" if undone_stays else ""
-    undos = undos_of(runs, run.name)
+    undos = runs.undos_of(run.name)
     if any(undo.summary is None for undo in undos):
         return "an undo of it was cut short"
     is_over = run.summary is not None or run.plan is None or any(undo.is_whole for undo in undos)

@@ -27,14 +27,13 @@ from dicomsort.sorting.outbox import (
     REVIEW_VERB,
     Run,
     RunContext,
+    Runs,
     all_runs,
-    damages,
     load_run,
     load_runs,
     locked,
     new_run,
     now,
-    unfinished,
 )
 from dicomsort.sorting.outbox_state import holds, look_for
 from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan, undo
@@ -72,7 +71,7 @@ class ReviewService:
         """Finish what was cut short, read what is for review, and return notes about both."""
         with self._turn, self._locked():
             notes = self._catch_up()
-            notes += damages(load_runs(self.outbox))
+            notes += load_runs(self.outbox).damages()
             if self.corrections is not None:
                 notes += self.corrections.mend(self.outbox, self._engine)
             for run in sorted(self._open):
@@ -124,9 +123,9 @@ class ReviewService:
     def _catch_up(self) -> list[str]:
         """Under the lock: carry out decisions and their undos that were cut short, then read on; return notes."""
         names = [*sorted(self._open), *all_runs(self.outbox, self._newest)]
-        runs = {name: load_run(self.outbox, name) for name in names}
+        runs = Runs(self.outbox, names)
         complete_reports(self._context, runs.values())
-        notes, pending = [], unfinished(runs)
+        notes, pending = [], runs.unfinished()
         self._newest, self._open = max(names, default=self._newest), dict(pending)
         for run, found in pending.items():
             if found.verb == REVIEW_VERB or self._is_review(found.undoes):

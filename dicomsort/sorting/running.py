@@ -9,7 +9,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any
 
@@ -35,24 +35,19 @@ from dicomsort.sorting.outbox import (
     UNDONE_BY,
     Run,
     RunContext,
+    Runs,
     RunState,
     absolute,
-    chosen,
     corrections_of,
-    decisions_about,
     inbox_of,
     journal_of,
     load_run,
     load_runs,
     locked,
-    maybe_unfinished,
     new_run,
     now,
     read_all,
     require_inbox,
-    undos_of,
-    unfinished,
-    wholly_undone,
 )
 from dicomsort.sorting.outbox_state import LaterRuns
 
@@ -205,13 +200,13 @@ def resume(context: RunContext, run: str | None = None) -> Summary:
     with locked(context, create=False):
         runs = load_runs(outbox)
         newest = max(runs, default=None)
-        begun = max(unfinished(runs), default=newest)
+        begun = max(runs.unfinished(), default=newest)
         if run is None and begun and runs[begun].summary:
-            if damaged := [*maybe_unfinished(outbox, runs).values()]:
+            if damaged := [*runs.maybe_unfinished().values()]:
                 raise StateDamaged(damaged[-1])
             return Summary(verb="resume", notes=["no run was cut short: there is nothing to resume"])
-        found = chosen(outbox, runs, run, begun, "to resume")
-        if undos := undos_of(runs, found.name):
+        found = runs.chosen(run, begun, "to resume")
+        if undos := runs.undos_of(found.name):
             raise UsageError(f"expected a run to go on with, received {found.name}, which {undos[0].name} has undone")
         if ended := found.summary:
             ended.notes.append(f"run {found.name} had ended before; there was nothing to resume")
@@ -261,14 +256,14 @@ def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = 
         _undo_decisions(context, run)
     with locked(context, create=False):
         runs = load_runs(outbox)
-        if (name := _to_undo(outbox, runs, run)) is None:
+        if (name := _to_undo(runs, run)) is None:
             return _nothing_to_undo(runs, run)
-        plan = _undoable(outbox, runs, name)
+        plan = _undoable(runs, name)
         free_reserve(context)
         room = room_for_undo(os.stat(plan.path).st_size)
         with _explain_full_disk(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
             complete_reports(context, runs.values())
-            later = LaterRuns(outbox, runs, name, inbox_of(plan.head, outbox))
+            later = LaterRuns(runs, name, inbox_of(plan.head, outbox))
             mine, sealed = _seal_undo(context, name, plan, later)
         return _end(context, mine, sealed)
 
@@ -297,10 +292,10 @@ def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operatio
     """
     outbox = absolute(context.outbox)
     runs = load_runs(outbox)
-    if (name := _to_undo(outbox, runs, run)) is None:
+    if (name := _to_undo(runs, run)) is None:
         return _nothing_to_undo(runs, run, dry_run=True)
-    plan = _undoable(outbox, runs, name)
-    later, known = LaterRuns(outbox, runs, name, inbox_of(plan.head, outbox)), journal_of(plan)
+    plan = _undoable(runs, name)
+    later, known = LaterRuns(runs, name, inbox_of(plan.head, outbox)), journal_of(plan)
     placer, summary = Placer(context.files, later.roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True)
     summary.undoes = name
     for operation in reverse(lambda: _done(plan, known), known.folders, later):
@@ -319,7 +314,7 @@ def _undo_decisions(context: RunContext, run: str | None) -> None:
     """Take back what persons decided about what a run had held, the newest first; an error where one stays in part."""
     if run is None:
         raise UsageError("--with-decisions: expected the RUN that is to be undone, received none")
-    for decision in reversed(decisions_about(load_runs(context.outbox), run)):
+    for decision in reversed(load_runs(context.outbox).decisions_about(run)):
         summary = undo(context, decision)
         if summary.needs_person:
             message = f"decision {decision}: expected its files where it had put them, received others, or none"
@@ -345,16 +340,17 @@ def seal_plan(context: RunContext, run: str, head: dict[str, Any], operations: I
     return writer.plan
 
 
-def _undoable(outbox: str, runs: Mapping[str, Run], name: str) -> Plan:
+def _undoable(runs: Runs, name: str) -> Plan:
     """The plan of a run that can be undone now; UsageError or DicomsortError says why it cannot."""
+    outbox = runs.outbox
     plan, _ = read_all(f"{runs_folder(outbox)}/{name}", runs[name].summary)
     if plan.head["verb"] == "undo":
         raise UsageError(f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}")
     require_inbox(plan.head, outbox, name, "undo")
-    if decisions := decisions_about(runs, name):
+    if decisions := runs.decisions_about(name):
         advice = f"{command('undo', '--with-decisions', outbox, name)} takes them back first"
         raise UsageError(f"run {name} held what persons decided about since, {len(decisions):,} times: {advice}")
-    for other in undos_of(runs, name):
+    for other in runs.undos_of(name):
         if other.summary is None:
             raise UsageError(f"run {other.name}, which undoes {name}, was cut short: `dicomsort resume` finishes it")
         if plan.head["verb"] == REVIEW_VERB and other.is_whole:  # its files may be anybody's by now
@@ -362,23 +358,23 @@ def _undoable(outbox: str, runs: Mapping[str, Run], name: str) -> Plan:
     return plan
 
 
-def _to_undo(outbox: str, runs: Mapping[str, Run], run: str | None) -> str | None:
+def _to_undo(runs: Runs, run: str | None) -> str | None:
     """The run that is meant, by default the newest that can be undone; None where nothing of it is left to undo."""
     if run is not None:
-        name = chosen(outbox, runs, run, None, "to undo").name
-        is_over = name in wholly_undone(runs) and runs[name].verb != REVIEW_VERB  # a decision says so as an error
+        name = runs.chosen(run, None, "to undo").name
+        is_over = name in runs.wholly_undone() and runs[name].verb != REVIEW_VERB  # a decision says so as an error
         return None if is_over else name
-    undone = wholly_undone(runs)
+    undone = runs.wholly_undone()
     undoable = [each for name, each in runs.items() if each.plan and not each.undoes and name not in undone]
     newest = next((each.name for each in reversed(undoable) if _has_changed(each)), None)
     damaged = max((name for name, each in runs.items() if each.damage), default="")
     if damaged > (newest or ""):
         raise StateDamaged(f"{runs[damaged].damage}; to take an earlier run back, name it")
-    return newest if newest or runs else chosen(outbox, runs, run, newest, "to undo").name
+    return newest if newest or runs else runs.chosen(run, newest, "to undo").name
 
 
-def _nothing_to_undo(runs: Mapping[str, Run], run: str | None, *, dry_run: bool = False) -> Summary:
-    note = NOTHING_TO_UNDO if run is None else f"run {run} is undone already, by run {undos_of(runs, run)[-1].name}"
+def _nothing_to_undo(runs: Runs, run: str | None, *, dry_run: bool = False) -> Summary:
+    note = NOTHING_TO_UNDO if run is None else f"run {run} is undone already, by run {runs.undos_of(run)[-1].name}"
     return Summary(verb="undo", dry_run=dry_run, notes=[note])
 
 

@@ -13,18 +13,7 @@ from dicomsort.records import Placement
 from dicomsort.report import NEEDS_PERSON, Damages, Summary, has_rows, history, printable
 from dicomsort.report.manifest import Repaired, rows_of
 from dicomsort.report.manifest import repair as mend
-from dicomsort.sorting.outbox import (
-    Run,
-    RunContext,
-    RunState,
-    absolute,
-    journal_of,
-    load_runs,
-    locked,
-    undos_of,
-    unfinished,
-    wholly_undone,
-)
+from dicomsort.sorting.outbox import Run, RunContext, RunState, absolute, journal_of, load_runs, locked
 from dicomsort.sorting.running import complete_reports
 
 _DECISION = "a person's decision"
@@ -37,7 +26,7 @@ def list_runs(outbox: str) -> list[dict[str, Any]]:
     """
     runs = load_runs(absolute(outbox), deep=True)
     undone_by = {run.undoes: name for name, run in runs.items() if run.undoes and run.summary}
-    wholly, listed = wholly_undone(runs), list[dict[str, Any]]()
+    wholly, listed = runs.wholly_undone(), list[dict[str, Any]]()
     for name, run in runs.items():
         listed.append(_described(run) | {"undoes": run.undoes, "undone_by": undone_by.get(name, "")})
         if name in undone_by:
@@ -83,7 +72,7 @@ def verify(context: RunContext) -> dict[str, Any]:
     runs = load_runs(outbox, deep=True)
     broken = [run.damage for run in runs.values() if run.damage]
     advice = f"{command('resume', outbox)} finishes it"
-    cut_short = [f"run {name} was cut short and is not finished: {advice}" for name in unfinished(runs)]
+    cut_short = [f"run {name} was cut short and is not finished: {advice}" for name in runs.unfinished()]
     return result | {"damaged": damages.notes(outbox), "runs": broken, "unfinished": cut_short}
 
 
@@ -154,7 +143,7 @@ def reported_run(outbox: str, run: str | None) -> ReportedRun:
         raise DicomsortError(f"expected a run that came to its end, received {received}")
     kinds = {"sort": "", "undo": f"an undo of {found.undoes}"}
     _require_sorted(name, kinds.get(found.verb, _DECISION))
-    undos = undos_of(runs, name)
+    undos = runs.undos_of(name)
     if found.summary is None and not undos:
         received = f"{name}, which was cut short: {command('resume', outbox, name)} finishes it"
         raise DicomsortError(f"expected a run that came to its end, received {received}")
