@@ -14,7 +14,7 @@ from dicomsort.files import Files, closing_descriptor, look_up, opened_file
 from dicomsort.journal import runs_folder
 from dicomsort.jsonlines import parse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Status, Verb
-from dicomsort.report.manifest import MANIFEST, PLACED, RunManifest, append_manifest, has_rows, history
+from dicomsort.report.manifest import MANIFEST, has_rows, history
 from dicomsort.report.manifest_reader import COLUMNS, Damages, read_rows
 from dicomsort.report.text import cell, printable, visible
 
@@ -22,12 +22,9 @@ __all__ = [
     "COLUMNS",
     "MANIFEST",
     "NEEDS_PERSON",
-    "PLACED",
     "SUMMARY",
     "Damages",
-    "RunManifest",
     "Summary",
-    "append_manifest",
     "cell",
     "final_row",
     "has_rows",

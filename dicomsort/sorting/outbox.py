@@ -375,48 +375,46 @@ def nearest_folder(path: str) -> str:
     return path
 
 
-class Room:
-    """Counts the bytes that operations copy to each file system of an outbox: a class's folder may be a mount."""
+def with_room(context: RunContext, inbox: str, operations: Iterable[Operation]) -> Iterator[Operation]:
+    """Yield operations; PlacingFailed at their end where a file system has no room for the bytes that they copy to it.
 
-    def __init__(self, inbox: str, outbox: str) -> None:
-        """No operation is counted yet."""
-        self._inbox, self._outbox = inbox, outbox
-        self.inbox_device = os.stat(inbox).st_dev
-        self._device = os.stat(nearest_folder(outbox)).st_dev
-        self._devices: dict[str, int] = {}  # of the folders of classes
-        self.folders: dict[int, str] = {}  # of each file system the first that was met
-        self.copied = Counter[int]()  # by file system
-
-    def add(self, operation: Operation) -> None:
-        """Count an operation; one system call a class, and one a large file that is moved to another file system.
-
-        Such a move writes all of a file but its holes.
-        """
-        if operation.verb is not Verb.COPY and operation.verb is not Verb.MOVE:
-            return
-        class_ = operation.target.split("/", 2)[1]
-        device = self._devices.get(class_)
-        if device is None:
-            folder = f"{self._outbox}/{class_}"
-            device = self._devices[class_] = os.stat(nearest_folder(folder)).st_dev
-            self.folders.setdefault(device, self._outbox if device == self._device else folder)
-        size = operation.size
-        if operation.verb is Verb.MOVE:
-            if device == self.inbox_device:
-                return
-            if size >= _SPARSE:
+    A class's folder may be a mount. This costs one system call a class, and one a large file that is moved to another
+    file system, which writes all of it but its holes.
+    """
+    outbox = context.outbox
+    inbox_device, outbox_device = os.stat(inbox).st_dev, os.stat(nearest_folder(outbox)).st_dev
+    devices: dict[str, int] = {}  # of the folders of classes
+    folders: dict[int, str] = {}  # of each file system the first that was met
+    copied = Counter[int]()  # bytes by file system
+    for operation in operations:
+        if operation.verb is Verb.COPY or operation.verb is Verb.MOVE:
+            class_ = operation.target.split("/", 2)[1]
+            device = devices.get(class_)
+            if device is None:
+                folder = f"{outbox}/{class_}"
+                device = devices[class_] = os.stat(nearest_folder(folder)).st_dev
+                folders.setdefault(device, outbox if device == outbox_device else folder)
+            size = operation.size
+            if operation.verb is Verb.MOVE and device == inbox_device:
+                size = 0
+            elif operation.verb is Verb.MOVE and size >= _SPARSE:
                 with suppress(OSError):
-                    size = data_size(f"{self._inbox}/{operation.source.partition('/')[2]}")
-        self.copied[device] += size
+                    size = data_size(f"{inbox}/{operation.source.partition('/')[2]}")
+            copied[device] += size
+        yield operation
+    require_free(context.files, folders, copied, inbox_device)
 
 
-def require_free(files: Files, room: Room) -> None:
-    """PlacingFailed where a file system has no room for what is copied to it; copies within one may share blocks."""
+def require_free(files: Files, folders: Mapping[int, str], copied: Mapping[int, int], inbox_device: int) -> None:
+    """PlacingFailed where a file system, by its device and a folder of it, has no room for the bytes copied to it.
+
+    Copies within the inbox's may share blocks.
+    """
     lacking = []
-    for device, folder in room.folders.items():
-        size, there = room.copied[device], nearest_folder(folder)
+    for device, folder in folders.items():
+        size, there = copied[device], nearest_folder(folder)
         free = shutil.disk_usage(there).free
-        if size > free and not (device == room.inbox_device and files.shares_blocks(there)):
+        if size > free and not (device == inbox_device and files.shares_blocks(there)):
             lacking.append(
                 f"outbox {folder!r}: expected room for {size:,} bytes that are to be copied, received {free:,} free: "
                 f"{size - free:,} are missing"

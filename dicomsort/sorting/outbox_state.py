@@ -13,7 +13,8 @@ from dicomsort.catalog import Ledger
 from dicomsort.execute import Roots
 from dicomsort.files import look_up, sha256_of
 from dicomsort.records import Found, Outcome, Verb
-from dicomsort.report import MANIFEST, PLACED, Damages, read_rows
+from dicomsort.report import MANIFEST, Damages, read_rows
+from dicomsort.report.manifest import PLACED
 from dicomsort.sorting.outbox import Runs, journal_of
 
 PLACING = frozenset({Verb.MOVE, Verb.COPY, Verb.LINK, Verb.REMOVE})

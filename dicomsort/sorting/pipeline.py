@@ -25,7 +25,6 @@ from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Oper
 from dicomsort.report import Damages, Summary, final_row, history, write_summary
 from dicomsort.sorting.examine import Arrivals, Clock, SecondLook, as_one, examine_inbox, walk_inbox
 from dicomsort.sorting.outbox import (
-    Room,
     Run,
     RunContext,
     check_state,
@@ -35,7 +34,7 @@ from dicomsort.sorting.outbox import (
     mount_of,
     new_run,
     now,
-    require_free,
+    with_room,
 )
 from dicomsort.sorting.outbox_state import OutboxState
 from dicomsort.sorting.pixel_sampling import PixelSampler
@@ -182,22 +181,14 @@ class Job:
             "layout": settings.layout, "model": self.request.bundle.model_sha256, "started": now(), "notes": self.notes,
             "mount": mount_of(self.request.inbox),
         }  # fmt: skip
-        sealed = seal_plan(self.context, run, head, self._with_room(operations))
+        sealed = seal_plan(self.context, run, head, with_room(self.context, self.request.inbox, operations))
         return carry_out(self.context, run, sealed)
-
-    def _with_room(self, operations: Iterator[Operation]) -> Iterator[Operation]:
-        """Yield the operations; DicomsortError at their end where a disk of the outbox has no room for the copies."""
-        room = Room(self.request.inbox, self.context.outbox)
-        for operation in operations:
-            room.add(operation)
-            yield operation
-        require_free(self.context.files, room)
 
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
         """Plan everything, and return the counts."""
         outbox, summary, leaving = self.request.outbox, Summary(dry_run=True), Leaving()
         operations = self.operations(catalog, self.classify(catalog))
-        for operation in self._with_room(operations) if outbox else operations:
+        for operation in with_room(self.context, self.request.inbox, operations) if outbox else operations:
             show(rehearsed := self._rehearsed(operation, leaving))
             if rehearsed.row is not None:
                 summary.count(rehearsed.row)

@@ -19,16 +19,8 @@ from dicomsort.files import closing_descriptor, holds_only_zeros, is_network, lo
 from dicomsort.journal import JOURNAL, PLAN, STATE, Journal, Plan, PlanWriter, Replay, runs_folder
 from dicomsort.plan import reverse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
-from dicomsort.report import (
-    PLACED,
-    RunManifest,
-    Summary,
-    append_manifest,
-    final_row,
-    needs_person,
-    printable,
-    write_summary,
-)
+from dicomsort.report import Summary, final_row, needs_person, printable, write_summary
+from dicomsort.report.manifest import PLACED, RunManifest, append_manifest
 from dicomsort.sorting.corrections import retracted
 from dicomsort.sorting.outbox import (
     REVIEW_VERB,
