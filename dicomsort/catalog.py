@@ -191,7 +191,6 @@ class Catalog:
         self._numbers: dict[Grouping, int] = {}
 
     def __enter__(self) -> Self:
-        """Return the catalog itself."""
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -331,7 +330,6 @@ class Catalog:
 
 
 def _file_cells(ordinal: int, group: int, e: Examined, frames: int, *, has_uids: bool) -> tuple[Any, ...]:
-    """A row of ``files``."""
     path, size, mtime, device, inode, mode, ctime, met = _FOUND_CELLS(e.found)
     number = e.header.instance_number
     instance = int(number) if _NUMBER.fullmatch(number) else 0
@@ -343,7 +341,7 @@ def _file_cells(ordinal: int, group: int, e: Examined, frames: int, *, has_uids:
 
 
 def _examined(cells: list[Any]) -> Examined:
-    """The inverse, from path to ``failed``."""
+    # The columns are those of ``_FILE``.
     *facts, header, sha256, failed = cells
     kind, *rest = parse(header)
     return Examined(_found(facts), Header(Kind(kind), *rest), sha256, failed)
@@ -360,7 +358,7 @@ def _signed(number: int) -> int:
 
 
 def _group(row: tuple[Any, ...]) -> Group:
-    """A group from a row of the query ``_GROUP``."""
+    # The columns are those of ``_GROUP``.
     number, study, series, evidence, members, newest, *sample, _ = row
     return Group(number, Grouping(study, os.fsdecode(series), evidence), members, newest, _examined(sample))
 

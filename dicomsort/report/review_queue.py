@@ -91,7 +91,6 @@ class ReviewQueue:
     """
 
     def __init__(self, outbox: str) -> None:
-        """Nothing is read yet."""
         self._path = f"{outbox}/{MANIFEST}"
         self._offset = 0
         self._inode = 0

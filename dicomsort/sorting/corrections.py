@@ -61,11 +61,8 @@ class Corrections:
             _make_folders(files, self.folder)
             with _table(files, self.folder):
                 pass
-            with (
-                suppress(FileExistsError),
-                closing_descriptor(files.create(f"{self.folder}/README", 0o600)) as descriptor,
-            ):
-                files.write(descriptor, _README.encode())
+            with suppress(FileExistsError), closing_descriptor(files.create(f"{self.folder}/README", 0o600)) as readme:
+                files.write(readme, _README.encode())
         except OSError as error:
             message = f"corrections {folder!r}: expected a folder that can be written, received {error.strerror}"
             raise UsageError(message) from error

@@ -158,7 +158,6 @@ class Runs(dict[str, Run]):
     """Runs of an outbox by their ids, oldest first."""
 
     def __init__(self, outbox: str, names: Iterable[str], *, deep: bool = False) -> None:
-        """Read the runs of these ids; see ``load_run``."""
         super().__init__({name: load_run(outbox, name, deep=deep) for name in names})
         self.outbox = outbox
 
@@ -279,8 +278,7 @@ def locked(context: RunContext, *, create: bool) -> Iterator[None]:
     try:
         descriptor = files.open_append(f"{outbox}/{STATE}/lock", 0o600)
     except OSError as error:
-        message = f"outbox {outbox!r}: expected write permission, received {error.strerror}"
-        raise DicomsortError(message) from error
+        raise DicomsortError(f"outbox {outbox!r}: expected write permission, received {error.strerror}") from error
     with closing_descriptor(descriptor):
         if not files.lock(descriptor):
             raise OutboxLocked(_holder(descriptor, outbox))
@@ -309,9 +307,7 @@ def _holder(descriptor: int, outbox: str) -> str:
         pid, host, shown = int(holder["pid"]), str(holder["host"]), visible(str(holder["host"]))
         who = f"process {pid} on host {shown} since {visible(str(holder['since']))}"
         if host != socket.gethostname():
-            advice = (
-                f"wait for it to end, or look on {shown} whether it still runs; the file server frees a dead one's lock"
-            )
+            advice += f", or look on {shown} whether it still runs; the file server frees a dead one's lock"
         elif not _is_alive(pid):
             advice = (
                 "that process is gone, so one that it started, or the file server, holds the lock: `fuser` names it"

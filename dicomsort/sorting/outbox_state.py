@@ -131,10 +131,9 @@ class LaterRuns:
 
 
 class _Places:
-    """The runs that have to do with places: 12 bytes a place."""
+    """The runs that used places, from pairs of both: 12 bytes a place."""
 
     def __init__(self, found: Iterable[tuple[Hashable, str]]) -> None:
-        """``found`` are places, each with its run."""
         names: dict[str, int] = {}
         keys, numbers = array("q"), array("i")
         for place, name in found:

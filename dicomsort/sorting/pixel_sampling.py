@@ -45,9 +45,7 @@ class PixelSampler:
     _files: int = 0
     _batch: list[Frame] = field(default_factory=list)
     _sent: deque[tuple[list[Frame], Future[list[FramePrediction]]]] = field(default_factory=deque)
-    _under_way: set[Frame] = field(default_factory=set)
-    _requested: int = 0  # frames, in their order
-    _stored: int = 0  # of them, those whose predictions are in the catalog
+    _under_way: set[Frame] = field(default_factory=set)  # of the batch or sent; the catalog lacks their predictions
 
     def files_added(self, added: Mapping[int, int]) -> None:
         """Files were added to these groups; predict those that are most likely whole."""
@@ -98,20 +96,23 @@ class PixelSampler:
 
     def _predict(self, wanted: Iterable[tuple[Group, int]]) -> Iterator[tuple[Group, SeriesPrediction, int]]:
         """Predict groups by so many frames each; yield each with its prediction and the number of these frames."""
-        waiting: deque[tuple[Group, list[Frame], int]] = deque()
+        waiting: deque[tuple[Group, list[Frame]]] = deque()
         for group, count in wanted:
             frames = self._frames(group, count)
             self._request(frames)
-            waiting.append((group, frames, self._requested))
-            if len(waiting) > WAITING:
-                self._await(waiting[0][2])
-            while waiting and waiting[0][2] <= self._stored:
+            waiting.append((group, frames))
+            while waiting and (len(waiting) > WAITING or self._under_way.isdisjoint(waiting[0][1])):
                 yield self._predicted(*waiting.popleft())
-        self._await(self._requested)
+        self._send()
         for item in waiting:
             yield self._predicted(*item)
 
-    def _predicted(self, group: Group, frames: list[Frame], _: int) -> tuple[Group, SeriesPrediction, int]:
+    def _predicted(self, group: Group, frames: list[Frame]) -> tuple[Group, SeriesPrediction, int]:
+        """Wait for the predictions of a group's frames, and predict the group."""
+        while not self._under_way.isdisjoint(frames):
+            if not self._sent:
+                self._send()
+            self._store()
         predictions = (self.catalog.prediction(*frame) for frame in frames)
         prediction = mean([each for each in predictions if each is not None])
         self.catalog.set_series_prediction(group.number, prediction)
@@ -124,7 +125,6 @@ class PixelSampler:
             if frame not in self._under_way and self.catalog.prediction(*frame) is None:
                 self._under_way.add(frame)
                 self._batch.append(frame)
-                self._requested += 1
                 if len(self._batch) >= BATCH:
                     self._send()
         while self._sent and (self._sent[0][1].done() or len(self._sent) > 8 * self.engine.workers):
@@ -132,8 +132,9 @@ class PixelSampler:
 
     def _send(self) -> None:
         frames, self._batch = self._batch, []
-        predict = partial(predict_frames, self.bundle, self.inbox)
-        self._sent.append((frames, submit_batch(self.engine, predict, frames, _on_lost)))
+        if frames:
+            predict = partial(predict_frames, self.bundle, self.inbox)
+            self._sent.append((frames, submit_batch(self.engine, predict, frames, _on_lost)))
 
     def _store(self) -> None:
         """Store the predictions of the frames that were sent first; waits for them."""
@@ -141,14 +142,6 @@ class PixelSampler:
         for frame, prediction in zip(frames, future.result(), strict=True):
             self.catalog.add_prediction(*frame, prediction)
             self._under_way.discard(frame)
-        self._stored += len(frames)
-
-    def _await(self, count: int) -> None:
-        """Wait until the predictions of the first so many frames are stored."""
-        if self._batch and self._requested - len(self._batch) < count:
-            self._send()
-        while self._stored < count:
-            self._store()
 
     def _is_doubtful(self, group: Group, prediction: SeriesPrediction) -> bool:
         more = group.members > 1 or showable_frames(group.sample) > 1

@@ -49,7 +49,7 @@ _ROOM, _BLOCK = 256 << 10, 4 << 10  # bytes: for what does not grow with a run; 
 
 
 def room_for_undo(plan_bytes: int, folders: int = 0) -> int:
-    """How many bytes an undo may write below the outbox: of a run whose plan has so many, and prunes so many folders.
+    """Return how many bytes an undo may write below the outbox, by the run's plan and the folders that it prunes.
 
     It has a plan, a journal, and its rows twice: 2.7 times the run's plan at most, as measured.
     """
@@ -57,14 +57,14 @@ def room_for_undo(plan_bytes: int, folders: int = 0) -> int:
 
 
 def make_reserve(context: RunContext, size: int) -> None:
-    """Keep so many bytes of the disk for an undo, up to a limit, and a few inodes; go on where there are none."""
+    """Reserve so many bytes of the disk for an undo, up to a limit, and a few inodes; go on where there are none."""
     files, outbox = context.files, context.outbox
-    for empty in _empty_ones(outbox):
+    for empty in _empty_files(outbox):
         with suppress(OSError), closing_descriptor(files.create(empty, 0o600)):
             pass
     path, size = f"{outbox}/{STATE}/{RESERVE}", min(size, RESERVE_LIMIT)
-    there = look_up(path)
-    if there is not None and (there.st_blocks * 512 >= size or not _is_reserve(path)):
+    status = look_up(path)
+    if status is not None and (status.st_blocks * 512 >= size or not _is_reserve(path)):
         return
     with suppress(OSError), closing_descriptor(files.open_append(path, 0o600)) as descriptor:
         before = os.fstat(descriptor).st_size
@@ -76,15 +76,15 @@ def make_reserve(context: RunContext, size: int) -> None:
 
 
 def free_reserve(context: RunContext) -> None:
-    """Give back what ``make_reserve`` keeps."""
-    for path in (f"{context.outbox}/{STATE}/{RESERVE}", *_empty_ones(context.outbox)):
+    """Give back what ``make_reserve`` reserved."""
+    for path in (f"{context.outbox}/{STATE}/{RESERVE}", *_empty_files(context.outbox)):
         with suppress(OSError):
             if _is_reserve(path):
                 context.files.unlink(path)
 
 
-def _empty_ones(outbox: str) -> Iterator[str]:
-    """Files that hold an inode each."""
+def _empty_files(outbox: str) -> Iterator[str]:
+    """The paths of files that hold an inode each."""
     return (f"{outbox}/{STATE}/{RESERVE}-{number}" for number in range(1, INODES + 1))
 
 
@@ -145,7 +145,7 @@ def _journal(context: RunContext, plan: Plan) -> Journal:
 
 @contextmanager
 def _explain_full_disk(needed: Callable[[], tuple[str, int]], advice: str) -> Iterator[None]:
-    """Where the disk is full, say what is needed in a folder, bytes or files, and what to do when there is room."""
+    """Add to the error of a full disk what is needed in a folder, bytes or files, and what to do when there is room."""
     try:
         yield
     except (OSError, PlacingFailed) as error:
@@ -155,7 +155,7 @@ def _explain_full_disk(needed: Callable[[], tuple[str, int]], advice: str) -> It
 
 
 def _lacking(folder: str, size: int) -> str:
-    """What a full disk lacks for so many bytes below a folder, and what to do."""
+    """Return what a full disk lacks for so many bytes below a folder, and what to do."""
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
     if disk.f_files and disk.f_favail < BATCH and size <= free:  # one that counts no inodes has 0 of 0
@@ -168,7 +168,7 @@ def _explain_full_disk_of(outbox: str, run: str, plan: Plan) -> AbstractContextM
 
 
 def _unwritten(outbox: str, plan: Plan) -> tuple[str, int]:
-    """Where a run has still to write files, and how many bytes, with what it keeps of itself."""
+    """Return where a run has still to write files, and how many bytes, its own plan and journal included."""
     known, inbox = journal_of(plan), inbox_of(plan.head, outbox)
     is_across = os.stat(inbox).st_dev != os.stat(outbox).st_dev
     copied = {Verb.COPY, Verb.MOVE} if is_across else {Verb.COPY}
@@ -186,7 +186,7 @@ def _count(row: Row, summary: Summary) -> None:
 
 
 def resume(context: RunContext, run: str | None = None) -> Summary:
-    """Go on with a run that was cut short; the newest unfinished one by default."""
+    """Finish a run that was cut short; the newest unfinished one by default."""
     context = context.located()
     outbox = context.outbox
     with locked(context, create=False):
@@ -237,9 +237,9 @@ def complete_reports(context: RunContext, runs: Iterable[Run]) -> None:
 
 
 def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = False) -> Summary:
-    """Take a run back, the newest that is not undone by default, as a run of its own.
+    """Undo a run, by default the newest that is not undone, by a run of its own.
 
-    ``with_decisions``: those that persons made about what it held are taken back first, the newest first; else a run
+    ``with_decisions``: decisions about what it put up for review are undone first, the newest first. Without it a run
     with such decisions is refused by UsageError, for what it placed lies elsewhere.
     """
     context = context.located()
@@ -261,7 +261,7 @@ def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = 
 
 
 def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> tuple[str, Plan]:
-    """Find out how a run stands, and seal the plan that undoes it: the undo's own run, and that plan."""
+    """Find out how a run stands, and seal the plan that undoes it; return the undo's run and that plan."""
     roots = later.roots
     with closing(_journal(context, plan)) as journal:
         notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).reconcile(plan)
@@ -303,7 +303,7 @@ def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operatio
 
 
 def _undo_decisions(context: RunContext, run: str | None) -> None:
-    """Take back what persons decided about what a run had held, the newest first; an error where one stays in part."""
+    """Undo the decisions about what a run put up for review, the newest first; an error where one stays in part."""
     if run is None:
         raise UsageError("--with-decisions: expected the RUN that is to be undone, received none")
     for decision in reversed(load_runs(context.outbox).decisions_about(run)):
@@ -333,7 +333,7 @@ def seal_plan(context: RunContext, run: str, head: dict[str, Any], operations: I
 
 
 def _undoable(runs: Runs, name: str) -> Plan:
-    """The plan of a run that can be undone now; UsageError or DicomsortError says why it cannot."""
+    """Return the plan of a run that can be undone now; UsageError or DicomsortError where it cannot."""
     outbox = runs.outbox
     plan, _ = read_all(f"{runs_folder(outbox)}/{name}", runs[name].summary)
     if plan.head["verb"] == "undo":
@@ -351,7 +351,7 @@ def _undoable(runs: Runs, name: str) -> Plan:
 
 
 def _to_undo(runs: Runs, run: str | None) -> str | None:
-    """The run that is meant, by default the newest that can be undone; None where nothing of it is left to undo."""
+    """Return the requested run, by default the newest that can be undone; None where nothing is left to undo."""
     if run is not None:
         name = runs.chosen(run, None, "to undo").name
         is_over = name in runs.wholly_undone() and runs[name].verb != REVIEW_VERB  # a decision says so as an error

@@ -1,4 +1,4 @@
-"""The runs of an outbox: the list of them, one as a report tells it, and whether what they placed is still whole."""
+"""The runs of an outbox: their list, one of them for a report, and whether what they placed is still whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DECISION = "a person's decision"
 
 
 def list_runs(outbox: str) -> list[dict[str, Any]]:
-    """The runs of an outbox, oldest first: id, verb, state, counts, mode, what it undoes, what undid it.
+    """Return the runs of an outbox, oldest first: id, verb, state, counts, mode, what it undoes, what undid it.
 
     The state is a ``RunState``, or ``undone`` or ``partly undone``. A damaged run has the reason as ``damage``.
     """
@@ -48,10 +48,10 @@ def _described(run: Run) -> dict[str, Any]:
 
 
 def verify(context: RunContext) -> dict[str, Any]:
-    """Hash every file that the manifest says is placed, and read the state of every run.
+    """Hash every file that was placed by the manifest, and read the state of every run.
 
-    How many files are ``whole``; which are ``missing``, ``different`` or ``unreadable`` (paths); which lines of the
-    manifest are ``damaged``, and which ``runs`` (sentences).
+    Return how many files are ``whole``; which are ``missing``, ``different`` or ``unreadable`` (paths); which lines of
+    the manifest are ``damaged``, and which ``runs`` (sentences).
     """
     outbox, progress = absolute(context.outbox), context.progress
     placed, damages = dict[str, Placement](), Damages()
@@ -89,7 +89,7 @@ def _compare(path: str, sha256: str) -> str:
 
 
 def repair(context: RunContext) -> Repaired:
-    """Make a damaged manifest whole, from what of it can be read and from what the runs have; under the lock."""
+    """Lock the outbox and make a damaged manifest whole, from its readable rows and those that the runs have."""
     context = context.located()
     outbox = context.outbox
     with locked(context, create=False):
@@ -111,8 +111,8 @@ def _is_reported(run: Run) -> bool:
 class ReportedRun:
     """A run that sorted and came to its end.
 
-    ``head`` is its plan's, empty where that was pruned; ``summary`` what the run said of itself, None where that is
-    gone too; ``undone_by`` the id of its undo, ``is_undone`` whether that took all of it back.
+    ``head`` is its plan's, empty where that was pruned; ``summary`` is None where that is gone too; ``undone_by`` is
+    the id of its undo, ``is_undone`` whether that took all of it back.
     """
 
     outbox: str
@@ -124,7 +124,7 @@ class ReportedRun:
 
 
 def reported_run(outbox: str, run: str | None) -> ReportedRun:
-    """The run that is asked for, by default the newest that sorted; an error says why it cannot be told of."""
+    """Return the requested run, by default the newest that sorted; an error says why it cannot be reported."""
     outbox = absolute(outbox)
     runs = load_runs(outbox)
     newest = max((known for known, each in runs.items() if each.verb == "sort"), default="")
