@@ -84,7 +84,7 @@ Prediction = TypeVar("Prediction", FramePrediction, SeriesPrediction)  # both ha
 
 
 class Ledger:
-    """The part of the spool that planning asks and fills."""
+    """The part of the spool that planning reads and fills."""
 
     def __init__(self, base: sqlite3.Connection) -> None:
         """Share the catalog's base, all of whose files are there."""
@@ -253,7 +253,7 @@ class Catalog:
         self._base.execute("UPDATE groups SET newest = ? WHERE number = ?", (_SIGN - 1, group))
 
     def complete(self) -> Ledger:
-        """Every file is there: return what planning asks."""
+        """Return the ledger, when every file is there."""
         self._base.execute("CREATE INDEX by_instance ON files (sop) WHERE sop <> ''")
         query = "INSERT INTO repeated SELECT sop FROM files WHERE sop <> '' GROUP BY sop HAVING COUNT(*) > 1"
         self._base.execute(query)
@@ -283,7 +283,7 @@ class Catalog:
         return os.fsdecode(path), frames
 
     def begin_early(self, group: int) -> bool:
-        """Note that a group's frames are asked for before it is known to be whole; False the second time."""
+        """Note that a group's frames are predicted before it is known to be whole; False the second time."""
         return self._base.execute("UPDATE groups SET early = 1 WHERE number = ? AND NOT early", (group,)).rowcount == 1
 
     def add_prediction(self, path: str, frame: int | None, prediction: FramePrediction) -> None:
@@ -379,6 +379,6 @@ def _no_room(error: Exception) -> DicomsortError:
     except OSError:
         where = "(none)"
     name = getattr(error, "sqlite_errorname", "")
-    is_limit = name.startswith("SQLITE_IOERR") or where == "(none)"  # as a file that became too large is told of, too
+    is_limit = name.startswith("SQLITE_IOERR") or where == "(none)"  # also the error of a file that became too large
     advice = (is_limit and file_limit()) or "free some, or set TMPDIR"
     return DicomsortError(f"temporary folder {where}: expected room for the catalog, received: {error}; {advice}")

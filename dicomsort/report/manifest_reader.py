@@ -29,12 +29,12 @@ LONGEST = 1 << 20  # bytes of a row; the longest paths, escaped, need a tenth of
 _MOST_LINES = 4 * PATH_MAX  # of a row: names of files may hold line feeds, and a message may name a path
 _LONGEST_CELL = 1 << 17  # characters, the limit of ``csv``
 _MOST = 1 << 63  # bytes of a file
-_NAMED = 10  # damaged lines that are told one by one
+_NAMED = 10  # damaged lines that are named
 _SHOWN = 80  # characters of what is not a head
 _ACTIONS = frozenset(Action)
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 _NO_NAMES = frozenset({"", ".", ".."})
-_is_run = lru_cache(is_run)  # rows of a run stand beside each other
+_is_run = lru_cache(is_run)  # rows of a run lie beside each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row as it stands in the file, or one line that cannot be read.
+    """One row as it is in the file, or one line that cannot be read.
 
     ``line`` is its first, counted from 1; ``content`` its bytes, with line feeds. ``damage`` is empty, or says why the
     line cannot be read; where it has a ``row`` all the same, why that is none that dicomsort writes.
@@ -285,10 +285,10 @@ def decided_from(action: str, reason: str, message: str) -> str:
     if reason != REVIEWED or action == Action.LEFT:
         return ""
     was = message.partition(_WAS)[2]
-    return was if is_held_place(was) else ""
+    return was if is_in_review(was) else ""
 
 
-def is_held_place(path: str) -> bool:
+def is_in_review(path: str) -> bool:
     """Whether a path below an outbox is one of a file in review: a manifest may have been edited."""
     parts = path.split("/")
     return len(parts) > 2 and parts[0] == REVIEW and _NO_NAMES.isdisjoint(parts) and "\0" not in path  # noqa: PLR2004

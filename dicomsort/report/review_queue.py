@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dicomsort.files import look_up, opened_file
 from dicomsort.records import Action, Row, Status
 from dicomsort.report.manifest import MANIFEST, PLACED
-from dicomsort.report.manifest_reader import LONGEST, RunRow, decided_from, is_held_place, read_rows, records, skip_head
+from dicomsort.report.manifest_reader import LONGEST, RunRow, decided_from, is_in_review, read_rows, records, skip_head
 
 WAITING = frozenset({Status.REVIEW, Status.CONFLICT})  # what lies below REVIEW, for a person to decide about
 _KEY = 16
@@ -70,7 +70,7 @@ def _key(row: Row) -> str:
 
 
 def _reason(row: Row) -> str:
-    return row.destination.split("/")[1] if is_held_place(row.destination) else row.reason
+    return row.destination.split("/")[1] if is_in_review(row.destination) else row.reason
 
 
 def _hash(text: str) -> str:
@@ -153,7 +153,7 @@ class ReviewQueue:
         elif was:
             if before := self._discard(was):
                 self._decided[was, row.sha256] = (before, each)
-        elif not is_held_place(row.destination):
+        elif not is_in_review(row.destination):
             return
         elif row.status in WAITING and row.action in PLACED:
             self._add(each)

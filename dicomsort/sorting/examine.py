@@ -156,20 +156,20 @@ class SecondLook:
     def __init__(self, inbox: str, settle: float, clock: Clock) -> None:
         """``settle`` seconds or more lie between the two."""
         self._inbox, self._settle, self._clock = inbox, settle, clock
-        self._met: float | None = None  # when the last of them was met, by the monotonic clock
+        self._last: float | None = None  # when the last of them was found, by the monotonic clock
 
     def watch(self, entries: Iterable[Found | Passed | Folder]) -> Iterator[Found | Passed | Folder]:
-        """Yield what a walk meets, and note whether there are such files."""
+        """Yield the entries of a walk, and note when the last such file was found."""
         for entry in entries:
             if isinstance(entry, Found) and entry.is_ahead:
-                self._met = self._clock.monotonic()
+                self._last = self._clock.monotonic()
             yield entry
 
     def take(self, catalog: Catalog, progress: Progress) -> None:
         """Wait as long as needed, then compare; the groups of files that changed are unsettled."""
-        if self._met is None:
+        if self._last is None:
             return
-        due = self._met + self._settle
+        due = self._last + self._settle
         left = due - self._clock.monotonic()
         if left > 0:
             progress.stage("waiting until files dated in the future have settled", math.ceil(left / PAUSE))
@@ -178,10 +178,10 @@ class SecondLook:
             progress.advance()
             left = due - self._clock.monotonic()
         for group, found in catalog.dated_ahead():
-            if not self._is_as_met(found):
+            if not self._is_unchanged(found):
                 catalog.unsettle(group)
 
-    def _is_as_met(self, found: Found) -> bool:
+    def _is_unchanged(self, found: Found) -> bool:
         try:
             status = os.lstat(f"{self._inbox}/{found.path}")
         except OSError:

@@ -46,7 +46,7 @@ def newest_run(outbox: str, since: str) -> str:
 
 
 def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
-    """Return, under the lock, how the runs of an outbox after ``since`` stand; OutboxLocked where it is locked."""
+    """Lock an outbox and return the state of its runs after ``since``; OutboxLocked where another run has locked it."""
     with locked(context, create=False):
         runs = load_runs(context.outbox, since)
         if not since:  # at the start of a service; later it sees that its inbox is another folder

@@ -25,7 +25,7 @@ from dicomsort.progress import Progress
 from dicomsort.records import Action, Operation, Row, Verb
 from dicomsort.report import MANIFEST, SUMMARY, Summary, has_rows, read_summary, visible
 
-_SPARSE = 1 << 20  # bytes of a file from which on it pays to look for holes
+_SPARSE = 1 << 20  # bytes of a file from which on its holes are counted
 REVIEW_VERB = "review"  # of a plan that carries out a person's decision
 UNDONE_BY = "undone_by"  # the mark in the journal of a run that was cut short and then undone
 _HOLDER = b'{"pid": '  # how the lock's file begins
@@ -61,7 +61,7 @@ class RunContext:
 
 
 class RunState(StrEnum):
-    """How a run stands."""
+    """The state of a run."""
 
     FINISHED = "finished"
     UNFINISHED = "unfinished"
@@ -330,7 +330,7 @@ def _make(files: Files, outbox: str) -> None:
     try:
         new = [(path, 0o777) for path in missing_folders(outbox)]
         for path, mode in [*new, (state, 0o700), (f"{state}/runs", 0o700)]:
-            with suppress(FileExistsError):  # perhaps since a moment: the lock tells which run goes first
+            with suppress(FileExistsError):  # perhaps just now: the lock decides which run goes first
                 files.make_folder(path, mode)
         with suppress(FileExistsError), closing_descriptor(files.create(f"{state}/README", 0o600)) as descriptor:
             files.write(descriptor, _README.encode())
@@ -380,7 +380,7 @@ def with_room(context: RunContext, inbox: str, operations: Iterable[Operation]) 
     outbox = context.outbox
     inbox_device, outbox_device = os.stat(inbox).st_dev, os.stat(nearest_folder(outbox)).st_dev
     devices: dict[str, int] = {}  # of the folders of classes
-    folders: dict[int, str] = {}  # of each file system the first that was met
+    folders: dict[int, str] = {}  # of each file system the first that was found
     copied = Counter[int]()  # bytes by file system
     for operation in operations:
         if operation.verb is Verb.COPY or operation.verb is Verb.MOVE:

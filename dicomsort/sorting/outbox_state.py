@@ -1,4 +1,4 @@
-"""What planning and undoing ask of the world: earlier and later runs, and what lies in inbox and outbox now."""
+"""The context of planning and undoing: earlier and later runs, and what lies in inbox and outbox now."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLACING = frozenset({Verb.MOVE, Verb.COPY, Verb.LINK, Verb.REMOVE})
 
 
 class OutboxState:
-    """Answers ``plan.Surroundings`` from a ledger and an outbox, which a dry run may do without."""
+    """The ``plan.PlanContext`` of a ledger and an outbox, which a dry run may do without."""
 
     def __init__(self, ledger: Ledger, outbox: str | None) -> None:
         """Without an outbox every name is free."""
@@ -33,7 +33,7 @@ class OutboxState:
         self.defer, self.deferred = ledger.defer, ledger.deferred
 
     def placed_instance(self, sop: str, sha256: str | None) -> str | None:
-        """Where an earlier run put a file with this SOP Instance UID, of this content or of any; None if it went."""
+        """Return where an earlier run put a file with this SOP Instance UID, and content if given; None if it left."""
         placed = self._ledger.placed_instances(sop, sha256) if self._remembers else ()
         return next((p.destination for p in placed if self._is_there(p.destination)), None)
 
@@ -45,7 +45,7 @@ class OutboxState:
             return True
 
     def holds(self, destination: str, size: int, sha256: str) -> bool | None:
-        """Whether the file at a destination has this content; an earlier run's word for it is taken."""
+        """Whether the file at a destination has this content, by its row of an earlier run if it has one."""
         if not self._outbox:
             return None
         return holds(f"{self._outbox}/{destination}", size, sha256, lambda: self._known_sha256(destination))
@@ -72,7 +72,7 @@ def holds(path: str, size: int, sha256: str, known_sha256: Callable[[], str] = s
 
 
 class LaterRuns:
-    """Answers ``plan.UndoSurroundings`` for the undo of a run; later runs are read once something is asked of them."""
+    """The ``UndoContext`` of a run; later runs are read only when needed."""
 
     def __init__(self, runs: Runs, name: str, inbox: str) -> None:
         """``runs`` are all of the outbox; ``inbox`` is that of the run ``name``."""
@@ -105,7 +105,7 @@ class LaterRuns:
         return _Places(self._later_uses())
 
     def _later_uses(self) -> Iterator[tuple[Hashable, str]]:
-        """What later runs that stand did or may do: a place, whether a duplicate of it was removed, the run."""
+        """Yield what later runs did or may do: a place, whether a duplicate of it was removed, the run."""
         undone = self._runs.wholly_undone()
         for name, run in self._runs.items():
             if name <= self._name or name in undone or run.undoes or run.plan is None:

@@ -73,8 +73,8 @@ def check(inbox: str, outbox: str | None, settings: SortSettings, clock: Clock |
     clock = clock or Clock()
     before = clock.now_ns() - int(settle * 1e9) if settle > 0 else None
     classes, thresholds = bundle.header_classes, (bundle.decide, bundle.contradict)
-    judge = Criteria(bundle.labels, classes, *thresholds, settings.evidence, before, bundle.distance)
-    return Request(source, target, settings, bundle, layout, judge, settle, clock)
+    criteria = Criteria(bundle.labels, classes, *thresholds, settings.evidence, before, bundle.distance)
+    return Request(source, target, settings, bundle, layout, criteria, settle, clock)
 
 
 def check_settings(settings: SortSettings) -> tuple[Layout, Bundle]:

@@ -63,14 +63,14 @@ def prune(context: RunContext, days: float | None = None, count: int | None = No
 
 
 def _began(run: str) -> float:
-    """When a run began, in seconds since 1970; never, where its name tells no time."""
+    """Return when a run began, in seconds since 1970; infinity, where its name is no time."""
     with suppress(ValueError):
         return calendar.timegm(time.strptime(run[:16], STAMP))
     return float("inf")
 
 
 def _is_foreign(folder: str) -> str:
-    """What lies in a run's folder and is none of ours, or keeps it from being removed; else nothing."""
+    """Return what in a run's folder is not ours, or keeps it from being removed; else nothing."""
     if os.path.ismount(folder):
         return "its folder is a mount point"
     try:
@@ -82,7 +82,7 @@ def _is_foreign(folder: str) -> str:
 
 
 def _needed(run: Run, runs: Runs, removed: list[str]) -> str:
-    """What a run must stay for, or nothing."""
+    """Return why a run must stay, or nothing."""
     if run.undoes:
         if run.summary is None:
             return "it is an undo that was cut short"

@@ -261,7 +261,7 @@ def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = 
 
 
 def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> tuple[str, Plan]:
-    """Find out how a run stands, and seal the plan that undoes it; return the undo's run and that plan."""
+    """Find out how far a run came, and seal the plan that undoes it; return the undo's run and that plan."""
     roots = later.roots
     with closing(_journal(context, plan)) as journal:
         notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).reconcile(plan)
