@@ -11,7 +11,7 @@ import io
 import os
 import stat
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
@@ -289,18 +289,17 @@ def _merged(path: str, missing: dict[str, list[bytes]], last: dict[str, int]) ->
     keeps_head = order is not None and order[: len(COLUMNS)] == COLUMNS
     keeps_rows = keeps_head or order is None  # else the columns are in another order
     yield _whole(head) if keeps_head else HEAD + b"\n"
-    ahead, place = sorted(missing.keys() - last.keys()), 0
+    ahead = deque(sorted(missing.keys() - last.keys()))
     for number, record in enumerate(read_records(path)):
         if record.row is None or record.damage:
             continue
         run = record.row.run
-        while place < len(ahead) and ahead[place] < run:
-            yield from missing[ahead[place]]
-            place += 1
+        while ahead and ahead[0] < run:
+            yield from missing[ahead.popleft()]
         yield _whole(record.content) if keeps_rows else line_of(run, record.row.row)
         if last[run] == number:
             yield from missing.get(run, ())
-    for each in ahead[place:]:
+    for each in ahead:
         yield from missing[each]
 
 

@@ -448,12 +448,6 @@ def inboxes(outbox: str) -> set[str]:
     return {os.path.realpath(found) for plan in plans if plan and (found := inbox_of(plan.head, outbox)) != outbox}
 
 
-def corrections_of(head: Mapping[str, Any], outbox: str) -> str:
-    """Return the folder of a decision's corrections; empty where it made none."""
-    folder = head.get("corrections")
-    return os.path.join(outbox, str(folder)) if folder else ""
-
-
 def now() -> str:
     """Return the time in UTC, ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

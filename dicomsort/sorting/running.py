@@ -30,7 +30,6 @@ from dicomsort.sorting.outbox import (
     Runs,
     RunState,
     absolute,
-    corrections_of,
     inbox_of,
     journal_of,
     load_run,
@@ -220,8 +219,8 @@ def _end(context: RunContext, run: str, plan: Plan) -> Summary:
     with _explain_full_disk_of(context.outbox, run, plan):
         write_summary(context.files, context.outbox, summary)
     undone = load_run(context.outbox, plan.head["undoes"]).plan if plan.head["verb"] == "undo" else None
-    if undone and not summary.needs_person and (folder := corrections_of(undone.head, context.outbox)):
-        summary.notes += retracted(context.files, folder, plan.head["undoes"])
+    if undone and not summary.needs_person and (folder := undone.head.get("corrections")):
+        summary.notes += retracted(context.files, os.path.join(context.outbox, folder), plan.head["undoes"])
     return summary
 
 
