@@ -150,40 +150,41 @@ def walk_inbox(
     return walk(inbox, lambda status: own is not None and os.path.samestat(status, own), clock)
 
 
+@dataclass
 class SecondLook:
     """Finds out whether files still change whose mtime and ctime both lie ahead of the clock: it reads them twice."""
 
-    def __init__(self, inbox: str, settle: float, clock: Clock) -> None:
-        """``settle`` seconds or more lie between the two."""
-        self._inbox, self._settle, self._clock = inbox, settle, clock
-        self._last: float | None = None  # when the last of them was found, by the monotonic clock
+    inbox: str
+    settle: float  # seconds between the two, at least
+    clock: Clock
+    _last: float | None = None  # when the last of them was found, by the monotonic clock
 
     def watch(self, entries: Iterable[Found | Passed | Folder]) -> Iterator[Found | Passed | Folder]:
         """Yield the entries of a walk, and note when the last such file was found."""
         for entry in entries:
             if isinstance(entry, Found) and entry.is_ahead:
-                self._last = self._clock.monotonic()
+                self._last = self.clock.monotonic()
             yield entry
 
     def take(self, catalog: Catalog, progress: Progress) -> None:
         """Wait as long as needed, then compare; the groups of files that changed are unsettled."""
         if self._last is None:
             return
-        due = self._last + self._settle
-        left = due - self._clock.monotonic()
+        due = self._last + self.settle
+        left = due - self.clock.monotonic()
         if left > 0:
             progress.stage("waiting until files dated in the future have settled", math.ceil(left / PAUSE))
         while left > 0:
-            self._clock.sleep(min(left, PAUSE))
+            self.clock.sleep(min(left, PAUSE))
             progress.advance()
-            left = due - self._clock.monotonic()
+            left = due - self.clock.monotonic()
         for group, found in catalog.dated_ahead():
             if not self._is_unchanged(found):
                 catalog.unsettle(group)
 
     def _is_unchanged(self, found: Found) -> bool:
         try:
-            status = os.lstat(f"{self._inbox}/{found.path}")
+            status = os.lstat(f"{self.inbox}/{found.path}")
         except OSError:
             return False
         now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)

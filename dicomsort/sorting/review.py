@@ -224,22 +224,22 @@ class ReviewService:
             time.sleep(0.05)
 
 
+@dataclass
 class _Names:
     """Which names are free in an outbox that is locked."""
 
-    def __init__(self, outbox: str) -> None:
-        self._outbox = outbox
-        self._given: set[str] = set()
+    outbox: str
+    given: set[str] = field(default_factory=set)
 
     def claim(self, name: str) -> bool:
         """Give a name out once."""
-        is_free = name not in self._given
-        self._given.add(name)
+        is_free = name not in self.given
+        self.given.add(name)
         return is_free
 
     def holds(self, destination: str, size: int, sha256: str) -> bool | None:
         """Whether the file there has this content; None where nothing is there."""
-        return holds(f"{self._outbox}/{destination}", size, sha256)
+        return holds(f"{self.outbox}/{destination}", size, sha256)
 
 
 def _files(count: int) -> str:
