@@ -346,7 +346,7 @@ def check_as_before(inbox: Path, outbox: Path, before: dict[str, bytes]) -> None
 
 def test_copies_that_filled_a_disk_are_undone(tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "dicomsort.sorting.pipeline.require_free", lambda *_, **__: None
+        "dicomsort.sorting.outbox.require_free", lambda *_, **__: None
     )  # as if others filled it meanwhile
     inbox, outbox = tmp_path / "inbox", disk / "outbox"
     before = studies(inbox, 30)

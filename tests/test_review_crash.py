@@ -17,7 +17,7 @@ from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
 from dicomsort.sorting import ReviewService, resume
 from dicomsort.sorting.corrections import images_by_run
-from dicomsort.sorting.outbox import load_runs, unfinished
+from dicomsort.sorting.outbox import load_runs
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - flushing costs nothing there
 SYSTEMS: dict[str, Callable[[], Files]] = {"links": Files, "no syncfs": NoSyncfs, "no links": NoLinks}
@@ -117,7 +117,7 @@ def test_an_undo_that_dies_anywhere(folder: Path, system: str, record_property: 
     world, tried = World(folder / "world"), 0
     for outbox in deaths(world.make_decided, lambda desk: desk.undo(world.decided), system):
         assert set(contents(outbox)) >= set(world.before)
-        for cut_short in unfinished(load_runs(str(outbox))):
+        for cut_short in load_runs(str(outbox)).unfinished():
             resume(quiet(outbox, SYSTEMS[system]()), cut_short)
         check(outbox, world.before, world.key, system)
         tried += 1

@@ -67,7 +67,7 @@ def test_an_undo_that_is_half_done_is_finished_first(tmp_path: Path) -> None:
     for at in range(99):
         with pytest.raises(Crash):
             undo(quiet(outbox, CrashingFiles(at)), sorted_)
-        if outbox_module.unfinished(outbox_module.load_runs(str(outbox))):
+        if outbox_module.load_runs(str(outbox)).unfinished():
             break
     desk = desk_of(outbox)
     with pytest.raises(DicomsortError, match="expected no undo that was cut short"):

@@ -17,7 +17,7 @@ WRITERS = {
     "__main__.py": "one line on stderr",
     "cli/console.py": "the standard streams",
     "signals.py": "one line on stderr",
-    "catalog/__init__.py": "the spool of a run, in a temporary folder that ends with it",
+    "catalog.py": "the spool of a run, in a temporary folder that ends with it",
     "discover.py": "the names of a folder that holds very many, in a temporary file without a name",
     "cli/logs.py": "the file that --log-file names",
     "bundle/staging.py": "a bundle, in a folder beside the one that train was given by name, then renamed",

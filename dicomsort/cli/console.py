@@ -42,9 +42,9 @@ def resumable(outbox: str | None) -> Iterator[None]:
 
 def _has_unfinished(outbox: str) -> bool:
     try:
-        from dicomsort.sorting.outbox import absolute, load_runs, unfinished
+        from dicomsort.sorting.outbox import absolute, load_runs
 
-        return bool(unfinished(load_runs(absolute(outbox))))
+        return bool(load_runs(absolute(outbox)).unfinished())
     except Exception:  # noqa: BLE001 - modules may be imported by half, and what is there by half
         return False
 

@@ -1,4 +1,4 @@
-"""The manifest, the summary and the history of runs; derived from plan and journal, so they can be made again."""
+"""The manifest and the summary of runs; derived from plan and journal, so they can be made again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dicomsort.files import Files, closing_descriptor, look_up, opened_file
 from dicomsort.journal import runs_folder
 from dicomsort.jsonlines import parse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Status, Verb
-from dicomsort.report.manifest import MANIFEST, PLACED, RunManifest, append_manifest, has_rows, history
+from dicomsort.report.manifest import MANIFEST, has_rows, history
 from dicomsort.report.manifest_reader import COLUMNS, Damages, read_rows
 from dicomsort.report.text import cell, printable, visible
 
@@ -22,12 +22,9 @@ __all__ = [
     "COLUMNS",
     "MANIFEST",
     "NEEDS_PERSON",
-    "PLACED",
     "SUMMARY",
     "Damages",
-    "RunManifest",
     "Summary",
-    "append_manifest",
     "cell",
     "final_row",
     "has_rows",
@@ -43,7 +40,7 @@ __all__ = [
 
 NEEDS_PERSON = frozenset({Status.REVIEW, Status.UNREADABLE, Status.CONFLICT, Status.CHANGED, Status.FAILED})
 _TROUBLE = frozenset({Status.FAILED, Status.CHANGED})
-CAUSES, FIRST = 50, 5  # causes that are told apart, and files that are named, of what failed or changed
+CAUSES, FIRST = 50, 5  # causes that are counted apart, and files that are named, of what failed or changed
 NAMED = 1000  # archives that a summary names
 SUMMARY = "summary.json"
 _LARGEST = 64 << 20  # bytes of a summary, with all its notes
@@ -60,7 +57,7 @@ _ENDED = {Outcome.DUPLICATE: Status.DUPLICATE, Outcome.CONFLICT: Status.CONFLICT
 
 @dataclass
 class Summary:
-    """What a run did, for people, for ``--json``, for the exit code and for figures: the one counter of rows."""
+    """The counts of a run, for people, for ``--json``, for the exit code and for figures: the one counter of rows."""
 
     run_id: str = ""
     verb: str = "sort"
@@ -79,10 +76,11 @@ class Summary:
     causes: Counter[str] = field(default_factory=Counter)  # of what failed or changed
     troubled: list[str] = field(default_factory=list)  # the first FIRST of these files
     undoes: str = ""  # the run that an undo took back
-    unfinished: list[str] = field(default_factory=list)  # runs that stay cut short; not kept in the file
-    damaged: list[str] = field(default_factory=list)  # of runs that may be so and cannot be read; not kept in the file
-    finished: list[Summary] = field(default_factory=list)  # runs that were finished first; not kept in it
-    files: Counter[tuple[str, str]] = field(default_factory=Counter)  # by status and class; not kept in it
+    # What follows is not read back from the file.
+    unfinished: list[str] = field(default_factory=list)  # runs that stay cut short
+    damaged: list[str] = field(default_factory=list)  # sentences about runs that may be so and cannot be read
+    finished: list[Summary] = field(default_factory=list)  # runs that were finished first
+    files: Counter[tuple[str, str]] = field(default_factory=Counter)  # by status and class
 
     def count(self, row: Row) -> None:
         """Count one final row."""
@@ -120,9 +118,9 @@ class Summary:
         )
 
     def unfinished_told(self, outbox: str) -> list[str]:
-        """A sentence for each run of the outbox that was cut short and is not finished, or may be."""
-        told = "run {} was cut short and is not finished: {} finishes it"
-        return [*self.damaged, *(told.format(run, command("resume", outbox, run)) for run in self.unfinished)]
+        """Return a sentence for each run of the outbox that was cut short and is not finished, or may be."""
+        sentence = "run {} was cut short and is not finished: {} finishes it"
+        return [*self.damaged, *(sentence.format(run, command("resume", outbox, run)) for run in self.unfinished)]
 
     @property
     def trouble(self) -> str:
@@ -137,13 +135,15 @@ class Summary:
         return f"files: {counts}: {causes}: {', '.join(map(visible, self.troubled))}{more}"
 
     def as_json(self) -> dict[str, Any]:
-        """The summary as JSON values."""
-        seconds, archives = round(self.seconds, 3), [printable(archive) for archive in self.archives]
-        stages = {name: round(spent, 3) for name, spent in self.stages.items()}
-        troubled = [printable(path) for path in self.troubled]
-        finished = {each.run_id: {"statuses": each.statuses, "held": each.held} for each in self.finished}
-        told = {"seconds": seconds, "archives": archives, "stages": stages, "troubled": troubled, "finished": finished}
-        return {name: value for name, value in vars(self).items() if name != "files"} | told
+        """Return the summary as JSON values."""
+        values = {name: value for name, value in vars(self).items() if name != "files"}
+        return values | {
+            "seconds": round(self.seconds, 3),
+            "archives": [*map(printable, self.archives)],
+            "stages": {name: round(spent, 3) for name, spent in self.stages.items()},
+            "troubled": [*map(printable, self.troubled)],
+            "finished": {each.run_id: {"statuses": each.statuses, "held": each.held} for each in self.finished},
+        }
 
 
 def needs_person(row: Row) -> bool:
@@ -152,21 +152,19 @@ def needs_person(row: Row) -> bool:
 
 
 def final_row(row: Row, operation: Operation, result: Result | None) -> Row:
-    """The planned row, corrected by what really happened."""
+    """Return the planned row, corrected by the result."""
     if operation.verb is Verb.LEAVE:
         return row
-    if result and result.outcome is Outcome.DONE:
-        return replace(row, message=_joined(result.message, row.message)) if result.message else row
-    outcome, message = (result.outcome, result.message) if result else (Outcome.FAILED, "not carried out")
-    status = _ENDED.get(outcome, Status.FAILED)
-    destination = row.destination if outcome is Outcome.DUPLICATE else ""
-    reason = row.reason if outcome is Outcome.DUPLICATE else str(status)
-    notes = _joined(message, row.message)
-    return replace(row, status=status, action=Action.LEFT, destination=destination, reason=reason, message=notes)
-
-
-def _joined(*notes: str) -> str:
-    return "; ".join(filter(None, notes))
+    result = result or Result(operation.number, Outcome.FAILED, "not carried out")
+    is_done = result.outcome is Outcome.DONE
+    if is_done and not result.message:
+        return row
+    message = "; ".join(filter(None, (result.message, row.message)))
+    if is_done:
+        return replace(row, message=message)
+    status = _ENDED.get(result.outcome, Status.FAILED)
+    left = replace(row, status=status, action=Action.LEFT, message=message)
+    return left if result.outcome is Outcome.DUPLICATE else replace(left, destination="", reason=str(status))
 
 
 def write_summary(files: Files, outbox: str, summary: Summary) -> None:
@@ -180,7 +178,7 @@ def write_summary(files: Files, outbox: str, summary: Summary) -> None:
 
 
 def read_summary(outbox: str, run: str) -> Summary | None:
-    """The summary of a run that came to its end; None where there is none, or a half-written one.
+    """Return the summary of a run that came to its end; None where there is none, or a half-written one.
 
     StateDamaged where it is no file, or holds values that ``write_summary`` does not write.
     """
@@ -189,27 +187,26 @@ def read_summary(outbox: str, run: str) -> Summary | None:
         return None
     try:
         with opened_file(path) as stream:
-            told = parse(stream.read(_LARGEST))
+            values = parse(stream.read(_LARGEST))
     except OSError as error:
-        raise StateDamaged(
-            f"run {run}, {SUMMARY}: expected a file that can be read, received {error.strerror}"
-        ) from error
+        expected = "expected a file that can be read"
+        raise StateDamaged(f"run {run}, {SUMMARY}: {expected}, received {error.strerror}") from error
     except ValueError:
         return None
-    if problem := _problem(told):
+    if problem := _problem(values):
         advice = "move that file away, and `dicomsort resume` writes it anew"
         raise StateDamaged(f"run {run}, {SUMMARY}: expected the counts of a run, received {problem}; {advice}")
-    told = _LATER | told
-    counters = {name: Counter(told[name]) for name in _COUNTERS}
-    return Summary(**{name: value for name, value in told.items() if name in _TYPES} | counters)
+    values = _LATER | values
+    counters = {name: Counter(values[name]) for name in _COUNTERS}
+    return Summary(**{name: value for name, value in values.items() if name in _TYPES} | counters)
 
 
-def _problem(told: Any) -> str:
+def _problem(values: Any) -> str:
     """What is wrong with a summary's values; names that this version does not know are another version's."""
-    if not isinstance(told, dict):
+    if not isinstance(values, dict):
         return "another value"
     for name, kind in _TYPES.items():
-        value: Any = told.get(name, _LATER.get(name, [] if kind is list else None))
+        value: Any = values.get(name, _LATER.get(name, [] if kind is list else None))
         if not (type(value) is kind or (kind is float and type(value) is int)):
             return f"no such value as {name!r}"
         numbers: list[Any] = [*value.values()] if isinstance(value, dict) else [value] if kind in {int, float} else []
@@ -221,7 +218,7 @@ def _problem(told: Any) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """One line: our own errors in their words, the system's with the file's name, others by kind and place alone."""
+    """Return one line: our own errors as they are, the system's with the file's name, others by kind and place."""
     if isinstance(error, DicomsortError):
         return " ".join(printable(str(error)).split())
     if isinstance(error, OSError) and error.strerror:

@@ -1,7 +1,7 @@
 """``manifest.csv``: a run's own, written while it goes on, and the outbox's, to which its rows are appended once.
 
-A damaged one is repaired: the rows that can be read are kept, and those that the runs still have are added. The damaged
-file is kept beside the new one, under the name ``manifest.csv.damaged-<time>``.
+Repairing a damaged one keeps the rows that can be read, and adds those that the runs still have. The damaged file stays
+beside the new one as ``manifest.csv.damaged-<time>``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import os
 import stat
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
@@ -47,11 +47,11 @@ _BUFFER = 1 << 20
 class RunManifest:
     """The run's own ``manifest.csv``: written beside it, and put in its place when it is whole.
 
-    So what is there is whole, also while a resume writes it anew: another run may append it to the outbox's.
+    So it is whole also while a resume writes it anew: another run may append it to the outbox's.
     """
 
     def __init__(self, files: Files, outbox: str, run: str) -> None:
-        """Take away what an attempt cut short has left, and begin with the head."""
+        """Remove what an earlier attempt has left, and begin with the head."""
         self._path = _own(outbox, run)
         self._part = f"{self._path}{NEW}"
         if look_up(self._part) is not None:
@@ -84,7 +84,7 @@ class RunManifest:
 
 
 def line_of(run: str, row: Row) -> bytes:
-    """A row as it stands in a manifest."""
+    """Return a row as a line of a manifest."""
     cells = [str(value) for value in _ROW_CELLS(row)]
     line = ",".join((run, *cells))
     if is_plain(line) and line.count(",") == len(cells):  # as nearly every row is
@@ -101,7 +101,7 @@ def _own(outbox: str, run: str) -> str:
 def append_manifest(files: Files, outbox: str, run: str, journal: Journal) -> None:
     """Append the run's rows to the outbox's manifest, once.
 
-    The journal holds where the append began; what a crash left of it is gone on with, byte by byte, and rows of other
+    The journal holds where the append began. One that a crash cut short is continued byte by byte, and rows of other
     runs are never cut off. StateDamaged where the run's own manifest cannot be read.
     """
     with _own_rows(outbox, run) as rows, closing_descriptor(files.open_append(f"{outbox}/{MANIFEST}")) as descriptor:
@@ -132,7 +132,7 @@ def _own_rows(outbox: str, run: str) -> Iterator[BinaryIO]:
 
 
 def _skip_appended(descriptor: int, begun: int, rows: BinaryIO, size: int) -> None:
-    """Leave ``rows`` behind what stands in the manifest already; at its beginning where something else does.
+    """Leave ``rows`` behind what the manifest has of them already; at their beginning where it has something else.
 
     The head is for an empty manifest alone.
     """
@@ -155,7 +155,7 @@ def _skip_appended(descriptor: int, begun: int, rows: BinaryIO, size: int) -> No
 
 
 def history(outbox: str, on_damage: Callable[[Record], None] | None = None) -> Iterator[tuple[bool, Placement]]:
-    """What earlier runs put where, in their order; False where it is there no more: undone, or decided by a person.
+    """Yield where earlier runs put files, in their order; False where one has left: undone, or decided by a person.
 
     ``on_damage`` is given each line of the manifest that cannot be read.
     """
@@ -183,24 +183,23 @@ def rows_of(outbox: str, run: str, *, doubtful: bool = False) -> Iterator[Row]:
 
     ``doubtful`` as for ``read_rows``.
     """
-    own = f"{runs_folder(outbox)}/{run}/{MANIFEST}"
-    if look_up(own) is not None:
-        yield from (each.row for each in read_rows(own, doubtful=doubtful))
-        return
-    yield from (each.row for each in read_rows(f"{outbox}/{MANIFEST}", doubtful=doubtful) if each.run == run)
+    own = _own(outbox, run)
+    is_own = look_up(own) is not None
+    rows = read_rows(own if is_own else f"{outbox}/{MANIFEST}", doubtful=doubtful)
+    yield from (each.row for each in rows if is_own or each.run == run)
 
 
 @dataclass(slots=True)
 class Since:
-    """What later runs did with files, each by where it lay below the outbox: undid them, or carried out a decision."""
+    """What later runs did with files, by where these lay below the outbox: undid them, or carried out a decision."""
 
     undone: dict[str, str] = field(default_factory=dict)  # -> the run that undid it
     decided: dict[tuple[str, str], Row] = field(default_factory=dict)  # with its SHA-256 -> the row of the decision
 
 
 def since(outbox: str, run: str) -> Since:
-    """What became of files after a run; grows with what was undone or decided, not with what was sorted."""
-    told = Since()
+    """Return what became of files after a run; grows with what was undone or decided, not with what was sorted."""
+    later = Since()
     for each in read_rows(f"{outbox}/{MANIFEST}"):
         row = each.row
         if each.run <= run:
@@ -208,15 +207,14 @@ def since(outbox: str, run: str) -> Since:
         was = decided_from(row.action, row.reason, row.message)
         if row.action == Action.UNDONE:
             if was:
-                told.decided.pop((was, row.sha256), None)
+                later.decided.pop((was, row.sha256), None)
             elif row.destination:
-                told.undone[row.destination] = each.run
+                later.undone[row.destination] = each.run
         elif was:
-            told.decided[was, row.sha256] = row
-    return told
+            later.decided[was, row.sha256] = row
+    return later
 
 
-_REPAIR_BUFFER = 1 << 20
 _MODE, _MODE_SO_FAR = 0o666, 0o600  # of a new manifest; of one until it gets the old one's
 
 
@@ -238,9 +236,9 @@ class Repaired:
 
 
 def repair(files: Files, outbox: str, reported: Iterable[str]) -> Repaired:
-    """Make the manifest of an outbox whose lock is held whole; ``reported`` are the runs whose rows it should have.
+    """Make the manifest of a locked outbox whole; ``reported`` are the runs whose rows it should have.
 
-    Rows of runs that were pruned are kept as they are. DicomsortError where the disk refuses; the manifest is then as
+    Rows of runs that were pruned stay as they are. DicomsortError where the disk refuses; the manifest is then as
     before.
     """
     path, repaired = f"{outbox}/{MANIFEST}", Repaired()
@@ -263,7 +261,7 @@ def repair(files: Files, outbox: str, reported: Iterable[str]) -> Repaired:
 
 
 def _survey(path: str, repaired: Repaired) -> tuple[Counter[int], dict[str, int]]:
-    """How often each row is there, by the hash of its bytes; and the last record of each run."""
+    """Return how often each row is there, by its hash; and the number of each run's last record."""
     present, last = Counter[int](), dict[str, int]()
     for number, record in enumerate(read_records(path)):
         if record.row is None or record.damage:
@@ -276,9 +274,9 @@ def _survey(path: str, repaired: Repaired) -> tuple[Counter[int], dict[str, int]
 
 
 def _missing(outbox: str, run: str, present: Counter[int]) -> list[bytes]:
-    """The rows of a run's own manifest that the outbox's does not have; DicomsortError where it cannot be read."""
+    """Return the rows of a run's own manifest that the outbox's lacks; DicomsortError where it cannot be read."""
     own, rows = Counter[int](), []
-    for each in read_rows(f"{runs_folder(outbox)}/{run}/{MANIFEST}"):
+    for each in read_rows(_own(outbox, run)):
         own[key := hash(each)] += 1
         if each.run == run and own[key] > present[key]:
             rows.append(line_of(run, each.row))
@@ -286,23 +284,22 @@ def _missing(outbox: str, run: str, present: Counter[int]) -> list[bytes]:
 
 
 def _merged(path: str, missing: dict[str, list[bytes]], last: dict[str, int]) -> Iterator[bytes]:
-    """The head, then all rows: those that were missing behind the rest of their run, else before the next run's."""
+    """Yield the head, then all rows: missing ones behind the rest of their run, else before the next run's."""
     head, order = (found := read_head(path)), order_of(found)
     keeps_head = order is not None and order[: len(COLUMNS)] == COLUMNS
     keeps_rows = keeps_head or order is None  # else the columns are in another order
     yield _whole(head) if keeps_head else HEAD + b"\n"
-    ahead, place = sorted(missing.keys() - last.keys()), 0
+    ahead = deque(sorted(missing.keys() - last.keys()))
     for number, record in enumerate(read_records(path)):
         if record.row is None or record.damage:
             continue
         run = record.row.run
-        while place < len(ahead) and ahead[place] < run:
-            yield from missing[ahead[place]]
-            place += 1
+        while ahead and ahead[0] < run:
+            yield from missing[ahead.popleft()]
         yield _whole(record.content) if keeps_rows else line_of(run, record.row.row)
         if last[run] == number:
             yield from missing.get(run, ())
-    for each in ahead[place:]:
+    for each in ahead:
         yield from missing[each]
 
 
@@ -318,7 +315,7 @@ def _replace(files: Files, path: str, pieces: Iterable[bytes], repaired: Repaire
             buffer = bytearray()
             for piece in pieces:
                 buffer += piece
-                if len(buffer) >= _REPAIR_BUFFER:
+                if len(buffer) >= _BUFFER:
                     files.write(descriptor, bytes(buffer))
                     buffer.clear()
             files.write(descriptor, bytes(buffer))
@@ -339,7 +336,7 @@ def _replace(files: Files, path: str, pieces: Iterable[bytes], repaired: Repaire
 
 
 def _keep_damaged(files: Files, path: str, before: os.stat_result | None) -> str:
-    """Give the damaged file a second name, or make a copy where links are refused; its path."""
+    """Give the damaged file a second name, or copy it where links are refused; return the path."""
     if before is None:
         return ""
     stamp = f"{path}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"

@@ -11,7 +11,7 @@ import csv
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import BinaryIO
 
@@ -29,12 +29,12 @@ LONGEST = 1 << 20  # bytes of a row; the longest paths, escaped, need a tenth of
 _MOST_LINES = 4 * PATH_MAX  # of a row: names of files may hold line feeds, and a message may name a path
 _LONGEST_CELL = 1 << 17  # characters, the limit of ``csv``
 _MOST = 1 << 63  # bytes of a file
-_NAMED = 10  # damaged lines that are told one by one
+_NAMED = 10  # damaged lines that are named
 _SHOWN = 80  # characters of what is not a head
 _ACTIONS = frozenset(Action)
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?")
 _NO_NAMES = frozenset({"", ".", ".."})
-_is_run = lru_cache(is_run)  # rows of a run stand beside each other
+_is_run = lru_cache(is_run)  # rows of a run lie beside each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row as it stands in the file, or one line that cannot be read.
+    """One row as it is in the file, or one line that cannot be read.
 
     ``line`` is its first, counted from 1; ``content`` its bytes, with line feeds. ``damage`` is empty, or says why the
     line cannot be read; where it has a ``row`` all the same, why that is none that dicomsort writes.
@@ -59,22 +59,21 @@ class Record:
     damage: str = ""
 
 
+@dataclass(slots=True)
 class Damages:
-    """Collects what cannot be read of a manifest, and says so."""
+    """The damaged lines of a manifest: a sentence for each of the first ones, and how many there are."""
 
-    def __init__(self) -> None:
-        """Nothing is damaged yet."""
-        self.lines: list[str] = []
-        self.count = 0
+    lines: list[str] = field(default_factory=list)
+    count: int = 0
 
     def add(self, record: Record) -> None:
-        """Remember a damaged line; of many, the first ones."""
+        """Count a damaged line."""
         self.count += 1
         if self.count <= _NAMED:
             self.lines.append(f"line {record.line:,}: {record.damage}")
 
     def notes(self, outbox: str) -> list[str]:
-        """Sentences for a person: which lines, and what to do."""
+        """Return a sentence for a person: which lines are damaged, and what to do."""
         if not self.count:
             return []
         more = f"; and {self.count - _NAMED:,} more" if self.count > _NAMED else ""
@@ -88,7 +87,7 @@ def read_rows(
     """Yield the rows of a manifest, none where there is no file; ``on_damage`` is given what is damaged.
 
     ``doubtful``: also the rows that dicomsort would not write. These may be shown, and nothing may rely on them.
-    DicomsortError where this is no manifest: it has neither the head nor any row of one.
+    DicomsortError where the file has neither the head nor any row of a manifest.
     """
     for record in read_records(path):
         if record.row is not None and (doubtful or not record.damage):
@@ -98,7 +97,7 @@ def read_rows(
 
 
 def read_head(path: str) -> bytes:
-    """The first line of a manifest, with its line feed; empty where there is no file."""
+    """Return the first line of a manifest, with its line feed; empty where there is no file."""
     if look_up(path) is None:
         return b""
     with opened_file(path) as stream:
@@ -106,7 +105,7 @@ def read_head(path: str) -> bytes:
 
 
 def read_records(path: str) -> Iterator[Record]:
-    """Yield what stands in a manifest behind its head, in order; a damaged head is the first record.
+    """Yield the records of a manifest behind its head, in order; a damaged head is the first record.
 
     DicomsortError as for ``read_rows``.
     """
@@ -133,23 +132,22 @@ def read_records(path: str) -> Iterator[Record]:
 
 
 def _in_place_of_head(first: Record) -> Iterator[Record]:
-    """The first record of a manifest whose head is damaged, or is gone so that a row stands there."""
+    """Yield the first record of a manifest whose head is damaged, or is gone so that a row stands there."""
     if first.row is None:
         yield replace(first, damage="it is not the head of a manifest")
-        return
-    yield Record(1, b"", damage="the head is missing")
-    yield first
+    else:
+        yield from (Record(1, b"", damage="the head is missing"), first)
 
 
 def skip_head(stream: BinaryIO) -> tuple[str, ...]:
-    """The order of a manifest's columns; the stream is left behind the head or, where there is none, at line 1."""
+    """Return the order of a manifest's columns; the stream is left behind the head, or without one at line 1."""
     if (order := order_of(stream.readline(LONGEST))) is None:
         stream.seek(0)
     return order or COLUMNS
 
 
 def order_of(head: bytes) -> tuple[str, ...] | None:
-    """The columns that a manifest's first line names, in their order; None where one of ``COLUMNS`` is missing."""
+    """Return the columns of a manifest's first line, in their order; None where one of ``COLUMNS`` is missing."""
     try:
         text = head.removeprefix(MARK).decode().rstrip("\r\n")
         names = tuple(next(csv.reader([text], strict=True), ()))
@@ -159,7 +157,7 @@ def order_of(head: bytes) -> tuple[str, ...] | None:
 
 
 def records(stream: BinaryIO, line: int, order: Sequence[str]) -> Iterator[Record]:
-    """Yield the records from where a stream stands, which is the beginning of ``line``.
+    """Yield the records of a stream that is at the beginning of ``line``.
 
     A quote without its counterpart would swallow the rows behind it: where what it encloses is no row, it costs one
     line, and reading goes on with the next.
@@ -191,7 +189,7 @@ def _is_odd(content: bytes) -> bool:
 
 
 def _parsed(content: bytes, places: list[int] | None) -> tuple[RunRow | None, str]:
-    """The row that some lines hold, and why they hold none, or none that dicomsort writes."""
+    """Return the row of some lines, and why they hold none, or none that dicomsort writes."""
     text = content.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
     if '"' in text:
         try:
@@ -214,7 +212,7 @@ def _parsed(content: bytes, places: list[int] | None) -> tuple[RunRow | None, st
 
 
 def row_of(cells: Sequence[str]) -> RunRow:
-    """A row from its cells, in the order of ``COLUMNS``; IndexError, ValueError where they make none."""
+    """Return a row from its cells, in the order of ``COLUMNS``; IndexError, ValueError where they make none."""
     size = cells[_SIZE]
     values = cells[1 : len(COLUMNS)]
     if len(values) < len(COLUMNS) - 1:
@@ -244,7 +242,7 @@ def _check_text(values: Sequence[str]) -> None:
 
 
 def _doubt(row: Row) -> str:
-    """Why a row is none that dicomsort writes; empty where it may be one."""
+    """Return why dicomsort would not write a row; empty where it may have."""
     if row.action not in _ACTIONS:
         return f"expected an action ({', '.join(Action)}), received another text"
     if not _SHA256.fullmatch(row.sha256):
@@ -265,37 +263,37 @@ MAX_NAME = 64
 
 
 def message_of(who: str, was: str) -> str:
-    """What the row of a decided file says; ``was`` is where it lay below the outbox."""
+    """Return the message of a decided file's row; ``was`` is where it lay below the outbox."""
     return f"by {who}{_WAS}{was}"
 
 
 def who_of(message: str) -> str:
-    """Who decided, as the message of a decided file's row says; what the move could not keep stands before it."""
+    """Return who decided, from the message of a decided file's row; what the move could not keep stands before it."""
     return message.partition(_WAS)[0].rpartition("; ")[2].removeprefix("by ")
 
 
 def reviewer(name: str) -> str:
-    """A person's name as it may stand in a message: letters, digits, blanks and ``.@_+-``, at most 64."""
+    """Return a person's name as it may stand in a message: letters, digits, blanks and ``.@_+-``, at most 64."""
     return _NO_NAME.sub("", name).strip()[:MAX_NAME].strip() or "unknown"
 
 
 def decided_from(action: str, reason: str, message: str) -> str:
-    """Where a row's file lay before a person decided about it; empty where the row tells of no such move.
+    """Return where a row's file lay before a person decided about it; empty where the row is of no such move.
 
     ``message`` is as it was before a manifest escaped it.
     """
     if reason != REVIEWED or action == Action.LEFT:
         return ""
     was = message.partition(_WAS)[2]
-    return was if is_held_place(was) else ""
+    return was if is_in_review(was) else ""
 
 
-def is_held_place(path: str) -> bool:
-    """Whether a path below an outbox is one of something held: a manifest may have been edited."""
+def is_in_review(path: str) -> bool:
+    """Whether a path below an outbox is one of a file in review: a manifest may have been edited."""
     parts = path.split("/")
-    return len(parts) > 2 and parts[0] == REVIEW and not {"", ".", ".."} & set(parts) and "\0" not in path  # noqa: PLR2004
+    return len(parts) > 2 and parts[0] == REVIEW and _NO_NAMES.isdisjoint(parts) and "\0" not in path  # noqa: PLR2004
 
 
 def binds(reason: str, was: str) -> str:
-    """The reason by which a decision is remembered: it binds the series, or, held for what one file is, that file."""
+    """Return the reason of a decision's placement: it binds the series or, for a reason of one file, that file."""
     return REVIEWED_FILE if reason == REVIEWED and was.split("/")[1] in OF_ONE_FILE else reason

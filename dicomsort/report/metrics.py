@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -18,6 +17,7 @@ from dicomsort.report import Summary
 from dicomsort.report.text import printable
 
 Labels = tuple[tuple[str, str], ...]
+_ESCAPES: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 # name -> (type, help); the README has this table, a test compares them.
 FAMILIES: Final[dict[str, tuple[str, str]]] = {
@@ -68,20 +68,18 @@ class Figures:
         self.samples = {key: value for key, value in self.samples.items() if key[0] != family}
 
     def text(self) -> str:
-        """The file's content, each family once, in the order of ``FAMILIES``."""
-        return "".join(f"{line}\n" for line in self._lines())
-
-    def _lines(self) -> Iterator[str]:
+        """Return the file's content, each family once, in the order of ``FAMILIES``."""
+        lines = []
         for family, (kind, help_) in FAMILIES.items():
             samples = sorted((labels, value) for (name, labels), value in self.samples.items() if name == family)
             if samples:
-                yield f"# HELP {family} {help_}"
-                yield f"# TYPE {family} {kind}"
-                yield from (f"{family}{_labels(labels)} {_number(value)}" for labels, value in samples)
+                lines += [f"# HELP {family} {help_}\n", f"# TYPE {family} {kind}\n"]
+                lines += [f"{family}{_labels(labels)} {_number(value)}\n" for labels, value in samples]
+        return "".join(lines)
 
 
 def set_run_metrics(figures: Figures, counted: Summary, seconds: float) -> None:
-    """Put the run whose rows were counted in the place of the last one."""
+    """Replace the samples of the last run by those of the run whose rows were counted."""
     figures.drop("dicomsort_last_run_files")
     for (status, class_), count in counted.files.items():
         figures.set("dicomsort_last_run_files", count, **{"status": status, "class": class_})
@@ -90,18 +88,18 @@ def set_run_metrics(figures: Figures, counted: Summary, seconds: float) -> None:
 
 
 def set_inbox_metrics(figures: Figures, files: int, oldest_ns: int | None) -> None:
-    """Say what lies in the inbox; times are nanoseconds since 1970."""
+    """Set what lies in the inbox; times are nanoseconds since 1970."""
     figures.set("dicomsort_inbox_files", files)
     figures.set("dicomsort_inbox_oldest_file_age_seconds", age(oldest_ns, time.time_ns()))
 
 
 def age(since_ns: int | None, now_ns: int) -> float:
-    """Seconds from one moment to another; 0 where there is none, or it is still to come."""
+    """Return the seconds from one moment to another; 0 where there is none, or it is still to come."""
     return 0.0 if since_ns is None else round(max(0, now_ns - since_ns) / 1e9, 3)
 
 
 def last_success(path: Path) -> int | None:
-    """When the run before last ended well, as earlier figures tell; None where they do not."""
+    """Return when a run last ended well, from earlier figures; None where they do not say."""
     try:
         text = path.read_text("utf-8") if path.is_file() else ""
     except (OSError, ValueError):
@@ -116,11 +114,8 @@ def write_metrics(files: Files, path: Path, figures: Figures) -> None:
 
 
 def _labels(labels: Labels) -> str:
-    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in labels) + "}" if labels else ""
-
-
-def _escaped(value: str) -> str:
-    return printable(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    cells = ",".join(f'{name}="{printable(value).translate(_ESCAPES)}"' for name, value in labels)
+    return f"{{{cells}}}" if labels else ""
 
 
 def _number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What an outbox holds back for a person, as its manifest tells: files, and the items that are decided about as one."""
+"""What is for review in an outbox, by its manifest: files, and the items that are decided about as one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dicomsort.files import look_up, opened_file
 from dicomsort.records import Action, Row, Status
 from dicomsort.report.manifest import MANIFEST, PLACED
-from dicomsort.report.manifest_reader import LONGEST, RunRow, decided_from, is_held_place, read_rows, records, skip_head
+from dicomsort.report.manifest_reader import LONGEST, RunRow, decided_from, is_in_review, read_rows, records, skip_head
 
 WAITING = frozenset({Status.REVIEW, Status.CONFLICT})  # what lies below REVIEW, for a person to decide about
 _KEY = 16
@@ -19,10 +19,10 @@ _DIGITS = re.compile(r"(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What is decided about as one: the files of a series that were held for one reason, or one file without UIDs.
+    """What is decided about as one: the files of a series in review for one reason, or one file without UIDs.
 
-    ``key`` is 16 hex digits that stay the same as long as the item does, though files of a series may join it;
-    ``version`` changes with the files that it has. ``files`` are in natural order of their paths.
+    ``key``: 16 hex digits that stay when files of the series join it; ``version`` changes with the files. ``files``
+    are in natural order of their paths.
     """
 
     key: str
@@ -36,31 +36,30 @@ class Item:
 
     @property
     def reason(self) -> str:
-        """What it was held for: what joined a held series later has another reason of its own."""
+        """Why it is for review: a file that joined the series later has another reason of its own."""
         return _reason(self.row)
 
     @property
     def study(self) -> str:
-        """What its neighbours are known by: the Study Instance UID, else nothing."""
+        """The Study Instance UID, else nothing."""
         return self.row.study_uid
 
 
-def grouped(held: Iterable[RunRow]) -> list[Item]:
-    """Put files together to items: those of a study beside each other, in the order of their first file's path."""
+def grouped(rows: Iterable[RunRow]) -> list[Item]:
+    """Return files as items: those of a study beside each other, in the order of their first file's path."""
     by_key: dict[str, list[RunRow]] = {}
-    for each in held:
+    for each in rows:
         by_key.setdefault(_key(each.row), []).append(each)
-    items = [_item(key, sorted(files, key=_natural)) for key, files in by_key.items()]
+    items = []
+    for key, files in by_key.items():
+        files.sort(key=_natural)
+        contents = "\0".join(f"{each.row.destination}\0{each.row.sha256}" for each in files)
+        items.append(Item(key, tuple(files), _hash(contents)))
     items.sort(key=lambda item: _natural(item.files[0]))
     first: dict[str, int] = {}
     for place, item in enumerate(items):
         first.setdefault(item.study or item.key, place)
     return sorted(items, key=lambda item: first[item.study or item.key])
-
-
-def _item(key: str, files: list[RunRow]) -> Item:
-    told = "\0".join(f"{held.row.destination}\0{held.row.sha256}" for held in files)
-    return Item(key, tuple(files), _hash(told))
 
 
 def _key(row: Row) -> str:
@@ -71,60 +70,59 @@ def _key(row: Row) -> str:
 
 
 def _reason(row: Row) -> str:
-    return row.destination.split("/")[1] if is_held_place(row.destination) else row.reason
+    return row.destination.split("/")[1] if is_in_review(row.destination) else row.reason
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:_KEY]
 
 
-def _natural(held: RunRow) -> list[tuple[int, str]]:
+def _natural(each: RunRow) -> list[tuple[int, str]]:
     """Numbers by their values, as digits: a name may hold more of them than ``int`` takes."""
-    parts = _DIGITS.split(held.row.destination)
+    parts = _DIGITS.split(each.row.destination)
     parts[1::2] = [digits.lstrip("0") for digits in parts[1::2]]
     return [(len(part) if place % 2 else 0, part) for place, part in enumerate(parts)]
 
 
 class ReviewQueue:
-    """What an outbox holds back now; ``refresh`` reads on where the manifest has grown.
+    """What is for review in an outbox now; ``refresh`` reads on where the manifest has grown.
 
-    Memory grows with what is held or was decided about, not with what was sorted; time with what was appended.
+    Memory grows with what is for review or was decided about, not with what was sorted; time with what was appended.
     """
 
     def __init__(self, outbox: str) -> None:
-        """Nothing is read yet."""
         self._path = f"{outbox}/{MANIFEST}"
         self._offset = 0
         self._inode = 0
-        self._held: dict[str, dict[str, RunRow]] = {}  # by the item's key, then by where it lies
+        self._files: dict[str, dict[str, RunRow]] = {}  # by the item's key, then by where it lies
         self._keys: dict[str, str] = {}  # of the item, by where a file lies
         self._stale: set[str] = set()  # keys of items whose files have changed
         self.items: dict[str, Item] = {}
-        # By place and SHA-256, the rows by which a file was held and was decided about.
+        # By place and SHA-256, the rows by which a file came into review and was decided about.
         self._decided: dict[tuple[str, str], tuple[RunRow, RunRow]] = {}
         self._relying: dict[str, set[str]] = {}  # by place, the runs that removed duplicates of what lies there
 
     def refresh(self) -> bool:
-        """Read the rows that were appended since; whether anything that is held has changed."""
+        """Read the rows that were appended since; return whether anything for review has changed."""
         status = look_up(self._path)
         if status is None or (status.st_ino, status.st_size) == (self._inode, self._offset):
             return False
         if status.st_ino != self._inode or status.st_size < self._offset:
             self._offset, self._inode = 0, status.st_ino
-            self._stale.update(self._held)
-            self._held, self._keys, self._decided, self._relying = {}, {}, {}, {}
+            self._stale.update(self._files)
+            self._files, self._keys, self._decided, self._relying = {}, {}, {}, {}
             next(read_rows(self._path), None)  # an error where this is no manifest
         for each in self._appended():
             self._take(each)
         changed, self._stale = self._stale, set()
-        for key in changed - self._held.keys():
+        for key in changed - self._files.keys():
             self.items.pop(key, None)
-        there = (held for key in changed & self._held.keys() for held in self._held[key].values())
-        self.items |= {item.key: item for item in grouped(there)}
+        waiting = (each for key in changed & self._files.keys() for each in self._files[key].values())
+        self.items |= {item.key: item for item in grouped(waiting)}
         return bool(changed)
 
     def _appended(self) -> Iterator[RunRow]:
-        """Yield what the manifest tells beyond what was read; the last row only when it is whole."""
+        """Yield the rows behind what was read; the last row only when it is whole."""
         with opened_file(self._path) as stream:
             order = skip_head(stream)
             stream.seek(self._offset or stream.tell())
@@ -136,45 +134,45 @@ class ReviewQueue:
                     yield record.row
                 self._offset += len(record.content)
 
-    def decision(self, held: RunRow) -> RunRow | None:
-        """The row by which a person decided about a file that was held, where that stands."""
-        pair = self._decided.get((held.row.destination, held.row.sha256))
+    def decision(self, file: RunRow) -> RunRow | None:
+        """Return the row by which a person decided about a file that was for review, where that stands."""
+        pair = self._decided.get((file.row.destination, file.row.sha256))
         return pair[1] if pair else None
 
-    def runs_about(self, held: RunRow) -> set[str]:
-        """The runs whose undo needs a held file where it lies: which held it, or removed a duplicate of it."""
-        return {held.run} | self._relying.get(held.row.destination, set())
+    def runs_about(self, file: RunRow) -> set[str]:
+        """Return the runs whose undo needs a file where it lies: they placed it, or removed a duplicate of it."""
+        return {file.run} | self._relying.get(file.row.destination, set())
 
     def _take(self, each: RunRow) -> None:
         row = each.row
         was = decided_from(row.action, row.reason, row.message)
         if row.action == Action.UNDONE:
-            self._let_go(row.destination)
+            self._discard(row.destination)
             if back := self._decided.pop((was, row.sha256), None):
-                self._hold(back[0])
+                self._add(back[0])
         elif was:
-            if before := self._let_go(was):
+            if before := self._discard(was):
                 self._decided[was, row.sha256] = (before, each)
-        elif not is_held_place(row.destination):
+        elif not is_in_review(row.destination):
             return
         elif row.status in WAITING and row.action in PLACED:
-            self._hold(each)
+            self._add(each)
         elif row.action == Action.REMOVED:
             self._relying.setdefault(row.destination, set()).add(each.run)
 
-    def _hold(self, held: RunRow) -> None:
-        self._let_go(held.row.destination)  # what lay there was taken away by somebody
-        key = _key(held.row)
-        self._held.setdefault(key, {})[held.row.destination] = held
-        self._keys[held.row.destination] = key
+    def _add(self, file: RunRow) -> None:
+        place, key = file.row.destination, _key(file.row)
+        self._discard(place)  # somebody moved away what lay there
+        self._files.setdefault(key, {})[place] = file
+        self._keys[place] = key
         self._stale.add(key)
 
-    def _let_go(self, place: str) -> RunRow | None:
-        """Take out what was held at a place, if anything was."""
+    def _discard(self, place: str) -> RunRow | None:
+        """Remove and return what was for review at a place, if anything was."""
         if (key := self._keys.pop(place, None)) is None:
             return None
         self._stale.add(key)
-        found = self._held[key].pop(place)
-        if not self._held[key]:
-            del self._held[key]
-        return found
+        file = self._files[key].pop(place)
+        if not self._files[key]:
+            del self._files[key]
+        return file

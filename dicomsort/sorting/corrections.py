@@ -1,4 +1,4 @@
-"""What a person decided, as a folder that ``dicomsort train --from`` takes: CLASS/<study>/<image>.png, and a table.
+"""What persons decided, as a folder that ``dicomsort train --from`` takes: CLASS/<study>/<image>.png, and a table.
 
 An image is what the model was shown, 224 x 224 pixels: it renders to itself, and carries no header. Its folder is named
 by a hash of the Study Instance UID, so that a training keeps the images of a study together. All of it is made from
@@ -27,7 +27,7 @@ from dicomsort.records import RENDERING_VERSION, Action, Row
 from dicomsort.report import cell, visible
 from dicomsort.report.manifest import rows_of
 from dicomsort.report.manifest_reader import decided_from
-from dicomsort.sorting.outbox import load_run, load_runs, wholly_undone
+from dicomsort.sorting.outbox import load_run, load_runs
 from dicomsort.sorting.pixel_sampling import FRAMES, middle_half
 from dicomsort.tasks import FramePicture, PictureRequest, make_pictures
 
@@ -61,28 +61,25 @@ class Corrections:
             _make_folders(files, self.folder)
             with _table(files, self.folder):
                 pass
-            with (
-                suppress(FileExistsError),
-                closing_descriptor(files.create(f"{self.folder}/README", 0o600)) as descriptor,
-            ):
-                files.write(descriptor, _README.encode())
+            with suppress(FileExistsError), closing_descriptor(files.create(f"{self.folder}/README", 0o600)) as readme:
+                files.write(readme, _README.encode())
         except OSError as error:
             message = f"corrections {folder!r}: expected a folder that can be written, received {error.strerror}"
             raise UsageError(message) from error
 
     def named(self, outbox: str) -> str:
-        """The folder as a decision's plan names it: below the outbox where it lies there, which may be moved."""
+        """Return the folder as a decision's plan names it: relative where it lies in the outbox, which may be moved."""
         inside = os.path.relpath(self.folder, outbox)
         return self.folder if inside.startswith("..") else inside
 
     def count(self) -> int:
-        """How many images the folder's table tells of, those taken back left out; none where it cannot be read."""
+        """Return how many images the folder's table lists and no undo took out; 0 where it cannot be read."""
         with suppress(OSError):
             return sum(len(images) for images in images_by_run(self.folder).values())
         return 0
 
     def record(self, outbox: str, run: str, engine: Engine) -> list[str]:
-        """Add a finished decision, in an outbox that is held; what there is to say about it. The files have moved."""
+        """Add a finished decision, whose files have moved, in a locked outbox; return notes about it."""
         try:
             return self._record(outbox, run, engine)
         except OSError as error:
@@ -95,30 +92,27 @@ class Corrections:
         if plan is None or not is_straight(self.folder, plan.head.get("class", "")):  # it is no name of a class
             return []
         rows = [row for row in rows_of(outbox, run) if row.action == Action.MOVED]
-        shown = _portraits(outbox, rows, engine)
+        pictures = _pictures_of_series(outbox, rows, engine)
         common = {
             "time": plan.head["started"], "run_id": run, "action": DECIDED, "reviewer": plan.head.get("reviewer", ""),
             "class": plan.head["class"], "rendering_version": RENDERING_VERSION, "model_sha256": self._model,
         }  # fmt: skip
         lines = []
-        for number, (row, portrait) in enumerate(shown):
+        for number, (row, picture) in enumerate(pictures):
             image = f"{plan.head['class']}/{_study_key(row)}/{run}-{number}.png"
-            self._keep(image, portrait.rendering)
+            self._save(image, picture.rendering)
             lines.append(common | _cells(row) | {"image": image})
         _append(self._files, self.folder, lines or [common | _cells(row) for row in rows[:1]])
-        return [] if shown or not rows else ["its pixels cannot be had, so no model learns from it"]
+        return [] if pictures or not rows else ["its pixels cannot be had, so no model learns from it"]
 
     def mend(self, outbox: str, engine: Engine) -> list[str]:
-        """Add decisions that a crash left out, and take back what was undone meanwhile; what there is to say.
-
-        The outbox must be held.
-        """
+        """Add decisions that a crash left out, take out what was undone since, in a locked outbox; return notes."""
         try:
             known = images_by_run(self.folder)
         except OSError as error:
             return [f"{visible(self.folder)}/{TABLE} cannot be read, so nothing is added to it ({error.strerror})"]
         notes, runs = list[str](), load_runs(outbox)
-        undone = wholly_undone(runs)
+        undone = runs.wholly_undone()
         for run, found in runs.items():
             if not (found.plan and found.summary) or found.plan.head.get("corrections") != self.named(outbox):
                 continue
@@ -128,7 +122,7 @@ class Corrections:
                 notes += self.record(outbox, run, engine)
         return notes
 
-    def _keep(self, image: str, content: bytes) -> None:
+    def _save(self, image: str, content: bytes) -> None:
         """Place an image whole, or leave the one that is there."""
         path = f"{self.folder}/{image}"
         _make_folders(self._files, os.path.dirname(path))
@@ -147,24 +141,20 @@ class Corrections:
 
 
 def retracted(files: Files, folder: str, run: str) -> list[str]:
-    """Take back what a decision added, after it was undone; what there is to say. Nothing where the folder is gone."""
+    """Take out what a decision added, after it was undone, and return notes; do nothing where the folder is gone."""
     try:
-        _retract(files, folder, run)
+        images = images_by_run(folder).get(run)
+        if images is not None:
+            for image in images:
+                _remove(files, folder, image, run)
+            common = {"run_id": run, "action": str(Action.UNDONE)}
+            _append(files, folder, [common | {"image": image} for image in images or [""]])
     except (OSError, UsageError, ValueError) as error:
         return [f"models learn from it still: its images could not be taken out ({error})"]
     return []
 
 
-def _retract(files: Files, folder: str, run: str) -> None:
-    images = images_by_run(folder).get(run)
-    if images is None:
-        return
-    for image in images:
-        _take_out(files, folder, image, run)
-    _append(files, folder, [{"run_id": run, "action": str(Action.UNDONE), "image": image} for image in images or [""]])
-
-
-def _take_out(files: Files, folder: str, image: str, run: str) -> None:
+def _remove(files: Files, folder: str, image: str, run: str) -> None:
     """Remove an image of ours, and the folders that it leaves empty: the table may have been edited."""
     parts = image.split("/")
     ours = _IMAGE.fullmatch(parts[-1])
@@ -178,7 +168,7 @@ def _take_out(files: Files, folder: str, image: str, run: str) -> None:
 
 
 def images_by_run(folder: str) -> dict[str, list[str]]:
-    """The decisions that a table tells of and that stand, each run with its images (paths below the folder)."""
+    """Return the decisions of a table that stand, each run with its images (paths below the folder)."""
     runs: dict[str, list[str]] = {}
     path = Path(folder, TABLE)
     if not path.is_file():
@@ -186,7 +176,7 @@ def images_by_run(folder: str) -> dict[str, list[str]]:
     with path.open(encoding="utf-8", errors="replace", newline="") as lines:
         for row in _readable(csv.DictReader(lines)):
             run, image = row.get("run_id") or "", row.get("image") or ""
-            if "\0" in run + image:  # no row of ours, and no path
+            if "\0" in run + image:  # not a row of ours, and not a path
                 continue
             if row.get("action") == DECIDED:
                 runs.setdefault(run, []).extend([image] if image else [])
@@ -196,7 +186,7 @@ def images_by_run(folder: str) -> dict[str, list[str]]:
 
 
 def _readable(rows: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
-    """Yield the rows, but for those that are beyond what the reader takes."""
+    """Yield the rows without those that the reader refuses."""
     while True:
         try:
             yield next(rows)
@@ -206,22 +196,21 @@ def _readable(rows: Iterator[dict[str, str]]) -> Iterator[dict[str, str]]:
             continue
 
 
-def _portraits(outbox: str, rows: Sequence[Row], engine: Engine) -> list[tuple[Row, FramePicture]]:
-    """What the model is shown of a series, as for a vote: a few files, or frames of a file."""
+def _pictures_of_series(outbox: str, rows: Sequence[Row], engine: Engine) -> list[tuple[Row, FramePicture]]:
+    """Return what the model is shown of a series for a prediction: a few files, or frames of a file."""
     chosen = [rows[place] for place in middle_half(len(rows), FRAMES)]
-    shown = _ask(outbox, [(row, None) for row in chosen], engine)
-    frames = shown[0][1].header.frames if len(shown) == 1 and shown[0][1].header else 1
+    pictures = _pictures(outbox, [(row, None) for row in chosen], engine)
+    frames = pictures[0][1].header.frames if len(pictures) == 1 and pictures[0][1].header else 1
     if frames > 1:
-        shown = _ask(outbox, [(chosen[0], frame) for frame in middle_half(frames, FRAMES)], engine)
-    return [(row, portrait) for row, portrait in shown if portrait.rendering]
+        pictures = _pictures(outbox, [(chosen[0], frame) for frame in middle_half(frames, FRAMES)], engine)
+    return [(row, picture) for row, picture in pictures if picture.rendering]
 
 
-def _ask(outbox: str, frames: list[tuple[Row, int | None]], engine: Engine) -> list[tuple[Row, FramePicture]]:
-    asked = [PictureRequest(row.destination, frame, 0, rendering=True) for row, frame in frames]
-    answers = submit_batch(
-        engine, partial(make_pictures, outbox), asked, lambda _, error: FramePicture(b"", str(error))
-    )
-    return [(row, portrait) for (row, _), portrait in zip(frames, answers.result(), strict=True)]
+def _pictures(outbox: str, frames: list[tuple[Row, int | None]], engine: Engine) -> list[tuple[Row, FramePicture]]:
+    requests = [PictureRequest(row.destination, frame, 0, rendering=True) for row, frame in frames]
+    on_lost = lambda _, error: FramePicture(b"", str(error))
+    pictures = submit_batch(engine, partial(make_pictures, outbox), requests, on_lost).result()
+    return [(row, picture) for (row, _), picture in zip(frames, pictures, strict=True)]
 
 
 def _cells(row: Row) -> dict[str, object]:
@@ -231,8 +220,8 @@ def _cells(row: Row) -> dict[str, object]:
 
 
 def _study_key(row: Row) -> str:
-    known = row.study_uid.encode(errors="surrogateescape")
-    return hashlib.sha256(known).hexdigest()[:_KEY] if known else row.sha256[:_KEY]
+    uid = row.study_uid.encode(errors="surrogateescape")
+    return (hashlib.sha256(uid).hexdigest() if uid else row.sha256)[:_KEY]
 
 
 def _append(files: Files, folder: str, lines: Sequence[Mapping[str, object]]) -> None:
@@ -260,11 +249,8 @@ def _table(files: Files, folder: str) -> Iterator[int]:
     """
     with closing_descriptor(files.open_append(f"{folder}/{TABLE}", 0o600)) as descriptor:
         first, is_whole, _ = os.pread(descriptor, _LONGEST_HEAD, 0).partition(b"\n")
-        if is_whole:
-            is_ours = re.match(rb"(\xef\xbb\xbf)?" + _HEAD + rb"(,|\r?$)", first) is not None
-        else:
-            is_ours = _HEAD.startswith(first)
-        if not is_ours:
+        ours = rb"(\xef\xbb\xbf)?" + _HEAD + rb"(,|\r?$)"
+        if not (re.match(ours, first) if is_whole else _HEAD.startswith(first)):
             raise UsageError(
                 f"corrections {folder!r}: expected a {TABLE} that begins with {_HEAD.decode()}, received another file; "
                 "it was not changed; name another folder, or move the file away"

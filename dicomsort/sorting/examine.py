@@ -20,7 +20,7 @@ from dicomsort.classify import grouping_of, showable_frames
 from dicomsort.discover import Folder, Passed, walk
 from dicomsort.engines.engine import Engine, submit_batch
 from dicomsort.errors import WorkerLost
-from dicomsort.files import look_up, sha256_of
+from dicomsort.files import sha256_of
 from dicomsort.progress import Progress
 from dicomsort.records import Examined, Found, Group, Grouping, Header, Kind, Row, SeriesPrediction
 from dicomsort.tasks import examine
@@ -42,17 +42,17 @@ def examine_inbox(
     """
     progress.stage("reading headers", None)
     task = partial(examine, inbox)
-    waiting: deque[Future[list[Examined]]] = deque()
+    waiting: deque[tuple[Future[list[Examined]] | None, list[Passed]]] = deque()
 
     def take() -> dict[int, int]:
-        batch = waiting.popleft().result()
+        future, passed = waiting.popleft()
+        batch = [*(future.result() if future else ()), *map(_passed, passed)]
         progress.advance(len(batch))
         return catalog.add([_spooled(inbox, e) for e in batch])
 
     for files, passed in _batches(entries, catalog):
-        waiting.append(submit_batch(engine, task, files, _on_lost) if files else _ready([]))
-        waiting.append(_ready([_passed(p) for p in passed]))
-        while waiting and (len(waiting) > 8 * engine.workers or waiting[0].done()):
+        waiting.append((submit_batch(engine, task, files, _on_lost) if files else None, passed))
+        while waiting and (len(waiting) > 4 * engine.workers or (first := waiting[0][0]) is None or first.done()):
             yield take()
     while waiting:
         yield take()
@@ -84,7 +84,7 @@ def _spooled(inbox: str, e: Examined) -> tuple[Examined, Grouping, int]:
 
 
 def hashed_here(inbox: str, e: Examined) -> Examined:
-    """The file with its hash, where a worker left that out because no time limit may cut it short."""
+    """Return the file with its hash, where a worker left that out because no time limit may cut it short."""
     if e.sha256 or e.failed or not e.found.inode:
         return e
     try:
@@ -106,26 +106,20 @@ def _passed(passed: Passed) -> Examined:
     return Examined(found, Header(Kind.UNKNOWN, ignored=passed.reason, message=passed.message))
 
 
-def _ready(batch: list[Examined]) -> Future[list[Examined]]:
-    future: Future[list[Examined]] = Future()
-    future.set_result(batch)
-    return future
-
-
 PAUSE = 1.0  # seconds between two steps of the progress while nothing else is done
 
 
 class Arrivals(Protocol):
-    """What a service remembers from round to round."""
+    """What a service remembers between its rounds."""
 
     def is_known(self, entry: Found | Passed | Folder) -> bool:
-        """Whether an earlier round has dealt with this, so that it is no news."""
+        """Whether an earlier round has dealt with this."""
 
     def changed_ns(self, found: Found) -> int:
-        """When the file changed, or was first met; what ``Criteria.settled_before_ns`` is compared with."""
+        """Return when the file changed, or was first found; compared with ``Criteria.settled_before_ns``."""
 
     def note(self, row: Row) -> None:
-        """What becomes of one of the files; told again where it is planned again."""
+        """Note what becomes of one of the files; called again where it is planned again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +132,7 @@ class Survey:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Where times come from, and how to wait; ``now_ns`` tells nanoseconds since 1970, and may be wrong, or jump."""
+    """The source of times, and how to wait; ``now_ns`` returns nanoseconds since 1970, and may be wrong, or jump."""
 
     now_ns: Callable[[], int] = time.time_ns
     monotonic: Callable[[], float] = time.monotonic
@@ -149,46 +143,49 @@ def walk_inbox(
     inbox: str, outbox: str | None, clock: Callable[[], int] = time.time_ns
 ) -> Iterator[Found | Passed | Folder]:
     """Walk an inbox, but not the outbox where that lies in it."""
-    return walk(inbox, _is_state_of(outbox), clock)
+    try:
+        own = os.stat(outbox) if outbox else None
+    except FileNotFoundError:
+        own = None
+    return walk(inbox, lambda status: own is not None and os.path.samestat(status, own), clock)
 
 
+@dataclass
 class SecondLook:
-    """Tells whether files still change whose mtime and ctime both lie ahead of the clock: by two looks at them."""
+    """Finds out whether files still change whose mtime and ctime both lie ahead of the clock: it reads them twice."""
 
-    def __init__(self, inbox: str, settle: float, clock: Clock) -> None:
-        """The looks are ``settle`` seconds apart, or more."""
-        self._inbox, self._settle, self._clock = inbox, settle, clock
-        self._met: float | None = None  # when the last of them was met, by the monotonic clock
+    inbox: str
+    settle: float  # seconds between the two, at least
+    clock: Clock
+    _last: float | None = None  # when the last of them was found, by the monotonic clock
 
     def watch(self, entries: Iterable[Found | Passed | Folder]) -> Iterator[Found | Passed | Folder]:
-        """Yield what a walk meets, and note whether there are such files."""
+        """Yield the entries of a walk, and note when the last such file was found."""
         for entry in entries:
             if isinstance(entry, Found) and entry.is_ahead:
-                self._met = self._clock.monotonic()
+                self._last = self.clock.monotonic()
             yield entry
 
     def take(self, catalog: Catalog, progress: Progress) -> None:
-        """Wait as long as needed, then look again; the groups of those that changed are unsettled."""
-        if self._met is None:
+        """Wait as long as needed, then compare; the groups of files that changed are unsettled."""
+        if self._last is None:
             return
-        due = self._met + self._settle
-        left = due - self._clock.monotonic()
+        due = self._last + self.settle
+        left = due - self.clock.monotonic()
         if left > 0:
             progress.stage("waiting until files dated in the future have settled", math.ceil(left / PAUSE))
         while left > 0:
-            self._clock.sleep(min(left, PAUSE))
+            self.clock.sleep(min(left, PAUSE))
             progress.advance()
-            left = due - self._clock.monotonic()
+            left = due - self.clock.monotonic()
         for group, found in catalog.dated_ahead():
-            if not self._is_as_met(found):
+            if not self._is_unchanged(found):
                 catalog.unsettle(group)
 
-    def _is_as_met(self, found: Found) -> bool:
+    def _is_unchanged(self, found: Found) -> bool:
         try:
-            status = look_up(f"{self._inbox}/{found.path}")
+            status = os.lstat(f"{self.inbox}/{found.path}")
         except OSError:
-            return False
-        if status is None:
             return False
         now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         return now == (found.size, found.mtime_ns, found.ctime_ns, found.inode)
@@ -205,17 +202,6 @@ def survey(inbox: str, outbox: str | None) -> Survey:
 
 
 def as_one(study: Sequence[tuple[Group, SeriesPrediction]]) -> list[tuple[Group, SeriesPrediction]]:
-    """The groups of a study as settled as the one that changed last, so that it waits whole."""
+    """Return the groups of a study as if all had changed with the newest, so that it waits whole."""
     newest = max(group.newest_mtime_ns for group, _ in study)
-    return [(replace(group, newest_mtime_ns=newest), vote) for group, vote in study]
-
-
-def _is_state_of(outbox: str | None) -> Callable[[os.stat_result], bool]:
-    """Whether a folder of the walk is the outbox itself."""
-    try:
-        there = os.stat(outbox) if outbox else None
-    except FileNotFoundError:
-        there = None
-    if there is None:
-        return lambda _: False
-    return lambda status: (status.st_dev, status.st_ino) == (there.st_dev, there.st_ino)
+    return [(replace(group, newest_mtime_ns=newest), prediction) for group, prediction in study]

@@ -16,27 +16,16 @@ from dicomsort.progress import Timed
 from dicomsort.records import Action, Operation, Row, Status, Verb
 from dicomsort.report import MANIFEST, Summary, cell, read_rows, write_summary
 from dicomsort.sorting.examine import Arrivals
-from dicomsort.sorting.outbox import (
-    RunContext,
-    RunState,
-    all_runs,
-    load_run,
-    load_runs,
-    locked,
-    maybe_unfinished,
-    new_run,
-    require_mounted,
-    unfinished,
-)
+from dicomsort.sorting.outbox import RunContext, RunState, all_runs, load_run, load_runs, locked, new_run
 from dicomsort.sorting.pipeline import Job, Request
 from dicomsort.sorting.running import complete_reports
 
-_UNDECIDED = "undecided"  # the queue of operations of which none is news so far
+_UNDECIDED = "undecided"  # the queue of operations of which none is new so far
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What the newer runs of an outbox tell: their newest, those that sorted, whether any is of the inbox at hand.
+    """The newer runs of an outbox: their newest, those that sorted, whether any is of the inbox at hand.
 
     ``cut_short`` is the newest that is unfinished, where it is of that inbox, else ``of_another``; empty where none is.
     """
@@ -50,24 +39,24 @@ class Standing:
 
 
 def newest_run(outbox: str, since: str) -> str:
-    """The newest run of an outbox, ``since`` where none is newer; DicomsortError where the outbox is not there."""
+    """Return the newest run of an outbox, or ``since`` if none is newer; DicomsortError where there is no outbox."""
     if not os.path.isdir(f"{outbox}/{STATE}"):
         raise DicomsortError(f"outbox {outbox!r}: expected its folder {STATE}, received nothing there; is it mounted?")
     return max(all_runs(outbox, since), default=since)
 
 
 def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
-    """Under the lock: how an outbox stands, as far as runs after ``since`` tell; OutboxLocked where it is held."""
+    """Lock an outbox and return the state of its runs after ``since``; OutboxLocked where another run has locked it."""
     with locked(context, create=False):
         runs = load_runs(context.outbox, since)
         if not since:  # at the start of a service; later it sees that its inbox is another folder
-            require_mounted(runs, inbox)
+            runs.require_mounted(inbox)
         complete_reports(context, runs.values())
         inboxes = {name: found.plan.head["inbox"] for name, found in runs.items() if found.plan is not None}
-        cut_short = unfinished(runs)
+        cut_short = runs.unfinished()
         ours = max((name for name in cut_short if inboxes[name] == inbox), default="")
         others = max((name for name in cut_short if inboxes[name] != inbox), default="")
-        damaged = maybe_unfinished(context.outbox, runs)
+        damaged = runs.maybe_unfinished()
     return Standing(
         max(runs, default=since),
         tuple(name for name, found in runs.items() if not found.undoes and found.summary and found.summary.found),
@@ -79,16 +68,16 @@ def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
 
 
 def still_unfinished(outbox: str, names: Iterable[str]) -> list[str]:
-    """Those of some runs that are unfinished, or cannot be read, as they are now."""
-    there = (load_run(outbox, name) for name in names if os.path.lexists(f"{runs_folder(outbox)}/{name}"))
-    return [run.name for run in there if run.state in {RunState.UNFINISHED, RunState.DAMAGED} and not run.undone_by]
+    """Return those of some runs that are unfinished, or cannot be read, now."""
+    runs = (load_run(outbox, name) for name in names if os.path.lexists(f"{runs_folder(outbox)}/{name}"))
+    return [run.name for run in runs if run.state in {RunState.UNFINISHED, RunState.DAMAGED} and not run.undone_by]
 
 
 def sort_news(request: Request, context: RunContext, engine: Engine, arrivals: Arrivals, newest: str) -> Summary | None:
-    """Sort what no earlier round has dealt with; None where nothing of it is to be placed, or told for the first time.
+    """Sort what no earlier round has dealt with; None where nothing is to be placed, or is new to the manifest.
 
-    OutboxLocked where another run holds the outbox, or has held it since ``newest``, the last that was looked at: one
-    that was cut short must be finished first.
+    OutboxLocked where another run has locked the outbox, or came after ``newest``, the last that was read: one that was
+    cut short must be finished first.
     """
 
     def note(row: Row) -> None:
@@ -97,22 +86,22 @@ def sort_news(request: Request, context: RunContext, engine: Engine, arrivals: A
 
     started, timed = time.monotonic(), Timed(context.progress)
     job = Job(request, replace(context, progress=timed, on_row=note), engine, arrivals)
-    job.require_agreement()
+    job.check_workers()
     with Catalog(arrivals.changed_ns) as catalog, locked(context, create=False):
         if newest_run(context.outbox, newest) != newest:
             raise OutboxLocked("another run came in between; the next round looks at it first")
         ledger = job.classify(catalog)
-        planned = _without_waiting(job.operations(catalog, ledger), arrivals)
-        news = _if_news(planned, ledger, arrivals, context.outbox, moves=request.settings.mode == "move")
-        if news is None:
+        planned = _without_settling(job.operations(catalog, ledger), arrivals)
+        new = _if_new(planned, ledger, arrivals, context.outbox, moves=request.settings.mode == "move")
+        if new is None:
             return None
-        summary = job.place(new_run(context), news)
+        summary = job.place(new_run(context), new)
         summary.seconds, summary.stages = time.monotonic() - started, timed.seconds()
         write_summary(context.files, context.outbox, summary)
     return summary
 
 
-def _without_waiting(operations: Iterator[Operation], arrivals: Arrivals) -> Iterator[Operation]:
+def _without_settling(operations: Iterator[Operation], arrivals: Arrivals) -> Iterator[Operation]:
     """Leave out what settles: a study that arrives for long would fill the manifest with rows that say so."""
     number = 0
     for operation in operations:
@@ -123,29 +112,29 @@ def _without_waiting(operations: Iterator[Operation], arrivals: Arrivals) -> Ite
             number += 1
 
 
-def _if_news(
+def _if_new(
     operations: Iterator[Operation], ledger: Ledger, arrivals: Arrivals, outbox: str, *, moves: bool
 ) -> Iterator[Operation] | None:
-    """The operations, where anything is placed, or left for a reason that the manifest does not tell yet; else None.
+    """Return the operations, where anything is placed, or left for a reason that the manifest lacks; else None.
 
-    Until that is known they are spooled. Where files move away, one that is there again under its old name is told of
+    Until that is known they are spooled. Where files move away, one that is there again under its old name gets a row
     again.
     """
-    untold: set[int] = set()
+    left: set[int] = set()
     for operation in operations:
         ledger.defer(operation, _UNDECIDED)
         row = operation.row
         if operation.verb is not Verb.LEAVE or row is None:
             return chain(ledger.deferred(_UNDECIDED), operations)
         arrivals.note(row)
-        untold.add(_key(row))
+        left.add(_key(row))
     known = set[int]()
-    for told in read_rows(f"{outbox}/{MANIFEST}") if untold else ():
-        has_left = moves and told.row.action != Action.LEFT
-        (known.discard if has_left else known.add)(_key(told.row))
-    return ledger.deferred(_UNDECIDED) if untold - known else None
+    for each in read_rows(f"{outbox}/{MANIFEST}") if left else ():
+        has_moved = moves and each.row.action != Action.LEFT
+        (known.discard if has_moved else known.add)(_key(each.row))
+    return ledger.deferred(_UNDECIDED) if left - known else None
 
 
 def _key(row: Row) -> int:
-    """What tells whether a row speaks of the same file as another, as it is written in a manifest."""
+    """Return what is equal for rows of one file, as a manifest holds them."""
     return hash((cell(row.source), row.size, row.sha256))

@@ -1,4 +1,4 @@
-"""The outbox as a run holds it: its state folder, its lock, its runs; and what a run is given to work with."""
+"""The outbox: its state folder, its lock, its runs; and what a command gives to the runs that it makes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import socket
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -25,7 +25,7 @@ from dicomsort.progress import Progress
 from dicomsort.records import Action, Operation, Row, Verb
 from dicomsort.report import MANIFEST, SUMMARY, Summary, has_rows, read_summary, visible
 
-_SPARSE = 1 << 20  # bytes of a file from which on it pays to look for holes
+_SPARSE = 1 << 20  # bytes of a file from which on its holes are counted
 REVIEW_VERB = "review"  # of a plan that carries out a person's decision
 UNDONE_BY = "undone_by"  # the mark in the journal of a run that was cut short and then undone
 _HOLDER = b'{"pid": '  # how the lock's file begins
@@ -48,7 +48,7 @@ corrections/              what persons decided, as images that `dicomsort train 
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What a command gives to all that it runs; ``on_row`` is given each final row."""
+    """What a command gives to all its runs; ``on_row`` is given each final row."""
 
     outbox: str
     files: Files
@@ -56,12 +56,12 @@ class RunContext:
     on_row: Callable[[Row], None] = lambda _: None
 
     def located(self) -> Self:
-        """The same with the outbox's real path; UsageError where that is no folder that ``sort`` has written to."""
+        """Return the same with the outbox's real path; UsageError where ``sort`` has not written there."""
         return replace(self, outbox=absolute(self.outbox))
 
 
 class RunState(StrEnum):
-    """How a run stands."""
+    """The state of a run."""
 
     FINISHED = "finished"
     UNFINISHED = "unfinished"
@@ -72,7 +72,7 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run as its folder tells; ``plan`` where it is sealed, ``summary`` where the run came to its end.
+    """One run as read from its folder; ``plan`` where it is sealed, ``summary`` where the run came to its end.
 
     ``damage`` says why a damaged run cannot be read; such a run has neither plan nor summary here.
     """
@@ -82,11 +82,11 @@ class Run:
     plan: Plan | None = None
     summary: Summary | None = None
     damage: str = ""
-    undone_by: str = ""  # as its own journal tells, where it did not come to its end
+    undone_by: str = ""  # from its own journal, where it did not come to its end
 
     @property
     def verb(self) -> str:
-        """What its plan does: ``sort``, ``undo`` or ``review``; empty where it has none."""
+        """``sort``, ``undo`` or ``review``, from its plan; empty where it has none."""
         return str(self.plan.head["verb"]) if self.plan else ""
 
     @property
@@ -96,7 +96,7 @@ class Run:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it came to its end, and left nothing for a person."""
+        """Whether it came to its end and left nothing for a person."""
         return self.summary is not None and not self.summary.needs_person
 
 
@@ -133,32 +133,122 @@ def _require_file(path: str, run: str) -> None:
 
 
 def read_all(folder: str, summary: Summary | None) -> tuple[Plan, Replay]:
-    """Plan and journal of a run, every line of them read; StateDamaged where they are not as the run left them."""
+    """Return plan and journal of a run, every line of them read; StateDamaged where they are not as the run left them.
+
+    The journal of a run that came to its end must hold all the files that its summary counts.
+    """
     plan = Plan.open(folder)
-    known = replay(folder, plan.count)
-    _require_whole_journal(os.path.basename(folder), plan, known, summary)
+    known = journal_of(plan)
+    # Without a summary too: this reads each operation, and so checks it.
+    done = sum(known.is_done(o.number) for o in plan.operations() if o.row is not None and o.verb is not Verb.LEAVE)
+    actions = summary.actions if summary is not None else {}
+    counted = sum(count for action, count in actions.items() if action != Action.LEFT)
+    if summary is not None and done != counted:
+        message = f"expected {counted:,} files that were placed or removed, received {done:,}"
+        raise StateDamaged(f"run {os.path.basename(folder)}, {JOURNAL}: {message}")
     return plan, known
 
 
-def _require_whole_journal(run: str, plan: Plan, known: Replay, summary: Summary | None) -> None:
-    """StateDamaged where the journal of a run that came to its end does not tell of all that its summary counts."""
-    # Also where there is no summary: this reads each operation, and so checks it.
-    done = sum(known.is_done(o.number) for o in plan.operations() if o.row is not None and o.verb is not Verb.LEAVE)
-    if summary is None:
-        return
-    counted = sum(count for action, count in summary.actions.items() if action != Action.LEFT)
-    if done != counted:
-        message = f"expected {counted:,} files that were placed or removed, received {done:,}"
-        raise StateDamaged(f"run {run}, {JOURNAL}: {message}")
+def journal_of(plan: Plan) -> Replay:
+    """Return what the journal of a plan's run says; StateDamaged where it cannot be read."""
+    return replay(str(plan.path.parent), plan.count)
 
 
-def load_runs(outbox: str, since: str = "", *, deep: bool = False) -> dict[str, Run]:
-    """The runs after ``since``, by id, oldest first; see ``load_run``."""
-    return {name: load_run(outbox, name, deep=deep) for name in all_runs(outbox, since)}
+class Runs(dict[str, Run]):
+    """Runs of an outbox by their ids, oldest first."""
+
+    def __init__(self, outbox: str, names: Iterable[str], *, deep: bool = False) -> None:
+        super().__init__({name: load_run(outbox, name, deep=deep) for name in names})
+        self.outbox = outbox
+
+    def unfinished(self) -> dict[str, Run]:
+        """Return those with a sealed plan that neither came to their end nor were undone."""
+        undone = {run.undoes for run in self.values()} | {name for name, run in self.items() if run.undone_by in self}
+        return {name: run for name, run in self.items() if run.state is RunState.UNFINISHED and name not in undone}
+
+    def undos_of(self, name: str) -> list[Run]:
+        """Return the runs that undo a run."""
+        return [run for run in self.values() if run.undoes == name]
+
+    def wholly_undone(self) -> set[str]:
+        """Return the runs that an undo took back wholly."""
+        return {run.undoes for run in self.values() if run.undoes and run.is_whole}
+
+    def decisions_about(self, name: str) -> list[str]:
+        """Return the decisions about what a run put up for review that are not wholly undone."""
+        undone = self.wholly_undone()
+        return [
+            later
+            for later, run in self.items()
+            if later > name and run.plan and name in run.plan.head.get("of", ()) and later not in undone
+        ]
+
+    def damages(self) -> list[str]:
+        """Return a sentence for each run that cannot be read."""
+        return [f"{run.damage}; the run is left alone" for run in self.values() if run.damage]
+
+    def maybe_unfinished(self) -> dict[str, str]:
+        """Return a sentence for each run that cannot be read and has no summary: files of it may have no row."""
+        sentences = {}
+        for name, run in self.items():
+            if run.damage and not _has_ended(self.outbox, name):
+                advice = f"look at what it placed, then move {visible(f'{runs_folder(self.outbox)}/{name}')} away"
+                problem = "it may have been cut short, and is neither finished nor undone"
+                sentences[name] = f"{run.damage}; {problem}: {advice}"
+        return sentences
+
+    def require_mounted(self, inbox: str) -> None:
+        """DicomsortError where an inbox is empty, and the mount point of its newest run is not mounted now."""
+        heads = [run.plan.head for run in self.values() if run.plan is not None and run.plan.head["inbox"] == inbox]
+        mount = str(heads[-1].get("mount") or "/") if heads else "/"
+        if os.path.ismount(mount):
+            return
+        with os.scandir(inbox) as entries:
+            if all(entry.name.startswith(".") for entry in entries):  # what marks a folder to mount on
+                received = f"an empty folder, and nothing is mounted at {mount!r}, where it was"
+                raise DicomsortError(f"INBOX: expected the files of {inbox!r}, received {received}; mount it")
+
+    def chosen(self, name: str | None, default: str | None, what: str) -> Run:
+        """Return the run that a command is about; UsageError where there is none, StateDamaged for a damaged one."""
+        name = default if name is None else name
+        run = self.get(name or "")
+        if run is not None and run.damage:
+            raise StateDamaged(run.damage)
+        if name and (run.state is RunState.PRUNED if run else has_rows(self.outbox, name)):
+            advice = "what it placed stays, and it can be neither resumed nor undone any more"
+            raise UsageError(f"expected a run whose plan is kept, received {name}, which was pruned: {advice}")
+        if run is None:
+            received = f"none {what}" if name is None else f"{name!r}"
+            raise UsageError(f"expected one of the runs that {command('runs', self.outbox)} lists, received {received}")
+        return run
+
+
+def load_runs(outbox: str, since: str = "", *, deep: bool = False) -> Runs:
+    """Read the runs after ``since``; see ``load_run``."""
+    return Runs(outbox, all_runs(outbox, since), deep=deep)
+
+
+def all_runs(outbox: str, since: str = "") -> list[str]:
+    """Return the ids of all runs after ``since``, oldest first."""
+    try:
+        with os.scandir(runs_folder(outbox)) as found:
+            return sorted(e.name for e in found if e.name > since and is_run(e.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _has_ended(outbox: str, run: str) -> bool:
+    """Whether a run came to its end, by its summary, or by its journal where the summary cannot be read."""
+    folder = f"{runs_folder(outbox)}/{run}"
+    with suppress(StateDamaged, OSError):
+        return read_summary(outbox, run) is not None
+    with suppress(StateDamaged, OSError):
+        return look_up(f"{folder}/{PLAN}") is None or "reported" in read_all(folder, None)[1].marks
+    return False
 
 
 def absolute(outbox: str) -> str:
-    """The outbox's real path; UsageError where it is no folder that ``sort`` has written to."""
+    """Return the outbox's real path; UsageError where it is no folder that ``sort`` has written to."""
     if not outbox or "\0" in outbox or not os.path.isdir(f"{outbox}/{STATE}"):
         raise UsageError(f"expected an outbox of dicomsort (with a folder {STATE}), received {outbox!r}")
     real = os.path.realpath(outbox)
@@ -180,7 +270,7 @@ def check_state(outbox: str) -> None:
 
 @contextmanager
 def locked(context: RunContext, *, create: bool) -> Iterator[None]:
-    """Hold the outbox until the block ends; OutboxLocked where another run holds it."""
+    """Lock the outbox until the block ends; OutboxLocked where another run has locked it."""
     files, outbox = context.files, context.outbox
     check_state(outbox)
     if create:
@@ -188,21 +278,20 @@ def locked(context: RunContext, *, create: bool) -> Iterator[None]:
     try:
         descriptor = files.open_append(f"{outbox}/{STATE}/lock", 0o600)
     except OSError as error:
-        message = f"outbox {outbox!r}: expected write permission, received {error.strerror}"
-        raise DicomsortError(message) from error
+        raise DicomsortError(f"outbox {outbox!r}: expected write permission, received {error.strerror}") from error
     with closing_descriptor(descriptor):
         if not files.lock(descriptor):
             raise OutboxLocked(_holder(descriptor, outbox))
         try:
-            _say_who(files, descriptor)
+            _write_holder(files, descriptor)
         except OSError:
             if create:  # a sort needs room for more than this; what frees room must go on without
                 raise
         yield
 
 
-def _say_who(files: Files, descriptor: int) -> None:
-    """Write into the lock's file who holds it; what is none of ours there stays as it is."""
+def _write_holder(files: Files, descriptor: int) -> None:
+    """Write into the lock's file who holds it; what somebody else wrote there stays as it is."""
     if not _HOLDER.startswith(os.pread(descriptor, len(_HOLDER), 0)):
         return
     mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
@@ -211,16 +300,14 @@ def _say_who(files: Files, descriptor: int) -> None:
 
 
 def _holder(descriptor: int, outbox: str) -> str:
-    """Who holds the lock by its own word, and what to do where that one is gone: the lock itself is the system's."""
+    """Return who holds the lock, as its file says, and what to do: the lock itself is the system's."""
     advice = "wait for it to end"
     try:
-        told = parse(os.pread(descriptor, 4096, 0))
-        pid, host, shown = int(told["pid"]), str(told["host"]), visible(str(told["host"]))
-        who = f"process {pid} on host {shown} since {visible(str(told['since']))}"
+        holder = parse(os.pread(descriptor, 4096, 0))
+        pid, host, shown = int(holder["pid"]), str(holder["host"]), visible(str(holder["host"]))
+        who = f"process {pid} on host {shown} since {visible(str(holder['since']))}"
         if host != socket.gethostname():
-            advice = (
-                f"wait for it to end, or look on {shown} whether it still runs; the file server frees a dead one's lock"
-            )
+            advice += f", or look on {shown} whether it still runs; the file server frees a dead one's lock"
         elif not _is_alive(pid):
             advice = (
                 "that process is gone, so one that it started, or the file server, holds the lock: `fuser` names it"
@@ -233,10 +320,8 @@ def _holder(descriptor: int, outbox: str) -> str:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
+    except (OSError, OverflowError) as error:
+        return isinstance(error, PermissionError)
     return True
 
 
@@ -245,7 +330,7 @@ def _make(files: Files, outbox: str) -> None:
     try:
         new = [(path, 0o777) for path in missing_folders(outbox)]
         for path, mode in [*new, (state, 0o700), (f"{state}/runs", 0o700)]:
-            with suppress(FileExistsError):  # perhaps since a moment: the lock tells which run goes first
+            with suppress(FileExistsError):  # perhaps just now: the lock decides which run goes first
                 files.make_folder(path, mode)
         with suppress(FileExistsError), closing_descriptor(files.create(f"{state}/README", 0o600)) as descriptor:
             files.write(descriptor, _README.encode())
@@ -280,56 +365,52 @@ def _a_second_later(stamp: str, token: str) -> str:
 
 
 def nearest_folder(path: str) -> str:
-    """A folder, or the nearest above it that is there."""
+    """Return a folder, or the nearest above it that is there."""
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     return path
 
 
-class Room:
-    """Counts the bytes that operations copy to each file system of an outbox: a class's folder may be a mount."""
+def with_room(context: RunContext, inbox: str, operations: Iterable[Operation]) -> Iterator[Operation]:
+    """Yield operations; PlacingFailed at their end where a file system has no room for the bytes that they copy to it.
 
-    def __init__(self, inbox: str, outbox: str) -> None:
-        """No operation is counted yet."""
-        self._inbox, self._outbox = inbox, outbox
-        self.inbox_device = os.stat(inbox).st_dev
-        self._device = os.stat(nearest_folder(outbox)).st_dev
-        self._devices: dict[str, int] = {}  # of the folders of classes
-        self.folders: dict[int, str] = {}  # of each file system the first that was met
-        self.copied = Counter[int]()  # by file system
-
-    def add(self, operation: Operation) -> None:
-        """Count an operation; one system call a class, and one a large file that is moved to another file system."""
-        if operation.verb is not Verb.COPY and operation.verb is not Verb.MOVE:
-            return
-        class_ = operation.target.split("/", 2)[1]
-        device = self._devices.get(class_)
-        if device is None:
-            folder = f"{self._outbox}/{class_}"
-            device = self._devices[class_] = os.stat(nearest_folder(folder)).st_dev
-            self.folders.setdefault(device, self._outbox if device == self._device else folder)
-        if operation.verb is Verb.COPY:
-            self.copied[device] += operation.size
-        elif device != self.inbox_device:
-            self.copied[device] += self._moved(operation)
-
-    def _moved(self, operation: Operation) -> int:
-        """What a move to another file system writes of a file: all but its holes."""
-        if operation.size < _SPARSE:
-            return operation.size
-        try:
-            return data_size(f"{self._inbox}/{operation.source.partition('/')[2]}")
-        except OSError:
-            return operation.size
+    A class's folder may be a mount. This costs one system call a class, and one a large file that is moved to another
+    file system, which writes all of it but its holes.
+    """
+    outbox = context.outbox
+    inbox_device, outbox_device = os.stat(inbox).st_dev, os.stat(nearest_folder(outbox)).st_dev
+    devices: dict[str, int] = {}  # of the folders of classes
+    folders: dict[int, str] = {}  # of each file system the first that was found
+    copied = Counter[int]()  # bytes by file system
+    for operation in operations:
+        if operation.verb is Verb.COPY or operation.verb is Verb.MOVE:
+            class_ = operation.target.split("/", 2)[1]
+            device = devices.get(class_)
+            if device is None:
+                folder = f"{outbox}/{class_}"
+                device = devices[class_] = os.stat(nearest_folder(folder)).st_dev
+                folders.setdefault(device, outbox if device == outbox_device else folder)
+            size = operation.size
+            if operation.verb is Verb.MOVE and device == inbox_device:
+                size = 0
+            elif operation.verb is Verb.MOVE and size >= _SPARSE:
+                with suppress(OSError):
+                    size = data_size(f"{inbox}/{operation.source.partition('/')[2]}")
+            copied[device] += size
+        yield operation
+    require_free(context.files, folders, copied, inbox_device)
 
 
-def require_free(files: Files, room: Room) -> None:
-    """PlacingFailed where a file system has no room for what is copied to it; copies within one may share blocks."""
+def require_free(files: Files, folders: Mapping[int, str], copied: Mapping[int, int], inbox_device: int) -> None:
+    """PlacingFailed where a file system, by its device and a folder of it, has no room for the bytes copied to it.
+
+    Copies within the inbox's may share blocks.
+    """
     lacking = []
-    for device, folder in room.folders.items():
-        size, there = room.copied[device], nearest_folder(folder)
+    for device, folder in folders.items():
+        size, there = copied[device], nearest_folder(folder)
         free = shutil.disk_usage(there).free
-        if size > free and not (device == room.inbox_device and files.shares_blocks(there)):
+        if size > free and not (device == inbox_device and files.shares_blocks(there)):
             lacking.append(
                 f"outbox {folder!r}: expected room for {size:,} bytes that are to be copied, received {free:,} free: "
                 f"{size - free:,} are missing"
@@ -338,72 +419,20 @@ def require_free(files: Files, room: Room) -> None:
         raise PlacingFailed(f"{'; '.join(lacking)}; nothing was placed: make room, then sort again")
 
 
-def all_runs(outbox: str, since: str = "") -> list[str]:
-    """The ids of all runs after ``since``, oldest first."""
-    try:
-        with os.scandir(runs_folder(outbox)) as found:
-            return sorted(e.name for e in found if e.name > since and is_run(e.name))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def unfinished(runs: Mapping[str, Run]) -> dict[str, Run]:
-    """Those of some runs with a sealed plan that neither came to their end nor were undone since, oldest first."""
-    undone = {run.undoes for run in runs.values()} | {name for name, run in runs.items() if run.undone_by in runs}
-    return {name: run for name, run in runs.items() if run.state is RunState.UNFINISHED and name not in undone}
-
-
-def damages(runs: Mapping[str, Run]) -> list[str]:
-    """A sentence for each run that cannot be read."""
-    return [f"{run.damage}; the run is left alone" for run in runs.values() if run.state is RunState.DAMAGED]
-
-
-def maybe_unfinished(outbox: str, runs: Mapping[str, Run]) -> dict[str, str]:
-    """A sentence for each run that cannot be read and has no summary: files that it placed may have no row."""
-    told = {}
-    for name, run in runs.items():
-        if run.state is RunState.DAMAGED and not _has_ended(outbox, name):
-            advice = f"look at what it placed, then move {visible(f'{runs_folder(outbox)}/{name}')} away"
-            told[name] = f"{run.damage}; it may have been cut short, and is neither finished nor undone: {advice}"
-    return told
-
-
-def _has_ended(outbox: str, run: str) -> bool:
-    """Whether a run came to its end, as its summary tells, or its journal where the summary cannot be read."""
-    folder = f"{runs_folder(outbox)}/{run}"
-    with suppress(StateDamaged, OSError):
-        return read_summary(outbox, run) is not None
-    with suppress(StateDamaged, OSError):
-        return look_up(f"{folder}/{PLAN}") is None or "reported" in read_all(folder, None)[1].marks
-    return False
-
-
-def require_mounted(runs: Mapping[str, Run], inbox: str) -> None:
-    """DicomsortError where an inbox is empty, and what its newest run was mounted from is not mounted now."""
-    heads = [run.plan.head for run in runs.values() if run.plan is not None and run.plan.head["inbox"] == inbox]
-    mount = str(heads[-1].get("mount") or "/") if heads else "/"
-    if os.path.ismount(mount):
-        return
-    with os.scandir(inbox) as entries:
-        if all(entry.name.startswith(".") for entry in entries):  # what marks a folder to mount on
-            received = f"an empty folder, and nothing is mounted at {mount!r}, where it was"
-            raise DicomsortError(f"INBOX: expected the files of {inbox!r}, received {received}; mount it")
-
-
 def inbox_of(head: Mapping[str, Any], outbox: str) -> str:
-    """The inbox of a run; that of a decision is the outbox itself, by whatever path it is reached now."""
+    """Return the inbox of a run; that of a decision is the outbox itself, by whatever path it is reached now."""
     return outbox if head["inbox"] == head["outbox"] else str(head["inbox"])
 
 
 def mount_of(path: str) -> str:
-    """Where the file system is mounted that a path lies on."""
+    """Return the mount point of the file system that a path lies on."""
     while not os.path.ismount(path):
         path = os.path.dirname(path)
     return path
 
 
 def require_inbox(head: Mapping[str, Any], outbox: str, run: str, what: str) -> str:
-    """The inbox of a run; DicomsortError where it is not there, or what it was mounted from is not mounted now."""
+    """Return the inbox of a run; DicomsortError where it is not there, or its mount point is not mounted now."""
     inbox, mount = inbox_of(head, outbox), str(head.get("mount") or "/")
     if not os.path.isdir(inbox):
         raise DicomsortError(f"run {run}: expected its inbox {inbox!r}, received nothing there; mount it, then {what}")
@@ -414,52 +443,11 @@ def require_inbox(head: Mapping[str, Any], outbox: str, run: str, what: str) -> 
 
 
 def inboxes(outbox: str) -> set[str]:
-    """The inboxes of the runs whose plans are kept."""
+    """Return the inboxes of the runs whose plans are there."""
     plans = (run.plan for run in load_runs(outbox).values())
     return {os.path.realpath(found) for plan in plans if plan and (found := inbox_of(plan.head, outbox)) != outbox}
 
 
-def corrections_of(head: Mapping[str, Any], outbox: str) -> str:
-    """The folder in which a decision left what models learn from; empty where it left nothing."""
-    folder = head.get("corrections")
-    return os.path.join(outbox, str(folder)) if folder else ""
-
-
-def undoings(runs: Mapping[str, Run]) -> dict[str, str]:
-    """The runs that are undos, each with the run that it undoes, oldest first."""
-    return {name: run.undoes for name, run in runs.items() if run.undoes}
-
-
-def wholly_undone(runs: Mapping[str, Run]) -> set[str]:
-    """The runs that an undo among ``runs`` took back, all of each."""
-    return {run.undoes for run in runs.values() if run.undoes and run.is_whole}
-
-
-def decisions_about(runs: Mapping[str, Run], name: str) -> list[str]:
-    """The runs by which persons decided about what a run had held, and that are not wholly undone, oldest first."""
-    undone = wholly_undone(runs)
-    return [
-        later
-        for later, run in runs.items()
-        if later > name and run.plan and name in run.plan.head.get("of", ()) and later not in undone
-    ]
-
-
-def chosen(outbox: str, runs: Mapping[str, Run], name: str | None, default: str | None, what: str) -> Run:
-    """The run that a command is about; UsageError where there is none such, StateDamaged where it cannot be read."""
-    name = default if name is None else name
-    run = runs.get(name or "")
-    if run is not None and run.state is RunState.DAMAGED:
-        raise StateDamaged(run.damage)
-    if name and (run.state is RunState.PRUNED if run else has_rows(outbox, name)):
-        advice = "what it placed stays, and it can be neither resumed nor undone any more"
-        raise UsageError(f"expected a run whose plan is kept, received {name}, which was pruned: {advice}")
-    if run is None:
-        received = f"none {what}" if name is None else f"{name!r}"
-        raise UsageError(f"expected one of the runs that {command('runs', outbox)} lists, received {received}")
-    return run
-
-
 def now() -> str:
-    """The time in UTC, ISO 8601."""
+    """Return the time in UTC, ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

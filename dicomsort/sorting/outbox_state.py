@@ -1,4 +1,4 @@
-"""What planning and undoing ask of the world: earlier and later runs, and what lies in inbox and outbox now."""
+"""The context of planning and undoing: earlier and later runs, and what lies in inbox and outbox now."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import os
 import stat
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cached_property
 
 from dicomsort.catalog import Ledger
 from dicomsort.execute import Roots
 from dicomsort.files import look_up, sha256_of
-from dicomsort.journal import replay, runs_folder
 from dicomsort.records import Found, Outcome, Verb
-from dicomsort.report import MANIFEST, PLACED, read_rows
-from dicomsort.report.manifest_reader import Record
-from dicomsort.sorting.outbox import Run, wholly_undone
+from dicomsort.report import MANIFEST, Damages, read_rows
+from dicomsort.report.manifest import PLACED
+from dicomsort.sorting.outbox import Runs, journal_of
 
 PLACING = frozenset({Verb.MOVE, Verb.COPY, Verb.LINK, Verb.REMOVE})
 
 
 class OutboxState:
-    """Answers ``plan.Surroundings`` from a ledger and an outbox, which a dry run may do without."""
+    """The ``plan.PlanContext`` of a ledger and an outbox, which a dry run may do without."""
 
     def __init__(self, ledger: Ledger, outbox: str | None) -> None:
         """Without an outbox every name is free."""
@@ -34,7 +33,7 @@ class OutboxState:
         self.defer, self.deferred = ledger.defer, ledger.deferred
 
     def placed_instance(self, sop: str, sha256: str | None) -> str | None:
-        """Where an earlier run put a file with this SOP Instance UID, of this content or of any; None if it went."""
+        """Return where an earlier run put a file with this SOP Instance UID, and content if given; None if it left."""
         placed = self._ledger.placed_instances(sop, sha256) if self._remembers else ()
         return next((p.destination for p in placed if self._is_there(p.destination)), None)
 
@@ -46,20 +45,20 @@ class OutboxState:
             return True
 
     def holds(self, destination: str, size: int, sha256: str) -> bool | None:
-        """Whether the file at a destination has this content; an earlier run's word for it is taken."""
+        """Whether the file at a destination has this content, by its row of an earlier run if it has one."""
         if not self._outbox:
             return None
-        return holds(f"{self._outbox}/{destination}", size, sha256, lambda: self._told(destination))
+        return holds(f"{self._outbox}/{destination}", size, sha256, lambda: self._known_sha256(destination))
 
-    def _told(self, destination: str) -> str:
+    def _known_sha256(self, destination: str) -> str:
         placed = self._ledger.placed_at(destination) if self._remembers else None
         return placed.sha256 if placed else ""
 
 
-def holds(path: str, size: int, sha256: str, told: Callable[[], str]) -> bool | None:
+def holds(path: str, size: int, sha256: str, known_sha256: Callable[[], str] = str) -> bool | None:
     """Whether the file at an absolute path has this content; None where nothing is there, but a file can be.
 
-    ``told`` gives its SHA-256 as it is known, or nothing: then the file is read.
+    Where ``known_sha256`` gives nothing, the file is read.
     """
     try:
         status = os.lstat(path)
@@ -69,16 +68,16 @@ def holds(path: str, size: int, sha256: str, told: Callable[[], str]) -> bool | 
         return False
     if not stat.S_ISREG(status.st_mode) or status.st_size != size:
         return False
-    return (told() or sha256_of(path)) == sha256
+    return (known_sha256() or sha256_of(path)) == sha256
 
 
 class LaterRuns:
-    """Answers ``plan.UndoSurroundings`` for the undo of a run; later runs are read once something is asked of them."""
+    """The ``UndoContext`` of a run; later runs are read only when needed."""
 
-    def __init__(self, outbox: str, runs: Mapping[str, Run], name: str, inbox: str) -> None:
+    def __init__(self, runs: Runs, name: str, inbox: str) -> None:
         """``runs`` are all of the outbox; ``inbox`` is that of the run ``name``."""
-        self.roots = Roots(inbox, outbox)
-        self._outbox, self._name, self._runs = outbox, name, runs
+        self.roots = Roots(inbox, runs.outbox)
+        self._name, self._runs = name, runs
 
     def look_up(self, place: str) -> Found | None:
         """What lies at a place now."""
@@ -90,52 +89,51 @@ class LaterRuns:
             is_same = sha256_of(self.roots.absolute(place)) == sha256
         except OSError:  # what cannot be read is not believed
             return False
-        placed, has_damage = self._told
+        placed, has_damage = self._placed_by_pruned
         return is_same and not has_damage and not placed.run_of(place)
 
     def filled_by(self, place: str) -> str:
         """The later run that placed a file there; else ""."""
-        return self._done.run_of((place, False))
+        return self._used.run_of((place, False))
 
     def needed_by(self, place: str) -> str:
         """The later run that removed a duplicate of the file there; else ""."""
-        return self._done.run_of((place, True))
+        return self._used.run_of((place, True))
 
     @cached_property
-    def _done(self) -> _Places:
-        return _Places(self._by_later())
+    def _used(self) -> _Places:
+        return _Places(self._later_uses())
 
-    def _by_later(self) -> Iterator[tuple[Hashable, str]]:
-        """What later runs that stand did or may do: a place, whether a duplicate of it was removed, the run."""
-        undone = wholly_undone(self._runs)
+    def _later_uses(self) -> Iterator[tuple[Hashable, str]]:
+        """Yield what later runs did or may do: a place, whether a duplicate of it was removed, the run."""
+        undone = self._runs.wholly_undone()
         for name, run in self._runs.items():
             if name <= self._name or name in undone or run.undoes or run.plan is None:
                 continue
-            known = replay(f"{runs_folder(self._outbox)}/{name}", run.plan.count)
+            known = journal_of(run.plan)
             for o in run.plan.operations():
                 result = known.result(o.number)
                 if o.verb in PLACING and (result is None or result.outcome is Outcome.DONE):
                     yield (o.kept or o.target, o.verb is Verb.REMOVE), name
 
     @cached_property
-    def _told(self) -> tuple[_Places, bool]:
+    def _placed_by_pruned(self) -> tuple[_Places, bool]:
         """Where later runs whose plan is gone placed files, as the manifest says; and whether it is damaged."""
         known = {name for name, run in self._runs.items() if run.plan is not None}
-        damages: list[Record] = []
-        rows = read_rows(f"{self._outbox}/{MANIFEST}", damages.append)
+        damages = Damages()
+        rows = read_rows(f"{self._runs.outbox}/{MANIFEST}", damages.add)
         placed = _Places(
             (f"outbox/{each.row.destination}", each.run)
             for each in rows
             if each.run > self._name and each.run not in known and each.row.action in PLACED
         )
-        return placed, bool(damages)
+        return placed, bool(damages.count)
 
 
 class _Places:
-    """The runs that have to do with places: 12 bytes a place."""
+    """The runs that used places, from pairs of both: 12 bytes a place."""
 
     def __init__(self, found: Iterable[tuple[Hashable, str]]) -> None:
-        """``found`` are places, each with its run."""
         names: dict[str, int] = {}
         keys, numbers = array("q"), array("i")
         for place, name in found:
@@ -149,12 +147,12 @@ class _Places:
     def run_of(self, place: Hashable) -> str:
         """The run, or ""."""
         at = bisect_left(self._keys, hash(place))
-        is_there = at < len(self._keys) and self._keys[at] == hash(place)
-        return self._names[self._numbers[at]] if is_there else ""
+        is_known = at < len(self._keys) and self._keys[at] == hash(place)
+        return self._names[self._numbers[at]] if is_known else ""
 
 
 def look_for(path: str) -> Found | None:
-    """The regular file at an absolute path, or None; one of inode 0 where that cannot be told."""
+    """Return the regular file at an absolute path, or None; one of inode 0 where that cannot be found out."""
     try:
         status = look_up(path)
     except OSError:

@@ -25,21 +25,16 @@ from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Oper
 from dicomsort.report import Damages, Summary, final_row, history, write_summary
 from dicomsort.sorting.examine import Arrivals, Clock, SecondLook, as_one, examine_inbox, walk_inbox
 from dicomsort.sorting.outbox import (
-    Room,
     Run,
     RunContext,
     check_state,
-    damages,
     inbox_of,
     load_runs,
     locked,
-    maybe_unfinished,
     mount_of,
     new_run,
     now,
-    require_free,
-    require_mounted,
-    unfinished,
+    with_room,
 )
 from dicomsort.sorting.outbox_state import OutboxState
 from dicomsort.sorting.pixel_sampling import PixelSampler
@@ -51,7 +46,7 @@ _VERBS = {"copy": Verb.COPY, "move": Verb.MOVE, "link": Verb.LINK}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A checked request: nothing was changed on disk to come so far."""
+    """A checked request; nothing was changed on disk for it."""
 
     inbox: str
     outbox: str | None
@@ -64,65 +59,58 @@ class Request:
 
 
 def check(inbox: str, outbox: str | None, settings: SortSettings, clock: Clock | None = None) -> Request:
-    """Prove that a request can be carried out; UsageError or BundleError otherwise."""
+    """Return a request that can be carried out; UsageError or BundleError where it cannot."""
     layout, bundle = check_settings(settings)
     if "" in {inbox, outbox}:
         raise UsageError("expected an INBOX and an OUTBOX, received an empty name")
     source, target = os.path.realpath(inbox), outbox and os.path.realpath(outbox)
     _check_inbox(inbox, source)
     if target is None and not settings.dry_run:
-        message = "expected an OUTBOX, received none (only --dry-run works without)"
-        raise UsageError(message)
+        raise UsageError("expected an OUTBOX, received none (only --dry-run works without)")
     if target is not None:
         _check_outbox(source, target, bundle)
     settle = settings.settle if settings.settle is not None else SETTLE if settings.mode == "move" else 0.0
     clock = clock or Clock()
     before = clock.now_ns() - int(settle * 1e9) if settle > 0 else None
     classes, thresholds = bundle.header_classes, (bundle.decide, bundle.contradict)
-    judge = Criteria(bundle.labels, classes, *thresholds, settings.evidence, before, bundle.distance)
-    return Request(source, target, settings, bundle, layout, judge, settle, clock)
+    criteria = Criteria(bundle.labels, classes, *thresholds, settings.evidence, before, bundle.distance)
+    return Request(source, target, settings, bundle, layout, criteria, settle, clock)
 
 
 def check_settings(settings: SortSettings) -> tuple[Layout, Bundle]:
-    """The same as far as no folder tells."""
+    """Check what needs no folder, and return the layout and the model."""
     layout = parse_layout(settings.layout)
     bundle = load(settings.model or default_path(), RENDERING_VERSION)
     if settings.duplicates == "remove" and settings.mode != "move":
-        message = f"--duplicates remove: expected --move with it, received --{settings.mode}"
-        raise UsageError(message)
+        raise UsageError(f"--duplicates remove: expected --move with it, received --{settings.mode}")
     return layout, bundle
 
 
 def _check_inbox(inbox: str, source: str) -> None:
     if not os.path.isdir(source):
         what = "a file" if os.path.exists(source) else "nothing there"
-        message = f"INBOX: expected a folder, received {inbox!r} ({what})"
-        raise UsageError(message)
+        raise UsageError(f"INBOX: expected a folder, received {inbox!r} ({what})")
     if not os.access(source, os.R_OK | os.X_OK):
-        message = f"INBOX: expected a folder that can be read, received {inbox!r} (permission denied)"
-        raise UsageError(message)
+        raise UsageError(f"INBOX: expected a folder that can be read, received {inbox!r} (permission denied)")
 
 
 def _check_outbox(source: str, target: str, bundle: Bundle) -> None:
     if os.path.exists(target) and os.path.samefile(source, target):
-        message = f"expected an OUTBOX other than the INBOX, received {target!r} for both"
-        raise UsageError(message)
+        raise UsageError(f"expected an OUTBOX other than the INBOX, received {target!r} for both")
     if os.path.exists(target) and not os.path.isdir(target):
-        message = f"OUTBOX: expected a folder, received {target!r} (a file)"
-        raise UsageError(message)
+        raise UsageError(f"OUTBOX: expected a folder, received {target!r} (a file)")
     check_state(target)
     inside = os.path.relpath(source, target).split("/")[0]
     own = {*bundle.labels, OTHER, REVIEW, UNREADABLE, STATE}
     if inside in own or (inside != ".." and any(p.destination.split("/")[0] == inside for _, p in history(target))):
-        message = f"expected an INBOX outside what the OUTBOX holds, received its folder {inside!r}"
-        raise UsageError(message)
+        raise UsageError(f"expected an INBOX outside what the OUTBOX holds, received its folder {inside!r}")
 
 
 def sort_inbox(request: Request, context: RunContext, engine: Engine, show: Callable[[Operation], None]) -> Summary:
     """Sort an inbox; ``show`` is given each operation of a dry run, which changes nothing on disk."""
     started, timed = time.monotonic(), Timed(context.progress)
     job = Job(request, replace(context, progress=timed), engine)
-    job.require_agreement()
+    job.check_workers()
     with Catalog() as catalog:
         if request.settings.dry_run:
             summary = job.rehearse(catalog, show)
@@ -137,7 +125,7 @@ def sort_inbox(request: Request, context: RunContext, engine: Engine, show: Call
 
 @dataclass
 class Job:
-    """One run's way from the inbox to the sealed plan, and on; ``arrivals`` are what a round of ``watch`` goes by."""
+    """One run, from the inbox to the sealed plan and its end; ``arrivals`` belong to a round of ``watch``."""
 
     request: Request
     context: RunContext
@@ -145,8 +133,8 @@ class Job:
     arrivals: Arrivals | None = None
     notes: list[str] = field(default_factory=list)
 
-    def require_agreement(self) -> None:
-        """DicomsortError where a worker sees another inbox, or another model, than this process."""
+    def check_workers(self) -> None:
+        """Raise DicomsortError where a worker sees another inbox, or another model, than this process."""
         request = self.request
         model = str(request.bundle.folder.resolve()) if request.settings.evidence != "header" else ""
         self.engine.check_workers(partial(snapshot, request.inbox, request.outbox, model), difference)
@@ -154,18 +142,18 @@ class Job:
     def carry_out(self, catalog: Catalog) -> Summary:
         """Sort everything."""
         runs = load_runs(self.context.outbox)
-        require_mounted(runs, self.request.inbox)
-        self.notes += damages(runs)
+        runs.require_mounted(self.request.inbox)
+        self.notes += runs.damages()
         complete_reports(self.context, runs.values())
-        finished, left = self._finish_first(unfinished(runs))
+        finished, left = self._finish_first(runs.unfinished())
         run = new_run(self.context)
         summary = self.place(run, self.operations(catalog, self.classify(catalog)))
         summary.finished, summary.unfinished = finished, left
-        summary.damaged = [*maybe_unfinished(self.context.outbox, runs).values()]
+        summary.damaged = [*runs.maybe_unfinished().values()]
         return summary
 
     def _finish_first(self, runs: Mapping[str, Run]) -> tuple[list[Summary], list[str]]:
-        """Finish runs of this inbox, and decisions, that were cut short; their summaries, and the runs that stay so."""
+        """Finish this inbox's runs, and decisions, that were cut short; return their summaries, and the other runs."""
         finished, left = list[Summary](), list[str]()
         for name, run in runs.items():
             if not self._is_ours(run):
@@ -193,40 +181,32 @@ class Job:
             "layout": settings.layout, "model": self.request.bundle.model_sha256, "started": now(), "notes": self.notes,
             "mount": mount_of(self.request.inbox),
         }  # fmt: skip
-        sealed = seal_plan(self.context, run, head, self._with_room(operations))
+        sealed = seal_plan(self.context, run, head, with_room(self.context, self.request.inbox, operations))
         return carry_out(self.context, run, sealed)
 
-    def _with_room(self, operations: Iterator[Operation]) -> Iterator[Operation]:
-        """Pass operations on; DicomsortError at their end where a disk of the outbox has no room for what they copy."""
-        room = Room(self.request.inbox, self.context.outbox)
-        for operation in operations:
-            room.add(operation)
-            yield operation
-        require_free(self.context.files, room)
-
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
-        """Plan everything, and count."""
+        """Plan everything, and return the counts."""
         outbox, summary, leaving = self.request.outbox, Summary(dry_run=True), Leaving()
         operations = self.operations(catalog, self.classify(catalog))
-        for operation in self._with_room(operations) if outbox else operations:
+        for operation in with_room(self.context, self.request.inbox, operations) if outbox else operations:
             show(rehearsed := self._rehearsed(operation, leaving))
             if rehearsed.row is not None:
                 summary.count(rehearsed.row)
         if outbox and os.path.isdir(f"{outbox}/{STATE}"):
-            there = load_runs(outbox)
-            require_mounted(there, self.request.inbox)
-            runs, summary.damaged = unfinished(there), [*maybe_unfinished(outbox, there).values()]
-            ours = {name for name, run in runs.items() if self._is_ours(run)}
-            summary.unfinished = sorted(runs.keys() - ours)
-            self.notes += [
-                f"run {name} was cut short, and a sort would finish it first, which is not shown here"
-                for name in sorted(ours)
-            ]
+            runs = load_runs(outbox)
+            runs.require_mounted(self.request.inbox)
+            summary.damaged = [*runs.maybe_unfinished().values()]
+            note = "was cut short, and a sort would finish it first, which is not shown here"
+            for name, run in runs.unfinished().items():
+                if self._is_ours(run):
+                    self.notes.append(f"run {name} {note}")
+                else:
+                    summary.unfinished.append(name)
         summary.notes = self.notes
         return summary
 
     def _rehearsed(self, operation: Operation, leaving: Leaving) -> Operation:
-        """An operation as it would end, as far as the rights of the process tell."""
+        """Return an operation as it would end by the rights of the process."""
         if operation.verb not in {Verb.MOVE, Verb.REMOVE} or operation.row is None:
             return operation
         path = f"{self.request.inbox}/{operation.row.source}"
@@ -236,11 +216,11 @@ class Job:
         return replace(operation, verb=Verb.LEAVE, row=final_row(operation.row, operation, failed))
 
     def classify(self, catalog: Catalog) -> Ledger:
-        """Everything up to the verdicts."""
+        """Do everything up to the verdicts."""
         request, progress, arrivals = self.request, self.context.progress, self.arrivals
         folder = str(request.bundle.folder.resolve())
         sampler = PixelSampler(request.inbox, folder, request.judge, self.engine, catalog, progress)
-        looks = request.settings.evidence != "header"
+        uses_pixels = request.settings.evidence != "header"
         entries = walk_inbox(request.inbox, request.outbox, request.clock.now_ns)
         second_look = SecondLook(request.inbox, request.settle, request.clock)
         if arrivals is not None:
@@ -248,11 +228,11 @@ class Job:
         elif request.settle > 0:
             entries = second_look.watch(entries)
         for added in examine_inbox(request.inbox, entries, self.engine, catalog, progress):
-            if looks:
+            if uses_pixels:
                 sampler.files_added(added)
         ledger = catalog.complete()
-        self._recall(ledger)
-        if looks:
+        self._add_placements(ledger)
+        if uses_pixels:
             sampler.run()
         second_look.take(catalog, progress)
         progress.stage("deciding", None)
@@ -263,33 +243,29 @@ class Job:
             together = study if arrivals is None else as_one(study)
             for group, verdict in classify_study(together, placements, request.judge):
                 catalog.set_verdict(group.number, verdict)
-        self._remark()
+        if not request.bundle.header_classes:
+            labels = ", ".join(request.bundle.labels)
+            self.notes.append(f"the model's classes ({labels}) have no header counterpart: sorted by pixels alone")
         return ledger
 
     def operations(self, catalog: Catalog, ledger: Ledger) -> Generator[Operation]:
-        """The plan."""
+        """Plan."""
         settings = self.request.settings
         remove = settings.duplicates == "remove"
         options = Options(_VERBS[settings.mode], self.request.layout, remove, settings.prune_empty)
-        return plan(
-            catalog.verdicts(), catalog.folders_deepest_first, options, OutboxState(ledger, self.request.outbox)
-        )
+        state = OutboxState(ledger, self.request.outbox)
+        return plan(catalog.verdicts(), catalog.folders_deepest_first, options, state)
 
-    def _recall(self, ledger: Ledger) -> None:
-        """Take from the manifest what earlier runs did with the studies at hand, and with files of no study."""
+    def _add_placements(self, ledger: Ledger) -> None:
+        """Read from the manifest what earlier runs did with the studies at hand, and with files of no study."""
         if self.request.outbox is None:
             return
-        damages = Damages()
-        for is_there, placement in history(self.request.outbox, damages.add):
+        unreadable = Damages()
+        for is_there, placement in history(self.request.outbox, unreadable.add):
             if not ledger.concerns(placement):
                 continue
             if is_there:
                 ledger.place(placement)
             else:
                 ledger.displace(placement.destination)
-        self.notes += damages.notes(self.request.outbox)
-
-    def _remark(self) -> None:
-        if not self.request.bundle.header_classes:
-            labels = ", ".join(self.request.bundle.labels)
-            self.notes.append(f"the model's classes ({labels}) have no header counterpart: sorted by pixels alone")
+        self.notes += unreadable.notes(self.request.outbox)

@@ -1,4 +1,4 @@
-"""Take away the state of old runs, as far as no ``resume`` and no ``undo`` that was cut short needs it.
+"""Remove the state of old runs, as far as no ``resume`` and no ``undo`` that was cut short needs it.
 
 A run's plan goes first and its summary last: what a crash leaves of it is no run that could be carried out, and is
 known as pruned. An undo goes after the run that it undoes, for without it that one would seem unfinished.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import calendar
 import os
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -17,7 +16,7 @@ from dicomsort.files import Files, flush_path, look_up
 from dicomsort.journal import JOURNAL, PLAN, runs_folder
 from dicomsort.report import MANIFEST, SUMMARY
 from dicomsort.report.manifest import NEW
-from dicomsort.sorting.outbox import STAMP, Run, RunContext, RunState, load_runs, locked
+from dicomsort.sorting.outbox import STAMP, Run, RunContext, Runs, RunState, load_runs, locked
 
 _ORDER = (PLAN, JOURNAL, MANIFEST, f"{MANIFEST}{NEW}", SUMMARY)
 _DAY = 86400.0
@@ -25,7 +24,7 @@ _DAY = 86400.0
 
 @dataclass
 class Pruned:
-    """What was taken away, and what stays for a reason: run -> why."""
+    """What was removed, and what stays for a reason: run -> why."""
 
     removed: list[str] = field(default_factory=list)
     bytes: int = 0
@@ -34,55 +33,44 @@ class Pruned:
 
 
 def prune(context: RunContext, days: float | None = None, count: int | None = None) -> Pruned:
-    """Take away the runs that began more than ``days`` days ago and are none of the newest ``count``.
+    """Remove the runs that began more than ``days`` days ago and are none of the newest ``count``.
 
     The newest run stays, and so does each one that is unfinished or that an unfinished undo is about. What was sorted,
     and the outbox's manifest, are not touched. OutboxLocked where a run holds the outbox.
     """
     context = context.located()
-    files, folder, pruned = context.files, runs_folder(context.outbox), Pruned()
+    folder, pruned = runs_folder(context.outbox), Pruned()
     with locked(context, create=False):
-        runs = [_Run(f"{folder}/{run.name}", run) for run in load_runs(context.outbox).values()]
-        old = {run.name for run in _old(runs, days, count)}
-        for run in _undos_last([run for run in runs if run.name in old or run.half_pruned]):
-            if why := run.strange or _needed(run, runs, pruned.removed):
+        runs = load_runs(context.outbox)
+        before = time.time() - days * _DAY if days is not None else float("inf")
+        old = {name for name in [*runs][: -max(count or 1, 1)] if _began(name) < before}
+        chosen = [run for run in runs.values() if run.name in old or run.state is RunState.PRUNED]
+        for run in sorted(chosen, key=lambda run: bool(run.undoes)):  # undos last
+            path = f"{folder}/{run.name}"
+            if why := run.damage or _is_foreign(path) or _needed(run, runs, pruned.removed):
                 pruned.needed[run.name] = why
                 continue
             try:
-                pruned.bytes += _remove(files, run.folder)
+                pruned.bytes += _remove(context.files, path)
             except OSError as error:
                 pruned.needed[run.name] = f"it cannot be removed: {error.strerror}"
                 continue
             pruned.removed.append(run.name)
-        flush_path(files, folder)
+        flush_path(context.files, folder)
     pruned.removed.sort()
     pruned.kept = len(runs) - len(pruned.removed)
     return pruned
 
 
-class _Run:
-    """One run as far as pruning asks."""
-
-    def __init__(self, folder: str, run: Run) -> None:
-        self.name, self.folder, self.undoes = run.name, folder, run.undoes
-        self.finished, self.whole = run.summary is not None, run.is_whole
-        self.half_pruned = run.state is RunState.PRUNED
-        self.unsealed = run.plan is None
-        if run.state is RunState.DAMAGED:
-            self.strange = run.damage
-            return
-        self.strange = _is_foreign(folder)
-
-    @property
-    def began(self) -> float:
-        """When, in seconds since 1970; never, where its name tells no time."""
-        with suppress(ValueError):
-            return calendar.timegm(time.strptime(self.name[:16], STAMP))
-        return float("inf")
+def _began(run: str) -> float:
+    """Return when a run began, in seconds since 1970; infinity, where its name is no time."""
+    with suppress(ValueError):
+        return calendar.timegm(time.strptime(run[:16], STAMP))
+    return float("inf")
 
 
 def _is_foreign(folder: str) -> str:
-    """What lies in a run's folder and is none of ours, or keeps it from being removed; else nothing."""
+    """Return what in a run's folder is not ours, or keeps it from being removed; else nothing."""
     if os.path.ismount(folder):
         return "its folder is a mount point"
     try:
@@ -93,27 +81,18 @@ def _is_foreign(folder: str) -> str:
     return f"it holds {others[0]!r}, which is none of ours" if others else ""
 
 
-def _old(runs: list[_Run], days: float | None, count: int | None) -> list[_Run]:
-    before = time.time() - days * _DAY if days is not None else float("inf")
-    return [run for run in runs[: -max(count or 1, 1)] if run.began < before]
-
-
-def _undos_last(runs: list[_Run]) -> Iterator[_Run]:
-    yield from (run for run in runs if not run.undoes)
-    yield from (run for run in runs if run.undoes)
-
-
-def _needed(run: _Run, runs: list[_Run], removed: list[str]) -> str:
-    """What a run must stay for, or nothing."""
+def _needed(run: Run, runs: Runs, removed: list[str]) -> str:
+    """Return why a run must stay, or nothing."""
     if run.undoes:
-        if not run.finished:
+        if run.summary is None:
             return "it is an undo that was cut short"
-        undone_stays = any(other.name == run.undoes for other in runs) and run.undoes not in removed
+        undone_stays = run.undoes in runs and run.undoes not in removed
         return f"it tells that run {run.undoes} was undone" if undone_stays else ""
-    undoings = [other for other in runs if other.undoes == run.name]
-    if any(not other.finished for other in undoings):
+    undos = runs.undos_of(run.name)
+    if any(undo.summary is None for undo in undos):
         return "an undo of it was cut short"
-    return "" if run.finished or run.unsealed or any(other.whole for other in undoings) else "it was cut short"
+    is_over = run.summary is not None or run.plan is None or any(undo.is_whole for undo in undos)
+    return "" if is_over else "it was cut short"
 
 
 def _remove(files: Files, folder: str) -> int:

@@ -1,11 +1,11 @@
-"""A person's decisions about what was held: each a run of its own, with its sealed plan, its journal and its undo."""
+"""A person's decisions about what is for review: each is a run with its own sealed plan, journal and undo."""
 
 from __future__ import annotations
 
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,14 +27,13 @@ from dicomsort.sorting.outbox import (
     REVIEW_VERB,
     Run,
     RunContext,
+    Runs,
     all_runs,
-    damages,
     load_run,
     load_runs,
     locked,
     new_run,
     now,
-    unfinished,
 )
 from dicomsort.sorting.outbox_state import holds, look_for
 from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan, undo
@@ -47,7 +46,7 @@ BATCH = 64
 
 @dataclass
 class Decision:
-    """What came of a decision: the run that carried it out, files moved, and what is to be said of the others."""
+    """The result of a decision: the run that carried it out, files moved, and notes about the others."""
 
     run: str
     moved: int
@@ -65,14 +64,14 @@ class ReviewService:
         self.corrections = corrections
         self._engine = engine
         self._turn = threading.RLock()
-        self._newest = ""  # of the runs that were looked at
+        self._newest = ""  # of the runs that were read
         self._open: dict[str, Run] = {}  # of these, those that have not come to their end
 
     def open(self) -> list[str]:
-        """Finish what was cut short, and read what is held; what there is to say about it."""
-        with self._turn, self._holding():
+        """Finish what was cut short, read what is for review, and return notes about both."""
+        with self._turn, self._locked():
             notes = self._catch_up()
-            notes += damages(load_runs(self.outbox))
+            notes += load_runs(self.outbox).damages()
             if self.corrections is not None:
                 notes += self.corrections.mend(self.outbox, self._engine)
             for run in sorted(self._open):
@@ -80,18 +79,21 @@ class ReviewService:
         return notes
 
     def refresh(self) -> bool:
-        """Read on in the manifest; whether what is held has changed."""
+        """Read on in the manifest; return whether what is for review has changed."""
         with self._turn:
             return self.holdings.refresh()
 
     def decide(self, key: str, version: str, class_: str, who: str) -> Decision:
-        """Move an item's files to a class, or OTHER; Outdated where it is not held any more, or not as it was shown.
+        """Move an item's files to a class, or OTHER; Outdated where it is decided already, or not as it was shown.
 
         OutboxLocked where a run holds the outbox for longer than a few seconds.
         """
-        with self._turn, self._holding():
+        with self._turn, self._locked():
             self._catch_up()
-            self._require_settled()
+            for run, found in sorted(self._open.items()):
+                if found.undoes:  # it may move what is to be decided about
+                    advice = f"{command('resume', self.outbox, run)} finishes it; then decide"
+                    raise DicomsortError(f"expected no undo that was cut short, received run {run}: {advice}")
             item = self.holdings.items.get(key)
             if item is None:
                 raise Outdated("expected something that is held, received what was decided or taken away meanwhile")
@@ -105,7 +107,7 @@ class ReviewService:
     def undo(self, run: str) -> Summary:
         """Take a decision back, whoever made it; Outdated where it is taken back already, or cannot be wholly."""
         with self._turn:
-            with self._holding():
+            with self._locked():
                 self._catch_up()
             if not self._is_review(run):
                 raise UsageError(f"expected the run of a decision, received {run!r}")
@@ -119,11 +121,11 @@ class ReviewService:
         return summary
 
     def _catch_up(self) -> list[str]:
-        """Under the lock: carry out decisions, and undos of such, that were cut short; then read on. What was done."""
+        """Under the lock: carry out decisions and their undos that were cut short, then read on; return notes."""
         names = [*sorted(self._open), *all_runs(self.outbox, self._newest)]
-        runs = {name: load_run(self.outbox, name) for name in names}
+        runs = Runs(self.outbox, names)
         complete_reports(self._context, runs.values())
-        notes, pending = [], unfinished(runs)
+        notes, pending = [], runs.unfinished()
         self._newest, self._open = max(names, default=self._newest), dict(pending)
         for run, found in pending.items():
             if found.verb == REVIEW_VERB or self._is_review(found.undoes):
@@ -133,13 +135,6 @@ class ReviewService:
         self.holdings.refresh()
         return notes
 
-    def _require_settled(self) -> None:
-        """DicomsortError where an undo is half done: it may move what is to be decided about."""
-        for run, found in sorted(self._open.items()):
-            if found.undoes:
-                advice = f"{command('resume', self.outbox, run)} finishes it"
-                raise DicomsortError(f"expected no undo that was cut short, received run {run}: {advice}; then decide")
-
     def _is_review(self, run: str) -> bool:
         return is_run(run) and load_run(self.outbox, run).verb == REVIEW_VERB
 
@@ -147,10 +142,10 @@ class ReviewService:
         ready, notes = self._ready(item)
         if not ready:
             raise Outdated(f"expected the files as they were held, received none: {'; '.join(notes)}")
-        layouts = _Layouts(self.outbox)
+        layouts, layout_notes = self._layouts(h.run for h, _ in ready)
         decided = [
             Decided(
-                e, h.row, folder_of(class_, e.header), has_uids(e.header), layouts.of(h.run),
+                e, h.row, folder_of(class_, e.header), has_uids(e.header), layouts[h.run],
                 message_of(who, h.row.destination),
             )
             for h, e in ready
@@ -169,10 +164,10 @@ class ReviewService:
         moved = summary.actions["moved"] + summary.actions["removed"]
         if moved < len(ready):
             notes.append(f"{_files(len(ready) - moved)} left in {REVIEW}; manifest.csv says why")
-        return Decision(run, moved, notes + layouts.notes)
+        return Decision(run, moved, notes + layout_notes)
 
     def _ready(self, item: Item) -> tuple[list[tuple[RunRow, Examined]], list[str]]:
-        """The files that lie there as they were held, examined anew; and what is to be said of the others."""
+        """Return the files that lie there as they were placed, examined anew; and notes about the others."""
         paths = [h.row.destination for h in item.files]
         there = [
             replace(f, path=path)
@@ -192,6 +187,19 @@ class ReviewService:
             notes.append(f"{_files(changed)} not what was held any more, and left there")
         return ready, notes
 
+    def _layouts(self, runs: Iterable[str]) -> tuple[dict[str, Layout], list[str]]:
+        """Return the layouts by which runs placed, and notes; ``uid`` where that is not known any more."""
+        layouts, notes = dict[str, Layout](), list[str]()
+        for run in dict.fromkeys(runs):
+            plan = load_run(self.outbox, run).plan
+            try:
+                layouts[run] = parse_layout(str(plan.head.get("layout", "uid")) if plan else "uid")
+            except UsageError:  # of another version
+                layouts[run] = parse_layout("uid")
+            if plan is None:
+                notes.append(f"run {run} was pruned and its layout with it, so files are named by their UIDs")
+        return layouts, notes
+
     def _folders(self, paths: set[str]) -> Iterator[tuple[str, int, int]]:
         for path in sorted(paths, key=lambda path: (-path.count("/"), path)):
             status = look_up(f"{self.outbox}/{path}")
@@ -199,7 +207,7 @@ class ReviewService:
                 yield path, stat.S_IMODE(status.st_mode), status.st_mtime_ns
 
     @contextmanager
-    def _holding(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         with ExitStack() as stack:
             self._patiently(lambda: stack.enter_context(locked(self._context, create=False)))
             yield
@@ -216,47 +224,22 @@ class ReviewService:
             time.sleep(0.05)
 
 
-class _Layouts:
-    """The layouts of runs, as far as their plans are kept."""
-
-    def __init__(self, outbox: str) -> None:
-        self._outbox = outbox
-        self._known: dict[str, Layout] = {}
-        self.notes: list[str] = []
-
-    def of(self, run: str) -> Layout:
-        """The layout by which a run placed; ``uid``, with a note, where that is not known any more."""
-        if run not in self._known:
-            plan = load_run(self._outbox, run).plan
-            self._known[run] = _layout(str(plan.head.get("layout", "uid")) if plan else "uid")
-            if plan is None:
-                self.notes.append(f"run {run} was pruned and its layout with it, so files are named by their UIDs")
-        return self._known[run]
-
-
-def _layout(text: str) -> Layout:
-    try:
-        return parse_layout(text)
-    except UsageError:  # of another version
-        return parse_layout("uid")
-
-
+@dataclass
 class _Names:
-    """Which names are free in an outbox whose lock is held."""
+    """Which names are free in an outbox that is locked."""
 
-    def __init__(self, outbox: str) -> None:
-        self._outbox = outbox
-        self._given: set[str] = set()
+    outbox: str
+    given: set[str] = field(default_factory=set)
 
     def claim(self, name: str) -> bool:
         """Give a name out once."""
-        is_free = name not in self._given
-        self._given.add(name)
+        is_free = name not in self.given
+        self.given.add(name)
         return is_free
 
     def holds(self, destination: str, size: int, sha256: str) -> bool | None:
         """Whether the file there has this content; None where nothing is there."""
-        return holds(f"{self._outbox}/{destination}", size, sha256, lambda: "")
+        return holds(f"{self.outbox}/{destination}", size, sha256)
 
 
 def _files(count: int) -> str:

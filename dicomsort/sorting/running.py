@@ -9,49 +9,36 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any
 
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError, command
 from dicomsort.execute import BATCH, Executor, Placer, Roots
 from dicomsort.files import closing_descriptor, holds_only_zeros, is_network, look_up, opened_file
-from dicomsort.journal import JOURNAL, PLAN, STATE, Journal, Plan, PlanWriter, Replay, replay, runs_folder
+from dicomsort.journal import JOURNAL, PLAN, STATE, Journal, Plan, PlanWriter, Replay, runs_folder
 from dicomsort.plan import reverse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
-from dicomsort.report import (
-    PLACED,
-    RunManifest,
-    Summary,
-    append_manifest,
-    final_row,
-    needs_person,
-    printable,
-    write_summary,
-)
+from dicomsort.report import Summary, final_row, needs_person, printable, write_summary
+from dicomsort.report.manifest import PLACED, RunManifest, append_manifest
 from dicomsort.sorting.corrections import retracted
 from dicomsort.sorting.outbox import (
     REVIEW_VERB,
     UNDONE_BY,
     Run,
     RunContext,
+    Runs,
     RunState,
     absolute,
-    chosen,
-    corrections_of,
-    decisions_about,
     inbox_of,
+    journal_of,
     load_run,
     load_runs,
     locked,
-    maybe_unfinished,
     new_run,
     now,
     read_all,
     require_inbox,
-    undoings,
-    unfinished,
-    wholly_undone,
 )
 from dicomsort.sorting.outbox_state import LaterRuns
 
@@ -61,7 +48,7 @@ _ROOM, _BLOCK = 256 << 10, 4 << 10  # bytes: for what does not grow with a run; 
 
 
 def room_for_undo(plan_bytes: int, folders: int = 0) -> int:
-    """How many bytes an undo may write below the outbox: of a run whose plan has so many, and prunes so many folders.
+    """Return how many bytes an undo may write below the outbox, by the run's plan and the folders that it prunes.
 
     It has a plan, a journal, and its rows twice: 2.7 times the run's plan at most, as measured.
     """
@@ -69,14 +56,14 @@ def room_for_undo(plan_bytes: int, folders: int = 0) -> int:
 
 
 def make_reserve(context: RunContext, size: int) -> None:
-    """Keep so many bytes of the disk for an undo, up to a limit, and a few inodes; go on where there are none."""
+    """Reserve so many bytes of the disk for an undo, up to a limit, and a few inodes; go on where there are none."""
     files, outbox = context.files, context.outbox
-    for empty in _empty_ones(outbox):
+    for empty in _empty_files(outbox):
         with suppress(OSError), closing_descriptor(files.create(empty, 0o600)):
             pass
     path, size = f"{outbox}/{STATE}/{RESERVE}", min(size, RESERVE_LIMIT)
-    there = look_up(path)
-    if there is not None and (there.st_blocks * 512 >= size or not _is_reserve(path)):
+    status = look_up(path)
+    if status is not None and (status.st_blocks * 512 >= size or not _is_reserve(path)):
         return
     with suppress(OSError), closing_descriptor(files.open_append(path, 0o600)) as descriptor:
         before = os.fstat(descriptor).st_size
@@ -88,15 +75,15 @@ def make_reserve(context: RunContext, size: int) -> None:
 
 
 def free_reserve(context: RunContext) -> None:
-    """Give back what ``make_reserve`` keeps."""
-    for path in (f"{context.outbox}/{STATE}/{RESERVE}", *_empty_ones(context.outbox)):
+    """Give back what ``make_reserve`` reserved."""
+    for path in (f"{context.outbox}/{STATE}/{RESERVE}", *_empty_files(context.outbox)):
         with suppress(OSError):
             if _is_reserve(path):
                 context.files.unlink(path)
 
 
-def _empty_ones(outbox: str) -> Iterator[str]:
-    """Files that hold an inode each."""
+def _empty_files(outbox: str) -> Iterator[str]:
+    """The paths of files that hold an inode each."""
     return (f"{outbox}/{STATE}/{RESERVE}-{number}" for number in range(1, INODES + 1))
 
 
@@ -121,17 +108,15 @@ _log = logging.getLogger("dicomsort")
 
 def carry_out(context: RunContext, run: str, plan: Plan) -> Summary:
     """Execute the plan as far as it is not done, write the manifest; idempotent."""
-    with _room_to_go_on(context.outbox, run, plan):
-        return _carry_out(context, run, plan)
-
-
-def _carry_out(context: RunContext, run: str, plan: Plan) -> Summary:
     started = time.monotonic()
     files, outbox = context.files, context.outbox
     inbox = require_inbox(plan.head, outbox, run, "resume")
     summary = Summary(run, plan.head["verb"], undoes=plan.head.get("undoes", ""))
-    journal = Journal(files, f"{runs_folder(outbox)}/{run}", plan.count)
-    with closing(journal), closing(RunManifest(files, outbox, run)) as manifest:
+    with (
+        _explain_full_disk_of(outbox, run, plan),
+        closing(_journal(context, plan)) as journal,
+        closing(RunManifest(files, outbox, run)) as manifest,
+    ):
 
         def report(batch: list[Operation]) -> None:
             for operation in batch:
@@ -143,8 +128,8 @@ def _carry_out(context: RunContext, run: str, plan: Plan) -> Summary:
             context.progress.advance(len(batch))
 
         context.progress.stage("placing files", plan.count)
-        undoes = plan.head["verb"] == "undo"
-        Executor(files, Roots(inbox, outbox), journal, run, _threads(outbox), tries_all=undoes).run(plan, report)
+        undoes, threads = plan.head["verb"] == "undo", NETWORK_THREADS if is_network(outbox) else LOCAL_THREADS
+        Executor(files, Roots(inbox, outbox), journal, run, threads, tries_all=undoes).run(plan, report)
         manifest.flush()
         if "reported" not in journal.known.marks:
             append_manifest(files, outbox, run, journal)
@@ -153,9 +138,13 @@ def _carry_out(context: RunContext, run: str, plan: Plan) -> Summary:
     return summary
 
 
+def _journal(context: RunContext, plan: Plan) -> Journal:
+    return Journal(context.files, str(plan.path.parent), plan.count)
+
+
 @contextmanager
 def _explain_full_disk(needed: Callable[[], tuple[str, int]], advice: str) -> Iterator[None]:
-    """Where the disk is full, say what is needed in a folder, bytes or files, and what to do when there is room."""
+    """Add to the error of a full disk what is needed in a folder, bytes or files, and what to do when there is room."""
     try:
         yield
     except (OSError, PlacingFailed) as error:
@@ -165,7 +154,7 @@ def _explain_full_disk(needed: Callable[[], tuple[str, int]], advice: str) -> It
 
 
 def _lacking(folder: str, size: int) -> str:
-    """What a full disk lacks for so many bytes below a folder, and what to do."""
+    """Return what a full disk lacks for so many bytes below a folder, and what to do."""
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
     if disk.f_files and disk.f_favail < BATCH and size <= free:  # one that counts no inodes has 0 of 0
@@ -173,23 +162,19 @@ def _lacking(folder: str, size: int) -> str:
     return f"about {size:,} bytes are to be written below {folder!r}, and {free:,} are free: make room"
 
 
-def _room_to_go_on(outbox: str, run: str, plan: Plan) -> AbstractContextManager[None]:
-    return _explain_full_disk(lambda: _unwritten(outbox, run, plan), f"{command('resume', outbox, run)} goes on")
+def _explain_full_disk_of(outbox: str, run: str, plan: Plan) -> AbstractContextManager[None]:
+    return _explain_full_disk(lambda: _unwritten(outbox, plan), f"{command('resume', outbox, run)} goes on")
 
 
-def _unwritten(outbox: str, run: str, plan: Plan) -> tuple[str, int]:
-    """Where a run has still to write files, and how many bytes, with what it keeps of itself."""
-    known, inbox = replay(f"{runs_folder(outbox)}/{run}", plan.count), inbox_of(plan.head, outbox)
+def _unwritten(outbox: str, plan: Plan) -> tuple[str, int]:
+    """Return where a run has still to write files, and how many bytes, its own plan and journal included."""
+    known, inbox = journal_of(plan), inbox_of(plan.head, outbox)
     is_across = os.stat(inbox).st_dev != os.stat(outbox).st_dev
     copied = {Verb.COPY, Verb.MOVE} if is_across else {Verb.COPY}
     size = sum(o.size for o in plan.operations() if o.verb in copied and not known.has_ended(o.number))
     if is_across and size and plan.head["verb"] == "undo":
         return inbox, size
     return outbox, size + room_for_undo(os.stat(plan.path).st_size)
-
-
-def _threads(outbox: str) -> int:
-    return NETWORK_THREADS if is_network(outbox) else LOCAL_THREADS
 
 
 def _count(row: Row, summary: Summary) -> None:
@@ -200,21 +185,20 @@ def _count(row: Row, summary: Summary) -> None:
 
 
 def resume(context: RunContext, run: str | None = None) -> Summary:
-    """Go on with a run that was cut short; the newest unfinished one by default."""
+    """Finish a run that was cut short; the newest unfinished one by default."""
     context = context.located()
     outbox = context.outbox
     with locked(context, create=False):
         runs = load_runs(outbox)
         newest = max(runs, default=None)
-        begun = max(unfinished(runs), default=newest)
+        begun = max(runs.unfinished(), default=newest)
         if run is None and begun and runs[begun].summary:
-            if damaged := [*maybe_unfinished(outbox, runs).values()]:
+            if damaged := [*runs.maybe_unfinished().values()]:
                 raise StateDamaged(damaged[-1])
             return Summary(verb="resume", notes=["no run was cut short: there is nothing to resume"])
-        found = chosen(outbox, runs, run, begun, "to resume")
-        for undoing, undone in undoings(runs).items():
-            if undone == found.name:
-                raise UsageError(f"expected a run to go on with, received {found.name}, which {undoing} has undone")
+        found = runs.chosen(run, begun, "to resume")
+        if undos := runs.undos_of(found.name):
+            raise UsageError(f"expected a run to go on with, received {found.name}, which {undos[0].name} has undone")
         if ended := found.summary:
             ended.notes.append(f"run {found.name} had ended before; there was nothing to resume")
             return ended
@@ -223,7 +207,7 @@ def resume(context: RunContext, run: str | None = None) -> Summary:
 
 
 def finish(context: RunContext, run: str) -> Summary:
-    """Carry out a sealed plan to its end, in an outbox that is held already."""
+    """Carry out a sealed plan to its end, in an outbox that is locked already."""
     plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
     if "undoes" in plan.head:
         free_reserve(context)
@@ -231,18 +215,13 @@ def finish(context: RunContext, run: str) -> Summary:
 
 
 def _end(context: RunContext, run: str, plan: Plan) -> Summary:
-    with _room_to_go_on(context.outbox, run, plan):
-        summary = _carry_out(context, run, plan)
+    summary = carry_out(context, run, plan)
+    with _explain_full_disk_of(context.outbox, run, plan):
         write_summary(context.files, context.outbox, summary)
-    _unlearn(context, plan, summary)
-    return summary
-
-
-def _unlearn(context: RunContext, plan: Plan, summary: Summary) -> None:
-    """Take back what a decision gave models to learn from, where an undo took back all of it."""
     undone = load_run(context.outbox, plan.head["undoes"]).plan if plan.head["verb"] == "undo" else None
-    if undone and not summary.needs_person and (folder := corrections_of(undone.head, context.outbox)):
-        summary.notes += retracted(context.files, folder, plan.head["undoes"])
+    if undone and not summary.needs_person and (folder := undone.head.get("corrections")):
+        summary.notes += retracted(context.files, os.path.join(context.outbox, folder), plan.head["undoes"])
+    return summary
 
 
 def complete_reports(context: RunContext, runs: Iterable[Run]) -> None:
@@ -250,17 +229,16 @@ def complete_reports(context: RunContext, runs: Iterable[Run]) -> None:
     for run in runs:
         if run.plan is None or run.state is not RunState.UNFINISHED:
             continue
-        folder = f"{runs_folder(context.outbox)}/{run.name}"
-        marks = replay(folder, run.plan.count).marks
+        marks = journal_of(run.plan).marks
         if "manifest" in marks and "reported" not in marks:
-            with suppress(StateDamaged), closing(Journal(context.files, folder, run.plan.count)) as journal:
+            with suppress(StateDamaged), closing(_journal(context, run.plan)) as journal:
                 append_manifest(context.files, context.outbox, run.name, journal)  # its own resume makes its rows anew
 
 
 def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = False) -> Summary:
-    """Take a run back, the newest that is not undone by default, as a run of its own.
+    """Undo a run, by default the newest that is not undone, by a run of its own.
 
-    ``with_decisions``: those that persons made about what it held are taken back first, the newest first; else a run
+    ``with_decisions``: decisions about what it put up for review are undone first, the newest first. Without it a run
     with such decisions is refused by UsageError, for what it placed lies elsewhere.
     """
     context = context.located()
@@ -269,22 +247,22 @@ def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = 
         _undo_decisions(context, run)
     with locked(context, create=False):
         runs = load_runs(outbox)
-        if (name := _to_undo(outbox, runs, run)) is None:
+        if (name := _to_undo(runs, run)) is None:
             return _nothing_to_undo(runs, run)
-        plan = _undoable(outbox, runs, name)
+        plan = _undoable(runs, name)
         free_reserve(context)
         room = room_for_undo(os.stat(plan.path).st_size)
         with _explain_full_disk(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
             complete_reports(context, runs.values())
-            around = LaterRuns(outbox, runs, name, inbox_of(plan.head, outbox))
-            mine, sealed = _seal_undo(context, name, plan, around)
+            later = LaterRuns(runs, name, inbox_of(plan.head, outbox))
+            mine, sealed = _seal_undo(context, name, plan, later)
         return _end(context, mine, sealed)
 
 
-def _seal_undo(context: RunContext, run: str, plan: Plan, around: LaterRuns) -> tuple[str, Plan]:
-    """Find out how a run stands, and seal the plan that undoes it: the undo's own run, and that plan."""
-    roots, folder = around.roots, f"{runs_folder(context.outbox)}/{run}"
-    with closing(Journal(context.files, folder, plan.count)) as journal:
+def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> tuple[str, Plan]:
+    """Find out how far a run came, and seal the plan that undoes it; return the undo's run and that plan."""
+    roots = later.roots
+    with closing(_journal(context, plan)) as journal:
         notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).reconcile(plan)
         known = journal.known
     mine = new_run(context)
@@ -292,27 +270,26 @@ def _seal_undo(context: RunContext, run: str, plan: Plan, around: LaterRuns) -> 
         "verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": context.outbox, "started": now(), "notes": notes,
         "mount": plan.head.get("mount", "/"),
     }  # fmt: skip
-    sealed = seal_plan(context, mine, head, reverse(lambda: _done(plan, known), known.folders, around))
-    with suppress(OSError), closing(Journal(context.files, folder, plan.count)) as journal:
+    sealed = seal_plan(context, mine, head, reverse(lambda: _done(plan, known), known.folders, later))
+    with suppress(OSError), closing(_journal(context, plan)) as journal:
         journal.mark(UNDONE_BY, mine)  # for when the undo's own plan cannot be read
     return mine, sealed
 
 
 def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operation, Result | None], None]) -> Summary:
-    """What an undo would do now; nothing is changed on disk.
+    """Return what an undo would do now; nothing is changed on disk.
 
     ``show`` is given each operation, with how it would end where that is known before.
     """
     outbox = absolute(context.outbox)
     runs = load_runs(outbox)
-    if (name := _to_undo(outbox, runs, run)) is None:
+    if (name := _to_undo(runs, run)) is None:
         return _nothing_to_undo(runs, run, dry_run=True)
-    plan = _undoable(outbox, runs, name)
-    around = LaterRuns(outbox, runs, name, inbox_of(plan.head, outbox))
-    known = replay(f"{runs_folder(outbox)}/{name}", plan.count)
-    placer, summary = Placer(context.files, around.roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True)
+    plan = _undoable(runs, name)
+    later, known = LaterRuns(runs, name, inbox_of(plan.head, outbox)), journal_of(plan)
+    placer, summary = Placer(context.files, later.roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True)
     summary.undoes = name
-    for operation in reverse(lambda: _done(plan, known), known.folders, around):
+    for operation in reverse(lambda: _done(plan, known), known.folders, later):
         refused = None if operation.verb in {Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER} else placer.check(operation)
         show(operation, refused)
         if operation.row is not None:
@@ -325,10 +302,10 @@ def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operatio
 
 
 def _undo_decisions(context: RunContext, run: str | None) -> None:
-    """Take back what persons decided about what a run had held, the newest first; an error where one stays in part."""
+    """Undo the decisions about what a run put up for review, the newest first; an error where one stays in part."""
     if run is None:
         raise UsageError("--with-decisions: expected the RUN that is to be undone, received none")
-    for decision in reversed(decisions_about(load_runs(context.outbox), run)):
+    for decision in reversed(load_runs(context.outbox).decisions_about(run)):
         summary = undo(context, decision)
         if summary.needs_person:
             message = f"decision {decision}: expected its files where it had put them, received others, or none"
@@ -354,56 +331,49 @@ def seal_plan(context: RunContext, run: str, head: dict[str, Any], operations: I
     return writer.plan
 
 
-def _undoable(outbox: str, runs: Mapping[str, Run], name: str) -> Plan:
-    """The plan of a run that can be undone now; UsageError or DicomsortError says why it cannot."""
+def _undoable(runs: Runs, name: str) -> Plan:
+    """Return the plan of a run that can be undone now; UsageError or DicomsortError where it cannot."""
+    outbox = runs.outbox
     plan, _ = read_all(f"{runs_folder(outbox)}/{name}", runs[name].summary)
     if plan.head["verb"] == "undo":
         raise UsageError(f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}")
     require_inbox(plan.head, outbox, name, "undo")
-    if decisions := decisions_about(runs, name):
+    if decisions := runs.decisions_about(name):
         advice = f"{command('undo', '--with-decisions', outbox, name)} takes them back first"
         raise UsageError(f"run {name} held what persons decided about since, {len(decisions):,} times: {advice}")
-    for undoing, undone in undoings(runs).items():
-        if undone != name:
-            continue
-        if (ended := runs[undoing].summary) is None:
-            raise UsageError(f"run {undoing}, which undoes {name}, was cut short: `dicomsort resume` finishes it")
-        if plan.head["verb"] == REVIEW_VERB and not ended.needs_person:  # its files may be anybody's by now
-            raise Outdated(f"expected a decision that stands, received {name}, which run {undoing} has undone")
+    for other in runs.undos_of(name):
+        if other.summary is None:
+            raise UsageError(f"run {other.name}, which undoes {name}, was cut short: `dicomsort resume` finishes it")
+        if plan.head["verb"] == REVIEW_VERB and other.is_whole:  # its files may be anybody's by now
+            raise Outdated(f"expected a decision that stands, received {name}, which run {other.name} has undone")
     return plan
 
 
-def _to_undo(outbox: str, runs: Mapping[str, Run], run: str | None) -> str | None:
-    """The run that is meant, by default the newest that can be undone; None where nothing of it is left to undo."""
+def _to_undo(runs: Runs, run: str | None) -> str | None:
+    """Return the requested run, by default the newest that can be undone; None where nothing is left to undo."""
     if run is not None:
-        name = chosen(outbox, runs, run, None, "to undo").name
-        is_over = name in wholly_undone(runs) and runs[name].verb != REVIEW_VERB  # a decision says so as an error
+        name = runs.chosen(run, None, "to undo").name
+        is_over = name in runs.wholly_undone() and runs[name].verb != REVIEW_VERB  # a decision says so as an error
         return None if is_over else name
-    newest = _newest_undoable(outbox, runs)
+    undone = runs.wholly_undone()
+    undoable = [each for name, each in runs.items() if each.plan and not each.undoes and name not in undone]
+    newest = next((each.name for each in reversed(undoable) if _has_changed(each)), None)
     damaged = max((name for name, each in runs.items() if each.damage), default="")
     if damaged > (newest or ""):
         raise StateDamaged(f"{runs[damaged].damage}; to take an earlier run back, name it")
-    return newest if newest or runs else chosen(outbox, runs, run, newest, "to undo").name
+    return newest if newest or runs else runs.chosen(run, newest, "to undo").name
 
 
-def _nothing_to_undo(runs: Mapping[str, Run], run: str | None, *, dry_run: bool = False) -> Summary:
-    undo = max((name for name, undone in undoings(runs).items() if undone == run), default="")
-    note = NOTHING_TO_UNDO if run is None else f"run {run} is undone already, by run {undo}"
+def _nothing_to_undo(runs: Runs, run: str | None, *, dry_run: bool = False) -> Summary:
+    note = NOTHING_TO_UNDO if run is None else f"run {run} is undone already, by run {runs.undos_of(run)[-1].name}"
     return Summary(verb="undo", dry_run=dry_run, notes=[note])
 
 
-def _newest_undoable(outbox: str, runs: Mapping[str, Run]) -> str | None:
-    """The newest run that changed anything, a decision too, and is not wholly undone."""
-    undone = wholly_undone(runs)
-    names = (name for name, run in runs.items() if run.plan and not run.undoes and name not in undone)
-    return next((name for name in sorted(names, reverse=True) if _has_changed(outbox, runs[name])), None)
-
-
-def _has_changed(outbox: str, run: Run) -> bool:
+def _has_changed(run: Run) -> bool:
     """Whether a run placed or removed files, or may have begun to."""
     if run.summary is not None:
         return any(run.summary.actions[action] for action in (*PLACED, Action.REMOVED))
-    return run.plan is not None and look_up(f"{runs_folder(outbox)}/{run.name}/{JOURNAL}") is not None
+    return run.plan is not None and look_up(f"{run.plan.path.parent}/{JOURNAL}") is not None
 
 
 def _done(plan: Plan, known: Replay) -> Iterator[tuple[Operation, Result]]:

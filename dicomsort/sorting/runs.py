@@ -1,4 +1,4 @@
-"""The runs of an outbox: the list of them, one as a report tells it, and whether what they placed is still whole."""
+"""The runs of an outbox: their list, one of them for a report, and whether what they placed is still whole."""
 
 from __future__ import annotations
 
@@ -9,61 +9,49 @@ from typing import Any
 
 from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command
 from dicomsort.files import look_up, sha256_of
-from dicomsort.journal import replay, runs_folder
 from dicomsort.records import Placement
 from dicomsort.report import NEEDS_PERSON, Damages, Summary, has_rows, history, printable
 from dicomsort.report.manifest import Repaired, rows_of
 from dicomsort.report.manifest import repair as mend
-from dicomsort.sorting.outbox import (
-    Run,
-    RunContext,
-    RunState,
-    absolute,
-    load_runs,
-    locked,
-    undoings,
-    unfinished,
-    wholly_undone,
-)
+from dicomsort.sorting.outbox import Run, RunContext, RunState, absolute, journal_of, load_runs, locked
 from dicomsort.sorting.running import complete_reports
+
+_DECISION = "a person's decision"
 
 
 def list_runs(outbox: str) -> list[dict[str, Any]]:
-    """The runs of an outbox, oldest first: id, verb, state, counts, mode, what it undoes, what undid it.
+    """Return the runs of an outbox, oldest first: id, verb, state, counts, mode, what it undoes, what undid it.
 
     The state is a ``RunState``, or ``undone`` or ``partly undone``. A damaged run has the reason as ``damage``.
     """
     runs = load_runs(absolute(outbox), deep=True)
-    undone_by = {undone: undo for undo, undone in undoings(runs).items() if runs[undo].summary}
-    wholly = wholly_undone(runs)
-    return [_described(run) | _undone(run, undone_by.get(run.name, ""), wholly) for run in runs.values()]
-
-
-def _undone(run: Run, undone_by: str, wholly: set[str]) -> dict[str, Any]:
-    """What of the description tells of undoing."""
-    told = {"undoes": run.undoes, "undone_by": undone_by}
-    return told | ({"state": "undone" if run.name in wholly else "partly undone"} if undone_by else {})
+    undone_by = {run.undoes: name for name, run in runs.items() if run.undoes and run.summary}
+    wholly, listed = runs.wholly_undone(), list[dict[str, Any]]()
+    for name, run in runs.items():
+        listed.append(_described(run) | {"undoes": run.undoes, "undone_by": undone_by.get(name, "")})
+        if name in undone_by:
+            listed[-1]["state"] = "undone" if name in wholly else "partly undone"
+    return listed
 
 
 def _described(run: Run) -> dict[str, Any]:
-    told: dict[str, Any] = {"run_id": run.name, "verb": run.verb or "sort", "mode": "", "found": 0, "sorted": 0}
-    told |= {"held": 0, "state": str(run.state)}
-    if run.damage:
-        return told | {"verb": "", "damage": run.damage}
-    if run.plan is None:
-        return told
-    told |= {"mode": run.plan.head.get("mode", ""), "started": run.plan.head["started"]}
-    if (summary := run.summary) is None:
-        return told | {"found": run.plan.count}
-    held = sum(summary.statuses[status] for status in NEEDS_PERSON)
-    return told | {"found": summary.found, "sorted": summary.statuses["sorted"], "held": held}
+    plan, summary = run.plan, run.summary if run.plan else None
+    described = {
+        "run_id": run.name, "verb": "" if run.damage else run.verb or "sort",
+        "mode": plan.head.get("mode", "") if plan else "",
+        "found": summary.found if summary else plan.count if plan else 0,
+        "sorted": summary.statuses["sorted"] if summary else 0,
+        "held": sum(summary.statuses[status] for status in NEEDS_PERSON) if summary else 0, "state": str(run.state),
+    }  # fmt: skip
+    damage = {"damage": run.damage} if run.damage else {}
+    return described | damage | ({"started": plan.head["started"]} if plan else {})
 
 
 def verify(context: RunContext) -> dict[str, Any]:
-    """Hash every file that the manifest says is placed, and read the state of every run.
+    """Hash every file that was placed by the manifest, and read the state of every run.
 
-    How many files are ``whole``; which are ``missing``, ``different`` or ``unreadable`` (paths); which lines of the
-    manifest are ``damaged``, and which ``runs`` (sentences).
+    Return how many files are ``whole``; which are ``missing``, ``different`` or ``unreadable`` (paths); which lines of
+    the manifest are ``damaged``, and which ``runs`` (sentences).
     """
     outbox, progress = absolute(context.outbox), context.progress
     placed, damages = dict[str, Placement](), Damages()
@@ -75,27 +63,25 @@ def verify(context: RunContext) -> dict[str, Any]:
     progress.stage("hashing", len(placed))
     result: dict[str, Any] = {"whole": 0, "missing": [], "different": [], "unreadable": []}
     for destination, placement in placed.items():
-        result_of = _compare(f"{outbox}/{destination}", placement.sha256)
-        if result_of == "whole":
+        state = _compare(f"{outbox}/{destination}", placement.sha256)
+        if state == "whole":
             result["whole"] += 1
         else:
-            result[result_of].append(printable(destination))
+            result[state].append(printable(destination))
         progress.advance()
     runs = load_runs(outbox, deep=True)
     broken = [run.damage for run in runs.values() if run.damage]
     advice = f"{command('resume', outbox)} finishes it"
-    cut_short = [f"run {name} was cut short and is not finished: {advice}" for name in unfinished(runs)]
+    cut_short = [f"run {name} was cut short and is not finished: {advice}" for name in runs.unfinished()]
     return result | {"damaged": damages.notes(outbox), "runs": broken, "unfinished": cut_short}
 
 
 def _compare(path: str, sha256: str) -> str:
     try:
         status = look_up(path)
-        if status is None:
-            return "missing"
-        if not stat.S_ISREG(status.st_mode):
-            return "different"
-        return "whole" if sha256_of(path) == sha256 else "different"
+        if status is not None and stat.S_ISREG(status.st_mode) and sha256_of(path) == sha256:
+            return "whole"
+        return "missing" if status is None else "different"
     except FileNotFoundError:  # it went meanwhile
         return "missing"
     except OSError:
@@ -103,21 +89,21 @@ def _compare(path: str, sha256: str) -> str:
 
 
 def repair(context: RunContext) -> Repaired:
-    """Make a damaged manifest whole, from what of it can be read and from what the runs have; under the lock."""
+    """Lock the outbox and make a damaged manifest whole, from its readable rows and those that the runs have."""
     context = context.located()
     outbox = context.outbox
     with locked(context, create=False):
         runs = load_runs(outbox)
         complete_reports(context, runs.values())
-        repaired = mend(context.files, outbox, [run.name for run in runs.values() if _is_reported(outbox, run)])
+        repaired = mend(context.files, outbox, [run.name for run in runs.values() if _is_reported(run)])
         repaired.skipped += [run.damage for run in runs.values() if run.damage]
         return repaired
 
 
-def _is_reported(outbox: str, run: Run) -> bool:
+def _is_reported(run: Run) -> bool:
     """Whether the manifest should have the rows of a run."""
     if run.state is RunState.UNFINISHED and run.plan is not None:
-        return "reported" in replay(f"{runs_folder(outbox)}/{run.name}", run.plan.count).marks
+        return "reported" in journal_of(run.plan).marks
     return run.state in {RunState.FINISHED, RunState.PRUNED}
 
 
@@ -125,8 +111,8 @@ def _is_reported(outbox: str, run: Run) -> bool:
 class ReportedRun:
     """A run that sorted and came to its end.
 
-    ``head`` is its plan's, empty where that was pruned; ``summary`` what the run said of itself, None where that is
-    gone too; ``undone_by`` the id of its undo, ``is_undone`` whether that took all of it back.
+    ``head`` is its plan's, empty where that was pruned; ``summary`` is None where that is gone too; ``undone_by`` is
+    the id of its undo, ``is_undone`` whether that took all of it back.
     """
 
     outbox: str
@@ -138,7 +124,7 @@ class ReportedRun:
 
 
 def reported_run(outbox: str, run: str | None) -> ReportedRun:
-    """The run that is asked for, by default the newest that sorted; an error says why it cannot be told of."""
+    """Return the requested run, by default the newest that sorted; an error says why it cannot be reported."""
     outbox = absolute(outbox)
     runs = load_runs(outbox)
     newest = max((known for known, each in runs.items() if each.verb == "sort"), default="")
@@ -148,40 +134,31 @@ def reported_run(outbox: str, run: str | None) -> ReportedRun:
         received = "none that sorted" if run is None else repr(run)
         raise UsageError(f"expected one of the runs that {command('runs', outbox)} lists, received {received}")
     if found is None or found.state is RunState.PRUNED:
-        return _pruned(outbox, name, found.summary if found else None)
+        _require_sorted(name, _kind_of_pruned(outbox, name))
+        return ReportedRun(outbox, name, summary=found.summary if found else None)
+    if found.damage:
+        raise StateDamaged(found.damage)
     if found.plan is None:
-        raise _unreadable(found)
-    _check_sorted(name, found.plan.head)
-    undone_by = next((undo for undo, undone in reversed(undoings(runs).items()) if undone == name), "")
-    if found.summary is None and not undone_by:
-        raise DicomsortError(
-            f"expected a run that came to its end, received {name}, which was cut short: "
-            f"{command('resume', outbox, name)} finishes it"
-        )
-    is_undone = undone_by != "" and runs[undone_by].is_whole
+        received = f"{name}, which died before its plan was sealed: it has moved nothing"
+        raise DicomsortError(f"expected a run that came to its end, received {received}")
+    kinds = {"sort": "", "undo": f"an undo of {found.undoes}"}
+    _require_sorted(name, kinds.get(found.verb, _DECISION))
+    undos = runs.undos_of(name)
+    if found.summary is None and not undos:
+        received = f"{name}, which was cut short: {command('resume', outbox, name)} finishes it"
+        raise DicomsortError(f"expected a run that came to its end, received {received}")
+    undone_by, is_undone = (undos[-1].name, undos[-1].is_whole) if undos else ("", False)
     return ReportedRun(outbox, name, found.plan.head, found.summary, undone_by, is_undone)
 
 
-def _unreadable(run: Run) -> DicomsortError:
-    if run.damage:
-        return StateDamaged(run.damage)
-    return DicomsortError(
-        f"expected a run that came to its end, received {run.name}, which died before its plan was sealed: "
-        "it has moved nothing"
-    )
+def _require_sorted(run: str, kind: str) -> None:
+    if kind:
+        raise UsageError(f"expected a run that sorted, received {run}, which is {kind}")
 
 
-def _check_sorted(run: str, head: Mapping[str, Any]) -> None:
-    if head["verb"] == "undo":
-        raise UsageError(f"expected a run that sorted, received {run}, which is an undo of {head['undoes']}")
-    if head["verb"] != "sort":
-        raise UsageError(f"expected a run that sorted, received {run}, which is a person's decision")
-
-
-def _pruned(outbox: str, run: str, summary: Summary | None) -> ReportedRun:
+def _kind_of_pruned(outbox: str, run: str) -> str:
+    """What a run is that did not sort, by its rows; empty where it sorted."""
     first = next(rows_of(outbox, run, doubtful=True), None)
     if first is not None and first.action == "undone":
-        raise UsageError(f"expected a run that sorted, received {run}, which is an undo")
-    if first is not None and first.reason == "reviewed":
-        raise UsageError(f"expected a run that sorted, received {run}, which is a person's decision")
-    return ReportedRun(outbox, run, {}, summary)
+        return "an undo"
+    return _DECISION if first is not None and first.reason == "reviewed" else ""
