@@ -25,5 +25,5 @@ def fit(architecture: Architecture, rendered: Rendered, hyper: Hyperparameters, 
     keras.utils.set_random_seed(hyper.seed)
     if isinstance(architecture, Finetune):
         return fit_finetune(architecture, rendered, hyper, reporter)
-    by_name = {"full": fit_full, "transfer": fit_transfer}
-    return by_name[architecture.recipe](architecture, rendered, hyper, reporter)
+    recipe = {"full": fit_full, "transfer": fit_transfer}[architecture.recipe]
+    return recipe(architecture, rendered, hyper, reporter)
