@@ -9,26 +9,22 @@ from __future__ import annotations
 import io
 import string
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
+from dicomsort.engines.engine import Engine
 from dicomsort.errors import WorkerLost
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
-
-    from dicomsort.engines.engine import Engine
-
-    Images = NDArray[np.uint8]
-    Random = np.random.Generator
-    Step = Callable[[Image.Image, Random], Image.Image]
-    Vary = Callable[[Images, "Strength", Sequence[tuple[int, ...]]], Images]
+Images = NDArray[np.uint8]
+Random = np.random.Generator
+Step = Callable[[Image.Image, Random], Image.Image]
+Vary = Callable[[Images, "Strength", Sequence[tuple[int, ...]]], Images]
 
 # Measured: a strong variation holds the interpreter's lock for a quarter of its time, a light one for a fifth, so that
 # threads use this many cores at most.
@@ -173,7 +169,7 @@ def window(picture: Image.Image, random: Random, s: Strength) -> Image.Image:
 
 
 def text(picture: Image.Image, random: Random) -> Image.Image:
-    """Burn in a few words, light or dark, as scanners and exporters do; the words say nothing."""
+    """Burn in a few random words, light or dark, as scanners and exporters do."""
     drawn = picture.copy()
     draw = ImageDraw.Draw(drawn)
     letters = list(string.ascii_uppercase + string.digits + ":./- ")

@@ -6,22 +6,18 @@ import csv
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.bundle import label_problem
 from dicomsort.errors import UsageError
 from dicomsort.records import OTHER
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    Indices = NDArray[np.intp]
+Indices = NDArray[np.intp]
 
 MIN_CLASSES = 2
 MIN_IMAGES = 2
@@ -86,7 +82,7 @@ class Dataset:
         return [(grouped and item.group) or item.kin or item.path for item in self.items]
 
     def grouped(self) -> bool:
-        """Tell whether whole sources can be held out: every file has one, and every class at least two."""
+        """Return whether whole sources can be held out: every file has one, and every class at least two."""
         sources = {(item.label, item.group) for item in self.items}
         per_class = Counter(label for label, _ in sources)
         return all(item.group for item in self.items) and min(per_class.values()) >= MIN_CLASSES
@@ -96,7 +92,7 @@ class Dataset:
         return "whole sources, near-twins kept together" if self.joined() else "whole sources"
 
     def joined(self) -> bool:
-        """Tell whether several sources are kept together as one group."""
+        """Return whether several sources are one group."""
         return any(item.group not in {"", item.source} for item in self.items)
 
 

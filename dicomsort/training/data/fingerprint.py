@@ -1,4 +1,4 @@
-"""Whether a bundle's model was trained on an image: the bundle keeps the first 32 bits of each file's SHA-256.
+"""Whether a bundle's model was trained on an image: the bundle has the first 32 bits of each file's SHA-256.
 
 Of 100,000 files that it was not trained on, the digests of as many others name two by chance.
 """
@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dicomsort.training.data.dataset import fingerprint
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Item
+from dicomsort.training.data.dataset import Item, fingerprint
 
 KEY = "files"
 HEX_DIGITS = 8

@@ -8,15 +8,13 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from numpy.typing import NDArray
 
-    from numpy.typing import NDArray
-
-    Batch = tuple[NDArray[Any], ...]
+Batch = tuple[NDArray[Any], ...]
 
 MADE_AHEAD = 8  # batches at least; twice the threads where these are more
 

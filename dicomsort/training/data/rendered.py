@@ -16,33 +16,27 @@ import os
 import secrets
 import tempfile
 from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import imagecodecs
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from dicomsort import pixels
-from dicomsort.engines.engine import submit_batch
+from dicomsort.engines.engine import Engine, submit_batch
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.pixels import INPUT_SHAPE, PixelsError
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training.data.augment import vary
+from dicomsort.training.data.augment import Vary, vary
+from dicomsort.training.data.dataset import Dataset
 from dicomsort.training.data.splitting import Grouping, hash_picture, keep_together, patient
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from concurrent.futures import Future
-
-    from numpy.typing import DTypeLike, NDArray
-
-    from dicomsort.engines.engine import Engine
-    from dicomsort.training.data.augment import Vary
-    from dicomsort.training.data.dataset import Dataset
-    from dicomsort.training.progress import Reporter
+from dicomsort.training.progress import Reporter
 
 HASH_BYTES = 32
 _HEAD = b"\1\0\0"  # version of this layout and of ``identity.perceptual_hash``; channels; whether there is a hash
@@ -134,14 +128,6 @@ class RenderedFile(NamedTuple):
     problem: str = ""
 
 
-class Room(NamedTuple):
-    """Where workers put renderings: the array's file and the offset of its data; the cache, "" for none."""
-
-    array: str
-    offset: int
-    cache: str
-
-
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """A data set with its pixels.
@@ -170,8 +156,7 @@ def render_all(
     """
     paths = [item.path for item in dataset.items]
     images = claim(place, (len(paths), *INPUT_SHAPE))
-    room = Room(str(place), images.offset, str(cache or ""))
-    task = partial(render_into, room, str(dataset.root), secrets.token_bytes(SALT_BYTES))
+    task = partial(render_into, place, images.offset, cache, dataset.root, secrets.token_bytes(SALT_BYTES))
     results: list[RenderedFile] = []
     with reporter.step("Rendering images", len(paths)) as step:
         for answer in _answers(engine, task, _batches(dataset.root, paths)):
@@ -185,28 +170,30 @@ def render_all(
     return Rendered(joined, images, np.array(good, np.intp), tuple(results[i].digest for i in good), skipped, grouping)
 
 
-def render_into(room: Room, root: str, salt: bytes, files: Sequence[tuple[int, str]]) -> list[RenderedFile]:
-    """Render files (row, path below ``root``) into their rows; runs in a worker."""
-    handle = os.open(room.array, os.O_WRONLY | os.O_CLOEXEC)
+def render_into(
+    place: Path, offset: int, cache: Path | None, root: Path, salt: bytes, files: Sequence[tuple[int, str]]
+) -> list[RenderedFile]:
+    """Render files (row, path below ``root``) into the array at ``offset`` of ``place``; runs in a worker."""
+    handle = os.open(place, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        return [_render(room, handle, row, Path(root, path), salt) for row, path in files]
+        return [_render(handle, offset, row, root / path, cache, salt) for row, path in files]
     finally:
         os.close(handle)
 
 
-def _render(room: Room, handle: int, row: int, path: Path, salt: bytes) -> RenderedFile:
+def _render(handle: int, offset: int, row: int, path: Path, cache: Path | None, salt: bytes) -> RenderedFile:
     try:
         digest = _sha256(path)
-        known = recall(Path(room.cache), digest) if room.cache else None
+        known = recall(cache, digest) if cache else None
         picture = known or _rendered(path)
         owner = patient(path, salt)
     except PixelsError as error:
         return RenderedFile(problem=str(error))
     except OSError as error:
         return RenderedFile(problem=error.strerror or type(error).__name__)
-    if room.cache and known is None:
-        remember(Path(room.cache), digest, picture)
-    _put(handle, room.offset + row * picture.image.nbytes, picture.image)
+    if cache and known is None:
+        remember(cache, digest, picture)
+    _put(handle, offset + row * picture.image.nbytes, picture.image)
     return RenderedFile(digest, owner, picture.print)
 
 

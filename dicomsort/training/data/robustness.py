@@ -7,18 +7,14 @@ side filling the square; borders and crops are those of the image itself, not of
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    Pixels = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 BORDER = 0.1
 QUALITY = 30

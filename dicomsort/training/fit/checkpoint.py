@@ -13,28 +13,24 @@ import os
 import threading
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.signals import hear, restore
 from dicomsort.training.data.dataset import fingerprint
+from dicomsort.training.data.rendered import Rendered
+from dicomsort.training.fit.recipe import Hyperparameters
+from dicomsort.training.progress import Reporter
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from types import FrameType
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.fit.recipe import Hyperparameters
-    from dicomsort.training.progress import Reporter
-
-    Arrays = Sequence[NDArray[Any]]
+Arrays = Sequence[NDArray[Any]]
 
 NAME, PART, HEADER = "state.npz", "state.npz.part", "story"
 KINDS = ("variables", "sums", "best")

@@ -7,25 +7,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
-from dicomsort.training.data.augment import vary
-from dicomsort.training.data.prefetch import as_dataset
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.augment import Strength, Vary
-    from dicomsort.training.data.dataset import Dataset, Indices
-    from dicomsort.training.data.prefetch import Feed
-    from dicomsort.training.progress import Step
+from dicomsort.training.data.augment import Strength, Vary, vary
+from dicomsort.training.data.dataset import Dataset, Indices
+from dicomsort.training.data.prefetch import Feed, as_dataset
+from dicomsort.training.progress import Step
 
 PREDICT_BATCH = 32
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,24 +23,20 @@ from dicomsort.errors import BundleError
 from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.dataset import DatasetError
+from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import folds
+from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models import efficientnet_lite0
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, Shape, varied
 from dicomsort.training.models.keras_applications import classifier
-from dicomsort.training.models.replay_set import probe_images, recall, require_of
+from dicomsort.training.models.ood import MahalanobisModel
+from dicomsort.training.models.replay_set import ReplaySet, probe_images, recall, require_of
 from dicomsort.training.models.tflite_head import Body
 from dicomsort.training.models.tflite_weights import INT8, precision, read_mahalanobis, read_weights
+from dicomsort.training.progress import Reporter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
     from dicomsort.training.fit.transfer import TailTrainer
-    from dicomsort.training.models.ood import MahalanobisModel
-    from dicomsort.training.models.replay_set import ReplaySet
-    from dicomsort.training.progress import Reporter
 
 KERAS_MODEL, KERAS_CONFIG = "model.keras", "config.json"
 AGREEMENT = 0.02  # of probabilities, between LiteRT and the network built from it, or stored beside it

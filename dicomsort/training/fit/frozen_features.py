@@ -9,32 +9,27 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.training.data.augment import STRENGTHS
+from dicomsort.training.data.dataset import Dataset, Indices
 from dicomsort.training.data.prefetch import Feed
-from dicomsort.training.data.rendered import claim
+from dicomsort.training.data.rendered import Rendered, claim
 from dicomsort.training.data.splitting import balance
 from dicomsort.training.fit.feeding import one_hot
+from dicomsort.training.fit.recipe import Hyperparameters
+from dicomsort.training.models.replay_set import ReplaySet
+from dicomsort.training.progress import Reporter, Step
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Dataset, Indices
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.fit.recipe import Hyperparameters
-    from dicomsort.training.models.replay_set import ReplaySet
-    from dicomsort.training.progress import Reporter, Step
-
-    Change = Callable[[int, Indices, NDArray[np.uint8]], NDArray[np.uint8]]
-    Spent = list[tuple[float, float]]
+Change = Callable[[int, Indices, NDArray[np.uint8]], NDArray[np.uint8]]
+Spent = list[tuple[float, float]]
 
 VIEWS = 6  # variations of each image
 BATCH = 32
@@ -119,26 +114,27 @@ def view_all(
 ) -> Views:
     """Return the activations of ``trunk`` for a data set, and ``VIEWS`` variations of each image by ``strength``.
 
-    They are in the new file ``place``; DicomsortError where there is no room. ``spent``: see ``look``.
+    They are in the new file ``place``; DicomsortError where there is no room. ``spent``: see ``activations_of``.
     """
     chosen = STRENGTHS[strength]
     count = 1 if chosen is None else 1 + VIEWS
     room = claim(place, (count, len(rendered.rows), *trunk.output.shape[1:]), np.float16)
-    everything = np.arange(len(rendered.rows))
 
     def change(view: int, items: Indices, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if not view or not chosen:
             return images
         return rendered.vary(images, chosen, [(seed, view, int(item)) for item in items])
 
-    with reporter.step("Looking at variations" if chosen else "Looking at images", count * len(everything)) as step:
-        for view, items, activations in look(trunk, Shown(rendered, everything, change), count, step, spent):
+    images = ChangedImages(rendered, np.arange(len(rendered.rows)), change)
+    name = "Looking at variations" if chosen else "Looking at images"
+    with reporter.step(name, count * len(rendered.rows)) as step:
+        for view, items, activations in activations_of(trunk, images, count, step, spent):
             room[view, items] = activations
     return Views(room)
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ChangedImages:
     """Batches of images of a data set, uint8 (n, …), changed by ``change(epoch, items, images)``; see ``Source``."""
 
     rendered: Rendered
@@ -155,8 +151,8 @@ class Shown:
         return self.change(epoch, items, images), items
 
 
-def look(
-    trunk: Any, shown: Shown, epochs: int, step: Step, spent: Spent
+def activations_of(
+    trunk: Any, images: ChangedImages, epochs: int, step: Step, spent: Spent
 ) -> Iterator[tuple[int, Indices, NDArray[np.float32]]]:
     """Yield (epoch, items, their activations, float32 (n, …)) batch by batch.
 
@@ -164,11 +160,11 @@ def look(
     appended to ``spent``.
     """
     began = time.perf_counter()
-    with Feed(shown, epochs) as feed:
+    with Feed(images, epochs) as feed:
         for epoch in range(epochs):
             feed.go_to(epoch)
-            for images, items in feed:
-                yield epoch, items, np.asarray(trunk.predict_on_batch(images))
+            for batch, items in feed:
+                yield epoch, items, np.asarray(trunk.predict_on_batch(batch))
                 step.advance(len(items))
     spent.append((feed.waited, time.perf_counter() - began))
 

@@ -7,32 +7,27 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.training.data.augment import STRENGTHS
-from dicomsort.training.data.dataset import DatasetError
+from dicomsort.training.data.dataset import Dataset, DatasetError, Indices
 from dicomsort.training.data.prefetch import Feed, as_dataset
+from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import balance, folds, split
 from dicomsort.training.fit import feeding
-from dicomsort.training.fit.checkpoint import Progress, Saved, StopRequest, checkpoint_of, held_back
+from dicomsort.training.fit.checkpoint import Checkpoint, Progress, Saved, StopRequest, checkpoint_of, held_back
 from dicomsort.training.fit.feeding import Batches, predict_rows
 from dicomsort.training.fit.held_out import HeldOutPredictions
 from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models import ood
+from dicomsort.training.models.architectures import Architecture
+from dicomsort.training.models.ood import MahalanobisModel
 from dicomsort.training.models.outputs import featured
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Dataset, Indices
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.fit.checkpoint import Checkpoint
-    from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.models.ood import MahalanobisModel
-    from dicomsort.training.progress import Reporter
+from dicomsort.training.progress import Reporter
 
 SAVE_SECONDS = 300.0  # within long epochs
 MEASURED = 2000  # training images, at most, that the Mahalanobis model is fitted on
@@ -46,7 +41,7 @@ def fit_full(
     """Train all weights on pixels, with a random share of the images, or of the sources, held out."""
     dataset = rendered.dataset
     grouped, words = _held_out(dataset, hyper)
-    train, held = split(dataset, hyper.validation_split, hyper.seed, grouped=grouped)
+    train, items = split(dataset, hyper.validation_split, hyper.seed, grouped=grouped)
     if not hyper.balance:
         _warn_unbalanced(dataset, reporter)
     build = partial(architecture.build, rendered.images.shape[1:], len(dataset.labels))
@@ -56,29 +51,29 @@ def fit_full(
     checkpoint = checkpoint_of(model, rendered, hyper, precision=precision)
     callback = CheckpointCallback(model, hyper, checkpoint, reporter)
     callback.restore()
-    _train(callback, rendered, train, held)
+    _train(callback, rendered, train, items)
     model = feeding.in_float32(model, build) if mixed else model
-    with reporter.step("Predicting held-out images", len(held)) as step:
-        probabilities = predict_rows(model, rendered.images, rendered.rows[held], step)
-    mahalanobis, distances = _measured(model, rendered, train, held, reporter)
-    chosen = dataset.only(held)
+    with reporter.step("Predicting held-out images", len(items)) as step:
+        probabilities = predict_rows(model, rendered.images, rendered.rows[items], step)
+    mahalanobis, distances = _measured(model, rendered, train, items, reporter)
+    chosen = dataset.only(items)
     fold = folds(chosen, CALIBRATION_FOLDS, hyper.seed, grouped=grouped)
     how = f"the validation split: {words}"
-    held_out = HeldOutPredictions(held, chosen.classes(), fold, how, grouped, probabilities, distances)
+    held_out = HeldOutPredictions(items, chosen.classes(), fold, how, grouped, probabilities, distances)
     return TrainedModel(model, mahalanobis, held_out, None, callback.progress.history, words, callback.course())
 
 
 def _measured(
-    model: Any, rendered: Rendered, train: Indices, held: Indices, reporter: Reporter
+    model: Any, rendered: Rendered, train: Indices, held_out: Indices, reporter: Reporter
 ) -> tuple[MahalanobisModel, NDArray[np.float32]]:
-    """Return the Mahalanobis model of the training images, and the distances of ``held``."""
+    """Return the Mahalanobis model of the training images, and the distances of ``held_out``."""
     known = rendered.dataset.known(train)
     known = known[:: -(-len(known) // MEASURED)]
     body = featured(model)
-    with reporter.step("Measuring distances", len(known) + len(held)) as step:
+    with reporter.step("Measuring distances", len(known) + len(held_out)) as step:
         features = predict_rows(body, rendered.images, rendered.rows[known], step)
         mahalanobis = ood.fit(features, rendered.dataset.classes()[known])
-        return mahalanobis, mahalanobis.distances(predict_rows(body, rendered.images, rendered.rows[held], step))
+        return mahalanobis, mahalanobis.distances(predict_rows(body, rendered.images, rendered.rows[held_out], step))
 
 
 class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
@@ -183,7 +178,7 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self._saved = time.monotonic()
 
 
-def _train(callback: CheckpointCallback, rendered: Rendered, train: Indices, held: Indices) -> None:
+def _train(callback: CheckpointCallback, rendered: Rendered, train: Indices, held_out: Indices) -> None:
     """Train to the end; on Ctrl-C or SIGTERM finish the batch, save, report how to resume, raise KeyboardInterrupt."""
     hyper, truth, progress = callback.hyper, feeding.one_hot(rendered.dataset), callback.progress
     weights = balance(rendered.dataset.only(train)) if hyper.balance else None
@@ -191,20 +186,20 @@ def _train(callback: CheckpointCallback, rendered: Rendered, train: Indices, hel
     data = Batches(
         rendered.images, rendered.rows[train], truth[train], size, hyper.seed, weights, strength, rendered.vary
     )
-    held_out = Batches(rendered.images, rendered.rows[held], truth[held], size)
+    unseen = Batches(rendered.images, rendered.rows[held_out], truth[held_out], size)
     callback.batches = len(data)
     done = progress.epoch * len(data) + progress.batch
     with (
         callback.reporter.step("Training", hyper.epochs * len(data), done) as step,
         Feed(data, hyper.epochs) as feed,
-        Feed(held_out, 1) as validation,
+        Feed(unseen, 1) as validation,
         held_back(
             lambda: callback.reporter.note("Interrupted: finishing the batch, then saving; again to end at once")
         ) as stop,
     ):
         callback.stop = stop
-        fit = partial(feeding.run, callback.trained, feed, as_dataset(validation), step=step, callbacks=[callback])
         try:
+            fit = partial(feeding.run, callback.trained, feed, as_dataset(validation), step=step, callbacks=[callback])
             if progress.batch:  # the rest of an epoch
                 feed.go_to(progress.epoch, progress.batch)
                 callback.spent += fit(progress.epoch + 1)[1]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dicomsort.training.data.dataset import Dataset, Indices
 from dicomsort.training.data.robustness import SHORTCUTS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Dataset, Indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +18,7 @@ class HeldOutPredictions:
     """Predictions for n images of a data set, each by a model that was not trained on it, not calibrated.
 
     ``items``: int (n,), their indices in the data set; ``truth``: int64 (n,), 0..C-1; ``fold``: int64 (n,), no source
-    in two of them: images are calibrated by the other folds. ``how`` tells in words how they were held out,
+    in two of them: images are calibrated by the other folds. ``how`` describes how they were held out,
     ``by_source`` whether whole sources were. ``probabilities``: float32 (n, C); ``distances``: float32 (n,), from the
     training images, None where the model has none; ``variants``: name of a robustness test -> float32 (n, C) for the
     changed images; ``unchanged``: predictions of the models behind ``variants`` for the unchanged images, float32

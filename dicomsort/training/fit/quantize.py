@@ -7,31 +7,26 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.bundle.predictor import Running
 from dicomsort.bundle.tensors import DISTANCE, PROBABILITIES
+from dicomsort.training.data.dataset import Indices
+from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import draw
+from dicomsort.training.models.architectures import Architecture
+from dicomsort.training.models.ood import MahalanobisModel
 from dicomsort.training.models.outputs import complete
 from dicomsort.training.models.tflite_weights import INT8, UNREADABLE, Graph
-from dicomsort.training.progress import hushed
+from dicomsort.training.progress import Reporter, hushed
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Indices
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.models.ood import MahalanobisModel
-    from dicomsort.training.progress import Reporter
-
-    Predicted = tuple[NDArray[np.float32], NDArray[np.float32] | None]  # probabilities (n, C), distances (n,)
+Predicted = tuple[NDArray[np.float32], NDArray[np.float32] | None]  # probabilities (n, C), distances (n,)
 
 EXAMPLES = 240  # images that the ranges of activations are taken from
 MIN_IMAGES = 200  # held-out images: of fewer, one is more than the accuracy that int8 may lose

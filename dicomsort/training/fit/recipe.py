@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
-    from dicomsort.training.fit.held_out import HeldOutPredictions
-    from dicomsort.training.models.ood import MahalanobisModel
+from dicomsort.training.fit.held_out import HeldOutPredictions
+from dicomsort.training.models.ood import MahalanobisModel
 
 
 @dataclass(frozen=True, slots=True)

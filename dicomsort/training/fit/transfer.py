@@ -11,48 +11,41 @@ Imports Keras: import this module inside a function, after everything that can f
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
-from dicomsort.training.data.dataset import DatasetError
+from dicomsort.training.data.dataset import Dataset, DatasetError, Indices
 from dicomsort.training.data.prefetch import Feed
+from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import folds, held_together
-from dicomsort.training.fit.checkpoint import Progress, Saved, checkpoint_of
+from dicomsort.training.fit.checkpoint import Checkpoint, Progress, Saved, checkpoint_of
 from dicomsort.training.fit.feeding import one_hot, run, waiting
 from dicomsort.training.fit.frozen_features import (
     BalancedSampler,
+    ChangedImages,
     ReplaySampler,
     ReplayTargets,
-    Shown,
+    Views,
+    activations_of,
     divide,
-    look,
     view_all,
 )
 from dicomsort.training.fit.held_out import HeldOutPredictions
 from dicomsort.training.fit.quantize import Quantizer
-from dicomsort.training.fit.recipe import TrainedModel
+from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models import ood
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Dataset, Indices
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.fit.checkpoint import Checkpoint
-    from dicomsort.training.fit.frozen_features import Views
-    from dicomsort.training.fit.recipe import Hyperparameters
-    from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.models.tflite_head import Body
-    from dicomsort.training.progress import Reporter
+from dicomsort.training.models.architectures import Architecture
+from dicomsort.training.models.tflite_head import Body
+from dicomsort.training.progress import Reporter
 
 FOLDS = 5
 WARM_UP = 0.1
@@ -99,9 +92,9 @@ class TailTrainer:
         return self.rendered.dataset
 
     def fit(
-        self, items: Indices, held: Indices | None, name: str, callbacks: Sequence[Any] = ()
+        self, items: Indices, held_out: Indices | None, name: str, callbacks: Sequence[Any] = ()
     ) -> dict[str, list[float]]:
-        """Train on ``items``; return the history, with the metrics of ``held`` where given."""
+        """Train on ``items``; return the history, with the metrics of ``held_out`` if not None."""
         hyper, data = self.hyper, self._data(items)
         steps = hyper.epochs * len(data)
         warm = max(1, round(WARM_UP * steps))
@@ -117,8 +110,8 @@ class TailTrainer:
         optimizer.build(self.tail.trainable_variables)  # else TensorFlow traces the training step twice
         self.tail.compile(optimizer, self._loss(), metrics=["accuracy"])
         validation = None
-        if held is not None:
-            validation = self.views.activations[0, held].astype(np.float32), one_hot(self.dataset)[held]
+        if held_out is not None:
+            validation = self.views.activations[0, held_out].astype(np.float32), one_hot(self.dataset)[held_out]
         with self.reporter.step(name, steps) as step, Feed(data, hyper.epochs) as feed:
             history, spent = run(self.tail, feed, validation, hyper.epochs, step, callbacks)
         self.spent.extend(spent)
@@ -265,8 +258,8 @@ def predict_fold(
         held_out.distances[inside] = mahalanobis.distances(features)
     with trainer.reporter.step("Judging changed images", len(inside) * len(SHORTCUTS)) as step:
         for name, change in SHORTCUTS.items():
-            shown = Shown(trainer.rendered, inside, partial(_changed, change))
-            for _, items, activations in look(trainer.trunk, shown, 1, step, trainer.spent):
+            changed = ChangedImages(trainer.rendered, inside, partial(_changed, change))
+            for _, items, activations in activations_of(trainer.trunk, changed, 1, step, trainer.spent):
                 held_out.variants[name][items] = trainer.predict(activations)[1]
     return mahalanobis
 

@@ -8,17 +8,15 @@ further).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from dicomsort.errors import UsageError
 from dicomsort.training.models import efficientnet_lite0
 from dicomsort.training.models.keras_applications import NETWORKS, body, classifier, pretrained, weights_digest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
 Shape = tuple[int, int, int]
 Precision = Literal["float32", "float16", "int8"]

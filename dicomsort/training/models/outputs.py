@@ -12,16 +12,14 @@ Keras.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.bundle.tensors import DISTANCE, MAPS, PROBABILITIES
 from dicomsort.errors import DicomsortError
 from dicomsort.training.models import ood
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)

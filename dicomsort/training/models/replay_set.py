@@ -14,28 +14,23 @@ import json
 import re
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dicomsort.bundle import EVALUATION_NAME
+from dicomsort.bundle import EVALUATION_NAME, Bundle
 from dicomsort.bundle.spec import read_model
 from dicomsort.errors import BundleError
 from dicomsort.training.data import fingerprint
+from dicomsort.training.data.dataset import Dataset, Indices
+from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import draw, folds
 from dicomsort.training.models.tflite_head import Body, predict_head
 from dicomsort.training.models.tflite_weights import read_head
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from dicomsort.bundle import Bundle
-    from dicomsort.training.data.dataset import Dataset, Indices
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.progress import Reporter
+from dicomsort.training.progress import Reporter
 
 KEY = "evaluation"
 ROOM = 700_000  # bytes of features at most, before compression: a bundle has to stay small
@@ -121,12 +116,12 @@ class ReplaySet:
 
     def pack(self) -> bytes:
         """Return the file's content, the same for the same features."""
-        story = json.dumps({"labels": self.labels, "unit": self.unit}).encode()
+        header = json.dumps({"labels": self.labels, "unit": self.unit}).encode()
         floors, tops = (edge(self.features, axis=0).astype(np.float32) for edge in (np.min, np.max))
         scales = (tops - floors) / LEVELS
         levels = np.rint((self.features - floors) / np.where(scales > 0, scales, 1))
         arrays = {name: getattr(self, name) for name in (*EACH, "probes")}
-        arrays |= {"features": levels, "floors": floors, "scales": scales, "story": np.frombuffer(story, np.uint8)}
+        arrays |= {"features": levels, "floors": floors, "scales": scales, "story": np.frombuffer(header, np.uint8)}
         typed = {name: arrays[name].astype(kind) for name, kind in ARRAYS.items()}
         written = io.BytesIO()
         np.savez_compressed(written, allow_pickle=False, **typed)
@@ -244,8 +239,8 @@ def _unpack(content: bytes) -> ReplaySet:
         size = sum(info.file_size for info in parts.values())
         _require(size <= MAX_RAW, f"at most {MAX_RAW} bytes unpacked", size)
         arrays = {name: _array(archive.read(parts[name]), kind) for name, kind in ARRAYS.items()}
-    story = json.loads(arrays.pop("story").tobytes())
-    labels, unit = tuple(map(str, story["labels"])), str(story["unit"])
+    header = json.loads(arrays.pop("story").tobytes())
+    labels, unit = tuple(map(str, header["labels"])), str(header["unit"])
     levels, floors, scales = (arrays.pop(name) for name in ("features", "floors", "scales"))
     _require(levels.ndim == 2, "features of images", levels.shape)  # noqa: PLR2004 - images, and features of each
     _require(floors.shape == scales.shape == levels.shape[1:], "a floor and a scale a feature", scales.shape)

@@ -6,18 +6,15 @@ it is, of whatever type. So the quantization ranges do not come from one site's 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.bundle.predictor import Running
 from dicomsort.bundle.tensors import MAPS, PROBABILITIES, read_outputs
 from dicomsort.training.models.tflite_weights import BIAS, FLOAT32, LAST_LAYER, TYPES, Graph, reading
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
 
 IDENTIFIER = b"TFL3"  # of a LiteRT file
 FLOATS = (0, 1)  # float32 and float16, TensorType of the schema

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.bundle.tensors import DISTANCE, read_outputs
 from dicomsort.errors import BundleError
+from dicomsort.training.models.efficientnet_lite0 import Array, Unit
 from dicomsort.training.models.ood import MahalanobisModel
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.models.efficientnet_lite0 import Array, Unit
 
 # What the parser, LiteRT, or the checks here raise for damaged content.
 UNREADABLE = (
