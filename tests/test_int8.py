@@ -256,8 +256,7 @@ def test_where_it_cannot_be_judged_or_made_the_reason_is_told() -> None:
     assert isinstance(quantizer, quantize.Quantizer)
     with (
         mock.patch.object(quantize, "quantize", side_effect=RuntimeError("no such\noperator")),
-        mock.patch.object(quantize.Quantizer, "spread", return_value=np.arange(2)),
-        mock.patch.object(quantize.Quantizer, "_images", return_value=blocks(2)),
+        mock.patch.object(quantize.Quantizer, "_examples", return_value=blocks(2)),
     ):
         made = quantizer.make(None, None, np.arange(2))
         assert made == "TensorFlow makes none of this network (no such operator)"

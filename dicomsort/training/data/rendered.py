@@ -1,10 +1,10 @@
 """Renders every image of a data set once, by an engine's workers, into one file that is mapped to memory.
 
-A cache keeps renderings from one training to the next: a file each, named by the SHA-256 of what was rendered. It is an
+A cache holds renderings from one training to the next: a file each, named by the SHA-256 of the source file. It is an
 LZ4 frame with a checksum (lz4.org; ``lz4 -d`` reads it) with a head, the perceptual hash and the pixels, one channel
-where all three are the same. A PNG is smaller. But on 300 images of 93 sources it took longer to read one (0.68 ms)
-than to decode and render the file again (0.46 ms); LZ4 takes 0.03 ms. The cache shows what the images show: its folder
-is for its owner alone.
+where all three are the same. A PNG is smaller, but over 300 images of 93 sources reading one took longer (0.68 ms) than
+decoding and rendering the file again (0.46 ms); LZ4 takes 0.03 ms. The cache's folder is for its owner alone, as it
+shows the images.
 """
 
 from __future__ import annotations
@@ -16,34 +16,27 @@ import os
 import secrets
 import tempfile
 from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import imagecodecs
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from dicomsort import pixels
-from dicomsort.engines.engine import submit_batch
+from dicomsort.engines.engine import Engine, submit_batch
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.pixels import INPUT_SHAPE, PixelsError
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training.data.augment import vary
+from dicomsort.training.data.augment import Vary, vary
+from dicomsort.training.data.dataset import Dataset
 from dicomsort.training.data.splitting import Grouping, hash_picture, keep_together, patient
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from concurrent.futures import Future
-
-    from numpy.typing import DTypeLike, NDArray
-
-    from dicomsort.engines.engine import Engine
-    from dicomsort.errors import WorkerLost
-    from dicomsort.training.data.augment import Vary
-    from dicomsort.training.data.dataset import Dataset
-    from dicomsort.training.progress import Reporter
+from dicomsort.training.progress import Reporter
 
 HASH_BYTES = 32
 _HEAD = b"\1\0\0"  # version of this layout and of ``identity.perceptual_hash``; channels; whether there is a hash
@@ -64,8 +57,9 @@ def open_cache(folder: Path) -> Path:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        msg = f"--cache {str(folder)!r}: expected a folder that can be written, received {error.strerror}"
-        raise UsageError(msg) from error
+        raise UsageError(
+            f"--cache {str(folder)!r}: expected a folder that can be written, received {error.strerror}"
+        ) from error
     return place
 
 
@@ -79,7 +73,7 @@ def _make(folder: Path) -> None:
 
 
 def recall(place: Path, digest: str) -> Picture | None:
-    """Return what is kept of the file with this SHA-256, None where there is nothing, or something damaged."""
+    """Return the cached rendering of the file with this SHA-256, None where it is missing or damaged."""
     try:
         data = imagecodecs.lz4f_decode(_path(place, digest).read_bytes())
         format_, channels, hashed = data[: len(_HEAD)]
@@ -93,7 +87,7 @@ def recall(place: Path, digest: str) -> Picture | None:
 
 
 def remember(place: Path, digest: str, picture: Picture) -> None:
-    """Keep a rendering and its hash; a reader never meets a half. DicomsortError where there is no room."""
+    """Cache a rendering and its hash, atomically; DicomsortError where there is no room."""
     path = _path(place, digest)
     red, green, blue = (picture.image[..., channel] for channel in range(3))
     grey = bool((red == green).all() and (red == blue).all())
@@ -126,20 +120,12 @@ SALT_BYTES = 16
 
 
 class RenderedFile(NamedTuple):
-    """What a worker found: SHA-256, salted hash of the patient, perceptual hash; or why the file is no image."""
+    """A worker's result: SHA-256, salted hash of the patient, perceptual hash; or why the file is no image."""
 
     digest: str = ""
     patient: str = ""
     print: NDArray[np.uint64] | None = None
     problem: str = ""
-
-
-class Room(NamedTuple):
-    """Where workers put what they render: the array's file and the offset of its data; the cache, "" for none."""
-
-    array: str
-    offset: int
-    cache: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +134,7 @@ class Rendered:
 
     ``images``: uint8 (M, 224, 224, 3), mapped; ``rows[i]`` is the row of item i of ``dataset``. ``digests`` are the
     files' SHA-256, ``skipped`` the (relative path, reason) of files that are no readable image, ``grouping`` counts
-    what the items' ``group`` and ``kin`` keep together; ``vary`` makes variations of images.
+    the images that stay together; ``vary`` makes variations of images.
     """
 
     dataset: Dataset
@@ -165,14 +151,12 @@ def render_all(
 ) -> Rendered:
     """Render the data set's files into the new file ``place``, or take them from ``cache`` (see ``open_cache``).
 
-    What one file costs is bound by the engine's limits: a file beyond them is skipped. ``place`` has lost its name when
-    this returns, so that however the process ends no image is left behind. DicomsortError where ``place`` or ``cache``
-    finds no room.
+    A file beyond the engine's limits is skipped. ``place`` is unlinked when this returns, so that however the process
+    ends no image is left behind. DicomsortError where there is no room for ``place`` or ``cache``.
     """
     paths = [item.path for item in dataset.items]
     images = claim(place, (len(paths), *INPUT_SHAPE))
-    room = Room(str(place), images.offset, str(cache or ""))
-    task = partial(render_into, room, str(dataset.root), secrets.token_bytes(SALT_BYTES))
+    task = partial(render_into, place, images.offset, cache, dataset.root, secrets.token_bytes(SALT_BYTES))
     results: list[RenderedFile] = []
     with reporter.step("Rendering images", len(paths)) as step:
         for answer in _answers(engine, task, _batches(dataset.root, paths)):
@@ -186,28 +170,30 @@ def render_all(
     return Rendered(joined, images, np.array(good, np.intp), tuple(results[i].digest for i in good), skipped, grouping)
 
 
-def render_into(room: Room, root: str, salt: bytes, files: Sequence[tuple[int, str]]) -> list[RenderedFile]:
-    """Render files (row, path below ``root``) into their rows; runs in a worker."""
-    handle = os.open(room.array, os.O_WRONLY | os.O_CLOEXEC)
+def render_into(
+    place: Path, offset: int, cache: Path | None, root: Path, salt: bytes, files: Sequence[tuple[int, str]]
+) -> list[RenderedFile]:
+    """Render files (row, path below ``root``) into the array at ``offset`` of ``place``; runs in a worker."""
+    handle = os.open(place, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        return [_render(room, handle, row, Path(root, path), salt) for row, path in files]
+        return [_render(handle, offset, row, root / path, cache, salt) for row, path in files]
     finally:
         os.close(handle)
 
 
-def _render(room: Room, handle: int, row: int, path: Path, salt: bytes) -> RenderedFile:
+def _render(handle: int, offset: int, row: int, path: Path, cache: Path | None, salt: bytes) -> RenderedFile:
     try:
         digest = _sha256(path)
-        known = recall(Path(room.cache), digest) if room.cache else None
+        known = recall(cache, digest) if cache else None
         picture = known or _rendered(path)
         owner = patient(path, salt)
     except PixelsError as error:
         return RenderedFile(problem=str(error))
     except OSError as error:
         return RenderedFile(problem=error.strerror or type(error).__name__)
-    if room.cache and known is None:
-        remember(Path(room.cache), digest, picture)
-    _put(handle, room.offset + row * picture.image.nbytes, picture.image)
+    if cache and known is None:
+        remember(cache, digest, picture)
+    _put(handle, offset + row * picture.image.nbytes, picture.image)
     return RenderedFile(digest, owner, picture.print)
 
 
@@ -237,10 +223,9 @@ def _put(handle: int, offset: int, image: NDArray[np.uint8]) -> None:
 def _answers(
     engine: Engine, task: partial[list[RenderedFile]], batches: Iterable[list[tuple[int, str]]]
 ) -> Iterator[list[RenderedFile]]:
-    """Yield the answers in the batches' order."""
     waiting: deque[Future[list[RenderedFile]]] = deque()
     for batch in batches:
-        waiting.append(submit_batch(engine, task, batch, _on_lost))
+        waiting.append(submit_batch(engine, task, batch, lambda _, error: RenderedFile(problem=str(error))))
         if len(waiting) > AHEAD * engine.workers:
             yield waiting.popleft().result()
     while waiting:
@@ -248,7 +233,7 @@ def _answers(
 
 
 def _batches(root: Path, paths: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
-    """Yield the files' rows and paths in batches, of small files more."""
+    """Yield the files' rows and paths in batches, larger ones of small files."""
     batch: list[tuple[int, str]] = []
     size = 0
     for row, path in enumerate(paths):
@@ -262,12 +247,11 @@ def _batches(root: Path, paths: Sequence[str]) -> Iterator[list[tuple[int, str]]
         yield batch
 
 
-def _on_lost(_: tuple[int, str], error: WorkerLost) -> RenderedFile:
-    return RenderedFile(problem=str(error))
-
-
 def claim(place: Path, shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> np.memmap[Any, Any]:
-    """Make the mapped file of an array, all of its room taken now: one that finds none later kills the process."""
+    """Return a new mapped file of an array, all of it allocated now: a full disk would kill the process later.
+
+    DicomsortError where there is no room.
+    """
     try:
         array = np.lib.format.open_memmap(place, "w+", dtype, shape)
         if hasattr(os, "posix_fallocate"):

@@ -1,23 +1,20 @@
-"""Shortcut tests: changes that leave what an image shows as it is, and that a model must not depend on.
+"""Robustness tests: changes that keep what an image shows, and that a model must not depend on.
 
-All are made on the rendering (``pixels.render``), without chance. An image lies centred on black, with its longer side
-filling the square; borders and crops are those of the image itself, not of the square.
+All are made on the rendering (``pixels.render``), without randomness. An image lies centred on black, with its longer
+side filling the square; borders and crops are those of the image itself, not of the square.
 """
 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    Pixels = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 BORDER = 0.1
 QUALITY = 30
@@ -39,7 +36,7 @@ def mask_borders(image: Pixels) -> Pixels:
 
 
 def paste_text(image: Pixels) -> Pixels:
-    """Write into two corners of the image, as workstations burn it in: white with a black edge."""
+    """Burn text into two corners of the image, as workstations do: white with a black edge."""
     picture = Image.fromarray(image)
     draw, size = ImageDraw.Draw(picture), len(image) / LINES
     top, left, bottom, right = _box(image)
@@ -53,7 +50,7 @@ def paste_text(image: Pixels) -> Pixels:
 
 
 def invert(image: Pixels) -> Pixels:
-    """Turn white into black and back within the image; the black around it stays."""
+    """Invert the grey levels within the image; the black around it stays."""
     changed = image.copy()
     top, left, bottom, right = _box(image)
     changed[top:bottom, left:right] = 255 - changed[top:bottom, left:right]
@@ -61,7 +58,7 @@ def invert(image: Pixels) -> Pixels:
 
 
 def recompress(image: Pixels) -> Pixels:
-    """Save as JPEG of quality 30, and read that."""
+    """Save as JPEG of quality 30, and load again."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "JPEG", quality=QUALITY)
     return np.array(Image.open(stream).convert("RGB"))
@@ -73,14 +70,14 @@ def downscale(image: Pixels) -> Pixels:
     return np.array(small.resize((image.shape[1], image.shape[0]), Image.Resampling.BILINEAR))
 
 
-def crop_centre(image: Pixels) -> Pixels:
-    """Cut the middle 75 % of each side out, and scale it as a file of its own would be."""
-    return _cut(image, 0.5)
+def crop(place: float, image: Pixels) -> Pixels:
+    """Cut out 75 % of each side, from the top left (``place`` 0) to the bottom right (1), and render that."""
+    from dicomsort.pixels.render import as_array, fit
 
-
-def crop_corner(image: Pixels) -> Pixels:
-    """Cut 75 % of each side out, from the top left corner."""
-    return _cut(image, 0.0)
+    top, left, bottom, right = _box(image)
+    high, wide = round((bottom - top) * CROP), round((right - left) * CROP)
+    first, start = top + round((bottom - top - high) * place), left + round((right - left - wide) * place)
+    return as_array(fit(Image.fromarray(image[first : first + high, start : start + wide])))
 
 
 # name -> change of a rendering, uint8 (H, W, 3) to the same
@@ -90,23 +87,13 @@ SHORTCUTS: dict[str, Callable[[Pixels], Pixels]] = {
     "inverted": invert,
     "JPEG quality 30": recompress,
     "96 pixels": downscale,
-    "crop, centre": crop_centre,
-    "crop, corner": crop_corner,
+    "crop, centre": partial(crop, 0.5),
+    "crop, corner": partial(crop, 0.0),
 }
 
 
-def _cut(image: Pixels, place: float) -> Pixels:
-    """Keep 75 % of each side from ``place`` (0: top left, 1: bottom right) on, centred and scaled as in rendering."""
-    from dicomsort.pixels.render import as_array, fit
-
-    top, left, bottom, right = _box(image)
-    high, wide = round((bottom - top) * CROP), round((right - left) * CROP)
-    first, start = top + round((bottom - top - high) * place), left + round((right - left - wide) * place)
-    return as_array(fit(Image.fromarray(image[first : first + high, start : start + wide])))
-
-
 def _box(image: Pixels) -> tuple[int, int, int, int]:
-    """Return top, left, bottom, right of the image in the square: all but black rows or columns on two sides alike.
+    """Return top, left, bottom, right of the image in the square: all but black bars of equal width on two sides.
 
     The longer side fills the square, so bars lie on one pair of sides at most; a dark image keeps its whole square.
     """

@@ -1,7 +1,6 @@
-"""Splits a data set: which images belong together, which are held out, and what each weighs.
+"""Splits a data set: which images stay together, which are held out, and how much each weighs.
 
-Images that belong together (one source, a named group, a patient, near-duplicates by a perceptual hash) are never
-parted by a split.
+No split divides one source, named group or patient, or near-duplicates by a perceptual hash.
 """
 
 from __future__ import annotations
@@ -10,46 +9,35 @@ import hashlib
 import re
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from dicomsort.training.data.dataset import DatasetError
+from dicomsort.training.data.dataset import Dataset, DatasetError, Indices
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+Hashes = Sequence[NDArray[np.uint64] | None]
+Link = tuple[int, Hashable]
 
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Dataset, Indices
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Dataset
-
-    Hashes = Sequence[NDArray[np.uint64] | None]
-    Link = tuple[int, Hashable]
-
-# Of 256 bits. Measured on 8,705 images of 93 sources, pairs looked at: up to 38 no pair of different patients of
-# different sources was found; at 40 heads of the same shape begin, and from about 70 on chains join everything.
+# Of 256 bits. Measured on 8,705 images of 93 sources: up to 38 no pair is of different patients of different sources;
+# from 40 on heads of the same shape are pairs, and from about 70 on chains of pairs join everything.
 NEAR = 36
 WORDS, ROWS = 4, 64
 
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """What is kept together: images that have a near-duplicate, their clusters and the largest of these, and so on.
+    """Counts of the images that stay together.
 
-    ``patients`` and ``groups`` (named by the user) are those with several images; ``sources`` counts the folders in the
-    classes' folders, ``joined`` names those of them that are one source for a split, because they share a patient, a
-    near-duplicate or a name in the user's table. ``blank`` images tell nothing, and are nobody's near-duplicate.
+    ``near_duplicates`` is the number of images that have one, ``clusters`` that of their clusters, ``largest`` the size
+    of the largest cluster; ``patients`` and ``groups`` (named by the user) are those with several images; ``sources``
+    counts the folders in the classes' folders, ``joined`` names those that a split takes for one source, because they
+    share a patient, a near-duplicate or a name in the user's table. ``blank`` images have no near-duplicates.
     """
 
     near_duplicates: int
@@ -75,8 +63,7 @@ class Grouping:
 def keep_together(dataset: Dataset, hashes: Hashes, patients: Sequence[str]) -> tuple[Dataset, Grouping]:
     """Return the data set with ``group`` and ``kin`` of its items completed, and the counts.
 
-    ``hashes`` and ``patients`` ("": unknown) have one for each item. A source whose image is kin of another source's
-    is one group with that.
+    ``hashes`` and ``patients`` ("": unknown) have one for each item. Sources with images of one kin are one group.
     """
     items = dataset.items
     twins = [link for pair in near_duplicates(hashes) for link in ((i, ("twin", pair[0])) for i in pair)]
@@ -85,20 +72,23 @@ def keep_together(dataset: Dataset, hashes: Hashes, patients: Sequence[str]) -> 
     sources = [(i, ("group", item.group)) for i, item in enumerate(items) if item.group]
     kin = _components(len(items), [*twins, *persons, *named])
     group = _components(len(items), [*twins, *persons, *sources])
-    clusters = [len(members) for members in _several(_components(len(items), twins))]
+    clusters = [size for size in Counter(_components(len(items), twins)).values() if size > 1]
     names: defaultdict[int, set[str]] = defaultdict(set)
+    folders: defaultdict[int, set[str]] = defaultdict(set)
     for root, item in zip(group, items, strict=True):
         names[root] |= {item.group} - {""}
+        folders[root] |= {item.source} - {""}
     sizes = Counter(kin)
     completed = (
         replace(item, group=min(names[g], default=""), kin=items[k].path if sizes[k] > 1 else "")
         for item, g, k in zip(items, group, kin, strict=True)
     )
-    kept = Grouping(
+    counts = Grouping(
         sum(clusters), len(clusters), max(clusters, default=0), _repeated(persons), _repeated(named),
-        len({item.source for item in items} - {""}), tuple(_joined(dataset, group)), sum(h is None for h in hashes),
+        len(set().union(*folders.values())), tuple(tuple(sorted(each)) for each in folders.values() if len(each) > 1),
+        sum(each is None for each in hashes),
     )  # fmt: skip
-    return replace(dataset, items=tuple(completed)), kept
+    return replace(dataset, items=tuple(completed)), counts
 
 
 def near_duplicates(hashes: Hashes) -> Iterator[tuple[int, int]]:
@@ -114,7 +104,7 @@ def near_duplicates(hashes: Hashes) -> Iterator[tuple[int, int]]:
 
 
 def _components(count: int, links: Iterable[Link]) -> list[int]:
-    """Return for each of ``count`` items the first of all that are linked to it; a link ties an item to a key."""
+    """Return for each of ``count`` items the first that is linked to it; items with a link to one key are linked."""
     parents = list(range(count))
     anchors: dict[Hashable, int] = {}
 
@@ -129,29 +119,13 @@ def _components(count: int, links: Iterable[Link]) -> list[int]:
     return [find(i) for i in range(count)]
 
 
-def _several(roots: Sequence[int]) -> list[list[int]]:
-    """Return the members of each component of more than one."""
-    members: defaultdict[int, list[int]] = defaultdict(list)
-    for i, root in enumerate(roots):
-        members[root].append(i)
-    return [found for found in members.values() if len(found) > 1]
-
-
 def _repeated(links: Iterable[Link]) -> int:
     """Return how many keys have several items."""
     return sum(count > 1 for count in Counter(key for _, key in links).values())
 
 
-def _joined(dataset: Dataset, roots: Sequence[int]) -> Iterator[tuple[str, ...]]:
-    """Yield the names of the sources of each component that has several."""
-    for members in _several(roots):
-        sources = tuple(sorted({dataset.items[i].source for i in members} - {""}))
-        if len(sources) > 1:
-            yield sources
-
-
 HASH_SIDE, THUMBNAIL = 16, 64
-# A picture that varies less, in grey levels of 255, is blank: its hash is noise.
+# The standard deviation, in grey levels of 255, below which an image is blank: its hash would be noise.
 BLANK = 2.0
 PATIENT_BYTES = 8
 RASTER = (b"\x89PNG", b"\xff\xd8\xff")  # files without a patient
@@ -162,11 +136,11 @@ NOBODY = re.compile(
 
 
 def perceptual_hash(image: NDArray[np.uint8]) -> NDArray[np.uint64] | None:
-    """Return a hash, uint64 (4,), whose bits differ little for images that look alike; None for a blank image.
+    """Return a hash, uint64 (4,), of which few bits differ for images that look alike; None for a blank image.
 
-    ``image``: uint8 (side, side, 3). The bits tell which of the 16 x 16 lowest frequencies of the discrete cosine
-    transform lie above their median (pHash: Zauner, Implementation and Benchmarking of Perceptual Image Hash
-    Functions, 2010; 256 bits instead of 64, which cannot tell one chest radiograph from the next).
+    ``image``: uint8 (side, side, 3). A bit is set where one of the 16 x 16 lowest frequencies of the discrete cosine
+    transform lies above their median (pHash: Zauner, Implementation and Benchmarking of Perceptual Image Hash
+    Functions, 2010; 256 bits instead of 64, which do not distinguish chest radiographs).
     """
     return hash_picture(Image.fromarray(image))
 
@@ -185,9 +159,9 @@ def hash_picture(picture: Image.Image) -> NDArray[np.uint64] | None:
 
 
 def patient(path: Path, salt: bytes) -> str:
-    """Return a salted hash of a DICOM file's patient, "" where it names none; the name itself goes nowhere.
+    """Return a salted hash of a DICOM file's patient, "" where it names none; the name itself is not kept.
 
-    Read are (0010,0020) *Patient ID* and (0010,0021) *Issuer of Patient ID*; what stands for nobody is none.
+    It is made of (0010,0020) *Patient ID* and (0010,0021) *Issuer of Patient ID*; placeholders name no patient.
     """
     from pydicom import dcmread
 
@@ -200,7 +174,7 @@ def patient(path: Path, salt: bytes) -> str:
             tags = ["PatientID", "IssuerOfPatientID"]
             header = dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(tags))
             name, issuer = (str(header.get(tag) or "").strip(" \0") for tag in tags)
-    except Exception:  # noqa: BLE001 - the pixels were readable; a header that is not has no patient to tell of
+    except Exception:  # noqa: BLE001 - the pixels were readable; an unreadable header names no patient
         return ""
     if not name or NOBODY.fullmatch(name):
         return ""
@@ -255,7 +229,7 @@ def folds(dataset: Dataset, count: int, seed: int, *, grouped: bool) -> NDArray[
 
 
 def balance(dataset: Dataset, evenness: float = 1.0) -> NDArray[np.float32]:
-    """Return a weight for each item, float32 (N,), mean 1: all classes weigh the same, and in each all its sources.
+    """Return a weight for each item, float32 (N,), mean 1: classes weigh the same, and in each its sources.
 
     With an ``evenness`` below 1 a source of n images weighs n ** (1 - evenness): few images are not repeated as often.
     """
@@ -267,8 +241,16 @@ def balance(dataset: Dataset, evenness: float = 1.0) -> NDArray[np.float32]:
     return result
 
 
+def draw(dataset: Dataset, count: int, seed: int) -> Indices:
+    """Return at most ``count`` items, sorted, drawn without replacement by their weights (see ``balance``)."""
+    weights = balance(dataset).astype(np.float64)
+    size, random = len(dataset.items), np.random.default_rng(seed)
+    drawn: Indices = random.choice(size, min(count, size), replace=False, p=weights / weights.sum())
+    return np.sort(drawn)
+
+
 def _hold_images(units: Sequence[str], fraction: float, random: np.random.Generator) -> set[str]:
-    """Return random units that hold ``fraction`` of the images, or as nearly as their sizes allow, at least one."""
+    """Return random units of about ``fraction`` of the images, at least one."""
     names = list(dict.fromkeys(units))
     counts = dict(zip(*np.unique(units, return_counts=True), strict=True))
     left = max(1, round(fraction * len(units)))
@@ -293,7 +275,7 @@ def _hold_sources(dataset: Dataset, fraction: float, random: np.random.Generator
 
 
 def _any_unit(dataset: Dataset, units: NDArray[np.str_], random: np.random.Generator) -> NDArray[np.bool_]:
-    """Return a mask of one unit without which every class still has an item."""
+    """Return a mask of a random unit without which every class still has an item; DatasetError if there is none."""
     classes = dataset.classes()
     for name in random.permutation(np.unique(units)):
         inside: NDArray[np.bool_] = units == name
@@ -303,7 +285,7 @@ def _any_unit(dataset: Dataset, units: NDArray[np.str_], random: np.random.Gener
 
 
 def held_together(dataset: Dataset) -> str:
-    """Return the words of the error for a data set of which nothing can be held out."""
+    """Return the error message for a data set of which nothing can be held out."""
     return (
         f"data set {str(dataset.root)!r}: expected images of which some can be held out, received in every class only "
         "near-duplicates of one image, or images of one patient or one named group"

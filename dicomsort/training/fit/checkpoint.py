@@ -1,44 +1,44 @@
 """The state of an interrupted training: one file, replaced as a whole, without pickles.
 
-A training that starts from it computes what the uninterrupted one would have. SIGINT, SIGTERM and SIGHUP are delayed to
-a moment at which everything can be saved.
+A training that resumes from it computes the same as an uninterrupted one. SIGINT, SIGTERM and SIGHUP are delayed until
+everything can be saved.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dicomsort.records import RENDERING_VERSION
 from dicomsort.signals import hear, restore
+from dicomsort.training.data.dataset import fingerprint
+from dicomsort.training.data.rendered import Rendered
+from dicomsort.training.fit.recipe import Hyperparameters
+from dicomsort.training.progress import Reporter
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
+Arrays = Sequence[NDArray[Any]]
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    Arrays = Sequence[NDArray[Any]]
-
-NAME, PART, STORY = "state.npz", "state.npz.part", "story"
+NAME, PART, HEADER = "state.npz", "state.npz.part", "story"
 KINDS = ("variables", "sums", "best")
 
 
 @dataclass
 class Progress:
-    """How far a training has come: the next epoch and batch, counted from 0, and what it learned on the way.
+    """How far a training has come: the next epoch and batch, counted from 0, and the history so far.
 
     ``best`` is the epoch with the lowest validation loss, counted from 0, -1 before there is one.
     """
@@ -51,10 +51,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a checkpoint holds: progress, and arrays in their order, none of some kinds.
+    """The content of a checkpoint: progress, and arrays in their order, which may be empty.
 
-    ``variables`` are the model's and the optimizer's, ``sums`` those that an unfinished epoch's figures are made of,
-    ``best`` the best epoch's weights.
+    ``variables`` are the model's and the optimizer's, ``sums`` those of an unfinished epoch's metrics, ``best`` the
+    best epoch's weights.
     """
 
     progress: Progress
@@ -65,37 +65,48 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The folder of a training's checkpoint; ``identity`` says which training it is, as JSON values.
+    """The folder of a training's checkpoint; ``identity`` identifies the training, as JSON values.
 
-    The folder is made by the first ``save``, for its owner alone.
+    The first ``save`` makes the folder, for its owner alone. A ``fresh`` training does not resume.
     """
 
     folder: Path
     identity: Mapping[str, Any]
+    fresh: bool = False
 
     def save(self, saved: Saved) -> None:
-        """Replace the checkpoint, durably; OSError where that cannot be."""
+        """Replace the checkpoint, durably; OSError where it cannot be written."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = self.folder / PART
         counts = {kind: len(getattr(saved, kind)) for kind in KINDS}
-        story = json.dumps({"identity": self.identity, "progress": asdict(saved.progress), "arrays": counts})
+        header = json.dumps({"identity": self.identity, "progress": asdict(saved.progress), "arrays": counts})
+        arrays = {f"{kind}{i}": array for kind in KINDS for i, array in enumerate(getattr(saved, kind))}
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         with os.fdopen(os.open(part, flags, 0o600), "wb") as file:
-            np.savez(file, allow_pickle=False, **{STORY: np.array(story)}, **_named(saved))
+            np.savez(file, allow_pickle=False, **{HEADER: np.array(header)}, **arrays)
             file.flush()
             os.fsync(file.fileno())
         part.replace(self.folder / NAME)
 
+    def resume(self, reporter: Reporter, done: Callable[[Progress], str]) -> Saved | None:
+        """Return what was saved, None where the training starts anew; report which, and what is ``done``."""
+        saved, problem = (None, "") if self.fresh else self.load()
+        if problem:
+            reporter.note(f"Starting anew: there is a checkpoint, but {problem}")
+        if saved:
+            reporter.note(f"Going on from the checkpoint in {self.folder.name}: {done(saved.progress)}")
+        return saved
+
     def load(self) -> tuple[Saved | None, str]:
-        """Return what was saved, None where there is nothing to go on from; and why not, "" if there was nothing."""
+        """Return what was saved, or None and why it cannot be used, "" if there is nothing."""
         path = self.folder / NAME
         if not path.is_file():
             return None, ""
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                story = json.loads(str(file[STORY]))
-                arrays = [[file[f"{kind}{i}"] for i in range(story["arrays"][kind])] for kind in KINDS]
-            identity, progress = dict(story["identity"]), _progress(story["progress"])
+                header = json.loads(str(file[HEADER]))
+                arrays = [[file[f"{kind}{i}"] for i in range(header["arrays"][kind])] for kind in KINDS]
+            identity, progress = dict(header["identity"]), _progress(header["progress"])
         except (
             OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, EOFError, RuntimeError,
             zipfile.BadZipFile, zlib.error,
@@ -106,8 +117,34 @@ class Checkpoint:
         return Saved(progress, *arrays), ""
 
 
+def checkpoint_of(model: Any, rendered: Rendered, hyper: Hyperparameters, **more: str) -> Checkpoint | None:
+    """Return the checkpoint of a training, None where none is wanted.
+
+    Its identity is what must be the same to resume, by the names under which a difference is reported.
+    """
+    import keras
+
+    if hyper.checkpoint is None:
+        return None
+    items = rendered.dataset.items
+
+    def digest(content: Any) -> str:
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    identity = {
+        **asdict(replace(hyper, checkpoint=None, fresh=False)),
+        "network": digest([model.name, *(list(variable.shape) for variable in model.variables)]),
+        "data set": fingerprint(items, rendered.digests),
+        "groups": digest([(item.path, item.group, item.kin) for item in items]),
+        "rendering": RENDERING_VERSION,
+        "Keras": keras.__version__,
+        **more,
+    }
+    return Checkpoint(hyper.checkpoint, identity, hyper.fresh)
+
+
 def _progress(stored: Mapping[str, Any]) -> Progress:
-    """Return the progress in a checkpoint; ValueError or TypeError where it is none."""
+    """Return the progress in a checkpoint; ValueError or TypeError where it is invalid."""
     progress = Progress(**stored)
     numbers = (progress.epoch, progress.batch, progress.best + 1)
     if any(type(number) is not int for number in numbers) or min(numbers) < 0:
@@ -119,7 +156,7 @@ def _progress(stored: Mapping[str, Any]) -> Progress:
 
 
 def forget(folder: Path | None) -> None:
-    """Remove a checkpoint whose training has ended well, and its folder if nothing else is in it."""
+    """Remove the checkpoint of a completed training, and its folder if nothing else is in it."""
     if folder is None:
         return
     for name in (NAME, PART):
@@ -128,43 +165,38 @@ def forget(folder: Path | None) -> None:
         folder.rmdir()
 
 
-def _named(saved: Saved) -> dict[str, NDArray[Any]]:
-    return {f"{kind}{i}": array for kind in KINDS for i, array in enumerate(getattr(saved, kind))}
-
-
+@dataclass
 class StopRequest:
-    """Whether the training was asked to end."""
+    """Whether a signal has requested that the training ends."""
 
-    def __init__(self) -> None:
-        """Not yet."""
-        self.yes = False
+    yes: bool = False
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if it was."""
+        """Raise KeyboardInterrupt if so."""
         if self.yes:
             raise KeyboardInterrupt
 
 
 @contextmanager
 def held_back(announce: Callable[[], None]) -> Iterator[StopRequest]:
-    """Yield what knows of a first signal that ends, which ``announce`` reports; a second one ends the block at once.
+    """Yield what a first signal that ends sets, while it calls ``announce``; a second one ends the block at once.
 
-    Outside the main thread, where no signals arrive, nothing is held back.
+    Outside the main thread, where no signals arrive, nothing is changed.
     """
-    asked = StopRequest()
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield request
         return
 
     def note(number: int, frame: FrameType | None) -> None:
         before = saved[number]
-        if asked.yes and callable(before):
+        if request.yes and callable(before):
             before(number, frame)
-        asked.yes = True
+        request.yes = True
         announce()
 
     saved = hear(note)
     try:
-        yield asked
+        yield request
     finally:
         restore(saved)

@@ -1,4 +1,4 @@
-"""Keras glue: batches from the mapped images, what is shown and kept of an epoch, and predictions with a count.
+"""Keras glue: batches from the mapped images, a progress callback, training and predictions with a count.
 
 Imports Keras: import this module inside a function, after everything that can fail early.
 """
@@ -7,28 +7,24 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
-from dicomsort.training.data.augment import vary
-from dicomsort.training.data.prefetch import as_dataset
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.augment import Strength, Vary
-    from dicomsort.training.data.dataset import Dataset, Indices
-    from dicomsort.training.data.prefetch import Feed
-    from dicomsort.training.progress import Step
+from dicomsort.training.data.augment import Strength, Vary, vary
+from dicomsort.training.data.dataset import Dataset, Indices
+from dicomsort.training.data.prefetch import Feed, as_dataset
+from dicomsort.training.progress import Step
 
 PREDICT_BATCH = 32
 
 
+@dataclass
 class Batches:
     """Rows of an array (N, …), with one-hot truth float32 (n, C) and, where given, weights (n,); see ``Source``.
 
@@ -37,90 +33,71 @@ class Batches:
     on seed, epoch and item alone, not on what was fed before or by which thread.
     """
 
-    def __init__(
-        self,
-        data: NDArray[Any],
-        rows: Indices,
-        truth: NDArray[np.float32],
-        size: int,
-        seed: int | None = None,
-        weights: NDArray[np.float32] | None = None,
-        strength: Strength | None = None,
-        vary: Vary = vary,
-    ) -> None:
-        self._vary = vary
-        self._data, self._rows, self._truth, self._size, self._weights = data, rows, truth, size, weights
-        self._seed, self._strength = seed, strength
-        self._orders: list[tuple[int, NDArray[np.intp]]] = 2 * [(-1, np.arange(len(rows)))]
+    data: NDArray[Any]
+    rows: Indices
+    truth: NDArray[np.float32]
+    size: int
+    seed: int | None = None
+    weights: NDArray[np.float32] | None = None
+    strength: Strength | None = None
+    vary: Vary = vary
+    _orders: dict[int, tuple[int, NDArray[np.intp]]] = field(init=False, default_factory=dict)
 
     def __len__(self) -> int:
-        """Return how many batches an epoch has."""
-        return math.ceil(len(self._rows) / self._size)
+        return math.ceil(len(self.rows) / self.size)
 
     def batch(self, epoch: int, index: int) -> tuple[NDArray[Any], ...]:
-        """Return images as they lie in ``data``, which a network makes float32, truth, and weights if there are any."""
-        picked = self._ordered(epoch)[index * self._size : (index + 1) * self._size]
-        images = self._data[self._rows[picked]]
-        if self._strength is not None:
-            seeds = [(self._seed or 0, epoch, 1, int(item)) for item in picked]
-            images = self._vary(images, self._strength, seeds)
-        fed = (images, self._truth[picked])
-        return fed if self._weights is None else (*fed, self._weights[picked])
+        """Return images as they are in ``data`` (a network makes them float32), truth, and weights if there are any."""
+        chosen = self._ordered(epoch)[index * self.size : (index + 1) * self.size]
+        images = self.data[self.rows[chosen]]
+        if self.strength is not None:
+            seeds = [(self.seed or 0, epoch, 1, int(item)) for item in chosen]
+            images = self.vary(images, self.strength, seeds)
+        fed = (images, self.truth[chosen])
+        return fed if self.weights is None else (*fed, self.weights[chosen])
 
     def _ordered(self, epoch: int) -> NDArray[np.intp]:
-        known, order = self._orders[epoch % 2]  # batches of two epochs are made at a time
-        if self._seed is not None and known != epoch:
-            order = np.random.default_rng((self._seed, epoch, 0)).permutation(len(self._rows))
+        if self.seed is None:
+            return np.arange(len(self.rows))
+        known, order = self._orders.get(epoch % 2, (-1, np.arange(0)))  # batches of two epochs are made at a time
+        if known != epoch:
+            order = np.random.default_rng((self.seed, epoch, 0)).permutation(len(self.rows))
             self._orders[epoch % 2] = (epoch, order)
         return order
 
 
-class FeedTimer(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
-    """Brings a feed to each epoch, and keeps how long training waited for it.
+def waiting(spent: Sequence[tuple[float, float]]) -> float | None:
+    """Return the share of time, 0 to 1, that was spent on waiting for batches: see ``ProgressCallback.spent``."""
+    waited, took = (sum(part) for part in zip(*spent, strict=True)) if spent else (0.0, 0.0)
+    return round(waited / took, 4) if took else None
+
+
+class ProgressCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
+    """Brings a feed to each epoch, counts batches, and shows loss and accuracy beside the count.
 
     ``spent`` has the seconds that were waited and all that batches took, for each epoch, without validation.
     """
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed, step: Step, epochs: int) -> None:
         super().__init__()
-        self._feed, self._began, self._waited = feed, 0.0, 0.0
+        self._feed, self._step, self._epochs = feed, step, epochs
+        self._epoch, self._began, self._waited = 0, 0.0, 0.0
         self.spent: list[tuple[float, float]] = []
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
         """Go to the epoch, unless the feed is in it already."""
         if self._feed.epoch != epoch:
             self._feed.go_to(epoch)
-        self._began, self._waited = time.perf_counter(), self._feed.waited
+        self._epoch, self._began, self._waited = epoch + 1, time.perf_counter(), self._feed.waited
         self.spent.append((0.0, 0.0))
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
-        """Look at the clock."""
+        """Count a batch, and measure the time."""
         self.spent[-1] = (self._feed.waited - self._waited, time.perf_counter() - self._began)
-
-
-def waiting(spent: Sequence[tuple[float, float]]) -> float | None:
-    """Return the share of time, 0 to 1, that was spent on waiting for batches: see ``FeedTimer.spent``."""
-    waited, took = (sum(part) for part in zip(*spent, strict=True)) if spent else (0.0, 0.0)
-    return round(waited / took, 4) if took else None
-
-
-class ProgressCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
-    """Counts batches and shows loss and accuracy beside the count."""
-
-    def __init__(self, step: Step, epochs: int) -> None:
-        super().__init__()
-        self._step, self._epochs, self._epoch = step, epochs, 0
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
-        """Remember the epoch."""
-        self._epoch = epoch + 1
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
-        """Count a batch."""
         self._step.advance(1, self._text(logs))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
-        """Show the validation figures."""
+        """Show the validation metrics."""
         self._step.advance(0, self._text(logs))
 
     def _text(self, logs: dict[str, float] | None) -> str:
@@ -140,9 +117,9 @@ def predict_rows(model: Any, images: NDArray[np.uint8], rows: Indices, step: Ste
 
 
 def compiled(model: Any, learning_rate: Any) -> Any:
-    """Return the model, compiled as the reference is: Adam, categorical cross-entropy, accuracy.
+    """Return the model, compiled with Adam, categorical cross-entropy and accuracy; the optimizer's state is built.
 
-    ``learning_rate`` is a number or a schedule of Keras. The optimizer's state is there from now on.
+    ``learning_rate`` is a number or a schedule of Keras.
     """
     model.compile(keras.optimizers.Adam(learning_rate), "categorical_crossentropy", metrics=["accuracy"])
     model.optimizer.build(model.trainable_variables)
@@ -150,23 +127,23 @@ def compiled(model: Any, learning_rate: Any) -> Any:
 
 
 def run(
-    model: Any, feed: Feed, held: Feed | None, epochs: int, step: Step, callbacks: Sequence[Any] = ()
+    model: Any, feed: Feed, validation: Any, epochs: int, step: Step, callbacks: Sequence[Any] = ()
 ) -> tuple[dict[str, list[float]], list[tuple[float, float]]]:
-    """Fit a compiled model from where ``feed`` is up to ``epochs``; return the history, and ``FeedTimer.spent``.
+    """Fit a compiled model from where ``feed`` is up to ``epochs``; return history and ``ProgressCallback.spent``.
 
-    ``feed`` shuffles itself, by a seed of its own. Only its present epoch may have begun already.
+    ``feed`` shuffles itself, by a seed of its own; only its present epoch may have begun already. ``validation`` is
+    Keras' ``validation_data``.
     """
-    begin = FeedTimer(feed)
+    progress = ProgressCallback(feed, step, epochs)
     done = model.fit(
-        as_dataset(feed), validation_data=None if held is None else as_dataset(held), epochs=epochs,
-        initial_epoch=feed.epoch, shuffle=False, verbose=0,
-        callbacks=[begin, ProgressCallback(step, epochs), *callbacks],
+        as_dataset(feed), validation_data=validation, epochs=epochs, initial_epoch=feed.epoch, shuffle=False,
+        verbose=0, callbacks=[progress, *callbacks],
     )  # fmt: skip
-    return {column: [float(value) for value in values] for column, values in done.history.items()}, begin.spent
+    return {column: [float(value) for value in values] for column, values in done.history.items()}, progress.spent
 
 
 def one_hot(dataset: Dataset) -> NDArray[np.float32]:
-    """Return the items' classes, one-hot float32 (N, C)."""
+    """Return the items' classes, one-hot, float32 (N, C)."""
     return np.eye(len(dataset.labels), dtype=np.float32)[dataset.classes()]
 
 
@@ -183,7 +160,7 @@ def fast_precision() -> Iterator[bool]:
 
 
 def has_gpu() -> bool:
-    """Tell whether TensorFlow has a GPU to train on."""
+    """Return whether TensorFlow has a GPU to train on."""
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))

@@ -1,16 +1,18 @@
 """The recipe that fine-tunes a bundle: all layers but the last stay as they are, in seconds a fold.
 
 Images of the bundle's replay set are shown between the new images, so that the network does not forget them. No code
-is taken from a bundle: the network is built here by its architecture's name, and gets numbers only.
+is read from a bundle: the network is built here by its architecture's name, and only numbers are read.
 """
 
 from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,68 +23,60 @@ from dicomsort.errors import BundleError
 from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.dataset import DatasetError
+from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import folds
+from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models import efficientnet_lite0
-from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, varied
+from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, Shape, varied
 from dicomsort.training.models.keras_applications import classifier
-from dicomsort.training.models.replay_set import probe_images, recall, require_of
+from dicomsort.training.models.ood import MahalanobisModel
+from dicomsort.training.models.replay_set import ReplaySet, probe_images, recall, require_of
 from dicomsort.training.models.tflite_head import Body
 from dicomsort.training.models.tflite_weights import INT8, precision, read_mahalanobis, read_weights
+from dicomsort.training.progress import Reporter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from dicomsort.training.data.dataset import Dataset
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
     from dicomsort.training.fit.transfer import TailTrainer
-    from dicomsort.training.models.architectures import Shape
-    from dicomsort.training.models.ood import MahalanobisModel
-    from dicomsort.training.models.replay_set import ReplaySet
-    from dicomsort.training.progress import Reporter
 
 KERAS_MODEL, KERAS_CONFIG = "model.keras", "config.json"
-AGREEMENT = 0.02  # of probabilities, between what LiteRT says and the network made of it or lying beside it
-# The same where LiteRT computes in integers. The bundle that ships strays by 0.005 at most on 32 images of noise, but
-# where a network wavers between two classes rounding alone moves it by more: by 0.03 on one of 64 training images.
+AGREEMENT = 0.02  # of probabilities, between LiteRT and the network built from it, or stored beside it
+# The same for LiteRT in int8. The bundle that ships differs by 0.005 at most on 32 images of noise, but where a network
+# is undecided between two classes rounding alone makes more difference: 0.03 on one of 64 training images.
 AGREEMENT_INT8 = 0.1
-PROBES = 4
 
 
 def architecture_of(bundle: Bundle) -> Architecture:
-    """Return the architecture of a bundle; BundleError where it is not known, or there are no weights for it."""
-    folder = bundle.folder
+    """Return the architecture of a bundle; BundleError where it is unknown, or its weights are missing."""
+    where = f"--from {str(bundle.folder)!r}"
     architecture = ARCHITECTURES.get(bundle.arch)
     if architecture is None:
         known = ", ".join(ARCHITECTURES)
-        raise BundleError(f"--from {str(folder)!r}: expected one of the networks {known}, received {bundle.arch!r}")
+        raise BundleError(f"{where}: expected one of the networks {known}, received {bundle.arch!r}")
     if bundle.input_shape != INPUT_SHAPE:
-        msg = f"--from {str(folder)!r}: expected a model of {INPUT_SHAPE} images, received {bundle.input_shape}"
-        raise BundleError(msg)
-    if bundle.arch != "efficientnet-lite0" and not (folder / KERAS_MODEL).is_file():
-        raise BundleError(
-            f"--from {str(folder)!r}: expected {KERAS_MODEL}, which `dicomsort train` leaves, received none"
-        )
+        raise BundleError(f"{where}: expected a model of {INPUT_SHAPE} images, received {bundle.input_shape}")
+    if bundle.arch != "efficientnet-lite0" and not (bundle.folder / KERAS_MODEL).is_file():
+        raise BundleError(f"{where}: expected {KERAS_MODEL}, which `dicomsort train` leaves, received none")
     return architecture
 
 
 def network(bundle: Bundle, shape: Shape, classes: int) -> Any:
-    """Return the keras.Model of a bundle; BundleError where what is made says something else than the bundle does."""
+    """Return the keras.Model of a bundle; BundleError unless its predictions agree with the bundle's."""
     model = _lite0(bundle) if bundle.arch == "efficientnet-lite0" else _beside(bundle, shape, classes)
-    images = np.random.default_rng(0).integers(0, 256, (PROBES, *shape), np.uint8)
+    images = probe_images(shape)
     raw = np.asarray(model.predict_on_batch(images.astype(np.float32)))
     shipped = Predictor(bundle).predict(images).probabilities
     difference = float(np.abs(calibrate(raw, bundle.temperature) - shipped).max())
     limit = AGREEMENT_INT8 if precision(read_model(bundle)) == INT8 else AGREEMENT
     if not difference <= limit:
-        msg = f"expected weights that agree with model.tflite within {limit}, received {difference:.3f}"
-        raise BundleError(f"bundle {str(bundle.folder)!r}: {msg}")
+        raise BundleError(
+            f"bundle {str(bundle.folder)!r}: expected weights that agree with model.tflite within {limit}, received "
+            f"{difference:.3f}"
+        )
     return model
 
 
 def _lite0(bundle: Bundle) -> Any:
-    """Return the network with the weights that its LiteRT model holds."""
+    """Return the network with the weights of its LiteRT model."""
     count = 2 + sum(stage.repeats * (3 if stage.expansion > 1 else 2) for stage in efficientnet_lite0.STAGES)
     weights = read_weights(read_model(bundle), count)
     try:
@@ -94,7 +88,7 @@ def _lite0(bundle: Bundle) -> Any:
 
 
 def _beside(bundle: Bundle, shape: Shape, classes: int) -> Any:
-    """Return the network with the weights of ``model.keras``, of which nothing else is used."""
+    """Return the network with the weights of ``model.keras``, of which nothing else is read."""
     file = bundle.folder / KERAS_MODEL
     recipe = bundle.training.get("recipe")
     variation = recipe.get("variation") if isinstance(recipe, dict) else None
@@ -116,12 +110,12 @@ def _require_like(file: Path, model: Any) -> None:
         theirs = list(_kinds(json.loads(archive.read(KERAS_CONFIG))))
     ours = list(_kinds(json.loads(model.to_json())))
     if theirs != ours:
-        strange = ", ".join(sorted(set(theirs) - set(ours)))
-        raise ValueError(f"other layers: {strange}" if strange else "layers in another order")
+        unknown = ", ".join(sorted(set(theirs) - set(ours)))
+        raise ValueError(f"other layers: {unknown}" if unknown else "layers in another order")
 
 
 def _kinds(config: dict[str, Any]) -> Iterator[str]:
-    """Yield the classes of a Keras configuration's layers, with their modules where they are not Keras' own."""
+    """Yield the classes of a Keras configuration's layers, with their modules where they are not in Keras."""
     for layer in config["config"]["layers"]:
         module = str(layer["module"])
         yield str(layer["class_name"]) if module.startswith("keras.") else f"{module}.{layer['class_name']}"
@@ -132,17 +126,17 @@ def _unlike(bundle: Bundle, name: str, error: Exception) -> str:
     return f"bundle {str(bundle.folder)!r}: {name}: expected weights of {bundle.arch}, received {received}"
 
 
-# Of the bundle's weights, averaged with what the training came to (Wortsman et al. 2022, arXiv:2109.01903), where it
-# has no replay set: what the new images do not show is not all forgotten.
+# The share of the bundle's weights in an average with the trained ones (Wortsman et al. 2022, arXiv:2109.01903), where
+# it has no replay set, so that the network forgets less.
 START_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finetune(Architecture):
-    """A bundle's network, and what is needed to train it further.
+    """A bundle's network, with the parts of the bundle that fine-tuning needs.
 
-    ``build`` gives it the bundle's weights. ``replay_set`` is None where the bundle keeps none; ``mahalanobis`` is
-    that of its training images, None where its file does not hold it.
+    ``build`` returns it with the bundle's weights. ``replay_set`` is None where the bundle has none; ``mahalanobis`` is
+    the model of its training images, None where its file does not hold it.
     """
 
     bundle: Bundle
@@ -151,18 +145,18 @@ class Finetune(Architecture):
 
     @property
     def evaluation_set(self) -> ReplaySet | None:
-        """The images of the replay set that no training learns from, None where there are none."""
+        """The images of the replay set that fine-tuning does not learn from, None where there are none."""
         return (self.replay_set and self.replay_set.part(rehearsed=False)) or None
 
     def header_classes(self, labels: Sequence[str]) -> dict[str, str]:  # noqa: ARG002 - the bundle's
-        """Return which labels are the classes that a header may name: those of the bundle."""
+        """Return class that a header may name -> label, as in the bundle."""
         return dict(self.bundle.header_classes)
 
 
 def from_bundle(folder: Path) -> Finetune:
-    """Return the recipe that trains the bundle in ``folder`` further.
+    """Return the recipe that fine-tunes the bundle in ``folder``.
 
-    BundleError where that is no bundle, or one whose network is not known or whose weights cannot be had.
+    BundleError where that is no bundle, or its network is unknown or its weights are missing.
     """
     bundle = load(folder, RENDERING_VERSION)
     precisions = architecture_of(bundle).precisions
@@ -175,10 +169,8 @@ def from_bundle(folder: Path) -> Finetune:
 
 def _mahalanobis(bundle: Bundle) -> MahalanobisModel | None:
     """Return the Mahalanobis model of a bundle's training images, None where its file does not hold it."""
-    if bundle.distance is None:
-        return None
     try:
-        return read_mahalanobis(read_model(bundle))
+        return None if bundle.distance is None else read_mahalanobis(read_model(bundle))
     except BundleError:  # a model that something else wrote
         return None
 
@@ -186,7 +178,7 @@ def _mahalanobis(bundle: Bundle) -> MahalanobisModel | None:
 def fit_finetune(
     architecture: Finetune, rendered: Rendered, hyper: Hyperparameters, reporter: Reporter
 ) -> TrainedModel:
-    """Train the last layer: once for each fold of sources on the others, at last on everything."""
+    """Train the last layer: once for each fold of sources on the others, finally on everything."""
     from dicomsort.training.fit.transfer import FOLDS, fit_in_folds
 
     dataset = rendered.dataset
@@ -196,7 +188,11 @@ def fit_finetune(
     if len(np.unique(fold)) == 1:  # each class has one source
         fold = np.unique(dataset.units(grouped=grouped), return_inverse=True)[1] % FOLDS
     if len(np.unique(fold)) == 1:
-        raise DatasetError(_one_alone(dataset))
+        raise DatasetError(
+            f"data set {str(dataset.root)!r}: expected images of two sources (folders in a class's folder) or more, so "
+            f"that one can be held out and judged, received {len(dataset.items)} of one, or near-duplicates of one "
+            "image"
+        )
     weights = f"{architecture.summary}, from {architecture.trained_from}"
     if evaluation := architecture.bundle.evaluation:
         weights += f", rehearsing {evaluation.sha256}"
@@ -208,7 +204,7 @@ def fit_finetune(
 def _opened(
     architecture: Finetune, rendered: Rendered, hyper: Hyperparameters, reporter: Reporter
 ) -> Iterator[TailTrainer]:
-    """Yield the network; its frozen layers are those of the LiteRT file, whose features are the ones that ship."""
+    """Yield the network; its frozen layers run in LiteRT, so that the features are those of the network that ships."""
     from dicomsort.training.fit import transfer
     from dicomsort.training.fit.frozen_features import ReplayTargets
 
@@ -219,12 +215,5 @@ def _opened(
         rehearsed = (replay_set and replay_set.part(rehearsed=True)) or None
         replay = rehearsed and ReplayTargets(rehearsed, trainer.predict(rehearsed.features)[1])
         share = 0.0 if replay else START_SHARE
-        # A site's few images are no measure of how far other images lie.
+        # A site's few images are too few to fit another Mahalanobis model.
         yield replace(trainer, replay=replay, start_share=share, mahalanobis=lambda *_: architecture.mahalanobis)
-
-
-def _one_alone(dataset: Dataset) -> str:
-    return (
-        f"data set {str(dataset.root)!r}: expected images of two sources (folders in a class's folder) or more, so "
-        f"that one can be held out and judged, received {len(dataset.items)} of one, or near-duplicates of one image"
-    )

@@ -1,6 +1,6 @@
-"""What the frozen layers of a network give for a data set and its variations, computed once; batches of that.
+"""Activations of a network's frozen layers for a data set and its variations, computed once, and batches of them.
 
-In fine-tuning, features of the bundle's replay set stand between those of the new images in each batch.
+In fine-tuning, each batch has features of the bundle's replay set beside those of the new images.
 
 Imports Keras: import this module inside a function, after everything that can fail early.
 """
@@ -9,47 +9,39 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.training.data.augment import STRENGTHS
+from dicomsort.training.data.dataset import Dataset, Indices
 from dicomsort.training.data.prefetch import Feed
-from dicomsort.training.data.rendered import claim
+from dicomsort.training.data.rendered import Rendered, claim
 from dicomsort.training.data.splitting import balance
 from dicomsort.training.fit.feeding import one_hot
+from dicomsort.training.fit.recipe import Hyperparameters
+from dicomsort.training.models.replay_set import ReplaySet
+from dicomsort.training.progress import Reporter, Step
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from dicomsort.training.models.replay_set import ReplaySet
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Dataset, Indices
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.fit.recipe import Hyperparameters
-    from dicomsort.training.progress import Reporter, Step
-
-    Change = Callable[[int, Indices, NDArray[np.uint8]], NDArray[np.uint8]]
-    Spent = list[tuple[float, float]]
+Change = Callable[[int, Indices, NDArray[np.uint8]], NDArray[np.uint8]]
+Spent = list[tuple[float, float]]
 
 VIEWS = 6  # variations of each image
 BATCH = 32
-CLEAN = 0.25  # the share of images that are shown as they are
+CLEAN = 0.25  # the share of images that are not varied
 EPOCH = 2048  # images drawn an epoch at most: balanced drawing repeats the few of small sources
 EVENNESS = 0.75  # of sources: one of 16 times as many images is drawn twice as often
+REPLAYED = 0.75  # the share of a batch that is replayed
 
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """Activations where the frozen part ends, float16 (views, N, …), mapped; the first view is the images' own."""
+    """Activations of the frozen layers, float16 (views, N, …), mapped; the first view is of the unchanged images."""
 
     activations: NDArray[np.float16]
 
@@ -74,7 +66,6 @@ class BalancedSampler:
         self._shares, self._size, self._seed = weights / weights.sum(), hyper.batch_size, hyper.seed
 
     def __len__(self) -> int:
-        """Return how many batches an epoch has."""
         return math.ceil(min(len(self._items), EPOCH) / self._size)
 
     def batch(self, epoch: int, index: int) -> tuple[NDArray[Any], ...]:
@@ -85,12 +76,11 @@ class BalancedSampler:
 
 
 def divide(network: Any, start: str) -> tuple[Any, Any, Any]:
-    """Return the parts of a keras.Model before and from its layer ``start``, which everything passes through.
+    """Return the trunk and the tail of a keras.Model, before and from its layer ``start``.
 
-    An empty ``start`` is what comes behind the layer ``features``.
-
-    The second part comes twice, the other time with two outputs, features and probabilities. All share the network's
-    weights. What normalises batches in the second part keeps its statistics: it is to learn from few images.
+    An empty ``start`` is the layer behind ``features``. The tail is returned twice, the second time with two outputs,
+    features and probabilities. All share the network's weights. Batch normalisation in the tail keeps its statistics,
+    as the tail learns from few images.
     """
     features = network.get_layer("features").output
     # Not ``network.input``: a keras.Sequential that was never called has none.
@@ -111,39 +101,40 @@ def divide(network: Any, start: str) -> tuple[Any, Any, Any]:
 
 
 def _behind_features(network: Any) -> tuple[Any, Any]:
-    """Return what a network does with its features, and that with the features themselves as first output."""
+    """Return the layers behind a network's features, and the same with the features as first output."""
     layer = network.get_layer("features")
-    given = result = keras.Input(layer.output.shape[1:])
+    features = result = keras.Input(layer.output.shape[1:])
     for behind in network.layers[network.layers.index(layer) + 1 :]:
         result = behind(result)
-    return keras.Model(given, result), keras.Model(given, [given, result])
+    return keras.Model(features, result), keras.Model(features, [features, result])
 
 
 def view_all(
     trunk: Any, rendered: Rendered, strength: str, seed: int, place: Path, reporter: Reporter, spent: Spent
 ) -> Views:
-    """Show all images of a data set, and ``VIEWS`` variations of each by a strength's name, to ``trunk``.
+    """Return the activations of ``trunk`` for a data set, and ``VIEWS`` variations of each image by ``strength``.
 
-    The activations go to the new file ``place``; DicomsortError where it finds no room. ``spent``: see ``look``.
+    They are in the new file ``place``; DicomsortError where there is no room. ``spent``: see ``activations_of``.
     """
     chosen = STRENGTHS[strength]
     count = 1 if chosen is None else 1 + VIEWS
     room = claim(place, (count, len(rendered.rows), *trunk.output.shape[1:]), np.float16)
-    everything = np.arange(len(rendered.rows))
 
     def change(view: int, items: Indices, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if not view or not chosen:
             return images
         return rendered.vary(images, chosen, [(seed, view, int(item)) for item in items])
 
-    with reporter.step("Looking at variations" if chosen else "Looking at images", count * len(everything)) as step:
-        for view, items, activations in look(trunk, Shown(rendered, everything, change), count, step, spent):
+    images = ChangedImages(rendered, np.arange(len(rendered.rows)), change)
+    name = "Looking at variations" if chosen else "Looking at images"
+    with reporter.step(name, count * len(rendered.rows)) as step:
+        for view, items, activations in activations_of(trunk, images, count, step, spent):
             room[view, items] = activations
     return Views(room)
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ChangedImages:
     """Batches of images of a data set, uint8 (n, …), changed by ``change(epoch, items, images)``; see ``Source``."""
 
     rendered: Rendered
@@ -151,7 +142,6 @@ class Shown:
     change: Change
 
     def __len__(self) -> int:
-        """Return how many batches there are."""
         return math.ceil(len(self.items) / BATCH)
 
     def batch(self, epoch: int, index: int) -> tuple[NDArray[Any], ...]:
@@ -161,32 +151,26 @@ class Shown:
         return self.change(epoch, items, images), items
 
 
-def look(
-    trunk: Any, shown: Shown, epochs: int, step: Step, spent: Spent
+def activations_of(
+    trunk: Any, images: ChangedImages, epochs: int, step: Step, spent: Spent
 ) -> Iterator[tuple[int, Indices, NDArray[np.float32]]]:
     """Yield (epoch, items, their activations, float32 (n, …)) batch by batch.
 
-    Images are changed while the network looks at those before. ``spent`` gets the seconds that it waited for them, and
-    all that it took.
+    Images are changed by threads while the network runs. The seconds that it waited for them, and all that it took, are
+    appended to ``spent``.
     """
     began = time.perf_counter()
-    with Feed(shown, epochs) as feed:
+    with Feed(images, epochs) as feed:
         for epoch in range(epochs):
             feed.go_to(epoch)
-            for images, items in feed:
-                yield epoch, items, np.asarray(trunk.predict_on_batch(images))
+            for batch, items in feed:
+                yield epoch, items, np.asarray(trunk.predict_on_batch(batch))
                 step.advance(len(items))
     spent.append((feed.waited, time.perf_counter() - began))
 
 
-SHARE = 0.75  # of a batch that is rehearsed
-
-
 class ReplayTargets:
-    """Features of a replay set and their ``targets``, float32 (N, C).
-
-    These are the bundle's ``probabilities`` where it is right, else the truth.
-    """
+    """Features of a replay set and their ``targets``, float32 (N, C): ``probabilities`` where right, else the truth."""
 
     def __init__(self, replay: ReplaySet, probabilities: NDArray[np.float32]) -> None:
         self.features, self.truth, self.shares = replay.features, replay.truth, replay.weights()
@@ -195,27 +179,26 @@ class ReplayTargets:
         self.targets = np.where(right[:, None], probabilities, truth)
 
     def __len__(self) -> int:
-        """Return how many there are."""
         return len(self.truth)
 
 
 class ReplaySampler:
-    """Batches of float32 features (n, D) and their targets (n, C): those of ``drawn``, with some that are replayed.
+    """Batches of float32 features (n, D) and their targets (n, C): those of ``drawn``, some replaced by replayed ones.
 
-    What is drawn depends on seed, epoch and index alone; see ``prefetch.Source``.
+    What is drawn depends on seed, epoch and index alone; see ``prefetch.Source``. An epoch has as many batches as would
+    show each image once.
     """
 
     def __init__(self, drawn: BalancedSampler, replay_targets: ReplayTargets, size: int, seed: int) -> None:
         self._new, self._replay, self._size, self._seed = drawn, replay_targets, size, seed
 
     def __len__(self) -> int:
-        """Return how many batches an epoch has: as many as would show each image once."""
         return len(self._new) + math.ceil(len(self._replay) / self._size)
 
     def batch(self, epoch: int, index: int) -> tuple[NDArray[Any], ...]:
         """Draw a batch."""
         features, truth = self._new.batch(epoch, index)
-        count = min(round(SHARE * len(features)), len(features) - 1)
+        count = min(round(REPLAYED * len(features)), len(features) - 1)
         random = np.random.default_rng((self._seed, 1 + epoch, index, 1))
         chosen = random.choice(len(self._replay), count, p=self._replay.shares)
         return (

@@ -1,54 +1,38 @@
-"""The recipe that trains a whole network on pixels; interrupted, it goes on where it was.
+"""The recipe that trains a whole network on pixels; an interrupted training resumes where it was.
 
 Imports Keras: import this module inside a function, after everything that can fail early.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.augment import STRENGTHS
-from dicomsort.training.data.dataset import DatasetError, fingerprint
-from dicomsort.training.data.prefetch import Feed
+from dicomsort.training.data.dataset import Dataset, DatasetError, Indices
+from dicomsort.training.data.prefetch import Feed, as_dataset
+from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import balance, folds, split
-from dicomsort.training.fit.checkpoint import Checkpoint, Progress, Saved, StopRequest, held_back
-from dicomsort.training.fit.feeding import (  # fmt: skip
-    Batches,
-    compiled,
-    fast_precision,
-    in_float32,
-    one_hot,
-    predict_rows,
-    run,
-    waiting,
-)
+from dicomsort.training.fit import feeding
+from dicomsort.training.fit.checkpoint import Checkpoint, Progress, Saved, StopRequest, checkpoint_of, held_back
+from dicomsort.training.fit.feeding import Batches, predict_rows
 from dicomsort.training.fit.held_out import HeldOutPredictions
 from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models import ood
+from dicomsort.training.models.architectures import Architecture
+from dicomsort.training.models.ood import MahalanobisModel
 from dicomsort.training.models.outputs import featured
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Dataset, Indices
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.models.ood import MahalanobisModel
-    from dicomsort.training.progress import Reporter
+from dicomsort.training.progress import Reporter
 
 SAVE_SECONDS = 300.0  # within long epochs
-MEASURED = 2000  # training images at most tell where features lie
+MEASURED = 2000  # training images, at most, that the Mahalanobis model is fitted on
 CALIBRATION_FOLDS = 5  # in which held-out predictions calibrate each other
-UNBALANCED = 3  # times as many images in the largest class as in the smallest
+UNBALANCED = 3  # the ratio of the largest to the smallest class from which a warning is due
 
 
 def fit_full(
@@ -57,43 +41,43 @@ def fit_full(
     """Train all weights on pixels, with a random share of the images, or of the sources, held out."""
     dataset = rendered.dataset
     grouped, words = _held_out(dataset, hyper)
-    train, held = split(dataset, hyper.validation_split, hyper.seed, grouped=grouped)
+    train, items = split(dataset, hyper.validation_split, hyper.seed, grouped=grouped)
     if not hyper.balance:
         _warn_unbalanced(dataset, reporter)
     build = partial(architecture.build, rendered.images.shape[1:], len(dataset.labels))
-    with fast_precision() as mixed:
-        model = compiled(build(), hyper.learning_rate)
+    with feeding.fast_precision() as mixed:
+        model = feeding.compiled(build(), hyper.learning_rate)
     precision = "mixed" if mixed else "float32"
-    place = hyper.checkpoint and Checkpoint(hyper.checkpoint, identify(model, rendered, hyper, precision=precision))
-    callback = CheckpointCallback(model, hyper, place or None, reporter)
+    checkpoint = checkpoint_of(model, rendered, hyper, precision=precision)
+    callback = CheckpointCallback(model, hyper, checkpoint, reporter)
     callback.restore()
-    _train(callback, rendered, train, held)
-    model = in_float32(model, build) if mixed else model
-    with reporter.step("Predicting held-out images", len(held)) as step:
-        probabilities = predict_rows(model, rendered.images, rendered.rows[held], step)
-    mahalanobis, distances = _measured(model, rendered, train, held, reporter)
-    chosen = dataset.only(held)
+    _train(callback, rendered, train, items)
+    model = feeding.in_float32(model, build) if mixed else model
+    with reporter.step("Predicting held-out images", len(items)) as step:
+        probabilities = predict_rows(model, rendered.images, rendered.rows[items], step)
+    mahalanobis, distances = _measured(model, rendered, train, items, reporter)
+    chosen = dataset.only(items)
     fold = folds(chosen, CALIBRATION_FOLDS, hyper.seed, grouped=grouped)
     how = f"the validation split: {words}"
-    held_out = HeldOutPredictions(held, chosen.classes(), fold, how, grouped, probabilities, distances)
+    held_out = HeldOutPredictions(items, chosen.classes(), fold, how, grouped, probabilities, distances)
     return TrainedModel(model, mahalanobis, held_out, None, callback.progress.history, words, callback.course())
 
 
 def _measured(
-    model: Any, rendered: Rendered, train: Indices, held: Indices, reporter: Reporter
+    model: Any, rendered: Rendered, train: Indices, held_out: Indices, reporter: Reporter
 ) -> tuple[MahalanobisModel, NDArray[np.float32]]:
-    """Return where the features of the training images lie, and how far from them each of ``held`` is."""
+    """Return the Mahalanobis model of the training images, and the distances of ``held_out``."""
     known = rendered.dataset.known(train)
     known = known[:: -(-len(known) // MEASURED)]
     body = featured(model)
-    with reporter.step("Measuring distances", len(known) + len(held)) as step:
+    with reporter.step("Measuring distances", len(known) + len(held_out)) as step:
         features = predict_rows(body, rendered.images, rendered.rows[known], step)
         mahalanobis = ood.fit(features, rendered.dataset.classes()[known])
-        return mahalanobis, mahalanobis.distances(predict_rows(body, rendered.images, rendered.rows[held], step))
+        return mahalanobis, mahalanobis.distances(predict_rows(body, rendered.images, rendered.rows[held_out], step))
 
 
 class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
-    """Keeps history, best weights and checkpoint of a compiled model's training, and ends it early."""
+    """Records history, best weights and checkpoints of a compiled model's training, and stops it early."""
 
     def __init__(self, model: Any, hyper: Hyperparameters, checkpoint: Checkpoint | None, reporter: Reporter) -> None:
         super().__init__()
@@ -106,55 +90,52 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self._saved = time.monotonic()
 
     def restore(self) -> None:
-        """Go on from the checkpoint, if there is one of this training; say so, or why not."""
-        if self._checkpoint is None or self.hyper.fresh:
-            return
-        saved, problem = self._checkpoint.load()
-        if problem:
-            self.reporter.note(f"Starting anew: there is a checkpoint, but {problem}")
-        if saved is None:
-            return
-        for variable, value in zip(self._variables(), saved.variables, strict=True):
-            variable.assign(value)
-        self.progress, self._best, self._sums = saved.progress, list(saved.best), list(saved.sums)
-        done = f"epoch {saved.progress.epoch + 1} of {self.hyper.epochs}, batch {saved.progress.batch + 1}"
-        self.reporter.note(f"Going on from the checkpoint in {self._checkpoint.folder.name}: {done}")
+        """Resume from the checkpoint, if there is one of this training."""
+
+        def done(progress: Progress) -> str:
+            return f"epoch {progress.epoch + 1} of {self.hyper.epochs}, batch {progress.batch + 1}"
+
+        if saved := self._checkpoint and self._checkpoint.resume(self.reporter, done):
+            for variable, value in zip(self._variables(), saved.variables, strict=True):
+                variable.assign(value)
+            self.progress, self._best, self._sums = saved.progress, list(saved.best), list(saved.sums)
 
     def finished(self) -> bool:
-        """Tell whether the last epoch, or the last that patience allows, has ended."""
+        """Return whether the last epoch, or the last that patience allows, has ended."""
         waited = self.progress.epoch - 1 - self.progress.best
         return self.progress.epoch >= self.hyper.epochs or bool(self.hyper.patience and waited >= self.hyper.patience)
 
     def finish(self) -> None:
-        """Put the best weights in, where patience asks for them. The checkpoint stays."""
+        """Restore the best weights, where there is a patience. The checkpoint stays."""
         if self.hyper.patience and self._best:
             self.trained.set_weights(self._best)
 
     def course(self) -> dict[str, Any]:
-        """Return what metrics.json reports of the training; epochs are counted from 1.
+        """Return the report for metrics.json; epochs are counted from 1.
 
-        ``waiting`` is the share of time that was spent on waiting for batches, in the first epoch only if it was alone.
+        ``waiting`` is the share of time that was spent on waiting for batches, without the first epoch if there are
+        others.
         """
-        run = self.progress.epoch
-        kept = self.progress.best + 1 if self.hyper.patience else run
+        epochs = self.progress.epoch
+        chosen = self.progress.best + 1 if self.hyper.patience else epochs
         return {
-            "epochs_run": run,
-            "epoch_kept": kept,
-            "kept": f"epoch {kept} of {run}{self._why(kept)}",
-            "waiting": waiting(self.spent[1:] or self.spent),
+            "epochs_run": epochs,
+            "epoch_kept": chosen,
+            "kept": f"epoch {chosen} of {epochs}{self._why(chosen)}",
+            "waiting": feeding.waiting(self.spent[1:] or self.spent),
         }
 
-    def _why(self, kept: int) -> str:
-        """Say why the weights of this epoch are kept, and why the training ended where it was to go on."""
-        hyper, run = self.hyper, self.progress.epoch
+    def _why(self, epoch: int) -> str:
+        """Return in words why this epoch's weights are retained, and why the training stopped early."""
+        hyper = self.hyper
         if not hyper.patience:
             return ", the last (--patience 0)"
-        loss = self.progress.history["val_loss"][kept - 1]
+        loss = self.progress.history["val_loss"][epoch - 1]
         ended = f"; {hyper.epochs} were asked for, and {hyper.patience} in a row were not better"
-        return f", with the lowest validation loss ({loss:.3f}){ended if run < hyper.epochs else ''}"
+        return f", with the lowest validation loss ({loss:.3f}){ended if self.progress.epoch < hyper.epochs else ''}"
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
-        """Save now and then; end here where that was asked for."""
+        """Save at intervals; end here on a request to stop."""
         self.progress.batch += 1
         # Keras clears the sums where an epoch begins, and makes them only then; all of them are plain sums.
         for variable, part in zip(self.trained.metrics_variables, self._sums, strict=False):
@@ -167,7 +148,7 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             self.stop.check()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Note the figures, keep the best weights, save."""
+        """Record the metrics and the best weights, save."""
         history = self.progress.history
         for column, value in (logs or {}).items():
             history.setdefault(column, []).append(float(value))
@@ -181,7 +162,7 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self.stop.check()
 
     def _variables(self) -> list[Any]:
-        """Return what the next batch depends on: weights and seeds, the optimizer's state."""
+        """Return the state that the next batch depends on: weights and seeds, and the optimizer's."""
         return [*self.trained.variables, *self.trained.optimizer.variables]
 
     def _save(self) -> None:
@@ -197,33 +178,34 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self._saved = time.monotonic()
 
 
-def _train(callback: CheckpointCallback, rendered: Rendered, train: Indices, held: Indices) -> None:
-    """Train to the end; on Ctrl-C or SIGTERM finish the batch, save, say how to go on, and raise KeyboardInterrupt."""
-    hyper, truth, progress = callback.hyper, one_hot(rendered.dataset), callback.progress
+def _train(callback: CheckpointCallback, rendered: Rendered, train: Indices, held_out: Indices) -> None:
+    """Train to the end; on Ctrl-C or SIGTERM finish the batch, save, report how to resume, raise KeyboardInterrupt."""
+    hyper, truth, progress = callback.hyper, feeding.one_hot(rendered.dataset), callback.progress
     weights = balance(rendered.dataset.only(train)) if hyper.balance else None
     size, strength = hyper.batch_size, STRENGTHS[hyper.augment]
     data = Batches(
         rendered.images, rendered.rows[train], truth[train], size, hyper.seed, weights, strength, rendered.vary
     )
-    held_out = Batches(rendered.images, rendered.rows[held], truth[held], size)
+    unseen = Batches(rendered.images, rendered.rows[held_out], truth[held_out], size)
     callback.batches = len(data)
     done = progress.epoch * len(data) + progress.batch
     with (
         callback.reporter.step("Training", hyper.epochs * len(data), done) as step,
         Feed(data, hyper.epochs) as feed,
-        Feed(held_out, 1) as validation,
+        Feed(unseen, 1) as validation,
         held_back(
             lambda: callback.reporter.note("Interrupted: finishing the batch, then saving; again to end at once")
         ) as stop,
     ):
         callback.stop = stop
         try:
+            fit = partial(feeding.run, callback.trained, feed, as_dataset(validation), step=step, callbacks=[callback])
             if progress.batch:  # the rest of an epoch
                 feed.go_to(progress.epoch, progress.batch)
-                callback.spent += run(callback.trained, feed, validation, progress.epoch + 1, step, [callback])[1]
+                callback.spent += fit(progress.epoch + 1)[1]
             if not callback.finished():
                 feed.go_to(progress.epoch)
-                callback.spent += run(callback.trained, feed, validation, hyper.epochs, step, [callback])[1]
+                callback.spent += fit(hyper.epochs)[1]
         except KeyboardInterrupt:
             if hyper.checkpoint:
                 callback.reporter.note(f"The same command goes on from {hyper.checkpoint.name}; --fresh starts anew")
@@ -233,11 +215,13 @@ def _train(callback: CheckpointCallback, rendered: Rendered, train: Indices, hel
 
 
 def _held_out(dataset: Dataset, hyper: Hyperparameters) -> tuple[bool, str]:
-    """Return whether whole sources are held out, and what is, in words."""
+    """Return whether whole sources are held out, and in words what is held out."""
     if hyper.split == "source":
         if not dataset.grouped():
-            msg = "--split source: expected a folder a source in every class's folder, two or more of them that are "
-            raise DatasetError(msg + "not kept together, received fewer; see --split random")
+            raise DatasetError(
+                "--split source: expected a folder a source in every class's folder, two or more of them that are not "
+                "kept together, received fewer; see --split random"
+            )
         return True, f"{hyper.validation_split:.0%} of each class's sources, whole"
     kin = "patients and near-duplicates kept together" if any(item.kin for item in dataset.items) else ""
     words = f"{hyper.validation_split:.0%} of the images at random, whatever their source"
@@ -249,21 +233,3 @@ def _warn_unbalanced(dataset: Dataset, reporter: Reporter) -> None:
     if max(counts.values()) > UNBALANCED * min(counts.values()):
         listed = ", ".join(f"{label} {count:,}" for label, count in counts.items())
         reporter.note(f"The classes are unbalanced ({listed}): --balance makes them weigh the same")
-
-
-def identify(model: Any, rendered: Rendered, hyper: Hyperparameters, **more: str) -> dict[str, Any]:
-    """Return what must be the same for a training to go on, by the names under which a difference is reported."""
-    numbers = asdict(replace(hyper, checkpoint=None, fresh=False))
-    items = rendered.dataset.items
-    together = hashlib.sha256(json.dumps([(item.path, item.group, item.kin) for item in items]).encode())
-    return {
-        **numbers,
-        "network": hashlib.sha256(
-            json.dumps([model.name, *(list(v.shape) for v in model.variables)]).encode()
-        ).hexdigest(),
-        "data set": fingerprint(items, rendered.digests),
-        "groups": together.hexdigest(),
-        "rendering": RENDERING_VERSION,
-        "Keras": keras.__version__,
-        **more,
-    }

@@ -1,32 +1,28 @@
-"""Predictions for images by models that were not trained on them: what calibration, metrics, card, comparison use."""
+"""Predictions for images by models that were not trained on them, for calibration, metrics, card and comparison."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dicomsort.training.data.dataset import Dataset, Indices
 from dicomsort.training.data.robustness import SHORTCUTS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Dataset, Indices
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutPredictions:
     """Predictions for n images of a data set, each by a model that was not trained on it, not calibrated.
 
-    ``items``: int (n,), their places in the data set; ``truth``: int64 (n,), 0..C-1; ``fold``: int64 (n,), no source in
-    two of them: images are calibrated by the other folds. ``how`` says in words how they were held out, ``by_source``
-    whether whole sources were. ``probabilities``: float32 (n, C); ``distances``: float32 (n,), from what the model was
-    trained on, None where it measures none; ``variants``: name of a robustness test -> float32 (n, C) for the changed
-    images; ``unchanged``: what the models behind ``variants`` predict for the images as they are, float32 (n, C), None
-    where that is ``probabilities``.
+    ``items``: int (n,), their indices in the data set; ``truth``: int64 (n,), 0..C-1; ``fold``: int64 (n,), no source
+    in two of them: images are calibrated by the other folds. ``how`` describes how they were held out,
+    ``by_source`` whether whole sources were. ``probabilities``: float32 (n, C); ``distances``: float32 (n,), from the
+    training images, None where the model has none; ``variants``: name of a robustness test -> float32 (n, C) for the
+    changed images; ``unchanged``: predictions of the models behind ``variants`` for the unchanged images, float32
+    (n, C), None where that is ``probabilities``.
     """
 
     items: Indices
@@ -41,28 +37,28 @@ class HeldOutPredictions:
 
     @classmethod
     def room(cls, dataset: Dataset, fold: NDArray[np.int64], how: str, *, by_source: bool) -> Self:
-        """Return room for predictions of every image of ``dataset``."""
+        """Return arrays of zeros for the predictions of every image of ``dataset``."""
         room = np.zeros((1 + len(SHORTCUTS), len(fold), len(dataset.labels)), np.float32)
         variants = dict(zip(SHORTCUTS, room[1:], strict=True))
         distances = np.zeros(len(fold), np.float32)
         return cls(np.arange(len(fold)), dataset.classes(), fold, how, by_source, room[0], distances, variants)
 
     def arrays(self) -> list[NDArray[np.float32]]:
-        """Return what is to be filled, in a fixed order: probabilities, distances where there are some, variants."""
+        """Return the arrays to be filled, in a fixed order: probabilities, distances where there are some, variants."""
         distances = [] if self.distances is None else [self.distances]
         return [self.probabilities, *distances, *self.variants.values()]
 
     def with_int8(
         self, probabilities: NDArray[np.float32], distances: NDArray[np.float32] | None
     ) -> HeldOutPredictions:
-        """Return the same with what networks in int8 predict; robustness was tested in floating point."""
+        """Return the same with the predictions of networks in int8; robustness was tested in floating point."""
         distances = None if self.distances is None else distances
         return replace(self, probabilities=probabilities, distances=distances, unchanged=self.probabilities)
 
     def trained_on(self, count: int) -> Indices:
-        """Return which of the ``count`` images of the data set the model that ships was trained on.
+        """Return the images, of ``count`` in the data set, that the model that ships was trained on.
 
-        Those that were not held out; all where there are none, in cross-validation.
+        Those that were not held out; all of them after a cross-validation.
         """
         rest = np.setdiff1d(np.arange(count), self.items)
         return rest if len(rest) else np.arange(count)

@@ -1,4 +1,4 @@
-"""A network in integers: weights and activations of 8 bits, which a processor multiplies several times as fast.
+"""A network in int8: weights and activations of 8 bits, which a processor multiplies several times as fast.
 
 Static quantisation (Jacob et al. 2018, arXiv:1712.05877). Imports TensorFlow inside functions only.
 """
@@ -7,39 +7,34 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.bundle.predictor import Running
 from dicomsort.bundle.tensors import DISTANCE, PROBABILITIES
-from dicomsort.training.data.splitting import balance
+from dicomsort.training.data.dataset import Indices
+from dicomsort.training.data.rendered import Rendered
+from dicomsort.training.data.splitting import draw
+from dicomsort.training.models.architectures import Architecture
+from dicomsort.training.models.ood import MahalanobisModel
 from dicomsort.training.models.outputs import complete
 from dicomsort.training.models.tflite_weights import INT8, UNREADABLE, Graph
-from dicomsort.training.progress import hushed
+from dicomsort.training.progress import Reporter, hushed
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Indices
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.models.ood import MahalanobisModel
-    from dicomsort.training.progress import Reporter
-
-    Predicted = tuple[NDArray[np.float32], NDArray[np.float32] | None]  # probabilities (n, C), distances (n,)
+Predicted = tuple[NDArray[np.float32], NDArray[np.float32] | None]  # probabilities (n, C), distances (n,)
 
 EXAMPLES = 240  # images that the ranges of activations are taken from
-MIN_IMAGES = 200  # held-out images: of fewer, one is more than what integers may lose
+MIN_IMAGES = 200  # held-out images: of fewer, one is more than the accuracy that int8 may lose
 
 
 @contextmanager
 def converting(model: Any) -> Iterator[Any]:
-    """Yield TensorFlow's converter of a keras.Model to builtin operators, any batch size, without its remarks."""
+    """Yield TensorFlow's converter of a keras.Model, quiet, to builtin operators and any batch size."""
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory(prefix="dicomsort-") as scratch, hushed():
@@ -50,12 +45,11 @@ def converting(model: Any) -> Iterator[Any]:
 
 
 def quantize(network: Any, mahalanobis: MahalanobisModel | None, images: NDArray[np.uint8]) -> bytes:
-    """Return a LiteRT model of int8 that gives what ``network`` does: all outputs of ``outputs.complete``.
+    """Return a LiteRT model of ``network`` in int8, with all outputs of ``outputs.complete``.
 
     ``images``: uint8 (n, height, width, 3), from which the ranges of activations are taken. Input and outputs are
-    float32, and so is what is computed from the features: it costs no time, a distance is a small difference of large
-    numbers, and the last layer can be trained further. ValueError, RuntimeError or one of ``UNREADABLE`` where
-    TensorFlow makes none.
+    float32, and so is all that is computed from the features: it costs no time, a distance is a small difference of
+    large numbers, and the last layer can be fine-tuned. One of ``UNREADABLE`` where TensorFlow makes none.
     """
     import tensorflow as tf
 
@@ -68,15 +62,15 @@ def quantize(network: Any, mahalanobis: MahalanobisModel | None, images: NDArray
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = examples
         debugger = tf.lite.experimental.QuantizationDebugger(converter=converter, debug_dataset=examples)
-        kept = Graph.read(debugger.calibrated_model).behind_features()
-        debugger.options = tf.lite.experimental.QuantizationDebugOptions(denylisted_nodes=kept)
+        in_float = Graph.read(debugger.calibrated_model).behind_features()
+        debugger.options = tf.lite.experimental.QuantizationDebugOptions(denylisted_nodes=in_float)
         converted: bytes = debugger.get_nondebug_quantized_model()
     return converted
 
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """Makes networks of int8 that predict; ``rendered`` has the images, ``seed`` fixes which serve as examples."""
+    """Converts networks to int8 and predicts with them; ``seed`` fixes which of the images calibrate them."""
 
     rendered: Rendered
     seed: int
@@ -86,7 +80,7 @@ class Quantizer:
     def fitting(
         cls, architecture: Architecture, rendered: Rendered, seed: int, reporter: Reporter, held: int
     ) -> Self | str:
-        """Return one for a training that holds out ``held`` images; or why its network stays in floating point."""
+        """Return one for a training that holds out ``held`` images, or why its network stays in floating point."""
         if INT8 not in architecture.precisions:
             return "this network is not exported so"
         if held < MIN_IMAGES:
@@ -94,16 +88,16 @@ class Quantizer:
         return cls(rendered, seed, reporter)
 
     def make(self, network: Any, mahalanobis: MahalanobisModel | None, items: Indices) -> bytes | str:
-        """Return the LiteRT file of a network in int8, whose examples are some of ``items``; or why there is none."""
+        """Return the LiteRT file of a network in int8, calibrated on some of ``items``; or why there is none."""
         try:
-            return quantize(network, mahalanobis, self._images(self.spread(items, EXAMPLES)))
-        except (*UNREADABLE, RuntimeError) as error:
+            return quantize(network, mahalanobis, self._examples(items))
+        except UNREADABLE as error:
             return f"TensorFlow makes none of this network ({' '.join(str(error).split())[:100]})"
 
     def predict(self, model: bytes, items: Indices) -> Predicted:
-        """Return what a LiteRT file predicts for ``items``; no distances where it tells none."""
+        """Return the predictions of a LiteRT file for ``items``; no distances where it has none."""
         parts: list[dict[str, NDArray[np.float32]]] = []
-        with hushed():  # LiteRT says something when a model is run first
+        with hushed():  # LiteRT prints when a model is run first
             running = Running(model)
             running.run(np.zeros((1, *self.rendered.images.shape[1:]), np.float32))
         with self.reporter.step("Asking the network in int8", len(items)) as step:
@@ -116,16 +110,12 @@ class Quantizer:
     def predict_fold(
         self, network: Any, mahalanobis: MahalanobisModel | None, outside: Indices, inside: Indices
     ) -> Predicted | None:
-        """Return what a network trained on ``outside`` predicts for ``inside`` in int8; None where it cannot."""
+        """Return the predictions in int8 of a network trained on ``outside`` for ``inside``, None if that fails."""
         made = self.make(network, mahalanobis, outside)
         return None if isinstance(made, str) else self.predict(made, inside)
 
-    def spread(self, items: Indices, count: int) -> Indices:
-        """Return at most ``count`` of ``items``, drawn so that classes, and in each its sources, come alike."""
-        weights = balance(self.rendered.dataset.only(items)).astype(np.float64)
-        random = np.random.default_rng(self.seed)
-        drawn: Indices = random.choice(items, min(count, len(items)), replace=False, p=weights / weights.sum())
-        return np.sort(drawn)
+    def _examples(self, items: Indices) -> NDArray[np.uint8]:
+        return self._images(items[draw(self.rendered.dataset.only(items), EXAMPLES, self.seed)])
 
     def _images(self, items: Indices) -> NDArray[np.uint8]:
         images: NDArray[np.uint8] = self.rendered.images[self.rendered.rows[items]]
@@ -133,7 +123,7 @@ class Quantizer:
 
 
 def words(report: Mapping[str, Any]) -> str:
-    """Say in a sentence without a stop what metrics.json reports of the integers."""
+    """Return the report of int8 in metrics.json as a sentence without a stop."""
     if "accuracy" not in report:
         return f"{'int8' if report['kept'] else 'No int8'}: {report['reason']}"
     figures = (

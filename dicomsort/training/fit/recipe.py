@@ -1,17 +1,16 @@
-"""The numbers that a training is asked for, and what it leaves."""
+"""The hyperparameters of a training, and its result."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
-    from dicomsort.training.fit.held_out import HeldOutPredictions
-    from dicomsort.training.models.ood import MahalanobisModel
+from dicomsort.training.fit.held_out import HeldOutPredictions
+from dicomsort.training.models.ood import MahalanobisModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +18,8 @@ class Hyperparameters:
     """The numbers of a training run.
 
     ``augment`` names a strength of ``augment.STRENGTHS``. ``patience`` is the number of epochs without a better
-    validation loss after which training ends with the best epoch's weights; 0 trains every epoch and keeps the last
-    ones. ``balance`` weighs classes, and in each its sources, alike, ``split`` says what is held out; None leaves
+    validation loss after which training stops with the best epoch's weights; 0 trains every epoch and retains the last
+    weights. ``balance`` weighs classes, and in each its sources, alike, ``split`` is what is held out; None leaves
     either to the recipe. ``checkpoint`` is the folder from which an interrupted training resumes (None: there is none),
     unless ``fresh``.
     """
@@ -40,11 +39,11 @@ class Hyperparameters:
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """A trained keras.Model and what was measured on the way.
+    """A trained keras.Model and what was measured in training.
 
     ``mahalanobis`` is that of its training images' features, None where it is not known; ``int8`` is ``held_out`` by
-    networks in int8, None where there were none; ``history``: column -> a value an epoch; ``split``
-    names what ``history`` held out, ``course`` is what metrics.json reports of the training.
+    networks in int8, None where there were none; ``history``: column -> a value an epoch; ``split`` describes what
+    ``history`` held out, ``course`` is the report of the training in metrics.json.
     """
 
     model: Any

@@ -5,19 +5,15 @@ Imports Keras: import this module inside a function, after everything that can f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import keras
 
+from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.fit.finetune import Finetune, fit_finetune
 from dicomsort.training.fit.full import fit_full
+from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.fit.transfer import fit_transfer
-
-if TYPE_CHECKING:
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
-    from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.progress import Reporter
+from dicomsort.training.models.architectures import Architecture
+from dicomsort.training.progress import Reporter
 
 
 def fit(architecture: Architecture, rendered: Rendered, hyper: Hyperparameters, reporter: Reporter) -> TrainedModel:
@@ -25,5 +21,5 @@ def fit(architecture: Architecture, rendered: Rendered, hyper: Hyperparameters, 
     keras.utils.set_random_seed(hyper.seed)
     if isinstance(architecture, Finetune):
         return fit_finetune(architecture, rendered, hyper, reporter)
-    by_name = {"full": fit_full, "transfer": fit_transfer}
-    return by_name[architecture.recipe](architecture, rendered, hyper, reporter)
+    recipe = {"full": fit_full, "transfer": fit_transfer}[architecture.recipe]
+    return recipe(architecture, rendered, hyper, reporter)

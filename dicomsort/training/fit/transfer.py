@@ -1,9 +1,9 @@
 """The recipe for networks with pretrained weights: the first layers stay frozen, the rest is trained, by source.
 
-What the frozen layers give for the images and their variations is computed once. On that the rest is trained: once for
-each fold of sources, to predict that fold, at last on everything. Images are drawn so that classes, and in each its
-sources, come alike. The weights are a running average of those on the way (Polyak and Juditsky 1992), while the
-learning rate rises shortly and falls to 0 along a cosine.
+The activations of the frozen layers for the images and their variations are computed once. On these the rest is
+trained: once for each fold of sources, to predict that fold, and finally on everything. Images are drawn so that
+classes, and in each its sources, are balanced. The weights are a running average over the last steps (Polyak and
+Juditsky 1992); the learning rate warms up shortly and falls to 0 along a cosine.
 
 Imports Keras: import this module inside a function, after everything that can fail early.
 """
@@ -11,59 +11,52 @@ Imports Keras: import this module inside a function, after everything that can f
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
-from dicomsort.training.data.dataset import DatasetError
-from dicomsort.training.data.prefetch import Feed, as_dataset
+from dicomsort.training.data.dataset import Dataset, DatasetError, Indices
+from dicomsort.training.data.prefetch import Feed
+from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import folds, held_together
-from dicomsort.training.fit.checkpoint import Checkpoint, Progress, Saved
-from dicomsort.training.fit.feeding import FeedTimer, ProgressCallback, one_hot, waiting
+from dicomsort.training.fit.checkpoint import Checkpoint, Progress, Saved, checkpoint_of
+from dicomsort.training.fit.feeding import one_hot, run, waiting
 from dicomsort.training.fit.frozen_features import (
     BalancedSampler,
+    ChangedImages,
     ReplaySampler,
     ReplayTargets,
-    Shown,
+    Views,
+    activations_of,
     divide,
-    look,
     view_all,
 )
-from dicomsort.training.fit.full import identify
 from dicomsort.training.fit.held_out import HeldOutPredictions
 from dicomsort.training.fit.quantize import Quantizer
-from dicomsort.training.fit.recipe import TrainedModel
+from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models import ood
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Dataset, Indices
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.fit.frozen_features import Views
-    from dicomsort.training.fit.recipe import Hyperparameters
-    from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.models.tflite_head import Body
-    from dicomsort.training.progress import Reporter
+from dicomsort.training.models.architectures import Architecture
+from dicomsort.training.models.tflite_head import Body
+from dicomsort.training.progress import Reporter
 
 FOLDS = 5
 WARM_UP = 0.1
 DECAY, CLIP = 1e-3, 1.0
-AVERAGED, MOST_AVERAGED = 0.1, 100  # the share of the steps that the running average is over, and their number at most
+AVERAGED, MOST_AVERAGED = 0.1, 100  # the share of the steps that the running average covers, and their number at most
 PREDICTED = 128
 ARRAYS = "probabilities, distances, variants, integers, integer_distances"  # in a checkpoint, in this order
 
 
 def fit_mahalanobis(trainer: TailTrainer, items: Indices) -> ood.MahalanobisModel | None:
-    """Return where the features of ``items`` lie, those of OTHER left out where there are other classes."""
+    """Return the Mahalanobis model of ``items``, without OTHER where there are other classes."""
     known = trainer.dataset.known(items)
     features, _ = trainer.predict(trainer.views.activations[0][known])
     return ood.fit(features, trainer.dataset.classes()[known])
@@ -71,12 +64,12 @@ def fit_mahalanobis(trainer: TailTrainer, items: Indices) -> ood.MahalanobisMode
 
 @dataclass(frozen=True, slots=True)
 class TailTrainer:
-    """A network in training: ``trunk``, which is frozen, and ``tail``, trained again and again from ``start``.
+    """A network in training: ``trunk``, which is frozen, and ``tail``, trained anew for each fold from ``start``.
 
-    ``both`` is the tail with two outputs, features and probabilities; ``views`` is what the trunk gives; ``spent`` see
-    ``feeding.FeedTimer``; ``replay`` is what is shown between the images, None for nothing; ``start_share`` is the
-    share of ``start`` in the weights that a training ends with; ``mahalanobis(self, items)`` is the model of
-    the features of the images that it was trained on, None where that is not known.
+    ``both`` is the tail with two outputs, features and probabilities; ``views`` are the trunk's activations; ``spent``:
+    see ``feeding.ProgressCallback``; ``replay`` is shown between the images, None for nothing; ``start_share`` is the
+    share of ``start`` in the final weights; ``mahalanobis(self, items)`` returns the Mahalanobis model of the training
+    images, None where that is not known.
     """
 
     network: Any
@@ -95,13 +88,13 @@ class TailTrainer:
 
     @property
     def dataset(self) -> Dataset:
-        """The data set that it is trained on."""
+        """The data set."""
         return self.rendered.dataset
 
     def fit(
-        self, items: Indices, held: Indices | None, name: str, callbacks: Sequence[Any] = ()
+        self, items: Indices, held_out: Indices | None, name: str, callbacks: Sequence[Any] = ()
     ) -> dict[str, list[float]]:
-        """Train on ``items``; return the history, with the figures of ``held`` where given."""
+        """Train on ``items``; return the history, with the metrics of ``held_out`` if not None."""
         hyper, data = self.hyper, self._data(items)
         steps = hyper.epochs * len(data)
         warm = max(1, round(WARM_UP * steps))
@@ -109,33 +102,26 @@ class TailTrainer:
             0.0, max(1, steps - warm), warmup_target=hyper.learning_rate, warmup_steps=warm
         )
         for variable, value in zip(self.tail.variables, self.start, strict=True):
-            variable.assign(value)  # what draws for dropout begins anew as well
+            variable.assign(value)  # the seeds of dropout as well
         momentum = 1 - 1 / min(max(AVERAGED * steps, 1), MOST_AVERAGED)
         optimizer = keras.optimizers.AdamW(
             rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=momentum
         )
         optimizer.build(self.tail.trainable_variables)  # else TensorFlow traces the training step twice
         self.tail.compile(optimizer, self._loss(), metrics=["accuracy"])
-        validation = (
-            None if held is None else (self.views.activations[0, held].astype(np.float32), one_hot(self.dataset)[held])
-        )
+        validation = None
+        if held_out is not None:
+            validation = self.views.activations[0, held_out].astype(np.float32), one_hot(self.dataset)[held_out]
         with self.reporter.step(name, steps) as step, Feed(data, hyper.epochs) as feed:
-            begin = FeedTimer(feed)
-            done = self.tail.fit(
-                as_dataset(feed), validation_data=validation, epochs=hyper.epochs, shuffle=False, verbose=0,
-                callbacks=[begin, ProgressCallback(step, hyper.epochs), *callbacks],
-            )  # fmt: skip
-        self.spent.extend(begin.spent)
-        if self.start_share:
-            for variable, value in zip(self.tail.variables, self.start, strict=True):
-                if np.issubdtype(value.dtype, np.floating):
-                    variable.assign(
-                        self.start_share * value + (1 - self.start_share) * keras.ops.convert_to_numpy(variable)
-                    )
-        return {column: [float(value) for value in values] for column, values in done.history.items()}
+            history, spent = run(self.tail, feed, validation, hyper.epochs, step, callbacks)
+        self.spent.extend(spent)
+        share = self.start_share
+        for variable, value in zip(self.tail.variables, self.start, strict=True):
+            if share and np.issubdtype(value.dtype, np.floating):
+                variable.assign(share * value + (1 - share) * keras.ops.convert_to_numpy(variable))
+        return history
 
     def _data(self, items: Indices) -> BalancedSampler | ReplaySampler:
-        """Return what is drawn from ``items``, and from what is rehearsed."""
         drawn = BalancedSampler(self.views, self.dataset, items, self.hyper)
         if self.replay is None:
             return drawn
@@ -144,15 +130,14 @@ class TailTrainer:
     def _loss(self) -> Any:
         """Return the cross-entropy among the classes that have images.
 
-        In fine-tuning, some may have none. They would only ever be argued against, and
-        unlearnt: measured, all of it within minutes.
+        In fine-tuning, some may have none. The network would forget them: measured, within minutes.
         """
-        shown = [] if self.replay is None else [self.replay.truth]
-        there = np.isin(np.arange(len(self.dataset.labels)), np.concatenate([self.dataset.classes(), *shown]))
-        if there.all():
+        replayed = [] if self.replay is None else [self.replay.truth]
+        present = np.isin(np.arange(len(self.dataset.labels)), np.concatenate([self.dataset.classes(), *replayed]))
+        if present.all():
             return "categorical_crossentropy"
-        there = there.astype(np.float32)
-        return lambda truth, given: keras.losses.categorical_crossentropy(truth, given * there)  # which makes the sum 1
+        mask = present.astype(np.float32)
+        return lambda truth, given: keras.losses.categorical_crossentropy(truth, given * mask)  # which makes the sum 1
 
     def predict(self, activations: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return features (N, D) and probabilities (N, C), float32, for activations (N, …)."""
@@ -172,21 +157,21 @@ def opened(
     reporter: Reporter,
     body: Body | None = None,
 ) -> Iterator[TailTrainer]:
-    """Yield the network with all that its frozen layers give, in temporary files; ``body`` stands for these layers."""
+    """Yield the network with the activations of its frozen layers, in a temporary file; ``body`` replaces them."""
     network = architecture.build(rendered.images.shape[1:], len(rendered.dataset.labels))
     trunk, tail, both = divide(network, architecture.trained_from)
+    frozen = body or trunk
     with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
         start = [keras.ops.convert_to_numpy(variable) for variable in tail.variables]
         spent: list[tuple[float, float]] = []
-        place = Path(scratch) / "views.npy"
-        views = view_all(body or trunk, rendered, hyper.augment, hyper.seed, place, reporter, spent)
-        yield TailTrainer(network, body or trunk, tail, both, start, views, rendered, hyper, reporter, spent)
+        views = view_all(frozen, rendered, hyper.augment, hyper.seed, Path(scratch) / "views.npy", reporter, spent)
+        yield TailTrainer(network, frozen, tail, both, start, views, rendered, hyper, reporter, spent)
 
 
 def fit_transfer(
     architecture: Architecture, rendered: Rendered, hyper: Hyperparameters, reporter: Reporter
 ) -> TrainedModel:
-    """Train what lies behind ``architecture.trained_from``: once a fold of sources, at last on everything."""
+    """Train the layers from ``architecture.trained_from``: once a fold of sources, finally on everything."""
     dataset = rendered.dataset
     grouped = dataset.grouped()
     fold = folds(dataset, FOLDS, hyper.seed, grouped=grouped)
@@ -203,12 +188,15 @@ def fit_in_folds(
     trainer: TailTrainer, fold: NDArray[np.int64], network: str, *, by_source: bool, quantizer: Quantizer | None = None
 ) -> TrainedModel:
     """Train once for each fold on the others, then on everything; ``network`` names the weights in a checkpoint."""
-    hyper, count, unit = trainer.hyper, len(np.unique(fold)), _unit(trainer.dataset, grouped=by_source)
+    hyper, count, unit = trainer.hyper, len(np.unique(fold)), trainer.dataset.sources_held()
+    if not by_source:
+        unit = "images at random (there are no sources to tell apart), patients and near-duplicates kept together"
     how = f"cross-validation in {count} folds by {unit}: each image is judged by a model not trained on its fold"
     held_out = HeldOutPredictions.room(trainer.dataset, fold, how, by_source=by_source)
     everything = np.arange(len(fold))
     with _resumable(trainer):
-        int8, history = cross_validate(trainer, held_out, _checkpoint(trainer, network), quantizer)
+        checkpoint = checkpoint_of(trainer.network, trainer.rendered, hyper, architecture=network, judged=ARRAYS)
+        int8, history = cross_validate(trainer, held_out, checkpoint, quantizer)
         trainer.fit(everything, None, "Training on everything")
     mahalanobis = trainer.mahalanobis(trainer, everything)
     if mahalanobis is None:
@@ -225,19 +213,23 @@ def cross_validate(
     checkpoint: Checkpoint | None = None,
     quantizer: Quantizer | None = None,
 ) -> tuple[HeldOutPredictions | None, dict[str, list[float]]]:
-    """Fill ``held_out``: each of its folds is predicted by what is trained on the others.
+    """Fill ``held_out``: each of its folds is predicted by a network trained on the others.
 
-    Returns the same of these networks in int8, where there is a ``quantizer`` that can make them all, and the history
-    with the first fold held out. What each fold gave is saved in ``checkpoint``, and not done again.
+    Returns the same of these networks in int8, where there is a ``quantizer`` that can convert them all, and the
+    history with the first fold held out. Each fold is saved in ``checkpoint``, and a resumed training skips it.
     """
     integers, distances = np.full_like(held_out.probabilities, np.nan), np.full(len(held_out.items), np.nan, np.float32)
     arrays = [*held_out.arrays(), integers, distances]
     numbers = np.unique(held_out.fold)
-    progress = _restored(checkpoint, arrays, trainer, len(numbers))
+    count = len(numbers)
+    saved = checkpoint and checkpoint.resume(trainer.reporter, lambda past: f"{past.epoch} of {count} folds are done")
+    progress = saved.progress if saved else Progress()
+    for array, before in zip(arrays, saved.variables if saved else arrays, strict=True):
+        array[...] = before
     for i, k in enumerate(numbers[progress.epoch :], progress.epoch + 1):
         inside, outside = np.flatnonzero(held_out.fold == k), np.flatnonzero(held_out.fold != k)
         validation = None if progress.history else inside
-        history = trainer.fit(outside, validation, f"Cross-validation, fold {i} of {len(numbers)}")
+        history = trainer.fit(outside, validation, f"Cross-validation, fold {i} of {count}")
         mahalanobis = predict_fold(trainer, held_out, outside, inside)
         found = quantizer and quantizer.predict_fold(trainer.network, mahalanobis, outside, inside)
         if found:
@@ -256,7 +248,7 @@ def cross_validate(
 def predict_fold(
     trainer: TailTrainer, held_out: HeldOutPredictions, outside: Indices, inside: Indices
 ) -> ood.MahalanobisModel | None:
-    """Fill in the images ``inside``, plain and changed by each robustness test, by what was trained on ``outside``.
+    """Predict the images ``inside``, unchanged and changed by each robustness test; the training was on ``outside``.
 
     Returns the Mahalanobis model of ``outside``.
     """
@@ -266,8 +258,8 @@ def predict_fold(
         held_out.distances[inside] = mahalanobis.distances(features)
     with trainer.reporter.step("Judging changed images", len(inside) * len(SHORTCUTS)) as step:
         for name, change in SHORTCUTS.items():
-            shown = Shown(trainer.rendered, inside, partial(_changed, change))
-            for _, items, activations in look(trainer.trunk, shown, 1, step, trainer.spent):
+            changed = ChangedImages(trainer.rendered, inside, partial(_changed, change))
+            for _, items, activations in activations_of(trainer.trunk, changed, 1, step, trainer.spent):
                 held_out.variants[name][items] = trainer.predict(activations)[1]
     return mahalanobis
 
@@ -276,33 +268,9 @@ def _changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], *args: An
     return np.stack([change(image) for image in args[-1]])
 
 
-def _checkpoint(trainer: TailTrainer, network: str) -> Checkpoint | None:
-    """Return the place for what the folds give."""
-    if (place := trainer.hyper.checkpoint) is None:
-        return None
-    identity = identify(trainer.network, trainer.rendered, trainer.hyper, architecture=network, judged=ARRAYS)
-    return Checkpoint(place, identity)
-
-
-def _restored(
-    checkpoint: Checkpoint | None, arrays: Sequence[NDArray[Any]], trainer: TailTrainer, count: int
-) -> Progress:
-    """Fill ``arrays`` from a checkpoint and return how many folds that is; say so, or why not."""
-    saved, problem = checkpoint.load() if checkpoint and not trainer.hyper.fresh else (None, "")
-    if problem:
-        trainer.reporter.note(f"Starting anew: there is a checkpoint, but {problem}")
-    if checkpoint is None or saved is None:
-        return Progress()
-    for array, before in zip(arrays, saved.variables, strict=True):
-        array[...] = before
-    done = f"{saved.progress.epoch} of {count} folds are done"
-    trainer.reporter.note(f"Going on from the checkpoint in {checkpoint.folder.name}: {done}")
-    return saved.progress
-
-
 @contextmanager
 def _resumable(trainer: TailTrainer) -> Iterator[None]:
-    """Say how an interrupted training goes on."""
+    """Report how to resume an interrupted training."""
     place = trainer.hyper.checkpoint
     try:
         yield
@@ -310,9 +278,3 @@ def _resumable(trainer: TailTrainer) -> Iterator[None]:
         if place and place.is_dir():
             trainer.reporter.note(f"The same command goes on from {place.name}; --fresh starts anew")
         raise
-
-
-def _unit(dataset: Dataset, *, grouped: bool) -> str:
-    if not grouped:
-        return "images at random (there are no sources to tell apart), patients and near-duplicates kept together"
-    return dataset.sources_held()

@@ -8,35 +8,31 @@ further).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from dicomsort.errors import UsageError
-from dicomsort.training.models import efficientnet_lite0, keras_applications
-from dicomsort.training.models.keras_applications import classifier
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
+from dicomsort.training.models import efficientnet_lite0
+from dicomsort.training.models.keras_applications import NETWORKS, body, classifier, pretrained, weights_digest
 
 Shape = tuple[int, int, int]
 Precision = Literal["float32", "float16", "int8"]
 LITE0_TRAINED = "blocks-5-expand_conv"
-# What folders that hold a header's class are called.
+# The usual names of folders for the classes that a header may name, in lower case.
 HEADER_NAMES = {"CT": {"ct"}, "MRI": {"mri", "mr"}, "XRAY": {"xray", "x-ray", "x_ray"}}
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A network: what it is called in a card, how it is built, trained and exported.
+    """A network: how a card describes it, and how it is built, trained and exported.
 
-    ``build(shape, classes)`` returns the whole keras.Model, with pretrained weights where there are some; it takes what
-    ``VARIATIONS`` names as well.
-    ``trained_from`` is the layer from which ``transfer`` trains, "" for what is behind ``features``. ``precisions`` are
-    the numbers that its LiteRT model may compute in, the first of which is kept that will do (``export``). ``require``
-    raises UsageError where something to build it with is missing, before any time is spent.
+    ``build(shape, classes)`` returns the whole keras.Model, with pretrained weights where there are some; it also takes
+    the options of ``VARIATIONS``. ``trained_from`` is the layer from which ``transfer`` trains, "" for the layers
+    behind ``features``. ``precisions`` are those of its LiteRT model, in the order in which ``export`` tries them.
+    ``require`` raises UsageError where something is missing that building it needs, before any time is spent.
     """
 
     summary: str
@@ -47,14 +43,14 @@ class Architecture:
     require: Callable[[], object] = tuple
 
     def header_classes(self, labels: Sequence[str]) -> dict[str, str]:
-        """Return which of ``labels`` are the classes that a header may name, by their names."""
+        """Return class that a header may name -> label, of those among ``labels``."""
         return {name: label for name, known in HEADER_NAMES.items() for label in labels if label.casefold() in known}
 
 
 def cnn(shape: Shape, classes: int, *, filters: int = 32, dense: int = 128) -> Any:
     """Return the reference network: three convolutions, each with pooling, and a dense layer of 128 features.
 
-    ``filters`` is the number in the first convolution, of which the others have twice and four times as many.
+    ``filters`` is the number in the first convolution; the others have twice and four times as many.
     """
     import keras
 
@@ -79,11 +75,10 @@ def cnn(shape: Shape, classes: int, *, filters: int = 32, dense: int = 128) -> A
 
 
 def _applications(name: str, words: str, trained_from: str) -> Architecture:
-    body = partial(keras_applications.body, name)
     return Architecture(
-        f"{words}, trained from random weights",
+        f"{words} of keras.applications, trained from random weights",
         "full",
-        lambda shape, classes, **more: classifier(body(shape), classes, **more),
+        lambda shape, classes, **more: classifier(body(name, shape), classes, **more),
         ("int8", "float16", "float32"),
         trained_from,
     )
@@ -92,20 +87,16 @@ def _applications(name: str, words: str, trained_from: str) -> Architecture:
 def with_weights(architecture: Architecture, name: str, file: Path) -> Architecture:
     """Return the architecture with the weights of a local Keras file for its backbone, trained as ``transfer``.
 
-    UsageError where the file is none, or the network takes none.
+    UsageError for another file, or a network that takes no weights.
     """
-    if name not in keras_applications.NETWORKS:
-        raise UsageError(
-            f"--weights: expected with --arch {'|'.join(keras_applications.NETWORKS)}, received --arch {name}"
-        )
-    digest = keras_applications.weights_digest(file)
+    if name not in NETWORKS:
+        raise UsageError(f"--weights: expected with --arch {'|'.join(NETWORKS)}, received --arch {name}")
+    digest = weights_digest(file)
     return replace(
         architecture,
         summary=f"{name} of keras.applications, weights of {file.name} (SHA-256 {digest}); its last blocks trained",
         recipe="transfer",
-        build=lambda shape, classes, **more: classifier(
-            keras_applications.pretrained(name, file, shape), classes, **more
-        ),
+        build=lambda shape, classes, **more: classifier(pretrained(name, file, shape), classes, **more),
     )
 
 
@@ -122,20 +113,18 @@ ARCHITECTURES: dict[str, Architecture] = {
         LITE0_TRAINED,
         efficientnet_lite0.read_weights,
     ),
-    "mobilenet-v3-small": _applications(
-        "mobilenet-v3-small", "MobileNetV3-Small of keras.applications", "expanded_conv_8_expand"
-    ),
-    "resnet50": _applications("resnet50", "ResNet-50 of keras.applications", "conv5_block1_1_conv"),
-    "vgg16": _applications("vgg16", "VGG-16 of keras.applications", "block5_conv1"),
+    "mobilenet-v3-small": _applications("mobilenet-v3-small", "MobileNetV3-Small", "expanded_conv_8_expand"),
+    "resnet50": _applications("resnet50", "ResNet-50", "conv5_block1_1_conv"),
+    "vgg16": _applications("vgg16", "VGG-16", "block5_conv1"),
 }
-# What a search may vary in a network, beside the recipe's numbers; ``trained_from`` is its layer of that name.
+# What a search may vary in a network, beside the recipe's numbers.
 VARIATIONS: dict[str, dict[str, tuple[Any, ...]]] = {
     "cnn": {"filters": (16, 32, 48), "dense": (64, 128, 256)},
     "efficientnet-lite0": {
         "dropout": (0.1, 0.3, 0.5),
         "trained_from": (LITE0_TRAINED, "blocks-8-expand_conv", "blocks-11-expand_conv"),
     },
-    **{name: {"dropout": (0.1, 0.3, 0.5)} for name in keras_applications.NETWORKS},
+    **{name: {"dropout": (0.1, 0.3, 0.5)} for name in NETWORKS},
 }
 
 
@@ -145,10 +134,8 @@ def varied(architecture: Architecture, name: str, variation: Mapping[str, Any]) 
     for key, value in variation.items():
         if value not in known.get(key, ()):
             raise UsageError(f"variation of {name}: expected {key} among {known.get(key, ())}, received {value!r}")
+    if not variation:
+        return architecture
     rest = {key: value for key, value in variation.items() if key != "trained_from"}
     start = variation.get("trained_from", architecture.trained_from)
-    return (
-        replace(architecture, build=partial(architecture.build, **rest), trained_from=start)
-        if variation
-        else architecture
-    )
+    return replace(architecture, build=partial(architecture.build, **rest), trained_from=start)

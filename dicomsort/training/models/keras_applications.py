@@ -1,24 +1,22 @@
-"""Networks of ``keras.applications``, without their ImageNet layer, and weights for them from a local file."""
+"""Networks of ``keras.applications``, without their last (ImageNet) layer, and weights for them from a local file."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from dicomsort.errors import UsageError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 HDF5 = b"\x89HDF\r\n\x1a\n"
 DROPOUT = 0.3
-# What the networks' published weights want: blue, green, red, less ImageNet's mean; here in the order of the image.
+# ImageNet's mean; the networks' published weights expect it subtracted, and channels in the order blue, green, red.
 MEAN_RGB = (123.68, 116.779, 103.939)
 
 
 class Network(NamedTuple):
-    """A network's name in keras.applications, and the convolution that meets the image, where that wants BGR."""
+    """A network's name in keras.applications, and its first convolution where that expects BGR, else ""."""
 
     function: str
     first: str
@@ -48,7 +46,7 @@ def body(name: str, shape: tuple[int, int, int]) -> Any:
 def classifier(backbone: Any, classes: int, *, dropout: float = DROPOUT) -> Any:
     """Return the backbone with a softmax layer behind its features.
 
-    Its weights are 0: random ones would stay random in those directions that only unseen sources have.
+    Its weights start at 0: random ones would stay random in directions that only unseen sources have.
     """
     import keras
 
@@ -69,9 +67,8 @@ def weights_digest(file: Path) -> str:
     except OSError as error:
         raise UsageError(f"--weights {str(file)!r}: expected a file, received {error.strerror}") from error
     if file.suffix != ".h5" or head != HDF5:
-        raise UsageError(
-            f"--weights {str(file)!r}: expected Keras weights (.weights.h5 or .h5, HDF5), received another"
-        )
+        msg = f"--weights {str(file)!r}: expected Keras weights (.weights.h5 or .h5, HDF5), received another"
+        raise UsageError(msg)
     return digest
 
 

@@ -1,26 +1,24 @@
-"""How far an image lies, in a network's features, from the images that it was trained on.
+"""Out-of-distribution detection: how far an image's features lie from those of the training images.
 
 The Mahalanobis distance to the nearest class with one covariance for all (Lee et al. 2018, arXiv:1807.03888), on
 features of unit length (Mueller & Hein 2025, arXiv:2505.18032); the covariance is that of probabilistic principal
 components (Tipping & Bishop 1999): as measured in the first ``SIZE`` directions, and equal in all others. Those others
-tell most: what is unlike all training images leaves the subspace that these span (Wang et al. 2022, arXiv:2203.10807).
+matter most: images unlike all training images leave the subspace that these span (Wang et al. 2022, arXiv:2203.10807).
 
-Fit it on the classes that matter and not on OTHER: what is near to one strange kind of image is no less strange.
+Fit it on the classes of interest and not on OTHER: an image near to one odd kind of image is no less odd.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-SIZE, SHARE = 128, 4  # principal directions, at most that part of all
-LEAST = 1e-3  # of the mean variance: so much there is at least in the other directions, or dead units would be all
-ROUNDING = 1e-4  # of squared distances between unit vectors in float32, with room: alike images span no less
+SIZE, SHARE = 128, 4  # principal directions at most, and at most one in so many of all
+LEAST = 1e-3  # of the mean variance: the least in the other directions, or dead units would decide alone
+ROUNDING = 1e-4  # above the rounding of squared distances between unit vectors in float32
 KEPT = 0.99
 TINY = 1e-12
 
@@ -52,7 +50,7 @@ class MahalanobisModel:
         return result
 
     def lines(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return what a class's squared distance has beyond that of the centre: slopes (D, C) and offsets (C,)."""
+        """Return slopes (D, C), offsets (C,) of what a class's squared distance adds to that of the centre."""
         means, directions = self.means.astype(np.float64), self.directions.astype(np.float64)
         projected = means @ directions
         slopes = -2 * (means - projected @ directions.T)
@@ -60,7 +58,7 @@ class MahalanobisModel:
 
     @property
     def scale(self) -> float:
-        """What a squared distance is divided by."""
+        """The divisor of squared distances."""
         return self.rest * len(self.centre)
 
 
@@ -70,7 +68,7 @@ def fit(
     """Return the model of ``features``, float32 (N, D), whose ``classes`` are integers (N,), one number a class.
 
     ``weights``, 0 or more (N,), say how much each image counts; all the same by default. Directions that N images
-    cannot span are left out: a few images do, and so does D = 1.
+    cannot span are left out: a few images are enough, and D may be 1.
     """
     unit = _unit(features.astype(np.float64))
     share = np.ones(len(unit)) if weights is None else weights.astype(np.float64)
@@ -80,9 +78,9 @@ def fit(
     covariance = (inside * share[:, None]).T @ inside / share.sum()
     variances, vectors = np.linalg.eigh(covariance)
     variances, vectors = np.maximum(variances[::-1], TINY), vectors[:, ::-1]
-    kept = max(0, min(SIZE, len(variances) // SHARE, len(unit) - len(numbers) - 1))
-    rest = max(float(variances[kept:].mean()), LEAST * float(variances.mean()), ROUNDING / len(variances))
-    scaled = vectors[:, :kept] * np.sqrt(np.maximum(0, 1 - rest / variances[:kept]))
+    size = max(0, min(SIZE, len(variances) // SHARE, len(unit) - len(numbers) - 1))
+    rest = max(float(variances[size:].mean()), LEAST * float(variances.mean()), ROUNDING / len(variances))
+    scaled = vectors[:, :size] * np.sqrt(np.maximum(0, 1 - rest / variances[:size]))
     centre = means.mean(axis=0)
     single = np.float32
     return MahalanobisModel(centre.astype(single), scaled.astype(single), (means - centre).astype(single), rest)
@@ -104,7 +102,7 @@ def append(mahalanobis: MahalanobisModel, features: Any) -> Any:
 
 
 def threshold(distances: NDArray[np.float32], kept: float = KEPT) -> float:
-    """Return the distance that the share ``kept`` (0 to 1) of held-out images, float32 (N,), does not exceed."""
+    """Return the distance that a share ``kept`` (0 to 1) of ``distances``, float32 (N,), held out, does not exceed."""
     return float(f"{np.quantile(distances, kept):.5g}")
 
 

@@ -1,4 +1,4 @@
-"""What a model that is shipped gives beside probabilities: distances and class maps, computed within it.
+"""The outputs of a model that ships beside probabilities: distances and class maps, computed within it.
 
 The class maps are Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) in closed form.
 
@@ -12,21 +12,19 @@ Keras.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.bundle.tensors import DISTANCE, MAPS, PROBABILITIES
 from dicomsort.errors import DicomsortError
 from dicomsort.training.models import ood
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """The end of a network: the layer that pools or flattens a convolution's output, and what comes behind it."""
+    """The end of a network: the layer that pools or flattens a convolution's output, and the layers behind it."""
 
     pool: Any
     layers: tuple[Any, ...]
@@ -54,31 +52,36 @@ def find_tail(model: Any) -> Tail | None:
     return Tail(pool, behind)
 
 
-def complete(model: Any, mahalanobis: ood.MahalanobisModel | None = None, *, explains: bool = True) -> Any:
+def complete(model: Any, mahalanobis: ood.MahalanobisModel | None = None) -> Any:
     """Return a keras.Model of the same weights with the outputs of a bundle, by their names.
 
     From float32 (N, height, width, 3) to ``probabilities`` (N, C); ``maps`` (N, h, w, C), 0 or more, where the network
-    ends as ``find_tail`` says, unless it ``explains`` nothing; ``distance`` (N,) where there is a ``mahalanobis``,
-    made of the features of ``featured``. DicomsortError where there is one, but the network's end is another.
+    ends as ``find_tail`` says; ``distance`` (N,) where there is a ``mahalanobis``, made of the features of
+    ``featured``. DicomsortError where there is one, but the network ends otherwise.
     """
     import keras
 
-    tail = find_tail(model)
-    if tail is None:
-        if mahalanobis is not None:
-            raise DicomsortError(_unknown_end(model))
+    if mahalanobis is None and find_tail(model) is None:
         return keras.Model(model.inputs[0], {PROBABILITIES: model.outputs[0]})
-    features, active = _run(tail)
-    outputs = {PROBABILITIES: active[-1][1]}
-    if explains:
-        outputs[MAPS] = _maps(tail.pool, active)
+    pool, features, active = _run(model)
+    outputs = {PROBABILITIES: active[-1][1], MAPS: _maps(pool, active)}
     if mahalanobis is not None:
         outputs[DISTANCE] = ood.append(mahalanobis, features)
     return keras.Model(model.inputs[0], outputs)
 
 
 def featured(model: Any) -> Any:
-    """Return a keras.Model of the same weights, from images to what the last layer gets: float32 (N, D).
+    """Return a keras.Model of the same weights, from images to the features before the last layer: float32 (N, D).
+
+    DicomsortError where the network does not end as ``find_tail`` says.
+    """
+    import keras
+
+    return keras.Model(model.inputs[0], _run(model)[1])
+
+
+def _run(model: Any) -> tuple[Any, Any, list[tuple[Any, Any]]]:
+    """Return the pooling layer, the features, and the dense layers each with its output, as Keras tensors.
 
     DicomsortError where the network does not end as ``find_tail`` says.
     """
@@ -86,21 +89,10 @@ def featured(model: Any) -> Any:
 
     tail = find_tail(model)
     if tail is None:
-        raise DicomsortError(_unknown_end(model))
-    return keras.Model(model.inputs[0], _run(tail)[0])
-
-
-def _unknown_end(model: Any) -> str:
-    return (
-        f"network {model.name!r}: expected one that ends in pooling or flattening, dense and dropout layers, with "
-        "ReLU between and softmax at the end, received another: it tells no distances"
-    )
-
-
-def _run(tail: Tail) -> tuple[Any, list[tuple[Any, Any]]]:
-    """Return what the last layer gets, and the dense layers each with its output, as Keras tensors."""
-    import keras
-
+        raise DicomsortError(
+            f"network {model.name!r}: expected one that ends in pooling or flattening, dense and dropout layers, with "
+            "ReLU between and softmax at the end, received another: it tells no distances"
+        )
     x = features = tail.pool.output
     active: list[tuple[Any, Any]] = []
     for layer in tail.layers:
@@ -108,11 +100,11 @@ def _run(tail: Tail) -> tuple[Any, list[tuple[Any, Any]]]:
             features = x
             x = layer(x)
             active.append((layer, x))
-    return features, active
+    return tail.pool, features, active
 
 
 def _maps(pool: Any, active: list[tuple[Any, Any]]) -> Any:
-    """Return the maps; ``active`` are the dense layers with their outputs, the last of which are probabilities."""
+    """Return the class maps (N, h, w, C); ``active`` are the dense layers with their outputs."""
     import keras
     from keras import ops
 

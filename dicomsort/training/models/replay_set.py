@@ -1,11 +1,10 @@
 """The replay set of a bundle: features of some images that it was evaluated on, without pixels (``evaluation.npz``).
 
-A training that starts from the bundle changes the last layer alone, so these features stay exact. One part of them is
-shown again between the new images, so that the training does not forget (rehearsal: Robins 1995, Catastrophic
-Forgetting, Rehearsal and Pseudorehearsal). Their target is what the bundle itself predicts (Li and Hoiem 2016,
-arXiv:1606.09282): with their labels as the target a model becomes ever surer of them, and is less often right about
-other images. The other part shares no source with the first, and no such training learns from it: it measures what got
-better and what got worse.
+Fine-tuning changes the last layer alone, so these features stay exact. One part of them is shown again between the new
+images, so that the network does not forget (rehearsal: Robins 1995, Catastrophic Forgetting, Rehearsal and
+Pseudorehearsal). Their target is the bundle's own prediction (Li and Hoiem 2016, arXiv:1606.09282): with their labels
+as the target a model overfits to them, and is less often right about other images. The other part shares no source with
+the first, and fine-tuning never learns from it: it measures what got better and what got worse.
 """
 
 from __future__ import annotations
@@ -15,36 +14,31 @@ import json
 import re
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dicomsort.bundle import EVALUATION_NAME
+from dicomsort.bundle import EVALUATION_NAME, Bundle
 from dicomsort.bundle.spec import read_model
 from dicomsort.errors import BundleError
 from dicomsort.training.data import fingerprint
-from dicomsort.training.data.splitting import balance, folds
+from dicomsort.training.data.dataset import Dataset, Indices
+from dicomsort.training.data.rendered import Rendered
+from dicomsort.training.data.splitting import draw, folds
 from dicomsort.training.models.tflite_head import Body, predict_head
 from dicomsort.training.models.tflite_weights import read_head
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from dicomsort.bundle import Bundle
-    from dicomsort.training.data.dataset import Dataset, Indices
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.progress import Reporter
+from dicomsort.training.progress import Reporter
 
 KEY = "evaluation"
-ROOM = 700_000  # bytes of features at most, before they are packed: what ships has to stay small
+ROOM = 700_000  # bytes of features at most, before compression: a bundle has to stay small
 LEVELS = 255
 MOST = 4000  # images at most, however few features they have
 MAX_RAW = 32 << 20  # bytes that a file may unpack to
 PROBES = 4
-ALIKE = 0.02  # of the largest feature: so much may two computations of the same one differ
+ALIKE = 0.02  # the share of the largest feature by which two computations of the same one may differ
 HALVES = 2
 NO_END = "the network does not end in features and layers behind them"
 ARRAYS = {
@@ -65,7 +59,7 @@ PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 HEAD = re.compile(
     rb"\x93NUMPY\x01\x00(?s:(..))\{'descr': '([^']*)', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n"
 )
-# What damaged content makes zipfile, zlib, json, or what is checked here, raise.
+# What zipfile, zlib, json, or the checks here raise for damaged content.
 BROKEN = (
     ValueError, LookupError, TypeError, ArithmeticError, EOFError, OSError, RuntimeError, zipfile.BadZipFile,
     zlib.error,
@@ -76,12 +70,11 @@ BROKEN = (
 class ReplaySet:
     """Features of N images, of D numbers each.
 
-    ``features``: float16 (N, D), what the network's last layer gets, kept in 256 levels of each;
-    ``classes``: uint8 (N,), places in ``labels``;
-    ``clusters``: uint16 (N,), which images are resampled as one, ``unit`` what that is (source, patient, file);
-    ``rehearsed``: bool (N,), which of them later trainings learn from, clusters never in part; ``trained``: bool (N,),
-    which the network itself was trained on; ``files``: uint32 (N,), the first bits of their SHA-256 (see
-    ``fingerprint``); ``probes``: float16 (n, D), the features of ``probe_images``, by which another network is known.
+    ``features``: float16 (N, D), the input of the network's last layer, of 256 levels each; ``classes``: uint8 (N,),
+    indices of ``labels``; ``clusters``: uint16 (N,), which images are resampled as one, ``unit`` what that is (source,
+    patient, file); ``rehearsed``: bool (N,), which of them fine-tuning learns from, whole clusters; ``trained``: bool
+    (N,), which the network itself was trained on; ``files``: uint32 (N,), the first bits of their SHA-256 (see
+    ``fingerprint``); ``probes``: float16 (n, D), the features of ``probe_images``, which identify the network.
     """
 
     labels: tuple[str, ...]
@@ -97,8 +90,7 @@ class ReplaySet:
     def part(self, *, rehearsed: bool) -> Self:
         """Return the images that are rehearsed, or those that are only evaluated."""
         chosen = self.rehearsed == rehearsed
-        arrays = ("features", *EACH)
-        return replace(self, **{name: getattr(self, name)[chosen] for name in arrays})
+        return replace(self, **{name: getattr(self, name)[chosen] for name in ("features", *EACH)})
 
     @property
     def truth(self) -> NDArray[np.int64]:
@@ -115,28 +107,24 @@ class ReplaySet:
         result: NDArray[np.float64] = weights / weights.sum()
         return result
 
+    def counts(self) -> dict[str, int]:
+        """Return label -> number of images."""
+        return dict(zip(self.labels, np.bincount(self.classes, minlength=len(self.labels)).tolist(), strict=True))
+
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.classes)
 
     def pack(self) -> bytes:
         """Return the file's content, the same for the same features."""
-        story = json.dumps({"labels": self.labels, "unit": self.unit}).encode()
+        header = json.dumps({"labels": self.labels, "unit": self.unit}).encode()
         floors, tops = (edge(self.features, axis=0).astype(np.float32) for edge in (np.min, np.max))
         scales = (tops - floors) / LEVELS
         levels = np.rint((self.features - floors) / np.where(scales > 0, scales, 1))
         arrays = {name: getattr(self, name) for name in (*EACH, "probes")}
-        whole = {
-            **arrays,
-            "features": levels,
-            "floors": floors,
-            "scales": scales,
-            "story": np.frombuffer(story, np.uint8),
-        }
+        arrays |= {"features": levels, "floors": floors, "scales": scales, "story": np.frombuffer(header, np.uint8)}
+        typed = {name: arrays[name].astype(kind) for name, kind in ARRAYS.items()}
         written = io.BytesIO()
-        np.savez_compressed(
-            written, allow_pickle=False, **{name: whole[name].astype(kind) for name, kind in ARRAYS.items()}
-        )
+        np.savez_compressed(written, allow_pickle=False, **typed)
         return written.getvalue()
 
 
@@ -146,13 +134,8 @@ def probe_images(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 
 def choose(dataset: Dataset, width: int, seed: int) -> Indices:
-    """Return at most so many items as there is room for, of ``width`` features: classes alike, and sources in each."""
-    count = min(len(dataset.items), MOST, max(1, ROOM // width))
-    weights = balance(dataset).astype(np.float64)
-    drawn: Indices = np.random.default_rng(seed).choice(
-        len(dataset.items), count, replace=False, p=weights / weights.sum()
-    )
-    return np.sort(drawn)
+    """Return as many items as there is room for, of ``width`` features: classes alike, and sources in each."""
+    return draw(dataset, min(MOST, max(1, ROOM // width)), seed)
 
 
 def remember(
@@ -163,11 +146,11 @@ def remember(
     trained: NDArray[np.bool_],
     seed: int,
 ) -> ReplaySet:
-    """Return the replay set of the items of ``dataset``, of which there are ``features`` (N, D).
+    """Return the replay set of the items of ``dataset``, with their ``features`` (N, D).
 
     ``digests``: SHA-256 of their files; ``probes``: the features of ``probe_images``; ``trained``: bool (N,), which
-    items the network was trained on. One half of the sources is rehearsed, where there are some in every class, else of
-    the patients or files.
+    items the network was trained on. Half of the sources are rehearsed, where every class has some, else half of the
+    patients or files.
     """
     grouped = dataset.grouped()
     names, clusters = np.unique(np.array(dataset.units(grouped=grouped)), return_inverse=True)
@@ -182,7 +165,7 @@ def remember(
 def keep_features(
     model: bytes, rendered: Rendered, items: Indices, trained: NDArray[np.bool_], seed: int, reporter: Reporter
 ) -> bytes | str:
-    """Return the file of a replay set of some of ``items``, (n,); or why a LiteRT model has no features to keep.
+    """Return the content of a replay set's file, of some of ``items`` (n,); or why a LiteRT model has no features.
 
     ``trained``: bool (n,), which of them the model was trained on; ``seed`` fixes which are chosen.
     """
@@ -203,7 +186,7 @@ def keep_features(
 
 
 def recall(bundle: Bundle) -> ReplaySet | None:
-    """Return what a bundle keeps of its evaluation images, None where it keeps nothing.
+    """Return a bundle's replay set, None where it has none.
 
     BundleError where the file is not the one that the bundle pins, or not as ``pack`` writes it.
     """
@@ -214,16 +197,17 @@ def recall(bundle: Bundle) -> ReplaySet | None:
         replay = _unpack(content)
         _require(replay.labels == bundle.labels, f"labels {bundle.labels}", replay.labels)
     except BROKEN as error:
-        report_of = " ".join(str(error).split())[:200] or type(error).__name__
-        msg = f"bundle {str(bundle.folder)!r}: {EVALUATION_NAME}: expected features as dicomsort keeps them, received "
-        raise BundleError(msg + report_of) from error
+        raise BundleError(
+            f"bundle {str(bundle.folder)!r}: {EVALUATION_NAME}: expected features as dicomsort keeps them, received "
+            f"{' '.join(str(error).split())[:200] or type(error).__name__}"
+        ) from error
     return replay
 
 
 def predictions_of(bundle: Bundle, replay: ReplaySet) -> NDArray[np.float32] | None:
-    """Return what a bundle's last layer predicts for a replay set, float32 (N, C), not calibrated.
+    """Return the predictions of a bundle's last layer for a replay set, float32 (N, C), not calibrated.
 
-    None where its file does not hold that layer as numbers that can be read, or it is of other features.
+    None where that layer cannot be read from its file, or has other features.
     """
     try:
         kernel, bias = read_head(read_model(bundle))
@@ -234,12 +218,12 @@ def predictions_of(bundle: Bundle, replay: ReplaySet) -> NDArray[np.float32] | N
 
 
 def require_of(bundle: Bundle, replay: ReplaySet, features: NDArray[np.float32]) -> None:
-    """Raise BundleError unless a bundle's network gives ``probe_images`` the ``features``, (n, D), that it keeps."""
+    """Raise BundleError unless the replay set has the ``features`` (n, D) of ``probe_images`` of a bundle's network."""
     ours = replay.probes.astype(np.float32)
     same = ours.shape == features.shape
-    strayed = float(np.abs(ours - features).max() / max(float(np.abs(ours).max()), 1e-6)) if same else float("inf")
-    if not strayed <= ALIKE:
-        received = f"others by {strayed:.0%}" if same else f"{ours.shape[1]} of them for {features.shape[1]}"
+    difference = float(np.abs(ours - features).max() / max(float(np.abs(ours).max()), 1e-6)) if same else float("inf")
+    if not difference <= ALIKE:
+        received = f"others by {difference:.0%}" if same else f"{ours.shape[1]} of them for {features.shape[1]}"
         raise BundleError(
             f"bundle {str(bundle.folder)!r}: {EVALUATION_NAME}: expected features of its own network, received "
             f"{received}"
@@ -247,7 +231,7 @@ def require_of(bundle: Bundle, replay: ReplaySet, features: NDArray[np.float32])
 
 
 def _unpack(content: bytes) -> ReplaySet:
-    """Return what a file holds; one of ``BROKEN`` where it is another than ``pack`` writes."""
+    """Return the replay set of a file; one of ``BROKEN`` where it is not as ``pack`` writes it."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         parts = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         _require(set(parts) == set(ARRAYS), f"the arrays {', '.join(ARRAYS)}", ", ".join(sorted(parts))[:100])
@@ -255,8 +239,8 @@ def _unpack(content: bytes) -> ReplaySet:
         size = sum(info.file_size for info in parts.values())
         _require(size <= MAX_RAW, f"at most {MAX_RAW} bytes unpacked", size)
         arrays = {name: _array(archive.read(parts[name]), kind) for name, kind in ARRAYS.items()}
-    story = json.loads(arrays.pop("story").tobytes())
-    labels, unit = tuple(map(str, story["labels"])), str(story["unit"])
+    header = json.loads(arrays.pop("story").tobytes())
+    labels, unit = tuple(map(str, header["labels"])), str(header["unit"])
     levels, floors, scales = (arrays.pop(name) for name in ("features", "floors", "scales"))
     _require(levels.ndim == 2, "features of images", levels.shape)  # noqa: PLR2004 - images, and features of each
     _require(floors.shape == scales.shape == levels.shape[1:], "a floor and a scale a feature", scales.shape)
@@ -274,7 +258,7 @@ def _unpack(content: bytes) -> ReplaySet:
 
 
 def _array(content: bytes, kind: str) -> NDArray[Any]:
-    """Return an array of the type ``kind``; its size is that of ``content`` before memory is taken for it."""
+    """Return an array of the type ``kind``, a view of ``content``; ValueError for another head, type or size."""
     head = HEAD.match(content)
     if head is None:
         raise ValueError(f"{content[:20]!r} where the head of an array is due")
@@ -290,35 +274,25 @@ def _require(holds: bool, expected: str, received: object) -> None:  # noqa: FBT
         raise ValueError(f"{received} where {expected} is due")
 
 
-def counts(replay: ReplaySet, labels: Sequence[str]) -> dict[str, int]:
-    """Return label -> number of images."""
-    found = np.bincount(replay.classes, minlength=len(labels))
-    return {label: int(count) for label, count in zip(labels, found, strict=True)}
-
-
 def report_of(content: bytes) -> dict[str, Any]:
-    """Return what metrics.json reports of a file that ``pack`` wrote."""
+    """Return the report, for metrics.json, of a file that ``pack`` wrote."""
     replay = _unpack(content)
-    rehearsed, judged = replay.part(rehearsed=True), replay.part(rehearsed=False)
     return {
         "unit": replay.unit,
         "trained_on": int(replay.trained.sum()),
-        "rehearsed": counts(rehearsed, replay.labels),
-        "judged": counts(judged, replay.labels),
+        "rehearsed": replay.part(rehearsed=True).counts(),
+        "judged": replay.part(rehearsed=False).counts(),
         "megabytes": round(len(content) / 1e6, 2),
     }
 
 
 def words(replay: Mapping[str, Any]) -> str:
-    """Say in a sentence without a stop what ``report_of`` tells."""
-    judged, rehearsed = (sum(replay[name].values()) for name in ("judged", "rehearsed"))
-    count = f"{replay['trained_on']:,} of them" if replay["trained_on"] else "none of these files"
-    trained = f"on {count} the network was trained"
-    shown = "; ".join(
-        f"{name}: {', '.join(f'{label} {count:,}' for label, count in replay[name].items())}"
-        for name in ("judged", "rehearsed")
-    )
+    """Return a report of ``report_of`` as a sentence without a stop."""
+    parts = {name: replay[name] for name in ("judged", "rehearsed")}
+    images = sum(sum(counts.values()) for counts in parts.values())
+    trained = f"{replay['trained_on']:,} of them" if replay["trained_on"] else "none of these files"
+    listed = {name: ", ".join(f"{label} {count:,}" for label, count in parts[name].items()) for name in parts}
     return (
-        f"Features of {judged + rehearsed:,} images kept for later trainings ({replay['megabytes']} MB, no pixels; "
-        f"{trained}); {shown}"
+        f"Features of {images:,} images kept for later trainings ({replay['megabytes']} MB, no pixels; on {trained} "
+        f"the network was trained); {'; '.join(f'{name}: {counts}' for name, counts in listed.items())}"
     )

@@ -1,28 +1,25 @@
-"""Reads the weights of a LiteRT model that ``export`` wrote: what ships is small, and can still be trained further."""
+"""Reads the weights of a LiteRT model that ``export`` wrote, so that a bundle can be fine-tuned."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.bundle.tensors import DISTANCE, read_outputs
 from dicomsort.errors import BundleError
+from dicomsort.training.models.efficientnet_lite0 import Array, Unit
 from dicomsort.training.models.ood import MahalanobisModel
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.models.efficientnet_lite0 import Array, Unit
-
-# What damaged content makes the parser, or what is read here, raise.
+# What the parser, LiteRT, or the checks here raise for damaged content.
 UNREADABLE = (
     struct.error, IndexError, KeyError, StopIteration, TypeError, ValueError, AttributeError, ArithmeticError,
-    RecursionError,
+    RuntimeError,
 )  # fmt: skip
 # TensorType of the schema
 TYPES: dict[int, np.dtype[Any]] = {
@@ -36,6 +33,17 @@ INT8 = "int8"  # the precision, and its block in metrics.json
 PRECISIONS = {0: "float32", 1: "float16", 9: INT8}
 CONVOLUTIONS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D"})
 BIAS = 2  # its place among the inputs of a convolution or a dense layer
+LAST_LAYER = "a last layer as dicomsort exports it"
+
+
+@contextmanager
+def reading(expected: str) -> Iterator[None]:
+    """Raise BundleError, with what was ``expected``, for any of ``UNREADABLE`` within."""
+    try:
+        yield
+    except UNREADABLE as error:
+        received = f"{type(error).__name__}: {error}"[:200]
+        raise BundleError(f"model.tflite: expected {expected}, received {received}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +58,12 @@ class Weights:
 def read_weights(model: bytes, convolutions: int) -> Weights:
     """Return the first ``convolutions`` convolutions of a LiteRT model and the dense layer before its softmax.
 
-    What is stored as int8 is given as the numbers that it stands for. BundleError where it has no such weights.
+    Weights in int8 are dequantized. BundleError where it has no such weights.
     """
-    try:
+    with reading("weights as dicomsort exports them"):
         graph = Graph.read(model)
         units = tuple(graph.units())[:convolutions]
         kernel, bias = graph.head()
-    except UNREADABLE as error:
-        msg = f"model.tflite: expected weights as dicomsort exports them, received {type(error).__name__}: {error}"
-        raise BundleError(msg) from error
     if len(units) != convolutions:
         raise BundleError(f"model.tflite: expected {convolutions} convolutions, received {len(units)}")
     return Weights(units, kernel, bias)
@@ -69,16 +74,12 @@ def read_head(model: bytes) -> Unit:
 
     BundleError where it has none before its softmax.
     """
-    try:
-        kernel, bias = Graph.read(model).head()
-    except UNREADABLE as error:
-        msg = f"model.tflite: expected a last layer as dicomsort exports it, received {type(error).__name__}: {error}"
-        raise BundleError(msg) from error
-    return kernel, bias
+    with reading(LAST_LAYER):
+        return Graph.read(model).head()
 
 
 def precision(model: bytes) -> str:
-    """Return what a LiteRT model's first kernel is stored as: float32, float16 or int8; "unknown" where it has none."""
+    """Return the type of a LiteRT model's first kernel: float32, float16 or int8; "unknown" where it has none."""
     try:
         graph = Graph.read(model)
         kernel = next(o for o in graph.makers.values() if graph.kind(o) in CONVOLUTIONS).Inputs(1)
@@ -89,9 +90,9 @@ def precision(model: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StoredMahalanobisModel(MahalanobisModel):
-    """A Mahalanobis model as a LiteRT file holds it: with what it computes, without ``means``, of which that is made.
+    """A Mahalanobis model as a LiteRT file holds it: ``lines`` instead of the ``means`` that they are made of.
 
-    ``slopes`` (D, C) and ``offsets`` (C,), float64, are those of ``lines``.
+    ``slopes`` (D, C) and ``offsets`` (C,) are float64.
     """
 
     slopes: NDArray[np.float64]
@@ -103,17 +104,14 @@ class StoredMahalanobisModel(MahalanobisModel):
 
 
 def read_mahalanobis(model: bytes) -> MahalanobisModel:
-    """Return what the distances of a LiteRT model are computed with; BundleError where it tells none as exported."""
-    try:
+    """Return the Mahalanobis model that a LiteRT model computes distances with; BundleError where it has none."""
+    with reading("distances as dicomsort exports them"):
         return Graph.read(model).mahalanobis(read_outputs(model)[DISTANCE].index)
-    except UNREADABLE as error:
-        msg = f"model.tflite: expected distances as dicomsort exports them, received {type(error).__name__}: {error}"
-        raise BundleError(msg) from error
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """The one subgraph of a LiteRT model; ``makers`` tell which operator makes a tensor."""
+    """The one subgraph of a LiteRT model; ``makers``: tensor -> the operator that computes it."""
 
     model: Any
     graph: Any
@@ -122,7 +120,7 @@ class Graph:
 
     @classmethod
     def read(cls, data: bytes) -> Graph:
-        """Return the first subgraph of a file's content; what that raises where it is damaged is in ``UNREADABLE``."""
+        """Return the first subgraph of a file's content; one of ``UNREADABLE`` where that is damaged."""
         from ai_edge_litert import schema_py_generated as schema
 
         model = schema.Model.GetRootAs(data, 0)
@@ -158,11 +156,11 @@ class Graph:
         return kernel, self.bias(dense, kernel.shape[1])
 
     def features(self) -> int:
-        """Return the tensor that the last layer gets."""
+        """Return the tensor that is the last layer's input."""
         return int(self.last().Inputs(0))
 
     def bias(self, operator: Any, size: int) -> NDArray[np.float32]:
-        """Return the bias (size,) of a convolution or a dense layer; the converter leaves out one that is all 0."""
+        """Return the bias (size,) of a convolution or a dense layer; the converter omits a bias of zeros."""
         index = self.bias_of(operator)
         return self.constant(index) if index >= 0 else np.zeros(size, np.float32)
 
@@ -171,7 +169,7 @@ class Graph:
         return int(operator.Inputs(BIAS)) if operator.InputsLength() > BIAS else -1
 
     def mahalanobis(self, distance: int) -> MahalanobisModel:
-        """Return what the tensor ``distance`` is computed with (see ``distance.append``)."""
+        """Return the Mahalanobis model that the tensor ``distance`` is computed with (see ``ood.append``)."""
         unit = next(int(o.Outputs(0)) for o in self.makers.values() if self.kind(o) == "L2_NORMALIZATION")
         centred = next(operator for operator in self.users(unit) if self.kind(operator) == "SUB")
         centre = self.constant(centred.Inputs(1))
@@ -194,26 +192,26 @@ class Graph:
         return StoredMahalanobisModel(centre, directions, unknown, 1 / size / len(centre), slopes.T, offsets)
 
     def users(self, index: int) -> list[Any]:
-        """Return the operators that a tensor goes into."""
-        return [o for o in self.makers.values() if index in (int(o.Inputs(i)) for i in range(o.InputsLength()))]
+        """Return the operators that have a tensor as input."""
+        return [operator for operator in self.makers.values() if index in inputs_of(operator)]
 
     def behind_features(self) -> list[str]:
-        """Return the names of the float32 tensors computed from the features, or from what these are the means of."""
+        """Return the names of the float32 tensors computed from the features, or from the maps they are means of."""
         features = self.features()
         pooled = self.kind(self.makers[features]) == "MEAN"
         reached, found = {int(self.makers[features].Inputs(0)) if pooled else features}, []
         for output, operator in self.makers.items():
-            if reached & {int(operator.Inputs(i)) for i in range(operator.InputsLength())}:
+            if reached.intersection(inputs_of(operator)):
                 reached.add(output)
                 found += [output] if self.graph.Tensors(output).Type() == FLOAT32 else []
         return [self.graph.Tensors(index).Name().decode() for index in found]
 
     def bytes_of(self, index: int) -> int:
-        """Return the size of what the file holds of a tensor; 0 for one that is computed."""
+        """Return the bytes that the file holds of a tensor; 0 for one that is computed."""
         return int(self.model.Buffers(self.graph.Tensors(index).Buffer()).DataLength())
 
     def stored(self, index: int) -> int:
-        """Return the tensor that holds a constant; one stored as float16 is brought to float32 by an operator."""
+        """Return the tensor that holds a constant; an operator converts one in float16 to float32."""
         if index < 0:
             raise ValueError("expected a constant, received none")
         for _ in range(len(self.makers) + 1):  # as operators may feed each other in a circle
@@ -223,20 +221,21 @@ class Graph:
         raise ValueError("expected a constant, received tensors that are made of each other")
 
     def constant(self, index: int) -> NDArray[np.float32]:
-        """Return a constant's value, float32, in whatever numbers it is stored."""
+        """Return a constant's value as float32, of whatever type it is stored."""
         tensor = self.graph.Tensors(self.stored(index))
         data = self.model.Buffers(tensor.Buffer()).DataAsNumpy()
         shape = tuple(int(side) for side in tensor.ShapeAsNumpy()) if tensor.ShapeLength() else ()
         kind = TYPES[tensor.Type()]
         value = data.view(kind).reshape(shape).astype(np.float32)
         if kind.kind == "i":
-            quantization = tensor.Quantization()
-            scales, zeros = (
-                quantization.ScaleAsNumpy(),
-                quantization.ZeroPointAsNumpy(),
-            )  # one for all, or one a channel
-            channels = np.ones(len(shape), int)
+            quantization, channels = tensor.Quantization(), np.ones(len(shape), int)
+            scales, zeros = quantization.ScaleAsNumpy(), quantization.ZeroPointAsNumpy()  # one, or one a channel
             channels[quantization.QuantizedDimension()] = len(scales)
             value = (value - zeros.reshape(channels)) * scales.reshape(channels)
         result: NDArray[np.float32] = value.astype(np.float32)
         return result
+
+
+def inputs_of(operator: Any) -> list[int]:
+    """Return the tensors that are an operator's inputs."""
+    return [int(operator.Inputs(i)) for i in range(operator.InputsLength())]
