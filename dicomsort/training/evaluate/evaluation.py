@@ -34,7 +34,7 @@ from dicomsort.training.evaluate.cross_validation import (
     spread,
     thumbnails,
 )
-from dicomsort.training.evaluate.predictions import Predictions, name_clusters, require_images
+from dicomsort.training.evaluate.predictions import Predictions, name_clusters, own_thresholds, require_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -150,7 +150,7 @@ def _predictions(bundle: Bundle, dataset: Dataset, answers: Sequence[FilePredict
     return Predictions(
         dataset,
         np.stack(rows),
-        {"decide": np.full(count, bundle.decide), "contradict": np.full(count, bundle.contradict)},
+        own_thresholds(bundle, count),
         held_out,
         clusters,
         unit,

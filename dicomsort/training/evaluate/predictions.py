@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dicomsort.bundle import Bundle
     from dicomsort.training.data.dataset import Dataset
     from dicomsort.training.fit.held_out import HeldOutPredictions
 
@@ -51,6 +52,18 @@ class Predictions:
     calibration: str = "the bundle's"
     unchanged: NDArray[np.float32] | None = None
 
+    def only(self, rows: list[int]) -> Predictions:
+        """Return the predictions for these images alone; ``variants`` and ``unchanged`` stay whole."""
+        return replace(
+            self,
+            dataset=self.dataset.only(rows),
+            probabilities=self.probabilities[rows],
+            thresholds={name: values[rows] for name, values in self.thresholds.items()},
+            clusters=[self.clusters[i] for i in rows],
+            distances=None if self.distances is None else self.distances[rows],
+            limits=None if self.limits is None else self.limits[rows],
+        )
+
     @property
     def right(self) -> NDArray[np.bool_]:
         """Whether each image's most probable class is its own, (N,)."""
@@ -80,6 +93,11 @@ def name_clusters(dataset: Dataset) -> tuple[list[str], str]:
         return groups, "source"
     kin = dataset.units(grouped=False)
     return kin, "patient" if any(item.kin for item in dataset.items) and len(set(kin)) > 1 else "file"
+
+
+def own_thresholds(bundle: Bundle, count: int) -> dict[str, NDArray[np.float64]]:
+    """Return the bundle's own thresholds for each of ``count`` images, as ``Predictions`` has them."""
+    return {"decide": np.full(count, bundle.decide), "contradict": np.full(count, bundle.contradict)}
 
 
 def require_images(dataset: Dataset, skipped: int) -> None:
