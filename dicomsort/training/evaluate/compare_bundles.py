@@ -72,8 +72,7 @@ def on_dataset(bundles: Bundles, settings: Settings, engine: Engine, reporter: R
     dataset = scan(settings.dataset, groups, least=1)
     found = [by_model(bundle, relabelled(dataset, bundle.labels), settings, engine, reporter) for bundle in bundles]
     one, two = _aligned(found[0].predictions, found[1].predictions)
-    _, cluster = np.unique(np.array(one.clusters), return_inverse=True)
-    changes = compare.changes(metrics.tally_of(one, cluster), metrics.tally_of(two, cluster), settings.seed)
+    changes = compare.changes(metrics.tally_of(one), metrics.tally_of(two), settings.seed)
     changed = {
         name: [one.dataset.items[i].path for i in np.flatnonzero(right & ~other)[:LISTED]]
         for name, right, other in (("only_first", one.right, two.right), ("only_second", two.right, one.right))
