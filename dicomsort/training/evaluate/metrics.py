@@ -82,10 +82,6 @@ class Tally:
         self._mean(("out_of_distribution",), outside)
         self._add_coverage("decide_and_distance", (self._confidence >= decide) & ~outside)
 
-    def add_sources(self, keys: Sequence[str]) -> None:
-        """Add the mean recall by class and source, which ``keys`` name; a source must lie in one cluster."""
-        self._mean_recall(("mean_recall_by_source",), keys, self.right, np.ones(len(self.truth), bool))
-
     def add_other(self, column: int, keys: Sequence[str], decide: Values, outside: NDArray[np.bool_]) -> None:
         """Add what concerns the class of all the rest, and how the other classes' images fare without it.
 
@@ -102,7 +98,7 @@ class Tally:
         self._ratio(("without_other", "accuracy"), right & known, known)
         self._add_balanced(("without_other", "balanced_accuracy"), right, known)
         if keys:
-            self._mean_recall(("without_other", "mean_recall_by_source"), keys, right, known)
+            self.add_mean_recall(("without_other", "mean_recall_by_source"), keys, right, known)
 
     def add_variant(self, name: str, probabilities: NDArray[np.float32], unchanged: NDArray[np.float32]) -> None:
         """Add a shortcut test: the accuracy on changed images, and the change against the ``unchanged`` ones.
@@ -149,10 +145,10 @@ class Tally:
         counts = np.stack([self._sum(member) for member in members], axis=1)
         self._measures.append(lambda weights: {path: mean_of_known(over(weights @ hits, weights @ counts))})
 
-    def _mean_recall(
+    def add_mean_recall(
         self, path: tuple[str, ...], keys: Sequence[str], right: NDArray[np.bool_], among: NDArray[np.bool_]
     ) -> None:
-        """Add the mean of the recall in each of the rows that ``keys`` name."""
+        """Add the mean of the recall by class and source, which ``keys`` name; a source must lie in one cluster."""
         _, first, row = np.unique(np.array(keys)[among], return_index=True, return_inverse=True)
         recall, home = np.bincount(row, right[among]) / np.bincount(row), self._cluster[among][first]
         top, rows = np.bincount(home, recall, self.clusters), np.bincount(home, minlength=self.clusters).astype(float)
@@ -315,7 +311,7 @@ def tally_of(predictions: Predictions) -> Tally:
     other = dataset.labels.index(OTHER) if beside else None
     keys = [f"{item.label}/{item.source}" for item in dataset.items] if predictions.unit == "source" else []
     if keys:
-        tally.add_sources(keys)
+        tally.add_mean_recall(("mean_recall_by_source",), keys, tally.right, np.ones(len(truth), bool))
     if other is not None:
         tally.add_other(other, keys, decide, outside)
     if predictions.distances is not None and predictions.limits is not None:

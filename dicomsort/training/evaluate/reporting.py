@@ -56,10 +56,10 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     ``manifest.csv`` in the data set's folder lists them, in the columns ``licence`` and ``path`` or ``source``.
     """
     report: dict[str, Any] = {"images": dataset.counts()}
-    named = Counter((item.label, source) for item in dataset.items if (source := item.source))
-    if named:
+    counts = Counter((item.label, source) for item in dataset.items if (source := item.source))
+    if counts:
         report["sources"] = {
-            label: {source: count for (i, source), count in sorted(named.items()) if i == index}
+            label: {source: count for (i, source), count in sorted(counts.items()) if i == index}
             for index, label in enumerate(dataset.labels)
         }
     if licences := _licences(dataset):
@@ -115,5 +115,5 @@ def _licences(dataset: Dataset) -> dict[str, int]:
     except (OSError, UnicodeError, csv.Error):
         return {}
     listed = {row[key]: row["licence"] for key in ("source", "path") for row in rows if row.get(key)}
-    found = Counter(listed.get(item.path) or listed.get(item.source) or NO_LICENCE for item in dataset.items)
-    return {} if not listed else dict(found.most_common())
+    counts = Counter(listed.get(item.path) or listed.get(item.source) or NO_LICENCE for item in dataset.items)
+    return dict(counts.most_common()) if listed else {}
