@@ -5,7 +5,6 @@ The comparison is written as tables, as ``metrics.json`` and as a plot.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,12 @@ from dicomsort.bundle import calibrate
 from dicomsort.content import COMPARED
 from dicomsort.errors import UsageError
 from dicomsort.report import visible
-from dicomsort.training.data.dataset import read_groups, relabelled, scan
+from dicomsort.training.data.dataset import relabelled
 from dicomsort.training.evaluate import compare, metrics
-from dicomsort.training.evaluate.evaluation import COMPARISON, FIGURES, Settings, by_model, outcome
+from dicomsort.training.evaluate.evaluation import COMPARISON, Settings, by_model, outcome, scanned
 from dicomsort.training.evaluate.plots import HELD_OUT, INK, MUTED, TRAINING, in_percent, new_figure
 from dicomsort.training.evaluate.predictions import own_thresholds
-from dicomsort.training.evaluate.reporting import figures_in
+from dicomsort.training.evaluate.reporting import FIGURES, figures_in, write_figures
 from dicomsort.training.evaluate.tables import (
     NUMBERS,
     ROWS,
@@ -68,8 +67,7 @@ def on_dataset(bundles: Bundles, settings: Settings, engine: Engine, reporter: R
             f"--compare: expected two bundles with the same classes, received {', '.join(first.labels)} "
             f"({first.name}) and {', '.join(second.labels)} ({second.name})"
         )
-    groups = read_groups(settings.groups) if settings.groups else None
-    dataset = scan(settings.dataset, groups, least=1)
+    dataset = scanned(settings)
     found = [by_model(bundle, relabelled(dataset, bundle.labels), settings, engine, reporter) for bundle in bundles]
     one, two = _aligned(found[0].predictions, found[1].predictions)
     changes = compare.changes(metrics.tally_of(one), metrics.tally_of(two), settings.seed)
@@ -295,7 +293,7 @@ def _sources(report: Mapping[str, Any], names: Sequence[str]) -> Table:
 def write_comparison(report: Mapping[str, Any], out: Path) -> None:
     """Write figures and picture of a comparison into the folder ``out``."""
     with outcome(out) as folder:
-        (folder / FIGURES).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        write_figures(folder, report)
         plot_comparison(report, folder / COMPARISON)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +16,6 @@ from dicomsort.report import visible
 from dicomsort.training.data import fingerprint as fingerprint_module
 from dicomsort.training.data.dataset import fingerprint
 from dicomsort.training.evaluate import compare, plots, reporting
-from dicomsort.training.evaluate.card import write_card
 from dicomsort.training.evaluate.predictions import cross_calibrated
 from dicomsort.training.evaluate.tables import MEGABYTES, PURPOSES
 from dicomsort.training.fit.finetune import Finetune
@@ -88,15 +86,13 @@ def write(folder: Path, result: TrainingResult) -> dict[str, Any]:
     figures = reporting.report_of(predictions, result.settings.seed)
     figures |= {"skipped": dict(rendered.skipped), "training_run": _training_run(result, folder)}
     spec = _spec(result) | _place_evaluation(folder, exported.replay_set)
-    (folder / "card.md").write_text(write_card(spec, figures), "utf-8", "backslashreplace")
-    (folder / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    reporting.write(folder, spec, figures, predictions)
     with (folder / "history.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("epoch", *trained.history))
         writer.writerows((i, *values) for i, values in enumerate(zip(*trained.history.values(), strict=True), 1))
     for column in ("accuracy", "loss"):
         plots.plot_history(trained.history, column, folder / f"{column}.png", trained.course.get("epoch_kept"))
-    reporting.draw(folder, figures, predictions)
     _draw_mistakes(result, predictions)
     seal(folder, spec)
     return figures
