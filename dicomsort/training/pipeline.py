@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dicomsort.training.data.splitting import Grouping
     from dicomsort.training.models.architectures import Architecture
 
-SKIPPED_SAID = 10
+SKIPPED_SHOWN = 10
 TRIALS = frozenset({"trials.csv", "trials.png"})  # what a search adds to its bundle
 EARLIER = "screen.tflite"  # a second network, which bundles had until there was one
 MAYBE = TRIALS | {EARLIER}  # what an earlier bundle may have beside ``OUTPUTS``
@@ -42,7 +42,7 @@ MAYBE = TRIALS | {EARLIER}  # what an earlier bundle may have beside ``OUTPUTS``
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a run left: the bundle's folder, metrics.json's figures, and the files that were skipped, with reasons.
+    """The result of a run: the bundle's folder, metrics.json's figures, and the skipped files with reasons.
 
     ``sheet`` is the picture of the most confident mistakes, beside the bundle.
     """
@@ -118,7 +118,7 @@ def scanned(settings: Settings, architecture: Architecture) -> Dataset:
 
 
 def _rival(settings: Settings, architecture: Architecture) -> Bundle | None:
-    """Return the bundle that fine-tuning is to replace if it is no better, None where there is none."""
+    """Return the bundle that fine-tuning replaces unless it is worse, None where there is none."""
     if not isinstance(architecture, Finetune):
         return None
     rival = rival_at(settings.out, architecture.bundle, anyway=settings.replace_worse)
@@ -147,20 +147,18 @@ def _written(folder: Path, result: TrainingResult) -> dict[str, Any]:
 
 
 def _note_groups(grouping: Grouping, reporter: Reporter) -> None:
-    """Say what is kept on one side of every split."""
     reporter.note(f"Kept together: {grouping.words()}")
-    for names in grouping.joined[:SKIPPED_SAID]:
+    for names in grouping.joined[:SKIPPED_SHOWN]:
         reporter.note(f"  one source, for a shared patient, near-duplicate or name: {visible(', '.join(names))}")
     if grouping.blank:
         reporter.note(f"{grouping.blank:,} images are of one colour; they tell nothing")
 
 
 def _note_skipped(rendered: Rendered, reporter: Reporter) -> None:
-    """Say how many files were skipped, and the first of them with their reasons."""
     if not rendered.skipped:
         return
     reporter.note(f"Skipped {len(rendered.skipped)} files that are no readable image:")
-    for path, reason in rendered.skipped[:SKIPPED_SAID]:
+    for path, reason in rendered.skipped[:SKIPPED_SHOWN]:
         reporter.note(f"  {visible(path)}: {reason}")
-    if len(rendered.skipped) > SKIPPED_SAID:
-        reporter.note(f"  … and {len(rendered.skipped) - SKIPPED_SAID} more, all listed in metrics.json")
+    if len(rendered.skipped) > SKIPPED_SHOWN:
+        reporter.note(f"  … and {len(rendered.skipped) - SKIPPED_SHOWN} more, all listed in metrics.json")
