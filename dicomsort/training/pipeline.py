@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dicomsort.bundle import check_target, staged
+from dicomsort.bundle import Bundle, check_target, staged
 from dicomsort.errors import DicomsortError
 from dicomsort.report import visible
 from dicomsort.training.data.augment import varied_by
-from dicomsort.training.data.dataset import MIN_IMAGES, read_groups, relabelled, require_trainable, scan
+from dicomsort.training.data.dataset import MIN_IMAGES, Dataset, read_groups, relabelled, require_trainable, scan
 from dicomsort.training.data.rendered import Rendered, open_cache, render_all
 from dicomsort.training.evaluate import calibration
 from dicomsort.training.evaluate.compare import beside_of, compared, refusal, rival_at
@@ -28,9 +28,7 @@ from dicomsort.training.settings import Settings, checked
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dicomsort.bundle import Bundle
     from dicomsort.engines.engine import Engine
-    from dicomsort.training.data.dataset import Dataset
     from dicomsort.training.data.splitting import Grouping
     from dicomsort.training.models.architectures import Architecture
 

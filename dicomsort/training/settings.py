@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dicomsort.config import TRAINING, TrainSettings
 from dicomsort.config import checked as in_range
@@ -18,10 +18,7 @@ from dicomsort.training.evaluate.reporting import SHEET as SHEET_NAME
 from dicomsort.training.fit.checkpoint import NAME, PART
 from dicomsort.training.fit.finetune import from_bundle
 from dicomsort.training.fit.recipe import Hyperparameters
-from dicomsort.training.models.architectures import ARCHITECTURES, varied, with_weights
-
-if TYPE_CHECKING:
-    from dicomsort.training.models.architectures import Architecture
+from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, varied, with_weights
 
 SPLITS = ("random", "source")
 DEFAULT = "cnn"
@@ -107,7 +104,6 @@ def _check_outputs(settings: Settings) -> Settings:
 
 
 def _finetuning(settings: Settings, start: Path) -> tuple[Settings, Architecture]:
-    """Return what ``checked`` does for fine-tuning."""
     if settings.weights:
         raise UsageError("--from: expected no --weights beside it, received both")
     architecture = from_bundle(start)

@@ -15,7 +15,7 @@ from dicomsort.training.data.prefetch import Feed
 from dicomsort.training.data.splitting import balance, split
 from dicomsort.training.fit.feeding import Batches, compiled, fast_precision, one_hot, predict_rows, run
 from dicomsort.training.fit.transfer import opened
-from dicomsort.training.settings import checked
+from dicomsort.training.settings import Settings, checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from dicomsort.training.data.rendered import Rendered
     from dicomsort.training.progress import Reporter
-    from dicomsort.training.settings import Settings
 
     Report = Callable[[int, float], None]
 

@@ -20,8 +20,8 @@ from dicomsort.config import checked as in_range
 from dicomsort.errors import UsageError, missing_extra
 from dicomsort.files import Files, closing_descriptor
 from dicomsort.training.data.dataset import fingerprint
-from dicomsort.training.pipeline import rendering, scanned, train
-from dicomsort.training.progress import load_tensorflow
+from dicomsort.training.pipeline import Trained, rendering, scanned, train
+from dicomsort.training.progress import Reporter, load_tensorflow
 from dicomsort.training.settings import Settings, checked
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from dicomsort.engines.engine import Engine
     from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.pipeline import Trained
-    from dicomsort.training.progress import Reporter
 
 TABLE, PICTURE = "trials.csv", "trials.png"
 RATES = (1e-4, 1e-2)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomsort.bundle import calibrate
+from dicomsort.bundle import Bundle, calibrate
 from dicomsort.records import OTHER
 from dicomsort.training.fit.finetune import Finetune
 from dicomsort.training.models import ood
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicomsort.bundle import Bundle
     from dicomsort.training.fit.held_out import HeldOutPredictions
     from dicomsort.training.fit.recipe import TrainedModel
     from dicomsort.training.models.architectures import Architecture

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dicomsort.bundle import Predictor, calibrate, load
+from dicomsort.bundle import Bundle, Predictor, calibrate, load
 from dicomsort.bundle.spec import SPEC_NAME, fail
 from dicomsort.errors import BundleError, UsageError
 from dicomsort.records import RENDERING_VERSION
@@ -31,7 +31,7 @@ from dicomsort.training.evaluate import metrics
 from dicomsort.training.evaluate.metrics import Tally
 from dicomsort.training.evaluate.tables import at, interval, points
 from dicomsort.training.fit.finetune import Finetune
-from dicomsort.training.models.replay_set import predictions_of
+from dicomsort.training.models.replay_set import ReplaySet, predictions_of
 from dicomsort.training.models.tflite_head import predict_head
 
 if TYPE_CHECKING:
@@ -40,14 +40,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicomsort.bundle import Bundle
     from dicomsort.training.data.dataset import Indices
     from dicomsort.training.data.rendered import Rendered
     from dicomsort.training.evaluate.calibration import Calibration
     from dicomsort.training.evaluate.metrics import Figures, Values
     from dicomsort.training.fit.recipe import TrainedModel
     from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.models.replay_set import ReplaySet
 
 KEY, EVALUATION = "started_from", "evaluation"
 UNKNOWN = "What got worse on images of other sources is not known: {name} keeps none to tell by"
@@ -230,7 +228,6 @@ def recalls(figures: Mapping[str, Any], by_class: Mapping[str, int]) -> dict[str
 
 
 def _on_evaluation_set(figures: Mapping[str, Any]) -> str:
-    """Return a sentence on the images that the bundle keeps."""
     before, after = figures["before"], figures["after"]
     bounds = interval(figures, ("balanced_accuracy",), points)
     change = f"{points(figures['change']['balanced_accuracy'])} points{bounds and f', 95 % interval {bounds}'}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomsort.bundle import calibrate
+from dicomsort.bundle import Bundle, calibrate
 from dicomsort.content import COMPARED
 from dicomsort.errors import UsageError
 from dicomsort.report import visible
@@ -18,7 +18,7 @@ from dicomsort.training.data.dataset import relabelled
 from dicomsort.training.evaluate import compare, metrics
 from dicomsort.training.evaluate.evaluation import COMPARISON, Settings, by_model, outcome, scanned
 from dicomsort.training.evaluate.plots import HELD_OUT, INK, MUTED, TRAINING, in_percent, new_figure
-from dicomsort.training.evaluate.predictions import own_thresholds
+from dicomsort.training.evaluate.predictions import Predictions, own_thresholds
 from dicomsort.training.evaluate.reporting import FIGURES, figures_in, write_figures
 from dicomsort.training.evaluate.tables import (
     NUMBERS,
@@ -37,9 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from dicomsort.bundle import Bundle
     from dicomsort.engines.engine import Engine
-    from dicomsort.training.evaluate.predictions import Predictions
     from dicomsort.training.evaluate.tables import KeyPath
     from dicomsort.training.progress import Reporter
 
@@ -262,7 +260,6 @@ def _figures_at(report: Mapping[str, Any], path: KeyPath) -> list[Any]:
 
 
 def _counts(report: Mapping[str, Any]) -> list[str]:
-    """Return the number of images that each was evaluated on."""
     counts = _figures_at(report, ("images",)) if report["of"] == OWN else [report["images"]] * 2
     return [f"{count:,}" for count in counts]
 

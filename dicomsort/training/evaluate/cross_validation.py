@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomsort.bundle import Predictor, load
+from dicomsort.bundle import Bundle, Predictor, load
 from dicomsort.bundle.spec import read_model
-from dicomsort.engines.engine import R, submit_batch
-from dicomsort.errors import UsageError
+from dicomsort.engines.engine import Engine, R, submit_batch
+from dicomsort.errors import UsageError, WorkerLost
 from dicomsort.pixels import PixelsError, render
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.rendered import render_all
@@ -29,9 +29,9 @@ from dicomsort.training.evaluate.predictions import Predictions, cross_calibrate
 from dicomsort.training.fit.held_out import HeldOutPredictions
 from dicomsort.training.fit.quantize import Quantizer
 from dicomsort.training.fit.recipe import Hyperparameters
-from dicomsort.training.models.architectures import ARCHITECTURES, varied
+from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, varied
 from dicomsort.training.models.tflite_weights import INT8, precision
-from dicomsort.training.progress import load_tensorflow
+from dicomsort.training.progress import Reporter, Step, load_tensorflow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,12 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicomsort.bundle import Bundle
-    from dicomsort.engines.engine import Engine
-    from dicomsort.errors import WorkerLost
     from dicomsort.training.data.dataset import Dataset
-    from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.progress import Reporter, Step
 
     Row = NDArray[np.float32]
 

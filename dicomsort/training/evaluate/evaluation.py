@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomsort.bundle import SPEC_NAME, require_answer
+from dicomsort.bundle import SPEC_NAME, Bundle, require_answer
 from dicomsort.content import kind_of
 from dicomsort.errors import UsageError
 from dicomsort.files import look_up
@@ -32,7 +32,6 @@ from dicomsort.training.evaluate.reporting import CARD, FIGURES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from dicomsort.bundle import Bundle
     from dicomsort.engines.engine import Engine
     from dicomsort.training.progress import Reporter
 
@@ -72,7 +71,12 @@ def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Repor
 
     UsageError where the data set, the bundle or a setting cannot be evaluated with.
     """
-    settings = replace(settings, out=_check(bundle, settings))
+    settings = replace(settings, out=check_out(settings.out, settings.dataset))
+    if settings.update and settings.folds is None:
+        raise UsageError("--update: expected --cross-validate source beside it, received figures of another kind")
+    if settings.update and not os.access(bundle.folder, os.W_OK):
+        expected = f"--out {str(bundle.folder)!r}: expected a folder that can be written"
+        raise UsageError(f"{expected}, received one that cannot")
     dataset = relabelled(scanned(settings), bundle.labels)
     if settings.folds is None:
         evaluated = by_model(bundle, dataset, settings, engine, reporter)
@@ -151,17 +155,6 @@ def _predictions(bundle: Bundle, dataset: Dataset, results: Sequence[FilePredict
         limits=None if bundle.distance is None else np.full(count, bundle.distance),
         variants={name: np.stack([result.variants[name] for result in results]) for name in results[0].variants},
     )
-
-
-def _check(bundle: Bundle, settings: Settings) -> Path:
-    """Return the real path of ``settings.out``; UsageError where figures could not be written, or must not be."""
-    out = check_out(settings.out, settings.dataset)
-    if settings.update and settings.folds is None:
-        raise UsageError("--update: expected --cross-validate source beside it, received figures of another kind")
-    if settings.update and not os.access(bundle.folder, os.W_OK):
-        expected = f"--out {str(bundle.folder)!r}: expected a folder that can be written"
-        raise UsageError(f"{expected}, received one that cannot")
-    return out
 
 
 def check_out(out: Path, dataset: Path | None = None) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dicomsort.records import OTHER
-from dicomsort.training.data.dataset import DatasetError
+from dicomsort.training.data.dataset import Dataset, DatasetError
 from dicomsort.training.evaluate.calibration import by_image, nested
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicomsort.bundle import Bundle
-    from dicomsort.training.data.dataset import Dataset
     from dicomsort.training.fit.held_out import HeldOutPredictions
 
 NESTED = "nested"

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import dicomsort
-from dicomsort.bundle import EVALUATION_NAME, MODEL_NAME, SPEC_NAME, seal
+from dicomsort.bundle import EVALUATION_NAME, MODEL_NAME, SPEC_NAME, Bundle, seal
 from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.report import visible
@@ -25,7 +25,6 @@ from dicomsort.training.models.tflite_weights import INT8
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dicomsort.bundle import Bundle
     from dicomsort.training.data.rendered import Rendered
     from dicomsort.training.evaluate.calibration import Calibration
     from dicomsort.training.evaluate.compare import Comparison

@@ -27,7 +27,7 @@ from dicomsort.training.models.outputs import complete
 from dicomsort.training.models.replay_set import keep_features
 from dicomsort.training.models.tflite_head import Body, predict_head, with_head
 from dicomsort.training.models.tflite_weights import INT8, precision
-from dicomsort.training.progress import hushed
+from dicomsort.training.progress import Reporter, hushed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from dicomsort.training.fit.recipe import TrainedModel
     from dicomsort.training.models.architectures import Architecture
     from dicomsort.training.models.ood import MahalanobisModel
-    from dicomsort.training.progress import Reporter
 
 TOLERANCE = 0.01
 DISTANCE_TOLERANCE = 0.05
