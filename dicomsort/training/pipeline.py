@@ -56,8 +56,8 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
     """Train and write the bundle ``settings.out``; it is placed whole or not at all.
 
     ``open_workers`` opens the engine that decodes the files, and makes variations where there are many cores.
-    UsageError where a setting or the data set cannot be trained with; KeyboardInterrupt leaves a checkpoint from which
-    the same settings go on.
+    UsageError where a setting or the data set cannot be trained with; KeyboardInterrupt leaves a checkpoint, from which
+    the same settings resume.
     """
     settings, architecture = checked(settings)
     hyper = settings.hyperparameters()
@@ -74,9 +74,9 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
 
             trained = recipes.fit(architecture, rendered, hyper, reporter)
             exported = tflite.export(architecture, rendered, trained, hyper.seed, reporter)
-            found = calibration.of_training(architecture, trained, exported.held_out, dataset.labels)
-            comparison = compared(architecture, rendered, trained, found, rival, hyper.seed)
-            result = TrainingResult(settings, architecture, rendered, trained, exported, found, comparison)
+            calibrated = calibration.of_training(architecture, trained, exported.held_out, dataset.labels)
+            comparison = compared(architecture, rendered, trained, calibrated, rival, hyper.seed)
+            result = TrainingResult(settings, architecture, rendered, trained, exported, calibrated, comparison)
             if comparison and rival and comparison.worse:
                 _refuse(result, rival, comparison.worse)
             figures = _written(folder, result)
@@ -126,7 +126,7 @@ def _rival(settings: Settings, architecture: Architecture) -> Bundle | None:
 
 
 def _refuse(result: TrainingResult, rival: Bundle, reasons: tuple[str, ...]) -> NoReturn:
-    """Leave the bundle beside ``rival``, which it is not to replace, and raise DicomsortError."""
+    """Write the bundle beside ``rival``, which it is not to replace, and raise DicomsortError."""
     out = result.settings.out
     beside = beside_of(out)
     with staged(beside, OUTPUTS | MAYBE) as folder:

@@ -53,7 +53,7 @@ def tune(settings: Settings, trials: int, open_workers: Callable[[], Engine], re
     """Search until there are ``trials``, then train the best and write the bundle ``settings.out`` with the trials.
 
     UsageError where Optuna is missing, or a setting or the data set cannot be trained with; KeyboardInterrupt leaves
-    the trials, from which the same settings go on.
+    the trials, from which the same settings resume.
     """
     optuna = _require_optuna()
     in_range(TRAINING["trials"], trials, "--trials")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dicomsort.training.models.ood import MahalanobisModel
 
 # Fewer held-out predictions than this say nothing about the last percent.
-MIN_HELD_OUT, MIN_OF_CLASS = 50, 10  # of every class where a training goes on: corrections are few, and none typical
+MIN_HELD_OUT, MIN_OF_CLASS = 50, 10  # of every class in fine-tuning: corrections are few, and none typical
 MIN_CONFIDENT = 20
 DECIDE_ACCURACY, DECIDE_BOUNDS = 0.99, (0.5, 0.99)
 CONTRADICT_ACCURACY, CONTRADICT_BOUNDS = 0.995, (0.9, 0.99)

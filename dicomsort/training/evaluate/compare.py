@@ -56,9 +56,9 @@ BATCH = 256  # images in memory at a time
 
 
 class Comparison(NamedTuple):
-    """What became of the bundle that was trained further (``started``, for metrics.json), and of the one at ``--out``.
+    """How a fine-tuned model compares with its bundle (``started``, for metrics.json) and with the one at ``--out``.
 
-    ``worse`` says why the latter is not to be replaced; nothing where there is none or the new one is no worse.
+    ``worse`` says why the latter is not to be replaced; empty where there is none or the new model is no worse.
     """
 
     started: dict[str, Any]
@@ -128,9 +128,9 @@ def compared(
     rival: Bundle | None,
     seed: int,
 ) -> Comparison | None:
-    """Compare what came of fine-tuning with its bundle, and with ``rival``, which it shall replace (None: nothing).
+    """Compare a fine-tuned model with its bundle, and with ``rival``, which it is to replace (None: there is none).
 
-    None where a training did not start from a bundle.
+    Return None where a training did not start from a bundle.
     """
     if not isinstance(architecture, Finetune):
         return None
@@ -145,7 +145,7 @@ def compared(
 def with_bundle(
     bundle: Bundle, recipe: Finetune, rendered: Rendered, trained: TrainedModel, temperature: float, seed: int
 ) -> dict[str, Any]:
-    """Return what metrics.json reports of ``bundle`` (before) and of what came of fine-tuning (after).
+    """Return what metrics.json reports of ``bundle`` (before) and of the fine-tuned model (after).
 
     Of the images at hand, those that the bundle was trained on flatter it: they are ``left_out`` where there are
     others, else counted, and ``trained_on`` is their number.
@@ -271,7 +271,7 @@ def _shares(figures: Mapping[str, Any]) -> str:
 def rival_at(out: Path, start: Bundle, *, anyway: bool) -> Bundle | None:
     """Return the bundle that lies at ``--out``, None where there is none, or it is replaced ``anyway``.
 
-    UsageError where it cannot be compared with what goes on from ``start``.
+    UsageError where it cannot be compared with a model that is trained from ``start``.
     """
     if anyway or not (out / SPEC_NAME).is_file():
         return None
@@ -296,45 +296,45 @@ def of_one_line(one: Bundle, other: Bundle) -> bool:
 
 
 def reasons(report: Mapping[str, Any]) -> list[str]:
-    """Return why what came after the bundle that ``report`` compares it with is worse; see the rule above."""
+    """Return why the new model is worse than the bundle that ``report`` compares it with; see the rule above."""
     figures = report.get(EVALUATION)
-    found = _worse_on(figures) if figures else []
+    worse = _worse_on(figures) if figures else []
     before, after = report["before"]["right"], report["after"]["right"]
     if report["trained_on"]:
         if not figures:
-            found.append(
+            worse.append(
                 f"nothing to compare them by: {report['name']} was trained on all {report['images']:,} images at hand, "
                 "and there are no evaluation images that both keep"
             )
     elif after < before:
-        found.append(f"of {report['images']:,} images at hand {before:,} were right and {after:,} are")
-    return found
+        worse.append(f"of {report['images']:,} images at hand {before:,} were right and {after:,} are")
+    return worse
 
 
 def _worse_on(figures: Mapping[str, Any]) -> list[str]:
     """Return what got worse on the images that the bundle keeps, beyond what is allowed."""
-    before, after, found = figures["before"], figures["after"], []
+    before, after, worse = figures["before"], figures["after"], []
     loss = figures["best_of_line"] - after["balanced_accuracy"]
     if loss > BALANCED and loss * figures["images"] >= LOST:
         shares = f"{before['balanced_accuracy']:.1%} → {after['balanced_accuracy']:.1%}"
         if figures["best_of_line"] > before["balanced_accuracy"]:
             shares += f", and {figures['best_of_line']:.1%} earlier in its line"
-        found.append(f"balanced accuracy on its {figures['images']:,} evaluation images {shares}")
+        worse.append(f"balanced accuracy on its {figures['images']:,} evaluation images {shares}")
     old, new = (recalls(each, figures["by_class"]) for each in (before, after))
     for label in old:
         bounds = at(figures, ("intervals", "classes", label, "recall"))
         if new[label] - old[label] < -RECALL and bounds and bounds[1] < 0:
-            found.append(f"recall of {label} there {old[label]:.1%} → {new[label]:.1%}")
-    return found
+            worse.append(f"recall of {label} there {old[label]:.1%} → {new[label]:.1%}")
+    return worse
 
 
 def beside_of(out: Path) -> Path:
-    """Return where the bundle goes that is not to replace that at ``out``: beside it."""
+    """Return the folder of a bundle that is not to replace the one at ``out``: beside it."""
     return out.absolute().with_name(f"{out.absolute().name}.refused")
 
 
 def refusal(out: Path, rival: Bundle, why: tuple[str, ...], beside: Path) -> str:
-    """Return the words of the error for a bundle that is not replaced, while the new one lies ``beside``."""
+    """Return the message of the error for a bundle that is not replaced; the new one lies ``beside``."""
     return (
         f"--out {str(out)!r}: expected a model no worse than {rival.name}, which lies there, received a worse one: "
         f"{'; '.join(why)}. It is not replaced; the new one is in {str(beside)!r}; {ANYWAY}"

@@ -66,8 +66,8 @@ def on_dataset(bundles: Bundles, settings: Settings, engine: Engine, reporter: R
             f"({first.name}) and {', '.join(second.labels)} ({second.name})"
         )
     dataset = scanned(settings)
-    found = [by_model(bundle, relabelled(dataset, bundle.labels), settings, engine, reporter) for bundle in bundles]
-    one, two = _aligned(found[0].predictions, found[1].predictions)
+    parts = [by_model(bundle, relabelled(dataset, bundle.labels), settings, engine, reporter) for bundle in bundles]
+    one, two = _aligned(parts[0].predictions, parts[1].predictions)
     changes = compare.changes(metrics.tally_of(one), metrics.tally_of(two), settings.seed)
     changed = {
         name: [one.dataset.items[i].path for i in np.flatnonzero(right & ~other)[:LISTED]]
@@ -75,12 +75,12 @@ def on_dataset(bundles: Bundles, settings: Settings, engine: Engine, reporter: R
     }
     return {
         "of": SAME,
-        **_describe(bundles, *(each.report["trained_on"] for each in found)),
+        **_describe(bundles, *(each.report["trained_on"] for each in parts)),
         "unit": one.unit,
         **_by_figure(changes, first.labels),
         "sources": _by_source(one, two),
         "changed": changed,
-        "skipped": found[0].report["skipped"] | found[1].report["skipped"],
+        "skipped": parts[0].report["skipped"] | parts[1].report["skipped"],
     }
 
 
@@ -196,13 +196,13 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
             words = "this shows what one of the two forgot, and no accuracy"
             return [f"The network was trained on {count:,} {of_these}: {words}"]
         return []
-    found = []
+    flattering = []
     for name, count in ((visible(each["name"]), each["trained_on"]) for each in both):
         if count is None:
-            found.append(f"{name} does not tell which files it was trained on")
+            flattering.append(f"{name} does not tell which files it was trained on")
         elif count:
-            found.append(f"{name} was trained on {count:,} {of_these}, which flatters it")
-    return found
+            flattering.append(f"{name} was trained on {count:,} {of_these}, which flatters it")
+    return flattering
 
 
 def tables(report: Mapping[str, Any]) -> Iterator[Table]:
@@ -311,7 +311,7 @@ def plot_comparison(report: Mapping[str, Any], path: Path) -> None:
         left.set_yticks(places, list(rows))
         left.invert_yaxis()
         flat = [value for pair in figures for value in pair]
-        in_percent(left.xaxis, decimals=1 if max(flat) - min(flat) < SPAN else 0)  # so many tell them apart
+        in_percent(left.xaxis, decimals=1 if max(flat) - min(flat) < SPAN else 0)  # enough to distinguish them
         _style(left)
         figure.legend(*left.get_legend_handles_labels(), ncols=2, loc="outside lower left")
         figure.suptitle(title(report), x=0.01, ha="left", fontsize=12, fontweight="bold")

@@ -54,8 +54,8 @@ def by_folds(
 ) -> tuple[Predictions, tuple[tuple[str, str], ...]]:
     """Judge every source by models of the bundle's recipe that never saw it; also return what was skipped, and why.
 
-    The sources are held out in ``count`` parts (0: one by one), dealt out by ``seed``: what the recipe trains once is
-    trained on the others for each. The models compute in int8 where the bundle's does.
+    The sources are held out in ``count`` parts (0: one by one), chosen by ``seed``. For each part the recipe is trained
+    on the other parts. The models compute in int8 where the bundle's does.
     """
     architecture, is_int8 = _crossable(bundle), precision(read_model(bundle)) == INT8
     with tempfile.TemporaryDirectory(prefix="dicomsort-evaluate-") as scratch:

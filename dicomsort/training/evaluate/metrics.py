@@ -124,19 +124,19 @@ class Tally:
         self._measures.append(lambda weights: {path: over(weights @ top, weights @ bottom)})
 
     def _classes(self, weights: Values) -> Figures:
-        """Precision, recall and F1 of each class, accuracy and balanced accuracy, and the confusion's shares."""
+        """Return precision, recall and F1 of each class, accuracy and balanced accuracy."""
         matrix = self.matrix(weights)
         hits, support, named = np.einsum("rcc->rc", matrix), matrix.sum(2), matrix.sum(1)
         recall, precision, f1 = over(hits, support), over(hits, named), over(2 * hits, support + named)
-        found: Figures = {
+        figures: Figures = {
             ("accuracy",): over(hits.sum(1), support.sum(1)),
             ("balanced_accuracy",): mean_of_known(recall),
         }
         for i, label in enumerate(self.labels):
-            found["classes", label, "precision"] = precision[:, i]
-            found["classes", label, "recall"] = recall[:, i]
-            found["classes", label, "f1"] = f1[:, i]
-        return found
+            figures["classes", label, "precision"] = precision[:, i]
+            figures["classes", label, "recall"] = recall[:, i]
+            figures["classes", label, "f1"] = f1[:, i]
+        return figures
 
     def _add_balanced(self, path: tuple[str, ...], right: NDArray[np.bool_], among: NDArray[np.bool_]) -> None:
         """Add the mean over the classes of the share that is ``right``, ``among`` some of the images."""

@@ -79,7 +79,7 @@ def new_figure(size: tuple[float, float], path: Path | None = None) -> Iterator[
         figure.savefig(stream, dpi=DPI)
         with Image.open(stream) as picture:
             few = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-        # this text tells a picture of ours from others (``content.FIGURE``)
+        # by this text an earlier picture is recognised (``content.FIGURE``)
         mark = PngInfo()
         mark.add_text("Software", "dicomsort")
         few.save(path, "PNG", optimize=True, pnginfo=mark)

@@ -28,13 +28,13 @@ class Predictions:
 
     ``probabilities``: float32 (N, C), calibrated, in the order of the labels. ``thresholds``: ``decide`` and
     ``contradict`` -> float64 (N,), on confidence, each image's own where they were fitted without it. ``held_out``
-    says in words how the images relate to those that the model was trained on; ``by_source`` tells whether whole
-    sources were kept from it. ``clusters`` names for each item what is resampled as one, ``unit`` what that is (source,
+    says in words how the images relate to those that the model was trained on; ``by_source`` says whether whole
+    sources were held out. ``clusters`` names for each item what is resampled as one, ``unit`` what that is (source,
     patient, file). ``distances``: float32 (N,), the feature-space distance from the training images, or None;
     ``limits``: float64 (N,), beyond which an image is out of distribution. ``variants``: name of a robustness test ->
     probabilities of the changed images, like the others.
     ``unchanged``: those of the unchanged images by the models behind ``variants``, None where they are
-    ``probabilities``. ``calibration`` tells where temperatures and thresholds come from: ``the bundle's``, or
+    ``probabilities``. ``calibration`` says where temperatures and thresholds come from: ``the bundle's``, or
     ``nested`` (other folds).
     """
 
@@ -112,19 +112,19 @@ def cross_calibrated(held_out: HeldOutPredictions, dataset: Dataset, limit: floa
     ``limit`` is that of distance, where it is known and not fitted.
     """
     other = dataset.labels.index(OTHER) if OTHER in dataset.labels else None
-    found = nested(held_out.probabilities, held_out.truth, held_out.fold, held_out.distances, other)
+    calibrated = nested(held_out.probabilities, held_out.truth, held_out.fold, held_out.distances, other)
     clusters, unit = name_clusters(dataset)
     return Predictions(
         dataset,
-        found.probabilities,
-        {"decide": found.decide, "contradict": found.contradict},
+        calibrated.probabilities,
+        {"decide": calibrated.decide, "contradict": calibrated.contradict},
         held_out.how,
         clusters,
         unit,
         held_out.by_source,
         held_out.distances,
-        found.limits if limit is None else np.full(len(held_out.fold), limit),
-        {name: by_image(changed, found.temperatures) for name, changed in held_out.variants.items()},
+        calibrated.limits if limit is None else np.full(len(held_out.fold), limit),
+        {name: by_image(changed, calibrated.temperatures) for name, changed in held_out.variants.items()},
         NESTED,
         held_out.unchanged,
     )
