@@ -20,17 +20,7 @@ from dicomsort.training.evaluate.evaluation import COMPARISON, Settings, by_mode
 from dicomsort.training.evaluate.plots import HELD_OUT, INK, MUTED, TRAINING, in_percent, new_figure
 from dicomsort.training.evaluate.predictions import Predictions, own_thresholds
 from dicomsort.training.evaluate.reporting import FIGURES, figures_in, write_figures
-from dicomsort.training.evaluate.tables import (
-    NUMBERS,
-    ROWS,
-    Table,
-    at,
-    interval,
-    number,
-    percent,
-    points,
-    source_of,
-)
+from dicomsort.training.evaluate.tables import NUMBERS, ROWS, Table, at, interval, number, percent, points, source_of
 from dicomsort.training.models.replay_set import predictions_of, recall
 
 if TYPE_CHECKING:
@@ -74,8 +64,7 @@ def on_dataset(bundles: Bundles, settings: Settings, engine: Engine, reporter: R
         for name, right, other in (("only_first", one.right, two.right), ("only_second", two.right, one.right))
     }
     return {
-        "of": SAME,
-        **_describe(bundles, *(each.report["trained_on"] for each in parts)),
+        **_header(SAME, bundles, *(each.report["trained_on"] for each in parts)),
         "unit": one.unit,
         **_by_figure(changes, first.labels),
         "sources": _by_source(one, two),
@@ -100,14 +89,12 @@ def on_their_own(bundles: Bundles, seed: int) -> dict[str, Any]:
             thresholds = [own_thresholds(bundle, len(images)) for bundle in bundles]
             changes = compare.on_replay_set(images, *both, seed, thresholds)
             trained = changes.pop("trained_on")
-            return {"of": KEPT, **_describe(bundles, trained, trained), **_by_figure(changes, images.labels)}
-    figures = {name: _own_figures(bundle) for name, bundle in zip(BOTH, bundles, strict=True)}
+            return _header(KEPT, bundles, trained, trained) | _by_figure(changes, images.labels)
     return {
-        "of": OWN,
-        **_describe(bundles, None, None),
+        **_header(OWN, bundles, None, None),
         "same_images": first.training.get("fingerprint") == second.training.get("fingerprint"),
         "labels": list(first.labels),
-        "figures": figures,
+        "figures": {name: _own_figures(bundle) for name, bundle in zip(BOTH, bundles, strict=True)},
     }
 
 
@@ -145,12 +132,12 @@ def _by_source(first: Predictions, second: Predictions) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-abs(row["second"] - row["first"]), row["label"], row["source"]))
 
 
-def _describe(bundles: Bundles, *trained_on: int | None) -> dict[str, Any]:
-    rows = [
-        {"name": bundle.name, "sha256": bundle.model_sha256, "trained_on": count}
-        for bundle, count in zip(bundles, trained_on, strict=True)
-    ]
-    return {"bundles": dict(zip(BOTH, rows, strict=True))}
+def _header(of: str, bundles: Bundles, *trained_on: int | None) -> dict[str, Any]:
+    rows = {
+        name: {"name": bundle.name, "sha256": bundle.model_sha256, "trained_on": count}
+        for name, bundle, count in zip(BOTH, bundles, trained_on, strict=True)
+    }
+    return {"of": of, "bundles": rows}
 
 
 def _own_figures(bundle: Bundle) -> dict[str, Any]:

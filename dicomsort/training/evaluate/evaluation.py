@@ -82,7 +82,7 @@ def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Repor
         evaluated = by_model(bundle, dataset, settings, engine, reporter)
     else:
         predictions, skipped = by_folds(bundle, dataset, settings.folds, settings.seed, engine, reporter)
-        evaluated = Evaluated(predictions, report_of(bundle, predictions, skipped, settings.seed))
+        evaluated = _evaluated(bundle, predictions, skipped, settings.seed, trained_on=0)
     predictions = evaluated.predictions
     chosen = reporting.mistakes(predictions)
     paths = [predictions.dataset.items[i].path for i in chosen]
@@ -120,23 +120,20 @@ def by_model(bundle: Bundle, dataset: Dataset, settings: Settings, engine: Engin
     require_images(dataset, len(skipped))
     known = fingerprint.compare(bundle.training, dataset.items, [result.digest for result in good])
     predictions = _predictions(bundle, dataset, good, known.words())
-    return Evaluated(predictions, report_of(bundle, predictions, skipped, settings.seed, known))
+    return _evaluated(bundle, predictions, skipped, settings.seed, known.count)
 
 
-def report_of(
-    bundle: Bundle,
-    predictions: Predictions,
-    skipped: Sequence[tuple[str, str]],
-    seed: int,
-    known: fingerprint.Overlap | None = None,
-) -> dict[str, Any]:
-    """Return metrics.json's content; ``known``: how many of the images the model was trained on."""
-    return {
+def _evaluated(
+    bundle: Bundle, predictions: Predictions, skipped: Sequence[tuple[str, str]], seed: int, trained_on: int | None
+) -> Evaluated:
+    """Return predictions and report; the model was trained on ``trained_on`` of the images (None: not known)."""
+    report = {
         "model": {"name": bundle.name, "sha256": bundle.model_sha256},
-        "trained_on": known.count if known else 0,
+        "trained_on": trained_on,
         **reporting.report_of(predictions, seed),
         "skipped": {visible(path): reason for path, reason in skipped},
     }
+    return Evaluated(predictions, report)
 
 
 def _predictions(bundle: Bundle, dataset: Dataset, results: Sequence[FilePrediction], held_out: str) -> Predictions:

@@ -248,10 +248,7 @@ def nest(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def measure(
-    probabilities: NDArray[np.float32],
-    truth: NDArray[np.int64],
-    labels: Sequence[str],
-    thresholds: Mapping[str, float],
+    probabilities: NDArray[np.float32], truth: NDArray[np.int64], labels: Sequence[str], thresholds: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return accuracy, balanced accuracy, figures by class, confusion matrix (rows: truth), ECE, coverage and the rest.
 

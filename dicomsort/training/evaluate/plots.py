@@ -209,10 +209,7 @@ def plot_reliability(right: NDArray[np.bool_], confidence: NDArray[np.float32], 
 
 
 def plot_coverage(
-    right: NDArray[np.bool_],
-    confidence: NDArray[np.float32],
-    thresholds: Mapping[str, Mapping[str, Any]],
-    path: Path,
+    right: NDArray[np.bool_], confidence: NDArray[np.float32], thresholds: Mapping[str, Mapping[str, Any]], path: Path
 ) -> None:
     """Draw the accuracy among the most confident images against their share; the thresholds are marked."""
     order = np.argsort(-confidence, kind="stable")
