@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dicomsort.bundle import check_target, staged
+from dicomsort.bundle import Bundle, check_target, staged
 from dicomsort.errors import DicomsortError
 from dicomsort.report import visible
 from dicomsort.training.data.augment import varied_by
-from dicomsort.training.data.dataset import MIN_IMAGES, read_groups, relabelled, require_trainable, scan
+from dicomsort.training.data.dataset import MIN_IMAGES, Dataset, read_groups, relabelled, require_trainable, scan
 from dicomsort.training.data.rendered import Rendered, open_cache, render_all
 from dicomsort.training.evaluate import calibration
 from dicomsort.training.evaluate.compare import beside_of, compared, refusal, rival_at
@@ -28,13 +28,11 @@ from dicomsort.training.settings import Settings, checked
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dicomsort.bundle import Bundle
     from dicomsort.engines.engine import Engine
-    from dicomsort.training.data.dataset import Dataset
     from dicomsort.training.data.splitting import Grouping
     from dicomsort.training.models.architectures import Architecture
 
-SKIPPED_SAID = 10
+SKIPPED_SHOWN = 10
 TRIALS = frozenset({"trials.csv", "trials.png"})  # what a search adds to its bundle
 EARLIER = "screen.tflite"  # a second network, which bundles had until there was one
 MAYBE = TRIALS | {EARLIER}  # what an earlier bundle may have beside ``OUTPUTS``
@@ -42,7 +40,7 @@ MAYBE = TRIALS | {EARLIER}  # what an earlier bundle may have beside ``OUTPUTS``
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a run left: the bundle's folder, metrics.json's figures, and the files that were skipped, with reasons.
+    """The result of a run: the bundle's folder, metrics.json's figures, and the skipped files with reasons.
 
     ``sheet`` is the picture of the most confident mistakes, beside the bundle.
     """
@@ -58,8 +56,8 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
     """Train and write the bundle ``settings.out``; it is placed whole or not at all.
 
     ``open_workers`` opens the engine that decodes the files, and makes variations where there are many cores.
-    UsageError where a setting or the data set cannot be trained with; KeyboardInterrupt leaves a checkpoint from which
-    the same settings go on.
+    UsageError where a setting or the data set cannot be trained with; KeyboardInterrupt leaves a checkpoint, from which
+    the same settings resume.
     """
     settings, architecture = checked(settings)
     hyper = settings.hyperparameters()
@@ -76,9 +74,9 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
 
             trained = recipes.fit(architecture, rendered, hyper, reporter)
             exported = tflite.export(architecture, rendered, trained, hyper.seed, reporter)
-            found = calibration.of_training(architecture, trained, exported.held_out, dataset.labels)
-            comparison = compared(architecture, rendered, trained, found, rival, hyper.seed)
-            result = TrainingResult(settings, architecture, rendered, trained, exported, found, comparison)
+            calibrated = calibration.of_training(architecture, trained, exported.held_out, dataset.labels)
+            comparison = compared(architecture, rendered, trained, calibrated, rival, hyper.seed)
+            result = TrainingResult(settings, architecture, rendered, trained, exported, calibrated, comparison)
             if comparison and rival and comparison.worse:
                 _refuse(result, rival, comparison.worse)
             figures = _written(folder, result)
@@ -118,7 +116,7 @@ def scanned(settings: Settings, architecture: Architecture) -> Dataset:
 
 
 def _rival(settings: Settings, architecture: Architecture) -> Bundle | None:
-    """Return the bundle that fine-tuning is to replace if it is no better, None where there is none."""
+    """Return the bundle that fine-tuning replaces unless it is worse, None where there is none."""
     if not isinstance(architecture, Finetune):
         return None
     rival = rival_at(settings.out, architecture.bundle, anyway=settings.replace_worse)
@@ -128,7 +126,7 @@ def _rival(settings: Settings, architecture: Architecture) -> Bundle | None:
 
 
 def _refuse(result: TrainingResult, rival: Bundle, reasons: tuple[str, ...]) -> NoReturn:
-    """Leave the bundle beside ``rival``, which it is not to replace, and raise DicomsortError."""
+    """Write the bundle beside ``rival``, which it is not to replace, and raise DicomsortError."""
     out = result.settings.out
     beside = beside_of(out)
     with staged(beside, OUTPUTS | MAYBE) as folder:
@@ -147,20 +145,18 @@ def _written(folder: Path, result: TrainingResult) -> dict[str, Any]:
 
 
 def _note_groups(grouping: Grouping, reporter: Reporter) -> None:
-    """Say what is kept on one side of every split."""
     reporter.note(f"Kept together: {grouping.words()}")
-    for names in grouping.joined[:SKIPPED_SAID]:
+    for names in grouping.joined[:SKIPPED_SHOWN]:
         reporter.note(f"  one source, for a shared patient, near-duplicate or name: {visible(', '.join(names))}")
     if grouping.blank:
         reporter.note(f"{grouping.blank:,} images are of one colour; they tell nothing")
 
 
 def _note_skipped(rendered: Rendered, reporter: Reporter) -> None:
-    """Say how many files were skipped, and the first of them with their reasons."""
     if not rendered.skipped:
         return
     reporter.note(f"Skipped {len(rendered.skipped)} files that are no readable image:")
-    for path, reason in rendered.skipped[:SKIPPED_SAID]:
+    for path, reason in rendered.skipped[:SKIPPED_SHOWN]:
         reporter.note(f"  {visible(path)}: {reason}")
-    if len(rendered.skipped) > SKIPPED_SAID:
-        reporter.note(f"  … and {len(rendered.skipped) - SKIPPED_SAID} more, all listed in metrics.json")
+    if len(rendered.skipped) > SKIPPED_SHOWN:
+        reporter.note(f"  … and {len(rendered.skipped) - SKIPPED_SHOWN} more, all listed in metrics.json")

@@ -1,4 +1,4 @@
-"""TensorFlow and Keras, loaded and used without their remarks; ``Reporter`` and ``Step`` tell how far a training is."""
+"""TensorFlow and Keras, loaded and used without their remarks; ``Reporter`` and ``Step`` show the progress."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def load_tensorflow() -> None:
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Hold back what native code writes to stderr; it is let through only if the block fails.
+    """Capture what native code writes to stderr; it is written only if the block fails.
 
     TensorFlow's C++ logs about missing accelerators and the converter's remarks cannot be turned off otherwise.
     """
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
+    with tempfile.TemporaryFile() as captured:
         saved = os.dup(2)
-        os.dup2(held.fileno(), 2)
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         except Exception:
-            held.seek(0)
-            os.write(saved, held.read())
+            captured.seek(0)
+            os.write(saved, captured.read())
             raise
         finally:
             os.dup2(saved, 2)

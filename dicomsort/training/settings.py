@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dicomsort.config import TRAINING, TrainSettings
 from dicomsort.config import checked as in_range
@@ -18,10 +18,7 @@ from dicomsort.training.evaluate.reporting import SHEET as SHEET_NAME
 from dicomsort.training.fit.checkpoint import NAME, PART
 from dicomsort.training.fit.finetune import from_bundle
 from dicomsort.training.fit.recipe import Hyperparameters
-from dicomsort.training.models.architectures import ARCHITECTURES, varied, with_weights
-
-if TYPE_CHECKING:
-    from dicomsort.training.models.architectures import Architecture
+from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, varied, with_weights
 
 SPLITS = ("random", "source")
 DEFAULT = "cnn"
@@ -45,14 +42,10 @@ class Settings(TrainSettings):
         )  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
-        """Return what ``bundle.json`` tells of the recipe: numbers and names, no paths of this machine."""
+        """Return the recipe for ``bundle.json``: numbers and names, no paths of this machine."""
         names = ("arch", "epochs", "batch_size", "learning_rate", "validation_split", "seed", "augment", "patience")
-        chosen: dict[str, Any] = {
-            "balance": self.balance,
-            "split": self.split,
-            "weights": self.weights and self.weights.name,
-        }
-        chosen["variation"] = dict(self.variation) or None
+        weights, variation = self.weights and self.weights.name, dict(self.variation) or None
+        chosen = {"balance": self.balance, "split": self.split, "weights": weights, "variation": variation}
         return {name: getattr(self, name) for name in names} | {k: v for k, v in chosen.items() if v is not None}
 
 
@@ -62,7 +55,8 @@ def checked(settings: Settings) -> tuple[Settings, Architecture]:
     UsageError names the first setting that cannot be.
     """
     arch = settings.arch or DEFAULT
-    _check_numbers(settings)
+    for name in ("epochs", "batch_size", "learning_rate", "validation_split", "seed", "patience"):
+        in_range(TRAINING[name], getattr(settings, name), "--" + name.replace("_", "-"))
     for option, chosen, known in (
         ("--arch", arch, tuple(ARCHITECTURES)),
         ("--augment", settings.augment, tuple(STRENGTHS)),
@@ -84,7 +78,7 @@ def checked(settings: Settings) -> tuple[Settings, Architecture]:
 def _check_outputs(settings: Settings) -> Settings:
     """Return the settings, paths without ``..`` and links in them, so that no folder is made that is only passed.
 
-    UsageError where a folder, or a file beside it, must not be written; ``staged`` looks into ``--out``.
+    UsageError where a folder, or a file beside it, must not be written; ``staged`` checks the content of ``--out``.
     """
     out = Path(os.path.abspath(settings.out))
     if ".." in settings.out.parts:
@@ -110,7 +104,6 @@ def _check_outputs(settings: Settings) -> Settings:
 
 
 def _finetuning(settings: Settings, start: Path) -> tuple[Settings, Architecture]:
-    """Return what ``checked`` does for fine-tuning."""
     if settings.weights:
         raise UsageError("--from: expected no --weights beside it, received both")
     architecture = from_bundle(start)
@@ -118,9 +111,3 @@ def _finetuning(settings: Settings, start: Path) -> tuple[Settings, Architecture
     if settings.arch not in {None, arch}:
         raise UsageError(f"--arch: expected {arch}, that of --from, or nothing, received {settings.arch!r}")
     return replace(settings, arch=arch), architecture
-
-
-def _check_numbers(settings: Settings) -> None:
-    """Raise UsageError for the first number out of its range."""
-    for name in ("epochs", "batch_size", "learning_rate", "validation_split", "seed", "patience"):
-        in_range(TRAINING[name], getattr(settings, name), "--" + name.replace("_", "-"))

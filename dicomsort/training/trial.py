@@ -5,7 +5,7 @@ Imports Keras: import this module inside a function, after everything that can f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -15,33 +15,30 @@ from dicomsort.training.data.prefetch import Feed
 from dicomsort.training.data.splitting import balance, split
 from dicomsort.training.fit.feeding import Batches, compiled, fast_precision, one_hot, predict_rows, run
 from dicomsort.training.fit.transfer import opened
-from dicomsort.training.settings import checked
+from dicomsort.training.settings import Settings, checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from dicomsort.training.data.dataset import Indices
     from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.models.architectures import Architecture
     from dicomsort.training.progress import Reporter
-    from dicomsort.training.settings import Settings
 
     Report = Callable[[int, float], None]
 
 
 class Scores(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
-    """Reports the balanced accuracy of ``answer()``, float (n, C), as each epoch ends; ``values`` keeps them."""
+    """Reports the balanced accuracy of ``predict()``, float (n, C), as each epoch ends; ``values`` has them all."""
 
-    def __init__(self, answer: Callable[[], NDArray[np.float32]], truth: NDArray[np.int64], report: Report) -> None:
+    def __init__(self, predict: Callable[[], NDArray[np.float32]], truth: NDArray[np.int64], report: Report) -> None:
         super().__init__()
-        self._answer, self._truth, self._report = answer, truth, report
+        self._predict, self._truth, self._report = predict, truth, report
         self.values: list[float] = []
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
         """Score."""
-        right = self._answer().argmax(1) == self._truth
+        right = self._predict().argmax(1) == self._truth
         recall = [right[self._truth == label].mean() for label in np.unique(self._truth)]
         self.values.append(float(np.mean(recall)))
         self._report(epoch, self.values[-1])
@@ -53,53 +50,28 @@ def attempt(settings: Settings, rendered: Rendered, reporter: Reporter, report: 
     ``report(epoch, score)`` may raise to end the trial.
     """
     _, architecture = checked(settings)
-    dataset = rendered.dataset
+    dataset, images, hyper = rendered.dataset, rendered.images, settings.hyperparameters()
     keras.utils.set_random_seed(settings.seed)
     grouped = dataset.grouped() and settings.split != "random"
     train, held_out = split(dataset, settings.validation_split, settings.seed, grouped=grouped)
-    trial = _transfer if architecture.recipe == "transfer" else _full
+    classes = dataset.classes()[held_out]
     try:
-        return max(trial(architecture, settings, rendered, (train, held_out), reporter, report))
+        if architecture.recipe == "transfer":
+            with opened(architecture, rendered, hyper, reporter) as trainer:
+                scores = Scores(lambda: trainer.predict(trainer.views.activations[0][held_out])[1], classes, report)
+                trainer.fit(train, None, "Training", [scores])
+            return max(scores.values)
+        truth = one_hot(dataset)
+        with fast_precision():
+            model = compiled(architecture.build(images.shape[1:], len(dataset.labels)), hyper.learning_rate)
+        weights = balance(dataset.only(train)) if hyper.balance else None
+        data = Batches(
+            images, rendered.rows[train], truth[train], hyper.batch_size, hyper.seed, weights,
+            STRENGTHS[hyper.augment], rendered.vary,
+        )  # fmt: skip
+        scores = Scores(lambda: predict_rows(model, images, rendered.rows[held_out]), classes, report)
+        with reporter.step("Training", hyper.epochs * len(data)) as step, Feed(data, hyper.epochs) as feed:
+            run(model, feed, None, hyper.epochs, step, [scores])
+        return max(scores.values)
     finally:
         keras.backend.clear_session()
-
-
-def _full(
-    architecture: Architecture,
-    settings: Settings,
-    rendered: Rendered,
-    parts: tuple[Indices, Indices],
-    reporter: Reporter,
-    report: Report,
-) -> list[float]:
-    train, held_out = parts
-    dataset, hyper, truth = rendered.dataset, settings.hyperparameters(), one_hot(rendered.dataset)
-    with fast_precision():
-        model = compiled(architecture.build(rendered.images.shape[1:], len(dataset.labels)), hyper.learning_rate)
-    weights = balance(dataset.only(train)) if hyper.balance else None
-    data = Batches(
-        rendered.images, rendered.rows[train], truth[train], hyper.batch_size, hyper.seed, weights,
-        STRENGTHS[hyper.augment], rendered.vary,
-    )  # fmt: skip
-    scores = Scores(
-        lambda: predict_rows(model, rendered.images, rendered.rows[held_out]), dataset.classes()[held_out], report
-    )
-    with reporter.step("Training", hyper.epochs * len(data)) as step, Feed(data, hyper.epochs) as feed:
-        run(model, feed, None, hyper.epochs, step, [scores])
-    return scores.values
-
-
-def _transfer(
-    architecture: Architecture,
-    settings: Settings,
-    rendered: Rendered,
-    parts: tuple[Indices, Indices],
-    reporter: Reporter,
-    report: Report,
-) -> list[float]:
-    train, held_out = parts
-    with opened(architecture, rendered, settings.hyperparameters(), reporter) as trainer:
-        answer: Callable[[], Any] = lambda: trainer.predict(trainer.views.activations[0][held_out])[1]
-        scores = Scores(answer, rendered.dataset.classes()[held_out], report)
-        trainer.fit(train, None, "Training", [scores])
-    return scores.values

@@ -20,8 +20,8 @@ from dicomsort.config import checked as in_range
 from dicomsort.errors import UsageError, missing_extra
 from dicomsort.files import Files, closing_descriptor
 from dicomsort.training.data.dataset import fingerprint
-from dicomsort.training.pipeline import rendering, scanned, train
-from dicomsort.training.progress import load_tensorflow
+from dicomsort.training.pipeline import Trained, rendering, scanned, train
+from dicomsort.training.progress import Reporter, load_tensorflow
 from dicomsort.training.settings import Settings, checked
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from dicomsort.engines.engine import Engine
     from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.pipeline import Trained
-    from dicomsort.training.progress import Reporter
 
 TABLE, PICTURE = "trials.csv", "trials.png"
 RATES = (1e-4, 1e-2)
@@ -55,7 +53,7 @@ def tune(settings: Settings, trials: int, open_workers: Callable[[], Engine], re
     """Search until there are ``trials``, then train the best and write the bundle ``settings.out`` with the trials.
 
     UsageError where Optuna is missing, or a setting or the data set cannot be trained with; KeyboardInterrupt leaves
-    the trials, from which the same settings go on.
+    the trials, from which the same settings resume.
     """
     optuna = _require_optuna()
     in_range(TRAINING["trials"], trials, "--trials")
@@ -67,9 +65,12 @@ def tune(settings: Settings, trials: int, open_workers: Callable[[], Engine], re
             study = _open_study(optuna, settings, rendered, reporter)
             reporter.note("Loading TensorFlow")
             load_tensorflow()
-            with _resumable(settings, reporter):
+            try:
                 _search(optuna, study, settings, trials, rendered, reporter)
-        best, score, count = _chosen(settings, study.best_trial.params), study.best_value, len(_ended(study))
+            except KeyboardInterrupt:
+                reporter.note(f"The same command goes on from {_journal(settings).name}; --fresh starts anew")
+                raise
+        best, score, count = _with(settings, study.best_trial.params), study.best_value, len(_ended(study))
         reporter.note(f"The best of {count} trials: {_words(study.best_trial.params)}")
         trained = train(best, open_workers, reporter)
         _write(trained.folder, study)
@@ -78,7 +79,6 @@ def tune(settings: Settings, trials: int, open_workers: Callable[[], Engine], re
 
 
 def _require_optuna() -> Any:
-    """Return the package; UsageError where it is missing."""
     try:
         import optuna
     except ModuleNotFoundError as error:
@@ -88,7 +88,6 @@ def _require_optuna() -> Any:
 
 
 def _journal(settings: Settings) -> Path:
-    """Return the file of the trials, beside the bundle."""
     out = settings.out.absolute()
     return out.with_name(f"{out.name}.trials")
 
@@ -99,19 +98,18 @@ def _expected(settings: Settings) -> str:
 
 
 class _NoLock:
-    """Stands for a lock of Optuna's, by names beside the journal: ``_locked`` has locked the journal itself."""
+    """Stands for Optuna's lock, which makes names beside the journal: ``_locked`` has locked the journal itself."""
 
     def acquire(self) -> bool:
-        """Do nothing."""
         return True
 
     def release(self) -> None:
-        """Do nothing."""
+        pass
 
 
 @contextmanager
 def _locked(settings: Settings) -> Iterator[None]:
-    """Lock the journal of the trials, made where there is none; UsageError where it cannot be, or another does."""
+    """Lock the journal of the trials, made where there is none; UsageError where that fails, or another has it."""
     path, files = _journal(settings), Files()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,8 +128,8 @@ def _locked(settings: Settings) -> Iterator[None]:
 def _open_study(optuna: Any, settings: Settings, rendered: Rendered, reporter: Reporter) -> Any:
     """Return the study of these settings and this data set, with the trials that it had."""
     path = _journal(settings)
-    asked = {name: str(value) for name, value in asdict(settings).items() if name not in {"out", "cache", "fresh"}}
-    content = json.dumps([asked, fingerprint(rendered.dataset.items, rendered.digests)], sort_keys=True)
+    options = {name: str(value) for name, value in asdict(settings).items() if name not in {"out", "cache", "fresh"}}
+    content = json.dumps([options, fingerprint(rendered.dataset.items, rendered.digests)], sort_keys=True)
     name = hashlib.sha256(content.encode()).hexdigest()[:16]
     try:
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path), _NoLock()))
@@ -150,20 +148,18 @@ def _open_study(optuna: Any, settings: Settings, rendered: Rendered, reporter: R
     return study
 
 
-def _ended(study: Any) -> list[Any]:
-    """Return the trials that were not interrupted."""
+def _ended(study: Any) -> list[Any]:  # not interrupted
     return [trial for trial in study.trials if trial.state.name in ENDED]
 
 
 def _search(optuna: Any, study: Any, settings: Settings, trials: int, rendered: Rendered, reporter: Reporter) -> None:
-    """Try until ``trials`` have ended."""
     from dicomsort.training.trial import attempt
 
     done = len(_ended(study))
     with reporter.step("Trials", max(trials, done), done) as step:
 
         def objective(trial: Any) -> float:
-            chosen = _chosen(settings, _suggest(trial, settings))
+            chosen = _with(settings, _suggest(trial, settings))
             reporter.note(f"Trial {trial.number + 1}: {_words(trial.params)}")
 
             def report(epoch: int, score: float) -> None:
@@ -182,21 +178,15 @@ def _search(optuna: Any, study: Any, settings: Settings, trials: int, rendered: 
 
 
 def _suggest(trial: Any, settings: Settings) -> dict[str, Any]:
-    """Return what the trial is to try."""
     from dicomsort.training.models.architectures import VARIATIONS
 
-    params = {
-        "learning_rate": trial.suggest_float("learning_rate", *RATES, log=True),
-        "batch_size": trial.suggest_categorical("batch_size", BATCHES),
-        "augment": trial.suggest_categorical("augment", STRENGTHS),
-    }
-    for name, values in VARIATIONS[settings.arch or ""].items():
-        params[name] = trial.suggest_categorical(name, values)
-    return params
+    rate = trial.suggest_float("learning_rate", *RATES, log=True)
+    values = {"batch_size": BATCHES, "augment": STRENGTHS, **VARIATIONS[settings.arch or ""]}
+    return {"learning_rate": rate} | {name: trial.suggest_categorical(name, each) for name, each in values.items()}
 
 
-def _chosen(settings: Settings, params: dict[str, Any]) -> Settings:
-    """Return the settings of a trial's parameters; what is no setting varies the network."""
+def _with(settings: Settings, params: dict[str, Any]) -> Settings:
+    """Return the settings with a trial's parameters; those that are no setting vary the network."""
     own = ("learning_rate", "batch_size", "augment")
     variation = tuple(sorted((name, value) for name, value in params.items() if name not in own))
     return replace(settings, **{name: params[name] for name in own}, variation=variation)
@@ -207,18 +197,7 @@ def _words(params: dict[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in zip(params, shown, strict=True))
 
 
-@contextmanager
-def _resumable(settings: Settings, reporter: Reporter) -> Iterator[None]:
-    """Say how an interrupted search goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        reporter.note(f"The same command goes on from {_journal(settings).name}; --fresh starts anew")
-        raise
-
-
 def _write(folder: Path, study: Any) -> None:
-    """Write the table and the picture of the trials."""
     from dicomsort.training.evaluate.plots import plot_trials
 
     trials = _ended(study)

@@ -1,4 +1,4 @@
-"""What held-out predictions tell about confidence: a temperature, and the thresholds from which it can be believed."""
+"""Calibration on held-out predictions: a temperature, and the thresholds from which a confidence can be trusted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomsort.bundle import calibrate
+from dicomsort.bundle import Bundle, calibrate
 from dicomsort.records import OTHER
 from dicomsort.training.fit.finetune import Finetune
 from dicomsort.training.models import ood
@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicomsort.bundle import Bundle
     from dicomsort.training.fit.held_out import HeldOutPredictions
     from dicomsort.training.fit.recipe import TrainedModel
     from dicomsort.training.models.architectures import Architecture
     from dicomsort.training.models.ood import MahalanobisModel
 
 # Fewer held-out predictions than this say nothing about the last percent.
-MIN_HELD_OUT, MIN_OF_CLASS = 50, 10  # of every class where a training goes on: corrections are few, and none typical
+MIN_HELD_OUT, MIN_OF_CLASS = 50, 10  # of every class in fine-tuning: corrections are few, and none typical
 MIN_CONFIDENT = 20
 DECIDE_ACCURACY, DECIDE_BOUNDS = 0.99, (0.5, 0.99)
 CONTRADICT_ACCURACY, CONTRADICT_BOUNDS = 0.995, (0.9, 0.99)
@@ -66,17 +65,17 @@ class Nested:
 def of_training(
     architecture: Architecture, trained: TrainedModel, held_out: HeldOutPredictions, labels: Sequence[str]
 ) -> Calibration:
-    """Return the calibration that the held-out predictions of the network that ships tell; see ``finetuned``."""
+    """Return the calibration by the held-out predictions of the network that ships; see ``finetuned``."""
     other = list(labels).index(OTHER) if OTHER in labels else None
-    found = fit(held_out.probabilities, held_out.truth, held_out.distances, other)
+    fitted = fit(held_out.probabilities, held_out.truth, held_out.distances, other)
     if not isinstance(architecture, Finetune):
-        return found
+        return fitted
     counts = dict(zip(labels, np.bincount(held_out.truth, minlength=len(labels)).tolist(), strict=True))
     images, replayed = architecture.evaluation_set, None
     if images and (before := predictions_of(architecture.bundle, images)) is not None:
         replayed = before, predict_head(images.features, *trained.head)
     distances = [] if held_out.distances is None else held_out.distances.tolist()
-    return finetuned(architecture.bundle, trained.mahalanobis, counts, found, distances, replayed)
+    return finetuned(architecture.bundle, trained.mahalanobis, counts, fitted, distances, replayed)
 
 
 def fit(
@@ -97,39 +96,38 @@ def fit(
             "are not fitted but set to careful values."
         )
         return Calibration(1.0, DECIDE_BOUNDS[1], CONTRADICT_BOUNDS[1], (note,))
-    found = [float(losses(calibrate(probabilities, float(t)), truth).mean()) for t in TEMPERATURES]
-    temperature = round(float(TEMPERATURES[int(np.argmin(found))]), 4)
+    mean_losses = [float(losses(calibrate(probabilities, float(t)), truth).mean()) for t in TEMPERATURES]
+    temperature = round(float(TEMPERATURES[int(np.argmin(mean_losses))]), 4)
     calibrated = calibrate(probabilities, temperature)
     right, confidence = calibrated.argmax(1) == truth, calibrated.max(1)
     decide, decide_note = _threshold("decide", right, confidence, DECIDE_ACCURACY, DECIDE_BOUNDS)
     contradict, contradict_note = _threshold("contradict", right, confidence, CONTRADICT_ACCURACY, CONTRADICT_BOUNDS)
-    notes = tuple(note for note in (decide_note, contradict_note) if note)
+    notes = tuple(filter(None, (decide_note, contradict_note)))
     known = np.zeros(0, np.float32) if distances is None else distances[truth != other]
-    limit = ood.threshold(known) if len(known) else None
-    return Calibration(temperature, decide, contradict, notes, limit)
+    return Calibration(temperature, decide, contradict, notes, ood.threshold(known) if len(known) else None)
 
 
 def bundle_calibration(start: Bundle, counts: Mapping[str, int]) -> Calibration | None:
-    """Return the calibration of the bundle from which a training went on, where held-out images cannot tell another.
+    """Return the calibration of the bundle that was fine-tuned; None where there are enough images to fit another.
 
-    ``counts`` are those by label; None where there are enough, of every class.
+    ``counts`` are those of the held-out images by label.
     """
-    missing = [f"{count or 'none'} of {label}" for label, count in counts.items() if count < MIN_OF_CLASS]
-    if sum(counts.values()) >= MIN_HELD_OUT and not missing:
+    few = "".join(f", {count or 'none'} of {label}" for label, count in counts.items() if count < MIN_OF_CLASS)
+    total = sum(counts.values())
+    if total >= MIN_HELD_OUT and not few:
         return None
-    lacking = f", {', '.join(missing)}" if missing else ""
     note = (
-        f"Temperature and thresholds are those of {start.name}, from which the training went on: it had "
-        f"{sum(counts.values()):,} held-out images{lacking} ({MIN_HELD_OUT} are needed, {MIN_OF_CLASS} of every class)."
+        f"Temperature and thresholds are those of {start.name}, from which the training went on: it had {total:,} "
+        f"held-out images{few} ({MIN_HELD_OUT} are needed, {MIN_OF_CLASS} of every class)."
     )
     return Calibration(start.temperature, start.decide, start.contradict, (note,))
 
 
 def as_sure(before: NDArray[np.float32], after: NDArray[np.float32], temperature: float) -> float:
-    """Return the temperature at which ``after`` is as sure of the same images as ``before`` is at ``temperature``.
+    """Return the temperature at which ``after`` has the mean confidence that ``before`` has at ``temperature``.
 
-    Both float32 (N, C), not calibrated; sure is the mean of the greatest probabilities. A training on a few odd images
-    makes a model less sure of all others, and thresholds that stay would then leave far more of them undecided.
+    Both float32 (N, C), of the same images, not calibrated. A training on a few odd images makes a model less sure of
+    all others, and unchanged thresholds would then leave far more of them undecided.
     """
     wanted = calibrate(before, temperature).max(1).mean()
     means = [calibrate(after, each).max(1).mean() for each in TEMPERATURES]
@@ -144,29 +142,29 @@ def finetuned(
     distances: Sequence[float],
     replayed: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> Calibration:
-    """Return the calibration of a bundle that was trained further: ``kept``, else ``fitted``, with its distance limit.
+    """Return the calibration after fine-tuning: that of the bundle ``start``, else ``fitted``, with its distance limit.
 
-    ``mahalanobis`` is that of the images that the bundle was trained on; where it is None, no distance is given.
-    ``distances``: (N,) from them, of the images at hand. ``replayed`` is what the bundle and what came of it predict
-    for its evaluation images, float32 (N, C), not calibrated: thresholds that are kept are kept for a model as sure.
+    ``mahalanobis`` is that of the images that the bundle was trained on; where it is None, there is no limit.
+    ``distances``: (N,) from them, of the images at hand. ``replayed`` is what the bundle predicts for its evaluation
+    images before and after, float32 (N, C), not calibrated: it must be as sure of them where its thresholds stay.
     """
-    found = bundle_calibration(start, counts)
-    if found and replayed:
+    result = bundle_calibration(start, counts)
+    if result and replayed:
         temperature = as_sure(*replayed, start.temperature)
         note = f"The temperature is the one at which it is as sure of the images that {start.name} keeps as that was."
-        found = replace(found, temperature=temperature, notes=(*found.notes, note))
-    found = found or fitted
+        result = replace(result, temperature=temperature, notes=(*result.notes, note))
+    result = result or fitted
     if start.distance is None:
-        return replace(found, distance=None)
+        return replace(result, distance=None)
     if mahalanobis is None:
         note = f"Distances, which {start.name} tells, are not told: its model does not hold them as they are exported."
-        return replace(found, distance=None, notes=(*found.notes, note))
+        return replace(result, distance=None, notes=(*result.notes, note))
     beyond = int((np.asarray(distances) > start.distance).sum())
     note = (
         f"Distances and their limit are those of {start.name}, from the images that it was trained on: {beyond:,} of "
         f"the {len(distances):,} images at hand lie beyond it, and are out of distribution as before."
     )
-    return replace(found, distance=start.distance, notes=(*found.notes, note))
+    return replace(result, distance=start.distance, notes=(*result.notes, note))
 
 
 def nested(
@@ -184,11 +182,11 @@ def nested(
     temperatures, decide, contradict, limits = (np.full(len(truth), np.inf) for _ in range(4))
     for k in np.unique(fold):
         rest, inside = fold != k, fold == k
-        found = fit(probabilities[rest], truth[rest], None if distances is None else distances[rest], other)
-        calibrated[inside] = calibrate(probabilities[inside], found.temperature)
-        temperatures[inside], decide[inside], contradict[inside] = found.temperature, found.decide, found.contradict
-        if found.distance is not None:
-            limits[inside] = found.distance
+        fitted = fit(probabilities[rest], truth[rest], None if distances is None else distances[rest], other)
+        calibrated[inside] = calibrate(probabilities[inside], fitted.temperature)
+        temperatures[inside], decide[inside], contradict[inside] = fitted.temperature, fitted.decide, fitted.contradict
+        if fitted.distance is not None:
+            limits[inside] = fitted.distance
     return Nested(calibrated, temperatures, decide, contradict, None if distances is None else limits)
 
 

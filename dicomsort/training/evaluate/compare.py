@@ -22,15 +22,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dicomsort.bundle import Predictor, calibrate, load
+from dicomsort.bundle import Bundle, Predictor, calibrate, load
 from dicomsort.bundle.spec import SPEC_NAME, fail
 from dicomsort.errors import BundleError, UsageError
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data import fingerprint
 from dicomsort.training.evaluate import metrics
 from dicomsort.training.evaluate.metrics import Tally
+from dicomsort.training.evaluate.tables import at, interval, points
 from dicomsort.training.fit.finetune import Finetune
-from dicomsort.training.models.replay_set import predictions_of
+from dicomsort.training.models.replay_set import ReplaySet, predictions_of
 from dicomsort.training.models.tflite_head import predict_head
 
 if TYPE_CHECKING:
@@ -39,14 +40,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicomsort.bundle import Bundle
     from dicomsort.training.data.dataset import Indices
     from dicomsort.training.data.rendered import Rendered
     from dicomsort.training.evaluate.calibration import Calibration
     from dicomsort.training.evaluate.metrics import Figures, Values
     from dicomsort.training.fit.recipe import TrainedModel
     from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.models.replay_set import ReplaySet
 
 KEY, EVALUATION = "started_from", "evaluation"
 UNKNOWN = "What got worse on images of other sources is not known: {name} keeps none to tell by"
@@ -57,9 +56,9 @@ BATCH = 256  # images in memory at a time
 
 
 class Comparison(NamedTuple):
-    """What became of the bundle that was trained further (``started``, for metrics.json), and of the one at ``--out``.
+    """How a fine-tuned model compares with its bundle (``started``, for metrics.json) and with the one at ``--out``.
 
-    ``worse`` says why the latter is not to be replaced; nothing where there is none or the new one is no worse.
+    ``worse`` says why the latter is not to be replaced; empty where there is none or the new model is no worse.
     """
 
     started: dict[str, Any]
@@ -77,24 +76,29 @@ def changes(first: Tally, second: Tally, seed: int = 0) -> dict[str, Any]:
     one, two = ({path: float(v[0]) for path, v in tally.figures(once).items()} for tally in (first, second))
     paths = [path for path in one if np.isfinite([one[path], two.get(path, np.nan)]).all()]
     figures = {"first": one, "second": two, "change": {path: two[path] - one[path] for path in paths}}
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         name: metrics.nest({path: round(each[path], DIGITS) for path in paths}) for name, each in figures.items()
     }
     if first.clusters >= metrics.MIN_CLUSTERS:
-        drawn = _drawn(first, second, seed)
-        found["intervals"] = metrics.nest({path: metrics.interval(drawn[path]) for path in paths})
+
+        def change(weights: Values) -> Figures:
+            before, after = first.figures(weights), second.figures(weights)
+            return {path: after[path] - before[path] for path in before if path in after}
+
+        drawn = metrics.bootstrap(change, first, seed)
+        report["intervals"] = metrics.nest({path: metrics.interval(drawn[path]) for path in paths})
     support = np.bincount(first.truth, minlength=len(first.labels)).tolist()
-    both, neither = first.right & second.right, ~first.right & ~second.right
-    return found | {
+    agreement = {
+        "both": first.right & second.right,
+        "only_first": first.right & ~second.right,
+        "only_second": second.right & ~first.right,
+        "neither": ~first.right & ~second.right,
+    }
+    return report | {
         "images": len(first.truth),
         "clusters": first.clusters,
         "support": dict(zip(first.labels, support, strict=True)),
-        "agreement": {
-            "both": int(both.sum()),
-            "only_first": int((first.right & ~second.right).sum()),
-            "only_second": int((second.right & ~first.right).sum()),
-            "neither": int(neither.sum()),
-        },
+        "agreement": {name: int(images.sum()) for name, images in agreement.items()},
     }
 
 
@@ -109,22 +113,11 @@ def on_replay_set(
 
     ``unit`` is what is resampled as one, ``trained_on`` how many of the images the network was trained on.
     """
-    _, cluster = np.unique(images.clusters, return_inverse=True)
-    tallies = [
-        Tally(each, images.truth, images.labels, cluster, limits)
+    one, two = (
+        Tally(each, images.truth, images.labels, images.clusters, limits)
         for each, limits in zip((first, second), thresholds, strict=True)
-    ]
-    return {"unit": images.unit, "trained_on": int(images.trained.sum()), **changes(tallies[0], tallies[1], seed)}
-
-
-def _drawn(first: Tally, second: Tally, seed: int) -> Figures:
-    """Return the changes of every figure in 1,000 resamples, float64 (1000,)."""
-    room = max(len(first.truth), len(first.labels) ** 2)
-    parts = []
-    for weights in metrics.resamples(first.clusters, room, seed):
-        one, two = first.figures(weights), second.figures(weights)
-        parts.append({path: two[path] - one[path] for path in one if path in two})
-    return {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
+    )
+    return {"unit": images.unit, "trained_on": int(images.trained.sum()), **changes(one, two, seed)}
 
 
 def compared(
@@ -135,25 +128,24 @@ def compared(
     rival: Bundle | None,
     seed: int,
 ) -> Comparison | None:
-    """Compare what came of fine-tuning with its bundle, and with ``rival``, which it shall replace (None: nothing).
+    """Compare a fine-tuned model with its bundle, and with ``rival``, which it is to replace (None: there is none).
 
-    None where a training did not start from a bundle.
+    Return None where a training did not start from a bundle.
     """
     if not isinstance(architecture, Finetune):
         return None
-    start, temperature = architecture.bundle, calibration.temperature
-    started = with_bundle(start, architecture, rendered, trained, temperature, seed)
+    start, rest = architecture.bundle, (architecture, rendered, trained, calibration.temperature, seed)
+    started = with_bundle(start, *rest)
     if rival is None:
         return Comparison(started, ())
-    same = rival.model_sha256 == start.model_sha256
-    beside = started if same else with_bundle(rival, architecture, rendered, trained, temperature, seed)
-    return Comparison(started, tuple(reasons(beside)))
+    with_rival = started if rival.model_sha256 == start.model_sha256 else with_bundle(rival, *rest)
+    return Comparison(started, tuple(reasons(with_rival)))
 
 
 def with_bundle(
     bundle: Bundle, recipe: Finetune, rendered: Rendered, trained: TrainedModel, temperature: float, seed: int
 ) -> dict[str, Any]:
-    """Return what metrics.json reports of ``bundle`` (before) and of what came of fine-tuning (after).
+    """Return what metrics.json reports of ``bundle`` (before) and of the fine-tuned model (after).
 
     Of the images at hand, those that the bundle was trained on flatter it: they are ``left_out`` where there are
     others, else counted, and ``trained_on`` is their number.
@@ -173,35 +165,34 @@ def with_bundle(
     if images is None or first is None:
         return report
     second = predict_head(images.features, *trained.head)
-    found = on_replay_set(images, calibrate(first, bundle.temperature), calibrate(second, temperature), seed)
-    found["by_class"] = found.pop("support")
-    found["at_hand"] = int(np.isin(images.files, fingerprint.keys(digests)).sum())
-    found["before"], found["after"] = found.pop("first"), found.pop("second")
-    found["best_of_line"] = max(found["before"]["balanced_accuracy"], best_of_line(bundle))
-    return report | {EVALUATION: found}
+    figures = on_replay_set(images, calibrate(first, bundle.temperature), calibrate(second, temperature), seed)
+    figures["by_class"] = figures.pop("support")
+    figures["at_hand"] = int(np.isin(images.files, fingerprint.keys(digests)).sum())
+    figures["before"], figures["after"] = figures.pop("first"), figures.pop("second")
+    figures["best_of_line"] = max(figures["before"]["balanced_accuracy"], best_of_line(bundle))
+    return report | {EVALUATION: figures}
 
 
 def _predict(bundle: Bundle, rendered: Rendered, items: Indices) -> NDArray[np.float32]:
-    """Return what a bundle predicts for images of a data set, float32 (n, C)."""
     predictor, rows = Predictor(bundle), rendered.rows[items]
     parts = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
     return np.concatenate([predictor.predict(rendered.images[part]).probabilities for part in parts])
 
 
 def words(report: Mapping[str, Any]) -> str:
-    """Say what was found in sentences, the last without a stop."""
+    """Return the comparison in sentences, the last without a stop."""
     return ". ".join(sentences(report))
 
 
 def sentences(report: Mapping[str, Any]) -> list[str]:
-    """Say what was found in sentences without stops: on the images at hand, on those that the bundle keeps."""
+    """Return a sentence on the images at hand, and one on those that the bundle keeps, without stops."""
     before, after = report["before"], report["after"]
     whose = f" (it was trained on all {report['trained_on']:,} of them)" if report["trained_on"] else ""
     which = f"{report['images']:,} images that it was not trained on" if report["left_out"] else "the same images"
-    found = f"{report['name']}, from which it started, has {_shares(before)} of {which} right{whose}"
-    found += f", what came of it {_shares(after)}{_moved(before['recall'], after['recall'])}"
+    at_hand = f"{report['name']}, from which it started, has {_shares(before)} of {which} right{whose}"
+    at_hand += f", what came of it {_shares(after)}{_changed(before['recall'], after['recall'])}"
     figures = report.get(EVALUATION)
-    return [found, _on_evaluation_set(figures) if figures else UNKNOWN.format(name=report["name"])]
+    return [at_hand, _on_evaluation_set(figures) if figures else UNKNOWN.format(name=report["name"])]
 
 
 def lineage(bundle: Bundle, started: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -209,21 +200,25 @@ def lineage(bundle: Bundle, started: Mapping[str, Any] | None) -> list[dict[str,
 
     ``started`` is what ``with_bundle`` returned for it.
     """
-    earlier = bundle.training.get(KEY)
     entry: dict[str, Any] = {"name": bundle.name, "model_sha256": bundle.model_sha256}
     entry["fingerprint"] = bundle.training.get("fingerprint")
     if bundle.evaluation and started and (figures := started.get(EVALUATION)):
         right = figures["before"]["balanced_accuracy"]
         entry[EVALUATION] = {"sha256": bundle.evaluation.sha256, "balanced_accuracy": right}
-    return [entry, *(earlier if isinstance(earlier, list) else ())]
+    return [entry, *_earlier(bundle)]
+
+
+def _earlier(bundle: Bundle) -> list[Any]:
+    """Return what bundle.json lists of those before a bundle; anything may stand there."""
+    earlier = bundle.training.get(KEY)
+    return earlier if isinstance(earlier, list) else []
 
 
 def best_of_line(bundle: Bundle) -> float:
     """Return the best balanced accuracy of those before a bundle on its evaluation images; 0 where none is known."""
-    earlier = bundle.training.get(KEY)
-    found = [each.get(EVALUATION) for each in earlier if isinstance(each, dict)] if isinstance(earlier, list) else []
-    mine = bundle.evaluation and bundle.evaluation.sha256
-    figures = [each.get("balanced_accuracy") for each in found if isinstance(each, dict) and each.get("sha256") == mine]
+    digest = bundle.evaluation and bundle.evaluation.sha256
+    same = [each for each in _earlier(bundle) if at(each, (EVALUATION, "sha256")) == digest]
+    figures = [at(each, (EVALUATION, "balanced_accuracy")) for each in same]
     return max((figure for figure in figures if isinstance(figure, float) and figure <= 1), default=0.0)
 
 
@@ -233,57 +228,50 @@ def recalls(figures: Mapping[str, Any], by_class: Mapping[str, int]) -> dict[str
 
 
 def _on_evaluation_set(figures: Mapping[str, Any]) -> str:
-    """Say what changed on the images that the bundle keeps."""
     before, after = figures["before"], figures["after"]
-    drawn = figures.get("intervals", {}).get("balanced_accuracy")
-    interval = f", 95 % interval {_points(drawn[0])} to {_points(drawn[1])}" if drawn else ""
-    change = f"{_points(figures['change']['balanced_accuracy'])} points{interval}"
+    bounds = interval(figures, ("balanced_accuracy",), points)
+    change = f"{points(figures['change']['balanced_accuracy'])} points{bounds and f', 95 % interval {bounds}'}"
     trained = "the network was trained on them, so this shows what is forgotten and no accuracy"
     if figures["trained_on"] < figures["images"]:
         trained = f"the network was trained on {figures['trained_on']:,} of them, and the last layer on none since"
-    moved = _moved(recalls(before, figures["by_class"]), recalls(after, figures["by_class"]))
-    learnt = (
-        f"; {figures['at_hand']:,} of them are among the images at hand, and flatter it" if figures["at_hand"] else ""
-    )
+    changed = _changed(*(recalls(each, figures["by_class"]) for each in (before, after)))
+    count = figures["at_hand"]
+    learnt = f"; {count:,} of them are among the images at hand, and flatter it" if count else ""
     return (
         f"Of the {figures['images']:,} evaluation images that the bundle keeps "
         f"({figures['clusters']} {figures['unit']}s; {trained}), {_shares(before)} were right and {_shares(after)} are "
-        f"(balanced: {change}){moved}{learnt}"
+        f"(balanced: {change}){changed}{learnt}"
     )
 
 
 def _figures(labels: Sequence[str], truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, Any]:
-    found = metrics.measure(probabilities, truth, labels, {})
+    figures = metrics.measure(probabilities, truth, labels, {})
     return {
         "right": int((probabilities.argmax(axis=1) == truth).sum()),
-        "accuracy": found["accuracy"],
-        "balanced_accuracy": found["balanced_accuracy"],
-        "recall": {label: row["recall"] for label, row in found["classes"].items() if row["support"]},
+        "accuracy": figures["accuracy"],
+        "balanced_accuracy": figures["balanced_accuracy"],
+        "recall": {label: row["recall"] for label, row in figures["classes"].items() if row["support"]},
     }
 
 
-def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """Say which classes' recall got better, and which got worse."""
-    report = ""
+def _changed(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Return the classes whose recall (label -> share) got better, and those where it got worse."""
+    text = ""
     for name, sign in (("better", 1), ("worse", -1)):
-        moved = [label for label, recall in before.items() if (after[label] - recall) * sign > 0]
-        shown = ", ".join(f"{label} {before[label]:.1%} → {after[label]:.1%}" for label in moved)
-        report += f"; {name}: {shown or 'none'}"
-    return report
+        labels = [label for label, recall in before.items() if (after[label] - recall) * sign > 0]
+        shown = ", ".join(f"{label} {before[label]:.1%} → {after[label]:.1%}" for label in labels)
+        text += f"; {name}: {shown or 'none'}"
+    return text
 
 
 def _shares(figures: Mapping[str, Any]) -> str:
     return f"{figures['accuracy']:.1%} (balanced {figures['balanced_accuracy']:.1%})"
 
 
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}"
-
-
 def rival_at(out: Path, start: Bundle, *, anyway: bool) -> Bundle | None:
     """Return the bundle that lies at ``--out``, None where there is none, or it is replaced ``anyway``.
 
-    UsageError where it cannot be compared with what goes on from ``start``.
+    UsageError where it cannot be compared with a model that is trained from ``start``.
     """
     if anyway or not (out / SPEC_NAME).is_file():
         return None
@@ -303,52 +291,50 @@ def rival_at(out: Path, start: Bundle, *, anyway: bool) -> Bundle | None:
 
 def of_one_line(one: Bundle, other: Bundle) -> bool:
     """Tell whether two bundles differ in their last layer alone, and have the same replay set."""
-    same = one.evaluation is not None and other.evaluation is not None and one.evaluation == other.evaluation
-    return same and (one.arch, one.labels) == (other.arch, other.labels)
+    same = (one.evaluation, one.arch, one.labels) == (other.evaluation, other.arch, other.labels)
+    return one.evaluation is not None and same
 
 
 def reasons(report: Mapping[str, Any]) -> list[str]:
-    """Return why what came after the bundle that ``report`` compares it with is worse; see the rule above."""
-    figures, found = report.get(EVALUATION), []
-    if figures:
-        found += _worse_on(figures)
+    """Return why the new model is worse than the bundle that ``report`` compares it with; see the rule above."""
+    figures = report.get(EVALUATION)
+    worse = _worse_on(figures) if figures else []
     before, after = report["before"]["right"], report["after"]["right"]
     if report["trained_on"]:
         if not figures:
-            found.append(
+            worse.append(
                 f"nothing to compare them by: {report['name']} was trained on all {report['images']:,} images at hand, "
                 "and there are no evaluation images that both keep"
             )
     elif after < before:
-        found.append(f"of {report['images']:,} images at hand {before:,} were right and {after:,} are")
-    return found
+        worse.append(f"of {report['images']:,} images at hand {before:,} were right and {after:,} are")
+    return worse
 
 
 def _worse_on(figures: Mapping[str, Any]) -> list[str]:
     """Return what got worse on the images that the bundle keeps, beyond what is allowed."""
-    before, after, found = figures["before"], figures["after"], []
-    fallen = figures["best_of_line"] - after["balanced_accuracy"]
-    if fallen > BALANCED and fallen * figures["images"] >= LOST:
+    before, after, worse = figures["before"], figures["after"], []
+    loss = figures["best_of_line"] - after["balanced_accuracy"]
+    if loss > BALANCED and loss * figures["images"] >= LOST:
         shares = f"{before['balanced_accuracy']:.1%} → {after['balanced_accuracy']:.1%}"
         if figures["best_of_line"] > before["balanced_accuracy"]:
             shares += f", and {figures['best_of_line']:.1%} earlier in its line"
-        found.append(f"balanced accuracy on its {figures['images']:,} evaluation images {shares}")
+        worse.append(f"balanced accuracy on its {figures['images']:,} evaluation images {shares}")
     old, new = (recalls(each, figures["by_class"]) for each in (before, after))
-    drawn = figures.get("intervals", {}).get("classes", {})
     for label in old:
-        interval = drawn.get(label, {}).get("recall")
-        if new[label] - old[label] < -RECALL and interval and interval[1] < 0:
-            found.append(f"recall of {label} there {old[label]:.1%} → {new[label]:.1%}")
-    return found
+        bounds = at(figures, ("intervals", "classes", label, "recall"))
+        if new[label] - old[label] < -RECALL and bounds and bounds[1] < 0:
+            worse.append(f"recall of {label} there {old[label]:.1%} → {new[label]:.1%}")
+    return worse
 
 
 def beside_of(out: Path) -> Path:
-    """Return where the bundle goes that is not to replace that at ``out``: beside it."""
+    """Return the folder of a bundle that is not to replace the one at ``out``: beside it."""
     return out.absolute().with_name(f"{out.absolute().name}.refused")
 
 
 def refusal(out: Path, rival: Bundle, why: tuple[str, ...], beside: Path) -> str:
-    """Return the words of the error for a bundle that is not replaced, while the new one lies ``beside``."""
+    """Return the message of the error for a bundle that is not replaced; the new one lies ``beside``."""
     return (
         f"--out {str(out)!r}: expected a model no worse than {rival.name}, which lies there, received a worse one: "
         f"{'; '.join(why)}. It is not replaced; the new one is in {str(beside)!r}; {ANYWAY}"

@@ -11,17 +11,17 @@ from collections import deque
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomsort.bundle import Predictor, load
+from dicomsort.bundle import Bundle, Predictor, load
 from dicomsort.bundle.spec import read_model
-from dicomsort.engines.engine import R, submit_batch
-from dicomsort.errors import UsageError
+from dicomsort.engines.engine import Engine, R, submit_batch
+from dicomsort.errors import UsageError, WorkerLost
 from dicomsort.pixels import PixelsError, render
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.training.data.rendered import Rendered, render_all
+from dicomsort.training.data.rendered import render_all
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import folds, patient, perceptual_hash
 from dicomsort.training.evaluate import compare
@@ -29,9 +29,9 @@ from dicomsort.training.evaluate.predictions import Predictions, cross_calibrate
 from dicomsort.training.fit.held_out import HeldOutPredictions
 from dicomsort.training.fit.quantize import Quantizer
 from dicomsort.training.fit.recipe import Hyperparameters
-from dicomsort.training.models.architectures import ARCHITECTURES, varied
+from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, varied
 from dicomsort.training.models.tflite_weights import INT8, precision
-from dicomsort.training.progress import load_tensorflow
+from dicomsort.training.progress import Reporter, Step, load_tensorflow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,12 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicomsort.bundle import Bundle
-    from dicomsort.engines.engine import Engine
-    from dicomsort.errors import WorkerLost
     from dicomsort.training.data.dataset import Dataset
-    from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.progress import Reporter, Step
 
     Row = NDArray[np.float32]
 
@@ -54,80 +49,52 @@ AHEAD = 4  # tasks that wait, for each worker
 RECIPE = ("epochs", "batch_size", "learning_rate", "validation_split", "seed", "augment")
 
 
-@dataclass(frozen=True, slots=True)
-class Folding:
-    """How to hold sources out: in ``count`` parts (0: one by one), dealt out by ``seed``."""
-
-    count: int
-    seed: int
-
-
 def by_folds(
-    bundle: Bundle, dataset: Dataset, folding: Folding, engine: Engine, reporter: Reporter
+    bundle: Bundle, dataset: Dataset, count: int, seed: int, engine: Engine, reporter: Reporter
 ) -> tuple[Predictions, tuple[tuple[str, str], ...]]:
-    """Judge every source by models of the bundle's recipe that never saw it; also return what was skipped, and why."""
-    architecture, integers = _crossable(bundle), precision(read_model(bundle)) == INT8
+    """Judge every source by models of the bundle's recipe that never saw it; also return what was skipped, and why.
+
+    The sources are held out in ``count`` parts (0: one by one), chosen by ``seed``. For each part the recipe is trained
+    on the other parts. The models compute in int8 where the bundle's does.
+    """
+    architecture, is_int8 = _crossable(bundle), precision(read_model(bundle)) == INT8
     with tempfile.TemporaryDirectory(prefix="dicomsort-evaluate-") as scratch:
         rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter)
-        require_images(rendered.dataset, len(rendered.skipped))
-        _require_sources(rendered.dataset)
+        dataset = rendered.dataset
+        require_images(dataset, len(rendered.skipped))
+        if not dataset.grouped():
+            raise UsageError(
+                f"--cross-validate source: data set {str(dataset.root)!r}: expected every file in a source's folder, "
+                "and at least two sources a class, received fewer"
+            )
         reporter.note("Loading TensorFlow")
         load_tensorflow()
-        recipe = bundle.training["recipe"]
-        held_out = _cross_validate(architecture, rendered, recipe, folding, reporter, integers=integers)
-    return cross_calibrated(held_out, rendered.dataset), rendered.skipped
+        from dicomsort.training.fit.transfer import cross_validate, opened
 
-
-def _cross_validate(
-    architecture: Architecture, rendered: Rendered, recipe: Mapping[str, Any], folding: Folding, reporter: Reporter,
-    *, integers: bool,
-) -> HeldOutPredictions:  # fmt: skip
-    """Train what the recipe trains once for each fold of sources on the others, and predict the fold by it.
-
-    In ``integers`` where the bundle's model computes so.
-    """
-    from dicomsort.training.fit.transfer import cross_validate, opened
-
-    dataset = rendered.dataset
-    sources = len({item.group for item in dataset.items})
-    count = min(folding.count or sources, sources)
-    fold = folds(dataset, count, folding.seed, grouped=True)
-    hyper = Hyperparameters(**{key: recipe[key] for key in RECIPE})
-    held_out = HeldOutPredictions.room(dataset, fold, _words(dataset, count, sources), by_source=True)
-    quantizer = Quantizer(rendered, hyper.seed, reporter) if integers else None
-    with opened(architecture, rendered, hyper, reporter) as trainer:
-        int8, _ = cross_validate(trainer, held_out, None, quantizer)
-    return int8 or held_out
+        sources = len({item.group for item in dataset.items})
+        count = min(count or sources, sources)
+        fold = folds(dataset, count, seed, grouped=True)
+        hyper = Hyperparameters(**{key: bundle.training["recipe"][key] for key in RECIPE})
+        held_out = HeldOutPredictions.room(dataset, fold, _words(dataset, count, sources), by_source=True)
+        quantizer = Quantizer(rendered, hyper.seed, reporter) if is_int8 else None
+        with opened(architecture, rendered, hyper, reporter) as trainer:
+            int8, _ = cross_validate(trainer, held_out, None, quantizer)
+    return cross_calibrated(int8 or held_out, dataset), rendered.skipped
 
 
 def _crossable(bundle: Bundle) -> Architecture:
     """Return the bundle's architecture; UsageError where it cannot be cross-validated."""
     architecture = ARCHITECTURES.get(bundle.arch)
+    expected = "--cross-validate: expected a bundle"
     if architecture is None or architecture.recipe != "transfer":
-        raise UsageError(
-            "--cross-validate: expected a bundle trained from pretrained weights, received architecture "
-            f"{bundle.arch!r}"
-        )
+        raise UsageError(f"{expected} trained from pretrained weights, received architecture {bundle.arch!r}")
     if bundle.training.get(compare.KEY):
-        raise UsageError(
-            "--cross-validate: expected a bundle trained from published weights, received one started from another "
-            "bundle, which may have seen the sources"
-        )
+        received = "one started from another bundle, which may have seen the sources"
+        raise UsageError(f"{expected} trained from published weights, received {received}")
     architecture.require()
     if not isinstance(recipe := bundle.training.get("recipe"), dict) or not set(RECIPE) <= set(recipe):
-        raise UsageError(
-            f"--cross-validate: expected a bundle that tells its recipe ({', '.join(RECIPE)}), received {recipe!r}"
-        )
+        raise UsageError(f"{expected} that tells its recipe ({', '.join(RECIPE)}), received {recipe!r}")
     return varied(architecture, bundle.arch, recipe.get("variation") or {})
-
-
-def _require_sources(dataset: Dataset) -> None:
-    """Raise UsageError unless whole sources can be held out."""
-    if not dataset.grouped():
-        raise UsageError(
-            f"--cross-validate source: data set {str(dataset.root)!r}: expected every file in a source's folder, and "
-            "at least two sources a class, received fewer"
-        )
 
 
 def _words(dataset: Dataset, count: int, sources: int) -> str:
@@ -195,13 +162,11 @@ def _predict(predictor: Predictor, path: Path, salt: bytes, shortcuts: Sequence[
         return FilePrediction(str(error))
     except OSError as error:
         return FilePrediction(error.strerror or type(error).__name__)
-    changed = [SHORTCUTS[name](image) for name in shortcuts]
-    found = predictor.predict(np.stack([image, *changed]))
-    plain, *others = found.probabilities
-    distance = None if np.isnan(found.distances[0]) else float(found.distances[0])
-    return FilePrediction(
-        "", plain, distance, dict(zip(shortcuts, others, strict=True)), digest, owner, perceptual_hash(image)
-    )
+    output = predictor.predict(np.stack([image, *(SHORTCUTS[name](image) for name in shortcuts)]))
+    plain, *changed = output.probabilities
+    variants = dict(zip(shortcuts, changed, strict=True))
+    distance = None if np.isnan(output.distances[0]) else float(output.distances[0])
+    return FilePrediction("", plain, distance, variants, digest, owner, perceptual_hash(image))
 
 
 def _rendered(path: Path) -> NDArray[np.uint8] | None:

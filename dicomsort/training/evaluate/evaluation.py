@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicomsort.bundle import require_answer
+from dicomsort.bundle import SPEC_NAME, Bundle, require_answer
 from dicomsort.content import kind_of
 from dicomsort.errors import UsageError
 from dicomsort.files import look_up
@@ -25,29 +25,19 @@ from dicomsort.training.data.dataset import Dataset, read_groups, relabelled, sc
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import keep_together
 from dicomsort.training.evaluate import reporting
-from dicomsort.training.evaluate.card import write_card
-from dicomsort.training.evaluate.cross_validation import (
-    FilePrediction,
-    Folding,
-    by_folds,
-    predict_files,
-    spread,
-    thumbnails,
-)
-from dicomsort.training.evaluate.predictions import Predictions, name_clusters, require_images
+from dicomsort.training.evaluate.cross_validation import FilePrediction, by_folds, predict_files, spread, thumbnails
+from dicomsort.training.evaluate.predictions import Predictions, name_clusters, own_thresholds, require_images
+from dicomsort.training.evaluate.reporting import CARD, FIGURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from dicomsort.bundle import Bundle
     from dicomsort.engines.engine import Engine
     from dicomsort.training.progress import Reporter
 
 WARM = ("dicomsort.training.evaluate.cross_validation", "dicomsort.training.data.rendered")
 SALT_BYTES = 16
-CARD, FIGURES = "card.md", "metrics.json"
 OUTPUTS = frozenset({CARD, FIGURES, reporting.SHEET, *reporting.PICTURES})
-SPEC = "bundle.json"
 COMPARISON = "comparison.png"
 
 
@@ -81,25 +71,35 @@ def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Repor
 
     UsageError where the data set, the bundle or a setting cannot be evaluated with.
     """
-    settings = replace(settings, out=_check(bundle, settings))
-    groups = read_groups(settings.groups) if settings.groups else None
-    dataset = relabelled(scan(settings.dataset, groups, least=1), bundle.labels)
+    settings = replace(settings, out=check_out(settings.out, settings.dataset))
+    if settings.update and settings.folds is None:
+        raise UsageError("--update: expected --cross-validate source beside it, received figures of another kind")
+    if settings.update and not os.access(bundle.folder, os.W_OK):
+        expected = f"--out {str(bundle.folder)!r}: expected a folder that can be written"
+        raise UsageError(f"{expected}, received one that cannot")
+    dataset = relabelled(scanned(settings), bundle.labels)
     if settings.folds is None:
-        found = by_model(bundle, dataset, settings, engine, reporter)
+        evaluated = by_model(bundle, dataset, settings, engine, reporter)
     else:
-        predictions, skipped = by_folds(bundle, dataset, Folding(settings.folds, settings.seed), engine, reporter)
-        found = Evaluated(predictions, report_of(bundle, predictions, skipped, settings.seed))
-    chosen = reporting.mistakes(found.predictions)
-    paths = [found.predictions.dataset.items[i].path for i in chosen]
+        predictions, skipped = by_folds(bundle, dataset, settings.folds, settings.seed, engine, reporter)
+        evaluated = _evaluated(bundle, predictions, skipped, settings.seed, trained_on=0)
+    predictions = evaluated.predictions
+    chosen = reporting.mistakes(predictions)
+    paths = [predictions.dataset.items[i].path for i in chosen]
     with reporter.step("Rendering the mistakes", len(paths)) as step:
         images = spread(engine, partial(thumbnails, str(settings.dataset)), paths, lambda *_: None, step)
     with outcome(settings.out) as folder:
-        _write(folder, bundle, found)
-        reporting.draw_mistakes(folder / reporting.SHEET, found.predictions, chosen, images)
+        _write(folder, bundle, evaluated)
+        reporting.draw_mistakes(folder / reporting.SHEET, predictions, chosen, images)
     if settings.update:
         with outcome(bundle.folder) as folder:
-            _write(folder, bundle, found)
-    return found
+            _write(folder, bundle, evaluated)
+    return evaluated
+
+
+def scanned(settings: Settings) -> Dataset:
+    """Return the files of the data set, with its own labels."""
+    return scan(settings.dataset, read_groups(settings.groups) if settings.groups else None, least=1)
 
 
 def by_model(bundle: Bundle, dataset: Dataset, settings: Settings, engine: Engine, reporter: Reporter) -> Evaluated:
@@ -108,106 +108,80 @@ def by_model(bundle: Bundle, dataset: Dataset, settings: Settings, engine: Engin
     task = partial(
         predict_files, str(bundle.folder.resolve()), str(dataset.root), secrets.token_bytes(SALT_BYTES), shortcuts
     )
-    with reporter.step("Judging images", len(dataset.items)) as step:
-        answers = spread(
-            engine, task, [item.path for item in dataset.items], lambda _, why: FilePrediction(str(why)), step
-        )
-    good = [answer for answer in answers if not answer.problem]
+    paths = [item.path for item in dataset.items]
+    with reporter.step("Judging images", len(paths)) as step:
+        results = spread(engine, task, paths, lambda _, lost: FilePrediction(str(lost)), step)
+    good = [result for result in results if not result.problem]
     if not good:
         require_answer(bundle, engine.submit)
-    skipped = [(item.path, a.problem) for item, a in zip(dataset.items, answers, strict=True) if a.problem]
-    dataset = dataset.only(i for i, answer in enumerate(answers) if not answer.problem)
-    dataset, _ = keep_together(dataset, [answer.print for answer in good], [answer.patient for answer in good])
+    skipped = [(path, result.problem) for path, result in zip(paths, results, strict=True) if result.problem]
+    dataset = dataset.only(i for i, result in enumerate(results) if not result.problem)
+    dataset, _ = keep_together(dataset, [result.print for result in good], [result.patient for result in good])
     require_images(dataset, len(skipped))
-    known = fingerprint.compare(bundle.training, dataset.items, [answer.digest for answer in good])
+    known = fingerprint.compare(bundle.training, dataset.items, [result.digest for result in good])
     predictions = _predictions(bundle, dataset, good, known.words())
-    return Evaluated(predictions, report_of(bundle, predictions, skipped, settings.seed, known))
+    return _evaluated(bundle, predictions, skipped, settings.seed, known.count)
 
 
-def report_of(
-    bundle: Bundle,
-    predictions: Predictions,
-    skipped: Sequence[tuple[str, str]],
-    seed: int,
-    known: fingerprint.Overlap | None = None,
-) -> dict[str, Any]:
-    """Return metrics.json's content; ``known`` tells what of the images the judging model was trained on."""
-    return {
+def _evaluated(
+    bundle: Bundle, predictions: Predictions, skipped: Sequence[tuple[str, str]], seed: int, trained_on: int | None
+) -> Evaluated:
+    """Return predictions and report; the model was trained on ``trained_on`` of the images (None: not known)."""
+    report = {
         "model": {"name": bundle.name, "sha256": bundle.model_sha256},
-        "trained_on": known.count if known else 0,
+        "trained_on": trained_on,
         **reporting.report_of(predictions, seed),
         "skipped": {visible(path): reason for path, reason in skipped},
     }
+    return Evaluated(predictions, report)
 
 
-def _predictions(bundle: Bundle, dataset: Dataset, answers: Sequence[FilePrediction], held_out: str) -> Predictions:
-    """Return the answers as arrays, with the bundle's own thresholds for every image."""
-    count = len(answers)
-    rows = [answer.probabilities for answer in answers if answer.probabilities is not None]
+def _predictions(bundle: Bundle, dataset: Dataset, results: Sequence[FilePrediction], held_out: str) -> Predictions:
+    """Return the results as arrays, with the bundle's own thresholds for every image."""
+    count = len(results)
     clusters, unit = name_clusters(dataset)
-    distances = [answer.distance for answer in answers if answer.distance is not None]
-    limit = bundle.distance
+    distances = [result.distance for result in results if result.distance is not None]
     return Predictions(
         dataset,
-        np.stack(rows),
-        {"decide": np.full(count, bundle.decide), "contradict": np.full(count, bundle.contradict)},
+        np.stack([result.probabilities for result in results if result.probabilities is not None]),
+        own_thresholds(bundle, count),
         held_out,
         clusters,
         unit,
         distances=np.array(distances, np.float32) if len(distances) == count else None,
-        limits=None if limit is None else np.full(count, limit),
-        variants={name: np.stack([answer.variants[name] for answer in answers]) for name in answers[0].variants},
+        limits=None if bundle.distance is None else np.full(count, bundle.distance),
+        variants={name: np.stack([result.variants[name] for result in results]) for name in results[0].variants},
     )
-
-
-def _check(bundle: Bundle, settings: Settings) -> Path:
-    """Return the real path of ``settings.out``; UsageError where figures could not be written, or must not be."""
-    out = check_out(settings.out, settings.dataset)
-    if settings.update and settings.folds is None:
-        raise UsageError("--update: expected --cross-validate source beside it, received figures of another kind")
-    if settings.update:
-        _check_writable(bundle.folder)
-    return out
 
 
 def check_out(out: Path, dataset: Path | None = None) -> Path:
     """Return the real path of ``out``; UsageError where figures could not be written there, or must not be."""
     gate = Gate({"DATASET": str(dataset)} if dataset else {})
     target = Path(gate.check_folder("--out", out))
-    if (target / SPEC).exists():
-        msg = f"--out {str(out)!r}: expected a folder for figures, received a bundle; --update is for that"
-        raise UsageError(msg)
+    if (target / SPEC_NAME).exists():
+        raise UsageError(f"--out {str(out)!r}: expected a folder for figures, received a bundle; --update is for that")
     gate.check_folder("--out", target, foreign_in)
     return target
 
 
 def foreign_in(folder: str) -> str:
-    """Which file of a folder has the name of a result and is none; empty where results may be written there."""
+    """Return which file of a folder has the name of a result and is none; empty where results may be written there."""
     there = [name for name in sorted({*OUTPUTS, COMPARISON}) if os.path.lexists(f"{folder}/{name}")]
     wrong = [name for name in there if (kind := kind_of(name)) and kind.problem(f"{folder}/{name}")]
-    figures = look_up(f"{folder}/{FIGURES}")  # what tells that the rest is ours
+    figures = look_up(f"{folder}/{FIGURES}")  # with it the rest is ours
     if figures is None or not figures.st_size:
         wrong = [name for name in there if name != FIGURES] or wrong
     return f"its {wrong[0]} is of something else" if wrong else ""
 
 
-def _check_writable(folder: Path) -> None:
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UsageError(f"--out {str(folder)!r}: expected a folder that can be written, received one that cannot")
-
-
-def _write(folder: Path, bundle: Bundle, found: Evaluated) -> None:
-    """Write metrics.json, card.md and the pictures that show no image."""
-    spec = json.loads((bundle.folder / SPEC).read_text("utf-8"))
-    report = {**found.report, "training_run": _training_run(bundle)}
-    (folder / FIGURES).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    (folder / CARD).write_text(write_card(spec, report), "utf-8", "backslashreplace")
-    reporting.draw(folder, report, found.predictions)
+def _write(folder: Path, bundle: Bundle, evaluated: Evaluated) -> None:
+    spec = json.loads((bundle.folder / SPEC_NAME).read_text("utf-8"))
+    report = {**evaluated.report, "training_run": _training_run(bundle)}
+    reporting.write(folder, spec, report, evaluated.predictions)
 
 
 def _training_run(bundle: Bundle) -> dict[str, Any]:
-    """Return what the bundle's own metrics.json tells of its training; {} where there is none."""
+    """Return what the bundle's own metrics.json reports of its training; {} where there is none."""
     try:
         run = reporting.figures_in(bundle.folder).get("training_run")
     except (OSError, ValueError):

@@ -17,20 +17,26 @@ from dicomsort.training.evaluate.predictions import Predictions
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     Values = NDArray[np.float64]
     Figures = dict[tuple[str, ...], Values]
 
 CONFIDENT = 0.9
+RESAMPLES = 1000
+LEVEL = 0.95
+MIN_CLUSTERS = 2
+ROOM = 4_000_000  # numbers in memory at a time
+DIGITS = 4
+MIN_LABELS_BESIDE_OTHER = 2
 
 
 class Tally:
     """Predictions summed by cluster.
 
-    ``probabilities``: float32 (N, C); ``truth``: int64 (N,); ``cluster``: intp (N,), 0..K-1; ``thresholds``: name ->
-    float64 (N,), on confidence; ``right``: bool (N,). Weights are float64 (r, K): how often each of the K clusters
-    counts, r times over.
+    ``probabilities``: float32 (N, C); ``truth``: int64 (N,); ``clusters``: (N,), the name or number of each image's;
+    ``thresholds``: name -> float64 (N,), on confidence; ``right``: bool (N,). Weights are float64 (r, K): how often
+    each of the K clusters counts, r times over.
     """
 
     def __init__(
@@ -38,23 +44,24 @@ class Tally:
         probabilities: NDArray[np.float32],
         truth: NDArray[np.int64],
         labels: Sequence[str],
-        cluster: NDArray[np.intp],
+        clusters: ArrayLike,
         thresholds: Mapping[str, Values],
     ) -> None:
         """Sum what every set of predictions has; the ``add_`` methods add what only some have."""
-        self.truth, self.labels, self.clusters = truth, labels, int(cluster.max()) + 1
-        self._cluster, self._probabilities = cluster, probabilities
-        self._predicted, confidence = probabilities.argmax(1), probabilities.max(1)
-        self.right, self._confidence = self._predicted == truth, confidence
+        names, self._cluster = np.unique(np.asarray(clusters), return_inverse=True)
+        self.truth, self.labels, self.clusters = truth, labels, len(names)
+        self._probabilities = probabilities
+        self._predicted, self._confidence = probabilities.argmax(1), probabilities.max(1)
+        self.right = self._predicted == truth
         self._cells, cell = np.unique(truth * len(labels) + self._predicted, return_inverse=True)
         self._counts = np.zeros((self.clusters, len(self._cells)))
-        np.add.at(self._counts, (cluster, cell), 1)
+        np.add.at(self._counts, (self._cluster, cell), 1)
         self._measures: list[Callable[[Values], Figures]] = [self._classes]
         self._mean(("log_loss",), losses(probabilities, truth))
         self._add_ece()
         self._add_most_confident()
         for name, values in thresholds.items():
-            self._add_coverage(name, confidence >= values)
+            self._add_coverage(name, self._confidence >= values)
 
     def figures(self, weights: Values) -> Figures:
         """Return every figure as float64 (r,); NaN where there is nothing to measure."""
@@ -75,10 +82,6 @@ class Tally:
         self._mean(("out_of_distribution",), outside)
         self._add_coverage("decide_and_distance", (self._confidence >= decide) & ~outside)
 
-    def add_sources(self, keys: Sequence[str]) -> None:
-        """Add the mean recall by class and source, which ``keys`` name; a source must lie in one cluster."""
-        self._mean_recall(("mean_recall_by_source",), keys, self.right, np.ones(len(self.truth), bool))
-
     def add_other(self, column: int, keys: Sequence[str], decide: Values, outside: NDArray[np.bool_]) -> None:
         """Add what concerns the class of all the rest, and how the other classes' images fare without it.
 
@@ -95,7 +98,7 @@ class Tally:
         self._ratio(("without_other", "accuracy"), right & known, known)
         self._add_balanced(("without_other", "balanced_accuracy"), right, known)
         if keys:
-            self._mean_recall(("without_other", "mean_recall_by_source"), keys, right, known)
+            self.add_mean_recall(("without_other", "mean_recall_by_source"), keys, right, known)
 
     def add_variant(self, name: str, probabilities: NDArray[np.float32], unchanged: NDArray[np.float32]) -> None:
         """Add a shortcut test: the accuracy on changed images, and the change against the ``unchanged`` ones.
@@ -121,19 +124,19 @@ class Tally:
         self._measures.append(lambda weights: {path: over(weights @ top, weights @ bottom)})
 
     def _classes(self, weights: Values) -> Figures:
-        """Precision, recall and F1 of each class, accuracy and balanced accuracy, and the confusion's shares."""
+        """Return precision, recall and F1 of each class, accuracy and balanced accuracy."""
         matrix = self.matrix(weights)
         hits, support, named = np.einsum("rcc->rc", matrix), matrix.sum(2), matrix.sum(1)
         recall, precision, f1 = over(hits, support), over(hits, named), over(2 * hits, support + named)
-        found: Figures = {
+        figures: Figures = {
             ("accuracy",): over(hits.sum(1), support.sum(1)),
             ("balanced_accuracy",): mean_of_known(recall),
         }
         for i, label in enumerate(self.labels):
-            found["classes", label, "precision"] = precision[:, i]
-            found["classes", label, "recall"] = recall[:, i]
-            found["classes", label, "f1"] = f1[:, i]
-        return found
+            figures["classes", label, "precision"] = precision[:, i]
+            figures["classes", label, "recall"] = recall[:, i]
+            figures["classes", label, "f1"] = f1[:, i]
+        return figures
 
     def _add_balanced(self, path: tuple[str, ...], right: NDArray[np.bool_], among: NDArray[np.bool_]) -> None:
         """Add the mean over the classes of the share that is ``right``, ``among`` some of the images."""
@@ -142,10 +145,10 @@ class Tally:
         counts = np.stack([self._sum(member) for member in members], axis=1)
         self._measures.append(lambda weights: {path: mean_of_known(over(weights @ hits, weights @ counts))})
 
-    def _mean_recall(
+    def add_mean_recall(
         self, path: tuple[str, ...], keys: Sequence[str], right: NDArray[np.bool_], among: NDArray[np.bool_]
     ) -> None:
-        """Add the mean of the recall in each of the rows that ``keys`` name."""
+        """Add the mean of the recall by class and source, which ``keys`` name; a source must lie in one cluster."""
         _, first, row = np.unique(np.array(keys)[among], return_index=True, return_inverse=True)
         recall, home = np.bincount(row, right[among]) / np.bincount(row), self._cluster[among][first]
         top, rows = np.bincount(home, recall, self.clusters), np.bincount(home, minlength=self.clusters).astype(float)
@@ -192,12 +195,6 @@ def mean_of_known(values: Values) -> Values:
     return over(np.where(known, values, 0).sum(1), known.sum(1).astype(float))
 
 
-RESAMPLES = 1000
-LEVEL = 0.95
-MIN_CLUSTERS = 2
-ROOM = 4_000_000  # numbers held at a time
-
-
 def resamples(clusters: int, room: int, seed: int) -> Iterator[NDArray[np.float64]]:
     """Yield how often each cluster is drawn, float64 (r, clusters), in parts whose r add up to 1,000.
 
@@ -209,6 +206,13 @@ def resamples(clusters: int, room: int, seed: int) -> Iterator[NDArray[np.float6
     for start in range(0, RESAMPLES, part):
         count = min(part, RESAMPLES - start)
         yield random.multinomial(clusters, np.full(clusters, 1 / clusters), size=count).astype(np.float64)
+
+
+def bootstrap(measure: Callable[[Values], Figures], tally: Tally, seed: int) -> Figures:
+    """Return what ``measure`` makes of 1,000 resamples of the clusters of ``tally``, float64 (1000,) a figure."""
+    room = max(len(tally.truth), len(tally.labels) ** 2)
+    parts = [measure(weights) for weights in resamples(tally.clusters, room, seed)]
+    return {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
 
 
 def interval(values: NDArray[np.float64]) -> list[float] | None:
@@ -243,15 +247,8 @@ def nest(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     return whole
 
 
-DIGITS = 4
-MIN_LABELS_BESIDE_OTHER = 2
-
-
 def measure(
-    probabilities: NDArray[np.float32],
-    truth: NDArray[np.int64],
-    labels: Sequence[str],
-    thresholds: Mapping[str, float],
+    probabilities: NDArray[np.float32], truth: NDArray[np.int64], labels: Sequence[str], thresholds: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return accuracy, balanced accuracy, figures by class, confusion matrix (rows: truth), ECE, coverage and the rest.
 
@@ -259,7 +256,7 @@ def measure(
     classes that occur. ``thresholds`` are reported with the share of images above each and the accuracy among them.
     """
     arrays = {name: np.full(len(truth), value) for name, value in thresholds.items()}
-    return _figures(Tally(probabilities, truth, labels, np.zeros(len(truth), np.intp), arrays), arrays)
+    return _figures(Tally(probabilities, truth, labels, np.zeros(len(truth)), arrays), arrays)
 
 
 def report(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
@@ -267,18 +264,15 @@ def report(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
 
     ``sources`` lists each class and source with its recall, the worst first, where there are sources.
     """
-    names, cluster = np.unique(np.array(predictions.clusters), return_inverse=True)
-    tally = tally_of(predictions, cluster)
-    drawn_from = {"unit": predictions.unit, "clusters": len(names), "resamples": RESAMPLES, "seed": seed}
-    figures = {"bootstrap": drawn_from, **_figures(tally, predictions.thresholds)}
+    tally = tally_of(predictions)
+    how = {"unit": predictions.unit, "clusters": tally.clusters, "resamples": RESAMPLES, "seed": seed}
+    figures = {"bootstrap": how, **_figures(tally, predictions.thresholds)}
     sources = [item.source for item in predictions.dataset.items]
     if any(sources):
         truth, labels = predictions.dataset.classes(), predictions.dataset.labels
         figures["sources"] = by_source(predictions.probabilities, truth, labels, sources)
-    if len(names) >= MIN_CLUSTERS:
-        room = max(len(cluster), len(tally.labels) ** 2)
-        parts = [tally.figures(weights) for weights in resamples(len(names), room, seed)]
-        drawn = {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
+    if tally.clusters >= MIN_CLUSTERS:
+        drawn = bootstrap(tally.figures, tally, seed)
         drawn["ece",] = centred(drawn["ece",], figures["ece"])
         figures["intervals"] = nest({path: interval(values) for path, values in drawn.items()})
     return figures
@@ -305,16 +299,16 @@ def by_source(
     return sorted(rows, key=lambda row: (row["recall"], row["source"], row["label"]))
 
 
-def tally_of(predictions: Predictions, cluster: NDArray[np.intp]) -> Tally:
+def tally_of(predictions: Predictions) -> Tally:
     """Return the sums of all that is measured; what is named by source only where sources are the clusters."""
     dataset, truth = predictions.dataset, predictions.dataset.classes()
-    tally = Tally(predictions.probabilities, truth, dataset.labels, cluster, predictions.thresholds)
+    tally = Tally(predictions.probabilities, truth, dataset.labels, predictions.clusters, predictions.thresholds)
     decide, outside = predictions.thresholds["decide"], predictions.outside
     beside = OTHER in dataset.labels and len(dataset.labels) > MIN_LABELS_BESIDE_OTHER
     other = dataset.labels.index(OTHER) if beside else None
     keys = [f"{item.label}/{item.source}" for item in dataset.items] if predictions.unit == "source" else []
     if keys:
-        tally.add_sources(keys)
+        tally.add_mean_recall(("mean_recall_by_source",), keys, tally.right, np.ones(len(truth), bool))
     if other is not None:
         tally.add_other(other, keys, decide, outside)
     if predictions.distances is not None and predictions.limits is not None:

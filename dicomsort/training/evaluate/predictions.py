@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dicomsort.records import OTHER
-from dicomsort.training.data.dataset import DatasetError
+from dicomsort.training.data.dataset import Dataset, DatasetError
 from dicomsort.training.evaluate.calibration import by_image, nested
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicomsort.training.data.dataset import Dataset
+    from dicomsort.bundle import Bundle
     from dicomsort.training.fit.held_out import HeldOutPredictions
 
 NESTED = "nested"
@@ -28,13 +28,13 @@ class Predictions:
 
     ``probabilities``: float32 (N, C), calibrated, in the order of the labels. ``thresholds``: ``decide`` and
     ``contradict`` -> float64 (N,), on confidence, each image's own where they were fitted without it. ``held_out``
-    says in words how the images relate to those that the model was trained on; ``by_source`` tells whether whole
-    sources were kept from it. ``clusters`` names for each item what is resampled as one, ``unit`` what that is (source,
+    says in words how the images relate to those that the model was trained on; ``by_source`` says whether whole
+    sources were held out. ``clusters`` names for each item what is resampled as one, ``unit`` what that is (source,
     patient, file). ``distances``: float32 (N,), the feature-space distance from the training images, or None;
     ``limits``: float64 (N,), beyond which an image is out of distribution. ``variants``: name of a robustness test ->
     probabilities of the changed images, like the others.
     ``unchanged``: those of the unchanged images by the models behind ``variants``, None where they are
-    ``probabilities``. ``calibration`` tells where temperatures and thresholds come from: ``the bundle's``, or
+    ``probabilities``. ``calibration`` says where temperatures and thresholds come from: ``the bundle's``, or
     ``nested`` (other folds).
     """
 
@@ -50,6 +50,18 @@ class Predictions:
     variants: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     calibration: str = "the bundle's"
     unchanged: NDArray[np.float32] | None = None
+
+    def only(self, rows: list[int]) -> Predictions:
+        """Return the predictions for these images alone; ``variants`` and ``unchanged`` stay whole."""
+        return replace(
+            self,
+            dataset=self.dataset.only(rows),
+            probabilities=self.probabilities[rows],
+            thresholds={name: values[rows] for name, values in self.thresholds.items()},
+            clusters=[self.clusters[i] for i in rows],
+            distances=None if self.distances is None else self.distances[rows],
+            limits=None if self.limits is None else self.limits[rows],
+        )
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -82,6 +94,11 @@ def name_clusters(dataset: Dataset) -> tuple[list[str], str]:
     return kin, "patient" if any(item.kin for item in dataset.items) and len(set(kin)) > 1 else "file"
 
 
+def own_thresholds(bundle: Bundle, count: int) -> dict[str, NDArray[np.float64]]:
+    """Return the bundle's own thresholds for each of ``count`` images, as ``Predictions`` has them."""
+    return {"decide": np.full(count, bundle.decide), "contradict": np.full(count, bundle.contradict)}
+
+
 def require_images(dataset: Dataset, skipped: int) -> None:
     """Raise DatasetError where no image is left to evaluate on."""
     if not dataset.items:
@@ -95,19 +112,19 @@ def cross_calibrated(held_out: HeldOutPredictions, dataset: Dataset, limit: floa
     ``limit`` is that of distance, where it is known and not fitted.
     """
     other = dataset.labels.index(OTHER) if OTHER in dataset.labels else None
-    found = nested(held_out.probabilities, held_out.truth, held_out.fold, held_out.distances, other)
+    calibrated = nested(held_out.probabilities, held_out.truth, held_out.fold, held_out.distances, other)
     clusters, unit = name_clusters(dataset)
     return Predictions(
         dataset,
-        found.probabilities,
-        {"decide": found.decide, "contradict": found.contradict},
+        calibrated.probabilities,
+        {"decide": calibrated.decide, "contradict": calibrated.contradict},
         held_out.how,
         clusters,
         unit,
         held_out.by_source,
         held_out.distances,
-        found.limits if limit is None else np.full(len(held_out.fold), limit),
-        {name: by_image(changed, found.temperatures) for name, changed in held_out.variants.items()},
+        calibrated.limits if limit is None else np.full(len(held_out.fold), limit),
+        {name: by_image(changed, calibrated.temperatures) for name, changed in held_out.variants.items()},
         NESTED,
         held_out.unchanged,
     )

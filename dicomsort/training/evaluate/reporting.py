@@ -1,8 +1,9 @@
-"""The report on predictions: metrics.json's content, the pictures, the sheet of mistakes."""
+"""The report on predictions: metrics.json, the card, the pictures, the sheet of mistakes."""
 
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ from dicomsort.content import Replaced
 from dicomsort.files import Files, opened_file
 from dicomsort.jsonlines import parse
 from dicomsort.training.evaluate import metrics, plots
+from dicomsort.training.evaluate.card import write_card
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from dicomsort.training.data.dataset import Dataset
     from dicomsort.training.evaluate.predictions import Predictions
 
+CARD, FIGURES = "card.md", "metrics.json"
 PICTURES = ("confusion.png", "reliability.png", "coverage.png", "sources.png")
 SHEET = "mistakes.png"
 MISTAKES = 24
@@ -32,7 +35,7 @@ NO_LICENCE = "not listed"
 
 def figures_in(folder: Path) -> dict[str, Any]:
     """Return the content of a bundle's own metrics.json; OSError or ValueError where there is none that can be read."""
-    with opened_file(str(folder / "metrics.json")) as stream:
+    with opened_file(str(folder / FIGURES)) as stream:
         report = parse(stream.read(content.METRICS.most))
     if not isinstance(report, dict):
         raise ValueError("expected an object")  # noqa: TRY004 - as for other content
@@ -56,10 +59,10 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     ``manifest.csv`` in the data set's folder lists them, in the columns ``licence`` and ``path`` or ``source``.
     """
     report: dict[str, Any] = {"images": dataset.counts()}
-    named = Counter((item.label, source) for item in dataset.items if (source := item.source))
-    if named:
+    counts = Counter((item.label, source) for item in dataset.items if (source := item.source))
+    if counts:
         report["sources"] = {
-            label: {source: count for (i, source), count in sorted(named.items()) if i == index}
+            label: {source: count for (i, source), count in sorted(counts.items()) if i == index}
             for index, label in enumerate(dataset.labels)
         }
     if licences := _licences(dataset):
@@ -67,12 +70,23 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     return report
 
 
+def write_figures(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write metrics.json."""
+    (folder / FIGURES).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+
+
+def write(folder: Path, spec: Mapping[str, Any], report: dict[str, Any], predictions: Predictions) -> None:
+    """Write metrics.json, card.md and the pictures that show no image; ``spec`` is bundle.json's content."""
+    write_figures(folder, report)
+    (folder / CARD).write_text(write_card(spec, report), "utf-8", "backslashreplace")
+    draw(folder, report, predictions)
+
+
 def draw(folder: Path, report: dict[str, Any], predictions: Predictions) -> None:
     """Write the four pictures of what ``report_of`` returned into ``folder``; none shows an image of the data set."""
-    matrix, where = report["confusion_matrix"], "sources held out" if predictions.by_source else "images judged"
-    plots.plot_confusion(
-        matrix["rows_are_truth"], matrix["labels"], f"{report['images']:,} images, {where}", folder / "confusion.png"
-    )
+    matrix = report["confusion_matrix"]
+    title = f"{report['images']:,} images, {'sources held out' if predictions.by_source else 'images judged'}"
+    plots.plot_confusion(matrix["rows_are_truth"], matrix["labels"], title, folder / "confusion.png")
     plots.plot_reliability(predictions.right, predictions.confidence, report["ece"], folder / "reliability.png")
     plots.plot_coverage(predictions.right, predictions.confidence, report["thresholds"], folder / "coverage.png")
     rows = report.get("sources") or [
@@ -115,5 +129,5 @@ def _licences(dataset: Dataset) -> dict[str, int]:
     except (OSError, UnicodeError, csv.Error):
         return {}
     listed = {row[key]: row["licence"] for key in ("source", "path") for row in rows if row.get(key)}
-    found = Counter(listed.get(item.path) or listed.get(item.source) or NO_LICENCE for item in dataset.items)
-    return {} if not listed else dict(found.most_common())
+    counts = Counter(listed.get(item.path) or listed.get(item.source) or NO_LICENCE for item in dataset.items)
+    return dict(counts.most_common()) if listed else {}

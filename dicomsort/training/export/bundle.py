@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import dicomsort
-from dicomsort.bundle import EVALUATION_NAME, seal
+from dicomsort.bundle import EVALUATION_NAME, MODEL_NAME, SPEC_NAME, Bundle, seal
 from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.report import visible
 from dicomsort.training.data import fingerprint as fingerprint_module
 from dicomsort.training.data.dataset import fingerprint
 from dicomsort.training.evaluate import compare, plots, reporting
-from dicomsort.training.evaluate.card import write_card
 from dicomsort.training.evaluate.predictions import cross_calibrated
 from dicomsort.training.evaluate.tables import MEGABYTES, PURPOSES
 from dicomsort.training.fit.finetune import Finetune
@@ -27,30 +25,17 @@ from dicomsort.training.models.tflite_weights import INT8
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dicomsort.bundle import Bundle
     from dicomsort.training.data.rendered import Rendered
     from dicomsort.training.evaluate.calibration import Calibration
     from dicomsort.training.evaluate.compare import Comparison
-    from dicomsort.training.evaluate.predictions import Predictions
     from dicomsort.training.export.tflite import Exported
     from dicomsort.training.fit.recipe import TrainedModel
     from dicomsort.training.models.architectures import Architecture
     from dicomsort.training.settings import Settings
 
+HISTORY = ("history.csv", "accuracy.png", "loss.png")
 OUTPUTS = frozenset(
-    {
-        "model.keras",
-        "model.tflite",
-        EVALUATION_NAME,
-        "bundle.json",
-        "medical_image_classifier.h5",
-        "history.csv",
-        "accuracy.png",
-        "loss.png",
-        "metrics.json",
-        "card.md",
-        *reporting.PICTURES,
-    }
+    (*PURPOSES, EVALUATION_NAME, SPEC_NAME, *HISTORY, reporting.FIGURES, reporting.CARD, *reporting.PICTURES)
 )
 MAX_NAME = 64
 
@@ -82,32 +67,27 @@ def write(folder: Path, result: TrainingResult) -> dict[str, Any]:
 
     trained, exported, rendered = result.trained, result.exported, result.rendered
     save_keras(trained.model, folder)
-    (folder / "model.tflite").write_bytes(exported.model.model)
+    (folder / MODEL_NAME).write_bytes(exported.model.model)
     limit = result.calibration.distance if result.start else None
     predictions = cross_calibrated(exported.held_out, rendered.dataset.only(exported.held_out.items), limit)
     figures = reporting.report_of(predictions, result.settings.seed)
     figures |= {"skipped": dict(rendered.skipped), "training_run": _training_run(result, folder)}
-    spec = _spec(result) | _place_evaluation(folder, exported.replay_set)
-    (folder / "card.md").write_text(write_card(spec, figures), "utf-8", "backslashreplace")
-    (folder / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    spec = _spec(result)
+    if isinstance(exported.replay_set, bytes):
+        (folder / EVALUATION_NAME).write_bytes(exported.replay_set)
+        spec[replay_set.KEY] = {}
+    reporting.write(folder, spec, figures, predictions)
     with (folder / "history.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("epoch", *trained.history))
         writer.writerows((i, *values) for i, values in enumerate(zip(*trained.history.values(), strict=True), 1))
     for column in ("accuracy", "loss"):
         plots.plot_history(trained.history, column, folder / f"{column}.png", trained.course.get("epoch_kept"))
-    reporting.draw(folder, figures, predictions)
-    _draw_mistakes(result, predictions)
+    chosen = reporting.mistakes(predictions)
+    images = [rendered.images[row] for row in rendered.rows[exported.held_out.items[chosen]]]
+    reporting.draw_mistakes(sheet_of(result.settings.out), predictions, chosen, images)
     seal(folder, spec)
     return figures
-
-
-def _place_evaluation(folder: Path, content: bytes | str) -> dict[str, Any]:
-    """Write the replay set, and return bundle.json's block for it."""
-    if isinstance(content, str):
-        return {}
-    (folder / EVALUATION_NAME).write_bytes(content)
-    return {replay_set.KEY: {}}
 
 
 def sheet_of(out: Path) -> Path:
@@ -115,14 +95,8 @@ def sheet_of(out: Path) -> Path:
     return out.absolute().with_name(f"{out.absolute().name}-{reporting.SHEET}")
 
 
-def _draw_mistakes(result: TrainingResult, predictions: Predictions) -> None:
-    chosen, rendered = reporting.mistakes(predictions), result.rendered
-    images = [rendered.images[row] for row in rendered.rows[result.exported.held_out.items[chosen]]]
-    reporting.draw_mistakes(sheet_of(result.settings.out), predictions, chosen, images)
-
-
 def _training_run(result: TrainingResult, folder: Path) -> dict[str, Any]:
-    """Return what the card tells of the training, whose models are in ``folder``; later evaluations carry it on."""
+    """Return what metrics.json reports of the training, whose models are in ``folder``; evaluations copy it."""
     exported, replay = result.exported, result.exported.replay_set
     started = {compare.KEY: result.comparison.started} if result.comparison else {}
     return started | {

@@ -8,7 +8,7 @@ Imports Keras and TensorFlow: import this module inside a function, after everyt
 
 from __future__ import annotations
 
-import time
+import timeit
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from dicomsort.training.models.outputs import complete
 from dicomsort.training.models.replay_set import keep_features
 from dicomsort.training.models.tflite_head import Body, predict_head, with_head
 from dicomsort.training.models.tflite_weights import INT8, precision
-from dicomsort.training.progress import hushed
+from dicomsort.training.progress import Reporter, hushed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from dicomsort.training.fit.recipe import TrainedModel
     from dicomsort.training.models.architectures import Architecture
     from dicomsort.training.models.ood import MahalanobisModel
-    from dicomsort.training.progress import Reporter
 
 TOLERANCE = 0.01
 DISTANCE_TOLERANCE = 0.05
@@ -67,8 +66,7 @@ class Conversion:
 
     def as_json(self, *, kept: bool) -> dict[str, Any]:
         """Return what metrics.json reports of it; ``kept`` for the one in the bundle."""
-        size = round(len(self.model) / 1e6, 2)
-        report = {"precision": self.precision, "kept": kept, "megabytes": size}
+        report = {"precision": self.precision, "kept": kept, "megabytes": round(len(self.model) / 1e6, 2)}
         return {**report, "single": self.single, "batch": self.batch, "difference": self.difference}
 
 
@@ -145,8 +143,8 @@ def _compared(
     """
     before, after = (int((each.argmax(1) == truth).sum()) for each in (floats, integers))
     count, changed = len(truth), int((floats.argmax(1) != integers.argmax(1)).sum())
-    report = {"images": count, "accuracy": round(after / count, 4), "float_accuracy": round(before / count, 4)}
-    report |= {"changed": changed}
+    accuracies = {"accuracy": round(after / count, 4), "float_accuracy": round(before / count, 4)}
+    report = {"images": count, **accuracies, "changed": changed}
     if before - after <= LOST * count:
         return {"kept": True, **report}
     reason = f"it loses {100 * (before - after) / count:.1f} points of accuracy, and {100 * LOST} are allowed"
@@ -193,15 +191,13 @@ def convert(
         if conversion.difference <= TOLERANCE and conversion.strayed <= DISTANCE_TOLERANCE:
             return conversion, made
     best = min(made, key=lambda conversion: conversion.difference)
-    msg = (
+    raise DicomsortError(
         f"conversion to LiteRT: expected probabilities within {TOLERANCE} of Keras' and distances within "
         f"{DISTANCE_TOLERANCE:.0%}, received {best.difference:.4f} and {best.strayed:.1%} at best"
     )
-    raise DicomsortError(msg)
 
 
 def _convert(model: Any, precision: str) -> bytes:
-    """Return a LiteRT model with weights of this precision."""
     import tensorflow as tf
 
     with converting(model) as converter:
@@ -220,8 +216,8 @@ def _measured(precision: str, model: bytes, whole: Any, images: NDArray[np.uint8
     with hushed():
         running = Running(model)
         given = running.run(probes)
-        batch = fastest(running, probes)
-        single = fastest(running, probes[:1])
+        batch = _fastest(running, probes)
+        single = _fastest(running, probes[:1])
     difference = round(float(np.abs(given[PROBABILITIES] - wanted[PROBABILITIES]).max()), 5)
     strayed = 0.0
     if DISTANCE in wanted:
@@ -229,12 +225,8 @@ def _measured(precision: str, model: bytes, whole: Any, images: NDArray[np.uint8
     return Conversion(precision, model, difference, round(strayed, 5), single, batch)
 
 
-def fastest(running: Running, images: NDArray[np.float32], repeats: int = REPEATS) -> float:
-    """Return milliseconds an image of a batch, the best of ``repeats`` after one that is not counted."""
+def _fastest(running: Running, images: NDArray[np.float32]) -> float:
+    """Return milliseconds an image of a batch, the best of three after one that is not counted."""
     running.run(images)
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        running.run(images)
-        best = min(best, time.perf_counter() - start)
-    return round(best / len(images) * 1000, 2)
+    seconds = timeit.repeat(lambda: running.run(images), number=1, repeat=REPEATS)
+    return round(min(seconds) / len(images) * 1000, 2)
