@@ -26,7 +26,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 MAIN = "from dicomsort.cli import main; main()"
 NO_FLUSH = "from dicomsort.files import Files; Files.flush = lambda self, descriptor: None; "
-FILE_ONLY = "from dicomsort.pacs.receive import keeping; keeping.flush_path = lambda files, path: None; "
+FILE_ONLY = "from dicomsort.pacs.receive import incoming; incoming.flush_path = lambda files, path: None; "
 SLOW = "import socket; del socket.TCP_QUICKACK; "
 NAGLE = """
 import socket

@@ -11,6 +11,7 @@ import atexit
 import os
 import signal
 import sys
+import time
 from contextlib import contextmanager, suppress
 
 TYPE_CHECKING = False  # typing takes longer to import than all else here
@@ -26,6 +27,7 @@ SERVICES = (["watch"], ["receive"])  # commands that SIGTERM and SIGHUP end regu
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN = "run the same command again"
 RESEND_SECONDS = 0.02
+MOST_POLLED = 86400.0  # seconds; poll() takes milliseconds of 31 bits
 
 _listens = False
 
@@ -58,6 +60,60 @@ def code_of(number: int) -> int:
 def number_of(stop: KeyboardInterrupt) -> int:
     """Return the signal that raised it."""
     return stop.number if isinstance(stop, Signalled) else signal.SIGINT
+
+
+class StopRequest:
+    """The request to end a service, which a signal makes; ``signal`` is its number, 0 before.
+
+    An Event could deadlock: the handler that sets it may run while the main thread holds its lock.
+    """
+
+    def __init__(self) -> None:
+        import socket
+
+        self.signal = 0
+        self._waiting, self._waking = socket.socketpair()
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the service must end."""
+        return self.signal != 0
+
+    def repeat(self, number: int) -> None:
+        """Do what a second signal is for: nothing."""
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not longer than until the request is made."""
+        import select
+
+        poll = select.poll()  # select() cannot wait for descriptors above 1,023
+        poll.register(self._waiting, select.POLLIN)
+        until = time.monotonic() + seconds
+        while not self.is_made and (left := until - time.monotonic()) > 0:
+            poll.poll(min(left, MOST_POLLED) * 1000)
+
+    def close(self) -> None:
+        """Close the sockets that ``wait`` uses."""
+        self._waiting.close()
+        self._waking.close()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Let SIGTERM, SIGHUP and SIGINT make the request."""
+        before = hear(self._hear)
+        try:
+            yield
+        finally:
+            restore(before)
+            self.close()
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        if self.is_made:
+            self.repeat(number)
+            return
+        self.signal = number
+        with suppress(OSError):  # the service may be ending already
+            self._waking.send(b"\0")
 
 
 def listen() -> None:

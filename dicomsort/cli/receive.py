@@ -18,11 +18,9 @@ from dicomsort.cli.logs import LAST_LINES, ending, logging_to
 from dicomsort.cli.options import CONFIG, with_options
 from dicomsort.config import RECEIVE, load_receive
 from dicomsort.errors import DicomsortError
-from dicomsort.signals import code_of, hear, restore
+from dicomsort.signals import StopRequest, code_of
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from dicomsort.pacs.receive.receiver import Receiver
 
 
@@ -78,25 +76,30 @@ def _log_death(log: logging.Logger, died: threading.ExceptHookArgs) -> None:
 
 def _serve(receiver: Receiver, title: str, grace: float, log: logging.Logger) -> int:
     """Receive until a signal; return the exit code. A second signal cuts off what the first waits for."""
-    ending, signals = threading.Event(), list[int]()
+    stop = _Stop(receiver)
+    with stop.listening():
+        try:
+            port = receiver.start()
+            log.info("listening", extra={"facts": {"ae_title": title, "port": port}})
+            while not stop.is_made:
+                stop.wait(1)
+                if not receiver.is_alive:
+                    raise DicomsortError(
+                        "expected to go on listening, received the end of it; start `dicomsort receive` anew"
+                    )
+            log.info("ending", extra={"facts": {"signal": signal.Signals(stop.signal).name}})
+        finally:
+            receiver.stop(grace)
+    return code_of(stop.signal)
 
-    def end(number: int, _frame: FrameType | None) -> None:
-        signals.append(number)
-        if ending.is_set():
-            receiver.hurry()
-        ending.set()
 
-    before = hear(end)
-    try:
-        port = receiver.start()
-        log.info("listening", extra={"facts": {"ae_title": title, "port": port}})
-        while not ending.wait(1):
-            if not receiver.is_alive:
-                raise DicomsortError(
-                    "expected to go on listening, received the end of it; start `dicomsort receive` anew"
-                )
-        log.info("ending", extra={"facts": {"signal": signal.Signals(signals[0]).name}})
-    finally:
-        receiver.stop(grace)
-        restore(before)
-    return code_of(signals[0])
+class _Stop(StopRequest):
+    """The request to end the receiver; a second signal cuts off what the first waits for."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        super().__init__()
+        self._receiver = receiver
+
+    def repeat(self, _number: int) -> None:
+        """Let the receiver wait for instances no longer."""
+        self._receiver.hurry()

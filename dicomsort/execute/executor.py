@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute.placing import Fatal, Placer, Roots, ending
-from dicomsort.files import Files, flush_path, is_network, look_up
+from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up
 from dicomsort.journal import Journal, Plan
 from dicomsort.records import Operation, Outcome, Result, Verb
 
@@ -31,12 +31,15 @@ class NotMade(NamedTuple):
     path: str
     error: OSError
 
-    def ending(self, operation: Operation) -> Result | Fatal:
-        """Return how an operation ends that needs the folder: an impossible name fails its files, all else the run."""
+    def ending(self, operation: Operation, *, is_retried: bool) -> Result | Fatal:
+        """Return how an operation ends that needs the folder: Fatal where the disk refused, else it alone failed.
+
+        Where it is retried, all that may pass is Fatal, so that a resume makes the folder later.
+        """
         message = f"making folder {self.path!r}: expected success, received {self.error.strerror}"
-        if self.error.errno in _NAME_REFUSED:
-            return Result(operation.number, Outcome.FAILED, message)
-        return Fatal(message)
+        if self.error.errno in REFUSED_BY_DISK or (is_retried and self.error.errno not in _NAME_REFUSED):
+            return Fatal(message)
+        return Result(operation.number, Outcome.FAILED, message)
 
 
 class Folders:
@@ -269,7 +272,7 @@ class Executor:
         self._journal.begin([o.number for o in ready], missing := needed(ready, absent))
         unmade = self._folders.make(missing)
         if unmade:
-            endings += [(o, unmade[folder_of(o)].ending(o)) for o in ready if folder_of(o) in unmade]
+            endings += self._unmade_endings(ready, unmade)
             ready = [o for o in ready if folder_of(o) not in unmade]
         acted = self._each(self._placer.apply, ready, at_once=self._moves_bytes(ready))
         self._end([*endings, *zip(ready, acted, strict=True)])
@@ -290,6 +293,13 @@ class Executor:
         for _, reason in refused:
             self._refuse(reason.message)
 
+    def _unmade_endings(
+        self, operations: Iterable[Operation], unmade: dict[str, NotMade]
+    ) -> list[tuple[Operation, Result | Fatal]]:
+        """Return how those operations end whose folder cannot be made."""
+        stuck = [o for o in operations if folder_of(o) in unmade]
+        return [(o, unmade[folder_of(o)].ending(o, is_retried=self._tries_all)) for o in stuck]
+
     def _folder_batch(self, batch: list[Operation]) -> None:
         waiting = [o for o in batch if not self._journal.known.has_ended(o.number) and o.source not in self._put_off]
         if not waiting:
@@ -297,7 +307,7 @@ class Executor:
         absent, refused = self._folders.survey(waiting)
         self._journal.begin([o.number for o in waiting], missing := needed(waiting, absent))
         unmade = self._folders.make(missing)
-        refused |= {o.number: unmade[folder_of(o)].ending(o) for o in waiting if folder_of(o) in unmade}
+        refused |= {o.number: result for o, result in self._unmade_endings(waiting, unmade)}
         self._end([(o, refused.get(o.number) or self._folders.change(o)) for o in waiting])
 
     def _make_durable(self, operations: Sequence[Operation]) -> None:

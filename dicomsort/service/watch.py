@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,10 +26,11 @@ from dicomsort.report import Summary, describe_error
 from dicomsort.report.metrics import Figures, age, set_inbox_metrics, set_run_metrics, write_metrics
 from dicomsort.service.forwarding import Forwarder
 from dicomsort.service.known_files import KnownFiles, Scan
-from dicomsort.signals import hear, restore
+from dicomsort.signals import StopRequest
 from dicomsort.sorting import (
     Request,
     RunContext,
+    check_places,
     look_at_runs,
     newest_run,
     resume,
@@ -41,7 +40,7 @@ from dicomsort.sorting import (
 )
 
 if TYPE_CHECKING:
-    from types import FrameType
+    pass
 
 LONGEST_PAUSE = 900.0  # seconds between rounds that fail again and again, unless --every is longer
 SHORTEST_PAUSE = 0.02
@@ -118,6 +117,7 @@ class Rounds:
         now = os.stat(inbox)
         if os.path.samestat(now, self._inbox):
             return
+        check_places(inbox, self._context.outbox, self._request.bundle)
         with os.scandir(inbox) as entries:
             if next(entries, None) is None:
                 raise DicomsortError(
@@ -147,53 +147,18 @@ class Stopped(BaseException):
     """The service must end, and is between two files; nothing but the service itself may catch it."""
 
 
-class Stop:
-    """Whether, and by which signal, the service was asked to end."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._ear, self._mouth = socket.socketpair()  # an Event could deadlock with a handler that sets it
-
-    def ask(self, number: int) -> None:
-        """Ask the service to end, and wake it."""
-        self.signal = number
-        with suppress(OSError):  # it may be ending already
-            self._mouth.send(b"\0")
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether somebody asked."""
-        return self.signal != 0
+class Stop(StopRequest):
+    """The request to end the service; a second SIGINT interrupts at once."""
 
     def check(self) -> None:
-        """Raise ``Stopped`` where somebody asked."""
-        if self.is_asked:
+        """Raise ``Stopped`` where somebody requested the end."""
+        if self.is_made:
             raise Stopped
 
-    def wait(self, seconds: float) -> None:
-        """Sleep, but not longer than until somebody asks."""
-        if not self.is_asked:
-            select.select([self._ear], [], [], seconds)
-
-    def close(self) -> None:
-        """Close the sockets that ``wait`` uses."""
-        self._ear.close()
-        self._mouth.close()
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Let SIGTERM, SIGHUP and SIGINT ask; a second SIGINT interrupts at once."""
-        before = hear(self._hear)
-        try:
-            yield
-        finally:
-            restore(before)
-            self.close()
-
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.is_asked:
+    def repeat(self, number: int) -> None:
+        """Interrupt at once, where the second signal is SIGINT."""
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.ask(number)
 
 
 class StoppableFiles(Files):
@@ -273,7 +238,7 @@ class Service:
         if self.forwarder is not None:
             self.forwarder.start()
         try:
-            while not self.stop.is_asked:
+            while not self.stop.is_made:
                 began = time.monotonic()
                 pause = self._round(began)
                 self.stop.wait(max(pause - (time.monotonic() - began), SHORTEST_PAUSE))

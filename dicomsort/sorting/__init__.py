@@ -9,7 +9,7 @@ from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examine import survey, walk_inbox
 from dicomsort.sorting.incremental import look_at_runs, newest_run, sort_news, still_unfinished
 from dicomsort.sorting.outbox import RunContext, locked
-from dicomsort.sorting.pipeline import Request, check, check_settings, sort_inbox
+from dicomsort.sorting.pipeline import Request, check, check_places, check_settings, sort_inbox
 from dicomsort.sorting.pruning import prune
 from dicomsort.sorting.review import ReviewService
 from dicomsort.sorting.running import rehearse_undo, resume, undo
@@ -21,6 +21,7 @@ __all__ = [
     "ReviewService",
     "RunContext",
     "check",
+    "check_places",
     "check_settings",
     "list_runs",
     "locked",

@@ -68,7 +68,7 @@ def check(inbox: str, outbox: str | None, settings: SortSettings, clock: Clock |
     if target is None and not settings.dry_run:
         raise UsageError("expected an OUTBOX, received none (only --dry-run works without)")
     if target is not None:
-        _check_outbox(source, target, bundle)
+        check_places(source, target, bundle)
     settle = settings.settle if settings.settle is not None else SETTLE if settings.mode == "move" else 0.0
     clock = clock or Clock()
     before = clock.now_ns() - int(settle * 1e9) if settle > 0 else None
@@ -94,7 +94,8 @@ def _check_inbox(inbox: str, source: str) -> None:
         raise UsageError(f"INBOX: expected a folder that can be read, received {inbox!r} (permission denied)")
 
 
-def _check_outbox(source: str, target: str, bundle: Bundle) -> None:
+def check_places(source: str, target: str, bundle: Bundle) -> None:
+    """Raise UsageError where an outbox is no folder, is the inbox, or holds it; both are real paths."""
     if os.path.exists(target) and os.path.samefile(source, target):
         raise UsageError(f"expected an OUTBOX other than the INBOX, received {target!r} for both")
     if os.path.exists(target) and not os.path.isdir(target):

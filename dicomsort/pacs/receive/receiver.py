@@ -41,7 +41,7 @@ class Receiver:
         self._store = Store(files, os.path.realpath(inbox), settings, log)
         self._server: Server | None = None
         self._thread: threading.Thread | None = None
-        self._hurry = threading.Event()
+        self._is_hurried = False  # no Event: a signal handler sets it
 
     def start(self) -> int:
         """Clean up after killed processes, listen, and return the port.
@@ -88,19 +88,19 @@ class Receiver:
             self._log.warning("instances were cut off", extra={"facts": {"associations": len(server.connections)}})
             for dimse in server.connections:
                 dimse.cut()
-            self._hurry.clear()
+            self._is_hurried = False
             self._ended(server, _LAST)
         for dimse in server.connections:
             dimse.discard()
 
     def hurry(self) -> None:
         """Let ``stop`` wait for instances no longer."""
-        self._hurry.set()
+        self._is_hurried = True
 
     def _ended(self, server: Server, seconds: float) -> bool:
         """End each association after the instance that is on its way; False where some are not over in time."""
         deadline = time.monotonic() + seconds
-        while server.connections and time.monotonic() < deadline and not self._hurry.is_set():
+        while server.connections and time.monotonic() < deadline and not self._is_hurried:
             for dimse in server.connections:
                 dimse.end()
             time.sleep(_POLL)
