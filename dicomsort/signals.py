@@ -100,14 +100,15 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Let SIGTERM, SIGHUP and SIGINT make the request."""
-        before = hear(self._hear)
+        before = hear(self.make)
         try:
             yield
         finally:
             restore(before)
             self.close()
 
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
+    def make(self, number: int, _frame: FrameType | None = None) -> None:
+        """Make the request, or repeat it; a signal handler."""
         if self.is_made:
             self.repeat(number)
             return

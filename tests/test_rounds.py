@@ -199,7 +199,7 @@ def test_a_stop_in_the_middle_finishes_the_file_at_hand_and_leaves_the_rest(tmp_
             super().link(source, target)
             Asked.links += 1
             if Asked.links == 5:
-                stop.ask(signal.SIGTERM)
+                stop.make(signal.SIGTERM)
 
     service, shown, complaints = Watch(inbox, outbox, mode="move", files=Asked(stop.check)).service(stop)
     assert (service.run(), shown, complaints) == (signal.SIGTERM, [], [])
@@ -214,7 +214,7 @@ def test_a_stop_is_heard_while_files_are_read(inbox: Path, outbox: Path) -> None
     from dicomsort.service.watch import StoppableProgress
 
     stop = Stop()
-    stop.ask(signal.SIGINT)
+    stop.make(signal.SIGINT)
 
     class Never:
         def stage(self, name: str, total: int | None) -> None:

@@ -39,7 +39,7 @@ class Timer(Stop):
         if self.steps:
             self.steps.pop(0)()
         else:
-            self.ask(signal.SIGTERM)
+            self.make(signal.SIGTERM)
 
 
 class Watch:
