@@ -325,6 +325,33 @@ def test_what_is_refused_at_the_start_is_the_last_line_of_the_log(
     assert image.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("command", "content"),
+    [
+        ("sort", "\ufefflog_file = 'log'\ncolour = 1\n"),
+        ("watch", "[sort]\nlog_file = 'log'\n[watch]\nevery = 'x'\n"),
+    ],
+)
+def test_a_refused_configuration_of_any_form_names_the_log(
+    inbox: Path, outbox: Path, tmp_path: Path, command: str, content: str
+) -> None:
+    assert night(inbox, outbox).code == 0
+    (tmp_path / "bad.toml").write_text(content)
+    assert run(command, "--config", tmp_path / "bad.toml", inbox, outbox).code == 2
+    assert "exit_code=2 cause=" in last_line(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["sort = 1", f"a = {'[' * 5000}{']' * 5000}", f"a{'.a' * 50_000} = 1"], ids=["number", "nested", "dots"]
+)
+def test_a_refused_configuration_that_cannot_be_parsed_ends_with_one_line(
+    inbox: Path, outbox: Path, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "bad.toml").write_text(content)
+    ran = run("sort", "--config", tmp_path / "bad.toml", inbox, outbox)
+    assert (ran.code, len(ran.err.splitlines())) == (2, 1)
+
+
 def test_a_metrics_file_that_cannot_be_is_in_the_log_too(inbox: Path, outbox: Path, tmp_path: Path) -> None:
     assert night(inbox, outbox).code == 0
     for command in ("sort", "watch"):

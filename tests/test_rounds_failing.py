@@ -16,7 +16,7 @@ from command import by_source, placed, quiet
 from test_faults import Broken
 from watching import Timer, Watch, told
 
-from dicomsort.errors import DicomsortError, OutboxLocked
+from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.sorting import locked
 from dicomsort.sorting.running import INODES
 
@@ -72,6 +72,21 @@ def test_an_inbox_whose_folder_was_made_anew_is_no_unmounted_one(inbox: Path, ou
     shutil.rmtree(inbox)
     make_dicom(inbox / "new.dcm", study=7)
     assert told(watch.round()) == [{"sorted": 1}]
+
+
+def test_an_inbox_that_became_a_link_to_the_outbox_fails_the_round(inbox: Path, outbox: Path) -> None:
+    watch = Watch(inbox, outbox, mode="copy")
+    watch.round()
+    before = read_tree(outbox)
+    shutil.rmtree(inbox)
+    inbox.symlink_to(outbox)
+    with pytest.raises(UsageError, match="expected an OUTBOX other than the INBOX"):
+        watch.round()
+    inbox.unlink()
+    inbox.symlink_to(outbox / "CT")
+    with pytest.raises(UsageError, match="expected an INBOX outside what the OUTBOX holds"):
+        watch.round()
+    assert read_tree(outbox) == before
 
 
 def test_an_outbox_that_is_not_mounted_fails_the_round_and_nothing_is_made_there(inbox: Path, outbox: Path) -> None:

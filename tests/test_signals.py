@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 from building import make_dicom
 from command import placed, rows, run
+
+from dicomsort.signals import StopRequest
 
 FILES = 600
 
@@ -91,3 +97,20 @@ def test_an_interrupted_run_ends_with_130_and_can_be_resumed(inbox: Path, tmp_pa
     assert b"Traceback" not in complaint
     assert run("resume", "--quiet", outbox).code == 0
     assert len(list(placed(outbox))) == FILES
+
+
+def test_a_request_to_stop_ends_a_wait_of_any_length_whatever_its_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= hard < 2048:
+        pytest.skip("fewer than 2,048 descriptors are allowed")
+    with ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1024):
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        stop = stack.enter_context(closing(StopRequest()))
+        waiting = threading.Thread(target=stop.wait, args=(315_360_000.0,), daemon=True)
+        waiting.start()
+        stop.make(signal.SIGTERM)
+        waiting.join(60)
+        assert (waiting.is_alive(), stop.signal) == (False, signal.SIGTERM)

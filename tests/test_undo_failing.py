@@ -112,11 +112,12 @@ def test_a_folder_of_too_long_a_name_is_no_fault_of_the_disk(inbox_of_four: Path
 
 
 @pytest.mark.parametrize("mode", ["--copy", "--move"])
-def test_sort_fails_files_whose_folder_has_too_long_a_name_and_places_the_rest(
-    inbox_of_four: Path, outbox: Path, mode: str
+@pytest.mark.parametrize("code", [*FILE, errno.EEXIST])
+def test_sort_fails_files_whose_folder_cannot_be_made_and_places_the_rest(
+    inbox_of_four: Path, outbox: Path, mode: str, code: int
 ) -> None:
     before = read_tree(inbox_of_four)
-    with mock.patch("dicomsort.files.Files", return_value=refusing("make_folder", errno.ENAMETOOLONG, "outbox/CT/b")):
+    with mock.patch("dicomsort.files.Files", return_value=refusing("make_folder", code, "outbox/CT/b")):
         assert sort(mode, "--settle", 0, "--layout", "keep", inbox_of_four, outbox).code == 3
     found = by_source(outbox)
     assert {path: found[path]["status"] for path in before} == {

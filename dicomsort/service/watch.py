@@ -117,7 +117,7 @@ class Rounds:
         now = os.stat(inbox)
         if os.path.samestat(now, self._inbox):
             return
-        check_places(inbox, self._context.outbox, self._request.bundle)
+        check_places(os.path.realpath(inbox), self._context.outbox, self._request.bundle)
         with os.scandir(inbox) as entries:
             if next(entries, None) is None:
                 raise DicomsortError(
