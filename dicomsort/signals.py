@@ -62,7 +62,7 @@ def number_of(stop: KeyboardInterrupt) -> int:
     return stop.number if isinstance(stop, Signalled) else signal.SIGINT
 
 
-class StopRequest:
+class ServiceStop:
     """The request to end a service, which a signal makes; ``signal`` is its number, 0 before.
 
     An Event could deadlock: the handler that sets it may run while the main thread holds its lock.

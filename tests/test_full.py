@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import pytest
 from dicomsort.training.data.dataset import Dataset, Item
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import keep_together
-from dicomsort.training.fit.checkpoint import Checkpoint, forget
+from dicomsort.training.fit.checkpoint import Checkpoint, forget, resumable
 from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, with_weights
 from dicomsort.training.progress import Reporter, Step, load_tensorflow
@@ -274,3 +275,16 @@ def test_weights_of_a_file_are_taken_and_others_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_holds_no_objects(tmp_path: Path) -> None:
     np.savez(tmp_path / "state.npz", story=np.array([{}], dtype=object))
     assert Checkpoint(tmp_path, {}).load() == (None, "it is damaged")
+
+
+def test_an_interruption_promises_a_resume_only_where_something_was_saved(tmp_path: Path) -> None:
+    notes = list[str]()
+    (tmp_path / "saved").mkdir()
+    for name in ("nothing", "saved"):
+        with (
+            pytest.raises(KeyboardInterrupt),
+            mock.patch.object(Reporter, "note", lambda _, line: notes.append(line)),
+            resumable(tmp_path / name, Reporter()),
+        ):
+            raise KeyboardInterrupt
+    assert notes == ["The same command goes on from saved; --fresh starts anew"]

@@ -17,7 +17,7 @@ import pytest
 from building import make_dicom
 from command import placed, rows, run
 
-from dicomsort.signals import StopRequest
+from dicomsort.signals import ServiceStop
 
 FILES = 600
 
@@ -108,7 +108,7 @@ def test_a_request_to_stop_ends_a_wait_of_any_length_whatever_its_descriptors() 
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         for _ in range(1024):
             stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))
-        stop = stack.enter_context(closing(StopRequest()))
+        stop = stack.enter_context(closing(ServiceStop()))
         waiting = threading.Thread(target=stop.wait, args=(315_360_000.0,), daemon=True)
         waiting.start()
         stop.make(signal.SIGTERM)

@@ -18,7 +18,7 @@ from dicomsort.cli.logs import LAST_LINES, ending, logging_to
 from dicomsort.cli.options import CONFIG, with_options
 from dicomsort.config import RECEIVE, load_receive
 from dicomsort.errors import DicomsortError
-from dicomsort.signals import StopRequest, code_of
+from dicomsort.signals import ServiceStop, code_of
 
 if TYPE_CHECKING:
     from dicomsort.pacs.receive.receiver import Receiver
@@ -93,7 +93,7 @@ def _serve(receiver: Receiver, title: str, grace: float, log: logging.Logger) ->
     return code_of(stop.signal)
 
 
-class _Stop(StopRequest):
+class _Stop(ServiceStop):
     """The request to end the receiver; a second signal cuts off what the first waits for."""
 
     def __init__(self, receiver: Receiver) -> None:

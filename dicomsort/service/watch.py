@@ -26,7 +26,7 @@ from dicomsort.report import Summary, describe_error
 from dicomsort.report.metrics import Figures, age, set_inbox_metrics, set_run_metrics, write_metrics
 from dicomsort.service.forwarding import Forwarder
 from dicomsort.service.known_files import KnownFiles, Scan
-from dicomsort.signals import StopRequest
+from dicomsort.signals import ServiceStop
 from dicomsort.sorting import (
     Request,
     RunContext,
@@ -147,7 +147,7 @@ class Stopped(BaseException):
     """The service must end, and is between two files; nothing but the service itself may catch it."""
 
 
-class Stop(StopRequest):
+class Stop(ServiceStop):
     """The request to end the service; a second SIGINT interrupts at once."""
 
     def check(self) -> None:

@@ -20,6 +20,7 @@ from dicomsort.config import checked as in_range
 from dicomsort.errors import UsageError, missing_extra
 from dicomsort.files import Files, closing_descriptor
 from dicomsort.training.data.dataset import fingerprint
+from dicomsort.training.fit.checkpoint import resumable
 from dicomsort.training.pipeline import Trained, rendering, scanned, train
 from dicomsort.training.progress import Reporter, load_tensorflow
 from dicomsort.training.settings import Settings, checked
@@ -65,11 +66,8 @@ def tune(settings: Settings, trials: int, open_workers: Callable[[], Engine], re
             study = _open_study(optuna, settings, rendered, reporter)
             reporter.note("Loading TensorFlow")
             load_tensorflow()
-            try:
+            with resumable(_journal(settings), reporter):
                 _search(optuna, study, settings, trials, rendered, reporter)
-            except KeyboardInterrupt:
-                reporter.note(f"The same command goes on from {_journal(settings).name}; --fresh starts anew")
-                raise
         best, score, count = _with(settings, study.best_trial.params), study.best_value, len(_ended(study))
         reporter.note(f"The best of {count} trials: {_words(study.best_trial.params)}")
         trained = train(best, open_workers, reporter)

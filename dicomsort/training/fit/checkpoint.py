@@ -155,6 +155,17 @@ def _progress(stored: Mapping[str, Any]) -> Progress:
     return progress
 
 
+@contextmanager
+def resumable(place: Path | None, reporter: Reporter) -> Iterator[None]:
+    """Report how to resume where an interrupted block has left something at ``place``."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if place and place.exists():
+            reporter.note(f"The same command goes on from {place.name}; --fresh starts anew")
+        raise
+
+
 def forget(folder: Path | None) -> None:
     """Remove the checkpoint of a completed training, and its folder if nothing else is in it."""
     if folder is None:

@@ -19,7 +19,15 @@ from dicomsort.training.data.prefetch import Feed, as_dataset
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import balance, folds, split
 from dicomsort.training.fit import feeding
-from dicomsort.training.fit.checkpoint import Checkpoint, Progress, Saved, StopRequest, checkpoint_of, held_back
+from dicomsort.training.fit.checkpoint import (
+    Checkpoint,
+    Progress,
+    Saved,
+    StopRequest,
+    checkpoint_of,
+    held_back,
+    resumable,
+)
 from dicomsort.training.fit.feeding import Batches, predict_rows
 from dicomsort.training.fit.held_out import HeldOutPredictions
 from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
@@ -196,20 +204,16 @@ def _train(callback: CheckpointCallback, rendered: Rendered, train: Indices, hel
         held_back(
             lambda: callback.reporter.note("Interrupted: finishing the batch, then saving; again to end at once")
         ) as stop,
+        resumable(hyper.checkpoint, callback.reporter),
     ):
         callback.stop = stop
-        try:
-            fit = partial(feeding.run, callback.trained, feed, as_dataset(validation), step=step, callbacks=[callback])
-            if progress.batch:  # the rest of an epoch
-                feed.go_to(progress.epoch, progress.batch)
-                callback.spent += fit(progress.epoch + 1)[1]
-            if not callback.finished():
-                feed.go_to(progress.epoch)
-                callback.spent += fit(hyper.epochs)[1]
-        except KeyboardInterrupt:
-            if hyper.checkpoint:
-                callback.reporter.note(f"The same command goes on from {hyper.checkpoint.name}; --fresh starts anew")
-            raise
+        fit = partial(feeding.run, callback.trained, feed, as_dataset(validation), step=step, callbacks=[callback])
+        if progress.batch:  # the rest of an epoch
+            feed.go_to(progress.epoch, progress.batch)
+            callback.spent += fit(progress.epoch + 1)[1]
+        if not callback.finished():
+            feed.go_to(progress.epoch)
+            callback.spent += fit(hyper.epochs)[1]
         step.end()
     callback.finish()
 

@@ -27,7 +27,7 @@ from dicomsort.training.data.prefetch import Feed
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import folds, held_together
-from dicomsort.training.fit.checkpoint import Checkpoint, Progress, Saved, checkpoint_of
+from dicomsort.training.fit.checkpoint import Checkpoint, Progress, Saved, checkpoint_of, resumable
 from dicomsort.training.fit.feeding import one_hot, run, waiting
 from dicomsort.training.fit.frozen_features import (
     BalancedSampler,
@@ -194,7 +194,7 @@ def fit_in_folds(
     how = f"cross-validation in {count} folds by {unit}: each image is judged by a model not trained on its fold"
     held_out = HeldOutPredictions.room(trainer.dataset, fold, how, by_source=by_source)
     everything = np.arange(len(fold))
-    with _resumable(trainer):
+    with resumable(trainer.hyper.checkpoint, trainer.reporter):
         checkpoint = checkpoint_of(trainer.network, trainer.rendered, hyper, architecture=network, judged=ARRAYS)
         int8, history = cross_validate(trainer, held_out, checkpoint, quantizer)
         trainer.fit(everything, None, "Training on everything")
@@ -266,15 +266,3 @@ def predict_fold(
 
 def _changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], *args: Any) -> NDArray[np.uint8]:
     return np.stack([change(image) for image in args[-1]])
-
-
-@contextmanager
-def _resumable(trainer: TailTrainer) -> Iterator[None]:
-    """Report how to resume an interrupted training."""
-    place = trainer.hyper.checkpoint
-    try:
-        yield
-    except KeyboardInterrupt:
-        if place and place.is_dir():
-            trainer.reporter.note(f"The same command goes on from {place.name}; --fresh starts anew")
-        raise
