@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
 
+from dicomsort.journal import STATE, runs_folder
 from dicomsort.records import Found
 
 IN_MEMORY = 65_536  # names of one folder; those of a larger one are sorted on disk
@@ -45,9 +46,9 @@ def walk(
 ) -> Iterator[Found | Passed | Folder]:
     """Yield every entry below ``inbox``, depth first, names in byte order; links are not followed, so loops end.
 
-    ``is_left_out`` is called for each folder (the outbox may lie inside the inbox). Temporary copies of an interrupted
-    undo, which ``resume`` removes, and instances that are being received are ``Passed``. ``clock`` returns nanoseconds
-    since 1970: a file may be dated in the future.
+    ``is_left_out`` is called for each folder (the outbox may lie inside the inbox); the state of any outbox is left
+    out, too. Temporary copies of an interrupted undo, which ``resume`` removes, and instances that are being received
+    are ``Passed``. ``clock`` returns nanoseconds since 1970: a file may be dated in the future.
     """
     waiting = [""]
     while waiting:
@@ -68,7 +69,7 @@ def walk(
                 continue
             entry = _entry_of(path, status, clock)
             if isinstance(entry, Folder):
-                if is_left_out(status):
+                if is_left_out(status) or (name == STATE and os.path.isdir(runs_folder(f"{inbox}/{folder}"))):
                     continue
                 below.append(path)
             yield entry

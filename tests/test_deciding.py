@@ -26,7 +26,7 @@ class Taken:
         self.given.add(name)
         return is_free
 
-    def holds(self, destination: str, size: int, sha256: str) -> bool | None:
+    def holds(self, destination: str, content: Examined) -> bool | None:
         self.asked += 1
         return self.taken.get(self.asked)
 

@@ -57,7 +57,7 @@ class Fake:
     def is_repeated(self, sop: str) -> bool:
         return sop in self.repeated
 
-    def placed_instance(self, sop: str, sha256: str | None) -> str | None:
+    def placed_instance(self, sop: str, content: Examined | None) -> str | None:
         return None
 
     def give(self, sop: str, sha256: str, destination: str) -> None:
@@ -72,8 +72,8 @@ class Fake:
     def deferred(self) -> Iterator[Operation]:
         return iter(self.kept)
 
-    def holds(self, destination: str, size: int, sha256: str) -> bool | None:
-        return None if destination not in self.there else self.there[destination] == sha256
+    def holds(self, destination: str, content: Examined) -> bool | None:
+        return None if destination not in self.there else self.there[destination] == content.sha256
 
 
 @st.composite

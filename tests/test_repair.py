@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -141,6 +142,48 @@ def test_a_manifest_that_is_gone_comes_back_from_the_runs(sorted_twice: tuple[Pa
     told = json.loads(run("verify", "--repair", "--json", outbox).out)["repaired"]
     assert (told["kept"], told["added"], told["damaged_as"]) == (0, 3, "")
     assert (outbox / "manifest.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("lost", ["a row", "the manifest", "all that was placed, too"])
+def test_verify_names_the_rows_that_the_manifest_lost(sorted_twice: tuple[Path, Path], lost: str) -> None:
+    _, outbox = sorted_twice
+    first, second = all_runs(str(outbox))
+    manifest = outbox / "manifest.csv"
+    if lost == "a row":
+        manifest.write_bytes(b"".join(manifest.read_bytes().splitlines(keepends=True)[:-1]))
+        sentences = [f"manifest.csv lacks 1 of the rows of run {second}; "]
+    else:
+        manifest.unlink()
+        sentences = [
+            f"manifest.csv lacks {count} of the rows of run {name}; " for count, name in ((1, first), (2, second))
+        ]
+    if lost == "all that was placed, too":
+        shutil.rmtree(outbox / "CT")
+    before = read_tree(outbox)
+    ran = run("verify", "--json", outbox)
+    advice = f"`dicomsort verify {outbox} --repair` adds them"
+    assert (ran.code, json.loads(ran.out)["damaged"]) == (3, [sentence + advice for sentence in sentences])
+    assert sentences[0] in run("verify", outbox).out
+    assert read_tree(outbox) == before
+    assert run("verify", "--repair", outbox).code == (3 if lost == "all that was placed, too" else 0)
+
+
+@pytest.mark.parametrize("damage", ["damaged", "lost", "gone with those of the outbox"])
+def test_verify_names_a_run_whose_own_manifest_is_not_whole(sorted_twice: tuple[Path, Path], damage: str) -> None:
+    _, outbox = sorted_twice
+    name = all_runs(str(outbox))[1]
+    own = outbox / ".dicomsort" / "runs" / name / "manifest.csv"
+    lines = own.read_bytes().splitlines(keepends=True)
+    own.write_bytes(b"".join(lines[:-1]) + (b"damaged\n" if damage == "damaged" else b""))
+    if damage == "gone with those of the outbox":
+        own.unlink()
+        (outbox / "manifest.csv").write_bytes(b"".join([*lines[:2], b"damaged\n"]))
+    ran = run("verify", outbox)
+    assert (ran.code, f"run {name}, manifest.csv: expected 2 rows that can be read, received 1" in ran.out) == (3, True)
+    (own.parent / "summary.json").unlink()  # as the sentence advises
+    assert run("resume", outbox, name).code == 0
+    assert own.read_bytes() == b"".join(lines)
+    assert run("verify", "--repair", outbox).code == 0
 
 
 def test_a_spreadsheets_order_of_columns_is_put_right(sorted_twice: tuple[Path, Path]) -> None:

@@ -71,6 +71,35 @@ def test_a_run_that_was_pruned_is_told_by_the_manifest(sorted_twice: tuple[str, 
         assert statuses(send(outbox, "--to", scp.to, "--run", first)) == Counter(acknowledged=5)
 
 
+@pytest.mark.parametrize("whose", ["its own", "the outbox's"])
+@pytest.mark.parametrize("damage", ["damaged", "lost"])
+def test_a_run_whose_rows_are_not_all_there_is_refused(
+    sorted_twice: tuple[str, str], outbox: Path, damage: str, whose: str
+) -> None:
+    first, _ = sorted_twice
+    own = outbox / ".dicomsort" / "runs" / first / "manifest.csv"
+    manifest = own if whose == "its own" else outbox / "manifest.csv"
+    if whose == "the outbox's":
+        own.unlink()
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    lines[2:3] = [b"damaged\n"] if damage == "damaged" else []
+    manifest.write_bytes(b"".join(lines))
+    ran = send(outbox, "--to", "SCP@127.0.0.1:1", "--run", first)
+    assert (ran.code, ran.out.splitlines()[1:]) == (1, [])
+    assert f"run {first}, manifest.csv: expected 6 rows that can be read, received 5" in ran.err
+    assert not (outbox / ".dicomsort" / "sent").exists()
+
+
+def test_a_pruned_run_is_refused_where_the_manifest_is_damaged(sorted_twice: tuple[str, str], outbox: Path) -> None:
+    first, _ = sorted_twice
+    shutil.rmtree(outbox / ".dicomsort" / "runs" / first)
+    manifest = outbox / "manifest.csv"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(b"".join([*lines[:2], b"damaged\n", *lines[3:]]))
+    ran = send(outbox, "--to", "SCP@127.0.0.1:1", "--run", first)
+    assert (ran.code, f"run {first}, manifest.csv: expected rows that can be read" in ran.err) == (1, True)
+
+
 @pytest.mark.parametrize("name", ["20200101T000000Z-abcdef", "../../elsewhere", ".."])
 def test_a_run_that_never_was(sorted_twice: tuple[str, str], outbox: Path, name: str) -> None:
     ran = send(outbox, "--to", "SCP@127.0.0.1:1", "--run", name)

@@ -196,6 +196,36 @@ def test_duplicates_stay_in_the_inbox_or_are_removed_and_come_back(inbox: Path, 
     assert (inbox / "zz again.dcm").stat().st_mtime_ns == mtime
 
 
+@pytest.mark.parametrize("damage", ["emptied", "edited", "a folder"])
+@pytest.mark.parametrize("source", ["mr.dcm", "broken.dcm"])
+def test_what_lost_its_content_in_the_outbox_is_no_original(
+    inbox: Path, outbox: Path, source: str, damage: str
+) -> None:
+    make_files(inbox, {"broken.dcm": "no header"})
+    sort(inbox, outbox)
+    kept = outbox / by_source(outbox)[source]["destination"]
+    content = kept.read_bytes()
+    kept.unlink()
+    if damage == "a folder":
+        kept.mkdir()
+    else:
+        kept.write_bytes(b"" if damage == "emptied" else content[:-1] + bytes([content[-1] ^ 1]))
+    assert sort(inbox, outbox).code == 3
+    row = by_source(outbox)[source]
+    assert (row["action"], row["status"]) == ("copied", "conflict" if source == "mr.dcm" else "unreadable")
+    assert (outbox / row["destination"]).read_bytes() == content
+    assert sort(inbox, outbox).code == 0
+    assert by_source(outbox)[source]["status"] == "duplicate"
+
+
+def test_what_kept_size_and_time_is_not_read_again(inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sort(inbox, outbox)
+    read: list[str] = []
+    monkeypatch.setattr("dicomsort.sorting.outbox_state.sha256_of", lambda path: read.append(path) or "")
+    assert sort(inbox, outbox).code == 0
+    assert read == []
+
+
 def test_duplicates_are_removed_only_by_a_move(inbox: Path, outbox: Path) -> None:
     ran = sort("--duplicates", "remove", inbox, outbox)
     assert ran.code == 2

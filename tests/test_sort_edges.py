@@ -46,6 +46,18 @@ def test_an_outbox_inside_the_inbox_is_not_walked(inbox: Path) -> None:
     assert len({row["source"] for row in rows(inbox / "sorted")}) == 6
 
 
+def test_the_state_of_another_outbox_is_not_walked(inbox: Path, outbox: Path, tmp_path: Path) -> None:
+    sort(inbox, outbox)
+    make_dicom(outbox / ".dicomsort" / "corrections" / "CT" / "1.dcm", study=8)
+    make_dicom(outbox / "a camera's" / ".dicomsort" / "1.dcm", study=9)  # no state: it holds no runs
+    state = read_tree(outbox / ".dicomsort")
+    assert sort("--move", "--settle", 0, "--prune-empty", outbox, tmp_path / "new").code == 0
+    assert read_tree(outbox / ".dicomsort") == state
+    assert {row["source"] for row in rows(tmp_path / "new") if "dicomsort" in row["source"]} == {
+        "a camera's/.dicomsort/1.dcm"
+    }
+
+
 def test_a_held_outbox_ends_with_4_and_is_left_alone(inbox: Path, outbox: Path) -> None:
     import fcntl
 

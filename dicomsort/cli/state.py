@@ -147,7 +147,7 @@ def verify(
 ) -> None:
     """Hash what was placed and compare with the manifest; read the state of every run.
 
-    Exit code 3 where a file is gone, differs or cannot be read, or the manifest or a run is damaged.
+    Exit code 3 where a file is gone, differs or cannot be read, or the manifest or a run is damaged, or lost rows.
 
     --repair writes manifest.csv anew: all rows that can be read, and those that the runs still have of their own. It
     keeps the damaged file as manifest.csv.damaged-TIME.

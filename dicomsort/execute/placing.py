@@ -145,7 +145,7 @@ class Placer:
         if is_ours and target.st_size == o.size and sha256_of(path) == o.sha256:
             return Result(o.number, Outcome.DONE, *self._complete(o, source, target.st_ino))
         # A power cut may take the bytes of a whole copy and leave its time; who edits a file gives it another time.
-        is_torn = _is_stamped(target, _stamp(o)) if is_part else is_ours and _is_torn(path, target, part)
+        is_torn = is_stamped(target, _stamp(o)) if is_part else is_ours and _is_torn(path, target, part)
         if source is not None and is_torn:
             self._files.unlink(path)
             return None
@@ -224,7 +224,7 @@ class Placer:
 
     def _under_its_new_name(self, o: Operation, status: os.stat_result) -> Result:
         """Restore metadata of a linked file that an earlier move or a backup did not keep."""
-        if o.owner is None and (o.stamp_ns is None or _is_stamped(status, o.stamp_ns)):
+        if o.owner is None and (o.stamp_ns is None or is_stamped(status, o.stamp_ns)):
             return Result(o.number, Outcome.DONE, inode=status.st_ino)
         try:
             with opened(self._roots.absolute(o.target)) as file:
@@ -450,14 +450,14 @@ def _stamp(o: Operation) -> int:
     return o.mtime_ns if o.stamp_ns is None else o.stamp_ns
 
 
-def _is_stamped(status: os.stat_result, stamp_ns: int) -> bool:
+def is_stamped(status: os.stat_result, stamp_ns: int) -> bool:
     """Whether a file has the given time, as a file system rounds it."""
     return any(status.st_mtime_ns == stamp_ns - stamp_ns % unit for unit in _UNITS)
 
 
 def _unchanged(o: Operation, status: os.stat_result) -> bool:
     """Whether this is the file that the plan means; one that was linked may have its new time already."""
-    is_timed = status.st_mtime_ns == o.mtime_ns or (o.stamp_ns is not None and _is_stamped(status, o.stamp_ns))
+    is_timed = status.st_mtime_ns == o.mtime_ns or (o.stamp_ns is not None and is_stamped(status, o.stamp_ns))
     return is_timed and status.st_ino == o.inode and status.st_size == o.size and stat.S_ISREG(status.st_mode)
 
 

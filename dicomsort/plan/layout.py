@@ -20,7 +20,7 @@ class NameLookup(Protocol):
     def claim(self, name: str) -> bool:
         """Reserve a name; False where it is taken."""
 
-    def holds(self, destination: str, size: int, sha256: str) -> bool | None:
+    def holds(self, destination: str, content: Examined) -> bool | None:
         """Whether a file at a destination has this content; None where it is free, False where the path is too long."""
 
 
@@ -30,7 +30,7 @@ class PlanContext(NameLookup, Protocol):
     def is_repeated(self, sop: str) -> bool:
         """Whether several files of this run have this SOP Instance UID."""
 
-    def placed_instance(self, sop: str, sha256: str | None) -> str | None:
+    def placed_instance(self, sop: str, content: Examined | None) -> str | None:
         """Return where an earlier run put a file with this SOP Instance UID, of this content or (None) of any."""
 
     def give(self, sop: str, sha256: str, destination: str) -> None:

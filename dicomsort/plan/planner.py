@@ -88,7 +88,7 @@ class _Planner:
             return self._leave(e, verdict)
         with_uids = bool(grouping.study) and verdict.status is not Status.UNREADABLE
         if with_uids:
-            if known := self._known(e, e.sha256):
+            if known := self._known(e, e):
                 return self._duplicate(e, verdict, known)
             if self._known(e, None):
                 verdict = _collision(verdict)
@@ -104,10 +104,11 @@ class _Planner:
             return self._duplicate(e, verdict, destination)
         return self._place(e, verdict, destination)
 
-    def _known(self, e: Examined, sha256: str | None) -> str | None:
+    def _known(self, e: Examined, content: Examined | None) -> str | None:
         """Return where a file with this SOP Instance UID lies or will lie, of this content or (None) of any."""
         sop = e.header.sop_uid
-        return self._context.given(sop, sha256) or self._context.placed_instance(sop, sha256)
+        sha256 = content.sha256 if content else None
+        return self._context.given(sop, sha256) or self._context.placed_instance(sop, content)
 
     def _destination(self, e: Examined, verdict: Verdict, *, with_uids: bool) -> tuple[str, bool | None]:
         """Return a name and what is there: nothing (None), the same content (True); False where no name is free."""
@@ -118,7 +119,7 @@ class _Planner:
         by_instance = sorted_ and with_uids and self._by_instance
         for name in (path, with_suffix(path, e.sha256)):
             prove_inside(name)
-            same = self._context.holds(name, e.found.size, e.sha256)
+            same = self._context.holds(name, e)
             if same is not False and self._context.claim(fold(name)):
                 return name, same
             if by_instance:
@@ -226,7 +227,7 @@ def _operation(file: Decided, names: NameLookup) -> Operation:
     )  # fmt: skip
     for name in (path, with_suffix(path, e.sha256)):
         prove_inside(name)
-        same = names.holds(name, found.size, e.sha256)
+        same = names.holds(name, e)
         if same:
             row = replace(row, destination=name, action=Action.REMOVED, status=Status.DUPLICATE)
             return replace(moved, verb=Verb.REMOVE, kept=f"outbox/{name}", row=row)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import BinaryIO
 
-from dicomsort.errors import DicomsortError, StateDamaged
+from dicomsort.errors import DicomsortError, StateDamaged, command
 from dicomsort.files import NO_LINK, Files, closing_descriptor, copy, flush_path, look_up, opened_file
 from dicomsort.journal import STATE, Journal, runs_folder
 from dicomsort.metadata import apply_metadata, metadata_of
@@ -178,15 +178,36 @@ def has_rows(outbox: str, run: str) -> bool:
     return any(each.run == run for each in read_rows(f"{outbox}/{MANIFEST}", doubtful=True))
 
 
-def rows_of(outbox: str, run: str, *, doubtful: bool = False) -> Iterator[Row]:
+def rows_of(
+    outbox: str, run: str, on_damage: Callable[[Record], None] | None = None, *, doubtful: bool = False
+) -> Iterator[Row]:
     """Yield the rows of a run that came to its end: from its own manifest or, where that was pruned, the outbox's.
 
-    ``doubtful`` as for ``read_rows``.
+    ``on_damage`` and ``doubtful`` as for ``read_rows``.
     """
     own = _own(outbox, run)
     is_own = look_up(own) is not None
-    rows = read_rows(own if is_own else f"{outbox}/{MANIFEST}", doubtful=doubtful)
+    rows = read_rows(own if is_own else f"{outbox}/{MANIFEST}", on_damage, doubtful=doubtful)
     yield from (each.row for each in rows if is_own or each.run == run)
+
+
+def count_rows(outbox: str, run: str, expected: int | None) -> int:
+    """Return how many rows ``rows_of`` yields; StateDamaged where others may be lost.
+
+    So it is where a line is damaged, or their number is not the ``expected`` one, if that is known.
+    """
+    damages = Damages()
+    count = sum(1 for _ in rows_of(outbox, run, damages.add))
+    if (count or expected) and (damages.count or count != (count if expected is None else expected)):
+        wanted = "rows" if expected is None else f"{expected:,} rows"
+        lines = "; ".join(("", *damages.lines))
+        advice = "`dicomsort send` without --run sends what lies in a folder"
+        if expected is not None:
+            advice += f"; move summary.json of the run away, and {command('resume', outbox, run)} writes its rows anew"
+        raise StateDamaged(
+            f"run {run}, {MANIFEST}: expected {wanted} that can be read, received {count:,}{lines}; {advice}"
+        )
+    return count
 
 
 @dataclass(slots=True)
@@ -241,15 +262,8 @@ def repair(files: Files, outbox: str, reported: Iterable[str]) -> Repaired:
     Rows of runs that were pruned stay as they are. DicomsortError where the disk refuses; the manifest is then as
     before.
     """
-    path, repaired = f"{outbox}/{MANIFEST}", Repaired()
-    present, last = _survey(path, repaired)
-    missing: dict[str, list[bytes]] = {}
-    for run in sorted(reported):
-        try:
-            if rows := _missing(outbox, run, present):
-                missing[run] = rows
-        except DicomsortError as error:
-            repaired.skipped.append(f"run {run}: {error}")
+    path = f"{outbox}/{MANIFEST}"
+    repaired, missing, last = survey(outbox, reported)
     repaired.added = sum(map(len, missing.values()))
     if repaired.added or repaired.damages.count:
         try:
@@ -258,6 +272,23 @@ def repair(files: Files, outbox: str, reported: Iterable[str]) -> Repaired:
             received = f"{error.strerror}; the manifest is as it was"
             raise DicomsortError(f"{path}: expected a disk that takes a new manifest, received {received}") from error
     return repaired
+
+
+def survey(outbox: str, reported: Iterable[str]) -> tuple[Repaired, dict[str, list[bytes]], dict[str, int]]:
+    """Return what a repair would keep and skip, the rows that it would add by their runs, and each run's last record.
+
+    Changes nothing.
+    """
+    repaired = Repaired()
+    present, last = _survey(f"{outbox}/{MANIFEST}", repaired)
+    missing: dict[str, list[bytes]] = {}
+    for run in sorted(reported):
+        try:
+            if rows := _missing(outbox, run, present):
+                missing[run] = rows
+        except DicomsortError as error:
+            repaired.skipped.append(f"run {run}: {error}")
+    return repaired, missing, last
 
 
 def _survey(path: str, repaired: Repaired) -> tuple[Counter[int], dict[str, int]]:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cached_property
 
 from dicomsort.catalog import Ledger
-from dicomsort.execute import Roots
+from dicomsort.execute import Roots, is_stamped
 from dicomsort.files import look_up, sha256_of
-from dicomsort.records import Found, Outcome, Verb
+from dicomsort.records import Examined, Found, Outcome, Placement, Verb
 from dicomsort.report import MANIFEST, Damages, read_rows
 from dicomsort.report.manifest import PLACED
 from dicomsort.sorting.outbox import Runs, journal_of
@@ -32,33 +32,38 @@ class OutboxState:
         self.give, self.given = ledger.give, ledger.given
         self.defer, self.deferred = ledger.defer, ledger.deferred
 
-    def placed_instance(self, sop: str, sha256: str | None) -> str | None:
+    def placed_instance(self, sop: str, content: Examined | None) -> str | None:
         """Return where an earlier run put a file with this SOP Instance UID, and content if given; None if it left."""
+        sha256 = content.sha256 if content else None
         placed = self._ledger.placed_instances(sop, sha256) if self._remembers else ()
-        return next((p.destination for p in placed if self._is_there(p.destination)), None)
+        return next((p.destination for p in placed if self._is_there(p, content)), None)
 
-    def _is_there(self, destination: str) -> bool:
-        """Whether something is there, or may be: a folder that cannot be entered hides what it holds."""
+    def _is_there(self, placed: Placement, content: Examined | None) -> bool:
+        """Whether it is there as it was placed, or anything if no content is given.
+
+        It may be: a folder that cannot be entered hides what it holds.
+        """
         try:
-            return self._outbox is not None and look_up(f"{self._outbox}/{destination}") is not None
+            status = look_up(path := f"{self._outbox}/{placed.destination}") if self._outbox else None
         except OSError:
             return True
+        return status is not None and (content is None or _has_content(path, status, content, placed.sha256))
 
-    def holds(self, destination: str, size: int, sha256: str) -> bool | None:
+    def holds(self, destination: str, content: Examined) -> bool | None:
         """Whether the file at a destination has this content, by its row of an earlier run if it has one."""
         if not self._outbox:
             return None
-        return holds(f"{self._outbox}/{destination}", size, sha256, lambda: self._known_sha256(destination))
+        return holds(f"{self._outbox}/{destination}", content, lambda: self._known_sha256(destination))
 
     def _known_sha256(self, destination: str) -> str:
         placed = self._ledger.placed_at(destination) if self._remembers else None
         return placed.sha256 if placed else ""
 
 
-def holds(path: str, size: int, sha256: str, known_sha256: Callable[[], str] = str) -> bool | None:
+def holds(path: str, content: Examined, known_sha256: Callable[[], str] = str) -> bool | None:
     """Whether the file at an absolute path has this content; None where nothing is there, but a file can be.
 
-    Where ``known_sha256`` gives nothing, the file is read.
+    Where ``known_sha256`` gives nothing, or the file does not have the mtime of ``content``, it is read.
     """
     try:
         status = os.lstat(path)
@@ -66,9 +71,21 @@ def holds(path: str, size: int, sha256: str, known_sha256: Callable[[], str] = s
         return None
     except OSError:  # too long a name for this file system, or one that cannot be looked at
         return False
-    if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+    return _has_content(path, status, content, known_sha256())
+
+
+def _has_content(path: str, status: os.stat_result, content: Examined, known_sha256: str) -> bool:
+    """Whether a file has this content; an earlier run's word counts where it has the size and mtime of ``content``.
+
+    That is the mtime that a placed file got. What cannot be read is not believed.
+    """
+    if not stat.S_ISREG(status.st_mode) or status.st_size != content.found.size:
         return False
-    return (known_sha256() or sha256_of(path)) == sha256
+    known = known_sha256 if is_stamped(status, content.found.mtime_ns) else ""
+    try:
+        return (known or sha256_of(path)) == content.sha256
+    except OSError:
+        return False
 
 
 class LaterRuns:

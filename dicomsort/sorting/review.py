@@ -237,9 +237,9 @@ class _Names:
         self.given.add(name)
         return is_free
 
-    def holds(self, destination: str, size: int, sha256: str) -> bool | None:
+    def holds(self, destination: str, content: Examined) -> bool | None:
         """Whether the file there has this content; None where nothing is there."""
-        return holds(f"{self.outbox}/{destination}", size, sha256)
+        return holds(f"{self.outbox}/{destination}", content)
 
 
 def _files(count: int) -> str:

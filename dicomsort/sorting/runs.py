@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command
 from dicomsort.files import look_up, sha256_of
 from dicomsort.records import Placement
-from dicomsort.report import NEEDS_PERSON, Damages, Summary, has_rows, history, printable
-from dicomsort.report.manifest import Repaired, rows_of
+from dicomsort.report import MANIFEST, NEEDS_PERSON, Damages, Summary, has_rows, history, printable
+from dicomsort.report.manifest import Repaired, count_rows, rows_of, survey
 from dicomsort.report.manifest import repair as mend
-from dicomsort.sorting.outbox import Run, RunContext, RunState, absolute, journal_of, load_runs, locked
+from dicomsort.sorting.outbox import Run, RunContext, Runs, RunState, absolute, journal_of, load_runs, locked
 from dicomsort.sorting.running import complete_reports
 
 _DECISION = "a person's decision"
@@ -50,8 +50,8 @@ def _described(run: Run) -> dict[str, Any]:
 def verify(context: RunContext) -> dict[str, Any]:
     """Hash every file that was placed by the manifest, and read the state of every run.
 
-    Return how many files are ``whole``; which are ``missing``, ``different`` or ``unreadable`` (paths); which lines of
-    the manifest are ``damaged``, and which ``runs`` (sentences).
+    Return how many files are ``whole``; which are ``missing``, ``different`` or ``unreadable`` (paths); what of the
+    manifests is ``damaged`` or lost, and which ``runs`` (sentences).
     """
     outbox, progress = absolute(context.outbox), context.progress
     placed, damages = dict[str, Placement](), Damages()
@@ -73,7 +73,21 @@ def verify(context: RunContext) -> dict[str, Any]:
     broken = [run.damage for run in runs.values() if run.damage]
     advice = f"{command('resume', outbox)} finishes it"
     cut_short = [f"run {name} was cut short and is not finished: {advice}" for name in runs.unfinished()]
-    return result | {"damaged": damages.notes(outbox), "runs": broken, "unfinished": cut_short}
+    damaged = [*damages.notes(outbox), *_lost_rows(outbox, runs)]
+    return result | {"damaged": damaged, "runs": broken, "unfinished": cut_short}
+
+
+def _lost_rows(outbox: str, runs: Runs) -> Iterator[str]:
+    """Yield a sentence for each run that has rows which the manifest lacks, or whose own manifest is not whole."""
+    reported = {name: run for name, run in runs.items() if _is_reported(run)}
+    for name, rows in survey(outbox, reported)[1].items():
+        advice = f"{command('verify', outbox, '--repair')} adds them"
+        yield f"{MANIFEST} lacks {len(rows):,} of the rows of run {name}; {advice}"
+    for name, run in reported.items():
+        try:
+            count_rows(outbox, name, run.summary.found if run.summary else None)
+        except DicomsortError as error:
+            yield str(error)
 
 
 def _compare(path: str, sha256: str) -> str:

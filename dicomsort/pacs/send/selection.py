@@ -22,7 +22,7 @@ from dicomsort.journal import STATE, is_run, runs_folder
 from dicomsort.pacs.send.records import Instance, SendResult, SendStatus, Unsendable
 from dicomsort.records import REVIEW, UNREADABLE, Action, Found, Kind
 from dicomsort.report import MANIFEST, read_summary
-from dicomsort.report.manifest import rows_of
+from dicomsort.report.manifest import count_rows, rows_of
 
 CHUNK = 1 << 20  # bytes
 ASIDE = ".dicomsort-sent"  # where a folder that lies in no outbox keeps what was acknowledged
@@ -110,7 +110,10 @@ class Selection:
 
 
 def select(folder: str, run: str) -> Selection:
-    """Find the folder and the outbox that it lies in; ``UsageError`` where there is no such folder, or no such run."""
+    """Find the folder and the outbox that it lies in; ``UsageError`` where there is no such folder, or no such run.
+
+    ``StateDamaged`` where rows of the run are lost, so that instances would be left out.
+    """
     if not folder or not os.path.isdir(folder):
         raise UsageError(f"expected a folder to send, received {folder!r}")
     real = base = os.path.realpath(folder)
@@ -126,9 +129,11 @@ def select(folder: str, run: str) -> Selection:
 
 
 def _check_run(outbox: str, run: str) -> None:
-    if run in os.listdir(runs_folder(outbox)) and read_summary(outbox, run) is None:
+    is_kept = run in os.listdir(runs_folder(outbox))
+    summary = read_summary(outbox, run) if is_kept else None
+    if is_kept and summary is None:
         raise UsageError(f"--run: expected a run that has ended, received {run}; `dicomsort resume` finishes it")
-    if not is_run(run) or next(rows_of(outbox, run), None) is None:
+    if not is_run(run) or not count_rows(outbox, run, summary.found if summary else None):
         raise UsageError(
             f"--run: expected one of the runs that {command('runs', outbox)} lists, received {run!r}, "
             "of which neither its own manifest nor that of the outbox has a row"
