@@ -18,10 +18,9 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final, Self, TypeVar
 
-from dicomsort.errors import DicomsortError
 from dicomsort.journal import pack, unpack
 from dicomsort.jsonlines import dump, number_cell, parse
-from dicomsort.memory import file_limit
+from dicomsort.memory import no_temporary_room
 from dicomsort.records import (
     REVIEWED,
     REVIEWED_FILE,
@@ -186,7 +185,7 @@ class Catalog:
                 self._base.executescript(_SCHEMA)
             self._base.execute("BEGIN")
         except (sqlite3.Error, OSError) as error:
-            raise _no_room(error) from error
+            raise no_temporary_room("the catalog", error) from error
         self._count = 0
         self._numbers: dict[Grouping, int] = {}
 
@@ -197,7 +196,7 @@ class Catalog:
         """Throw everything away; DicomsortError where the temporary folder was the trouble."""
         self._base.close()
         if isinstance(error, sqlite3.Error):
-            raise _no_room(error) from error
+            raise no_temporary_room("the catalog", error) from error
 
     def add(self, batch: Iterable[tuple[Examined, Grouping, int]]) -> dict[int, int]:
         """Spool examined files in path order, each with how many of its frames may be shown to the model.
@@ -371,14 +370,3 @@ def _prediction(kind: type[Prediction], cell: bytes) -> Prediction:
 def _verdict(cell: bytes) -> Verdict:
     status, folder, class_, reason, decided_by, *rest = parse(cell)
     return Verdict(Status(status), folder, class_, reason, DecidedBy(decided_by), *rest)
-
-
-def _no_room(error: Exception) -> DicomsortError:
-    try:
-        where = tempfile.gettempdir()
-    except OSError:
-        where = "(none)"
-    name = getattr(error, "sqlite_errorname", "")
-    is_limit = name.startswith("SQLITE_IOERR") or where == "(none)"  # also the error of a file that became too large
-    advice = (is_limit and file_limit()) or "free some, or set TMPDIR"
-    return DicomsortError(f"temporary folder {where}: expected room for the catalog, received: {error}; {advice}")

@@ -7,11 +7,12 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 
 from dicomsort.journal import STATE, runs_folder
+from dicomsort.memory import no_temporary_room
 from dicomsort.records import Found
 
 IN_MEMORY = 65_536  # names of one folder; those of a larger one are sorted on disk
@@ -87,16 +88,26 @@ def _names(path: str) -> Iterator[str]:
 
 
 def _sorted_on_disk(names: Iterable[bytes]) -> Iterator[str]:
-    database = sqlite3.connect("")  # a temporary file, removed when it is closed
-    database.execute("CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID")
-    database.executemany("INSERT INTO names VALUES (?)", ((name,) for name in names))
+    with _needing_room():
+        database = sqlite3.connect("")  # a temporary file, removed when it is closed
+        database.execute("CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID")
+        # A name that is renamed meanwhile may be told twice.
+        database.executemany("INSERT OR IGNORE INTO names VALUES (?)", ((name,) for name in names))
 
     def read() -> Iterator[str]:
-        with closing(database):
+        with closing(database), _needing_room():
             for (name,) in database.execute("SELECT name FROM names ORDER BY name"):
                 yield os.fsdecode(name)
 
     return read()
+
+
+@contextmanager
+def _needing_room() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise no_temporary_room("the names of a large folder", error) from error
 
 
 def _entry_of(path: str, status: os.stat_result, clock: Callable[[], int]) -> Found | Passed | Folder:

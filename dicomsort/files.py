@@ -196,11 +196,11 @@ def opened_file(path: str) -> Iterator[BinaryIO]:
             yield stream
 
 
-def read_bounded(path: str | Path) -> bytes:
-    """Return the bytes of a regular file, or of a pipe that was handed over open, as a shell does for ``<(…)``.
+@contextlib.contextmanager
+def opened_input(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a regular file, or a pipe that was handed over open, as a shell does for ``<(…)``; links are followed.
 
-    Links are followed. OSError where there are more than ``MOST_READ``, and for what might never end, or never begin: a
-    device, or a FIFO by its name.
+    OSError, without waiting, for what might never end, or never begin: a device, or a FIFO by its name.
     """
     is_handed = _HANDED_OVER.fullmatch(str(path)) is not None
     flags = os.O_RDONLY | os.O_CLOEXEC | (0 if is_handed else os.O_NONBLOCK)
@@ -210,7 +210,13 @@ def read_bounded(path: str | Path) -> bytes:
             code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
             raise OSError(code, os.strerror(code) if code == errno.EISDIR else "it is no regular file", str(path))
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
-            content = stream.read(MOST_READ + 1)
+            yield stream
+
+
+def read_bounded(path: str | Path) -> bytes:
+    """Return the bytes of what ``opened_input`` opens; OSError where there are more than ``MOST_READ``."""
+    with opened_input(path) as stream:
+        content = stream.read(MOST_READ + 1)
     if len(content) > MOST_READ:
         raise OSError(errno.EFBIG, f"it is larger than {MOST_READ:,} bytes", str(path))
     return content

@@ -47,7 +47,7 @@ _MAX_OFFSET = 1 << 62
 _MODES = 0o7777
 _TYPES = [(int, Verb, str, str, str, *[int] * 5, str, stamp) for stamp in (int, type(None))]  # row, owner left out
 _CELL_TYPES = tuple(int if f.name == "size" else str for f in fields(Row))
-_VERBS = frozenset({"sort", "undo", "review"})
+_OF_VERB = {"sort": ("mode", "model"), "undo": ("undoes",), "review": ()}  # texts that the head of such a run has
 _TEXTS = (
     "verb", "inbox", "outbox", "mount", "started", "mode", "layout", "model", "undoes", "class", "reviewer",
     "corrections",
@@ -257,10 +257,9 @@ def _checked_head(path: Path, head: Any) -> dict[str, Any]:
         values = head.get(name, [])
         if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
             _refuse(path, f"a list of texts as {name!r}", "another value")
-    if head.get("verb") not in _VERBS:
-        _refuse(path, f"one of {', '.join(sorted(_VERBS))} as 'verb'", "another value")
-    needed = ("inbox", "outbox", "started", *(["undoes"] if head["verb"] == "undo" else []))
-    if missing := [name for name in needed if not head.get(name)]:
+    if head.get("verb") not in _OF_VERB:
+        _refuse(path, f"one of {', '.join(sorted(_OF_VERB))} as 'verb'", "another value")
+    if missing := [name for name in ("inbox", "outbox", "started", *_OF_VERB[head["verb"]]) if not head.get(name)]:
         _refuse(path, f"a text as {missing[0]!r}", "none")
     if not all(map(is_run, [*head.get("of", []), *filter(None, [head.get("undoes")])])):
         _refuse(path, "the ids of runs as 'of' and 'undoes'", "another text")

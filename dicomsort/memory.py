@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,18 @@ def file_limit() -> str:
     """Return the advice for a file that would become too large; ``""`` where the system has no such limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     return "" if limit == resource.RLIM_INFINITY else f"files may have {limit:,} bytes at most: raise `ulimit -f`"
+
+
+def no_temporary_room(what: str, error: Exception) -> DicomsortError:
+    """Return the error for a base of SQLite in the temporary folder that could not be written."""
+    try:
+        where = tempfile.gettempdir()
+    except OSError:
+        where = "(none)"
+    name = getattr(error, "sqlite_errorname", "")
+    is_limit = name.startswith("SQLITE_IOERR") or where == "(none)"  # also the error of a file that became too large
+    advice = (is_limit and file_limit()) or "free some, or set TMPDIR"
+    return DicomsortError(f"temporary folder {where}: expected room for {what}, received: {error}; {advice}")
 
 
 def shortage() -> str:

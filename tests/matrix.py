@@ -147,12 +147,17 @@ def checked_again(inbox: Path, outbox: Path, operation: Operation, files: Files)
     return Placer(files, Roots(str(inbox), str(outbox)), "run", known).check(operation)
 
 
+def head_of(inbox: Path, outbox: Path, verb: Verb) -> dict[str, object]:
+    return {
+        "verb": "sort", "inbox": str(inbox), "outbox": str(outbox), "started": "now", "mode": verb, "model": "ab" * 32,
+    }  # fmt: skip
+
+
 def start(files: Files, inbox: Path, outbox: Path, verb: Verb) -> None:
     context = quiet(outbox, files)
     with locked(context, create=True):
         run = new_run(context)
-        head = {"verb": "sort", "inbox": str(inbox), "outbox": str(outbox), "started": "now", "mode": verb}
-        plan = running.seal_plan(context, run, head, operations(inbox, verb))
+        plan = running.seal_plan(context, run, head_of(inbox, outbox, verb), operations(inbox, verb))
         summary = running.carry_out(context, run, plan)
         running.write_summary(files, str(outbox), summary)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dicomsort import discover
 from dicomsort.discover import Folder, Passed, walk
+from dicomsort.errors import DicomsortError
 from dicomsort.records import Found
 
 
@@ -44,6 +47,38 @@ def test_memory_does_not_grow_with_a_folder(tmp_path: Path, monkeypatch: pytest.
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[0] < peaks[1] / 4
+
+
+class Full(sqlite3.Connection):
+    """A base for which there is no room from the n-th statement on."""
+
+    left = 0
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        self._count()
+        return super().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        self._count()
+        return super().executemany(*arguments)
+
+    def _count(self) -> None:
+        Full.left -= 1
+        if Full.left < 0:
+            raise sqlite3.OperationalError("database or disk is full")
+
+
+def test_many_names_without_room_to_sort_them_end_the_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").touch()
+    real = sqlite3.connect
+    monkeypatch.setattr(discover, "IN_MEMORY", 1)
+    monkeypatch.setattr(sqlite3, "connect", lambda name: real(name, factory=Full))
+    for Full.left in range(3):
+        expected = "temporary folder .*: expected room for the names of a large folder, received: .* full; free some"
+        with pytest.raises(DicomsortError, match=expected):
+            names_of(tmp_path)
+    Full.left = 3
+    assert names_of(tmp_path) == ["a"]
 
 
 def test_a_folder_that_vanishes_is_a_result(tmp_path: Path) -> None:

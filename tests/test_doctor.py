@@ -260,6 +260,7 @@ def cron_line(root: Path, options: str = "--move", user: str = "") -> str:
         (lambda line: line.replace("sort --move", "sort --version"), "No such option: --version"),
         (lambda line: line.replace("sort --move", "--version"), "a command of dicomsort, received '--version'"),
         (lambda line: line.replace("--move", "--layout a\0b"), "received the character NUL"),
+        (lambda line: line.replace("15", f"*/{'9' * 5000}"), "expected as the minute numbers from 0 to 59"),
         (lambda line: f"{line.partition('--move')[0]} '' ''\n", "INBOX: expected a name, received an empty one"),
         (lambda line: line.replace("--move", "--log-file x.log"), "expected an absolute path, received 'x.log'"),
         (lambda line: line.replace("/bin/", "/no/"), "expected the absolute path of a program"),

@@ -20,7 +20,10 @@ from dicomsort.records import Operation, Outcome, Result, Row, Verb
 from dicomsort.sorting.outbox import all_runs
 
 ROW = Row("a\udce9", "CT/a\udce9", class_="CT")
-HEAD = {"verb": "sort", "inbox": "/in", "outbox": "/out", "started": "2026-01-01T00:00:00Z"}
+HEAD = {
+    "verb": "sort", "inbox": "/in", "outbox": "/out", "started": "2026-01-01T00:00:00Z", "mode": "move",
+    "model": "ab" * 32,
+}  # fmt: skip
 OPERATIONS = [
     Operation(0, Verb.MOVE, "inbox/a\udce9", "outbox/CT/a", "", 1, 2, 3, 1 << 63, 0o640, "ab" * 32, row=ROW),
     Operation(1, Verb.REMOVE_FOLDER, "inbox/b", mode=0o750, mtime_ns=5),
@@ -89,6 +92,8 @@ HEADS = {
     "has a text for a list": HEAD | {"notes": "note"},
     "has a verb that is none": HEAD | {"verb": "destroy"},
     "has no outbox": HEAD | {"outbox": ""},
+    "sorted in no mode": {name: value for name, value in HEAD.items() if name != "mode"},
+    "sorted by no model": {name: value for name, value in HEAD.items() if name != "model"},
     "undoes nothing": HEAD | {"verb": "undo"},
     "undoes what is no run": HEAD | {"verb": "undo", "undoes": "../x"},
     "has a relative path": HEAD | {"inbox": "in"},

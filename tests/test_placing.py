@@ -11,7 +11,7 @@ import pytest
 from building import make_files, read_tree
 from command import quiet
 from crashing import NoLinks
-from matrix import FILES, checked_again, operations, step, world
+from matrix import FILES, checked_again, head_of, operations, step, world
 
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute import Executor, Roots
@@ -26,8 +26,7 @@ def carry_out(inbox: Path, outbox: Path, steps: list[Operation], files: Files) -
     context = quiet(outbox, files)
     with locked(context, create=True):
         run = new_run(context)
-        head = {"verb": "sort", "inbox": str(inbox), "outbox": str(outbox), "started": "now"}
-        plan = running.seal_plan(context, run, head, steps)
+        plan = running.seal_plan(context, run, head_of(inbox, outbox, Verb.COPY), steps)
         journal = Journal(files, str(plan.path.parent), plan.count)
         try:
             Executor(files, Roots(str(inbox), str(outbox)), journal, run, 2).run(plan, lambda _: None)
@@ -129,8 +128,7 @@ def test_a_full_disk_ends_the_run_with_a_message_and_resume_goes_on(tmp_path: Pa
     context, unbounded = quiet(outbox, files), quiet(outbox)
     with locked(context, create=True):
         run = new_run(context)
-        head = {"verb": "sort", "inbox": str(inbox), "outbox": str(outbox), "started": "now"}
-        plan = running.seal_plan(context, run, head, operations(inbox, Verb.COPY))
+        plan = running.seal_plan(context, run, head_of(inbox, outbox, Verb.COPY), operations(inbox, Verb.COPY))
     files.room = room
     with contextlib.suppress(PlacingFailed, OSError), locked(unbounded, create=False):
         running.carry_out(context, run, plan)

@@ -241,7 +241,9 @@ def test_network_file_systems_are_flushed_file_by_file(tmp_path: Path, monkeypat
 
 
 def test_a_plan_larger_than_its_buffer(tmp_path: Path) -> None:
-    writer = PlanWriter(Files(), str(tmp_path), {"verb": "sort", "inbox": "/i", "outbox": "/o", "started": "now"})
+    places = {"inbox": "/i", "outbox": "/o"}
+    head = {"verb": "sort", **places, "started": "now", "mode": "copy", "model": "ab" * 32}
+    writer = PlanWriter(Files(), str(tmp_path), head)
     for number in range(1200):
         writer.add(Operation(number, Verb.LEAVE, f"inbox/{number}" + "x" * 1000))
     writer.seal()

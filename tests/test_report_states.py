@@ -59,6 +59,30 @@ def test_a_run_that_was_cut_short_is_refused_with_the_way_on(inbox: Path, outbox
     assert not (tmp_path / "r.html").exists()
 
 
+def test_a_run_whose_name_is_no_time_is_told_of_without_one(inbox: Path, outbox: Path) -> None:
+    sort(inbox, outbox)
+    (run_id,), renamed = runs_of(outbox), "20269999T999999Z-7f833c"
+    folder = outbox / ".dicomsort" / "runs"
+    (folder / run_id).rename(folder / renamed)
+    assert "Begun not known: the id of the run is no time" in report(outbox).text
+    shutil.rmtree(folder / renamed)
+    manifest = outbox / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace(run_id, renamed))
+    assert "Begun not known: the id of the run is no time" in report(outbox, renamed).text
+
+
+def test_a_run_whose_plan_does_not_name_its_model_is_damaged(inbox: Path, outbox: Path) -> None:
+    sort(inbox, outbox)
+    (run_id,) = runs_of(outbox)
+    plan = outbox / ".dicomsort" / "runs" / run_id / "plan.jsonl"
+    plan.write_text(plan.read_text().replace('"model":', '"mndel":', 1))
+    ran = run("report", "--html", outbox.parent / "r.html", outbox, run_id)
+    reason = f"run {run_id}, plan.jsonl: expected a text as 'model', received none"
+    assert (ran.code, reason in ran.err) == (1, True), ran.err
+    (listed,) = json.loads(run("runs", "--json", outbox).out)
+    assert (listed["state"], listed["damage"]) == ("damaged", reason)
+
+
 def test_an_undone_run_says_so_and_shows_no_pictures(tmp_path: Path, outbox: Path) -> None:
     run_id = holding(tmp_path / "inbox", outbox)
     run("undo", outbox)

@@ -61,6 +61,8 @@ def folder(tmp_path: Path) -> Path:
         ("https://pacs/?a=b", "--to: expected AE@HOST:PORT"),
         ("https://me:secret@pacs/", "--to: expected an address without user and password"),
         ("", "--to: expected AE@HOST:PORT"),
+        (f"A@h:{'9' * 5000}", "--to: expected a port of 1 to 65535 in AE@HOST:PORT, received '9999"),
+        (f"https://h:{'9' * 5000}/", "--to: expected AE@HOST:PORT"),
         *(
             (to, "--to: expected ")
             for host in ("a..b", ".b", "a" * 70, f"{'a' * 64}.de", "a\udcffb", "a\nb", "pa cs", '"x"', "exa%mple")

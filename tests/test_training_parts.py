@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from dicomsort.errors import UsageError
 from dicomsort.training.data.dataset import Dataset, Item, fingerprint, read_groups, scan
 from dicomsort.training.data.splitting import balance, folds, split
 from dicomsort.training.evaluate import calibration, metrics
+from dicomsort.training.evaluate.reporting import describe
 from dicomsort.training.models.efficientnet_lite0 import read_tensors
+from dicomsort.training.models.keras_applications import weights_digest
 
 LABELS = ("CT", "MRI", "XRAY")
 
@@ -46,6 +49,23 @@ def test_groups_are_read_from_a_table(tmp_path: Path) -> None:
     for name in ("bad.csv", "gone.csv"):
         with pytest.raises(UsageError, match="expected a CSV file with the columns source and group"):
             read_groups(tmp_path / name)
+
+
+def test_a_table_that_nobody_writes_to_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.csv")
+    with pytest.raises(UsageError, match="it is no regular file"):
+        read_groups(tmp_path / "manifest.csv")
+    assert "licences" not in describe(replace(_dataset(), root=tmp_path))
+    with pytest.raises(UsageError, match="expected a file, received it is no regular file"):
+        weights_digest(tmp_path / "manifest.csv")
+
+
+def test_tables_of_a_data_set_may_be_links_and_large(tmp_path: Path) -> None:
+    rows = "".join(f"MRI/MRI0/{number}.png,twins,CC0\n" for number in range(60_000))
+    make_files(tmp_path, {"store/1": f"path,group,licence\n{rows}"})
+    (tmp_path / "manifest.csv").symlink_to("store/1")
+    assert len(read_groups(tmp_path / "manifest.csv")) == 60_000
+    assert "CC0" in describe(replace(_dataset(), root=tmp_path))["licences"]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -29,7 +29,7 @@ _FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
     ("month", 1, 12, _MONTHS),
     ("day of the week", 0, 7, _DAYS),
 )
-_PART = re.compile(r"(?:\*|(\w*)(?:([-~])(\w*))?)(?:/(\d+))?", re.ASCII)
+_PART = re.compile(r"(?:\*|(\w*)(?:([-~])(\w*))?)(?:/(\d{1,9}))?", re.ASCII)
 
 
 def _schedule_problem(schedule: str) -> str:

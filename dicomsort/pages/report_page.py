@@ -6,6 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Final
@@ -167,7 +168,10 @@ def _notices(report: Report) -> Iterator[str]:
 
 def _meta(report: Report) -> Iterator[Fact]:
     run, summary, bundle = report.run, report.run.summary, report.bundle
-    yield Fact("Begun", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.strptime(run.run[:16], STAMP)))
+    begun = "not known: the id of the run is no time"
+    with suppress(ValueError):
+        begun = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.strptime(run.run[:16], STAMP))
+    yield Fact("Begun", begun)
     took = "not known any more"
     if summary is not None:
         is_whole = summary.seconds and summary.stages  # what a resume took is not what the run took

@@ -15,6 +15,7 @@ from dicomsort.pacs.send.records import Permanent, Temporary
 _EXPECTED = "expected AE@HOST:PORT or https://HOST/PATH"
 _AE = re.compile(r"[\x20-\x5b\x5d-\x7e]{1,16}")  # PS3.5 6.2: up to 16 characters, no backslash, no control characters
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.%a-z]+\]")
+_PORT = re.compile(r"[0-9]{1,5}")
 _MAX_PORT = 65_535
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -64,7 +65,7 @@ def destination(text: str) -> DicomPeer | WebPeer:
     host, colon, port = address.rpartition(":")
     if not at or not colon or not _is_host(host):
         raise wrong
-    if not port.isascii() or not port.isdigit() or not 0 < int(port) <= _MAX_PORT:
+    if not _PORT.fullmatch(port) or not 0 < int(port) <= _MAX_PORT:
         raise UsageError(f"--to: expected a port of 1 to {_MAX_PORT} in AE@HOST:PORT, received {port!r}")
     return DicomPeer(ae_title(title, "--to"), host.strip("[]").lower(), int(port))
 

@@ -170,10 +170,10 @@ def application(serving: Serving) -> Application:
         (r"/([^/]+)/", Page, to),
         (r"/([^/]+)/static/([a-z.]+)", Static, to),
         (r"/([^/]+)/(state)", Query, to),
-        (r"/([^/]+)/(items)/(\d+)/(\d+)", Query, to),
-        (r"/([^/]+)/(next)/(-?\d+)", Query, to),
-        (r"/([^/]+)/(item)/(\d+)", Query, to),
-        (r"/([^/]+)/picture/(\d+)/([0-9a-f]+)/(-?\d+)/(\d+)", Picture, to),
+        (r"/([^/]+)/(items)/(\d{1,99})/(\d{1,99})", Query, to),
+        (r"/([^/]+)/(next)/(-?\d{1,99})", Query, to),
+        (r"/([^/]+)/(item)/(\d{1,99})", Query, to),
+        (r"/([^/]+)/picture/(\d{1,99})/([0-9a-f]+)/(-?\d{1,99})/(\d{1,99})", Picture, to),
         (r"/([^/]+)/(decide|undo|finish)", Act, to),
     ]
     return Application(routes, default_handler_class=NotFound, default_handler_args=to, log_function=lambda _: None)

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from dicomsort.bundle import label_problem
 from dicomsort.errors import UsageError
+from dicomsort.files import opened_input
 from dicomsort.records import OTHER
 
 Indices = NDArray[np.intp]
@@ -136,14 +138,19 @@ def relabelled(dataset: Dataset, labels: Sequence[str]) -> Dataset:
     return Dataset(dataset.root, tuple(labels), tuple(items))
 
 
+def read_table(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of a CSV file, which may be large; OSError, UnicodeError or csv.Error where it cannot be read."""
+    with opened_input(path) as stream, TextIOWrapper(stream, "utf-8-sig", newline="") as text:
+        yield from csv.DictReader(text, restval="")
+
+
 def read_groups(path: Path) -> dict[str, str]:
     """Return source or path -> group from a CSV file with a column ``group`` and ``source`` or ``path`` (or both).
 
     A path is relative to the data set (``CT/site/1.png``). UsageError for another file.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream, restval=""))
+        rows = list(read_table(path))
         keys = [key for key in ("source", "path") if rows and key in rows[0]] or ["source"]
         return {row[key]: row["group"] or row[key] for row in rows for key in keys if row[key]}
     except (OSError, KeyError, UnicodeError, csv.Error) as error:

@@ -13,6 +13,7 @@ from dicomsort import content
 from dicomsort.content import Replaced
 from dicomsort.files import Files, opened_file
 from dicomsort.jsonlines import parse
+from dicomsort.training.data.dataset import read_table
 from dicomsort.training.evaluate import metrics, plots
 from dicomsort.training.evaluate.card import write_card
 
@@ -124,8 +125,7 @@ def draw_mistakes(
 def _licences(dataset: Dataset) -> dict[str, int]:
     """Return licence -> images, the most common first, {} where no table lists them."""
     try:
-        with (dataset.root / "manifest.csv").open(encoding="utf-8-sig", newline="") as stream:
-            rows = [row for row in csv.DictReader(stream, restval="") if row.get("licence")]
+        rows = [row for row in read_table(dataset.root / "manifest.csv") if row.get("licence")]
     except (OSError, UnicodeError, csv.Error):
         return {}
     listed = {row[key]: row["licence"] for key in ("source", "path") for row in rows if row.get(key)}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dicomsort.errors import UsageError
+from dicomsort.files import hashed, opened_input
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 DROPOUT = 0.3
@@ -60,10 +60,9 @@ def classifier(backbone: Any, classes: int, *, dropout: float = DROPOUT) -> Any:
 def weights_digest(file: Path) -> str:
     """Return a weights file's SHA-256; UsageError unless it is HDF5, which holds numbers and no code."""
     try:
-        with file.open("rb") as stream:
+        with opened_input(file) as stream:
             head = stream.read(len(HDF5))
-            stream.seek(0)
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = hashed(stream.fileno())
     except OSError as error:
         raise UsageError(f"--weights {str(file)!r}: expected a file, received {error.strerror}") from error
     if file.suffix != ".h5" or head != HDF5:
