@@ -154,8 +154,9 @@ def read_groups(path: Path) -> dict[str, str]:
         keys = [key for key in ("source", "path") if rows and key in rows[0]] or ["source"]
         return {row[key]: row["group"] or row[key] for row in rows for key in keys if row[key]}
     except (OSError, KeyError, UnicodeError, csv.Error) as error:
+        received = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"--groups {str(path)!r}: expected a CSV file with the columns source and group, received {error} "
+            f"--groups {str(path)!r}: expected a CSV file with the columns source and group, received {received} "
             "(path and group do as well)"
         ) from error
 
