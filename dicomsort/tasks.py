@@ -74,18 +74,18 @@ def _digest(descriptor: int, data: bytes, size: int) -> str:
 
 def predict_frames(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[FramePrediction]:
     """Return the prediction of each frame (path below the inbox, frame number or None for the middle one)."""
-    return [each.look for each in explain(bundle, inbox, frames)]
+    return [each.prediction for each in explain(bundle, inbox, frames)]
 
 
 @dataclass(frozen=True, slots=True)
 class ExplainedPrediction:
-    """The prediction ``look`` of a frame, with its rendering and class maps.
+    """The prediction of a frame, with its rendering and class maps.
 
     ``image``: uint8 (height, width, 3), the model's input; ``maps``: float32 (h, w, classes), 0 or more. None where the
     frame cannot be rendered, or the model has no maps.
     """
 
-    look: FramePrediction
+    prediction: FramePrediction
     image: NDArray[np.uint8] | None = None
     maps: NDArray[np.float32] | None = None
 
@@ -101,7 +101,7 @@ def explain(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -
 
 @dataclass(frozen=True, slots=True)
 class FramePicture:
-    """A frame for a person, with the file's header and, where requested, the model's prediction ``look``.
+    """A frame for a person, with the file's header and, where requested, the model's prediction.
 
     ``picture``: a JPEG file (JFIF), empty where ``problem`` says in one short phrase why there is none; ``rendering``:
     the model's input as a PNG file, where requested.
@@ -110,7 +110,7 @@ class FramePicture:
     picture: bytes
     problem: str = ""
     header: Header | None = None
-    look: FramePrediction | None = None
+    prediction: FramePrediction | None = None
     rendering: bytes = b""
 
 
@@ -147,7 +147,7 @@ def _make_picture(root: str, request: PictureRequest) -> FramePicture:
         return FramePicture(b"", str(error), header)
     if isinstance(image, FramePrediction):
         return FramePicture(picture, image.problem, header)
-    prediction = _predict(request.bundle, image).look if request.bundle else None
+    prediction = _predict(request.bundle, image).prediction if request.bundle else None
     return FramePicture(picture, "", header, prediction, _png(image) if request.rendering else b"")
 
 

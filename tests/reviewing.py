@@ -79,13 +79,13 @@ def desk_of(outbox: Path, files: Files | None = None, *, learn: bool = True) -> 
 
 def item_of(desk: ReviewService, source: str) -> str:
     """The key of the item that has a file of the inbox."""
-    return next(k for k, i in desk.holdings.items.items() if any(f.row.source == source for f in i.files))
+    return next(k for k, i in desk.queue.items.items() if any(f.row.source == source for f in i.files))
 
 
 def decide(desk: ReviewService, key: str, class_: str, who: str) -> Decision:
     """Decide about an item as it is now."""
     desk.refresh()
-    item = desk.holdings.items.get(key)
+    item = desk.queue.items.get(key)
     return desk.decide(key, item.version if item else "", class_, who)
 
 

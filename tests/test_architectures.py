@@ -14,7 +14,7 @@ import pytest
 from networks import answers
 
 from dicomsort.bundle import default_path, seal
-from dicomsort.bundle.predictor import Running
+from dicomsort.bundle.predictor import LiteRTModel
 from dicomsort.errors import UsageError
 from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.training.models.architectures import ARCHITECTURES, Shape, varied
@@ -99,7 +99,7 @@ def test_its_bundle_can_be_gone_on_from(arch: str, variation: dict[str, Any], tm
     np.testing.assert_allclose(answers(tail, Body(kept.model).predict_on_batch(images)), wanted, atol=0.01)
     last = again.get_layer("probabilities")
     last.set_weights([np.random.default_rng(1).normal(0, 0.1, part.shape) for part in last.get_weights()])
-    running = Running(with_head(kept.model, *last.get_weights()))
+    running = LiteRTModel(with_head(kept.model, *last.get_weights()))
     for name, values in answers(complete(again), images).items():
         given = np.concatenate([running.run(image[None])[name] for image in images])
         np.testing.assert_allclose(given, values, rtol=0.02, atol=0.02 * values.max(), err_msg=name)

@@ -16,7 +16,7 @@ from networks import LABELS, RECIPE, TINY, known, noise, tiny
 from numpy.typing import NDArray
 
 from dicomsort.bundle import EVALUATION_NAME, Predictor, load, seal
-from dicomsort.bundle.predictor import Running
+from dicomsort.bundle.predictor import LiteRTModel
 from dicomsort.errors import BundleError
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.fit import quantize
@@ -42,7 +42,7 @@ def blocks(count: int, seed: int = 0) -> NDArray[np.uint8]:
 
 def said(model: bytes, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
     """All outputs of a LiteRT model, (N, …)."""
-    running = Running(model)
+    running = LiteRTModel(model)
     parts = [running.run(image[None].astype(np.float32)) for image in images]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -153,7 +153,7 @@ def test_ten_thousand_held_items_make_a_small_page(tmp_path: Path) -> None:
 
 
 def test_more_than_can_be_kept_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_statistics, "KEPT", 3)
+    monkeypatch.setattr(run_statistics, "MAX_ROWS", 3)
     tale = RunStatistics.of(RUN, [replace(HELD, source=str(number)) for number in range(9)])
     assert (tale.needing, len(tale.held)) == (9, 3)
 

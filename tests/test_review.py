@@ -58,9 +58,9 @@ def test_undo_brings_back_what_was_there_byte_for_byte(tmp_path: Path) -> None:
     before, folders = files_of(outbox), sorted(outbox.glob("REVIEW/**/"))
     stats = {p: (p.stat().st_mtime_ns, p.stat().st_mode) for p in outbox.rglob("REVIEW/**/*")}
     desk = desk_of(outbox)
-    items = dict(desk.holdings.items)
+    items = dict(desk.queue.items)
     runs = [decide(desk, key, "MRI", "anna").run for key in items]
-    assert not desk.holdings.items
+    assert not desk.queue.items
     assert not (outbox / "REVIEW").exists()
     for each in runs:  # in the order they were made in, too
         desk.undo(each)
@@ -69,7 +69,7 @@ def test_undo_brings_back_what_was_there_byte_for_byte(tmp_path: Path) -> None:
     assert {p: (p.stat().st_mtime_ns, p.stat().st_mode) for p in stats if p.is_file()} == {
         p: s for p, s in stats.items() if p.is_file()
     }
-    assert desk.holdings.items.keys() == items.keys()
+    assert desk.queue.items.keys() == items.keys()
     assert desk_of(outbox).holdings.items.keys() == items.keys()
     assert run("verify", outbox).code == 0
 
@@ -142,7 +142,7 @@ def test_a_pruned_run_leaves_what_it_held_to_be_decided(tmp_path: Path) -> None:
 def test_a_run_whose_held_files_were_decided_about_is_undone_with_the_decisions_or_not(tmp_path: Path) -> None:
     outbox = held_outbox(tmp_path)
     desk = desk_of(outbox)
-    for key in list(desk.holdings.items):
+    for key in list(desk.queue.items):
         decide(desk, key, "CT", "anna")
     sorted_ = rows(outbox)[0]["run_id"]
     before = read_tree(outbox)

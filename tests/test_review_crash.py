@@ -45,7 +45,7 @@ def check(outbox: Path, before: list[bytes], key: str, system: str) -> ReviewSer
     desk = desk_of(outbox, SYSTEMS[system]())
     assert contents(outbox) == before
     assert not list(outbox.rglob("*.part"))
-    is_held = key in desk.holdings.items
+    is_held = key in desk.queue.items
     assert len(list((outbox / "REVIEW").rglob("odd[12].dcm"))) == (2 if is_held else 0)
     images = sorted(p.relative_to(outbox).as_posix() for p in (outbox / ".dicomsort/corrections").rglob("*.png"))
     assert len(images) == (0 if is_held else 2)
@@ -102,7 +102,7 @@ def test_a_decision_that_dies_anywhere(folder: Path, system: str, record_propert
     key = world.key
     for outbox in deaths(world.make, lambda desk: decide(desk, key, "CT", "anna"), system):
         desk = check(outbox, world.before, key, system)
-        if key not in desk.holdings.items:
+        if key not in desk.queue.items:
             desk.undo(newest_decision(outbox))
             check(outbox, world.before, key, system)
         else:

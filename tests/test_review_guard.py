@@ -40,9 +40,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def unchanged(server: Server) -> Iterator[None]:
-    before = read_tree(Path(server.session.desk.outbox))
+    before = read_tree(Path(server.session.service.outbox))
     yield
-    after = read_tree(Path(server.session.desk.outbox))
+    after = read_tree(Path(server.session.service.outbox))
     lock = ".dicomsort/lock"  # says who held it last
     assert {k: v for k, v in after.items() if k != lock} == {k: v for k, v in before.items() if k != lock}
 
@@ -129,7 +129,7 @@ def test_what_is_not_there(server: Server, path: str, code: int) -> None:
 
 
 def test_an_undo_of_what_is_no_decision(server: Server) -> None:
-    sorted_ = next(server.session.desk.holdings.items.values().__iter__()).files[0].run
+    sorted_ = next(server.session.service.queue.items.values().__iter__()).files[0].run
     for run_ in ("", "../..", "20200101T000000Z-aaaaaa", sorted_):
         status, text, _ = server.ask("undo", {"run": run_})
         assert (status, "expected the run of a decision" in text) == (400, True), text
@@ -185,7 +185,7 @@ def test_addresses_and_the_names_they_go_by() -> None:
 
 def test_a_port_that_is_taken(server: Server) -> None:
     port = server.address.rsplit(":", 1)[1].partition("/")[0]
-    ran = run("review", "--port", port, server.session.desk.outbox)
+    ran = run("review", "--port", port, server.session.service.outbox)
     assert (ran.code, "--port: expected one that is free" in ran.err) == (2, True)
 
 

@@ -16,7 +16,7 @@ from dicomsort.sorting import look_at_runs, newest_run
 def test_a_sort_of_the_same_inbox_finds_nothing_to_do_after_decisions(tmp_path: Path) -> None:
     outbox = held_outbox(tmp_path, "--copy")
     desk = desk_of(outbox)
-    for key in list(desk.holdings.items):
+    for key in list(desk.queue.items):
         decide(desk, key, "MRI", "anna")
     before = files_of(outbox)
     assert sort("--copy", tmp_path / "inbox", outbox).code == 0
@@ -33,11 +33,11 @@ def test_what_follows_a_held_study_is_decided_about_too(tmp_path: Path) -> None:
     desk = desk_of(outbox)
     key = item_of(desk, "sr.dcm")
     run_ = decide(desk, key, "CT", "anna").run
-    assert key not in desk.holdings.items
+    assert key not in desk.queue.items
     assert key not in desk_of(outbox).holdings.items
     assert (outbox / f"CT/{uid(1)}/{uid(1, 5)}/{uid(1, 5, 1)}.dcm").is_file()
     desk.undo(run_)
-    assert key in desk.holdings.items
+    assert key in desk.queue.items
     assert key in desk_of(outbox).holdings.items
 
 
@@ -129,12 +129,12 @@ def test_a_name_that_comes_again_is_another_thing(tmp_path: Path) -> None:
     desk.refresh()
     second = item_of(desk, "pictures/a.png")
     assert second != first
-    held = desk.holdings.items[second].files[0]
-    assert desk.holdings.decision(held) is None
+    held = desk.queue.items[second].files[0]
+    assert desk.queue.decision(held) is None
     decide(desk, second, "CT", "bert")
     assert (outbox / "CT/pictures/a.png").read_bytes() != (outbox / "XRAY/pictures/a.png").read_bytes()
     desk.undo(run_)  # of the first, whose place is free again
-    assert first in desk.holdings.items
+    assert first in desk.queue.items
     assert decide(desk, first, "MRI", "anna").moved == 1
     assert run("verify", outbox).code == 0
 

@@ -221,7 +221,7 @@ def test_a_decision_appends_nothing_to_what_another_run_left_torn(tmp_path: Path
     decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna")
     assert all(row["message"] is not None for row in rows(outbox))
     assert {f"n{n}.dcm" for n in range(3)} < set(by_source(outbox))
-    assert desk_of(outbox).holdings.items.keys() == desk.holdings.items.keys()
+    assert desk_of(outbox).holdings.items.keys() == desk.queue.items.keys()
 
 
 def _sort(inbox: Path, outbox: Path, files: Files) -> None:
@@ -304,7 +304,7 @@ def test_an_item_that_grew_since_it_was_shown_is_not_decided_about(tmp_path: Pat
     outbox = held_outbox(tmp_path)
     desk = desk_of(outbox)
     key = item_of(desk, "odd1.dcm")
-    version = desk.holdings.items[key].version
+    version = desk.queue.items[key].version
     make_dicom(tmp_path / "inbox/odd9.dcm", study=1, series=1, instance=9, **CONTRADICTING)
     sort("--move", "--settle", "0", tmp_path / "inbox", outbox)
     with pytest.raises(Outdated, match="expected the files that were shown"):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Running:
+class LiteRTModel:
     """A LiteRT model, given as its file's content, in this process; not to be shared between threads or pickled.
 
     ``inputs`` are LiteRT's details of its inputs, ``outputs`` its outputs by name. Raises UnfitModelError for what
@@ -76,7 +76,7 @@ class Predictor:
         self.bundle = bundle
         model = read_model(bundle)
         try:
-            self._running = Running(model)
+            self._running = LiteRTModel(model)
             _check_input(bundle, self._running.inputs)
             check_outputs(self._running.outputs, len(bundle.labels), distance=bundle.distance is not None)
         except UnfitModelError as error:

@@ -52,7 +52,7 @@ def _has_unfinished(outbox: str) -> bool:
 def show_summary(summary: Summary, *, as_json: bool, quiet: bool, outbox: str | None) -> None:
     """Print what a run did, for a person or as one JSON object; what failed is one line on stderr in any case."""
     troubles = [each.trouble for each in (summary, *summary.finished) if each.has_failed and each.trouble]
-    for line in (*summary.unfinished_told(outbox or ""), *troubles):
+    for line in (*summary.unfinished_notes(outbox or ""), *troubles):
         print(f"dicomsort: {escaped(line)}", file=sys.stderr)
     if as_json:
         print(json.dumps(summary.as_json()))

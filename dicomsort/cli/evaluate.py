@@ -24,8 +24,8 @@ from dicomsort.progress import Reporter
 if TYPE_CHECKING:
     from dicomsort.engines.engine import Engine
 
-SKIPPED_SAID = 10
-PATHS_SAID = 5
+MAX_SKIPPED_SHOWN = 10
+MAX_PATHS_SHOWN = 5
 _DATASET = "A folder with a folder of images a class; --compare does without."
 
 
@@ -91,9 +91,9 @@ def _warn(report: dict[str, Any]) -> None:
         lines.append(f"No images of {', '.join(missing)}, which the model also knows")
     if skipped := report["skipped"]:
         lines.append(f"Skipped {len(skipped):,} files that are no readable image:")
-        lines += [f"  {path}: {reason}" for path, reason in list(skipped.items())[:SKIPPED_SAID]]
-        if len(skipped) > SKIPPED_SAID:
-            lines.append(f"  … and {len(skipped) - SKIPPED_SAID} more, all listed in metrics.json")
+        lines += [f"  {path}: {reason}" for path, reason in list(skipped.items())[:MAX_SKIPPED_SHOWN]]
+        if len(skipped) > MAX_SKIPPED_SHOWN:
+            lines.append(f"  … and {len(skipped) - MAX_SKIPPED_SHOWN} more, all listed in metrics.json")
     for line in lines:
         print(line, file=sys.stderr)
 
@@ -137,7 +137,7 @@ def _show_compared(report: dict[str, Any], out: Path) -> None:
         paths = report.get("changed", {}).get(which, ())
         if paths:
             print(f"\nRight by {name} alone ({report['agreement'][which]:,}):")
-            print("\n".join(f"  {visible(path)}" for path in paths[:PATHS_SAID]))
-            if report["agreement"][which] > PATHS_SAID:
+            print("\n".join(f"  {visible(path)}" for path in paths[:MAX_PATHS_SHOWN]))
+            if report["agreement"][which] > MAX_PATHS_SHOWN:
                 print(f"  … metrics.json lists {len(paths):,}")
     print(f"\nFigures and picture: {visible(str(out))}")

@@ -49,17 +49,17 @@ def option(name: str, declared: Option, default: str = "") -> Any:
 
 
 def with_options(
-    table: Mapping[str, Option], *, is_resolved: bool = False, tells_defaults: bool = False
+    table: Mapping[str, Option], *, is_resolved: bool = False, shows_defaults: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for each of a table, behind its arguments; it gets their values as keywords.
 
     ``is_resolved``: environment and file may give a value too, so an option that is not given is None (or empty);
-    ``tells_defaults``: the help shows the default then.
+    ``shows_defaults``: the help shows the default then.
     """
     made = {}
     for name, declared in table.items():
         default = None if is_resolved else declared.default
-        is_shown = tells_defaults and declared.default and declared.default is not True
+        is_shown = shows_defaults and declared.default and declared.default is not True
         words = f" [default: {declared.default}]" if is_shown else ""
         kind: Any = str if isinstance(declared.kind, tuple) else declared.kind
         hint = list[str] | None if declared.is_list else kind | None if default is None else kind

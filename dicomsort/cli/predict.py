@@ -63,7 +63,7 @@ def predict(
         _prepare(folder, bundle)
     write = _write_json if settings.json else _write_csv
     for path, explained in zip(files, _explained(files, bundle), strict=True):
-        answer = _answer(path, explained.look, bundle)
+        answer = _answer(path, explained.prediction, bundle)
         write(answer)
         if folder is not None:
             _draw(folder, answer, explained, bundle)
@@ -91,7 +91,7 @@ def _explained(files: Sequence[str], bundle: Bundle) -> Iterator[ExplainedPredic
     with open_workers(min(usable_cores(), len(batches))) as engine:
         for future in [submit_batch(engine, task, batch, on_lost) for batch in batches]:
             predictions = future.result()
-            has_answered = has_answered or any(each.look.probabilities for each in predictions)
+            has_answered = has_answered or any(each.prediction.probabilities for each in predictions)
             yield from predictions
         if lost and not has_answered:
             require_answer(bundle, engine.submit)
@@ -155,7 +155,7 @@ def _draw(folder: Path, answer: dict[str, Any], explained: ExplainedPrediction, 
     """Write the picture of one answer, and say on stderr where none was written."""
     from dicomsort.report import visible
 
-    problem = explained.look.problem
+    problem = explained.prediction.problem
     if explained.image is not None and explained.maps is not None:
         map_ = explained.maps[..., bundle.labels.index(answer["class"])]
         picture = draw_overlay(_caption(answer), explained.image, map_, answer["confidence"])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dicomsort.pacs.receive.receiver import Receiver
 
 
-@with_options(RECEIVE, is_resolved=True, tells_defaults=True)
+@with_options(RECEIVE, is_resolved=True, shows_defaults=True)
 def receive(
     inbox: Annotated[str, typer.Argument(metavar="INBOX", help="The folder that instances go to; it must be there.")],
     config: Annotated[Path | None, CONFIG] = None,

@@ -25,7 +25,7 @@ COLUMNS = ("path", "sop_uid", "status", "attempts", "message")
 SHOWN = 10  # reasons that the summary names
 
 
-@with_options(SEND, is_resolved=True, tells_defaults=True)
+@with_options(SEND, is_resolved=True, shows_defaults=True)
 def send(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A class folder of an outbox, or any folder.")],
     config: Annotated[Path | None, CONFIG] = None,

@@ -94,7 +94,7 @@ def _cause(summary: Summary, outbox: str) -> str:
     troubles = [each.trouble for each in summaries]
     counts = sum((each.held for each in summaries), Counter[str]()).most_common()
     held = ", ".join(f"{reason} {count:,}" for reason, count in counts if reason not in _TROUBLES)
-    return "; ".join(filter(None, (*summary.unfinished_told(outbox), *troubles, held and f"held: {held}")))
+    return "; ".join(filter(None, (*summary.unfinished_notes(outbox), *troubles, held and f"held: {held}")))
 
 
 def _measure(request: Request, path: Path, files: Files, counted: Summary, summary: Summary, log: Logger) -> None:

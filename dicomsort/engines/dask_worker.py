@@ -23,7 +23,7 @@ from dicomsort.engines.processes import ProcessEngine
 from dicomsort.errors import DicomsortError, WorkerLost
 
 IDLE_SECONDS = 60.0  # a cluster outlives a run: idle processes are ended
-REMEMBERED = 16  # requirements that are known to be met
+MAX_CONFIRMED = 16  # requirements
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class _Local:
 
 _lock = threading.Lock()
 _locals: dict[tuple[Limits, tuple[str, ...]], _Local] = {}
-_met: set[bytes] = set()
+_confirmed: set[bytes] = set()
 
 
 def run_here(version: str, payload: bytes) -> object:
@@ -72,7 +72,7 @@ async def check_host(settings: Settings, dask_worker: Any) -> tuple[str, str]:
     """Check the requirement anew; return this host's name and what differs here, ``""`` where nothing does."""
 
     def check() -> tuple[str, str]:
-        _met.discard(settings.requirement)
+        _confirmed.discard(settings.requirement)
         with _local_engine(dask_worker, settings) as engine:
             return socket.gethostname(), _difference(engine, settings.requirement)
 
@@ -80,7 +80,7 @@ async def check_host(settings: Settings, dask_worker: Any) -> tuple[str, str]:
 
 
 def _difference(engine: ProcessEngine, requirement: bytes) -> str:
-    if requirement in _met:
+    if requirement in _confirmed:
         return ""
     function, snapshot = pickle.loads(requirement)  # noqa: S301
     try:
@@ -88,9 +88,9 @@ def _difference(engine: ProcessEngine, requirement: bytes) -> str:
     except WorkerLost as lost:
         return f"expected its file system to answer, received: {lost}; look at its mounts"
     if not difference:
-        if len(_met) >= REMEMBERED:
-            _met.clear()
-        _met.add(requirement)
+        if len(_confirmed) >= MAX_CONFIRMED:
+            _confirmed.clear()
+        _confirmed.add(requirement)
     return difference
 
 

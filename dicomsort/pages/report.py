@@ -112,7 +112,9 @@ class Subject:
 
     def prediction(self) -> SeriesPrediction:
         """Return the mean of what the model sees in the frames that are shown."""
-        return mean([portrait.look or FramePrediction(problem=portrait.problem) for portrait in self.made.values()])
+        return mean(
+            [portrait.prediction or FramePrediction(problem=portrait.problem) for portrait in self.made.values()]
+        )
 
     def requests(self, bundle: str) -> Iterator[tuple[int, PictureRequest]]:
         """Yield a few of its files, evenly spread, by their place."""

@@ -12,7 +12,7 @@ from dicomsort.report import Summary, needs_person
 from dicomsort.report.manifest_reader import RunRow
 from dicomsort.report.review_queue import Item, grouped
 
-KEPT = 50_000  # rows of what needs a person that are kept; more are counted only
+MAX_ROWS = 50_000  # rows of what needs a person that are kept; more are counted only
 SAMPLES = 6  # files of a class that are shown
 _URGENCY = (Status.REVIEW, Status.CONFLICT, Status.CHANGED, Status.FAILED, Status.UNREADABLE)
 
@@ -85,7 +85,7 @@ class RunStatistics:
         elif row.status == Status.IGNORED:
             self.ignored[row.reason] += 1
         if needs_person(row):
-            if len(self.held) < KEPT:
+            if len(self.held) < MAX_ROWS:
                 self.held.append(RunRow(self.summary.run_id, row))
         elif row.status in {Status.SORTED, Status.OTHER} and row.destination:
             self._sample(row)

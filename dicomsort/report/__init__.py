@@ -117,7 +117,7 @@ class Summary:
             each.statuses[Status.FAILED] for each in (self, *self.finished)
         )
 
-    def unfinished_told(self, outbox: str) -> list[str]:
+    def unfinished_notes(self, outbox: str) -> list[str]:
         """Return a sentence for each run of the outbox that was cut short and is not finished, or may be."""
         sentence = "run {} was cut short and is not finished: {} finishes it"
         return [*self.damaged, *(sentence.format(run, command("resume", outbox, run)) for run in self.unfinished)]

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dicomsort import __version__
 from dicomsort.engines.engine import Engine
@@ -34,13 +33,10 @@ from dicomsort.sorting import (
     look_at_runs,
     newest_run,
     resume,
-    sort_news,
+    sort_new_files,
     still_unfinished,
     walk_inbox,
 )
-
-if TYPE_CHECKING:
-    pass
 
 LONGEST_PAUSE = 900.0  # seconds between rounds that fail again and again, unless --every is longer
 SHORTEST_PAUSE = 0.02
@@ -96,9 +92,9 @@ class Rounds:
         if not round_.scan.ripe:
             return
         before = self._clock() - self._settle_ns if self._settle_ns else None
-        request = replace(self._request, judge=replace(self._request.judge, settled_before_ns=before))
+        request = replace(self._request, criteria=replace(self._request.criteria, settled_before_ns=before))
         with self._open_engine() as engine:
-            summary = sort_news(request, context, engine, self._known_files, self._settled or "")
+            summary = sort_new_files(request, context, engine, self._known_files, self._settled or "")
         self._known_files.end_round()
         if summary is not None:
             self._settled = summary.run_id

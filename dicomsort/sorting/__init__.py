@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examine import survey, walk_inbox
-from dicomsort.sorting.incremental import look_at_runs, newest_run, sort_news, still_unfinished
+from dicomsort.sorting.incremental import look_at_runs, newest_run, sort_new_files, still_unfinished
 from dicomsort.sorting.outbox import RunContext, locked
 from dicomsort.sorting.pipeline import Request, check, check_places, check_settings, sort_inbox
 from dicomsort.sorting.pruning import prune
@@ -32,7 +32,7 @@ __all__ = [
     "repair",
     "resume",
     "sort_inbox",
-    "sort_news",
+    "sort_new_files",
     "still_unfinished",
     "survey",
     "undo",

@@ -73,7 +73,9 @@ def still_unfinished(outbox: str, names: Iterable[str]) -> list[str]:
     return [run.name for run in runs if run.state in {RunState.UNFINISHED, RunState.DAMAGED} and not run.undone_by]
 
 
-def sort_news(request: Request, context: RunContext, engine: Engine, arrivals: Arrivals, newest: str) -> Summary | None:
+def sort_new_files(
+    request: Request, context: RunContext, engine: Engine, arrivals: Arrivals, newest: str
+) -> Summary | None:
     """Sort what no earlier round has dealt with; None where nothing is to be placed, or is new to the manifest.
 
     OutboxLocked where another run has locked the outbox, or came after ``newest``, the last that was read: one that was

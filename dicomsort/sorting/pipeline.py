@@ -53,7 +53,7 @@ class Request:
     settings: SortSettings
     bundle: Bundle
     layout: Layout
-    judge: Criteria
+    criteria: Criteria
     settle: float  # seconds; 0: nothing settles
     clock: Clock
 
@@ -220,7 +220,7 @@ class Job:
         """Do everything up to the verdicts."""
         request, progress, arrivals = self.request, self.context.progress, self.arrivals
         folder = str(request.bundle.folder.resolve())
-        sampler = PixelSampler(request.inbox, folder, request.judge, self.engine, catalog, progress)
+        sampler = PixelSampler(request.inbox, folder, request.criteria, self.engine, catalog, progress)
         uses_pixels = request.settings.evidence != "header"
         entries = walk_inbox(request.inbox, request.outbox, request.clock.now_ns)
         second_look = SecondLook(request.inbox, request.settle, request.clock)
@@ -242,7 +242,7 @@ class Job:
             uid = first.grouping.study
             placements = ledger.placements(uid) if uid else ledger.decided(first.sample.sha256)
             together = study if arrivals is None else as_one(study)
-            for group, verdict in classify_study(together, placements, request.judge):
+            for group, verdict in classify_study(together, placements, request.criteria):
                 catalog.set_verdict(group.number, verdict)
         if not request.bundle.header_classes:
             labels = ", ".join(request.bundle.labels)

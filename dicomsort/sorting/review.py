@@ -60,7 +60,7 @@ class ReviewService:
         """UsageError where this is no outbox; nothing is read yet."""
         self._context = context.located()
         self.outbox = self._context.outbox
-        self.holdings = ReviewQueue(self.outbox)
+        self.queue = ReviewQueue(self.outbox)
         self.corrections = corrections
         self._engine = engine
         self._turn = threading.RLock()
@@ -81,7 +81,7 @@ class ReviewService:
     def refresh(self) -> bool:
         """Read on in the manifest; return whether what is for review has changed."""
         with self._turn:
-            return self.holdings.refresh()
+            return self.queue.refresh()
 
     def decide(self, key: str, version: str, class_: str, who: str) -> Decision:
         """Move an item's files to a class, or OTHER; Outdated where it is decided already, or not as it was shown.
@@ -94,7 +94,7 @@ class ReviewService:
                 if found.undoes:  # it may move what is to be decided about
                     advice = f"{command('resume', self.outbox, run)} finishes it; then decide"
                     raise DicomsortError(f"expected no undo that was cut short, received run {run}: {advice}")
-            item = self.holdings.items.get(key)
+            item = self.queue.items.get(key)
             if item is None:
                 raise Outdated("expected something that is held, received what was decided or taken away meanwhile")
             if item.version != version:
@@ -112,7 +112,7 @@ class ReviewService:
             if not self._is_review(run):
                 raise UsageError(f"expected the run of a decision, received {run!r}")
             summary = self._patiently(lambda: undo(self._context, run))
-            self.holdings.refresh()
+            self.queue.refresh()
         if summary.needs_person:
             left = summary.found - summary.actions["undone"]
             raise Outdated(
@@ -132,7 +132,7 @@ class ReviewService:
                 finish(self._context, run)
                 del self._open[run]
                 notes.append(f"run {run}, a decision or its undo, was cut short, and is carried out now")
-        self.holdings.refresh()
+        self.queue.refresh()
         return notes
 
     def _is_review(self, run: str) -> bool:
@@ -150,7 +150,7 @@ class ReviewService:
             )
             for h, e in ready
         ]  # fmt: skip
-        of = sorted({run for h, _ in ready for run in self.holdings.runs_about(h)})
+        of = sorted({run for h, _ in ready for run in self.queue.runs_about(h)})
         run = new_run(self._context)
         head: dict[str, object] = {
             "verb": REVIEW_VERB, "inbox": self.outbox, "outbox": self.outbox, "mode": "move", "class": class_,
@@ -160,7 +160,7 @@ class ReviewService:
         operations = decide(decided, self._folders, _Names(self.outbox))
         summary = carry_out(self._context, run, seal_plan(self._context, run, head, operations))
         write_summary(self._context.files, self.outbox, summary)
-        self.holdings.refresh()
+        self.queue.refresh()
         moved = summary.actions["moved"] + summary.actions["removed"]
         if moved < len(ready):
             notes.append(f"{_files(len(ready) - moved)} left in {REVIEW}; manifest.csv says why")

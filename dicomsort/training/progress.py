@@ -13,13 +13,13 @@ from dicomsort.progress import Reporter, Step
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Reporter", "Step", "hushed", "load_tensorflow"]
+__all__ = ["Reporter", "Step", "load_tensorflow", "stderr_captured"]
 
 
 def load_tensorflow() -> None:
     """Import TensorFlow and Keras without their remarks on accelerators, drivers and retracing; errors still show."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with hushed():
+    with stderr_captured():
         import keras  # noqa: F401 - takes long, and is what callers import next
         import tensorflow as tf
 
@@ -28,7 +28,7 @@ def load_tensorflow() -> None:
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
+def stderr_captured() -> Iterator[None]:
     """Capture what native code writes to stderr; it is written only if the block fails.
 
     TensorFlow's C++ logs about missing accelerators and the converter's remarks cannot be turned off otherwise.

@@ -80,7 +80,7 @@ def keys_for(labels: Sequence[str]) -> dict[str, str]:
 class Session:
     """The state of a review; safe to use from several threads. Items keep their places, new ones come last."""
 
-    desk: ReviewService
+    service: ReviewService
     bundle: Bundle
     gallery: Gallery
     who: str = "unknown"
@@ -94,12 +94,12 @@ class Session:
 
     def refresh(self) -> None:
         """Read on in the manifest, for others may be at work."""
-        if self.desk.refresh() or not self.revision:
+        if self.service.refresh() or not self.revision:
             self._arrange()
 
     def _arrange(self) -> None:
         with self._lock:
-            for key, item in self.desk.holdings.items.items():
+            for key, item in self.service.queue.items.items():
                 if key not in self._places:
                     self._places[key] = len(self._items)
                     self._studies.setdefault(item.study, []).append(len(self._items))
@@ -110,7 +110,7 @@ class Session:
     def state(self) -> dict[str, Any]:
         """Return how far the review has come."""
         self.refresh()
-        count, waiting = len(self._items), len(self.desk.holdings.items)
+        count, waiting = len(self._items), len(self.service.queue.items)
         return {
             "revision": self.revision, "count": count, "waiting": waiting, "decided": count - waiting,
             "made": self.made,
@@ -118,7 +118,7 @@ class Session:
 
     def farewell(self) -> dict[str, Any]:
         """Return how far it has come at its end, and the command by which a model learns from it ("": from nothing)."""
-        corrections = self.desk.corrections
+        corrections = self.service.corrections
         images = corrections.count() if corrections else 0
         words = ["dicomsort", "train", "--from", str(self.bundle.folder), "--out", "models/ours"]
         train = shlex.join([*words, corrections.folder]) if corrections and images else ""
@@ -132,7 +132,7 @@ class Session:
 
     def next_open(self, after: int) -> dict[str, Any]:
         """Return the place of the next item that waits, around the end; -1 where none does."""
-        waiting = self.desk.holdings.items
+        waiting = self.service.queue.items
         places = [*range(after + 1, len(self._items)), *range(min(after + 1, len(self._items)))]
         return {"place": next((place for place in places if self._items[place].key in waiting), -1)}
 
@@ -140,7 +140,7 @@ class Session:
         """Return everything that is shown of one item."""
         item = self.item(place)
         frames, portraits = self._sampled(item)
-        header, prediction = portraits[0].header, mean([p.look for p in portraits if p.look])
+        header, prediction = portraits[0].header, mean([p.prediction for p in portraits if p.prediction])
         shares = zip(self.bundle.labels, prediction.probabilities, strict=False)
         row = item.row
         facts = self._brief(place, item) | {
@@ -153,7 +153,7 @@ class Session:
             "problem": next((p.problem for p in portraits if p.problem), ""),
             "probabilities": {label: round(share, 4) for label, share in shares},
             "fellows": self._fellows(place, item),
-            "looks": sum(1 for p in portraits if p.look and p.look.probabilities),
+            "looks": sum(1 for p in portraits if p.prediction and p.prediction.probabilities),
         }  # fmt: skip
         if self.identifiers and header:
             patient, accession = shown(header.patient_id), shown(header.accession_number)
@@ -183,7 +183,7 @@ class Session:
         if class_ not in keys_for(self.bundle.labels):
             raise UsageError(f"expected one of {', '.join(keys_for(self.bundle.labels))}, received {class_!r}")
         try:
-            done = self.desk.decide(*shown_, class_, reviewer(who or self.who))
+            done = self.service.decide(*shown_, class_, reviewer(who or self.who))
         except Outdated as error:
             self.refresh()
             earlier = self._decision(item)
@@ -198,7 +198,7 @@ class Session:
         decisions = enumerate(map(self._decision, self._items))
         place = next((place for place, decision in decisions if decision and decision.run == run), -1)
         try:
-            summary = self.desk.undo(run)
+            summary = self.service.undo(run)
         finally:
             self._arrange()
         self.made -= 1
@@ -212,7 +212,7 @@ class Session:
 
     def _brief(self, place: int, item: Item) -> dict[str, Any]:
         row, decision = item.row, self._decision(item)
-        state = "waiting" if item.key in self.desk.holdings.items else "decided" if decision else "gone"
+        state = "waiting" if item.key in self.service.queue.items else "decided" if decision else "gone"
         return {
             "place": place, "key": item.key, "version": item.version, "state": state, "files": len(item.files),
             "reason": item.reason,
@@ -225,7 +225,7 @@ class Session:
     def _fellows(self, place: int, item: Item) -> list[dict[str, Any]]:
         """Return the other items of its study that wait: place, key and version of each."""
         places = self._studies.get(item.study, []) if item.study else []
-        waiting = self.desk.holdings.items
+        waiting = self.service.queue.items
         others = [(at, self._items[at]) for at in places if at != place]
         return [{"place": at, "key": i.key, "version": i.version} for at, i in others if i.key in waiting]
 
@@ -242,12 +242,12 @@ class Session:
 
     def _portrait(self, held: RunRow, frame: int | None, side: int) -> FramePicture:
         """Return a picture, or with ``side`` 0 what header and model say; of the file where it lies now."""
-        decision = self.desk.holdings.decision(held)
+        decision = self.service.queue.decision(held)
         path = (decision and decision.row.destination) or held.row.destination
-        if not is_straight(self.desk.outbox, path):
+        if not is_straight(self.service.outbox, path):
             return FramePicture(b"", "it is gone, or lies behind a link")
         model = "" if side else str(self.bundle.folder.resolve())
         return self.gallery.portrait(PictureRequest(path, frame, side, model), held.row.sha256)
 
     def _decision(self, item: Item) -> RunRow | None:
-        return self.desk.holdings.decision(item.files[0])
+        return self.service.queue.decision(item.files[0])

@@ -62,12 +62,10 @@ def compare(training: Mapping[str, Any], items: Sequence[Item], digests: Sequenc
     return Overlap(len(items), None if found is None else int(found.sum()))
 
 
-def known(
-    training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str], *, untold: bool
-) -> NDArray[np.bool_]:
-    """Return which of these files ``training``, as in bundle.json, was on, bool (N,); ``untold`` if it names none."""
+def known(training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which of these files ``training``, as in bundle.json, was on, bool (N,); none where it names none."""
     found = _find(training, items, digests)
-    return np.full(len(digests), untold) if found is None else found
+    return np.zeros(len(digests), bool) if found is None else found
 
 
 def _find(training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str]) -> NDArray[np.bool_] | None:

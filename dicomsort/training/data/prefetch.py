@@ -5,7 +5,6 @@ Imports TensorFlow inside functions only.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
+
+from dicomsort.engines.processes import usable_cores
 
 Batch = tuple[NDArray[Any], ...]
 
@@ -42,7 +43,7 @@ class Feed:
 
     def __init__(self, source: Source, epochs: int, threads: int | None = None) -> None:
         self.source, self.waited, self.epoch, self._index = source, 0.0, 0, 0
-        self._epochs, threads = epochs, threads or _usable_cores()
+        self._epochs, threads = epochs, threads or usable_cores()
         self._ahead = max(MADE_AHEAD, 2 * threads)
         self._pool = ThreadPoolExecutor(threads, "dicomsort-feed")
         self._made: deque[tuple[int, int, Future[Batch]]] = deque()
@@ -101,8 +102,3 @@ def as_dataset(feed: Feed) -> Any:
     options.autotune.enabled = False
     options.threading.private_threadpool_size = 1
     return dataset.with_options(options).apply(tf.data.experimental.assert_cardinality(len(feed)))
-
-
-def _usable_cores() -> int:
-    """Return how many cores this process may use: Pillow and NumPy work outside the interpreter's lock."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

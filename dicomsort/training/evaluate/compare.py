@@ -153,7 +153,7 @@ def with_bundle(
     held_out, labels = trained.held_out, recipe.bundle.labels
     digests = [rendered.digests[i] for i in held_out.items]
     items = rendered.dataset.only(held_out.items).items
-    known = fingerprint.known(bundle.training, items, digests, untold=False)
+    known = fingerprint.known(bundle.training, items, digests)
     fair = ~known | known.all()
     before = _predict(bundle, rendered, held_out.items[fair])[:, [bundle.labels.index(label) for label in labels]]
     report = {"name": bundle.name, "model_sha256": bundle.model_sha256, "images": int(fair.sum())}

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Bundles = tuple[Bundle, Bundle]
 
-SAME, KEPT, OWN = COMPARED
+SAME, REPLAY_SET, OWN = COMPARED
 BOTH = ("first", "second")
 LISTED = 200  # paths of images that changed, of each kind
 WORST = 12
@@ -89,7 +89,7 @@ def on_their_own(bundles: Bundles, seed: int) -> dict[str, Any]:
             thresholds = [own_thresholds(bundle, len(images)) for bundle in bundles]
             changes = compare.on_replay_set(images, *both, seed, thresholds)
             trained = changes.pop("trained_on")
-            return _header(KEPT, bundles, trained, trained) | _by_figure(changes, images.labels)
+            return _header(REPLAY_SET, bundles, trained, trained) | _by_figure(changes, images.labels)
     return {
         **_header(OWN, bundles, None, None),
         "same_images": first.training.get("fingerprint") == second.training.get("fingerprint"),
@@ -166,7 +166,7 @@ def title(report: Mapping[str, Any]) -> str:
     first, second = names_of(report)
     if report["of"] == OWN:
         return f"{first} and {second}, each by its own figures"
-    what = "evaluation images that both keep" if report["of"] == KEPT else "images"
+    what = "evaluation images that both keep" if report["of"] == REPLAY_SET else "images"
     return f"{first} and {second} on {report['images']:,} {what} of {report['clusters']:,} {report['unit']}s"
 
 
@@ -178,7 +178,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         return ["Each bundle's own figures, OF DIFFERENT IMAGES: a difference says nothing of which is the better one"]
     both = [report["bundles"][name] for name in BOTH]
     of_these = f"of these {report['images']:,} images"
-    if report["of"] == KEPT:
+    if report["of"] == REPLAY_SET:
         if count := both[0]["trained_on"]:
             words = "this shows what one of the two forgot, and no accuracy"
             return [f"The network was trained on {count:,} {of_these}: {words}"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dicomsort.bundle import EVALUATION_NAME
-from dicomsort.bundle.predictor import Running
+from dicomsort.bundle.predictor import LiteRTModel
 from dicomsort.bundle.spec import read_model
 from dicomsort.bundle.tensors import DISTANCE, PROBABILITIES
 from dicomsort.errors import DicomsortError
@@ -27,7 +27,7 @@ from dicomsort.training.models.outputs import complete
 from dicomsort.training.models.replay_set import keep_features
 from dicomsort.training.models.tflite_head import Body, predict_head, with_head
 from dicomsort.training.models.tflite_weights import INT8, precision
-from dicomsort.training.progress import Reporter, hushed
+from dicomsort.training.progress import Reporter, stderr_captured
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,7 +156,7 @@ def _finetuned(start: bytes, trained: TrainedModel, probes: NDArray[np.uint8]) -
     whole = complete(trained.model, trained.mahalanobis)
     made = _measured(precision(start), with_head(start, *trained.head), whole, probes)
     wanted = predict_head(Body(start).predict_on_batch(probes[:1]), *trained.head)
-    strayed = float(np.abs(Running(made.model).run(probes[:1].astype(np.float32))[PROBABILITIES] - wanted).max())
+    strayed = float(np.abs(LiteRTModel(made.model).run(probes[:1].astype(np.float32))[PROBABILITIES] - wanted).max())
     if not strayed <= TOLERANCE:
         raise DicomsortError(f"last layer: expected it to agree within {TOLERANCE}, received {strayed:.4f}")
     return made
@@ -167,7 +167,7 @@ def save_keras(model: Any, folder: Path) -> None:
 
     Neither holds the optimizer's state, which would triple their size.
     """
-    with warnings.catch_warnings(), hushed():
+    with warnings.catch_warnings(), stderr_captured():
         warnings.simplefilter("ignore")
         # ``keras.models.clone_model`` would copy the compilation too, and an optimizer's state be saved again.
         bare = type(model).from_config(model.get_config())
@@ -213,8 +213,8 @@ def _measured(precision: str, model: bytes, whole: Any, images: NDArray[np.uint8
     """Compare a conversion with ``whole``, the keras.Model that it is of; the time is the best of a few."""
     probes = images[:PROBES].astype(np.float32)
     wanted = {name: np.asarray(values) for name, values in whole.predict_on_batch(probes).items()}
-    with hushed():
-        running = Running(model)
+    with stderr_captured():
+        running = LiteRTModel(model)
         given = running.run(probes)
         batch = _fastest(running, probes)
         single = _fastest(running, probes[:1])
@@ -225,7 +225,7 @@ def _measured(precision: str, model: bytes, whole: Any, images: NDArray[np.uint8
     return Conversion(precision, model, difference, round(strayed, 5), single, batch)
 
 
-def _fastest(running: Running, images: NDArray[np.float32]) -> float:
+def _fastest(running: LiteRTModel, images: NDArray[np.float32]) -> float:
     """Return milliseconds an image of a batch, the best of three after one that is not counted."""
     running.run(images)
     seconds = timeit.repeat(lambda: running.run(images), number=1, repeat=REPEATS)

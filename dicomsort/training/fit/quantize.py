@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dicomsort.bundle.predictor import Running
+from dicomsort.bundle.predictor import LiteRTModel
 from dicomsort.bundle.tensors import DISTANCE, PROBABILITIES
 from dicomsort.training.data.dataset import Indices
 from dicomsort.training.data.rendered import Rendered
@@ -24,7 +24,7 @@ from dicomsort.training.models.architectures import Architecture
 from dicomsort.training.models.ood import MahalanobisModel
 from dicomsort.training.models.outputs import complete
 from dicomsort.training.models.tflite_weights import INT8, UNREADABLE, Graph
-from dicomsort.training.progress import Reporter, hushed
+from dicomsort.training.progress import Reporter, stderr_captured
 
 Predicted = tuple[NDArray[np.float32], NDArray[np.float32] | None]  # probabilities (n, C), distances (n,)
 
@@ -37,7 +37,7 @@ def converting(model: Any) -> Iterator[Any]:
     """Yield TensorFlow's converter of a keras.Model, quiet, to builtin operators and any batch size."""
     import tensorflow as tf
 
-    with tempfile.TemporaryDirectory(prefix="dicomsort-") as scratch, hushed():
+    with tempfile.TemporaryDirectory(prefix="dicomsort-") as scratch, stderr_captured():
         model.export(scratch, format="tf_saved_model", verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -97,8 +97,8 @@ class Quantizer:
     def predict(self, model: bytes, items: Indices) -> Predicted:
         """Return the predictions of a LiteRT file for ``items``; no distances where it has none."""
         parts: list[dict[str, NDArray[np.float32]]] = []
-        with hushed():  # LiteRT prints when a model is run first
-            running = Running(model)
+        with stderr_captured():  # LiteRT prints when a model is run first
+            running = LiteRTModel(model)
             running.run(np.zeros((1, *self.rendered.images.shape[1:]), np.float32))
         with self.reporter.step("Asking the network in int8", len(items)) as step:
             for item in items:

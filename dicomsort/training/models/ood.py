@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 SIZE, SHARE = 128, 4  # principal directions at most, and at most one in so many of all
 LEAST = 1e-3  # of the mean variance: the least in the other directions, or dead units would decide alone
 ROUNDING = 1e-4  # above the rounding of squared distances between unit vectors in float32
-KEPT = 0.99
+QUANTILE = 0.99  # of the distances of held-out images, which is the threshold
 TINY = 1e-12
 
 
@@ -101,9 +101,9 @@ def append(mahalanobis: MahalanobisModel, features: Any) -> Any:
     return ops.multiply(ops.relu(squared), np.float32(1 / mahalanobis.scale))
 
 
-def threshold(distances: NDArray[np.float32], kept: float = KEPT) -> float:
-    """Return the distance that a share ``kept`` (0 to 1) of ``distances``, float32 (N,), held out, does not exceed."""
-    return float(f"{np.quantile(distances, kept):.5g}")
+def threshold(distances: NDArray[np.float32]) -> float:
+    """Return the distance that 99 % of ``distances``, float32 (N,), of held-out images do not exceed."""
+    return float(f"{np.quantile(distances, QUANTILE):.5g}")
 
 
 def _squares(tensor: Any) -> Any:

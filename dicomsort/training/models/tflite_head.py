@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dicomsort.bundle.predictor import Running
+from dicomsort.bundle.predictor import LiteRTModel
 from dicomsort.bundle.tensors import MAPS, PROBABILITIES, read_outputs
 from dicomsort.training.models.tflite_weights import BIAS, FLOAT32, LAST_LAYER, TYPES, Graph, reading
 
@@ -35,7 +35,7 @@ class Body:
             tensor = graph.graph.Tensors(features)
             if tensor.Type() != FLOAT32:
                 raise ValueError(f"features of type {tensor.Type()}")
-            self._running = Running(_until(graph, features))
+            self._running = LiteRTModel(_until(graph, features))
             self.output = np.zeros((0, int(tensor.Shape(tensor.ShapeLength() - 1))), np.float32)
 
     def predict_on_batch(self, images: NDArray[Any]) -> NDArray[np.float32]:
