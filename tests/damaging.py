@@ -22,7 +22,7 @@ from reviewing import desk_of
 
 from dicomsort.errors import DicomsortError
 from dicomsort.sorting import undo
-from dicomsort.sorting.outbox import all_runs
+from dicomsort.sorting.runs import all_runs
 
 PATIENCE = 120  # seconds until a command counts as one that hangs
 STATE_FILES = ("plan.jsonl", "journal.jsonl", "manifest.csv", "summary.json")

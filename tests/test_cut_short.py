@@ -16,7 +16,7 @@ from crashing import Crash, CrashingFiles, OtherDevice
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
 from dicomsort.sorting.incremental import look_at_runs
-from dicomsort.sorting.outbox import all_runs, new_run
+from dicomsort.sorting.runs import all_runs, new_run
 
 SILENT = ("--quiet",)
 

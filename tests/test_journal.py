@@ -17,7 +17,7 @@ from dicomsort.files import Files
 from dicomsort.journal import Journal, Plan, PlanWriter, pack, replay, unpack
 from dicomsort.jsonlines import dump, parse
 from dicomsort.records import Operation, Outcome, Result, Row, Verb
-from dicomsort.sorting.outbox import all_runs
+from dicomsort.sorting.runs import all_runs
 
 ROW = Row("a\udce9", "CT/a\udce9", class_="CT")
 HEAD = {

@@ -17,7 +17,7 @@ from dicomsort import files as files_module
 from dicomsort.execute import placing
 from dicomsort.files import Files
 from dicomsort.journal import Replay
-from dicomsort.sorting.outbox import all_runs
+from dicomsort.sorting.runs import all_runs
 
 
 @pytest.fixture

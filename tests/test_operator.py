@@ -19,7 +19,8 @@ from test_faults import SORT, Broken, hand_over, ours
 
 from dicomsort.engines.engine import SerialEngine
 from dicomsort.errors import WorkerLost
-from dicomsort.sorting.outbox import all_runs, locked
+from dicomsort.sorting.outbox import locked
+from dicomsort.sorting.runs import all_runs
 
 __all__ = ["ours"]  # a fixture
 

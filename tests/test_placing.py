@@ -19,7 +19,7 @@ from dicomsort.files import Files
 from dicomsort.journal import Journal, Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
 from dicomsort.sorting import locked, resume, running
-from dicomsort.sorting.outbox import new_run
+from dicomsort.sorting.runs import new_run
 
 
 def carry_out(inbox: Path, outbox: Path, steps: list[Operation], files: Files) -> Replay:

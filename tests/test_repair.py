@@ -21,7 +21,7 @@ from dicomsort.records import Action, Row, Status
 from dicomsort.report.manifest import line_of
 from dicomsort.report.manifest_reader import HEAD, read_records, read_rows
 from dicomsort.sorting import repair
-from dicomsort.sorting.outbox import all_runs
+from dicomsort.sorting.runs import all_runs
 
 RUN = "20260101T000000Z-abcdef"
 TEXTS = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=12) | st.sampled_from(

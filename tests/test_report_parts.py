@@ -20,7 +20,7 @@ from dicomsort.progress import Silent, Timed
 from dicomsort.records import Action, DecidedBy, Row, Status
 from dicomsort.report.manifest import rows_of, since
 from dicomsort.report.text import size
-from dicomsort.sorting.runs import ReportedRun
+from dicomsort.sorting.inspection import ReportedRun
 
 RUN = "20260102T030405Z-abcdef"
 CT = Row(

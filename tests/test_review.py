@@ -70,7 +70,7 @@ def test_undo_brings_back_what_was_there_byte_for_byte(tmp_path: Path) -> None:
         p: s for p, s in stats.items() if p.is_file()
     }
     assert desk.queue.items.keys() == items.keys()
-    assert desk_of(outbox).holdings.items.keys() == items.keys()
+    assert desk_of(outbox).queue.items.keys() == items.keys()
     assert run("verify", outbox).code == 0
 
 

@@ -17,7 +17,7 @@ from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
 from dicomsort.sorting import ReviewService, resume
 from dicomsort.sorting.corrections import images_by_run
-from dicomsort.sorting.outbox import load_runs
+from dicomsort.sorting.runs import load_runs
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - flushing costs nothing there
 SYSTEMS: dict[str, Callable[[], Files]] = {"links": Files, "no syncfs": NoSyncfs, "no links": NoLinks}

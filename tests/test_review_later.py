@@ -34,11 +34,11 @@ def test_what_follows_a_held_study_is_decided_about_too(tmp_path: Path) -> None:
     key = item_of(desk, "sr.dcm")
     run_ = decide(desk, key, "CT", "anna").run
     assert key not in desk.queue.items
-    assert key not in desk_of(outbox).holdings.items
+    assert key not in desk_of(outbox).queue.items
     assert (outbox / f"CT/{uid(1)}/{uid(1, 5)}/{uid(1, 5, 1)}.dcm").is_file()
     desk.undo(run_)
     assert key in desk.queue.items
-    assert key in desk_of(outbox).holdings.items
+    assert key in desk_of(outbox).queue.items
 
 
 def test_decisions_are_sent_on_by_the_service(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from test_review import files_of
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed
 from dicomsort.files import Files, is_straight
 from dicomsort.sorting import ReviewService, undo
-from dicomsort.sorting import outbox as outbox_module
+from dicomsort.sorting import runs as runs_module
 from dicomsort.sorting.corrections import images_by_run
 
 TABLE = ".dicomsort/corrections/corrections.csv"
@@ -67,7 +67,7 @@ def test_an_undo_that_is_half_done_is_finished_first(tmp_path: Path) -> None:
     for at in range(99):
         with pytest.raises(Crash):
             undo(quiet(outbox, CrashingFiles(at)), sorted_)
-        if outbox_module.load_runs(str(outbox)).unfinished():
+        if runs_module.load_runs(str(outbox)).unfinished():
             break
     desk = desk_of(outbox)
     with pytest.raises(DicomsortError, match="expected no undo that was cut short"):
@@ -166,7 +166,7 @@ def test_a_manifest_that_leads_out_is_not_followed(tmp_path: Path) -> None:
     secret = picture(tmp_path / "elsewhere/secret.png")
     for place in ("REVIEW/../../elsewhere/secret.png", str(secret), "REVIEW/x/../../../elsewhere/secret.png"):
         edited(outbox, by_source(outbox)["pictures/a.png"]["destination"], place)
-        assert not [i for i in desk_of(outbox).holdings.items.values() if "secret" in i.row.destination]
+        assert not [i for i in desk_of(outbox).queue.items.values() if "secret" in i.row.destination]
     assert secret.is_file()
 
 
@@ -184,7 +184,7 @@ def test_a_row_that_a_spreadsheet_changed_costs_itself_alone(tmp_path: Path) -> 
     outbox = held_outbox(tmp_path)
     size = by_source(outbox)["pictures/a.png"]["size"]
     edited(outbox, f",{size},", ',"1,234",')
-    waiting = [item.row.source for item in desk_of(outbox).holdings.items.values()]
+    waiting = [item.row.source for item in desk_of(outbox).queue.items.values()]
     assert waiting
     assert "pictures/a.png" not in waiting
 
@@ -221,7 +221,7 @@ def test_a_decision_appends_nothing_to_what_another_run_left_torn(tmp_path: Path
     decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna")
     assert all(row["message"] is not None for row in rows(outbox))
     assert {f"n{n}.dcm" for n in range(3)} < set(by_source(outbox))
-    assert desk_of(outbox).holdings.items.keys() == desk.queue.items.keys()
+    assert desk_of(outbox).queue.items.keys() == desk.queue.items.keys()
 
 
 def _sort(inbox: Path, outbox: Path, files: Files) -> None:
@@ -256,7 +256,7 @@ def test_a_clock_that_went_back_is_no_limit_to_decisions(tmp_path: Path, monkeyp
     desk = desk_of(outbox)
     key = item_of(desk, "pictures/a.png")
     now = time.time()
-    monkeypatch.setattr(outbox_module.time, "time", lambda: now - 86400)
+    monkeypatch.setattr(runs_module.time, "time", lambda: now - 86400)
     for _ in range(20):  # 40 runs, whose names count on by one and so carry a digit, and are as long as before
         desk.undo(decide(desk, key, "CT", "anna").run)
     names = sorted(path.name for path in (outbox / ".dicomsort/runs").iterdir())

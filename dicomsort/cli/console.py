@@ -42,7 +42,8 @@ def resumable(outbox: str | None) -> Iterator[None]:
 
 def _has_unfinished(outbox: str) -> bool:
     try:
-        from dicomsort.sorting.outbox import absolute, load_runs
+        from dicomsort.sorting.outbox import absolute
+        from dicomsort.sorting.runs import load_runs
 
         return bool(load_runs(absolute(outbox)).unfinished())
     except Exception:  # noqa: BLE001 - modules may be imported by half, and what is there by half

@@ -17,7 +17,7 @@ from dicomsort.progress import Progress, watching
 
 if TYPE_CHECKING:
     from dicomsort.pages.report import Report
-    from dicomsort.sorting.runs import ReportedRun
+    from dicomsort.sorting.inspection import ReportedRun
 
 STDOUT = "-"
 
@@ -35,7 +35,7 @@ def report(
     The page holds all that it shows and fetches nothing. It shows patients' images: only you may read the file. Nothing
     in the outbox changes. Example: dicomsort report --html morning.html outbox/
     """
-    from dicomsort.sorting.runs import reported_run
+    from dicomsort.sorting.inspection import reported_run
 
     settings = ReportSettings(**flags)
     found = reported_run(outbox, run)

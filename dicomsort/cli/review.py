@@ -57,7 +57,7 @@ def _corrections(context: RunContext, folder: str | None, bundle: Bundle) -> Cor
     from dicomsort.errors import UsageError
     from dicomsort.outputs import Gate
     from dicomsort.sorting import Corrections
-    from dicomsort.sorting.outbox import inboxes
+    from dicomsort.sorting.runs import inboxes
 
     outbox, own = context.outbox, f"{context.outbox}/{CORRECTIONS}"
     chosen = os.path.realpath(folder or own)

@@ -39,8 +39,8 @@ from dicomsort.pacs.send.selection import select
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.report.metrics import FILE as METRICS
 from dicomsort.sorting import check, check_settings
+from dicomsort.sorting.inspection import reported_run
 from dicomsort.sorting.outbox import absolute
-from dicomsort.sorting.runs import reported_run
 
 STDOUT = "-"
 _FILES: dict[str, Content] = {"log_file": LOG, "metrics": METRICS.content, "journal": JOURNAL}

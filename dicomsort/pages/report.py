@@ -26,8 +26,8 @@ from dicomsort.report.manifest import Since, rows_of, since
 from dicomsort.report.manifest_reader import RunRow, who_of
 from dicomsort.report.review_queue import Item
 from dicomsort.report.text import size
+from dicomsort.sorting.inspection import ReportedRun
 from dicomsort.sorting.pixel_sampling import mean
-from dicomsort.sorting.runs import ReportedRun
 from dicomsort.tasks import FramePicture, PictureRequest, make_pictures
 
 FRAMES = 3  # pictures of a series, evenly spread

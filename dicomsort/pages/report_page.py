@@ -22,8 +22,8 @@ from dicomsort.pages.run_statistics import Cell
 from dicomsort.records import OTHER, Status
 from dicomsort.report import NEEDS_PERSON
 from dicomsort.report.text import size
-from dicomsort.sorting.outbox import STAMP
-from dicomsort.sorting.runs import ReportedRun
+from dicomsort.sorting.inspection import ReportedRun
+from dicomsort.sorting.runs import STAMP
 
 _HUES = (1, 2, 3, 5, 6)  # of the style sheet, for classes; OTHER has the grey one
 _GREY = 4

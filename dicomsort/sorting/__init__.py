@@ -8,12 +8,12 @@ from __future__ import annotations
 from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examine import survey, walk_inbox
 from dicomsort.sorting.incremental import look_at_runs, newest_run, sort_new_files, still_unfinished
+from dicomsort.sorting.inspection import list_runs, repair, verify
 from dicomsort.sorting.outbox import RunContext, locked
 from dicomsort.sorting.pipeline import Request, check, check_places, check_settings, sort_inbox
 from dicomsort.sorting.pruning import prune
 from dicomsort.sorting.review import ReviewService
 from dicomsort.sorting.running import rehearse_undo, resume, undo
-from dicomsort.sorting.runs import list_runs, repair, verify
 
 __all__ = [
     "Corrections",

@@ -27,8 +27,8 @@ from dicomsort.records import RENDERING_VERSION, Action, Row
 from dicomsort.report import cell, visible
 from dicomsort.report.manifest import rows_of
 from dicomsort.report.manifest_reader import decided_from
-from dicomsort.sorting.outbox import load_run, load_runs
 from dicomsort.sorting.pixel_sampling import FRAMES, middle_half
+from dicomsort.sorting.runs import load_run, load_runs
 from dicomsort.tasks import FramePicture, PictureRequest, make_pictures
 
 TABLE = "corrections.csv"

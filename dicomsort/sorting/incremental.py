@@ -16,9 +16,10 @@ from dicomsort.progress import Timed
 from dicomsort.records import Action, Operation, Row, Status, Verb
 from dicomsort.report import MANIFEST, Summary, cell, read_rows, write_summary
 from dicomsort.sorting.examine import Arrivals
-from dicomsort.sorting.outbox import RunContext, RunState, all_runs, load_run, load_runs, locked, new_run
+from dicomsort.sorting.outbox import RunContext, locked
 from dicomsort.sorting.pipeline import Job, Request
 from dicomsort.sorting.running import complete_reports
+from dicomsort.sorting.runs import RunState, all_runs, load_run, load_runs, new_run
 
 _UNDECIDED = "undecided"  # the queue of operations of which none is new so far
 

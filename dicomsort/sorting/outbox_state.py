@@ -15,7 +15,7 @@ from dicomsort.files import look_up, sha256_of
 from dicomsort.records import Examined, Found, Outcome, Placement, Verb
 from dicomsort.report import MANIFEST, Damages, read_rows
 from dicomsort.report.manifest import PLACED
-from dicomsort.sorting.outbox import Runs, journal_of
+from dicomsort.sorting.runs import Runs, journal_of
 
 PLACING = frozenset({Verb.MOVE, Verb.COPY, Verb.LINK, Verb.REMOVE})
 

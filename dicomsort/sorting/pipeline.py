@@ -24,21 +24,11 @@ from dicomsort.progress import Timed
 from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Outcome, Result, Verb
 from dicomsort.report import Damages, Summary, final_row, history, write_summary
 from dicomsort.sorting.examine import Arrivals, Clock, SecondLook, as_one, examine_inbox, walk_inbox
-from dicomsort.sorting.outbox import (
-    Run,
-    RunContext,
-    check_state,
-    inbox_of,
-    load_runs,
-    locked,
-    mount_of,
-    new_run,
-    now,
-    with_room,
-)
+from dicomsort.sorting.outbox import RunContext, check_state, inbox_of, locked, mount_of, now, with_room
 from dicomsort.sorting.outbox_state import OutboxState
 from dicomsort.sorting.pixel_sampling import PixelSampler
 from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan
+from dicomsort.sorting.runs import Run, load_runs, new_run
 
 SETTLE = 60.0
 _VERBS = {"copy": Verb.COPY, "move": Verb.MOVE, "link": Verb.LINK}

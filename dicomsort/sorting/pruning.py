@@ -16,7 +16,8 @@ from dicomsort.files import Files, flush_path, look_up
 from dicomsort.journal import JOURNAL, PLAN, runs_folder
 from dicomsort.report import MANIFEST, SUMMARY
 from dicomsort.report.manifest import NEW
-from dicomsort.sorting.outbox import STAMP, Run, RunContext, Runs, RunState, load_runs, locked
+from dicomsort.sorting.outbox import RunContext, locked
+from dicomsort.sorting.runs import STAMP, Run, Runs, RunState, load_runs
 
 _ORDER = (PLAN, JOURNAL, MANIFEST, f"{MANIFEST}{NEW}", SUMMARY)
 _DAY = 86400.0

@@ -23,20 +23,10 @@ from dicomsort.report.manifest_reader import RunRow, message_of
 from dicomsort.report.review_queue import Item, ReviewQueue
 from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examine import hashed_here
-from dicomsort.sorting.outbox import (
-    REVIEW_VERB,
-    Run,
-    RunContext,
-    Runs,
-    all_runs,
-    load_run,
-    load_runs,
-    locked,
-    new_run,
-    now,
-)
+from dicomsort.sorting.outbox import REVIEW_VERB, RunContext, locked, now
 from dicomsort.sorting.outbox_state import holds, look_for
 from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan, undo
+from dicomsort.sorting.runs import Run, Runs, all_runs, load_run, load_runs, new_run
 from dicomsort.tasks import examine
 
 T = TypeVar("T")

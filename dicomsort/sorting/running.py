@@ -22,25 +22,9 @@ from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import Summary, final_row, needs_person, printable, write_summary
 from dicomsort.report.manifest import PLACED, RunManifest, append_manifest
 from dicomsort.sorting.corrections import retracted
-from dicomsort.sorting.outbox import (
-    REVIEW_VERB,
-    UNDONE_BY,
-    Run,
-    RunContext,
-    Runs,
-    RunState,
-    absolute,
-    inbox_of,
-    journal_of,
-    load_run,
-    load_runs,
-    locked,
-    new_run,
-    now,
-    read_all,
-    require_inbox,
-)
+from dicomsort.sorting.outbox import REVIEW_VERB, RunContext, absolute, inbox_of, locked, now, require_inbox
 from dicomsort.sorting.outbox_state import LaterRuns
+from dicomsort.sorting.runs import UNDONE_BY, Run, Runs, RunState, journal_of, load_run, load_runs, new_run, read_all
 
 RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 500,000 files need about as many
 INODES = 8  # an undo makes a folder with four files; tmpfs takes an inode a link, too

@@ -1,178 +1,241 @@
-"""The runs of an outbox: their list, one of them for a report, and whether what they placed is still whole."""
+"""The runs of an outbox: what is read of each, and in which state it is; the ids of new ones."""
 
 from __future__ import annotations
 
+import calendar
+import os
+import secrets
 import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
 
 from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command
-from dicomsort.files import look_up, sha256_of
-from dicomsort.records import Placement
-from dicomsort.report import MANIFEST, NEEDS_PERSON, Damages, Summary, has_rows, history, printable
-from dicomsort.report.manifest import Repaired, count_rows, rows_of, survey
-from dicomsort.report.manifest import repair as mend
-from dicomsort.sorting.outbox import Run, RunContext, Runs, RunState, absolute, journal_of, load_runs, locked
-from dicomsort.sorting.running import complete_reports
+from dicomsort.files import look_up
+from dicomsort.journal import JOURNAL, PLAN, Plan, Replay, is_run, replay, runs_folder
+from dicomsort.records import Action, Verb
+from dicomsort.report import MANIFEST, SUMMARY, Summary, has_rows, read_summary, visible
+from dicomsort.sorting.outbox import RunContext, inbox_of
 
-_DECISION = "a person's decision"
-
-
-def list_runs(outbox: str) -> list[dict[str, Any]]:
-    """Return the runs of an outbox, oldest first: id, verb, state, counts, mode, what it undoes, what undid it.
-
-    The state is a ``RunState``, or ``undone`` or ``partly undone``. A damaged run has the reason as ``damage``.
-    """
-    runs = load_runs(absolute(outbox), deep=True)
-    undone_by = {run.undoes: name for name, run in runs.items() if run.undoes and run.summary}
-    wholly, listed = runs.wholly_undone(), list[dict[str, Any]]()
-    for name, run in runs.items():
-        listed.append(_described(run) | {"undoes": run.undoes, "undone_by": undone_by.get(name, "")})
-        if name in undone_by:
-            listed[-1]["state"] = "undone" if name in wholly else "partly undone"
-    return listed
+UNDONE_BY = "undone_by"  # the mark in the journal of a run that was cut short and then undone
+STAMP = "%Y%m%dT%H%M%SZ"  # in the id of a run, UTC
 
 
-def _described(run: Run) -> dict[str, Any]:
-    plan, summary = run.plan, run.summary if run.plan else None
-    described = {
-        "run_id": run.name, "verb": "" if run.damage else run.verb or "sort",
-        "mode": plan.head.get("mode", "") if plan else "",
-        "found": summary.found if summary else plan.count if plan else 0,
-        "sorted": summary.statuses["sorted"] if summary else 0,
-        "held": sum(summary.statuses[status] for status in NEEDS_PERSON) if summary else 0, "state": str(run.state),
-    }  # fmt: skip
-    damage = {"damage": run.damage} if run.damage else {}
-    return described | damage | ({"started": plan.head["started"]} if plan else {})
+class RunState(StrEnum):
+    """The state of a run."""
 
-
-def verify(context: RunContext) -> dict[str, Any]:
-    """Hash every file that was placed by the manifest, and read the state of every run.
-
-    Return how many files are ``whole``; which are ``missing``, ``different`` or ``unreadable`` (paths); what of the
-    manifests is ``damaged`` or lost, and which ``runs`` (sentences).
-    """
-    outbox, progress = absolute(context.outbox), context.progress
-    placed, damages = dict[str, Placement](), Damages()
-    for is_there, placement in history(outbox, damages.add):
-        if is_there:
-            placed[placement.destination] = placement
-        else:
-            placed.pop(placement.destination, None)
-    progress.stage("hashing", len(placed))
-    result: dict[str, Any] = {"whole": 0, "missing": [], "different": [], "unreadable": []}
-    for destination, placement in placed.items():
-        state = _compare(f"{outbox}/{destination}", placement.sha256)
-        if state == "whole":
-            result["whole"] += 1
-        else:
-            result[state].append(printable(destination))
-        progress.advance()
-    runs = load_runs(outbox, deep=True)
-    broken = [run.damage for run in runs.values() if run.damage]
-    advice = f"{command('resume', outbox)} finishes it"
-    cut_short = [f"run {name} was cut short and is not finished: {advice}" for name in runs.unfinished()]
-    damaged = [*damages.notes(outbox), *_lost_rows(outbox, runs)]
-    return result | {"damaged": damaged, "runs": broken, "unfinished": cut_short}
-
-
-def _lost_rows(outbox: str, runs: Runs) -> Iterator[str]:
-    """Yield a sentence for each run that has rows which the manifest lacks, or whose own manifest is not whole."""
-    reported = {name: run for name, run in runs.items() if _is_reported(run)}
-    for name, rows in survey(outbox, reported)[1].items():
-        advice = f"{command('verify', outbox, '--repair')} adds them"
-        yield f"{MANIFEST} lacks {len(rows):,} of the rows of run {name}; {advice}"
-    for name, run in reported.items():
-        try:
-            count_rows(outbox, name, run.summary.found if run.summary else None)
-        except DicomsortError as error:
-            yield str(error)
-
-
-def _compare(path: str, sha256: str) -> str:
-    try:
-        status = look_up(path)
-        if status is not None and stat.S_ISREG(status.st_mode) and sha256_of(path) == sha256:
-            return "whole"
-        return "missing" if status is None else "different"
-    except FileNotFoundError:  # it went meanwhile
-        return "missing"
-    except OSError:
-        return "unreadable"
-
-
-def repair(context: RunContext) -> Repaired:
-    """Lock the outbox and make a damaged manifest whole, from its readable rows and those that the runs have."""
-    context = context.located()
-    outbox = context.outbox
-    with locked(context, create=False):
-        runs = load_runs(outbox)
-        complete_reports(context, runs.values())
-        repaired = mend(context.files, outbox, [run.name for run in runs.values() if _is_reported(run)])
-        repaired.skipped += [run.damage for run in runs.values() if run.damage]
-        return repaired
-
-
-def _is_reported(run: Run) -> bool:
-    """Whether the manifest should have the rows of a run."""
-    if run.state is RunState.UNFINISHED and run.plan is not None:
-        return "reported" in journal_of(run.plan).marks
-    return run.state in {RunState.FINISHED, RunState.PRUNED}
+    FINISHED = "finished"
+    UNFINISHED = "unfinished"
+    UNSEALED = "unsealed"  # it died before its plan was sealed, and has moved nothing
+    PRUNED = "pruned"  # its plan was taken away
+    DAMAGED = "damaged"  # a file of its state cannot be read: nothing of it is touched
 
 
 @dataclass(frozen=True, slots=True)
-class ReportedRun:
-    """A run that sorted and came to its end.
+class Run:
+    """One run as read from its folder; ``plan`` where it is sealed, ``summary`` where the run came to its end.
 
-    ``head`` is its plan's, empty where that was pruned; ``summary`` is None where that is gone too; ``undone_by`` is
-    the id of its undo, ``is_undone`` whether that took all of it back.
+    ``damage`` says why a damaged run cannot be read; such a run has neither plan nor summary here.
     """
 
-    outbox: str
-    run: str
-    head: Mapping[str, Any] = field(default_factory=dict)
+    name: str
+    state: RunState
+    plan: Plan | None = None
     summary: Summary | None = None
-    undone_by: str = ""
-    is_undone: bool = False
+    damage: str = ""
+    undone_by: str = ""  # from its own journal, where it did not come to its end
+
+    @property
+    def verb(self) -> str:
+        """``sort``, ``undo`` or ``review``, from its plan; empty where it has none."""
+        return str(self.plan.head["verb"]) if self.plan else ""
+
+    @property
+    def undoes(self) -> str:
+        """The run that it undoes, if it is an undo."""
+        return str(self.plan.head["undoes"]) if self.plan and self.verb == "undo" else ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it came to its end and left nothing for a person."""
+        return self.summary is not None and not self.summary.needs_person
 
 
-def reported_run(outbox: str, run: str | None) -> ReportedRun:
-    """Return the requested run, by default the newest that sorted; an error says why it cannot be reported."""
-    outbox = absolute(outbox)
-    runs = load_runs(outbox)
-    newest = max((known for known, each in runs.items() if each.verb == "sort"), default="")
-    name = newest if run is None else run
-    found = runs.get(name)
-    if not name or (found is None and not has_rows(outbox, name)):
-        received = "none that sorted" if run is None else repr(run)
-        raise UsageError(f"expected one of the runs that {command('runs', outbox)} lists, received {received}")
-    if found is None or found.state is RunState.PRUNED:
-        _require_sorted(name, _kind_of_pruned(outbox, name))
-        return ReportedRun(outbox, name, summary=found.summary if found else None)
-    if found.damage:
-        raise StateDamaged(found.damage)
-    if found.plan is None:
-        received = f"{name}, which died before its plan was sealed: it has moved nothing"
-        raise DicomsortError(f"expected a run that came to its end, received {received}")
-    kinds = {"sort": "", "undo": f"an undo of {found.undoes}"}
-    _require_sorted(name, kinds.get(found.verb, _DECISION))
-    undos = runs.undos_of(name)
-    if found.summary is None and not undos:
-        received = f"{name}, which was cut short: {command('resume', outbox, name)} finishes it"
-        raise DicomsortError(f"expected a run that came to its end, received {received}")
-    undone_by, is_undone = (undos[-1].name, undos[-1].is_whole) if undos else ("", False)
-    return ReportedRun(outbox, name, found.plan.head, found.summary, undone_by, is_undone)
+def load_run(outbox: str, name: str, *, deep: bool = False) -> Run:
+    """Read the state of a run; one that cannot be read is ``damaged``, with the reason.
+
+    ``deep``: also every line of the plan and the journal of a run that came to its end, which only undoing needs.
+    """
+    folder = f"{runs_folder(outbox)}/{name}"
+    try:
+        status = os.lstat(folder)
+        if not stat.S_ISDIR(status.st_mode):
+            return Run(name, RunState.DAMAGED, damage=f"run {name}: expected a folder, received a file or a link")
+        plan, summary, undone_by = Plan.peek(folder), read_summary(outbox, name), ""
+        _require_file(f"{folder}/{MANIFEST}", name)
+        if plan is None:
+            rest = (JOURNAL, SUMMARY)
+            is_pruned = look_up(f"{folder}/{PLAN}") is None and any(look_up(f"{folder}/{each}") for each in rest)
+            return Run(name, RunState.PRUNED if is_pruned else RunState.UNSEALED, summary=summary)
+        if summary is None or deep:
+            undone_by = str(read_all(folder, summary)[1].marks.get(UNDONE_BY, ""))
+    except (StateDamaged, OSError) as error:
+        reason = str(error) if isinstance(error, StateDamaged) else f"run {name}: {error.strerror}"
+        return Run(name, RunState.DAMAGED, damage=reason)
+    state = RunState.UNFINISHED if summary is None else RunState.FINISHED
+    return Run(name, state, plan, summary, undone_by=undone_by)
 
 
-def _require_sorted(run: str, kind: str) -> None:
-    if kind:
-        raise UsageError(f"expected a run that sorted, received {run}, which is {kind}")
+def _require_file(path: str, run: str) -> None:
+    """StateDamaged where something else than a regular file has the name of one."""
+    status = look_up(path)
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        raise StateDamaged(f"run {run}, {os.path.basename(path)}: expected a regular file, received something else")
 
 
-def _kind_of_pruned(outbox: str, run: str) -> str:
-    """What a run is that did not sort, by its rows; empty where it sorted."""
-    first = next(rows_of(outbox, run, doubtful=True), None)
-    if first is not None and first.action == "undone":
-        return "an undo"
-    return _DECISION if first is not None and first.reason == "reviewed" else ""
+def read_all(folder: str, summary: Summary | None) -> tuple[Plan, Replay]:
+    """Return plan and journal of a run, every line of them read; StateDamaged where they are not as the run left them.
+
+    The journal of a run that came to its end must hold all the files that its summary counts.
+    """
+    plan = Plan.open(folder)
+    known = journal_of(plan)
+    # Without a summary too: this reads each operation, and so checks it.
+    done = sum(known.is_done(o.number) for o in plan.operations() if o.row is not None and o.verb is not Verb.LEAVE)
+    actions = summary.actions if summary is not None else {}
+    counted = sum(count for action, count in actions.items() if action != Action.LEFT)
+    if summary is not None and done != counted:
+        message = f"expected {counted:,} files that were placed or removed, received {done:,}"
+        raise StateDamaged(f"run {os.path.basename(folder)}, {JOURNAL}: {message}")
+    return plan, known
+
+
+def journal_of(plan: Plan) -> Replay:
+    """Return what the journal of a plan's run says; StateDamaged where it cannot be read."""
+    return replay(str(plan.path.parent), plan.count)
+
+
+class Runs(dict[str, Run]):
+    """Runs of an outbox by their ids, oldest first."""
+
+    def __init__(self, outbox: str, names: Iterable[str], *, deep: bool = False) -> None:
+        super().__init__({name: load_run(outbox, name, deep=deep) for name in names})
+        self.outbox = outbox
+
+    def unfinished(self) -> dict[str, Run]:
+        """Return those with a sealed plan that neither came to their end nor were undone."""
+        undone = {run.undoes for run in self.values()} | {name for name, run in self.items() if run.undone_by in self}
+        return {name: run for name, run in self.items() if run.state is RunState.UNFINISHED and name not in undone}
+
+    def undos_of(self, name: str) -> list[Run]:
+        """Return the runs that undo a run."""
+        return [run for run in self.values() if run.undoes == name]
+
+    def wholly_undone(self) -> set[str]:
+        """Return the runs that an undo took back wholly."""
+        return {run.undoes for run in self.values() if run.undoes and run.is_whole}
+
+    def decisions_about(self, name: str) -> list[str]:
+        """Return the decisions about what a run put up for review that are not wholly undone."""
+        undone = self.wholly_undone()
+        return [
+            later
+            for later, run in self.items()
+            if later > name and run.plan and name in run.plan.head.get("of", ()) and later not in undone
+        ]
+
+    def damages(self) -> list[str]:
+        """Return a sentence for each run that cannot be read."""
+        return [f"{run.damage}; the run is left alone" for run in self.values() if run.damage]
+
+    def maybe_unfinished(self) -> dict[str, str]:
+        """Return a sentence for each run that cannot be read and has no summary: files of it may have no row."""
+        sentences = {}
+        for name, run in self.items():
+            if run.damage and not _has_ended(self.outbox, name):
+                advice = f"look at what it placed, then move {visible(f'{runs_folder(self.outbox)}/{name}')} away"
+                problem = "it may have been cut short, and is neither finished nor undone"
+                sentences[name] = f"{run.damage}; {problem}: {advice}"
+        return sentences
+
+    def require_mounted(self, inbox: str) -> None:
+        """DicomsortError where an inbox is empty, and the mount point of its newest run is not mounted now."""
+        heads = [run.plan.head for run in self.values() if run.plan is not None and run.plan.head["inbox"] == inbox]
+        mount = str(heads[-1].get("mount") or "/") if heads else "/"
+        if os.path.ismount(mount):
+            return
+        with os.scandir(inbox) as entries:
+            if all(entry.name.startswith(".") for entry in entries):  # what marks a folder to mount on
+                received = f"an empty folder, and nothing is mounted at {mount!r}, where it was"
+                raise DicomsortError(f"INBOX: expected the files of {inbox!r}, received {received}; mount it")
+
+    def chosen(self, name: str | None, default: str | None, what: str) -> Run:
+        """Return the run that a command is about; UsageError where there is none, StateDamaged for a damaged one."""
+        name = default if name is None else name
+        run = self.get(name or "")
+        if run is not None and run.damage:
+            raise StateDamaged(run.damage)
+        if name and (run.state is RunState.PRUNED if run else has_rows(self.outbox, name)):
+            advice = "what it placed stays, and it can be neither resumed nor undone any more"
+            raise UsageError(f"expected a run whose plan is kept, received {name}, which was pruned: {advice}")
+        if run is None:
+            received = f"none {what}" if name is None else f"{name!r}"
+            raise UsageError(f"expected one of the runs that {command('runs', self.outbox)} lists, received {received}")
+        return run
+
+
+def load_runs(outbox: str, since: str = "", *, deep: bool = False) -> Runs:
+    """Read the runs after ``since``; see ``load_run``."""
+    return Runs(outbox, all_runs(outbox, since), deep=deep)
+
+
+def all_runs(outbox: str, since: str = "") -> list[str]:
+    """Return the ids of all runs after ``since``, oldest first."""
+    try:
+        with os.scandir(runs_folder(outbox)) as found:
+            return sorted(e.name for e in found if e.name > since and is_run(e.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _has_ended(outbox: str, run: str) -> bool:
+    """Whether a run came to its end, by its summary, or by its journal where the summary cannot be read."""
+    folder = f"{runs_folder(outbox)}/{run}"
+    with suppress(StateDamaged, OSError):
+        return read_summary(outbox, run) is not None
+    with suppress(StateDamaged, OSError):
+        return look_up(f"{folder}/{PLAN}") is None or "reported" in read_all(folder, None)[1].marks
+    return False
+
+
+def new_run(context: RunContext) -> str:
+    """Make the folder of a new run and return its id, which sorts after those of all earlier runs."""
+    run = f"{time.strftime(STAMP, time.gmtime())}-{secrets.token_hex(3)}"
+    newest = max(all_runs(context.outbox), default="")
+    if run <= newest:  # the clock went backwards, or not on
+        stamp, _, token = newest.rstrip("+").partition("-")
+        following = f"{int(token, 16) + 1:0{len(token)}x}"
+        run = f"{stamp}-{following}" if len(following) == len(token) else _a_second_later(stamp, token) or f"{newest}+"
+        if not is_run(run):  # nor is there another that sorts after it
+            message = f"expected runs after which others can come, received {newest}, the last that there can be"
+            raise DicomsortError(f"{runs_folder(context.outbox)}: {message}; move that folder away")
+    context.files.make_folder(f"{runs_folder(context.outbox)}/{run}", 0o700)
+    return run
+
+
+def _a_second_later(stamp: str, token: str) -> str:
+    """The first id of the next second; empty where the calendar ends."""
+    try:
+        moment = calendar.timegm(time.strptime(stamp, STAMP)) + 1
+        later = time.strftime(STAMP, time.gmtime(moment))
+    except (ValueError, OverflowError, OSError):
+        return ""
+    return f"{later}-{'0' * len(token)}" if is_run(f"{later}-0") else ""
+
+
+def inboxes(outbox: str) -> set[str]:
+    """Return the inboxes of the runs whose plans are there."""
+    plans = (run.plan for run in load_runs(outbox).values())
+    return {os.path.realpath(found) for plan in plans if plan and (found := inbox_of(plan.head, outbox)) != outbox}

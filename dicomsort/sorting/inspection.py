@@ -1,0 +1,179 @@
+"""The runs of an outbox: their list, one of them for a report, and whether what they placed is still whole."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command
+from dicomsort.files import look_up, sha256_of
+from dicomsort.records import Placement
+from dicomsort.report import MANIFEST, NEEDS_PERSON, Damages, Summary, has_rows, history, printable
+from dicomsort.report.manifest import Repaired, count_rows, rows_of, survey
+from dicomsort.report.manifest import repair as repair_manifest
+from dicomsort.sorting.outbox import RunContext, absolute, locked
+from dicomsort.sorting.running import complete_reports
+from dicomsort.sorting.runs import Run, Runs, RunState, journal_of, load_runs
+
+_DECISION = "a person's decision"
+
+
+def list_runs(outbox: str) -> list[dict[str, Any]]:
+    """Return the runs of an outbox, oldest first: id, verb, state, counts, mode, what it undoes, what undid it.
+
+    The state is a ``RunState``, or ``undone`` or ``partly undone``. A damaged run has the reason as ``damage``.
+    """
+    runs = load_runs(absolute(outbox), deep=True)
+    undone_by = {run.undoes: name for name, run in runs.items() if run.undoes and run.summary}
+    wholly, listed = runs.wholly_undone(), list[dict[str, Any]]()
+    for name, run in runs.items():
+        listed.append(_described(run) | {"undoes": run.undoes, "undone_by": undone_by.get(name, "")})
+        if name in undone_by:
+            listed[-1]["state"] = "undone" if name in wholly else "partly undone"
+    return listed
+
+
+def _described(run: Run) -> dict[str, Any]:
+    plan, summary = run.plan, run.summary if run.plan else None
+    described = {
+        "run_id": run.name, "verb": "" if run.damage else run.verb or "sort",
+        "mode": plan.head.get("mode", "") if plan else "",
+        "found": summary.found if summary else plan.count if plan else 0,
+        "sorted": summary.statuses["sorted"] if summary else 0,
+        "held": sum(summary.statuses[status] for status in NEEDS_PERSON) if summary else 0, "state": str(run.state),
+    }  # fmt: skip
+    damage = {"damage": run.damage} if run.damage else {}
+    return described | damage | ({"started": plan.head["started"]} if plan else {})
+
+
+def verify(context: RunContext) -> dict[str, Any]:
+    """Hash every file that was placed by the manifest, and read the state of every run.
+
+    Return how many files are ``whole``; which are ``missing``, ``different`` or ``unreadable`` (paths); what of the
+    manifests is ``damaged`` or lost, and which ``runs`` (sentences).
+    """
+    outbox, progress = absolute(context.outbox), context.progress
+    placed, damages = dict[str, Placement](), Damages()
+    for is_there, placement in history(outbox, damages.add):
+        if is_there:
+            placed[placement.destination] = placement
+        else:
+            placed.pop(placement.destination, None)
+    progress.stage("hashing", len(placed))
+    result: dict[str, Any] = {"whole": 0, "missing": [], "different": [], "unreadable": []}
+    for destination, placement in placed.items():
+        state = _compare(f"{outbox}/{destination}", placement.sha256)
+        if state == "whole":
+            result["whole"] += 1
+        else:
+            result[state].append(printable(destination))
+        progress.advance()
+    runs = load_runs(outbox, deep=True)
+    broken = [run.damage for run in runs.values() if run.damage]
+    advice = f"{command('resume', outbox)} finishes it"
+    cut_short = [f"run {name} was cut short and is not finished: {advice}" for name in runs.unfinished()]
+    damaged = [*damages.notes(outbox), *_lost_rows(outbox, runs)]
+    return result | {"damaged": damaged, "runs": broken, "unfinished": cut_short}
+
+
+def _lost_rows(outbox: str, runs: Runs) -> Iterator[str]:
+    """Yield a sentence for each run that has rows which the manifest lacks, or whose own manifest is not whole."""
+    reported = {name: run for name, run in runs.items() if _is_reported(run)}
+    for name, rows in survey(outbox, reported)[1].items():
+        advice = f"{command('verify', outbox, '--repair')} adds them"
+        yield f"{MANIFEST} lacks {len(rows):,} of the rows of run {name}; {advice}"
+    for name, run in reported.items():
+        try:
+            count_rows(outbox, name, run.summary.found if run.summary else None)
+        except DicomsortError as error:
+            yield str(error)
+
+
+def _compare(path: str, sha256: str) -> str:
+    try:
+        status = look_up(path)
+        if status is not None and stat.S_ISREG(status.st_mode) and sha256_of(path) == sha256:
+            return "whole"
+        return "missing" if status is None else "different"
+    except FileNotFoundError:  # it went meanwhile
+        return "missing"
+    except OSError:
+        return "unreadable"
+
+
+def repair(context: RunContext) -> Repaired:
+    """Lock the outbox and make a damaged manifest whole, from its readable rows and those that the runs have."""
+    context = context.located()
+    outbox = context.outbox
+    with locked(context, create=False):
+        runs = load_runs(outbox)
+        complete_reports(context, runs.values())
+        repaired = repair_manifest(context.files, outbox, [run.name for run in runs.values() if _is_reported(run)])
+        repaired.skipped += [run.damage for run in runs.values() if run.damage]
+        return repaired
+
+
+def _is_reported(run: Run) -> bool:
+    """Whether the manifest should have the rows of a run."""
+    if run.state is RunState.UNFINISHED and run.plan is not None:
+        return "reported" in journal_of(run.plan).marks
+    return run.state in {RunState.FINISHED, RunState.PRUNED}
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedRun:
+    """A run that sorted and came to its end.
+
+    ``head`` is its plan's, empty where that was pruned; ``summary`` is None where that is gone too; ``undone_by`` is
+    the id of its undo, ``is_undone`` whether that took all of it back.
+    """
+
+    outbox: str
+    run: str
+    head: Mapping[str, Any] = field(default_factory=dict)
+    summary: Summary | None = None
+    undone_by: str = ""
+    is_undone: bool = False
+
+
+def reported_run(outbox: str, run: str | None) -> ReportedRun:
+    """Return the requested run, by default the newest that sorted; an error says why it cannot be reported."""
+    outbox = absolute(outbox)
+    runs = load_runs(outbox)
+    newest = max((known for known, each in runs.items() if each.verb == "sort"), default="")
+    name = newest if run is None else run
+    found = runs.get(name)
+    if not name or (found is None and not has_rows(outbox, name)):
+        received = "none that sorted" if run is None else repr(run)
+        raise UsageError(f"expected one of the runs that {command('runs', outbox)} lists, received {received}")
+    if found is None or found.state is RunState.PRUNED:
+        _require_sorted(name, _kind_of_pruned(outbox, name))
+        return ReportedRun(outbox, name, summary=found.summary if found else None)
+    if found.damage:
+        raise StateDamaged(found.damage)
+    if found.plan is None:
+        received = f"{name}, which died before its plan was sealed: it has moved nothing"
+        raise DicomsortError(f"expected a run that came to its end, received {received}")
+    kinds = {"sort": "", "undo": f"an undo of {found.undoes}"}
+    _require_sorted(name, kinds.get(found.verb, _DECISION))
+    undos = runs.undos_of(name)
+    if found.summary is None and not undos:
+        received = f"{name}, which was cut short: {command('resume', outbox, name)} finishes it"
+        raise DicomsortError(f"expected a run that came to its end, received {received}")
+    undone_by, is_undone = (undos[-1].name, undos[-1].is_whole) if undos else ("", False)
+    return ReportedRun(outbox, name, found.plan.head, found.summary, undone_by, is_undone)
+
+
+def _require_sorted(run: str, kind: str) -> None:
+    if kind:
+        raise UsageError(f"expected a run that sorted, received {run}, which is {kind}")
+
+
+def _kind_of_pruned(outbox: str, run: str) -> str:
+    """What a run is that did not sort, by its rows; empty where it sorted."""
+    first = next(rows_of(outbox, run, doubtful=True), None)
+    if first is not None and first.action == "undone":
+        return "an undo"
+    return _DECISION if first is not None and first.reason == "reviewed" else ""
