@@ -91,7 +91,7 @@ def _sorted_on_disk(names: Iterable[bytes]) -> Iterator[str]:
     with _needing_room():
         database = sqlite3.connect("")  # a temporary file, removed when it is closed
         database.execute("CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID")
-        # A name that is renamed meanwhile may be told twice.
+        # The system may list a name twice that is renamed meanwhile.
         database.executemany("INSERT OR IGNORE INTO names VALUES (?)", ((name,) for name in names))
 
     def read() -> Iterator[str]:

@@ -80,7 +80,7 @@ class ServiceStop:
         return self.signal != 0
 
     def repeat(self, number: int) -> None:
-        """Do what a second signal is for: nothing."""
+        """Handle a later signal; here it changes nothing."""
 
     def wait(self, seconds: float) -> None:
         """Sleep, but not longer than until the request is made."""

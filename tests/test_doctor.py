@@ -8,6 +8,7 @@ import os
 import pwd
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -296,3 +297,12 @@ def test_the_shipped_crontab_names_folders_that_are_looked_at(root: Path) -> Non
     for place in ("/var/lib/dicomsort/sort.prom", "/var/log/dicomsort/sort.log"):
         if not os.access(os.path.dirname(place), os.W_OK):  # noqa: PTH120 - text
             assert any(place in line for line in told)
+
+
+def test_a_package_of_other_commands_that_is_missing_ends_no_check() -> None:
+    code = "import runpy, sys; sys.modules['tornado'] = None; sys.argv[1:] = ['doctor', '--json']; "
+    code += "runpy.run_module('dicomsort', run_name='__main__')"
+    command = [sys.executable, "-X", "utf8", "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert json.loads(ran.stdout)

@@ -342,6 +342,17 @@ def test_a_refused_configuration_of_any_form_names_the_log(
     assert "exit_code=2 cause=" in last_line(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "closed/c.toml"])
+def test_a_configuration_that_cannot_be_looked_at_is_one_line(
+    inbox: Path, outbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    monkeypatch.setenv("DICOMSORT_CONFIG", str(tmp_path / name))
+    for command in ("sort", "watch"):
+        ran = run(command, inbox, outbox)
+        assert (ran.code, len(ran.err.splitlines())) == (2, 1)
+
+
 @pytest.mark.parametrize(
     "content", ["sort = 1", f"a = {'[' * 5000}{']' * 5000}", f"a{'.a' * 50_000} = 1"], ids=["number", "nested", "dots"]
 )

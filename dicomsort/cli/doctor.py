@@ -75,6 +75,8 @@ def _examine_files(
     folders: Folders, model: Path | None, config: Path | None, crontab: Path | None
 ) -> Iterator[Finding]:
     """Check what a configuration and a crontab name; the folders of the crontab where they are not those given."""
+    if config is None and crontab is None:
+        return  # what follows needs packages, which doctor itself must not
     from dicomsort.doctor import Outside, examine_config
     from dicomsort.outputs import Gate
     from dicomsort.pages.report_page import FILE

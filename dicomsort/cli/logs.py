@@ -241,7 +241,7 @@ def _named_log(command: str, arguments: Sequence[str], environ: Mapping[str, str
     files = [*_values("--config", arguments), *filter(None, [environ.get("DICOMSORT_CONFIG")])]
     file = Path(os.path.expanduser(files[0])) if files else None
     with suppress(UsageError):
-        tables = parse_file(file) if file and file.is_file() else {}
+        tables = parse_file(file) if file and os.path.isfile(file) else {}
         for table in (*(tables.get(name) for name in (command, *INHERITS.get(command, ()))), tables):
             found = isinstance(table, dict) and (table.get("log-file") or table.get("log_file"))
             if file and isinstance(found, str):

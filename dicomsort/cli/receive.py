@@ -83,7 +83,7 @@ def _serve(receiver: Receiver, title: str, grace: float, log: logging.Logger) ->
             log.info("listening", extra={"facts": {"ae_title": title, "port": port}})
             while not stop.is_made:
                 stop.wait(1)
-                if not receiver.is_alive:
+                if not stop.is_made and not receiver.is_alive:
                     raise DicomsortError(
                         "expected to go on listening, received the end of it; start `dicomsort receive` anew"
                     )

@@ -194,6 +194,10 @@ class SourceStream(io.RawIOBase):
         self._offset = offset + (0, self._offset, self._source.size)[whence]
         return self._offset
 
+    def tell(self) -> int:
+        """Return the offset."""
+        return self._offset
+
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]  # what BufferedReader calls it with
         """Fill a buffer, as far as there are bytes."""
         found = self._source.at(self._offset, len(buffer))

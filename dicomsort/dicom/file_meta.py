@@ -76,9 +76,8 @@ def read(source: ByteSource, start: int) -> FileMeta:
     values: dict[int, bytes] = {}
     is_whole = False
     with suppress(ReadingEnded):
-        with suppress(
-            NeedsFullParser
-        ):  # an implicit or deflated data set is not plain to a reader of explicit elements
+        # An implicit or deflated data set is not plain to a reader of explicit elements.
+        with suppress(NeedsFullParser):
             for tag, _, length, value, data in reader.elements(_WANTED, _LAST):
                 if length != UNDEFINED:
                     values[tag] = reader.value(value, length) if data is None else data

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import BinaryIO
 
-from dicomsort.errors import DicomsortError, StateDamaged, command
+from dicomsort.errors import DicomsortError, StateDamaged
 from dicomsort.files import NO_LINK, Files, closing_descriptor, copy, flush_path, look_up, opened_file
 from dicomsort.journal import STATE, Journal, runs_folder
 from dicomsort.metadata import apply_metadata, metadata_of
@@ -191,23 +191,21 @@ def rows_of(
     yield from (each.row for each in rows if is_own or each.run == run)
 
 
-def count_rows(outbox: str, run: str, expected: int | None) -> int:
-    """Return how many rows ``rows_of`` yields; StateDamaged where others may be lost.
+def count_rows(outbox: str, run: str, expected: int | None) -> tuple[int, str]:
+    """Return how many rows ``rows_of`` yields, and a message where others may be lost, else "".
 
-    So it is where a line is damaged, or their number is not the ``expected`` one, if that is known.
+    Rows may be lost where a line is damaged, or where their number is not the ``expected`` one, if that is known.
     """
     damages = Damages()
-    count = sum(1 for _ in rows_of(outbox, run, damages.add))
-    if (count or expected) and (damages.count or count != (count if expected is None else expected)):
-        wanted = "rows" if expected is None else f"{expected:,} rows"
-        lines = "; ".join(("", *damages.lines))
-        advice = "`dicomsort send` without --run sends what lies in a folder"
-        if expected is not None:
-            advice += f"; move summary.json of the run away, and {command('resume', outbox, run)} writes its rows anew"
-        raise StateDamaged(
-            f"run {run}, {MANIFEST}: expected {wanted} that can be read, received {count:,}{lines}; {advice}"
-        )
-    return count
+    try:
+        count = sum(1 for _ in rows_of(outbox, run, damages.add))
+    except DicomsortError as error:
+        return 0, str(error)
+    if not (damages.count and expected != 0) and expected in {None, count}:
+        return count, ""
+    wanted = "rows" if expected is None else f"{expected:,} rows"
+    lines = "; ".join(("", *damages.lines))
+    return count, f"run {run}, {MANIFEST}: expected {wanted} that can be read, received {count:,}{lines}"
 
 
 @dataclass(slots=True)

@@ -85,10 +85,12 @@ def _lost_rows(outbox: str, runs: Runs) -> Iterator[str]:
         advice = f"{command('verify', outbox, '--repair')} adds them"
         yield f"{MANIFEST} lacks {len(rows):,} of the rows of run {name}; {advice}"
     for name, run in reported.items():
-        try:
-            count_rows(outbox, name, run.summary.found if run.summary else None)
-        except DicomsortError as error:
-            yield str(error)
+        _, problem = count_rows(outbox, name, run.summary.found if run.summary else None)
+        if problem and run.plan is not None and not runs.undos_of(name):
+            problem += "; move summary.json of the run away, and "
+            problem += f"{command('resume', outbox, name)} writes its rows anew"
+        if problem:
+            yield problem
 
 
 def _compare(path: str, sha256: str) -> str:

@@ -21,7 +21,7 @@ PLACING = frozenset({Verb.MOVE, Verb.COPY, Verb.LINK, Verb.REMOVE})
 
 
 class OutboxState:
-    """The ``plan.PlanContext`` of a ledger and an outbox, which a dry run may do without."""
+    """The ``plan.layout.PlanContext`` of a ledger and an outbox, which a dry run may do without."""
 
     def __init__(self, ledger: Ledger, outbox: str | None) -> None:
         """Without an outbox every name is free."""

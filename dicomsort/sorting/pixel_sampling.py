@@ -73,6 +73,8 @@ class PixelSampler:
                 doubtful.append(group.number)
         for _ in self._predict((self.catalog.group(number), FRAMES) for number in doubtful):
             pass
+        while self._sent:  # frames that were requested early and are not needed any more
+            self._store()
 
     def _needs_pixels(self, group: Group) -> bool:
         header = group.sample.header

@@ -139,9 +139,10 @@ class Committed(StrEnum):
 def commit(files: Files, inbox: str, part: PartFile, header: Header) -> tuple[Committed, str]:
     """Give a whole part its name in the inbox; return, when that is durable, its fate and its path below the inbox.
 
-    The header's UIDs must be valid (PS3.5 9.1), so that none leads anywhere else. Two instances that come at once by
-    one name are told apart by ``link``, which only one of them can win. Raises OSError where the disk refuses; the part
-    is the caller's to discard in any case.
+    The part is flushed, folders are made, it is linked to its name, the folders up to the inbox are flushed, and the
+    part is removed, in this order: only then may success be answered. The header's UIDs must be valid (PS3.5 9.1), so
+    that none leads anywhere else. Of two instances that come at once by one name, only one can win ``link``. Raises
+    OSError where the disk refuses; the part is the caller's to discard in any case.
     """
     part.flush()
     folder = f"{header.study_uid}/{header.series_uid}"

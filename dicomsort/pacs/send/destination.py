@@ -116,7 +116,7 @@ def unreachable(peer: DicomPeer | WebPeer, error: BaseException | None, timeout:
         message = f"{peer.host!r} cannot be resolved; check the host in --to"
         is_final = error.errno != socket.EAI_AGAIN  # else the name server itself was down
         return Permanent(message) if is_final else Temporary(message, is_down=True)
-    reason = getattr(error, "strerror", None) or str(error)
+    reason = getattr(error, "strerror", None) or str(error or "no connection")
     if isinstance(error, TimeoutError):
         reason = f"no answer within {timeout:g} s"
     return Temporary(f"{peer.name} cannot be reached: {reason}", is_down=True)

@@ -16,7 +16,7 @@ from dicomsort.classify import is_uid
 from dicomsort.dicom import file_meta
 from dicomsort.dicom.headers import data_set_offset, read_header
 from dicomsort.discover import Folder, Passed, walk
-from dicomsort.errors import UsageError, command
+from dicomsort.errors import StateDamaged, UsageError, command
 from dicomsort.files import look_up, opened
 from dicomsort.journal import STATE, is_run, runs_folder
 from dicomsort.pacs.send.records import Instance, SendResult, SendStatus, Unsendable
@@ -133,7 +133,10 @@ def _check_run(outbox: str, run: str) -> None:
     summary = read_summary(outbox, run) if is_kept else None
     if is_kept and summary is None:
         raise UsageError(f"--run: expected a run that has ended, received {run}; `dicomsort resume` finishes it")
-    if not is_run(run) or not count_rows(outbox, run, summary.found if summary else None):
+    count, problem = count_rows(outbox, run, summary.found if summary else None) if is_run(run) else (0, "")
+    if problem:
+        raise StateDamaged(f"{problem}; `dicomsort send` without --run sends what lies in a folder")
+    if not count:
         raise UsageError(
             f"--run: expected one of the runs that {command('runs', outbox)} lists, received {run!r}, "
             "of which neither its own manifest nor that of the outbox has a row"

@@ -39,7 +39,7 @@ from dicomsort.training.data.splitting import Grouping, hash_picture, keep_toget
 from dicomsort.training.progress import Reporter
 
 HASH_BYTES = 32
-_HEAD = b"\1\0\0"  # version of this layout and of ``identity.perceptual_hash``; channels; whether there is a hash
+_HEAD = b"\1\0\0"  # version of this layout and of ``splitting.perceptual_hash``; channels; whether there is a hash
 
 
 class Picture(NamedTuple):

@@ -323,7 +323,7 @@ def _draw_changes(axes: Any, report: Mapping[str, Any], paths: Iterable[KeyPath]
 
 
 def _style(axes: Any) -> None:
-    axes.grid(axis="x")
+    axes.grid(visible=True, axis="x")
     axes.tick_params(axis="y", length=0)
     axes.set_axisbelow(True)
 

@@ -99,7 +99,7 @@ def _count(axes: Any, name: str) -> None:
 
     axes.set_xlabel(name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(axis="y")
+    axes.grid(visible=True, axis="y")
 
 
 def _ring(axes: Any, x: float, y: float, words: str, **style: Any) -> None:
@@ -204,7 +204,7 @@ def plot_reliability(right: NDArray[np.bool_], confidence: NDArray[np.float32], 
         axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="right among them", aspect="equal")
         axes.set_title(f"Reliability: expected calibration error {ece:.3f}")
         in_percent(axes.xaxis, axes.yaxis)
-        axes.grid()
+        axes.grid(visible=True)
         axes.set_axisbelow(True)
 
 
@@ -232,7 +232,7 @@ def plot_coverage(
         _label_marks(axes, marks)
         axes.set(xlabel="share of the images, the most confident first", title="Accuracy against coverage")
         in_percent(axes.xaxis, axes.yaxis)
-        axes.grid(axis="y")
+        axes.grid(visible=True, axis="y")
 
 
 def plot_sources(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -254,7 +254,7 @@ def plot_sources(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.set(xlim=(-0.02, 1.01), ylim=(len(shown) - 0.4, -0.6))
         in_percent(axes.xaxis)
         axes.spines["left"].set_visible(False)
-        axes.grid(axis="x")
+        axes.grid(visible=True, axis="x")
         axes.set_axisbelow(True)
         left = f", the {len(shown)} worst of {len(worst)}" if len(worst) > len(shown) else ""
         unit = "source" if any(row["source"] for row in rows) else "class"
