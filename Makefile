@@ -11,7 +11,7 @@ CORPUS ?= ../shared/dicom
 DATASET ?= ../shared/dataset
 FUZZ_SECONDS ?= 600
 CORE := plan journal execute files metadata classify
-CORE_TESTS := $(patsubst %,tests/test_%.py,classify config copying costs crash crossing cut_short doctor faults files full_disk journal lock long_names losses meanwhile metadata metrics names no_inodes deciding operator placing plan races review review_crash review_later review_odd room settling sort sort_edges state undo_failing undo_folders undo_later)
+CORE_TESTS := $(patsubst %,tests/test_%.py,classify config copying costs crash crossing doctor faults files full_disk interrupted_runs journal lock long_names losses meanwhile metadata metrics names no_inodes operator placing plan races review review_crash review_later review_odd review_plan room settling sort sort_edges state undo_failing undo_folders undo_later)
 
 .PHONY: help setup demo test torture fuzz coverage check lint wheel bench bench-million evaluate model lock clean
 

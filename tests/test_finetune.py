@@ -21,7 +21,7 @@ from dicomsort.training.data.dataset import Item
 from dicomsort.training.evaluate import calibration, compare
 from dicomsort.training.pipeline import OUTPUTS
 
-pytestmark = pytest.mark.xdist_group("starting")
+pytestmark = pytest.mark.xdist_group("finetune")
 
 
 @pytest.fixture(scope="module", autouse=True)

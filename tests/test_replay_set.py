@@ -23,7 +23,7 @@ from dicomsort.training.data.dataset import Dataset, Item
 from dicomsort.training.models import replay_set
 from dicomsort.training.models.replay_set import ReplaySet, choose, recall, remember
 
-pytestmark = pytest.mark.xdist_group("remembered")
+pytestmark = pytest.mark.xdist_group("replay_set")
 
 SOURCES, EACH, WIDTH = 4, 5, 16
 

@@ -19,7 +19,7 @@ from dicomsort.training.evaluate import compare
 from dicomsort.training.evaluate.compare import reasons
 from dicomsort.training.pipeline import OUTPUTS
 
-pytestmark = pytest.mark.xdist_group("looping")
+pytestmark = pytest.mark.xdist_group("finetune_again")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -24,7 +24,7 @@ from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.models import ood
 from dicomsort.training.models.ood import MahalanobisModel
 
-pytestmark = pytest.mark.xdist_group("outputs")
+pytestmark = pytest.mark.xdist_group("model_outputs")
 
 SIDE = 224
 LABELS = ["CT", "MRI", "XRAY"]
