@@ -57,6 +57,22 @@ def test_a_source_that_cannot_be_removed_keeps_its_only_name(inbox: Path, outbox
     assert read_tree(inbox) == before
 
 
+def test_what_somebody_puts_in_the_place_of_a_new_name_is_theirs(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+
+    class Replaced(Files):
+        def link(self, source: str, target: str) -> None:
+            super().link(source, target)
+            if target.endswith("/CT/1"):
+                (tmp_path / "theirs").write_bytes(b"theirs")
+                (tmp_path / "theirs").replace(target)
+
+    result = one(inbox, outbox, step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1"), Replaced())
+    assert result.outcome is Outcome.CHANGED
+    assert (outbox / "CT" / "1").read_bytes() == b"theirs"
+    assert read_tree(inbox) == FILES
+
+
 def test_a_folder_that_appears_is_as_good_as_one_made(tmp_path: Path) -> None:
     inbox, outbox = world(tmp_path)
     quick = Meddled("make_folder", lambda path, *_: Path(path).mkdir() if path.endswith("/CT/s") else None)

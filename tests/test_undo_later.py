@@ -127,6 +127,20 @@ def test_a_file_from_a_backup_gets_mode_and_time_back(tmp_path: Path, outbox: Pa
     assert list(placed(outbox)) == []
 
 
+def test_a_manifest_that_is_none_stops_no_undo_of_other_files(tmp_path: Path, outbox: Path) -> None:
+    for number in (1, 2, 3):
+        make_dicom(tmp_path / "inbox" / f"{number}.dcm", study=number)
+    before = read_tree(tmp_path / "inbox")
+    assert sort("--move", "--settle", 0, tmp_path / "inbox", outbox).code == 0
+    back = outbox / by_source(outbox)["1.dcm"]["destination"]
+    shutil.copy2(back, tmp_path / "copy")
+    (tmp_path / "copy").replace(back)  # as from a backup
+    (outbox / "manifest.csv").write_bytes(b"x" * 3000)
+    assert run("undo", outbox).code == 3
+    assert read_tree(tmp_path / "inbox") == {path: before[path] for path in ("2.dcm", "3.dcm")}
+    assert back.read_bytes() == before["1.dcm"]
+
+
 def test_a_dry_run_refuses_what_an_undo_refuses(tmp_path: Path, outbox: Path) -> None:
     for study in (1, 2):
         make_dicom(tmp_path / "inbox" / f"{study}.dcm", study=study)

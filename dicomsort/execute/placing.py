@@ -217,8 +217,10 @@ class Placer:
             self.copies = True
             return self._copy(o, target)
         there = os.lstat(target)
-        if there.st_ino != o.inode:  # the source's name was given to another file since the check
-            self._files.unlink(target)
+        if there.st_ino != o.inode:
+            source = look_up(self._roots.absolute(o.source))
+            if source is not None and os.path.samestat(source, there):  # replaced since the check: it stays there
+                self._files.unlink(target)  # else somebody put another file there since the link
             return Result(o.number, Outcome.CHANGED, "the file was replaced while it was placed")
         return self._under_its_new_name(o, there)
 

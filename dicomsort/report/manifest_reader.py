@@ -128,7 +128,8 @@ def read_records(path: str) -> Iterator[Record]:
         raise DicomsortError(f"{path}: expected a manifest that can be read, received {error.strerror}") from error
     if not is_ours:
         received = visible(head.decode("utf-8", "replace").strip()[:_SHOWN])
-        raise DicomsortError(f"{path}: expected the columns {','.join(COLUMNS)}, received {received}")
+        advice = "move it away, and `dicomsort verify OUTBOX --repair` writes the manifest anew"
+        raise DicomsortError(f"{path}: expected the columns {','.join(COLUMNS)}, received {received}; {advice}")
 
 
 def _in_place_of_head(first: Record) -> Iterator[Record]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cached_property
 
 from dicomsort.catalog import Ledger
+from dicomsort.errors import DicomsortError
 from dicomsort.execute import Roots, is_stamped
 from dicomsort.files import look_up, sha256_of
 from dicomsort.records import Examined, Found, Outcome, Placement, Verb
@@ -139,11 +140,14 @@ class LaterRuns:
         known = {name for name, run in self._runs.items() if run.plan is not None}
         damages = Damages()
         rows = read_rows(f"{self._runs.outbox}/{MANIFEST}", damages.add)
-        placed = _Places(
-            (f"outbox/{each.row.destination}", each.run)
-            for each in rows
-            if each.run > self._name and each.run not in known and each.row.action in PLACED
-        )
+        try:
+            placed = _Places(
+                (f"outbox/{each.row.destination}", each.run)
+                for each in rows
+                if each.run > self._name and each.run not in known and each.row.action in PLACED
+            )
+        except DicomsortError:  # it is no manifest: nothing is known of these runs, and the undo of others goes on
+            return _Places(()), True
         return placed, bool(damages.count)
 
 
