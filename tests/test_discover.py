@@ -6,9 +6,9 @@ import os
 import sqlite3
 import tracemalloc
 from pathlib import Path
-from typing import Any
 
 import pytest
+from statements import CountedConnection
 
 from dicomsort import discover
 from dicomsort.discover import Folder, Passed, walk
@@ -49,20 +49,12 @@ def test_memory_does_not_grow_with_a_folder(tmp_path: Path, monkeypatch: pytest.
     assert peaks[0] < peaks[1] / 4
 
 
-class Full(sqlite3.Connection):
+class Full(CountedConnection):
     """A base for which there is no room from the n-th statement on."""
 
     left = 0
 
-    def execute(self, *arguments: Any) -> sqlite3.Cursor:
-        self._count()
-        return super().execute(*arguments)
-
-    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
-        self._count()
-        return super().executemany(*arguments)
-
-    def _count(self) -> None:
+    def count_down(self) -> None:
         Full.left -= 1
         if Full.left < 0:
             raise sqlite3.OperationalError("database or disk is full")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from building import make_dicom, read_tree
 from command import Ran, placed, sort
+from statements import CountedConnection
 
 SIZE = 1 << 20
 
@@ -31,27 +32,19 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     subprocess.run(["umount", "--lazy", folder], check=True)  # a failed test may hold a file in it
 
 
-class Filling(sqlite3.Connection):
+class Filling(CountedConnection):
     """Somebody takes all the room there is just before the n-th statement; next to nothing is kept in memory."""
 
     left = 0
     folder = Path()
 
-    def execute(self, *arguments: Any) -> sqlite3.Cursor:
-        self._count()
-        return super().execute(*arguments)
-
-    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
-        self._count()
-        return super().executemany(*arguments)
-
     def executescript(self, *arguments: Any) -> sqlite3.Cursor:
-        self._count()
+        self.count_down()
         made = super().executescript(*arguments)
-        super().execute("PRAGMA cache_size = 1")
+        sqlite3.Connection.execute(self, "PRAGMA cache_size = 1")
         return made
 
-    def _count(self) -> None:
+    def count_down(self) -> None:
         Filling.left -= 1
         if Filling.left == 0:
             fill(Filling.folder)
