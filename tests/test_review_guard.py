@@ -119,6 +119,7 @@ def test_nonsense_is_told_what_was_expected(server: Server, body: object, code: 
     ("path", "code"),
     [
         ("item/99", 409), ("item/-1", 404), ("item/" + "9" * 30, 409), ("item/" + "9" * 5000, 404),
+        ("next/4", 409), ("next/-2", 409), ("next/-" + "9" * 30, 409),
         ("picture/0/abc/99/64", 409),
         ("picture/99/abc/0/64", 409), ("picture/0/../../x", 404),
         ("static/../server.py", 404), ("static/..%2fserver.py", 404), ("static/server.py", 404), ("state/x", 404),

@@ -131,9 +131,11 @@ class Session:
         return {"revision": self.revision, "count": len(self._items), "items": items}
 
     def next_open(self, after: int) -> dict[str, Any]:
-        """Return the place of the next item that waits, around the end; -1 where none does."""
+        """Return the place of the next item that waits after one, or after -1, around the end; -1 where none does."""
+        if after != -1:
+            self.item(after)
         waiting = self.service.queue.items
-        places = [*range(after + 1, len(self._items)), *range(min(after + 1, len(self._items)))]
+        places = [*range(after + 1, len(self._items)), *range(after + 1)]
         return {"place": next((place for place in places if self._items[place].key in waiting), -1)}
 
     def facts(self, place: int) -> dict[str, Any]:
