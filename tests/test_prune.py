@@ -233,6 +233,12 @@ def test_runs_that_died_before_they_had_a_plan_go(inbox: Path, outbox: Path) -> 
     assert len(runs_of(outbox)) == 1
 
 
+def test_an_outbox_whose_sort_died_before_it_had_a_folder_of_runs_has_nothing_to_prune(outbox: Path) -> None:
+    (outbox / ".dicomsort").mkdir(parents=True)
+    ran = run("runs", outbox, "--prune", 0)
+    assert (ran.code, ran.out, ran.err) == (0, "removed the state of 0 runs, 0 bytes; 0 kept\n", "")
+
+
 def test_a_run_that_goes_on_is_waited_for(inbox: Path, outbox: Path) -> None:
     sort_new(inbox, outbox, 1)
     sort_new(inbox, outbox, 2)

@@ -57,7 +57,8 @@ def prune(context: RunContext, days: float | None = None, count: int | None = No
                 pruned.needed[run.name] = f"it cannot be removed: {error.strerror}"
                 continue
             pruned.removed.append(run.name)
-        flush_path(context.files, folder)
+        if runs:  # a sort may have died before it made the folder
+            flush_path(context.files, folder)
     pruned.removed.sort()
     pruned.kept = len(runs) - len(pruned.removed)
     return pruned
