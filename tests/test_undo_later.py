@@ -110,6 +110,70 @@ def test_what_a_later_run_removed_duplicates_of_stays_until_that_is_undone(world
     assert [*read_tree(world.one)] == [*whole] or [*read_tree(world.one)] == ["x.dcm"]
 
 
+@pytest.fixture
+def crossed(tmp_path: Path, outbox: Path) -> tuple[str, Path]:
+    """A run of two files, and the folder of a later one that removed a duplicate of the first."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    make_dicom(other / "y.dcm", study=3)
+    for study in (1, 2):
+        make_dicom(one / f"{study}.dcm", study=study)
+    shutil.copy2(one / "1.dcm", other / "x.dcm")
+    assert sort("--move", "--settle", 0, one, outbox).code == 0
+    assert sort("--move", "--settle", 0, "--duplicates", "remove", other, outbox).code == 0
+    first, later = runs_of(outbox)
+    return first, outbox / ".dicomsort/runs" / later
+
+
+def damage_line(path: Path, number: int) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[number] = b"X" + lines[number][1:]
+    path.write_bytes(b"".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("damaged", "gone"),
+    [
+        ([("journal.jsonl", 0)], []),
+        ([("plan.jsonl", 1)], []),  # an operation
+        ([("plan.jsonl", 0)], []),  # the head
+        ([("journal.jsonl", 0)], ["summary.json"]),
+        ([("journal.jsonl", 0)], ["summary.json", "manifest.csv"]),  # as where it was cut short
+        ([("journal.jsonl", 0), ("manifest.csv", 1)], []),
+        ([("journal.jsonl", 0), ("manifest.csv", 0)], []),
+    ],
+)
+def test_a_later_run_that_cannot_be_read_keeps_what_it_needs_and_no_more(
+    tmp_path: Path, outbox: Path, crossed: tuple[str, Path], damaged: list[tuple[str, int]], gone: list[str]
+) -> None:
+    first, later = crossed
+    for name, line in damaged:
+        damage_line(later / name, line)
+    for name in gone:
+        (later / name).unlink()
+    if gone:
+        (outbox / "manifest.csv").unlink()
+    message = f"run {later.name} removed a duplicate of it: undo that run first"
+    dry = run("undo", "--dry-run", outbox, first)
+    assert (dry.code, dry.out.count(message)) == (3, 1), dry
+    ran = run("undo", outbox, first)
+    assert (ran.code, [*read_tree(tmp_path / "one")]) == (3, ["2.dcm"]), ran
+    assert [row["message"] for row in rows(outbox) if row["status"] == "changed"] == [message]
+    assert len([*placed(outbox)]) == 2
+
+
+def test_where_no_file_tells_what_a_later_run_needs_nothing_is_undone(outbox: Path, crossed: tuple[str, Path]) -> None:
+    first, later = crossed
+    for name in ("plan.jsonl", "manifest.csv"):
+        damage_line(later / name, 2)
+    before = [*placed(outbox)]
+    for _ in range(2):
+        ran = run("undo", outbox, first)
+        assert (ran.code, f"run {later.name}, plan.jsonl: expected operation 1" in ran.err) == (1, True), ran
+        assert "nor can all its rows be read, so what it needs is not known: put both back from a backup" in ran.err
+    assert [*placed(outbox)] == before
+    assert runs_of(outbox) == [first, later.name]
+
+
 def test_a_file_from_a_backup_gets_mode_and_time_back(tmp_path: Path, outbox: Path) -> None:
     image = make_dicom(tmp_path / "inbox" / "1.dcm")
     image.chmod(0o640)

@@ -7,16 +7,18 @@ import stat
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 
 from dicomsort.catalog import Ledger
-from dicomsort.errors import DicomsortError
+from dicomsort.errors import DicomsortError, StateDamaged
 from dicomsort.execute import Roots, is_stamped
 from dicomsort.files import look_up, sha256_of
-from dicomsort.records import Examined, Found, Outcome, Placement, Verb
-from dicomsort.report import MANIFEST, Damages, read_rows
-from dicomsort.report.manifest import PLACED
-from dicomsort.sorting.runs import Runs, journal_of
+from dicomsort.journal import Plan, Replay, runs_folder
+from dicomsort.records import Action, Examined, Found, Outcome, Placement, Verb
+from dicomsort.report import MANIFEST, Damages, read_rows, visible
+from dicomsort.report.manifest import PLACED, rows_of
+from dicomsort.sorting.runs import Run, Runs, journal_of
 
 PLACING = frozenset({Verb.MOVE, Verb.COPY, Verb.LINK, Verb.REMOVE})
 
@@ -126,13 +128,8 @@ class LaterRuns:
         """Yield what later runs did or may do: a place, whether a duplicate of it was removed, the run."""
         undone = self._runs.wholly_undone()
         for name, run in self._runs.items():
-            if name <= self._name or name in undone or run.undoes or run.plan is None:
-                continue
-            known = journal_of(run.plan)
-            for o in run.plan.operations():
-                result = known.result(o.number)
-                if o.verb in PLACING and (result is None or result.outcome is Outcome.DONE):
-                    yield (o.kept or o.target, o.verb is Verb.REMOVE), name
+            if name > self._name and name not in undone and not run.undoes:
+                yield from ((use, name) for use in _uses(self._runs.outbox, run))
 
     @cached_property
     def _placed_by_pruned(self) -> tuple[_Places, bool]:
@@ -149,6 +146,44 @@ class LaterRuns:
         except DicomsortError:  # it is no manifest: nothing is known of these runs, and the undo of others goes on
             return _Places(()), True
         return placed, bool(damages.count)
+
+
+def _uses(outbox: str, run: Run) -> Iterator[Hashable]:
+    """Yield what a run did or may do: a place, and whether a duplicate of it was removed.
+
+    Where plan or journal are damaged its rows tell; where these may not be all, what it planned counts as done.
+    StateDamaged where nothing tells all; of a run that is damaged as a whole, what can be read counts.
+    """
+    if run.plan is not None:
+        with suppress(StateDamaged):
+            yield from _uses_of(run.plan, journal_of(run.plan))
+            return
+    elif not run.damage:
+        return
+    damages, count = Damages(), 0
+    with suppress(DicomsortError, OSError):
+        for row in rows_of(outbox, run.name, damages.add):
+            count += 1
+            if row.action in PLACED or row.action == Action.REMOVED:
+                yield f"outbox/{row.destination}", row.action == Action.REMOVED
+    if run.summary is not None and count == run.summary.found and not damages.count:
+        return
+    folder = f"{runs_folder(outbox)}/{run.name}"
+    try:
+        if plan := run.plan or Plan.peek(folder):
+            yield from _uses_of(plan, Replay.empty(plan.count))
+    except (StateDamaged, OSError) as error:
+        if run.plan is not None:
+            advice = f"put both back from a backup, or look at what it placed and move {visible(folder)} away"
+            message = f"{error}; nor can all its rows be read, so what it needs is not known: {advice}"
+            raise StateDamaged(message) from error
+
+
+def _uses_of(plan: Plan, known: Replay) -> Iterator[Hashable]:
+    for o in plan.operations():
+        result = known.result(o.number)
+        if o.verb in PLACING and (result is None or result.outcome is Outcome.DONE):
+            yield o.kept or o.target, o.verb is Verb.REMOVE
 
 
 class _Places:

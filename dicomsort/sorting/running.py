@@ -305,7 +305,7 @@ def seal_plan(context: RunContext, run: str, head: dict[str, Any], operations: I
                 writer.add(operation)
                 pruned += operation.verb is Verb.REMOVE_FOLDER
             writer.seal()
-    except (OSError, PlacingFailed):
+    except (OSError, DicomsortError):
         for remove, path in ((files.unlink, f"{folder}/{PLAN}"), (files.remove_folder, folder)):
             with suppress(OSError):  # half a plan is none; what is left of it would take what room there is
                 remove(path)
