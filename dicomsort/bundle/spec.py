@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from dicomsort.config import quoted
 from dicomsort.errors import BundleError
-from dicomsort.records import REVIEW, UNREADABLE
+from dicomsort.records import INPUT_SHAPE, REVIEW, UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -128,8 +128,8 @@ _FIELDS: Fields = {
     "labels": (f"a list of 2 to {MAX_LABELS} names, each once", _is_labels),
     "header_classes": (f"an object from {', '.join(HEADER_CLASSES)} to labels", lambda v: _is_map(v, HEADER_CLASSES)),
     "input_shape": (
-        "[height, width, 3] of 16 to 1024 pixels",
-        lambda v: isinstance(v, list) and v[2:] == [3] and all(_is_int(n, 16, 1024) for n in v[:2]),
+        f"{list(INPUT_SHAPE)}, the images that this program renders",
+        lambda v: v == list(INPUT_SHAPE) and all(isinstance(n, int) for n in v),
     ),
     "rendering_version": ("a number from 1", lambda v: _is_int(v, 1, 1 << 31)),
     "temperature": ("a number from 0.05 to 20", lambda v: _is_number(v, 0.05, 20.0)),
@@ -160,8 +160,8 @@ class Bundle:
     """A validated, picklable bundle.
 
     ``labels`` are in the order of the model's outputs; ``header_classes`` maps CT, MRI, XRAY to labels (empty where the
-    labels are others, such as CHEST and HAND: such a model sorts by pixels alone). ``input_shape`` is (height, width,
-    3). ``temperature`` divides the logits. ``decide`` is the calibrated mean confidence (0..1) from which pixels alone
+    labels are others, such as CHEST and HAND: such a model sorts by pixels alone). ``input_shape`` is ``INPUT_SHAPE``.
+    ``temperature`` divides the logits. ``decide`` is the calibrated mean confidence (0..1) from which pixels alone
     decide. ``contradict`` is the share (0..1) that their class must get of what they give to it and to a clear header's
     class, to hold the series for review. ``distance`` (0 or more) is the Mahalanobis distance beyond which an image is
     out of distribution (None: the model computes none). ``training`` holds the images' fingerprint and counts,
