@@ -49,6 +49,8 @@ def check(spec: object, where: str) -> dict[str, Any]:
     if not isinstance(spec, dict):
         fail(where, "the whole", "an object", type(spec).__name__)
     _check_fields(spec, _FIELDS, where)
+    _check_fields(spec["training"], _TRAINING_FIELDS, where, "training.")
+    _check_fields(spec["training"].get("recipe") or {}, _RECIPE_FIELDS, where, "training.recipe.")
     if (evaluation := spec.get("evaluation")) is not None:
         if not isinstance(evaluation, dict):
             fail(where, "evaluation", "an object, or none", evaluation)
@@ -142,6 +144,18 @@ _FIELDS: Fields = {
     "model_sha256": _SHA256,
     "model_size": (f"1 to {MAX_MODEL_BYTES} bytes", lambda v: _is_int(v, 1, MAX_MODEL_BYTES)),
 }
+_TEXT_OR_NONE: tuple[str, Callable[[Any], bool]] = ("text, or none", lambda v: v is None or isinstance(v, str))
+_OBJECT_OR_NONE: tuple[str, Callable[[Any], bool]] = ("an object, or none", lambda v: v is None or isinstance(v, dict))
+_TRAINING_FIELDS: Fields = {
+    "fingerprint": _TEXT_OR_NONE,
+    "files": _TEXT_OR_NONE,
+    "images": (
+        "an object from label to number, or none",
+        lambda v: v is None or (isinstance(v, dict) and all(_is_int(n, 0, 1 << 53) for n in v.values())),
+    ),
+    "recipe": _OBJECT_OR_NONE,
+}
+_RECIPE_FIELDS: Fields = {"variation": _OBJECT_OR_NONE}
 _EVALUATION_FIELDS: Fields = {
     "sha256": _SHA256,
     "size": (f"1 to {MAX_EVALUATION_BYTES} bytes", lambda v: _is_int(v, 1, MAX_EVALUATION_BYTES)),

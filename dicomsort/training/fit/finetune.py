@@ -87,9 +87,7 @@ def _lite0(bundle: Bundle) -> Any:
 def _beside(bundle: Bundle, shape: Shape, classes: int) -> Any:
     """Return the network with the weights of ``model.keras``, of which nothing else is read."""
     file = bundle.folder / KERAS_MODEL
-    recipe = bundle.training.get("recipe")
-    variation = recipe.get("variation") if isinstance(recipe, dict) else None
-    variation = variation if isinstance(variation, dict) else {}
+    variation = (bundle.training.get("recipe") or {}).get("variation") or {}
     model = varied(ARCHITECTURES[bundle.arch], bundle.arch, variation).build(shape, classes)
     try:
         _require_like(file, model)
