@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import NamedTuple, Self
 
 RENDERING_VERSION = 2  # of ``pixels.render``; a bundle trained on another rendering is refused
+INPUT_SHAPE = (224, 224, 3)  # of what ``pixels.render`` returns; a bundle whose model takes another is refused
 
 OTHER = "OTHER"
 REVIEW = "REVIEW"

@@ -16,6 +16,7 @@ from networks import edited
 from dicomsort.bundle import Bundle, Predictor, calibrate, check_target, default_path, label_problem, load, seal, staged
 from dicomsort.errors import BundleError, UsageError
 from dicomsort.records import RENDERING_VERSION
+from dicomsort.training.fit.finetune import from_bundle
 from dicomsort.training.pipeline import MAYBE, OUTPUTS
 
 SPEC, MODEL = "bundle.json", "model.tflite"
@@ -39,6 +40,8 @@ WRONG: list[tuple[str, object]] = [
     ("input_shape", [224, 224]),
     ("input_shape", [224, 224, 1]),
     ("input_shape", [224.0, 224, 3]),
+    ("input_shape", [224, 224, 3.0]),
+    ("input_shape", [128, 128, 3]),
     ("input_shape", [1 << 20, 1 << 20, 3]),
     ("rendering_version", 0),
     ("rendering_version", True),
@@ -54,6 +57,12 @@ WRONG: list[tuple[str, object]] = [
     ("thresholds", {"decide": 0.9, "contradict": 0.99, "distance": float("inf")}),
     ("thresholds", {"decide": 0.9, "contradict": 0.99, "distance": "1"}),
     ("training", None),
+    ("training", {"fingerprint": 7}),
+    ("training", {"files": 7}),
+    ("training", {"images": 7}),
+    ("training", {"images": {"CT": "7"}}),
+    ("training", {"recipe": 7}),
+    ("training", {"recipe": {"variation": [1]}}),
     ("created_with", {"keras": 3}),
     ("model_sha256", "A" * 64),
     ("model_size", -1),
@@ -110,12 +119,19 @@ def _wide_output(tree: Any) -> None:
     graph.tensors[graph.outputs[0]].shapeSignature = [-1, 5]
 
 
+def _other_input(tree: Any) -> None:
+    graph = tree.subgraphs[0]
+    graph.tensors[graph.inputs[0]].shape = [1, 96, 96, 3]
+    graph.tensors[graph.inputs[0]].shapeSignature = [-1, 96, 96, 3]
+
+
 HOSTILE = {
     _custom_operator: "expected builtin operators only, received b'Evil'",
     _huge: r"expected tensors of at most \d+ bytes in all, received \d{19}",
     _two_outputs: r"expected outputs .*probabilities, received .*number 0",
     _no_output: r"expected outputs .*probabilities, received none",
     _wide_output: r"expected output \w+ \(N.*\) float32, received \(-1, 5\) float32",
+    _other_input: r"expected input \(N, \(224, 224, 3\)\) float32, received \(N, \(96, 96, 3\)\) float32",
 }
 
 
@@ -157,7 +173,7 @@ def test_an_earlier_bundle_loads_and_its_second_model_is_ignored(tmp_path: Path,
 @pytest.mark.parametrize(("field", "value"), WRONG, ids=lambda part: "missing" if part is MISSING else repr(part)[:40])
 def test_a_wrong_field_is_refused_by_name(folder: Path, field: str, value: object) -> None:
     _change(folder, **{field: value})
-    with pytest.raises(BundleError, match=f"{field}: expected .*, received ") as caught:
+    with pytest.raises(BundleError, match=rf"{field}[\w.]*: expected .*, received ") as caught:
         load(folder, RENDERING_VERSION)
     assert caught.value.exit_code == 2
     assert len(str(caught.value).splitlines()) == 1
@@ -204,6 +220,8 @@ def test_a_hostile_model_is_refused_before_memory_is_taken(folder: Path, edit: C
     bundle = _swap_model(folder, edited((folder / MODEL).read_bytes(), edit))
     with pytest.raises(BundleError, match=HOSTILE[edit]):
         Predictor(bundle)
+    with pytest.raises(BundleError, match=HOSTILE[edit]):
+        from_bundle(folder)
 
 
 def _one_output(tree: Any) -> None:
@@ -225,12 +243,9 @@ def test_a_file_that_is_no_model_is_refused(folder: Path, model: bytes) -> None:
         Predictor(bundle)
 
 
-@pytest.mark.parametrize(
-    ("fields", "tensor"), [({"labels": ["CT", "MRI", "XRAY"]}, "output"), ({"input_shape": [96, 96, 3]}, "input")]
-)
-def test_a_model_of_other_tensors_is_refused(folder: Path, fields: dict[str, object], tensor: str) -> None:
-    _change(folder, **fields)
-    with pytest.raises(BundleError, match=f"expected {tensor}"):
+def test_a_model_of_other_classes_is_refused(folder: Path) -> None:
+    _change(folder, labels=["CT", "MRI", "XRAY"])
+    with pytest.raises(BundleError, match="expected output"):
         Predictor(load(folder, RENDERING_VERSION))
 
 

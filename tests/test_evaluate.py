@@ -18,11 +18,14 @@ from PIL import Image
 
 from dicomsort.bundle import default_path, load
 from dicomsort.errors import UsageError
+from dicomsort.progress import Reporter
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.fingerprint import encode
 from dicomsort.training.data.robustness import SHORTCUTS
+from dicomsort.training.evaluate.card import write_card
 from dicomsort.training.evaluate.compare_bundles import on_their_own
-from dicomsort.training.evaluate.evaluation import OUTPUTS, _training_run
+from dicomsort.training.evaluate.cross_validation import _crossable
+from dicomsort.training.evaluate.evaluation import OUTPUTS, _content, _training_run
 
 FOLDERS = ("CT", "mri", "XRAY")
 SOURCES, EACH = 2, 2
@@ -272,3 +275,69 @@ def test_figures_of_a_bundle_that_cannot_be_read_are_none(
     other = replace(found, model_sha256="0" * 64, training={})
     with pytest.raises(UsageError, match=r"expected its own metrics\.json"):
         on_their_own((found, replace(other, evaluation=None)), 0)
+
+
+def test_a_bundle_that_says_nothing_of_its_training_is_judged(
+    dataset: Path, tmp_path: Path, bundle: Callable[..., Path]
+) -> None:
+    folder = bundle(fingerprint=None, files=None, images=None, recipe=None)
+    card = (_evaluate(dataset, tmp_path / "out", "--model", folder).out / "card.md").read_text("utf-8")
+    assert "`not known`" in card
+    assert "Recipe: not known." in card
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"litert": [{}]},
+        {"litert": [{"precision": "int8", "kept": False}]},
+        {"started_from": {"x": 1}},
+        {"data": [1]},
+        {"data": {"licences": {"CC0": "7"}}},
+        {"evaluation": {"x": 1}},
+        {"int8": 7},
+        {"course": 7},
+        {"notes": 7},
+    ],
+    ids=str,
+)
+def test_a_report_of_the_training_that_no_card_tells_is_left_out(
+    bundle: Callable[..., Path], wrong: dict[str, object], evaluated: Evaluated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = bundle()
+    figures = json.loads((folder / "metrics.json").read_text("utf-8"))
+    figures["training_run"] |= wrong
+    (folder / "metrics.json").write_text(json.dumps(figures), "utf-8")
+    with Reporter() as reporter:
+        spec, report = _content(load(folder, RENDERING_VERSION), evaluated.report, reporter)
+    assert report == {**evaluated.report, "training_run": {}}
+    assert "Fingerprint" in write_card(spec, report)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "metrics.json: training_run: expected what a training writes, received another (" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("epochs", "many", "training.recipe.epochs: expected a whole number from 1 to 100000, received 'many'"),
+        ("seed", -1, "training.recipe.seed: expected a whole number from 0 "),
+        ("augment", "more", "augment among none, light, strong, received 'more'"),
+        ("variation", {"dropout": 7}, "expected dropout among "),
+    ],
+)
+def test_a_recipe_that_cannot_be_trained_is_not_cross_validated(
+    bundle: Callable[..., Path], name: str, value: object, message: str
+) -> None:
+    recipe = json.loads((default_path() / "bundle.json").read_text("utf-8"))["training"]["recipe"]
+    with pytest.raises(UsageError, match=message):
+        _crossable(load(bundle(recipe=recipe | {name: value}), RENDERING_VERSION))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400])
+def test_figures_of_a_bundle_that_are_no_numbers_are_not_compared(bundle: Callable[..., Path], value: float) -> None:
+    folder = bundle()
+    figures = json.loads((folder / "metrics.json").read_text("utf-8"))
+    (folder / "metrics.json").write_text(json.dumps(figures | {"balanced_accuracy": value}), "utf-8")
+    found = replace(load(folder, RENDERING_VERSION), evaluation=None)
+    with pytest.raises(UsageError, match=r"expected its own metrics\.json"):
+        on_their_own((found, found), 0)

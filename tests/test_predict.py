@@ -118,14 +118,21 @@ def test_a_path_that_is_no_bundle_exits_2_in_one_line(tmp_path: Path) -> None:
     assert len(ran.err.splitlines()) == 1
 
 
-def test_a_broken_model_exits_2_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("labels", ["CT", "MRI", "XRAY"], "expected output "),
+        ("input_shape", [128, 128, 3], "input_shape: expected [224, 224, 3], the images that this program renders"),
+    ],
+)
+def test_a_broken_model_exits_2_in_one_line(tmp_path: Path, field: str, value: object, expected: str) -> None:
     broken = Path(shutil.copytree(default_path(), tmp_path / "broken"))
     spec = json.loads((broken / "bundle.json").read_text("utf-8"))
-    spec["input_shape"] = [96, 96, 3]
+    spec[field] = value
     (broken / "bundle.json").write_text(json.dumps(spec), "utf-8")
     ran = run("predict", "--model", broken, _file("CT_small.dcm"))
     assert (ran.code, ran.out) == (2, "")
-    assert "expected input (N, (96, 96, 3))" in ran.err
+    assert expected in ran.err
     assert len(ran.err.splitlines()) == 1
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from dicomsort.config import quoted
 from dicomsort.errors import BundleError
-from dicomsort.records import REVIEW, UNREADABLE
+from dicomsort.records import INPUT_SHAPE, REVIEW, UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,6 +49,8 @@ def check(spec: object, where: str) -> dict[str, Any]:
     if not isinstance(spec, dict):
         fail(where, "the whole", "an object", type(spec).__name__)
     _check_fields(spec, _FIELDS, where)
+    _check_fields(spec["training"], _TRAINING_FIELDS, where, "training.")
+    _check_fields(spec["training"].get("recipe") or {}, _RECIPE_FIELDS, where, "training.recipe.")
     if (evaluation := spec.get("evaluation")) is not None:
         if not isinstance(evaluation, dict):
             fail(where, "evaluation", "an object, or none", evaluation)
@@ -128,8 +130,8 @@ _FIELDS: Fields = {
     "labels": (f"a list of 2 to {MAX_LABELS} names, each once", _is_labels),
     "header_classes": (f"an object from {', '.join(HEADER_CLASSES)} to labels", lambda v: _is_map(v, HEADER_CLASSES)),
     "input_shape": (
-        "[height, width, 3] of 16 to 1024 pixels",
-        lambda v: isinstance(v, list) and v[2:] == [3] and all(_is_int(n, 16, 1024) for n in v[:2]),
+        f"{list(INPUT_SHAPE)}, the images that this program renders",
+        lambda v: v == list(INPUT_SHAPE) and all(isinstance(n, int) for n in v),
     ),
     "rendering_version": ("a number from 1", lambda v: _is_int(v, 1, 1 << 31)),
     "temperature": ("a number from 0.05 to 20", lambda v: _is_number(v, 0.05, 20.0)),
@@ -142,6 +144,18 @@ _FIELDS: Fields = {
     "model_sha256": _SHA256,
     "model_size": (f"1 to {MAX_MODEL_BYTES} bytes", lambda v: _is_int(v, 1, MAX_MODEL_BYTES)),
 }
+_TEXT_OR_NONE: tuple[str, Callable[[Any], bool]] = ("text, or none", lambda v: v is None or isinstance(v, str))
+_OBJECT_OR_NONE: tuple[str, Callable[[Any], bool]] = ("an object, or none", lambda v: v is None or isinstance(v, dict))
+_TRAINING_FIELDS: Fields = {
+    "fingerprint": _TEXT_OR_NONE,
+    "files": _TEXT_OR_NONE,
+    "images": (
+        "an object from label to number, or none",
+        lambda v: v is None or (isinstance(v, dict) and all(_is_int(n, 0, 1 << 53) for n in v.values())),
+    ),
+    "recipe": _OBJECT_OR_NONE,
+}
+_RECIPE_FIELDS: Fields = {"variation": _OBJECT_OR_NONE}
 _EVALUATION_FIELDS: Fields = {
     "sha256": _SHA256,
     "size": (f"1 to {MAX_EVALUATION_BYTES} bytes", lambda v: _is_int(v, 1, MAX_EVALUATION_BYTES)),
@@ -160,8 +174,8 @@ class Bundle:
     """A validated, picklable bundle.
 
     ``labels`` are in the order of the model's outputs; ``header_classes`` maps CT, MRI, XRAY to labels (empty where the
-    labels are others, such as CHEST and HAND: such a model sorts by pixels alone). ``input_shape`` is (height, width,
-    3). ``temperature`` divides the logits. ``decide`` is the calibrated mean confidence (0..1) from which pixels alone
+    labels are others, such as CHEST and HAND: such a model sorts by pixels alone). ``input_shape`` is ``INPUT_SHAPE``.
+    ``temperature`` divides the logits. ``decide`` is the calibrated mean confidence (0..1) from which pixels alone
     decide. ``contradict`` is the share (0..1) that their class must get of what they give to it and to a clear header's
     class, to hold the series for review. ``distance`` (0 or more) is the Mahalanobis distance beyond which an image is
     out of distribution (None: the model computes none). ``training`` holds the images' fingerprint and counts,

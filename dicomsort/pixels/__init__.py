@@ -35,8 +35,8 @@ with its aspect, and lies centred on black. Grey is the same in all three channe
 from __future__ import annotations
 
 from dicomsort.pixels.limits import MAX_INFLATED, MAX_PIXELS, PixelsError
-from dicomsort.pixels.render import INPUT_SHAPE, as_array, picture, render, show
-from dicomsort.records import RENDERING_VERSION
+from dicomsort.pixels.render import as_array, picture, render, show
+from dicomsort.records import INPUT_SHAPE, RENDERING_VERSION
 
 __all__ = [
     "INPUT_SHAPE",

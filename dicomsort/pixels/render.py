@@ -20,8 +20,8 @@ from dicomsort.dicom.file_meta import MAGIC, PREAMBLE
 from dicomsort.pixels import colour, frames, grayscale, png_jpeg, source
 from dicomsort.pixels.layout import Frame
 from dicomsort.pixels.limits import PixelsError, wrap_errors
+from dicomsort.records import INPUT_SHAPE
 
-INPUT_SHAPE = (224, 224, 3)
 _SIDE = INPUT_SHAPE[0]
 _MIN_SIDE = 2 * _SIDE  # pixels of the longer side of a frame that is decoded smaller than it is
 

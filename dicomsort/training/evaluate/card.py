@@ -62,21 +62,21 @@ def _data(spec: Content, run: Content) -> list[str]:
     columns = ("class", "images", "sources") if sources else ("class", "images")
     rows = [
         (label, f"{count:,}", *([str(len(sources[label]))] if sources else []))
-        for label, count in training["images"].items()
+        for label, count in (training.get("images") or {}).items()
     ]
     lines = ["## Trained on", "", *markdown(Table("", columns, rows))]
     for label, counts in sources.items():
         listed = ", ".join(f"{visible(source)} {count:,}" for source, count in counts.items())
         lines += ["", f"Sources of {label} (images): {listed}."]
-    lines += ["", f"Fingerprint of the files (SHA-256): `{training['fingerprint']}`."]
+    lines += ["", f"Fingerprint of the files (SHA-256): `{training.get('fingerprint') or 'not known'}`."]
     lines += ["The images are not part of the bundle."]
     if licences := data.get("licences"):
         lines += ["", "Licences, as the data set's manifest states them (images):", ""]
         lines += [f"- {licence}: {count:,}" for licence, count in licences.items()]
     else:
         lines += ["No licences were listed with them (`manifest.csv`): they are those of their sources."]
-    recipe = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in training.get("recipe", {}).items())
-    lines += ["", f"Recipe: {recipe}."]
+    recipe = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in (training.get("recipe") or {}).items())
+    lines += ["", f"Recipe: {recipe or 'not known'}."]
     if chosen := run.get("course", {}).get("kept"):
         lines += [f"Weights kept: {chosen}."]
     if split := run.get("split"):

@@ -279,8 +279,6 @@ def rival_at(out: Path, start: Bundle, *, anyway: bool) -> Bundle | None:
         bundle = load(out, RENDERING_VERSION)
         if set(bundle.labels) != set(start.labels):
             fail(str(out), "labels", f"{', '.join(start.labels)}, those of --from", ", ".join(bundle.labels))
-        if bundle.input_shape != start.input_shape:
-            fail(str(out), "input_shape", f"{start.input_shape}, that of --from", bundle.input_shape)
     except BundleError as error:
         raise UsageError(
             f"--out {str(out)!r}: expected a bundle there that can be compared with what comes of this training, "

@@ -5,6 +5,7 @@ The comparison is written as tables, as ``metrics.json`` and as a plot.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -144,15 +145,16 @@ def _own_figures(bundle: Bundle) -> dict[str, Any]:
     """Return a bundle's own figures; UsageError where it has none that can be read."""
     try:
         report = figures_in(bundle.folder)
-        checked = {
-            "accuracy": float(report["accuracy"]), "images": int(report["images"]), "classes": report["classes"]
-        }  # fmt: skip
+        figures = {name: value for name, value in report.items() if name != "training_run"}
+        figures |= {"accuracy": float(report["accuracy"]), "images": int(report["images"])}
+        figures |= {"classes": report["classes"]}
+        json.dumps(figures, allow_nan=False)
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UsageError(
             f"--compare: bundle {str(bundle.folder)!r}: expected its own {FIGURES}, as the two keep no common "
             "evaluation images, received none that can be read; give a DATASET that both shall judge"
         ) from error
-    return {name: value for name, value in report.items() if name != "training_run"} | checked
+    return figures
 
 
 def names_of(report: Mapping[str, Any]) -> list[str]:

@@ -17,10 +17,12 @@ import numpy as np
 
 from dicomsort.bundle import Bundle, Predictor, load
 from dicomsort.bundle.spec import read_model
+from dicomsort.config import TRAINING, checked
 from dicomsort.engines.engine import Engine, R, submit_batch
 from dicomsort.errors import UsageError, WorkerLost
 from dicomsort.pixels import PixelsError, render
 from dicomsort.records import RENDERING_VERSION
+from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.rendered import render_all
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import folds, patient, perceptual_hash
@@ -92,8 +94,13 @@ def _crossable(bundle: Bundle) -> Architecture:
         received = "one started from another bundle, which may have seen the sources"
         raise UsageError(f"{expected} trained from published weights, received {received}")
     architecture.require()
-    if not isinstance(recipe := bundle.training.get("recipe"), dict) or not set(RECIPE) <= set(recipe):
+    recipe = bundle.training.get("recipe") or {}
+    if not set(RECIPE) <= set(recipe):
         raise UsageError(f"{expected} that tells its recipe ({', '.join(RECIPE)}), received {recipe!r}")
+    for name in RECIPE:
+        checked(TRAINING[name], recipe[name], f"bundle {str(bundle.folder)!r}: training.recipe.{name}")
+    if recipe["augment"] not in STRENGTHS:
+        raise UsageError(f"{expected} with augment among {', '.join(STRENGTHS)}, received {recipe['augment']!r}")
     return varied(architecture, bundle.arch, recipe.get("variation") or {})
 
 

@@ -25,6 +25,7 @@ from dicomsort.training.data.dataset import Dataset, read_groups, relabelled, sc
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import keep_together
 from dicomsort.training.evaluate import reporting
+from dicomsort.training.evaluate.card import write_card
 from dicomsort.training.evaluate.cross_validation import FilePrediction, by_folds, predict_files, spread, thumbnails
 from dicomsort.training.evaluate.predictions import Predictions, name_clusters, own_thresholds, require_images
 from dicomsort.training.evaluate.reporting import CARD, FIGURES
@@ -88,12 +89,13 @@ def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Repor
     paths = [predictions.dataset.items[i].path for i in chosen]
     with reporter.step("Rendering the mistakes", len(paths)) as step:
         images = spread(engine, partial(thumbnails, str(settings.dataset)), paths, lambda *_: None, step)
+    content = _content(bundle, evaluated.report, reporter)
     with outcome(settings.out) as folder:
-        _write(folder, bundle, evaluated)
+        reporting.write(folder, *content, predictions)
         reporting.draw_mistakes(folder / reporting.SHEET, predictions, chosen, images)
     if settings.update:
         with outcome(bundle.folder) as folder:
-            _write(folder, bundle, evaluated)
+            reporting.write(folder, *content, predictions)
     return evaluated
 
 
@@ -174,10 +176,18 @@ def foreign_in(folder: str) -> str:
     return f"its {wrong[0]} is of something else" if wrong else ""
 
 
-def _write(folder: Path, bundle: Bundle, evaluated: Evaluated) -> None:
-    spec = json.loads((bundle.folder / SPEC_NAME).read_text("utf-8"))
-    report = {**evaluated.report, "training_run": _training_run(bundle)}
-    reporting.write(folder, spec, report, evaluated.predictions)
+def _content(bundle: Bundle, report: dict[str, Any], reporter: Reporter) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the content of bundle.json and of metrics.json, without a training_run that no card can be made of."""
+    spec: dict[str, Any] = json.loads((bundle.folder / SPEC_NAME).read_text("utf-8"))
+    whole = {**report, "training_run": _training_run(bundle)}
+    try:
+        write_card(spec, whole)
+    except (AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
+        received = f"received another ({type(error).__name__}: {visible(str(error))})"
+        where = f"bundle {str(bundle.folder)!r}: {FIGURES}"
+        reporter.note(f"{where}: training_run: expected what a training writes, {received}; card and figures lack it")
+        whole["training_run"] = {}
+    return spec, whole
 
 
 def _training_run(bundle: Bundle) -> dict[str, Any]:

@@ -20,7 +20,6 @@ import numpy as np
 from dicomsort.bundle import Bundle, Predictor, calibrate, load
 from dicomsort.bundle.spec import MAX_MODEL_BYTES, read_model
 from dicomsort.errors import BundleError
-from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.dataset import DatasetError
 from dicomsort.training.data.rendered import Rendered
@@ -52,8 +51,6 @@ def architecture_of(bundle: Bundle) -> Architecture:
     if architecture is None:
         known = ", ".join(ARCHITECTURES)
         raise BundleError(f"{where}: expected one of the networks {known}, received {bundle.arch!r}")
-    if bundle.input_shape != INPUT_SHAPE:
-        raise BundleError(f"{where}: expected a model of {INPUT_SHAPE} images, received {bundle.input_shape}")
     if bundle.arch != "efficientnet-lite0" and not (bundle.folder / KERAS_MODEL).is_file():
         raise BundleError(f"{where}: expected {KERAS_MODEL}, which `dicomsort train` leaves, received none")
     return architecture
@@ -90,9 +87,7 @@ def _lite0(bundle: Bundle) -> Any:
 def _beside(bundle: Bundle, shape: Shape, classes: int) -> Any:
     """Return the network with the weights of ``model.keras``, of which nothing else is read."""
     file = bundle.folder / KERAS_MODEL
-    recipe = bundle.training.get("recipe")
-    variation = recipe.get("variation") if isinstance(recipe, dict) else None
-    variation = variation if isinstance(variation, dict) else {}
+    variation = (bundle.training.get("recipe") or {}).get("variation") or {}
     model = varied(ARCHITECTURES[bundle.arch], bundle.arch, variation).build(shape, classes)
     try:
         _require_like(file, model)
@@ -159,6 +154,7 @@ def from_bundle(folder: Path) -> Finetune:
     BundleError where that is no bundle, or its network is unknown or its weights are missing.
     """
     bundle = load(folder, RENDERING_VERSION)
+    Predictor(bundle)  # which checks the network's inputs and outputs
     precisions = architecture_of(bundle).precisions
     weights = f"{bundle.arch} with the weights of the bundle {bundle.name} (SHA-256 {bundle.model_sha256})"
     return Finetune(
