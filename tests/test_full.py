@@ -15,6 +15,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from networks import rewritten
 
 from dicomsort.training.data.dataset import Dataset, Item
 from dicomsort.training.data.rendered import Rendered
@@ -172,6 +173,45 @@ def test_the_damage_is_all_that_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "state.npz").write_bytes(_archive(_story()))
     found, why = Checkpoint(tmp_path, {"arch": "x"}).load()
     assert (found is not None, why) == (True, "")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda arrays, _: arrays.update(variables0=np.zeros((1, 2), np.float32)),
+        lambda arrays, _: arrays.update(variables0=arrays["variables0"].astype(np.float64)),
+        lambda arrays, _: arrays.pop([name for name in arrays if name.startswith("variables")][-1]),
+        lambda arrays, _: arrays.pop("sums3"),
+        lambda arrays, _: arrays.update(best0=np.zeros(3, np.float32)),
+        lambda _, progress: progress.update(history={}),
+        lambda _, progress: progress["history"]["val_loss"].pop(),
+        lambda _, progress: progress["history"].pop("accuracy"),
+        lambda _, progress: progress.update(best=1),
+        lambda _, progress: progress.update(epoch=3),
+        lambda _, progress: progress.update(batch=BATCHES),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_the_training_is_damaged(
+    rendered: Rendered,
+    recipe: Hyperparameters,
+    interrupt: Callable[[int], None],
+    edit: Callable[[dict[str, Any], dict[str, Any]], object],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    recipe = replace(recipe, patience=2)
+    interrupt(BATCHES + 2)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(rendered, recipe)
+    assert recipe.checkpoint is not None
+    said = list[str]()
+    for change in (lambda *_: None, edit):
+        rewritten(recipe.checkpoint, change)
+        interrupt(1)
+        with pytest.raises(KeyboardInterrupt):
+            _fit(rendered, recipe)
+        said.append(capfd.readouterr().err)
+    assert "Going on from the checkpoint in out.checkpoint: epoch 2 of 3, batch 3" in said[0]
+    assert "Starting anew: there is a checkpoint, but it is damaged" in said[1]
 
 
 def test_another_training_starts_anew_and_says_why(

@@ -122,8 +122,25 @@ def test_a_damaged_or_foreign_file_in_the_cache_is_none_of_it(tmp_path: Path) ->
     for content in (b"", b"x", whole[:5000], whole[:5000] + flipped + whole[5001:], other, short):
         path.write_bytes(content)
         assert rendered_module.recall(store, digest) is None
+    for frame in ("04224d18687005000000000000800500000000", "04224d18687000000000000004002b00000000"):
+        path.write_bytes(bytes.fromhex(frame))  # claims 2**63 + 5, 2**50 bytes of content
+        assert rendered_module.recall(store, digest) is None
     path.write_bytes(whole)
     assert rendered_module.recall(store, digest) is not None
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_in_the_cache_is_not_waited_for(
+    dataset: Dataset, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    store = rendered_module.open_cache(tmp_path / "cache")
+    first = _render(dataset, tmp_path / "1.npy", SerialEngine(), store)
+    path = min(path for path in store.rglob("*") if path.is_file())
+    path.unlink()
+    make(path)
+    second = _render(dataset, tmp_path / "2.npy", SerialEngine(), store)
+    np.testing.assert_array_equal(first.images, second.images)
+    assert first.skipped == second.skipped
 
 
 def test_small_files_come_in_large_batches(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 from dicomsort.bundle import Predictor, calibrate, load
 from dicomsort.pixels import render
 from dicomsort.records import RENDERING_VERSION
+from dicomsort.training.evaluate.plots import plot_trials
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture
 from dicomsort.training.pipeline import OUTPUTS
 
@@ -286,6 +287,39 @@ def test_ctrl_c_leaves_nothing_half_written(dataset: Path, tmp_path: Path) -> No
     assert "Traceback" not in "".join(said)
     assert list((tmp_path / "out").iterdir()) == []
     assert list(scratch.iterdir()) == []
+
+
+def test_a_persons_settings_of_matplotlib_and_keras_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_bytes(b"text.usetex: True \xff")
+    (tmp_path / "keras.json").write_text(
+        '{"backend": "torch", "floatx": "float16", "image_data_format": "channels_first"}'
+    )
+    script = (
+        "from pathlib import Path\n"
+        "from dicomsort.training.evaluate.plots import plot_trials\n"
+        "from dicomsort.training.progress import load_tensorflow\n"
+        "plot_trials([(1, 0.5, True)], Path('trials.png'))\n"
+        "load_tensorflow()\n"
+        "from keras import config\n"
+        "print(config.backend(), config.floatx(), config.image_data_format(), config.max_epochs())\n"
+    )
+    own = {"MPLBACKEND": "foo", "KERAS_BACKEND": "jax", "KERAS_HOME": str(tmp_path), "KERAS_MAX_EPOCHS": "1"}
+    own |= {"PYTHONPATH": str(Path(__file__).parents[1])}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], check=False, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "tensorflow float32 channels_last None\n"
+    assert (tmp_path / "trials.png").exists()
+
+
+def test_plots_start_from_the_defaults_where_another_style_is_set(tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    with mpl.rc_context({"text.usetex": True, "image.cmap": "gray"}):
+        plot_trials([(1, 0.5, True)], tmp_path / "trials.png")
+        assert mpl.rcParams["text.usetex"]
+    assert (tmp_path / "trials.png").exists()
 
 
 def test_the_port_of_efficientnet_lite0_knows_a_uniform() -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from networks import TINY, answers, tiny
+from networks import TINY, answers, rewritten, tiny
 
 from dicomsort.errors import BundleError
 from dicomsort.training.data.dataset import Dataset, Item
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import keep_together
+from dicomsort.training.fit.checkpoint import COLUMNS
 from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture
 from dicomsort.training.progress import Reporter, load_tensorflow
@@ -200,6 +201,44 @@ def test_an_interrupted_cross_validation_goes_on_with_the_next_fold(
     with pytest.raises(KeyboardInterrupt):
         _fit(rendered, replace(recipe, seed=8))
     assert "but it is of another training: seed differ" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda arrays, _: arrays.update(variables0=arrays["variables0"][:-1]),
+        lambda arrays, _: arrays.pop([name for name in arrays if name.startswith("variables")][-1]),
+        lambda arrays, _: arrays.update(best0=np.zeros(3)),
+        lambda _, progress: progress.update(history={}),
+        lambda _, progress: progress.update(epoch=3),
+        lambda _, progress: progress.update(epoch=0),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_the_cross_validation_is_damaged(
+    rendered: Rendered, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, edit: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from dicomsort.training.fit.transfer import TailTrainer
+
+    monkeypatch.setattr("dicomsort.training.fit.transfer.FOLDS", 2)
+    history, calls = {column: [0.5, 0.5] for column in COLUMNS}, list[str]()
+
+    def stopped(_: TailTrainer, __: Any, ___: Any, name: str) -> Any:
+        calls.append(name)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return history
+
+    monkeypatch.setattr(TailTrainer, "fit", stopped)
+    recipe = replace(RECIPE, epochs=2, augment="none", checkpoint=tmp_path / "out.checkpoint")
+    for change in (lambda *_: None, edit):
+        with pytest.raises(KeyboardInterrupt):
+            _fit(rendered, recipe)
+        rewritten(tmp_path / "out.checkpoint", change)
+    capfd.readouterr()
+    with pytest.raises(KeyboardInterrupt):
+        _fit(rendered, recipe)
+    assert calls[1:] == ["Cross-validation, fold 2 of 2"] * 2 + ["Cross-validation, fold 1 of 2"]
+    assert "Starting anew: there is a checkpoint, but it is damaged" in capfd.readouterr().err
 
 
 def test_a_seed_fixes_a_training(rendered: Rendered) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -124,6 +126,68 @@ def test_trials_that_are_nested_too_deeply_are_wrong_usage(dataset: Path, tmp_pa
     assert ran.code == 2, ran.err
     assert "expected tuned.trials beside it to be writable and of a search" in ran.err
     assert (tmp_path / "tuned.trials").exists()
+
+
+@pytest.fixture(scope="module")
+def interrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The records of a search that was interrupted in its second trial."""
+    from dicomsort.training import trial
+
+    out = tmp_path_factory.mktemp("interrupted") / "tuned"
+    with mock.patch.object(trial, "attempt", side_effect=[0.5, KeyboardInterrupt]):
+        ran = run("tune", dataset, "--out", out, "--arch", "tiny", "--trials", 2, "--epochs", 2)
+    assert ran.code == 130, ran.err
+    return [json.loads(line) for line in out.with_name("tuned.trials").read_text().splitlines()]
+
+
+def _of(records: list[dict[str, Any]], code: int, **fields: object) -> dict[str, Any]:
+    return next(one for one in records if one["op_code"] == code and fields.items() <= one.items())
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda all_: _of(all_, 5, param_name="augment").update(param_value_internal=99),
+        lambda all_: _of(all_, 5, param_name="learning_rate").update(param_value_internal="fast"),
+        lambda all_: _of(all_, 5, param_name="learning_rate").update(param_value_internal=1e9),
+        lambda all_: all_.remove(_of(all_, 5, param_name="batch_size")),
+        lambda all_: _of(all_, 5).update(param_name="other"),
+        lambda all_: _of(all_, 5, param_name="learning_rate").update(
+            _of(all_, 5, param_name="augment"), param_name="learning_rate"
+        ),
+        lambda all_: _of(all_, 6, state=1).update(values=None),
+        lambda all_: _of(all_, 6, state=1).update(values=["x"]),
+        lambda all_: _of(all_, 6, state=1).update(values=[0.5, 0.5]),
+        lambda all_: _of(all_, 6, state=1).update(values=0.5),
+        lambda all_: _of(all_, 6, state=1).update(state=2),
+        lambda all_: all_.insert(
+            2, {"op_code": 7, "worker_id": "x", "trial_id": 0, "step": 0, "intermediate_value": "x"}
+        ),
+        lambda all_: all_[0].update(directions=[1]),
+        lambda all_: all_[0].update(directions=[2, 2]),
+        lambda all_: all_[1].update(state=4, system_attrs={"fixed_params": {"batch_size": -1}}),
+        lambda all_: all_.insert(1, "x"),
+    ],
+)
+def test_a_damaged_journal_of_trials_is_wrong_usage(
+    dataset: Path, tmp_path: Path, interrupted: list[dict[str, Any]], edit: Callable[[list[Any]], object]
+) -> None:
+    records = json.loads(json.dumps(interrupted))
+    edit(records)
+    (tmp_path / "tuned.trials").write_text("".join(f"{json.dumps(one)}\n" for one in records))
+    ran = run("tune", dataset, "--out", tmp_path / "tuned", "--arch", "tiny", "--trials", 2, "--epochs", 2)
+    assert ran.code == 2, ran.err
+    assert "expected tuned.trials beside it to be writable and of a search, received a damaged one (" in ran.err
+    assert "--fresh starts anew" in ran.err
+
+
+def test_a_search_whose_last_record_is_torn_goes_on(
+    dataset: Path, tmp_path: Path, interrupted: list[dict[str, Any]]
+) -> None:
+    (tmp_path / "tuned.trials").write_text("\n".join(map(json.dumps, interrupted))[:-9])
+    ran = run("tune", dataset, "--out", tmp_path / "tuned", "--arch", "tiny", "--trials", 2, "--epochs", 2)
+    assert ran.code == 0, ran.err
+    assert "Going on from tuned.trials: 1 trials are done" in ran.err
 
 
 def test_a_search_locks_its_journal_and_makes_and_removes_no_other_name(

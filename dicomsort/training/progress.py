@@ -17,8 +17,14 @@ __all__ = ["Reporter", "Step", "load_tensorflow", "stderr_captured"]
 
 
 def load_tensorflow() -> None:
-    """Import TensorFlow and Keras without their remarks on accelerators, drivers and retracing; errors still show."""
+    """Import TensorFlow and Keras without their remarks on accelerators, drivers and retracing; errors still show.
+
+    A person's own settings of Keras, in the environment or in keras.json, do not count: it has its defaults.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in [name for name in os.environ if name.startswith("KERAS_")]:  # also limits of epochs and batches
+        del os.environ[name]
+    os.environ.update(KERAS_BACKEND="tensorflow", KERAS_HOME=os.devnull)  # no keras.json there
     with stderr_captured():
         import keras  # noqa: F401 - takes long, and is what callers import next
         import tensorflow as tf

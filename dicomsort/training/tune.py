@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dicomsort.config import TRAINING
 from dicomsort.config import checked as in_range
 from dicomsort.errors import UsageError, missing_extra
-from dicomsort.files import Files, closing_descriptor
+from dicomsort.files import Files, closing_descriptor, whole_lines
 from dicomsort.training.data.dataset import fingerprint
 from dicomsort.training.fit.checkpoint import resumable
 from dicomsort.training.pipeline import Trained, rendering, scanned, train
@@ -118,8 +118,8 @@ def _locked(settings: Settings) -> Iterator[None]:
         is_ours = files.lock(descriptor)
         if not (is_ours and path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))):
             raise UsageError(f"{_expected(settings)}one that another `dicomsort tune` holds; wait for it to end")
-        if settings.fresh:
-            files.truncate(descriptor, 0)
+        # a kill or a full disk may have cut the last line
+        files.truncate(descriptor, 0 if settings.fresh else whole_lines(descriptor, os.fstat(descriptor).st_size))
         yield
 
 
@@ -131,19 +131,50 @@ def _open_study(optuna: Any, settings: Settings, rendered: Rendered, reporter: R
     name = hashlib.sha256(content.encode()).hexdigest()[:16]
     try:
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path), _NoLock()))
-        others = [study.study_name for study in optuna.get_all_study_summaries(storage) if study.study_name != name]
+        others = [other for other in optuna.get_all_study_names(storage) if other != name]
         study = optuna.create_study(
             storage=storage, study_name=name, load_if_exists=True, direction="maximize",
             sampler=optuna.samplers.TPESampler(seed=settings.seed),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=WARM_UP_TRIALS),
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
+        _check(optuna, study, settings)
+    except OSError as error:
         raise UsageError(f"{_expected(settings)}{error}; --fresh starts anew") from error
+    except (
+        ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, AssertionError,
+    ) as error:  # fmt: skip
+        raise UsageError(
+            f"{_expected(settings)}a damaged one ({type(error).__name__}: {error}); --fresh starts anew"
+        ) from error
     if _ended(study):
         reporter.note(f"Going on from {path.name}: {len(_ended(study))} trials are done")
     elif others:
         reporter.note(f"Starting anew: {path.name} is of another search")
     return study
+
+
+def _check(optuna: Any, study: Any, settings: Settings) -> None:
+    """Raise ValueError, or what Python does, unless the journal has the trials that ``_search`` leaves."""
+    made = optuna.distributions
+    space = {"learning_rate": made.FloatDistribution(*RATES, log=True)}
+    space |= {name: made.CategoricalDistribution(values) for name, values in _choices(settings).items()}
+    for trial in study.trials:
+        has_ended, scores = trial.state.name in ENDED, list(trial.intermediate_values.values())
+        if has_ended:
+            scores += trial.values if trial.values and len(trial.values) == 1 else [None]
+        if not (
+            trial.state.name in {*ENDED, "RUNNING", "FAIL"}
+            and not trial.system_attrs
+            and all(type(step) is int for step in trial.intermediate_values)
+            and all(type(score) in {int, float} and 0 <= score <= 1 for score in scores)
+            and all(space[name] == distribution for name, distribution in trial.distributions.items())
+            and RATES[0] <= trial.params.get("learning_rate", RATES[0]) <= RATES[1]
+            and (not has_ended or trial.params.keys() == space.keys())
+        ):
+            raise ValueError(f"trial {trial.number + 1} is not of this search")
+    states = {trial.state.name for trial in study.trials}
+    if study.direction.name != "MAXIMIZE" or ("PRUNED" in states and "COMPLETE" not in states):
+        raise ValueError("its trials are not of this search")
 
 
 def _ended(study: Any) -> list[Any]:  # not interrupted
@@ -176,11 +207,14 @@ def _search(optuna: Any, study: Any, settings: Settings, trials: int, rendered: 
 
 
 def _suggest(trial: Any, settings: Settings) -> dict[str, Any]:
+    rate, choices = trial.suggest_float("learning_rate", *RATES, log=True), _choices(settings)
+    return {"learning_rate": rate} | {name: trial.suggest_categorical(name, each) for name, each in choices.items()}
+
+
+def _choices(settings: Settings) -> dict[str, tuple[Any, ...]]:
     from dicomsort.training.models.architectures import VARIATIONS
 
-    rate = trial.suggest_float("learning_rate", *RATES, log=True)
-    values = {"batch_size": BATCHES, "augment": STRENGTHS, **VARIATIONS[settings.arch or ""]}
-    return {"learning_rate": rate} | {name: trial.suggest_categorical(name, each) for name, each in values.items()}
+    return {"batch_size": BATCHES, "augment": STRENGTHS, **VARIATIONS[settings.arch or ""]}
 
 
 def _with(settings: Settings, params: dict[str, Any]) -> Settings:

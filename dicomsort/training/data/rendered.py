@@ -31,6 +31,7 @@ from numpy.typing import DTypeLike, NDArray
 from dicomsort import pixels
 from dicomsort.engines.engine import Engine, submit_batch
 from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.files import opened_file
 from dicomsort.pixels import INPUT_SHAPE, PixelsError
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.augment import Vary, vary
@@ -40,6 +41,7 @@ from dicomsort.training.progress import Reporter
 
 HASH_BYTES = 32
 _HEAD = b"\1\0\0"  # version of this layout and of ``splitting.perceptual_hash``; channels; whether there is a hash
+_LARGEST = len(_HEAD) + HASH_BYTES + math.prod(INPUT_SHAPE)
 
 
 class Picture(NamedTuple):
@@ -73,9 +75,10 @@ def _make(folder: Path) -> None:
 
 
 def recall(place: Path, digest: str) -> Picture | None:
-    """Return the cached rendering of the file with this SHA-256, None where it is missing or damaged."""
+    """Return the cached rendering of the file with this SHA-256, None where it is missing, damaged or another file."""
     try:
-        data = imagecodecs.lz4f_decode(_path(place, digest).read_bytes())
+        with opened_file(str(_path(place, digest))) as file:
+            data = imagecodecs.lz4f_decode(file.read(2 * _LARGEST), out=_LARGEST + 1)
         format_, channels, hashed = data[: len(_HEAD)]
         pixels = np.frombuffer(data, np.uint8, offset=len(_HEAD) + HASH_BYTES).reshape(*INPUT_SHAPE[:2], channels)
     except (OSError, RuntimeError, ValueError):
@@ -103,6 +106,8 @@ def remember(place: Path, digest: str, picture: Picture) -> None:
         os.replace(part, path)
     except OSError as error:
         Path(part).unlink(missing_ok=True) if part else None
+        if isinstance(error, IsADirectoryError):
+            return  # it has the name, and will be rendered each time
         raise DicomsortError(
             f"--cache: expected room for the renderings, received {error.strerror or error}"
         ) from error

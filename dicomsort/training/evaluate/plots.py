@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from contextlib import contextmanager
+import os
+import sys
+from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,16 +64,24 @@ class Mistake:
     path: str
 
 
+def _load_matplotlib() -> Any:
+    """Import matplotlib without reading a matplotlibrc: it looks in the current folder, then where it is told to."""
+    os.environ.update(MPLBACKEND="agg", MATPLOTLIBRC=os.devnull)
+    with nullcontext() if "matplotlib" in sys.modules else chdir("/"):
+        import matplotlib as mpl
+    return mpl
+
+
 @contextmanager
 def new_figure(size: tuple[float, float], path: Path | None = None) -> Iterator[Any]:
     """Yield a figure of ``size`` in inches, in the style of all; write it to ``path`` when the block ends.
 
-    The PNG has a palette, for few colours. No display is needed.
+    The PNG has a palette, for few colours. No display is needed. A person's settings of matplotlib do not count.
     """
-    import matplotlib as mpl
+    mpl = _load_matplotlib()
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(STYLE), io.BytesIO() as stream:
+    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}), io.BytesIO() as stream:
         figure = Figure(size, layout="constrained")
         yield figure
         if path is None:

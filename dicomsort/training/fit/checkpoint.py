@@ -33,7 +33,9 @@ from dicomsort.training.progress import Reporter
 Arrays = Sequence[NDArray[Any]]
 
 NAME, PART, HEADER = "state.npz", "state.npz.part", "story"
+DAMAGED = "it is damaged"
 KINDS = ("variables", "sums", "best")
+COLUMNS = ("loss", "accuracy", "val_loss", "val_accuracy")  # of a history
 
 
 @dataclass
@@ -88,9 +90,16 @@ class Checkpoint:
             os.fsync(file.fileno())
         part.replace(self.folder / NAME)
 
-    def resume(self, reporter: Reporter, done: Callable[[Progress], str]) -> Saved | None:
-        """Return what was saved, None where the training starts anew; report which, and what is ``done``."""
+    def resume(
+        self, reporter: Reporter, done: Callable[[Progress], str], fits: Callable[[Saved], bool]
+    ) -> Saved | None:
+        """Return what was saved, None where the training starts anew; report which, and what is ``done``.
+
+        What does not fit the training is damaged.
+        """
         saved, problem = (None, "") if self.fresh else self.load()
+        if saved and not fits(saved):
+            saved, problem = None, DAMAGED
         if problem:
             reporter.note(f"Starting anew: there is a checkpoint, but {problem}")
         if saved:
@@ -109,9 +118,9 @@ class Checkpoint:
             identity, progress = dict(header["identity"]), _progress(header["progress"])
         except (
             OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, EOFError, RuntimeError,
-            zipfile.BadZipFile, zlib.error,
+            MemoryError, zipfile.BadZipFile, zlib.error,
         ):  # fmt: skip
-            return None, "it is damaged"
+            return None, DAMAGED
         if other := sorted(key for key in {*identity, *self.identity} if identity.get(key) != self.identity.get(key)):
             return None, f"it is of another training: {', '.join(other)} differ"
         return Saved(progress, *arrays), ""
@@ -153,6 +162,19 @@ def _progress(stored: Mapping[str, Any]) -> Progress:
         if type(values) is not list or any(type(value) not in {int, float} for value in values):
             raise ValueError("expected lists of numbers")
     return progress
+
+
+def are_like(arrays: Arrays, others: Sequence[Any]) -> bool:
+    """Return whether arrays have the number, shapes and types of others, which may be variables of Keras."""
+    found, expected = ([(tuple(one.shape), str(one.dtype)) for one in part] for part in (arrays, others))
+    return found == expected
+
+
+def is_history(history: Mapping[str, Sequence[float]], epochs: int) -> bool:
+    """Return whether a history has all columns, with a value for each of so many epochs; none for no epoch."""
+    return {column: len(values) for column, values in history.items()} == dict.fromkeys(
+        COLUMNS if epochs else (), epochs
+    )
 
 
 @contextmanager

@@ -24,8 +24,10 @@ from dicomsort.training.fit.checkpoint import (
     Progress,
     Saved,
     StopRequest,
+    are_like,
     checkpoint_of,
     held_back,
+    is_history,
     resumable,
 )
 from dicomsort.training.fit.feeding import Batches, predict_rows
@@ -40,6 +42,7 @@ from dicomsort.training.progress import Reporter
 SAVE_SECONDS = 300.0  # within long epochs
 MEASURED = 2000  # training images, at most, that the Mahalanobis model is fitted on
 CALIBRATION_FOLDS = 5  # in which held-out predictions calibrate each other
+SUMS = [np.zeros((), np.float32)] * 4  # of an epoch's metrics: total and count of loss, and of accuracy
 UNBALANCED = 3  # the ratio of the largest to the smallest class from which a warning is due
 
 
@@ -58,7 +61,6 @@ def fit_full(
     precision = "mixed" if mixed else "float32"
     checkpoint = checkpoint_of(model, rendered, hyper, precision=precision)
     callback = CheckpointCallback(model, hyper, checkpoint, reporter)
-    callback.restore()
     _train(callback, rendered, train, items)
     model = feeding.in_float32(model, build) if mixed else model
     with reporter.step("Predicting held-out images", len(items)) as step:
@@ -103,10 +105,24 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         def done(progress: Progress) -> str:
             return f"epoch {progress.epoch + 1} of {self.hyper.epochs}, batch {progress.batch + 1}"
 
-        if saved := self._checkpoint and self._checkpoint.resume(self.reporter, done):
+        if saved := self._checkpoint and self._checkpoint.resume(self.reporter, done, self._fits):
             for variable, value in zip(self._variables(), saved.variables, strict=True):
                 variable.assign(value)
             self.progress, self._best, self._sums = saved.progress, list(saved.best), list(saved.sums)
+
+    def _fits(self, saved: Saved) -> bool:
+        """Return whether a checkpoint is of this model and of epochs and batches that there are."""
+        past, best = saved.progress, self.trained.weights if self.hyper.patience and saved.progress.epoch else []
+        return (
+            (past.epoch, past.batch) < (self.hyper.epochs, 1)
+            and past.batch < self.batches
+            and (past.best >= 0) == (past.epoch > 0)
+            and past.best < max(past.epoch, 1)
+            and is_history(past.history, past.epoch)
+            and are_like(saved.variables, self._variables())
+            and are_like(saved.sums, SUMS if past.batch else [])
+            and are_like(saved.best, best)
+        )
 
     def finished(self) -> bool:
         """Return whether the last epoch, or the last that patience allows, has ended."""
@@ -188,7 +204,7 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
 def _train(callback: CheckpointCallback, rendered: Rendered, train: Indices, held_out: Indices) -> None:
     """Train to the end; on Ctrl-C or SIGTERM finish the batch, save, report how to resume, raise KeyboardInterrupt."""
-    hyper, truth, progress = callback.hyper, feeding.one_hot(rendered.dataset), callback.progress
+    hyper, truth = callback.hyper, feeding.one_hot(rendered.dataset)
     weights = balance(rendered.dataset.only(train)) if hyper.balance else None
     size, strength = hyper.batch_size, STRENGTHS[hyper.augment]
     data = Batches(
@@ -196,6 +212,8 @@ def _train(callback: CheckpointCallback, rendered: Rendered, train: Indices, hel
     )
     unseen = Batches(rendered.images, rendered.rows[held_out], truth[held_out], size)
     callback.batches = len(data)
+    callback.restore()
+    progress = callback.progress
     done = progress.epoch * len(data) + progress.batch
     with (
         callback.reporter.step("Training", hyper.epochs * len(data), done) as step,

@@ -27,7 +27,15 @@ from dicomsort.training.data.prefetch import Feed
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import folds, held_together
-from dicomsort.training.fit.checkpoint import Checkpoint, Progress, Saved, checkpoint_of, resumable
+from dicomsort.training.fit.checkpoint import (
+    Checkpoint,
+    Progress,
+    Saved,
+    are_like,
+    checkpoint_of,
+    is_history,
+    resumable,
+)
 from dicomsort.training.fit.feeding import one_hot, run, waiting
 from dicomsort.training.fit.frozen_features import (
     BalancedSampler,
@@ -222,7 +230,10 @@ def cross_validate(
     arrays = [*held_out.arrays(), integers, distances]
     numbers = np.unique(held_out.fold)
     count = len(numbers)
-    saved = checkpoint and checkpoint.resume(trainer.reporter, lambda past: f"{past.epoch} of {count} folds are done")
+    fits = partial(_fits, folds=count, epochs=trainer.hyper.epochs, arrays=arrays)
+    saved = checkpoint and checkpoint.resume(
+        trainer.reporter, lambda past: f"{past.epoch} of {count} folds are done", fits
+    )
     progress = saved.progress if saved else Progress()
     for array, before in zip(arrays, saved.variables if saved else arrays, strict=True):
         array[...] = before
@@ -243,6 +254,12 @@ def cross_validate(
     if np.isnan(integers).any():
         return None, progress.history
     return held_out.with_int8(integers, None if np.isnan(distances).all() else distances), progress.history
+
+
+def _fits(saved: Saved, folds: int, epochs: int, arrays: Sequence[NDArray[Any]]) -> bool:
+    """Return whether a checkpoint is of such a cross-validation, with a fold done."""
+    held = [*saved.variables, *saved.sums, *saved.best]
+    return 0 < saved.progress.epoch <= folds and is_history(saved.progress.history, epochs) and are_like(held, arrays)
 
 
 def predict_fold(
