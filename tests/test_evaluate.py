@@ -333,11 +333,24 @@ def test_a_recipe_that_cannot_be_trained_is_not_cross_validated(
         _crossable(load(bundle(recipe=recipe | {name: value}), RENDERING_VERSION))
 
 
-@pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400])
-def test_figures_of_a_bundle_that_are_no_numbers_are_not_compared(bundle: Callable[..., Path], value: float) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"balanced_accuracy": float("inf")},
+        {"balanced_accuracy": float("nan")},
+        {"balanced_accuracy": 10**400},
+        {"accuracy": 1e308, "balanced_accuracy": -1e308},  # their difference is infinite
+        {"accuracy": 1.01},
+        {"classes": {"CT": {"recall": -0.1}}},
+        {"thresholds": {"decide": {"coverage": 7}}},
+    ],
+)
+def test_figures_of_a_bundle_that_are_no_shares_are_not_compared(
+    bundle: Callable[..., Path], wrong: dict[str, object]
+) -> None:
     folder = bundle()
     figures = json.loads((folder / "metrics.json").read_text("utf-8"))
-    (folder / "metrics.json").write_text(json.dumps(figures | {"balanced_accuracy": value}), "utf-8")
+    (folder / "metrics.json").write_text(json.dumps(figures | wrong), "utf-8")
     found = replace(load(folder, RENDERING_VERSION), evaluation=None)
     with pytest.raises(UsageError, match=r"expected its own metrics\.json"):
         on_their_own((found, found), 0)

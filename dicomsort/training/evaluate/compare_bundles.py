@@ -40,6 +40,11 @@ LISTED = 200  # paths of images that changed, of each kind
 WORST = 12
 THRESHOLDS = ("decide", "contradict", "decide_and_distance")
 AGREEMENT = ("both", "only_first", "only_second", "neither")
+THRESHOLD_ROWS: dict[str, KeyPath] = {
+    f"{name.replace('_', ' ')}: {words}": ("thresholds", name, key)
+    for name in THRESHOLDS
+    for key, words in (("coverage", "images at or above"), ("accuracy", "right among them"))
+}
 SHOWN_CLASSES = 30
 ROW_INCHES, LEAST_ROWS = 0.42, 3
 SPAN = 0.05  # of a change that is shown at least, to each side
@@ -142,19 +147,28 @@ def _header(of: str, bundles: Bundles, *trained_on: int | None) -> dict[str, Any
 
 
 def _own_figures(bundle: Bundle) -> dict[str, Any]:
-    """Return a bundle's own figures; UsageError where it has none that can be read."""
+    """Return a bundle's own figures; UsageError where it has none that can be read, or shares outside 0..1."""
     try:
         report = figures_in(bundle.folder)
         figures = {name: value for name, value in report.items() if name != "training_run"}
         figures |= {"accuracy": float(report["accuracy"]), "images": int(report["images"])}
         figures |= {"classes": report["classes"]}
         json.dumps(figures, allow_nan=False)
+        _check_shares(figures)
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UsageError(
             f"--compare: bundle {str(bundle.folder)!r}: expected its own {FIGURES}, as the two keep no common "
-            "evaluation images, received none that can be read; give a DATASET that both shall judge"
+            "evaluation images, received none whose shares are 0 to 1; give a DATASET that both shall judge"
         ) from error
     return figures
+
+
+def _check_shares(figures: Mapping[str, Any]) -> None:
+    """Raise ValueError where a share is outside 0..1: a difference of two such may be infinite."""
+    paths = {*ROWS.values(), *_class_rows([*figures["classes"]]).values(), *THRESHOLD_ROWS.values()} - NUMBERS
+    shares = [value for path in paths if isinstance(value := at(figures, path), float | int)]
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError("expected shares from 0 to 1")
 
 
 def names_of(report: Mapping[str, Any]) -> list[str]:
@@ -197,23 +211,19 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
 def tables(report: Mapping[str, Any]) -> Iterator[Table]:
     """Yield the tables of a comparison that have rows."""
     names = names_of(report)
-    classes = {
-        f"{label} {key}": ("classes", label, key) for label in _labels(report) for key in ("recall", "precision")
-    }
-    thresholds = {
-        f"{name.replace('_', ' ')}: {words}": ("thresholds", name, key)
-        for name in THRESHOLDS
-        for key, words in (("coverage", "images at or above"), ("accuracy", "right among them"))
-    }
     for table in (
         _change_table("Figures", ("figure", *names), report, ROWS, [("images", *_counts(report), "", "")]),
-        _change_table("By class", ("class", *names), report, classes),
-        _change_table("Confidence (each bundle's own thresholds)", ("threshold", *names), report, thresholds),
+        _change_table("By class", ("class", *names), report, _class_rows(_labels(report))),
+        _change_table("Confidence (each bundle's own thresholds)", ("threshold", *names), report, THRESHOLD_ROWS),
         _agreement(report, names),
         _sources(report, names),
     ):
         if table.rows:
             yield table
+
+
+def _class_rows(labels: Sequence[str]) -> dict[str, KeyPath]:
+    return {f"{label} {key}": ("classes", label, key) for label in labels for key in ("recall", "precision")}
 
 
 def _labels(report: Mapping[str, Any]) -> list[str]:
