@@ -209,7 +209,7 @@ def infer(count: int) -> None:
 
 def look_at(engine: Engine, frames: Sequence[Frame], size: int) -> None:
     """Have frames looked at as a sort does, some tasks waiting."""
-    task = partial(tasks.predict_frames, str(default_path()), "/")
+    task = partial(tasks.predict_frames, load(default_path(), RENDERING_VERSION).reference, "/")
     waiting: deque[Future[list[FramePrediction]]] = deque()
     for start in range(0, len(frames), size):
         waiting.append(submit_batch(engine, task, frames[start : start + size], lost))

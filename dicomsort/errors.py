@@ -55,6 +55,12 @@ class BundleError(UsageError):
     """A model path that is no bundle, or a bundle that this version must not use."""
 
 
+class BundleChanged(BundleError):
+    """A bundle that another took the place of, or that was damaged, after the command had begun with it."""
+
+    exit_code = 1
+
+
 class Outdated(DicomsortError):
     """The subject of a decision was decided, removed or changed since it was shown."""
 

@@ -7,14 +7,12 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dicomsort.bundle import Predictor, load
+from dicomsort.bundle import BundleReference, predictor_of
 from dicomsort.dicom.headers import read_header
 from dicomsort.files import hashed, opened
-from dicomsort.records import RENDERING_VERSION, Examined, Found, FramePrediction, Header, Kind
+from dicomsort.records import Examined, Found, FramePrediction, Header, Kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +70,9 @@ def _digest(descriptor: int, data: bytes, size: int) -> str:
     return hashed(descriptor, data, size)
 
 
-def predict_frames(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[FramePrediction]:
+def predict_frames(
+    bundle: BundleReference, inbox: str, frames: Sequence[tuple[str, int | None]]
+) -> list[FramePrediction]:
     """Return the prediction of each frame (path below the inbox, frame number or None for the middle one)."""
     return [each.prediction for each in explain(bundle, inbox, frames)]
 
@@ -90,7 +90,7 @@ class ExplainedPrediction:
     maps: NDArray[np.float32] | None = None
 
 
-def explain(bundle: str, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[ExplainedPrediction]:
+def explain(bundle: BundleReference, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[ExplainedPrediction]:
     """Return prediction, rendering and class maps of each frame (path, and frame number as for ``predict_frames``)."""
     images = [_rendered(inbox, path, frame) for path, frame in frames]
     return [
@@ -118,14 +118,14 @@ class FramePicture:
 class PictureRequest:
     """A request for pictures of a frame: a file below the root, the frame (None: the middle one), pixels a side.
 
-    ``side`` 0 requests no picture, ``bundle`` is the folder of the model that predicts, if any; ``rendering`` requests
-    the model's input.
+    ``side`` 0 requests no picture, ``bundle`` is that of the model that predicts, if any; ``rendering`` requests the
+    model's input.
     """
 
     path: str
     frame: int | None
     side: int
-    bundle: str = ""
+    bundle: BundleReference | None = None
     rendering: bool = False
 
 
@@ -184,14 +184,9 @@ def _rendered(inbox: str, path: str, frame: int | None) -> NDArray[np.uint8] | F
         return FramePrediction(problem=str(error))
 
 
-def _predict(bundle: str, image: NDArray[np.uint8]) -> ExplainedPrediction:
-    predictor = _predictor(bundle)
+def _predict(bundle: BundleReference, image: NDArray[np.uint8]) -> ExplainedPrediction:
+    predictor = predictor_of(bundle)
     output = predictor.predict(image[None])
     distance = None if predictor.bundle.distance is None else float(output.distances[0])
     prediction = FramePrediction(tuple(output.probabilities[0].tolist()), distance=distance)
     return ExplainedPrediction(prediction, image, None if output.maps is None else output.maps[0])
-
-
-@lru_cache(maxsize=1)  # loaded when it is first needed: most workers of a small sort never need it
-def _predictor(folder: str) -> Predictor:
-    return Predictor(load(Path(folder), RENDERING_VERSION))

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicomsort import tasks
-from dicomsort.bundle import default_path
+from dicomsort.bundle import BundleReference, default_path, load
 from dicomsort.catalog import Catalog
 from dicomsort.classify import Criteria, grouping_of, showable_frames
 from dicomsort.engines.engine import SerialEngine
 from dicomsort.progress import Silent
-from dicomsort.records import Examined, Found, FramePrediction, Header, Kind
+from dicomsort.records import RENDERING_VERSION, Examined, Found, FramePrediction, Header, Kind
 from dicomsort.sorting import pixel_sampling
 from dicomsort.sorting.pixel_sampling import FRAMES, PixelSampler, middle_half
 
@@ -45,14 +45,14 @@ def run(files: list[tuple[int, int, int, bool]], quiet: int, batch: int) -> tupl
     """The votes by group, and how often each frame was shown."""
     shown: Counter[Any] = Counter()
 
-    def look(_: str, __: str, frames: list[tuple[str, int | None]]) -> list[FramePrediction]:
+    def look(_: BundleReference, __: str, frames: list[tuple[str, int | None]]) -> list[FramePrediction]:
         shown.update(frames)
         return [seen_in(path, frame) for path, frame in frames]
 
     with pytest.MonkeyPatch.context() as patch, Catalog() as catalog:
         patch.setattr(pixel_sampling, "QUIET", quiet)
         patch.setattr(pixel_sampling, "predict_frames", look)
-        sampler = PixelSampler("", "", JUDGE, SerialEngine(), catalog, Silent())
+        sampler = PixelSampler("", BundleReference("", ""), JUDGE, SerialEngine(), catalog, Silent())
         items = [examined(i, s, n, frames, clear=clear) for i, (s, n, frames, clear) in enumerate(files)]
         for start in range(0, len(items), batch):
             part = items[start : start + batch]
@@ -103,7 +103,8 @@ def test_frames_come_from_the_middle_half() -> None:
 def test_a_frame_that_cannot_be_shown_says_why_and_spoils_no_other(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     make_dicom(tmp_path / "whole.dcm")
-    cut, whole = tasks.predict_frames(str(default_path()), str(tmp_path), [("cut.png", None), ("whole.dcm", None)])
+    bundle = load(default_path(), RENDERING_VERSION).reference
+    cut, whole = tasks.predict_frames(bundle, str(tmp_path), [("cut.png", None), ("whole.dcm", None)])
     assert cut.problem
     assert not cut.probabilities
     assert sum(whole.probabilities) == pytest.approx(1, abs=1e-5)
@@ -116,7 +117,7 @@ def test_a_clear_header_is_denied_only_after_more_frames_were_asked(
     """The model is sure of another class in every frame: a person is asked, but not because of a single one."""
     asked: list[str] = []
 
-    def look(_: str, __: str, frames: list[tuple[str, int | None]]) -> list[FramePrediction]:
+    def look(_: BundleReference, __: str, frames: list[tuple[str, int | None]]) -> list[FramePrediction]:
         asked.extend(path for path, _ in frames)
         return [FramePrediction((0.001, 0.997, 0.001, 0.001), distance=1.0) for _ in frames]
 

@@ -138,8 +138,9 @@ def test_a_broken_model_exits_2_in_one_line(tmp_path: Path, field: str, value: o
 
 def test_predicting_loads_no_tensorflow() -> None:
     code = (
-        "import sys, dicomsort.tasks; from pathlib import Path; from dicomsort.bundle import default_path\n"
-        "(seen,) = dicomsort.tasks.predict_frames(str(default_path()), '', [(sys.argv[1].lstrip('/'), None)])\n"
+        "import sys, dicomsort.tasks; from dicomsort.bundle import default_path, load\n"
+        "bundle = load(default_path(), dicomsort.records.RENDERING_VERSION).reference\n"
+        "(seen,) = dicomsort.tasks.predict_frames(bundle, '', [(sys.argv[1].lstrip('/'), None)])\n"
         "from dicomsort.cli import main\n"
         "sys.argv[1:] = ['predict', sys.argv[1]]\n"
         "try: main()\n"

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from command import quiet
@@ -46,18 +47,27 @@ class Watch:
     """``dicomsort watch`` without a process; ``now`` is its clock, in nanoseconds since 1970."""
 
     def __init__(
-        self, inbox: Path, outbox: Path, *, mode: str = "move", settle: float = 0.0, files: Files | None = None
+        self,
+        inbox: Path,
+        outbox: Path,
+        *,
+        mode: str = "move",
+        settle: float = 0.0,
+        files: Files | None = None,
+        **flags: object,
     ) -> None:
-        flags = {"mode": mode, "evidence": "header", "engine": "serial", "settle": settle}
+        flags = {"mode": mode, "evidence": "header", "engine": "serial", "settle": settle, **flags}
         self.now = time.time_ns()
         self.settle = settle
         self.opened = 0  # engines
         self.rows: list[Row] = []
-        request = check(str(inbox), str(outbox), load_watch(flags, {}, None).sort)
+        settings = load_watch(flags, {}, None).sort
+        checked = partial(check, str(inbox), str(outbox), settings)
         with locked(quiet(outbox), create=True):
             pass
         times = (int(settle * SECOND), 30 * SECOND)
-        self.rounds = Rounds(request, quiet(outbox, files), *times, self._engine, clock=lambda: self.now)
+        engine, clock = self._engine, lambda: self.now
+        self.rounds = Rounds(checked(), quiet(outbox, files), *times, engine, clock, checked)
 
     def _engine(self) -> SerialEngine:
         self.opened += 1

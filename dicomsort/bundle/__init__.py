@@ -7,8 +7,18 @@ package loads neither TensorFlow nor LiteRT nor numpy.
 
 from __future__ import annotations
 
-from dicomsort.bundle.predictor import Predictor, calibrate, require_answer
-from dicomsort.bundle.spec import EVALUATION_NAME, MODEL_NAME, SPEC_NAME, Bundle, default_path, label_problem, load
+from dicomsort.bundle.predictor import Predictor, calibrate, predictor_of, require_answer
+from dicomsort.bundle.spec import (
+    EVALUATION_NAME,
+    MODEL_NAME,
+    SPEC_NAME,
+    Bundle,
+    BundleReference,
+    default_path,
+    has_changed,
+    label_problem,
+    load,
+)
 from dicomsort.bundle.staging import check_target, seal, staged
 
 __all__ = [
@@ -16,12 +26,15 @@ __all__ = [
     "MODEL_NAME",
     "SPEC_NAME",
     "Bundle",
+    "BundleReference",
     "Predictor",
     "calibrate",
     "check_target",
     "default_path",
+    "has_changed",
     "label_problem",
     "load",
+    "predictor_of",
     "require_answer",
     "seal",
     "staged",

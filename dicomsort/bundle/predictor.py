@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dicomsort.bundle.spec import MODEL_NAME, Bundle, load, read_model
+from dicomsort.bundle.spec import MODEL_NAME, Bundle, BundleReference, load_reference, read_model
 from dicomsort.bundle.tensors import DISTANCE, MAPS, PROBABILITIES, UnfitModelError, check_outputs, read_outputs
 from dicomsort.errors import BundleError, DicomsortError, WorkerLost
 from dicomsort.records import RENDERING_VERSION
@@ -127,23 +127,31 @@ class Predictor:
         return BundleError(f"bundle {where!r}: {MODEL_NAME}: expected {expected}, received {received[:200]}")
 
 
-def require_answer(bundle: Bundle, submit: Callable[[Callable[[str], None], str], Future[None]]) -> None:
+@lru_cache(maxsize=1)  # loaded when it is first needed: most workers of a small sort never need it
+def predictor_of(reference: BundleReference) -> Predictor:
+    """Return the predictor of the bundle that is meant, in a worker; BundleChanged where it is there no more."""
+    return Predictor(load_reference(reference, RENDERING_VERSION))
+
+
+def require_answer(
+    bundle: Bundle, submit: Callable[[Callable[[BundleReference], None], BundleReference], Future[None]]
+) -> None:
     """Raise DicomsortError where the model kills a worker even with a black image, so that no image is at fault.
 
     ``submit`` is an engine's.
     """
     try:
-        submit(_predict_black, str(bundle.folder.resolve())).result()
+        submit(_predict_black, bundle.reference).result()
     except WorkerLost as error:
         msg = f"bundle {str(bundle.folder)!r}: {MODEL_NAME}: expected a model that can be run, received: {error}"
         raise DicomsortError(msg) from error
 
 
-def _predict_black(folder: str) -> None:
+def _predict_black(reference: BundleReference) -> None:
     import numpy as np
 
-    bundle = load(Path(folder), RENDERING_VERSION)
-    Predictor(bundle).predict(np.zeros((1, *bundle.input_shape), np.uint8))
+    predictor = predictor_of(reference)
+    predictor.predict(np.zeros((1, *predictor.bundle.input_shape), np.uint8))
 
 
 def calibrate(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:

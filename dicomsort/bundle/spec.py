@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from dicomsort.config import quoted
-from dicomsort.errors import BundleError
+from dicomsort.errors import BundleChanged, BundleError
 from dicomsort.records import INPUT_SHAPE, REVIEW, UNREADABLE
 
 if TYPE_CHECKING:
@@ -169,6 +169,16 @@ class Pinned(NamedTuple):
     size: int
 
 
+class BundleReference(NamedTuple):
+    """What workers are sent in place of a bundle: its absolute folder, and the SHA-256 of ``bundle.json``.
+
+    That pins the model, too: so no worker takes another bundle that came into the folder for the one that is meant.
+    """
+
+    folder: str
+    sha256: str
+
+
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """A validated, picklable bundle.
@@ -180,7 +190,7 @@ class Bundle:
     class, to hold the series for review. ``distance`` (0 or more) is the Mahalanobis distance beyond which an image is
     out of distribution (None: the model computes none). ``training`` holds the images' fingerprint and counts,
     ``created_with`` the versions of the software that wrote it. ``evaluation`` pins the replay set (None: there is
-    none), which only later trainings read.
+    none), which only later trainings read. ``spec_sha256`` is the SHA-256 of ``bundle.json``.
     """
 
     folder: Path
@@ -198,7 +208,13 @@ class Bundle:
     created_with: Mapping[str, str]
     model_sha256: str
     model_size: int
+    spec_sha256: str
     evaluation: Pinned | None = None
+
+    @property
+    def reference(self) -> BundleReference:
+        """What workers are sent in its place."""
+        return BundleReference(str(self.folder.resolve()), self.spec_sha256)
 
 
 def default_path() -> Path:
@@ -218,12 +234,32 @@ def load(path: Path, rendering_version: int) -> Bundle:
         what = "a file" if path.is_file() else "nothing there"
         msg = f"model {quoted(path)}: expected a bundle (a folder with {SPEC_NAME} and {MODEL_NAME}), received {what}"
         raise BundleError(msg)
-    spec = check(_read_spec(path / SPEC_NAME), str(path))
+    data = _read_bounded(path / SPEC_NAME, MAX_SPEC_BYTES)
+    spec = check(_parsed(data, str(path)), str(path))
     if spec["rendering_version"] != rendering_version:
         fail(str(path), "rendering_version", f"{rendering_version}, that of this program", spec["rendering_version"])
-    bundle = _bundle(path, spec)
+    bundle = _bundle(path, spec, hashlib.sha256(data).hexdigest())
     read_model(bundle)
     return bundle
+
+
+def load_reference(reference: BundleReference, rendering_version: int) -> Bundle:
+    """Load the bundle that is meant; BundleChanged where its folder holds another by now, or none that can be used."""
+    try:
+        bundle = load(Path(reference.folder), rendering_version)
+        received = "another in its place" if bundle.spec_sha256 != reference.sha256 else ""
+    except BundleError as error:
+        received = str(error)
+    if received:
+        expected = f"bundle {reference.folder!r}: expected the one that the command began with"
+        raise BundleChanged(f"{expected}, received {received}; run the command again")
+    return bundle
+
+
+def has_changed(bundle: Bundle) -> bool:
+    """Whether ``bundle.json`` is another by now; BundleError where it cannot be read."""
+    data = _read_bounded(bundle.folder / SPEC_NAME, MAX_SPEC_BYTES)
+    return hashlib.sha256(data).hexdigest() != bundle.spec_sha256
 
 
 def read_model(bundle: Bundle, name: str = MODEL_NAME) -> bytes:
@@ -244,11 +280,11 @@ def read_model(bundle: Bundle, name: str = MODEL_NAME) -> bytes:
     return data
 
 
-def _read_spec(path: Path) -> object:
+def _parsed(data: bytes, where: str) -> object:
     try:
-        spec: object = json.loads(_read_bounded(path, MAX_SPEC_BYTES))
+        spec: object = json.loads(data)
     except (ValueError, RecursionError) as error:
-        fail(str(path.parent), SPEC_NAME, "JSON in UTF-8", str(error))
+        fail(where, SPEC_NAME, "JSON in UTF-8", str(error))
     return spec
 
 
@@ -267,8 +303,8 @@ def _read_bounded(path: Path, limit: int) -> bytes:
     return data
 
 
-def _bundle(folder: Path, spec: Mapping[str, Any]) -> Bundle:
-    """Return the record of a checked ``spec``."""
+def _bundle(folder: Path, spec: Mapping[str, Any], sha256: str) -> Bundle:
+    """Return the record of a checked ``spec``, which was read from a file of that SHA-256."""
     thresholds, evaluation = spec["thresholds"], spec.get("evaluation")
     distance = thresholds.get("distance")
     return Bundle(
@@ -279,6 +315,7 @@ def _bundle(folder: Path, spec: Mapping[str, Any]) -> Bundle:
         decide=float(thresholds["decide"]),
         contradict=float(thresholds["contradict"]),
         distance=None if distance is None else float(distance),
+        spec_sha256=sha256,
         evaluation=None if evaluation is None else Pinned(evaluation["sha256"], evaluation["size"]),
         **{key: spec[key] for key in _COPIED},
     )

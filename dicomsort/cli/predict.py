@@ -86,7 +86,7 @@ def _explained(files: Sequence[str], bundle: Bundle) -> Iterator[ExplainedPredic
     here = "" if all(map(os.path.isabs, files)) else os.getcwd()  # the working folder may be gone
     frames = [(os.path.join(here, path).lstrip("/"), None) for path in files]
     batches = [frames[start : start + BATCH] for start in range(0, len(frames), BATCH)]
-    task = partial(explain, str(bundle.folder.resolve()), "")
+    task = partial(explain, bundle.reference, "")
     has_answered = False
     with open_workers(min(usable_cores(), len(batches))) as engine:
         for future in [submit_batch(engine, task, batch, on_lost) for batch in batches]:

@@ -54,20 +54,28 @@ def watch(
 def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request | DicomsortError | OSError:
     """Return the request, or why the service cannot begin: that must stand in the log, which is opened later."""
     from dicomsort.files import Files
-    from dicomsort.pacs.send import check as check_destination
-    from dicomsort.service.forwarding import check_routes
-    from dicomsort.sorting import RunContext, check, locked
+    from dicomsort.sorting import RunContext, locked
 
     sort = settings.sort
     try:
         require_room(sort.engine)
-        request = check(inbox, outbox, sort)
-        check_routes(settings.routes, request.bundle.labels, check_destination)
-        check_outputs(sort, request.inbox, request.outbox, request.bundle.labels)
+        request = _request(inbox, outbox, settings)
         with engine_for(sort), locked(RunContext(request.outbox or "", Files(), Silent()), create=True):
             return request
     except (DicomsortError, OSError) as error:
         return error
+
+
+def _request(inbox: str, outbox: str | None, settings: WatchSettings) -> Request:
+    """Return the request, by the model that is there now; UsageError or BundleError where it cannot be carried out."""
+    from dicomsort.pacs.send import check as check_destination
+    from dicomsort.service.forwarding import check_routes
+    from dicomsort.sorting import check
+
+    request = check(inbox, outbox, settings.sort)
+    check_routes(settings.routes, request.bundle.labels, check_destination)
+    check_outputs(settings.sort, request.inbox, request.outbox, request.bundle.labels)
+    return request
 
 
 def _service(request: Request, settings: WatchSettings, stop: Stop) -> Service:
@@ -81,7 +89,8 @@ def _service(request: Request, settings: WatchSettings, stop: Stop) -> Service:
     progress: Progress = Silent() if sort.quiet or sort.json else lines
     context = RunContext(outbox, StoppableFiles(stop.check), StoppableProgress(progress, stop.check))
     again = settings.every / 2  # rounds are never quite as far apart as asked for
-    rounds = Rounds(request, context, int(settle * 1e9), int(again * 1e9), partial(engine_for, sort), clock)
+    check = partial(_request, request.inbox, request.outbox, settings)
+    rounds = Rounds(request, context, int(settle * 1e9), int(again * 1e9), partial(engine_for, sort), clock, check)
     show = partial(_show, as_json=sort.json, quiet=sort.quiet)
     forwarder = Forwarder(outbox, settings.routes, partial(_send, stop)) if settings.routes else None
     return Service(rounds, stop, settings.every, settle, clock, show, _complain, forwarder, sort.metrics)

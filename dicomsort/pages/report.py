@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-from dicomsort.bundle import Bundle
+from dicomsort.bundle import Bundle, BundleReference
 from dicomsort.engines.engine import Engine, submit_batch
 from dicomsort.errors import WorkerLost
 from dicomsort.files import is_straight
@@ -116,14 +116,14 @@ class Subject:
             [portrait.prediction or FramePrediction(problem=portrait.problem) for portrait in self.made.values()]
         )
 
-    def requests(self, bundle: str) -> Iterator[tuple[int, PictureRequest]]:
+    def requests(self, bundle: BundleReference) -> Iterator[tuple[int, PictureRequest]]:
         """Yield a few of its files, evenly spread, by their place."""
         paths = self.paths
         for place in spread(len(paths), FRAMES):
             side = SIDE if len(paths) > 1 else WIDE
             yield place, PictureRequest(paths[place].lstrip("/"), None, side, bundle)
 
-    def frame_requests(self, bundle: str) -> Iterator[tuple[int, PictureRequest]]:
+    def frame_requests(self, bundle: BundleReference) -> Iterator[tuple[int, PictureRequest]]:
         """Yield more frames, where it is one file that has them; the middle one was requested before."""
         frames, paths = self.header.frames if self.header else 1, self.paths
         if len(paths) != 1 or frames == 1 or not self.made[0].picture:
@@ -249,7 +249,7 @@ def make(run: ReportedRun, bundle: Bundle | None, engine: Engine | None, picture
     samples: dict[str, list[Picture]] = {}
     if engine and bundle:
         subjects = [each for group in groups for each in group.pictured]
-        _make_pictures(subjects, str(bundle.folder.resolve()), engine, progress)
+        _make_pictures(subjects, bundle.reference, engine, progress)
         samples = _samples(run, statistics, engine, progress) if pictures and not run.is_undone else {}
     return Report(run, statistics, bundle, groups, samples, decided)
 
@@ -272,7 +272,7 @@ def _is_decided(held: RunRow, later: Since) -> bool:
     return (held.row.destination, held.row.sha256) in later.decided
 
 
-def _make_pictures(subjects: Sequence[Subject], bundle: str, engine: Engine, progress: Progress) -> None:
+def _make_pictures(subjects: Sequence[Subject], bundle: BundleReference, engine: Engine, progress: Progress) -> None:
     """Have portraits made of each: of a few files first and then, now that headers were read, of a few frames."""
     stages = {"making pictures": Subject.requests, "making pictures of frames": Subject.frame_requests}
     for name, requests_of in stages.items():

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dicomsort import __version__
+from dicomsort.bundle import has_changed
 from dicomsort.engines.engine import Engine
 from dicomsort.errors import DicomsortError, OutboxLocked
 from dicomsort.files import Files
@@ -60,7 +61,8 @@ class Rounds:
     """Looks into one inbox again and again; every round is a run of ``sorting`` of its own, or none.
 
     ``clock`` returns nanoseconds since 1970 and never goes back; the engine is opened where there is work. A study
-    settles ``settle_ns`` after the last of its files' times, and ``again_ns`` after the last was met.
+    settles ``settle_ns`` after the last of its files' times, and ``again_ns`` after the last was met. ``check`` checks
+    the request anew, by the model that is there then.
     """
 
     def __init__(
@@ -71,9 +73,10 @@ class Rounds:
         again_ns: int,
         open_engine: Callable[[], AbstractContextManager[Engine]],
         clock: Callable[[], int],
+        check: Callable[[], Request],
     ) -> None:
         self._request = replace(request, clock=replace(request.clock, now_ns=clock))
-        self._context, self._open_engine, self._clock = context, open_engine, clock
+        self._context, self._open_engine, self._clock, self._check = context, open_engine, clock, check
         self._settle_ns = settle_ns
         self._known_files = KnownFiles(settle_ns, again_ns, clock)
         self._settled: str | None = None  # no run up to this one is unfinished, or it is of another inbox
@@ -86,6 +89,7 @@ class Rounds:
         ``OutboxLocked`` where another process holds the outbox; ``DicomsortError``, OSError and others where it failed.
         """
         context = replace(self._context, on_row=on_row)
+        self._check_bundle()
         self._check_inbox()
         self._resume(round_, context)
         round_.scan = self._scan()
@@ -104,6 +108,17 @@ class Rounds:
 
     def _scan(self) -> Scan:
         return self._known_files.scan(walk_inbox(self._request.inbox, self._context.outbox, self._clock))
+
+    def _check_bundle(self) -> None:
+        """Go on with the bundle that took the place of the last; DicomsortError where there is none that can be used.
+
+        Workers refuse it, as long as the request has the last one.
+        """
+        if has_changed(self._request.bundle):
+            self._request = replace(self._check(), clock=self._request.clock)
+            bundle = self._request.bundle
+            facts = {"model": str(bundle.folder), "name": bundle.name, "sha256": bundle.model_sha256}
+            _log.info("the model was replaced; what is new is sorted by the other one", extra={"facts": facts})
 
     def _check_inbox(self) -> None:
         """Raise where the inbox is not mounted: it is missing, or an empty folder that is not the one of before."""

@@ -127,7 +127,7 @@ class Job:
     def check_workers(self) -> None:
         """Raise DicomsortError where a worker sees another inbox, or another model, than this process."""
         request = self.request
-        model = str(request.bundle.folder.resolve()) if request.settings.evidence != "header" else ""
+        model = request.bundle.reference.folder if request.settings.evidence != "header" else ""
         self.engine.check_workers(partial(snapshot, request.inbox, request.outbox, model), difference)
 
     def carry_out(self, catalog: Catalog) -> Summary:
@@ -209,8 +209,8 @@ class Job:
     def classify(self, catalog: Catalog) -> Ledger:
         """Do everything up to the verdicts."""
         request, progress, arrivals = self.request, self.context.progress, self.arrivals
-        folder = str(request.bundle.folder.resolve())
-        sampler = PixelSampler(request.inbox, folder, request.criteria, self.engine, catalog, progress)
+        model = request.bundle.reference
+        sampler = PixelSampler(request.inbox, model, request.criteria, self.engine, catalog, progress)
         uses_pixels = request.settings.evidence != "header"
         entries = walk_inbox(request.inbox, request.outbox, request.clock.now_ns)
         second_look = SecondLook(request.inbox, request.settle, request.clock)

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
+from dicomsort.bundle import BundleReference
 from dicomsort.catalog import Catalog
 from dicomsort.classify import Criteria, header_evidence, is_clear, is_contradicted, showable_frames
 from dicomsort.engines.engine import Engine, submit_batch
@@ -36,7 +37,7 @@ class PixelSampler:
     """One run's sampling of pixels: the engine predicts frames, the catalog stores frame and series predictions."""
 
     inbox: str
-    bundle: str
+    bundle: BundleReference
     criteria: Criteria
     engine: Engine
     catalog: Catalog

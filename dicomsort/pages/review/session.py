@@ -15,7 +15,7 @@ from typing import Any
 
 from dicomsort.bundle import Bundle
 from dicomsort.engines.engine import Engine
-from dicomsort.errors import Outdated, UsageError, WorkerLost
+from dicomsort.errors import BundleChanged, Outdated, UsageError, WorkerLost
 from dicomsort.files import is_straight
 from dicomsort.pages.rendering import of_header, shown, title, why
 from dicomsort.records import OTHER
@@ -48,7 +48,7 @@ class Gallery:
                 return self._portraits[key]
         try:
             (portrait,) = self._engine.submit(partial(make_pictures, self._root), [request]).result()
-        except WorkerLost as error:
+        except (WorkerLost, BundleChanged) as error:
             return FramePicture(b"", str(error))
         if not portrait.problem:  # a problem may pass
             with self._lock:
@@ -248,7 +248,7 @@ class Session:
         path = (decision and decision.row.destination) or held.row.destination
         if not is_straight(self.service.outbox, path):
             return FramePicture(b"", "it is gone, or lies behind a link")
-        model = "" if side else str(self.bundle.folder.resolve())
+        model = None if side else self.bundle.reference
         return self.gallery.portrait(PictureRequest(path, frame, side, model), held.row.sha256)
 
     def _decision(self, item: Item) -> RunRow | None:

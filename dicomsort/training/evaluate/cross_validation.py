@@ -9,19 +9,17 @@ import hashlib
 import tempfile
 from collections import deque
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomsort.bundle import Bundle, Predictor, load
+from dicomsort.bundle import Bundle, BundleReference, Predictor, predictor_of
 from dicomsort.bundle.spec import read_model
 from dicomsort.config import TRAINING, checked
 from dicomsort.engines.engine import Engine, R, submit_batch
 from dicomsort.errors import UsageError, WorkerLost
 from dicomsort.pixels import PixelsError, render
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.rendered import render_all
 from dicomsort.training.data.robustness import SHORTCUTS
@@ -129,10 +127,10 @@ class FilePrediction:
 
 
 def predict_files(
-    bundle: str, root: str, salt: bytes, shortcuts: Sequence[str], paths: Sequence[str]
+    bundle: BundleReference, root: str, salt: bytes, shortcuts: Sequence[str], paths: Sequence[str]
 ) -> list[FilePrediction]:
     """Predict the middle frame of each file (path below ``root``), plain and changed by each of ``shortcuts``."""
-    return [_predict(_predictor(bundle), Path(root, path), salt, shortcuts) for path in paths]
+    return [_predict(predictor_of(bundle), Path(root, path), salt, shortcuts) for path in paths]
 
 
 def thumbnails(root: str, paths: Sequence[str]) -> list[NDArray[np.uint8] | None]:
@@ -181,8 +179,3 @@ def _rendered(path: Path) -> NDArray[np.uint8] | None:
         return render(path)
     except (PixelsError, OSError):
         return None
-
-
-@lru_cache(maxsize=1)
-def _predictor(bundle: str) -> Predictor:
-    return Predictor(load(Path(bundle), RENDERING_VERSION))

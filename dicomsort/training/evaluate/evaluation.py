@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomsort.bundle import SPEC_NAME, Bundle, require_answer
+from dicomsort.bundle.spec import load_reference
 from dicomsort.content import kind_of
 from dicomsort.errors import UsageError
 from dicomsort.files import look_up
 from dicomsort.outputs import Gate
+from dicomsort.records import RENDERING_VERSION
 from dicomsort.report import visible
 from dicomsort.training.data import fingerprint
 from dicomsort.training.data.dataset import Dataset, read_groups, relabelled, scan
@@ -107,9 +109,7 @@ def scanned(settings: Settings) -> Dataset:
 def by_model(bundle: Bundle, dataset: Dataset, settings: Settings, engine: Engine, reporter: Reporter) -> Evaluated:
     """Judge every file by the bundle's model, in the engine's workers."""
     shortcuts = tuple(SHORTCUTS) if settings.shortcuts else ()
-    task = partial(
-        predict_files, str(bundle.folder.resolve()), str(dataset.root), secrets.token_bytes(SALT_BYTES), shortcuts
-    )
+    task = partial(predict_files, bundle.reference, str(dataset.root), secrets.token_bytes(SALT_BYTES), shortcuts)
     paths = [item.path for item in dataset.items]
     with reporter.step("Judging images", len(paths)) as step:
         results = spread(engine, task, paths, lambda _, lost: FilePrediction(str(lost)), step)
@@ -178,6 +178,7 @@ def foreign_in(folder: str) -> str:
 
 def _content(bundle: Bundle, report: dict[str, Any], reporter: Reporter) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the content of bundle.json and of metrics.json, without a training_run that no card can be made of."""
+    load_reference(bundle.reference, RENDERING_VERSION)
     spec: dict[str, Any] = json.loads((bundle.folder / SPEC_NAME).read_text("utf-8"))
     whole = {**report, "training_run": _training_run(bundle)}
     try:
