@@ -17,6 +17,7 @@ import re
 import stat
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -303,8 +304,17 @@ def same_bytes(one: str, other: str) -> bool:
         if here.st_size != there.st_size:
             return False
         if here.st_dev != there.st_dev and _last_touched(here) == _last_touched(there):
-            return False  # one file, by two mounts
+            names = [fold(os.path.basename(path)) for path in (one, other)]
+            if here.st_ino == there.st_ino or names[0] == names[1]:  # not every mount gives a file the same inode
+                return False  # one file, by two mounts
         return begins_with(second, first)
+
+
+def fold(path: str) -> str:
+    """Return the same for names that some file system takes for one: without case and Unicode normal form."""
+    if path.isascii():
+        return path.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
 def _is_one_name(one: str, other: str) -> bool:
