@@ -30,7 +30,10 @@ class UndoContext(Protocol):
         """Return the later run that placed a file there; else ""."""
 
     def needed_by(self, place: str) -> str:
-        """Return the later run that removed a duplicate of the file there; else ""."""
+        """Return the later run that removed a duplicate of the file there, and has not restored it; else ""."""
+
+    def moved_by(self, place: str, sha256: str) -> str:
+        """Return the decision that took a file of this content from there, and did not put it back; else ""."""
 
 
 def reverse(
@@ -43,15 +46,19 @@ def reverse(
     pruned folders are made again; last, folders that the run made are removed.
     """
     unmade = (Operation(0, Verb.REMOVE_FOLDER, path) for path in reversed(made))
-    steps = chain(_restored(done(), context.look_up), _returned(done(), context), _folders_again(done()), unmade)
+    steps = chain(_restored(done(), context), _returned(done(), context), _folders_again(done()), unmade)
     for number, operation in enumerate(steps):
         yield replace(operation, number=number)
 
 
-def _restored(done: Iterable[tuple[Operation, Result]], look_up: Callable[[str], Found | None]) -> Iterator[Operation]:
+def _restored(done: Iterable[tuple[Operation, Result]], context: UndoContext) -> Iterator[Operation]:
     for o, _ in done:
-        if o.verb is Verb.REMOVE:
-            kept = look_up(o.kept)
+        if o.verb is not Verb.REMOVE:
+            continue
+        kept = context.look_up(o.kept)
+        if kept is None and (moved_by := context.moved_by(o.kept, o.sha256)):
+            yield _left(o, f"run {moved_by} moved its kept copy since: undo that run first")
+        else:
             device, inode, mtime_ns = (kept.device, kept.inode, kept.mtime_ns) if kept else (0, 0, 0)
             row = o.row and replace(o.row, action=Action.UNDONE, destination="")  # the kept file stays where it is
             yield replace(
@@ -66,9 +73,11 @@ def _returned(done: Iterable[tuple[Operation, Result]], context: UndoContext) ->
             continue
         filled_by = context.filled_by(o.target)
         there, source = None if filled_by else context.look_up(o.target), context.look_up(o.source)
-        if there is None and source is not None:
+        if there is None and (moved_by := context.moved_by(o.target, o.sha256)):
+            yield _left(o, f"run {moved_by} moved it since: undo that run first")
+        elif there is None and source is not None:
             continue  # undone already, or taken from the outbox by somebody
-        if filled_by:
+        elif filled_by:
             yield _left(o, f"it is gone; run {filled_by} placed another file there since")
         elif needed_by := context.needed_by(o.target):
             yield _left(o, f"run {needed_by} removed a duplicate of it: undo that run first")
