@@ -35,6 +35,7 @@ _NETWORK_SYSTEMS = (b"nfs", b"cifs", b"smb", b"fuse", b"9p", b"ceph", b"gluster"
 MOST_READ = 1 << 20  # bytes of a file that a person wrote: a configuration, a crontab, certificates
 STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 _HANDED_OVER = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+|/dev/stdin")
+_OCTAL = re.compile(rb"\\([0-3][0-7][0-7])")  # what mountinfo writes for a blank in a path
 _NO_FOLLOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a name that became a FIFO must not hang the run
 _ZEROS = memoryview(bytes(CHUNK))
 _spare: list[memoryview] = []  # buffers that no thread uses now: one a thread, made once
@@ -479,12 +480,16 @@ def is_network(path: str) -> bool:
     """Whether the path lies on a network or FUSE file system, whose ``syncfs`` promises little."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}".encode()
+    return next((system.startswith(_NETWORK_SYSTEMS) for number, _, system in mounts() if number == wanted), False)
+
+
+def mounts() -> Iterator[tuple[bytes, str, bytes]]:
+    """Yield the device, the path and the file system of each mount, bind mounts too; none where Linux does not say."""
     try:
-        mounts = Path("/proc/self/mountinfo").read_bytes()
+        found = Path("/proc/self/mountinfo").read_bytes()
     except OSError:
-        return False
-    for line in mounts.split(b"\n"):  # names may hold other line ends, such as a form feed
-        fields, _, tail = line.partition(b" - ")
-        if fields.split(b" ")[2:3] == [wanted]:
-            return tail.startswith(_NETWORK_SYSTEMS)
-    return False
+        return
+    for line in found.split(b"\n"):  # names may hold other line ends, such as a form feed
+        fields, _, system = line.partition(b" - ")
+        for device, _, path in [fields.split(b" ")[2:5]] if system else ():
+            yield device, os.fsdecode(_OCTAL.sub(lambda octal: bytes([int(octal[1], 8)]), path)), system

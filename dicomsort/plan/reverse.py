@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Protocol
@@ -35,6 +35,9 @@ class UndoContext(Protocol):
     def moved_by(self, place: str, sha256: str) -> str:
         """Return the decision that took a file of this content from there, and did not put it back; else ""."""
 
+    def unmounted(self, place: str) -> str:
+        """Return the mount point above a place where nothing is mounted any more since the run began; else ""."""
+
 
 def reverse(
     done: Callable[[], Iterable[tuple[Operation, Result]]], made: Sequence[str], context: UndoContext
@@ -46,17 +49,25 @@ def reverse(
     pruned folders are made again; last, folders that the run made are removed.
     """
     unmade = (Operation(0, Verb.REMOVE_FOLDER, path) for path in reversed(made))
-    steps = chain(_restored(done(), context), _returned(done(), context), _folders_again(done()), unmade)
+    waiting: dict[str, str] = {}  # kept copies of duplicates that cannot be restored yet, and why
+    steps = chain(
+        _restored(done(), context, waiting), _returned(done(), context, waiting), _folders_again(done()), unmade
+    )
     for number, operation in enumerate(steps):
         yield replace(operation, number=number)
 
 
-def _restored(done: Iterable[tuple[Operation, Result]], context: UndoContext) -> Iterator[Operation]:
+def _restored(
+    done: Iterable[tuple[Operation, Result]], context: UndoContext, waiting: dict[str, str]
+) -> Iterator[Operation]:
     for o, _ in done:
         if o.verb is not Verb.REMOVE:
             continue
         kept = context.look_up(o.kept)
-        if kept is None and (moved_by := context.moved_by(o.kept, o.sha256)):
+        if message := _not_mounted(o, o.kept, kept, context):
+            waiting[o.kept] = message
+            yield _left(o, message, Status.FAILED)
+        elif kept is None and (moved_by := context.moved_by(o.kept, o.sha256)):
             yield _left(o, f"run {moved_by} moved its kept copy since: undo that run first")
         else:
             device, inode, mtime_ns = (kept.device, kept.inode, kept.mtime_ns) if kept else (0, 0, 0)
@@ -67,13 +78,17 @@ def _restored(done: Iterable[tuple[Operation, Result]], context: UndoContext) ->
             )  # fmt: skip
 
 
-def _returned(done: Iterable[tuple[Operation, Result]], context: UndoContext) -> Iterator[Operation]:
+def _returned(
+    done: Iterable[tuple[Operation, Result]], context: UndoContext, waiting: Mapping[str, str]
+) -> Iterator[Operation]:
     for o, result in done:
         if o.verb not in {Verb.MOVE, Verb.COPY, Verb.LINK}:
             continue
         filled_by = context.filled_by(o.target)
         there, source = None if filled_by else context.look_up(o.target), context.look_up(o.source)
-        if there is None and (moved_by := context.moved_by(o.target, o.sha256)):
+        if message := waiting.get(o.target) or _not_mounted(o, o.target, there, context):
+            yield _left(o, message, Status.FAILED)
+        elif there is None and (moved_by := context.moved_by(o.target, o.sha256)):
             yield _left(o, f"run {moved_by} moved it since: undo that run first")
         elif there is None and source is not None:
             continue  # undone already, or taken from the outbox by somebody
@@ -102,11 +117,18 @@ def _back(o: Operation, result: Result, there: Found | None, context: UndoContex
     return back
 
 
-def _left(o: Operation, message: str) -> Operation:
+def _not_mounted(o: Operation, place: str, there: Found | None, context: UndoContext) -> str:
+    """Return why an operation must wait: where it placed a file, or its source, nothing is, nor what was mounted."""
+    mounts = context.unmounted(place), context.unmounted(o.source)
+    if not any(mounts):
+        return ""
+    mount = (mounts[0] if there is None else "") or (mounts[1] if context.look_up(o.source) is None else "")
+    return mount and f"expected the file system that was mounted at {mount!r}, received none: mount it, then undo again"
+
+
+def _left(o: Operation, message: str, status: Status = Status.CHANGED) -> Operation:
     """Return the operation that leaves a file, with the reason in its row."""
-    row = o.row and replace(
-        o.row, action=Action.LEFT, status=Status.CHANGED, destination="", reason=Status.CHANGED, message=message
-    )
+    row = o.row and replace(o.row, action=Action.LEFT, status=status, destination="", reason=status, message=message)
     return replace(o, verb=Verb.LEAVE, target="", row=row)
 
 

@@ -15,11 +15,11 @@ from dicomsort.errors import DicomsortError, StateDamaged
 from dicomsort.execute import Roots, is_stamped
 from dicomsort.files import look_up, sha256_of
 from dicomsort.journal import Plan, Replay, runs_folder
-from dicomsort.records import Action, Examined, Found, Outcome, Placement, Verb
+from dicomsort.records import Action, Examined, Found, Operation, Outcome, Placement, Verb
 from dicomsort.report import MANIFEST, Damages, read_rows, visible
 from dicomsort.report.manifest import PLACED, rows_of, since
 from dicomsort.report.manifest_reader import decided_from
-from dicomsort.sorting.outbox import REVIEW_VERB
+from dicomsort.sorting.outbox import REVIEW_VERB, mounts_below
 from dicomsort.sorting.runs import Run, Runs, journal_of, read_all
 
 _FILLED, _NEEDED = "filled", "needed"  # what became of a place; else the SHA-256 of what a decision took from it
@@ -126,6 +126,20 @@ class LaterRuns:
     def moved_by(self, place: str, sha256: str) -> str:
         """The decision that took a file of this content from there, and did not put it back; else ""."""
         return self._used.run_of((place, sha256)) or self._decided.get((place.removeprefix("outbox/"), sha256), "")
+
+    def unmounted(self, place: str) -> str:
+        """The mount point above a place where nothing is mounted any more since the run began; else ""."""
+        return next((mount for mount in self._unmounted if f"{place}/".startswith(f"{mount}/")), "")
+
+    def hides(self, operation: Operation) -> bool:
+        """Whether an operation's target may be there, in a file system that is not mounted now."""
+        return bool(self.unmounted(operation.target)) and self.look_up(operation.target) is None
+
+    @cached_property
+    def _unmounted(self) -> list[str]:
+        plan = self._runs[self._name].plan
+        before = plan.head.get("mounts", []) if plan else []  # which older versions did not note
+        return sorted({*before}.difference(mounts_below(self.roots.inbox, self.roots.outbox))) if before else []
 
     @cached_property
     def _used(self) -> _Places:

@@ -248,14 +248,14 @@ def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> t
     """Find out how far a run came, and seal the plan that undoes it; return the undo's run and that plan."""
     roots = later.roots
     with closing(_journal(context, plan)) as journal:
-        notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).reconcile(plan)
+        notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).reconcile(plan, later.hides)
         known = journal.known
     mine = new_run(context)
     head = {
         "verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": context.outbox, "started": now(), "notes": notes,
         "mount": plan.head.get("mount", "/"),
     }  # fmt: skip
-    sealed = seal_plan(context, mine, head, reverse(lambda: _done(plan, known), known.folders, later))
+    sealed = seal_plan(context, mine, head, reverse(lambda: _done(plan, known, later), known.folders, later))
     with suppress(OSError), closing(_journal(context, plan)) as journal:
         journal.mark(UNDONE_BY, mine)  # for when the undo's own plan cannot be read
     return mine, sealed
@@ -274,7 +274,7 @@ def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operatio
     later, known = LaterRuns(runs, name, inbox_of(plan.head, outbox)), journal_of(plan)
     placer, summary = Placer(context.files, later.roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True)
     summary.undoes = name
-    for operation in reverse(lambda: _done(plan, known), known.folders, later):
+    for operation in reverse(lambda: _done(plan, known, later), known.folders, later):
         refused = None if operation.verb in {Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER} else placer.check(operation)
         show(operation, refused)
         if operation.row is not None:
@@ -366,8 +366,11 @@ def _has_changed(run: Run) -> bool:
     return run.plan is not None and look_up(f"{run.plan.path.parent}/{JOURNAL}") is not None
 
 
-def _done(plan: Plan, known: Replay) -> Iterator[tuple[Operation, Result]]:
+def _done(plan: Plan, known: Replay, later: LaterRuns) -> Iterator[tuple[Operation, Result]]:
+    """Yield what a run did, and what it may have done where nothing is mounted now."""
     for operation in plan.operations():
         result = known.result(operation.number)
+        if operation.number in known.begun and later.hides(operation):
+            result = Result(operation.number, Outcome.DONE)
         if result is not None and result.outcome is Outcome.DONE and operation.verb is not Verb.LEAVE:
             yield operation, result
