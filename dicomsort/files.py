@@ -17,6 +17,7 @@ import re
 import stat
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -34,6 +35,7 @@ _NETWORK_SYSTEMS = (b"nfs", b"cifs", b"smb", b"fuse", b"9p", b"ceph", b"gluster"
 MOST_READ = 1 << 20  # bytes of a file that a person wrote: a configuration, a crontab, certificates
 STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 _HANDED_OVER = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+|/dev/stdin")
+_OCTAL = re.compile(rb"\\([0-3][0-7][0-7])")  # what mountinfo writes for a blank in a path
 _NO_FOLLOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a name that became a FIFO must not hang the run
 _ZEROS = memoryview(bytes(CHUNK))
 _spare: list[memoryview] = []  # buffers that no thread uses now: one a thread, made once
@@ -303,8 +305,17 @@ def same_bytes(one: str, other: str) -> bool:
         if here.st_size != there.st_size:
             return False
         if here.st_dev != there.st_dev and _last_touched(here) == _last_touched(there):
-            return False  # one file, by two mounts
+            names = [fold(os.path.basename(path)) for path in (one, other)]
+            if here.st_ino == there.st_ino or names[0] == names[1]:  # not every mount gives a file the same inode
+                return False  # one file, by two mounts
         return begins_with(second, first)
+
+
+def fold(path: str) -> str:
+    """Return the same for names that some file system takes for one: without case and Unicode normal form."""
+    if path.isascii():
+        return path.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
 def _is_one_name(one: str, other: str) -> bool:
@@ -469,12 +480,16 @@ def is_network(path: str) -> bool:
     """Whether the path lies on a network or FUSE file system, whose ``syncfs`` promises little."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}".encode()
+    return next((system.startswith(_NETWORK_SYSTEMS) for number, _, system in mounts() if number == wanted), False)
+
+
+def mounts() -> Iterator[tuple[bytes, str, bytes]]:
+    """Yield the device, the path and the file system of each mount, bind mounts too; none where Linux does not say."""
     try:
-        mounts = Path("/proc/self/mountinfo").read_bytes()
+        found = Path("/proc/self/mountinfo").read_bytes()
     except OSError:
-        return False
-    for line in mounts.split(b"\n"):  # names may hold other line ends, such as a form feed
-        fields, _, tail = line.partition(b" - ")
-        if fields.split(b" ")[2:3] == [wanted]:
-            return tail.startswith(_NETWORK_SYSTEMS)
-    return False
+        return
+    for line in found.split(b"\n"):  # names may hold other line ends, such as a form feed
+        fields, _, system = line.partition(b" - ")
+        for device, _, path in [fields.split(b" ")[2:5]] if system else ():
+            yield device, os.fsdecode(_OCTAL.sub(lambda octal: bytes([int(octal[1], 8)]), path)), system

@@ -253,7 +253,7 @@ def _checked_head(path: Path, head: Any) -> dict[str, Any]:
     for name in _TEXTS:
         if not isinstance(value := head.get(name, ""), str) or "\0" in value:
             _refuse(path, f"a text as {name!r}", "another value")
-    for name in ("notes", "of"):
+    for name in ("notes", "of", "mounts"):
         values = head.get(name, [])
         if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
             _refuse(path, f"a list of texts as {name!r}", "another value")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from dicomsort.classify import grouping_of
 from dicomsort.errors import UsageError
+from dicomsort.files import fold
 from dicomsort.plan import Options, parse_layout, plan
-from dicomsort.plan.layout import MAX_COMPONENT, fold, harmless, with_suffix
+from dicomsort.plan.layout import MAX_COMPONENT, harmless, with_suffix
 from dicomsort.records import Examined, Found, Grouping, Header, Kind, Operation, Status, Verb, Verdict
 
 # Whatever the system may give: any bytes but these two, those that are no UTF-8 as lone surrogates (PEP 383).

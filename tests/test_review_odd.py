@@ -244,11 +244,43 @@ def test_an_undo_that_finds_the_file_changed_says_so_and_keeps_the_label(tmp_pat
     with pytest.raises(Outdated, match="1 file is gone or changed, and not undone"):
         desk.undo(run_)
     assert images_by_run(f"{outbox}/.dicomsort/corrections")[run_]
-    ran = run("undo", "--with-decisions", outbox, rows(outbox)[0]["run_id"])
-    assert (ran.code, "so run" in ran.err) == (1, True)
-    assert len(read_tree(tmp_path / "inbox")) == 0
-    (outbox / "CT/pictures/a.png").unlink()
-    assert content
+    sorted_ = rows(outbox)[0]["run_id"]
+    assert run("undo", outbox, sorted_).code == 2
+    for _ in range(2):
+        ran = run("undo", "--with-decisions", outbox, sorted_)
+        assert (ran.code, f"decision {run_} could not be taken back wholly" in ran.out) == (3, True), ran
+        assert len(read_tree(tmp_path / "inbox")) == 5  # all others
+        told = by_source(outbox)["pictures/a.png"]
+        assert (told["status"], told["message"]) == ("changed", f"run {run_} moved it since: undo that run first")
+    (outbox / "CT/pictures/a.png").write_bytes(content)
+    assert run("undo", "--with-decisions", outbox, sorted_).code == 0
+    assert (files_of(outbox), len(read_tree(tmp_path / "inbox"))) == ({}, 6)
+
+
+@pytest.mark.parametrize("mode", ["--copy", "--move"])
+@pytest.mark.parametrize("damage", ["seal", "operation", "gone", "rows"])
+def test_what_a_decision_moved_that_cannot_be_read_is_told_and_stays(tmp_path: Path, damage: str, mode: str) -> None:
+    outbox = held_outbox(tmp_path, mode, *(["--settle", "0"] if mode == "--move" else []))
+    sorted_, desk = rows(outbox)[0]["run_id"], desk_of(outbox)
+    run_ = decide(desk, item_of(desk, "pictures/a.png"), "CT", "anna").run
+    folder = outbox / ".dicomsort/runs" / run_
+    plan = folder / "plan.jsonl"
+    if damage == "gone":
+        folder.rename(tmp_path / "away")
+    elif damage == "operation":
+        lines = plan.read_bytes().splitlines(keepends=True)
+        plan.write_bytes(b"".join([lines[0], b"X", *lines[1:]]))
+    else:
+        plan.write_bytes(plan.read_bytes() + b"x")
+    if damage == "rows":
+        (folder / "manifest.csv").unlink()
+    options = ["--with-decisions"] if damage == "operation" else []
+    for _ in range(2):
+        ran = run("undo", *options, outbox, sorted_)
+        assert (ran.code, [*files_of(outbox)]) == (3, ["CT/pictures/a.png"]), ran
+        told = by_source(outbox)["pictures/a.png"]
+        assert (told["status"], told["message"]) == ("changed", f"run {run_} moved it since: undo that run first")
+    assert len(read_tree(tmp_path / "inbox")) == (5 if mode == "--move" else 6)
 
 
 def test_a_clock_that_went_back_is_no_limit_to_decisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

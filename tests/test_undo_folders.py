@@ -1,18 +1,28 @@
-"""An undo makes pruned folders again, with mode and time, and leaves alone those that somebody else made since."""
+"""An undo makes pruned folders again, with mode and time, and leaves alone those that somebody else made since.
+
+Where a folder is a mount of its own that is gone, nothing counts as taken back that lies there.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
 import pytest
 from building import make_dicom, read_tree
-from command import placed, run, sort
+from command import by_source, placed, run, sort
 from crashing import Crash
+from dask_cluster import mounted
+from test_operator import cut_short
+from watching import runs_of
 
 from dicomsort.files import Files
+from dicomsort.sorting import outbox_state, pipeline
 
 THEN = 1_000_000_000  # seconds
 
@@ -86,3 +96,82 @@ def test_a_folder_that_an_undo_had_made_when_it_died_is_finished(
     assert look(pruned / "a")[0] != 0o750
     assert run("resume", outbox).code == (3 if is_gone else 0)
     assert (look(pruned / "a"), look(pruned / "a/b")) == ((0o750, THEN), (0o710, THEN))
+
+
+NOT_MOUNTED = "expected the file system that was mounted at {!r}, received none: mount it, then undo again"
+
+
+def test_the_folder_of_a_class_that_is_not_mounted_keeps_its_copies_until_a_later_undo(
+    tmp_path: Path, outbox: Path
+) -> None:
+    inbox, disk = tmp_path / "inbox", tmp_path / "a disk"
+    for number in (1, 2):
+        make_dicom(inbox / f"{number}.dcm", instance=number)
+    make_dicom(inbox / "mr.dcm", study=2, modality="MR")
+    for folder in (disk, outbox / "CT"):
+        folder.mkdir(parents=True)
+    if not (view := mounted('mount --bind "$1" "$2"', disk, outbox / "CT")):
+        pytest.skip("this user may not make mounts of its own (unshare --mount)")
+
+    def there(*arguments: object) -> int:
+        command = [*view, sys.executable, "-m", "dicomsort", *map(str, arguments)]
+        return subprocess.run(command, check=False, capture_output=True, timeout=300).returncode
+
+    assert there("sort", "--copy", "--evidence", "header", "--engine", "serial", inbox, outbox) == 0
+    copies = read_tree(disk)
+    assert len(copies) == 2
+    first = runs_of(outbox)[0]
+    for ran in (run("undo", "--dry-run", outbox), run("undo", outbox), run("undo", outbox, first)):
+        assert (ran.code, NOT_MOUNTED.format("outbox/CT") in ran.out + ran.err) == (3, True), ran
+    assert (read_tree(disk), list(placed(outbox))) == (copies, [])
+    assert by_source(outbox)["1.dcm"]["status"] == "failed"
+    assert there("undo", outbox, first) == 0
+    assert (read_tree(disk), len(read_tree(inbox))) == ({}, 3)
+    assert "is undone already" in run("undo", outbox, first).out
+
+
+@pytest.fixture
+def mounts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is mounted below inbox and outbox, as a test says."""
+    there: list[str] = []
+    for module in (outbox_state, pipeline):
+        monkeypatch.setattr(module, "mounts_below", lambda *_: [*there])
+    return there
+
+
+def test_nothing_goes_back_to_a_folder_of_the_inbox_that_is_not_mounted(
+    tmp_path: Path, outbox: Path, mounts: list[str]
+) -> None:
+    inbox = tmp_path / "inbox"
+    for number, path in enumerate(("disk/1.dcm", "2.dcm", "3.dcm")):
+        make_dicom(inbox / path, study=number)
+    shutil.copy2(inbox / "2.dcm", inbox / "disk/again.dcm")
+    before = read_tree(inbox)
+    mounts.append("inbox/disk")
+    assert sort("--move", "--settle", 0, "--duplicates", "remove", inbox, outbox).code == 0
+    mounts.clear()
+    assert run("undo", outbox).code == 3
+    assert [*read_tree(inbox)] == ["3.dcm"]
+    for path in ("disk/1.dcm", "disk/again.dcm", "2.dcm"):  # that one is the kept copy of the one before
+        assert by_source(outbox)[path]["message"] == NOT_MOUNTED.format("inbox/disk")
+    mounts.append("inbox/disk")
+    assert run("undo", outbox).code == 0
+    assert (read_tree(inbox), list(placed(outbox))) == (before, [])
+
+
+def test_what_a_run_had_begun_where_nothing_is_mounted_now_waits_too(
+    tmp_path: Path, outbox: Path, mounts: list[str]
+) -> None:
+    make_dicom(tmp_path / "inbox" / "1.dcm")
+    (outbox / "CT").mkdir(parents=True)
+    mounts.append("outbox/CT")
+    first = cut_short(tmp_path / "inbox", outbox)
+    (outbox / "CT").rename(tmp_path / "disk")
+    (outbox / "CT").mkdir()
+    mounts.clear()
+    assert run("undo", outbox, first).code == 3
+    (outbox / "CT").rmdir()
+    (tmp_path / "disk").rename(outbox / "CT")
+    mounts.append("outbox/CT")
+    assert run("undo", outbox, first).code == 0
+    assert (list(placed(outbox)), [*read_tree(tmp_path / "inbox")]) == ([], ["1.dcm"])

@@ -110,6 +110,28 @@ def test_what_a_later_run_removed_duplicates_of_stays_until_that_is_undone(world
     assert [*read_tree(world.one)] == [*whole] or [*read_tree(world.one)] == ["x.dcm"]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_only_a_file_whose_duplicate_could_not_be_restored_stays(tmp_path: Path, outbox: Path, mode: str) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    other.mkdir()
+    for number in (1, 2, 3):
+        shutil.copy2(make_dicom(one / f"{number}.dcm", instance=number), other / f"{number}.dcm")
+    before = read_tree(one)
+    assert sort(mode, "--settle", 0, one, outbox).code == 0
+    assert sort("--move", "--settle", 0, "--duplicates", "remove", other, outbox).code == 0
+    first, later = runs_of(outbox)
+    (other / "2.dcm").write_text("another file")
+    assert run("undo", outbox, later).code == 3
+    assert read_tree(other) == before | {"2.dcm": b"another file"}
+    assert run("undo", outbox, first).code == 3
+    assert len([*placed(outbox)]) == 1
+    assert by_source(outbox)["2.dcm"]["message"] == f"run {later} removed a duplicate of it: undo that run first"
+    assert read_tree(one).keys() | {"2.dcm"} == before.keys()
+    (other / "2.dcm").unlink()
+    assert (run("undo", outbox, later).code, run("undo", outbox, first).code) == (0, 0)
+    assert (read_tree(other), read_tree(one), [*placed(outbox)]) == (before, before, [])
+
+
 @pytest.fixture
 def crossed(tmp_path: Path, outbox: Path) -> tuple[str, Path]:
     """A run of two files, and the folder of a later one that removed a duplicate of the first."""

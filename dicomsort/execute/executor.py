@@ -212,14 +212,14 @@ class Executor:
             times = f" ({self._refusals:,} refusals in all)" if self._refusals > 1 else ""
             raise PlacingFailed(f"{self._refused}{times}; the rest is done, and `dicomsort resume` tries this again")
 
-    def reconcile(self, plan: Plan) -> list[str]:
+    def reconcile(self, plan: Plan, is_hidden: Callable[[Operation], bool]) -> list[str]:
         """Before an undo, journal the ends of operations that were begun, and remove temporary copies.
 
-        An operation that was not done gets no end: a resume does it, should the undo not begin. Return a note on the
-        copies that cannot be removed.
+        An operation that was not done gets no end: a resume does it, should the undo not begin. Nor does one that
+        ``is_hidden``, so that nobody can tell. Return a note on the copies that cannot be removed.
         """
         known = self._journal.known
-        begun = (o for o in plan.operations() if o.number in known.begun)
+        begun = (o for o in plan.operations() if o.number in known.begun and not is_hidden(o))
         found = [self._folders.reconcile(o) if _kind(o) == "folder" else self._placer.check(o) for o in begun]
         if ended := [result for result in found if result is not None]:
             self._journal.end(ended)

@@ -166,7 +166,8 @@ def _spot(run: ReportedRun, since: Since, row: Row) -> Spot:
             return Spot("", "was left in the inbox")
         path = _existing(run.head["inbox"], row.source)
         return Spot(path, "in the inbox" if path else "no longer in the inbox under that name", bool(path))
-    if decision := since.decided.get((row.destination, row.sha256)):
+    if found := since.decided.get((row.destination, row.sha256)):
+        decision = found.row
         who, place = shown(who_of(decision.message), 64), shown(decision.class_, 64) or str(decision.status)
         return Spot(_existing(run.outbox, decision.destination), f"decided: {place}, by {who}")
     if undo := since.undone.get(row.destination):

@@ -156,13 +156,6 @@ def with_suffix(path: str, sha256: str) -> str:
     return f"{folder}{slash}{stem}.{sha256[:_KEY]}{dot}{extension}"
 
 
-def fold(path: str) -> str:
-    """Return the same for names that some file system takes for one: without case and Unicode normal form."""
-    if path.isascii():
-        return path.lower()
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
-
-
 def prove_inside(path: str) -> None:
     """Raise AssertionError where a component is no name, which no input may cause."""
     if path.startswith("/") or {"", ".", ".."} & set(path.split("/")) or "\0" in path:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from dicomsort.plan.layout import Layout, NameLookup, PlanContext, fold, parents, prove_inside, with_suffix
+from dicomsort.files import fold
+from dicomsort.plan.layout import Layout, NameLookup, PlanContext, parents, prove_inside, with_suffix
 from dicomsort.records import (
     OTHER,
     REVIEW,

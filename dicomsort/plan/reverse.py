@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Protocol
@@ -30,7 +30,13 @@ class UndoContext(Protocol):
         """Return the later run that placed a file there; else ""."""
 
     def needed_by(self, place: str) -> str:
-        """Return the later run that removed a duplicate of the file there; else ""."""
+        """Return the later run that removed a duplicate of the file there, and has not restored it; else ""."""
+
+    def moved_by(self, place: str, sha256: str) -> str:
+        """Return the decision that took a file of this content from there, and did not put it back; else ""."""
+
+    def unmounted(self, place: str) -> str:
+        """Return the mount point above a place where nothing is mounted any more since the run began; else ""."""
 
 
 def reverse(
@@ -43,15 +49,27 @@ def reverse(
     pruned folders are made again; last, folders that the run made are removed.
     """
     unmade = (Operation(0, Verb.REMOVE_FOLDER, path) for path in reversed(made))
-    steps = chain(_restored(done(), context.look_up), _returned(done(), context), _folders_again(done()), unmade)
+    waiting: dict[str, str] = {}  # kept copies of duplicates that cannot be restored yet, and why
+    steps = chain(
+        _restored(done(), context, waiting), _returned(done(), context, waiting), _folders_again(done()), unmade
+    )
     for number, operation in enumerate(steps):
         yield replace(operation, number=number)
 
 
-def _restored(done: Iterable[tuple[Operation, Result]], look_up: Callable[[str], Found | None]) -> Iterator[Operation]:
+def _restored(
+    done: Iterable[tuple[Operation, Result]], context: UndoContext, waiting: dict[str, str]
+) -> Iterator[Operation]:
     for o, _ in done:
-        if o.verb is Verb.REMOVE:
-            kept = look_up(o.kept)
+        if o.verb is not Verb.REMOVE:
+            continue
+        kept = context.look_up(o.kept)
+        if message := _not_mounted(o, o.kept, kept, context):
+            waiting[o.kept] = message
+            yield _left(o, message, Status.FAILED)
+        elif kept is None and (moved_by := context.moved_by(o.kept, o.sha256)):
+            yield _left(o, f"run {moved_by} moved its kept copy since: undo that run first")
+        else:
             device, inode, mtime_ns = (kept.device, kept.inode, kept.mtime_ns) if kept else (0, 0, 0)
             row = o.row and replace(o.row, action=Action.UNDONE, destination="")  # the kept file stays where it is
             yield replace(
@@ -60,15 +78,21 @@ def _restored(done: Iterable[tuple[Operation, Result]], look_up: Callable[[str],
             )  # fmt: skip
 
 
-def _returned(done: Iterable[tuple[Operation, Result]], context: UndoContext) -> Iterator[Operation]:
+def _returned(
+    done: Iterable[tuple[Operation, Result]], context: UndoContext, waiting: Mapping[str, str]
+) -> Iterator[Operation]:
     for o, result in done:
         if o.verb not in {Verb.MOVE, Verb.COPY, Verb.LINK}:
             continue
         filled_by = context.filled_by(o.target)
         there, source = None if filled_by else context.look_up(o.target), context.look_up(o.source)
-        if there is None and source is not None:
+        if message := waiting.get(o.target) or _not_mounted(o, o.target, there, context):
+            yield _left(o, message, Status.FAILED)
+        elif there is None and (moved_by := context.moved_by(o.target, o.sha256)):
+            yield _left(o, f"run {moved_by} moved it since: undo that run first")
+        elif there is None and source is not None:
             continue  # undone already, or taken from the outbox by somebody
-        if filled_by:
+        elif filled_by:
             yield _left(o, f"it is gone; run {filled_by} placed another file there since")
         elif needed_by := context.needed_by(o.target):
             yield _left(o, f"run {needed_by} removed a duplicate of it: undo that run first")
@@ -93,11 +117,18 @@ def _back(o: Operation, result: Result, there: Found | None, context: UndoContex
     return back
 
 
-def _left(o: Operation, message: str) -> Operation:
+def _not_mounted(o: Operation, place: str, there: Found | None, context: UndoContext) -> str:
+    """Return why an operation must wait: where it placed a file, or its source, nothing is, nor what was mounted."""
+    mounts = context.unmounted(place), context.unmounted(o.source)
+    if not any(mounts):
+        return ""
+    mount = (mounts[0] if there is None else "") or (mounts[1] if context.look_up(o.source) is None else "")
+    return mount and f"expected the file system that was mounted at {mount!r}, received none: mount it, then undo again"
+
+
+def _left(o: Operation, message: str, status: Status = Status.CHANGED) -> Operation:
     """Return the operation that leaves a file, with the reason in its row."""
-    row = o.row and replace(
-        o.row, action=Action.LEFT, status=Status.CHANGED, destination="", reason=Status.CHANGED, message=message
-    )
+    row = o.row and replace(o.row, action=Action.LEFT, status=status, destination="", reason=status, message=message)
     return replace(o, verb=Verb.LEAVE, target="", row=row)
 
 

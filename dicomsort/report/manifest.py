@@ -28,6 +28,7 @@ from dicomsort.report.manifest_reader import (
     HEAD,
     Damages,
     Record,
+    RunRow,
     binds,
     decided_from,
     order_of,
@@ -213,7 +214,7 @@ class Since:
     """What later runs did with files, by where these lay below the outbox: undid them, or carried out a decision."""
 
     undone: dict[str, str] = field(default_factory=dict)  # -> the run that undid it
-    decided: dict[tuple[str, str], Row] = field(default_factory=dict)  # with its SHA-256 -> the row of the decision
+    decided: dict[tuple[str, str], RunRow] = field(default_factory=dict)  # with its SHA-256 -> the decision's row
 
 
 def since(outbox: str, run: str) -> Since:
@@ -230,7 +231,7 @@ def since(outbox: str, run: str) -> Since:
             elif row.destination:
                 later.undone[row.destination] = each.run
         elif was:
-            later.decided[was, row.sha256] = row
+            later.decided[was, row.sha256] = each
     return later
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, UsageError
-from dicomsort.files import Files, closing_descriptor, data_size, look_up, missing_folders
+from dicomsort.files import Files, closing_descriptor, data_size, look_up, missing_folders, mounts
 from dicomsort.journal import STATE
 from dicomsort.jsonlines import parse
 from dicomsort.progress import Progress
@@ -212,6 +212,13 @@ def mount_of(path: str) -> str:
     while not os.path.ismount(path):
         path = os.path.dirname(path)
     return path
+
+
+def mounts_below(inbox: str, outbox: str) -> list[str]:
+    """Return the places below inbox and outbox where a file system is mounted, such as ``outbox/CT``."""
+    paths = {path for _, path, _ in mounts()}
+    roots = (("inbox", inbox), ("outbox", outbox))
+    return sorted(f"{root}{path.removeprefix(at)}" for root, at in roots for path in paths if path.startswith(f"{at}/"))
 
 
 def require_inbox(head: Mapping[str, Any], outbox: str, run: str, what: str) -> str:

@@ -6,7 +6,7 @@ import os
 import stat
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 
@@ -15,11 +15,14 @@ from dicomsort.errors import DicomsortError, StateDamaged
 from dicomsort.execute import Roots, is_stamped
 from dicomsort.files import look_up, sha256_of
 from dicomsort.journal import Plan, Replay, runs_folder
-from dicomsort.records import Action, Examined, Found, Outcome, Placement, Verb
+from dicomsort.records import Action, Examined, Found, Operation, Outcome, Placement, Verb
 from dicomsort.report import MANIFEST, Damages, read_rows, visible
-from dicomsort.report.manifest import PLACED, rows_of
-from dicomsort.sorting.runs import Run, Runs, journal_of
+from dicomsort.report.manifest import PLACED, rows_of, since
+from dicomsort.report.manifest_reader import decided_from
+from dicomsort.sorting.outbox import REVIEW_VERB, mounts_below
+from dicomsort.sorting.runs import Run, Runs, journal_of, read_all
 
+_FILLED, _NEEDED = "filled", "needed"  # what became of a place; else the SHA-256 of what a decision took from it
 PLACING = frozenset({Verb.MOVE, Verb.COPY, Verb.LINK, Verb.REMOVE})
 
 
@@ -114,22 +117,51 @@ class LaterRuns:
 
     def filled_by(self, place: str) -> str:
         """The later run that placed a file there; else ""."""
-        return self._used.run_of((place, False))
+        return self._used.run_of((place, _FILLED))
 
     def needed_by(self, place: str) -> str:
-        """The later run that removed a duplicate of the file there; else ""."""
-        return self._used.run_of((place, True))
+        """The later run that removed a duplicate of the file there, and has not restored it; else ""."""
+        return self._used.run_of((place, _NEEDED))
+
+    def moved_by(self, place: str, sha256: str) -> str:
+        """The decision that took a file of this content from there, and did not put it back; else ""."""
+        return self._used.run_of((place, sha256)) or self._decided.get((place.removeprefix("outbox/"), sha256), "")
+
+    def unmounted(self, place: str) -> str:
+        """The mount point above a place where nothing is mounted any more since the run began; else ""."""
+        return next((mount for mount in self._unmounted if f"{place}/".startswith(f"{mount}/")), "")
+
+    def hides(self, operation: Operation) -> bool:
+        """Whether an operation's target may be there, in a file system that is not mounted now."""
+        return bool(self.unmounted(operation.target)) and self.look_up(operation.target) is None
+
+    @cached_property
+    def _unmounted(self) -> list[str]:
+        plan = self._runs[self._name].plan
+        before = plan.head.get("mounts", []) if plan else []  # which older versions did not note
+        return sorted({*before}.difference(mounts_below(self.roots.inbox, self.roots.outbox))) if before else []
 
     @cached_property
     def _used(self) -> _Places:
         return _Places(self._later_uses())
 
     def _later_uses(self) -> Iterator[tuple[Hashable, str]]:
-        """Yield what later runs did or may do: a place, whether a duplicate of it was removed, the run."""
+        """Yield what later runs did or may do: a place with what became of it, the run."""
         undone = self._runs.wholly_undone()
         for name, run in self._runs.items():
             if name > self._name and name not in undone and not run.undoes:
-                yield from ((use, name) for use in _uses(self._runs.outbox, run))
+                yield from ((use, name) for use in _uses(self._runs, run))
+
+    @cached_property
+    def _decided(self) -> dict[tuple[str, str], str]:
+        """The decisions that stand, by the manifest: where each took which content from, and its run.
+
+        It tells of those whose plan is damaged or gone.
+        """
+        try:
+            return {key: found.run for key, found in since(self._runs.outbox, self._name).decided.items()}
+        except DicomsortError:  # it is no manifest
+            return {}
 
     @cached_property
     def _placed_by_pruned(self) -> tuple[_Places, bool]:
@@ -148,27 +180,29 @@ class LaterRuns:
         return placed, bool(damages.count)
 
 
-def _uses(outbox: str, run: Run) -> Iterator[Hashable]:
-    """Yield what a run did or may do: a place, and whether a duplicate of it was removed.
+def _uses(runs: Runs, run: Run) -> Iterator[Hashable]:
+    """Yield what a run did or may do, and no undo took back: a place, and what became of it.
 
     Where plan or journal are damaged its rows tell; where these may not be all, what it planned counts as done.
     StateDamaged where nothing tells all; of a run that is damaged as a whole, what can be read counts.
     """
     if run.plan is not None:
         with suppress(StateDamaged):
-            yield from _uses_of(run.plan, journal_of(run.plan))
+            yield from _uses_of(run.plan, journal_of(run.plan), _taken_back(runs, run.name))
             return
     elif not run.damage:
         return
     damages, count = Damages(), 0
     with suppress(DicomsortError, OSError):
-        for row in rows_of(outbox, run.name, damages.add):
+        for row in rows_of(runs.outbox, run.name, damages.add):
             count += 1
             if row.action in PLACED or row.action == Action.REMOVED:
-                yield f"outbox/{row.destination}", row.action == Action.REMOVED
+                yield f"outbox/{row.destination}", _NEEDED if row.action == Action.REMOVED else _FILLED
+                if was := decided_from(row.action, row.reason, row.message):
+                    yield f"outbox/{was}", row.sha256
     if run.summary is not None and count == run.summary.found and not damages.count:
         return
-    folder = f"{runs_folder(outbox)}/{run.name}"
+    folder = f"{runs_folder(runs.outbox)}/{run.name}"
     try:
         if plan := run.plan or Plan.peek(folder):
             yield from _uses_of(plan, Replay.empty(plan.count))
@@ -179,11 +213,33 @@ def _uses(outbox: str, run: Run) -> Iterator[Hashable]:
             raise StateDamaged(message) from error
 
 
-def _uses_of(plan: Plan, known: Replay) -> Iterator[Hashable]:
+def _uses_of(plan: Plan, known: Replay, back: Container[str] = ()) -> Iterator[Hashable]:
     for o in plan.operations():
         result = known.result(o.number)
-        if o.verb in PLACING and (result is None or result.outcome is Outcome.DONE):
-            yield o.kept or o.target, o.verb is Verb.REMOVE
+        if o.verb not in PLACING or (result is not None and result.outcome is not Outcome.DONE):
+            continue
+        is_back = (o.target or o.source) in back
+        if o.target:
+            yield o.target, _FILLED  # put back or not: what lies there now is not the earlier run's
+        elif not is_back:
+            yield o.kept, _NEEDED
+        if plan.head["verb"] == REVIEW_VERB and not is_back:
+            yield o.source, o.sha256
+
+
+def _taken_back(runs: Runs, name: str) -> set[str]:
+    """Return what undos of a run took back: duplicates by where they lay, files by where they had been placed."""
+    places = set[str]()
+    for undo in runs.undos_of(name):
+        with suppress(DicomsortError):  # what cannot be read counts as not taken back
+            plan, known = read_all(f"{runs_folder(runs.outbox)}/{undo.name}", undo.summary)
+            for o in plan.operations():
+                result = known.result(o.number)
+                if o.verb is Verb.COPY and result and result.outcome in {Outcome.DONE, Outcome.DUPLICATE}:
+                    places.add(o.target)
+                elif o.verb in {Verb.MOVE, Verb.REMOVE} and result and result.outcome is Outcome.DONE:
+                    places.add(o.source)
+    return places
 
 
 class _Places:

@@ -23,7 +23,7 @@ from dicomsort.report.manifest_reader import RunRow, message_of
 from dicomsort.report.review_queue import Item, ReviewQueue
 from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examine import hashed_here
-from dicomsort.sorting.outbox import REVIEW_VERB, RunContext, locked, now
+from dicomsort.sorting.outbox import REVIEW_VERB, RunContext, locked, mounts_below, now
 from dicomsort.sorting.outbox_state import holds, look_for
 from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan, undo
 from dicomsort.sorting.runs import Run, Runs, all_runs, load_run, load_runs, new_run
@@ -146,6 +146,7 @@ class ReviewService:
             "verb": REVIEW_VERB, "inbox": self.outbox, "outbox": self.outbox, "mode": "move", "class": class_,
             "reviewer": who, "started": now(), "of": of,
             "corrections": self.corrections.named(self.outbox) if self.corrections else "",
+            "mounts": mounts_below(self.outbox, self.outbox),
         }  # fmt: skip
         operations = decide(decided, self._folders, _Names(self.outbox))
         summary = carry_out(self._context, run, seal_plan(self._context, run, head, operations))

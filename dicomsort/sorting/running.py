@@ -222,39 +222,40 @@ def complete_reports(context: RunContext, runs: Iterable[Run]) -> None:
 def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = False) -> Summary:
     """Undo a run, by default the newest that is not undone, by a run of its own.
 
-    ``with_decisions``: decisions about what it put up for review are undone first, the newest first. Without it a run
-    with such decisions is refused by UsageError, for what it placed lies elsewhere.
+    ``with_decisions``: decisions about what it put up for review are undone first, the newest first, and what one of
+    them moved and cannot put back stays. Without it a run with such decisions is refused by UsageError.
     """
     context = context.located()
     outbox = context.outbox
-    if with_decisions:
-        _undo_decisions(context, run)
+    told = _undo_decisions(context, run) if with_decisions else []
     with locked(context, create=False):
         runs = load_runs(outbox)
         if (name := _to_undo(runs, run)) is None:
             return _nothing_to_undo(runs, run)
-        plan = _undoable(runs, name)
+        plan = _undoable(runs, name, with_decisions=with_decisions)
         free_reserve(context)
         room = room_for_undo(os.stat(plan.path).st_size)
         with _explain_full_disk(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
             complete_reports(context, runs.values())
             later = LaterRuns(runs, name, inbox_of(plan.head, outbox))
             mine, sealed = _seal_undo(context, name, plan, later)
-        return _end(context, mine, sealed)
+        summary = _end(context, mine, sealed)
+        summary.notes += told
+        return summary
 
 
 def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> tuple[str, Plan]:
     """Find out how far a run came, and seal the plan that undoes it; return the undo's run and that plan."""
     roots = later.roots
     with closing(_journal(context, plan)) as journal:
-        notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).reconcile(plan)
+        notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).reconcile(plan, later.hides)
         known = journal.known
     mine = new_run(context)
     head = {
         "verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": context.outbox, "started": now(), "notes": notes,
         "mount": plan.head.get("mount", "/"),
     }  # fmt: skip
-    sealed = seal_plan(context, mine, head, reverse(lambda: _done(plan, known), known.folders, later))
+    sealed = seal_plan(context, mine, head, reverse(lambda: _done(plan, known, later), known.folders, later))
     with suppress(OSError), closing(_journal(context, plan)) as journal:
         journal.mark(UNDONE_BY, mine)  # for when the undo's own plan cannot be read
     return mine, sealed
@@ -273,7 +274,7 @@ def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operatio
     later, known = LaterRuns(runs, name, inbox_of(plan.head, outbox)), journal_of(plan)
     placer, summary = Placer(context.files, later.roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True)
     summary.undoes = name
-    for operation in reverse(lambda: _done(plan, known), known.folders, later):
+    for operation in reverse(lambda: _done(plan, known, later), known.folders, later):
         refused = None if operation.verb in {Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER} else placer.check(operation)
         show(operation, refused)
         if operation.row is not None:
@@ -285,15 +286,20 @@ def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operatio
     return summary
 
 
-def _undo_decisions(context: RunContext, run: str | None) -> None:
-    """Undo the decisions about what a run put up for review, the newest first; an error where one stays in part."""
+def _undo_decisions(context: RunContext, run: str | None) -> list[str]:
+    """Undo the decisions about what a run put up for review, the newest first; return notes on what of them stays."""
     if run is None:
         raise UsageError("--with-decisions: expected the RUN that is to be undone, received none")
+    notes = []
     for decision in reversed(load_runs(context.outbox).decisions_about(run)):
-        summary = undo(context, decision)
-        if summary.needs_person:
-            message = f"decision {decision}: expected its files where it had put them, received others, or none"
-            raise DicomsortError(f"{message}; so run {run} was not undone (manifest.csv, run {summary.run_id}, tells)")
+        try:
+            summary = undo(context, decision)
+            reason = f"manifest.csv, run {summary.run_id}, tells why" if summary.needs_person else ""
+        except StateDamaged as error:
+            reason = str(error)
+        if reason:
+            notes.append(f"decision {decision} could not be taken back wholly: {reason}")
+    return notes
 
 
 def seal_plan(context: RunContext, run: str, head: dict[str, Any], operations: Iterable[Operation]) -> Plan:
@@ -315,14 +321,14 @@ def seal_plan(context: RunContext, run: str, head: dict[str, Any], operations: I
     return writer.plan
 
 
-def _undoable(runs: Runs, name: str) -> Plan:
+def _undoable(runs: Runs, name: str, *, with_decisions: bool = False) -> Plan:
     """Return the plan of a run that can be undone now; UsageError or DicomsortError where it cannot."""
     outbox = runs.outbox
     plan, _ = read_all(f"{runs_folder(outbox)}/{name}", runs[name].summary)
     if plan.head["verb"] == "undo":
         raise UsageError(f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}")
     require_inbox(plan.head, outbox, name, "undo")
-    if decisions := runs.decisions_about(name):
+    if not with_decisions and (decisions := runs.decisions_about(name)):
         advice = f"{command('undo', '--with-decisions', outbox, name)} takes them back first"
         raise UsageError(f"run {name} held what persons decided about since, {len(decisions):,} times: {advice}")
     for other in runs.undos_of(name):
@@ -360,8 +366,11 @@ def _has_changed(run: Run) -> bool:
     return run.plan is not None and look_up(f"{run.plan.path.parent}/{JOURNAL}") is not None
 
 
-def _done(plan: Plan, known: Replay) -> Iterator[tuple[Operation, Result]]:
+def _done(plan: Plan, known: Replay, later: LaterRuns) -> Iterator[tuple[Operation, Result]]:
+    """Yield what a run did, and what it may have done where nothing is mounted now."""
     for operation in plan.operations():
         result = known.result(operation.number)
+        if operation.number in known.begun and later.hides(operation):
+            result = Result(operation.number, Outcome.DONE)
         if result is not None and result.outcome is Outcome.DONE and operation.verb is not Verb.LEAVE:
             yield operation, result
