@@ -9,11 +9,12 @@ STAMP := $(VENV)/.set-up
 WORKERS ?= 2
 CORPUS ?= ../shared/dicom
 DATASET ?= ../shared/dataset
+TRAINING_SET := build/training-set
 FUZZ_SECONDS ?= 600
 CORE := plan journal execute files metadata classify
 CORE_TESTS := $(patsubst %,tests/test_%.py,classify config copying costs crash crossing doctor faults files full_disk interrupted_runs journal lock long_names losses meanwhile metadata metrics names no_inodes operator placing plan races review review_crash review_later review_odd review_plan room settling sort sort_edges state undo_failing undo_folders undo_later)
 
-.PHONY: help setup demo test torture fuzz coverage check lint wheel bench bench-million evaluate model lock clean
+.PHONY: help setup demo test torture fuzz coverage check lint wheel bench bench-million evaluate model lock clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -73,16 +74,23 @@ bench: $(STAMP) ## measure beside cp, rename and other sorters (half an hour, 13
 bench-million: $(STAMP) ## measure 10,000, 100,000 and 1,000,000 files (half an hour, 7 GB of disk)
 	$(BIN)/python benchmarks/run.py --rows c --million --repeat 1 $(BENCH)
 
+# What models/default is trained on: links to DATASET and to the DICOM files of CORPUS, if there is one.
+$(TRAINING_SET): $(STAMP) FORCE
+	@test -d "$(DATASET)" || { echo "expected a data set in $(DATASET), received nothing there; set DATASET=…" >&2; exit 1; }
+	@rm -rf $(TRAINING_SET)
+	@$(BIN)/python models/training_set.py "$(DATASET)" "$(CORPUS)" $(TRAINING_SET)
+
+FORCE:
+
 evaluate: $(STAMP) ## measure models/default by sources held out of DATASET, and write its card anew
-	@if [ -d "$(DATASET)" ]; then \
-	   $(BIN)/python -m dicomsort evaluate "$(DATASET)" --model models/default --groups models/groups.csv \
+	@if [ -d "$(DATASET)" ]; then $(MAKE) --no-print-directory $(TRAINING_SET) && \
+	   $(BIN)/python -m dicomsort evaluate $(TRAINING_SET) --model models/default --groups models/groups.csv \
 	     --cross-validate source --folds 5 --shortcuts --update --out evaluation; \
 	 else echo "evaluate skipped: no folder $(DATASET); set DATASET=…"; fi
 
 # What the shipped bundle is made by; sort needs only these of its files.
-model: $(STAMP) ## train models/default anew from DATASET (about an hour on two cores)
-	@test -d "$(DATASET)" || { echo "expected a data set in $(DATASET), received nothing there; set DATASET=…" >&2; exit 1; }
-	$(BIN)/python -m dicomsort train "$(DATASET)" --arch efficientnet-lite0 --augment strong --groups models/groups.csv \
+model: $(TRAINING_SET) ## train models/default anew from DATASET and CORPUS (about 90 minutes on two cores)
+	$(BIN)/python -m dicomsort train $(TRAINING_SET) --arch efficientnet-lite0 --augment strong --groups models/groups.csv \
 	  --epochs 12 --batch-size 64 --learning-rate 0.0005 --seed 0 --out build/model/default
 	mkdir -p models/default
 	cd build/model/default && cp bundle.json model.tflite evaluation.npz metrics.json card.md history.csv *.png ../../../models/default/

@@ -261,6 +261,27 @@ _KINDS: Final[dict[str, str]] = {
     **{term: f"{OTHER_PREFIX}{kind}" for term, kind in _RETIRED_TERMS.items()},
 }
 
+# Value 3 and later ones of (0008,0008) Image Type of maps and projections that are calculated from images, and may look
+# like those of another modality: PS3.3 C.8.16.1.4 (CT and MR), C.8.13.1.1.1.4 (MR), C.8.16.2.1.3 (projections); below
+# them what consoles of CT and MR write for the same.
+DERIVED_MAPS: Final = frozenset(
+    {
+        "DIVISION", "MASKED", "MAXIMUM", "MINIMUM", "MTT", "MULTIPLICATION", "QUANTITY", "RCBF", "RCBV",
+        "STD_DEVIATION", "SUBTRACTION", "T_TEST", "TTP", "Z_SCORE",
+        "ADC", "DIFFUSION_ANISO", "METABOLITE_MAP", "NEI", "PEI", "PERFUSION", "R2_MAP", "R2_STAR_MAP",
+        "RHO_MAP", "T1_MAP", "T2_MAP", "T2_STAR_MAP", "TCS",
+        "MAX_IP", "MIN_IP",
+        "ATT", "CBF", "CBV", "COLFA", "EADC", "FA", "MINIP", "MIP", "MPERM", "PBP", "PERM", "RELCBF",
+        "RELCBV", "RELMTT", "RELTTP", "SUB", "TMAX", "TRACEW", "TTD", "TTS",
+    }
+)  # fmt: skip
+
+
+def is_derived_map(image_type: str) -> bool:
+    """Return whether Image Type (0008,0008), its values joined by backslashes, names a calculated map or projection."""
+    pixels, *rest = [value.strip() for value in image_type.upper().split("\\")]
+    return pixels == "DERIVED" and not DERIVED_MAPS.isdisjoint(word for value in rest[1:] for word in value.split())
+
 
 def _category(entry: str | None) -> str | None:
     return entry if entry is None or entry.startswith(OTHER_PREFIX) else entry.partition(":")[0]

@@ -146,6 +146,7 @@ class FramePrediction:
     probabilities: tuple[float, ...] = ()
     problem: str = ""  # why there are no pixels, one short phrase
     distance: float | None = None  # Mahalanobis distance, 0 or more; None where the model computes none
+    too_small: bool = False  # whether the frame has too few pixels to decide anything
 
 
 class Verb(StrEnum):
@@ -281,12 +282,14 @@ class Group:
 class SeriesPrediction:
     """The mean prediction over the frames of a series: a probability a label, in the bundle's order, and the distance.
 
-    Without probabilities, ``problem`` says why; both are empty where no frame was predicted.
+    Without probabilities, ``problem`` says why; both are empty where no frame was predicted. ``too_small``: every frame
+    has too few pixels to decide anything.
     """
 
     probabilities: tuple[float, ...] = ()
     problem: str = ""
     distance: float | None = None
+    too_small: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WHOLE = 256 << 10  # files up to this size are read once, for header and hash alike
 HEAD = 16 << 10
+MIN_SIDE = 48  # pixels of a frame's longer side from which on it is evidence
 QUALITY = 85  # of JPEG pictures for people
 HOLES = 64 << 30  # bytes of a sparse file that are not on disk, but would have to be read
 HASHED_HERE = 32 << 20  # larger files are hashed outside the worker, where a slow disk meets no time limit
@@ -94,7 +95,7 @@ def explain(bundle: BundleReference, inbox: str, frames: Sequence[tuple[str, int
     """Return prediction, rendering and class maps of each frame (path, and frame number as for ``predict_frames``)."""
     images = [_rendered(inbox, path, frame) for path, frame in frames]
     return [
-        ExplainedPrediction(image) if isinstance(image, FramePrediction) else _predict(bundle, image)
+        ExplainedPrediction(image) if isinstance(image, FramePrediction) else _predict(bundle, *image)
         for image in images
     ]
 
@@ -142,13 +143,13 @@ def _make_picture(root: str, request: PictureRequest) -> FramePicture:
     try:
         picture = _jpeg(show(path, request.frame, request.side)) if request.side else b""
         needs_image = request.bundle or request.rendering
-        image = _rendered(root, request.path, request.frame) if needs_image else FramePrediction()
+        rendered = _rendered(root, request.path, request.frame) if needs_image else FramePrediction()
     except PixelsError as error:
         return FramePicture(b"", str(error), header)
-    if isinstance(image, FramePrediction):
-        return FramePicture(picture, image.problem, header)
-    prediction = _predict(request.bundle, image).prediction if request.bundle else None
-    return FramePicture(picture, "", header, prediction, _png(image) if request.rendering else b"")
+    if isinstance(rendered, FramePrediction):
+        return FramePicture(picture, rendered.problem, header)
+    prediction = _predict(request.bundle, *rendered).prediction if request.bundle else None
+    return FramePicture(picture, "", header, prediction, _png(rendered[0]) if request.rendering else b"")
 
 
 def _header_of(path: str) -> Header | None:
@@ -175,18 +176,19 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def _rendered(inbox: str, path: str, frame: int | None) -> NDArray[np.uint8] | FramePrediction:
-    from dicomsort.pixels import PixelsError, render
+def _rendered(inbox: str, path: str, frame: int | None) -> tuple[NDArray[np.uint8], int] | FramePrediction:
+    from dicomsort.pixels import PixelsError, render_sized
 
     try:
-        return render(f"{inbox}/{path}", frame)
+        return render_sized(f"{inbox}/{path}", frame)
     except PixelsError as error:
         return FramePrediction(problem=str(error))
 
 
-def _predict(bundle: BundleReference, image: NDArray[np.uint8]) -> ExplainedPrediction:
+def _predict(bundle: BundleReference, image: NDArray[np.uint8], side: int) -> ExplainedPrediction:
+    """Predict a rendered frame whose longer side has ``side`` pixels."""
     predictor = predictor_of(bundle)
     output = predictor.predict(image[None])
     distance = None if predictor.bundle.distance is None else float(output.distances[0])
-    prediction = FramePrediction(tuple(output.probabilities[0].tolist()), distance=distance)
+    prediction = FramePrediction(tuple(output.probabilities[0].tolist()), distance=distance, too_small=side < MIN_SIDE)
     return ExplainedPrediction(prediction, image, None if output.maps is None else output.maps[0])

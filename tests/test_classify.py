@@ -12,7 +12,8 @@ from dicomsort.records import Examined, Found, Group, Header, Kind, Placement, S
 
 LABELS = ("CT", "MRI", "OTHER", "XRAY")
 MAP = {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}
-JUDGE = Criteria(LABELS, MAP, decide=0.9, contradict=0.99)
+DECIDE = (0.9,) * len(LABELS)
+JUDGE = Criteria(LABELS, MAP, decide=DECIDE, contradict=0.99)
 STRICT = replace(JUDGE, distance=1.5)
 CT, MR, CR, SC = (f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2", "4", "1", "7"))
 SR, US = "1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.5.1.4.1.1.6.1"
@@ -50,7 +51,7 @@ CASES = {
     "failed": (judged(header(CT, "CT"), failed="I/O error"), Status.FAILED, "", "", "none"),
     "ignored": (judged(Header(Kind.UNKNOWN, ignored="archive")), Status.IGNORED, "", "", "none"),
     "settling": (
-        judged(header(CT, "CT"), SeriesPrediction(), Criteria(LABELS, MAP, 0.9, 0.99, settled_before_ns=5), mtime_ns=6),
+        judged(header(CT, "CT"), SeriesPrediction(), replace(JUDGE, settled_before_ns=5), mtime_ns=6),
         Status.SETTLING, "", "", "none",
     ),
     "damaged": (
@@ -77,6 +78,9 @@ CASES = {
     "header-and-pixels": (judged(header(CT, "CT"), SURE_CT), Status.SORTED, "CT", "CT", "both"),
     "header": (judged(header(CT, "CT"), vote(XRAY=0.8)), Status.SORTED, "CT", "CT", "header"),
     "no-study-to-follow": (judged(header(SR, "SR", has_pixels=False)), Status.OTHER, "OTHER/SR", "OTHER", "header"),
+    "too-small": (
+        judged(header(SC, "OT"), replace(SURE_CT, too_small=True)), Status.REVIEW, "REVIEW/too-small", "", "none",
+    ),
     "out-of-distribution": (
         judged(header(SC, "OT"), replace(SURE_CT, distance=1.6), STRICT), Status.REVIEW,
         "REVIEW/out-of-distribution", "", "none",
@@ -108,6 +112,32 @@ def test_rule(rule: str) -> None:
 
 def test_every_rule_has_a_case() -> None:
     assert {rule.name for rule in RULES} == set(CASES) | BY_STUDY
+
+
+def test_each_class_has_a_threshold_of_its_own() -> None:
+    judge = replace(JUDGE, decide=(0.9, 0.999, 0.9, 0.9))
+    assert judged(header(SC, "OT"), SURE_CT, judge).folder == "CT"
+    assert judged(header(SC, "OT"), vote(MRI=0.995), judge).folder == "REVIEW/unsure"
+
+
+@pytest.mark.parametrize(
+    ("head", "folder"),
+    [
+        (header(CT, "CT"), "CT"),  # no argument against a clear header
+        (header(CR, "CT"), "REVIEW/header-contradicts-itself"),  # nor between two
+        (header(SC, "OT", study_description="XR CHEST"), "REVIEW/too-small"),  # nor for words
+    ],
+)
+def test_pixels_of_a_tiny_image_decide_nothing_but_are_told(head: Header, folder: str) -> None:
+    verdict = judged(head, replace(SURE_XRAY, too_small=True))
+    assert (verdict.folder, verdict.pixel_class, verdict.pixel_confidence) == (folder, "XRAY", 0.995)
+
+
+def test_a_derived_map_is_not_held_against_its_header() -> None:
+    perfusion = judged(header(CT, "CT", image_type="DERIVED\\PRIMARY\\PERFUSION\\RCBF"), vote(MRI=0.995))
+    assert (perfusion.folder, perfusion.reason, perfusion.pixel_class) == ("CT", "header", "MRI")
+    original = judged(header(CT, "CT", image_type="ORIGINAL\\PRIMARY\\PERFUSION\\RCBF"), vote(MRI=0.995))
+    assert original.folder == "REVIEW/header-against-pixels"
 
 
 def study(*members: tuple[Header, SeriesPrediction]) -> dict[str, Verdict]:
@@ -149,12 +179,12 @@ def test_reports_of_a_held_study_are_held_with_it() -> None:
 
 def test_ultrasound_is_other_by_header_and_not_argued_with_by_a_model_without_other() -> None:
     assert judged(header(US, "US"), SURE_OTHER).folder == "OTHER/US"
-    three = Criteria(("CT", "MRI", "XRAY"), MAP, 0.9, 0.99)
+    three = Criteria(("CT", "MRI", "XRAY"), MAP, DECIDE[1:], 0.99)
     assert judged(header(US, "US"), SeriesPrediction((0.001, 0.001, 0.998)), three).folder == "OTHER/US"
 
 
 def test_the_header_does_not_count_where_the_user_or_the_model_says_so() -> None:
-    for judge in (Criteria(LABELS, MAP, 0.9, 0.99, "pixels"), Criteria(LABELS, {}, 0.9, 0.99)):
+    for judge in (Criteria(LABELS, MAP, DECIDE, 0.99, "pixels"), Criteria(LABELS, {}, DECIDE, 0.99)):
         verdict = judged(header(CT, "CT"), SURE_XRAY, judge)
         assert (verdict.folder, verdict.decided_by, verdict.header_class) == ("XRAY", "pixels", "")
 

@@ -181,7 +181,7 @@ def test_what_went_on_is_as_sure_of_kept_images_as_its_start(start: Path) -> Non
     assert calibration.as_sure(sharp, sharp, 1.5) == pytest.approx(1.5, rel=0.02)
     assert calibration.as_sure(sharp, soft, 1.5) == pytest.approx(0.75, rel=0.02)
     few = {"CT": 40, "MRI": 9}
-    fitted = calibration.Calibration(3.0, 0.9, 0.95)
+    fitted = calibration.Calibration(3.0, (0.9,) * 3, 0.95)
     found = calibration.finetuned(bundle, None, few, fitted, (), (sharp, soft))
     assert found.temperature == pytest.approx(bundle.temperature / 2, rel=0.03)
     assert (found.decide, found.contradict) == (bundle.decide, bundle.contradict)

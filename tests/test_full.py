@@ -20,6 +20,7 @@ from networks import rewritten
 from dicomsort.training.data.dataset import Dataset, Item
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import keep_together
+from dicomsort.training.evaluate.card import on_other_sources
 from dicomsort.training.fit.checkpoint import Checkpoint, forget, resumable
 from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, with_weights
@@ -261,6 +262,23 @@ def test_whole_sources_are_held_out_where_asked(rendered: Rendered, recipe: Hype
     held = {items[i].group for i in fitted.held_out.items}
     assert not held & {item.group for i, item in enumerate(items) if i not in set(fitted.held_out.items.tolist())}
     assert fitted.held_out.by_source
+    assert "other_sources" not in fitted.course
+
+
+def test_where_there_are_sources_it_is_told_what_to_expect_of_others(
+    rendered: Rendered, recipe: Hyperparameters
+) -> None:
+    items = [replace(item, group=f"{item.label}s{i % 4}") for i, item in enumerate(rendered.dataset.items)]
+    sourced = replace(rendered, dataset=replace(rendered.dataset, items=tuple(items)))
+    fitted, plain = (_fit(each, replace(recipe, checkpoint=None)) for each in (sourced, rendered))
+    told = fitted.course["other_sources"]
+    assert (told["sources"], told["images"]) == (2, 6)
+    assert 0 <= told["balanced_accuracy"] <= 1
+    assert "other_sources" not in plain.course
+    assert all(
+        np.array_equal(*pair) for pair in zip(fitted.model.get_weights(), plain.model.get_weights(), strict=True)
+    )
+    assert "expect less" in on_other_sources(told)[0]
 
 
 def test_mixed_precision_is_left_in_float32(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from building import make_files
 
+from dicomsort.bundle import calibrate
 from dicomsort.errors import UsageError
 from dicomsort.training.data.dataset import Dataset, Item, fingerprint, read_groups, scan
 from dicomsort.training.data.splitting import balance, folds, split
@@ -110,12 +111,13 @@ def test_the_fingerprint_is_of_names_and_contents_in_any_order() -> None:
 def test_calibration_finds_overconfidence_and_the_thresholds_hold() -> None:
     random = np.random.default_rng(0)
     truth = random.integers(0, 3, 5000)
-    logits = random.normal(0, 1, (5000, 3)) + 2.5 * np.eye(3)[truth]
+    logits = random.normal(0, 1, (5000, 3)) + 3.5 * np.eye(3)[truth]
     sharp = np.exp(3 * logits)
     fitted = calibration.fit((sharp / sharp.sum(1, keepdims=True)).astype(np.float32), truth)
-    # the logits of unit-variance classes 2.5 apart are calibrated at 2.5 times themselves
-    assert fitted.temperature == pytest.approx(3 / 2.5, rel=0.1)
-    assert 0.5 <= fitted.decide <= fitted.contradict <= 0.99
+    # the logits of unit-variance classes 3.5 apart are calibrated at 3.5 times themselves
+    assert fitted.temperature == pytest.approx(3 / 3.5, rel=0.1)
+    assert all(0.5 <= threshold < 1 for threshold in fitted.decide)
+    assert 0.9 <= fitted.contradict <= 0.99
     assert fitted.notes == ()
 
 
@@ -123,8 +125,44 @@ def test_calibration_of_chance_keeps_careful_thresholds_and_says_so() -> None:
     random = np.random.default_rng(0)
     guesses = random.dirichlet((1, 1, 1), 500).astype(np.float32)
     fitted = calibration.fit(guesses, random.integers(0, 3, 500))
-    assert (fitted.decide, fitted.contradict) == (0.99, 0.99)
-    assert len(fitted.notes) == 2
+    assert fitted.decide == (0.99,) * 3
+    assert [note.split(":")[0] for note in fitted.notes[:3]] == ["0", "1", "2"]
+    assert fitted.notes[3].startswith("No confidence up to 0.99 gave 99% accuracy")
+
+
+@pytest.mark.parametrize("target", [0.98, 0.995])
+def test_of_images_that_are_decided_alone_as_many_are_right_as_was_promised(target: float) -> None:
+    random = np.random.default_rng(0)
+    kept = []
+    for _ in range(20):
+        truth = random.integers(0, 3, 40_000)
+        logits = random.normal(0, 1, (40_000, 3)) + 3.5 * np.eye(3)[truth]
+        logits[:, 0] += 0.7 * (truth == 1)  # images of one class that look like another
+        shares = np.exp(1.5 * logits)
+        shares = (shares / shares.sum(1, keepdims=True)).astype(np.float32)
+        fitted = calibration.fit(shares[:6000], truth[:6000], target=target)
+        after = calibrate(shares[6000:], fitted.temperature)
+        predicted, alone = after.argmax(1), after.max(1) >= np.array(fitted.decide)[after.argmax(1)]
+        kept += [(predicted == truth[6000:])[alone & (predicted == label)].mean() >= target for label in range(3)]
+        assert fitted.notes == ()
+    assert np.mean(kept) >= 0.8  # the promise is 90 %; of 60 trials as few as this are seen once in a hundred times
+    assert fitted.decide[0] > max(fitted.decide[1:])
+
+
+def test_no_image_wrong_of_460_shows_99_5_percent() -> None:
+    assert calibration.keeps(0, 460, 0.005)
+    assert not calibration.keeps(0, 459, 0.005)
+    assert not calibration.keeps(0, 10_000, 0.0)
+    assert calibration.chance(2, 10, 0.3) == pytest.approx(0.3828, abs=1e-4)  # a table of the binomial distribution
+
+
+def test_what_too_few_images_cannot_show_is_told() -> None:
+    truth = np.arange(300) % 2
+    sure = np.where(np.eye(2)[truth] > 0, 0.99, 0.01).astype(np.float32)
+    fitted = calibration.fit(sure, truth, labels=("CT", "MRI"))
+    assert fitted.decide == (0.5, 0.5)
+    told = "CT: of 150 confident held-out images 0 were wrong, which does not show that 99.5% are right; its threshold"
+    assert fitted.notes[0].startswith(told)
 
 
 def test_the_figures_are_what_their_definitions_say() -> None:

@@ -58,6 +58,9 @@ def check(spec: object, where: str) -> dict[str, Any]:
     for label in spec["labels"]:
         if problem := label_problem(label):
             fail(where, "labels", f"names that can be folders ({problem})", label)
+    decide = spec["thresholds"]["decide"]
+    if isinstance(decide, dict) and decide.keys() != set(spec["labels"]):
+        fail(where, "thresholds.decide", f"a number for each of the labels {spec['labels']}", decide)
     if not set(spec["header_classes"].values()) <= set(spec["labels"]):
         fail(where, "header_classes", f"values among the labels {spec['labels']}", spec["header_classes"])
     return spec
@@ -114,7 +117,11 @@ def _is_map(value: object, keys: tuple[str, ...] | None = None) -> bool:
 
 
 def _is_thresholds(value: object) -> bool:
-    if not isinstance(value, dict) or not all(_is_number(value.get(key), 0.0, 1.0) for key in ("decide", "contradict")):
+    if not isinstance(value, dict):
+        return False
+    decide = value.get("decide")
+    of_labels = list(decide.values()) if isinstance(decide, dict) else [decide]
+    if not of_labels or not all(_is_number(number, 0.0, 1.0) for number in (*of_labels, value.get("contradict"))):
         return False
     return value.get("distance") is None or _is_number(value["distance"], 0.0, MAX_DISTANCE)
 
@@ -136,7 +143,7 @@ _FIELDS: Fields = {
     "rendering_version": ("a number from 1", lambda v: _is_int(v, 1, 1 << 31)),
     "temperature": ("a number from 0.05 to 20", lambda v: _is_number(v, 0.05, 20.0)),
     "thresholds": (
-        f"an object with decide and contradict, 0 to 1, and maybe distance, 0 to {MAX_DISTANCE:.0f}",
+        f"decide (a number, or one for each label) and contradict, 0 to 1, maybe distance, 0 to {MAX_DISTANCE:.0f}",
         _is_thresholds,
     ),
     "training": ("an object", lambda v: isinstance(v, dict)),
@@ -185,12 +192,12 @@ class Bundle:
 
     ``labels`` are in the order of the model's outputs; ``header_classes`` maps CT, MRI, XRAY to labels (empty where the
     labels are others, such as CHEST and HAND: such a model sorts by pixels alone). ``input_shape`` is ``INPUT_SHAPE``.
-    ``temperature`` divides the logits. ``decide`` is the calibrated mean confidence (0..1) from which pixels alone
-    decide. ``contradict`` is the share (0..1) that their class must get of what they give to it and to a clear header's
-    class, to hold the series for review. ``distance`` (0 or more) is the Mahalanobis distance beyond which an image is
-    out of distribution (None: the model computes none). ``training`` holds the images' fingerprint and counts,
-    ``created_with`` the versions of the software that wrote it. ``evaluation`` pins the replay set (None: there is
-    none), which only later trainings read. ``spec_sha256`` is the SHA-256 of ``bundle.json``.
+    ``temperature`` divides the logits. ``decide`` is for each label the calibrated mean confidence (0..1) from which
+    pixels alone decide for it. ``contradict`` is the share (0..1) that their class must get of what they give to it and
+    to a clear header's class, to hold the series for review. ``distance`` (0 or more) is the Mahalanobis distance
+    beyond which an image is out of distribution (None: the model computes none). ``training`` holds the images'
+    fingerprint and counts, ``created_with`` the versions of the software that wrote it. ``evaluation`` pins the replay
+    set (None: there is none), which only later trainings read. ``spec_sha256`` is the SHA-256 of ``bundle.json``.
     """
 
     folder: Path
@@ -201,7 +208,7 @@ class Bundle:
     input_shape: tuple[int, int, int]
     rendering_version: int
     temperature: float
-    decide: float
+    decide: tuple[float, ...]
     contradict: float
     distance: float | None
     training: Mapping[str, Any]
@@ -215,6 +222,12 @@ class Bundle:
     def reference(self) -> BundleReference:
         """What workers are sent in its place."""
         return BundleReference(str(self.folder.resolve()), self.spec_sha256)
+
+
+def decide_of(spec: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return from the content of bundle.json the threshold of each label; one number is that of all."""
+    decide, labels = spec["thresholds"]["decide"], spec["labels"]
+    return tuple(float(decide[label] if isinstance(decide, dict) else decide) for label in labels)
 
 
 def default_path() -> Path:
@@ -312,7 +325,7 @@ def _bundle(folder: Path, spec: Mapping[str, Any], sha256: str) -> Bundle:
         labels=tuple(spec["labels"]),
         input_shape=tuple(spec["input_shape"]),
         temperature=float(spec["temperature"]),
-        decide=float(thresholds["decide"]),
+        decide=decide_of(spec),
         contradict=float(thresholds["contradict"]),
         distance=None if distance is None else float(distance),
         spec_sha256=sha256,

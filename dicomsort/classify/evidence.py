@@ -90,14 +90,15 @@ def showable_frames(e: Examined) -> int:
 class Criteria:
     """What a verdict depends on of the model and of the user's options.
 
-    ``header_classes`` maps CT, MRI and XRAY to the model's labels (empty: the header does not count); ``decide`` and
-    ``contradict`` are the bundle's thresholds; ``evidence`` is ``auto``, ``header`` or ``pixels``; a series changed
-    after ``settled_before_ns`` is left alone; pixels beyond ``distance`` are like none that the model knows.
+    ``header_classes`` maps CT, MRI and XRAY to the model's labels (empty: the header does not count); ``decide``, one
+    for each label, and ``contradict`` are the bundle's thresholds; ``evidence`` is ``auto``, ``header`` or ``pixels``;
+    a series changed after ``settled_before_ns`` is left alone; pixels beyond ``distance`` are like none that the model
+    knows.
     """
 
     labels: tuple[str, ...]
     header_classes: Mapping[str, str]
-    decide: float
+    decide: tuple[float, ...]
     contradict: float
     evidence: str = "auto"
     settled_before_ns: int | None = None
@@ -147,12 +148,23 @@ class Case:
         """Whether the model's choice means nothing, because it knows no such pixels."""
         return is_out_of_distribution(self.pixel_class, self.prediction.distance, self.criteria.distance)
 
+    @property
+    def is_evidence(self) -> bool:
+        """Whether the pixels say anything: there are enough of them, and the model knows their like."""
+        return bool(self.pixel_class) and not (self.prediction.too_small or self.is_out_of_distribution)
+
     def is_confident(self, threshold: float) -> bool:
-        """Return whether the model's confidence reaches a threshold, in pixels that are not out of distribution."""
-        return (self.pixel_confidence or 0.0) >= threshold and not self.is_out_of_distribution
+        """Return whether the model's confidence reaches a threshold, in pixels that say anything."""
+        return self.is_evidence and (self.pixel_confidence or 0.0) >= threshold
+
+    @property
+    def decide(self) -> float:
+        """The threshold of the model's first choice, from which on pixels alone decide."""
+        criteria = self.criteria
+        return criteria.decide[criteria.labels.index(self.pixel_class)] if self.pixel_class else 1.0
 
     def agrees(self, class_: str) -> bool:
-        """Return whether the pixels, not out of distribution, show this class rather than all others."""
+        """Return whether the pixels, where they say anything, show this class rather than all others."""
         return bool(class_) and self.pixel_class == class_ and self.is_confident(MAJORITY)
 
     def share_among(self, classes: Sequence[str]) -> float:
@@ -163,14 +175,14 @@ class Case:
 
     @property
     def is_contradicted(self) -> bool:
-        """Whether confident pixels contradict the one class that the header names.
+        """Whether confident pixels contradict the one class that the header names; those of a derived map never do.
 
         Only that class and the one of the pixels are compared: the probabilities of others are no argument for it.
         """
         classes, criteria = self.evidence.classes, self.criteria
         if len(classes) != 1 or classes[0] not in criteria.labels or self.pixel_class in classes:
             return False
-        if not self.is_confident(criteria.decide):
+        if not self.is_confident(self.decide) or modalities.is_derived_map(self.header.image_type):
             return False
         return self.share_among((*classes, self.pixel_class)) >= criteria.contradict
 

@@ -105,12 +105,12 @@ def _pixels_settle_header(case: Case) -> bool:
     """Only the classes of the header are compared: the probabilities of others are no argument between these."""
     classes = case.evidence.classes
     agreed = len(classes) > 1 and case.pixel_class in classes and case.agrees(case.pixel_class)
-    return agreed and case.share_among(classes) >= case.criteria.decide
+    return agreed and case.share_among(classes) >= case.decide
 
 
 def _against_description(case: Case) -> bool:
     hint = case.evidence.hint
-    return bool(hint) and case.pixel_class != hint and case.is_confident(case.criteria.decide)
+    return bool(hint) and case.pixel_class != hint and case.is_confident(case.decide)
 
 
 def _against_study(case: Case) -> bool:
@@ -144,9 +144,10 @@ RULES = (
     Rule("header-against-pixels", "the header names a class, confident pixels another", "REVIEW",
          lambda c: c.is_contradicted, _review(_header_class)),
     Rule("header-and-pixels", "the header names a class, the pixels agree", "the class",
-         lambda c: c.evidence.classes == (c.pixel_class,) and not c.is_out_of_distribution,
+         lambda c: c.evidence.classes == (c.pixel_class,) and c.is_evidence,
          _sort(DecidedBy.BOTH, _header_class)),
-    Rule("header", "the header names a class; pixels unsure, unlike all known, not asked or not to be had", "the class",
+    Rule("header", "the header names a class; pixels unsure, too few, of a derived map, unlike all known, or not had",
+         "the class",
          lambda c: len(c.evidence.classes) == 1, _sort(DecidedBy.HEADER, _header_class)),
     Rule("follows-series", "SR, PR, KO, SEG, RT …: the series it refers to is decided", "where that series goes",
          lambda c: c.evidence.follows and bool(_referenced_folder(c)), _follow(_referenced_folder)),
@@ -158,6 +159,8 @@ RULES = (
          lambda c: c.evidence.follows and bool(_review_folder(c)), _follow(_review_folder)),
     Rule("no-study-to-follow", "SR, PR, KO, SEG, RT …: nothing to follow, or several classes", "OTHER, below its kind",
          lambda c: c.evidence.follows, _sort(DecidedBy.HEADER, lambda _: OTHER)),
+    Rule("too-small", "the header says nothing, the image has too few pixels to tell", "REVIEW",
+         lambda c: c.prediction.too_small, _review()),
     Rule("out-of-distribution", "the header says nothing, the pixels are unlike all that the model knows", "REVIEW",
          lambda c: c.is_out_of_distribution, _review()),
     Rule("description-and-pixels", "only Study or Series Description names a class, the pixels agree by majority",
@@ -165,7 +168,7 @@ RULES = (
     Rule("description-against-pixels", "only Study or Series Description names a class, confident pixels another",
          "REVIEW", _against_description, _review()),
     Rule("pixels", "the header says nothing, the pixels are confident", "the class they show, or OTHER/image",
-         lambda c: bool(c.pixel_class) and c.is_confident(c.criteria.decide),
+         lambda c: bool(c.pixel_class) and c.is_confident(c.decide),
          _sort(DecidedBy.PIXELS, lambda c: c.pixel_class)),
     Rule("unsure", "the header says nothing, the pixels are not confident", "REVIEW",
          lambda c: bool(c.pixel_class), _review()),

@@ -104,9 +104,11 @@ def _answer(path: str, prediction: FramePrediction, bundle: Bundle) -> dict[str,
     best = max(prediction.probabilities, default=0.0)
     class_ = bundle.labels[prediction.probabilities.index(best)] if prediction.probabilities else ""
     reason = prediction.problem
-    if not reason and is_out_of_distribution(class_, prediction.distance, bundle.distance):
+    if not reason and prediction.too_small:
+        reason = "too-small"
+    elif not reason and is_out_of_distribution(class_, prediction.distance, bundle.distance):
         reason = "out-of-distribution"
-    elif not reason and best < bundle.decide:
+    elif not reason and best < bundle.decide[bundle.labels.index(class_)]:
         reason = "unsure"
     return {
         "path": path,

@@ -68,14 +68,21 @@ def open_workers() -> Engine:
 def _train(settings: Settings, *, show: bool) -> None:
     from dicomsort.report import visible
     from dicomsort.training.evaluate import compare
+    from dicomsort.training.evaluate.card import on_other_sources
+    from dicomsort.training.fit.recipe import OTHER_SOURCES
     from dicomsort.training.pipeline import train as run
 
     with Reporter() as reporter:
         trained = run(settings, open_workers, reporter)
     print(f"{visible(str(trained.folder))}: {_accuracy(trained)}")
     print(f"The mistakes, as a picture of your images: {visible(str(trained.sheet))}")
+    report = trained.figures["training_run"]
+    if other := report["course"].get(OTHER_SOURCES):
+        print(" ".join(on_other_sources(other)))
+    for note in report["notes"]:
+        print(note)
     _print_sizes(trained)
-    if comparison := trained.figures["training_run"].get(compare.KEY):
+    if comparison := report.get(compare.KEY):
         print("\n".join(compare.sentences(comparison)))
     if trained.skipped:
         print(f"{len(trained.skipped):,} files were skipped, being no readable image; metrics.json lists them")

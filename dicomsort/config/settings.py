@@ -412,6 +412,12 @@ class TrainSettings:
         None, "Keep the rendered images (patient data!) here, so that a later training need not decode them again.",
         "DIR",
     )  # fmt: skip
+    target: float = _setting(
+        0.995,
+        "The share that must be right, with 90 % confidence, of the held-out images that the model decides alone.",
+        least=0.5,
+        most=1,
+    )
     seed: int = _SEED("Fixes split, first weights, order and variations.")
     fresh: bool = _setting(False, "Start anew where a checkpoint is left.")
     replace_worse: bool = _setting(

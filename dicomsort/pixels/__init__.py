@@ -35,7 +35,7 @@ with its aspect, and lies centred on black. Grey is the same in all three channe
 from __future__ import annotations
 
 from dicomsort.pixels.limits import MAX_INFLATED, MAX_PIXELS, PixelsError
-from dicomsort.pixels.render import as_array, picture, render, show
+from dicomsort.pixels.render import as_array, picture, render, render_sized, show
 from dicomsort.records import INPUT_SHAPE, RENDERING_VERSION
 
 __all__ = [
@@ -47,5 +47,6 @@ __all__ = [
     "as_array",
     "picture",
     "render",
+    "render_sized",
     "show",
 ]

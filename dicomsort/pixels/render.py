@@ -35,7 +35,13 @@ def render(path: str | os.PathLike[str], frame: int | None = None) -> NDArray[np
     Raises:
         PixelsError: the file has no pixels that can be rendered; nothing else is ever raised or printed.
     """
-    return as_array(picture(path, frame))
+    return render_sized(path, frame)[0]
+
+
+def render_sized(path: str | os.PathLike[str], frame: int | None = None) -> tuple[NDArray[np.uint8], int]:
+    """Return what ``render`` returns, and the pixels of the frame's longer side, exact up to 448."""
+    with _decoded(path, frame, _MIN_SIDE) as image:
+        return as_array(fit(image)), max(image.size)
 
 
 def picture(path: str | os.PathLike[str], frame: int | None = None) -> Image.Image:

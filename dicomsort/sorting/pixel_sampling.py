@@ -159,12 +159,14 @@ def middle_half(count: int, wanted: int) -> list[int]:
 
 def mean(frames: list[FramePrediction]) -> SeriesPrediction:
     """Return the means of probabilities and distances of the frames that could be shown; else the first's problem."""
-    shown = [frame.probabilities for frame in frames if frame.probabilities]
+    shown = [frame for frame in frames if frame.probabilities]
     if not shown:
         return SeriesPrediction(problem=frames[0].problem if frames else "")
     distances = [frame.distance for frame in frames if frame.distance is not None]
     distance = sum(distances) / len(distances) if distances else None
-    return SeriesPrediction(tuple(sum(column) / len(shown) for column in zip(*shown, strict=True)), distance=distance)
+    columns = zip(*(frame.probabilities for frame in shown), strict=True)
+    means = tuple(sum(column) / len(shown) for column in columns)
+    return SeriesPrediction(means, "", distance, all(frame.too_small for frame in shown))
 
 
 def _on_lost(_: Frame, error: WorkerLost) -> FramePrediction:

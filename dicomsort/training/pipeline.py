@@ -74,7 +74,9 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
 
             trained = recipes.fit(architecture, rendered, hyper, reporter)
             exported = tflite.export(architecture, rendered, trained, hyper.seed, reporter)
-            calibrated = calibration.of_training(architecture, trained, exported.held_out, dataset.labels)
+            calibrated = calibration.of_training(
+                architecture, trained, exported.held_out, dataset.labels, settings.target
+            )
             comparison = compared(architecture, rendered, trained, calibrated, rival, hyper.seed)
             result = TrainingResult(settings, architecture, rendered, trained, exported, calibrated, comparison)
             if comparison and rival and comparison.worse:

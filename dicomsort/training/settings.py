@@ -43,7 +43,8 @@ class Settings(TrainSettings):
 
     def as_json(self) -> dict[str, Any]:
         """Return the recipe for ``bundle.json``: numbers and names, no paths of this machine."""
-        names = ("arch", "epochs", "batch_size", "learning_rate", "validation_split", "seed", "augment", "patience")
+        names = ("arch", "epochs", "batch_size", "learning_rate", "validation_split", "seed", "augment", "patience",
+                 "target")  # fmt: skip
         weights, variation = self.weights and self.weights.name, dict(self.variation) or None
         chosen = {"balance": self.balance, "split": self.split, "weights": weights, "variation": variation}
         return {name: getattr(self, name) for name in names} | {k: v for k, v in chosen.items() if v is not None}
@@ -55,7 +56,7 @@ def checked(settings: Settings) -> tuple[Settings, Architecture]:
     UsageError names the first setting that cannot be.
     """
     arch = settings.arch or DEFAULT
-    for name in ("epochs", "batch_size", "learning_rate", "validation_split", "seed", "patience"):
+    for name in ("epochs", "batch_size", "learning_rate", "validation_split", "seed", "patience", "target"):
         in_range(TRAINING[name], getattr(settings, name), "--" + name.replace("_", "-"))
     for option, chosen, known in (
         ("--arch", arch, tuple(ARCHITECTURES)),

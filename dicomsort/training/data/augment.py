@@ -20,6 +20,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from dicomsort.engines.engine import Engine
 from dicomsort.errors import WorkerLost
+from dicomsort.training.data import robustness
 
 Images = NDArray[np.uint8]
 Random = np.random.Generator
@@ -29,6 +30,9 @@ Vary = Callable[[Images, "Strength", Sequence[tuple[int, ...]]], Images]
 # Measured: a strong variation holds the interpreter's lock for a quarter of its time, a light one for a fifth, so that
 # threads use this many cores at most.
 THREADS_USE = 4
+# As PET, SPECT, perfusion and thermal images are shown (PS3.6 Annex B has the first two and others like them).
+COLOUR_MAPS = ("hot", "gist_rainbow_r", "jet", "turbo", "inferno", "nipy_spectral", "plasma", "bone", "copper")
+MATRIX = 24, 160  # pixels of a side, the fewest and the most, of a small image
 MOSTLY, EVEN, AT_TIMES = 0.7, 0.5, 0.3  # how often one kind of a change is drawn rather than another
 
 
@@ -56,17 +60,18 @@ class Strength:
     resolution: float
     noise: float
     photograph: float
+    colour: float
 
 
 STRENGTHS: dict[str, Strength | None] = {
     "none": None,
     "light": Strength(
         10, 0.05, 0.1, 0.2, 0.1, turn=0, flip=0.5, invert=0, crop=0, text=0, border=0, quality=0.3, resolution=0.1,
-        noise=0, photograph=0,
+        noise=0, photograph=0, colour=0,
     ),
     "strong": Strength(
-        20, 0.1, 0.25, 0.6, 0.3, turn=0.15, flip=0.5, invert=0.2, crop=0.4, text=0.3, border=0.3, quality=0.4,
-        resolution=0.4, noise=0.2, photograph=0.12,
+        20, 0.1, 0.25, 0.6, 0.3, turn=0.15, flip=0.5, invert=0.25, crop=0.5, text=0.3, border=0.3, quality=0.5,
+        resolution=0.4, noise=0.2, photograph=0.12, colour=0.05,
     ),
 }  # fmt: skip
 
@@ -116,7 +121,8 @@ def _steps(s: Strength, random: Random) -> list[Step]:
         (s.flip, lambda picture, _: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
         (s.turn, turn),
         (1.0, lambda picture, rng: window(picture, rng, s)),
-        (s.invert, lambda picture, _: ImageChops.invert(picture)),
+        (s.invert, invert),
+        (s.colour, colour),
         (s.border, border),
         (s.text, text),
         (s.resolution, lower),
@@ -148,9 +154,9 @@ def turn(picture: Image.Image, random: Random) -> Image.Image:
 
 
 def crop(picture: Image.Image, random: Random) -> Image.Image:
-    """Cut out a rectangle of 50 to 90 % of each side, fitted as the rendering fits: to the longer side, on black."""
+    """Cut out a rectangle of 40 to 95 % of each side, fitted as the rendering fits: to the longer side, on black."""
     side = picture.width
-    wide, high = (round(side * share) for share in random.uniform(0.5, 0.9, 2))
+    wide, high = (round(side * share) for share in random.uniform(0.4, 0.95, 2))
     x, y = int(random.integers(side - wide + 1)), int(random.integers(side - high + 1))
     scale = side / max(wide, high)
     size = (max(1, round(wide * scale)), max(1, round(high * scale)))
@@ -166,6 +172,27 @@ def window(picture: Image.Image, random: Random, s: Strength) -> Image.Image:
     exponent = np.exp(random.uniform(-s.contrast, s.contrast))
     curve = np.clip((np.arange(256) - low) / max(high - low, 1), 0, 1) ** exponent * 255
     return picture.point(3 * np.round(curve).astype(int).tolist())
+
+
+def invert(picture: Image.Image, random: Random) -> Image.Image:
+    """Invert the whole picture, or only the image between its black bars."""
+    if random.random() < EVEN:
+        return ImageChops.invert(picture)
+    return Image.fromarray(robustness.invert(np.asarray(picture)))
+
+
+def colour(picture: Image.Image, random: Random) -> Image.Image:
+    """Show grey in false colours."""
+    table = _colour_map(COLOUR_MAPS[random.integers(len(COLOUR_MAPS))])
+    return Image.fromarray(table[np.asarray(picture.convert("L"))])
+
+
+@lru_cache(maxsize=len(COLOUR_MAPS))
+def _colour_map(name: str) -> Images:
+    """Return the colours of 256 levels of grey, uint8 (256, 3)."""
+    import matplotlib as mpl
+
+    return mpl.colormaps[name](np.arange(256), bytes=True)[:, :3]
 
 
 def text(picture: Image.Image, random: Random) -> Image.Image:
@@ -202,10 +229,10 @@ def border(picture: Image.Image, random: Random) -> Image.Image:
 
 
 def lower(picture: Image.Image, random: Random) -> Image.Image:
-    """Pass the picture through a smaller matrix of 48 to 160 pixels, or blur it."""
+    """Pass the picture through a smaller matrix of 24 to 160 pixels, or blur it."""
     if random.random() < AT_TIMES:
         return picture.filter(ImageFilter.GaussianBlur(random.uniform(0.5, 1.8)))
-    side = int(random.integers(48, 160))
+    side = round(np.exp(random.uniform(*np.log(MATRIX))))
     ways = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
     small = picture.resize((side, side), Image.Resampling.BILINEAR)
     return small.resize(picture.size, ways[random.integers(len(ways))])

@@ -1,8 +1,14 @@
-"""Calibration on held-out predictions: a temperature, and the thresholds from which a confidence can be trusted."""
+"""Calibration on held-out predictions: a temperature, and the thresholds from which a confidence can be trusted.
+
+A threshold keeps a promise: of the images that are decided alone for a class at least ``target`` are right, with 90 %
+confidence (the one-sided limit of Clopper and Pearson, Biometrika 1934). Where the images are too few to show it, the
+threshold is that of an accuracy of 99 % among them, and a note says so.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import dropwhile, takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,8 +33,10 @@ if TYPE_CHECKING:
 # Fewer held-out predictions than this say nothing about the last percent.
 MIN_HELD_OUT, MIN_OF_CLASS = 50, 10  # of every class in fine-tuning: corrections are few, and none typical
 MIN_CONFIDENT = 20
+TARGET, RISK = 0.995, 0.1  # the promise, and how often it may be shown by chance
 DECIDE_ACCURACY, DECIDE_BOUNDS = 0.99, (0.5, 0.99)
-CONTRADICT_ACCURACY, CONTRADICT_BOUNDS = 0.995, (0.9, 0.99)
+HELD, CONTRADICT_BOUNDS = 0.005, (0.9, 0.99)  # the share of clear headers that may be held wrongly
+STEPS = np.unique(np.round(1 / (1 + np.exp(-np.arange(0, 9.3, 0.1))), 4))  # thresholds from 0.5 on, even in logits
 TEMPERATURES = np.geomspace(0.25, 10.0, 150)
 BINS = 15
 
@@ -37,11 +45,12 @@ BINS = 15
 class Calibration:
     """A temperature and thresholds (0..1), and in ``notes`` what of them could not be fitted, in sentences.
 
-    ``distance`` is the feature-space distance beyond which an image is out of distribution, None where there is none.
+    ``decide`` is one threshold for each class. ``distance`` is the feature-space distance beyond which an image is out
+    of distribution, None where there is none.
     """
 
     temperature: float
-    decide: float
+    decide: tuple[float, ...]
     contradict: float
     notes: tuple[str, ...] = ()
     distance: float | None = None
@@ -63,11 +72,15 @@ class Nested:
 
 
 def of_training(
-    architecture: Architecture, trained: TrainedModel, held_out: HeldOutPredictions, labels: Sequence[str]
+    architecture: Architecture,
+    trained: TrainedModel,
+    held_out: HeldOutPredictions,
+    labels: Sequence[str],
+    target: float = TARGET,
 ) -> Calibration:
     """Return the calibration by the held-out predictions of the network that ships; see ``finetuned``."""
     other = list(labels).index(OTHER) if OTHER in labels else None
-    fitted = fit(held_out.probabilities, held_out.truth, held_out.distances, other)
+    fitted = fit(held_out.probabilities, held_out.truth, held_out.distances, other, target=target, labels=labels)
     if not isinstance(architecture, Finetune):
         return fitted
     counts = dict(zip(labels, np.bincount(held_out.truth, minlength=len(labels)).tolist(), strict=True))
@@ -83,28 +96,114 @@ def fit(
     truth: NDArray[np.int64],
     distances: NDArray[np.float32] | None = None,
     other: int | None = None,
+    *,
+    target: float = TARGET,
+    labels: Sequence[str] = (),
 ) -> Calibration:
     """Fit on held-out predictions.
 
     ``probabilities``: float32 (N, C), the model's own, of items it was not trained on; ``truth``: int64 (N,), 0..C-1;
     ``distances``: float32 (N,). The limit of distance is what ``distance.threshold`` makes of the images that are
-    not of the class ``other`` (the index of OTHER, where there is one).
+    not of the class ``other`` (the index of OTHER, where there is one). ``labels`` name the classes in notes.
     """
+    classes = probabilities.shape[1]
     if len(truth) < MIN_HELD_OUT:
         note = (
             f"Only {len(truth)} images were held out (at least {MIN_HELD_OUT} are needed): temperature and thresholds "
             "are not fitted but set to careful values."
         )
-        return Calibration(1.0, DECIDE_BOUNDS[1], CONTRADICT_BOUNDS[1], (note,))
+        return Calibration(1.0, (DECIDE_BOUNDS[1],) * classes, CONTRADICT_BOUNDS[1], (note,))
     mean_losses = [float(losses(calibrate(probabilities, float(t)), truth).mean()) for t in TEMPERATURES]
     temperature = round(float(TEMPERATURES[int(np.argmin(mean_losses))]), 4)
     calibrated = calibrate(probabilities, temperature)
-    right, confidence = calibrated.argmax(1) == truth, calibrated.max(1)
-    decide, decide_note = _threshold("decide", right, confidence, DECIDE_ACCURACY, DECIDE_BOUNDS)
-    contradict, contradict_note = _threshold("contradict", right, confidence, CONTRADICT_ACCURACY, CONTRADICT_BOUNDS)
-    notes = tuple(filter(None, (decide_note, contradict_note)))
     known = np.zeros(0, np.float32) if distances is None else distances[truth != other]
-    return Calibration(temperature, decide, contradict, notes, ood.threshold(known) if len(known) else None)
+    limit = ood.threshold(known) if len(known) else None
+    predicted, confidence = calibrated.argmax(1), calibrated.max(1)
+    usable = np.ones(len(truth), bool)
+    if limit is not None and distances is not None:
+        usable = (distances <= limit) | (predicted == other)
+    decide, notes = _decide(predicted, predicted == truth, np.where(usable, confidence, 0), classes, target, labels)
+    confident = usable & (confidence >= np.array(decide)[predicted])
+    contradict, note = _contradict(calibrated, truth, confident, truth != other)
+    return Calibration(temperature, decide, contradict, tuple(filter(None, (*notes, note))), limit)
+
+
+def _decide(
+    predicted: NDArray[np.intp],
+    right: NDArray[np.bool_],
+    confidence: NDArray[np.float32],
+    classes: int,
+    target: float,
+    labels: Sequence[str],
+) -> tuple[tuple[float, ...], list[str]]:
+    """Return a threshold for each class, and a note on each class where none keeps the promise.
+
+    From the highest threshold that keeps it, it is the last before one that does not: thresholds are tested in a fixed
+    order, so that the many tests need no correction (Angelopoulos et al., Learn then Test, arXiv:2110.01052).
+    """
+    careful, too_few = _careful(right, confidence)
+    thresholds, notes = [], []
+    for index in range(classes):
+        own = predicted == index
+        counts = [
+            (int(above.sum()), int((above & ~right).sum())) for above in (own & (confidence >= t) for t in STEPS[::-1])
+        ]
+        kept = [keeps(wrong, count, 1 - target) for count, wrong in counts]
+        from_first = dropwhile(lambda each: not each[1], zip(STEPS[::-1], kept, strict=True))
+        sequence = [float(threshold) for threshold, _ in takewhile(lambda each: each[1], from_first)]
+        thresholds.append(sequence[-1] if sequence else careful)
+        if not sequence and own.any():
+            count, wrong = min(counts, key=lambda each: chance(each[1], each[0], 1 - target))
+            notes.append(
+                f"{labels[index] if labels else index}: of {count:,} confident held-out images {wrong:,} were wrong, "
+                f"which does not show that {target:.1%} are right; its threshold is {careful}."
+            )
+    return tuple(thresholds), [*notes, *([too_few] if notes and too_few else [])]
+
+
+def _careful(right: NDArray[np.bool_], confidence: NDArray[np.float32]) -> tuple[float, str]:
+    """Return the smallest threshold above which 99 % of all are ``right``, and a note where none is."""
+    low, high = DECIDE_BOUNDS
+    for threshold in np.round(np.arange(low, high + 0.0025, 0.005), 4):
+        above = confidence >= threshold
+        if above.sum() < MIN_CONFIDENT:
+            break
+        if right[above].mean() >= DECIDE_ACCURACY:
+            return float(threshold), ""
+    return (
+        high,
+        f"No confidence up to {high} gave {DECIDE_ACCURACY:.0%} accuracy on held-out images: it is set to {high}.",
+    )
+
+
+def _contradict(
+    calibrated: NDArray[np.float32], truth: NDArray[np.int64], confident: NDArray[np.bool_], clear: NDArray[np.bool_]
+) -> tuple[float, str]:
+    """Return the smallest share from which on few ``clear`` images, whose header is right, are held, and a note."""
+    low, high = CONTRADICT_BOUNDS
+    own, best = calibrated[np.arange(len(truth)), truth], calibrated.max(1)
+    against = clear & confident & (calibrated.argmax(1) != truth)
+    for threshold in np.round(np.arange(low, high + 0.0025, 0.005), 4):
+        held = against & (best >= threshold * (best + own))
+        if keeps(int(held.sum()), int(clear.sum()), HELD):
+            return float(threshold), ""
+    note = f"No threshold up to {high} holds at most {HELD:.1%} of clear images wrongly: `contradict` is set to {high}."
+    return high, note
+
+
+def keeps(wrong: int, count: int, risk: float) -> bool:
+    """Return whether ``wrong`` of ``count`` show, with 90 % confidence, that at most the share ``risk`` is wrong."""
+    return count > wrong and chance(wrong, count, risk) <= RISK
+
+
+def chance(wrong: int, count: int, risk: float) -> float:
+    """Return the probability of at most ``wrong`` mistakes among ``count`` where each is made with ``risk``."""
+    if not risk or wrong >= count:
+        return 1.0
+    number = np.arange(1, wrong + 1)
+    steps = np.log((count - number + 1) / number * risk / (1 - risk))
+    logs = count * np.log1p(-risk) + np.concatenate([[0.0], np.cumsum(steps)])
+    return float(np.exp(np.logaddexp.reduce(logs)))
 
 
 def bundle_calibration(start: Bundle, counts: Mapping[str, int]) -> Calibration | None:
@@ -173,6 +272,7 @@ def nested(
     fold: NDArray[np.int64],
     distances: NDArray[np.float32] | None = None,
     other: int | None = None,
+    target: float = TARGET,
 ) -> Nested:
     """Calibrate the images of each fold by what ``fit`` finds on all the others; arguments as there.
 
@@ -182,9 +282,11 @@ def nested(
     temperatures, decide, contradict, limits = (np.full(len(truth), np.inf) for _ in range(4))
     for k in np.unique(fold):
         rest, inside = fold != k, fold == k
-        fitted = fit(probabilities[rest], truth[rest], None if distances is None else distances[rest], other)
+        others = None if distances is None else distances[rest]
+        fitted = fit(probabilities[rest], truth[rest], others, other, target=target)
         calibrated[inside] = calibrate(probabilities[inside], fitted.temperature)
-        temperatures[inside], decide[inside], contradict[inside] = fitted.temperature, fitted.decide, fitted.contradict
+        temperatures[inside], contradict[inside] = fitted.temperature, fitted.contradict
+        decide[inside] = np.array(fitted.decide)[calibrated[inside].argmax(1)]
         if fitted.distance is not None:
             limits[inside] = fitted.distance
     return Nested(calibrated, temperatures, decide, contradict, None if distances is None else limits)
@@ -211,18 +313,3 @@ def bin_of(confidence: NDArray[np.float32]) -> NDArray[np.intp]:
     Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, 2017.
     """
     return np.minimum((confidence * BINS).astype(np.intp), BINS - 1)
-
-
-def _threshold(
-    name: str, right: NDArray[np.bool_], confidence: NDArray[np.float32], wanted: float, bounds: tuple[float, float]
-) -> tuple[float, str]:
-    """Return the smallest threshold in ``bounds`` above which accuracy is ``wanted``, and a note where none is."""
-    low, high = bounds
-    for threshold in np.round(np.arange(low, high + 0.0025, 0.005), 4):
-        above = confidence >= threshold
-        if above.sum() < MIN_CONFIDENT:
-            break
-        if right[above].mean() >= wanted:
-            return float(threshold), ""
-    note = f"No confidence up to {high} gave {wanted:.1%} accuracy on held-out images: `{name}` is set to {high}."
-    return high, note

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dicomsort.bundle.spec import decide_of
 from dicomsort.records import OTHER
 from dicomsort.report import visible
 from dicomsort.training.evaluate import compare
 from dicomsort.training.evaluate.predictions import NESTED
-from dicomsort.training.evaluate.tables import Table, number, percent, sizes, tables
+from dicomsort.training.evaluate.tables import Table, number, percent, sizes, source_of, tables, with_interval
 from dicomsort.training.fit.quantize import words
+from dicomsort.training.fit.recipe import OTHER_SOURCES
 from dicomsort.training.models import replay_set
 from dicomsort.training.models.tflite_weights import INT8
 
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     Content = Mapping[str, Any]  # of bundle.json (spec), of metrics.json (report), of its part on the training (run)
 
 LISTED = 20
+WEAK, WEAK_LISTED, MIN_OF_SOURCE = (
+    0.8,
+    12,
+    10,
+)  # recall below which a source is named, sources named, images it must have
 USE = [
     "## Intended use",
     "",
@@ -38,14 +45,15 @@ def write_card(spec: Content, report: Content) -> str:
     summary = f": {run['summary']}" if "summary" in run else ""
     parts = (
         [f"# Model card: {spec['name']}", "", f"Architecture `{spec['arch']}`{summary}."],
+        _in_short(report),
         USE,
-        _data(spec, run),
+        _limits(spec, report),
         _measured(spec, report, run),
         _abstaining(spec, report, run),
         _speed(run),
         _evaluation(run),
         _files(run),
-        _limits(spec, report),
+        _data(spec, run),
     )
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
@@ -54,6 +62,47 @@ def markdown(table: Table) -> list[str]:
     """Return a table as Markdown lines; all columns but the first are numbers, or short."""
     head = ["| " + " | ".join(table.head) + " |", "|---" + "|---:" * (len(table.head) - 1) + "|"]
     return head + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table.rows]
+
+
+def _in_short(report: Content) -> list[str]:
+    """Return what a person asks first: how often it decides, how often it is right then, and where it is not."""
+    name = "decide_and_distance" if "decide_and_distance" in report["thresholds"] else "decide"
+    decided = report["thresholds"].get(name, {})
+    if "decided" not in report or decided.get("accuracy") is None:
+        return []
+    right = with_interval(report, ("thresholds", name, "accuracy"))
+    where = "of sources that it never saw" if report["by_source"] else "that it never saw, of sources that it knows"
+    if report.get("trained_on"):
+        where = "of which it was trained on some"
+    rows = [
+        (label, f"{row['support']:,}", percent(row["recall"]), *(percent(part[key]) for key in ("share", "right")))
+        for label, row, part in ((label, row, report["decided"][label]) for label, row in report["classes"].items())
+    ]
+    head = ("class", "images", "first choice is right", "decided alone", "right among those named so")
+    return [
+        "## In short",
+        "",
+        f"Of {report['images']:,} images {where}, it decides **{percent(decided['coverage'])}** alone",
+        f"and leaves the rest to a person. Of those that it decides, **{right}** are right.",
+        "",
+        *markdown(Table("", head, rows)),
+        *_weak(report),
+    ]
+
+
+def _weak(report: Content) -> list[str]:
+    """Return the sources that the model is bad at, the worst first; of these a person should expect little."""
+    sources = [row for row in report.get("sources", ()) if row["images"] >= MIN_OF_SOURCE]
+    weak = [row for row in sources if row["recall"] < WEAK]
+    if not weak:
+        return []
+    listed = [
+        f"- {source_of(row)}: {percent(row['recall'])} of {row['label']}, mostly taken for {row['mistaken_for']}"
+        for row in weak[:WEAK_LISTED]
+    ]
+    listed += [f"- … and {len(weak) - WEAK_LISTED} more"] if len(weak) > WEAK_LISTED else []
+    good = f"Its first choice is right for {WEAK:.0%} or more of the images"
+    return ["", f"{good} of {len(sources) - len(weak)} of {len(sources)} sources. The others are:", "", *listed]
 
 
 def _data(spec: Content, run: Content) -> list[str]:
@@ -96,6 +145,8 @@ def _measured(spec: Content, report: Content, run: Content) -> list[str]:
         ]
     else:
         lines += [f"No intervals: there is one {drawn['unit']} only to resample."]
+    if other := run.get("course", {}).get(OTHER_SOURCES):
+        lines += ["", *on_other_sources(other)]
     if started := run.get(compare.KEY):
         lines += ["", f"{compare.words(started)}."]
     lines += ["", "What flatters these figures:", "", *_flatters(report)]
@@ -105,6 +156,15 @@ def _measured(spec: Content, report: Content, run: Content) -> list[str]:
         lines += ["", "The shortcut tests change the rendered image in ways that leave what it shows as it is; the"]
         lines += ["change is against the same models' accuracy on the same images, unchanged."]
     return lines + _skipped(report["skipped"])
+
+
+def on_other_sources(other: Content) -> list[str]:
+    """Return in a sentence, of two lines, what a training without some sources makes of their images."""
+    right, balanced = percent(other["accuracy"]), percent(other["balanced_accuracy"])
+    return [
+        f"On other sources, expect less: a training of the same recipe without {other['sources']:,} of the sources was",
+        f"right about {right} of their {other['images']:,} images (balanced accuracy {balanced}).",
+    ]
 
 
 def _flatters(report: Content) -> list[str]:
@@ -134,13 +194,15 @@ def _skipped(skipped: Mapping[str, str]) -> list[str]:
 
 
 def _abstaining(spec: Content, report: Content, run: Content) -> list[str]:
-    decide, contradict = (number(spec["thresholds"][name]) for name in ("decide", "contradict"))
+    by_class = zip(spec["labels"], decide_of(spec), strict=True)
+    decide = ", ".join(f"{label} {number(threshold)}" for label, threshold in by_class)
     lines = [
         "## When it abstains",
         "",
-        f"Temperature {spec['temperature']}; it decides from a confidence of",
-        f"{decide} on. So confident, it contradicts a clear header where, of what it gives to the",
-        f"header's class and to its own, its own has {contradict} or more.",
+        f"Temperature {spec['temperature']}; it decides from a confidence of: {decide}.",
+        "So confident, it contradicts a clear header where, of what it gives to the header's class and to its own, its",
+        f"own has {number(spec['thresholds']['contradict'])} or more. `coverage.png` shows the share that is right",
+        "against the share that is decided, with the thresholds.",
     ]
     if "out_of_distribution" in report:
         lines += [

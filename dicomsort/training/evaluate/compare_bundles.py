@@ -92,7 +92,7 @@ def on_their_own(bundles: Bundles, seed: int) -> dict[str, Any]:
         one, two = (predictions_of(bundle, images) for bundle in bundles)
         if one is not None and two is not None:
             both = calibrate(one, first.temperature), calibrate(two, second.temperature)
-            thresholds = [own_thresholds(bundle, len(images)) for bundle in bundles]
+            thresholds = [own_thresholds(bundle, each) for bundle, each in zip(bundles, both, strict=True)]
             changes = compare.on_replay_set(images, *both, seed, thresholds)
             trained = changes.pop("trained_on")
             return _header(REPLAY_SET, bundles, trained, trained) | _by_figure(changes, images.labels)

@@ -24,7 +24,7 @@ from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.rendered import render_all
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import folds, patient, perceptual_hash
-from dicomsort.training.evaluate import compare
+from dicomsort.training.evaluate import calibration, compare
 from dicomsort.training.evaluate.predictions import Predictions, cross_calibrated, require_images
 from dicomsort.training.fit.held_out import HeldOutPredictions
 from dicomsort.training.fit.quantize import Quantizer
@@ -79,7 +79,8 @@ def by_folds(
         quantizer = Quantizer(rendered, hyper.seed, reporter) if is_int8 else None
         with opened(architecture, rendered, hyper, reporter) as trainer:
             int8, _ = cross_validate(trainer, held_out, None, quantizer)
-    return cross_calibrated(int8 or held_out, dataset), rendered.skipped
+    target = bundle.training["recipe"].get("target", calibration.TARGET)
+    return cross_calibrated(int8 or held_out, dataset, target), rendered.skipped
 
 
 def _crossable(bundle: Bundle) -> Architecture:
@@ -97,6 +98,8 @@ def _crossable(bundle: Bundle) -> Architecture:
         raise UsageError(f"{expected} that tells its recipe ({', '.join(RECIPE)}), received {recipe!r}")
     for name in RECIPE:
         checked(TRAINING[name], recipe[name], f"bundle {str(bundle.folder)!r}: training.recipe.{name}")
+    if "target" in recipe:
+        checked(TRAINING["target"], recipe["target"], f"bundle {str(bundle.folder)!r}: training.recipe.target")
     if recipe["augment"] not in STRENGTHS:
         raise UsageError(f"{expected} with augment among {', '.join(STRENGTHS)}, received {recipe['augment']!r}")
     return varied(architecture, bundle.arch, recipe.get("variation") or {})

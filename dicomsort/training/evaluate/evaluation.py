@@ -143,10 +143,11 @@ def _predictions(bundle: Bundle, dataset: Dataset, results: Sequence[FilePredict
     count = len(results)
     clusters, unit = name_clusters(dataset)
     distances = [result.distance for result in results if result.distance is not None]
+    probabilities = np.stack([result.probabilities for result in results if result.probabilities is not None])
     return Predictions(
         dataset,
-        np.stack([result.probabilities for result in results if result.probabilities is not None]),
-        own_thresholds(bundle, count),
+        probabilities,
+        own_thresholds(bundle, probabilities),
         held_out,
         clusters,
         unit,

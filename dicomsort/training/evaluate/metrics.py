@@ -73,25 +73,31 @@ class Tally:
         whole[:, self._cells] = weights @ self._counts
         return whole.reshape(-1, len(self.labels), len(self.labels))
 
-    def add_distance(self, other: int | None, decide: Values, outside: NDArray[np.bool_]) -> None:
-        """Add what lies out of distribution, and what is answered: confident enough, and not out of distribution."""
+    def add_distance(self, other: int | None, outside: NDArray[np.bool_], alone: NDArray[np.bool_]) -> None:
+        """Add what lies ``outside`` the limit of distance, and what is decided ``alone``, both (N,)."""
         known = self.truth != other
         if other is not None:
             self._ratio(("other", "out_of_distribution"), outside & ~known, ~known)
             self._ratio(("other", "class_images_out_of_distribution"), outside & known, known)
         self._mean(("out_of_distribution",), outside)
-        self._add_coverage("decide_and_distance", (self._confidence >= decide) & ~outside)
+        self._add_coverage("decide_and_distance", alone)
 
-    def add_other(self, column: int, keys: Sequence[str], decide: Values, outside: NDArray[np.bool_]) -> None:
+    def add_decided(self, alone: NDArray[np.bool_]) -> None:
+        """Add for each class what is decided ``alone``: the share of its images, and how many named so are right."""
+        for index, label in enumerate(self.labels):
+            own, named = self.truth == index, alone & (self._predicted == index)
+            self._ratio(("decided", label, "share"), alone & own, own)
+            self._ratio(("decided", label, "right"), named & own, named)
+
+    def add_other(self, column: int, keys: Sequence[str], alone: NDArray[np.bool_]) -> None:
         """Add what concerns the class of all the rest, and how the other classes' images fare without it.
 
-        What does harm is an image of the rest that gets a class's name: with a confidence of ``decide``, and not
-        ``outside`` the limit of distance.
+        What does harm is an image of the rest that is given a class's name ``alone``, (N,).
         """
         known = self.truth != column
         self._ratio(("other", "recall"), self.right & ~known, ~known)
         self._ratio(("other", "class_images_sent_to_other"), known & (self._predicted == column), known)
-        named = (self._predicted != column) & (self._confidence >= decide) & ~outside
+        named = (self._predicted != column) & alone
         self._ratio(("other", "named_a_class"), named & ~known, ~known)
         names = np.delete(np.arange(len(self.labels)), column)
         right = names[np.delete(self._probabilities, column, axis=1).argmax(1)] == self.truth
@@ -303,16 +309,17 @@ def tally_of(predictions: Predictions) -> Tally:
     """Return the sums of all that is measured; what is named by source only where sources are the clusters."""
     dataset, truth = predictions.dataset, predictions.dataset.classes()
     tally = Tally(predictions.probabilities, truth, dataset.labels, predictions.clusters, predictions.thresholds)
-    decide, outside = predictions.thresholds["decide"], predictions.outside
+    alone = predictions.alone
     beside = OTHER in dataset.labels and len(dataset.labels) > MIN_LABELS_BESIDE_OTHER
     other = dataset.labels.index(OTHER) if beside else None
     keys = [f"{item.label}/{item.source}" for item in dataset.items] if predictions.unit == "source" else []
     if keys:
         tally.add_mean_recall(("mean_recall_by_source",), keys, tally.right, np.ones(len(truth), bool))
     if other is not None:
-        tally.add_other(other, keys, decide, outside)
+        tally.add_other(other, keys, alone)
     if predictions.distances is not None and predictions.limits is not None:
-        tally.add_distance(other, decide, outside)
+        tally.add_distance(other, predictions.outside, alone)
+    tally.add_decided(alone)
     unchanged = predictions.probabilities if predictions.unchanged is None else predictions.unchanged
     for name, changed in predictions.variants.items():
         tally.add_variant(name, changed, unchanged)

@@ -80,6 +80,15 @@ class Predictions:
             return np.zeros(len(self.probabilities), bool)
         return np.asarray(self.distances > self.limits)
 
+    @property
+    def alone(self) -> NDArray[np.bool_]:
+        """Whether each image is decided by its pixels alone, (N,): confident, and not out of distribution.
+
+        What is taken for OTHER never is (``classify.is_out_of_distribution``).
+        """
+        named = np.array(self.dataset.labels)[self.probabilities.argmax(1)] != OTHER
+        return np.asarray((self.confidence >= self.thresholds["decide"]) & ~(named & self.outside))
+
 
 def name_clusters(dataset: Dataset) -> tuple[list[str], str]:
     """Return for each item what is resampled as one, and what that is: ``source``, ``patient`` or ``file``.
@@ -94,9 +103,10 @@ def name_clusters(dataset: Dataset) -> tuple[list[str], str]:
     return kin, "patient" if any(item.kin for item in dataset.items) and len(set(kin)) > 1 else "file"
 
 
-def own_thresholds(bundle: Bundle, count: int) -> dict[str, NDArray[np.float64]]:
-    """Return the bundle's own thresholds for each of ``count`` images, as ``Predictions`` has them."""
-    return {"decide": np.full(count, bundle.decide), "contradict": np.full(count, bundle.contradict)}
+def own_thresholds(bundle: Bundle, probabilities: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+    """Return the bundle's own thresholds for each row of ``probabilities`` (N, C), as ``Predictions`` has them."""
+    decide = np.array(bundle.decide)[probabilities.argmax(1)]
+    return {"decide": decide, "contradict": np.full(len(probabilities), bundle.contradict)}
 
 
 def require_images(dataset: Dataset, skipped: int) -> None:
@@ -106,13 +116,16 @@ def require_images(dataset: Dataset, skipped: int) -> None:
         raise DatasetError(msg)
 
 
-def cross_calibrated(held_out: HeldOutPredictions, dataset: Dataset, limit: float | None = None) -> Predictions:
+def cross_calibrated(
+    held_out: HeldOutPredictions, dataset: Dataset, target: float, limit: float | None = None
+) -> Predictions:
     """Return held-out predictions for ``dataset``, each image calibrated by the other folds (``calibration.nested``).
 
-    ``limit`` is that of distance, where it is known and not fitted.
+    ``target`` is the share that a threshold promises to be right; ``limit`` is that of distance, where it is known and
+    not fitted.
     """
     other = dataset.labels.index(OTHER) if OTHER in dataset.labels else None
-    calibrated = nested(held_out.probabilities, held_out.truth, held_out.fold, held_out.distances, other)
+    calibrated = nested(held_out.probabilities, held_out.truth, held_out.fold, held_out.distances, other, target)
     clusters, unit = name_clusters(dataset)
     return Predictions(
         dataset,

@@ -52,7 +52,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-def tables(report: Mapping[str, Any], limits: Mapping[str, float] | None = None) -> Iterator[Table]:
+def tables(report: Mapping[str, Any], limits: Mapping[str, Any] | None = None) -> Iterator[Table]:
     """Yield the tables of metrics.json's content that have rows; ``limits`` are the bundle's thresholds."""
     for build in (_figures, _classes, _confusion, partial(_thresholds, limits=limits), _sources, _shortcuts):
         table = build(report)
@@ -107,7 +107,7 @@ def _figures(report: Mapping[str, Any]) -> Table:
 def _classes(report: Mapping[str, Any]) -> Table:
     keys = ("precision", "recall", "f1")
     rows = [
-        (label, *(_with_interval(report, ("classes", label, key)) for key in keys), f"{row['support']:,}")
+        (label, *(with_interval(report, ("classes", label, key)) for key in keys), f"{row['support']:,}")
         for label, row in report["classes"].items()
     ]
     return Table("By class (95 % interval)", ("class", "precision", "recall", "F1", "images"), rows)
@@ -119,18 +119,25 @@ def _confusion(report: Mapping[str, Any]) -> Table:
     return Table("Confusion (rows: truth)", ("truth", *labels), rows)
 
 
-def _thresholds(report: Mapping[str, Any], limits: Mapping[str, float] | None) -> Table:
+def _thresholds(report: Mapping[str, Any], limits: Mapping[str, Any] | None) -> Table:
     """Where thresholds are those of other folds, show the bundle's own ``limits`` beside their mean."""
     nested = report.get("calibration") == NESTED
     beside = limits if nested and limits else None
     rows = []
     for name, row in report["thresholds"].items():
         value = number(row["threshold"]) if "threshold" in row else ""
-        own = [] if beside is None else [number(beside[name]) if value and name in beside else ""]
-        figures = (_with_interval(report, ("thresholds", name, key)) for key in ("coverage", "accuracy"))
+        own = [] if beside is None else [_own(beside[name]) if value and name in beside else ""]
+        figures = (with_interval(report, ("thresholds", name, key)) for key in ("coverage", "accuracy"))
         rows.append((name.replace("_", " "), *own, value, *figures))
     values = ("the bundle's", "used here, the folds' mean") if beside else ("the folds' mean" if nested else "value",)
     return Table("Confidence", ("threshold", *values, "images at or above", "right among them"), rows)
+
+
+def _own(limit: float | Mapping[str, float]) -> str:
+    """Return a threshold of a bundle, which may have one for each label."""
+    if isinstance(limit, int | float):
+        return number(limit)
+    return ", ".join(f"{label} {number(each)}" for label, each in limit.items())
 
 
 def _sources(report: Mapping[str, Any]) -> Table:
@@ -156,6 +163,7 @@ def _shortcuts(report: Mapping[str, Any]) -> Table:
     return Table("Shortcut tests", ("image changed by", "accuracy", "change, points", "95 % interval"), rows)
 
 
-def _with_interval(report: Mapping[str, Any], path: KeyPath) -> str:
+def with_interval(report: Mapping[str, Any], path: KeyPath) -> str:
+    """Return the share at ``path`` with its interval in brackets."""
     bounds = interval(report, path, percent)
     return f"{percent(at(report, path))} ({bounds})" if bounds else percent(at(report, path))

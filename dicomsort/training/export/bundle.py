@@ -69,7 +69,8 @@ def write(folder: Path, result: TrainingResult) -> dict[str, Any]:
     save_keras(trained.model, folder)
     (folder / MODEL_NAME).write_bytes(exported.model.model)
     limit = result.calibration.distance if result.start else None
-    predictions = cross_calibrated(exported.held_out, rendered.dataset.only(exported.held_out.items), limit)
+    judged = rendered.dataset.only(exported.held_out.items)
+    predictions = cross_calibrated(exported.held_out, judged, result.settings.target, limit)
     figures = reporting.report_of(predictions, result.settings.seed)
     figures |= {"skipped": dict(rendered.skipped), "training_run": _training_run(result, folder)}
     spec = _spec(result)
@@ -127,7 +128,11 @@ def _spec(result: TrainingResult) -> dict[str, Any]:
         "input_shape": list(INPUT_SHAPE),
         "rendering_version": RENDERING_VERSION,
         "temperature": fit.temperature,
-        "thresholds": {"decide": fit.decide, "contradict": fit.contradict, "distance": fit.distance},
+        "thresholds": {
+            "decide": dict(zip(dataset.labels, fit.decide, strict=True)),
+            "contradict": fit.contradict,
+            "distance": fit.distance,
+        },
         "training": training
         | {
             "fingerprint": fingerprint(dataset.items, rendered.digests),

@@ -35,7 +35,7 @@ VIEWS = 6  # variations of each image
 BATCH = 32
 CLEAN = 0.25  # the share of images that are not varied
 EPOCH = 2048  # images drawn an epoch at most: balanced drawing repeats the few of small sources
-EVENNESS = 0.75  # of sources: one of 16 times as many images is drawn twice as often
+EVENNESS = 0.5  # of sources: one of 16 times as many images is drawn four times as often
 REPLAYED = 0.75  # the share of a batch that is replayed
 
 

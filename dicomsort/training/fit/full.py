@@ -6,6 +6,8 @@ Imports Keras: import this module inside a function, after everything that can f
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -32,7 +34,7 @@ from dicomsort.training.fit.checkpoint import (
 )
 from dicomsort.training.fit.feeding import Batches, predict_rows
 from dicomsort.training.fit.held_out import HeldOutPredictions
-from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
+from dicomsort.training.fit.recipe import OTHER_SOURCES, Hyperparameters, TrainedModel
 from dicomsort.training.models import ood
 from dicomsort.training.models.architectures import Architecture
 from dicomsort.training.models.ood import MahalanobisModel
@@ -49,7 +51,11 @@ UNBALANCED = 3  # the ratio of the largest to the smallest class from which a wa
 def fit_full(
     architecture: Architecture, rendered: Rendered, hyper: Hyperparameters, reporter: Reporter
 ) -> TrainedModel:
-    """Train all weights on pixels, with a random share of the images, or of the sources, held out."""
+    """Train all weights on pixels, with a random share of the images, or of the sources, held out.
+
+    Where images are held out though whole sources could be, a second training without some sources tells what to expect
+    of images from elsewhere.
+    """
     dataset = rendered.dataset
     grouped, words = _held_out(dataset, hyper)
     train, items = split(dataset, hyper.validation_split, hyper.seed, grouped=grouped)
@@ -70,7 +76,32 @@ def fit_full(
     fold = folds(chosen, CALIBRATION_FOLDS, hyper.seed, grouped=grouped)
     how = f"the validation split: {words}"
     held_out = HeldOutPredictions(items, chosen.classes(), fold, how, grouped, probabilities, distances)
-    return TrainedModel(model, mahalanobis, held_out, None, callback.progress.history, words, callback.course())
+    course = callback.course()
+    if hyper.split is None and dataset.grouped():
+        course[OTHER_SOURCES] = _on_other_sources(build, rendered, hyper, reporter)
+    return TrainedModel(model, mahalanobis, held_out, None, callback.progress.history, words, course)
+
+
+def _on_other_sources(
+    build: Callable[[], Any], rendered: Rendered, hyper: Hyperparameters, reporter: Reporter
+) -> dict[str, Any]:
+    """Train once more without some sources of each class; return how many of their images are right."""
+    dataset = rendered.dataset
+    train, items = split(dataset, hyper.validation_split, hyper.seed, grouped=True)
+    keras.utils.set_random_seed(hyper.seed)
+    with feeding.fast_precision():
+        model = feeding.compiled(build(), hyper.learning_rate)
+    callback = CheckpointCallback(model, replace(hyper, checkpoint=None), None, reporter)
+    _train(callback, rendered, train, items, "Training without the sources that are held out")
+    with reporter.step("Predicting held-out sources", len(items)) as step:
+        right = predict_rows(model, rendered.images, rendered.rows[items], step).argmax(1) == dataset.classes()[items]
+    classes = dataset.classes()[items]
+    return {
+        "images": len(items),
+        "sources": len({dataset.items[item].group for item in items}),
+        "accuracy": round(float(right.mean()), 4),
+        "balanced_accuracy": round(float(np.mean([right[classes == each].mean() for each in np.unique(classes)])), 4),
+    }
 
 
 def _measured(
@@ -202,7 +233,9 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self._saved = time.monotonic()
 
 
-def _train(callback: CheckpointCallback, rendered: Rendered, train: Indices, held_out: Indices) -> None:
+def _train(
+    callback: CheckpointCallback, rendered: Rendered, train: Indices, held_out: Indices, name: str = "Training"
+) -> None:
     """Train to the end; on Ctrl-C or SIGTERM finish the batch, save, report how to resume, raise KeyboardInterrupt."""
     hyper, truth = callback.hyper, feeding.one_hot(rendered.dataset)
     weights = balance(rendered.dataset.only(train)) if hyper.balance else None
@@ -216,7 +249,7 @@ def _train(callback: CheckpointCallback, rendered: Rendered, train: Indices, hel
     progress = callback.progress
     done = progress.epoch * len(data) + progress.batch
     with (
-        callback.reporter.step("Training", hyper.epochs * len(data), done) as step,
+        callback.reporter.step(name, hyper.epochs * len(data), done) as step,
         Feed(data, hyper.epochs) as feed,
         Feed(unseen, 1) as validation,
         held_back(

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from dicomsort.training.fit.held_out import HeldOutPredictions
 from dicomsort.training.models.ood import MahalanobisModel
 
+OTHER_SOURCES = "other_sources"  # in ``TrainedModel.course``: what a training without some sources makes of these
+
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:

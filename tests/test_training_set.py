@@ -1,0 +1,42 @@
+"""models/training_set.py: links to a data set and to the DICOM files of a corpus, by their class."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[1] / "models" / "training_set.py"
+COLUMNS = ("source_id", "path", "truth", "modality", "has_pixels")
+ROWS = (
+    ("one+two", "a/ct.dcm", "CT", "CT", "yes"),
+    ("one+two", "us.dcm", "none", "US", "yes"),
+    ("one+two", "sr.dcm", "none", "SR", "no"),
+    ("one+two", "mystery.dcm", "none", "OT", "yes"),
+    ("one+two", "missing.dcm", "MRI", "MR", "yes"),
+    ("crafted+identity", "lie.dcm", "CT", "MR", "yes"),
+)
+
+
+def test_it_links_what_has_a_class_and_follows_nothing_else(tmp_path: Path) -> None:
+    dataset, corpus, out = tmp_path / "dataset", tmp_path / "corpus", tmp_path / "out"
+    for path in (dataset / "CT/site/1.png", dataset / "manifest.csv", dataset / "README.md"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    for source, path, *_ in ROWS:
+        if path != "missing.dcm":
+            (corpus / source / path).parent.mkdir(parents=True, exist_ok=True)
+            (corpus / source / path).write_text(path)
+    with (corpus / "index.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([COLUMNS, *ROWS])
+    ran = subprocess.run([sys.executable, SCRIPT, dataset, corpus, out], check=True, capture_output=True, text=True)
+    assert ran.stdout == f"{out}: 1 images and 2 DICOM files\n"
+    links = {str(path.relative_to(out)): path.read_text() for path in out.rglob("*") if not path.is_dir()}
+    assert links == {
+        "manifest.csv": "manifest.csv",
+        "CT/site/1.png": "1.png",
+        "CT/corpus_one_two/a_ct.dcm": "a/ct.dcm",
+        "OTHER/corpus_one_two/us.dcm": "us.dcm",
+    }
+    assert all(path.is_symlink() for path in out.rglob("*") if not path.is_dir())
