@@ -14,7 +14,7 @@ FUZZ_SECONDS ?= 600
 CORE := plan journal execute files metadata classify
 CORE_TESTS := $(patsubst %,tests/test_%.py,classify config copying costs crash crossing doctor faults files full_disk interrupted_runs journal lock long_names losses meanwhile metadata metrics names no_inodes operator placing plan races review review_crash review_later review_odd review_plan room settling sort sort_edges state undo_failing undo_folders undo_later)
 
-.PHONY: help setup demo test torture fuzz coverage check lint wheel bench bench-million evaluate model lock clean FORCE
+.PHONY: help setup demo test torture fuzz coverage check lint wheel bench bench-million evaluate model docs lock clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -95,15 +95,24 @@ model: $(TRAINING_SET) ## train models/default anew from DATASET and CORPUS (abo
 	mkdir -p models/default
 	cd build/model/default && cp bundle.json model.tflite evaluation.npz metrics.json card.md history.csv *.png ../../../models/default/
 
+docs: $(STAMP) ## build the manual as pages with a search, in build/site (opens without a network)
+	$(BIN)/python docs/make_site.py
+	$(BIN)/uv run --no-project --quiet --with-requirements requirements-docs.txt \
+	  env NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+	@echo "build/site/index.html"
+
 wheel: $(STAMP) ## build dist/dicomsort-*.whl, which contains the default model
 	$(BIN)/python -m build --wheel --no-isolation
 
-# requirements-sort.txt is what pyproject.toml's group "sort" needs, in the releases of the lock.
+# requirements-sort.txt is what pyproject.toml's group "sort" needs, in the releases of the lock; requirements-docs.txt is
+# what the group "docs" needs, which is installed for `make docs` alone.
 lock: ## write requirements.lock and requirements-sort.txt from pyproject.toml (after a set-up, which brings uv; remove the old ones to upgrade)
 	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --extra dev \
 	  --no-header --no-annotate --quiet --output-file requirements.lock
 	$(BIN)/uv pip compile --group pyproject.toml:sort --constraint requirements.lock --universal --generate-hashes \
 	  --python-version 3.11 --no-header --no-annotate --quiet --output-file requirements-sort.txt
+	$(BIN)/uv pip compile --group pyproject.toml:docs --universal --generate-hashes --python-version 3.11 --no-header \
+	  --no-annotate --quiet --output-file requirements-docs.txt
 
 clean: ## remove what the other targets made, .venv too
 	rm -rf $(VENV) outbox dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*

@@ -1,9 +1,8 @@
-"""The README's way to a cluster on Slurm, as far as it goes without one: ``sbatch`` and ``scancel`` are stand-ins."""
+"""The manual's way to a cluster on Slurm, as far as it goes without one: ``sbatch`` and ``scancel`` are stand-ins."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command import placed, rows
+from manual import fenced
 
 pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
 if missing := [tool for tool in ("openssl", "setsid") if shutil.which(tool) is None]:
@@ -28,9 +28,8 @@ for job in "$@"; do kill -9 -- "-$job"; done
 
 
 def block(kind: str, part: str) -> str:
-    """The README's block of that kind which holds ``part``."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return next(found for found in re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) if part in found)
+    """The manual's block of that kind which holds ``part``."""
+    return next(found for found in fenced(kind) if part in found)
 
 
 def test_the_snippet_sorts(inbox: Path, outbox: Path, tmp_path: Path) -> None:

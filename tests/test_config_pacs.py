@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from building import make_dicom
 from command import load, run
+from manual import fenced
 from test_config import toml, two_others
 
 from dicomsort.config import (
@@ -226,8 +227,8 @@ def test_watch_does_not_begin_with_a_destination_that_cannot_be(tmp_path: Path, 
     assert message in ran.err
 
 
-def test_the_file_in_the_readme_is_one(root: Path, tmp_path: Path) -> None:
-    (text,) = re.findall(r"```toml\n(# pacs.toml\n.*?)```", (root / "README.md").read_text("utf-8"), re.DOTALL)
+def test_the_file_in_the_manual_is_one(tmp_path: Path) -> None:
+    (text,) = (block for block in fenced("toml") if block.startswith("# pacs.toml\n"))
     file = toml(tmp_path, text)
     settings = load_send({}, {}, file)
     assert (settings.to, settings.ae_title, settings.associations) == ("ARCHIVE@pacs.example:104", "SORTER", 4)

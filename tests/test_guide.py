@@ -21,11 +21,11 @@ from pathlib import Path
 import pytest
 from building import make_dicom
 from command import by_source, placed
+from manual import page, section
 from unprivileged import identity
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDE = README.partition("\n## From nothing to a nightly job\n")[2].partition("\n## ")[0]
+GUIDE = section("operations.md", "## From nothing to a nightly job")
 PLACES = ("/etc/", "/opt/", "/srv/", "/var/")
 NOT_RUN = ("apt-get", "useradd", "python3", "systemctl", "/opt/dicomsort/bin/pip")
 
@@ -197,7 +197,7 @@ def made_by_the_guide(host: Host) -> None:
 def test_the_cron_lines_run_without_a_terminal_or_an_environment(host: Host) -> None:
     made_by_the_guide(host)
     host.fill()
-    lines = [line.split(None, 5)[5] for line in blocks("cron", README)]
+    lines = [line.split(None, 5)[5] for line in blocks("cron", page("operations.md"))]
     assert [shlex.split(line)[1] for line in lines] == ["sort", "runs"]
     for line in lines:
         host.succeed(host.here(line))
@@ -209,7 +209,8 @@ def test_the_cron_lines_run_without_a_terminal_or_an_environment(host: Host) -> 
 def test_every_folder_that_a_command_writes_to_is_made_by_the_guide() -> None:
     (line,) = [line for line in blocks("sh", GUIDE) if line.startswith("install -d ")]
     made = {word for word in shlex.split(line) if word.startswith("/")}
-    texts = [README, *(path.read_text(encoding="utf-8") for path in (ROOT / "deploy").iterdir())]
+    pages = [page(name) for name in ("README.md", "operations.md", "pacs.md")]
+    texts = [*pages, *(path.read_text(encoding="utf-8") for path in (ROOT / "deploy").iterdir())]
     option = r"(?:--(?:log-file|metrics|journal|html)[ =]|^(?:log-file|metrics|journal) *= *\")(/[^\s\"]+)"
     named = {found for text in texts for found in re.findall(option, text, re.MULTILINE)}
     assert len(named) > 5

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import manual
 import pytest
 from building import STORAGE, read_tree, uid
 from command import run
-from peers import ROOT, environment, free_port, receiving
+from peers import environment, free_port, receiving
 from rawscu import ABORT, LAST, Scu, pdata
 from receiving import made
 
@@ -78,9 +79,8 @@ def test_help_has_an_example() -> None:
     assert (ran.code, "Example: dicomsort receive --ae-title" in ran.out) == (0, True)
 
 
-def test_the_readme_tells_statuses_and_defaults_as_they_are() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    section = readme.partition("\n## Receive from")[2].partition("\n## ")[0]
+def test_the_manual_tells_statuses_and_defaults_as_they_are() -> None:
+    section = manual.section("pacs.md", "## Receive")
     statuses = {SUCCESS, OUT_OF_RESOURCES, MISMATCH, NOT_UNDERSTOOD, FAILURE}
     assert {int(code, 16) for code in re.findall(r"^\| `(0x\w{4})`", section, re.MULTILINE)} == statuses
     assert f"port {OPTIONS['port'].default} " in section

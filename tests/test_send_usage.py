@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import manual
 import pytest
 from building import make_dicom, make_files, read_tree, uid
 from command import Ran, run
@@ -383,8 +384,8 @@ def test_uids_as_they_are_in_the_field(tmp_path: Path) -> None:
     assert ran.returncode == 0
 
 
-def test_the_readme_tells_statuses_codes_and_defaults(root: Path) -> None:
-    section = (root / "README.md").read_text("utf-8").partition("\n## Send to a PACS\n")[2].partition("\n## ")[0]
+def test_the_manual_tells_statuses_codes_and_defaults() -> None:
+    section = manual.section("pacs.md", "## Send")
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [*SendStatus]
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)} == {0, 1, 3, 4, 130}
     told = re.search(r"HTTP ([\d, and]+)\(", " ".join(section.split()))
