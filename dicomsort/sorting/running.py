@@ -226,22 +226,30 @@ def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = 
     them moved and cannot put back stays. Without it a run with such decisions is refused by UsageError.
     """
     context = context.located()
-    outbox = context.outbox
-    told = _undo_decisions(context, run) if with_decisions else []
     with locked(context, create=False):
-        runs = load_runs(outbox)
+        runs = load_runs(context.outbox)
+        told = _undo_decisions(context, runs, run) if with_decisions else []
         if (name := _to_undo(runs, run)) is None:
             return _nothing_to_undo(runs, run)
-        plan = _undoable(runs, name, with_decisions=with_decisions)
-        free_reserve(context)
-        room = room_for_undo(os.stat(plan.path).st_size)
-        with _explain_full_disk(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
-            complete_reports(context, runs.values())
-            later = LaterRuns(runs, name, inbox_of(plan.head, outbox))
-            mine, sealed = _seal_undo(context, name, plan, later)
-        summary = _end(context, mine, sealed)
+        summary = _undo(context, runs, name, with_decisions=with_decisions)
         summary.notes += told
         return summary
+
+
+def _undo(context: RunContext, runs: Runs, name: str, *, with_decisions: bool = False) -> Summary:
+    """Undo a run in an outbox that is locked already; ``runs`` are all of it, and get the undo."""
+    outbox = context.outbox
+    plan = _undoable(runs, name, with_decisions=with_decisions)
+    free_reserve(context)
+    room = room_for_undo(os.stat(plan.path).st_size)
+    with _explain_full_disk(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
+        complete_reports(context, runs.values())
+        later = LaterRuns(runs, name, inbox_of(plan.head, outbox))
+        mine, sealed = _seal_undo(context, name, plan, later)
+    try:
+        return _end(context, mine, sealed)
+    finally:
+        runs[mine] = load_run(outbox, mine)
 
 
 def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> tuple[str, Plan]:
@@ -286,14 +294,14 @@ def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operatio
     return summary
 
 
-def _undo_decisions(context: RunContext, run: str | None) -> list[str]:
+def _undo_decisions(context: RunContext, runs: Runs, run: str | None) -> list[str]:
     """Undo the decisions about what a run put up for review, the newest first; return notes on what of them stays."""
     if run is None:
         raise UsageError("--with-decisions: expected the RUN that is to be undone, received none")
     notes = []
-    for decision in reversed(load_runs(context.outbox).decisions_about(run)):
+    for decision in reversed(runs.decisions_about(run)):
         try:
-            summary = undo(context, decision)
+            summary = _undo(context, runs, decision)
             reason = f"manifest.csv, run {summary.run_id}, tells why" if summary.needs_person else ""
         except StateDamaged as error:
             reason = str(error)
