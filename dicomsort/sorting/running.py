@@ -22,7 +22,16 @@ from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import Summary, final_row, needs_person, printable, write_summary
 from dicomsort.report.manifest import PLACED, RunManifest, append_manifest
 from dicomsort.sorting.corrections import retracted
-from dicomsort.sorting.outbox import REVIEW_VERB, RunContext, absolute, inbox_of, locked, now, require_inbox
+from dicomsort.sorting.outbox import (
+    REVIEW_VERB,
+    RunContext,
+    absolute,
+    inbox_of,
+    locked,
+    now,
+    require_inbox,
+    require_mounts,
+)
 from dicomsort.sorting.outbox_state import LaterRuns
 from dicomsort.sorting.runs import UNDONE_BY, Run, Runs, RunState, journal_of, load_run, load_runs, new_run, read_all
 
@@ -193,6 +202,7 @@ def resume(context: RunContext, run: str | None = None) -> Summary:
 def finish(context: RunContext, run: str) -> Summary:
     """Carry out a sealed plan to its end, in an outbox that is locked already."""
     plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
+    require_mounts(plan.head, context.outbox)
     if "undoes" in plan.head:
         free_reserve(context)
     return _end(context, run, plan)
@@ -261,7 +271,7 @@ def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> t
     mine = new_run(context)
     head = {
         "verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": context.outbox, "started": now(), "notes": notes,
-        "mount": plan.head.get("mount", "/"),
+        "mount": plan.head.get("mount", "/"), "mounts": later.mounts,
     }  # fmt: skip
     sealed = seal_plan(context, mine, head, reverse(lambda: _done(plan, known, later), known.folders, later))
     with suppress(OSError), closing(_journal(context, plan)) as journal:
