@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from building import make_dicom, read_tree, uid
 from command import by_source, quiet, rows, run, sort
-from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of
+from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of, picture
 
 from dicomsort.errors import OutboxLocked, Outdated, UsageError
 from dicomsort.files import Files
+from dicomsort.journal import Plan
 from dicomsort.sorting import locked, review
 from dicomsort.sorting.corrections import COLUMNS, Corrections, images_by_run
 from dicomsort.training.data.dataset import scan
@@ -154,6 +156,27 @@ def test_a_run_whose_held_files_were_decided_about_is_undone_with_the_decisions_
     assert run("undo", "--with-decisions", outbox, sorted_).code == 0
     assert files_of(outbox) == {}
     assert len(read_tree(tmp_path / "inbox")) == 6
+
+
+def test_an_undo_with_decisions_reads_each_run_thrice_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        picture(tmp_path / "inbox" / f"{number}.png", number, side=8)
+    sort("--move", "--settle", "0", tmp_path / "inbox", tmp_path / "outbox")
+    desk, peek, read = desk_of(tmp_path / "outbox", learn=False), Plan.peek, Counter[str]()
+    for key in list(desk.queue.items):
+        decide(desk, key, "CT", "anna")
+
+    def counted(folder: str) -> Plan | None:
+        read[folder] += 1
+        return peek(folder)
+
+    monkeypatch.setattr(Plan, "peek", counted)
+    sorted_ = rows(tmp_path / "outbox")[0]["run_id"]
+    assert run("undo", "--with-decisions", tmp_path / "outbox", sorted_).code == 0
+    assert len(read_tree(tmp_path / "inbox")) == 20
+    assert (len(read), max(read.values())) == (42, 3)
 
 
 def test_what_vanished_or_changed_is_told_and_what_is_left_is_moved(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """An undo makes pruned folders again, with mode and time, and leaves alone those that somebody else made since.
 
 Where a folder is a mount of its own that is gone, nothing counts as taken back that lies there.
+Nor is anything placed there.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -18,10 +20,14 @@ from building import make_dicom, read_tree
 from command import by_source, placed, run, sort
 from crashing import Crash
 from dask_cluster import mounted
+from reviewing import CONTRADICTING, decide, desk_of, item_of
+from test_faults import Broken
 from test_operator import cut_short
-from watching import runs_of
+from watching import Watch, runs_of
 
+from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
+from dicomsort.sorting import outbox as outbox_module
 from dicomsort.sorting import outbox_state, pipeline
 
 THEN = 1_000_000_000  # seconds
@@ -99,6 +105,7 @@ def test_a_folder_that_an_undo_had_made_when_it_died_is_finished(
 
 
 NOT_MOUNTED = "expected the file system that was mounted at {!r}, received none: mount it, then undo again"
+NOT_THERE = "expected the file system that was mounted at {!r}, received an empty folder: mount it, or remove that"
 
 
 def test_the_folder_of_a_class_that_is_not_mounted_keeps_its_copies_until_a_later_undo(
@@ -120,7 +127,8 @@ def test_the_folder_of_a_class_that_is_not_mounted_keeps_its_copies_until_a_late
     assert there("sort", "--copy", "--evidence", "header", "--engine", "serial", inbox, outbox) == 0
     copies = read_tree(disk)
     assert len(copies) == 2
-    first = runs_of(outbox)[0]
+    first, refused = runs_of(outbox)[0], sort("--copy", inbox, outbox)
+    assert (refused.code, NOT_THERE.format("outbox/CT") in refused.err) == (1, True), refused
     for ran in (run("undo", "--dry-run", outbox), run("undo", outbox), run("undo", outbox, first)):
         assert (ran.code, NOT_MOUNTED.format("outbox/CT") in ran.out + ran.err) == (3, True), ran
     assert (read_tree(disk), list(placed(outbox))) == (copies, [])
@@ -134,7 +142,7 @@ def test_the_folder_of_a_class_that_is_not_mounted_keeps_its_copies_until_a_late
 def mounts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is mounted below inbox and outbox, as a test says."""
     there: list[str] = []
-    for module in (outbox_state, pipeline):
+    for module in (outbox_state, pipeline, outbox_module):
         monkeypatch.setattr(module, "mounts_below", lambda *_: [*there])
     return there
 
@@ -175,3 +183,88 @@ def test_what_a_run_had_begun_where_nothing_is_mounted_now_waits_too(
     mounts.append("outbox/CT")
     assert run("undo", outbox, first).code == 0
     assert (list(placed(outbox)), [*read_tree(tmp_path / "inbox")]) == ([], ["1.dcm"])
+
+
+def unmounted(folder: Path, mounts: list[str]) -> None:
+    """Leave the empty folder that a file system was mounted on, and keep that one elsewhere."""
+    folder.rename(folder.parent.parent / "disk")
+    folder.mkdir()
+    mounts.clear()
+
+
+def again(folder: Path, mounts: list[str]) -> None:
+    """Mount it again."""
+    folder.rmdir()
+    (folder.parent.parent / "disk").rename(folder)
+    mounts.append("outbox/CT")
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+def test_nothing_is_placed_while_the_folder_of_a_class_is_not_mounted(
+    tmp_path: Path, outbox: Path, mounts: list[str], *, is_back: bool
+) -> None:
+    inbox, class_ = tmp_path / "inbox", outbox / "CT"
+    make_dicom(inbox / "1.dcm")
+    make_dicom(inbox / "odd.dcm", study=2, **CONTRADICTING)
+    class_.mkdir(parents=True)
+    mounts.append("outbox/CT")
+    assert sort("--copy", inbox, outbox).code == 3
+    unmounted(class_, mounts)
+    make_dicom(inbox / "new.dcm", study=3)
+    before, desk = read_tree(tmp_path), desk_of(outbox, learn=False)
+    for options in ([], ["--dry-run"]):
+        ran = sort("--copy", *options, inbox, outbox)
+        assert (ran.code, NOT_THERE.format("outbox/CT") in ran.err) == (1, True), ran
+    with pytest.raises(DicomsortError, match="received an empty folder"):
+        Watch(inbox, outbox, mode="copy").round()
+    with pytest.raises(DicomsortError, match="received an empty folder"):
+        decide(desk, item_of(desk, "odd.dcm"), "CT", "anna")
+    assert {k: v for k, v in read_tree(tmp_path).items() if k in before or "/CT/" in k} == before | {
+        "outbox/.dicomsort/lock": read_tree(outbox)[".dicomsort/lock"]
+    }
+    assert run("undo", outbox).code == 3
+    assert sort("--copy", inbox, outbox).code == 1
+    if is_back:
+        again(class_, mounts)
+    else:
+        class_.rmdir()
+    assert sort("--copy", inbox, outbox).code == 3
+    assert len(read_tree(class_)) == 2
+
+
+def test_a_resume_waits_for_the_folder_of_a_class_to_be_mounted(
+    tmp_path: Path, outbox: Path, mounts: list[str]
+) -> None:
+    inbox = tmp_path / "inbox"
+    make_dicom(inbox / "1.dcm")
+    (outbox / "CT").mkdir(parents=True)
+    mounts.append("outbox/CT")
+    cut_short(inbox, outbox)
+    unmounted(outbox / "CT", mounts)
+    ran = run("resume", outbox)
+    assert (ran.code, NOT_THERE.format("outbox/CT") in ran.err) == (1, True), ran
+    with pytest.raises(DicomsortError, match="received an empty folder"):
+        Watch(inbox, outbox, mode="copy").round()
+    assert read_tree(outbox / "CT") == {}
+    again(outbox / "CT", mounts)
+    assert run("resume", outbox).code == 0
+    assert len([*placed(outbox)]) == 1
+
+
+def test_the_resume_of_an_undo_waits_for_a_folder_of_the_inbox_to_be_mounted(
+    tmp_path: Path, outbox: Path, mounts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = tmp_path / "inbox"
+    make_dicom(inbox / "disk/1.dcm")
+    mounts.append("inbox/disk")
+    assert sort("--move", "--settle", 0, inbox, outbox).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("dicomsort.files.Files", lambda: Broken("link", 0, errno.EIO))
+        assert run("undo", outbox).code == 1
+    mounts.clear()
+    ran = run("resume", outbox)
+    assert (ran.code, NOT_THERE.format("inbox/disk") in ran.err) == (1, True), ran
+    assert read_tree(inbox) == {}
+    mounts.append("inbox/disk")
+    assert run("resume", outbox).code == 0
+    assert [*read_tree(inbox)] == ["disk/1.dcm"]

@@ -19,7 +19,7 @@ from dicomsort.sorting.examine import Arrivals
 from dicomsort.sorting.outbox import RunContext, locked
 from dicomsort.sorting.pipeline import Job, Request
 from dicomsort.sorting.running import complete_reports
-from dicomsort.sorting.runs import RunState, all_runs, load_run, load_runs, new_run
+from dicomsort.sorting.runs import RunState, all_runs, load_run, load_runs, new_run, require_outbox_mounts
 
 _UNDECIDED = "undecided"  # the queue of operations of which none is new so far
 
@@ -93,6 +93,7 @@ def sort_new_files(
     with Catalog(arrivals.changed_ns) as catalog, locked(context, create=False):
         if newest_run(context.outbox, newest) != newest:
             raise OutboxLocked("another run came in between; the next round looks at it first")
+        require_outbox_mounts(context.outbox)
         ledger = job.classify(catalog)
         planned = _without_settling(job.operations(catalog, ledger), arrivals)
         new = _if_new(planned, ledger, arrivals, context.outbox, moves=request.settings.mode == "move")

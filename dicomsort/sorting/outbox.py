@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, UsageError
+from dicomsort.execute import Roots
 from dicomsort.files import Files, closing_descriptor, data_size, look_up, missing_folders, mounts
 from dicomsort.journal import STATE
 from dicomsort.jsonlines import parse
@@ -219,6 +220,27 @@ def mounts_below(inbox: str, outbox: str) -> list[str]:
     paths = {path for _, path, _ in mounts()}
     roots = (("inbox", inbox), ("outbox", outbox))
     return sorted(f"{root}{path.removeprefix(at)}" for root, at in roots for path in paths if path.startswith(f"{at}/"))
+
+
+def require_mounts(head: Mapping[str, Any], outbox: str, below: str = "") -> None:
+    """DicomsortError where a place that a plan's head names as a mount, below a root, is an empty folder now.
+
+    One that was removed, or holds files, is meant to be a folder from now on.
+    """
+    inbox, named = inbox_of(head, outbox), (mount for mount in head.get("mounts", ()) if mount.startswith(below))
+    empty = [mount for mount in named if _is_bare(Roots(inbox, outbox).absolute(mount))]  # looking makes autofs mount
+    if gone := sorted({*empty}.difference(mounts_below(inbox, outbox) if empty else ())):
+        received = "an empty folder: mount it, or remove that folder if the file system is gone for good"
+        raise DicomsortError(f"expected the file system that was mounted at {gone[0]!r}, received {received}")
+
+
+def _is_bare(folder: str) -> bool:
+    """Whether a folder is there and holds nothing but hidden names, which mark one to mount on."""
+    try:
+        with os.scandir(folder) as entries:
+            return all(entry.name.startswith(".") for entry in entries)
+    except OSError:
+        return False
 
 
 def require_inbox(head: Mapping[str, Any], outbox: str, run: str, what: str) -> str:

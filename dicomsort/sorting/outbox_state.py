@@ -136,10 +136,15 @@ class LaterRuns:
         return bool(self.unmounted(operation.target)) and self.look_up(operation.target) is None
 
     @cached_property
+    def mounts(self) -> list[str]:
+        """The places below inbox and outbox where a file system is mounted now."""
+        return mounts_below(self.roots.inbox, self.roots.outbox)
+
+    @cached_property
     def _unmounted(self) -> list[str]:
         plan = self._runs[self._name].plan
         before = plan.head.get("mounts", []) if plan else []  # which older versions did not note
-        return sorted({*before}.difference(mounts_below(self.roots.inbox, self.roots.outbox))) if before else []
+        return sorted({*before}.difference(self.mounts)) if before else []
 
     @cached_property
     def _used(self) -> _Places:

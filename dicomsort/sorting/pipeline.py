@@ -28,7 +28,7 @@ from dicomsort.sorting.outbox import RunContext, check_state, inbox_of, locked, 
 from dicomsort.sorting.outbox_state import OutboxState
 from dicomsort.sorting.pixel_sampling import PixelSampler
 from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan
-from dicomsort.sorting.runs import Run, load_runs, new_run
+from dicomsort.sorting.runs import Run, load_runs, new_run, require_outbox_mounts
 
 SETTLE = 60.0
 _VERBS = {"copy": Verb.COPY, "move": Verb.MOVE, "link": Verb.LINK}
@@ -134,6 +134,7 @@ class Job:
         """Sort everything."""
         runs = load_runs(self.context.outbox)
         runs.require_mounted(self.request.inbox)
+        require_outbox_mounts(self.context.outbox)
         self.notes += runs.damages()
         complete_reports(self.context, runs.values())
         finished, left = self._finish_first(runs.unfinished())
@@ -186,6 +187,7 @@ class Job:
         if outbox and os.path.isdir(f"{outbox}/{STATE}"):
             runs = load_runs(outbox)
             runs.require_mounted(self.request.inbox)
+            require_outbox_mounts(outbox)
             summary.damaged = [*runs.maybe_unfinished().values()]
             note = "was cut short, and a sort would finish it first, which is not shown here"
             for name, run in runs.unfinished().items():

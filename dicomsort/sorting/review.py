@@ -26,7 +26,7 @@ from dicomsort.sorting.examine import hashed_here
 from dicomsort.sorting.outbox import REVIEW_VERB, RunContext, locked, mounts_below, now
 from dicomsort.sorting.outbox_state import holds, look_for
 from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan, undo
-from dicomsort.sorting.runs import Run, Runs, all_runs, load_run, load_runs, new_run
+from dicomsort.sorting.runs import Run, Runs, all_runs, load_run, load_runs, new_run, require_outbox_mounts
 from dicomsort.tasks import examine
 
 T = TypeVar("T")
@@ -129,6 +129,7 @@ class ReviewService:
         return is_run(run) and load_run(self.outbox, run).verb == REVIEW_VERB
 
     def _carry_out(self, item: Item, class_: str, who: str) -> Decision:
+        require_outbox_mounts(self.outbox)
         ready, notes = self._ready(item)
         if not ready:
             raise Outdated(f"expected the files as they were held, received none: {'; '.join(notes)}")

@@ -22,7 +22,16 @@ from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import Summary, final_row, needs_person, printable, write_summary
 from dicomsort.report.manifest import PLACED, RunManifest, append_manifest
 from dicomsort.sorting.corrections import retracted
-from dicomsort.sorting.outbox import REVIEW_VERB, RunContext, absolute, inbox_of, locked, now, require_inbox
+from dicomsort.sorting.outbox import (
+    REVIEW_VERB,
+    RunContext,
+    absolute,
+    inbox_of,
+    locked,
+    now,
+    require_inbox,
+    require_mounts,
+)
 from dicomsort.sorting.outbox_state import LaterRuns
 from dicomsort.sorting.runs import UNDONE_BY, Run, Runs, RunState, journal_of, load_run, load_runs, new_run, read_all
 
@@ -193,6 +202,7 @@ def resume(context: RunContext, run: str | None = None) -> Summary:
 def finish(context: RunContext, run: str) -> Summary:
     """Carry out a sealed plan to its end, in an outbox that is locked already."""
     plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
+    require_mounts(plan.head, context.outbox)
     if "undoes" in plan.head:
         free_reserve(context)
     return _end(context, run, plan)
@@ -226,22 +236,30 @@ def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = 
     them moved and cannot put back stays. Without it a run with such decisions is refused by UsageError.
     """
     context = context.located()
-    outbox = context.outbox
-    told = _undo_decisions(context, run) if with_decisions else []
     with locked(context, create=False):
-        runs = load_runs(outbox)
+        runs = load_runs(context.outbox)
+        told = _undo_decisions(context, runs, run) if with_decisions else []
         if (name := _to_undo(runs, run)) is None:
             return _nothing_to_undo(runs, run)
-        plan = _undoable(runs, name, with_decisions=with_decisions)
-        free_reserve(context)
-        room = room_for_undo(os.stat(plan.path).st_size)
-        with _explain_full_disk(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
-            complete_reports(context, runs.values())
-            later = LaterRuns(runs, name, inbox_of(plan.head, outbox))
-            mine, sealed = _seal_undo(context, name, plan, later)
-        summary = _end(context, mine, sealed)
+        summary = _undo(context, runs, name, with_decisions=with_decisions)
         summary.notes += told
         return summary
+
+
+def _undo(context: RunContext, runs: Runs, name: str, *, with_decisions: bool = False) -> Summary:
+    """Undo a run in an outbox that is locked already; ``runs`` are all of it, and get the undo."""
+    outbox = context.outbox
+    plan = _undoable(runs, name, with_decisions=with_decisions)
+    free_reserve(context)
+    room = room_for_undo(os.stat(plan.path).st_size)
+    with _explain_full_disk(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
+        complete_reports(context, runs.values())
+        later = LaterRuns(runs, name, inbox_of(plan.head, outbox))
+        mine, sealed = _seal_undo(context, name, plan, later)
+    try:
+        return _end(context, mine, sealed)
+    finally:
+        runs[mine] = load_run(outbox, mine)
 
 
 def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> tuple[str, Plan]:
@@ -253,7 +271,7 @@ def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> t
     mine = new_run(context)
     head = {
         "verb": "undo", "undoes": run, "inbox": roots.inbox, "outbox": context.outbox, "started": now(), "notes": notes,
-        "mount": plan.head.get("mount", "/"),
+        "mount": plan.head.get("mount", "/"), "mounts": later.mounts,
     }  # fmt: skip
     sealed = seal_plan(context, mine, head, reverse(lambda: _done(plan, known, later), known.folders, later))
     with suppress(OSError), closing(_journal(context, plan)) as journal:
@@ -286,14 +304,14 @@ def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operatio
     return summary
 
 
-def _undo_decisions(context: RunContext, run: str | None) -> list[str]:
+def _undo_decisions(context: RunContext, runs: Runs, run: str | None) -> list[str]:
     """Undo the decisions about what a run put up for review, the newest first; return notes on what of them stays."""
     if run is None:
         raise UsageError("--with-decisions: expected the RUN that is to be undone, received none")
     notes = []
-    for decision in reversed(load_runs(context.outbox).decisions_about(run)):
+    for decision in reversed(runs.decisions_about(run)):
         try:
-            summary = undo(context, decision)
+            summary = _undo(context, runs, decision)
             reason = f"manifest.csv, run {summary.run_id}, tells why" if summary.needs_person else ""
         except StateDamaged as error:
             reason = str(error)

@@ -17,7 +17,7 @@ from dicomsort.files import look_up
 from dicomsort.journal import JOURNAL, PLAN, Plan, Replay, is_run, replay, runs_folder
 from dicomsort.records import Action, Verb
 from dicomsort.report import MANIFEST, SUMMARY, Summary, has_rows, read_summary, visible
-from dicomsort.sorting.outbox import RunContext, inbox_of
+from dicomsort.sorting.outbox import RunContext, inbox_of, require_mounts
 
 UNDONE_BY = "undone_by"  # the mark in the journal of a run that was cut short and then undone
 STAMP = "%Y%m%dT%H%M%SZ"  # in the id of a run, UTC
@@ -189,6 +189,15 @@ class Runs(dict[str, Run]):
 def load_runs(outbox: str, since: str = "", *, deep: bool = False) -> Runs:
     """Read the runs after ``since``; see ``load_run``."""
     return Runs(outbox, all_runs(outbox, since), deep=deep)
+
+
+def require_outbox_mounts(outbox: str) -> None:
+    """DicomsortError where a folder was a mount when the newest sort or decision began, and is empty and none now."""
+    for name in reversed(all_runs(outbox)):
+        plan = load_run(outbox, name).plan
+        if plan is not None and plan.head["verb"] != "undo":  # an undo goes on without
+            require_mounts(plan.head, outbox, "outbox/")
+            return
 
 
 def all_runs(outbox: str, since: str = "") -> list[str]:
