@@ -310,10 +310,14 @@ class Placer:
             return None, linked
         if o.verb is Verb.REMOVE:
             return self._remove_duplicate(o, source), False
-        if not (source.st_nlink > 1 if linked else self._is_replaced(o, source, target)):  # one name, by two ways
+        if linked and source.st_nlink == 1:  # one name, by two ways
             return None, linked
+        is_replaced = linked or self._is_replaced(o, source, target)
         if not linked and _has_changed(path, source):  # comparing takes a while
             return Result(o.number, Outcome.CHANGED, _CHANGED_SINCE), linked
+        if not is_replaced:
+            gone = "is gone" if target is None else "holds other bytes by now"
+            return Result(o.number, Outcome.CHANGED, f"its new name {gone}; it stays"), linked
         return self._unlinked(o), linked
 
     def _unlinked(self, o: Operation) -> Result | None:
@@ -362,7 +366,7 @@ class Placer:
         return self._same(o.source, o.target)
 
     def roll_back(self, o: Operation, inode: int) -> bool:
-        """Remove the new name of a file whose source stays, unless it is another file's by now; return success.
+        """Remove the new name of a file whose source stays, unless it holds other bytes by now; return success.
 
         The new name stays where the source is gone or has changed: then nothing else may hold the bytes.
         """
@@ -370,7 +374,8 @@ class Placer:
             return True
         try:
             source, target = (look_up(self._roots.absolute(place)) for place in (o.source, o.target))
-            if source is not None and target is not None and target.st_ino == inode and _unchanged(o, source):
+            is_ours = source is not None and target is not None and target.st_ino == inode and _unchanged(o, source)
+            if is_ours and self._same(o.source, o.target):  # an inode may be somebody's new file's by now
                 self._files.unlink(self._roots.absolute(o.target))
         except OSError:
             return False
