@@ -27,6 +27,7 @@ from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
 CANNOT_LEAVE = "its folder may not be changed, so the file cannot leave it"
 _CHANGED_SINCE = "the file changed while it was placed"
+_NOT_KEPT = "the kept file does not hold the same bytes any more"
 _UNITS = (1, 100, 10**3, 10**6, 10**9, 2 * 10**9)  # nanoseconds, in which file systems keep times
 _CREATED_MODE = 0o600  # of files that are not complete yet
 
@@ -129,7 +130,7 @@ class Placer:
         if (o.verb is Verb.MOVE or o.verb is Verb.REMOVE) and not self._leaving.may_leave(path, source):
             return Result(o.number, Outcome.FAILED, CANNOT_LEAVE)
         if o.verb is Verb.REMOVE and not self._same(o.source, o.kept):
-            return Result(o.number, Outcome.CHANGED, "the kept file does not hold the same bytes any more")
+            return Result(o.number, Outcome.CHANGED, _NOT_KEPT)
         return None
 
     def _recognise(self, o: Operation, target: os.stat_result, source: os.stat_result | None) -> Result | None:
@@ -343,9 +344,9 @@ class Placer:
                 is_kept = _is_at(theirs, kept) and same_bytes(path, kept)
                 if _has_changed(path, source):  # comparing takes a while
                     return Result(o.number, Outcome.CHANGED, _CHANGED_SINCE)
-                return self._unlinked(o) if is_kept else None
-        except FileNotFoundError:  # of the kept copy: then the file stays
-            return None
+                return self._unlinked(o) if is_kept else Result(o.number, Outcome.CHANGED, _NOT_KEPT)
+        except FileNotFoundError:  # of the kept copy: then the file stays; else somebody has removed it
+            return Result(o.number, Outcome.CHANGED, _NOT_KEPT) if look_up(path) else None
         except OSError as error:
             return Result(o.number, Outcome.FAILED, f"the kept copy cannot be compared: {error.strerror}")
 
