@@ -155,15 +155,31 @@ def test_a_move_to_another_file_system_reads_again_what_it_wrote(tmp_path: Path)
     assert not (outbox / "CT/1").exists()
 
 
-@pytest.mark.parametrize("content", [b"ONE" * 50, b"shorter"])
-def test_a_copy_that_was_swapped_before_its_source_is_removed(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"ONE" * 50, b"shorter", None])
+def test_a_copy_that_was_swapped_or_went_before_its_source_is_removed(tmp_path: Path, content: bytes | None) -> None:
     inbox, outbox = world(tmp_path)
     operation = step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1")
-    files = Meddled("flush_system", lambda _: (outbox / "CT/1").unlink() or make_files(outbox, {"CT/1": content}))
+
+    def swap(_: str) -> None:
+        (outbox / "CT/1").unlink()
+        if content is not None:
+            make_files(outbox, {"CT/1": content})
+
+    files = Meddled("flush_system", swap)
     files.link = OtherDevice().link  # type: ignore[method-assign]
-    assert one(inbox, outbox, operation, files).outcome is Outcome.DONE
+    result = one(inbox, outbox, operation, files)
+    gone = "is gone" if content is None else "holds other bytes by now"
+    assert (result.outcome, result.message) == (Outcome.CHANGED, f"its new name {gone}; it stays")
     assert read_tree(inbox) == FILES
-    assert (outbox / "CT/1").read_bytes() == content
+    assert read_tree(outbox).get("CT/1") == content
+
+
+def test_a_copy_that_is_edited_in_place_before_its_source_is_removed_stays(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    files = Meddled("flush_system", lambda _: (outbox / "CT/1").write_bytes(b"ONE" * 50))
+    files.link = OtherDevice().link  # type: ignore[method-assign]
+    assert one(inbox, outbox, step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1"), files).outcome is Outcome.CHANGED
+    assert (read_tree(inbox), (outbox / "CT/1").read_bytes()) == (FILES, b"ONE" * 50)
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from building import read_tree
@@ -21,10 +22,11 @@ from test_races import Meddled, fail
 from dicomsort import files as files_module
 from dicomsort.execute import Placer, Roots
 from dicomsort.execute.placing import Fatal
-from dicomsort.files import Files
+from dicomsort.files import Files, opened
 from dicomsort.journal import Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
 
+NOT_KEPT = "the kept file does not hold the same bytes any more"
 REMOVE = ("--move", "--settle", 0, "--duplicates", "remove")
 
 
@@ -113,12 +115,15 @@ def test_a_file_system_without_locks_is_as_before(tmp_path: Path, *, is_link: bo
 def test_a_kept_copy_that_is_gone_or_a_link_keeps_the_duplicate(tmp_path: Path) -> None:
     operation, source, kept, placer = duplicate(tmp_path)
     kept.rename(kept.with_name("elsewhere"))
-    assert placer().remove_source(operation) is None
+    assert placer().remove_source(operation) == Result(operation.number, Outcome.CHANGED, NOT_KEPT)
     kept.symlink_to("elsewhere")
     result = placer().remove_source(operation)
     assert isinstance(result, Result)
     assert (result.outcome, "the kept copy cannot be compared" in result.message) == (Outcome.FAILED, True)
     assert source.is_file()
+    kept.unlink()
+    with mock.patch("dicomsort.execute.placing.opened", lambda path: source.unlink() or opened(path)):
+        assert placer().remove_source(operation) is None  # somebody else removed it
 
 
 def test_a_kept_copy_whose_name_another_file_has_by_now_keeps_the_duplicate(tmp_path: Path) -> None:
@@ -131,7 +136,7 @@ def test_a_kept_copy_whose_name_another_file_has_by_now_keeps_the_duplicate(tmp_
                 kept.write_bytes(source.read_bytes())
             return super().lock(descriptor, shared=shared)
 
-    assert placer(Late()).remove_source(operation) is None
+    assert placer(Late()).remove_source(operation) == Result(operation.number, Outcome.CHANGED, NOT_KEPT)
     assert source.is_file()
 
 

@@ -254,6 +254,61 @@ def test_patience_ends_the_training_and_keeps_the_best_weights(rendered: Rendere
     assert wrong == pytest.approx(losses[best], rel=1e-3)
 
 
+@pytest.fixture
+def diverging(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Make weights of the training infinite in its n-th epoch."""
+    from dicomsort.training.fit.full import CheckpointCallback
+
+    ended = CheckpointCallback.on_train_batch_end
+
+    def diverge_in(epoch: int) -> None:
+        def diverge(callback: Any, batch: int, logs: Any = None) -> None:
+            ended(callback, batch, logs)
+            if callback.progress.epoch == epoch - 1:
+                callback.trained.set_weights([np.full_like(w, np.inf) for w in callback.trained.get_weights()])
+
+        monkeypatch.setattr(CheckpointCallback, "on_train_batch_end", diverge)
+
+    return diverge_in
+
+
+@pytest.mark.parametrize(("epoch", "patience"), [(1, 0), (2, 0), (1, 2)])
+def test_a_training_that_diverges_ends_with_its_epoch(
+    rendered: Rendered, recipe: Hyperparameters, diverging: Callable[[int], None], epoch: int, patience: int
+) -> None:
+    from dicomsort.training.fit.feeding import Diverged
+
+    diverging(epoch)
+    expected = (
+        f"^the training diverged in epoch {epoch}: expected loss and weights to be finite, received .*val_loss nan"
+    )
+    with pytest.raises(Diverged, match=expected + "; train with a --learning-rate smaller than 0.01$"):
+        _fit(rendered, replace(recipe, patience=patience))
+    assert recipe.checkpoint is not None
+    assert not recipe.checkpoint.exists()
+
+
+def test_weights_that_diverge_under_a_finite_loss_are_named() -> None:
+    import keras
+
+    from dicomsort.training.fit.feeding import Diverged, require_finite
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    require_finite(model, {"loss": 1.0, "accuracy": np.nan}, 0, 0.1)
+    model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
+    with pytest.raises(Diverged, match="expected loss and weights to be finite, received weights that are not; train"):
+        require_finite(model, {"loss": 1.0}, 0, 0.1)
+
+
+def test_patience_retains_the_epoch_before_a_training_diverged(
+    rendered: Rendered, recipe: Hyperparameters, diverging: Callable[[int], None]
+) -> None:
+    diverging(2)
+    fitted = _fit(rendered, replace(recipe, epochs=5, patience=2))
+    assert (fitted.course["epochs_run"], fitted.course["epoch_kept"]) == (3, 1)
+    assert np.isfinite(fitted.held_out.probabilities).all()
+
+
 def test_whole_sources_are_held_out_where_asked(rendered: Rendered, recipe: Hyperparameters) -> None:
     items = [Item(f"{LABELS[item.label]}/s{i % 4}/{i}", item.label) for i, item in enumerate(rendered.dataset.items)]
     items = [replace(item, group=f"{item.label}{item.source}") for item in items]

@@ -63,6 +63,22 @@ def test_rows_are_appended_once_wherever_a_run_and_its_resume_die(two: tuple[Pat
         assert run("verify", outbox).code == 0
 
 
+def test_a_move_whose_new_name_is_gone_at_its_resume_is_no_success(two: tuple[Path, Path, Path]) -> None:
+    """It died before it removed the sources; then the class's folder was not mounted, or somebody took a file away."""
+    one, other, outbox = two
+    before = read_tree(one)
+    whole = dies(-1, lambda: sort("--move", "--settle", 0, other, outbox.with_name("trial")), OtherDevice)
+    removal = whole.called.index("unlink", whole.called.index("flush_system"))
+    dies(removal, lambda: sort("--move", "--settle", 0, one, outbox), OtherDevice)
+    for name in [*placed(outbox)]:
+        (outbox / name).unlink()
+    assert run("resume", outbox).code == 3
+    found = {(row["action"], row["status"], row["message"]) for row in rows(outbox)[-2:]}
+    assert found == {("left", "changed", "its new name is gone; it stays")}
+    assert read_tree(one) == before
+    assert run("verify", outbox).code == 0
+
+
 def test_a_torn_append_is_gone_on_with_before_another_run_appends(two: tuple[Path, Path, Path], tmp_path: Path) -> None:
     one, other, outbox = two
     whole = dies(-1, lambda: sort(other, tmp_path / "trial"))

@@ -10,6 +10,9 @@ from building import make_dicom, make_files, read_tree
 from command import run
 from PIL import Image
 
+from dicomsort.records import RENDERING_VERSION
+from dicomsort.training.settings import Settings, checked
+
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
@@ -109,6 +112,33 @@ def test_the_data_set_is_no_place_for_output(dataset: Path, option: str, below: 
     place = str(dataset / below)
     assert f"{option}: expected a folder outside the data set, received {place!r}" in ran.err
     assert read_tree(dataset) == before
+
+
+@pytest.mark.parametrize(
+    ("cache", "out", "expected"),
+    [
+        ("x", "x", "--cache: expected a folder outside the folder 'x' of --out, received "),
+        ("x/cache", "link/../x", "--cache: expected a folder outside the folder 'x' of --out, received "),
+        (
+            "x",
+            f"x/rendering-{RENDERING_VERSION}",
+            "--out: expected a folder outside the renderings of --cache, received ",
+        ),
+    ],
+)
+def test_a_cache_and_a_bundle_in_one_folder_are_refused_before_anything_is_rendered(
+    dataset: Path, cache: str, out: str, expected: str
+) -> None:
+    (dataset.parent / "link").symlink_to(".")
+    before = {path.name for path in dataset.parent.iterdir()}
+    ran = run("train", dataset, "--cache", dataset.parent / cache, "--out", dataset.parent / out)
+    assert (ran.code, ran.out, expected in ran.err, "Rendering" in ran.err) == (2, "", True, False)
+    assert {path.name for path in dataset.parent.iterdir()} == before
+
+
+def test_a_bundle_may_lie_beside_the_renderings(dataset: Path, tmp_path: Path) -> None:
+    given = Settings(dataset, out=tmp_path / "cache/ours", cache=tmp_path / "cache")
+    assert checked(given)[0].cache == given.cache
 
 
 @pytest.mark.parametrize("option", ["--out", "--cache"])

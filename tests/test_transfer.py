@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from networks import TINY, answers, rewritten, tiny
 
-from dicomsort.errors import BundleError
+from dicomsort.errors import BundleError, DicomsortError
 from dicomsort.training.data.dataset import Dataset, Item
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import keep_together
 from dicomsort.training.fit.checkpoint import COLUMNS
 from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
+from dicomsort.training.models import replay_set
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture
 from dicomsort.training.progress import Reporter, load_tensorflow
 
@@ -280,3 +282,53 @@ def test_weights_come_back_from_litert(precision: str) -> None:
     for junk in (b"", b"junk", bytes(4096), kept.model[:200], kept.model[: len(kept.model) // 2]):
         with pytest.raises(BundleError, match=r"model\.tflite: expected"):
             read_weights(junk, 2)
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_a_training_that_diverges_ends_in_its_fold(
+    rendered: Rendered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folds: int
+) -> None:
+    from dicomsort.training.fit.feeding import Diverged
+    from dicomsort.training.fit.transfer import TailTrainer
+
+    began, names = TailTrainer.fit, list[str]()
+
+    def fit(trainer: TailTrainer, items: Any, held_out: Any, name: str, callbacks: Any = ()) -> Any:
+        names.append(name)
+        if len(names) > folds:
+            trainer = replace(trainer, hyper=replace(trainer.hyper, learning_rate=1e30))
+        return began(trainer, items, held_out, name, callbacks)
+
+    monkeypatch.setattr(TailTrainer, "fit", fit)
+    monkeypatch.setattr("dicomsort.training.fit.transfer.FOLDS", 2)
+    with pytest.raises(Diverged, match=r"^the training diverged in epoch 1: expected loss and weights to be finite"):
+        _fit(rendered, replace(RECIPE, epochs=2, checkpoint=tmp_path / "out.checkpoint"))
+    assert len(names) == folds + 1
+    assert not (tmp_path / "out.checkpoint").exists()
+
+
+def test_frozen_layers_too_large_for_their_file_are_no_divergence(rendered: Rendered) -> None:
+    def build(shape: tuple[int, int, int], classes: int) -> Any:
+        model = tiny(shape, classes)
+        model.get_layer("first").set_weights([1e6 + 0 * part for part in model.get_layer("first").get_weights()])
+        return model
+
+    with pytest.raises(
+        DicomsortError, match=r"frozen layers: expected activations up to 65,504, received .*; start fr"
+    ):
+        _fit(rendered, architecture=replace(TINY, build=build, trained_from="features"))
+
+
+def test_features_too_large_to_be_kept_cost_only_themselves(rendered: Rendered) -> None:
+    body = mock.Mock(output=np.zeros((0, 4), np.float32))
+    items = np.arange(len(rendered.rows))
+    for largest, expected in ((65_504, ""), (1e6, "they reach 1e+06, and float16"), (np.nan, "they reach nan, and f")):
+        body.predict_on_batch = lambda images, each=largest: np.full((len(images), 4), each, np.float32)
+        with mock.patch.object(replay_set, "Body", return_value=body), Reporter() as reporter:
+            kept = replay_set.keep_features(b"", rendered, items, items < 0, 0, reporter)
+        if expected:
+            assert isinstance(kept, str)
+            assert kept.startswith(expected)
+        else:
+            assert isinstance(kept, bytes)
+            assert replay_set.report_of(kept)["judged"]

@@ -222,9 +222,29 @@ def test_a_manifest_that_is_none_stops_no_undo_of_other_files(tmp_path: Path, ou
     shutil.copy2(back, tmp_path / "copy")
     (tmp_path / "copy").replace(back)  # as from a backup
     (outbox / "manifest.csv").write_bytes(b"x" * 3000)
-    assert run("undo", outbox).code == 3
+    ran = run("undo", outbox)
+    assert (ran.code, "--repair` writes the manifest anew; only then does an undo take back" in ran.out) == (3, True)
     assert read_tree(tmp_path / "inbox") == {path: before[path] for path in ("2.dcm", "3.dcm")}
     assert back.read_bytes() == before["1.dcm"]
+
+
+def test_a_damaged_line_that_keeps_files_from_a_backup_is_told_until_it_is_mended(tmp_path: Path, outbox: Path) -> None:
+    for study in (1, 2):
+        make_dicom(tmp_path / "inbox" / f"{study}.dcm", study=study)
+    before = read_tree(tmp_path / "inbox")
+    assert sort("--move", "--settle", 0, tmp_path / "inbox", outbox).code == 0
+    with (outbox / "manifest.csv").open("a") as lines:
+        lines.write("a note of mine\n")
+    assert "manifest.csv is damaged" not in run("undo", "--dry-run", outbox).out
+    for name in placed(outbox):
+        os.utime(outbox / name, (10**9, 10**9))
+    for options in (["--dry-run"], []):
+        ran = run("undo", *options, outbox)
+        assert (ran.code, ran.out.count("manifest.csv is damaged: line 4: ")) == (3, 1)
+        assert f"`dicomsort verify {outbox} --repair` mends the manifest; only then does an undo take back" in ran.out
+    assert run("verify", "--repair", outbox).code == 0
+    assert run("undo", outbox).code == 0
+    assert read_tree(tmp_path / "inbox") == before
 
 
 def test_a_dry_run_refuses_what_an_undo_refuses(tmp_path: Path, outbox: Path) -> None:

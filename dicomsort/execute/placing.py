@@ -27,6 +27,7 @@ from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
 CANNOT_LEAVE = "its folder may not be changed, so the file cannot leave it"
 _CHANGED_SINCE = "the file changed while it was placed"
+_NOT_KEPT = "the kept file does not hold the same bytes any more"
 _UNITS = (1, 100, 10**3, 10**6, 10**9, 2 * 10**9)  # nanoseconds, in which file systems keep times
 _CREATED_MODE = 0o600  # of files that are not complete yet
 
@@ -129,7 +130,7 @@ class Placer:
         if (o.verb is Verb.MOVE or o.verb is Verb.REMOVE) and not self._leaving.may_leave(path, source):
             return Result(o.number, Outcome.FAILED, CANNOT_LEAVE)
         if o.verb is Verb.REMOVE and not self._same(o.source, o.kept):
-            return Result(o.number, Outcome.CHANGED, "the kept file does not hold the same bytes any more")
+            return Result(o.number, Outcome.CHANGED, _NOT_KEPT)
         return None
 
     def _recognise(self, o: Operation, target: os.stat_result, source: os.stat_result | None) -> Result | None:
@@ -310,10 +311,14 @@ class Placer:
             return None, linked
         if o.verb is Verb.REMOVE:
             return self._remove_duplicate(o, source), False
-        if not (source.st_nlink > 1 if linked else self._is_replaced(o, source, target)):  # one name, by two ways
+        if linked and source.st_nlink == 1:  # one name, by two ways
             return None, linked
+        is_replaced = linked or self._is_replaced(o, source, target)
         if not linked and _has_changed(path, source):  # comparing takes a while
             return Result(o.number, Outcome.CHANGED, _CHANGED_SINCE), linked
+        if not is_replaced:
+            gone = "is gone" if target is None else "holds other bytes by now"
+            return Result(o.number, Outcome.CHANGED, f"its new name {gone}; it stays"), linked
         return self._unlinked(o), linked
 
     def _unlinked(self, o: Operation) -> Result | None:
@@ -339,9 +344,9 @@ class Placer:
                 is_kept = _is_at(theirs, kept) and same_bytes(path, kept)
                 if _has_changed(path, source):  # comparing takes a while
                     return Result(o.number, Outcome.CHANGED, _CHANGED_SINCE)
-                return self._unlinked(o) if is_kept else None
-        except FileNotFoundError:  # of the kept copy: then the file stays
-            return None
+                return self._unlinked(o) if is_kept else Result(o.number, Outcome.CHANGED, _NOT_KEPT)
+        except FileNotFoundError:  # of the kept copy: then the file stays; else somebody has removed it
+            return Result(o.number, Outcome.CHANGED, _NOT_KEPT) if look_up(path) else None
         except OSError as error:
             return Result(o.number, Outcome.FAILED, f"the kept copy cannot be compared: {error.strerror}")
 
@@ -362,7 +367,7 @@ class Placer:
         return self._same(o.source, o.target)
 
     def roll_back(self, o: Operation, inode: int) -> bool:
-        """Remove the new name of a file whose source stays, unless it is another file's by now; return success.
+        """Remove the new name of a file whose source stays, unless it holds other bytes by now; return success.
 
         The new name stays where the source is gone or has changed: then nothing else may hold the bytes.
         """
@@ -370,7 +375,8 @@ class Placer:
             return True
         try:
             source, target = (look_up(self._roots.absolute(place)) for place in (o.source, o.target))
-            if source is not None and target is not None and target.st_ino == inode and _unchanged(o, source):
+            is_ours = source is not None and target is not None and target.st_ino == inode and _unchanged(o, source)
+            if is_ours and self._same(o.source, o.target):  # an inode may be somebody's new file's by now
                 self._files.unlink(self._roots.absolute(o.target))
         except OSError:
             return False

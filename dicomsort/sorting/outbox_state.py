@@ -98,8 +98,11 @@ class LaterRuns:
     """The ``UndoContext`` of a run; later runs are read only when needed."""
 
     def __init__(self, runs: Runs, name: str, inbox: str) -> None:
-        """``runs`` are all of the outbox; ``inbox`` is that of the run ``name``."""
-        self.roots = Roots(inbox, runs.outbox)
+        """``runs`` are all of the outbox; ``inbox`` is that of the run ``name``.
+
+        ``notes`` gets a sentence for a person where a damaged manifest keeps files from being recognised.
+        """
+        self.roots, self.notes = Roots(inbox, runs.outbox), list[str]()
         self._name, self._runs = name, runs
 
     def look_up(self, place: str) -> Found | None:
@@ -112,8 +115,12 @@ class LaterRuns:
             is_same = sha256_of(self.roots.absolute(place)) == sha256
         except OSError:  # what cannot be read is not believed
             return False
-        placed, has_damage = self._placed_by_pruned
-        return is_same and not has_damage and not placed.run_of(place)
+        placed, damage = self._placed_by_pruned
+        if is_same and damage:
+            self.notes[:] = [
+                f"{damage}; only then does an undo take back files of a new time or inode, as from a backup"
+            ]
+        return is_same and not damage and not placed.run_of(place)
 
     def filled_by(self, place: str) -> str:
         """The later run that placed a file there; else ""."""
@@ -169,8 +176,8 @@ class LaterRuns:
             return {}
 
     @cached_property
-    def _placed_by_pruned(self) -> tuple[_Places, bool]:
-        """Where later runs whose plan is gone placed files, as the manifest says; and whether it is damaged."""
+    def _placed_by_pruned(self) -> tuple[_Places, str]:
+        """Where later runs whose plan is gone placed files, as the manifest says; and a sentence if it is damaged."""
         known = {name for name, run in self._runs.items() if run.plan is not None}
         damages = Damages()
         rows = read_rows(f"{self._runs.outbox}/{MANIFEST}", damages.add)
@@ -180,9 +187,9 @@ class LaterRuns:
                 for each in rows
                 if each.run > self._name and each.run not in known and each.row.action in PLACED
             )
-        except DicomsortError:  # it is no manifest: nothing is known of these runs, and the undo of others goes on
-            return _Places(()), True
-        return placed, bool(damages.count)
+        except DicomsortError as error:  # it is no manifest: nothing is known of these runs; the undo of others goes on
+            return _Places(()), str(error)
+        return placed, "".join(damages.notes(self._runs.outbox))
 
 
 def _uses(runs: Runs, run: Run) -> Iterator[Hashable]:

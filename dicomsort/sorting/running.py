@@ -208,8 +208,9 @@ def finish(context: RunContext, run: str) -> Summary:
     return _end(context, run, plan)
 
 
-def _end(context: RunContext, run: str, plan: Plan) -> Summary:
+def _end(context: RunContext, run: str, plan: Plan, notes: Iterable[str] = ()) -> Summary:
     summary = carry_out(context, run, plan)
+    summary.notes += notes
     with _explain_full_disk_of(context.outbox, run, plan):
         write_summary(context.files, context.outbox, summary)
     undone = load_run(context.outbox, plan.head["undoes"]).plan if plan.head["verb"] == "undo" else None
@@ -257,7 +258,7 @@ def _undo(context: RunContext, runs: Runs, name: str, *, with_decisions: bool = 
         later = LaterRuns(runs, name, inbox_of(plan.head, outbox))
         mine, sealed = _seal_undo(context, name, plan, later)
     try:
-        return _end(context, mine, sealed)
+        return _end(context, mine, sealed, later.notes)
     finally:
         runs[mine] = load_run(outbox, mine)
 
@@ -297,6 +298,7 @@ def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operatio
         show(operation, refused)
         if operation.row is not None:
             summary.count(final_row(operation.row, operation, refused or Result(operation.number, Outcome.DONE)))
+    summary.notes += later.notes
     if known.begun:
         summary.notes.append(
             f"run {name} was cut short: {len(known.begun):,} files more are looked at by the undo itself"

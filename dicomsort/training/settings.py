@@ -13,6 +13,7 @@ from dicomsort.content import CHECKPOINT, SHEET, TRIALS
 from dicomsort.errors import UsageError
 from dicomsort.outputs import Gate
 from dicomsort.training.data.augment import STRENGTHS
+from dicomsort.training.data.rendered import place_of
 from dicomsort.training.evaluate.compare import beside_of
 from dicomsort.training.evaluate.reporting import SHEET as SHEET_NAME
 from dicomsort.training.fit.checkpoint import NAME, PART
@@ -86,10 +87,14 @@ def _check_outputs(settings: Settings) -> Settings:
         settings = replace(settings, out=out)
     gate = Gate({"data set": str(settings.dataset)})  # what lies there is taken for a class by the next training
     gate.check_folder("--out", out)
-    if settings.cache:
-        settings = replace(settings, cache=Path(gate.check_folder("--cache", settings.cache)))
     beside = beside_of(out) if settings.start else out
     gate.check_folder("--out", beside)
+    if settings.cache:
+        cache = Path(gate.check_folder("--cache", settings.cache))
+        settings = replace(settings, cache=cache)
+        for each in (out, beside):  # what lies in a bundle's folder keeps it from being replaced
+            Gate({f"folder {each.name!r} of --out": str(each)}).check_folder("--cache", cache)
+            Gate({"renderings of --cache": str(place_of(cache))}).check_folder("--out", each)
     checkpoint = settings.hyperparameters().checkpoint or out
     trials = out.with_name(f"{out.name}.trials")
     if os.path.islink(trials):  # `tune` would not follow it, after hours of work

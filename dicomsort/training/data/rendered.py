@@ -51,9 +51,14 @@ class Picture(NamedTuple):
     print: NDArray[np.uint64] | None
 
 
+def place_of(folder: Path) -> Path:
+    """Return the folder of a cache that has the pictures of this rendering version."""
+    return folder / f"rendering-{RENDERING_VERSION}"
+
+
 def open_cache(folder: Path) -> Path:
     """Make the cache's folder for this rendering version and return it; UsageError where it cannot be written."""
-    place = folder / f"rendering-{RENDERING_VERSION}"
+    place = place_of(folder)
     try:
         _make(place)
         with tempfile.TemporaryFile(dir=place):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from dicomsort.errors import DicomsortError
 from dicomsort.training.data.augment import Strength, Vary, vary
 from dicomsort.training.data.dataset import Dataset, Indices
 from dicomsort.training.data.prefetch import Feed, as_dataset
@@ -103,6 +104,34 @@ class ProgressCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras
     def _text(self, logs: dict[str, float] | None) -> str:
         figures = " ".join(f"{name} {value:.3f}" for name, value in (logs or {}).items())
         return f"epoch {self._epoch}/{self._epochs} {figures}"
+
+
+class Diverged(DicomsortError):
+    """A training whose loss or weights are no finite numbers any more."""
+
+
+def require_finite(model: Any, logs: Mapping[str, float], epoch: int, learning_rate: float) -> None:
+    """Raise Diverged unless the losses of an epoch (counted from 0), and the weights after it, are finite."""
+    losses = {name: value for name, value in logs.items() if name.endswith("loss") and not math.isfinite(value)}
+    if not losses and all(np.isfinite(weight).all() for weight in model.get_weights()):
+        return
+    received = ", ".join(f"{name} {value}" for name, value in losses.items()) or "weights that are not"
+    raise Diverged(
+        f"the training diverged in epoch {epoch + 1}: expected loss and weights to be finite, received {received}; "
+        f"train with a --learning-rate smaller than {learning_rate:g}"
+    )
+
+
+class DivergenceCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
+    """Ends a training that diverges, as the epoch ends."""
+
+    def __init__(self, learning_rate: float) -> None:
+        super().__init__()
+        self._learning_rate = learning_rate
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Look at the losses and the weights."""
+        require_finite(self.model, logs or {}, epoch, self._learning_rate)
 
 
 def predict_rows(model: Any, images: NDArray[np.uint8], rows: Indices, step: Step | None = None) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from dicomsort.errors import DicomsortError
 from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.dataset import Dataset, Indices
 from dicomsort.training.data.prefetch import Feed
@@ -25,7 +26,7 @@ from dicomsort.training.data.rendered import Rendered, claim
 from dicomsort.training.data.splitting import balance
 from dicomsort.training.fit.feeding import one_hot
 from dicomsort.training.fit.recipe import Hyperparameters
-from dicomsort.training.models.replay_set import ReplaySet
+from dicomsort.training.models.replay_set import MOST_FLOAT16, ReplaySet
 from dicomsort.training.progress import Reporter, Step
 
 Change = Callable[[int, Indices, NDArray[np.uint8]], NDArray[np.uint8]]
@@ -114,7 +115,8 @@ def view_all(
 ) -> Views:
     """Return the activations of ``trunk`` for a data set, and ``VIEWS`` variations of each image by ``strength``.
 
-    They are in the new file ``place``; DicomsortError where there is no room. ``spent``: see ``activations_of``.
+    They are in the new file ``place``, in float16; DicomsortError where there is no room, or they are too large for it.
+    ``spent``: see ``activations_of``.
     """
     chosen = STRENGTHS[strength]
     count = 1 if chosen is None else 1 + VIEWS
@@ -129,6 +131,11 @@ def view_all(
     name = "Looking at variations" if chosen else "Looking at images"
     with reporter.step(name, count * len(rendered.rows)) as step:
         for view, items, activations in activations_of(trunk, images, count, step, spent):
+            if not (largest := float(np.abs(activations).max())) <= MOST_FLOAT16:
+                raise DicomsortError(
+                    f"frozen layers: expected activations up to {MOST_FLOAT16:,.0f}, received {largest:.3g}; start "
+                    "from other weights, or train these anew with a smaller --learning-rate"
+                )
             room[view, items] = activations
     return Views(room)
 

@@ -208,7 +208,10 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         for column, value in (logs or {}).items():
             history.setdefault(column, []).append(float(value))
         loss = np.nan_to_num(history["val_loss"], nan=np.inf)
-        if int(loss.argmin()) == epoch:
+        is_best = int(loss.argmin()) == epoch
+        if is_best or not self.hyper.patience:  # else a better epoch's weights are retained
+            feeding.require_finite(self.trained, logs or {}, epoch, self.hyper.learning_rate)
+        if is_best:
             self.progress.best = epoch
             self._best = self.trained.get_weights() if self.hyper.patience else []
         self.progress.epoch, self.progress.batch = epoch + 1, 0

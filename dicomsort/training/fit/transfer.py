@@ -36,7 +36,7 @@ from dicomsort.training.fit.checkpoint import (
     is_history,
     resumable,
 )
-from dicomsort.training.fit.feeding import one_hot, run, waiting
+from dicomsort.training.fit.feeding import DivergenceCallback, one_hot, run, waiting
 from dicomsort.training.fit.frozen_features import (
     BalancedSampler,
     ChangedImages,
@@ -102,8 +102,12 @@ class TailTrainer:
     def fit(
         self, items: Indices, held_out: Indices | None, name: str, callbacks: Sequence[Any] = ()
     ) -> dict[str, list[float]]:
-        """Train on ``items``; return the history, with the metrics of ``held_out`` if not None."""
+        """Train on ``items``; return the history, with the metrics of ``held_out`` if not None.
+
+        Diverged where it diverges, unless other ``callbacks`` score each epoch.
+        """
         hyper, data = self.hyper, self._data(items)
+        callbacks = callbacks or [DivergenceCallback(hyper.learning_rate)]
         steps = hyper.epochs * len(data)
         warm = max(1, round(WARM_UP * steps))
         rate = keras.optimizers.schedules.CosineDecay(

@@ -40,6 +40,7 @@ MAX_RAW = 32 << 20  # bytes that a file may unpack to
 PROBES = 4
 ALIKE = 0.02  # the share of the largest feature by which two computations of the same one may differ
 HALVES = 2
+MOST_FLOAT16 = float(np.finfo(np.float16).max)
 NO_END = "the network does not end in features and layers behind them"
 ARRAYS = {
     "features": "|u1",
@@ -165,7 +166,7 @@ def remember(
 def keep_features(
     model: bytes, rendered: Rendered, items: Indices, trained: NDArray[np.bool_], seed: int, reporter: Reporter
 ) -> bytes | str:
-    """Return the content of a replay set's file, of some of ``items`` (n,); or why a LiteRT model has no features.
+    """Return the content of a replay set's file, of some of ``items`` (n,); or why no features are kept.
 
     ``trained``: bool (n,), which of them the model was trained on; ``seed`` fixes which are chosen.
     """
@@ -181,8 +182,10 @@ def keep_features(
             parts.append(body.predict_on_batch(rendered.images[row : row + 1]))
             step.advance()
     probes = body.predict_on_batch(probe_images(rendered.images.shape[1:]))
-    digests = [rendered.digests[i] for i in items[chosen]]
-    return remember(dataset.only(chosen), digests, np.concatenate(parts), probes, trained[chosen], seed).pack()
+    digests, features = [rendered.digests[i] for i in items[chosen]], np.concatenate(parts)
+    if not (largest := float(np.abs(np.concatenate([features, probes])).max())) <= MOST_FLOAT16:
+        return f"they reach {largest:.3g}, and float16, in which they would be kept, ends at {MOST_FLOAT16:,.0f}"
+    return remember(dataset.only(chosen), digests, features, probes, trained[chosen], seed).pack()
 
 
 def recall(bundle: Bundle) -> ReplaySet | None:
