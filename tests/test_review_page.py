@@ -73,7 +73,7 @@ def test_a_person_looks_presses_keys_undoes_one_and_finishes(browser: Browser, t
 
 def check_session(outbox: Path, before: dict[str, bytes], errors: str) -> None:
     """Files, manifest, journals and corrections are as that session should have left them; and it can be undone."""
-    assert "3 decisions; 1 things wait still" in errors
+    assert "3 decisions; 1 thing still waits" in errors
     assert "train --from" in errors
     tree = {k: v for k, v in read_tree(outbox).items() if not k.startswith(".dicomsort/")}
     assert [path for path in tree if path.startswith("REVIEW/")] == ["REVIEW/no-evidence/pictures/a.png"]

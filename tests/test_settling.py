@@ -97,7 +97,10 @@ def test_where_only_mtime_lies_ahead_ctime_tells(ahead: Path, outbox: Path) -> N
 def test_a_file_from_the_future_that_came_just_now_settles_and_its_row_says_so(ahead: Path, outbox: Path) -> None:
     ran = sort("--move", ahead, outbox)
     assert (ran.code, ran.err) == (0, "")
-    assert "3 files belong to series that changed just now and were left; take them now with --settle 0" in ran.out
+    assert (
+        "3 files were left: their series changed within the last --settle seconds; --settle 0 takes such files now"
+        in ran.out
+    )
     assert states(outbox) == {"1.dcm": ("settling", DATED), "2.dcm": ("settling", ""), "3.dcm": ("settling", "")}
     assert sort("--move", "--settle", 0, ahead, outbox).code == 0
     assert states(outbox) == {"1.dcm": ("sorted", DATED), "2.dcm": ("sorted", ""), "3.dcm": ("sorted", "")}

@@ -95,7 +95,8 @@ def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.held.most_common())
         yield f"for a person to look at: {reasons}"
     if settling := summary.statuses.get("settling"):
-        yield f"{settling:,} files belong to series that changed just now and were left; take them now with --settle 0"
+        were_left = "file was left: its" if settling == 1 else "files were left: their"
+        yield f"{settling:,} {were_left} series changed within the last --settle seconds; --settle 0 takes such files now"
     if duplicates := summary.statuses.get("duplicate"):
         verb = "file is a duplicate" if duplicates == 1 else "files are duplicates"
         yield f"{duplicates:,} {verb} of what the outbox holds; nothing was placed twice"
@@ -105,8 +106,11 @@ def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
         more = f" and {left} more" if left > 0 else ""
         yield f"archives were left unopened: {names}{more}"
     yield from summary.notes
+    if outbox and summary.waiting:
+        wait = "file waits" if summary.waiting == 1 else "files wait"
+        yield f"{summary.waiting:,} {wait} in REVIEW: {command('review', outbox)} shows and decides"
     if outbox and summary.run_id:
-        yield f"run {summary.run_id}; every file has a row in {visible(outbox)}/manifest.csv"
+        yield f"run {summary.run_id}; every file has a row in {visible(outbox.rstrip('/') or '/')}/manifest.csv"
 
 
 def show_tables(tables: Iterable[Table]) -> None:

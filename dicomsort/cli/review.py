@@ -91,7 +91,10 @@ def _conclude(session: Session) -> None:
     from dicomsort.report import visible
 
     end = session.farewell()
-    print(f"dicomsort: {end['made']:,} decisions; {end['waiting']:,} things wait still", file=sys.stderr)
+    made = "1 decision" if end["made"] == 1 else f"{end['made']:,} decisions"
+    wait = "1 thing still waits" if end["waiting"] == 1 else f"{end['waiting']:,} things still wait"
+    print(f"dicomsort: {made}; {wait}", file=sys.stderr)
     if end["train"]:
-        print(f"dicomsort: a model learns from {end['images']:,} images by", file=sys.stderr)
+        images = "1 image" if end["images"] == 1 else f"{end['images']:,} images"
+        print(f"dicomsort: {images} of two studies or more are enough to fine-tune a model:", file=sys.stderr)
         print(f"  {visible(end['train'])}", file=sys.stderr)

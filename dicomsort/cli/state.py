@@ -49,7 +49,8 @@ def undo(
 ) -> None:
     """Take a run back: by default the newest that changed anything and is not taken back.
 
-    Paths, modes, times and folders are as they were before it. What was there before, or changed since, is not touched.
+    Files get back their paths, modes and times, and folders that were removed are made again. What was there before, or
+    changed since, is not touched. A decision of `review` is a run of its own.
 
     Example: dicomsort undo --dry-run outbox/
     """

@@ -138,12 +138,13 @@ def page(report: Report) -> bytes:
 
 def _verdict(report: Report) -> str:
     summary, left = report.statistics.summary, report.statistics.needing - report.decided
-    done = summary.statuses[Status.SORTED] + summary.statuses[Status.OTHER]
+    done, other = summary.statuses[Status.SORTED], summary.statuses[Status.OTHER]
     if report.run.is_undone:
-        return f"{_files(summary.found)}: {done:,} had been sorted, {left:,} needed you; all was undone."
+        return f"{_files(summary.found)}: {done + other:,} had been sorted, {left:,} needed you; all was undone."
     need = f"{left:,} {'needs' if left == 1 else 'need'} you" if left else "nothing needs you"
     since = f", {report.decided:,} decided since" if report.decided else ""
-    return f"{_files(summary.found)}: {done:,} sorted, {need}{since}."
+    others = f", {other:,} other" if other else ""
+    return f"{_files(summary.found)}: {done:,} sorted{others}, {need}{since}."
 
 
 def _files(count: int) -> str:

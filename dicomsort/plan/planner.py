@@ -91,11 +91,11 @@ class _Planner:
         if with_uids:
             if known := self._known(e, e):
                 return self._duplicate(e, verdict, known)
-            if self._known(e, None):
-                verdict = _collision(verdict)
+            if other := self._known(e, None):
+                verdict = _collision(verdict, other)
         destination, same = self._destination(e, verdict, with_uids=with_uids)
         if same is False:
-            verdict = _collision(verdict)
+            verdict = _collision(verdict, destination)
             destination, same = self._destination(e, verdict, with_uids=with_uids)
         if same is False:
             return self._leave(e, replace(verdict, status=Status.CONFLICT, note=_NO_NAME))
@@ -149,10 +149,10 @@ class _Planner:
         return Operation(self._number, Verb.LEAVE, f"inbox/{e.found.path}", size=e.found.size, sha256=e.sha256, row=row)
 
 
-def _collision(verdict: Verdict) -> Verdict:
+def _collision(verdict: Verdict, other: str) -> Verdict:
     return replace(
         verdict, status=Status.CONFLICT, folder=f"{REVIEW}/{COLLISION}", reason=COLLISION, decided_by=DecidedBy.NONE,
-        note="another file has the same SOP Instance UID and other content",
+        note=f"{other} has the same SOP Instance UID and other content",
     )  # fmt: skip
 
 

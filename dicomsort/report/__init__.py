@@ -81,6 +81,7 @@ class Summary:
     damaged: list[str] = field(default_factory=list)  # sentences about runs that may be so and cannot be read
     finished: list[Summary] = field(default_factory=list)  # runs that were finished first
     files: Counter[tuple[str, str]] = field(default_factory=Counter)  # by status and class
+    waiting: int = 0  # files that lie in REVIEW after the run, those of earlier runs too
 
     def count(self, row: Row) -> None:
         """Count one final row."""

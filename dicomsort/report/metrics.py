@@ -27,6 +27,7 @@ FAMILIES: Final[dict[str, tuple[str, str]]] = {
         "When a run, or a round that found nothing new, last came to its end (Unix time).",
     ),
     "dicomsort_last_run_files": ("gauge", "Files of the last run, by status and class."),
+    "dicomsort_review_files": ("gauge", "Files that wait in REVIEW for a person, after the last run."),
     "dicomsort_last_run_bytes": ("gauge", "Bytes of the files of the last run."),
     "dicomsort_last_run_duration_seconds": ("gauge", "How long the last run took."),
     "dicomsort_inbox_files": ("gauge", "Files that lie in the inbox."),
@@ -83,6 +84,7 @@ def set_run_metrics(figures: Figures, counted: Summary, seconds: float) -> None:
     figures.drop("dicomsort_last_run_files")
     for (status, class_), count in counted.files.items():
         figures.set("dicomsort_last_run_files", count, **{"status": status, "class": class_})
+    figures.set("dicomsort_review_files", counted.waiting)
     figures.set("dicomsort_last_run_bytes", counted.bytes)
     figures.set("dicomsort_last_run_duration_seconds", round(seconds, 3))
 

@@ -20,7 +20,7 @@ from dicomsort.files import Files, closing_descriptor, data_size, look_up, missi
 from dicomsort.journal import STATE
 from dicomsort.jsonlines import parse
 from dicomsort.progress import Progress
-from dicomsort.records import Operation, Row, Verb
+from dicomsort.records import REVIEW, Operation, Row, Verb
 from dicomsort.report import MANIFEST, visible
 
 _SPARSE = 1 << 20  # bytes of a file from which on its holes are counted
@@ -213,6 +213,11 @@ def mount_of(path: str) -> str:
     while not os.path.ismount(path):
         path = os.path.dirname(path)
     return path
+
+
+def waiting_in(outbox: str) -> int:
+    """Return how many files wait below REVIEW for a person to decide about."""
+    return sum(len(names) for _, _, names in os.walk(f"{outbox}/{REVIEW}"))
 
 
 def mounts_below(inbox: str, outbox: str) -> list[str]:

@@ -24,7 +24,17 @@ from dicomsort.progress import Timed
 from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Outcome, Result, Verb
 from dicomsort.report import Damages, Summary, final_row, history, write_summary
 from dicomsort.sorting.examine import Arrivals, Clock, SecondLook, as_one, examine_inbox, walk_inbox
-from dicomsort.sorting.outbox import RunContext, check_state, inbox_of, locked, mount_of, mounts_below, now, with_room
+from dicomsort.sorting.outbox import (
+    RunContext,
+    check_state,
+    inbox_of,
+    locked,
+    mount_of,
+    mounts_below,
+    now,
+    waiting_in,
+    with_room,
+)
 from dicomsort.sorting.outbox_state import OutboxState
 from dicomsort.sorting.pixel_sampling import PixelSampler
 from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan
@@ -174,7 +184,9 @@ class Job:
             "mount": mount_of(self.request.inbox), "mounts": mounts_below(self.request.inbox, self.context.outbox),
         }  # fmt: skip
         sealed = seal_plan(self.context, run, head, with_room(self.context, self.request.inbox, operations))
-        return carry_out(self.context, run, sealed)
+        summary = carry_out(self.context, run, sealed)
+        summary.waiting = waiting_in(self.context.outbox)
+        return summary
 
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
         """Plan everything, and return the counts."""
