@@ -143,7 +143,13 @@ def test_labels_in_another_order_are_the_same_and_others_are_not(
     report, _ = _compared(tiny_start, turned, tmp_path / "out", dataset)
     assert report["figures"]["first"]["classes"]["MRI"] == report["figures"]["second"]["classes"]["MRI"]
     assert report["figures"]["second"]["classes"]["CT"]["recall"] < 1  # its outputs are now called otherwise
-    others = _changed(tiny_start, tmp_path / "others", labels=["CHEST", "HAND", "KNEE"], header_classes={})
+    others = _changed(
+        tiny_start,
+        tmp_path / "others",
+        labels=["CHEST", "HAND", "KNEE"],
+        header_classes={},
+        thresholds={"decide": 0.99, "contradict": 0.99},
+    )
     ran = run("evaluate", "--compare", tiny_start, others, dataset, "--out", tmp_path / "none")
     assert ran.code == 2
     assert "expected two bundles with the same classes, received CT, MRI, XRAY (start) and CHEST, HAND, KNEE" in ran.err

@@ -133,7 +133,8 @@ def test_another_bundle_is_judged_by_the_images_at_hand(start: Path, tmp_path: P
 def test_what_cannot_be_compared_is_not_replaced(start: Path, tmp_path: Path, damage: str) -> None:
     out = Path(shutil.copytree(start, tmp_path / "out"))
     if damage == "labels":
-        _resealed(out, labels=["CHEST", "HAND", "KNEE"], header_classes={})
+        careful = {"decide": 0.99, "contradict": 0.99}
+        _resealed(out, labels=["CHEST", "HAND", "KNEE"], header_classes={}, thresholds=careful)
     else:
         (out / "model.tflite").write_bytes(b"damaged")
     before = read_tree(tmp_path)

@@ -60,7 +60,7 @@ def test_the_page_tells_what_the_manifest_does(tmp_path: Path, outbox: Path) -> 
     page = report(outbox)
     assert page.source.encode().startswith(FIRST)
     assert f"Run {run_id}" in page.text
-    assert "7 files: 3 sorted, 3 need you." in page.text
+    assert "7 files: 2 sorted, 1 other, 3 need you." in page.text
     assert "uid-collision 2 files" in page.text
     assert "truncated-header 1 file" in page.text
     assert page.text.index("Header against pixels") < page.text.index("What needs a person")

@@ -102,7 +102,7 @@ def test_a_run_that_was_undone_in_part_shows_what_was_left(tmp_path: Path, outbo
     assert run("undo", outbox).code == 3
     page = report(outbox, run_id)
     assert "This run was undone in part by" in page.text
-    assert "7 files: 3 sorted, 3 need you." in page.text
+    assert "7 files: 2 sorted, 1 other, 3 need you." in page.text
     assert len(page.pictures()) == 1
     assert "this run was undone in part by" in run("report", outbox, run_id).out
 
@@ -115,7 +115,7 @@ def test_a_pruned_run_is_told_from_its_rows(tmp_path: Path, outbox: Path) -> Non
     page = report(outbox, run_id)
     assert "This run was pruned" in page.text
     assert "Took not known any more" in page.text
-    assert "7 files: 3 sorted, 3 need you." in page.text
+    assert "7 files: 2 sorted, 1 other, 3 need you." in page.text
     assert page.pictures() == kept.pictures()
     assert json.loads(run("report", "--json", outbox, run_id).out)["found"] == 7
     assert "this run was pruned" in run("report", outbox, run_id).out
@@ -132,7 +132,7 @@ def test_what_was_decided_since_is_told_with_who_decided(tmp_path: Path, outbox:
         message=f"by Anna <b>; was {was}",
     )  # fmt: skip
     page = report(outbox, run_id)
-    assert "7 files: 3 sorted, 2 need you, 1 decided since." in page.text
+    assert "7 files: 2 sorted, 1 other, 2 need you, 1 decided since." in page.text
     assert "decided: CT, by Anna <b> (1)" in page.text
     assert "waits in REVIEW/uid-collision/ (1)" in page.text
     assert len(page.pictures()) == 2 + 3

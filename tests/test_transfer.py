@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def test_trunk_and_tail_are_the_network(build: Any, start: str) -> None:
 
 
 def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rendered) -> None:
-    from dicomsort.training.fit.frozen_features import CLEAN, Views
+    from dicomsort.training.fit.frozen_features import CLEAN, EVENNESS, Views
     from dicomsort.training.fit.transfer import BalancedSampler
 
     count, views = len(rendered.dataset.items), 5
@@ -102,10 +103,13 @@ def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rende
     drawn, view = np.round(batch[:, 0] % 100).astype(int), (batch[:, 0] // 100).astype(int)
     assert batch.dtype == np.float32
     np.testing.assert_array_equal(truth.argmax(1), rendered.dataset.classes()[drawn])
-    shares = dict.fromkeys({item.group for item in rendered.dataset.items}, 0.0)
-    for i in drawn:
-        shares[rendered.dataset.items[i].group] += 1 / len(drawn)
-    assert all(share == pytest.approx(1 / len(shares), abs=0.03) for share in shares.values())
+    items = rendered.dataset.items
+    sizes = Counter((item.label, item.group) for item in items)
+    weights = {source: size ** (1 - EVENNESS) for source, size in sizes.items()}
+    totals = {label: sum(weight for source, weight in weights.items() if source[0] == label) for label, _ in weights}
+    shares = Counter((items[i].label, items[i].group) for i in drawn)
+    for source, weight in weights.items():
+        assert shares[source] / len(drawn) == pytest.approx(weight / totals[source[0]] / len(totals), abs=0.03)
     assert np.mean(view == 0) == pytest.approx(CLEAN, abs=0.03)
     again, other = (BalancedSampler(seen, rendered.dataset, everything, replace(recipe, seed=seed)) for seed in (7, 8))
     np.testing.assert_array_equal(batch, again.batch(0, 0)[0])

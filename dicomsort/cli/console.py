@@ -95,8 +95,8 @@ def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.held.most_common())
         yield f"for a person to look at: {reasons}"
     if settling := summary.statuses.get("settling"):
-        were_left = "file was left: its" if settling == 1 else "files were left: their"
-        yield f"{settling:,} {were_left} series changed within the last --settle seconds; --settle 0 takes such files now"
+        files = "1 file was left: its" if settling == 1 else f"{settling:,} files were left: their"
+        yield f"{files} series changed within the last --settle seconds; --settle 0 takes such files now"
     if duplicates := summary.statuses.get("duplicate"):
         verb = "file is a duplicate" if duplicates == 1 else "files are duplicates"
         yield f"{duplicates:,} {verb} of what the outbox holds; nothing was placed twice"
