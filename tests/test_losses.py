@@ -58,6 +58,15 @@ def test_an_old_plan_carried_out_again_removes_no_source_without_its_replacement
     assert read_tree(inbox) == FILES
 
 
+def test_a_file_that_is_its_own_target_by_a_linked_folder_is_not_removed(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    (outbox / "linked").symlink_to(inbox / "a")
+    operation = step(inbox, Verb.MOVE, "a/1", target="outbox/linked/1")
+    placer = Placer(Files(), Roots(str(inbox), str(outbox)), "run", Replay.empty(1))
+    assert placer.remove_source(operation) is None
+    assert read_tree(inbox) == FILES
+
+
 def test_the_note_of_a_cut_short_run_never_names_an_undone_one(inbox: Path, outbox: Path) -> None:
     sort("--move", "--settle", 0, inbox, outbox)
     run("undo", outbox)

@@ -362,3 +362,25 @@ def test_a_path_is_straight_where_folders_alone_lead_there(tmp_path: Path) -> No
         "a/b/x\0",
     ):
         assert not is_straight(str(tmp_path), path), path
+
+
+def test_a_duplicate_of_what_a_decision_moved_since_comes_back_after_that_is_undone(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path, "--move", "--settle", "0")
+    content = next(c for p, c in files_of(outbox).items() if p.endswith("pictures/a.png"))
+    again = tmp_path / "again"
+    (again / "pictures").mkdir(parents=True)
+    (again / "pictures/a.png").write_bytes(content)
+    options = ("--settle", "0", "--duplicates", "remove", "--engine", "serial", "--evidence", "header")
+    assert run("sort", "--move", *options, again, outbox).code == 0
+    assert read_tree(again) == {}
+    second = rows(outbox)[-1]["run_id"]
+    decision = decide(desk_of(outbox), item_of(desk_of(outbox), "pictures/a.png"), "CT", "anna").run
+    folder = (outbox / ".dicomsort/runs" / decision).rename(tmp_path / "away")
+    assert run("undo", outbox, second).code == 3
+    told = rows(outbox)[-1]
+    assert told["status"] == "changed"
+    assert told["message"] == f"run {decision} moved its kept copy since: undo that run first"
+    folder.rename(outbox / ".dicomsort/runs" / decision)
+    assert run("undo", outbox, decision).code == 0
+    assert run("undo", outbox, second).code == 0
+    assert read_tree(again) == {"pictures/a.png": content}
