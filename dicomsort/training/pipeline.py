@@ -19,6 +19,7 @@ from dicomsort.training.data.dataset import MIN_IMAGES, Dataset, read_groups, re
 from dicomsort.training.data.rendered import Rendered, open_cache, render_all
 from dicomsort.training.evaluate import calibration
 from dicomsort.training.evaluate.compare import beside_of, compared, refusal, rival_at
+from dicomsort.training.evaluate.predictions import name_clusters
 from dicomsort.training.export.bundle import OUTPUTS, TrainingResult, sheet_of, write
 from dicomsort.training.fit.checkpoint import forget
 from dicomsort.training.fit.finetune import Finetune
@@ -74,8 +75,9 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
 
             trained = recipes.fit(architecture, rendered, hyper, reporter)
             exported = tflite.export(architecture, rendered, trained, hyper.seed, reporter)
+            clusters, _ = name_clusters(rendered.dataset.only(exported.held_out.items))
             calibrated = calibration.of_training(
-                architecture, trained, exported.held_out, dataset.labels, settings.target
+                architecture, trained, exported.held_out, dataset.labels, clusters, settings.target
             )
             comparison = compared(architecture, rendered, trained, calibrated, rival, hyper.seed)
             result = TrainingResult(settings, architecture, rendered, trained, exported, calibrated, comparison)

@@ -1,8 +1,9 @@
 """Calibration on held-out predictions: a temperature, and the thresholds from which a confidence can be trusted.
 
-A threshold keeps a promise: of the images that are decided alone for a class at least ``target`` are right, with 90 %
-confidence (the one-sided limit of Clopper and Pearson, Biometrika 1934). Where the images are too few to show it, the
-threshold is that of an accuracy of 99 % among them, and a note says so.
+The threshold keeps a promise: of the images that are decided alone at least ``target`` are right, with 90 %
+confidence. Two tests must show it: the one-sided limit of Clopper and Pearson (Biometrika 1934), which counts images,
+and a bootstrap of whole sources, because the images of a source are right or wrong together. Where they do not, the
+threshold is that of an accuracy of 99 %, and a note says so.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ TARGET, RISK = 0.995, 0.1  # the promise, and how often it may be shown by chanc
 DECIDE_ACCURACY, DECIDE_BOUNDS = 0.99, (0.5, 0.99)
 HELD, CONTRADICT_BOUNDS = 0.005, (0.9, 0.99)  # the share of clear headers that may be held wrongly
 STEPS = np.unique(np.round(1 / (1 + np.exp(-np.arange(0, 9.3, 0.1))), 4))  # thresholds from 0.5 on, even in logits
+RESAMPLES = 400  # of the sources
 TEMPERATURES = np.geomspace(0.25, 10.0, 150)
 BINS = 15
 
@@ -76,11 +78,12 @@ def of_training(
     trained: TrainedModel,
     held_out: HeldOutPredictions,
     labels: Sequence[str],
+    clusters: Sequence[str],
     target: float = TARGET,
 ) -> Calibration:
     """Return the calibration by the held-out predictions of the network that ships; see ``finetuned``."""
     other = list(labels).index(OTHER) if OTHER in labels else None
-    fitted = fit(held_out.probabilities, held_out.truth, held_out.distances, other, target=target, labels=labels)
+    fitted = fit(held_out.probabilities, held_out.truth, held_out.distances, other, target=target, clusters=clusters)
     if not isinstance(architecture, Finetune):
         return fitted
     counts = dict(zip(labels, np.bincount(held_out.truth, minlength=len(labels)).tolist(), strict=True))
@@ -98,13 +101,14 @@ def fit(
     other: int | None = None,
     *,
     target: float = TARGET,
-    labels: Sequence[str] = (),
+    clusters: Sequence[str] = (),
 ) -> Calibration:
     """Fit on held-out predictions.
 
     ``probabilities``: float32 (N, C), the model's own, of items it was not trained on; ``truth``: int64 (N,), 0..C-1;
     ``distances``: float32 (N,). The limit of distance is what ``distance.threshold`` makes of the images that are
-    not of the class ``other`` (the index of OTHER, where there is one). ``labels`` name the classes in notes.
+    not of the class ``other`` (the index of OTHER, where there is one). ``clusters`` (N,) names each image's source, or
+    what else is right or wrong together; by default each image is its own.
     """
     classes = probabilities.shape[1]
     if len(truth) < MIN_HELD_OUT:
@@ -122,43 +126,45 @@ def fit(
     usable = np.ones(len(truth), bool)
     if limit is not None and distances is not None:
         usable = (distances <= limit) | (predicted == other)
-    decide, notes = _decide(predicted, predicted == truth, np.where(usable, confidence, 0), classes, target, labels)
-    confident = usable & (confidence >= np.array(decide)[predicted])
-    contradict, note = _contradict(calibrated, truth, confident, truth != other)
-    return Calibration(temperature, decide, contradict, tuple(filter(None, (*notes, note))), limit)
+    decide, notes = _decide(predicted == truth, np.where(usable, confidence, 0), clusters, target)
+    contradict, note = _contradict(calibrated, truth, usable & (confidence >= decide), truth != other)
+    return Calibration(temperature, (decide,) * classes, contradict, tuple(filter(None, (*notes, note))), limit)
 
 
 def _decide(
-    predicted: NDArray[np.intp],
-    right: NDArray[np.bool_],
-    confidence: NDArray[np.float32],
-    classes: int,
-    target: float,
-    labels: Sequence[str],
-) -> tuple[tuple[float, ...], list[str]]:
-    """Return a threshold for each class, and a note on each class where none keeps the promise.
+    right: NDArray[np.bool_], confidence: NDArray[np.float32], clusters: Sequence[str], target: float
+) -> tuple[float, list[str]]:
+    """Return the threshold that keeps the promise, else a careful one, and notes on what could not be shown.
 
     From the highest threshold that keeps it, it is the last before one that does not: thresholds are tested in a fixed
     order, so that the many tests need no correction (Angelopoulos et al., Learn then Test, arXiv:2110.01052).
     """
+    names, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    number = len(names)
+    chances = np.full(number, 1 / number) if number else [1.0]
+    drawn = np.random.default_rng(0).multinomial(number, chances, RESAMPLES)
+
+    def is_kept(threshold: float) -> bool:
+        above = confidence >= threshold
+        if not keeps(int((above & ~right).sum()), int(above.sum()), 1 - target):
+            return False
+        if not number:
+            return True
+        named, hits = (drawn @ np.bincount(cluster[part], minlength=number) for part in (above, above & right))
+        return bool(np.quantile(hits / np.maximum(named, 1), RISK) >= target)
+
+    from_first = dropwhile(lambda threshold: not is_kept(threshold), map(float, STEPS[::-1]))
+    if sequence := list(takewhile(is_kept, from_first)):
+        return sequence[-1], []
     careful, too_few = _careful(right, confidence)
-    thresholds, notes = [], []
-    for index in range(classes):
-        own = predicted == index
-        counts = [
-            (int(above.sum()), int((above & ~right).sum())) for above in (own & (confidence >= t) for t in STEPS[::-1])
-        ]
-        kept = [keeps(wrong, count, 1 - target) for count, wrong in counts]
-        from_first = dropwhile(lambda each: not each[1], zip(STEPS[::-1], kept, strict=True))
-        sequence = [float(threshold) for threshold, _ in takewhile(lambda each: each[1], from_first)]
-        thresholds.append(sequence[-1] if sequence else careful)
-        if not sequence and own.any():
-            count, wrong = min(counts, key=lambda each: chance(each[1], each[0], 1 - target))
-            notes.append(
-                f"{labels[index] if labels else index}: of {count:,} confident held-out images {wrong:,} were wrong, "
-                f"which does not show that {target:.1%} are right; its threshold is {careful}."
-            )
-    return tuple(thresholds), [*notes, *([too_few] if notes and too_few else [])]
+    above = confidence >= careful
+    count, wrong = int(above.sum()), int((above & ~right).sum())
+    note = (
+        f"Of {count:,} held-out images with a confidence of {careful} or more {wrong:,} were wrong: that does not "
+        f"show, with 90 % confidence, that {target:.1%} are right on other sources. The threshold is {careful} all the "
+        "same."
+    )
+    return careful, [note, too_few]
 
 
 def _careful(right: NDArray[np.bool_], confidence: NDArray[np.float32]) -> tuple[float, str]:
@@ -273,6 +279,7 @@ def nested(
     distances: NDArray[np.float32] | None = None,
     other: int | None = None,
     target: float = TARGET,
+    clusters: Sequence[str] = (),
 ) -> Nested:
     """Calibrate the images of each fold by what ``fit`` finds on all the others; arguments as there.
 
@@ -283,7 +290,8 @@ def nested(
     for k in np.unique(fold):
         rest, inside = fold != k, fold == k
         others = None if distances is None else distances[rest]
-        fitted = fit(probabilities[rest], truth[rest], others, other, target=target)
+        names = [clusters[int(i)] for i in np.flatnonzero(rest)] if clusters else ()
+        fitted = fit(probabilities[rest], truth[rest], others, other, target=target, clusters=names)
         calibrated[inside] = calibrate(probabilities[inside], fitted.temperature)
         temperatures[inside], contradict[inside] = fitted.temperature, fitted.contradict
         decide[inside] = np.array(fitted.decide)[calibrated[inside].argmax(1)]

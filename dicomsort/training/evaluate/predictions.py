@@ -125,8 +125,9 @@ def cross_calibrated(
     not fitted.
     """
     other = dataset.labels.index(OTHER) if OTHER in dataset.labels else None
-    calibrated = nested(held_out.probabilities, held_out.truth, held_out.fold, held_out.distances, other, target)
     clusters, unit = name_clusters(dataset)
+    predictions = held_out.probabilities, held_out.truth, held_out.fold, held_out.distances
+    calibrated = nested(*predictions, other, target, clusters)
     return Predictions(
         dataset,
         calibrated.probabilities,
