@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 WHOLE = 256 << 10  # files up to this size are read once, for header and hash alike
 HEAD = 16 << 10
-MIN_SIDE = 48  # pixels of a frame's longer side from which on it is evidence
+# Pixels of a frame's longer side from which on it is evidence. Measured on real files without their headers: of those of
+# at most 32 pixels 10 of 13 decisions were wrong, of those of 33 to 64 none of 13.
+MIN_SIDE = 48
 QUALITY = 85  # of JPEG pictures for people
 HOLES = 64 << 30  # bytes of a sparse file that are not on disk, but would have to be read
 HASHED_HERE = 32 << 20  # larger files are hashed outside the worker, where a slow disk meets no time limit
