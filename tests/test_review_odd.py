@@ -375,12 +375,14 @@ def test_a_duplicate_of_what_a_decision_moved_since_comes_back_after_that_is_und
     assert read_tree(again) == {}
     second = rows(outbox)[-1]["run_id"]
     decision = decide(desk_of(outbox), item_of(desk_of(outbox), "pictures/a.png"), "CT", "anna").run
-    folder = (outbox / ".dicomsort/runs" / decision).rename(tmp_path / "away")
+    plan = outbox / ".dicomsort/runs" / decision / "plan.jsonl"
+    whole = plan.read_bytes()
+    plan.write_bytes(whole + b"x")
     assert run("undo", outbox, second).code == 3
     told = rows(outbox)[-1]
     assert told["status"] == "changed"
     assert told["message"] == f"run {decision} moved its kept copy since: undo that run first"
-    folder.rename(outbox / ".dicomsort/runs" / decision)
+    plan.write_bytes(whole)
     assert run("undo", outbox, decision).code == 0
     assert run("undo", outbox, second).code == 0
     assert read_tree(again) == {"pictures/a.png": content}
