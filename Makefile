@@ -36,6 +36,9 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP) ## sort sample_data/inbox into outbox/ and show the manifest
 	$(BIN)/python -m dicomsort sort sample_data/inbox outbox || [ $$? -eq 3 ]
 	@$(BIN)/python sample_data/show_manifest.py outbox/manifest.csv
+	@echo "see what was held, with pictures:  $(BIN)/dicomsort report --html morning.html outbox"
+	@echo "decide it, with a key per class:   $(BIN)/dicomsort review outbox"
+	@echo "take all of it back:               $(BIN)/dicomsort undo outbox"
 
 test: $(STAMP) ## the whole test suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
