@@ -13,7 +13,15 @@ import numpy as np
 from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.prefetch import Feed
 from dicomsort.training.data.splitting import balance, split
-from dicomsort.training.fit.feeding import Batches, compiled, fast_precision, one_hot, predict_rows, run
+from dicomsort.training.fit.feeding import (
+    Batches,
+    balanced_accuracy,
+    compiled,
+    fast_precision,
+    one_hot,
+    predict_rows,
+    run,
+)
 from dicomsort.training.fit.transfer import opened
 from dicomsort.training.settings import Settings, checked
 
@@ -38,9 +46,7 @@ class Scores(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untype
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:  # noqa: ARG002
         """Score."""
-        right = self._predict().argmax(1) == self._truth
-        recall = [right[self._truth == label].mean() for label in np.unique(self._truth)]
-        self.values.append(float(np.mean(recall)))
+        self.values.append(balanced_accuracy(self._predict().argmax(1), self._truth))
         self._report(epoch, self.values[-1])
 
 

@@ -169,30 +169,36 @@ def _decide(
 
 def _careful(right: NDArray[np.bool_], confidence: NDArray[np.float32]) -> tuple[float, str]:
     """Return the smallest threshold above which 99 % of all are ``right``, and a note where none is."""
-    low, high = DECIDE_BOUNDS
-    for threshold in np.round(np.arange(low, high + 0.0025, 0.005), 4):
+    high = DECIDE_BOUNDS[1]
+    for threshold in _steps(DECIDE_BOUNDS):
         above = confidence >= threshold
         if above.sum() < MIN_CONFIDENT:
             break
         if right[above].mean() >= DECIDE_ACCURACY:
-            return float(threshold), ""
+            return threshold, ""
     return (
         high,
         f"No confidence up to {high} gave {DECIDE_ACCURACY:.0%} accuracy on held-out images: it is set to {high}.",
     )
 
 
+def _steps(bounds: tuple[float, float]) -> list[float]:
+    """Return thresholds from one bound to the other, 0.005 apart."""
+    low, high = bounds
+    return [float(each) for each in np.round(np.arange(low, high + 0.0025, 0.005), 4)]
+
+
 def _contradict(
     calibrated: NDArray[np.float32], truth: NDArray[np.int64], confident: NDArray[np.bool_], clear: NDArray[np.bool_]
 ) -> tuple[float, str]:
     """Return the smallest share from which on few ``clear`` images, whose header is right, are held, and a note."""
-    low, high = CONTRADICT_BOUNDS
+    high = CONTRADICT_BOUNDS[1]
     own, best = calibrated[np.arange(len(truth)), truth], calibrated.max(1)
     against = clear & confident & (calibrated.argmax(1) != truth)
-    for threshold in np.round(np.arange(low, high + 0.0025, 0.005), 4):
+    for threshold in _steps(CONTRADICT_BOUNDS):
         held = against & (best >= threshold * (best + own))
         if keeps(int(held.sum()), int(clear.sum()), HELD):
-            return float(threshold), ""
+            return threshold, ""
     note = f"No threshold up to {high} holds at most {HELD:.1%} of clear images wrongly: `contradict` is set to {high}."
     return high, note
 

@@ -171,6 +171,12 @@ def run(
     return {column: [float(value) for value in values] for column, values in done.history.items()}, progress.spent
 
 
+def balanced_accuracy(predicted: NDArray[np.intp], truth: NDArray[np.int64]) -> float:
+    """Return the mean recall over the classes that occur in ``truth``, both (N,)."""
+    right = predicted == truth
+    return float(np.mean([right[truth == label].mean() for label in np.unique(truth)]))
+
+
 def one_hot(dataset: Dataset) -> NDArray[np.float32]:
     """Return the items' classes, one-hot, float32 (N, C)."""
     return np.eye(len(dataset.labels), dtype=np.float32)[dataset.classes()]

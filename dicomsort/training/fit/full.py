@@ -94,13 +94,13 @@ def _on_other_sources(
     callback = CheckpointCallback(model, replace(hyper, checkpoint=None), None, reporter)
     _train(callback, rendered, train, items, "Training without the sources that are held out")
     with reporter.step("Predicting held-out sources", len(items)) as step:
-        right = predict_rows(model, rendered.images, rendered.rows[items], step).argmax(1) == dataset.classes()[items]
-    classes = dataset.classes()[items]
+        predicted = predict_rows(model, rendered.images, rendered.rows[items], step).argmax(1)
+    truth = dataset.classes()[items]
     return {
         "images": len(items),
         "sources": len({dataset.items[item].group for item in items}),
-        "accuracy": round(float(right.mean()), 4),
-        "balanced_accuracy": round(float(np.mean([right[classes == each].mean() for each in np.unique(classes)])), 4),
+        "accuracy": round(float((predicted == truth).mean()), 4),
+        "balanced_accuracy": round(feeding.balanced_accuracy(predicted, truth), 4),
     }
 
 
