@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from building import STORAGE, make_dicom
-from command import quiet, sort
+from building import STORAGE, make_dicom, read_tree
+from command import Ran, quiet, run, sort
 from PIL import Image
 
 from dicomsort.bundle import default_path, load
@@ -147,3 +147,16 @@ def reviewed(outbox: Path, **options: Any) -> Iterator[Server]:
         if server.thread.is_alive():
             server.ask("finish", {})
         server.thread.join(ENDS)
+
+
+def undo_as_rehearsed(outbox: Path, sorted_: str) -> Ran:
+    """Undo a run with its decisions, once ``--dry-run`` has said the same and changed nothing."""
+    before = read_tree(outbox)
+    dry = run("undo", "--with-decisions", "--dry-run", "--json", outbox, sorted_)
+    assert read_tree(outbox) == before
+    ran = run("undo", "--with-decisions", "--json", outbox, sorted_)
+    told, done = json.loads(dry.out), json.loads(ran.out)
+    assert (dry.code, told["dry_run"], done["dry_run"]) == (ran.code, True, False)
+    same = "found", "bytes", "statuses", "actions", "held", "causes", "undoes"
+    assert {name: told[name] for name in same} == {name: done[name] for name in same}
+    return ran

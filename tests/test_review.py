@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from building import make_dicom, read_tree, uid
 from command import by_source, quiet, rows, run, sort
-from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of, picture
+from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of, picture, undo_as_rehearsed
 
 from dicomsort.errors import OutboxLocked, Outdated, UsageError
 from dicomsort.files import Files
@@ -153,7 +153,13 @@ def test_a_run_whose_held_files_were_decided_about_is_undone_with_the_decisions_
     assert {k: v for k, v in read_tree(outbox).items() if k != ".dicomsort/lock"} == {
         k: v for k, v in before.items() if k != ".dicomsort/lock"
     }
-    assert run("undo", "--with-decisions", outbox, sorted_).code == 0
+    before = read_tree(outbox)
+    dry = run("undo", "--with-decisions", "--dry-run", outbox, sorted_)
+    assert (dry.code, dry.err, read_tree(outbox)) == (0, "", before)
+    assert "move          CT/pictures/a.png -> REVIEW/no-evidence/pictures/a.png\n" in dry.out
+    assert "move          REVIEW/no-evidence/pictures/a.png -> pictures/a.png\n" in dry.out
+    assert f"undo of run {sorted_}, planned (dry run, nothing was changed)" in dry.out
+    assert undo_as_rehearsed(outbox, sorted_).code == 0
     assert files_of(outbox) == {}
     assert len(read_tree(tmp_path / "inbox")) == 6
 

@@ -12,7 +12,7 @@ import pytest
 from building import make_dicom, read_tree
 from command import by_source, load, quiet, rows, run, sort
 from crashing import Crash, CrashingFiles
-from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of, picture
+from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of, picture, undo_as_rehearsed
 from test_review import files_of
 
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed
@@ -247,7 +247,11 @@ def test_an_undo_that_finds_the_file_changed_says_so_and_keeps_the_label(tmp_pat
     sorted_ = rows(outbox)[0]["run_id"]
     assert run("undo", outbox, sorted_).code == 2
     for _ in range(2):
-        ran = run("undo", "--with-decisions", outbox, sorted_)
+        dry = run("undo", "--with-decisions", "--dry-run", outbox, sorted_)
+        assert f"decision {run_} cannot be taken back wholly: some of its files would stay, as listed" in dry.out
+        assert "stays         CT/pictures/a.png -> REVIEW/no-evidence/pictures/a.png  [the file changed" in dry.out
+        assert f"stays         pictures/a.png  [run {run_} moved it since: undo that run first]" in dry.out
+        ran = undo_as_rehearsed(outbox, sorted_)
         assert (ran.code, f"decision {run_} could not be taken back wholly" in ran.out) == (3, True), ran
         assert len(read_tree(tmp_path / "inbox")) == 5  # all others
         told = by_source(outbox)["pictures/a.png"]

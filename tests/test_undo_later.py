@@ -176,7 +176,7 @@ def test_a_later_run_that_cannot_be_read_keeps_what_it_needs_and_no_more(
         (outbox / "manifest.csv").unlink()
     message = f"run {later.name} removed a duplicate of it: undo that run first"
     dry = run("undo", "--dry-run", outbox, first)
-    assert (dry.code, dry.out.count(message)) == (3, 1), dry
+    assert (dry.code, dry.out.count(f"[{message}]")) == (3, 1), dry
     ran = run("undo", outbox, first)
     assert (ran.code, [*read_tree(tmp_path / "one")]) == (3, ["2.dcm"]), ran
     assert [row["message"] for row in rows(outbox) if row["status"] == "changed"] == [message]

@@ -11,7 +11,6 @@ import typer
 from dicomsort.cli.console import NEEDS_PERSON, optional, resumable, show_summary
 from dicomsort.cli.options import option, with_options
 from dicomsort.config.settings import REPORT, RUNS, RunsSettings
-from dicomsort.errors import UsageError
 from dicomsort.progress import Silent, watching
 
 if TYPE_CHECKING:
@@ -56,14 +55,13 @@ def undo(
     """
     from dicomsort import sorting
 
-    if dry_run and with_decisions:
-        raise UsageError("--dry-run: expected no --with-decisions beside it, received both")
+    show = (lambda *_: None) if as_json or quiet else _show
     if dry_run:
         optional(is_optional=False)
-        show = (lambda *_: None) if as_json or quiet else _show
-        _finish(lambda context: sorting.rehearse_undo(context, run, show), outbox, as_json=as_json, quiet=quiet)
-    roll_back = lambda context: sorting.undo(context, run, with_decisions=with_decisions)
-    _finish(roll_back, outbox, as_json=as_json, quiet=quiet)
+        act = lambda context: sorting.rehearse_undo(context, run, show, with_decisions=with_decisions)
+    else:
+        act = lambda context: sorting.undo(context, run, with_decisions=with_decisions)
+    _finish(act, outbox, as_json=as_json, quiet=quiet)
 
 
 def _show(operation: Operation, refused: Result | None) -> None:

@@ -159,10 +159,16 @@ class LaterRuns:
 
     def _later_uses(self) -> Iterator[tuple[Hashable, str]]:
         """Yield what later runs did or may do: a place with what became of it, the run."""
-        undone = self._runs.wholly_undone()
+        undone = self._undone()
         for name, run in self._runs.items():
             if name > self._name and name not in undone and not run.undoes:
-                yield from ((use, name) for use in _uses(self._runs, run))
+                yield from ((use, name) for use in _uses(self._runs, run, self._taken_back))
+
+    def _undone(self) -> set[str]:
+        return self._runs.wholly_undone()
+
+    def _taken_back(self, name: str) -> set[str]:
+        return _taken_back(self._runs, name)
 
     @cached_property
     def _decided(self) -> dict[tuple[str, str], str]:
@@ -192,7 +198,7 @@ class LaterRuns:
         return placed, "".join(damages.notes(self._runs.outbox))
 
 
-def _uses(runs: Runs, run: Run) -> Iterator[Hashable]:
+def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterator[Hashable]:
     """Yield what a run did or may do, and no undo took back: a place, and what became of it.
 
     Where plan or journal are damaged its rows tell; where these may not be all, what it planned counts as done.
@@ -200,7 +206,7 @@ def _uses(runs: Runs, run: Run) -> Iterator[Hashable]:
     """
     if run.plan is not None:
         with suppress(StateDamaged):
-            yield from _uses_of(run.plan, journal_of(run.plan), _taken_back(runs, run.name))
+            yield from _uses_of(run.plan, journal_of(run.plan), taken_back(run.name))
             return
     elif not run.damage:
         return

@@ -33,6 +33,7 @@ from dicomsort.sorting.outbox import (
     require_mounts,
 )
 from dicomsort.sorting.outbox_state import LaterRuns
+from dicomsort.sorting.rehearsal import Rehearsal, Show
 from dicomsort.sorting.runs import UNDONE_BY, Run, Runs, RunState, journal_of, load_run, load_runs, new_run, read_all
 
 RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 500,000 files need about as many
@@ -280,38 +281,64 @@ def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> t
     return mine, sealed
 
 
-def rehearse_undo(context: RunContext, run: str | None, show: Callable[[Operation, Result | None], None]) -> Summary:
-    """Return what an undo would do now; nothing is changed on disk.
+def rehearse_undo(context: RunContext, run: str | None, show: Show, *, with_decisions: bool = False) -> Summary:
+    """Return what ``undo`` would do now; nothing is changed on disk.
 
-    ``show`` is given each operation, with how it would end where that is known before.
+    ``show`` is given each operation, those on decisions too, with how it would end where that is known before.
     """
-    outbox = absolute(context.outbox)
-    runs = load_runs(outbox)
+    runs, rehearsal = load_runs(absolute(context.outbox)), Rehearsal()
+    told = _rehearse_decisions(context, runs, run, show, rehearsal) if with_decisions else []
     if (name := _to_undo(runs, run)) is None:
         return _nothing_to_undo(runs, run, dry_run=True)
-    plan = _undoable(runs, name)
-    later, known = LaterRuns(runs, name, inbox_of(plan.head, outbox)), journal_of(plan)
-    placer, summary = Placer(context.files, later.roots, name, Replay.empty(0)), Summary(verb="undo", dry_run=True)
-    summary.undoes = name
+    plan = _undoable(runs, name, with_decisions=with_decisions)
+    summary, _, _ = _rehearse(context, runs, plan, show, rehearsal)
+    summary.notes += told
+    return summary
+
+
+def _rehearse(
+    context: RunContext, runs: Runs, plan: Plan, show: Show, rehearsal: Rehearsal
+) -> tuple[Summary, Roots, list[Operation]]:
+    """Return what the undo of one run would do, its roots, and its operations that would succeed on files."""
+    name, done = plan.path.parent.name, list[Operation]()
+    later = rehearsal.later_runs(runs, name, inbox_of(plan.head, runs.outbox))
+    known, placer = journal_of(plan), Placer(context.files, later.roots, name, Replay.empty(0))
+    summary = Summary(verb="undo", dry_run=True, undoes=name)
     for operation in reverse(lambda: _done(plan, known, later), known.folders, later):
-        refused = None if operation.verb in {Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER} else placer.check(operation)
+        refused = rehearsal.check(placer, later.roots, operation)
         show(operation, refused)
         if operation.row is not None:
             summary.count(final_row(operation.row, operation, refused or Result(operation.number, Outcome.DONE)))
+            if refused is None and plan.head["verb"] == REVIEW_VERB:
+                done.append(operation)
     summary.notes += later.notes
     if known.begun:
-        summary.notes.append(
-            f"run {name} was cut short: {len(known.begun):,} files more are looked at by the undo itself"
-        )
-    return summary
+        files = f"{len(known.begun):,} files more are looked at by the undo itself"
+        summary.notes.append(f"run {name} was cut short: {files}")
+    return summary, later.roots, done
+
+
+def _rehearse_decisions(
+    context: RunContext, runs: Runs, run: str | None, show: Show, rehearsal: Rehearsal
+) -> list[str]:
+    """Rehearse what ``_undo_decisions`` does, and return its notes."""
+    notes = []
+    for decision in _decisions_to_undo(runs, run):
+        try:
+            summary, roots, done = _rehearse(context, runs, _undoable(runs, decision), show, rehearsal)
+            rehearsal.take_back(decision, roots, done, is_whole=not summary.needs_person)
+            reason = "some of its files would stay, as listed" if summary.needs_person else ""
+        except StateDamaged as error:
+            reason = str(error)
+        if reason:
+            notes.append(f"decision {decision} cannot be taken back wholly: {reason}")
+    return notes
 
 
 def _undo_decisions(context: RunContext, runs: Runs, run: str | None) -> list[str]:
     """Undo the decisions about what a run put up for review, the newest first; return notes on what of them stays."""
-    if run is None:
-        raise UsageError("--with-decisions: expected the RUN that is to be undone, received none")
     notes = []
-    for decision in reversed(runs.decisions_about(run)):
+    for decision in _decisions_to_undo(runs, run):
         try:
             summary = _undo(context, runs, decision)
             reason = f"manifest.csv, run {summary.run_id}, tells why" if summary.needs_person else ""
@@ -320,6 +347,13 @@ def _undo_decisions(context: RunContext, runs: Runs, run: str | None) -> list[st
         if reason:
             notes.append(f"decision {decision} could not be taken back wholly: {reason}")
     return notes
+
+
+def _decisions_to_undo(runs: Runs, run: str | None) -> list[str]:
+    """Return the decisions about what a run put up for review, the newest first; UsageError where no run is named."""
+    if run is None:
+        raise UsageError("--with-decisions: expected the RUN that is to be undone, received none")
+    return runs.decisions_about(run)[::-1]
 
 
 def seal_plan(context: RunContext, run: str, head: dict[str, Any], operations: Iterable[Operation]) -> Plan:
