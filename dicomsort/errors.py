@@ -1,4 +1,4 @@
-"""Every error that a user can get, with the exit code of the process."""
+"""Every error that a user can get, with the exit code of the process; and words that messages have in common."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def word(text: str) -> str:
         return shlex.quote(text)
     plain = (chr(byte) if byte in _PLAIN else f"\\x{byte:02x}" for byte in os.fsencode(text))
     return f"$'{''.join(plain)}'"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return a number with its words for a message: "1 file", "2,000 files"; ``many`` where an s does not make it."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def missing_extra(command: str, extra: str) -> UsageError:

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from building import make_dicom
 from command import by_source, placed, run, sort
@@ -137,6 +138,25 @@ def test_what_was_decided_since_is_told_with_who_decided(tmp_path: Path, outbox:
     assert "waits in REVIEW/uid-collision/ (1)" in page.text
     assert len(page.pictures()) == 2 + 3
     assert "Anna <b>" not in page.source
+
+
+def test_files_that_wait_from_other_runs_are_told_of_in_one_line(tmp_path: Path, outbox: Path) -> None:
+    first = holding(tmp_path / "inbox", outbox)
+    assert "2 files wait in REVIEW: `dicomsort review" in run("report", outbox).out
+    assert "from other runs" not in report(outbox).text
+    make_dicom(tmp_path / "inbox" / "c.dcm", study=1, instance=1, pixels=np.full((24, 16), 7, np.uint16))
+    assert (
+        "3 files wait in REVIEW, 2 of them from other runs: `dicomsort review" in sort(tmp_path / "inbox", outbox).out
+    )
+    second = runs_of(outbox)[-1]
+    for run_id, others in ((first, 1), (second, 2)):
+        words = f"3 files wait in REVIEW, {others} of them from other runs"
+        assert f"{words}: `dicomsort review" in run("report", outbox, run_id).out
+        assert f"{words}." in report(outbox, run_id).text
+        told = json.loads(run("report", "--json", outbox, run_id).out)
+        assert (told["waiting"], told["waiting_from_other_runs"]) == (3, others)
+    assert run("undo", outbox, second).code == 0
+    assert "2 files wait in REVIEW, placed by other runs: `dicomsort review" in run("report", outbox, second).out
 
 
 def test_a_file_that_somebody_took_is_gone(tmp_path: Path, outbox: Path) -> None:

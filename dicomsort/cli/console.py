@@ -107,8 +107,7 @@ def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
         yield f"archives were left unopened: {names}{more}"
     yield from summary.notes
     if outbox and summary.waiting:
-        wait = "file waits" if summary.waiting == 1 else "files wait"
-        yield f"{summary.waiting:,} {wait} in REVIEW: {command('review', outbox)} shows and decides"
+        yield f"{summary.waiting_words}: {command('review', outbox)} shows and decides"
     if outbox and summary.run_id:
         yield f"run {summary.run_id}; every file has a row in {visible(outbox.rstrip('/') or '/')}/manifest.csv"
 

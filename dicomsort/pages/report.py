@@ -26,7 +26,7 @@ from dicomsort.report.manifest import Since, rows_of, since
 from dicomsort.report.manifest_reader import RunRow, who_of
 from dicomsort.report.review_queue import Item
 from dicomsort.report.text import size
-from dicomsort.sorting.inspection import ReportedRun
+from dicomsort.sorting.inspection import ReportedRun, waiting_after
 from dicomsort.sorting.pixel_sampling import mean
 from dicomsort.tasks import FramePicture, PictureRequest, make_pictures
 
@@ -238,6 +238,7 @@ class Report:
     groups: Sequence[Group]
     samples: Mapping[str, Sequence[Picture]]
     decided: int  # files that needed a person, and about which one has decided since
+    waiting: str = ""  # how many files wait in REVIEW, where some are of other runs
 
 
 def make(run: ReportedRun, bundle: Bundle | None, engine: Engine | None, pictures: int, progress: Progress) -> Report:
@@ -252,7 +253,9 @@ def make(run: ReportedRun, bundle: Bundle | None, engine: Engine | None, picture
         subjects = [each for group in groups for each in group.pictured]
         _make_pictures(subjects, bundle.reference, engine, progress)
         samples = _samples(run, statistics, engine, progress) if pictures and not run.is_undone else {}
-    return Report(run, statistics, bundle, groups, samples, decided)
+    waiting = waiting_after(run)
+    words = f"{waiting.waiting_words}." if waiting.waiting_from_other_runs else ""
+    return Report(run, statistics, bundle, groups, samples, decided, words)
 
 
 def _groups(run: ReportedRun, statistics: RunStatistics, later: Since, pictures: int) -> list[Group]:

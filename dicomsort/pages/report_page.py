@@ -153,6 +153,8 @@ def _files(count: int) -> str:
 
 def _notices(report: Report) -> Iterator[str]:
     run, bundle, listed = report.run, report.bundle, len(report.statistics.held)
+    if report.waiting:
+        yield report.waiting
     if run.is_undone:
         yield f"This run was undone by {run.undone_by}: its files are gone from there and have no pictures."
     elif run.undone_by:

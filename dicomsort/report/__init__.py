@@ -9,12 +9,12 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dicomsort.errors import DicomsortError, StateDamaged, command
+from dicomsort.errors import DicomsortError, StateDamaged, command, counted
 from dicomsort.files import Files, closing_descriptor, look_up, opened_file
 from dicomsort.journal import runs_folder
 from dicomsort.jsonlines import parse
-from dicomsort.records import Action, Operation, Outcome, Result, Row, Status, Verb
-from dicomsort.report.manifest import MANIFEST, has_rows, history
+from dicomsort.records import REVIEW, Action, Operation, Outcome, Result, Row, Status, Verb
+from dicomsort.report.manifest import MANIFEST, PLACED, has_rows, history
 from dicomsort.report.manifest_reader import COLUMNS, Damages, read_rows
 from dicomsort.report.text import cell, printable, visible
 
@@ -81,7 +81,9 @@ class Summary:
     damaged: list[str] = field(default_factory=list)  # sentences about runs that may be so and cannot be read
     finished: list[Summary] = field(default_factory=list)  # runs that were finished first
     files: Counter[tuple[str, str]] = field(default_factory=Counter)  # by status and class
-    waiting: int = 0  # files that lie in REVIEW after the run, those of earlier runs too
+    in_review: int = 0  # files that the run placed in REVIEW
+    waiting: int = 0  # files that lie in REVIEW after the run, those of other runs too
+    waiting_from_other_runs: int = 0
 
     def count(self, row: Row) -> None:
         """Count one final row."""
@@ -101,6 +103,8 @@ class Summary:
             self.causes[row.message if row.message in self.causes or len(self.causes) < CAUSES else "others"] += 1
             if len(self.troubled) < FIRST:
                 self.troubled.append(row.source)
+        if row.action in PLACED and row.destination.startswith(f"{REVIEW}/"):
+            self.in_review += 1
         if row.reason == "archive":
             self.archives_found += 1
             if len(self.archives) < NAMED:
@@ -124,6 +128,17 @@ class Summary:
         return [*self.damaged, *(sentence.format(run, command("resume", outbox, run)) for run in self.unfinished)]
 
     @property
+    def waiting_words(self) -> str:
+        """How many files wait in REVIEW, those of other runs told apart; empty where none waits."""
+        if not self.waiting:
+            return ""
+        words = counted(self.waiting, "file waits", "files wait") + f" in {REVIEW}"
+        others = self.waiting_from_other_runs
+        if others == self.waiting:
+            return f"{words}, placed by {'another run' if others == 1 else 'other runs'}"
+        return f"{words}, {others:,} of them from other runs" if others else words
+
+    @property
     def trouble(self) -> str:
         """What failed or changed, for a log and for stderr: how many files, why, and the first names; else empty."""
         files = sum(self.causes.values())
@@ -137,7 +152,7 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
-        values = {name: value for name, value in vars(self).items() if name != "files"}
+        values = {name: value for name, value in vars(self).items() if name not in {"files", "in_review"}}
         return values | {
             "seconds": round(self.seconds, 3),
             "archives": [*map(printable, self.archives)],

@@ -11,9 +11,9 @@ from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command
 from dicomsort.files import look_up, sha256_of
 from dicomsort.records import Placement
 from dicomsort.report import MANIFEST, NEEDS_PERSON, Damages, Summary, has_rows, history, printable
-from dicomsort.report.manifest import Repaired, count_rows, rows_of, survey
+from dicomsort.report.manifest import PLACED, Repaired, count_rows, rows_of, survey
 from dicomsort.report.manifest import repair as repair_manifest
-from dicomsort.sorting.outbox import RunContext, absolute, locked
+from dicomsort.sorting.outbox import RunContext, absolute, locked, waiting_in
 from dicomsort.sorting.running import complete_reports
 from dicomsort.sorting.runs import Run, Runs, RunState, journal_of, load_runs
 
@@ -166,6 +166,14 @@ def reported_run(outbox: str, run: str | None) -> ReportedRun:
         raise DicomsortError(f"expected a run that came to its end, received {received}")
     undone_by, is_undone = (undos[-1].name, undos[-1].is_whole) if undos else ("", False)
     return ReportedRun(outbox, name, found.plan.head, found.summary, undone_by, is_undone)
+
+
+def waiting_after(run: ReportedRun) -> Summary:
+    """Return a summary that has only how many files wait in REVIEW now, and how many of them another run placed."""
+    waiting = set(waiting_in(run.outbox))
+    rows = rows_of(run.outbox, run.run, doubtful=True) if waiting else ()
+    own = sum(row.action in PLACED and row.destination in waiting for row in rows)
+    return Summary(run.run, waiting=len(waiting), waiting_from_other_runs=max(len(waiting) - own, 0))
 
 
 def _require_sorted(run: str, kind: str) -> None:

@@ -215,9 +215,10 @@ def mount_of(path: str) -> str:
     return path
 
 
-def waiting_in(outbox: str) -> int:
-    """Return how many files wait below REVIEW for a person to decide about."""
-    return sum(len(names) for _, _, names in os.walk(f"{outbox}/{REVIEW}"))
+def waiting_in(outbox: str) -> Iterator[str]:
+    """Yield the files that wait below REVIEW for a person to decide about, as paths in the outbox."""
+    for folder, _, names in os.walk(f"{outbox}/{REVIEW}"):
+        yield from (f"{folder}/{name}".removeprefix(f"{outbox}/") for name in names)
 
 
 def mounts_below(inbox: str, outbox: str) -> list[str]:

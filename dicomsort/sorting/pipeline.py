@@ -185,7 +185,8 @@ class Job:
         }  # fmt: skip
         sealed = seal_plan(self.context, run, head, with_room(self.context, self.request.inbox, operations))
         summary = carry_out(self.context, run, sealed)
-        summary.waiting = waiting_in(self.context.outbox)
+        summary.waiting = sum(1 for _ in waiting_in(self.context.outbox))
+        summary.waiting_from_other_runs = max(summary.waiting - summary.in_review, 0)
         return summary
 
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
