@@ -22,7 +22,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Self
 
-from dicomsort.errors import DicomsortError, StateDamaged
+from dicomsort.errors import DicomsortError, StateDamaged, counted
 from dicomsort.files import Files, flush_path, look_up, opened_file, whole_lines
 from dicomsort.jsonlines import dump, number_cell, parse
 from dicomsort.records import Lost, Operation, Outcome, Result, Row, Verb
@@ -201,7 +201,7 @@ class Plan:
         if sealed != digest.hexdigest():
             _refuse(plan.path, f"SHA-256 {sealed[:12]}…", f"{digest.hexdigest()[:12]}…")
         if count != plan.count:
-            _refuse(plan.path, f"{plan.count:,} operations", f"{count:,}")
+            _refuse(plan.path, counted(plan.count, "operation"), f"{count:,}")
         return plan
 
     @classmethod

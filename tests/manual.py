@@ -16,7 +16,7 @@ from command import by_source, placed, run
 
 from dicomsort.classify import RULES
 from dicomsort.cli import app
-from dicomsort.config import PREFIX, SCOPED, TABLES, Option
+from dicomsort.config import PREFIX, SCOPED, TABLES
 from dicomsort.plan import TOKENS
 from dicomsort.report.metrics import FAMILIES
 
@@ -114,7 +114,7 @@ def _options(_: Path) -> str:
 
 
 def _options_of(name: str, command: Any) -> str:
-    lines = [f"### {name}", "", f"{str(command.help).split('.')[0].split(chr(10) * 2)[0].replace(chr(10), ' ')}.", ""]
+    lines = [f"### {name}", "", str(command.help).strip().partition("\n\n")[0].replace("\n", " "), ""]
     lines += ["| option | what it does | default | variable |", "|---|---|---|---|"]
     table = TABLES.get(name, {})
     of_words = {word: key for key, option in table.items() for word, _ in option.flags_of_words}
@@ -127,14 +127,24 @@ def _options_of(name: str, command: Any) -> str:
         variable = f"`{PREFIX}{scope}{key.upper()}`" if key in table else ""
         told = re.search(r" [\[(]default: (.+?)[\])]", str(parameter.help))
         words = str(parameter.help).replace(told[0], "") if told else str(parameter.help)
-        default = told[1] if told else _default(table.get(parameter.name))
+        words = f"{words} {_values(parameter.metavar)}".strip()
+        is_word = parameter.name in of_words
+        default = told[1] if told else _default(table[key].default if key in table else parameter.default)
+        default = "" if is_word else default
         lines.append(f"| `{flag}` | {words.replace('|', '&#124;')} | {default} | {variable} |".replace("  ", " "))
     return "\n".join(lines)
 
 
-def _default(declared: Option | None) -> str:
-    value = declared.default if declared else None
-    return "" if value in {None, False, ()} else f"{value:g}" if isinstance(value, float) else str(value)
+def _values(metavar: str | None) -> str:
+    """The values of an option where they are a fixed set, as its metavar lists them."""
+    values = [f"`{value}`" for value in (metavar or "").split("|")]
+    return f"Values: {', '.join(values)}." if metavar and metavar.islower() else ""
+
+
+def _default(value: Any) -> str:
+    if value is None or value is False or value == ():
+        return ""
+    return "on" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 BLOCKS: dict[str, tuple[str, Callable[[Path], str]]] = {

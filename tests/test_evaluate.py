@@ -201,7 +201,7 @@ def test_the_whole_training_set_is_known_by_its_fingerprint(
             "the bundle's labels (CT, MRI, OTHER, XRAY)",
             "received 'CHEST' as well",
         ),
-        ({"CT/a.png": "x"}, "expected a readable image", "received none (1 files were skipped)"),
+        ({"CT/a.png": "x"}, "expected a readable image", "received none (1 file skipped)"),
     ],
 )
 def test_a_data_set_that_cannot_be_judged(

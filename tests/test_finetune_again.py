@@ -203,7 +203,7 @@ def test_evaluation_images_that_are_trained_on_all_the_same_are_told(
 ) -> None:
     ran = _train(tiny_start.parent / "images", start, tmp_path / "out")
     assert ran.code == 0, ran.err
-    assert "12 of them are among the images at hand, and flatter it" in ran.out
+    assert "this flatters it, because the images at hand have 12 of them" in ran.out
     assert "of the same images right (it was trained on all 24 of them)" in ran.out
 
 
@@ -228,4 +228,4 @@ def test_small_steps_down_add_up(start: Path) -> None:
     ]
     kept["best_of_line"] = 0.955
     assert reasons(report) == []
-    assert reasons(report | {"after": {"right": 2}}) == ["of 9 images at hand 3 were right and 2 are"]
+    assert reasons(report | {"after": {"right": 2}}) == ["of 9 images at hand, 3 were right before, and 2 are now"]

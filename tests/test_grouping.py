@@ -86,7 +86,7 @@ def test_sources_join_over_patients_and_near_duplicates_and_kin_stay_smaller() -
     ]  # fmt: skip
     assert (kept.near_duplicates, kept.clusters, kept.patients, kept.sources) == (2, 1, 2, 5)
     assert kept.joined == (("a", "b"), ("c", "d"))
-    assert kept.words() == "2 near-duplicates in 1 clusters, 2 patients, 5 sources"
+    assert kept.words() == "2 near-duplicates in 1 cluster, 2 patients, 5 sources"
     assert joined.joined()
 
 

@@ -11,7 +11,10 @@ from command import run
 def test_help_lists_the_commands() -> None:
     asked = run("--help")
     assert (asked.code, asked.err) == (0, "")
-    assert "\n  sort " in asked.out
+    headings = [line for line in asked.out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Options:", "Sort:", "Look and review:", "PACS:", "Model:", "Check:"]
+    assert "Sort:\n  sort " in asked.out
+    assert "..." not in asked.out.partition("Sort:")[2]  # no sentence is cut off
     assert run("help") == asked
     bare = run()
     assert (bare.code, bare.out, bare.err) == (2, "", asked.out)

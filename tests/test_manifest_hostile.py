@@ -126,7 +126,10 @@ def test_a_row_that_leads_elsewhere_is_not_believed(sorted_once: tuple[Path, Pat
     assert ran.code == 3
     assert "line 2: its destination is no path below a folder of an outbox" in ran.out
     ran = run("verify", "--repair", outbox)
-    assert (ran.code, f"run {row['run_id']}, {MANIFEST}: expected 1 rows" in ran.out) == (3, True)  # its own is gone
+    assert (ran.code, f"run {row['run_id']}, {MANIFEST}: expected 1 row that" in ran.out) == (
+        3,
+        True,
+    )  # its own is gone
     assert {each.row.destination[:3] for each in read_rows(f"{outbox}/{MANIFEST}", doubtful=True)} == {"CT/"}
 
 
@@ -209,7 +212,7 @@ def test_a_head_that_is_gone_is_named_and_written_again(sorted_once: tuple[Path,
     (outbox / MANIFEST).write_bytes(before.partition(b"\n")[2])
     (outbox / ".dicomsort" / "runs" / run_id / MANIFEST).unlink()  # the row is nowhere else
     ran = run("verify", outbox)
-    assert (ran.code, "line 1: the head is missing" in ran.out, "1 files hold" in ran.out) == (3, True, True)
+    assert (ran.code, "line 1: the head is missing" in ran.out, "1 file holds" in ran.out) == (3, True, True)
     told = json.loads(run("verify", "--repair", "--json", outbox).out)["repaired"]
     assert (told["kept"], told["unreadable"]) == (1, 1)
     assert (outbox / MANIFEST).read_bytes() == before
@@ -290,7 +293,7 @@ def test_what_cannot_be_looked_at_does_not_stop_a_verify(sorted_once: tuple[Path
     folder.rename(outbox / "aside")
     folder.symlink_to(folder.name)  # it loops
     ran = run("verify", outbox)
-    assert (ran.code, f"unreadable: {first}" in ran.out, "1 files hold" in ran.out) == (3, True, True)
+    assert (ran.code, f"unreadable: {first}" in ran.out, "1 file holds" in ran.out) == (3, True, True)
     told = json.loads(run("verify", "--json", outbox).out)
     assert (told["unreadable"], told["missing"], told["whole"]) == ([first], [], 1)
     assert (outbox / second).is_file()

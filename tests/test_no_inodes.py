@@ -17,6 +17,7 @@ from command import run, sort
 from matrix import check_undone, facts, start, world
 from test_full_disk import check_as_before, enter, studies
 
+from dicomsort.errors import counted
 from dicomsort.files import Files
 from dicomsort.records import Verb
 
@@ -78,7 +79,10 @@ def test_an_undo_that_cannot_make_its_files_leaves_none_behind(
     lacking, full = NoInodes(left), {"f_files": 120, "f_bavail": 1 << 20, "f_frsize": 4096}
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**full, f_favail=lacking.left))
     message = enter("undo", inbox, outbox, lacking)
-    assert f"{lacking.left} files more (inodes) can be made below '{outbox}': remove some files there, then" in message
+    assert (
+        f"{counted(lacking.left, 'file')} more (inodes) can be made below '{outbox}': remove some files there, then"
+        in message
+    )
     if "dicomsort undo" in message:
         assert lacking.left == left
         assert len([*(outbox / ".dicomsort" / "runs").iterdir()]) == 1

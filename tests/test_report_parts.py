@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomsort.errors import command
+from dicomsort.errors import command, counted
 from dicomsort.pages import report_page, run_statistics
 from dicomsort.pages.rendering import sop_class, title, why
 from dicomsort.pages.report import LISTED, make, spread
@@ -114,6 +114,8 @@ def test_times_are_told_for_people(spent: float, told: str) -> None:
 
 
 def test_sizes_and_names_are_told_for_people() -> None:
+    assert [counted(n, "file") for n in (0, 1, 2000)] == ["0 files", "1 file", "2,000 files"]
+    assert [counted(n, "file is", "files are") for n in (1, 2)] == ["1 file is", "2 files are"]
     assert [size(n) for n in (0, 999, 1000, 132_000, 5 * 10**12)] == [
         "0 bytes",
         "999 bytes",

@@ -64,7 +64,7 @@ def test_a_person_looks_presses_keys_undoes_one_and_finishes(browser: Browser, t
         assert page.text_content("#count") == "3 of 4 decided"
         page.click("#finish")
         page.wait_for_selector("#ended-train:visible")
-        assert "3 decisions in this session; 1 wait still" in str(page.text_content("#ended-told"))
+        assert "3 decisions in this session; 1 item still waits" in str(page.text_content("#ended-told"))
         errors = process.communicate(timeout=30)[1]
         assert process.returncode == 0, errors
         assert sight.complaints == []

@@ -57,7 +57,7 @@ def test_one_readable_image_is_too_few(dataset: Path, tmp_path: Path) -> None:
     make_dicom(dataset / "MRI" / "cut.dcm", has_pixels=False)
     ran = run("train", dataset, "--out", tmp_path / "out")
     assert ran.code == 2
-    assert "class 'MRI': expected at least 2 readable images, received 1 (1 files" in ran.err
+    assert "class 'MRI': expected at least 2 readable images, received 1 (1 file of the data set skipped)" in ran.err
     assert "MRI/cut.dcm: no pixel data" in ran.err
     assert not (tmp_path / "out").exists()
 

@@ -126,7 +126,7 @@ def test_calibration_of_chance_keeps_careful_thresholds_and_says_so() -> None:
     guesses = random.dirichlet((1, 1, 1), 500).astype(np.float32)
     fitted = calibration.fit(guesses, random.integers(0, 3, 500))
     assert fitted.decide == (0.99,) * 3
-    assert "that does not show" in fitted.notes[0]
+    assert "That does not show" in fitted.notes[0]
     assert fitted.notes[1].startswith("No confidence up to 0.99 gave 99% accuracy")
 
 
@@ -158,7 +158,7 @@ def test_sources_that_are_right_or_wrong_as_a_whole_count_as_one() -> None:
     alone = calibration.fit(shares, truth, target=0.965)
     together = calibration.fit(shares, truth, target=0.965, clusters=[f"source{each}" for each in sources])
     assert alone.notes == ()
-    assert "that does not show, with 90 % confidence, that 96.5% are right on other sources" in together.notes[0]
+    assert "That does not show, with 90 % confidence, that 96.5% are right on other sources" in together.notes[0]
 
 
 def test_no_image_wrong_of_460_shows_99_5_percent() -> None:
@@ -173,9 +173,7 @@ def test_what_too_few_images_cannot_show_is_told() -> None:
     sure = np.where(np.eye(2)[truth] > 0, 0.99, 0.01).astype(np.float32)
     fitted = calibration.fit(sure, truth)
     assert fitted.decide == (0.5, 0.5)
-    told = (
-        "Of 300 held-out images with a confidence of 0.5 or more 0 were wrong: that does not show, with 90 % confidence"
-    )
+    told = "The threshold is 0.5. 300 held-out images reach it, and 0 of them are wrong. That does not show, with 90 %"
     assert fitted.notes[0].startswith(told)
 
 

@@ -244,7 +244,10 @@ def load(path: Path, rendering_version: int) -> Bundle:
     BundleError saying what was expected and what was received.
     """
     if not path.is_dir():
+        ships = default_path()
         what = "a file" if path.is_file() else "nothing there"
+        if path.parts[-2:] == ships.parts[-2:] and ships.is_dir():  # the manual names it so, as it lies in a checkout
+            what += f"; the bundle that ships is {str(ships)!r}"
         msg = f"model {quoted(path)}: expected a bundle (a folder with {SPEC_NAME} and {MODEL_NAME}), received {what}"
         raise BundleError(msg)
     data = _read_bounded(path / SPEC_NAME, MAX_SPEC_BYTES)

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,17 @@ class _Interrupted(DicomsortError):
 
 
 class _Commands(typer.core.TyperGroup):
-    """Hides signals from Typer, which would say nothing, or "Aborted!". ``help COMMAND`` is its ``--help``."""
+    """Hides signals from Typer, which would say nothing, or "Aborted!". ``help COMMAND`` is its ``--help``.
+
+    The help lists the commands in ``GROUPS``.
+    """
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - Typer calls it so
+        room = formatter.width - 6 - max(map(len, self.commands))
+        for heading, functions in GROUPS.items():
+            with formatter.section(heading):
+                names = [function.__name__ for function in functions]
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(room)) for name in names])
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         if args[:1] == ["help"]:
@@ -117,24 +128,14 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: Rich would take longer to import than all else together
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (
-    sort.sort,
-    watch.watch,
-    state.resume,
-    state.undo,
-    state.runs,
-    state.verify,
-    report.report,
-    review.review,
-    receive.receive,
-    send.send,
-    train.train,
-    train.tune,
-    evaluate.evaluate,
-    predict.predict,
-    rules.rules,
-    doctor.doctor,
-):
+GROUPS = {  # in the order of a first day
+    "Sort": (sort.sort, state.runs, state.undo, state.resume, state.verify, watch.watch),
+    "Look and review": (report.report, review.review),
+    "PACS": (receive.receive, send.send),
+    "Model": (predict.predict, evaluate.evaluate, train.train, train.tune),
+    "Check": (doctor.doctor, rules.rules),
+}
+for command in chain.from_iterable(GROUPS.values()):
     app.command(cls=_Command)(command)
 
 

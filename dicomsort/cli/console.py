@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from dicomsort.errors import command, escaped
+from dicomsort.errors import command, counted, escaped
 
 if TYPE_CHECKING:
     from dicomsort.report import Summary
@@ -68,7 +68,7 @@ def show_summary(summary: Summary, *, as_json: bool, quiet: bool, outbox: str | 
     verb = summary.verb + (f" of run {summary.undoes}" if summary.undoes else "")
     if summary.dry_run:
         verb += ", planned (dry run, nothing was changed)"
-    title = f"{verb}: {summary.found:,} files in {summary.seconds:.1f} s"
+    title = f"{verb}: {counted(summary.found, 'file')} in {summary.seconds:.1f} s"
     if not summary.statuses:
         console.print(title)
     else:
@@ -95,15 +95,15 @@ def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in summary.held.most_common())
         yield f"for a person to look at: {reasons}"
     if settling := summary.statuses.get("settling"):
-        files = "1 file was left: its" if settling == 1 else f"{settling:,} files were left: their"
+        files = counted(settling, "file was left: its", "files were left: their")
         yield f"{files} series changed within the last --settle seconds; --settle 0 takes such files now"
     if duplicates := summary.statuses.get("duplicate"):
-        verb = "file is a duplicate" if duplicates == 1 else "files are duplicates"
-        yield f"{duplicates:,} {verb} of what the outbox holds; nothing was placed twice"
+        files = counted(duplicates, "file is a duplicate", "files are duplicates")
+        yield f"{files} of what the outbox holds; nothing was placed twice"
     if summary.archives:
         names = ", ".join(visible(name) for name in summary.archives[:SHOWN])
         left = summary.archives_found - SHOWN
-        more = f" and {left} more" if left > 0 else ""
+        more = f" and {left:,} more" if left > 0 else ""
         yield f"archives were left unopened: {names}{more}"
     yield from summary.notes
     if outbox and summary.waiting:

@@ -28,23 +28,25 @@ if TYPE_CHECKING:
 FAILED = 1
 MAKING = ("sort", "watch")  # commands that make an outbox
 _MARKS = {"fine": "✓", "note": "!", "wrong": "✗"}
-_CONFIG = "A configuration file: its keys are checked, and the paths that it names."
-_CRONTAB = "A crontab: its lines that run dicomsort are checked, as the commands would, and the paths that they name."
+_CONFIG = "Check this configuration file: its keys, and the paths in it."
+_CRONTAB = "Check this crontab: its lines that run dicomsort, and the paths in them."
 
 
 def doctor(
-    inbox: Annotated[str | None, typer.Argument(metavar="INBOX", help="An inbox to look at.")] = None,
-    outbox: Annotated[str | None, typer.Argument(metavar="OUTBOX", help="An outbox to look at.")] = None,
+    inbox: Annotated[str | None, typer.Argument(metavar="INBOX", help="An inbox to check.")] = None,
+    outbox: Annotated[str | None, typer.Argument(metavar="OUTBOX", help="An outbox to check.")] = None,
     *,
     model: Annotated[Path | None, option("model", SORT["model"]._replace(metavar=""))] = None,
-    port: Annotated[int | None, option("port", Option(int, None, "The port of `receive`.", 1, MOST_PORT))] = None,
+    port: Annotated[
+        int | None, option("port", Option(int, None, "Check that `receive` can use this port.", 1, MOST_PORT))
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=_CONFIG)] = None,
     crontab: Annotated[Path | None, typer.Option("--crontab", metavar="FILE", help=_CRONTAB)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of text.")] = False,
 ) -> None:
-    """Check this installation, and the folders and files that it is to work with.
+    """Check this installation, and the folders that it will use.
 
-    Run it as the user that will run dicomsort. Exit code 1 where something must be mended.
+    Run it as the user that will run dicomsort. The exit code is 1 if something must be mended.
 
     Example: dicomsort doctor --config /etc/dicomsort.toml --port 11112 /srv/inbox /srv/outbox
     """

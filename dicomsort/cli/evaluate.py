@@ -17,7 +17,7 @@ import typer
 from dicomsort.cli.console import show_tables
 from dicomsort.cli.options import bundle_of, open_workers, with_options
 from dicomsort.config.settings import EVALUATE, EvaluateSettings
-from dicomsort.errors import UsageError
+from dicomsort.errors import UsageError, counted
 from dicomsort.memory import TENSORFLOW, require_address_space
 from dicomsort.progress import Reporter
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 MAX_SKIPPED_SHOWN = 10
 MAX_PATHS_SHOWN = 5
-_DATASET = "A folder with a folder of images a class; --compare does without."
+_DATASET = "A folder with one folder of images per class; --compare can do without."
 
 
 @with_options(EVALUATE)
 def evaluate(
     dataset: Annotated[Path | None, typer.Argument(metavar="DATASET", help=_DATASET)] = None, **flags: Any
 ) -> None:
-    """Measure a model on a folder of images a class, or show two side by side.
+    """Measure a model on images, or compare two models.
 
     Example: dicomsort evaluate --model models/ours --out figures images/
 
@@ -70,7 +70,7 @@ def _evaluate(settings: EvaluateSettings, dataset: Path | None) -> None:
     if settings.json:
         print(json.dumps(report))
         return
-    print(f"{report['model']['name']}: {report['images']:,} images; {report['held_out']}")
+    print(f"{report['model']['name']}: {counted(report['images'], 'image')}; {report['held_out']}")
     show_tables(tables(report))
     print(f"\nFigures, card and pictures: {visible(str(out))}")
 
@@ -90,7 +90,7 @@ def _warn(report: dict[str, Any]) -> None:
     if missing:
         lines.append(f"No images of {', '.join(missing)}, which the model also knows")
     if skipped := report["skipped"]:
-        lines.append(f"Skipped {len(skipped):,} files that are no readable image:")
+        lines.append(f"Skipped {counted(len(skipped), 'file that is', 'files that are')} no readable image:")
         lines += [f"  {path}: {reason}" for path, reason in list(skipped.items())[:MAX_SKIPPED_SHOWN]]
         if len(skipped) > MAX_SKIPPED_SHOWN:
             lines.append(f"  … and {len(skipped) - MAX_SKIPPED_SHOWN} more, all listed in metrics.json")

@@ -29,7 +29,7 @@ BYTES_PER_TASK = 1 << 30
 WARM = ("dicomsort.tasks",)
 CONFIG = typer.Option(
     metavar="FILE",
-    help="A TOML file of options; a flag beats the environment (DICOMSORT_*), which beats the file.",
+    help="Read options from this TOML file. A flag beats the environment (DICOMSORT_*), which beats the file.",
 )
 
 

@@ -47,9 +47,9 @@ STOPS = ((0, 0, 80), (0, 90, 255), (0, 220, 200), (255, 225, 0), (255, 30, 0))  
 def predict(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="DICOM, PNG or JPEG files.")], **flags: Any
 ) -> None:
-    """Judge files by their pixels alone, a line a file.
+    """Classify files by their pixels alone, one line per file.
 
-    The line, as CSV: path, class, confidence, probabilities, abstained, reason.
+    The line is CSV: path, class, confidence, probabilities, abstained, reason.
 
     Example: dicomsort predict --explain pictures/ scan.dcm photo.jpg
     """

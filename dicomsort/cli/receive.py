@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 
 @with_options(RECEIVE, is_resolved=True, shows_defaults=True)
 def receive(
-    inbox: Annotated[str, typer.Argument(metavar="INBOX", help="The folder that instances go to; it must be there.")],
+    inbox: Annotated[str, typer.Argument(metavar="INBOX", help="The folder for the instances; it must exist.")],
     config: Annotated[Path | None, CONFIG] = None,
     **flags: object,
 ) -> None:
-    """Receive instances by C-STORE into INBOX, as INBOX/StudyUID/SeriesUID/SOPUID.dcm; answers C-ECHO too.
+    """Receive DICOM instances from modalities and PACS into INBOX.
 
-    An instance is acknowledged when it is durable. SIGTERM or SIGHUP end it with exit code 0: instances on their way
-    have 30 seconds. Needs the extra pacs: pip install '.[pacs]' in the checkout.
+    It answers C-STORE and C-ECHO, and writes INBOX/StudyUID/SeriesUID/SOPUID.dcm. It acknowledges an instance when it
+    is safely on disk. SIGTERM and SIGHUP stop it with exit code 0; instances on their way have 30 seconds. It needs
+    the extra pacs: pip install '.[pacs]' in the checkout.
 
     Example: dicomsort receive --ae-title SORTER --allow CT1 --allow ARCHIVE --log-file receive.log inbox/
     """

@@ -26,14 +26,16 @@ STDOUT = "-"
 def report(
     outbox: Outbox,
     run: Annotated[
-        str | None, typer.Argument(metavar="RUN", help="A run's id (default: the newest that sorted).")
+        str | None, typer.Argument(metavar="RUN", help="The id of a run (default: the newest sort).")
     ] = None,
     **flags: Any,
 ) -> None:
-    """Tell again what a run did; with --html as one page, with pictures of what needs a person.
+    """Show what a run did; --html makes a page with pictures.
 
-    The page holds all that it shows and fetches nothing. It shows patients' images: only you may read the file. Nothing
-    in the outbox changes. Example: dicomsort report --html morning.html outbox/
+    The page shows what needs a person. It fetches nothing. It shows patients' images, so only you may read the file.
+    Nothing in the outbox changes.
+
+    Example: dicomsort report --html morning.html outbox/
     """
     from dicomsort.sorting.inspection import reported_run
 

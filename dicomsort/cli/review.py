@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dicomsort.cli.options import bundle_of, open_workers, with_options
 from dicomsort.cli.state import Outbox
 from dicomsort.config.settings import CORRECTIONS, REVIEW, ReviewSettings
+from dicomsort.errors import counted
 from dicomsort.progress import Silent
 
 if TYPE_CHECKING:
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 
 @with_options(REVIEW)
 def review(outbox: Outbox, **flags: Any) -> None:
-    """Decide what was held back: large pictures in a browser, a key a class, each decision with an undo.
+    """Decide in a browser what was held, with one key per class.
 
-    Files move to their class as by a sort: `runs` lists the decisions, `undo` takes them back. The page is on this
-    machine alone; from another: ssh -L 8642:127.0.0.1:8642 HOST. Ctrl-C or the page's Finish ends it.
+    The files move to the class that you choose. `runs` lists the decisions, and `undo` takes them back. Only this
+    machine can open the page. To open it from another, use --port 8642 and ssh -L 8642:127.0.0.1:8642 HOST. Ctrl-C, or
+    Finish on the page, ends it.
 
     Example: dicomsort review --port 8642 outbox/
     """
@@ -82,8 +84,7 @@ def _name(given: str | None) -> str:
 def _announce(session: Session, address: str) -> None:
     """Print where the page is; its address is the only thing on stdout."""
     print(address, flush=True)
-    waiting = session.state()["waiting"]
-    words = f"{waiting:,} things wait" if waiting != 1 else "one thing waits"
+    words = counted(session.state()["waiting"], "thing waits", "things wait")
     print(f"dicomsort: {words} for a decision. Open the address above; Ctrl-C ends the page.", file=sys.stderr)
 
 
@@ -91,10 +92,10 @@ def _conclude(session: Session) -> None:
     from dicomsort.report import visible
 
     end = session.farewell()
-    made = "1 decision" if end["made"] == 1 else f"{end['made']:,} decisions"
-    wait = "1 thing still waits" if end["waiting"] == 1 else f"{end['waiting']:,} things still wait"
+    made = counted(end["made"], "decision")
+    wait = counted(end["waiting"], "thing still waits", "things still wait")
     print(f"dicomsort: {made}; {wait}", file=sys.stderr)
     if end["train"]:
-        images = "1 image" if end["images"] == 1 else f"{end['images']:,} images"
+        images = counted(end["images"], "image")
         print(f"dicomsort: {images} of two studies or more are enough to fine-tune a model:", file=sys.stderr)
         print(f"  {visible(end['train'])}", file=sys.stderr)

@@ -12,7 +12,7 @@ _ASK = {"ASK": "says nothing: the pixels are asked", "FOLLOWS": "follows its ser
 
 
 def rules(*, as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False) -> None:
-    """Print the ordered rules, and what headers say.
+    """Print the rules in their order, and the tables of header values.
 
     The first rule that applies decides. Then come the tables of Modality (0008,0060) and SOP Class (0008,0016).
 

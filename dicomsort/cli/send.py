@@ -33,10 +33,12 @@ def send(
 ) -> None:
     """Send the DICOM instances of FOLDER to a PACS.
 
-    A row a file: path, sop_uid, status, attempts, message. Sending again sends only what was not acknowledged.
+    It prints one row per file: path, sop_uid, status, attempts, message. Run it again, and it sends only what was not
+    acknowledged. It needs the extra pacs: pip install '.[pacs]' in the checkout.
 
-    Examples: dicomsort send outbox/CT --to ARCHIVE@pacs.example:104;
-    dicomsort send outbox --run 20240229T021500Z-1a2b3c --to https://pacs.example/dicom-web
+    Example: dicomsort send outbox/CT --to ARCHIVE@pacs.example:104
+
+    Example: dicomsort send outbox --run 20240229T021500Z-1a2b3c --to https://pacs.example/dicom-web
     """
     settings = load_send(flags, os.environ, config)
     if not settings.to:

@@ -32,12 +32,15 @@ _TROUBLES = frozenset({"failed", "changed"})  # reasons that ``Summary.trouble``
 def sort(
     inbox: Annotated[str, typer.Argument(metavar="INBOX", help="The folder to sort, with all folders below it.")],
     outbox: Annotated[
-        str | None, typer.Argument(metavar="OUTBOX", help="Where classes, manifest and state go; made if missing.")
+        str | None,
+        typer.Argument(metavar="OUTBOX", help="The folder for classes, manifest and state; made if missing."),
     ] = None,
     config: Annotated[Path | None, CONFIG] = None,
     **flags: object,
 ) -> None:
-    """Sort the files of INBOX into OUTBOX by what they show.
+    """Sort the files of INBOX into OUTBOX: one folder per class.
+
+    Headers and pixels decide. What they do not decide goes to OUTBOX/REVIEW for a person (exit code 3).
 
     Example: dicomsort sort --move --layout readable inbox/ outbox/
     """

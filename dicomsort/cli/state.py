@@ -11,6 +11,7 @@ import typer
 from dicomsort.cli.console import NEEDS_PERSON, optional, resumable, show_summary
 from dicomsort.cli.options import option, with_options
 from dicomsort.config.settings import REPORT, RUNS, RunsSettings
+from dicomsort.errors import counted
 from dicomsort.progress import Silent, watching
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ _TAIL = 6  # characters of a run's id that a table of 80 columns has room for
 
 
 def resume(outbox: Outbox, run: Run = None, *, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Go on with a run that was cut short.
+    """Finish a run that was cut short; by default the newest.
 
-    The newest unfinished one by default. Example: dicomsort resume outbox/
+    Example: dicomsort resume outbox/
     """
     from dicomsort import sorting
 
@@ -40,16 +41,16 @@ def undo(
     run: Run = None,
     *,
     with_decisions: Annotated[
-        bool, typer.Option("--with-decisions", help="Take back first what persons decided about what RUN had held.")
+        bool, typer.Option("--with-decisions", help="First take back the decisions about files that RUN held.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would happen; change nothing.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Take a run back: by default the newest that changed anything and is not taken back.
+    """Take back a run; by default the newest that changed anything.
 
-    Files get back their paths, modes and times, and folders that were removed are made again. What was there before, or
-    changed since, is not touched. A decision of `review` is a run of its own.
+    Files get back their paths, modes and times. Folders that were removed are made again. Files that were there before,
+    or changed since, are not touched. A decision of `review` is a run, too.
 
     Example: dicomsort undo --dry-run outbox/
     """
@@ -85,10 +86,12 @@ def _finish(act: Callable[[RunContext], Summary], outbox: str, *, as_json: bool,
 
 @with_options(RUNS)
 def runs(outbox: Outbox, **flags: Any) -> None:
-    """List the runs of an outbox, oldest first; or remove what is kept of old ones, for good.
+    """List the runs of an outbox, or remove the state of old runs.
 
-    What was sorted, and manifest.csv, stay; a run that was removed can be neither undone nor resumed. With both --prune
-    and --keep, a run goes that neither keeps. Example: dicomsort runs --prune 90 --keep 10 outbox/
+    The oldest run stands first. --prune and --keep remove state for good: such a run can not be undone or resumed any
+    more. The sorted files and manifest.csv stay. With both options, a run is removed only if neither keeps it.
+
+    Example: dicomsort runs --prune 90 --keep 10 outbox/
     """
     from dicomsort.sorting import list_runs
 
@@ -127,14 +130,13 @@ def _prune(outbox: str, settings: RunsSettings) -> None:
     if settings.json:
         typer.echo(json.dumps(vars(pruned), indent=1))
         return
-    removed = len(pruned.removed)
-    runs = "run" if removed == 1 else "runs"
-    typer.echo(f"removed the state of {removed:,} {runs}, {pruned.bytes:,} bytes; {pruned.kept:,} kept")
+    removed = counted(len(pruned.removed), "run")
+    typer.echo(f"removed the state of {removed}, {counted(pruned.bytes, 'byte')}; {pruned.kept:,} kept")
     for run, reason in pruned.needed.items():
         typer.echo(f"kept {run}: {reason}")
 
 
-_REPAIR = "First make a damaged manifest.csv whole; the damaged one is kept beside it."
+_REPAIR = "First repair a damaged manifest.csv. The damaged file is kept beside it."
 
 
 def verify(
@@ -144,11 +146,12 @@ def verify(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Hash what was placed and compare with the manifest; read the state of every run.
+    """Check that sorted files, manifest and state are whole.
 
-    Exit code 3 where a file is gone, differs or cannot be read, or the manifest or a run is damaged, or lost rows.
+    It hashes every file that was placed, compares it with the manifest, and reads the state of every run. The exit code
+    is 3 if a file is gone, differs or cannot be read, or if the manifest or a run is damaged, unfinished or lost rows.
 
-    --repair writes manifest.csv anew: all rows that can be read, and those that the runs still have of their own. It
+    --repair writes manifest.csv again, from all rows that can be read and from the rows in the runs' own records. It
     keeps the damaged file as manifest.csv.damaged-TIME.
 
     Example: dicomsort verify outbox/
@@ -187,17 +190,19 @@ def _show_verified(result: dict[str, Any]) -> None:
     from dicomsort.report import visible
 
     if repaired := result.get("repaired"):
-        typer.echo(f"manifest.csv: {repaired['kept']:,} rows kept, {repaired['added']:,} added from the runs")
+        typer.echo(f"manifest.csv: {counted(repaired['kept'], 'row')} kept, {repaired['added']:,} added from the runs")
         if unreadable := repaired["unreadable"]:
             more = "" if unreadable == len(repaired["lines"]) else "; and more"
-            typer.echo(f"{unreadable:,} lines could not be read: {visible('; '.join(repaired['lines']))}{more}")
+            typer.echo(
+                f"{counted(unreadable, 'line')} could not be read: {visible('; '.join(repaired['lines']))}{more}"
+            )
         if repaired["damaged_as"]:
             typer.echo(f"the damaged manifest is kept as {repaired['damaged_as']}")
         for sentence in repaired["skipped"]:
             typer.echo(visible(f"skipped: {sentence}"))
         if repaired["message"]:
             typer.echo(f"manifest.csv: {repaired['message']}")
-    typer.echo(f"{result['whole']:,} files hold the bytes that the manifest says")
+    typer.echo(counted(result["whole"], "file holds", "files hold") + " the bytes that the manifest says")
     for state in ("missing", "different", "unreadable"):
         for path in result[state]:
             typer.echo(f"{state}: {visible(path)}")

@@ -10,6 +10,7 @@ import typer
 from dicomsort.cli import options
 from dicomsort.cli.options import with_options
 from dicomsort.config.settings import TRAIN, TUNE
+from dicomsort.errors import counted
 from dicomsort.memory import TENSORFLOW, require_address_space
 from dicomsort.progress import Reporter
 
@@ -19,20 +20,21 @@ if TYPE_CHECKING:
     from dicomsort.training.settings import Settings
 
 PLOTS = ("accuracy.png", "loss.png", "confusion.png")
-Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="A folder with a folder of images a class.")]
+Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="A folder with one folder of images per class.")]
 
 
 @with_options(TRAIN)
 def train(
     dataset: Dataset,
     *,
-    show: Annotated[bool, typer.Option("--show", help="Open the plots when done.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Open the plots at the end.")] = False,
     **flags: Any,
 ) -> None:
-    """Train a model on a folder of images a class.
+    """Train a model on your own images: one folder per class.
 
-    Interrupted (Ctrl-C, SIGTERM, even kill -9), it leaves DIR.checkpoint, and the same command goes on from there.
-    With --from, an earlier bundle at --out is not replaced by a worse one: exit code 1, and that is in DIR.refused.
+    If it is interrupted (Ctrl-C, SIGTERM, even kill -9), it leaves DIR.checkpoint, and the same command goes on from
+    there. With --from, a worse bundle does not replace an earlier one at --out: the exit code is 1, and the new bundle
+    lies in DIR.refused.
 
     Example: dicomsort train --augment light --patience 3 --out models/ours images/
 
@@ -45,11 +47,11 @@ def train(
 
 @with_options(TUNE)
 def tune(dataset: Dataset, **flags: Any) -> None:
-    """Search learning rate, batch size, width and augmentation, and train a model by the best.
+    """Search the best training recipe, and train a model with it.
 
-    Needs the extra tune: pip install '.[tune]' in the checkout. The score is the balanced accuracy on held-out sources
-    (on held-out images where there are too few). Interrupted, it leaves DIR.trials, and the same command goes on from
-    there.
+    It tries learning rates, batch sizes, widths and augmentation. The score is the balanced accuracy on held-out
+    sources, or on held-out images if there are too few sources. If it is interrupted, it leaves DIR.trials, and the
+    same command goes on from there. It needs the extra tune: pip install '.[tune]' in the checkout.
 
     Example: dicomsort tune --trials 30 --arch efficientnet-lite0 --out models/ours images/
     """
@@ -85,7 +87,8 @@ def _train(settings: Settings, *, show: bool) -> None:
     if comparison := report.get(compare.KEY):
         print("\n".join(compare.sentences(comparison)))
     if trained.skipped:
-        print(f"{len(trained.skipped):,} files were skipped, being no readable image; metrics.json lists them")
+        skipped = counted(len(trained.skipped), "file was", "files were")
+        print(f"{skipped} skipped: no readable image; metrics.json lists them")
     if show:
         for name in PLOTS:
             typer.launch(str(trained.folder / name))
@@ -97,7 +100,8 @@ def _tune(settings: Settings, trials: int) -> None:
 
     with Reporter() as reporter:
         tuned = search(settings, trials, open_workers, reporter)
-    print(f"{visible(str(tuned.trained.folder))}: the best of {tuned.trials:,} trials, {tuned.score:.1%} in the search")
+    best = f"the best of {counted(tuned.trials, 'trial')}, {tuned.score:.1%} in the search"
+    print(f"{visible(str(tuned.trained.folder))}: {best}")
     print(f"Trained by it: {_accuracy(tuned.trained)}")
     _print_sizes(tuned.trained)
     print("The recipe was chosen by held-out images, which flatters the figures; trials.csv has every trial")
@@ -106,7 +110,7 @@ def _tune(settings: Settings, trials: int) -> None:
 def _accuracy(trained: Trained) -> str:
     figures = trained.figures
     shares = f"{figures['accuracy']:.1%} right (balanced {figures['balanced_accuracy']:.1%})"
-    return f"{shares} of {figures['images']:,} held-out images; {trained.held_out}"
+    return f"{shares} of {counted(figures['images'], 'held-out image')}; {trained.held_out}"
 
 
 def _print_sizes(trained: Trained) -> None:

@@ -14,7 +14,7 @@ import typer
 
 from dicomsort.cli.options import CONFIG, check_outputs, engine_for, logged, require_room, with_options
 from dicomsort.config import WATCH, Destination, SendSettings, WatchSettings, load_watch
-from dicomsort.errors import DicomsortError
+from dicomsort.errors import DicomsortError, counted
 from dicomsort.progress import Progress, Reporter, Silent, Stages
 from dicomsort.signals import code_of
 
@@ -30,11 +30,13 @@ RETRIES = 1  # of an instance that may be accepted later: the next round retries
 @with_options(WATCH, is_resolved=True)
 def watch(
     inbox: Annotated[str, typer.Argument(metavar="INBOX", help="The folder to look into, with all folders below it.")],
-    outbox: Annotated[str, typer.Argument(metavar="OUTBOX", help="Where classes, manifest and state go.")],
+    outbox: Annotated[str, typer.Argument(metavar="OUTBOX", help="The folder for classes, manifest and state.")],
     config: Annotated[Path | None, CONFIG] = None,
     **flags: object,
 ) -> None:
-    """Sort what comes into INBOX, again and again, until SIGTERM or SIGHUP (exit code 0) or Ctrl-C (130).
+    """Run as a service that sorts what arrives in INBOX.
+
+    SIGTERM and SIGHUP stop it with exit code 0, Ctrl-C with 130.
 
     Example: dicomsort watch --move --every 60 --config dicomsort.toml inbox/ outbox/
     """
@@ -120,7 +122,7 @@ def _show(summary: Summary, *, as_json: bool, quiet: bool) -> None:
         print(json.dumps(summary.as_json()), flush=True)
     elif not quiet:
         counts = ", ".join(f"{count:,} {status}" for status, count in summary.statuses.most_common())
-        print(f"{summary.run_id}: {summary.found:,} files in {summary.seconds:.1f} s: {counts}", flush=True)
+        print(f"{summary.run_id}: {counted(summary.found, 'file')} in {summary.seconds:.1f} s: {counts}", flush=True)
 
 
 def _complain(message: str) -> None:

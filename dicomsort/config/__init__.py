@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.config.file import KNOWN, TABLES, TOP, Written, nearest, read
+from dicomsort.config.option import Option, at_home, checked, parsed, quoted
 from dicomsort.config.settings import (
     RECEIVE,
     SEND,
@@ -16,17 +17,12 @@ from dicomsort.config.settings import (
     TRAINING,
     WATCH,
     Destination,
-    Option,
     ReceiveSettings,
     Routes,
     SendSettings,
     SortSettings,
     TrainSettings,
     WatchSettings,
-    at_home,
-    checked,
-    parsed,
-    quoted,
 )
 from dicomsort.errors import UsageError
 

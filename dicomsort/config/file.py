@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dicomsort.config.option import Option, at_home, checked, located
 from dicomsort.config.settings import (
     DESTINATION,
     RECEIVE,
@@ -15,10 +16,6 @@ from dicomsort.config.settings import (
     SORT,
     WATCH,
     Destination,
-    Option,
-    at_home,
-    checked,
-    located,
 )
 from dicomsort.errors import UsageError
 from dicomsort.files import read_bounded

@@ -32,7 +32,7 @@ from dicomsort.config.settings import DESTINATION
 from dicomsort.content import DEVICES, JOURNAL, LOG, Content
 from dicomsort.doctor.finding import Finding, State, fine, refused, wrong
 from dicomsort.engines import check_engine
-from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.errors import DicomsortError, UsageError, counted
 from dicomsort.outputs import Gate
 from dicomsort.pacs import receive, send
 from dicomsort.pacs.send.selection import select
@@ -139,7 +139,7 @@ def examine_config(
 
 def _examine_tables(file: Path, written: Written, gate: Gate) -> Iterator[Finding]:
     count = sum(len(values) for values in written.tables.values())
-    yield fine(f"{file}: {count} {'option' if count == 1 else 'options'}", "configuration")
+    yield fine(f"{file}: {counted(count, 'option')}", "configuration")
     for table, values, peer in _tables(written):
         what = f"configuration {table}" if table else "configuration"
         found = [*_examine_values(what, values, gate)]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 
 from dicomsort.doctor.finding import Finding, checked, fine, note, wrong
+from dicomsort.errors import counted
 from dicomsort.execute import Leaving
 from dicomsort.files import NO_LINK, Files, closing_descriptor, is_network, look_up
 from dicomsort.journal import is_run, runs_folder
@@ -179,7 +180,7 @@ def _runs(outbox: str) -> Iterator[Finding]:
     if runs and runs[-1][:16] > now:
         mend = "set the clock: it went backwards"
         yield wrong(f"its newest run is of {runs[-1][:16]}, later than now", mend, "clock")
-    yield fine(f"{len(runs):,} runs kept")
+    yield fine(f"{counted(len(runs), 'run')} kept")
 
 
 def _across(inbox: str, outbox: str, files: Files) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from itertools import islice
 
 from dicomsort.bundle import Bundle, BundleReference
 from dicomsort.engines.engine import Engine, submit_batch
-from dicomsort.errors import WorkerLost
+from dicomsort.errors import WorkerLost, counted
 from dicomsort.files import is_straight
 from dicomsort.pages.rendering import Fact, of_header, shown, title, why
 from dicomsort.pages.run_statistics import RunStatistics, allotted
@@ -145,7 +145,7 @@ class Subject:
         yield Fact("Pixels said", pixels)
         yield from of_header(self.header)
         extent = size(sum(held.row.size for held in self.item.files))
-        yield Fact("Size", f"{count:,} {'file' if count == 1 else 'files'}, {extent}")
+        yield Fact("Size", f"{counted(count, 'file')}, {extent}")
         yield from (Fact("Now", words) for words in self.whereabouts())
         if row.message and row.message.casefold() not in why(row.reason, row.status).casefold():
             yield Fact("Message", shown(row.message))

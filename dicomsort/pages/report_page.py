@@ -15,7 +15,7 @@ from dicomsort import __version__
 from dicomsort.bundle import Bundle
 from dicomsort.classify import is_out_of_distribution
 from dicomsort.content import Replaced, beginning
-from dicomsort.errors import word
+from dicomsort.errors import counted, word
 from dicomsort.pages.rendering import TEMPLATES, Fact, rendered, shown
 from dicomsort.pages.report import Report, Subject
 from dicomsort.pages.run_statistics import Cell
@@ -148,7 +148,7 @@ def _verdict(report: Report) -> str:
 
 
 def _files(count: int) -> str:
-    return f"{count:,} file" if count == 1 else f"{count:,} files"
+    return counted(count, "file")
 
 
 def _notices(report: Report) -> Iterator[str]:

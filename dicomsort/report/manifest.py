@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import BinaryIO
 
-from dicomsort.errors import DicomsortError, StateDamaged
+from dicomsort.errors import DicomsortError, StateDamaged, counted
 from dicomsort.files import NO_LINK, Files, closing_descriptor, copy, flush_path, look_up, opened_file
 from dicomsort.journal import STATE, Journal, runs_folder
 from dicomsort.metadata import apply_metadata, metadata_of
@@ -204,7 +204,7 @@ def count_rows(outbox: str, run: str, expected: int | None) -> tuple[int, str]:
         return 0, str(error)
     if not (damages.count and expected != 0) and expected in {None, count}:
         return count, ""
-    wanted = "rows" if expected is None else f"{expected:,} rows"
+    wanted = "rows" if expected is None else counted(expected, "row")
     lines = "; ".join(("", *damages.lines))
     return count, f"run {run}, {MANIFEST}: expected {wanted} that can be read, received {count:,}{lines}"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from dicomsort import __version__
 from dicomsort.bundle import has_changed
 from dicomsort.engines.engine import Engine
-from dicomsort.errors import DicomsortError, OutboxLocked
+from dicomsort.errors import DicomsortError, OutboxLocked, counted
 from dicomsort.files import Files
 from dicomsort.progress import Progress
 from dicomsort.records import Row
@@ -262,7 +262,7 @@ class Service:
     @property
     def trouble(self) -> str:
         """Why the last rounds failed, or what keeps them from being a success; empty for nothing."""
-        return f"{self._failures} rounds failed in a row: {self._cause}" if self._failures else ""
+        return f"{counted(self._failures, 'round')} failed in a row: {self._cause}" if self._failures else ""
 
     def _round(self, began: float) -> float:
         """Do one round and report it; return how many seconds after its beginning the next is due."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from dicomsort.classify import folder_of, has_uids
 from dicomsort.engines.engine import Engine, submit_batch
-from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError, WorkerLost, command
+from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError, WorkerLost, command, counted
 from dicomsort.files import is_straight, look_up
 from dicomsort.journal import is_run
 from dicomsort.plan import Decided, Layout, decide, parse_layout
@@ -235,7 +235,7 @@ class _Names:
 
 
 def _files(count: int) -> str:
-    return "1 file is" if count == 1 else f"{count:,} files are"
+    return counted(count, "file is", "files are")
 
 
 def _lost(found: Found, error: WorkerLost) -> Examined:

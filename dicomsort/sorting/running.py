@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any
 
-from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError, command
+from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError, command, counted
 from dicomsort.execute import BATCH, Executor, Placer, Roots
 from dicomsort.files import closing_descriptor, holds_only_zeros, is_network, look_up, opened_file
 from dicomsort.journal import JOURNAL, PLAN, STATE, Journal, Plan, PlanWriter, Replay, runs_folder
@@ -152,7 +152,7 @@ def _lacking(folder: str, size: int) -> str:
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
     if disk.f_files and disk.f_favail < BATCH and size <= free:  # one that counts no inodes has 0 of 0
-        return f"{disk.f_favail:,} files more (inodes) can be made below {folder!r}: remove some files there"
+        return f"{counted(disk.f_favail, 'file')} more (inodes) can be made below {folder!r}: remove some files there"
     return f"about {size:,} bytes are to be written below {folder!r}, and {free:,} are free: make room"
 
 
@@ -313,8 +313,8 @@ def _rehearse(
                 done.append(operation)
     summary.notes += later.notes
     if known.begun:
-        files = f"{len(known.begun):,} files more are looked at by the undo itself"
-        summary.notes.append(f"run {name} was cut short: {files}")
+        files = counted(len(known.begun), "file more is", "files more are")
+        summary.notes.append(f"run {name} was cut short: {files} looked at by the undo itself")
     return summary, later.roots, done
 
 
@@ -384,7 +384,9 @@ def _undoable(runs: Runs, name: str, *, with_decisions: bool = False) -> Plan:
     require_inbox(plan.head, outbox, name, "undo")
     if not with_decisions and (decisions := runs.decisions_about(name)):
         advice = f"{command('undo', '--with-decisions', outbox, name)} takes them back first"
-        raise UsageError(f"run {name} held what persons decided about since, {len(decisions):,} times: {advice}")
+        raise UsageError(
+            f"run {name} held what persons decided about since, {counted(len(decisions), 'time')}: {advice}"
+        )
     for other in runs.undos_of(name):
         if other.summary is None:
             raise UsageError(f"run {other.name}, which undoes {name}, was cut short: `dicomsort resume` finishes it")

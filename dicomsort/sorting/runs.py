@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command
+from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command, counted
 from dicomsort.files import look_up
 from dicomsort.journal import JOURNAL, PLAN, Plan, Replay, is_run, replay, runs_folder
 from dicomsort.records import Action, Verb
@@ -105,9 +105,10 @@ def read_all(folder: str, summary: Summary | None) -> tuple[Plan, Replay]:
     # Without a summary too: this reads each operation, and so checks it.
     done = sum(known.is_done(o.number) for o in plan.operations() if o.row is not None and o.verb is not Verb.LEAVE)
     actions = summary.actions if summary is not None else {}
-    counted = sum(count for action, count in actions.items() if action != Action.LEFT)
-    if summary is not None and done != counted:
-        message = f"expected {counted:,} files that were placed or removed, received {done:,}"
+    ended = sum(count for action, count in actions.items() if action != Action.LEFT)
+    if summary is not None and done != ended:
+        files = counted(ended, "file that was", "files that were")
+        message = f"expected {files} placed or removed, received {done:,}"
         raise StateDamaged(f"run {os.path.basename(folder)}, {JOURNAL}: {message}")
     return plan, known
 

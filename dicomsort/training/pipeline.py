@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dicomsort.bundle import Bundle, check_target, staged
-from dicomsort.errors import DicomsortError
+from dicomsort.errors import DicomsortError, counted
 from dicomsort.report import visible
 from dicomsort.training.data.augment import varied_by
 from dicomsort.training.data.dataset import MIN_IMAGES, Dataset, read_groups, relabelled, require_trainable, scan
@@ -153,13 +153,16 @@ def _note_groups(grouping: Grouping, reporter: Reporter) -> None:
     for names in grouping.joined[:SKIPPED_SHOWN]:
         reporter.note(f"  one source, for a shared patient, near-duplicate or name: {visible(', '.join(names))}")
     if grouping.blank:
-        reporter.note(f"{grouping.blank:,} images are of one colour; they tell nothing")
+        reporter.note(
+            counted(grouping.blank, "image is of one colour, and tells", "images are of one colour, and tell")
+            + " nothing"
+        )
 
 
 def _note_skipped(rendered: Rendered, reporter: Reporter) -> None:
     if not rendered.skipped:
         return
-    reporter.note(f"Skipped {len(rendered.skipped)} files that are no readable image:")
+    reporter.note(f"Skipped {counted(len(rendered.skipped), 'file that is', 'files that are')} no readable image:")
     for path, reason in rendered.skipped[:SKIPPED_SHOWN]:
         reporter.note(f"  {visible(path)}: {reason}")
     if len(rendered.skipped) > SKIPPED_SHOWN:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicomsort.config import TRAINING
 from dicomsort.config import checked as in_range
-from dicomsort.errors import UsageError, missing_extra
+from dicomsort.errors import UsageError, counted, missing_extra
 from dicomsort.files import Files, closing_descriptor, whole_lines
 from dicomsort.training.data.dataset import fingerprint
 from dicomsort.training.fit.checkpoint import resumable
@@ -69,7 +69,7 @@ def tune(settings: Settings, trials: int, open_workers: Callable[[], Engine], re
             with resumable(_journal(settings), reporter):
                 _search(optuna, study, settings, trials, rendered, reporter)
         best, score, count = _with(settings, study.best_trial.params), study.best_value, len(_ended(study))
-        reporter.note(f"The best of {count} trials: {_words(study.best_trial.params)}")
+        reporter.note(f"The best of {counted(count, 'trial')}: {_words(study.best_trial.params)}")
         trained = train(best, open_workers, reporter)
         _write(trained.folder, study)
         _journal(settings).unlink(missing_ok=True)
@@ -147,7 +147,7 @@ def _open_study(optuna: Any, settings: Settings, rendered: Rendered, reporter: R
             f"{_expected(settings)}a damaged one ({type(error).__name__}: {error}); --fresh starts anew"
         ) from error
     if _ended(study):
-        reporter.note(f"Going on from {path.name}: {len(_ended(study))} trials are done")
+        reporter.note(f"Going on from {path.name}: {counted(len(_ended(study)), 'trial is', 'trials are')} done")
     elif others:
         reporter.note(f"Starting anew: {path.name} is of another search")
     return study

@@ -15,7 +15,7 @@ from typing import Any
 
 from dicomsort.bundle import Bundle
 from dicomsort.engines.engine import Engine
-from dicomsort.errors import BundleChanged, Outdated, UsageError, WorkerLost
+from dicomsort.errors import BundleChanged, Outdated, UsageError, WorkerLost, counted
 from dicomsort.files import is_straight
 from dicomsort.pages.rendering import of_header, shown, title, why
 from dicomsort.records import OTHER
@@ -174,7 +174,7 @@ class Session:
         if len(files) == 1:
             return self._portrait(files[0], number if number >= 0 else None, side)
         if number >= len(files):
-            raise Outdated(f"expected one of {len(files):,} pictures, received number {number}")
+            raise Outdated(f"expected one of {counted(len(files), 'picture')}, received number {number}")
         return self._portrait(files[number if number >= 0 else len(files) // 2], None, side)
 
     def decide(self, place: int, shown_: tuple[str, str], class_: str, who: str) -> dict[str, Any]:
@@ -209,7 +209,9 @@ class Session:
     def item(self, place: int) -> Item:
         """Return the item at a place; Outdated where there is none."""
         if not 0 <= place < len(self._items):
-            raise Outdated(f"expected one of {len(self._items):,} items, received number {place}; reload the page")
+            raise Outdated(
+                f"expected one of {counted(len(self._items), 'item')}, received number {place}; reload the page"
+            )
         return self._items[place]
 
     def _brief(self, place: int, item: Item) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicomsort.bundle import label_problem
-from dicomsort.errors import UsageError
+from dicomsort.errors import UsageError, counted
 from dicomsort.files import opened_input
 from dicomsort.records import OTHER
 
@@ -165,11 +165,9 @@ def require_trainable(dataset: Dataset, files: Mapping[str, int], skipped: int, 
     """Raise DatasetError unless every class that has any of the ``files`` (label -> number) has ``least`` images."""
     for label, count in dataset.counts().items():
         if files[label] and count < least:
-            images = "images" if least > 1 else "image"
-            raise DatasetError(
-                f"data set {str(dataset.root)!r}: class {label!r}: expected at least {least} readable {images}, "
-                f"received {count} ({skipped} files of the data set were skipped)"
-            )
+            expected = f"expected at least {counted(least, 'readable image')}"
+            received = f"received {count} ({counted(skipped, 'file')} of the data set skipped)"
+            raise DatasetError(f"data set {str(dataset.root)!r}: class {label!r}: {expected}, {received}")
 
 
 def fingerprint(items: Sequence[Item], digests: Sequence[str]) -> str:

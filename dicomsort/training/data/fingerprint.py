@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dicomsort.errors import counted
 from dicomsort.training.data.dataset import Item, fingerprint
 
 KEY = "files"
@@ -35,10 +36,8 @@ class Overlap:
         if self.count == self.images:
             return "NOT held out: the model was trained on every one of these images, so these figures flatter it"
         if self.count:
-            return (
-                f"NOT all held out: the model was trained on {self.count:,} of these {self.images:,} images, so these "
-                "figures flatter it"
-            )
+            images = f"{self.count:,} of these {counted(self.images, 'image')}"
+            return f"NOT all held out: the model was trained on {images}, so these figures flatter it"
         return "the model was trained on none of these files; whether it knows their sources or patients is not known"
 
 

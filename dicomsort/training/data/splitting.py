@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dicomsort.errors import counted
 from dicomsort.training.data.dataset import Dataset, DatasetError, Indices
 
 Hashes = Sequence[NDArray[np.uint64] | None]
@@ -51,9 +52,9 @@ class Grouping:
 
     def words(self) -> str:
         """Return the counts as words."""
-        counts = f"{self.near_duplicates:,} near-duplicates in {self.clusters:,} clusters, {self.patients:,} patients"
-        named = f", {self.groups:,} named groups" if self.groups else ""
-        return f"{counts}{named}, {self.sources:,} sources"
+        near = f"{counted(self.near_duplicates, 'near-duplicate')} in {counted(self.clusters, 'cluster')}"
+        named = f", {counted(self.groups, 'named group')}" if self.groups else ""
+        return f"{near}, {counted(self.patients, 'patient')}{named}, {counted(self.sources, 'source')}"
 
     def as_json(self) -> dict[str, Any]:
         """Return the counts for metrics.json."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dicomsort.bundle import Bundle, calibrate
+from dicomsort.errors import counted
 from dicomsort.records import OTHER
 from dicomsort.training.fit.finetune import Finetune
 from dicomsort.training.models import ood
@@ -112,10 +113,8 @@ def fit(
     """
     classes = probabilities.shape[1]
     if len(truth) < MIN_HELD_OUT:
-        note = (
-            f"Only {len(truth)} images were held out (at least {MIN_HELD_OUT} are needed): temperature and thresholds "
-            "are not fitted but set to careful values."
-        )
+        few = f"Only {counted(len(truth), 'image was', 'images were')} held out (at least {MIN_HELD_OUT} are needed)"
+        note = f"{few}: temperature and thresholds are not fitted but set to careful values."
         return Calibration(1.0, (DECIDE_BOUNDS[1],) * classes, CONTRADICT_BOUNDS[1], (note,))
     mean_losses = [float(losses(calibrate(probabilities, float(t)), truth).mean()) for t in TEMPERATURES]
     temperature = round(float(TEMPERATURES[int(np.argmin(mean_losses))]), 4)
@@ -160,9 +159,9 @@ def _decide(
     above = confidence >= careful
     count, wrong = int(above.sum()), int((above & ~right).sum())
     note = (
-        f"Of {count:,} held-out images with a confidence of {careful} or more {wrong:,} were wrong: that does not "
-        f"show, with 90 % confidence, that {target:.1%} are right on other sources. The threshold is {careful} all the "
-        "same."
+        f"The threshold is {careful}. {counted(count, 'held-out image reaches', 'held-out images reach')} it, and "
+        f"{wrong:,} of them {'is' if wrong == 1 else 'are'} wrong. That does not show, with 90 % confidence, that "
+        f"{target:.1%} are right on other sources."
     )
     return careful, [note, too_few]
 
@@ -272,8 +271,8 @@ def finetuned(
         return replace(result, distance=None, notes=(*result.notes, note))
     beyond = int((np.asarray(distances) > start.distance).sum())
     note = (
-        f"Distances and their limit are those of {start.name}, from the images that it was trained on: {beyond:,} of "
-        f"the {len(distances):,} images at hand lie beyond it, and are out of distribution as before."
+        f"Distances and their limit are those of {start.name}, from the images that it was trained on. Of the "
+        f"{counted(len(distances), 'image')} at hand, {beyond:,} {'is' if beyond == 1 else 'are'} out of distribution."
     )
     return replace(result, distance=start.distance, notes=(*result.notes, note))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.bundle.spec import decide_of
+from dicomsort.errors import counted
 from dicomsort.records import OTHER
 from dicomsort.report import visible
 from dicomsort.training.evaluate import compare
@@ -82,7 +83,7 @@ def _in_short(report: Content) -> list[str]:
     return [
         "## In short",
         "",
-        f"Of {report['images']:,} images {where}, it decides **{percent(decided['coverage'])}** alone",
+        f"Of {counted(report['images'], 'image')} {where}, it decides **{percent(decided['coverage'])}** alone",
         f"and leaves the rest to a person. Of those that it decides, **{right}** are right.",
         "",
         *markdown(Table("", head, rows)),
@@ -163,14 +164,14 @@ def on_other_sources(other: Content) -> list[str]:
     right, balanced = percent(other["accuracy"]), percent(other["balanced_accuracy"])
     return [
         f"On other sources, expect less: a training of the same recipe without {other['sources']:,} of the sources was",
-        f"right about {right} of their {other['images']:,} images (balanced accuracy {balanced}).",
+        f"right about {right} of their {counted(other['images'], 'image')} (balanced accuracy {balanced}).",
     ]
 
 
 def _flatters(report: Content) -> list[str]:
     lines = []
     if report.get("trained_on"):
-        lines += [f"- The model was trained on {report['trained_on']:,} of these {report['images']:,} images."]
+        lines += [f"- The model was trained on {report['trained_on']:,} of these {counted(report['images'], 'image')}."]
     if not report["by_source"]:
         lines += [
             "- The images may come from the sources that the model was trained on; on others it is right less often."
@@ -188,7 +189,7 @@ def _flatters(report: Content) -> list[str]:
 def _skipped(skipped: Mapping[str, str]) -> list[str]:
     if not skipped:
         return []
-    lines = ["", f"Skipped, being no readable image: {len(skipped)} files.", ""]
+    lines = ["", f"Skipped, being no readable image: {counted(len(skipped), 'file')}.", ""]
     lines += [f"- `{path}`: {reason}" for path, reason in list(skipped.items())[:LISTED]]
     return lines + ([f"- … and {len(skipped) - LISTED} more"] if len(skipped) > LISTED else [])
 
@@ -267,6 +268,6 @@ def _limits(spec: Content, report: Content) -> list[str]:
     else:
         lines += ["- On other scanners, body parts and exports it will be right less often than these figures say."]
     if row := next((row for row in report.get("sources", ()) if row["recall"] < 1), None):
-        share = f"{percent(row['recall'])} of {row['images']:,} images right"
+        share = f"{percent(row['recall'])} of {counted(row['images'], 'image')} right"
         lines += [f"- It is weakest on {row['source'] or 'images without a source'} ({row['label']}): {share}."]
     return lines

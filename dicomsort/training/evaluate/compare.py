@@ -24,7 +24,7 @@ import numpy as np
 
 from dicomsort.bundle import Bundle, Predictor, calibrate, load
 from dicomsort.bundle.spec import SPEC_NAME, fail
-from dicomsort.errors import BundleError, UsageError
+from dicomsort.errors import BundleError, UsageError, counted
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data import fingerprint
 from dicomsort.training.evaluate import metrics
@@ -187,10 +187,11 @@ def words(report: Mapping[str, Any]) -> str:
 def sentences(report: Mapping[str, Any]) -> list[str]:
     """Return a sentence on the images at hand, and one on those that the bundle keeps, without stops."""
     before, after = report["before"], report["after"]
-    whose = f" (it was trained on all {report['trained_on']:,} of them)" if report["trained_on"] else ""
-    which = f"{report['images']:,} images that it was not trained on" if report["left_out"] else "the same images"
-    at_hand = f"{report['name']}, from which it started, has {_shares(before)} of {which} right{whose}"
-    at_hand += f", what came of it {_shares(after)}{_changed(before['recall'], after['recall'])}"
+    whose = f" ({report['name']} was trained on all of them)" if report["trained_on"] else ""
+    images = counted(report["images"], "image")
+    which = f"{images} that {report['name']} was not trained on" if report["left_out"] else f"the same {images}"
+    at_hand = f"On {which}{whose}: {report['name']} has {_shares(before)} right, the new model {_shares(after)}"
+    at_hand += _changed(before["recall"], after["recall"])
     figures = report.get(EVALUATION)
     return [at_hand, _on_evaluation_set(figures) if figures else UNKNOWN.format(name=report["name"])]
 
@@ -236,12 +237,11 @@ def _on_evaluation_set(figures: Mapping[str, Any]) -> str:
         trained = f"the network was trained on {figures['trained_on']:,} of them, and the last layer on none since"
     changed = _changed(*(recalls(each, figures["by_class"]) for each in (before, after)))
     count = figures["at_hand"]
-    learnt = f"; {count:,} of them are among the images at hand, and flatter it" if count else ""
-    return (
-        f"Of the {figures['images']:,} evaluation images that the bundle keeps "
-        f"({figures['clusters']} {figures['unit']}s; {trained}), {_shares(before)} were right and {_shares(after)} are "
-        f"(balanced: {change}){changed}{learnt}"
-    )
+    learnt = f"; this flatters it, because the images at hand have {count:,} of them" if count else ""
+    kept = f"the {counted(figures['images'], 'evaluation image')} that the bundle keeps"
+    units = counted(figures["clusters"], figures["unit"])
+    shares = f"{_shares(before)} right before, {_shares(after)} now (balanced: {change})"
+    return f"On {kept} ({units}; {trained}): {shares}{changed}{learnt}"
 
 
 def _figures(labels: Sequence[str], truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, Any]:
@@ -300,12 +300,13 @@ def reasons(report: Mapping[str, Any]) -> list[str]:
     before, after = report["before"]["right"], report["after"]["right"]
     if report["trained_on"]:
         if not figures:
-            worse.append(
-                f"nothing to compare them by: {report['name']} was trained on all {report['images']:,} images at hand, "
-                "and there are no evaluation images that both keep"
-            )
+            all_ = f"all {counted(report['images'], 'image')} at hand"
+            why = f"{report['name']} was trained on {all_}, and there are no evaluation images that both keep"
+            worse.append(f"nothing to compare them by: {why}")
     elif after < before:
-        worse.append(f"of {report['images']:,} images at hand {before:,} were right and {after:,} are")
+        worse.append(
+            f"of {counted(report['images'], 'image')} at hand, {before:,} were right before, and {after:,} are now"
+        )
     return worse
 
 

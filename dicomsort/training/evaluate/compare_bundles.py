@@ -13,7 +13,7 @@ import numpy as np
 
 from dicomsort.bundle import Bundle, calibrate
 from dicomsort.content import COMPARED
-from dicomsort.errors import UsageError
+from dicomsort.errors import UsageError, counted
 from dicomsort.report import visible
 from dicomsort.training.data.dataset import relabelled
 from dicomsort.training.evaluate import compare, metrics
@@ -182,8 +182,9 @@ def title(report: Mapping[str, Any]) -> str:
     first, second = names_of(report)
     if report["of"] == OWN:
         return f"{first} and {second}, each by its own figures"
-    what = "evaluation images that both keep" if report["of"] == REPLAY_SET else "images"
-    return f"{first} and {second} on {report['images']:,} {what} of {report['clusters']:,} {report['unit']}s"
+    what = ("evaluation image", " that both keep") if report["of"] == REPLAY_SET else ("image", "")
+    images = counted(report["images"], what[0]) + what[1]
+    return f"{first} and {second} on {images} of {counted(report['clusters'], report['unit'])}"
 
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
@@ -193,7 +194,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
             return ["Each bundle's own figures; both were trained on the same files, and held out what their card says"]
         return ["Each bundle's own figures, OF DIFFERENT IMAGES: a difference says nothing of which is the better one"]
     both = [report["bundles"][name] for name in BOTH]
-    of_these = f"of these {report['images']:,} images"
+    of_these = f"of these {counted(report['images'], 'image')}"
     if report["of"] == REPLAY_SET:
         if count := both[0]["trained_on"]:
             words = "this shows what one of the two forgot, and no accuracy"

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dicomsort.errors import counted
 from dicomsort.report import visible
 from dicomsort.training.evaluate.calibration import BINS, bin_of
 
@@ -280,7 +281,9 @@ def plot_mistakes(cells: Sequence[Mistake], total: int, images: int) -> bytes:
     lines = max(1, -(-len(cells) // COLUMNS))
     with new_figure((2.0 * COLUMNS, 0.7 + 2.55 * lines)) as figure, io.BytesIO() as stream:
         title = f"The {len(cells)} most confident of {total:,} mistakes" if cells else "No mistakes"
-        figure.suptitle(f"{title} among {images:,} images", x=0.01, ha="left", weight="bold", fontsize=13, color=INK)
+        figure.suptitle(
+            f"{title} among {counted(images, 'image')}", x=0.01, ha="left", weight="bold", fontsize=13, color=INK
+        )
         grid = list(figure.subplots(lines, COLUMNS, squeeze=False).flat)
         for axes in grid:
             axes.axis("off")

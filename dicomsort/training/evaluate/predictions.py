@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dicomsort.errors import counted
 from dicomsort.records import OTHER
 from dicomsort.training.data.dataset import Dataset, DatasetError
 from dicomsort.training.evaluate.calibration import by_image, nested
@@ -112,8 +113,8 @@ def own_thresholds(bundle: Bundle, probabilities: NDArray[np.float32]) -> dict[s
 def require_images(dataset: Dataset, skipped: int) -> None:
     """Raise DatasetError where no image is left to evaluate on."""
     if not dataset.items:
-        msg = f"data set {str(dataset.root)!r}: expected a readable image, received none ({skipped} files were skipped)"
-        raise DatasetError(msg)
+        received = f"received none ({counted(skipped, 'file')} skipped)"
+        raise DatasetError(f"data set {str(dataset.root)!r}: expected a readable image, {received}")
 
 
 def cross_calibrated(

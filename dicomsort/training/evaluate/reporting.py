@@ -11,6 +11,7 @@ import numpy as np
 
 from dicomsort import content
 from dicomsort.content import Replaced
+from dicomsort.errors import counted
 from dicomsort.files import Files, opened_file
 from dicomsort.jsonlines import parse
 from dicomsort.training.data.dataset import read_table
@@ -86,7 +87,7 @@ def write(folder: Path, spec: Mapping[str, Any], report: dict[str, Any], predict
 def draw(folder: Path, report: dict[str, Any], predictions: Predictions) -> None:
     """Write the four pictures of what ``report_of`` returned into ``folder``; none shows an image of the data set."""
     matrix = report["confusion_matrix"]
-    title = f"{report['images']:,} images, {'sources held out' if predictions.by_source else 'images judged'}"
+    title = f"{counted(report['images'], 'image')}, {'sources held out' if predictions.by_source else 'images judged'}"
     plots.plot_confusion(matrix["rows_are_truth"], matrix["labels"], title, folder / "confusion.png")
     plots.plot_reliability(predictions.right, predictions.confidence, report["ece"], folder / "reliability.png")
     plots.plot_coverage(predictions.right, predictions.confidence, report["thresholds"], folder / "coverage.png")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dicomsort.bundle.predictor import LiteRTModel
 from dicomsort.bundle.tensors import DISTANCE, PROBABILITIES
+from dicomsort.errors import counted
 from dicomsort.training.data.dataset import Indices
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import draw
@@ -84,7 +85,8 @@ class Quantizer:
         if INT8 not in architecture.precisions:
             return "this network is not exported so"
         if held < MIN_IMAGES:
-            return f"{held:,} images were held out, and {MIN_IMAGES} are needed to tell what it would lose"
+            few = counted(held, "image was", "images were")
+            return f"{few} held out, and {MIN_IMAGES} are needed to tell what it would lose"
         return cls(rendered, seed, reporter)
 
     def make(self, network: Any, mahalanobis: MahalanobisModel | None, items: Indices) -> bytes | str:
@@ -127,7 +129,7 @@ def words(report: Mapping[str, Any]) -> str:
     if "accuracy" not in report:
         return f"{'int8' if report['kept'] else 'No int8'}: {report['reason']}"
     figures = (
-        f"on {report['images']:,} held-out images {report['accuracy']:.1%} right, where floating point has "
-        f"{report['float_accuracy']:.1%}; {report['changed']:,} answers differ"
+        f"on {counted(report['images'], 'held-out image')} {report['accuracy']:.1%} right, where floating point has "
+        f"{report['float_accuracy']:.1%}; {counted(report['changed'], 'answer differs', 'answers differ')}"
     )
     return f"int8: {figures}" if report["kept"] else f"No int8: {report['reason']} ({figures})"

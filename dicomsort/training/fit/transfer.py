@@ -277,7 +277,7 @@ def predict_fold(
     features, held_out.probabilities[inside] = trainer.predict(trainer.views.activations[0][inside])
     if mahalanobis is not None and held_out.distances is not None:
         held_out.distances[inside] = mahalanobis.distances(features)
-    with trainer.reporter.step("Judging changed images", len(inside) * len(SHORTCUTS)) as step:
+    with trainer.reporter.step("Predicting changed images", len(inside) * len(SHORTCUTS)) as step:
         for name, change in SHORTCUTS.items():
             changed = ChangedImages(trainer.rendered, inside, partial(_changed, change))
             for _, items, activations in activations_of(trainer.trunk, changed, 1, step, trainer.spent):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dicomsort.bundle import EVALUATION_NAME, Bundle
 from dicomsort.bundle.spec import read_model
-from dicomsort.errors import BundleError
+from dicomsort.errors import BundleError, counted
 from dicomsort.training.data import fingerprint
 from dicomsort.training.data.dataset import Dataset, Indices
 from dicomsort.training.data.rendered import Rendered
@@ -296,6 +296,6 @@ def words(replay: Mapping[str, Any]) -> str:
     trained = f"{replay['trained_on']:,} of them" if replay["trained_on"] else "none of these files"
     listed = {name: ", ".join(f"{label} {count:,}" for label, count in parts[name].items()) for name in parts}
     return (
-        f"Features of {images:,} images kept for later trainings ({replay['megabytes']} MB, no pixels; on {trained} "
-        f"the network was trained); {'; '.join(f'{name}: {counts}' for name, counts in listed.items())}"
+        f"Features of {counted(images, 'image')} kept for later trainings ({replay['megabytes']} MB, no pixels; on "
+        f"{trained} the network was trained); {'; '.join(f'{name}: {counts}' for name, counts in listed.items())}"
     )

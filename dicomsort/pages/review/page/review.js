@@ -17,6 +17,10 @@ let resting = false; // nothing is shown, for nothing waits
 
 const side = () => Math.min(1400, Math.round(Math.max(innerWidth, innerHeight) * Math.min(devicePixelRatio, 2)));
 
+function counted(count, one, many = `${one}s`) {
+  return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+}
+
 function say(words, kind = "") {
   $("status").textContent = words;
   $("status").className = kind;
@@ -139,8 +143,7 @@ function decide(chosen, whole = false) {
       moved += found.moved;
       if (found.moved) remember(found.run);
       notes.push(...found.notes);
-      const files = moved === 1 ? "1 file" : `${moved.toLocaleString("en")} files`;
-      say([`${chosen}: ${files} moved`, ...notes].join("; "), notes.length ? "wait" : "good");
+      say([`${chosen}: ${counted(moved, "file")} moved`, ...notes].join("; "), notes.length ? "wait" : "good");
       if (each !== chain.at(-1)) return;
       if (moved) await advance(place);
       else await open(place);
@@ -219,7 +222,7 @@ async function finish() {
     rest();
     $("ended-head").textContent = "The review is finished";
     $("ended-told").textContent =
-      `${told.made.toLocaleString("en")} decisions in this session; ${told.waiting.toLocaleString("en")} wait still. ` +
+      `${counted(told.made, "decision")} in this session; ${counted(told.waiting, "item still waits", "items still wait")}. ` +
       "This page can be closed.";
     $("ended-train").textContent = told.train;
     $("ended-train").hidden = !told.train;
