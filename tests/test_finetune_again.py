@@ -79,7 +79,7 @@ def test_a_bundle_may_be_gone_on_from_in_its_own_place_again_and_again(start: Pa
     assert judged["images"] == judged["trained_on"] == 12
     assert judged["at_hand"] == 0
     assert set(judged["agreement"]) == {"both", "only_first", "only_second", "neither"}
-    assert "Of the 12 evaluation images that the bundle keeps" in ran.out
+    assert "On the 12 evaluation images that the bundle keeps" in ran.out
     noise(site, ("CT",), 1, 150, "study{}")
     ran = _train(site, start, start, "--learning-rate", 0.05, "--replace-worse")
     assert ran.code == 0, ran.err
@@ -204,7 +204,7 @@ def test_evaluation_images_that_are_trained_on_all_the_same_are_told(
     ran = _train(tiny_start.parent / "images", start, tmp_path / "out")
     assert ran.code == 0, ran.err
     assert "this flatters it, because the images at hand have 12 of them" in ran.out
-    assert "of the same images right (it was trained on all 24 of them)" in ran.out
+    assert "On the same 24 images (start was trained on all of them): start has " in ran.out
 
 
 def test_small_steps_down_add_up(start: Path) -> None:
