@@ -146,7 +146,8 @@ RULES = (
     Rule("header-and-pixels", "the header names a class, the pixels agree", "the class",
          lambda c: c.evidence.classes == (c.pixel_class,) and c.is_evidence,
          _sort(DecidedBy.BOTH, _header_class)),
-    Rule("header", "the header names a class; pixels unsure, too few, of a derived map, unlike all known, or not had",
+    Rule("header",
+         "the header names a class; the pixels are unsure, too few, of a derived map, unlike all known, or missing",
          "the class",
          lambda c: len(c.evidence.classes) == 1, _sort(DecidedBy.HEADER, _header_class)),
     Rule("follows-series", "SR, PR, KO, SEG, RT …: the series it refers to is decided", "where that series goes",
@@ -172,6 +173,6 @@ RULES = (
          _sort(DecidedBy.PIXELS, lambda c: c.pixel_class)),
     Rule("unsure", "the header says nothing, the pixels are not confident", "REVIEW",
          lambda c: bool(c.pixel_class), _review()),
-    Rule("no-evidence", "the header says nothing, the pixels cannot be had or were not asked", "REVIEW",
+    Rule("no-evidence", "the header says nothing, the pixels cannot be decoded or were not used", "REVIEW",
          lambda _: True, _review()),
 )  # fmt: skip

@@ -24,27 +24,27 @@ FAMILIES: Final[dict[str, tuple[str, str]]] = {
     "dicomsort_info": ("gauge", "The version that wrote this; always 1."),
     "dicomsort_last_success_timestamp_seconds": (
         "gauge",
-        "When a run, or a round that found nothing new, last came to its end (Unix time).",
+        "When a run, or a round that found nothing new, last ended well (Unix time).",
     ),
     "dicomsort_last_run_files": ("gauge", "Files of the last run, by status and class."),
     "dicomsort_review_files": ("gauge", "Files that wait in REVIEW for a person, after the last run."),
     "dicomsort_last_run_bytes": ("gauge", "Bytes of the files of the last run."),
     "dicomsort_last_run_duration_seconds": ("gauge", "How long the last run took."),
     "dicomsort_inbox_files": ("gauge", "Files that lie in the inbox."),
-    "dicomsort_inbox_oldest_file_age_seconds": ("gauge", "Age by its time of the oldest file in the inbox, or 0."),
+    "dicomsort_inbox_oldest_file_age_seconds": ("gauge", "Age of the oldest file in the inbox by its mtime, or 0."),
     "dicomsort_inbox_waiting_files": ("gauge", "Files in the inbox that no round has dealt with yet."),
     "dicomsort_inbox_oldest_waiting_age_seconds": (
         "gauge",
-        "For how long the file has waited that waits longest; 0: none waits.",
+        "How long the file that waits longest has waited; 0: none waits.",
     ),
     "dicomsort_start_timestamp_seconds": ("gauge", "When the service began (Unix time)."),
     "dicomsort_files_total": ("counter", "Files of all runs since the service began, by status and class."),
     "dicomsort_rounds_total": ("counter", "Rounds since the service began, by how they ended."),
     "dicomsort_round_duration_seconds": ("gauge", "How long the last round took."),
-    "dicomsort_failures_in_a_row": ("gauge", "Rounds that failed since one last ended well."),
+    "dicomsort_failures_in_a_row": ("gauge", "Rounds that failed in a row."),
     "dicomsort_sent_total": ("counter", "Instances that a destination acknowledged, by route."),
     "dicomsort_send_failures_total": ("counter", "Instances that could not be sent, each attempt counted, by route."),
-    "dicomsort_route_up": ("gauge", "Whether a route's destination was there when it was last tried: 1, or 0."),
+    "dicomsort_route_up": ("gauge", "Whether a route's destination could be reached when it was last tried: 1 or 0."),
 }
 FILE: Final = Replaced("--metrics", beginning("earlier figures", b"# HELP dicomsort_"), 0o644)
 
