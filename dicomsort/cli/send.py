@@ -62,7 +62,8 @@ def _send(folder: str, settings: SendSettings) -> int:
         with watching(quiet=settings.quiet or sys.stdout.isatty()) as progress:
             sent = deliver(folder, settings, Files(), progress, rows.add)
             rows.end()
-        end.facts = {name: value for name, value in vars(sent).items() if name != "reasons"}
+        facts = {name: value for name, value in vars(sent).items() if name != "reasons"}
+        end.facts = facts | {"seconds": round(sent.seconds, 3)}
         problems = _problems(sent)
         if sent.problem and not sent.acknowledged:
             raise DicomsortError(f"nothing was sent: {sent.problem}")
