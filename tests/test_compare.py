@@ -164,7 +164,7 @@ def test_labels_in_another_order_are_the_same_and_others_are_not(
         (("--compare", "START", "START", "--shortcuts"), "--compare: expected no --shortcuts beside it, received both"),
         (("--compare", "START", "START", "--model", "START"), "--compare: expected no --model beside it"),
         (("--compare", "START", "START", "--out", "START"), "expected a folder for figures, received a bundle"),
-        (("--compare", "START", "START", "missing"), "expected a folder with a folder a class, received nothing there"),
+        (("--compare", "START", "START", "missing"), "expected a folder with one folder per class, received nothing"),
     ],
 )
 def test_what_cannot_be_compared(

@@ -37,7 +37,7 @@ def test_wrong_usage_with_arguments_is_one_line() -> None:
     for arguments in (["sort", "--move"], ["sort", "--moove", "inbox"], ["help", "srot"], ["srot"]):
         ran = run(*arguments)
         assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1), arguments
-        assert "expected what --help tells of" in ran.err
+        assert "expected what --help shows" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_a_search_is_interrupted_goes_on_and_leaves_the_best_as_a_bundle(
     assert not out.exists()
     ran = run(*command)
     assert ran.code == 0, ran.err
-    assert "Going on from tuned.trials: 1 trials are done" in ran.err
+    assert "Going on from tuned.trials: 1 trial is done" in ran.err
     assert len(tried) == 3
     assert {path.name for path in out.iterdir()} == OUTPUTS | TRIALS
     assert not out.with_name("tuned.trials").exists()
@@ -187,7 +187,7 @@ def test_a_search_whose_last_record_is_torn_goes_on(
     (tmp_path / "tuned.trials").write_text("\n".join(map(json.dumps, interrupted))[:-9])
     ran = run("tune", dataset, "--out", tmp_path / "tuned", "--arch", "tiny", "--trials", 2, "--epochs", 2)
     assert ran.code == 0, ran.err
-    assert "Going on from tuned.trials: 1 trials are done" in ran.err
+    assert "Going on from tuned.trials: 1 trial is done" in ran.err
 
 
 def test_a_search_locks_its_journal_and_makes_and_removes_no_other_name(

@@ -209,7 +209,7 @@ def _refuse(error: Any) -> int:
     """Print what is wrong with the usage; a command that was given nothing prints its whole help first."""
     wrong, context = error.format_message(), error.ctx
     if context is None or len(sys.argv) > (1 if context.parent is None else 2):
-        return _fail(f"expected what --help tells of, received: {wrong}", UsageError.exit_code)
+        return _fail(f"expected what --help shows, received: {wrong}", UsageError.exit_code)
     typer.echo(context.get_help(), err=True)
     if wrong == context.get_help():  # the message of some versions of Typer
         return UsageError.exit_code

@@ -146,7 +146,7 @@ def _parsed(job: Job) -> Call | UsageError:
         line = shlex.join(job.arguments)
         return UsageError(f"this line prints help and does nothing else: `dicomsort {line}`")
     except WrongUsage as error:
-        return UsageError(f"expected what `dicomsort {name} --help` tells of, received: {error.format_message()}")
+        return UsageError(f"expected what `dicomsort {name} --help` shows, received: {error.format_message()}")
     except UsageError as error:
         return error
 

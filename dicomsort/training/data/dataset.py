@@ -107,7 +107,7 @@ def scan(root: Path, groups: Mapping[str, str] | None = None, *, least: int = MI
     where = f"data set {str(root)!r}"
     if not root.is_dir():
         received = "a file" if root.exists() else "nothing there"
-        raise DatasetError(f"{where}: expected a folder with a folder a class, received {received}")
+        raise DatasetError(f"{where}: expected a folder with one folder per class, received {received}")
     folders = (folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith("."))
     found = {folder.name: sorted(_files(folder)) for folder in folders}
     labels = tuple(label for label, files in found.items() if files)

@@ -277,8 +277,8 @@ def _held_out(dataset: Dataset, hyper: Hyperparameters) -> tuple[bool, str]:
     if hyper.split == "source":
         if not dataset.grouped():
             raise DatasetError(
-                "--split source: expected a folder a source in every class's folder, two or more of them that are not "
-                "kept together, received fewer; see --split random"
+                "--split source: expected two or more source folders for each class (folders that are kept together "
+                "count as one), received fewer; see --split random"
             )
         return True, f"{hyper.validation_split:.0%} of each class's sources, whole"
     kin = "patients and near-duplicates kept together" if any(item.kin for item in dataset.items) else ""
