@@ -266,7 +266,7 @@ def test_images_of_one_size_and_colour_give_a_model_and_a_warning(tmp_path: Path
             _write(tmp_path / "dataset" / label / str(number), np.full((20, 20), grey, np.uint8), 0)
     ran = run("train", tmp_path / "dataset", "--out", tmp_path / "out", "--arch", "speck", "--epochs", 1)
     assert ran.code == 0, ran.err
-    assert "6 images are of one colour; they tell nothing" in ran.err
+    assert "6 images are of one colour, and tell nothing" in ran.err
     assert {path.name for path in (tmp_path / "out").iterdir()} == OUTPUTS
 
 
