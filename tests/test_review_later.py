@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 from building import make_dicom, read_tree, uid
 from command import by_source, quiet, rows, run, sort
 from reviewing import CONTRADICTING, decide, desk_of, fill, held_outbox, item_of, picture, undo_as_rehearsed
@@ -156,3 +157,16 @@ def test_what_was_removed_as_a_duplicate_of_something_held_comes_back_with_decis
     assert read_tree(tmp_path / "inbox") == before
     assert run("undo", "--with-decisions", outbox).code == 2
     assert first != second
+
+
+@pytest.mark.parametrize("mode", ["--copy", "--move", "--link"])
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_an_undo_with_decisions_is_rehearsed_in_every_mode(tmp_path: Path, mode: str, *, is_gone: bool) -> None:
+    outbox = held_outbox(tmp_path, mode, "--settle", "0")
+    desk = desk_of(outbox)
+    for key, class_ in zip(list(desk.queue.items), ("CT", "OTHER", "XRAY", "CT"), strict=True):
+        decide(desk, key, class_, "anna")
+    assert run("undo", outbox).code == 0  # the last decision
+    if is_gone:
+        next(path for path in outbox.glob("XRAY/**/*") if path.is_file()).unlink()
+    assert undo_as_rehearsed(outbox, rows(outbox)[0]["run_id"]).code == (3 if is_gone else 0)
