@@ -96,8 +96,10 @@ class _Command(typer.core.TyperCommand):
         given, _, _ = self.make_parser(ctx).parse_args(args=[*args])
         rest = super().parse_args(ctx, args)
         for param in self.params:
-            value, is_argument = ctx.params.get(param.name), param.param_type_name == "argument"
-            if "" in _each(given.get(param.name)) and (Path() in _each(value) or (is_argument and value == "")):
+            name, is_argument = param.name or "", param.param_type_name == "argument"
+            value = ctx.params.get(name)
+            is_path = Path() in _each(value) or param.nargs > 1  # two values are two folders
+            if (is_path or (is_argument and value == "")) and "" in _each(given.get(name)):
                 what = param.metavar if is_argument else param.opts[0]
                 raise UsageError(f"{what}: expected a name, received an empty one")
         return rest

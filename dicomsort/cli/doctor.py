@@ -40,8 +40,8 @@ def doctor(
     port: Annotated[
         int | None, option("port", Option(int, None, "Check that `receive` can use this port.", 1, MOST_PORT))
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=_CONFIG)] = None,
-    crontab: Annotated[Path | None, typer.Option("--crontab", metavar="FILE", help=_CRONTAB)] = None,
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=_CONFIG, parser=Path)] = None,
+    crontab: Annotated[Path | None, typer.Option("--crontab", metavar="FILE", help=_CRONTAB, parser=Path)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of text.")] = False,
 ) -> None:
     """Check this installation, and the folders that it will use.

@@ -31,7 +31,7 @@ _DATASET = "A folder with one folder of images per class; --compare can do witho
 
 @with_options(EVALUATE)
 def evaluate(
-    dataset: Annotated[Path | None, typer.Argument(metavar="DATASET", help=_DATASET)] = None, **flags: Any
+    dataset: Annotated[Path | None, typer.Argument(metavar="DATASET", help=_DATASET, parser=Path)] = None, **flags: Any
 ) -> None:
     """Measure a model on images, or compare two models.
 

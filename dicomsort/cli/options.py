@@ -28,6 +28,7 @@ SECONDS_PER_TASK = 10.0
 BYTES_PER_TASK = 1 << 30
 WARM = ("dicomsort.tasks",)
 CONFIG = typer.Option(
+    parser=Path,  # with no parser, whether what is parsed holds a Path or its text depends on the release of Typer
     metavar="FILE",
     help="Read options from this TOML file. A flag beats the environment (DICOMSORT_*), which beats the file.",
 )
@@ -39,7 +40,8 @@ def option(name: str, declared: Option, default: str = "") -> Any:
     declared = declared._replace(help=declared.help + default)
     if declared.kind not in {int, float}:
         metavar = "|".join(declared.kind) if isinstance(declared.kind, tuple) else declared.metavar or None
-        return typer.Option(flag, help=declared.help, metavar=metavar)
+        parser = Path if declared.kind is Path and not declared.is_list else None
+        return typer.Option(flag, help=declared.help, metavar=metavar, parser=parser)
 
     def parse(value: Any) -> Any:
         return checked(declared, parsed(declared, value) if isinstance(value, str) else value, flag)

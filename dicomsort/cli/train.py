@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from dicomsort.training.settings import Settings
 
 PLOTS = ("accuracy.png", "loss.png", "confusion.png")
-Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="A folder with one folder of images per class.")]
+_DATASET = "A folder with one folder of images per class."
+Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help=_DATASET, parser=Path)]
 
 
 @with_options(TRAIN)
