@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from pathlib import Path, PosixPath
 
 from dicomsort import __version__
 
@@ -20,6 +21,17 @@ class UsageError(DicomsortError):
     """Wrong usage or configuration."""
 
     exit_code = 2
+
+
+class RelativePath(PosixPath):
+    """A path that a configuration file gives relative to its own folder; ``note`` says so."""
+
+    note = ""
+
+
+def quoted(path: Path) -> str:
+    """Return a path as a message shows it, and where a configuration file has a relative one, say so."""
+    return repr(str(path)) + (path.note if isinstance(path, RelativePath) else "")
 
 
 def escaped(text: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import resource
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +107,8 @@ def file_limit() -> str:
 
 def no_temporary_room(what: str, error: Exception) -> DicomsortError:
     """Return the error for a base of SQLite in the temporary folder that could not be written."""
+    import tempfile  # which imports much
+
     try:
         where = tempfile.gettempdir()
     except OSError:

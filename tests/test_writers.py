@@ -19,7 +19,7 @@ WRITERS = {
     "signals.py": "one line on stderr",
     "catalog.py": "the spool of a run, in a temporary folder that ends with it",
     "discover.py": "the names of a folder that holds very many, in a temporary file without a name",
-    "cli/logs.py": "the file that --log-file names",
+    "outputs.py": "the file that --log-file names",
     "bundle/staging.py": "a bundle, in a folder beside the one that train was given by name, then renamed",
     "training/data/rendered.py": "renderings, in the folder that --cache names, and temporary tensors",
     "training/evaluate/cross_validation.py": "temporary tensors of a cross-validation",

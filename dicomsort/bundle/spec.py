@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from dicomsort.config import quoted
-from dicomsort.errors import BundleChanged, BundleError
+from dicomsort.errors import BundleChanged, BundleError, quoted
 from dicomsort.records import INPUT_SHAPE, REVIEW, UNREADABLE
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ older ones ``FILE.2`` and so on. Where something else (logrotate) moves the file
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -16,17 +15,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from io import TextIOWrapper
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
 from dicomsort.config import INHERITS
 from dicomsort.config.file import parse_file
 from dicomsort.config.settings import LOG_COUNT, LOG_MIB
-from dicomsort.content import DEVICES, LOG, LOG_BEGINS
 from dicomsort.errors import DicomsortError, UsageError
-from dicomsort.files import Files, look_up, opened_file
 from dicomsort.signals import code_of, number_of
 
 MIB = 1 << 20
@@ -68,106 +63,6 @@ def _word(text: str) -> str:
     return text if is_printable and _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=not is_printable)
 
 
-class _Log(RotatingFileHandler):
-    """A log whose own errors never stop the program; each kind is reported once on stderr."""
-
-    def __init__(self, path: Path, log_format: str, size: int, count: int) -> None:
-        self._complained: set[str] = set()
-        self._line = formatter(log_format)
-        target = str(path) if str(path) in DEVICES else os.path.realpath(path)
-        super().__init__(target, maxBytes=size, backupCount=count, encoding="utf-8")
-        self.setFormatter(self._line)
-
-    def _open(self) -> TextIOWrapper:
-        """Open for appending a log of ours, a new or empty file, or a standard stream; OSError for anything else."""
-        files = Files()
-        if self.baseFilename in DEVICES:
-            descriptor = files.open_device(self.baseFilename)
-        else:
-            descriptor = files.open_append(self.baseFilename)
-            if problem := LOG.problem_of_open(descriptor):
-                os.close(descriptor)
-                raise OSError(errno.EINVAL, f"{problem}; expected {LOG.name}", self.baseFilename)
-            self._begin(descriptor)
-        return TextIOWrapper(os.fdopen(descriptor, "ab"), encoding="utf-8", errors="backslashreplace")
-
-    def _begin(self, descriptor: int) -> bool:
-        """Write the line that identifies the log where the file is empty; False where there is no room.
-
-        It is written whole or not at all: a file that begins with a part of it would be taken for somebody else's.
-        """
-        if os.fstat(descriptor).st_size:
-            return True
-        line = self._line.format(logging.makeLogRecord({"levelname": "INFO", "msg": LOG_BEGINS})) + "\n"
-        try:
-            if (written := os.write(descriptor, line.encode())) < len(line):
-                if os.fstat(descriptor).st_size == written:  # else another process has begun it
-                    os.ftruncate(descriptor, 0)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
-        except OSError as error:
-            self._complain("be written", error)
-            return False
-        return True
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.baseFilename not in DEVICES:
-            self._follow()
-            if self.stream is not None and not self._begin(self.stream.fileno()):
-                return
-        super().emit(record)
-
-    def _follow(self) -> None:
-        """Open a new log where the file was moved away, as logrotate does; go on in the old one where that fails."""
-        try:
-            if self.stream is not None and not self._is_still_there(self.stream.fileno()):
-                stream = self._open()
-                self.stream.close()
-                self.stream = stream
-        except (OSError, ValueError) as error:
-            if isinstance(error, OSError):
-                self._complain("be begun anew, and goes on in the file that was moved away", error)
-
-    def _is_still_there(self, descriptor: int) -> bool:
-        try:
-            return os.path.samestat(os.stat(self.baseFilename), os.fstat(descriptor))
-        except FileNotFoundError:
-            return False
-
-    def close(self) -> None:
-        try:
-            super().close()
-        except OSError as error:  # what was not written is lost, but no reason for the run to fail
-            self._complain("be written", error)
-
-    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 - the library's name
-        return self.stream is not None and bool(super().shouldRollover(record))
-
-    def doRollover(self) -> None:  # noqa: N802 - the library's name
-        there = look_up(self.baseFilename)
-        if self.stream is None or there is None or not os.path.samestat(there, os.fstat(self.stream.fileno())):
-            return  # the name is another file's now, or a link: nothing of it is put aside
-        older = (f"{self.baseFilename}.{number}" for number in range(1, self.backupCount + 1))
-        try:
-            if foreign := next((path for path in older if LOG.problem(path)), None):
-                raise OSError(errno.EEXIST, f"{os.path.basename(foreign)} is no log of dicomsort")  # noqa: TRY301
-            super().doRollover()
-        except OSError as error:  # also where its folder may not be changed: better a long log than none
-            self.maxBytes = 0
-            self._complain("be put aside, and grows on", error)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
-        error = sys.exc_info()[1]
-        if isinstance(error, OSError):
-            self._complain("be written", error)
-        else:
-            super().handleError(record)
-
-    def _complain(self, what: str, error: OSError) -> None:
-        if what not in self._complained:
-            self._complained.add(what)
-            print(f"dicomsort: the log cannot {what}: {error.strerror}", file=sys.stderr)
-
-
 def formatter(log_format: str) -> logging.Formatter:
     """Return the formatter of events that ``--log-format`` names."""
     return _Formatter(as_json=log_format == "json")
@@ -187,7 +82,10 @@ def logging_to(
     handler: logging.Handler = logging.StreamHandler(sys.stderr) if to_stderr else logging.NullHandler()
     handler.setFormatter(formatter(log_format))
     try:
-        handler = _Log(path, log_format, int(size * MIB), count) if path else handler
+        if path:
+            from dicomsort.outputs import LogFile
+
+            handler = LogFile(path, formatter(log_format), int(size * MIB), count)
     except OSError as error:
         message = f"--log-file: expected a file that can be written, received {str(path)!r} ({error.strerror})"
         raise UsageError(message) from error
@@ -212,8 +110,12 @@ def log_refusal(arguments: Sequence[str], environ: Mapping[str, str], code: int,
     command = next((each for each in arguments if not each.startswith("-")), "")
     is_over = _ended or command not in LAST_LINES or message.startswith("--log-file")
     path = None if is_over else _named_log(command, arguments, environ)
+    if path is None:
+        return
+    from dicomsort.files import opened_file
+
     with suppress(DicomsortError, OSError, ValueError):
-        if path is None or not _may_be_written(path, arguments):
+        if not _may_be_written(path, arguments):
             return
         with opened_file(str(path)) as stream:
             log_format = "json" if stream.read(1) == b"{" else "text"
@@ -224,6 +126,8 @@ def log_refusal(arguments: Sequence[str], environ: Mapping[str, str], code: int,
 
 def _may_be_written(path: Path, arguments: Sequence[str]) -> bool:
     """Whether it is a log of ours, with one name, and in no folder that the command line names."""
+    from dicomsort.content import LOG
+
     target = os.path.realpath(path)
     folders = [os.path.realpath(each) for each in arguments if os.path.isdir(each)]
     if any(target.startswith(f"{folder.rstrip('/')}/") for folder in folders):

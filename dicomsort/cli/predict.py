@@ -7,7 +7,6 @@ computed within the model itself.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import sys
@@ -189,6 +188,8 @@ def _write_picture(folder: Path, name: str, picture: Image.Image) -> str:
 
 def _picture_name(path: str) -> str:
     """Return the name of the file made harmless, with 8 digits of its whole path's SHA-256."""
+    import hashlib
+
     from dicomsort.plan.layout import harmless, with_suffix
 
     key = hashlib.sha256(os.path.abspath(path).encode(errors="surrogateescape")).hexdigest()

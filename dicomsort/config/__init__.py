@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dicomsort.config.file import KNOWN, TABLES, TOP, Written, nearest, read
-from dicomsort.config.option import Option, at_home, checked, parsed, quoted
+from dicomsort.config.option import Option, at_home, checked, parsed
 from dicomsort.config.settings import (
     RECEIVE,
     SEND,
@@ -50,7 +50,6 @@ __all__ = [
     "load_sort",
     "load_watch",
     "parsed",
-    "quoted",
 ]
 
 PREFIX = "DICOMSORT_"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,6 @@ from dicomsort.config.settings import (
     Destination,
 )
 from dicomsort.errors import UsageError
-from dicomsort.files import read_bounded
 
 TABLES: dict[str, Mapping[str, Option]] = {"sort": SORT, "watch": WATCH, "receive": RECEIVE, "send": SEND}
 ROUTES, DESTINATIONS = "routes", "destinations"  # tables whose keys are no options
@@ -59,6 +57,10 @@ def read(file: Path) -> Written:
 
 def parse_file(file: Path) -> dict[str, Any]:
     """Return the unchecked content of a file; UsageError where it cannot be read or is no TOML."""
+    import tomllib  # here, as most commands read no file
+
+    from dicomsort.files import read_bounded
+
     try:
         content = read_bounded(file)
         dots = [line.count(b".") for line in content.split(b"\n")]

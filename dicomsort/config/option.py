@@ -2,21 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import field, fields
-from pathlib import Path, PosixPath
+from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin
 
-from dicomsort.errors import UsageError
+from dicomsort.errors import RelativePath, UsageError
 
 TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _SHOWN = 60  # characters of a wrong value
 _BITS = 10_000  # of a number whose decimal digits Python still writes
-
-
-class RelativePath(PosixPath):
-    """A path that a configuration file gives relative to its own folder; ``note`` says so."""
-
-    note = ""
 
 
 def located(path: Path, file: Path) -> Path:
@@ -27,11 +21,6 @@ def located(path: Path, file: Path) -> Path:
     found = RelativePath(file.parent / path)
     found.note = f" ({str(path)!r} in {str(file)!r}: a relative path starts at the folder of that file)"
     return found
-
-
-def quoted(path: Path) -> str:
-    """Return a path as a message shows it, and where a configuration file has a relative one, say so."""
-    return repr(str(path)) + (path.note if isinstance(path, RelativePath) else "")
 
 
 class Option(NamedTuple):

@@ -25,14 +25,13 @@ from dicomsort.config import (
     load_send,
     load_sort,
     load_watch,
-    quoted,
 )
 from dicomsort.config.file import DESTINATIONS, ROUTES, TOP, Written, read
 from dicomsort.config.settings import DESTINATION
 from dicomsort.content import DEVICES, JOURNAL, LOG, Content
 from dicomsort.doctor.finding import Finding, State, fine, refused, wrong
 from dicomsort.engines import check_engine
-from dicomsort.errors import DicomsortError, UsageError, counted
+from dicomsort.errors import DicomsortError, UsageError, counted, quoted
 from dicomsort.outputs import Gate
 from dicomsort.pacs import receive, send
 from dicomsort.pacs.send.selection import select
