@@ -5,6 +5,9 @@ Usage: python models/training_set.py DATASET CORPUS OUT
 DATASET has a folder a class, in each a folder a source. CORPUS has DICOM files in a folder a source, and ``index.csv``
 with source_id, path, truth and modality of each: images of small matrices, multi-frame files and field maps, which no
 export to JPEG shows as a scanner writes them. Without CORPUS the set is DATASET alone.
+
+Left out are images that ``wrong_labels.csv`` names: their label says something else than what they show. So are DICOM
+files that ``sort`` never decides by their pixels: localizers, and images of too few pixels.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from pathlib import Path
 
 OTHERS = {"US", "SM", "NM", "OP", "PT"}  # Modality (0008,0060) of images that belong to OTHER
 MADE = "crafted"  # sources whose headers were changed on purpose
+LEAST_SIDE = 48  # pixels of the longer side: fewer decide nothing (``tasks.MIN_SIDE``)
+WRONG_LABELS = Path(__file__).with_name("wrong_labels.csv")
 
 
 def link(source: Path, target: Path) -> None:
@@ -26,15 +31,28 @@ def link(source: Path, target: Path) -> None:
 
 def from_dataset(dataset: Path, out: Path) -> int:
     """Link every image of a class's folder, and the table of licences; return how many images."""
-    count = 0
+    count, wrong = 0, wrong_labels()
     if (dataset / "manifest.csv").is_file():
         link(dataset / "manifest.csv", out / "manifest.csv")
     for folder, _, names in os.walk(dataset):
         place = Path(folder).relative_to(dataset)
         for name in names if place.parts else ():
-            link(Path(folder, name), out / place / name)
-            count += 1
+            if (place / name).as_posix() not in wrong:
+                link(Path(folder, name), out / place / name)
+                count += 1
     return count
+
+
+def wrong_labels() -> set[str]:
+    """Return the paths, below the data set, of images whose label is wrong."""
+    with WRONG_LABELS.open(encoding="utf-8", newline="") as stream:
+        return {row["path"] for row in csv.DictReader(stream)}
+
+
+def is_decided_by_pixels(row: dict[str, str]) -> bool:
+    """Whether ``sort`` may decide by the pixels of such a file."""
+    sides = [int(row[name]) for name in ("rows", "cols") if row[name].isdecimal()]
+    return row["has_pixels"] == "yes" and "LOCALIZER" not in row["image_type"] and max(sides, default=0) >= LEAST_SIDE
 
 
 def from_corpus(corpus: Path, out: Path) -> int:
@@ -45,7 +63,7 @@ def from_corpus(corpus: Path, out: Path) -> int:
             label = row["truth"] if row["truth"] in {"CT", "MRI", "XRAY"} else ""
             label = label or ("OTHER" if row["modality"] in OTHERS else "")
             source, path = row["source_id"], corpus / row["source_id"] / row["path"]
-            if not label or source.startswith(MADE) or row["has_pixels"] != "yes" or not path.is_file():
+            if not label or source.startswith(MADE) or not is_decided_by_pixels(row) or not path.is_file():
                 continue
             link(path, out / label / f"corpus_{source.replace('+', '_')}" / row["path"].replace("/", "_"))
             count += 1

@@ -8,20 +8,24 @@ import sys
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[1] / "models" / "training_set.py"
-COLUMNS = ("source_id", "path", "truth", "modality", "has_pixels")
+COLUMNS = ("source_id", "path", "truth", "modality", "has_pixels", "rows", "cols", "image_type")
+AXIAL, SCOUT = "['ORIGINAL', 'PRIMARY', 'AXIAL']", "['ORIGINAL', 'PRIMARY', 'LOCALIZER']"
 ROWS = (
-    ("one+two", "a/ct.dcm", "CT", "CT", "yes"),
-    ("one+two", "us.dcm", "none", "US", "yes"),
-    ("one+two", "sr.dcm", "none", "SR", "no"),
-    ("one+two", "mystery.dcm", "none", "OT", "yes"),
-    ("one+two", "missing.dcm", "MRI", "MR", "yes"),
-    ("crafted+identity", "lie.dcm", "CT", "MR", "yes"),
+    ("one+two", "a/ct.dcm", "CT", "CT", "yes", 128, 128, AXIAL),
+    ("one+two", "scout.dcm", "CT", "CT", "yes", 512, 512, SCOUT),
+    ("one+two", "tiny.dcm", "CT", "CT", "yes", 16, 16, AXIAL),
+    ("one+two", "us.dcm", "none", "US", "yes", 20, 640, ""),
+    ("one+two", "sr.dcm", "none", "SR", "no", "", "", ""),
+    ("one+two", "mystery.dcm", "none", "OT", "yes", 128, 128, ""),
+    ("one+two", "missing.dcm", "MRI", "MR", "yes", 128, 128, ""),
+    ("crafted+identity", "lie.dcm", "CT", "MR", "yes", 128, 128, ""),
 )
+WRONG = "MRI/braintumor_sartaj/eab65e29_Training__no_tumor__image_(55).jpg"  # a CT of a head
 
 
 def test_it_links_what_has_a_class_and_follows_nothing_else(tmp_path: Path) -> None:
     dataset, corpus, out = tmp_path / "dataset", tmp_path / "corpus", tmp_path / "out"
-    for path in (dataset / "CT/site/1.png", dataset / "manifest.csv", dataset / "README.md"):
+    for path in (dataset / "CT/site/1.png", dataset / WRONG, dataset / "manifest.csv", dataset / "README.md"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(path.name)
     for source, path, *_ in ROWS:

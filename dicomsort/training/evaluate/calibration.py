@@ -1,9 +1,9 @@
 """Calibration on held-out predictions: a temperature, and the thresholds from which a confidence can be trusted.
 
-The threshold keeps a promise: of the images that are decided alone at least ``target`` are right, with 90 %
-confidence. Two tests must show it: the one-sided limit of Clopper and Pearson (Biometrika 1934), which counts images,
-and a bootstrap of whole sources, because the images of a source are right or wrong together. Where they do not, the
-threshold is that of an accuracy of 99 %, and a note says so.
+The thresholds of the classes keep one promise: of the images that are decided alone at least ``target`` are right, with
+90 % confidence. Two tests must show it: the one-sided limit of Clopper and Pearson (Biometrika 1934), which counts
+images, and a bootstrap of whole sources, because the images of a source are right or wrong together. Where they do not,
+the threshold is that of an accuracy of 99 %, and a note says so.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 MIN_HELD_OUT, MIN_OF_CLASS = 50, 10  # of every class in fine-tuning: corrections are few, and none typical
 MIN_CONFIDENT = 20
 TARGET, RISK = 0.995, 0.1  # the promise, and how often it may be shown by chance
+TEST_RISK = RISK / 2  # of a test of thresholds, which were chosen for each class on the same images
+PARTS = np.arange(0.1, 1.25, 0.1)  # of the share that may be wrong: from stricter than the promise to laxer
 DECIDE_ACCURACY, DECIDE_BOUNDS = 0.99, (0.5, 0.99)
 HELD, CONTRADICT_BOUNDS = 0.005, (0.9, 0.99)  # the share of clear headers that may be held wrongly
 STEPS = np.unique(np.round(1 / (1 + np.exp(-np.arange(0, 9.3, 0.1))), 4))  # thresholds from 0.5 on, even in logits
@@ -125,36 +127,31 @@ def fit(
     usable = np.ones(len(truth), bool)
     if limit is not None and distances is not None:
         usable = (distances <= limit) | (predicted == other)
-    decide, notes = _decide(predicted == truth, np.where(usable, confidence, 0), clusters, target)
-    contradict, note = _contradict(calibrated, truth, usable & (confidence >= decide), truth != other)
-    return Calibration(temperature, (decide,) * classes, contradict, tuple(filter(None, (*notes, note))), limit)
+    trusted = np.where(usable, confidence, 0)
+    decide, notes = _decide(predicted == truth, predicted, trusted, clusters, target, classes)
+    contradict, note = _contradict(calibrated, truth, trusted >= np.array(decide)[predicted], truth != other)
+    return Calibration(temperature, decide, contradict, tuple(filter(None, (*notes, note))), limit)
 
 
 def _decide(
-    right: NDArray[np.bool_], confidence: NDArray[np.float32], clusters: Sequence[str], target: float
-) -> tuple[float, list[str]]:
-    """Return the threshold that keeps the promise, else a careful one, and notes on what could not be shown.
+    right: NDArray[np.bool_],
+    predicted: NDArray[np.int64],
+    confidence: NDArray[np.float32],
+    clusters: Sequence[str],
+    target: float,
+    classes: int,
+) -> tuple[tuple[float, ...], list[str]]:
+    """Return thresholds, one for each class, that keep the promise, else careful ones; and notes on what is not shown.
 
-    From the highest threshold that keeps it, it is the last before one that does not: thresholds are tested in a fixed
-    order, so that the many tests need no correction (Angelopoulos et al., Learn then Test, arXiv:2110.01052).
+    The thresholds come of one share: of what is named a class at or above its threshold, that share is right. From the
+    largest share that keeps the promise, it is the last before one that does not: shares are tested in a fixed order,
+    so that the many tests need no correction (Angelopoulos et al., Learn then Test, arXiv:2110.01052).
     """
-    names, cluster = np.unique(np.asarray(clusters), return_inverse=True)
-    number = len(names)
-    chances = np.full(number, 1 / number) if number else [1.0]
-    drawn = np.random.default_rng(0).multinomial(number, chances, RESAMPLES)
-
-    def is_kept(threshold: float) -> bool:
-        above = confidence >= threshold
-        if not keeps(int((above & ~right).sum()), int(above.sum()), 1 - target):
-            return False
-        if not number:
-            return True
-        named, hits = (drawn @ np.bincount(cluster[part], minlength=number) for part in (above, above & right))
-        return bool(np.quantile(hits / np.maximum(named, 1), RISK) >= target)
-
-    from_first = dropwhile(lambda threshold: not is_kept(threshold), map(float, STEPS[::-1]))
-    if sequence := list(takewhile(is_kept, from_first)):
-        return sequence[-1], []
+    promise = _Promise(target, right, clusters)
+    candidates = (_of_share(1 - part * (1 - target), right, predicted, confidence, classes) for part in PARTS)
+    from_first = dropwhile(lambda each: not promise.is_kept(confidence >= each[predicted]), candidates)
+    if sequence := list(takewhile(lambda each: promise.is_kept(confidence >= each[predicted]), from_first)):
+        return tuple(map(float, sequence[-1])), []
     careful, too_few = _careful(right, confidence)
     above = confidence >= careful
     count, wrong = int(above.sum()), int((above & ~right).sum())
@@ -163,7 +160,47 @@ def _decide(
         f"{wrong:,} of them {'is' if wrong == 1 else 'are'} wrong. That does not show, with 90 % confidence, that "
         f"{target:.1%} are right on other sources."
     )
-    return careful, [note, too_few]
+    return (careful,) * classes, [note, too_few]
+
+
+class _Promise:
+    """Tests whether of the images that are decided alone the ``target`` is right: by image, and by source."""
+
+    def __init__(self, target: float, right: NDArray[np.bool_], clusters: Sequence[str]) -> None:
+        self._target, self._right = target, right
+        names, self._cluster = np.unique(np.asarray(clusters), return_inverse=True)
+        self._number = len(names)
+        chances = np.full(self._number, 1 / self._number) if self._number else [1.0]
+        self._drawn = np.random.default_rng(0).multinomial(self._number, chances, RESAMPLES)
+
+    def is_kept(self, decided: NDArray[np.bool_]) -> bool:
+        """Return whether it is kept where these images (N,) are decided."""
+        if not keeps(int((decided & ~self._right).sum()), int(decided.sum()), 1 - self._target, TEST_RISK):
+            return False
+        if not self._number:
+            return True
+        parts = (decided, decided & self._right)
+        named, hits = (self._drawn @ np.bincount(self._cluster[part], minlength=self._number) for part in parts)
+        return bool(np.quantile(hits / np.maximum(named, 1), TEST_RISK) >= self._target)
+
+
+def _of_share(
+    share: float,
+    right: NDArray[np.bool_],
+    predicted: NDArray[np.int64],
+    confidence: NDArray[np.float32],
+    classes: int,
+) -> NDArray[np.float64]:
+    """Return the smallest threshold of each class above which the share is right, with half a mistake more; else 1."""
+    thresholds = np.ones(classes)
+    for class_ in range(classes):
+        mine, is_right = confidence[predicted == class_], right[predicted == class_]
+        for step in STEPS:
+            above = mine >= step
+            if (above & ~is_right).sum() + 0.5 <= (1 - share) * (above.sum() + 1):
+                thresholds[class_] = step
+                break
+    return thresholds
 
 
 def _careful(right: NDArray[np.bool_], confidence: NDArray[np.float32]) -> tuple[float, str]:
@@ -202,9 +239,9 @@ def _contradict(
     return high, note
 
 
-def keeps(wrong: int, count: int, risk: float) -> bool:
-    """Return whether ``wrong`` of ``count`` show, with 90 % confidence, that at most the share ``risk`` is wrong."""
-    return count > wrong and chance(wrong, count, risk) <= RISK
+def keeps(wrong: int, count: int, share: float, risk: float = RISK) -> bool:
+    """Return whether ``wrong`` of ``count`` show that at most ``share`` is wrong; ``risk`` is that of chance."""
+    return count > wrong and chance(wrong, count, share) <= risk
 
 
 def chance(wrong: int, count: int, risk: float) -> float:
