@@ -8,6 +8,7 @@ a query comes from outside.
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import sqlite3
 import tempfile
@@ -48,7 +49,8 @@ PRAGMA synchronous = OFF;
 PRAGMA temp_store = FILE;
 PRAGMA cache_size = -32768;
 CREATE TABLE files (ordinal INTEGER PRIMARY KEY, path BLOB, size INT, device INT, inode INT, mode INT,
-    mtime_ns, ctime_ns, met_ns INT, header BLOB, sha256 TEXT, failed TEXT, grp INT, sop TEXT, instance INT, frames INT);
+    mtime_ns, ctime_ns, met_ns INT, archive BLOB, unpacked BLOB, header BLOB,
+    sha256 TEXT, failed TEXT, grp INT, sop TEXT, instance INT, frames INT);
 CREATE INDEX shown ON files (grp, instance, ordinal) WHERE frames > 0;
 CREATE TABLE groups (number INTEGER PRIMARY KEY, study TEXT, series BLOB, evidence TEXT, sample INT,
     members INT DEFAULT 0, showable INT DEFAULT 0, newest INT DEFAULT 0, early INT DEFAULT 0, prediction BLOB,
@@ -64,9 +66,10 @@ CREATE INDEX placements_reviewed ON placements (sha256) WHERE reason IN ('review
 CREATE TABLE repeated (sop TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE given (number INTEGER PRIMARY KEY, sop TEXT, sha256 TEXT, destination BLOB);
 CREATE INDEX given_by_instance ON given (sop, sha256);
+CREATE TABLE archives (number INTEGER PRIMARY KEY, cells BLOB);
 CREATE TABLE deferred (number INTEGER PRIMARY KEY, queue TEXT, operation BLOB);
 """
-_FOUND: Final = "f.path, f.size, f.device, f.inode, f.mode, f.mtime_ns, f.ctime_ns, f.met_ns"
+_FOUND: Final = "f.path, f.size, f.device, f.inode, f.mode, f.mtime_ns, f.ctime_ns, f.met_ns, f.archive, f.unpacked"
 _FILE: Final = f"{_FOUND}, f.header, f.sha256, f.failed"
 _GROUP: Final = f"""SELECT g.number, g.study, g.series, g.evidence, g.members,
     (SELECT MAX(newest) FROM groups s WHERE s.study = g.study AND s.series = g.series), {_FILE}, g.prediction
@@ -213,10 +216,23 @@ class Catalog:
             count[1] += frames > 0
             count[2] = max(count[2], self._changed_ns(e.found))
             cells.append(_file_cells(self._count, number, e, frames, has_uids=bool(grouping.study)))
-        self._base.executemany(f"INSERT INTO files VALUES ({', '.join('?' * 16)})", cells)
+        self._base.executemany(f"INSERT INTO files VALUES ({', '.join('?' * 18)})", cells)
         query = "UPDATE groups SET members = members + ?, showable = showable + ?, newest = MAX(newest, ?)"
         self._base.executemany(f"{query} WHERE number = ?", [(*counts, number) for number, counts in added.items()])
         return {number: counts[0] for number, counts in added.items()}
+
+    def put_off(self, archive: Examined) -> None:
+        """Keep an archive apart, until the files of the inbox are all there."""
+        self._base.execute("INSERT INTO archives (cells) VALUES (?)", (pickle.dumps(archive),))
+
+    def archives(self) -> Iterator[Examined]:
+        """Yield the archives that were kept apart, in their order."""
+        for (cells,) in self._rows("SELECT cells FROM archives ORDER BY number"):
+            yield pickle.loads(cells)  # noqa: S301 - it was made above, in a file without a name
+
+    def changed_ns(self, found: Found) -> int:
+        """Return when a file last changed, by which it is settled."""
+        return self._changed_ns(found)
 
     def _number(self, grouping: Grouping) -> int:
         """The number of a group; a group that is new has the file at hand as its sample."""
@@ -276,8 +292,12 @@ class Catalog:
         return int(self._base.execute("SELECT showable FROM groups WHERE number = ?", (group,)).fetchone()[0])
 
     def shown(self, group: int, place: int) -> tuple[str, int]:
-        """Path and frame count of one showable file, by its place in the order of Instance Number (0020,0013)."""
-        query = "SELECT path, frames FROM files WHERE grp = ? AND frames > 0 ORDER BY instance, ordinal"
+        """Path and frame count of one showable file, by its place in the order of Instance Number (0020,0013).
+
+        The path is absolute where the file was unpacked from an archive.
+        """
+        lies = "CASE unpacked WHEN x'' THEN path ELSE unpacked END"
+        query = f"SELECT {lies}, frames FROM files WHERE grp = ? AND frames > 0 ORDER BY instance, ordinal"
         path, frames = self._base.execute(f"{query} LIMIT 1 OFFSET ?", (group, place)).fetchone()
         return os.fsdecode(path), frames
 
@@ -329,13 +349,13 @@ class Catalog:
 
 
 def _file_cells(ordinal: int, group: int, e: Examined, frames: int, *, has_uids: bool) -> tuple[Any, ...]:
-    path, size, mtime, device, inode, mode, ctime, met = _FOUND_CELLS(e.found)
+    path, size, mtime, device, inode, mode, ctime, met, *archive = _FOUND_CELLS(e.found)
     number = e.header.instance_number
     instance = int(number) if _NUMBER.fullmatch(number) else 0
-    times = (number_cell(mtime), number_cell(ctime), met)
+    rest = (number_cell(mtime), number_cell(ctime), met, *map(os.fsencode, archive))
     sop = e.header.sop_uid if has_uids else ""
     header = dump(_HEADER_CELLS(e.header))
-    facts = (os.fsencode(path), size, _signed(device), _signed(inode), mode, *times)
+    facts = (os.fsencode(path), size, _signed(device), _signed(inode), mode, *rest)
     return (ordinal, *facts, header, e.sha256, e.failed, group, sop, instance, frames)
 
 
@@ -347,9 +367,9 @@ def _examined(cells: list[Any]) -> Examined:
 
 
 def _found(cells: list[Any]) -> Found:
-    path, size, device, inode, mode, mtime, ctime, met = cells
+    path, size, device, inode, mode, mtime, ctime, met, *archive = cells
     numbers = (device % (2 * _SIGN), inode % (2 * _SIGN), mode, int(ctime), met)
-    return Found(os.fsdecode(path), size, int(mtime), *numbers)
+    return Found(os.fsdecode(path), size, int(mtime), *numbers, *map(os.fsdecode, archive))
 
 
 def _signed(number: int) -> int:

@@ -33,7 +33,7 @@ FORMAT = 1
 _OUTCOMES = tuple(Outcome)
 _DONE = _OUTCOMES.index(Outcome.DONE) + 1
 _FIELDS = attrgetter(*(f.name for f in fields(Operation)))
-_CELLS_OF_MOST = len(fields(Operation)) - 1  # all but the owner
+_CELLS_OF_MOST = len(fields(Operation)) - 2  # all but the owner, and the SHA-256 of an archive
 _CELLS = attrgetter(*(f.name for f in fields(Row)))
 _NAMES = [f.name for f in fields(Operation)]
 _MTIME, _STAMP = _NAMES.index("mtime_ns"), _NAMES.index("stamp_ns")
@@ -79,17 +79,20 @@ def _line(value: object) -> bytes:
 
 def pack(operation: Operation) -> list[Any]:
     """Return an operation as a JSON list; a stamp of 0 means none, so the year 1970 itself is written as text."""
-    *cells, row, owner = _FIELDS(operation)
+    *cells, row, owner, kept_sha256 = _FIELDS(operation)
     cells[_MTIME] = number_cell(operation.mtime_ns)
     cells[_STAMP] = 0 if operation.stamp_ns is None else number_cell(operation.stamp_ns) or "0"
-    return [*cells, None if row is None else _CELLS(row), *([] if owner is None else [owner])]
+    rest = [owner, kept_sha256] if kept_sha256 else [] if owner is None else [owner]
+    return [*cells, None if row is None else _CELLS(row), *rest]
 
 
 def unpack(cells: list[Any]) -> Operation:
     """Return the operation; ValueError or TypeError where the cells are not what ``pack`` makes."""
     number, verb, *middle, row = cells[:_CELLS_OF_MOST]
-    owner = [tuple(cell) for cell in cells[_CELLS_OF_MOST:]]
-    values: list[Any] = [number, Verb(verb), *middle, None if row is None else Row(*row), *owner]
+    rest = cells[_CELLS_OF_MOST:]
+    owner, kept_sha256 = rest + [None, ""][len(rest) :]
+    values: list[Any] = [number, Verb(verb), *middle, None if row is None else Row(*row)]
+    values += [None if owner is None else tuple(owner), kept_sha256]
     for place in (_MTIME, _STAMP):
         if type(values[place]) is str:
             values[place] = int(values[place])
@@ -101,7 +104,7 @@ def unpack(cells: list[Any]) -> Operation:
 
 
 def _check_operation(o: Operation) -> None:
-    if tuple(map(type, _FIELDS(o)))[:-2] not in _TYPES or (o.row and tuple(map(type, _CELLS(o.row))) != _CELL_TYPES):
+    if tuple(map(type, _FIELDS(o)))[:-3] not in _TYPES or (o.row and tuple(map(type, _CELLS(o.row))) != _CELL_TYPES):
         raise ValueError("a value of another type")
     if not (0 <= o.size <= _MAX_64 and 0 <= o.device <= _MAX_64 and 0 <= o.inode <= _MAX_64 and 0 <= o.mode <= _MODES):
         raise ValueError("a number out of its range")
@@ -109,7 +112,7 @@ def _check_operation(o: Operation) -> None:
         raise ValueError("a time out of its range")
     if not (is_place(o.source) and all(place == "" or is_place(place) for place in (o.target, o.kept))):
         raise ValueError("a path that leads out of inbox and outbox")
-    if not _SHA256.fullmatch(o.sha256):
+    if not (_SHA256.fullmatch(o.sha256) and type(o.kept_sha256) is str and _SHA256.fullmatch(o.kept_sha256)):
         raise ValueError("a SHA-256 that is none")
     if o.owner is not None and not (len(o.owner) == 2 and _are_ids(*o.owner)):  # noqa: PLR2004
         raise ValueError("an owner that is none")

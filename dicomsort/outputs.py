@@ -23,11 +23,11 @@ from dicomsort.content import DEVICES, LOG, LOG_BEGINS, Content
 from dicomsort.errors import DicomsortError, UsageError, quoted
 from dicomsort.files import Files, look_up
 from dicomsort.journal import STATE
-from dicomsort.records import OTHER, REVIEW, UNREADABLE
+from dicomsort.records import ARCHIVES, OTHER, REVIEW, UNREADABLE
 from dicomsort.report import MANIFEST, history
 
 _CLASSES = frozenset({"CT", "MRI", "XRAY"})
-_OWN = frozenset({STATE, MANIFEST, OTHER, REVIEW, UNREADABLE, *_CLASSES})
+_OWN = frozenset({STATE, MANIFEST, OTHER, REVIEW, UNREADABLE, ARCHIVES, *_CLASSES})
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,10 @@ INPUT_SHAPE = (224, 224, 3)  # of what ``pixels.render`` returns; a bundle whose
 OTHER = "OTHER"
 REVIEW = "REVIEW"
 UNREADABLE = "UNREADABLE"
+ARCHIVES = "ARCHIVES"  # where archives go that were opened and moved
+
+MEMBER = "!/"  # between the path of an archive and the name of a file in it
+OPENED = "opened: "  # in the message of an archive that was opened
 
 REVIEWED = "reviewed"  # the reason in the manifest after a person's decision
 REVIEWED_FILE = "reviewed-file"  # of a placement: the decision was about one file, not about its series
@@ -81,6 +85,8 @@ class Found(_Packed):
     """A regular file that the walk found, with its ``stat``.
 
     ``ctime_ns`` and ``met_ns``, ``st_ctime`` and the time of the walk, are set only if ``mtime_ns`` was in the future.
+    A file that an archive holds has that archive's path, and the absolute path of its unpacked bytes (none where it was
+    not unpacked).
     """
 
     path: str
@@ -91,6 +97,8 @@ class Found(_Packed):
     mode: int = 0o644
     ctime_ns: int = 0
     met_ns: int = 0
+    archive: str = ""
+    unpacked: str = ""
 
     @property
     def is_ahead(self) -> bool:
@@ -195,6 +203,7 @@ class Operation:
     device and inode are those of the source when it was planned; where they differ later it is ``changed``.
     ``stamp_ns`` is the mtime of a copy where that is not the source's. ``row`` is None for folders. ``owner`` (numeric
     owner and group) and ``mode`` are restored where a file goes back from a place that could not keep them.
+    ``kept_sha256`` is set where ``kept`` is no copy, but an archive of that SHA-256 which holds the file.
     """
 
     number: int
@@ -211,6 +220,7 @@ class Operation:
     stamp_ns: int | None = None
     row: Row | None = None
     owner: tuple[int, int] | None = None
+    kept_sha256: str = ""
 
 
 class Outcome(StrEnum):
@@ -221,7 +231,7 @@ class Outcome(StrEnum):
     CONFLICT = "conflict"
     CHANGED = "changed"
     FAILED = "failed"
-    SKIPPED = "skipped"  # a folder that was not empty, or is there already
+    SKIPPED = "skipped"  # a folder that was not empty, or is there already; an archive of which not all was placed
 
 
 class Lost(NamedTuple):

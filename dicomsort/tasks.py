@@ -34,9 +34,14 @@ def examine(inbox: str, files: Sequence[Found]) -> list[Examined]:
     return [_examine(inbox, found) for found in files]
 
 
+def location(inbox: str, found: Found) -> str:
+    """Return where the bytes of a file lie: below the inbox, or where an archive was unpacked to."""
+    return found.unpacked or f"{inbox}/{found.path}"
+
+
 def _examine(inbox: str, found: Found) -> Examined:
     try:
-        with opened(f"{inbox}/{found.path}") as descriptor:
+        with opened(location(inbox, found)) as descriptor:
             status = os.fstat(descriptor)
             if not _is_as_found(status, found):
                 if status.st_ino != found.inode:
@@ -76,7 +81,7 @@ def _digest(descriptor: int, data: bytes, size: int) -> str:
 def predict_frames(
     bundle: BundleReference, inbox: str, frames: Sequence[tuple[str, int | None]]
 ) -> list[FramePrediction]:
-    """Return the prediction of each frame (path below the inbox, frame number or None for the middle one)."""
+    """Return the prediction of each frame: path below the inbox, or absolute; frame number, or None for the middle."""
     return [each.prediction for each in explain(bundle, inbox, frames)]
 
 
@@ -182,7 +187,7 @@ def _rendered(inbox: str, path: str, frame: int | None) -> tuple[NDArray[np.uint
     from dicomsort.pixels import PixelsError, render_sized
 
     try:
-        return render_sized(f"{inbox}/{path}", frame)
+        return render_sized(path if path.startswith("/") else f"{inbox}/{path}", frame)
     except PixelsError as error:
         return FramePrediction(problem=str(error))
 

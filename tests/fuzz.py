@@ -1,4 +1,4 @@
-"""``make fuzz``: coverage-guided mutation (libFuzzer by way of Atheris) of the header reader and the pixel loader."""
+"""``make fuzz``: coverage-guided mutation (libFuzzer by way of Atheris) of what reads headers, pixels and archives."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-MODULES = ["dicomsort.dicom", "dicomsort.pixels"]
+MODULES = ["dicomsort.archives", "dicomsort.dicom", "dicomsort.pixels", "tarfile", "zipfile"]
+NAMES = ["header", "pixels", "archive"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=int, default=600, help="for each target")
-    parser.add_argument("--target", help="this one alone, in this process", choices=["header", "pixels"])
+    parser.add_argument("--target", help="this one alone, in this process", choices=NAMES)
     parser.add_argument("options", nargs="*", help="of libFuzzer, after --, with --target")
     given = parser.parse_args()
     if given.target:
         _fuzz(given.target, given.options)
         return
-    ended = [_run(target, given.seconds) for target in ("header", "pixels")]
+    ended = [_run(target, given.seconds) for target in NAMES]
     sys.exit(max(ended))
 
 
@@ -38,7 +39,7 @@ def _fuzz(target: str, options: list[str]) -> None:
     with atheris.instrument_imports(include=MODULES):
         import fuzzing
     with tempfile.TemporaryDirectory(prefix="dicomsort-fuzz-") as folder:
-        fuzzing.seeds(Path(folder))
+        (fuzzing.archive_seeds if target == "archive" else fuzzing.seeds)(Path(folder))
         arguments = [sys.argv[0], *options, folder, str(fuzzing.CORPUS / target), f"-max_len={fuzzing.MOST}"]
         atheris.Setup(arguments, fuzzing.TARGETS[target])
         atheris.Fuzz()

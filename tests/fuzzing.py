@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from backports import zstd
 from building import make_dicom
+from packing import tarred, zipped
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+from dicomsort.archives import Limits, Request, remove_staging, unpack
 from dicomsort.dicom.headers import read_header
+from dicomsort.files import Files
 from dicomsort.pixels import PixelsError, render
-from dicomsort.records import Kind
+from dicomsort.records import Found, Kind
 
 CORPUS = Path(__file__).resolve().parent / "fuzz_corpus"
 MOST = 4096  # bytes of an input: every construct fits, and mutations stay near it
@@ -50,7 +56,29 @@ def pixels(data: bytes) -> None:
         assert (image.shape, image.dtype) == ((224, 224, 3), np.uint8)
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"header": header, "pixels": pixels}
+def archive(data: bytes) -> None:
+    """Unpacking gives members within the limits, or a reason, and writes nothing outside its folder."""
+    place = _place()
+    place.write_bytes(data)
+    folder = f"{place}.staging"
+    status = place.stat()
+    found = Found(place.name, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
+    try:
+        unpacked = unpack(Request(str(place.parent), found, folder, LIMITS))
+        assert not unpacked.failed
+        assert not (unpacked.reason and unpacked.members)
+        there = {path.name: path.stat().st_size for path in Path(folder).iterdir()} if unpacked.members else {}
+        assert {*there} == {member.file for member in unpacked.members if member.file}
+        assert sum(there.values()) <= LIMITS.bytes
+        for member in unpacked.members:
+            assert bool(member.file) != bool(member.reason)
+            assert not {"", ".", ".."} & set(member.name.split("/"))
+    finally:
+        remove_staging(Files(), folder)
+
+
+LIMITS = Limits(100, 1 << 20, 1 << 22, 200.0, 10.0)
+TARGETS: dict[str, Callable[[bytes], None]] = {"header": header, "pixels": pixels, "archive": archive}
 
 
 @lru_cache
@@ -59,6 +87,17 @@ def _place() -> Path:
     handle, path = tempfile.mkstemp(prefix="dicomsort-fuzz-", dir=memory if os.access(memory, os.W_OK) else None)
     os.close(handle)
     return Path(path)
+
+
+def archive_seeds(folder: Path) -> None:
+    """Small archives of each kind, to begin from."""
+    files = {"DICOM/1": b"one" * 30, "two": b"2"}
+    for number, method in enumerate((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)):
+        (folder / f"{number}.zip").write_bytes(zipped(files, method))
+    for mode in ("w", "w:gz", "w:bz2", "w:xz"):
+        for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+            (folder / f"{mode[2:]}.{kind}.tar").write_bytes(tarred({"x" * 120: b"long", **files}, mode, kind))
+    (folder / "zst.tar").write_bytes(zstd.compress(tarred(files)))
 
 
 def seeds(folder: Path) -> None:

@@ -57,6 +57,7 @@ CASES = {
     "damaged": (
         judged(header(CT, "CT", problem="truncated-header")), Status.UNREADABLE, "UNREADABLE", "CT", "none",
     ),
+    "archive": (judged(replace(header("", ""), problem="archive-damaged")), Status.UNREADABLE, "", "", "none"),
     "decided-before": (
         judged(header(MR, "MR"), SeriesPrediction(), JUDGE, placement("CT/x", reason="reviewed")), Status.SORTED,
         "CT", "CT", "study",
@@ -106,7 +107,7 @@ BY_STUDY = {"follows-series", "follows-study", "follows-held", "pixels-against-s
 def test_rule(rule: str) -> None:
     verdict, *expected = CASES[rule]
     assert [verdict.status, verdict.folder, verdict.class_, verdict.decided_by] == expected
-    own_reasons = {"ignored": "archive", "damaged": "truncated-header"}
+    own_reasons = {"ignored": "archive", "archive": "archive-damaged", "damaged": "truncated-header"}
     assert verdict.reason == own_reasons.get(rule, rule)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from dicomsort.errors import UsageError
 from dicomsort.files import fold
 from dicomsort.plan import Options, parse_layout, plan
 from dicomsort.plan.layout import MAX_COMPONENT, harmless, with_suffix
-from dicomsort.records import Examined, Found, Grouping, Header, Kind, Operation, Status, Verb, Verdict
+from dicomsort.records import OPENED, Examined, Found, Grouping, Header, Kind, Operation, Status, Verb, Verdict
 
 # Whatever the system may give: any bytes but these two, those that are no UTF-8 as lone surrogates (PEP 383).
 LETTERS, SIZES = st.sampled_from("xé日"), st.sampled_from([200, 251, 255])  # bytes, the last of a name at most
@@ -34,6 +35,7 @@ VERDICTS = st.sampled_from(
         Verdict(Status.REVIEW, "REVIEW/unsure", "", "unsure"),
         Verdict(Status.UNREADABLE, "UNREADABLE", "", "damaged"),
         Verdict(Status.IGNORED, reason="archive"),
+        Verdict(Status.IGNORED, reason="text"),
     ]
 )
 LAYOUTS = ["uid", "keep", "readable", "{class}/{patient_id}/{series_description}-{modality}.dcm", "{class}/{sop_uid}"]
@@ -48,7 +50,7 @@ class Fake:
         uids = [e.header.sop_uid for e in files]
         self.repeated = {uid for uid in uids if uids.count(uid) > 1}
         self.places: dict[tuple[str, str], str] = {}
-        self.kept: list[Operation] = []
+        self.kept: dict[str, list[Operation]] = {}
 
     def claim(self, name: str) -> bool:
         fresh = name not in self.names
@@ -67,11 +69,11 @@ class Fake:
     def given(self, sop: str, sha256: str | None) -> str | None:
         return next((place for (uid, sha), place in self.places.items() if uid == sop and sha256 in {None, sha}), None)
 
-    def defer(self, operation: Operation) -> None:
-        self.kept.append(operation)
+    def defer(self, operation: Operation, queue: str = "") -> None:
+        self.kept.setdefault(queue, []).append(operation)
 
-    def deferred(self) -> Iterator[Operation]:
-        return iter(self.kept)
+    def deferred(self, queue: str = "") -> Iterator[Operation]:
+        return iter(self.kept.get(queue, []))
 
     def holds(self, destination: str, content: Examined) -> bool | None:
         return None if destination not in self.there else self.there[destination] == content.sha256
@@ -131,6 +133,52 @@ def test_the_second_night_gives_the_same_names_and_places_nothing(
         if before.row and before.row.destination:
             assert after.row is not None
             assert there[after.row.destination] == before.sha256
+
+
+@given(
+    parts=st.lists(st.tuples(inboxes(), st.booleans()), max_size=3),
+    layout=st.sampled_from(LAYOUTS),
+    removes=st.booleans(),
+)
+def test_an_archive_moves_after_its_members_if_all_that_are_images_move(
+    *, parts: list[tuple[list[tuple[Examined, Grouping, Verdict]], bool]], layout: str, removes: bool
+) -> None:
+    files = [
+        each for number, (part, is_loose) in enumerate(parts) for each in (part if is_loose else boxed(number, part))
+    ]
+    options = Options(Verb.MOVE, parse_layout(layout), remove_duplicates=removes, outbox="/outbox")
+    operations = planned(files, {}, options)
+    assert sorted(o.row.source for o in operations if o.row) == sorted(e.found.path for e, _, _ in files)
+    assert [o.number for o in operations] == list(range(len(operations)))
+    targets = [fold(o.target) for o in operations if o.target]
+    assert len({*targets}) == len(targets)
+    for archive in (o for o in operations if o.row and OPENED in o.row.message):
+        members = [o for o in operations if o.row and o.row.source.startswith(f"{archive.source[6:]}!/")]
+        assert all(o.number < archive.number and o.verb in {Verb.MOVE, Verb.LEAVE} for o in members)
+        for member in members:
+            if member.verb is Verb.MOVE:
+                assert member.source.startswith("outbox/.dicomsort/runs/1/staging/")
+                assert (member.kept, member.kept_sha256) == (archive.source, archive.sha256)
+        statuses = {o.row.status for o in members if o.row and o.verb is Verb.LEAVE and o.row.reason != "text"}
+        assert (archive.verb is Verb.MOVE) == (statuses <= {Status.DUPLICATE})
+        assert archive.target in {"", f"outbox/ARCHIVES/{archive.source[6:]}"}
+
+
+def boxed(
+    number: int, members: list[tuple[Examined, Grouping, Verdict]]
+) -> Iterator[tuple[Examined, Grouping, Verdict]]:
+    """An archive that was opened, and the same files as its members."""
+    name = f"{number}.zip"
+    header = Header(Kind.UNKNOWN, ignored="archive", message=f"{OPENED}{len(members)} files")
+    archive = Examined(Found(name, 1, 1, 1, 1), header, hashlib.sha256(name.encode()).hexdigest())
+    yield archive, grouping_of(archive), Verdict(Status.IGNORED, reason="archive")
+    for place, (e, grouping, verdict) in enumerate(members):
+        staged = f"/outbox/.dicomsort/runs/1/staging/{number}/{place}"
+        yield (
+            replace(e, found=replace(e.found, path=f"{name}!/{e.found.path}", archive=name, unpacked=staged)),
+            grouping,
+            verdict,
+        )
 
 
 @given(TEXTS)

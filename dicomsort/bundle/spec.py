@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from dicomsort.errors import BundleChanged, BundleError, quoted
-from dicomsort.records import INPUT_SHAPE, REVIEW, UNREADABLE
+from dicomsort.records import ARCHIVES, INPUT_SHAPE, REVIEW, UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,7 +40,8 @@ _COPIED = (
     "name", "arch", "header_classes", "rendering_version", "training", "created_with", "model_sha256", "model_size",
 )  # fmt: skip
 # The names that an outbox, or a file system it may be copied to, reserves.
-_RESERVED = frozenset({REVIEW.casefold(), UNREADABLE.casefold(), "manifest.csv", "con", "prn", "aux", "nul"})
+_OWN = (REVIEW, UNREADABLE, ARCHIVES)
+_RESERVED = frozenset({*map(str.casefold, _OWN), "manifest.csv", "con", "prn", "aux", "nul"})
 
 
 def check(spec: object, where: str) -> dict[str, Any]:

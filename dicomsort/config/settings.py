@@ -15,6 +15,7 @@ MOST_SECONDS = 10 * 365 * 86_400  # ten years
 DAY = 86_400  # seconds
 MOST_WORKERS = 1024
 MOST_PORT = 65_535
+MOST_MIB = 1 << 30
 LOG_MIB, LOG_COUNT = 10.0, 5  # how large a log grows, and how many older ones are kept
 
 
@@ -69,6 +70,24 @@ class SortSettings:
         words=("keep", "remove"),
     )
     prune_empty: bool = setting(False, "Remove folders of the inbox that --move has emptied.")
+    archives: str = setting(
+        "leave", "Leave ZIP and TAR files in the inbox, or open them and sort what they hold.", words=("leave", "open")
+    )
+    archive_members: int = setting(
+        100_000, "Open no archive that holds more than N files.", "N", least=1, most=10_000_000
+    )
+    archive_file_size: float = setting(
+        4096.0, "Open no archive that holds a file of more than MIB.", "MIB", least=0.001, most=MOST_MIB
+    )
+    archive_size: float = setting(
+        65_536.0, "Open no archive whose files have more than MIB together.", "MIB", least=0.001, most=MOST_MIB
+    )
+    archive_ratio: float = setting(
+        200.0, "Open no archive whose files are more than N times its own size.", "N", least=1, most=1_000_000
+    )
+    archive_seconds: float = setting(
+        600.0, "Give up an archive that takes more than SECONDS to unpack.", "SECONDS", least=1, most=DAY
+    )
     held_ok: bool = setting(False, "Exit with 0 instead of 3 if files were held for a person.")
     workers: int | None = _WORKERS(
         None, "How many tasks run at the same time [default: one per core, or per thread of the cluster]."

@@ -28,6 +28,7 @@ _ARCHIVES: Final = {
     "zstd": (b"\x28\xb5\x2f\xfd",),
     "CAB": (b"MSCF",),
 }
+_OPENED: Final = frozenset({"ZIP", "tar", "gzip", "bzip2", "xz", "zstd"})  # gzip and the like where they hold TAR
 _OTHER_IMAGES: Final = {
     "TIFF": (b"II*\0", b"MM\0*"),
     "GIF": (b"GIF8",),
@@ -55,7 +56,8 @@ def executable(preamble: bytes) -> str:
     return _format_of(preamble, _EXECUTABLES)
 
 
-def _archive(data: bytes, size: int, more: Callable[[int, int], bytes]) -> str:
+def archive_of(data: bytes, size: int, more: Callable[[int, int], bytes]) -> str:
+    """Return what archive a file is by its first bytes, "" for none."""
     name = _format_of(data, _ARCHIVES)
     if name or data[_TAR] == b"ustar":
         return name or "tar"
@@ -73,7 +75,8 @@ def not_an_image(data: bytes, size: int, name: str, more: Callable[[int, int], b
             return _unknown("truncated-header", message=f"the DICOM preamble ends after {size} bytes")
         problem = "not-dicom" if is_dicom else "not-an-image-despite-name"
         return _unknown(problem, message=f"expected {expected} by its name, received other content")
-    if archive := _archive(data, size, more):
-        return _unknown(ignored="archive", message=f"{archive} archive: unpack it to sort what it holds")
+    if archive := archive_of(data, size, more):
+        how = "`sort --archives open` opens it" if archive in _OPENED else "unpack it to sort what it holds"
+        return _unknown(ignored="archive", message=f"{archive} archive: {how}")
     image = _format_of(data, _OTHER_IMAGES)
     return _unknown(ignored="not-an-image", message=image and f"{image}: only DICOM, PNG and JPEG are sorted")

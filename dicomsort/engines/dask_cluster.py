@@ -230,13 +230,13 @@ class ClusterEngine(Engine):
         self._loop.set_exception_handler(lambda _loop, _context: None)  # else it logs what is dropped at the end
         self._watching = asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
 
-    def submit(self, function: Callable[[T], R], task: T, /) -> Future[R]:
+    def submit(self, function: Callable[[T], R], task: T, /, seconds: float | None = None) -> Future[R]:
         """Send a task to the scheduler; blocks while four a worker (or ``workers``, where given) are pending."""
         self._slots.take()
         future: Future[R] = Future()
         future.set_running_or_notify_cancel()
         try:  # as bytes, because Dask would look for tasks of its own inside lists and tuples
-            payload = pickle.dumps((function, task, self._settings), pickle.HIGHEST_PROTOCOL)
+            payload = pickle.dumps((function, task, seconds, self._settings), pickle.HIGHEST_PROTOCOL)
             sent = self._client.submit(self._run, __version__, payload, pure=False)
         except Exception as error:  # noqa: BLE001 - whoever asks for the result gets it
             self._slots.give()
@@ -247,7 +247,7 @@ class ClusterEngine(Engine):
                 self._pending[future] = asyncio.run_coroutine_threadsafe(self._deliver(sent, future), self._loop)
                 return future
         self._slots.give()
-        return self.submit(function, task)  # raises the reason why it was closed meanwhile
+        return self.submit(function, task, seconds)  # raises the reason why it was closed meanwhile
 
     def check_workers(self, snapshot: Callable[[], T], difference: Callable[[T], str], /) -> None:
         """Ask every worker at once, and each that joins later before its first task."""

@@ -51,7 +51,7 @@ _confirmed: set[bytes] = set()
 
 
 def run_here(version: str, payload: bytes) -> object:
-    """Run a pickled ``(function, task, settings)`` in a process that can be killed.
+    """Run a pickled ``(function, task, seconds, settings)`` in a process that can be killed.
 
     ``version`` is compared before anything is unpickled that may have changed with it.
     """
@@ -61,11 +61,11 @@ def run_here(version: str, payload: bytes) -> object:
     if version != __version__:
         message = f"{_named(worker)}: expected dicomsort {version}, received {__version__}; install the same there"
         raise DicomsortError(message)
-    function, task, settings = pickle.loads(payload)  # noqa: S301 - Dask's own wire is pickle too
+    function, task, seconds, settings = pickle.loads(payload)  # noqa: S301 - Dask's own wire is pickle too
     with _local_engine(worker, settings) as engine:
         if settings.requirement and (difference := _difference(engine, settings.requirement)):
             raise DicomsortError(f"{_named(worker)}: {difference}")
-        return engine.submit(function, task).result()
+        return engine.submit(function, task, seconds).result()
 
 
 async def check_host(settings: Settings, dask_worker: Any) -> tuple[str, str]:

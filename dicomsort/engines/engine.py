@@ -38,8 +38,8 @@ class Engine(Protocol):
 
     workers: int
 
-    def submit(self, function: Callable[[T], R], task: T, /) -> Future[R]:
-        """Run ``function(task)``; blocks while too many tasks wait already.
+    def submit(self, function: Callable[[T], R], task: T, /, seconds: float | None = None) -> Future[R]:
+        """Run ``function(task)``, for ``seconds`` at most (None: the engine's limit); blocks while too many tasks wait.
 
         The future holds the result, the exception that the function raised, or ``WorkerLost`` where the task killed
         its worker or ran past a limit. Raises ``DicomsortError`` where the engine is closed.
@@ -146,7 +146,7 @@ class SerialEngine(Engine):
     workers = 1
     _closed = False
 
-    def submit(self, function: Callable[[T], R], task: T, /) -> Future[R]:
+    def submit(self, function: Callable[[T], R], task: T, /, seconds: float | None = None) -> Future[R]:  # noqa: ARG002
         """Run the task now; the future is done."""
         if self._closed:
             raise DicomsortError(CLOSED)

@@ -41,6 +41,7 @@ class _Job(NamedTuple):
     function: Callable[[Any], Any]
     task: Any
     future: Future[Any]
+    seconds: float
 
 
 class _Worker:
@@ -138,7 +139,7 @@ class ProcessEngine(Engine):
         self._threads: list[threading.Thread] = []
         self._start(self._watch, "dicomsort-watchdog")
 
-    def submit(self, function: Callable[[T], R], task: T, /) -> Future[R]:
+    def submit(self, function: Callable[[T], R], task: T, /, seconds: float | None = None) -> Future[R]:
         """Queue a task; blocks while four a worker wait."""
         self._slots.take()
         future: Future[R] = Future()
@@ -148,7 +149,7 @@ class ProcessEngine(Engine):
             if self._unfinished >= self._feeders < self.workers:
                 self._add_feeder()
             self._unfinished += 1
-            self._jobs.put(_Job(function, task, future))
+            self._jobs.put(_Job(function, task, future, seconds or self._limits.seconds))
         return future
 
     def close(self) -> None:
@@ -220,7 +221,7 @@ class ProcessEngine(Engine):
 
     def _complete(self, number: int, job: _Job) -> None:
         try:
-            result = self._run(number, job.function, job.task)
+            result = self._run(number, job)
         except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
             self._count_finished()
             job.future.set_exception(error)
@@ -232,8 +233,8 @@ class ProcessEngine(Engine):
         with self._lock:
             self._unfinished -= 1
 
-    def _run(self, number: int, function: Callable[[Any], Any], task: object) -> object:
-        name, message = pickle.dumps(function), pickle.dumps(task, pickle.HIGHEST_PROTOCOL)
+    def _run(self, number: int, job: _Job) -> object:
+        name, message = pickle.dumps(job.function), pickle.dumps(job.task, pickle.HIGHEST_PROTOCOL)
         worker = self._ready(number)
         try:
             outcome: str = "done"
@@ -245,7 +246,7 @@ class ProcessEngine(Engine):
                     raise DicomsortError(f"expected memory for a worker process, received none; {shortage()}")
             if outcome == "done":
                 worker.known.add(name)
-                outcome, value = worker.ask((name, message), self._limits.seconds)
+                outcome, value = worker.ask((name, message), job.seconds)
         except WorkerLost:
             if self._slots.closed:  # close killed it: the task is not to blame
                 raise DicomsortError(CLOSED) from None

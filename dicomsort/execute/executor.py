@@ -19,9 +19,11 @@ from dicomsort.errors import PlacingFailed
 from dicomsort.execute.placing import Fatal, Placer, Roots, ending
 from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up
 from dicomsort.journal import Journal, Plan
-from dicomsort.records import Operation, Outcome, Result, Verb
+from dicomsort.records import ARCHIVES, Operation, Outcome, Result, Verb
 
+_NOT_WHOLE = "it stays, as not everything in it was placed"
 _NAME_REFUSED = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
+_ARCHIVED = f"outbox/{ARCHIVES}/"
 _NOT_EMPTY = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY})
 
 
@@ -190,6 +192,7 @@ class Executor:
         self._tries_all = tries_all
         self._is_resumed = bool(journal.known.begun) or any(journal.known.outcomes)
         self._refused, self._refusals = "", 0  # the first refusal of the disk, and their number, where all is tried
+        self._not_whole: set[str] = set()  # archives of which a member was not placed
         self._put_off: set[str] = set()  # files and folders of operations that are left to a resume
         self._is_far = is_network(roots.outbox)
         self._placer.copies = os.stat(roots.inbox).st_dev != os.stat(roots.outbox).st_dev
@@ -207,6 +210,7 @@ class Executor:
                         self._folder_batch(batch)
                     else:
                         self._file_batch([o for o in batch if o.verb is not Verb.LEAVE])
+                        self._not_whole.update(o.kept for o in batch if o.kept_sha256 and not self._is_placed(o))
                     on_done([o for o in batch if self._journal.known.has_ended(o.number)] if self._refused else batch)
         if self._refused:
             times = f" ({self._refusals:,} refusals in all)" if self._refusals > 1 else ""
@@ -250,6 +254,10 @@ class Executor:
             if isinstance(result, Fatal):
                 self._refuse(result.message)
 
+    def _is_placed(self, o: Operation) -> bool:
+        result = self._journal.known.result(o.number)
+        return result is not None and result.outcome in {Outcome.DONE, Outcome.DUPLICATE}
+
     def _put_off_all(self, operations: Iterable[Operation]) -> None:
         """Leave operations to a resume, and with them what would remove their sources, or the folders of either."""
         for o in operations:
@@ -264,6 +272,8 @@ class Executor:
 
     def _place(self, waiting: list[Operation]) -> None:
         absent, refused = self._folders.survey(waiting)
+        stays = [o.number for o in waiting if o.source in self._not_whole]
+        refused |= {number: Result(number, Outcome.SKIPPED, _NOT_WHOLE) for number in stays}
         check = lambda o: self._placer.check(o, fresh=parent(o.target) in absent)
         found = self._each(check, waiting, at_once=_kind(waiting[0]) == "remove")  # which compares every byte
         checked = [result or refused.get(o.number) for o, result in zip(waiting, found, strict=True)]
@@ -369,10 +379,15 @@ def _slices(operations: Sequence[Operation], threads: int) -> Iterator[Sequence[
 
 
 def _kind(operation: Operation) -> str:
-    """Return the kind, one a batch: a duplicate is removed only after what it equals was placed."""
+    """Return the kind, one a batch: a duplicate is removed after what it equals was placed, an archive moved after all.
+
+    An undo moves archives back before it removes what came out of them.
+    """
     verb = operation.verb
     if verb is Verb.MAKE_FOLDER or verb is Verb.REMOVE_FOLDER:
         return "folder"
+    if operation.target.startswith(_ARCHIVED) or operation.source.startswith(_ARCHIVED):
+        return "archive"
     return "remove" if verb is Verb.REMOVE else "place"
 
 

@@ -8,6 +8,7 @@ import stat
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dicomsort.execute.leaving import CANNOT_LEAVE, Leaving
 from dicomsort.files import (
     NO_LINK,
     PATH_MAX,
@@ -16,6 +17,7 @@ from dicomsort.files import (
     Files,
     begins_with,
     copy,
+    hashed,
     look_up,
     opened,
     same_bytes,
@@ -25,7 +27,6 @@ from dicomsort.journal import Replay
 from dicomsort.metadata import ACL, Applied, Metadata, apply_metadata, copy_with_metadata, metadata_of
 from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
-CANNOT_LEAVE = "its folder may not be changed, so the file cannot leave it"
 _CHANGED_SINCE = "the file changed while it was placed"
 _NOT_KEPT = "the kept file does not hold the same bytes any more"
 _UNITS = (1, 100, 10**3, 10**6, 10**9, 2 * 10**9)  # nanoseconds, in which file systems keep times
@@ -68,29 +69,6 @@ def ending(o: Operation, error: OSError, what: str) -> Result | Fatal:
     return Result(o.number, Outcome.FAILED, reason)
 
 
-class Leaving:
-    """From which folders this process may remove files; each folder is looked up once."""
-
-    def __init__(self) -> None:
-        self._folders: dict[str, tuple[bool, bool]] = {}  # whether it may be changed; whether only by a file's owner
-
-    def may_leave(self, path: str, status: os.stat_result) -> bool:
-        """Whether a file, at an absolute path and with that status, may be removed from its folder."""
-        may_change, is_sticky = self._rights(path.rpartition("/")[0])
-        return may_change and (not is_sticky or status.st_uid == os.geteuid())
-
-    def depends_on_owner(self, folder: str) -> bool:
-        """Whether only the owner of a file may remove it from a folder."""
-        return self._rights(folder)[1]
-
-    def _rights(self, folder: str) -> tuple[bool, bool]:
-        if folder not in self._folders:
-            there, user = os.stat(folder), os.geteuid()
-            is_sticky = bool(there.st_mode & stat.S_ISVTX) and user not in {0, there.st_uid}
-            self._folders[folder] = os.access(folder, os.W_OK | os.X_OK), is_sticky
-        return self._folders[folder]
-
-
 class Placer:
     """Checks, applies and finishes single operations; safe to call from several threads.
 
@@ -103,6 +81,7 @@ class Placer:
         self._run = run
         self._begun = frozenset(known.begun)
         self._leaving = Leaving()
+        self._archives: dict[tuple[str | int, ...], str] = {}  # SHA-256 of those that were read, by their status
         self._has_links: bool | None = None  # whether the targets' file system makes links; None before it is tried
         self.copies = False  # whether links were refused, so that files were copied instead
         # Copies that were read again: device, inode, mtime of the new file, and the source's ctime before it was read.
@@ -125,13 +104,31 @@ class Placer:
             return self._recognise(o, target, source) if o.number in self._begun else self._occupied(o, target)
         if source is None:
             return Result(o.number, Outcome.CHANGED, "the file is gone")
-        if not _unchanged(o, source):
+        if not _unchanged(o, source) or (source.st_ino != o.inode and sha256_of(path) != o.sha256):
             return Result(o.number, Outcome.CHANGED, "the file changed after it was judged")
         if (o.verb is Verb.MOVE or o.verb is Verb.REMOVE) and not self._leaving.may_leave(path, source):
             return Result(o.number, Outcome.FAILED, CANNOT_LEAVE)
-        if o.verb is Verb.REMOVE and not self._same(o.source, o.kept):
+        if o.verb is Verb.REMOVE and not self._is_kept(o):
             return Result(o.number, Outcome.CHANGED, _NOT_KEPT)
         return None
+
+    def _is_kept(self, o: Operation) -> bool:
+        """Whether ``kept`` holds the bytes of the source: it equals it, or is the archive that it came out of."""
+        if not o.kept_sha256:
+            return self._same(o.source, o.kept)
+        with contextlib.suppress(FileNotFoundError):
+            return self._is_archive(o) and sha256_of(self._roots.absolute(o.source)) == o.sha256
+        return False
+
+    def _is_archive(self, o: Operation) -> bool:
+        """Whether the archive that held a file is whole; it is read once, as long as nothing changes it."""
+        path = self._roots.absolute(o.kept)
+        with opened(path) as descriptor:
+            status = os.fstat(descriptor)
+            key = (o.kept, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            if key not in self._archives:
+                self._archives[key] = hashed(descriptor)
+            return self._archives[key] == o.kept_sha256
 
     def _recognise(self, o: Operation, target: os.stat_result, source: os.stat_result | None) -> Result | None:
         """Return the result where an interrupted attempt may have made the target; None where it must be made again."""
@@ -218,7 +215,7 @@ class Placer:
             self.copies = True
             return self._copy(o, target)
         there = os.lstat(target)
-        if there.st_ino != o.inode:
+        if there.st_ino != o.inode and not _is_member(o):
             source = look_up(self._roots.absolute(o.source))
             if source is not None and os.path.samestat(source, there):  # replaced since the check: it stays there
                 self._files.unlink(target)  # else somebody put another file there since the link
@@ -341,7 +338,7 @@ class Placer:
                 is_one = os.path.samestat(os.fstat(mine), os.fstat(theirs))
                 if not (self._is_locked(mine) and (is_one or self._is_locked(theirs, shared=True))):
                     return Result(o.number, Outcome.FAILED, "another run removes it, or its kept copy")
-                is_kept = _is_at(theirs, kept) and same_bytes(path, kept)
+                is_kept = _is_at(theirs, kept) and self._is_kept(o)
                 if _has_changed(path, source):  # comparing takes a while
                     return Result(o.number, Outcome.CHANGED, _CHANGED_SINCE)
                 return self._unlinked(o) if is_kept else Result(o.number, Outcome.CHANGED, _NOT_KEPT)
@@ -466,7 +463,13 @@ def is_stamped(status: os.stat_result, stamp_ns: int) -> bool:
 def _unchanged(o: Operation, status: os.stat_result) -> bool:
     """Whether this is the file that the plan means; one that was linked may have its new time already."""
     is_timed = status.st_mtime_ns == o.mtime_ns or (o.stamp_ns is not None and is_stamped(status, o.stamp_ns))
-    return is_timed and status.st_ino == o.inode and status.st_size == o.size and stat.S_ISREG(status.st_mode)
+    is_same = status.st_ino == o.inode or _is_member(o)
+    return is_timed and is_same and status.st_size == o.size and stat.S_ISREG(status.st_mode)
+
+
+def _is_member(o: Operation) -> bool:
+    """Whether a file came out of an archive: it may have been unpacked again, which gives it another inode."""
+    return bool(o.target and o.kept_sha256)
 
 
 def _is_one_file(o: Operation, target: os.stat_result, source: os.stat_result | None) -> bool:

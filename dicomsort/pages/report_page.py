@@ -286,6 +286,8 @@ def _remarks(report: Report) -> Iterator[str]:
         more = summary.archives_found - min(NAMED, len(summary.archives))
         names = ", ".join(shown(name, 120) for name in summary.archives[:NAMED])
         yield f"Archives, left unopened: {names}{f' and {more:,} more' if more else ''}."
+    if summary.archives_opened:
+        yield f"{_files(summary.members)} lay in archives that were opened: {summary.archives_opened:,}."
     for note in report.run.summary.notes if report.run.summary else ():
         yield shown(_without_folders(note, report.run))
 

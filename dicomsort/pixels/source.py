@@ -17,6 +17,7 @@ from dicomsort.dicom import file_meta, full_parser
 from dicomsort.dicom.elements import ByteSource, NeedsFullParser, ReadingEnded
 from dicomsort.dicom.encoding import HEADER_SIZE, Encoding
 from dicomsort.dicom.full_parser import ElementStart
+from dicomsort.dicom.magic import archive_of
 from dicomsort.pixels.limits import MAX_INFLATED, PixelsError
 from dicomsort.pixels.values import TAGS, make_reader, read_elements, text
 
@@ -42,7 +43,8 @@ def read(content: ByteSource) -> Source:
     start = file_meta.offset(head) or 0
     # Without a preamble, a data set starts with group 0002 or 0008, in either byte order.
     if not start and not (head[:2] in {b"\x02\0", b"\x08\0", b"\0\x08", b"\0\0"} and any(head[4:8])):
-        raise PixelsError("neither PNG, JPEG nor DICOM")
+        archive = archive_of(head, len(head), lambda *_: b"")
+        raise PixelsError(f"{archive} archive: only `sort` opens it" if archive else "neither PNG, JPEG nor DICOM")
     syntax, start = _read_syntax(content, start, head[start : start + 2])
     if syntax == uid.DeflatedExplicitVRLittleEndian:
         content, start = _inflate(content, start), 0

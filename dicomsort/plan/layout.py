@@ -39,11 +39,11 @@ class PlanContext(NameLookup, Protocol):
     def given(self, sop: str, sha256: str | None) -> str | None:
         """Return where this run will put the first file with this SOP Instance UID, of this or (None) any content."""
 
-    def defer(self, operation: Operation) -> None:
+    def defer(self, operation: Operation, queue: str = "", /) -> None:
         """Store an operation for later."""
 
-    def deferred(self) -> Iterator[Operation]:
-        """Yield the stored operations in their order."""
+    def deferred(self, queue: str = "", /) -> Iterator[Operation]:
+        """Yield the stored operations of a queue in their order."""
 
 
 MAX_COMPONENT = 64

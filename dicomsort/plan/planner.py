@@ -14,6 +14,8 @@ from itertools import chain
 from dicomsort.files import fold
 from dicomsort.plan.layout import Layout, NameLookup, PlanContext, parents, prove_inside, with_suffix
 from dicomsort.records import (
+    ARCHIVES,
+    OPENED,
     OTHER,
     REVIEW,
     REVIEWED,
@@ -29,6 +31,7 @@ from dicomsort.records import (
 )
 
 COLLISION = "uid-collision"
+_ARCHIVES = "archives"  # the queue of what becomes of them
 _NO_NAME = "every name it could get is taken by other files, or too long"
 _CODE = re.compile(r"[A-Z0-9_ ]{0,16}")  # a Code String (PS3.5 6.2); what is typed there instead may be a name
 _ACTIONS = {Verb.COPY: Action.COPIED, Verb.MOVE: Action.MOVED, Verb.LINK: Action.LINKED}
@@ -36,12 +39,16 @@ _ACTIONS = {Verb.COPY: Action.COPIED, Verb.MOVE: Action.MOVED, Verb.LINK: Action
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to place: COPY, MOVE or LINK; the layout; whether proven duplicates and emptied folders are removed."""
+    """How to place: COPY, MOVE or LINK; the layout; whether proven duplicates and emptied folders are removed.
+
+    ``outbox`` is the absolute path of the outbox, below which archives were unpacked.
+    """
 
     verb: Verb
     layout: Layout
     remove_duplicates: bool = False
     prune_empty: bool = False
+    outbox: str = ""
 
 
 def plan(
@@ -50,24 +57,34 @@ def plan(
     options: Options,
     context: PlanContext,
 ) -> Generator[Operation]:
-    """Yield the operations, numbered from 0: files in path order, then duplicates to remove, then folders to prune.
+    """Yield the operations, numbered from 0: files in path order, archives, duplicates to remove, folders to prune.
 
-    ``folders`` yields path, mode and mtime (ns) of the inbox's folders, each after those within it.
+    ``files`` holds each archive that was opened before its members. ``folders`` yields path, mode and mtime (ns) of the
+    inbox's folders, each after those within it.
     """
     planner = _Planner(options, context)
     emptied: set[str] = set()
     number = 0
+
+    def empties(operation: Operation) -> None:
+        if options.prune_empty and operation.verb in {Verb.MOVE, Verb.REMOVE} and not operation.kept_sha256:
+            emptied.update(parents(operation.source.removeprefix("inbox/")))
+
     for e, grouping, verdict in files:
         operation = planner.operation(number, e, grouping, verdict)
-        if options.prune_empty and operation.verb in {Verb.MOVE, Verb.REMOVE}:
-            emptied.update(parents(e.found.path))
+        if operation is None:
+            continue
+        empties(operation)
         if operation.verb is Verb.REMOVE:
             context.defer(operation)
             continue
         yield operation
         number += 1
+    planner.end_archive()
+    for operation in context.deferred(_ARCHIVES):
+        empties(operation)
     pruned = (_prune("inbox", *folder) for folder in folders() if folder[0] in emptied) if emptied else ()
-    for operation in chain(context.deferred(), pruned):
+    for operation in chain(context.deferred(_ARCHIVES), context.deferred(), pruned):
         yield replace(operation, number=number)
         number += 1
 
@@ -76,15 +93,65 @@ def _prune(root: str, path: str, mode: int, mtime_ns: int) -> Operation:
     return Operation(0, Verb.REMOVE_FOLDER, f"{root}/{path}", mode=mode, mtime_ns=mtime_ns)
 
 
+@dataclass(slots=True)
+class _Opened:
+    """An archive that was opened, and whether its members so far were placed, or wait."""
+
+    examined: Examined
+    verdict: Verdict
+    is_placed: bool = True
+    settles: bool = False
+
+    def add(self, operation: Operation) -> None:
+        """Take a member into account; what is no image need not be placed, but a further archive may hold some."""
+        status, reason = (operation.row.status, operation.row.reason) if operation.row else ("", "")
+        is_needless = status == Status.DUPLICATE or (status == Status.IGNORED and reason != "archive")
+        self.is_placed &= operation.verb is not Verb.LEAVE or is_needless
+        self.settles |= status == Status.SETTLING
+
+
 class _Planner:
     def __init__(self, options: Options, context: PlanContext) -> None:
         self._options = options
         self._context = context
         self._number = 0  # of the operation at hand
         self._by_instance = options.layout.by_instance
+        self._archive: _Opened | None = None
 
-    def operation(self, number: int, e: Examined, grouping: Grouping, verdict: Verdict) -> Operation:
+    def operation(self, number: int, e: Examined, grouping: Grouping, verdict: Verdict) -> Operation | None:
+        """Return what becomes of a file; None of an archive that was opened, which follows its members."""
         self._number = number
+        if self._archive is not None and e.found.archive == self._archive.examined.found.path:
+            operation = self._of_file(e, grouping, verdict)
+            self._archive.add(operation)
+            return operation
+        self.end_archive()
+        if not e.found.archive and OPENED in e.header.message:
+            self._archive = _Opened(e, verdict)
+            return None
+        return self._of_file(e, grouping, verdict)
+
+    def end_archive(self) -> None:
+        """Plan what becomes of the archive whose members came last, if any."""
+        if opened := self._archive:
+            self._archive = None
+            self._context.defer(self._of_archive(opened), _ARCHIVES)
+
+    def _of_archive(self, opened: _Opened) -> Operation:
+        """An archive moves where all of it that is an image was placed."""
+        e, verdict = opened.examined, opened.verdict
+        if opened.settles:
+            return self._leave(e, replace(verdict, status=Status.SETTLING, reason=Status.SETTLING))
+        if self._options.verb is not Verb.MOVE or verdict.status is Status.SETTLING:
+            return self._leave(e, verdict)
+        if not opened.is_placed:
+            return self._leave(e, replace(verdict, note="it stays, as not everything in it was placed"))
+        destination, same = self._destination(e, replace(verdict, folder=ARCHIVES), with_uids=False)
+        if same is not None:
+            return self._leave(e, replace(verdict, note=f"it stays, as {destination} holds it, or {_NO_NAME}"))
+        return self._place(e, verdict, destination)
+
+    def _of_file(self, e: Examined, grouping: Grouping, verdict: Verdict) -> Operation:
         if not verdict.folder:
             return self._leave(e, verdict)
         with_uids = bool(grouping.study) and verdict.status is not Status.UNREADABLE
@@ -128,17 +195,20 @@ class _Planner:
         return path, False
 
     def _place(self, e: Examined, verdict: Verdict, destination: str) -> Operation:
-        verb = self._options.verb
-        row = row_of(e, verdict, destination, _ACTIONS[verb])
-        found = e.found
+        verb, found, kept, kept_sha256 = self._options.verb, e.found, "", ""
+        source, action = f"inbox/{found.path}", _ACTIONS[verb]
+        if archive := self._archive:  # a member moves out of the folder that the archive was unpacked to
+            verb, action = Verb.MOVE, Action.COPIED
+            source = f"outbox{found.unpacked.removeprefix(self._options.outbox)}"
+            kept, kept_sha256 = f"inbox/{found.archive}", archive.examined.sha256
         return Operation(
-            self._number, verb, f"inbox/{found.path}", f"outbox/{destination}", "", found.size, found.mtime_ns,
-            found.device, found.inode, found.mode, e.sha256, row=row,
+            self._number, verb, source, f"outbox/{destination}", kept, found.size, found.mtime_ns, found.device,
+            found.inode, found.mode, e.sha256, row=row_of(e, verdict, destination, action), kept_sha256=kept_sha256,
         )  # fmt: skip
 
     def _duplicate(self, e: Examined, verdict: Verdict, destination: str) -> Operation:
         verdict = replace(verdict, status=Status.DUPLICATE)
-        if not self._options.remove_duplicates:
+        if not self._options.remove_duplicates or self._archive:
             return self._leave(e, verdict, destination)
         placed = self._place(e, verdict, destination)
         row = row_of(e, verdict, destination, Action.REMOVED)
@@ -146,7 +216,8 @@ class _Planner:
 
     def _leave(self, e: Examined, verdict: Verdict, destination: str = "") -> Operation:
         row = row_of(e, verdict, destination, Action.LEFT)
-        return Operation(self._number, Verb.LEAVE, f"inbox/{e.found.path}", size=e.found.size, sha256=e.sha256, row=row)
+        source = f"inbox/{e.found.archive or e.found.path}"  # a member's name may be no path
+        return Operation(self._number, Verb.LEAVE, source, size=e.found.size, sha256=e.sha256, row=row)
 
 
 def _collision(verdict: Verdict, other: str) -> Verdict:

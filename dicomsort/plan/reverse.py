@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Protocol
 
-from dicomsort.records import Action, Found, Lost, Operation, Outcome, Result, Status, Verb
+from dicomsort.records import ARCHIVES, Action, Found, Lost, Operation, Outcome, Result, Status, Verb
 
 _COARSE = 2_000_000_000  # nanoseconds: some file systems keep times to two seconds
 _EARLIEST = 315_532_800 * 10**9  # 1980, where the times of FAT begin, and
@@ -45,16 +45,25 @@ def reverse(
     """Yield the operations that undo a run, numbered from 0; what a later run placed, or needs for its undo, stays.
 
     ``done`` yields the run's operations that ended, each time it is called; ``made`` are the folders it made, parents
-    first. Removed duplicates are restored first, while their kept copies are still there; then files go back; then
-    pruned folders are made again; last, folders that the run made are removed.
+    first. Removed duplicates are restored first, while their kept copies are still there; then archives go back, then
+    files; what came out of an archive is removed. Then pruned folders are made again; last, folders that the run made
+    are removed.
     """
     unmade = (Operation(0, Verb.REMOVE_FOLDER, path) for path in reversed(made))
     waiting: dict[str, str] = {}  # kept copies of duplicates that cannot be restored yet, and why
     steps = chain(
-        _restored(done(), context, waiting), _returned(done(), context, waiting), _folders_again(done()), unmade
+        _restored(done(), context, waiting),
+        _returned((each for each in done() if _is_archived(each[0])), context, waiting),
+        _returned((each for each in done() if not _is_archived(each[0])), context, waiting),
+        _folders_again(done()),
+        unmade,
     )
     for number, operation in enumerate(steps):
         yield replace(operation, number=number)
+
+
+def _is_archived(o: Operation) -> bool:
+    return o.target.startswith(f"outbox/{ARCHIVES}/")
 
 
 def _restored(
@@ -90,12 +99,14 @@ def _returned(
             yield _left(o, message, Status.FAILED)
         elif there is None and (moved_by := context.moved_by(o.target, o.sha256)):
             yield _left(o, f"run {moved_by} moved it since: undo that run first")
-        elif there is None and source is not None:
+        elif there is None and (source is not None or o.kept_sha256):
             continue  # undone already, or taken from the outbox by somebody
         elif filled_by:
             yield _left(o, f"it is gone; run {filled_by} placed another file there since")
         elif needed_by := context.needed_by(o.target):
             yield _left(o, f"run {needed_by} removed a duplicate of it: undo that run first")
+        elif o.kept_sha256:
+            yield replace(_back(o, result, there, context), verb=Verb.REMOVE, target="")
         elif source is None:  # for a copy, too, whose source is gone: the only one left goes back instead of away
             yield replace(_with_metadata(_back(o, result, there, context), result.lost), verb=Verb.MOVE)
         else:

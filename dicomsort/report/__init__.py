@@ -13,7 +13,7 @@ from dicomsort.errors import DicomsortError, StateDamaged, command, counted
 from dicomsort.files import Files, closing_descriptor, look_up, opened_file
 from dicomsort.journal import runs_folder
 from dicomsort.jsonlines import parse
-from dicomsort.records import REVIEW, Action, Operation, Outcome, Result, Row, Status, Verb
+from dicomsort.records import MEMBER, OPENED, REVIEW, Action, Operation, Outcome, Result, Row, Status, Verb
 from dicomsort.report.manifest import MANIFEST, PLACED, has_rows, history
 from dicomsort.report.manifest_reader import COLUMNS, Damages, read_rows
 from dicomsort.report.text import cell, printable, visible
@@ -48,10 +48,18 @@ _MOST = 1 << 62
 _COUNTERS = ("statuses", "classes", "actions", "held", "causes")
 _TYPES: dict[str, type] = {
     "run_id": str, "verb": str, "dry_run": bool, "found": int, "bytes": int, "seconds": float, "archives": list,
-    "archives_found": int, "notes": list, "stages": dict, "troubled": list, "undoes": str,
+    "archives_found": int, "archives_opened": int, "members": int, "notes": list, "stages": dict, "troubled": list,
+    "undoes": str,
     **dict.fromkeys(_COUNTERS, dict),
 }  # fmt: skip
-_LATER: dict[str, Any] = {"stages": {}, "causes": {}, "troubled": [], "undoes": ""}  # not in old files
+_LATER: dict[str, Any] = {
+    "stages": {},
+    "causes": {},
+    "troubled": [],
+    "undoes": "",
+    "archives_opened": 0,
+    "members": 0,
+}  # not in old files
 _ENDED = {Outcome.DUPLICATE: Status.DUPLICATE, Outcome.CONFLICT: Status.CONFLICT, Outcome.CHANGED: Status.CHANGED}
 
 
@@ -69,8 +77,10 @@ class Summary:
     classes: Counter[str] = field(default_factory=Counter)  # of what was placed in a class folder or OTHER
     actions: Counter[str] = field(default_factory=Counter)
     held: Counter[str] = field(default_factory=Counter)  # by reason
-    archives: list[str] = field(default_factory=list)  # the first NAMED of them; all are in the manifest
+    archives: list[str] = field(default_factory=list)  # left unopened: the first NAMED; all are in the manifest
     archives_found: int = 0
+    archives_opened: int = 0
+    members: int = 0  # files in archives, which ``found`` counts, too
     notes: list[str] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)  # seconds of each, in their order; empty where not measured
     causes: Counter[str] = field(default_factory=Counter)  # of what failed or changed
@@ -105,10 +115,17 @@ class Summary:
                 self.troubled.append(row.source)
         if row.action in PLACED and row.destination.startswith(f"{REVIEW}/"):
             self.in_review += 1
+        self.members += MEMBER in row.source
         if row.reason == "archive":
-            self.archives_found += 1
-            if len(self.archives) < NAMED:
-                self.archives.append(row.source)
+            self._count_archive(row)
+
+    def _count_archive(self, row: Row) -> None:
+        if OPENED in row.message:
+            self.archives_opened += 1
+            return
+        self.archives_found += 1
+        if len(self.archives) < NAMED:
+            self.archives.append(row.source)
 
     @property
     def needs_person(self) -> bool:
@@ -178,6 +195,8 @@ def final_row(row: Row, operation: Operation, result: Result | None) -> Row:
     message = "; ".join(filter(None, (result.message, row.message)))
     if is_done:
         return replace(row, message=message)
+    if result.outcome is Outcome.SKIPPED:
+        return replace(row, action=Action.LEFT, destination="", message=message)
     status = _ENDED.get(result.outcome, Status.FAILED)
     left = replace(row, status=status, action=Action.LEFT, message=message)
     return left if result.outcome is Outcome.DUPLICATE else replace(left, destination="", reason=str(status))

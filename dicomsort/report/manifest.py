@@ -22,7 +22,7 @@ from dicomsort.errors import DicomsortError, StateDamaged, counted
 from dicomsort.files import NO_LINK, Files, closing_descriptor, copy, flush_path, look_up, opened_file
 from dicomsort.journal import STATE, Journal, runs_folder
 from dicomsort.metadata import apply_metadata, metadata_of
-from dicomsort.records import Action, Placement, Row, Status
+from dicomsort.records import MEMBER, OPENED, Action, Placement, Row, Status
 from dicomsort.report.manifest_reader import (
     COLUMNS,
     HEAD,
@@ -168,6 +168,38 @@ def history(outbox: str, on_damage: Callable[[Record], None] | None = None) -> I
         if row.destination and (row.action in PLACED or is_undone):
             reason = binds(row.reason, was) if was else row.reason
             yield not is_undone, _placement(row, row.destination, row.status, row.class_, reason)
+
+
+@dataclass(slots=True)
+class EarlierArchives:
+    """Archives of earlier runs by their SHA-256.
+
+    ``opened``: whole, and nothing was undone; with their paths. ``refused``: with the reason, which their bytes give;
+    ``limited``: those that were beyond a limit.
+    """
+
+    opened: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    limited: dict[str, str] = field(default_factory=dict)
+
+
+def earlier_archives(outbox: str) -> EarlierArchives:
+    """Return what earlier runs did with archives; a run's rows hold each archive after its members."""
+    earlier, paths = EarlierArchives(), dict[str, str]()
+    unfinished = set[tuple[str, str]]()
+    for each in read_rows(f"{outbox}/{MANIFEST}"):
+        row = each.row
+        archive, is_member, _ = row.source.partition(MEMBER)
+        if row.action == Action.UNDONE:
+            earlier.opened.pop(paths.pop(archive, ""), None)
+        elif is_member:
+            if row.status in {Status.SETTLING, Status.FAILED, Status.CHANGED}:
+                unfinished.add((each.run, archive))
+        elif row.reason == "archive" and OPENED in row.message and (each.run, archive) not in unfinished:
+            earlier.opened[row.sha256], paths[archive] = archive, row.sha256
+        elif row.status == Status.UNREADABLE and row.reason.startswith("archive-"):
+            (earlier.limited if row.reason == "archive-limit" else earlier.refused)[row.sha256] = row.reason
+    return earlier
 
 
 def _placement(row: Row, destination: str, status: str, class_: str, reason: str) -> Placement:

@@ -16,7 +16,7 @@ from itertools import groupby
 
 from dicomsort.discover import Folder, Passed
 from dicomsort.errors import DicomsortError
-from dicomsort.records import Action, Found, Row, Status
+from dicomsort.records import MEMBER, Action, Found, Row, Status
 
 AGAIN_NS = 3600 * 10**9  # until a file that failed is retried, if nothing changes it before
 TRANSIENT = frozenset({"part-file", "vanished"})  # gone before anybody reads of it
@@ -131,15 +131,16 @@ class KnownFiles:
         return False
 
     def changed_ns(self, found: Found) -> int:
-        """Return when a file changed, for settling."""
-        return self._since(_key(found), found, self._clock())
+        """Return when a file changed, for settling; one in an archive rests as that does, which was opened for it."""
+        return 0 if found.archive else self._since(_key(found), found, self._clock())
 
     def note(self, row: Row) -> None:
-        """Remember what must be examined again: what settles, and what failed."""
+        """Remember what must be examined again: what settles, and what failed; the archive of a file in one."""
+        path = hash(row.source.partition(MEMBER)[0]) & _MASK
         if row.status == Status.SETTLING:
-            self._waits.add(hash(row.source) & _MASK)
+            self._waits.add(path)
         elif row.action == Action.LEFT and row.status in _RETRIED:
-            self._failed.add(hash(row.source) & _MASK)
+            self._failed.add(path)
 
     def end_round(self) -> None:
         """Take all that the round met as dealt with, but for what must be examined again."""

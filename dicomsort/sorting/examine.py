@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import filterfalse
 from typing import Protocol
 
 from dicomsort.catalog import Catalog
@@ -23,7 +24,7 @@ from dicomsort.errors import WorkerLost
 from dicomsort.files import sha256_of
 from dicomsort.progress import Progress
 from dicomsort.records import Examined, Found, Group, Grouping, Header, Kind, Row, SeriesPrediction
-from dicomsort.tasks import examine
+from dicomsort.tasks import examine, location
 
 BATCH_FILES = 64
 BATCH_BYTES = 32 << 20
@@ -35,10 +36,12 @@ def examine_inbox(
     engine: Engine,
     catalog: Catalog,
     progress: Progress,
+    puts_off: Callable[[Examined], bool] = lambda _: False,
 ) -> Iterator[dict[int, int]]:
     """Fill the catalog with the files that a walk of the inbox yields, in path order.
 
-    Yields, after each batch, how many files each group got, by the group's number.
+    Files that ``puts_off`` is true of are kept apart there. Yields, after each batch, how many files each group got, by
+    the group's number.
     """
     progress.stage("reading headers", None)
     task = partial(examine, inbox)
@@ -48,10 +51,12 @@ def examine_inbox(
         future, passed = waiting.popleft()
         batch = [*(future.result() if future else ()), *map(_passed, passed)]
         progress.advance(len(batch))
-        return catalog.add([_spooled(inbox, e) for e in batch])
+        for e in filter(puts_off, batch):
+            catalog.put_off(hashed_here(inbox, e))
+        return catalog.add([spooled(inbox, e) for e in filterfalse(puts_off, batch)])
 
     for files, passed in _batches(entries, catalog):
-        waiting.append((submit_batch(engine, task, files, _on_lost) if files else None, passed))
+        waiting.append((submit_batch(engine, task, files, on_lost) if files else None, passed))
         while waiting and (len(waiting) > 4 * engine.workers or (first := waiting[0][0]) is None or first.done()):
             yield take()
     while waiting:
@@ -78,7 +83,8 @@ def _batches(
     yield files, []
 
 
-def _spooled(inbox: str, e: Examined) -> tuple[Examined, Grouping, int]:
+def spooled(inbox: str, e: Examined) -> tuple[Examined, Grouping, int]:
+    """Return what the catalog holds of a file: with its hash, its group, and how many frames may be shown."""
     e = hashed_here(inbox, e)
     return e, grouping_of(e), showable_frames(e)
 
@@ -88,12 +94,13 @@ def hashed_here(inbox: str, e: Examined) -> Examined:
     if e.sha256 or e.failed or not e.found.inode:
         return e
     try:
-        return Examined(e.found, e.header, sha256_of(f"{inbox}/{e.found.path}"))
+        return Examined(e.found, e.header, sha256_of(location(inbox, e.found)))
     except OSError as error:
         return Examined(e.found, e.header, failed=error.strerror or str(error))
 
 
-def _on_lost(found: Found, error: WorkerLost) -> Examined:
+def on_lost(found: Found, error: WorkerLost) -> Examined:
+    """Return what is known of a file that cost a worker."""
     if error.from_outside:  # the file is not at fault, and stays for the next run
         return Examined(found, Header(Kind.UNKNOWN), failed=f"reading the header: {error}")
     return Examined(found, Header(Kind.UNKNOWN, problem="beyond-limit", message=f"reading the header: {error}"))

@@ -15,11 +15,12 @@ from dicomsort.journal import STATE, runs_folder
 from dicomsort.progress import Timed
 from dicomsort.records import Action, Operation, Row, Status, Verb
 from dicomsort.report import MANIFEST, Summary, cell, read_rows, write_summary
+from dicomsort.sorting.archives import clear_unsealed, discard
 from dicomsort.sorting.examine import Arrivals
 from dicomsort.sorting.outbox import RunContext, locked
 from dicomsort.sorting.pipeline import Job, Request
 from dicomsort.sorting.running import complete_reports
-from dicomsort.sorting.runs import RunState, all_runs, load_run, load_runs, new_run, require_outbox_mounts
+from dicomsort.sorting.runs import RunState, all_runs, load_run, load_runs, require_outbox_mounts
 
 _UNDECIDED = "undecided"  # the queue of operations of which none is new so far
 
@@ -53,6 +54,7 @@ def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
         if not since:  # at the start of a service; later it sees that its inbox is another folder
             runs.require_mounted(inbox)
         complete_reports(context, runs.values())
+        clear_unsealed(context, runs.values())
         inboxes = {name: found.plan.head["inbox"] for name, found in runs.items() if found.plan is not None}
         cut_short = runs.unfinished()
         ours = max((name for name in cut_short if inboxes[name] == inbox), default="")
@@ -94,12 +96,15 @@ def sort_new_files(
         if newest_run(context.outbox, newest) != newest:
             raise OutboxLocked("another run came in between; the next round looks at it first")
         require_outbox_mounts(context.outbox)
-        ledger = job.classify(catalog)
-        planned = _without_settling(job.operations(catalog, ledger), arrivals)
-        new = _if_new(planned, ledger, arrivals, context.outbox, moves=request.settings.mode == "move")
-        if new is None:
-            return None
-        summary = job.place(new_run(context), new)
+        with job.discarding():
+            ledger = job.classify(catalog, job.staging)
+            planned = _without_settling(job.operations(catalog, ledger), arrivals)
+            new = _if_new(planned, ledger, arrivals, context.outbox, moves=request.settings.mode == "move")
+            if new is None:
+                if job.run:
+                    discard(context.files, context.outbox, job.run)
+                return None
+            summary = job.place(new)
         summary.seconds, summary.stages = time.monotonic() - started, timed.seconds()
         write_summary(context.files, context.outbox, summary)
     return summary

@@ -35,6 +35,7 @@ runs/<run-id>/plan.jsonl  what the run decided to do, sealed before the first fi
              journal.jsonl  what it began and what it finished; `dicomsort resume` goes on from here
              manifest.csv   its rows of the manifest
              summary.json   its counts
+             staging/       what it unpacked of archives, until it ends
 sent/<destination>.jsonl  what a PACS acknowledged; `dicomsort send` sends the rest
 corrections/              what persons decided, as images that `dicomsort train --from` learns from
 
@@ -175,7 +176,7 @@ def with_room(context: RunContext, inbox: str, operations: Iterable[Operation]) 
                 device = devices[class_] = os.stat(nearest_folder(folder)).st_dev
                 folders.setdefault(device, outbox if device == outbox_device else folder)
             size = operation.size
-            if operation.verb is Verb.MOVE and device == inbox_device:
+            if device == (outbox_device if operation.kept_sha256 else inbox_device) and operation.verb is Verb.MOVE:
                 size = 0
             elif operation.verb is Verb.MOVE and size >= _SPARSE:
                 with suppress(OSError):

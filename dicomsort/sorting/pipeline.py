@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import filterfalse
+from itertools import chain, filterfalse
 
 from dicomsort.bundle import Bundle, default_path, load
 from dicomsort.catalog import Catalog, Ledger
@@ -18,11 +19,12 @@ from dicomsort.engines.worker_check import difference, snapshot
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.execute import CANNOT_LEAVE, Leaving
 from dicomsort.files import look_up
-from dicomsort.journal import STATE
+from dicomsort.journal import STATE, Plan, runs_folder
 from dicomsort.plan import Layout, Options, parse_layout, plan
 from dicomsort.progress import Timed
-from dicomsort.records import OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Outcome, Result, Verb
+from dicomsort.records import ARCHIVES, OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Outcome, Result, Verb
 from dicomsort.report import Damages, Summary, final_row, history, write_summary
+from dicomsort.sorting.archives import ArchiveOpener, clear_unsealed, discard, is_archive, staging_of, temporary_folder
 from dicomsort.sorting.examine import Arrivals, Clock, SecondLook, as_one, examine_inbox, walk_inbox
 from dicomsort.sorting.outbox import (
     RunContext,
@@ -102,7 +104,7 @@ def check_places(source: str, target: str, bundle: Bundle) -> None:
         raise UsageError(f"OUTBOX: expected a folder, received {target!r} (a file)")
     check_state(target)
     inside = os.path.relpath(source, target).split("/")[0]
-    own = {*bundle.labels, OTHER, REVIEW, UNREADABLE, STATE}
+    own = {*bundle.labels, OTHER, REVIEW, UNREADABLE, ARCHIVES, STATE}
     if inside in own or (inside != ".." and any(p.destination.split("/")[0] == inside for _, p in history(target))):
         raise UsageError(f"expected an INBOX outside what the OUTBOX holds, received its folder {inside!r}")
 
@@ -133,6 +135,7 @@ class Job:
     engine: Engine
     arrivals: Arrivals | None = None
     notes: list[str] = field(default_factory=list)
+    run: str = ""  # made when it is needed first
 
     def check_workers(self) -> None:
         """Raise DicomsortError where a worker sees another inbox, or another model, than this process."""
@@ -148,8 +151,11 @@ class Job:
         self.notes += runs.damages()
         complete_reports(self.context, runs.values())
         finished, left = self._finish_first(runs.unfinished())
-        run = new_run(self.context)
-        summary = self.place(run, self.operations(catalog, self.classify(catalog)))
+        clear_unsealed(self.context, runs.values())
+        with self.discarding():
+            self.run = new_run(self.context)
+            operations = self.operations(catalog, self.classify(catalog, self.staging))
+            summary = self.place(operations)
         summary.finished, summary.unfinished = finished, left
         summary.damaged = [*runs.maybe_unfinished().values()]
         return summary
@@ -175,8 +181,27 @@ class Job:
         outbox = self.context.outbox
         return run.plan is not None and inbox_of(run.plan.head, outbox) in {self.request.inbox, outbox}
 
-    def place(self, run: str, operations: Iterator[Operation]) -> Summary:
+    @contextmanager
+    def discarding(self) -> Iterator[None]:
+        """Remove what was unpacked where no plan is sealed."""
+        try:
+            yield
+        except (Exception, KeyboardInterrupt):
+            if self.run and Plan.peek(f"{runs_folder(self.context.outbox)}/{self.run}") is None:
+                discard(self.context.files, self.context.outbox, self.run)
+            raise
+
+    def staging(self) -> str:
+        """Return the folder that archives are unpacked into; make it where it is missing."""
+        self.run = self.run or new_run(self.context)
+        folder = staging_of(self.context.outbox, self.run)
+        with suppress(FileExistsError):
+            self.context.files.make_folder(folder, 0o700)
+        return folder
+
+    def place(self, operations: Iterator[Operation]) -> Summary:
         """Seal the operations as the run's plan, and carry it out."""
+        run = self.run = self.run or new_run(self.context)
         settings = self.request.settings
         head: dict[str, object] = {
             "verb": "sort", "inbox": self.request.inbox, "outbox": self.context.outbox, "mode": settings.mode,
@@ -191,8 +216,12 @@ class Job:
 
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
         """Plan everything, and return the counts."""
+        with temporary_folder() as folder:
+            return self._rehearse(catalog, show, folder)
+
+    def _rehearse(self, catalog: Catalog, show: Callable[[Operation], None], folder: str) -> Summary:
         outbox, summary, leaving = self.request.outbox, Summary(dry_run=True), Leaving()
-        operations = self.operations(catalog, self.classify(catalog))
+        operations = self.operations(catalog, self.classify(catalog, lambda: folder))
         for operation in with_room(self.context, self.request.inbox, operations) if outbox else operations:
             show(rehearsed := self._rehearsed(operation, leaving))
             if rehearsed.row is not None:
@@ -221,8 +250,8 @@ class Job:
         failed = Result(operation.number, Outcome.FAILED, CANNOT_LEAVE)
         return replace(operation, verb=Verb.LEAVE, row=final_row(operation.row, operation, failed))
 
-    def classify(self, catalog: Catalog) -> Ledger:
-        """Do everything up to the verdicts."""
+    def classify(self, catalog: Catalog, staging: Callable[[], str]) -> Ledger:
+        """Do everything up to the verdicts; archives are unpacked into the folder that ``staging`` returns."""
         request, progress, arrivals = self.request, self.context.progress, self.arrivals
         model = request.bundle.reference
         sampler = PixelSampler(request.inbox, model, request.criteria, self.engine, catalog, progress)
@@ -233,7 +262,13 @@ class Job:
             entries = filterfalse(arrivals.is_known, entries)
         elif request.settle > 0:
             entries = second_look.watch(entries)
-        for added in examine_inbox(request.inbox, entries, self.engine, catalog, progress):
+        puts_off = is_archive if request.settings.archives == "open" else lambda _: False
+        opener = ArchiveOpener(
+            request.inbox, request.outbox, request.settings, request.criteria.settled_before_ns, self.engine, catalog,
+            progress, self.context.files, staging,
+        )  # fmt: skip
+        files = examine_inbox(request.inbox, entries, self.engine, catalog, progress, puts_off)
+        for added in chain(files, opener.run()):
             if uses_pixels:
                 sampler.files_added(added)
         ledger = catalog.complete()
@@ -258,7 +293,8 @@ class Job:
         """Plan."""
         settings = self.request.settings
         remove = settings.duplicates == "remove"
-        options = Options(_VERBS[settings.mode], self.request.layout, remove, settings.prune_empty)
+        outbox = self.request.outbox or ""
+        options = Options(_VERBS[settings.mode], self.request.layout, remove, settings.prune_empty, outbox)
         state = OutboxState(ledger, self.request.outbox)
         return plan(catalog.verdicts(), catalog.folders_deepest_first, options, state)
 

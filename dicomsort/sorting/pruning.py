@@ -12,10 +12,12 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from dicomsort.archives import remove_staging
 from dicomsort.files import Files, flush_path, look_up
 from dicomsort.journal import JOURNAL, PLAN, runs_folder
 from dicomsort.report import MANIFEST, SUMMARY
 from dicomsort.report.manifest import NEW
+from dicomsort.sorting.archives import STAGING
 from dicomsort.sorting.outbox import RunContext, locked
 from dicomsort.sorting.runs import STAMP, Run, Runs, RunState, load_runs
 
@@ -77,10 +79,16 @@ def _is_foreign(folder: str) -> str:
         return "its folder is a mount point"
     try:
         with os.scandir(folder) as found:
-            others = sorted(e.name for e in found if e.name not in _ORDER or not e.is_file(follow_symlinks=False))
+            others = sorted(e.name for e in found if not _is_ours(e))
     except OSError as error:
         return f"its folder cannot be read: {error.strerror}"
     return f"it holds {others[0]!r}, which is none of ours" if others else ""
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    if entry.name == STAGING:
+        return entry.is_dir(follow_symlinks=False)
+    return entry.name in _ORDER and entry.is_file(follow_symlinks=False)
 
 
 def _needed(run: Run, runs: Runs, removed: list[str]) -> str:
@@ -100,6 +108,7 @@ def _needed(run: Run, runs: Runs, removed: list[str]) -> str:
 def _remove(files: Files, folder: str) -> int:
     """Remove a run's folder, its plan first; how many bytes that frees."""
     freed = 0
+    remove_staging(files, f"{folder}/{STAGING}")
     for name in _ORDER:
         path = f"{folder}/{name}"
         if (status := look_up(path)) is None:

@@ -21,6 +21,7 @@ from dicomsort.plan import reverse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import Summary, final_row, needs_person, printable, write_summary
 from dicomsort.report.manifest import PLACED, RunManifest, append_manifest
+from dicomsort.sorting.archives import clear_staging, unpack_again
 from dicomsort.sorting.corrections import retracted
 from dicomsort.sorting.outbox import (
     REVIEW_VERB,
@@ -127,6 +128,8 @@ def carry_out(context: RunContext, run: str, plan: Plan) -> Summary:
         manifest.flush()
         if "reported" not in journal.known.marks:
             append_manifest(files, outbox, run, journal)
+        for each in filter(None, (run, summary.undoes)):
+            clear_staging(files, outbox, each)
     summary.seconds = time.monotonic() - started
     summary.notes = list(plan.head.get("notes", []))
     return summary
@@ -204,6 +207,8 @@ def finish(context: RunContext, run: str) -> Summary:
     """Carry out a sealed plan to its end, in an outbox that is locked already."""
     plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
     require_mounts(plan.head, context.outbox)
+    roots = Roots(inbox_of(plan.head, context.outbox), context.outbox)
+    unpack_again(context.files, roots, plan, journal_of(plan))
     if "undoes" in plan.head:
         free_reserve(context)
     return _end(context, run, plan)

@@ -160,8 +160,8 @@ def _placed(selection: Selection) -> Iterator[Found | SendResult]:
         if status is None or not stat.S_ISREG(status.st_mode):
             yield SendResult(path, row.sop_uid, SendStatus.FAILED, 0, "gone from the outbox since the run placed it")
         else:
-            times = {"mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
-            yield Found(path, status.st_size, device=status.st_dev, inode=status.st_ino, **times)
+            numbers = (status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
+            yield Found(path, *numbers, ctime_ns=status.st_ctime_ns)
 
 
 def _walked(selection: Selection) -> Iterator[Found | SendResult]:

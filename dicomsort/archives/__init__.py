@@ -1,0 +1,22 @@
+"""ZIP and TAR files: told by their content, read within limits, unpacked into a staging folder.
+
+A member's name is never used as a path. An archive is either unpacked whole, or not at all; a single damaged member of
+a ZIP file costs only itself.
+"""
+
+from dicomsort.archives.members import ARCHIVE, DAMAGED, ENCRYPTED, LIMIT, UNSAFE_NAME, Limits
+from dicomsort.archives.unpack import Request, Unpacked, UnpackedMember, remove_staging, unpack
+
+__all__ = [
+    "ARCHIVE",
+    "DAMAGED",
+    "ENCRYPTED",
+    "LIMIT",
+    "UNSAFE_NAME",
+    "Limits",
+    "Request",
+    "Unpacked",
+    "UnpackedMember",
+    "remove_staging",
+    "unpack",
+]

@@ -1,0 +1,150 @@
+"""Unpacks one archive into a folder of its own, as a task of a worker; and removes such folders again."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from dicomsort.archives.members import (
+    ARCHIVE,
+    UNSAFE_NAME,
+    ArchiveRefused,
+    Budget,
+    Limits,
+    Member,
+    MemberDamaged,
+    safe_name,
+    shown_name,
+)
+from dicomsort.files import Files, created, flush_path, is_network, look_up, opened_file
+from dicomsort.records import Found
+
+_MODE = 0o666  # less the umask: a placed file has it
+_HEAD = 512
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+_TAR = slice(257, 262)
+_EARLIEST = 315_532_800  # 1980 in seconds since 1970: the first year of a ZIP file's times
+_DEPTH = 3  # folders within each other of a staging folder
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An archive below ``inbox``, as it was found, and the absolute path of the folder to make for its members."""
+
+    inbox: str
+    found: Found
+    folder: str
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackedMember:
+    """A member by its name, and its file in the folder; ``reason`` and ``message`` where it was not unpacked."""
+
+    name: str
+    file: str = ""
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """The members of an archive, in its order; else why it was not unpacked: ``reason``, or ``failed`` by the disk."""
+
+    members: tuple[UnpackedMember, ...] = ()
+    reason: str = ""
+    message: str = ""
+    failed: str = ""
+
+
+def unpack(request: Request) -> Unpacked:
+    """Unpack an archive; the caller removes what is left in the folder where that fails."""
+    files, found = Files(), request.found
+    try:
+        with opened_file(f"{request.inbox}/{found.path}") as stream:
+            _require_unchanged(stream, found)
+            files.make_folder(request.folder, 0o700)
+            disk = os.statvfs(request.folder)
+            budget = Budget(request.limits, found.size, disk.f_bavail * disk.f_frsize)
+            written = tuple(_written(files, stream, request, budget))
+            _require_unchanged(stream, found)
+        if is_network(request.folder):
+            flush_path(files, request.folder)
+        return Unpacked(written)
+    except ArchiveRefused as refused:
+        return Unpacked(reason=refused.reason, message=str(refused))
+    except OSError as error:
+        return Unpacked(failed=error.strerror or str(error))
+
+
+def _require_unchanged(stream: BinaryIO, found: Found) -> None:
+    """OSError where an open file is not as it was found, as far as another host can see."""
+    status = os.fstat(stream.fileno())
+    if (status.st_size, status.st_mtime_ns // 10**9) != (found.size, found.mtime_ns // 10**9):
+        raise OSError("the archive changed while it was read")
+
+
+def _written(files: Files, stream: BinaryIO, request: Request, budget: Budget) -> Iterator[UnpackedMember]:
+    for number, member in enumerate(_members(stream, request.found, budget)):
+        name, unsafe = safe_name(member.name)
+        if why := unsafe or member.unsafe:
+            yield UnpackedMember(shown_name(member.name), "", UNSAFE_NAME, why)
+            continue
+        path = f"{request.folder}/{number}"
+        try:
+            _write(files, path, member, request.found, budget)
+        except MemberDamaged as damaged:
+            files.unlink(path)
+            yield UnpackedMember(name, "", damaged.reason, str(damaged))
+        else:
+            yield UnpackedMember(name, str(number))
+
+
+def _members(stream: BinaryIO, found: Found, budget: Budget) -> Iterator[Member]:
+    """Read an archive of either kind; its reader is imported only here, where one is opened."""
+    head = stream.read(_HEAD)
+    stream.seek(0)
+    if head.startswith(_ZIP):
+        from dicomsort.archives import zip as zip_file
+
+        return zip_file.members(stream, found.size, budget)
+    if head.startswith(_COMPRESSED) or head[_TAR] == b"ustar":
+        from dicomsort.archives import tar
+
+        return tar.members(stream, found.path, budget)
+    raise ArchiveRefused(ARCHIVE, "")
+
+
+def _write(files: Files, path: str, member: Member, archive: Found, budget: Budget) -> None:
+    """Write a member's bytes, and give the file the member's time, never one after the archive's or the clock's."""
+    size = 0
+    with created(files, path, _MODE) as writer:
+        for piece in member.read():
+            size += len(piece)
+            budget.add_written(len(piece), size)
+            files.write(writer, piece)
+        latest = min(archive.mtime_ns, time.time_ns())
+        is_dated = member.mtime is not None and member.mtime >= _EARLIEST
+        files.set_mtime(writer, min(int((member.mtime or 0) * 10**9), latest) if is_dated else latest)
+        if is_network(path):
+            files.flush(writer)
+
+
+def remove_staging(files: Files, path: str, depth: int = _DEPTH) -> None:
+    """Remove a folder of unpacked members with all that it holds; links are not followed."""
+    status = look_up(path)
+    if status is None:
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        files.unlink(path)
+        return
+    with os.scandir(path) as entries:
+        names = [entry.name for entry in entries]
+    for name in names if depth else ():
+        remove_staging(files, f"{path}/{name}", depth - 1)
+    files.remove_folder(path)

@@ -1,0 +1,31 @@
+"""From which folders a process may remove files, by its rights; nothing is changed here."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+CANNOT_LEAVE = "its folder may not be changed, so the file cannot leave it"
+
+
+class Leaving:
+    """From which folders this process may remove files; each folder is looked up once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, tuple[bool, bool]] = {}  # whether it may be changed; whether only by a file's owner
+
+    def may_leave(self, path: str, status: os.stat_result) -> bool:
+        """Whether a file, at an absolute path and with that status, may be removed from its folder."""
+        may_change, is_sticky = self._rights(path.rpartition("/")[0])
+        return may_change and (not is_sticky or status.st_uid == os.geteuid())
+
+    def depends_on_owner(self, folder: str) -> bool:
+        """Whether only the owner of a file may remove it from a folder."""
+        return self._rights(folder)[1]
+
+    def _rights(self, folder: str) -> tuple[bool, bool]:
+        if folder not in self._folders:
+            there, user = os.stat(folder), os.geteuid()
+            is_sticky = bool(there.st_mode & stat.S_ISVTX) and user not in {0, there.st_uid}
+            self._folders[folder] = os.access(folder, os.W_OK | os.X_OK), is_sticky
+        return self._folders[folder]
