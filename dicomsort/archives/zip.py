@@ -6,6 +6,7 @@ whole file damaged or too large before anything is unpacked.
 
 from __future__ import annotations
 
+import lzma
 import struct
 import time
 import zipfile
@@ -74,7 +75,9 @@ def _reader(archive: zipfile.ZipFile, stream: BinaryIO, info: zipfile.ZipInfo) -
             if info.compress_type not in _METHODS:
                 raise NotImplementedError(f"compression method {info.compress_type}, which is not supported")
             yield from _deflate64(stream, info) if info.compress_type == _DEFLATE64 else _plain(archive, info)
-        except BROKEN as error:
+        except (*BROKEN, lzma.LZMAError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk
+                raise
             raise MemberDamaged(f"expected a whole file, received: {said(error)}") from None
 
     return read
