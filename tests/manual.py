@@ -28,7 +28,7 @@ EXCERPT = (
     "CD_2019/DICOM/PA1/ST1/SE1/IM0001",
     "CD_2019/DICOM/PA1/ST1/SR1/IM0001",
     "export/0002.dcm",
-    "export/study.zip",
+    "export/study.zip!/IM0001.dcm",
     "export/IM0001 (copy).dcm",
     "from-modality/ct/sent again/1.dcm",
     "mail/CT head.png",
@@ -65,7 +65,10 @@ def fenced(kind: str) -> Iterator[str]:
 def demo(folder: Path) -> Path:
     """The outbox of the demo's sort."""
     outbox = folder / "outbox"
-    assert run("sort", "--engine", "serial", "--quiet", ROOT / "sample_data" / "inbox", outbox).code == 3
+    assert (
+        run("sort", "--archives", "open", "--engine", "serial", "--quiet", ROOT / "sample_data" / "inbox", outbox).code
+        == 3
+    )
     return outbox
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import test_archives_crash
 from damaging import World, check, every_case
 from killing import Killer
 from matrix import MODES, Tears, once, try_all, twice
@@ -58,6 +59,9 @@ def main() -> None:
             _tell(f"kill -9: {what}: {times} times, nothing lost")
     if not options.no_damage:
         _damage(memory)
+    for kind in () if options.no_matrix else test_archives_crash.MODES:
+        with folder(memory) as root:
+            _tell(f"crash points: archives, {' '.join(kind)}: {test_archives_crash.try_all(root, *kind)}, nothing lost")
     for mode in () if options.no_matrix else MODES:
         with folder(memory) as root:
             tears = Tears(1, OTHERS, chosen.randrange(OTHERS))
