@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import zipfile
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ from command import by_source, placed, quiet, rows, run, sort
 from packing import tarred, zipped
 from watching import Watch
 
+from dicomsort.archives import unpack
+from dicomsort.engines.engine import SerialEngine
+from dicomsort.errors import WorkerLost
 from dicomsort.files import Files
 from dicomsort.sorting import resume
 
@@ -350,3 +355,47 @@ def test_watch_opens_an_archive_again_where_a_member_was_not_placed(
     assert watch.round(after=3700.0) == []
     assert watch.round()[0].statuses["sorted"] == 2
     assert sorted(read_tree(outbox / "ARCHIVES")) == ["study.zip"]
+
+
+def test_a_full_disk_while_unpacking_is_no_fault_of_the_archive(
+    export: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Files.write
+
+    def full(self: Files, descriptor: int, data: bytes | memoryview) -> None:
+        if "staging" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, "write", full)
+        opening("--move", export, outbox, code=3)
+    (row,) = rows(outbox)
+    assert (row["status"], row["reason"], row["message"]) == ("failed", "failed", "No space left on device")
+    assert (not [*outbox.glob(".dicomsort/runs/*/staging")], [*read_tree(export)]) == (True, ["export/study.zip"])
+    opening("--move", export, outbox)
+    assert by_source(outbox)["export/study.zip"]["action"] == "moved"
+
+
+@pytest.mark.parametrize(("from_outside", "status"), [(True, "failed"), (False, "unreadable")])
+def test_an_archive_that_costs_its_worker_costs_only_itself(
+    export: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch, *, from_outside: bool, status: str
+) -> None:
+    make_dicom(export / "mr.dcm", study=2, modality="MR")
+    submit = SerialEngine.submit
+
+    def lost(self: SerialEngine, function: object, task: object, /, seconds: float | None = None) -> Future[object]:
+        if function is unpack:
+            assert seconds == 600.0
+            submit(self, unpack, task)
+            future: Future[object] = Future()
+            future.set_exception(WorkerLost("it ran past 600 s", from_outside=from_outside))
+            return future
+        return submit(self, function, task, seconds)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SerialEngine, "submit", lost)
+    opening(export, outbox, code=3)
+    found = by_source(outbox)
+    assert (found["mr.dcm"]["status"], found["export/study.zip"]["status"]) == ("sorted", status)
+    assert "it ran past 600 s" in found["export/study.zip"]["message"]
+    assert not [*outbox.glob(".dicomsort/runs/*/staging")]

@@ -139,11 +139,11 @@ class ArchiveOpener:
 
     def _described(self, e: Examined, unpacked: Unpacked) -> Examined:
         """Return the archive with what became of it as its header."""
+        header = Header(Kind.UNKNOWN, has_pixels=False, message=unpacked.message)
         if unpacked.failed:
-            return replace(e, failed=unpacked.failed)
+            return replace(e, header=header, failed=unpacked.failed)
         if unpacked.reason == ARCHIVE:
             return e
-        header = Header(Kind.UNKNOWN, has_pixels=False, message=unpacked.message)
         if not unpacked.reason:
             return replace(
                 e, header=replace(header, ignored=ARCHIVE, message=f"{OPENED}{counted(len(unpacked.members), 'file')}")
