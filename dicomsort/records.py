@@ -19,6 +19,8 @@ ARCHIVES = "ARCHIVES"  # where archives go that were opened and moved
 
 MEMBER = "!/"  # between the path of an archive and the name of a file in it
 OPENED = "opened: "  # in the message of an archive that was opened
+OPENED_BEFORE = "an earlier run opened it"
+OPENS = "`sort --archives open` opens it"
 
 REVIEWED = "reviewed"  # the reason in the manifest after a person's decision
 REVIEWED_FILE = "reviewed-file"  # of a placement: the decision was about one file, not about its series

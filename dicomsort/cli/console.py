@@ -104,7 +104,8 @@ def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
         names = ", ".join(visible(name) for name in summary.archives[:SHOWN])
         left = summary.archives_found - SHOWN
         more = f" and {left:,} more" if left > 0 else ""
-        yield f"archives were left unopened: {names}{more}; --archives open opens ZIP and TAR files"
+        advice = "; --archives open opens ZIP and TAR files" if summary.openable else ""
+        yield f"archives were left unopened: {names}{more}{advice}"
     if summary.archives_opened:
         yield f"{summary.members:,} of the files lay in {counted(summary.archives_opened, 'archive')}"
     yield from summary.notes

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final
 
 from dicomsort.dicom.file_meta import MAGIC, PREAMBLE
-from dicomsort.records import Header, Kind
+from dicomsort.records import OPENS, Header, Kind
 
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 JPEG: Final = b"\xff\xd8\xff"
@@ -76,7 +76,7 @@ def not_an_image(data: bytes, size: int, name: str, more: Callable[[int, int], b
         problem = "not-dicom" if is_dicom else "not-an-image-despite-name"
         return _unknown(problem, message=f"expected {expected} by its name, received other content")
     if archive := archive_of(data, size, more):
-        how = "`sort --archives open` opens it" if archive in _OPENED else "unpack it to sort what it holds"
+        how = OPENS if archive in _OPENED else "unpack it to sort what it holds"
         return _unknown(ignored="archive", message=f"{archive} archive: {how}")
     image = _format_of(data, _OTHER_IMAGES)
     return _unknown(ignored="not-an-image", message=image and f"{image}: only DICOM, PNG and JPEG are sorted")

@@ -13,7 +13,20 @@ from dicomsort.errors import DicomsortError, StateDamaged, command, counted
 from dicomsort.files import Files, closing_descriptor, look_up, opened_file
 from dicomsort.journal import runs_folder
 from dicomsort.jsonlines import parse
-from dicomsort.records import MEMBER, OPENED, REVIEW, Action, Operation, Outcome, Result, Row, Status, Verb
+from dicomsort.records import (
+    MEMBER,
+    OPENED,
+    OPENED_BEFORE,
+    OPENS,
+    REVIEW,
+    Action,
+    Operation,
+    Outcome,
+    Result,
+    Row,
+    Status,
+    Verb,
+)
 from dicomsort.report.manifest import MANIFEST, PLACED, has_rows, history
 from dicomsort.report.manifest_reader import COLUMNS, Damages, read_rows
 from dicomsort.report.text import cell, printable, visible
@@ -92,6 +105,7 @@ class Summary:
     finished: list[Summary] = field(default_factory=list)  # runs that were finished first
     files: Counter[tuple[str, str]] = field(default_factory=Counter)  # by status and class
     in_review: int = 0  # files that the run placed in REVIEW
+    openable: int = 0  # archives that --archives open would open
     waiting: int = 0  # files that lie in REVIEW after the run, those of other runs too
     waiting_from_other_runs: int = 0
 
@@ -122,7 +136,9 @@ class Summary:
     def _count_archive(self, row: Row) -> None:
         if OPENED in row.message:
             self.archives_opened += 1
+        if OPENED in row.message or OPENED_BEFORE in row.message:
             return
+        self.openable += OPENS in row.message
         self.archives_found += 1
         if len(self.archives) < NAMED:
             self.archives.append(row.source)

@@ -24,7 +24,7 @@ from dicomsort.execute import Roots
 from dicomsort.files import Files, look_up, missing_folders, sha256_of
 from dicomsort.journal import Plan, Replay, runs_folder
 from dicomsort.progress import Progress
-from dicomsort.records import MEMBER, OPENED, Examined, Found, Header, Kind
+from dicomsort.records import MEMBER, OPENED, OPENED_BEFORE, Examined, Found, Header, Kind
 from dicomsort.report.manifest import EarlierArchives, earlier_archives
 from dicomsort.sorting.examine import BATCH_FILES, on_lost, spooled
 from dicomsort.sorting.outbox import RunContext
@@ -110,7 +110,7 @@ class ArchiveOpener:
                 e, header=replace(e.header, message="a run with --link opens no archive: use --copy or --move")
             )
         if e.sha256 in self._earlier.opened:
-            return replace(e, header=replace(e.header, message="an earlier run opened it"))
+            return replace(e, header=replace(e.header, message=OPENED_BEFORE))
         if reason := self._earlier.refused.get(e.sha256):
             return replace(e, header=replace(e.header, ignored=reason, message="an earlier run said so"))
         return None
@@ -161,7 +161,7 @@ class ArchiveOpener:
         def result() -> list[Examined]:
             examined = iter(future.result() if future else ())
             pairs = zip(found, batch, strict=True)
-            return [next(examined) if f.unpacked else _refused(f, member) for f, member in pairs]
+            return [_within(next(examined)) if f.unpacked else _refused(f, member) for f, member in pairs]
 
         return result
 
@@ -173,6 +173,13 @@ def _found(archive: Found, folder: str, member: UnpackedMember) -> Found:
     there = os.lstat(unpacked := f"{folder}/{member.file}")
     facts = (there.st_size, there.st_mtime_ns, there.st_dev, there.st_ino, there.st_mode & 0o7777)
     return Found(path, *facts, archive=archive.path, unpacked=unpacked)
+
+
+def _within(e: Examined) -> Examined:
+    """Return a member; an archive in an archive is told as such."""
+    if e.header.ignored != ARCHIVE:
+        return e
+    return replace(e, header=replace(e.header, message="an archive in an archive: unpack it to sort what it holds"))
 
 
 def _refused(found: Found, member: UnpackedMember) -> Examined:
