@@ -99,8 +99,8 @@ class PlacingFailed(DicomsortError):
 class WorkerLost(DicomsortError):
     """A worker process died, or ran past its limit of time or memory, while it held a task.
 
-    The message is one sentence without a full stop. ``from_outside``: something else killed it (the system without
-    memory, a person), so the task is not at fault.
+    The message is one sentence without a full stop. ``from_outside``: something else is at fault, not the task (the
+    system without memory, a person who killed the worker, a disk that stood still).
     """
 
     def __init__(self, message: str, *, from_outside: bool = False) -> None:

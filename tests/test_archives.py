@@ -6,8 +6,10 @@ import errno
 import os
 import shutil
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from building import make_dicom, make_files, read_tree, uid
@@ -180,6 +182,26 @@ def test_one_that_cannot_be_opened_is_told_once(
     if reason == "archive-limit":  # whose bytes are not at fault
         opening("--move", inbox, outbox)
         assert rows(outbox)[-1]["action"] == "moved"
+
+
+def test_an_archive_whose_disk_stands_still_failed_and_is_beyond_no_limit(
+    export: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = SerialEngine.submit
+
+    def submit(self: SerialEngine, function: Callable[[Any], Any], task: Any, /, seconds: float | None = None) -> Any:
+        if seconds is None:
+            return real(self, function, task)
+        lost: Future[Any] = Future()
+        lost.set_exception(WorkerLost("the worker process ran past 300 s, most of them waiting", from_outside=True))
+        return lost
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SerialEngine, "submit", submit)
+        opening("--move", "--engine", "serial", export, outbox, code=3)
+    assert [(row["status"], row["action"]) for row in rows(outbox)] == [("failed", "left")]
+    opening("--move", export, outbox)
+    assert rows(outbox)[-1]["action"] == "moved"
 
 
 def test_a_damaged_member_stays_with_its_archive(tmp_path: Path, outbox: Path, study: dict[str, bytes]) -> None:

@@ -279,3 +279,20 @@ def test_a_worker_that_something_else_killed_blames_no_task(tmp_path: Path) -> N
         assert submit_batch(engine, tasks.killed_at_first, [always], on_lost).result() == ["lost"]
         assert submit_batch(engine, tasks.killed_at_first, [crash], on_lost).result() == ["lost"]
     assert blamed == [False, True]
+
+
+@pytest.mark.parametrize("computes", [False, True])
+def test_a_task_that_mostly_waited_is_not_to_blame(tmp_path: Path, *, computes: bool) -> None:
+    """Its disk may stand still: then the limit of time says nothing about the file."""
+    flag = tmp_path / "flag"
+    with ProcessEngine(1, PATIENT) as engine:
+        engine._stopped.set()  # the test is the clock
+        task = partial(tasks.compute_then_wait, 0.3 if computes else 0.0)
+        future = engine.submit(task, str(flag), seconds=0.4)
+        while not flag.exists():
+            time.sleep(0.01)
+        next(iter(engine._running.values())).spend(1)
+        error = future.exception()
+    assert isinstance(error, WorkerLost)
+    assert "ran past 0.4 s" in str(error)
+    assert ("most of them waiting" in str(error), error.from_outside) == (not computes, not computes)

@@ -7,6 +7,7 @@ thread kills a worker whose task runs past its time, which the feeder sees as th
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import queue
@@ -66,7 +67,8 @@ class _Worker:
         self.known: set[bytes] = set()  # pickled functions that it has loaded
         self._lock = threading.Lock()
         self._allowed = self._left = 0.0
-        self._busy = False
+        self._computed = 0.0  # seconds of the processor, when the running task began
+        self._busy = self._has_waited = False
         self._kill_reason = ""
 
     def ask(self, message: object, seconds: float) -> tuple[str, Any]:
@@ -74,13 +76,14 @@ class _Worker:
         payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         with self._lock:
             self._allowed = self._left = seconds
+            self._computed = self._processor_seconds()
             self._busy = True
         try:
             self.pipe.send_bytes(payload)
             answer = self.pipe.recv_bytes()
         except (EOFError, OSError):
             self.stop()
-            from_outside = not self._kill_reason and -self.process.returncode in _FROM_OUTSIDE
+            from_outside = self._has_waited if self._kill_reason else -self.process.returncode in _FROM_OUTSIDE
             reason = f"the worker process {self._kill_reason or self._ending()}"
             raise WorkerLost(reason, from_outside=from_outside) from None
         finally:
@@ -93,12 +96,25 @@ class _Worker:
         return outcome, value
 
     def spend(self, seconds: float) -> None:
-        """Take time off what the running task may use; kill the worker when none is left."""
+        """Take time off what the running task may use; kill the worker when none is left.
+
+        A task that computed for less than half of its time is not at fault: a disk stood still, or the machine is busy.
+        """
         with self._lock:
             self._left -= seconds
-            if self._busy and self._left < 0:
-                self._kill_reason = f"ran past {self._allowed:g} s"
+            if self._busy and self._left < 0 and not self._kill_reason:
+                self._has_waited = self._processor_seconds() - self._computed < self._allowed / 2
+                waited = ", most of them waiting for a disk or the processor" if self._has_waited else ""
+                self._kill_reason = f"ran past {self._allowed:g} s{waited}"
                 self.process.kill()
+
+    def _processor_seconds(self) -> float:
+        """Return for how long the process has computed; infinity where the system does not say."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+        except OSError:
+            return math.inf
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")  # utime and stime of proc(5)
 
     def stop(self) -> None:
         self.process.kill()
