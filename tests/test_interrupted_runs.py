@@ -129,10 +129,10 @@ def test_a_service_resumes_its_own_run_whoever_was_cut_short_later(
     dies(first, lambda: sort(other, outbox))
     ours, others = all_runs(str(outbox))
     standing = look_at_runs(quiet(outbox), str(one), "")
-    assert (standing.cut_short, standing.of_another) == (ours, "")
+    assert (standing.cut_short, standing.of_another) == (ours, ())
     assert run("resume", outbox, ours).code == 0
     standing = look_at_runs(quiet(outbox), str(one), "")
-    assert (standing.cut_short, standing.of_another) == ("", others)
+    assert (standing.cut_short, standing.of_another) == ("", (others,))
 
 
 @pytest.mark.parametrize("damage", ["gone", "empty", "half"])

@@ -18,6 +18,7 @@ from command import by_source, placed, rows, run, sort
 from crashing import Crash, CrashingFiles
 from watching import Timer, Watch, age, runs_of, told
 
+from dicomsort.files import Files
 from dicomsort.plan import plan
 from dicomsort.records import Operation
 from dicomsort.service.known_files import Keys
@@ -169,20 +170,32 @@ def test_an_unfinished_run_is_finished_first(inbox: Path, outbox: Path) -> None:
             assert run("undo", "--quiet", outbox).code == 0
 
 
+class DiesAtTheEnd(Files):
+    """Dies before a run's summary is written."""
+
+    def create(self, path: str, mode: int = 0o600) -> int:
+        if "summary" in path.rpartition("/")[2]:
+            raise Crash
+        return super().create(path, mode)
+
+
 def test_an_unfinished_run_of_another_inbox_is_left_to_a_person(inbox: Path, outbox: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    make_dicom(other / "1.dcm", study=9)
-    whole = CrashingFiles(-1)
-    Watch(other, tmp_path / "whole", files=whole, mode="copy").round()
-    to_summary = len(whole.called) - 1 - whole.called[::-1].index("create")
-    with suppress(Crash):
-        Watch(other, outbox, files=CrashingFiles(to_summary), mode="copy").round()
-    assert [r["state"] for r in json.loads(run("runs", "--json", outbox).out)] == ["unfinished"]
+    for study in (8, 9):
+        make_dicom(tmp_path / f"other {study}" / "1.dcm", study=study)
+        with suppress(Crash):
+            Watch(tmp_path / f"other {study}", outbox, files=DiesAtTheEnd(), mode="copy").round()
+    assert [r["state"] for r in json.loads(run("runs", "--json", outbox).out)] == ["unfinished"] * 2
     watch = Watch(inbox, outbox)
     assert told(watch.round()) == [{"sorted": 4, "other": 1, "ignored": 1}]
     states = [r["state"] for r in json.loads(run("runs", "--json", outbox).out)]
-    assert states == ["unfinished", "finished"]
+    assert states == ["unfinished", "unfinished", "finished"]
     assert watch.round() == []
+    first, second, _ = runs_of(outbox)
+    assert sorted(watch.left) == [first, second]
+    assert run("resume", "--quiet", outbox, first).code == 0
+    assert (watch.round(), watch.sent, watch.left) == ([], [first], [second])  # what it placed is sent on
+    assert run("undo", "--quiet", outbox, second).code == 0
+    assert (watch.round(), watch.sent, watch.left) == ([], [], [])
 
 
 def test_a_stop_in_the_middle_finishes_the_file_at_hand_and_leaves_the_rest(tmp_path: Path, outbox: Path) -> None:

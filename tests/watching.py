@@ -61,6 +61,8 @@ class Watch:
         self.settle = settle
         self.opened = 0  # engines
         self.rows: list[Row] = []
+        self.sent: list[str] = []  # runs that the last round found, to be sent on
+        self.left: list[str] = []  # runs that it left to a person
         settings = load_watch(flags, {}, None).sort
         checked = partial(check, str(inbox), str(outbox), settings)
         with locked(quiet(outbox), create=True):
@@ -78,6 +80,7 @@ class Watch:
         round_ = Round()
         self.rows = []
         self.rounds.go(round_, self.rows.append)
+        self.sent, self.left = round_.runs, round_.left
         self.now += int(after * SECOND)
         return round_.summaries
 

@@ -31,11 +31,11 @@ from dicomsort.sorting import (
     Request,
     RunContext,
     check_places,
+    look_again,
     look_at_runs,
     newest_run,
     resume,
     sort_new_files,
-    still_unfinished,
     walk_inbox,
 )
 
@@ -138,7 +138,9 @@ class Rounds:
 
     def _resume(self, round_: Round, context: RunContext) -> None:
         """Finish runs that were cut short, where the outbox has new runs that this service did not make."""
-        self._left = round_.left = still_unfinished(context.outbox, self._left)  # one list, which may grow below
+        self._left, ended = look_again(context.outbox, self._left)
+        round_.left = self._left  # one list, which may grow below
+        round_.runs += ended
         since = self._settled or ""
         if newest_run(context.outbox, since) == self._settled:
             return
@@ -149,9 +151,9 @@ class Rounds:
         if self._settled is not None and standing.is_ours:
             self._known_files.forget()
         round_.runs += standing.sorted
-        self._settled, round_.cut_short = standing.newest, standing.of_another
+        self._settled, round_.cut_short = standing.newest, max(standing.of_another, default="")
         round_.damaged = [*standing.damaged.values()]
-        self._left += [*standing.damaged, *filter(None, [standing.of_another])]
+        self._left += [*standing.damaged, *standing.of_another]
 
 
 class Stopped(BaseException):

@@ -29,14 +29,14 @@ _UNDECIDED = "undecided"  # the queue of operations of which none is new so far
 class Standing:
     """The newer runs of an outbox: their newest, those that sorted, whether any is of the inbox at hand.
 
-    ``cut_short`` is the newest that is unfinished, where it is of that inbox, else ``of_another``; empty where none is.
+    ``cut_short`` is the newest of that inbox that is unfinished; where none is, ``of_another`` are those of others.
     """
 
     newest: str
     sorted: tuple[str, ...]
     is_ours: bool
     cut_short: str
-    of_another: str
+    of_another: tuple[str, ...]
     damaged: Mapping[str, str]  # run -> a sentence, of those that cannot be read and may be unfinished
 
 
@@ -58,22 +58,23 @@ def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
         inboxes = {name: found.plan.head["inbox"] for name, found in runs.items() if found.plan is not None}
         cut_short = runs.unfinished()
         ours = max((name for name in cut_short if inboxes[name] == inbox), default="")
-        others = max((name for name in cut_short if inboxes[name] != inbox), default="")
+        others = tuple(name for name in cut_short if inboxes[name] != inbox)
         damaged = runs.maybe_unfinished()
     return Standing(
         max(runs, default=since),
         tuple(name for name, found in runs.items() if not found.undoes and found.summary and found.summary.found),
         inbox in inboxes.values(),
         ours,
-        "" if ours else others,
+        () if ours else others,
         damaged,
     )
 
 
-def still_unfinished(outbox: str, names: Iterable[str]) -> list[str]:
-    """Return those of some runs that are unfinished, or cannot be read, now."""
-    runs = (load_run(outbox, name) for name in names if os.path.lexists(f"{runs_folder(outbox)}/{name}"))
-    return [run.name for run in runs if run.state in {RunState.UNFINISHED, RunState.DAMAGED} and not run.undone_by]
+def look_again(outbox: str, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return those of some runs that are unfinished, or cannot be read, now, and those that sorted and have ended."""
+    runs = [load_run(outbox, name) for name in names if os.path.lexists(f"{runs_folder(outbox)}/{name}")]
+    left = [run.name for run in runs if run.state in {RunState.UNFINISHED, RunState.DAMAGED} and not run.undone_by]
+    return left, [run.name for run in runs if run.state is RunState.FINISHED and not run.undoes]
 
 
 def sort_new_files(
