@@ -271,7 +271,20 @@ def test_a_repair_that_the_disk_refuses_leaves_the_manifest_as_it_was(sorted_onc
             repair(quiet(outbox, files))
         assert (manifest.read_bytes(), manifest.stat().st_ino) == (damaged, before.st_ino)
         assert sorted(path.name for path in outbox.iterdir()) == [".dicomsort", "CT", MANIFEST]
-        assert not (outbox / ".dicomsort" / f"{MANIFEST}.part").exists()
+
+
+def test_a_repair_where_the_state_is_a_mount_of_its_own(sorted_once: tuple[Path, Path]) -> None:
+    class OwnMount(Files):
+        def replace(self, source: str, target: str) -> None:
+            if Path(source).parent != Path(target).parent:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            super().replace(source, target)
+
+    _, outbox = sorted_once
+    whole = (outbox / MANIFEST).read_bytes()
+    (outbox / MANIFEST).write_bytes(whole + b"cut,short\n")
+    repair(quiet(outbox, OwnMount()))
+    assert (outbox / MANIFEST).read_bytes() == whole
 
 
 def test_rows_of_many_runs_come_back_in_their_order(tmp_path: Path, outbox: Path) -> None:

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from dicomsort.errors import DicomsortError, StateDamaged, counted
 from dicomsort.files import NO_LINK, Files, closing_descriptor, copy, flush_path, look_up, opened_file
-from dicomsort.journal import STATE, Journal, runs_folder
+from dicomsort.journal import Journal, runs_folder
 from dicomsort.metadata import apply_metadata, metadata_of
 from dicomsort.records import MEMBER, OPENED, Action, Placement, Row, Status
 from dicomsort.report.manifest_reader import (
@@ -368,7 +368,7 @@ def _merged(path: str, missing: dict[str, list[bytes]], last: dict[str, int]) ->
 def _replace(files: Files, path: str, pieces: Iterable[bytes], repaired: Repaired) -> None:
     """Write the new manifest beside the old one, keep that under another name, and put the new one in its place."""
     folder = os.path.dirname(path)
-    part = f"{folder}/{STATE}/{MANIFEST}.part"
+    part = f"{folder}/.dicomsort-{MANIFEST}.part"  # the state folder may be a mount of its own
     before, kept = look_up(path), ""
     if look_up(part) is not None:
         files.unlink(part)
