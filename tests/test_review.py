@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -328,3 +329,18 @@ def test_the_report_of_the_run_tells_who_decided_and_what(tmp_path: Path) -> Non
         assert (words in page.read_text(encoding="utf-8")) == is_decided
         if is_decided:
             desk.undo(decided.run)
+
+
+def test_a_line_without_an_end_in_a_table_costs_little_memory(tmp_path: Path) -> None:
+    """A crash of a disk may leave a file of zeros in the place of a table."""
+    table = tmp_path / "corrections.csv"
+    table.write_text(",".join(COLUMNS) + "\nt,run,decided,anna,CT,CT/a/1.png\n", encoding="utf-8")
+    os.truncate(table, 32 << 20)
+    with table.open("a", encoding="utf-8") as more:
+        more.write("\nt,later,decided,anna,CT,CT/a/2.png\n")
+    tracemalloc.start()
+    try:
+        assert images_by_run(str(tmp_path)) == {"run": ["CT/a/1.png"], "later": ["CT/a/2.png"]}
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()

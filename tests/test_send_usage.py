@@ -9,7 +9,9 @@ import re
 import socket
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import manual
@@ -24,11 +26,14 @@ from dicomsort.cli.send import COLUMNS
 from dicomsort.config import SEND, SendSettings
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
+from dicomsort.jsonlines import dump
 from dicomsort.pacs.send import SendStatus, destination, stow
 from dicomsort.pacs.send import send as deliver
+from dicomsort.pacs.send.acknowledged import Acknowledged
 from dicomsort.pacs.send.destination import file_name
 from dicomsort.pacs.send.workers import GIVEN_UP, LONGEST_WAIT
 from dicomsort.progress import Silent
+from dicomsort.records import Found
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
@@ -264,6 +269,21 @@ def test_a_journal_with_damaged_lines_sends_more_not_less(folder: Path, tmp_path
         assert statuses(ran) == Counter(acknowledged=3)
         assert statuses(send(folder, "--to", scp.to, "--journal", journal)) == Counter(skipped=3)
     assert first not in journal.read_bytes().splitlines(keepends=True)[:4]
+
+
+def test_a_line_without_an_end_in_a_journal_costs_little_memory(tmp_path: Path) -> None:
+    journal, found = tmp_path / "journal", Found("a.dcm", 5, 6, 7, 8)
+    Acknowledged(Files(), str(journal), "A@b:1", "/in").close()
+    os.truncate(journal, 32 << 20)
+    with journal.open("ab") as lines:
+        lines.write(b"\n" + dump(["sent", found.path, found.size, found.mtime_ns, "1.2.3", "f00d"]) + b"\n")
+    tracemalloc.start()
+    try:
+        with closing(Acknowledged(Files(), str(journal), "A@b:1", "/in")) as known:
+            assert known.may_hold(found)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_damaged_lines_of_any_kind_are_passed_over(folder: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from dicomsort.files import Files, closing_descriptor, flush_path, is_straight, 
 from dicomsort.records import RENDERING_VERSION, Action, Row
 from dicomsort.report import cell, visible
 from dicomsort.report.manifest import rows_of
-from dicomsort.report.manifest_reader import decided_from
+from dicomsort.report.manifest_reader import LONGEST, decided_from
 from dicomsort.sorting.pixel_sampling import FRAMES, middle_half
 from dicomsort.sorting.runs import load_run, load_runs
 from dicomsort.tasks import FramePicture, PictureRequest, make_pictures
@@ -173,7 +173,8 @@ def images_by_run(folder: str) -> dict[str, list[str]]:
     path = Path(folder, TABLE)
     if not path.is_file():
         return runs
-    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+    with path.open(encoding="utf-8", errors="replace", newline="") as table:
+        lines = iter(partial(table.readline, LONGEST), "")  # what is longer is no row of ours, and comes in pieces
         for row in _readable(csv.DictReader(lines)):
             run, image = row.get("run_id") or "", row.get("image") or ""
             if "\0" in run + image:  # not a row of ours, and not a path

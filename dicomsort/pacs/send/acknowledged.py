@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import blake2b
 from io import BufferedReader
 from itertools import count
@@ -30,7 +31,7 @@ from dicomsort.report import printable
 
 FORMAT = 1
 FLUSH_EVERY = 256  # lines
-LONGEST_HEAD = 1 << 20  # bytes of a first line that are read; what is longer is no journal
+LONGEST_LINE = 1 << 20  # bytes; what is longer was not written by us, and is read in pieces
 MOST_FILES = 4  # "file" lines for each instance that was sent, on average: some file systems make up new inodes
 _DIGEST = 16  # bytes of a hash kept in memory
 _SHOWN = 200  # characters of another destination's name in a message
@@ -85,7 +86,7 @@ class Acknowledged:
             )
         head = {"format": FORMAT, "destination": destination}
         with os.fdopen(os.dup(self._descriptor), "rb") as lines:
-            first = lines.readline(LONGEST_HEAD)
+            first = lines.readline(LONGEST_LINE)
             # Else it is empty, or torn in its first line.
             is_begun = first.endswith(b"\n") or not (dump(head) + b"\n").startswith(first)
             if is_begun and (other := _other_than(destination, first)):
@@ -107,7 +108,7 @@ class Acknowledged:
     def _read(self, lines: BufferedReader) -> str:
         """Read all whole lines but damaged ones, and return the base at their end."""
         base = ""
-        for line in lines:
+        for line in iter(partial(lines.readline, LONGEST_LINE), b""):
             with suppress(ValueError):  # no JSON, or text that is none
                 match parse(line) if line.endswith(b"\n") else None:
                     case ["base", str(base)]:
