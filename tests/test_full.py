@@ -336,6 +336,29 @@ def test_where_there_are_sources_it_is_told_what_to_expect_of_others(
     assert "expect less" in on_other_sources(told)[0]
 
 
+def test_a_second_training_that_diverges_costs_only_what_it_would_tell(
+    rendered: Rendered, recipe: Hyperparameters, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from dicomsort.training.fit import full
+    from dicomsort.training.fit.feeding import Diverged
+
+    train = full._train
+
+    def diverge(callback: Any, *given: Any) -> None:
+        if isinstance(given[-1], str):  # the name that the second has
+            raise Diverged("the training diverged in epoch 1")
+        train(callback, *given)
+
+    monkeypatch.setattr(full, "_train", diverge)
+    items = [replace(item, group=f"{item.label}s{i % 4}") for i, item in enumerate(rendered.dataset.items)]
+    sourced = replace(rendered, dataset=replace(rendered.dataset, items=tuple(items)))
+    fitted = _fit(sourced, replace(recipe, epochs=1))
+    assert (fitted.course["epochs_run"], "other_sources" in fitted.course) == (1, False)
+    assert "the sources that are held out, the training diverged in epoch 1" in capfd.readouterr().err
+    assert recipe.checkpoint is not None
+    assert recipe.checkpoint.exists()
+
+
 def test_mixed_precision_is_left_in_float32(
     rendered: Rendered, recipe: Hyperparameters, monkeypatch: pytest.MonkeyPatch
 ) -> None:

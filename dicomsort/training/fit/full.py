@@ -78,7 +78,11 @@ def fit_full(
     held_out = HeldOutPredictions(items, chosen.classes(), fold, how, grouped, probabilities, distances)
     course = callback.course()
     if hyper.split is None and dataset.grouped():
-        course[OTHER_SOURCES] = _on_other_sources(build, rendered, hyper, reporter)
+        try:
+            course[OTHER_SOURCES] = _on_other_sources(build, rendered, hyper, reporter)
+        except feeding.Diverged as error:
+            unknown = "What to expect of images from elsewhere is not known"
+            reporter.note(f"{unknown}: without the sources that are held out, {error}")
     return TrainedModel(model, mahalanobis, held_out, None, callback.progress.history, words, course)
 
 
