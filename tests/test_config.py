@@ -108,6 +108,9 @@ def test_the_environment_may_name_the_file_and_the_flag_beats_it(tmp_path: Path)
     assert load({}, named, other).workers == 6
 
 
+LARGE = f"0x{'f' * 9999}"  # of more decimal digits than Python writes
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -125,7 +128,11 @@ def test_the_environment_may_name_the_file_and_the_flag_beats_it(tmp_path: Path)
         ("settle = 1e308", "settle: expected a number from 0 to 315360000, received 1e+308"),
         (f"settle = {10**400}", f"settle: expected a number from 0 to 315360000, received {str(10**400)[:60]}…"),
         (f"workers = {10**400}", "workers: expected a whole number from 1 to 1024, received 1000"),
-        (f"workers = 0x{'f' * 9999}", "workers: expected a whole number from 1 to 1024, received 0xfff"),
+        (f"workers = {LARGE}", "workers: expected a whole number from 1 to 1024, received 0xfff"),
+        (f"workers = [{LARGE}]", "workers: expected a whole number from 1 to 1024, received a list with a number of"),
+        (f"sort = {LARGE}", "expected [sort] to be a table, received 0xfff"),
+        (f"destinations = {{ x = {LARGE} }}", "[destinations.x]: expected a table, received 0xfff"),
+        (f"routes = {{ CT = [{LARGE}] }}", "or a list of names of tables [destinations.NAME], received a list with a"),
         ("workers = 1025", "workers: expected a whole number from 1 to 1024, received 1025"),
         ("log-size = 2e6", "log-size: expected a number from 0 to 1048576, received 2000000.0"),
         ("log-count = 1001", "log-count: expected a whole number from 1 to 1000, received 1001"),

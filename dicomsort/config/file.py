@@ -7,15 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dicomsort.config.option import Option, at_home, checked, located
-from dicomsort.config.settings import (
-    DESTINATION,
-    RECEIVE,
-    SEND,
-    SORT,
-    WATCH,
-    Destination,
-)
+from dicomsort.config.option import Option, at_home, checked, located, shown
+from dicomsort.config.settings import DESTINATION, RECEIVE, SEND, SORT, WATCH, Destination
 from dicomsort.errors import UsageError
 
 TABLES: dict[str, Mapping[str, Option]] = {"sort": SORT, "watch": WATCH, "receive": RECEIVE, "send": SEND}
@@ -45,7 +38,7 @@ def read(file: Path) -> Written:
     tables = {name: content.pop(name) for name in names if name in content}
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise UsageError(f"{file}: expected [{name}] to be a table, received {table!r}")
+            raise UsageError(f"{file}: expected [{name}] to be a table, received {shown(table)}")
     values = {TOP: _checked(file, str(file), content, KNOWN, names)}
     for name in (name for name in TABLES if name in tables):  # in one order, so that the first error is the same
         values[name] = _checked(file, f"{file}: [{name}]", tables[name], TABLES[name])
@@ -89,7 +82,7 @@ def _checked(
         if name not in options:
             known = [*options, *(f"[{table}]" for table in tables)]
             near = f"[{name}]" if isinstance(value, dict) else name
-            raise UsageError(f"{origin}: expected the name of an option, received {key!r}; {nearest(near, known)}")
+            raise UsageError(f"{origin}: expected the name of an option, received {shown(key)}; {nearest(near, known)}")
         if name in values:
             raise UsageError(f"{origin}: {key}: expected an option once, received it twice")
         right = checked(options[name], value, f"{origin}: {key}")
@@ -102,9 +95,9 @@ def _destinations(file: Path, tables: Mapping[str, object]) -> dict[str, Destina
     for name, table in tables.items():
         origin = f"{file}: [{DESTINATIONS}.{name}]"
         if not isinstance(table, dict):
-            raise UsageError(f"{origin}: expected a table, received {table!r}")
+            raise UsageError(f"{origin}: expected a table, received {shown(table)}")
         if not name or "@" in name or "/" in name:
-            raise UsageError(f"{origin}: expected a name without @ and /, which addresses have, received {name!r}")
+            raise UsageError(f"{origin}: expected a name without @ and /, which addresses have, received {shown(name)}")
         values = _checked(file, origin, table, DESTINATION)
         if not values.get("to"):
             raise UsageError(f"{origin}: expected to = AE@HOST:PORT or https://HOST/PATH, received none")
@@ -122,17 +115,17 @@ def _routes(
         given: list[object] = value if isinstance(value, list) else [value]
         names = [name for name in given if isinstance(name, str) and name]
         if not names or len(names) != len(given):
-            raise UsageError(f"{origin}: expected {_EXPECTED}, received {value!r}")
+            raise UsageError(f"{origin}: expected {_EXPECTED}, received {shown(value)}")
         if isinstance(value, str) and value not in known and ("@" in value or "://" in value):
             found[class_] = (Destination(str(checked(DESTINATION["to"], value, origin))),)
             continue
         for name in names:
             if name not in known:
                 near = nearest(name, known) if known else f"the file has no table [{DESTINATIONS}.NAME]"
-                raise UsageError(f"{origin}: expected {_EXPECTED}, received {value!r}; {near}")
+                raise UsageError(f"{origin}: expected {_EXPECTED}, received {shown(value)}; {near}")
         found[class_] = tuple(known[name] for name in names)
         if len({each.to for each in found[class_]}) < len(names):
-            raise UsageError(f"{origin}: expected each destination once, received {value!r}")
+            raise UsageError(f"{origin}: expected each destination once, received {shown(value)}")
     return found
 
 

@@ -10,7 +10,6 @@ from dicomsort.errors import RelativePath, UsageError
 
 TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _SHOWN = 60  # characters of a wrong value
-_BITS = 10_000  # of a number whose decimal digits Python still writes
 
 
 def located(path: Path, file: Path) -> Path:
@@ -67,14 +66,14 @@ def checked(option: Option, value: object, origin: str) -> object:
     """Return the value in the option's type; UsageError names ``origin``, what was expected and received."""
     if option.is_list:
         if not isinstance(value, list | tuple):
-            raise UsageError(f"{origin}: expected a list of texts, received {_shown(value)}")
+            raise UsageError(f"{origin}: expected a list of texts, received {shown(value)}")
         return tuple(checked(option._replace(is_list=False), each, origin) for each in value)
     kind = option.kind
     right = value in kind if isinstance(kind, tuple) else _KINDS[kind][1](value)
     if right and option.minimum is not None and option.maximum is not None:
         right = option.minimum <= value <= option.maximum  # type: ignore[operator]  # neither NaN nor infinity is
     if not right:
-        raise UsageError(f"{origin}: expected {_expected(option)}, received {_shown(value)}")
+        raise UsageError(f"{origin}: expected {_expected(option)}, received {shown(value)}")
     return kind(value) if kind in {Path, float} else value  # type: ignore[arg-type]
 
 
@@ -102,8 +101,13 @@ _KINDS: dict[type, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def _shown(value: object) -> str:
-    text = hex(value) if isinstance(value, int) and value.bit_length() > _BITS else repr(value)
+def shown(value: object) -> str:
+    """Return a wrong value as a message shows it."""
+    try:
+        text = repr(value)
+    except ValueError:
+        more = f"a {type(value).__name__} with a number of more digits than Python writes"
+        text = hex(value) if isinstance(value, int) else more
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
