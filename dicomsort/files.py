@@ -31,7 +31,10 @@ NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, 
 _NEVER_CLONES = frozenset({errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
 _FICLONE = 0x40049409  # <linux/fs.h>
 _NO_SYNCFS = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
-_NETWORK_SYSTEMS = (b"nfs", b"cifs", b"smb", b"fuse", b"9p", b"ceph", b"gluster", b"lustre", b"afs")
+_NETWORK_SYSTEMS = (
+    b"nfs", b"cifs", b"smb", b"fuse", b"9p", b"ceph", b"gluster", b"lustre", b"afs", b"virtiofs", b"vboxsf", b"beegfs",
+    b"ecryptfs",
+)  # fmt: skip
 MOST_READ = 1 << 20  # bytes of a file that a person wrote: a configuration, a crontab, certificates
 STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 _HANDED_OVER = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+|/dev/stdin")
@@ -47,6 +50,8 @@ class Files:
     def __init__(self) -> None:
         self._syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # of the C library
         self.without_clones: set[tuple[int, int]] = set()  # devices, from and to, between which no reflink was made
+        self._heard: dict[int, int] = {}  # a descriptor by device, open since before the first byte
+        self.alone: set[int] = set()  # devices of those whose files are flushed one by one, by who writes them
 
     def make_folder(self, path: str, mode: int = 0o777) -> None:
         """Make one folder; its parent must be there."""
@@ -158,12 +163,28 @@ class Files:
         if self._syncfs is None or is_network(path):
             return False
         with opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-            if self._syncfs(descriptor) == 0:
+            if self._syncfs(self._heard.get(os.fstat(descriptor).st_dev, descriptor)) == 0:
                 return True
             code = ctypes.get_errno()
         if code in _NO_SYNCFS:
             return False
         raise OSError(code, os.strerror(code), path)
+
+    @contextlib.contextmanager
+    def heard(self, path: str) -> Iterator[None]:
+        """Hear at a flush of all that could not be written to a folder's file system from now on.
+
+        Linux tells it to each descriptor that was open before, but to one that is opened later only if none heard it.
+        """
+        with opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+            device = os.fstat(descriptor).st_dev
+            self._heard[device] = descriptor
+            if self._syncfs is None or is_network(path):
+                self.alone.add(device)
+            try:
+                yield
+            finally:
+                del self._heard[device]
 
     def lock(self, descriptor: int, *, shared: bool = False) -> bool:
         """Take the lock of an open file without waiting, alone or ``shared``; False where another process holds it."""
@@ -348,29 +369,33 @@ def copy(files: Files, source: str, target: str, mode: int, mtime_ns: int) -> Co
     still be in memory, if it did not change since before the snapshot; else the snapshot. Where the disk refuses,
     ``target`` is removed again.
     """
-    with opened(source) as reader, created(files, target) as writer:
-        copied = fill(files, reader, writer, target)
+    with opened(source) as reader, created(files, target) as (writer, made):
+        copied = fill(files, reader, writer, made, target)
         files.set_mode(writer, mode)
         files.set_mtime(writer, mtime_ns)
     return copied
 
 
 @contextlib.contextmanager
-def created(files: Files, target: str, mode: int = 0o600) -> Iterator[int]:
-    """Create a file and close it at the end; where the disk refuses, the file is removed again."""
-    with closing_descriptor(files.create(target, mode)) as writer:
-        try:
-            yield writer
-        except OSError:
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.lstat(target), os.fstat(writer)):
-                    files.unlink(target)
-            raise
+def created(files: Files, target: str, mode: int = 0o600) -> Iterator[tuple[int, os.stat_result]]:
+    """Create a file and close it at the end; where the disk refuses, also at closing, the file is removed again."""
+    writer = files.create(target, mode)
+    made = os.fstat(writer)
+    try:
+        with closing_descriptor(writer):
+            yield writer, made
+            if made.st_dev in files.alone:
+                files.flush(writer)
+    except OSError:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(target), made):
+                files.unlink(target)
+        raise
 
 
-def fill(files: Files, reader: int, writer: int, target: str, *, holes: bool = False) -> Copied:
+def fill(files: Files, reader: int, writer: int, made: os.stat_result, target: str, *, holes: bool = False) -> Copied:
     """Fill an empty file, ``target``, with the bytes of another, and with the same holes if ``holes``."""
-    before, made = os.fstat(reader), os.fstat(writer)
+    before = os.fstat(reader)
     if not before.st_size or not _is_cloned(files, reader, writer, (before.st_dev, made.st_dev)):
         is_sparse = holes and before.st_blocks * 512 < before.st_size
         write = _filled_but_for_holes if is_sparse else _filled
@@ -405,7 +430,7 @@ def _filled(files: Files, reader: int, writer: int, size: int) -> str:
 
 def _filled_but_for_holes(files: Files, reader: int, writer: int, size: int) -> str:
     digest, done = hashlib.sha256(), 0
-    for start, end in _with_data(reader, size):
+    for start, end in with_data(reader, size):
         _hash_zeros(digest, start - done)
         os.lseek(writer, start, os.SEEK_SET)
         for piece in chunks(reader, start, end=end):
@@ -418,22 +443,13 @@ def _filled_but_for_holes(files: Files, reader: int, writer: int, size: int) -> 
     return digest.hexdigest()
 
 
-def data_size(path: str) -> int:
-    """Return how many bytes of a file lie in no hole; extents are asked for only if it has fewer blocks than bytes."""
-    status = os.lstat(path)
-    if status.st_blocks * 512 >= status.st_size:
-        return status.st_size
-    with opened(path) as descriptor:
-        return sum(end - start for start, end in _with_data(descriptor, status.st_size))
-
-
 def holds_only_zeros(descriptor: int, size: int) -> bool:
     """Whether the file's first ``size`` bytes are zeros; holes are not read."""
-    pieces = (piece for start, end in _with_data(descriptor, size) for piece in chunks(descriptor, start, end=end))
+    pieces = (piece for start, end in with_data(descriptor, size) for piece in chunks(descriptor, start, end=end))
     return all(bytes(piece) == bytes(len(piece)) for piece in pieces)
 
 
-def _with_data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+def with_data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
     """Yield start and end of each part of a file that has data; between them are holes, which read as zeros."""
     end = 0
     while end < size:
@@ -456,18 +472,6 @@ def _hash_zeros(digest: hashlib._Hash, count: int) -> None:
 
 def _last_touched(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def whole_lines(descriptor: int, size: int) -> int:
-    """Return the offset after the last line feed."""
-    end = size
-    while end > 0:
-        start = max(0, end - 65536)
-        found = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
 
 
 def flush_path(files: Files, path: str) -> None:

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Self
 
 from dicomsort.errors import DicomsortError, StateDamaged, counted
-from dicomsort.files import Files, flush_path, look_up, opened_file, whole_lines
-from dicomsort.jsonlines import dump, number_cell, parse
+from dicomsort.files import Files, flush_path, look_up, opened_file
+from dicomsort.jsonlines import dump, number_cell, parse, whole_lines
 from dicomsort.records import Lost, Operation, Outcome, Result, Row, Verb
 
 STATE = ".dicomsort"

@@ -6,6 +6,7 @@ Both write and read the same values; whole numbers beyond 64 bits must be writte
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import Any
 
@@ -49,6 +50,18 @@ def parse(data: bytes) -> Any:
     if _NO_NAME.search(text):
         raise ValueError("expected text, received a surrogate that no name of a file holds")
     return value
+
+
+def whole_lines(descriptor: int, size: int) -> int:
+    """Return the offset after the last line feed."""
+    end = size
+    while end > 0:
+        start = max(0, end - 65536)
+        found = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def _integer(digits: str) -> int:

@@ -58,9 +58,9 @@ def copy_with_metadata(
 
     ``wanted`` returns the target's metadata, given the source's, which is read from the file whose bytes are copied.
     """
-    with opened(source) as reader, created(files, target) as writer:
+    with opened(source) as reader, created(files, target) as (writer, made):
         metadata = wanted(metadata_of(reader))
-        copied = fill(files, reader, writer, target, holes=True)
+        copied = fill(files, reader, writer, made, target, holes=True)
         return copied, metadata, apply_metadata(files, writer, metadata, mtime_ns)
 
 

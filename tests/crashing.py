@@ -110,6 +110,37 @@ class NoSyncfs(Files):
         return False
 
 
+class Unwritten(Files):
+    """A disk that loses what was written before its first flush: that fails, and the next one has nothing to do."""
+
+    def __init__(self, base: Callable[[], Files] = Files) -> None:
+        super().__init__()
+        self.link = base().link  # type: ignore[method-assign]
+        self.lost: set[int] | None = None  # inodes, once a flush has failed
+        self._written: set[int] = set()
+
+    def create(self, path: str, mode: int = 0o600) -> int:
+        descriptor = super().create(path, mode)
+        for inodes in (self._written, self.lost or set()):
+            inodes.discard(os.fstat(descriptor).st_ino)  # of a file that is gone
+        return descriptor
+
+    def write(self, descriptor: int, data: bytes | memoryview) -> None:
+        super().write(descriptor, data)
+        self._written.add(os.fstat(descriptor).st_ino)
+
+    def flush(self, descriptor: int) -> None:
+        super().flush(descriptor)
+        self._written.discard(os.fstat(descriptor).st_ino)
+
+    def flush_system(self, path: str) -> bool:
+        if self.lost is None:
+            self.lost = self._written
+            self._written = set()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return True
+
+
 class Clones(Files):
     """A file system where files can share their bytes, as far as can be seen from outside."""
 

@@ -284,6 +284,18 @@ def test_a_run_that_was_never_sealed_leaves_nothing_unpacked(
     assert not [*outbox.glob(".dicomsort/runs/*/staging")]
 
 
+def test_errors_of_the_disk_are_heard_from_before_the_first_byte_is_unpacked(
+    export: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[bool] = []
+    monkeypatch.setattr(
+        Files, "flush_system", lambda self, path: heard.append(Path(path).stat().st_dev in self._heard) or False
+    )
+    opening(export, outbox)
+    assert heard
+    assert all(heard)
+
+
 def test_pruning_removes_what_a_dead_run_unpacked(export: Path, outbox: Path) -> None:
     opening(export, outbox)
     dead = outbox / ".dicomsort" / "runs" / "20200101T000000Z-000000"

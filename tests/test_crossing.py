@@ -17,11 +17,12 @@ import pytest
 from building import read_tree
 from command import by_source, placed, run, sort
 from matrix import step, world
+from powercut import name_of
 from test_races import Meddled, fail
 
 from dicomsort import files as files_module
 from dicomsort.execute import Placer, Roots
-from dicomsort.execute.placing import Fatal
+from dicomsort.execute.ending import Fatal
 from dicomsort.files import Files, opened
 from dicomsort.journal import Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
@@ -137,6 +138,30 @@ def test_a_kept_copy_whose_name_another_file_has_by_now_keeps_the_duplicate(tmp_
             return super().lock(descriptor, shared=shared)
 
     assert placer(Late()).remove_source(operation) == Result(operation.number, Outcome.CHANGED, NOT_KEPT)
+    assert source.is_file()
+
+
+def test_a_kept_copy_is_flushed_before_its_duplicate_is_removed(tmp_path: Path) -> None:
+    operation, source, kept, placer = duplicate(tmp_path)
+    told = placer(Meddled("flush", fail(errno.EIO))).remove_source(operation)
+    assert isinstance(told, Result)
+    assert (told.outcome, "Input/output error" in told.message) == (Outcome.FAILED, True)
+    assert source.is_file()
+    done: list[Path] = []
+    files = Meddled("unlink", lambda path: done.append(Path(path)))
+    files.flush = lambda descriptor: done.append(name_of(descriptor))  # type: ignore[method-assign]
+    assert placer(files).remove_source(operation) is None
+    assert (source.exists(), done) == (False, [kept, source])
+
+
+def test_a_kept_copy_that_only_memory_holds_keeps_the_duplicate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk did not take it, and another process was told so."""
+    operation, source, kept, placer = duplicate(tmp_path)
+    size = len(source.read_bytes())
+    monkeypatch.setattr(os, "posix_fadvise", lambda *_: kept.write_bytes(bytes(size)))
+    assert placer().remove_source(operation) == Result(operation.number, Outcome.CHANGED, NOT_KEPT)
     assert source.is_file()
 
 

@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 from building import gradient, make_dicom, make_files, read_tree
 from command import by_source, placed, rows, run, sort
+from crashing import NoLinks, OtherDevice, Unwritten
 from killing import run_unprivileged
 from unprivileged import NOBODY
 
@@ -102,6 +103,32 @@ def test_a_disk_that_fails_at_any_call_ends_the_run_with_1_and_it_can_be_resumed
         assert len(list(placed(outbox))) == 3
         assert read_tree(inbox) == ({} if mode == "--move" else before)
     pytest.fail("200 calls were not enough")
+
+
+@pytest.mark.parametrize("door", ["resume", "sort", "undo"])
+@pytest.mark.parametrize(("mode", "base"), [("--copy", Files), ("--move", OtherDevice), ("--move", NoLinks)])
+def test_copies_whose_flush_failed_are_made_again(
+    tmp_path: Path, outbox: Path, mode: str, base: type[Files], door: str
+) -> None:
+    """The system says once that it could not write them, and then finds them whole in its memory."""
+    study(inbox := tmp_path / "inbox")
+    before = read_tree(inbox)
+    if door == "undo" and mode == "--move":
+        with mock.patch("dicomsort.files.Files", return_value=base()):
+            assert sort(mode, "--settle", 0, inbox, outbox).code == 0
+    files = Unwritten(base)
+    with mock.patch("dicomsort.files.Files", return_value=files):
+        ran = run("undo", outbox) if outbox.exists() else sort(mode, "--settle", 0, inbox, outbox)
+        assert (ran.code, "flushing to disk" in ran.err) == (1, True)
+        assert files.lost
+        enter = {"sort": lambda: sort(mode, "--settle", 0, inbox, outbox), "resume": lambda: run("resume", outbox)}
+        if door == "undo" and mode == "--copy":
+            assert run("undo", outbox).code == 0
+        else:
+            assert enter.get(door, enter["resume"])().code == 0
+    there = [*([] if door == "undo" else map(outbox.joinpath, placed(outbox))), *inbox.rglob("*.dcm")]
+    assert {path.read_bytes() for path in there} == {*before.values()}
+    assert not {path.stat().st_ino for path in there} & files.lost
 
 
 def test_a_full_file_system_ends_the_run_and_room_lets_it_go_on(tmp_path: Path) -> None:

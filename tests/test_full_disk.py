@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from building import gradient, make_dicom, make_files, read_tree
 from command import placed, quiet, run, sort
 from crashing import NoLinks
 from matrix import Mode, check_done, check_nothing_lost, check_undone, facts, start, world
+from powercut import name_of
 
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files, closing_descriptor, copy
@@ -262,6 +264,34 @@ def test_what_somebody_put_in_the_place_of_a_copy_that_failed_stays(tmp_path: Pa
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         copy(Swapped(), f"{tmp_path}/source", f"{tmp_path}/target", 0o600, 0)
     assert (tmp_path / "target").read_bytes() == b"somebody's"
+
+
+@pytest.mark.parametrize("verb", [Verb.COPY, Verb.MOVE])
+def test_a_disk_that_says_when_a_file_is_closed_that_it_is_full_keeps_nothing_torn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: Verb
+) -> None:
+    """As file servers do; here one without links, when the final name is filled."""
+    inbox, outbox = world(tmp_path)
+    close = os.close
+
+    def full(descriptor: int) -> None:
+        path = name_of(descriptor)
+        if is_final := path == outbox / "CT/s/1" and "w" in mode_of(descriptor):
+            os.truncate(path, 3)
+        close(descriptor)
+        if is_final:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", full)
+        assert os.strerror(errno.ENOSPC) in enter("sort", inbox, outbox, NoLinks(), verb)
+    assert not (outbox / "CT/s/1").exists()
+    assert enter("resume", inbox, outbox, NoLinks()) == ""
+    check_done(inbox, outbox, Mode(verb, "no links, EPERM"))
+
+
+def mode_of(descriptor: int) -> str:
+    return "w" if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY else "r"
 
 
 def test_something_else_in_the_place_of_the_reserve_hinders_nothing(inbox: Path, outbox: Path) -> None:

@@ -91,11 +91,12 @@ def test_a_source_that_is_replaced_while_bytes_are_compared_stays(
     assert (ran.code, by_source(outbox)["a.dcm"]["status"]) == (3, "changed")
 
 
-def test_a_source_that_changed_in_place_after_a_crash_stays(one: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize(("call", "nth"), [("unlink", 0), ("flush_system", -1)])
+def test_a_source_that_changed_in_place_after_a_crash_stays(one: tuple[Path, Path], call: str, nth: int) -> None:
     source, outbox = one
-    crash(source, outbox, "--move", call="unlink", base=OtherDevice, nth=0)
-    before = source.stat()
-    changed = bytes(len(source.read_bytes()))
+    crash(source, outbox, "--move", call=call, base=OtherDevice, nth=nth)
+    before, content = source.stat(), source.read_bytes()
+    changed = bytes(len(content))
     with source.open("r+b") as stream:
         stream.write(changed)
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -103,6 +104,7 @@ def test_a_source_that_changed_in_place_after_a_crash_stays(one: tuple[Path, Pat
         patch.setattr("dicomsort.files.Files", OtherDevice)
         run("resume", outbox)
     assert source.read_bytes() == changed
+    assert content in read_tree(outbox).values()
 
 
 def test_what_is_taken_back_is_only_what_was_placed(one: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

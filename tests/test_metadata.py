@@ -421,7 +421,7 @@ def test_a_file_system_that_cannot_tell_its_holes_is_read_whole(
     monkeypatch.setattr(os, "lseek", blind)
     files, target = Files(), str(tmp_path / "copy")
     with opened(str(tmp_path / "file")) as reader, closing_descriptor(files.create(target)) as writer:
-        told = fill(files, reader, writer, target, holes=True)
+        told = fill(files, reader, writer, os.fstat(writer), target, holes=True)
     content = (tmp_path / "file").read_bytes()
     assert (Path(target).read_bytes(), told.sha256) == (content, hashlib.sha256(content).hexdigest())
 
@@ -433,7 +433,7 @@ def test_a_sparse_file_that_grows_meanwhile_is_copied_to_where_it_ended(tmp_path
     files = Meddled(call, lambda *_: append(tmp_path / "file"))
     files.clone = files.clone if call == "clone" else fail(errno.ENOTSUP)  # type: ignore[method-assign]
     with opened(str(tmp_path / "file")) as reader, closing_descriptor(files.create(target)) as writer:
-        fill(files, reader, writer, target, holes=True)
+        fill(files, reader, writer, os.fstat(writer), target, holes=True)
     assert Path(target).read_bytes() == content
 
 

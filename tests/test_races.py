@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from building import make_dicom, make_files, read_tree
 from command import by_source, placed, run, sort
-from crashing import NoLinks
+from crashing import NoLinks, OtherDevice
 from matrix import FILES, checked_again, operations, step, world
+from powercut import name_of
 from test_placing import carry_out, one
 
 from dicomsort import files as files_module
 from dicomsort.errors import DicomsortError, PlacingFailed
-from dicomsort.files import Files, is_network, same_bytes
+from dicomsort.execute import executor
+from dicomsort.files import Files, flush_path, is_network, same_bytes
 from dicomsort.journal import Plan, PlanWriter
 from dicomsort.records import Operation, Outcome, Verb
 
@@ -141,6 +144,21 @@ def test_races_for_a_link(tmp_path: Path, race: Callable[..., object], outcome: 
     assert (inbox / "a/1").exists() == (outcome is not Outcome.CHANGED)
 
 
+@pytest.mark.parametrize("verb", [Verb.MOVE, Verb.COPY, Verb.LINK])
+def test_a_link_that_was_made_though_the_server_says_that_it_exists(tmp_path: Path, verb: Verb) -> None:
+    """NFS asked twice, as the first answer was lost."""
+    inbox, outbox = world(tmp_path)
+
+    class Asked(Files):
+        def link(self, source: str, target: str) -> None:
+            super().link(source, target)
+            super().link(source, target)
+
+    result = one(inbox, outbox, step(inbox, verb, "a/1", target="outbox/XRAY/1"), Asked())
+    assert (result.outcome, result.message) == (Outcome.DONE, "")
+    assert (read_tree(outbox / "XRAY"), (inbox / "a/1").exists()) == ({"1": FILES["a/1"]}, verb is not Verb.MOVE)
+
+
 def test_a_copy_that_cannot_get_its_name_leaves_nothing(tmp_path: Path) -> None:
     inbox, outbox = world(tmp_path)
     operation = step(inbox, Verb.COPY, "a/1", target="outbox/XRAY/1")
@@ -240,9 +258,81 @@ def test_syncfs_is_believed(tmp_path: Path, code: int) -> None:
         assert files.flush_system(str(tmp_path)) == (code == 0)
 
 
-def test_network_file_systems_are_flushed_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("verb", [Verb.COPY, Verb.MOVE])
+def test_errors_of_writing_that_another_process_hears_are_heard(tmp_path: Path, verb: Verb) -> None:
+    """What is flushed is a descriptor that was open before the first byte."""
+    inbox, outbox = world(tmp_path)
+    open_then: list[dict[int, Path]] = []
+
+    class Watched(OtherDevice):
+        def write(self, descriptor: int, data: bytes | memoryview) -> None:
+            if str(name_of(descriptor)).endswith(".part"):
+                open_then.append(dict(descriptors()))
+            super().write(descriptor, data)
+
+    files, flushed = Watched(), list[int]()
+    files._syncfs = lambda descriptor: flushed.append(descriptor) or 0
+    carry_out(inbox, outbox, operations(inbox, verb)[:4], files)
+    assert flushed
+    assert all(then.get(flushed[0]) == outbox for then in open_then)
+    assert len(open_then) == 3  # one of the four files is empty
+    assert dict(descriptors()).get(flushed[0]) != outbox
+
+
+def descriptors() -> Iterator[tuple[int, Path]]:
+    """What is open now, by its number."""
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the listing itself
+            yield int(path.name), path.readlink()
+
+
+@pytest.mark.parametrize("base", [Files, NoLinks])
+def test_a_copy_on_a_network_file_system_is_flushed_by_who_wrote_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: type[Files]
+) -> None:
+    """Its mode may forbid to open it again."""
+    inbox, outbox = world(tmp_path)
+    monkeypatch.setattr(files_module, "is_network", lambda _: True)
+    flushed: list[Path] = []
+
+    class Told(base):  # type: ignore[misc, valid-type]
+        def flush(self, descriptor: int) -> None:
+            flushed.append(name_of(descriptor))
+            super().flush(descriptor)
+
+    def folders_only(files: Files, path: str) -> None:
+        assert Path(path).is_dir()
+        flush_path(files, path)
+
+    monkeypatch.setattr(executor, "flush_path", folders_only)
+    known = carry_out(inbox, outbox, operations(inbox, Verb.COPY), Told())
+    assert all(known.is_done(number) for number in range(4))
+    names = {path.name for path in flushed}
+    assert names >= ({"1", "2", "3", "empty"} if base is NoLinks else {f".dicomsort-{known_run(outbox)}-0.part"})
+
+
+def known_run(outbox: Path) -> str:
+    (run,) = (outbox / ".dicomsort" / "runs").iterdir()
+    return run.name
+
+
+def test_a_copy_that_a_network_file_system_cannot_flush_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox, outbox = world(tmp_path)
+    monkeypatch.setattr(files_module, "is_network", lambda _: True)
+    full = Meddled("flush", lambda descriptor: fail(errno.ENOSPC, where=".part")(name_of(descriptor)))
+    with pytest.raises(PlacingFailed, match=r"placing 'inbox/a/1' at 'outbox/CT/s/1'.*No space left"):
+        carry_out(inbox, outbox, operations(inbox, Verb.COPY), full)
+    assert list((outbox / "CT" / "s").iterdir()) == []
+
+
+@pytest.mark.parametrize("system", ["nfs4", "virtiofs", "vboxsf", "beegfs", "ecryptfs"])
+def test_network_file_systems_are_flushed_file_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
     device = tmp_path.stat().st_dev
-    line = f"36 35 {os.major(device)}:{os.minor(device)} / /mnt rw - nfs4 server:/export rw\n"
+    line = f"36 35 {os.major(device)}:{os.minor(device)} / /mnt rw - {system} server:/export rw\n"
     before = "1 1 0:0 / /x rw - ext4 x rw\n2 1 0:1 / /m\x0cx\x85\u2028 rw - ext4 x rw\n3\n"  # names may hold such
     for text, expected in ((f"{before}{line}", True), ("", False), (None, False)):
 

@@ -15,7 +15,7 @@ import pytest
 from building import make_dicom
 from command import placed, sort
 
-from dicomsort.files import data_size
+from dicomsort.sorting.outbox import data_size
 
 MIB = 1 << 20
 

@@ -123,7 +123,7 @@ def _members(stream: BinaryIO, found: Found, budget: Budget) -> Iterator[Member]
 def _write(files: Files, path: str, member: Member, archive: Found, budget: Budget) -> None:
     """Write a member's bytes, and give the file the member's time, never one after the archive's or the clock's."""
     size = 0
-    with created(files, path, _MODE) as writer:
+    with created(files, path, _MODE) as (writer, _):
         for piece in member.read():
             size += len(piece)
             budget.add_written(len(piece), size)

@@ -2,7 +2,8 @@
 
 For each batch: ``begin`` lines, flushed; new folders; new names (links, or verified copies); one flush of the file
 system; ``end`` lines, flushed; only then sources are removed. A plan may be executed any number of times: what ended is
-not done again, and what was begun is recognised by inode, not by content. Folders are journalled before they are made.
+not done again, and what was begun is recognised by inode, not by content. Copies that did not end are made again.
+Folders are journalled before they are made.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import os
 import stat
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from itertools import groupby, islice
 from typing import NamedTuple, TypeVar
 
 from dicomsort.errors import PlacingFailed
-from dicomsort.execute.placing import Fatal, Placer, Roots, ending
+from dicomsort.execute.ending import Fatal, ending
+from dicomsort.execute.placing import Placer, Roots
 from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up
 from dicomsort.journal import Journal, Plan
 from dicomsort.records import ARCHIVES, Operation, Outcome, Result, Verb
@@ -194,6 +197,7 @@ class Executor:
         self._refused, self._refusals = "", 0  # the first refusal of the disk, and their number, where all is tried
         self._not_whole: set[str] = set()  # archives of which a member was not placed
         self._put_off: set[str] = set()  # files and folders of operations that are left to a resume
+        self._heard: set[int] = set()  # devices of file systems whose errors are heard
         self._is_far = is_network(roots.outbox)
         self._placer.copies = os.stat(roots.inbox).st_dev != os.stat(roots.outbox).st_dev
 
@@ -203,7 +207,7 @@ class Executor:
         ``on_done`` gets each batch, in the plan's order, after the journal got the ends of its operations. What the
         disk refused has not ended: a resume tries it again.
         """
-        with ThreadPoolExecutor(self._threads) as self._pool:
+        with ThreadPoolExecutor(self._threads) as self._pool, ExitStack() as self._open:
             for kind, group in groupby(plan.operations(), _kind):
                 for batch in _batches(group):
                     if kind == "folder":
@@ -284,8 +288,17 @@ class Executor:
         if unmade:
             endings += self._unmade_endings(ready, unmade)
             ready = [o for o in ready if folder_of(o) not in unmade]
+        self._hear(ready)
         acted = self._each(self._placer.apply, ready, at_once=self._moves_bytes(ready))
         self._end([*endings, *zip(ready, acted, strict=True)])
+
+    def _hear(self, operations: Iterable[Operation]) -> None:
+        """Hear of errors on the file systems of new names from before their first byte on; the flush asks for them."""
+        for o in operations:
+            with suppress(OSError):  # which the flush meets too
+                if o.target and (device := self._folders.device(o.target)) not in self._heard:
+                    self._open.enter_context(self._files.heard(self._flushable(o.target)))
+                    self._heard.add(device)
 
     def _end(self, endings: Sequence[tuple[Operation, Result | Fatal]]) -> None:
         """Make new names durable, then journal how operations ended.
@@ -343,9 +356,14 @@ class Executor:
         )
 
     def _flush_each(self, operations: list[Operation]) -> None:
-        """Flush each file and each folder, where the file system has no other way, or promises little."""
+        """Flush each folder, and each file that was not flushed when it was written.
+
+        For where the file system has no other way, or promises little.
+        """
         targets = [o.target for o in operations]
-        for path in sorted({*targets, *self._folders.chains(targets)}):
+        files = [o.target for o in operations if o.number not in self._placer.flushed]
+        self._placer.flushed.difference_update(o.number for o in operations)
+        for path in sorted({*files, *self._folders.chains(targets)}):
             try:
                 flush_path(self._files, self._roots.absolute(path))
             except OSError as error:

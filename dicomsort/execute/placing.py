@@ -8,11 +8,11 @@ import stat
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dicomsort.execute.ending import Fatal, ending
 from dicomsort.execute.leaving import CANNOT_LEAVE, Leaving
 from dicomsort.files import (
     NO_LINK,
     PATH_MAX,
-    REFUSED_BY_DISK,
     Copied,
     Files,
     begins_with,
@@ -46,27 +46,12 @@ class Roots:
         return (self.inbox if root == "inbox" else self.outbox) + slash + rest
 
 
-@dataclass(frozen=True, slots=True)
-class Fatal:
-    """The disk itself refused: the run ends here, and ``resume`` goes on."""
-
-    message: str
-
-
 class _Made(NamedTuple):
     """A new file; if it moved, the metadata of its source, and what could not be kept of it."""
 
     copied: Copied
     metadata: Metadata | None = None
     applied: Applied = Applied()
-
-
-def ending(o: Operation, error: OSError, what: str) -> Result | Fatal:
-    """Return how an operation ends after an error: FAILED, or Fatal where the disk refused."""
-    reason = error.strerror or str(error)
-    if error.errno in REFUSED_BY_DISK:
-        return Fatal(f"{what}: expected success, received {reason}")
-    return Result(o.number, Outcome.FAILED, reason)
 
 
 class Placer:
@@ -83,6 +68,7 @@ class Placer:
         self._leaving = Leaving()
         self._archives: dict[tuple[str | int, ...], str] = {}  # SHA-256 of those that were read, by their status
         self._has_links: bool | None = None  # whether the targets' file system makes links; None before it is tried
+        self.flushed: set[int] = set()  # whose copies are durable, as their file systems flush files one by one
         self.copies = False  # whether links were refused, so that files were copied instead
         # Copies that were read again: device, inode, mtime of the new file, and the source's ctime before it was read.
         self._proven: dict[int, tuple[int, int, int, int]] = {}
@@ -140,15 +126,23 @@ class Placer:
             return self._occupied(o, target)
         is_part = os.path.samestat(made, target)
         is_ours = is_part or (source is not None and target.st_nlink == 1 and not self._links(part))
-        if is_ours and target.st_size == o.size and sha256_of(path) == o.sha256:
+        is_whole = is_ours and target.st_size == o.size and sha256_of(path) == o.sha256
+        if is_whole and (source is None or not self._holds_still(o, source)):
             return Result(o.number, Outcome.DONE, *self._complete(o, source, target.st_ino))
         # A power cut may take the bytes of a whole copy and leave its time; who edits a file gives it another time.
         is_torn = is_stamped(target, _stamp(o)) if is_part else is_ours and _is_torn(path, target, part)
-        if source is not None and is_torn:
+        if source is not None and (is_whole or is_torn):
             self._files.unlink(path)
             return None
         self.clean_up(o)
         return self._occupied(o, target)
+
+    def _holds_still(self, o: Operation, source: os.stat_result) -> bool:
+        """Whether a source can be copied again: then no copy is believed that has not ended.
+
+        Its flush may have failed, which Linux says once; then it calls the pages clean, and reading finds them whole.
+        """
+        return _unchanged(o, source) and sha256_of(self._roots.absolute(o.source)) == o.sha256
 
     def _links(self, part: str) -> bool:
         """Whether the file system of a temporary copy makes hard links: then only a file of its inode is ours."""
@@ -205,7 +199,7 @@ class Placer:
         if o.verb is Verb.COPY:
             return self._copy(o, target)
         try:
-            self._files.link(self._roots.absolute(o.source), target)
+            self._link(self._roots.absolute(o.source), target)
         except OSError as error:
             if error.errno not in NO_LINK:
                 raise
@@ -243,7 +237,7 @@ class Placer:
                 self._files.unlink(part)
                 return Result(o.number, Outcome.CHANGED, "the bytes changed after the file was judged")
             try:
-                self._files.link(part, target)
+                self._link(part, target)
             except OSError as error:
                 if error.errno not in NO_LINK:
                     raise
@@ -252,7 +246,18 @@ class Placer:
             with contextlib.suppress(OSError):
                 self._files.unlink(part)
             raise
+        if made.copied.device in self._files.alone:
+            self.flushed.add(o.number)
         return Result(o.number, Outcome.DONE, made.applied.message, made.copied.inode, made.applied.lost)
+
+    def _link(self, source: str, target: str) -> None:
+        """Link; NFS may make a link and say that it exists: its answer was lost, so it was asked twice."""
+        try:
+            self._files.link(source, target)
+        except FileExistsError:
+            one, other = look_up(source), look_up(target)
+            if one is None or other is None or not os.path.samestat(one, other):
+                raise
 
     def _filled(self, o: Operation, part: str) -> _Made | None:
         """Make the temporary file; None where its bytes are not those of the plan (they are read again for a move)."""
@@ -338,6 +343,9 @@ class Placer:
                 is_one = os.path.samestat(os.fstat(mine), os.fstat(theirs))
                 if not (self._is_locked(mine) and (is_one or self._is_locked(theirs, shared=True))):
                     return Result(o.number, Outcome.FAILED, "another run removes it, or its kept copy")
+                self._files.flush(theirs)  # somebody may have put it there a moment ago
+                if o.kept.startswith("outbox/") and hasattr(os, "posix_fadvise"):  # memory may hold more than the disk
+                    os.posix_fadvise(theirs, 0, 0, os.POSIX_FADV_DONTNEED)
                 is_kept = _is_at(theirs, kept) and self._is_kept(o)
                 if _has_changed(path, source):  # comparing takes a while
                     return Result(o.number, Outcome.CHANGED, _CHANGED_SINCE)
@@ -345,7 +353,7 @@ class Placer:
         except FileNotFoundError:  # of the kept copy: then the file stays; else somebody has removed it
             return Result(o.number, Outcome.CHANGED, _NOT_KEPT) if look_up(path) else None
         except OSError as error:
-            return Result(o.number, Outcome.FAILED, f"the kept copy cannot be compared: {error.strerror}")
+            return Result(o.number, Outcome.FAILED, f"the kept copy cannot be compared, or flushed: {error.strerror}")
 
     def _is_locked(self, descriptor: int, *, shared: bool = False) -> bool:
         """Lock a file; True also where its file system has no locks, or none for files open for reading (NFS)."""

@@ -11,7 +11,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -74,28 +74,32 @@ class ArchiveOpener:
     _earlier: EarlierArchives = field(default_factory=EarlierArchives)
     _count: int = 0
     _folder: str = ""  # of what was unpacked
+    _heard: ExitStack = field(default_factory=ExitStack)  # errors of the disk, from before the first byte on
 
     def run(self) -> Iterator[dict[int, int]]:
         """Add all archives and their members; yields how many files each group got, by the group's number."""
         waiting: deque[_Opening] = deque()
-        for archive in self.catalog.archives():
-            if not self._count:
-                self.progress.stage("unpacking archives", None)
-                self._earlier = earlier_archives(self.outbox) if self.outbox else self._earlier
-            self._count += 1
-            waiting.append(self._begin(archive))
-            while len(waiting) > _AHEAD * self.engine.workers:
+        with self._heard:
+            for archive in self.catalog.archives():
+                if not self._count:
+                    self.progress.stage("unpacking archives", None)
+                    self._earlier = earlier_archives(self.outbox) if self.outbox else self._earlier
+                self._count += 1
+                waiting.append(self._begin(archive))
+                while len(waiting) > _AHEAD * self.engine.workers:
+                    yield from self._end(*waiting.popleft())
+            while waiting:
                 yield from self._end(*waiting.popleft())
-        while waiting:
-            yield from self._end(*waiting.popleft())
-        if self._folder:
-            self.files.flush_system(self._folder)  # before the plan that names these files is sealed
+            if self._folder:
+                self.files.flush_system(self._folder)  # before the plan that names these files is sealed
 
     def _begin(self, archive: Examined) -> _Opening:
         """Begin to unpack an archive, unless it is known or settles."""
         if closed := self._closed(archive):
             return closed, "", None
-        self._folder = self.staging()
+        if not self._folder:
+            self._folder = self.staging()
+            self._heard.enter_context(self.files.heard(self._folder))
         folder = f"{self._folder}/{self._count}"
         request = Request(self.inbox, archive.found, folder, limits_of(self.settings))
         return archive, folder, self.engine.submit(unpack, request, seconds=self.settings.archive_seconds)

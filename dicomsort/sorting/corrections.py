@@ -22,7 +22,8 @@ from pathlib import Path
 
 from dicomsort.engines.engine import Engine, submit_batch
 from dicomsort.errors import DicomsortError, UsageError
-from dicomsort.files import Files, closing_descriptor, flush_path, is_straight, look_up, missing_folders, whole_lines
+from dicomsort.files import Files, closing_descriptor, flush_path, is_straight, look_up, missing_folders
+from dicomsort.jsonlines import whole_lines
 from dicomsort.records import RENDERING_VERSION, Action, Row
 from dicomsort.report import cell, visible
 from dicomsort.report.manifest import rows_of

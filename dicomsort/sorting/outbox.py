@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, UsageError
 from dicomsort.execute import Roots
-from dicomsort.files import Files, closing_descriptor, data_size, look_up, missing_folders, mounts
+from dicomsort.files import Files, closing_descriptor, look_up, missing_folders, mounts, opened, with_data
 from dicomsort.journal import STATE
 from dicomsort.jsonlines import parse
 from dicomsort.progress import Progress
@@ -264,3 +264,12 @@ def require_inbox(head: Mapping[str, Any], outbox: str, run: str, what: str) -> 
 def now() -> str:
     """Return the time in UTC, ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def data_size(path: str) -> int:
+    """Return how many bytes of a file lie in no hole; extents are asked for only if it has fewer blocks than bytes."""
+    status = os.lstat(path)
+    if status.st_blocks * 512 >= status.st_size:
+        return status.st_size
+    with opened(path) as descriptor:
+        return sum(end - start for start, end in with_data(descriptor, status.st_size))

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from dicomsort.config import TRAINING
 from dicomsort.config import checked as in_range
 from dicomsort.errors import UsageError, counted, missing_extra
-from dicomsort.files import Files, closing_descriptor, whole_lines
+from dicomsort.files import Files, closing_descriptor
+from dicomsort.jsonlines import whole_lines
 from dicomsort.training.data.dataset import fingerprint
 from dicomsort.training.fit.checkpoint import resumable
 from dicomsort.training.pipeline import Trained, rendering, scanned, train

@@ -23,8 +23,8 @@ from itertools import count
 
 from dicomsort.classify import is_uid
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
-from dicomsort.files import Files, flush_path, look_up, missing_folders, sha256_of, whole_lines
-from dicomsort.jsonlines import dump, parse
+from dicomsort.files import Files, flush_path, look_up, missing_folders, sha256_of
+from dicomsort.jsonlines import dump, parse, whole_lines
 from dicomsort.pacs.send.records import Instance
 from dicomsort.records import Found
 from dicomsort.report import printable

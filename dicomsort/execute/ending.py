@@ -1,0 +1,23 @@
+"""How an operation ends after an error of the system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dicomsort.files import REFUSED_BY_DISK
+from dicomsort.records import Operation, Outcome, Result
+
+
+@dataclass(frozen=True, slots=True)
+class Fatal:
+    """The disk itself refused: the run ends here, and ``resume`` goes on."""
+
+    message: str
+
+
+def ending(o: Operation, error: OSError, what: str) -> Result | Fatal:
+    """Return how an operation ends after an error: FAILED, or Fatal where the disk refused."""
+    reason = error.strerror or str(error)
+    if error.errno in REFUSED_BY_DISK:
+        return Fatal(f"{what}: expected success, received {reason}")
+    return Result(o.number, Outcome.FAILED, reason)
