@@ -323,13 +323,7 @@ def same_bytes(one: str, other: str) -> bool:
         here, there = os.fstat(first), os.fstat(second)
         if os.path.samestat(here, there):
             return here.st_nlink > 1 and not _is_one_name(one, other)
-        if here.st_size != there.st_size:
-            return False
-        if here.st_dev != there.st_dev and _last_touched(here) == _last_touched(there):
-            names = [fold(os.path.basename(path)) for path in (one, other)]
-            if here.st_ino == there.st_ino or names[0] == names[1]:  # not every mount gives a file the same inode
-                return False  # one file, by two mounts
-        return begins_with(second, first)
+        return here.st_size == there.st_size and begins_with(second, first)
 
 
 def fold(path: str) -> str:

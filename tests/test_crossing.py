@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import os
@@ -23,6 +24,7 @@ from test_races import Meddled, fail
 from dicomsort import files as files_module
 from dicomsort.execute import Placer, Roots
 from dicomsort.execute.ending import Fatal
+from dicomsort.execute.two_mounts import TwoMounts, _is_there
 from dicomsort.files import Files, opened
 from dicomsort.journal import Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
@@ -197,3 +199,98 @@ def test_a_source_that_changes_while_it_is_compared_stays(
     assert isinstance(result, Result)
     assert (result.outcome, result.message) == (Outcome.CHANGED, "the file changed while it was placed")
     assert source.is_file()
+
+
+IS_KEPT = "it may be the kept file itself, seen through another mount; it stays"
+
+
+@pytest.fixture
+def hidden(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Inbox and outbox are two mounts, so their devices differ; the names in this set are not seen in the outbox."""
+    lstat, open_, fstat = os.lstat, os.open, os.fstat
+    places, names = dict[int, str](), set[str]()
+
+    def by_its_mount(status: os.stat_result, path: str) -> os.stat_result:
+        fields = list(status)
+        fields[2] = 2 if "/outbox/" in path else 1  # st_dev
+        return os.stat_result(fields, {"st_mtime_ns": status.st_mtime_ns, "st_ctime_ns": status.st_mtime_ns})
+
+    def opening(path: str, *arguments: int, **more: int) -> int:
+        descriptor = open_(path, *arguments, **more)
+        places[descriptor] = str(path)
+        return descriptor
+
+    def looking(path: str, **more: int) -> os.stat_result:
+        if "/outbox/" in str(path) and Path(path).name in names:
+            raise FileNotFoundError(errno.ENOENT, "")
+        return by_its_mount(lstat(path, **more), str(path))
+
+    monkeypatch.setattr(os, "open", opening)
+    monkeypatch.setattr(os, "lstat", looking)
+    monkeypatch.setattr(os, "fstat", lambda descriptor: by_its_mount(fstat(descriptor), places.get(descriptor, "")))
+    return names
+
+
+def one_folder(inbox: Path, outbox: Path) -> None:
+    shutil.rmtree(outbox / "CT")
+    (outbox / "CT").symlink_to(inbox / "a")
+
+
+@pytest.mark.parametrize("refused", ["nowhere", "/inbox/", "/"])
+@pytest.mark.parametrize("is_one", [True, False])
+def test_one_file_by_two_mounts_is_no_duplicate_and_a_copy_with_its_times_is(
+    tmp_path: Path, hidden: set[str], refused: str, *, is_one: bool
+) -> None:
+    """Times tell nothing: a server rounds them, and some file systems have no ctime of their own."""
+    operation, source, kept, placer = duplicate(tmp_path)
+    kept.rename(kept.with_name("1"))
+    operation = dataclasses.replace(operation, kept="outbox/CT/1")
+    if is_one:
+        one_folder(tmp_path / "inbox", tmp_path / "outbox")
+    stays = is_one or refused == "/"  # where no file can be made, nothing tells, so it may be one
+    result = placer(Meddled("create", fail(errno.EACCES, where=refused))).remove_source(operation)
+    assert result == (Result(operation.number, Outcome.CHANGED, IS_KEPT) if stays else None)
+    assert source.exists() == stays
+    assert not [*tmp_path.rglob("*.part")]
+
+
+@pytest.mark.parametrize("is_renamed", [True, False])
+def test_another_name_in_one_folder_is_another_file_unless_the_mount_gives_other_names(
+    tmp_path: Path, hidden: set[str], *, is_renamed: bool
+) -> None:
+    operation, source, _, placer = duplicate(tmp_path)
+    one_folder(tmp_path / "inbox", tmp_path / "outbox")
+    shutil.copy2(source, source.with_name("kept"))
+    hidden.update(["1"] if is_renamed else [])
+    assert (placer().remove_source(operation) is None) != is_renamed
+    assert source.exists() == is_renamed
+
+
+@pytest.mark.parametrize("staying", ["outbox", "inbox"])
+def test_what_the_folder_that_keeps_shows_is_tried_too_but_not_in_an_inbox(
+    tmp_path: Path, hidden: set[str], staying: str
+) -> None:
+    """As in a union of file systems, which makes its own files in another branch."""
+    inbox, outbox = world(tmp_path)
+    one_folder(inbox, outbox)
+    made = list[str]()
+    files = Meddled("create", lambda path, *_: hidden.add(Path(path).name) or made.append(path))
+    mounts = TwoMounts(files, Roots(str(inbox), str(outbox)).absolute)
+    going = {"outbox": "inbox/a/1", "inbox": "outbox/CT/1"}[staying]
+    shown = {"outbox": "outbox/CT/1", "inbox": "inbox/a/1"}[staying]
+    assert mounts.may_be_one(going, shown)
+    assert mounts.may_be_one(going, shown)
+    folders = [str(Path(path).parent.relative_to(tmp_path)) for path in made]
+    assert folders == (["inbox/a", "outbox/CT"] if staying == "outbox" else ["outbox/CT"])
+
+
+def test_where_a_folder_cannot_be_looked_into_nothing_tells(tmp_path: Path, hidden: set[str]) -> None:
+    inbox, outbox = world(tmp_path)
+    shutil.copy2(inbox / "a/1", outbox / "CT/1")
+    mounts = TwoMounts(Files(), Roots(str(inbox), str(outbox)).absolute)
+    with mock.patch("dicomsort.execute.two_mounts.secrets.token_hex", return_value="x" * 300):
+        assert mounts.may_be_one("inbox/a/1", "outbox/CT/1")  # nothing can be made either
+    with mock.patch.object(os, "lstat", fail(errno.EACCES)):
+        assert _is_there(f"{outbox}/CT")
+    assert not mounts.may_be_one("inbox/a/gone", "outbox/CT/1")
+    assert not mounts.may_be_one("outbox/CT/1", "inbox/a/1")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from building import make_dicom, make_files, read_tree
+from building import make_dicom, read_tree
 from command import by_source, placed, run, sort
 from crashing import Crash, CrashingFiles, OtherDevice
 
@@ -204,39 +204,3 @@ def test_a_sparse_file_of_a_petabyte_is_no_work(one: tuple[Path, Path], name: st
     assert (ran.code, by_source(outbox)[name]["status"]) == (3, "failed")
     assert by_source(outbox)[name]["message"] == "more than 64 GiB of it are holes"
     assert len(all_runs(str(outbox))) == 1
-
-
-def test_one_file_by_two_mounts_is_no_duplicate(one: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    source, _ = one
-    status, real = source.stat(), os.fstat
-
-    def by_two_mounts(descriptor: int) -> os.stat_result:
-        found = real(descriptor)
-        fields = list(found)
-        fields[2] = descriptor  # st_dev
-        extra = {name: getattr(found, name) for name in ("st_mtime_ns", "st_ctime_ns", "st_atime_ns")}
-        return os.stat_result(fields, extra)
-
-    monkeypatch.setattr(files_module.os, "fstat", by_two_mounts)
-    assert status.st_size > 0
-    assert not files_module.same_bytes(str(source), str(source))
-
-
-@pytest.mark.parametrize(
-    ("inode", "name", "is_same"),
-    [(7, "other", True), (5, "other", False), (7, "ONE.dcm", False), (5, "One.dcm", False)],
-)
-def test_a_copy_of_the_same_times_on_another_disk_is_no_second_mount(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inode: int, name: str, *, is_same: bool
-) -> None:
-    """As ``chmod -R`` over both makes them; a server or FUSE may give one file another inode, but not another name."""
-    make_files(tmp_path, {"a/one.dcm": "content", f"b/{name}": "content"})
-    real = os.fstat
-
-    def of_two_disks(descriptor: int) -> os.stat_result:
-        fields, is_copy = list(real(descriptor)), "/b/" in str(Path(f"/proc/self/fd/{descriptor}").readlink())
-        fields[1], fields[2] = (inode, 2) if is_copy else (5, 1)
-        return os.stat_result(fields, {"st_mtime_ns": 10**18, "st_ctime_ns": 10**18})
-
-    monkeypatch.setattr(files_module.os, "fstat", of_two_disks)
-    assert files_module.same_bytes(f"{tmp_path}/a/one.dcm", f"{tmp_path}/b/{name}") is is_same

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from dicomsort.execute.ending import Fatal, ending
 from dicomsort.execute.leaving import CANNOT_LEAVE, Leaving
+from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import (
     NO_LINK,
     PATH_MAX,
@@ -29,6 +30,7 @@ from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
 _CHANGED_SINCE = "the file changed while it was placed"
 _NOT_KEPT = "the kept file does not hold the same bytes any more"
+_IS_KEPT = "it may be the kept file itself, seen through another mount; it stays"
 _UNITS = (1, 100, 10**3, 10**6, 10**9, 2 * 10**9)  # nanoseconds, in which file systems keep times
 _CREATED_MODE = 0o600  # of files that are not complete yet
 
@@ -66,6 +68,7 @@ class Placer:
         self._run = run
         self._begun = frozenset(known.begun)
         self._leaving = Leaving()
+        self._mounts = TwoMounts(files, roots.absolute)
         self._archives: dict[tuple[str | int, ...], str] = {}  # SHA-256 of those that were read, by their status
         self._has_links: bool | None = None  # whether the targets' file system makes links; None before it is tried
         self.flushed: set[int] = set()  # whose copies are durable, as their file systems flush files one by one
@@ -339,6 +342,8 @@ class Placer:
         """
         path, kept = self._roots.absolute(o.source), self._roots.absolute(o.kept)
         try:
+            if self._mounts.may_be_one(o.source, o.kept):
+                return Result(o.number, Outcome.CHANGED, _IS_KEPT)
             with opened(path) as mine, opened(kept) as theirs:
                 is_one = os.path.samestat(os.fstat(mine), os.fstat(theirs))
                 if not (self._is_locked(mine) and (is_one or self._is_locked(theirs, shared=True))):
@@ -369,7 +374,7 @@ class Placer:
         proven = self._proven.pop(o.number, None)
         if (target.st_dev, target.st_ino, target.st_mtime_ns, source.st_ctime_ns) == proven:
             return True
-        return self._same(o.source, o.target)
+        return self._same(o.source, o.target) and not self._mounts.may_be_one(o.source, o.target)
 
     def roll_back(self, o: Operation, inode: int) -> bool:
         """Remove the new name of a file whose source stays, unless it holds other bytes by now; return success.
@@ -381,7 +386,8 @@ class Placer:
         try:
             source, target = (look_up(self._roots.absolute(place)) for place in (o.source, o.target))
             is_ours = source is not None and target is not None and target.st_ino == inode and _unchanged(o, source)
-            if is_ours and self._same(o.source, o.target):  # an inode may be somebody's new file's by now
+            is_same = is_ours and self._same(o.source, o.target)  # an inode may be somebody's new file's by now
+            if is_same and not self._mounts.may_be_one(o.target, o.source):
                 self._files.unlink(self._roots.absolute(o.target))
         except OSError:
             return False
