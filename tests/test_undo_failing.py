@@ -189,6 +189,24 @@ def test_the_kept_copy_waits_for_the_duplicate_that_cannot_be_restored_yet(
     assert (read_tree(inbox_of_four), list(placed(outbox))) == (before, [])
 
 
+@pytest.mark.parametrize("code", FILE)
+def test_a_duplicate_is_restored_later_from_where_its_kept_copy_went(
+    inbox_of_four: Path, outbox: Path, code: int
+) -> None:
+    for name in ("again", "zz"):
+        shutil.copy2(inbox_of_four / "4.dcm", inbox_of_four / f"{name}.dcm")
+    before = read_tree(inbox_of_four)
+    assert sort("--move", "--settle", 0, "--duplicates", "remove", inbox_of_four, outbox).code == 0
+    assert undone_on(refusing("create", code, ".part"), outbox)[0] == 3
+    check_all_but({"again.dcm", "zz.dcm"}, inbox_of_four, before)
+    (inbox_of_four / "4.dcm").rename(outbox / "4.dcm")
+    assert run("undo", outbox).code == 3
+    assert by_source(outbox)["zz.dcm"]["message"] == "the file is gone"
+    (outbox / "4.dcm").rename(inbox_of_four / "4.dcm")
+    assert run("undo", outbox).code == 0
+    assert (read_tree(inbox_of_four), list(placed(outbox))) == (before, [])
+
+
 LOOPS: list[Callable[[Path], object]] = [
     lambda folder: folder.symlink_to(folder.name),
     lambda folder: folder.write_text("a file where the folder was"),

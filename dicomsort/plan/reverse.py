@@ -52,7 +52,7 @@ def reverse(
     unmade = (Operation(0, Verb.REMOVE_FOLDER, path) for path in reversed(made))
     waiting: dict[str, str] = {}  # kept copies of duplicates that cannot be restored yet, and why
     steps = chain(
-        _restored(done(), context, waiting),
+        _restored(done, context, waiting),
         _returned((each for each in done() if _is_archived(each[0])), context, waiting),
         _returned((each for each in done() if not _is_archived(each[0])), context, waiting),
         _folders_again(done()),
@@ -67,9 +67,13 @@ def _is_archived(o: Operation) -> bool:
 
 
 def _restored(
-    done: Iterable[tuple[Operation, Result]], context: UndoContext, waiting: dict[str, str]
+    done: Callable[[], Iterable[tuple[Operation, Result]]], context: UndoContext, waiting: dict[str, str]
 ) -> Iterator[Operation]:
-    for o, _ in done:
+    # An earlier undo may have put kept copies back where they came from, but not all that equals them.
+    missing = (o for o, _ in done() if o.verb is Verb.REMOVE and context.look_up(o.source) is None)
+    gone = {o.kept for o in missing if context.look_up(o.kept) is None}
+    returned = {o.target: o.source for o, _ in done() if o.target in gone} if gone else {}
+    for o, _ in done():
         if o.verb is not Verb.REMOVE:
             continue
         kept = context.look_up(o.kept)
@@ -79,10 +83,12 @@ def _restored(
         elif kept is None and (moved_by := context.moved_by(o.kept, o.sha256)):
             yield _left(o, f"run {moved_by} moved its kept copy since: undo that run first")
         else:
+            place = o.kept if kept else returned.get(o.kept, o.kept)
+            kept = kept or context.look_up(place)
             device, inode, mtime_ns = (kept.device, kept.inode, kept.mtime_ns) if kept else (0, 0, 0)
             row = o.row and replace(o.row, action=Action.UNDONE, destination="")  # the kept file stays where it is
             yield replace(
-                o, verb=Verb.COPY, source=o.kept, target=o.source, kept="", device=device, inode=inode,
+                o, verb=Verb.COPY, source=place, target=o.source, kept="", device=device, inode=inode,
                 mtime_ns=mtime_ns, stamp_ns=o.mtime_ns, row=row,
             )  # fmt: skip
 
