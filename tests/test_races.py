@@ -7,24 +7,29 @@ import ctypes
 import errno
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from building import make_dicom, make_files, read_tree
-from command import by_source, placed, run, sort
+from command import by_source, placed, quiet, run, sort
 from crashing import NoLinks, OtherDevice
 from matrix import FILES, checked_again, operations, step, world
 from powercut import name_of
 from test_placing import carry_out, one
 
 from dicomsort import files as files_module
+from dicomsort import signals
 from dicomsort.errors import DicomsortError, PlacingFailed
 from dicomsort.execute import executor
 from dicomsort.files import Files, flush_path, is_network, same_bytes
 from dicomsort.journal import Plan, PlanWriter
 from dicomsort.records import Operation, Outcome, Verb
+from dicomsort.sorting import resume
 
 
 class Meddled(Files):
@@ -370,3 +375,32 @@ def test_an_undo_of_pruned_folders_that_are_there_again(tmp_path: Path, outbox: 
     (tmp_path / "inbox" / "a").mkdir()
     assert run("undo", outbox).code == 0
     assert list(read_tree(tmp_path / "inbox")) == ["a/b/1.dcm"]
+
+
+def test_an_interruption_ends_each_thread_with_the_file_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox, outbox = world(tmp_path)
+    first = step(inbox, Verb.COPY, "a/1", target="outbox/CT/1")
+    steps = [replace(first, number=number, target=f"outbox/CT/{number}") for number in range(64)]
+    both, is_over, begun = threading.Barrier(2, timeout=60), threading.Event(), list[str]()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
+            is_over.set()
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+    def interrupt(path: str, *_: object) -> None:
+        if not path.endswith(".part"):
+            return
+        begun.append(path)
+        if not is_over.is_set() and both.wait() == 0:  # a file in each of two threads
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        is_over.wait(60)
+
+    monkeypatch.setattr(executor, "ThreadPoolExecutor", Pool)
+    with pytest.raises(KeyboardInterrupt), signals.raising():
+        carry_out(inbox, outbox, steps, Meddled("create", interrupt))
+    assert len(begun) == 2
+    assert resume(quiet(outbox)).actions["moved"] == 64
+    assert len([*(outbox / "CT").iterdir()]) == 64 + 1  # and somebody's own

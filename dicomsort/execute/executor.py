@@ -374,11 +374,19 @@ class Executor:
         self._refuse(f"flushing to disk: expected success, received {error.strerror}; sources are untouched")
 
     def _each(self, function: Callable[[Operation], R], operations: Sequence[Operation], *, at_once: bool) -> list[R]:
-        """Map, in threads if ``at_once``: on a local disk, a stat or link costs less than its way to a thread."""
+        """Map, in threads if ``at_once``: on a local disk, a stat or link costs less than its way to a thread.
+
+        After an interruption each thread ends with the operation at hand.
+        """
         if not (at_once or self._is_far):
             return [function(o) for o in operations]
-        mapped = self._pool.map(lambda part: [function(o) for o in part], _slices(operations, self._threads))
-        return [result for part in mapped for result in part]
+        over: list[bool] = []
+        slices = _slices(operations, self._threads)
+        try:
+            mapped = self._pool.map(lambda part: [function(o) for o in part if not over], slices)
+            return [result for part in mapped for result in part]
+        finally:
+            over.append(True)
 
     def _moves_bytes(self, operations: Sequence[Operation]) -> bool:
         """Whether placing or removing these reads or writes files, which threads do at the same time."""
