@@ -24,7 +24,7 @@ from test_races import Meddled, fail
 from dicomsort import files as files_module
 from dicomsort.execute import Placer, Roots
 from dicomsort.execute.ending import Fatal
-from dicomsort.execute.two_mounts import TwoMounts, _is_there
+from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import Files, opened
 from dicomsort.journal import Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
@@ -220,10 +220,11 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         places[descriptor] = str(path)
         return descriptor
 
-    def looking(path: str, **more: int) -> os.stat_result:
-        if "/outbox/" in str(path) and Path(path).name in names:
+    def looking(path: str, *, dir_fd: int | None = None) -> os.stat_result:
+        whole = str(path) if dir_fd is None else f"{places[dir_fd]}/{path}"
+        if "/outbox/" in whole and Path(path).name in names:
             raise FileNotFoundError(errno.ENOENT, "")
-        return by_its_mount(lstat(path, **more), str(path))
+        return by_its_mount(lstat(path, dir_fd=dir_fd), whole)
 
     monkeypatch.setattr(os, "open", opening)
     monkeypatch.setattr(os, "lstat", looking)
@@ -284,13 +285,18 @@ def test_what_the_folder_that_keeps_shows_is_tried_too_but_not_in_an_inbox(
     assert folders == (["inbox/a", "outbox/CT"] if staying == "outbox" else ["outbox/CT"])
 
 
-def test_where_a_folder_cannot_be_looked_into_nothing_tells(tmp_path: Path, hidden: set[str]) -> None:
+def test_where_a_folder_cannot_be_looked_into_it_may_be_one(tmp_path: Path, hidden: set[str]) -> None:
     inbox, outbox = world(tmp_path)
     shutil.copy2(inbox / "a/1", outbox / "CT/1")
-    mounts = TwoMounts(Files(), Roots(str(inbox), str(outbox)).absolute)
-    with mock.patch("dicomsort.execute.two_mounts.secrets.token_hex", return_value="x" * 300):
-        assert mounts.may_be_one("inbox/a/1", "outbox/CT/1")  # nothing can be made either
-    with mock.patch.object(os, "lstat", fail(errno.EACCES)):
-        assert _is_there(f"{outbox}/CT")
-    assert not mounts.may_be_one("inbox/a/gone", "outbox/CT/1")
-    assert not mounts.may_be_one("outbox/CT/1", "inbox/a/1")
+    absolute = Roots(str(inbox), str(outbox)).absolute
+    assert not TwoMounts(Files(), absolute).may_be_one("outbox/CT/1", "inbox/a/1")
+    assert not TwoMounts(Files(), absolute).may_be_one("inbox/a/gone", "outbox/CT/1")
+    looking = os.lstat
+
+    def closed(path: str, *, dir_fd: int | None = None) -> os.stat_result:
+        if dir_fd is not None:
+            raise PermissionError(errno.EACCES, "")
+        return looking(path)
+
+    with mock.patch.object(os, "lstat", closed):
+        assert TwoMounts(Files(), absolute).may_be_one("outbox/CT/1", "inbox/a/1")

@@ -111,8 +111,7 @@ class Placer:
 
     def _is_archive(self, o: Operation) -> bool:
         """Whether the archive that held a file is whole; it is read once, as long as nothing changes it."""
-        path = self._roots.absolute(o.kept)
-        with opened(path) as descriptor:
+        with opened(self._roots.absolute(o.kept)) as descriptor:
             status = os.fstat(descriptor)
             key = (o.kept, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             if key not in self._archives:

@@ -11,7 +11,9 @@ import os
 import secrets
 from collections.abc import Callable
 
-from dicomsort.files import Files, fold, look_up
+from dicomsort.files import Files, closing_descriptor, fold, look_up
+
+_FOLDER = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", 0)  # which needs no right to read it
 
 
 class TwoMounts:
@@ -36,7 +38,7 @@ class TwoMounts:
         if pair not in self._are_one:
             self._are_one[pair] = self._try(*pair, tries_both=staying.startswith("outbox/"))
         # A mount may show the file by another name, but then not by this one.
-        return self._are_one[pair] and (fold(name) == fold(other_name) or not _is_there(f"{other_folder}/{name}"))
+        return self._are_one[pair] and (fold(name) == fold(other_name) or not _may_show(other_folder, name))
 
     def _try(self, folder: str, other: str, *, tries_both: bool) -> bool:
         """Whether what is made in one folder appears in the other; True, too, where nothing can be made in either.
@@ -54,7 +56,7 @@ class TwoMounts:
                 continue
             is_tried = True
             try:
-                if _is_there(f"{there}/{name}"):
+                if _may_show(there, name):
                     return True
             finally:
                 with contextlib.suppress(OSError):
@@ -62,10 +64,11 @@ class TwoMounts:
         return not is_tried
 
 
-def _is_there(path: str) -> bool:
-    """Whether something may have this name: also where that cannot be looked up."""
+def _may_show(folder: str, name: str) -> bool:
+    """Whether something may have this name in a folder, whose path may be as long as paths can be; True if unknown."""
     try:
-        os.lstat(path)
+        with closing_descriptor(os.open(folder, _FOLDER)) as descriptor:
+            os.lstat(name, dir_fd=descriptor)
     except FileNotFoundError:
         return False
     except OSError:
