@@ -433,3 +433,11 @@ def test_an_archive_that_costs_its_worker_costs_only_itself(
     assert (found["mr.dcm"]["status"], found["export/study.zip"]["status"]) == ("sorted", status)
     assert "it ran past 600 s" in found["export/study.zip"]["message"]
     assert not [*outbox.glob(".dicomsort/runs/*/staging")]
+
+
+def test_an_archive_that_lies_there_already_stays(export: Path, outbox: Path) -> None:
+    make_files(outbox, {"ARCHIVES/export/study.zip": (export / "export" / "study.zip").read_bytes()})
+    opening("--move", export, outbox)
+    row = by_source(outbox)["export/study.zip"]
+    assert (row["action"], "ARCHIVES/export/study.zip holds it" in row["message"]) == ("left", True)
+    assert (len([*placed(outbox)]), [*read_tree(export)]) == (3, ["export/study.zip"])
