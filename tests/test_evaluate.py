@@ -194,7 +194,7 @@ def test_the_whole_training_set_is_known_by_its_fingerprint(
 @pytest.mark.parametrize(
     ("files", "expected", "received"),
     [
-        (None, "expected a folder with a folder a class", "received nothing there"),
+        (None, "expected a folder with one folder per class", "received nothing there"),
         ({}, "expected at least one folder with images", "received 0 (none)"),
         (
             {"CT/a.png": "x", "CHEST/a.png": "x"},

@@ -30,7 +30,7 @@ def _write(path: Path, number: int) -> None:
 @pytest.mark.parametrize(
     ("files", "expected", "received"),
     [
-        (None, "expected a folder with a folder a class", "received nothing there"),
+        (None, "expected a folder with one folder per class", "received nothing there"),
         ({}, "expected at least two folders with images", "received 0 (none)"),
         ({"a.png": "x"}, "expected at least two folders with images", "received 0 (none)"),
         ({"CT/a.png": "x", "MRI/.hidden": "x"}, "expected at least two folders with images", "received 1 (CT)"),

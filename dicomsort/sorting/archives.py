@@ -133,9 +133,13 @@ class ArchiveOpener:
             remove_staging(self.files, folder)
         yield self._add([self._described(archive, unpacked)])
         batches = [unpacked.members[at : at + BATCH_FILES] for at in range(0, len(unpacked.members), BATCH_FILES)]
-        futures = deque(self._examined(archive.found, folder, batch) for batch in batches)
-        while futures:
-            yield self._add(futures.popleft()())
+        under_way = deque[Callable[[], list[Examined]]]()
+        for batch in batches:
+            under_way.append(self._examined(archive.found, folder, batch))
+            if len(under_way) > 4 * self.engine.workers:
+                yield self._add(under_way.popleft()())
+        for take in under_way:
+            yield self._add(take())
 
     def _add(self, batch: Sequence[Examined]) -> dict[int, int]:
         self.progress.advance(len(batch))

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 MIN_HELD_OUT, MIN_OF_CLASS = 50, 10  # of every class in fine-tuning: corrections are few, and none typical
 MIN_CONFIDENT = 20
 TARGET, RISK = 0.995, 0.1  # the promise, and how often it may be shown by chance
-TEST_RISK = RISK / 2  # of a test of thresholds, which were chosen for each class on the same images
-PARTS = np.arange(0.1, 1.25, 0.1)  # of the share that may be wrong: from stricter than the promise to laxer
+SHARES = np.arange(0.1, 1.25, 0.1)  # of what may be wrong: from stricter than the promise to laxer
+PARTS = 5  # in which thresholds that were chosen on the others are tested
 DECIDE_ACCURACY, DECIDE_BOUNDS = 0.99, (0.5, 0.99)
 HELD, CONTRADICT_BOUNDS = 0.005, (0.9, 0.99)  # the share of clear headers that may be held wrongly
 STEPS = np.unique(np.round(1 / (1 + np.exp(-np.arange(0, 9.3, 0.1))), 4))  # thresholds from 0.5 on, even in logits
@@ -143,24 +143,45 @@ def _decide(
 ) -> tuple[tuple[float, ...], list[str]]:
     """Return thresholds, one for each class, that keep the promise, else careful ones; and notes on what is not shown.
 
-    The thresholds come of one share: of what is named a class at or above its threshold, that share is right. From the
-    largest share that keeps the promise, it is the last before one that does not: shares are tested in a fixed order,
-    so that the many tests need no correction (Angelopoulos et al., Learn then Test, arXiv:2110.01052).
+    The thresholds come of one share: of what is named a class at or above its threshold, that share is right. Whether a
+    share keeps the promise is tested on sources that its thresholds were not chosen by. From the largest share that
+    keeps it, it is the last before one that does not: shares are tested in a fixed order, so that the many tests need
+    no correction (Angelopoulos et al., Learn then Test, arXiv:2110.01052).
     """
-    promise = _Promise(target, right, clusters)
-    candidates = (_of_share(1 - part * (1 - target), right, predicted, confidence, classes) for part in PARTS)
-    from_first = dropwhile(lambda each: not promise.is_kept(confidence >= each[predicted]), candidates)
-    if sequence := list(takewhile(lambda each: promise.is_kept(confidence >= each[predicted]), from_first)):
-        return tuple(map(float, sequence[-1])), []
+    promise, parts = _Promise(target, right, clusters), _parts(clusters, len(right))
+
+    def thresholds(part: float, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        return _of_share(1 - part * (1 - target), right[rows], predicted[rows], confidence[rows], classes)
+
+    def is_kept(part: float) -> bool:
+        decided = np.zeros(len(right), bool)
+        for k in range(PARTS):
+            inside = parts == k
+            decided[inside] = confidence[inside] >= thresholds(part, ~inside)[predicted[inside]]
+        return promise.is_kept(decided)
+
+    from_first = dropwhile(lambda part: not is_kept(part), map(float, SHARES))
+    if sequence := list(takewhile(is_kept, from_first)):
+        return tuple(map(float, thresholds(sequence[-1], np.ones(len(right), bool)))), []
     careful, too_few = _careful(right, confidence)
     above = confidence >= careful
-    count, wrong = int(above.sum()), int((above & ~right).sum())
-    note = (
+    return (careful,) * classes, [_unshown(careful, int(above.sum()), int((above & ~right).sum()), target), too_few]
+
+
+def _parts(clusters: Sequence[str], count: int) -> NDArray[np.int64]:
+    """Return for each image one of the parts that its source, or else it alone, is put into by chance."""
+    names, cluster = (
+        np.unique(np.asarray(clusters), return_inverse=True) if clusters else (range(count), np.arange(count))
+    )
+    return np.random.default_rng(0).permutation(len(names))[cluster] % PARTS
+
+
+def _unshown(careful: float, count: int, wrong: int, target: float) -> str:
+    return (
         f"The threshold is {careful}. {counted(count, 'held-out image reaches', 'held-out images reach')} it, and "
         f"{wrong:,} of them {'is' if wrong == 1 else 'are'} wrong. That does not show, with 90 % confidence, that "
         f"{target:.1%} are right on other sources."
     )
-    return (careful,) * classes, [note, too_few]
 
 
 class _Promise:
@@ -175,13 +196,13 @@ class _Promise:
 
     def is_kept(self, decided: NDArray[np.bool_]) -> bool:
         """Return whether it is kept where these images (N,) are decided."""
-        if not keeps(int((decided & ~self._right).sum()), int(decided.sum()), 1 - self._target, TEST_RISK):
+        if not keeps(int((decided & ~self._right).sum()), int(decided.sum()), 1 - self._target):
             return False
         if not self._number:
             return True
         parts = (decided, decided & self._right)
         named, hits = (self._drawn @ np.bincount(self._cluster[part], minlength=self._number) for part in parts)
-        return bool(np.quantile(hits / np.maximum(named, 1), TEST_RISK) >= self._target)
+        return bool(np.quantile(hits / np.maximum(named, 1), RISK) >= self._target)
 
 
 def _of_share(
@@ -239,9 +260,9 @@ def _contradict(
     return high, note
 
 
-def keeps(wrong: int, count: int, share: float, risk: float = RISK) -> bool:
-    """Return whether ``wrong`` of ``count`` show that at most ``share`` is wrong; ``risk`` is that of chance."""
-    return count > wrong and chance(wrong, count, share) <= risk
+def keeps(wrong: int, count: int, share: float) -> bool:
+    """Return whether ``wrong`` of ``count`` show, with 90 % confidence, that at most ``share`` is wrong."""
+    return count > wrong and chance(wrong, count, share) <= RISK
 
 
 def chance(wrong: int, count: int, risk: float) -> float:
