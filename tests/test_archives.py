@@ -67,7 +67,7 @@ CT = f"CT/{uid(7)}/{uid(7, 1)}/{uid(7, 1, 1)}.dcm"
 def test_archives_are_left_unless_asked_for(export: Path, outbox: Path) -> None:
     ran = sort(export, outbox)
     assert (ran.code, [*placed(outbox)]) == (0, [])
-    assert "archives were left unopened: export/study.zip; --archives open opens" in ran.out
+    assert "1 archive was left unopened: export/study.zip; --archives open opens" in ran.out
     assert "`sort --archives open` opens it" in by_source(outbox)["export/study.zip"]["message"]
 
 
@@ -149,7 +149,7 @@ def test_members_that_are_no_images_by_name_or_twice(tmp_path: Path, outbox: Pat
     at = rest.index(b"b", rest.index(b"A", 46))
     inbox = make_inbox(tmp_path / "inbox", {"made.zip": twice + rest[:at] + b"a" + rest[at + 1 :]})
     out = opening("--move", inbox, outbox, code=3)
-    assert "archives were left unopened: made.zip!/in.zip" in out
+    assert "1 archive was left unopened: made.zip!/in.zip" in out
     found = [(row["source"], row["reason"], row["action"]) for row in rows(outbox)]
     assert found[3:] == [
         ("made.zip!/in.zip", "archive", "left"),

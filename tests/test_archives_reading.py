@@ -268,6 +268,31 @@ def test_an_archive_that_changes_is_not_placed(tmp_path: Path) -> None:
     )
 
 
+def test_times_that_are_none_and_parts_of_several(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a")
+    info.pax_headers = {"mtime": "inf"}
+    unpacked = opened(tmp_path / "tar", tarred({"b": b"1"}, "w", tarfile.PAX_FORMAT, info), "a.tar")
+    assert [m.file for m in unpacked.members] == ["0", "1"]
+    assert (tmp_path / "tar" / "staging" / "1").stat().st_mtime <= (tmp_path / "tar" / "a.tar").stat().st_mtime
+    part = bytearray(zipped({"a": b"x"}))
+    part[part.index(b"PK\x01\x02") + 34] = 2
+    assert opened(tmp_path / "zip", bytes(part)).message == "expected a whole ZIP file, received one part of several"
+
+
+def test_whatever_a_library_raises_costs_only_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = zipped(CONTENT)
+
+    def raising(*_: object) -> None:
+        raise AssertionError("in a library")
+
+    monkeypatch.setattr(zipfile, "ZipFile", raising)
+    expected = "expected a whole archive, received: AssertionError"
+    assert opened(tmp_path, data) == Unpacked((), DAMAGED, expected)
+    monkeypatch.setattr(zipfile, "ZipFile", lambda _: bytearray(1 << 62))
+    with pytest.raises(MemoryError):
+        unpack(Request(str(tmp_path), found(tmp_path / "study.zip"), str(tmp_path / "other"), LIMITS))
+
+
 def test_bytes_that_are_no_archive_raise_nothing(tmp_path: Path) -> None:
     generator = random.Random(0)
     samples = [zipped(CONTENT), tarred(CONTENT), tarred(CONTENT, "w:gz"), tarred(CONTENT, "w:xz")]

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from dicomsort.archives.members import (
     ARCHIVE,
+    DAMAGED,
     UNSAFE_NAME,
     ArchiveRefused,
     Budget,
@@ -80,6 +81,10 @@ def unpack(request: Request) -> Unpacked:
         return Unpacked(reason=refused.reason, message=str(refused))
     except OSError as error:
         return Unpacked(failed=error.strerror or str(error))
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a library raises for hostile bytes must not end the run
+        return Unpacked(reason=DAMAGED, message=f"expected a whole archive, received: {type(error).__name__}")
 
 
 def _require_unchanged(stream: BinaryIO, found: Found) -> None:
@@ -129,8 +134,8 @@ def _write(files: Files, path: str, member: Member, archive: Found, budget: Budg
             budget.add_written(len(piece), size)
             files.write(writer, piece)
         latest = min(archive.mtime_ns, time.time_ns())
-        is_dated = member.mtime is not None and member.mtime >= _EARLIEST
-        files.set_mtime(writer, min(int((member.mtime or 0) * 10**9), latest) if is_dated else latest)
+        is_dated = member.mtime is not None and _EARLIEST <= member.mtime < latest / 10**9  # which may be infinite
+        files.set_mtime(writer, int((member.mtime or 0) * 10**9) if is_dated else latest)
         if is_network(path):
             files.flush(writer)
 

@@ -47,7 +47,9 @@ def _check(infos: list[zipfile.ZipInfo], size: int, directory: int) -> None:
         raise ArchiveRefused(ENCRYPTED, "it is encrypted: unpack it with its password")
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
-        if info.header_offset < end or info.compress_size < 0 or info.volume:
+        if info.volume:
+            raise ArchiveRefused(DAMAGED, "expected a whole ZIP file, received one part of several")
+        if info.header_offset < end or info.compress_size < 0:
             raise ArchiveRefused(DAMAGED, "expected files one after the other, received some that share bytes")
         end = info.header_offset + _LOCAL_SIZE + info.compress_size
         if end > min(size, directory):

@@ -105,7 +105,8 @@ def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
         left = summary.archives_found - SHOWN
         more = f" and {left:,} more" if left > 0 else ""
         advice = "; --archives open opens ZIP and TAR files" if summary.openable else ""
-        yield f"archives were left unopened: {names}{more}{advice}"
+        left_out = counted(summary.archives_found, "archive was", "archives were")
+        yield f"{left_out} left unopened: {names}{more}{advice}"
     if summary.archives_opened:
         yield f"{summary.members:,} of the files lay in {counted(summary.archives_opened, 'archive')}"
     yield from summary.notes
