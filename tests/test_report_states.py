@@ -179,3 +179,16 @@ def test_a_file_that_failed_is_shown_where_it_still_lies(tmp_path: Path, outbox:
     page = report(outbox, run_id)
     assert "failed 2 files" in page.text
     assert len(page.named("article")) == 2
+
+
+def test_what_lies_in_unreadable_is_told_by_every_later_run(tmp_path: Path, outbox: Path) -> None:
+    inbox = tmp_path / "inbox"
+    make_dicom(inbox / "1.dcm", study=1)
+    (inbox / "cut.dcm").write_bytes((inbox / "1.dcm").read_bytes()[:100])
+    words = "1 file lies in UNREADABLE, which no review shows"
+    assert words in sort(inbox, outbox).out
+    make_dicom(inbox / "2.dcm", study=2)
+    ran = sort(inbox, outbox)
+    assert (ran.code, words in ran.out) == (0, True)
+    assert words in run("report", outbox).out
+    assert words in report(outbox).text

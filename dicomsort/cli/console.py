@@ -112,6 +112,8 @@ def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
     yield from summary.notes
     if outbox and summary.waiting:
         yield f"{summary.waiting_words}: {command('review', outbox)} shows and decides"
+    if outbox and summary.unreadable:
+        yield summary.unreadable_words
     if outbox and summary.run_id:
         yield f"run {summary.run_id}; every file has a row in {visible(outbox.rstrip('/') or '/')}/manifest.csv"
 

@@ -57,6 +57,7 @@ def _show(run: ReportedRun, settings: ReportSettings) -> None:
     summary = run.summary or RunStatistics.of(run.run, rows_of(run.outbox, run.run, doubtful=True)).summary
     waiting = waiting_after(run)
     summary.waiting, summary.waiting_from_other_runs = waiting.waiting, waiting.waiting_from_other_runs
+    summary.unreadable = waiting.unreadable
     if run.undone_by:
         extent = "" if run.is_undone else " in part"
         summary.notes.append(f"this run was undone{extent} by {run.undone_by}")

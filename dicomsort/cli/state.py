@@ -110,7 +110,7 @@ def runs(outbox: Outbox, **flags: Any) -> None:
     from dicomsort.report import visible
 
     run_id = Column("run", no_wrap=True, min_width=max((len(run["run_id"]) for run in listed), default=0))
-    table = Table(run_id, "what", "state", "files", "sorted", "held", "mode")
+    table = Table(run_id, "what", "state", "files", "sorted", "for a person", "mode")
     for run in listed:
         verb = f"undo of …{run['undoes'][-_TAIL:]}" if run["undoes"] else run["verb"]
         cells = (run["run_id"], verb, *(run[cell] for cell in ("state", "found", "sorted", "held", "mode")))

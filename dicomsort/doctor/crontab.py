@@ -172,5 +172,5 @@ def _examine_job(job: Job) -> Iterator[Finding]:
         yield wrong(f"expected a user of this machine, received {job.user!r}", f"useradd --system {job.user}")
         return
     if account.pw_uid != os.geteuid():
-        mend = f"run `runuser -u {job.user} -- dicomsort doctor …`"
-        yield note(f"it runs as {job.user}; what is said of rights here holds for you alone", mend)
+        mend = f"run this as {job.user}: `runuser -u {job.user} -- PATH/dicomsort doctor …`"
+        yield note(f"the rights were checked for you; the job runs as {job.user}", mend)

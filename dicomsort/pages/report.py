@@ -254,8 +254,9 @@ def make(run: ReportedRun, bundle: Bundle | None, engine: Engine | None, picture
         _make_pictures(subjects, bundle.reference, engine, progress)
         samples = _samples(run, statistics, engine, progress) if pictures and not run.is_undone else {}
     waiting = waiting_after(run)
-    words = f"{waiting.waiting_words}." if waiting.waiting_from_other_runs else ""
-    return Report(run, statistics, bundle, groups, samples, decided, words)
+    others = waiting.waiting_words if waiting.waiting_from_other_runs else ""
+    words = ". ".join(filter(None, (others, waiting.unreadable_words)))
+    return Report(run, statistics, bundle, groups, samples, decided, words and f"{words}.")
 
 
 def _groups(run: ReportedRun, statistics: RunStatistics, later: Since, pictures: int) -> list[Group]:

@@ -19,6 +19,7 @@ from dicomsort.records import (
     OPENED_BEFORE,
     OPENS,
     REVIEW,
+    UNREADABLE,
     Action,
     Operation,
     Outcome,
@@ -108,6 +109,7 @@ class Summary:
     openable: int = 0  # archives that --archives open would open
     waiting: int = 0  # files that lie in REVIEW after the run, those of other runs too
     waiting_from_other_runs: int = 0
+    unreadable: int = 0  # files that lie in UNREADABLE after the run, those of other runs too
 
     def count(self, row: Row) -> None:
         """Count one final row."""
@@ -170,6 +172,14 @@ class Summary:
         if others == self.waiting:
             return f"{words}, placed by {'another run' if others == 1 else 'other runs'}"
         return f"{words}, {others:,} of them from other runs" if others else words
+
+    @property
+    def unreadable_words(self) -> str:
+        """How many files lie in UNREADABLE, and what to do; empty where none does."""
+        if not self.unreadable:
+            return ""
+        words = counted(self.unreadable, "file lies", "files lie")
+        return f"{words} in {UNREADABLE}, which no review shows: have such files sent again, or remove them"
 
     @property
     def trouble(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command
 from dicomsort.files import look_up, sha256_of
-from dicomsort.records import Placement
+from dicomsort.records import UNREADABLE, Placement
 from dicomsort.report import MANIFEST, NEEDS_PERSON, Damages, Summary, has_rows, history, printable
 from dicomsort.report.manifest import PLACED, Repaired, count_rows, rows_of, survey
 from dicomsort.report.manifest import repair as repair_manifest
@@ -169,11 +169,13 @@ def reported_run(outbox: str, run: str | None) -> ReportedRun:
 
 
 def waiting_after(run: ReportedRun) -> Summary:
-    """Return a summary that has only how many files wait in REVIEW now, and how many of them another run placed."""
+    """Return a summary of what waits now: in REVIEW, of that from other runs, and in UNREADABLE."""
     waiting = set(waiting_in(run.outbox))
     rows = rows_of(run.outbox, run.run, doubtful=True) if waiting else ()
     own = sum(row.action in PLACED and row.destination in waiting for row in rows)
-    return Summary(run.run, waiting=len(waiting), waiting_from_other_runs=max(len(waiting) - own, 0))
+    unreadable = sum(1 for _ in waiting_in(run.outbox, UNREADABLE))
+    others = max(len(waiting) - own, 0)
+    return Summary(run.run, waiting=len(waiting), waiting_from_other_runs=others, unreadable=unreadable)
 
 
 def _require_sorted(run: str, kind: str) -> None:

@@ -216,9 +216,9 @@ def mount_of(path: str) -> str:
     return path
 
 
-def waiting_in(outbox: str) -> Iterator[str]:
-    """Yield the files that wait below REVIEW for a person to decide about, as paths in the outbox."""
-    for folder, _, names in os.walk(f"{outbox}/{REVIEW}"):
+def waiting_in(outbox: str, top: str = REVIEW) -> Iterator[str]:
+    """Yield the files that wait below REVIEW, or below UNREADABLE, for a person, as paths in the outbox."""
+    for folder, _, names in os.walk(f"{outbox}/{top}"):
         yield from (f"{folder}/{name}".removeprefix(f"{outbox}/") for name in names)
 
 

@@ -212,6 +212,7 @@ class Job:
         summary = carry_out(self.context, run, sealed)
         summary.waiting = sum(1 for _ in waiting_in(self.context.outbox))
         summary.waiting_from_other_runs = max(summary.waiting - summary.in_review, 0)
+        summary.unreadable = sum(1 for _ in waiting_in(self.context.outbox, UNREADABLE))
         return summary
 
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
