@@ -26,8 +26,11 @@ def commands() -> dict[str, list[str]]:
     for name in SERVICES:
         (line,) = re.findall(r"^ExecStart=(.*)$", (DEPLOY / name).read_text(encoding="utf-8"), re.MULTILINE)
         found[name] = shlex.split(line)
-    (line,) = [line for line in crontab() if not line.startswith("#")]
-    found["crontab"] = shlex.split(line)[6:]
+    night, week = [line for line in crontab() if not line.startswith("#")]
+    found["crontab"], found["crontab, weekly"] = (
+        shlex.split(night)[6:],
+        shlex.split(week.removesuffix(" >/dev/null"))[6:],
+    )
     return found
 
 

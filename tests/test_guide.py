@@ -56,7 +56,7 @@ class Host:
     def here(self, text: str) -> str:
         """A line, or a file, with its paths and its user on this host."""
         text = re.sub(rf"(?<![\w./])({'|'.join(PLACES)})", rf"{self.root}\1", text)
-        return re.sub(r"(?<=-[ug] )dicomsort\b|(?<=-o )dicomsort\b|(?<=\* \* \*  )dicomsort\b", self.name, text)
+        return re.sub(r"(?<=-[ug] )dicomsort\b|(?<=-o )dicomsort\b|(?<=\* \* [*0]  )dicomsort\b", self.name, text)
 
     def fill(self) -> None:
         """What arrives on a day: an image, and a file that a person must look at."""
@@ -142,12 +142,15 @@ def night_of_cron(host: Host) -> None:
     """What cron runs of the file that was copied to it."""
     text = (host.root / "etc/cron.d/dicomsort").read_text(encoding="utf-8")
     assert text.endswith("\n"), "cron ignores a last line without a line feed"
-    (line,) = [line for line in text.splitlines() if not line.startswith("#")]
-    assert "%" not in line, "a line feed, to cron"
-    *times, user, command = line.split(None, 6)
+    night, week = [line for line in text.splitlines() if not line.startswith("#")]
+    assert "%" not in night + week, "a line feed, to cron"
+    *times, user, command = night.split(None, 6)
     assert (times, user) == (["15", "2", "*", "*", "*"], host.name)
     host.fill()
     assert host.succeed(command).stdout == "", "cron mails what is printed"
+    *times, user, command = week.removesuffix(" >/dev/null").split(None, 6)  # which cron's shell takes
+    assert (times, user) == (["30", "3", "*", "*", "0"], host.name)
+    host.succeed(command)
 
 
 def type_line(host: Host, line: str) -> None:

@@ -99,7 +99,8 @@ def _remarks(summary: Summary, outbox: str | None) -> Iterator[str]:
         yield f"{files} series changed within the last --settle seconds; --settle 0 takes such files now"
     if duplicates := summary.statuses.get("duplicate"):
         files = counted(duplicates, "file is a duplicate", "files are duplicates")
-        yield f"{files} of what the outbox holds; nothing was placed twice"
+        of = "of what the outbox holds" if outbox else "of others"
+        yield f"{files} {of}; nothing {'is' if summary.dry_run else 'was'} placed twice"
     if summary.archives:
         names = ", ".join(visible(name) for name in summary.archives[:SHOWN])
         left = summary.archives_found - SHOWN
