@@ -18,6 +18,7 @@ from packing import tarred, zipped
 from watching import Watch
 
 from dicomsort.archives import unpack
+from dicomsort.bundle.spec import label_problem
 from dicomsort.engines.engine import SerialEngine
 from dicomsort.errors import WorkerLost
 from dicomsort.files import Files
@@ -441,3 +442,7 @@ def test_an_archive_that_lies_there_already_stays(export: Path, outbox: Path) ->
     row = by_source(outbox)["export/study.zip"]
     assert (row["action"], "ARCHIVES/export/study.zip holds it" in row["message"]) == ("left", True)
     assert (len([*placed(outbox)]), [*read_tree(export)]) == (3, ["export/study.zip"])
+
+
+def test_archives_is_no_name_of_a_class() -> None:
+    assert label_problem("archives") == "the name is reserved"

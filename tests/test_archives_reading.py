@@ -268,6 +268,12 @@ def test_an_archive_that_changes_is_not_placed(tmp_path: Path) -> None:
     )
 
 
+def test_names_in_code_page_437_and_in_utf_8(tmp_path: Path) -> None:
+    old = zipped({"R?ntgen": b"1"}).replace(b"R?ntgen", b"R\x94ntgen")
+    assert [m.name for m in opened(tmp_path / "old", old).members] == ["Röntgen"]
+    assert [m.name for m in opened(tmp_path / "new", zipped({"日本/Röntgen": b"1"})).members] == ["日本/Röntgen"]
+
+
 def test_times_that_are_none_and_parts_of_several(tmp_path: Path) -> None:
     info = tarfile.TarInfo("a")
     info.pax_headers = {"mtime": "inf"}
