@@ -19,6 +19,7 @@ ARCHIVES = "ARCHIVES"  # where archives go that were opened and moved
 
 MEMBER = "!/"  # between the path of an archive and the name of a file in it
 OPENED = "opened: "  # in the message of an archive that was opened
+NOT_WHOLE = "it stays, as a file in it could not be placed"
 OPENED_BEFORE = "an earlier run opened it"
 OPENS = "`sort --archives open` opens it"
 

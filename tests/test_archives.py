@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tarfile
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -446,3 +447,59 @@ def test_an_archive_that_lies_there_already_stays(export: Path, outbox: Path) ->
 
 def test_archives_is_no_name_of_a_class() -> None:
     assert label_problem("archives") == "the name is reserved"
+
+
+@pytest.mark.parametrize("mode", ["--copy", "--move"])
+def test_an_archive_is_opened_again_after_an_undo(
+    tmp_path: Path, outbox: Path, study: dict[str, bytes], mode: str
+) -> None:
+    """One of the same name came later; and one whose images an earlier run had placed."""
+    inbox = make_inbox(tmp_path / "inbox", {"x.zip": zipped(study)})
+    opening(mode, inbox, outbox)
+    other = make_inbox(tmp_path / "other", {"x.zip": zipped({"mr": dicom(tmp_path, study=8, modality="MR")})})
+    opening(mode, other, outbox)
+    first = min(path.name for path in outbox.glob(".dicomsort/runs/*"))
+    assert run("undo", outbox, first).code == 0
+    opening(mode, inbox, outbox)
+    assert (outbox / CT).is_file()
+
+
+def test_an_archive_of_duplicates_is_opened_again_when_their_run_is_undone(
+    tmp_path: Path, outbox: Path, study: dict[str, bytes]
+) -> None:
+    opening(make_inbox(tmp_path / "loose", study), outbox)
+    inbox = make_inbox(tmp_path / "inbox", {"b.zip": zipped(study)})
+    opening(inbox, outbox)
+    first = min(path.name for path in outbox.glob(".dicomsort/runs/*"))
+    assert run("undo", outbox, first).code == 0
+    opening(inbox, outbox)
+    assert (outbox / CT).is_file()
+
+
+def test_an_archive_stays_while_what_its_member_equals_was_not_placed(
+    tmp_path: Path, outbox: Path, study: dict[str, bytes]
+) -> None:
+    inbox = make_inbox(tmp_path / "inbox", {"a/IM1": study["DICOM/IM1"], "b.zip": zipped(study)})
+    make_files(outbox, {f"CT/{uid(7)}": "no folder"})
+    opening("--move", inbox, outbox, code=3)
+    assert [*read_tree(inbox)] == ["a/IM1", "b.zip"]
+    (outbox / "CT" / uid(7)).unlink()
+    opening("--move", inbox, outbox)
+    assert by_source(outbox)["b.zip"]["action"] == "moved"
+
+
+def test_the_words_of_a_damaged_archive_do_not_make_it_whole(tmp_path: Path, outbox: Path) -> None:
+    info = tarfile.TarInfo("a")
+    info.pax_headers = {"GNU.sparse.map": "opened: 1,2"}
+    inbox = make_inbox(tmp_path / "inbox", {"bad.tar": tarred({}, "w", tarfile.PAX_FORMAT, info)})
+    opening("--move", inbox, outbox, code=3)
+    row = by_source(outbox)["bad.tar"]
+    assert (row["status"], row["reason"], row["action"]) == ("unreadable", "archive-damaged", "left")
+
+
+def test_watch_sorts_a_folder_that_is_named_like_an_archive(tmp_path: Path, outbox: Path) -> None:
+    inbox = tmp_path / "inbox"
+    make_dicom(inbox / "Urgent!" / "old.dcm", study=1)
+    watch = Watch(inbox, outbox, mode="copy", settle=120.0)
+    found = [each for _ in range(5) for each in watch.round()]
+    assert [summary.statuses["sorted"] for summary in found] == [1]

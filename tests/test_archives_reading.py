@@ -199,7 +199,7 @@ def test_a_promise_beyond_the_room_is_no_fault_of_the_archive(tmp_path: Path, mo
     monkeypatch.setattr(os, "statvfs", lambda _: type("Disk", (), {"f_bavail": 1, "f_frsize": 4096, "real": there}))
     unpacked = opened(tmp_path, zipped(CONTENT))
     assert (unpacked.reason, unpacked.members) == ("", ())
-    assert unpacked.failed == "expected room to unpack 213,000 bytes or more, received 4,096 bytes free"
+    assert unpacked.failed == "expected room to unpack 213,000 bytes or more, received 2,048 bytes free"
 
 
 UNSAFE = [
@@ -266,6 +266,11 @@ def test_an_archive_that_changes_is_not_placed(tmp_path: Path) -> None:
     assert (
         unpack(Request(str(tmp_path), before, str(tmp_path / "staging"), LIMITS)).failed == "No such file or directory"
     )
+
+
+def test_what_follows_or_precedes_an_archive_is_not_overlooked(tmp_path: Path) -> None:
+    for number, data in enumerate((tarred(CONTENT) * 2, tarred(CONTENT, "w:gz") * 2, zipped(CONTENT) * 2)):
+        assert opened(tmp_path / str(number), data, "a.tar").reason == DAMAGED
 
 
 def test_names_in_code_page_437_and_in_utf_8(tmp_path: Path) -> None:

@@ -78,8 +78,9 @@ def members(stream: BinaryIO, name: str, budget: Budget) -> Iterator[Member]:
             end = archive.fileobj.read(BLOCK)
         if end != bytes(BLOCK):
             raise EOFError("the end is missing")
-        while plain.read(PIECE):  # a checksum stands at the end
-            pass
+        while piece := plain.read(PIECE):  # a checksum stands at the end
+            if any(piece):
+                raise EOFError("bytes behind its end")
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def unpack(request: Request) -> Unpacked:
             _require_unchanged(stream, found)
             files.make_folder(request.folder, 0o700)
             disk = os.statvfs(request.folder)
-            budget = Budget(request.limits, found.size, disk.f_bavail * disk.f_frsize)
+            budget = Budget(request.limits, found.size, disk.f_bavail * disk.f_frsize // 2)  # others need room, too
             written = tuple(_written(files, stream, request, budget))
             _require_unchanged(stream, found)
         if is_network(request.folder):

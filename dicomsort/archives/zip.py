@@ -33,6 +33,8 @@ def members(stream: BinaryIO, size: int, budget: Budget) -> Iterator[Member]:
     except BROKEN as error:
         raise ArchiveRefused(DAMAGED, f"expected a whole ZIP file, received: {said(error)}") from None
     infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
+    if min((info.header_offset for info in archive.infolist()), default=0):
+        raise ArchiveRefused(DAMAGED, "expected a ZIP file, received bytes before it that its directory does not name")
     _check(infos, size, archive.start_dir)
     for info in infos:
         budget.add_member(info.file_size)

@@ -22,9 +22,8 @@ from dicomsort.execute.ending import Fatal, ending
 from dicomsort.execute.placing import Placer, Roots
 from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up
 from dicomsort.journal import Journal, Plan
-from dicomsort.records import ARCHIVES, Operation, Outcome, Result, Verb
+from dicomsort.records import ARCHIVES, NOT_WHOLE, Operation, Outcome, Result, Verb
 
-_NOT_WHOLE = "it stays, as not everything in it was placed"
 _NAME_REFUSED = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
 _ARCHIVED = f"outbox/{ARCHIVES}/"
 _NOT_EMPTY = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY})
@@ -259,6 +258,8 @@ class Executor:
                 self._refuse(result.message)
 
     def _is_placed(self, o: Operation) -> bool:
+        if o.row is not None and o.verb is Verb.LEAVE:  # it equals what lies there
+            return os.path.lexists(self._roots.absolute(f"outbox/{o.row.destination}"))
         result = self._journal.known.result(o.number)
         return result is not None and result.outcome in {Outcome.DONE, Outcome.DUPLICATE}
 
@@ -277,7 +278,7 @@ class Executor:
     def _place(self, waiting: list[Operation]) -> None:
         absent, refused = self._folders.survey(waiting)
         stays = [o.number for o in waiting if o.source in self._not_whole]
-        refused |= {number: Result(number, Outcome.SKIPPED, _NOT_WHOLE) for number in stays}
+        refused |= {number: Result(number, Outcome.SKIPPED, NOT_WHOLE) for number in stays}
         check = lambda o: self._placer.check(o, fresh=parent(o.target) in absent)
         found = self._each(check, waiting, at_once=_kind(waiting[0]) == "remove")  # which compares every byte
         checked = [result or refused.get(o.number) for o, result in zip(waiting, found, strict=True)]

@@ -126,7 +126,7 @@ class _Planner:
             self._archive.add(operation)
             return operation
         self.end_archive()
-        if not e.found.archive and OPENED in e.header.message:
+        if e.header.ignored == "archive" and e.header.message.startswith(OPENED):
             self._archive = _Opened(e, verdict)
             return None
         return self._of_file(e, grouping, verdict)
@@ -208,7 +208,10 @@ class _Planner:
 
     def _duplicate(self, e: Examined, verdict: Verdict, destination: str) -> Operation:
         verdict = replace(verdict, status=Status.DUPLICATE)
-        if not self._options.remove_duplicates or self._archive:
+        if self._archive:  # which is whole only if what the member equals is there
+            left = self._leave(e, verdict, destination)
+            return replace(left, kept=left.source, kept_sha256=self._archive.examined.sha256)
+        if not self._options.remove_duplicates:
             return self._leave(e, verdict, destination)
         placed = self._place(e, verdict, destination)
         row = row_of(e, verdict, destination, Action.REMOVED)

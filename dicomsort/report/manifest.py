@@ -22,7 +22,7 @@ from dicomsort.errors import DicomsortError, StateDamaged, counted
 from dicomsort.files import NO_LINK, Files, closing_descriptor, copy, flush_path, look_up, opened_file
 from dicomsort.journal import Journal, runs_folder
 from dicomsort.metadata import apply_metadata, metadata_of
-from dicomsort.records import MEMBER, OPENED, Action, Placement, Row, Status
+from dicomsort.records import MEMBER, NOT_WHOLE, OPENED, Action, Placement, Row, Status
 from dicomsort.report.manifest_reader import (
     COLUMNS,
     HEAD,
@@ -185,18 +185,26 @@ class EarlierArchives:
 
 def earlier_archives(outbox: str) -> EarlierArchives:
     """Return what earlier runs did with archives; a run's rows hold each archive after its members."""
-    earlier, paths = EarlierArchives(), dict[str, str]()
-    unfinished = set[tuple[str, str]]()
+    earlier, paths = EarlierArchives(), dict[str, set[str]]()
+    unfinished, leaning = set[tuple[str, str]](), set[tuple[str, str]]()  # archives by run and path
+    lean = set[str]()  # archives with members that equal what another run placed
     for each in read_rows(f"{outbox}/{MANIFEST}"):
         row = each.row
         archive, is_member, _ = row.source.partition(MEMBER)
         if row.action == Action.UNDONE:
-            earlier.opened.pop(paths.pop(archive, ""), None)
+            for sha256 in paths.pop(archive, set()) | lean:
+                earlier.opened.pop(sha256, None)
         elif is_member:
             if row.status in {Status.SETTLING, Status.FAILED, Status.CHANGED}:
                 unfinished.add((each.run, archive))
+            elif row.status == Status.DUPLICATE:
+                leaning.add((each.run, archive))
         elif row.reason == "archive" and OPENED in row.message and (each.run, archive) not in unfinished:
-            earlier.opened[row.sha256], paths[archive] = archive, row.sha256
+            if NOT_WHOLE not in row.message:
+                earlier.opened[row.sha256] = archive
+                paths.setdefault(archive, set()).add(row.sha256)
+            if (each.run, archive) in leaning:
+                lean.add(row.sha256)
         elif row.status == Status.UNREADABLE and row.reason.startswith("archive-"):
             (earlier.limited if row.reason == "archive-limit" else earlier.refused)[row.sha256] = row.reason
     return earlier

@@ -136,11 +136,11 @@ class KnownFiles:
 
     def note(self, row: Row) -> None:
         """Remember what must be examined again: what settles, and what failed; the archive of a file in one."""
-        path = hash(row.source.partition(MEMBER)[0]) & _MASK
+        paths = {hash(path) & _MASK for path in (row.source, row.source.partition(MEMBER)[0])}
         if row.status == Status.SETTLING:
-            self._waits.add(path)
+            self._waits |= paths
         elif row.action == Action.LEFT and row.status in _RETRIED:
-            self._failed.add(path)
+            self._failed |= paths
 
     def end_round(self) -> None:
         """Take all that the round met as dealt with, but for what must be examined again."""

@@ -215,6 +215,10 @@ def unpack_again(files: Files, roots: Roots, plan: Plan, known: Replay) -> None:
                 status = os.stat(path)
                 found = Found(kept.partition("/")[2], status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
                 unpack(Request(roots.inbox, found, folder, _NO_LIMITS))
+    for o in plan.operations() if lacking else ():  # times may be read otherwise in another time zone
+        source = roots.absolute(o.source)
+        if o.target and (o.kept, o.kept_sha256) in lacking and look_up(source):
+            files.set_mtime(source, o.mtime_ns)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from dicomsort.files import Files, flush_path, look_up
 from dicomsort.journal import JOURNAL, PLAN, runs_folder
 from dicomsort.report import MANIFEST, SUMMARY
 from dicomsort.report.manifest import NEW
-from dicomsort.sorting.archives import STAGING
+from dicomsort.sorting.archives import STAGING, clear_unsealed
 from dicomsort.sorting.outbox import RunContext, locked
 from dicomsort.sorting.runs import STAMP, Run, Runs, RunState, load_runs
 
@@ -45,6 +45,7 @@ def prune(context: RunContext, days: float | None = None, count: int | None = No
     folder, pruned = runs_folder(context.outbox), Pruned()
     with locked(context, create=False):
         runs = load_runs(context.outbox)
+        clear_unsealed(context, runs.values())
         before = time.time() - days * _DAY if days is not None else float("inf")
         old = {name for name in [*runs][: -max(count or 1, 1)] if _began(name) < before}
         chosen = [run for run in runs.values() if run.name in old or run.state is RunState.PRUNED]
