@@ -9,6 +9,7 @@ from browser import launched
 from building import make_dicom, make_files
 from dask_cluster import running_cluster
 from hypothesis import HealthCheck, settings
+from packing import dicom, make_inbox, zipped
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -88,3 +89,19 @@ def browser() -> Iterator[Browser]:
     """A real browser; a module's, because Playwright keeps an event loop running in this thread."""
     with launched() as opened:
         yield opened
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> dict[str, bytes]:
+    """The members of an export: two CT of one series, a text, a DICOMDIR's neighbour without a meaning."""
+    return {
+        "DICOM/IM1": dicom(tmp_path, study=7, instance=1),
+        "DICOM/IM2": dicom(tmp_path, study=7, instance=2),
+        "README.txt": b"a patient CD",
+    }
+
+
+@pytest.fixture
+def export(tmp_path: Path, study: dict[str, bytes]) -> Path:
+    """An inbox with one ZIP file, long at rest."""
+    return make_inbox(tmp_path / "inbox", {"export/study.zip": zipped(study)})

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
+
+from building import make_dicom, make_files, uid
+from command import sort
 
 Files = Mapping[str, bytes]
 
@@ -30,3 +35,26 @@ def tarred(files: Files, mode: str = "w", kind: int = tarfile.PAX_FORMAT, *other
         for info in others:
             archive.addfile(info)
     return stream.getvalue()
+
+
+OLD = 1_500_000_000
+CT = f"CT/{uid(7)}/{uid(7, 1)}/{uid(7, 1, 1)}.dcm"
+
+
+def dicom(tmp_path: Path, **tags: object) -> bytes:
+    """The bytes of a small DICOM file."""
+    return make_dicom(tmp_path / "one.dcm", **tags).read_bytes()  # type: ignore[arg-type]
+
+
+def make_inbox(root: Path, files: dict[str, bytes]) -> Path:
+    make_files(root, files)  # type: ignore[arg-type]
+    for path in root.rglob("*"):
+        os.utime(path, (OLD, OLD))
+    return root
+
+
+def opening(*arguments: object, code: int = 0) -> str:
+    """``sort --archives open``, which must end with that code; its stdout."""
+    ran = sort("--archives", "open", *arguments)
+    assert ran.code == code, ran
+    return ran.out
