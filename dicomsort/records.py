@@ -17,6 +17,8 @@ REVIEW = "REVIEW"
 UNREADABLE = "UNREADABLE"
 ARCHIVES = "ARCHIVES"  # where archives go that were opened and moved
 
+ARCHIVED = f"outbox/{ARCHIVES}/"  # what their places begin with
+ARCHIVE, ARCHIVE_LIMIT = "archive", "archive-limit"  # reasons: it was left, or opened; it is beyond a limit
 MEMBER = "!/"  # between the path of an archive and the name of a file in it
 OPENED = "opened: "  # in the message of an archive that was opened
 NOT_WHOLE = "it stays, as a file in it could not be placed"

@@ -20,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packing import tarred, zipped
 
-from dicomsort.archives import DAMAGED, ENCRYPTED, LIMIT, UNSAFE_NAME, Limits, Request, Unpacked, remove_staging, unpack
+from dicomsort.archives import DAMAGED, ENCRYPTED, UNSAFE_NAME, Limits, Request, Unpacked, remove_staging, unpack
 from dicomsort.archives.members import safe_name
 from dicomsort.files import Files
+from dicomsort.records import ARCHIVE_LIMIT as LIMIT
 from dicomsort.records import Found
 
 LIMITS = Limits(1000, 1 << 24, 1 << 26, 200.0, 600.0)

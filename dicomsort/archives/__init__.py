@@ -4,14 +4,12 @@ A member's name is never used as a path. An archive is either unpacked whole, or
 a ZIP file costs only itself.
 """
 
-from dicomsort.archives.members import ARCHIVE, DAMAGED, ENCRYPTED, LIMIT, UNSAFE_NAME, Limits
+from dicomsort.archives.members import DAMAGED, ENCRYPTED, UNSAFE_NAME, Limits
 from dicomsort.archives.unpack import Request, Unpacked, UnpackedMember, remove_staging, unpack
 
 __all__ = [
-    "ARCHIVE",
     "DAMAGED",
     "ENCRYPTED",
-    "LIMIT",
     "UNSAFE_NAME",
     "Limits",
     "Request",

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dicomsort.errors import DicomsortError
+from dicomsort.records import ARCHIVE_LIMIT
 
-ARCHIVE = "archive"  # the reason of an archive that is left, or was opened
 ENCRYPTED = "archive-encrypted"
 DAMAGED = "archive-damaged"
-LIMIT = "archive-limit"
 UNSAFE_NAME = "archive-unsafe-name"
 _SHOWN = 200  # characters of an unsafe name
 LONGEST_PART, LONGEST_NAME = 255, 1024  # bytes of a part of a member's name, and of all of it
@@ -75,7 +74,7 @@ class Budget:
         """Count a member before it is read, with the size that the archive promises."""
         self._members += 1
         if self._members > self._limits.members:
-            raise ArchiveRefused(LIMIT, f"expected at most {self._limits.members:,} files, received more")
+            raise ArchiveRefused(ARCHIVE_LIMIT, f"expected at most {self._limits.members:,} files, received more")
         self._require_size(promised)
 
     def add_read(self, count: int) -> None:
@@ -93,7 +92,7 @@ class Budget:
         """Check the size of all that comes out of the archive, or that it promises; OSError without room for it."""
         if size > self._most:
             expected = f"expected files of at most {self._most:,} bytes together"
-            raise ArchiveRefused(LIMIT, f"{expected}, received {size:,} or more")
+            raise ArchiveRefused(ARCHIVE_LIMIT, f"{expected}, received {size:,} or more")
         if size > self._free:
             received = f"{self._free:,} bytes free"
             raise OSError(errno.ENOSPC, f"expected room to unpack {size:,} bytes or more, received {received}")
@@ -101,7 +100,7 @@ class Budget:
     def _require_size(self, size: int) -> None:
         if size > self._limits.file_bytes:
             expected = f"expected files of at most {self._limits.file_bytes:,} bytes"
-            raise ArchiveRefused(LIMIT, f"{expected}, received one of {size:,} or more")
+            raise ArchiveRefused(ARCHIVE_LIMIT, f"{expected}, received one of {size:,} or more")
 
 
 def safe_name(name: str) -> tuple[str, str]:

@@ -18,7 +18,8 @@ from typing import IO, Any, BinaryIO
 
 from backports import zstd
 
-from dicomsort.archives.members import ARCHIVE, DAMAGED, PIECE, ArchiveRefused, Budget, Member, said
+from dicomsort.archives.members import DAMAGED, PIECE, ArchiveRefused, Budget, Member, said
+from dicomsort.records import ARCHIVE
 
 BLOCK = tarfile.BLOCKSIZE
 _NAMES = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
@@ -26,13 +27,12 @@ BROKEN = (tarfile.TarError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstd.Z
           IndexError, KeyError, OverflowError, RecursionError)  # fmt: skip
 
 
-_OPENERS: dict[bytes, Callable[[BinaryIO], Any]] = {
-    b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream),
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ\0": lzma.LZMAFile,
-    b"\x28\xb5\x2f\xfd": zstd.ZstdFile,
+_OPENERS: dict[str, Callable[[BinaryIO], Any]] = {
+    "gzip": lambda stream: gzip.GzipFile(fileobj=stream),
+    "bzip2": bz2.BZ2File,
+    "xz": lzma.LZMAFile,
+    "zstd": zstd.ZstdFile,
 }
-_LONGEST = max(map(len, _OPENERS))
 
 
 class _Counted(io.RawIOBase):
@@ -58,14 +58,13 @@ class _Counted(io.RawIOBase):
         return piece
 
 
-def members(stream: BinaryIO, name: str, budget: Budget) -> Iterator[Member]:
+def members(stream: BinaryIO, kind: str, name: str, budget: Budget) -> Iterator[Member]:
     """Yield the files of a TAR file, each to be read before the next; ArchiveRefused where it is not whole.
 
-    ``name`` is that of the archive: what ends too early to be told is damaged only if its name says TAR.
+    ``kind`` is the compression, or ``tar``. ``name`` is that of the archive: what ends too early to be told is damaged
+    only if its name says TAR.
     """
-    head = stream.read(_LONGEST)
-    stream.seek(0)
-    opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
+    opener = _OPENERS.get(kind)
     with _damaged():
         plain = _Counted(opener(stream) if opener else stream, budget)
         _require_tar(plain, name)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from dicomsort.archives.members import (
-    ARCHIVE,
     DAMAGED,
     UNSAFE_NAME,
     ArchiveRefused,
@@ -21,14 +20,12 @@ from dicomsort.archives.members import (
     safe_name,
     shown_name,
 )
+from dicomsort.dicom.magic import OPENED, archive_of
 from dicomsort.files import Files, created, flush_path, is_network, look_up, opened_file
-from dicomsort.records import Found
+from dicomsort.records import ARCHIVE, Found
 
 _MODE = 0o666  # less the umask: a placed file has it
 _HEAD = 512
-_ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
-_TAR = slice(257, 262)
 _EARLIEST = 315_532_800  # 1980 in seconds since 1970: the first year of a ZIP file's times
 _DEPTH = 3  # folders within each other of a staging folder
 
@@ -72,7 +69,8 @@ def unpack(request: Request) -> Unpacked:
             files.make_folder(request.folder, 0o700)
             disk = os.statvfs(request.folder)
             budget = Budget(request.limits, found.size, disk.f_bavail * disk.f_frsize // 2)  # others need room, too
-            written = tuple(_written(files, stream, request, budget))
+            with files.heard(request.folder):  # on a network each file is flushed when it is written
+                written = tuple(_written(files, stream, request, budget))
             _require_unchanged(stream, found)
         if is_network(request.folder):
             flush_path(files, request.folder)
@@ -114,14 +112,15 @@ def _members(stream: BinaryIO, found: Found, budget: Budget) -> Iterator[Member]
     """Read an archive of either kind; its reader is imported only here, where one is opened."""
     head = stream.read(_HEAD)
     stream.seek(0)
-    if head.startswith(_ZIP):
+    kind = archive_of(head, len(head), lambda *_: b"")
+    if kind == "ZIP":
         from dicomsort.archives import zip as zip_file
 
         return zip_file.members(stream, found.size, budget)
-    if head.startswith(_COMPRESSED) or head[_TAR] == b"ustar":
+    if kind in OPENED:
         from dicomsort.archives import tar
 
-        return tar.members(stream, found.path, budget)
+        return tar.members(stream, kind, found.path, budget)
     raise ArchiveRefused(ARCHIVE, "")
 
 
@@ -136,8 +135,6 @@ def _write(files: Files, path: str, member: Member, archive: Found, budget: Budg
         latest = min(archive.mtime_ns, time.time_ns())
         is_dated = member.mtime is not None and _EARLIEST <= member.mtime < latest / 10**9  # which may be infinite
         files.set_mtime(writer, int((member.mtime or 0) * 10**9) if is_dated else latest)
-        if is_network(path):
-            files.flush(writer)
 
 
 def remove_staging(files: Files, path: str, depth: int = _DEPTH) -> None:

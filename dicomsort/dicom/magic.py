@@ -28,7 +28,7 @@ _ARCHIVES: Final = {
     "zstd": (b"\x28\xb5\x2f\xfd",),
     "CAB": (b"MSCF",),
 }
-_OPENED: Final = frozenset({"ZIP", "tar", "gzip", "bzip2", "xz", "zstd"})  # gzip and the like where they hold TAR
+OPENED: Final = frozenset({"ZIP", "tar", "gzip", "bzip2", "xz", "zstd"})  # gzip and the like where they hold TAR
 _OTHER_IMAGES: Final = {
     "TIFF": (b"II*\0", b"MM\0*"),
     "GIF": (b"GIF8",),
@@ -76,7 +76,7 @@ def not_an_image(data: bytes, size: int, name: str, more: Callable[[int, int], b
         problem = "not-dicom" if is_dicom else "not-an-image-despite-name"
         return _unknown(problem, message=f"expected {expected} by its name, received other content")
     if archive := archive_of(data, size, more):
-        how = OPENS if archive in _OPENED else "unpack it to sort what it holds"
+        how = OPENS if archive in OPENED else "unpack it to sort what it holds"
         return _unknown(ignored="archive", message=f"{archive} archive: {how}")
     image = _format_of(data, _OTHER_IMAGES)
     return _unknown(ignored="not-an-image", message=image and f"{image}: only DICOM, PNG and JPEG are sorted")

@@ -22,10 +22,9 @@ from dicomsort.execute.ending import Fatal, ending
 from dicomsort.execute.placing import Placer, Roots
 from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up
 from dicomsort.journal import Journal, Plan
-from dicomsort.records import ARCHIVES, NOT_WHOLE, Operation, Outcome, Result, Verb
+from dicomsort.records import ARCHIVED, NOT_WHOLE, Operation, Outcome, Result, Verb
 
 _NAME_REFUSED = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
-_ARCHIVED = f"outbox/{ARCHIVES}/"
 _NOT_EMPTY = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY})
 
 
@@ -413,7 +412,7 @@ def _kind(operation: Operation) -> str:
     verb = operation.verb
     if verb is Verb.MAKE_FOLDER or verb is Verb.REMOVE_FOLDER:
         return "folder"
-    if operation.target.startswith(_ARCHIVED) or operation.source.startswith(_ARCHIVED):
+    if operation.target.startswith(ARCHIVED) or operation.source.startswith(ARCHIVED):
         return "archive"
     return "remove" if verb is Verb.REMOVE else "place"
 

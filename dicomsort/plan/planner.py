@@ -14,6 +14,7 @@ from itertools import chain
 from dicomsort.files import fold
 from dicomsort.plan.layout import Layout, NameLookup, PlanContext, parents, prove_inside, with_suffix
 from dicomsort.records import (
+    ARCHIVE,
     ARCHIVES,
     OPENED,
     OTHER,
@@ -83,8 +84,10 @@ def plan(
     planner.end_archive()
     for operation in context.deferred(_ARCHIVES):
         empties(operation)
+        yield replace(operation, number=number)
+        number += 1
     pruned = (_prune("inbox", *folder) for folder in folders() if folder[0] in emptied) if emptied else ()
-    for operation in chain(context.deferred(_ARCHIVES), context.deferred(), pruned):
+    for operation in chain(context.deferred(), pruned):
         yield replace(operation, number=number)
         number += 1
 
@@ -105,7 +108,7 @@ class _Opened:
     def add(self, operation: Operation) -> None:
         """Take a member into account; what is no image need not be placed, but a further archive may hold some."""
         status, reason = (operation.row.status, operation.row.reason) if operation.row else ("", "")
-        is_needless = status == Status.DUPLICATE or (status == Status.IGNORED and reason != "archive")
+        is_needless = status == Status.DUPLICATE or (status == Status.IGNORED and reason != ARCHIVE)
         self.is_placed &= operation.verb is not Verb.LEAVE or is_needless
         self.settles |= status == Status.SETTLING
 
@@ -126,7 +129,7 @@ class _Planner:
             self._archive.add(operation)
             return operation
         self.end_archive()
-        if e.header.ignored == "archive" and e.header.message.startswith(OPENED):
+        if e.header.ignored == ARCHIVE and e.header.message.startswith(OPENED):
             self._archive = _Opened(e, verdict)
             return None
         return self._of_file(e, grouping, verdict)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Protocol
 
-from dicomsort.records import ARCHIVES, Action, Found, Lost, Operation, Outcome, Result, Status, Verb
+from dicomsort.records import ARCHIVED, Action, Found, Lost, Operation, Outcome, Result, Status, Verb
 
 _COARSE = 2_000_000_000  # nanoseconds: some file systems keep times to two seconds
 _EARLIEST = 315_532_800 * 10**9  # 1980, where the times of FAT begin, and
@@ -63,7 +63,7 @@ def reverse(
 
 
 def _is_archived(o: Operation) -> bool:
-    return o.target.startswith(f"outbox/{ARCHIVES}/")
+    return o.target.startswith(ARCHIVED)
 
 
 def _restored(

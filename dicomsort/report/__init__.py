@@ -14,6 +14,7 @@ from dicomsort.files import Files, closing_descriptor, look_up, opened_file
 from dicomsort.journal import runs_folder
 from dicomsort.jsonlines import parse
 from dicomsort.records import (
+    ARCHIVE,
     MEMBER,
     OPENED,
     OPENED_BEFORE,
@@ -132,7 +133,7 @@ class Summary:
         if row.action in PLACED and row.destination.startswith(f"{REVIEW}/"):
             self.in_review += 1
         self.members += MEMBER in row.source
-        if row.reason == "archive":
+        if row.reason == ARCHIVE:
             self._count_archive(row)
 
     def _count_archive(self, row: Row) -> None:

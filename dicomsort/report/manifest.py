@@ -22,7 +22,7 @@ from dicomsort.errors import DicomsortError, StateDamaged, counted
 from dicomsort.files import NO_LINK, Files, closing_descriptor, copy, flush_path, look_up, opened_file
 from dicomsort.journal import Journal, runs_folder
 from dicomsort.metadata import apply_metadata, metadata_of
-from dicomsort.records import MEMBER, NOT_WHOLE, OPENED, Action, Placement, Row, Status
+from dicomsort.records import ARCHIVE, ARCHIVE_LIMIT, MEMBER, NOT_WHOLE, OPENED, Action, Placement, Row, Status
 from dicomsort.report.manifest_reader import (
     COLUMNS,
     HEAD,
@@ -174,13 +174,13 @@ def history(outbox: str, on_damage: Callable[[Record], None] | None = None) -> I
 class EarlierArchives:
     """Archives of earlier runs by their SHA-256.
 
-    ``opened``: whole, and nothing was undone; with their paths. ``refused``: with the reason, which their bytes give;
-    ``limited``: those that were beyond a limit.
+    ``opened``: whole, and nothing was undone. ``refused``: with the reason, which their bytes give. ``limited``: those
+    that were beyond a limit.
     """
 
-    opened: dict[str, str] = field(default_factory=dict)
+    opened: set[str] = field(default_factory=set)
     refused: dict[str, str] = field(default_factory=dict)
-    limited: dict[str, str] = field(default_factory=dict)
+    limited: set[str] = field(default_factory=set)
 
 
 def earlier_archives(outbox: str) -> EarlierArchives:
@@ -192,21 +192,22 @@ def earlier_archives(outbox: str) -> EarlierArchives:
         row = each.row
         archive, is_member, _ = row.source.partition(MEMBER)
         if row.action == Action.UNDONE:
-            for sha256 in paths.pop(archive, set()) | lean:
-                earlier.opened.pop(sha256, None)
+            earlier.opened -= paths.pop(archive, set()) | lean
         elif is_member:
             if row.status in {Status.SETTLING, Status.FAILED, Status.CHANGED}:
                 unfinished.add((each.run, archive))
             elif row.status == Status.DUPLICATE:
                 leaning.add((each.run, archive))
-        elif row.reason == "archive" and OPENED in row.message and (each.run, archive) not in unfinished:
+        elif row.reason == ARCHIVE and OPENED in row.message and (each.run, archive) not in unfinished:
             if NOT_WHOLE not in row.message:
-                earlier.opened[row.sha256] = archive
+                earlier.opened.add(row.sha256)
                 paths.setdefault(archive, set()).add(row.sha256)
             if (each.run, archive) in leaning:
                 lean.add(row.sha256)
+        elif row.status == Status.UNREADABLE and row.reason == ARCHIVE_LIMIT:
+            earlier.limited.add(row.sha256)
         elif row.status == Status.UNREADABLE and row.reason.startswith("archive-"):
-            (earlier.limited if row.reason == "archive-limit" else earlier.refused)[row.sha256] = row.reason
+            earlier.refused[row.sha256] = row.reason
     return earlier
 
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from dicomsort.archives import ARCHIVE, LIMIT, Limits, Request, Unpacked, UnpackedMember, remove_staging, unpack
+from dicomsort.archives import Limits, Request, Unpacked, UnpackedMember, remove_staging, unpack
 from dicomsort.catalog import Catalog
 from dicomsort.config import SortSettings
 from dicomsort.engines.engine import Engine, submit_batch
@@ -24,7 +24,7 @@ from dicomsort.execute import Roots
 from dicomsort.files import Files, look_up, missing_folders, sha256_of
 from dicomsort.journal import Plan, Replay, runs_folder
 from dicomsort.progress import Progress
-from dicomsort.records import MEMBER, OPENED, OPENED_BEFORE, Examined, Found, Header, Kind
+from dicomsort.records import ARCHIVE, ARCHIVE_LIMIT, MEMBER, OPENED, OPENED_BEFORE, Examined, Found, Header, Kind
 from dicomsort.report.manifest import EarlierArchives, earlier_archives
 from dicomsort.sorting.examine import BATCH_FILES, on_lost, spooled
 from dicomsort.sorting.outbox import RunContext
@@ -128,7 +128,7 @@ class ArchiveOpener:
             unpacked = future.result()
         except WorkerLost as error:
             lost = f"unpacking it: {error}"
-            unpacked = Unpacked(failed=lost) if error.from_outside else Unpacked(reason=LIMIT, message=lost)
+            unpacked = Unpacked(failed=lost) if error.from_outside else Unpacked(reason=ARCHIVE_LIMIT, message=lost)
         if unpacked.reason or unpacked.failed:
             remove_staging(self.files, folder)
         yield self._add([self._described(archive, unpacked)])
@@ -156,7 +156,7 @@ class ArchiveOpener:
             return replace(
                 e, header=replace(header, ignored=ARCHIVE, message=f"{OPENED}{counted(len(unpacked.members), 'file')}")
             )
-        if self._earlier.limited.get(e.sha256) == unpacked.reason:
+        if unpacked.reason == ARCHIVE_LIMIT and e.sha256 in self._earlier.limited:
             return replace(e, header=replace(header, ignored=unpacked.reason))
         return replace(e, header=replace(header, problem=unpacked.reason))
 

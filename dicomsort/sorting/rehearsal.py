@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from dicomsort.execute import Placer, Roots
-from dicomsort.records import ARCHIVES, Found, Operation, Outcome, Result, Verb
+from dicomsort.records import ARCHIVED, Found, Operation, Outcome, Result, Verb
 from dicomsort.sorting.outbox_state import LaterRuns, look_for
 from dicomsort.sorting.runs import Runs
 
@@ -46,7 +46,7 @@ class Rehearsal:
             return Result(o.number, Outcome.CONFLICT, "another file would stand at the destination")
         here = replace(o, source=self._place_now(o.source, source, roots), kept=self._place_now(o.kept, kept, roots))
         refused = placer.check(here, fresh=target in self._moved)
-        if refused is None and o.source.startswith(f"outbox/{ARCHIVES}/") and (found := self.look_for(source)):
+        if refused is None and o.source.startswith(ARCHIVED) and (found := self.look_for(source)):
             self._moved[target] = found, o.sha256  # what came out of the archive is removed once it is back
         return refused
 
