@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import data_store
-from pydicom import dcmread
+import imagecodecs
+import numpy as np
+from pydicom import dcmread, uid
 from pydicom.data import get_testdata_file
+from pydicom.encaps import encapsulate
 
 UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 UID_ROOT = b"1.2.826.0.1.1"  # a digit for the level (study, series, instance) and the number follow, as one component
@@ -31,6 +34,7 @@ class Shape(NamedTuple):
 
 
 SHAPE = Shape()
+VARIED = Shape(40, 20)
 
 
 class Template(NamedTuple):
@@ -88,11 +92,43 @@ def shrunk(name: str) -> bytes:
     return buffer.getvalue()
 
 
-# By study in turn. small: CT of 39 KB and MR of 10; slices: CT and MR of about 512 KB; tiny: MR of 3.7 KB.
+def encoded(name: str, syntax: str, encode: Callable[..., bytes | bytearray], every: int = 1) -> bytes:
+    """A test file in another transfer syntax, of every so many pixels of every so many rows; 8 bits for JPEG."""
+    dataset = dcmread(io.BytesIO(packaged(name)))
+    pixels = np.ascontiguousarray(dataset.pixel_array[::every, ::every])
+    pixels = pixels.view(np.uint16) if syntax == uid.JPEGLosslessSV1 else pixels
+    if syntax == uid.JPEGBaseline8Bit:
+        pixels = (pixels >> (dataset.BitsStored - 8)).astype(np.uint8)
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.Rows, dataset.Columns = pixels.shape
+    coded = bytes(encode(pixels))
+    dataset.PixelData = encapsulate([coded + b"\0" * (len(coded) % 2)])
+    dataset.file_meta.TransferSyntaxUID = uid.UID(syntax)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+# By study in turn. small: CT of 39 KB and MR of 10; slices: CT and MR of about 512 KB; tiny: MR of 3.7 KB; varied: CT,
+# MR and CR of 4 to 117 KB in ten transfer syntaxes.
 KINDS: dict[str, tuple[Callable[[], bytes], ...]] = {
     "small": (partial(packaged, "CT_small.dcm"), partial(packaged, "MR_small.dcm")),
     "slices": (partial(packaged, "693_UNCR.dcm"), partial(packaged, "MR-SIEMENS-DICOM-WithOverlays.dcm")),
     "tiny": (partial(shrunk, "MR_small.dcm"),),
+    "varied": (
+        partial(packaged, "CT_small.dcm"),
+        partial(packaged, "MR_small_implicit.dcm"),
+        partial(packaged, "693_J2KR.dcm"),
+        partial(packaged, "MR_small_bigendian.dcm"),
+        partial(packaged, "693_J2KI.dcm"),
+        partial(packaged, "MR_small_RLE.dcm"),
+        partial(encoded, "693_UNCR.dcm", uid.HTJ2KLossless, imagecodecs.htj2k_encode),
+        partial(packaged, "MR_small_jpeg_ls_lossless.dcm"),
+        partial(
+            encoded, "CT_small.dcm", uid.JPEGLosslessSV1, partial(imagecodecs.jpeg8_encode, lossless=True, predictor=1)
+        ),
+        partial(encoded, "RG3_UNCR.dcm", uid.JPEGBaseline8Bit, imagecodecs.jpeg8_encode, every=2),
+    ),
 }
 
 

@@ -44,7 +44,7 @@ class Group(NamedTuple):
 
 
 GROUPS = {
-    "a": Group(rows_sorting.measure, lambda s: ((1 + 4 * s.repeat) * 22_000 * FILE, (1 + 11 * s.repeat) * 25_000)),
+    "a": Group(rows_sorting.measure, lambda s: ((1 + 4 * s.repeat) * 25_000 * FILE, (1 + 11 * s.repeat) * 28_000)),
     "b": Group(rows_slices.measure, lambda s: ((1 + 2 * s.repeat) * 500 * 0.53e6, s.repeat * 5_000)),
     "c": Group(rows_scale.measure, lambda s: (6e3 * sum(s.sizes), s.repeat * int(1.2 * sum(s.sizes)))),
     "d": Group(rows_network.measure, lambda s: (1.5 * GB, s.repeat * 5_000)),
