@@ -30,6 +30,12 @@ REVIEWED_FILE = "reviewed-file"  # of a placement: the decision was about one fi
 OF_ONE_FILE = frozenset({"uid-collision", "against-placement"})  # in review because of one file, not of its series
 
 
+def possible_archives(source: str) -> list[str]:
+    """Return what may be the archive of a row's file: with a folder whose name ends in "!", not each is one."""
+    parts = source.split(MEMBER)
+    return [MEMBER.join(parts[:end]) for end in range(1, len(parts))]
+
+
 class Kind(StrEnum):
     """What a file is by its content (``unknown`` too where only its name says DICOM or image)."""
 

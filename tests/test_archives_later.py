@@ -164,3 +164,20 @@ def test_watch_sorts_a_folder_that_is_named_like_an_archive(tmp_path: Path, outb
     watch = Watch(inbox, outbox, mode="copy", settle=120.0)
     found = [each for _ in range(5) for each in watch.round()]
     assert [summary.statuses["sorted"] for summary in found] == [1]
+
+
+def test_archives_in_a_folder_that_is_named_like_an_archive_are_opened_once(
+    tmp_path: Path, outbox: Path, study: dict[str, bytes]
+) -> None:
+    archive = zipped(study)
+    files = {"Urgent!/x.zip": archive, "Urgent!/bad.zip": archive[:-40], "Urgent!/1.dcm": dicom(tmp_path, study=9)}
+    inbox = make_inbox(tmp_path / "inbox", files)
+    assert "3 of the files lay in 1 archive" in " ".join(opening(inbox, outbox, code=3).split())
+    out = opening(inbox, outbox)
+    assert "lay in" not in out
+    told = {row["source"]: row["message"] for row in rows(outbox)[6:]}
+    assert (told["Urgent!/x.zip"], told["Urgent!/bad.zip"]) == ("an earlier run opened it", "an earlier run said so")
+    assert run("undo", outbox, rows(outbox)[0]["run_id"]).code == 0
+    assert not (outbox / CT).exists()
+    opening(inbox, outbox)
+    assert (outbox / CT).is_file()

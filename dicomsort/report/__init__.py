@@ -15,7 +15,6 @@ from dicomsort.journal import runs_folder
 from dicomsort.jsonlines import parse
 from dicomsort.records import (
     ARCHIVE,
-    MEMBER,
     OPENED,
     OPENED_BEFORE,
     OPENS,
@@ -28,6 +27,7 @@ from dicomsort.records import (
     Row,
     Status,
     Verb,
+    possible_archives,
 )
 from dicomsort.report.manifest import MANIFEST, PLACED, has_rows, history
 from dicomsort.report.manifest_reader import COLUMNS, Damages, read_rows
@@ -111,6 +111,7 @@ class Summary:
     waiting: int = 0  # files that lie in REVIEW after the run, those of other runs too
     waiting_from_other_runs: int = 0
     unreadable: int = 0  # files that lie in UNREADABLE after the run, those of other runs too
+    inside: Counter[str] = field(default_factory=Counter)  # files of the archives whose rows are still to come
 
     def count(self, row: Row) -> None:
         """Count one final row."""
@@ -132,13 +133,14 @@ class Summary:
                 self.troubled.append(row.source)
         if row.action in PLACED and row.destination.startswith(f"{REVIEW}/"):
             self.in_review += 1
-        self.members += MEMBER in row.source
+        self.inside.update(possible_archives(row.source))
         if row.reason == ARCHIVE:
             self._count_archive(row)
 
     def _count_archive(self, row: Row) -> None:
         if OPENED in row.message:
             self.archives_opened += 1
+            self.members += self.inside.pop(row.source, 0)
         if OPENED in row.message or OPENED_BEFORE in row.message:
             return
         self.openable += OPENS in row.message

@@ -22,7 +22,17 @@ from dicomsort.errors import DicomsortError, StateDamaged, counted
 from dicomsort.files import NO_LINK, Files, closing_descriptor, copy, flush_path, look_up, opened_file
 from dicomsort.journal import Journal, runs_folder
 from dicomsort.metadata import apply_metadata, metadata_of
-from dicomsort.records import ARCHIVE, ARCHIVE_LIMIT, MEMBER, NOT_WHOLE, OPENED, Action, Placement, Row, Status
+from dicomsort.records import (
+    ARCHIVE,
+    ARCHIVE_LIMIT,
+    NOT_WHOLE,
+    OPENED,
+    Action,
+    Placement,
+    Row,
+    Status,
+    possible_archives,
+)
 from dicomsort.report.manifest_reader import (
     COLUMNS,
     HEAD,
@@ -190,24 +200,26 @@ def earlier_archives(outbox: str) -> EarlierArchives:
     lean = set[str]()  # archives with members that equal what another run placed
     for each in read_rows(f"{outbox}/{MANIFEST}"):
         row = each.row
-        archive, is_member, _ = row.source.partition(MEMBER)
+        inside = {(each.run, path) for path in possible_archives(row.source)}
         if row.action == Action.UNDONE:
-            earlier.opened -= paths.pop(archive, set()) | lean
-        elif is_member:
-            if row.status in {Status.SETTLING, Status.FAILED, Status.CHANGED}:
-                unfinished.add((each.run, archive))
-            elif row.status == Status.DUPLICATE:
-                leaning.add((each.run, archive))
-        elif row.reason == ARCHIVE and OPENED in row.message and (each.run, archive) not in unfinished:
-            if NOT_WHOLE not in row.message:
+            for path in (row.source, *possible_archives(row.source)):
+                earlier.opened -= paths.pop(path, set())
+            earlier.opened -= lean
+        elif row.reason == ARCHIVE and OPENED in row.message:
+            key = each.run, row.source
+            if key not in unfinished and NOT_WHOLE not in row.message:
                 earlier.opened.add(row.sha256)
-                paths.setdefault(archive, set()).add(row.sha256)
-            if (each.run, archive) in leaning:
+                paths.setdefault(row.source, set()).add(row.sha256)
+            if key not in unfinished and key in leaning:
                 lean.add(row.sha256)
-        elif row.status == Status.UNREADABLE and row.reason == ARCHIVE_LIMIT:
+        elif row.status == Status.UNREADABLE and row.sha256 and row.reason == ARCHIVE_LIMIT:
             earlier.limited.add(row.sha256)
-        elif row.status == Status.UNREADABLE and row.reason.startswith("archive-"):
+        elif row.status == Status.UNREADABLE and row.sha256 and row.reason.startswith("archive-"):
             earlier.refused[row.sha256] = row.reason
+        elif row.status in {Status.SETTLING, Status.FAILED, Status.CHANGED}:
+            unfinished |= inside
+        elif row.status == Status.DUPLICATE:
+            leaning |= inside
     return earlier
 
 

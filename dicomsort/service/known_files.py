@@ -16,7 +16,7 @@ from itertools import groupby
 
 from dicomsort.discover import Folder, Passed
 from dicomsort.errors import DicomsortError
-from dicomsort.records import MEMBER, Action, Found, Row, Status
+from dicomsort.records import Action, Found, Row, Status, possible_archives
 
 AGAIN_NS = 3600 * 10**9  # until a file that failed is retried, if nothing changes it before
 TRANSIENT = frozenset({"part-file", "vanished"})  # gone before anybody reads of it
@@ -136,7 +136,7 @@ class KnownFiles:
 
     def note(self, row: Row) -> None:
         """Remember what must be examined again: what settles, and what failed; the archive of a file in one."""
-        paths = {hash(path) & _MASK for path in (row.source, row.source.partition(MEMBER)[0])}
+        paths = {hash(path) & _MASK for path in (row.source, *possible_archives(row.source))}
         if row.status == Status.SETTLING:
             self._waits |= paths
         elif row.action == Action.LEFT and row.status in _RETRIED:
