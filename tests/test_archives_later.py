@@ -181,3 +181,24 @@ def test_archives_in_a_folder_that_is_named_like_an_archive_are_opened_once(
     assert not (outbox / CT).exists()
     opening(inbox, outbox)
     assert (outbox / CT).is_file()
+
+
+def test_an_undo_that_cannot_bring_an_archive_back_leaves_its_files_to_a_resume(
+    tmp_path: Path, outbox: Path, study: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = make_inbox(tmp_path / "inbox", {"x.zip": zipped(study)})
+    before = read_tree(inbox)
+    opening("--move", inbox, outbox)
+    link = Files.link
+
+    def full(self: Files, source: str, target: str) -> None:
+        if target.endswith("x.zip"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        link(self, source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Files, "link", full)
+        assert run("undo", outbox).code == 1
+    assert (outbox / CT).is_file()
+    assert run("resume", outbox).code == 0
+    assert (read_tree(inbox), list(placed(outbox))) == (before, [])

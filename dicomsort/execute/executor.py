@@ -265,7 +265,11 @@ class Executor:
     def _put_off_all(self, operations: Iterable[Operation]) -> None:
         """Leave operations to a resume, and with them what would remove their sources, or the folders of either."""
         for o in operations:
-            self._put_off |= {o.source, *self._folders.chains(place for place in (o.source, o.target) if place)}
+            places = {place for place in (o.source, o.target) if place}
+            self._put_off |= places | self._folders.chains(places)
+
+    def _is_put_off(self, o: Operation) -> bool:
+        return o.source in self._put_off or (bool(o.kept) and o.kept in self._put_off)
 
     def _refuse(self, message: str) -> None:
         """Fail because the disk refused: at once, or after all else was tried."""
@@ -311,8 +315,8 @@ class Executor:
         self._put_off_all(o for o, _ in refused)
         self._make_durable([o for o, r in results if r.outcome is Outcome.DONE and o.target])
         if self._put_off:
-            self._put_off_all([o for o, _ in results if o.source in self._put_off])
-        self._journal.end([r for o, r in results if o.source not in self._put_off])
+            self._put_off_all([o for o, _ in results if self._is_put_off(o)])
+        self._journal.end([r for o, r in results if not self._is_put_off(o)])
         for _, reason in refused:
             self._refuse(reason.message)
 
