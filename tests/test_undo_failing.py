@@ -309,3 +309,41 @@ def test_a_folder_whose_device_cannot_be_told_costs_its_own_files(
     monkeypatch.setattr(executor.Folders, "device", real)
     assert run("resume", outbox).code == 0
     assert (read_tree(inbox_of_four), list(placed(outbox))) == (before, [])
+
+
+@pytest.fixture
+def half_undone(inbox_of_four: Path, outbox: Path) -> str:
+    """The run of a sort whose undo the disk refused for one file."""
+    assert sort("--move", "--settle", 0, inbox_of_four, outbox).code == 0
+    assert undone_on(refusing("link", errno.ENOSPC, f"inbox/{VICTIM}"), outbox)[0] == 1
+    return next(iter(by_source(outbox).values()))["run_id"]
+
+
+@pytest.mark.usefixtures("half_undone")
+def test_a_sort_finishes_the_undo_of_another_inbox_first(inbox_of_four: Path, outbox: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    kept = make_dicom(other / "kept.dcm", study=1).read_bytes()
+    assert sort("--move", "--settle", 0, "--duplicates", "remove", other, outbox).code == 0
+    assert (inbox_of_four / VICTIM).is_file()
+    assert (read_tree(other), by_source(outbox)["kept.dcm"]["action"]) == ({}, "moved")
+    assert run("undo", outbox).code == 0
+    assert read_tree(other) == {"kept.dcm": kept}
+
+
+def test_a_sort_closes_an_undo_that_cannot_be_finished(
+    half_undone: str, inbox_of_four: Path, outbox: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    kept = make_dicom(other / "kept.dcm", study=1).read_bytes()
+    with mock.patch("dicomsort.files.Files", return_value=refusing("link", errno.ENOSPC, f"inbox/{VICTIM}")):
+        ran = sort("--move", "--settle", 0, "--duplicates", "remove", other, outbox)
+    assert (ran.code, read_tree(other)) == (3, {})
+    row = by_source(outbox)[VICTIM]
+    assert (row["status"], row["action"]) == ("failed", "left")
+    assert row["message"].startswith("not taken back before the undo was closed; `dicomsort undo ")
+    assert "nothing to resume" in run("resume", outbox).out
+    assert run("undo", outbox).code == 0
+    assert read_tree(other) == {"kept.dcm": kept}
+    assert run("undo", outbox, half_undone).code == 0
+    assert (inbox_of_four / VICTIM).is_file()
+    assert list(placed(outbox)) == []

@@ -232,6 +232,13 @@ class Executor:
         stuck = [refusal.message for o in plan.operations() if (refusal := self._placer.clear(o)) is not None]
         return [f"{stuck[0]} ({len(stuck):,} in all)"] if stuck else []
 
+    def give_up(self, plan: Plan, message: str) -> list[str]:
+        """End all operations that were not done as failed, with ``message``; return the notes of ``reconcile``."""
+        notes = self.reconcile(plan, lambda _: False)
+        for batch in _batches(o for o in plan.operations() if not self._journal.known.has_ended(o.number)):
+            self._journal.end([Result(o.number, Outcome.FAILED, message) for o in batch if o.verb is not Verb.LEAVE])
+        return notes
+
     def _file_batch(self, batch: list[Operation]) -> None:
         known = self._journal.known
         waiting = [o for o in batch if not known.has_ended(o.number)]

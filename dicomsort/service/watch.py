@@ -146,7 +146,7 @@ class Rounds:
             return
         standing = look_at_runs(context, self._request.inbox, since)
         while standing.cut_short:
-            round_.summaries.append(resume(context, standing.cut_short))
+            round_.summaries.append(resume(context, standing.cut_short, before_another=True))
             standing = look_at_runs(context, self._request.inbox, since)
         if self._settled is not None and standing.is_ours:
             self._known_files.forget()

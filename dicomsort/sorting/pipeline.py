@@ -39,7 +39,7 @@ from dicomsort.sorting.outbox import (
 )
 from dicomsort.sorting.outbox_state import OutboxState
 from dicomsort.sorting.pixel_sampling import PixelSampler
-from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan
+from dicomsort.sorting.running import carry_out, complete_reports, finish_first, seal_plan
 from dicomsort.sorting.runs import Run, load_runs, new_run, require_outbox_mounts
 
 SETTLE = 60.0
@@ -161,14 +161,14 @@ class Job:
         return summary
 
     def _finish_first(self, runs: Mapping[str, Run]) -> tuple[list[Summary], list[str]]:
-        """Finish this inbox's runs, and decisions, that were cut short; return their summaries, and the other runs."""
+        """Finish decisions, undos and runs of this inbox that were cut short; return their summaries, and the rest."""
         finished, left = list[Summary](), list[str]()
         for name, run in runs.items():
             if not self._is_ours(run):
                 left.append(name)
                 continue
             try:
-                finished.append(finish(self.context, name))
+                finished.append(finish_first(self.context, name))
                 counts = ", ".join(f"{count:,} {status}" for status, count in finished[-1].statuses.most_common())
                 self.notes.append(f"run {name}, which was cut short, was finished first: {counts}")
             except (DicomsortError, OSError, ValueError) as error:
@@ -177,9 +177,10 @@ class Job:
         return finished, left
 
     def _is_ours(self, run: Run) -> bool:
-        """Whether a run is one of this inbox, or a decision."""
+        """Whether a run is one of this inbox, a decision or an undo."""
         outbox = self.context.outbox
-        return run.plan is not None and inbox_of(run.plan.head, outbox) in {self.request.inbox, outbox}
+        is_ours = run.plan is not None and inbox_of(run.plan.head, outbox) in {self.request.inbox, outbox}
+        return is_ours or bool(run.undoes)
 
     @contextmanager
     def discarding(self) -> Iterator[None]:

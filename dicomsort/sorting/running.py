@@ -181,8 +181,11 @@ def _count(row: Row, summary: Summary) -> None:
         _log.warning("needs a person", extra={"facts": facts})
 
 
-def resume(context: RunContext, run: str | None = None) -> Summary:
-    """Finish a run that was cut short; the newest unfinished one by default."""
+def resume(context: RunContext, run: str | None = None, *, before_another: bool = False) -> Summary:
+    """Finish a run that was cut short; the newest unfinished one by default.
+
+    ``before_another``: another run follows; see ``finish_first``.
+    """
     context = context.located()
     outbox = context.outbox
     with locked(context, create=False):
@@ -200,7 +203,7 @@ def resume(context: RunContext, run: str | None = None) -> Summary:
             ended.notes.append(f"run {found.name} had ended before; there was nothing to resume")
             return ended
         complete_reports(context, (each for name, each in runs.items() if name != found.name))
-        return finish(context, found.name)
+        return (finish_first if before_another else finish)(context, found.name)
 
 
 def finish(context: RunContext, run: str) -> Summary:
@@ -212,6 +215,26 @@ def finish(context: RunContext, run: str) -> Summary:
     if "undoes" in plan.head:
         free_reserve(context)
     return _end(context, run, plan)
+
+
+def finish_first(context: RunContext, run: str) -> Summary:
+    """Finish a run before another one changes the outbox; an undo that cannot be finished is closed.
+
+    It must not go on later by a plan of today: then others may need what it would take away. A new undo of the same run
+    plans anew for what is left.
+    """
+    try:
+        return finish(context, run)
+    except (DicomsortError, OSError, ValueError):
+        plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
+        if plan.head["verb"] != "undo":
+            raise
+        roots = Roots(inbox_of(plan.head, context.outbox), context.outbox)
+        with closing(_journal(context, plan)) as journal:
+            executor = Executor(context.files, roots, journal, run, LOCAL_THREADS)
+            again = command("undo", context.outbox, plan.head["undoes"])
+            notes = executor.give_up(plan, f"not taken back before the undo was closed; {again} tries again")
+        return _end(context, run, plan, notes)
 
 
 def _end(context: RunContext, run: str, plan: Plan, notes: Iterable[str] = ()) -> Summary:
