@@ -133,6 +133,7 @@ def test_what_is_shown_clean_is_the_image_itself(rendered: Rendered, tmp_path: P
     means = rendered.images.reshape(-1, 8, 28, 8, 28, 3).mean((2, 4)) / 255
     np.testing.assert_allclose(plain.activations[0], means, atol=2e-3)
     assert not np.array_equal(varied.activations[1], varied.activations[0])
+    assert not list(tmp_path.iterdir())  # a process that is killed leaves no gigabytes
 
 
 def test_every_item_is_predicted_by_a_model_not_trained_on_its_source(
@@ -260,6 +261,21 @@ def test_a_seed_fixes_a_training(rendered: Rendered) -> None:
             found.append((trainer.fit(everything, None, "seed"), trainer.predict(trainer.views.activations[0])[1]))
     assert found[0][0] == found[1][0] != found[2][0]
     np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+def test_the_weights_of_several_seeds_are_averaged(rendered: Rendered) -> None:
+    from dicomsort.training.fit.transfer import opened
+
+    everything, weights = np.arange(len(rendered.dataset.items)), []
+    recipe = replace(RECIPE, epochs=2, augment="none")
+    with Reporter() as reporter, opened(TINY, rendered, recipe, reporter) as trainer:
+        other = replace(trainer, hyper=replace(recipe, seed=recipe.seed + 1))
+        for each in (trainer, other, replace(trainer, seeds=2)):
+            each.fit(everything, None, "seed")
+            weights.append([np.asarray(value) for value in trainer.tail.trainable_variables])
+    for one, another, mean in zip(*weights, strict=True):
+        np.testing.assert_allclose(mean, (one + another) / 2, rtol=1e-5, atol=1e-6)
+    assert any(not np.array_equal(one, another) for one, another in zip(*weights[:2], strict=True))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])

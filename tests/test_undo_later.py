@@ -16,6 +16,8 @@ from command import Ran, by_source, placed, rows, run, sort
 from test_operator import cut_short, last_line, night
 from watching import runs_of
 
+from dicomsort.sorting import outbox_state
+
 MODES = ["--copy", "--move"]
 
 
@@ -108,6 +110,24 @@ def test_what_a_later_run_removed_duplicates_of_stays_until_that_is_undone(world
     assert run("undo", world.outbox, world.run).code == 0
     assert list(placed(world.outbox)) == []
     assert [*read_tree(world.one)] == [*whole] or [*read_tree(world.one)] == ["x.dcm"]
+
+
+@pytest.mark.parametrize("case", ["ignored", "told apart"])
+def test_names_that_differ_in_case_are_one_where_the_file_system_says_so(
+    tmp_path: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    for place in ("one/CT.dcm", "two/ct.dcm"):
+        make_dicom(tmp_path / place)
+    assert sort("--settle", 0, "--layout", "keep", tmp_path / "one", outbox).code == 0
+    (first,) = runs_of(outbox)
+    (outbox / "CT/CT.dcm").unlink()
+    assert sort("--settle", 0, "--layout", "keep", "--move", tmp_path / "two", outbox).code == 0
+    (outbox / "CT/ct.dcm").rename(outbox / "CT/CT.dcm")  # as a system that ignores case shows it under both names
+    if case == "ignored":
+        there = outbox_state.look_up
+        monkeypatch.setattr(outbox_state, "look_up", lambda path: there(path.replace("/.DICOMSORT", "/.dicomsort")))
+    assert run("undo", outbox, first).code == 0
+    assert (outbox / "CT/CT.dcm").is_file() == (case == "ignored")
 
 
 @pytest.mark.parametrize("mode", MODES)

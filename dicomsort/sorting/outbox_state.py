@@ -13,8 +13,8 @@ from functools import cached_property
 from dicomsort.catalog import Ledger
 from dicomsort.errors import DicomsortError, StateDamaged
 from dicomsort.execute import Roots, is_stamped
-from dicomsort.files import look_up, sha256_of
-from dicomsort.journal import Plan, Replay, runs_folder
+from dicomsort.files import fold, look_up, sha256_of
+from dicomsort.journal import STATE, Plan, Replay, runs_folder
 from dicomsort.records import Action, Examined, Found, Operation, Outcome, Placement, Verb
 from dicomsort.report import MANIFEST, Damages, read_rows, visible
 from dicomsort.report.manifest import PLACED, rows_of, since
@@ -120,19 +120,20 @@ class LaterRuns:
             self.notes[:] = [
                 f"{damage}; only then does an undo take back files of a new time or inode, as from a backup"
             ]
-        return is_same and not damage and not placed.run_of(place)
+        return is_same and not damage and not placed.run_of(self._key(place))
 
     def filled_by(self, place: str) -> str:
         """The later run that placed a file there; else ""."""
-        return self._used.run_of((place, _FILLED))
+        return self._used.run_of((self._key(place), _FILLED))
 
     def needed_by(self, place: str) -> str:
         """The later run that removed a duplicate of the file there, and has not restored it; else ""."""
-        return self._used.run_of((place, _NEEDED))
+        return self._used.run_of((self._key(place), _NEEDED))
 
     def moved_by(self, place: str, sha256: str) -> str:
         """The decision that took a file of this content from there, and did not put it back; else ""."""
-        return self._used.run_of((place, sha256)) or self._decided.get((place.removeprefix("outbox/"), sha256), "")
+        decided = self._decided.get((place.removeprefix("outbox/"), sha256), "")
+        return self._used.run_of((self._key(place), sha256)) or decided
 
     def unmounted(self, place: str) -> str:
         """The mount point above a place where nothing is mounted any more since the run began; else ""."""
@@ -162,7 +163,17 @@ class LaterRuns:
         undone = self._undone()
         for name, run in self._runs.items():
             if name > self._name and name not in undone and not run.undoes:
-                yield from ((use, name) for use in _uses(self._runs, run, self._taken_back))
+                uses = _uses(self._runs, run, self._taken_back)
+                yield from (((self._key(place), what), name) for place, what in uses)
+
+    def _key(self, place: str) -> str:
+        """Return what is equal for names that the outbox's file system takes for one."""
+        return fold(place) if self._ignores_case else place
+
+    @cached_property
+    def _ignores_case(self) -> bool:
+        one, other = (look_up(f"{self._runs.outbox}/{name}") for name in (STATE, STATE.upper()))
+        return one is not None and other is not None and os.path.samestat(one, other)
 
     def _undone(self) -> set[str]:
         return self._runs.wholly_undone()
@@ -189,7 +200,7 @@ class LaterRuns:
         rows = read_rows(f"{self._runs.outbox}/{MANIFEST}", damages.add)
         try:
             placed = _Places(
-                (f"outbox/{each.row.destination}", each.run)
+                (self._key(f"outbox/{each.row.destination}"), each.run)
                 for each in rows
                 if each.run > self._name and each.run not in known and each.row.action in PLACED
             )
@@ -198,7 +209,7 @@ class LaterRuns:
         return placed, "".join(damages.notes(self._runs.outbox))
 
 
-def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterator[Hashable]:
+def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterator[tuple[str, str]]:
     """Yield what a run did or may do, and no undo took back: a place, and what became of it.
 
     Where plan or journal are damaged its rows tell; where these may not be all, what it planned counts as done.
@@ -231,7 +242,7 @@ def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterat
             raise StateDamaged(message) from error
 
 
-def _uses_of(plan: Plan, known: Replay, back: Container[str] = ()) -> Iterator[Hashable]:
+def _uses_of(plan: Plan, known: Replay, back: Container[str] = ()) -> Iterator[tuple[str, str]]:
     for o in plan.operations():
         result = known.result(o.number)
         if o.verb not in PLACING or (result is not None and result.outcome is not Outcome.DONE):
