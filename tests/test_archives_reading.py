@@ -214,6 +214,8 @@ UNSAFE = [
     "..\\a",
     "x" * 256,
     "a/" * 600 + "a",
+    ".dicomsort/runs/a",
+    "a/.DICOMSORT/b",
 ]
 
 
