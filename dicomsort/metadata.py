@@ -64,6 +64,14 @@ def copy_with_metadata(
         return copied, metadata, apply_metadata(files, writer, metadata, mtime_ns)
 
 
+def lost_with(path: str) -> Lost | None:
+    """Return what is gone with a file or folder that is removed; None for one of this process's user without more."""
+    status, attributes = os.lstat(path), [*filter(_is_the_files_own, _listed(path))]
+    if (status.st_uid, status.st_gid) == (os.geteuid(), os.getegid()) and not attributes:
+        return None
+    return Lost(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode), len(attributes))
+
+
 def apply_metadata(files: Files, descriptor: int, wanted: Metadata, mtime_ns: int) -> Applied:
     """Set metadata and time of an open file as far as that is allowed; OSError where the disk refuses.
 
@@ -134,10 +142,10 @@ def _without_acl(wanted: Metadata) -> int:
     return wanted.mode & (~stat.S_IRWXG | group << 3)
 
 
-def _listed(descriptor: int) -> list[str]:
+def _listed(file: int | str) -> list[str]:
     if not hasattr(os, "listxattr"):  # not on Linux
         return []
-    return sorted(_unless_denied(os.listxattr, descriptor) or [])
+    return sorted(_unless_denied(os.listxattr, file) or [])
 
 
 def _is_the_files_own(name: str) -> bool:

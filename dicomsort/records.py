@@ -246,7 +246,7 @@ class Outcome(StrEnum):
 
 
 class Lost(NamedTuple):
-    """What a moved file could not keep: numeric owner and group, mode, and the number of extended attributes."""
+    """What a file could not keep, or took with it: numeric owner and group, mode, number of extended attributes."""
 
     owner: int
     group: int

@@ -20,8 +20,9 @@ from typing import NamedTuple, TypeVar
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute.ending import Fatal, ending
 from dicomsort.execute.placing import Placer, Roots
-from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up
+from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up, opened
 from dicomsort.journal import Journal, Plan
+from dicomsort.metadata import lost_with
 from dicomsort.records import ARCHIVED, NOT_WHOLE, Operation, Outcome, Result, Verb
 
 _NAME_REFUSED = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
@@ -89,12 +90,16 @@ class Folders:
 
     def change(self, operation: Operation) -> Result | Fatal:
         """Remove a folder if it is empty (REMOVE_FOLDER), or set mode and mtime of one of ours (MAKE_FOLDER)."""
-        path = self._roots.absolute(operation.source)
+        path, lost = self._roots.absolute(operation.source), None
         try:
             if operation.verb is Verb.REMOVE_FOLDER:
+                lost = lost_with(path)
                 self._files.remove_folder(path)
                 self._there.discard(operation.source)
             elif operation.source in self._ours:  # else somebody else made it again
+                if operation.owner is not None:
+                    with suppress(PermissionError), opened(path) as descriptor:  # else it stays ours
+                        self._files.set_owner(descriptor, *operation.owner)
                 self._files.set_mode(path, operation.mode)
                 self._files.set_mtime(path, operation.mtime_ns)
         except FileNotFoundError:
@@ -102,7 +107,7 @@ class Folders:
         except OSError as error:
             outcome = Outcome.SKIPPED if error.errno in _NOT_EMPTY else Outcome.FAILED
             return Result(operation.number, outcome, error.strerror or "")
-        return Result(operation.number, Outcome.DONE)
+        return Result(operation.number, Outcome.DONE, lost=lost)
 
     def reconcile(self, operation: Operation) -> Result:
         """Return the result of REMOVE_FOLDER of an interrupted attempt: whether an undo must make the folder again."""

@@ -25,7 +25,7 @@ from dicomsort.files import (
     sha256_of,
 )
 from dicomsort.journal import Replay
-from dicomsort.metadata import ACL, Applied, Metadata, apply_metadata, copy_with_metadata, metadata_of
+from dicomsort.metadata import ACL, Applied, Metadata, apply_metadata, copy_with_metadata, lost_with, metadata_of
 from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
 _CHANGED_SINCE = "the file changed while it was placed"
@@ -178,8 +178,6 @@ class Placer:
 
     def apply(self, o: Operation) -> Result | Fatal:
         """Make the new name; the source stays. Fatal where the disk, not the file, is the cause."""
-        if o.verb is Verb.REMOVE:
-            return Result(o.number, Outcome.DONE)
         try:
             return self._placed(o)
         except OSError as error:
@@ -188,6 +186,8 @@ class Placer:
     def _placed(self, o: Operation) -> Result:
         target = self._roots.absolute(o.target)
         try:
+            if o.verb is Verb.REMOVE:
+                return Result(o.number, Outcome.DONE, lost=lost_with(self._roots.absolute(o.source)))
             return self._new_name(o, target)
         except FileExistsError:
             status = look_up(target)
@@ -280,8 +280,8 @@ class Placer:
         return made
 
     def _copied(self, o: Operation, source: str, target: str, metadata: Metadata | None = None) -> _Made:
-        """Make a copy; a move's gets ``metadata``, or else that of the source."""
-        if o.verb is not Verb.MOVE:
+        """Make a copy; one with an owner, as a move's, gets ``metadata``, or else that of the source."""
+        if o.verb is not Verb.MOVE and o.owner is None:
             return _Made(copy(self._files, source, target, _mode(o), _stamp(o)))
         wanted = lambda found: metadata or _wanted(o, found)
         return _Made(*copy_with_metadata(self._files, source, target, wanted, _stamp(o)))
@@ -409,8 +409,6 @@ class Placer:
                     self._files.unlink(_second_name(part))
             try:
                 self._files.unlink(part)
-            except FileNotFoundError:
-                pass
             except OSError:
                 if look_up(part) is not None:
                     raise
@@ -449,7 +447,8 @@ def _wanted(o: Operation, found: Metadata) -> Metadata:
     Set-ID bits are kept only where the file has them with its present owner: the plan is older.
     """
     if o.owner is not None:
-        return found._replace(owner=o.owner[0], group=o.owner[1], mode=o.mode)
+        own = found if o.verb is Verb.MOVE else found._replace(attributes={})  # a copy is of another file
+        return own._replace(owner=o.owner[0], group=o.owner[1], mode=o.mode)
     return found._replace(mode=o.mode & (found.mode | 0o777))
 
 

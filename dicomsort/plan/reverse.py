@@ -73,7 +73,7 @@ def _restored(
     missing = (o for o, _ in done() if o.verb is Verb.REMOVE and context.look_up(o.source) is None)
     gone = {o.kept for o in missing if context.look_up(o.kept) is None}
     returned = {o.target: o.source for o, _ in done() if o.target in gone} if gone else {}
-    for o, _ in done():
+    for o, result in done():
         if o.verb is not Verb.REMOVE:
             continue
         kept = context.look_up(o.kept)
@@ -88,8 +88,8 @@ def _restored(
             device, inode, mtime_ns = (kept.device, kept.inode, kept.mtime_ns) if kept else (0, 0, 0)
             row = o.row and replace(o.row, action=Action.UNDONE, destination="")  # the kept file stays where it is
             yield replace(
-                o, verb=Verb.COPY, source=place, target=o.source, kept="", device=device, inode=inode,
-                mtime_ns=mtime_ns, stamp_ns=o.mtime_ns, row=row,
+                _with_metadata(replace(o, row=row), result.lost), verb=Verb.COPY, source=place, target=o.source,
+                kept="", device=device, inode=inode, mtime_ns=mtime_ns, stamp_ns=o.mtime_ns,
             )  # fmt: skip
 
 
@@ -172,4 +172,4 @@ def _with_metadata(back: Operation, lost: Lost | None) -> Operation:
 def _folders_again(done: Iterable[tuple[Operation, Result]]) -> Iterator[Operation]:
     for o, result in done:
         if o.verb is Verb.REMOVE_FOLDER and result.outcome is Outcome.DONE:
-            yield replace(o, verb=Verb.MAKE_FOLDER)
+            yield replace(_with_metadata(o, result.lost), verb=Verb.MAKE_FOLDER)
