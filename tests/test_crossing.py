@@ -15,7 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from building import read_tree
+from building import make_dicom, read_tree
 from command import by_source, placed, run, sort
 from matrix import step, world
 from powercut import name_of
@@ -84,6 +84,28 @@ def test_a_file_that_another_run_compares_stays(outboxes: tuple[Path, Path]) -> 
     with flocked(other / source.relative_to(one), fcntl.LOCK_SH):  # others may compare with it, too
         assert sort(*REMOVE, one, other).code in {0, 3}
     assert [path for path in placed(one) if path.endswith(".dcm")] == []
+
+
+def test_a_duplicate_that_is_a_link_to_its_kept_copy_locks_no_other_out(tmp_path: Path, outbox: Path) -> None:
+    """Two threads: the one that removes the link holds the kept copy's lock when the other asks for it."""
+    inbox = tmp_path / "inbox"
+    make_dicom(inbox / "a.dcm")
+    for name in ("b.dcm", "c.dcm"):
+        shutil.copy2(inbox / "a.dcm", inbox / name)
+    assert sort("--link", "--settle", 0, inbox, outbox).code == 0
+    refused = list[str]()
+
+    class Held(Files):
+        def lock(self, descriptor: int, *, shared: bool = False) -> bool:
+            if shared and not refused:
+                refused.append(name_of(descriptor))
+                return False
+            return super().lock(descriptor, shared=shared)
+
+    with mock.patch("dicomsort.files.Files", Held):
+        assert sort("--settle", 0, *REMOVE, inbox, outbox).code == 0
+    assert refused
+    assert not any(inbox.iterdir())
 
 
 def test_an_undo_removes_no_copy_whose_original_another_run_removes(inbox: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute.ending import Fatal, ending
-from dicomsort.execute.placing import Placer, Roots
+from dicomsort.execute.placing import LOCKED, Placer, Roots
 from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up, opened
 from dicomsort.journal import Journal, Plan
 from dicomsort.metadata import lost_with
@@ -254,6 +254,9 @@ class Executor:
                 self._placer.clear(o)  # an interrupted attempt may have left its temporary copy
         done = [o for o in batch if known.is_done(o.number)]
         finished = self._each(self._placer.remove_source, done, at_once=self._moves_bytes(done))
+        for i, result in enumerate(finished):  # a thread of this run may have held the lock: links are one file
+            if isinstance(result, Result) and result.message == LOCKED:
+                finished[i] = self._placer.remove_source(done[i])
         stuck = {result.number: result for result in finished if isinstance(result, Result)}
         if stuck:
             stays = [o for o in done if o.number in stuck]

@@ -30,6 +30,7 @@ from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
 _CHANGED_SINCE = "the file changed while it was placed"
 _NOT_KEPT = "the kept file does not hold the same bytes any more"
+LOCKED = "another run removes it, or its kept copy"
 _IS_KEPT = "it may be the kept file itself, seen through another mount; it stays"
 _UNITS = (1, 100, 10**3, 10**6, 10**9, 2 * 10**9)  # nanoseconds, in which file systems keep times
 _CREATED_MODE = 0o600  # of files that are not complete yet
@@ -346,7 +347,7 @@ class Placer:
             with opened(path) as mine, opened(kept) as theirs:
                 is_one = os.path.samestat(os.fstat(mine), os.fstat(theirs))
                 if not (self._is_locked(mine) and (is_one or self._is_locked(theirs, shared=True))):
-                    return Result(o.number, Outcome.FAILED, "another run removes it, or its kept copy")
+                    return Result(o.number, Outcome.FAILED, LOCKED)
                 self._files.flush(theirs)  # somebody may have put it there a moment ago
                 if o.kept.startswith("outbox/") and hasattr(os, "posix_fadvise"):  # memory may hold more than the disk
                     os.posix_fadvise(theirs, 0, 0, os.POSIX_FADV_DONTNEED)
