@@ -31,7 +31,7 @@ OF_ONE_FILE = frozenset({"uid-collision", "against-placement"})  # in review bec
 
 
 def possible_archives(source: str) -> list[str]:
-    """Return what may be the archive of a row's file: with a folder whose name ends in "!", not each is one."""
+    """Return the paths that may be the archive of a row's file; some may be folders whose names end in "!"."""
     parts = source.split(MEMBER)
     return [MEMBER.join(parts[:end]) for end in range(1, len(parts))]
 

@@ -32,7 +32,7 @@ Vary = Callable[[Images, "Strength", Sequence[tuple[int, ...]]], Images]
 THREADS_USE = 4
 # As PET, SPECT, perfusion and thermal images are shown (PS3.6 Annex B has the first two and others like them).
 COLOUR_MAPS = ("hot", "gist_rainbow_r", "jet", "turbo", "inferno", "nipy_spectral", "plasma", "bone", "copper")
-MATRIX = 24, 160  # pixels of a side, the fewest and the most, of a small image
+MATRIX = 48, 160  # pixels of a side, the fewest and the most, of a small image
 MOSTLY, EVEN, AT_TIMES = 0.7, 0.5, 0.3  # how often one kind of a change is drawn rather than another
 
 
@@ -70,7 +70,7 @@ STRENGTHS: dict[str, Strength | None] = {
         noise=0, photograph=0, colour=0,
     ),
     "strong": Strength(
-        20, 0.1, 0.25, 0.6, 0.3, turn=0.15, flip=0.5, invert=0.25, crop=0.5, text=0.3, border=0.3, quality=0.5,
+        20, 0.1, 0.25, 0.6, 0.3, turn=0.15, flip=0.5, invert=0.2, crop=0.4, text=0.3, border=0.3, quality=0.4,
         resolution=0.4, noise=0.2, photograph=0.12, colour=0.05,
     ),
 }  # fmt: skip
@@ -154,9 +154,9 @@ def turn(picture: Image.Image, random: Random) -> Image.Image:
 
 
 def crop(picture: Image.Image, random: Random) -> Image.Image:
-    """Cut out a rectangle of 40 to 95 % of each side, fitted as the rendering fits: to the longer side, on black."""
+    """Cut out a rectangle of 50 to 90 % of each side, fitted as the rendering fits: to the longer side, on black."""
     side = picture.width
-    wide, high = (round(side * share) for share in random.uniform(0.4, 0.95, 2))
+    wide, high = (round(side * share) for share in random.uniform(0.5, 0.9, 2))
     x, y = int(random.integers(side - wide + 1)), int(random.integers(side - high + 1))
     scale = side / max(wide, high)
     size = (max(1, round(wide * scale)), max(1, round(high * scale)))
@@ -229,7 +229,7 @@ def border(picture: Image.Image, random: Random) -> Image.Image:
 
 
 def lower(picture: Image.Image, random: Random) -> Image.Image:
-    """Pass the picture through a smaller matrix of 24 to 160 pixels, or blur it."""
+    """Pass the picture through a smaller matrix of 48 to 160 pixels, or blur it."""
     if random.random() < AT_TIMES:
         return picture.filter(ImageFilter.GaussianBlur(random.uniform(0.5, 1.8)))
     side = round(np.exp(random.uniform(*np.log(MATRIX))))
