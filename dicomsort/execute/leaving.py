@@ -1,4 +1,4 @@
-"""From which folders a process may remove files, by its rights; nothing is changed here."""
+"""What refuses an operation, in words; from which folders a process may remove files. Nothing is changed here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import stat
 
 CANNOT_LEAVE = "its folder may not be changed, so the file cannot leave it"
+LINK_REFUSED = "hard link refused ({}); use --copy or --move"
 
 
 class Leaving:

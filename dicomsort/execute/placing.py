@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dicomsort.execute.ending import Fatal, ending
-from dicomsort.execute.leaving import CANNOT_LEAVE, Leaving
+from dicomsort.execute.leaving import CANNOT_LEAVE, LINK_REFUSED, Leaving
 from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import (
     NO_LINK,
@@ -207,8 +207,7 @@ class Placer:
             if error.errno not in NO_LINK:
                 raise
             if o.verb is Verb.LINK:
-                message = f"hard link refused ({error.strerror}); use --copy or --move"
-                return Result(o.number, Outcome.FAILED, message)
+                return Result(o.number, Outcome.FAILED, LINK_REFUSED.format(error.strerror))
             self.copies = True
             return self._copy(o, target)
         there = os.lstat(target)

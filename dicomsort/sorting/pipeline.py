@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -17,7 +18,7 @@ from dicomsort.config import SortSettings
 from dicomsort.engines.engine import Engine
 from dicomsort.engines.worker_check import difference, snapshot
 from dicomsort.errors import DicomsortError, UsageError
-from dicomsort.execute import CANNOT_LEAVE, Leaving
+from dicomsort.execute import CANNOT_LEAVE, LINK_REFUSED, Leaving
 from dicomsort.files import look_up
 from dicomsort.journal import STATE, Plan, runs_folder
 from dicomsort.plan import Layout, Options, parse_layout, plan
@@ -33,6 +34,7 @@ from dicomsort.sorting.outbox import (
     locked,
     mount_of,
     mounts_below,
+    nearest_folder,
     now,
     waiting_in,
     with_room,
@@ -244,12 +246,19 @@ class Job:
 
     def _rehearsed(self, operation: Operation, leaving: Leaving) -> Operation:
         """Return an operation as it would end by the rights of the process."""
-        if operation.verb not in {Verb.MOVE, Verb.REMOVE} or operation.row is None:
+        if operation.row is None:
             return operation
-        path = f"{self.request.inbox}/{operation.row.source}"
-        if (status := look_up(path)) is None or leaving.may_leave(path, status):
+        reason, path = "", f"{self.request.inbox}/{operation.row.source}"
+        if operation.verb in {Verb.MOVE, Verb.REMOVE}:
+            if (status := look_up(path)) is not None and not leaving.may_leave(path, status):
+                reason = CANNOT_LEAVE
+        elif operation.verb is Verb.LINK and self.request.outbox:
+            target = f"{self.request.outbox}/{operation.target.partition('/')[2]}"
+            if os.stat(nearest_folder(target)).st_dev != operation.device:
+                reason = LINK_REFUSED.format(os.strerror(errno.EXDEV))
+        if not reason:
             return operation
-        failed = Result(operation.number, Outcome.FAILED, CANNOT_LEAVE)
+        failed = Result(operation.number, Outcome.FAILED, reason)
         return replace(operation, verb=Verb.LEAVE, row=final_row(operation.row, operation, failed))
 
     def classify(self, catalog: Catalog, staging: Callable[[], str]) -> Ledger:
