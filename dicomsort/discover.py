@@ -11,12 +11,18 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 
+from dicomsort.files import PROBE
 from dicomsort.journal import STATE, runs_folder
 from dicomsort.memory import no_temporary_room
 from dicomsort.records import Found
 
 IN_MEMORY = 65_536  # names of one folder; those of a larger one are sorted on disk
 RECEIVING = ".dicomsort-receive-"  # the beginning of names of instances that are still being received
+_PARTS = {  # what a file is whose name begins so
+    RECEIVING: "an instance that is being received; one that a crash left goes when `dicomsort receive` starts",
+    PROBE: "an empty file by which two mounts were compared, and which a crash left: remove it",
+    ".dicomsort-": "a temporary copy of a run that was cut short; `dicomsort resume` removes it",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +126,8 @@ def _entry_of(path: str, status: os.stat_result, clock: Callable[[], int]) -> Fo
         return Passed(path, "special-file", "not a regular file")
     name = path.rpartition("/")[2]
     if name.startswith(".dicomsort-") and name.endswith(".part"):
-        copy = "a temporary copy of a run that was cut short; `dicomsort resume` removes it"
-        instance = "an instance that is being received; one that a crash left goes when `dicomsort receive` starts"
-        return Passed(path, "part-file", instance if name.startswith(RECEIVING) else copy)
+        told = (message for start, message in _PARTS.items() if name.startswith(start))
+        return Passed(path, "part-file", next(told))
     now = clock()
     times = (status.st_ctime_ns, now) if status.st_mtime_ns > now else ()
     return Found(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino, stat.S_IMODE(mode), *times)

@@ -36,6 +36,7 @@ _NETWORK_SYSTEMS = (
     b"ecryptfs",
 )  # fmt: skip
 MOST_READ = 1 << 20  # bytes of a file that a person wrote: a configuration, a crontab, certificates
+PROBE = ".dicomsort-mount-"  # the beginning of names of empty files by which two mounts are compared
 STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 _HANDED_OVER = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+|/dev/stdin")
 _OCTAL = re.compile(rb"\\([0-3][0-7][0-7])")  # what mountinfo writes for a blank in a path

@@ -81,3 +81,12 @@ def test_a_folder_that_vanishes_is_a_result(tmp_path: Path) -> None:
         if isinstance(entry, Folder):
             (tmp_path / entry.path).rmdir()
     assert entries[1:] == [Passed("gone/", "unreadable-folder", "No such file or directory")]
+
+
+def test_what_a_crash_left_is_passed_with_what_to_do(tmp_path: Path) -> None:
+    for name in ("20261123T010203Z-abcdef-7", "receive-0123abcd-1", "mount-0123456789abcdef"):
+        (tmp_path / f".dicomsort-{name}.part").touch()
+    told = [entry.message for entry in walk(str(tmp_path), lambda _: False) if isinstance(entry, Passed)]
+    assert [words for message in told for words in ("resume", "receive", "remove it") if words in message] == [
+        "resume", "remove it", "receive",
+    ]  # fmt: skip

@@ -269,34 +269,6 @@ def test_what_links_back_gets_its_owner_back_too(tmp_path: Path, outbox: Path) -
 
 
 @as_root
-@pytest.mark.parametrize("allowed", [True, False])
-def test_folders_and_duplicates_that_were_removed_get_their_owner_back(
-    tmp_path: Path, outbox: Path, *, allowed: bool
-) -> None:
-    inbox, pruned = tmp_path / "inbox", tmp_path / "inbox/anna"
-    kept = make_dicom(inbox / "1.dcm")
-    pruned.mkdir()
-    twin, plain = (Path(shutil.copy2(kept, inbox / name)) for name in ("anna/twin.dcm", "z.dcm"))
-    supports(twin, "user.note", b"gone")
-    supports(kept, "user.note", b"of another file")
-    for path, mode in ((pruned, 0o700), (twin, 0o640)):
-        os.chown(path, *OWNER)
-        path.chmod(mode)
-    assert sort("--move", "--settle", 0, "--duplicates", "remove", "--prune-empty", inbox, outbox).code == 0
-    assert not any(inbox.iterdir())
-    with mock.patch(
-        "dicomsort.files.Files", return_value=Files() if allowed else Meddled("set_owner", fail(errno.EPERM))
-    ):
-        assert run("undo", outbox).code == 0
-    assert [(path.stat().st_uid, path.stat().st_gid) for path in (pruned, twin)] == [OWNER if allowed else (0, 0)] * 2
-    assert [path.stat().st_mode & 0o777 for path in (pruned, twin)] == [0o700, 0o640]
-    assert os.listxattr(twin) == []
-    told = by_source(outbox)
-    assert told["anna/twin.dcm"]["message"].endswith("not restored: extended attributes (1)")
-    assert (told["z.dcm"]["message"], plain.stat().st_uid) == ("", 0)
-
-
-@as_root
 def test_what_links_back_and_cannot_be_opened_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inbox, outbox = world(tmp_path)
     operation = replace(step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1"), owner=(1, 1))

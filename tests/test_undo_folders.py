@@ -22,7 +22,9 @@ from crashing import Crash
 from dask_cluster import mounted
 from reviewing import CONTRADICTING, decide, desk_of, item_of
 from test_faults import Broken
+from test_metadata import OWNER, as_root, supports
 from test_operator import cut_short
+from test_races import Meddled, fail
 from watching import Watch, runs_of
 
 from dicomsort.errors import DicomsortError
@@ -268,3 +270,31 @@ def test_the_resume_of_an_undo_waits_for_a_folder_of_the_inbox_to_be_mounted(
     mounts.append("inbox/disk")
     assert run("resume", outbox).code == 0
     assert [*read_tree(inbox)] == ["disk/1.dcm"]
+
+
+@as_root
+@pytest.mark.parametrize("allowed", [True, False])
+def test_folders_and_duplicates_that_were_removed_get_their_owner_back(
+    tmp_path: Path, outbox: Path, *, allowed: bool
+) -> None:
+    inbox, pruned = tmp_path / "inbox", tmp_path / "inbox/anna"
+    kept = make_dicom(inbox / "1.dcm")
+    pruned.mkdir()
+    twin, plain = (Path(shutil.copy2(kept, inbox / name)) for name in ("anna/twin.dcm", "z.dcm"))
+    supports(twin, "user.note", b"gone")
+    supports(kept, "user.note", b"of another file")
+    for path, mode in ((pruned, 0o700), (twin, 0o640)):
+        os.chown(path, *OWNER)
+        path.chmod(mode)
+    assert sort("--move", "--settle", 0, "--duplicates", "remove", "--prune-empty", inbox, outbox).code == 0
+    assert not any(inbox.iterdir())
+    with mock.patch(
+        "dicomsort.files.Files", return_value=Files() if allowed else Meddled("set_owner", fail(errno.EPERM))
+    ):
+        assert run("undo", outbox).code == 0
+    assert [(path.stat().st_uid, path.stat().st_gid) for path in (pruned, twin)] == [OWNER if allowed else (0, 0)] * 2
+    assert [path.stat().st_mode & 0o777 for path in (pruned, twin)] == [0o700, 0o640]
+    assert os.listxattr(twin) == []
+    told = by_source(outbox)
+    assert told["anna/twin.dcm"]["message"].endswith("not restored: extended attributes (1)")
+    assert (told["z.dcm"]["message"], plain.stat().st_uid) == ("", 0)

@@ -11,7 +11,7 @@ import os
 import secrets
 from collections.abc import Callable
 
-from dicomsort.files import Files, closing_descriptor, fold, look_up
+from dicomsort.files import PROBE, Files, closing_descriptor, fold, look_up
 
 _FOLDER = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", 0)  # which needs no right to read it
 
@@ -49,7 +49,7 @@ class TwoMounts:
         for here, there in ((folder, other), (other, folder)):
             if is_tried and not tries_both:
                 break
-            name = f".dicomsort-mount-{secrets.token_hex(8)}.part"  # new, so that no mount remembers that it is missing
+            name = f"{PROBE}{secrets.token_hex(8)}.part"  # new, so that no mount remembers that it is missing
             try:
                 os.close(self._files.create(f"{here}/{name}"))
             except OSError:
