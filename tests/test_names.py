@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -10,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from building import make_dicom, make_files, read_tree
+from building import make_dicom, make_files, read_tree, uid
 from command import by_source, placed, rows, run, sort
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -130,3 +131,28 @@ def test_rows_are_written_as_the_csv_module_writes_them(texts: tuple[str, str, s
         manifest.close()
         _, _, line = (runs / "manifest.csv").read_bytes().partition(b"\n")
     assert line.decode() == written.getvalue()
+
+
+def test_a_file_with_the_name_of_a_folder_blocks_nothing(tmp_path: Path, outbox: Path) -> None:
+    """A picture may be called like a study, or a folder of the inbox like a file of the night before."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    make_dicom(first / "scan", StudyInstanceUID="", SeriesInstanceUID="")
+    assert sort("--move", "--settle", 0, first, outbox).code == 0
+    (blocking,) = placed(outbox)
+    (outbox / "CT" / uid(7)).write_text("a file of somebody")
+    make_dicom(second / "scan/1.dcm", instance=2, StudyInstanceUID="", SeriesInstanceUID="")
+    make_dicom(second / "2.dcm", study=7, series=8)
+    before = read_tree(second)
+    assert sort("--move", "--settle", 0, second, outbox).code == 0
+    folders = [row["destination"].rpartition("/")[0] for row in rows(outbox)[1:]]
+    assert folders == [f"CT/{uid(7)}.{key(uid(7))}/{uid(7, 8)}", f"{blocking}.{key('scan')}"]
+    make_dicom(second / "3.dcm", study=7, series=8, instance=2)
+    assert sort("--settle", 0, second, outbox).code == 0
+    assert rows(outbox)[-1]["destination"].startswith(folders[0])
+    assert [run("undo", outbox).code for _ in range(2)] == [0, 0]
+    (second / "3.dcm").unlink()
+    assert read_tree(second) == before
+
+
+def key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -57,6 +57,9 @@ class Fake:
         self.names.add(name)
         return fresh
 
+    def passable(self, path: str) -> str:
+        return path
+
     def is_repeated(self, sop: str) -> bool:
         return sop in self.repeated
 

@@ -23,6 +23,9 @@ class NameLookup(Protocol):
     def holds(self, destination: str, content: Examined) -> bool | None:
         """Whether a file at a destination has this content; None where it is free, False where the path is too long."""
 
+    def passable(self, path: str) -> str:
+        """Return the path with a suffix for each of its folders whose name a file has."""
+
 
 class PlanContext(NameLookup, Protocol):
     """What planning must know of this run and of earlier ones."""
@@ -154,6 +157,12 @@ def with_suffix(path: str, sha256: str) -> str:
     room = 255 - len((dot + extension).encode(errors="surrogateescape")) - _KEY - 1
     stem = stem.encode(errors="surrogateescape")[:room].decode(errors="surrogateescape")
     return f"{folder}{slash}{stem}.{sha256[:_KEY]}{dot}{extension}"
+
+
+def with_folder_suffix(folder: str) -> str:
+    """Return the folder's name, cut to 255 bytes, with ``.<8 hex>`` of its own SHA-256: the same on each night."""
+    cut = folder.encode(errors="surrogateescape")[: 255 - _KEY - 1].decode(errors="surrogateescape")
+    return f"{cut}.{_key(folder)}"
 
 
 def prove_inside(path: str) -> None:

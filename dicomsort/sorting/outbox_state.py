@@ -15,6 +15,7 @@ from dicomsort.errors import DicomsortError, StateDamaged
 from dicomsort.execute import Roots, is_stamped
 from dicomsort.files import fold, look_up, sha256_of
 from dicomsort.journal import STATE, Plan, Replay, runs_folder
+from dicomsort.plan.layout import with_folder_suffix
 from dicomsort.records import Action, Examined, Found, Operation, Outcome, Placement, Verb
 from dicomsort.report import MANIFEST, Damages, read_rows, visible
 from dicomsort.report.manifest import PLACED, rows_of, since
@@ -34,6 +35,7 @@ class OutboxState:
         self._ledger = ledger
         self._outbox = outbox
         self._remembers = ledger.remembers()
+        self._folder = "", ""  # the last one, and what stands for it
         self.claim, self.is_repeated = ledger.claim, ledger.is_repeated
         self.give, self.given = ledger.give, ledger.given
         self.defer, self.deferred = ledger.defer, ledger.deferred
@@ -61,9 +63,28 @@ class OutboxState:
             return None
         return holds(f"{self._outbox}/{destination}", content, lambda: self._known_sha256(destination))
 
+    def passable(self, path: str) -> str:
+        """Return the path with a suffix for each of its folders whose name a file has."""
+        folder, _, name = path.rpartition("/")
+        if folder != self._folder[0]:  # neighbours have one
+            self._folder = folder, passable(self._outbox, folder) if self._outbox else folder
+        return f"{self._folder[1]}/{name}"
+
     def _known_sha256(self, destination: str) -> str:
         placed = self._ledger.placed_at(destination) if self._remembers else None
         return placed.sha256 if placed else ""
+
+
+def passable(outbox: str, folder: str) -> str:
+    """Return a folder below an outbox with a suffix for each part, below the first, whose name a regular file has."""
+    made, _, rest = folder.partition("/")
+    for part in rest.split("/") if rest else ():
+        there = None
+        with suppress(OSError):
+            there = look_up(f"{outbox}/{made}/{part}")
+        is_taken = there is not None and stat.S_ISREG(there.st_mode)
+        made = f"{made}/{with_folder_suffix(part) if is_taken else part}"
+    return made
 
 
 def holds(path: str, content: Examined, known_sha256: Callable[[], str] = str) -> bool | None:

@@ -24,7 +24,7 @@ from dicomsort.report.review_queue import Item, ReviewQueue
 from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examine import hashed_here
 from dicomsort.sorting.outbox import REVIEW_VERB, RunContext, locked, mounts_below, now
-from dicomsort.sorting.outbox_state import holds, look_for
+from dicomsort.sorting.outbox_state import holds, look_for, passable
 from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan, undo
 from dicomsort.sorting.runs import Run, Runs, all_runs, load_run, load_runs, new_run, require_outbox_mounts
 from dicomsort.tasks import examine
@@ -232,6 +232,11 @@ class _Names:
     def holds(self, destination: str, content: Examined) -> bool | None:
         """Whether the file there has this content; None where nothing is there."""
         return holds(f"{self.outbox}/{destination}", content)
+
+    def passable(self, path: str) -> str:
+        """Return the path with a suffix for each of its folders whose name a file has."""
+        folder, _, name = path.rpartition("/")
+        return f"{passable(self.outbox, folder)}/{name}"
 
 
 def _files(count: int) -> str:
