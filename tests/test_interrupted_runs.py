@@ -12,6 +12,7 @@ import pytest
 from building import make_dicom, read_tree
 from command import placed, quiet, rows, run, sort
 from crashing import Crash, CrashingFiles, OtherDevice
+from test_meanwhile import crash
 
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
@@ -252,3 +253,54 @@ def test_a_mark_out_of_its_range_is_damage(two: tuple[Path, Path, Path], tmp_pat
         journal.write_bytes(text)
     with contextlib.suppress(DicomsortError):
         assert run("resume", outbox).code == 0
+
+
+@pytest.mark.parametrize("mode", ["--copy", "--move"])
+def test_a_run_whose_inbox_is_lost_can_be_given_up(tmp_path: Path, mode: str) -> None:
+    lost, other, outbox = tmp_path / "stick", tmp_path / "other", tmp_path / "outbox"
+    for number in range(3):
+        make_dicom(lost / f"{number}.dcm", instance=number)
+    before = read_tree(lost)
+    crash(lost / "0.dcm", outbox, mode, call="link", nth=1)
+    (name,) = all_runs(str(outbox))
+    lost.rename(tmp_path / "gone")
+    make_dicom(other / "9.dcm", study=9)
+    assert sort("--settle", 0, other, outbox).code == 3
+    assert "--give-up" in run("resume", outbox, name).err
+    assert run("resume", "--give-up", outbox).code == 2
+    assert run("resume", "--give-up", outbox, name).code == 3
+    told = [(row["status"], row["message"]) for row in rows(outbox) if row["run_id"] == name]
+    assert sorted(told) == [("changed", "the file is gone")] * 2 + [("sorted", "")]
+    assert [sort("--settle", 0, other, outbox).code, run("verify", outbox).code] == [0, 0]
+    (tmp_path / "gone").rename(lost)
+    assert run("undo", outbox, name).code == 0
+    assert read_tree(lost) == before
+
+
+def test_an_undo_whose_inbox_is_gone_is_closed_by_the_next_sort(tmp_path: Path) -> None:
+    inbox, other, outbox = tmp_path / "inbox", tmp_path / "other", tmp_path / "outbox"
+    for number in range(3):
+        make_dicom(inbox / f"{number}.dcm", instance=number)
+    before = read_tree(inbox)
+    assert sort("--move", "--settle", 0, inbox, outbox).code == 0
+    linked = list[str]()
+
+    class Dying(Files):
+        def link(self, source: str, target: str) -> None:
+            linked.append(target)
+            if len(linked) > 1:
+                raise Crash
+            super().link(source, target)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Crash):
+        patch.setattr("dicomsort.files.Files", Dying)
+        run("undo", outbox)
+    (name, undo) = all_runs(str(outbox))
+    inbox.rename(tmp_path / "gone")
+    make_dicom(other / "9.dcm", study=9)
+    assert sort("--settle", 0, other, outbox).code == 3
+    assert f"run {undo} had ended" in run("resume", outbox, undo).out
+    assert run("verify", outbox).code == 0
+    (tmp_path / "gone").rename(inbox)
+    assert run("undo", outbox, name).code == 0
+    assert read_tree(inbox) == before

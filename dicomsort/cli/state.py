@@ -26,14 +26,23 @@ Quiet = Annotated[bool, option("quiet", REPORT["quiet"])]
 _TAIL = 6  # characters of a run's id that a table of 80 columns has room for
 
 
-def resume(outbox: Outbox, run: Run = None, *, as_json: Json = False, quiet: Quiet = False) -> None:
+def resume(
+    outbox: Outbox,
+    run: Run = None,
+    *,
+    give_up: Annotated[
+        bool, typer.Option("--give-up", help="End RUN as it stands, without its inbox: what it has not done is failed.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Finish a run that was cut short; by default the newest.
 
     Example: dicomsort resume outbox/
     """
     from dicomsort import sorting
 
-    _finish(lambda context: sorting.resume(context, run), outbox, as_json=as_json, quiet=quiet)
+    _finish(lambda context: sorting.resume(context, run, gives_up=give_up), outbox, as_json=as_json, quiet=quiet)
 
 
 def undo(

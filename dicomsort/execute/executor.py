@@ -202,7 +202,8 @@ class Executor:
         self._put_off: set[str] = set()  # files and folders of operations that are left to a resume
         self._heard: set[int] = set()  # devices of file systems whose errors are heard
         self._is_far = is_network(roots.outbox)
-        self._placer.copies = os.stat(roots.inbox).st_dev != os.stat(roots.outbox).st_dev
+        inbox = look_up(roots.inbox)  # None where a run is given up because its inbox is lost
+        self._placer.copies = inbox is None or inbox.st_dev != os.stat(roots.outbox).st_dev
 
     def run(self, plan: Plan, on_done: Callable[[list[Operation]], None]) -> None:
         """Do all that is not done yet; PlacingFailed where the disk refuses, after what was done is journalled.

@@ -254,7 +254,7 @@ def require_inbox(head: Mapping[str, Any], outbox: str, run: str, what: str) -> 
     """Return the inbox of a run; DicomsortError where it is not there, or its mount point is not mounted now."""
     inbox, mount = inbox_of(head, outbox), str(head.get("mount") or "/")
     if not os.path.isdir(inbox):
-        advice = f"mount it, or make it, then {what}"
+        advice = f"mount it, or make it, then {what}" + ("; if it is lost: --give-up" if what == "resume" else "")
         raise DicomsortError(f"run {run}: expected its inbox {inbox!r}, received nothing there; {advice}")
     if inbox != outbox and not os.path.ismount(mount):
         received = f"a folder where {mount!r} was mounted"

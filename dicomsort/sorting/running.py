@@ -101,11 +101,14 @@ _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _log = logging.getLogger("dicomsort")
 
 
-def carry_out(context: RunContext, run: str, plan: Plan) -> Summary:
-    """Execute the plan as far as it is not done, write the manifest; idempotent."""
+def carry_out(context: RunContext, run: str, plan: Plan, *, needs_inbox: bool = True) -> Summary:
+    """Execute the plan as far as it is not done, write the manifest; idempotent.
+
+    DicomsortError where the inbox is not there, if it ``needs_inbox``.
+    """
     started = time.monotonic()
     files, outbox = context.files, context.outbox
-    inbox = require_inbox(plan.head, outbox, run, "resume")
+    inbox = require_inbox(plan.head, outbox, run, "resume") if needs_inbox else inbox_of(plan.head, outbox)
     summary = Summary(run, plan.head["verb"], undoes=plan.head.get("undoes", ""))
     with (
         _explain_full_disk_of(outbox, run, plan),
@@ -181,11 +184,16 @@ def _count(row: Row, summary: Summary) -> None:
         _log.warning("needs a person", extra={"facts": facts})
 
 
-def resume(context: RunContext, run: str | None = None, *, before_another: bool = False) -> Summary:
+def resume(
+    context: RunContext, run: str | None = None, *, before_another: bool = False, gives_up: bool = False
+) -> Summary:
     """Finish a run that was cut short; the newest unfinished one by default.
 
-    ``before_another``: another run follows; see ``finish_first``.
+    ``before_another``: another run follows; see ``finish_first``. ``gives_up``: end it as it stands; UsageError where
+    no run is named.
     """
+    if gives_up and run is None:
+        raise UsageError("--give-up: expected the RUN that is to be given up, received none")
     context = context.located()
     outbox = context.outbox
     with locked(context, create=False):
@@ -203,7 +211,8 @@ def resume(context: RunContext, run: str | None = None, *, before_another: bool 
             ended.notes.append(f"run {found.name} had ended before; there was nothing to resume")
             return ended
         complete_reports(context, (each for name, each in runs.items() if name != found.name))
-        return (finish_first if before_another else finish)(context, found.name)
+        way = _close if gives_up else finish_first if before_another else finish
+        return way(context, found.name)
 
 
 def finish(context: RunContext, run: str) -> Summary:
@@ -226,19 +235,25 @@ def finish_first(context: RunContext, run: str) -> Summary:
     try:
         return finish(context, run)
     except (DicomsortError, OSError, ValueError):
-        plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
-        if plan.head["verb"] != "undo":
+        if "undoes" not in Plan.open(f"{runs_folder(context.outbox)}/{run}").head:
             raise
-        roots = Roots(inbox_of(plan.head, context.outbox), context.outbox)
-        with closing(_journal(context, plan)) as journal:
-            executor = Executor(context.files, roots, journal, run, LOCAL_THREADS)
-            again = command("undo", context.outbox, plan.head["undoes"])
-            notes = executor.give_up(plan, f"not taken back before the undo was closed; {again} tries again")
-        return _end(context, run, plan, notes)
+        return _close(context, run)
 
 
-def _end(context: RunContext, run: str, plan: Plan, notes: Iterable[str] = ()) -> Summary:
-    summary = carry_out(context, run, plan)
+def _close(context: RunContext, run: str) -> Summary:
+    """End a run as it stands, without its inbox: what it has not done gets a row that says so."""
+    plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
+    message = "not placed before the run was given up"
+    if undone := plan.head.get("undoes"):
+        message = f"not taken back before the undo was closed; {command('undo', context.outbox, undone)} tries again"
+    roots = Roots(inbox_of(plan.head, context.outbox), context.outbox)
+    with closing(_journal(context, plan)) as journal:
+        notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).give_up(plan, message)
+    return _end(context, run, plan, notes, needs_inbox=False)
+
+
+def _end(context: RunContext, run: str, plan: Plan, notes: Iterable[str] = (), *, needs_inbox: bool = True) -> Summary:
+    summary = carry_out(context, run, plan, needs_inbox=needs_inbox)
     summary.notes += notes
     with _explain_full_disk_of(context.outbox, run, plan):
         write_summary(context.files, context.outbox, summary)
