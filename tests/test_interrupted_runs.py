@@ -7,12 +7,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from building import make_dicom, read_tree
 from command import placed, quiet, rows, run, sort
 from crashing import Crash, CrashingFiles, OtherDevice
 from test_meanwhile import crash
+from watching import Watch
 
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
@@ -304,3 +306,15 @@ def test_an_undo_whose_inbox_is_gone_is_closed_by_the_next_sort(tmp_path: Path) 
     (tmp_path / "gone").rename(inbox)
     assert run("undo", outbox, name).code == 0
     assert read_tree(inbox) == before
+
+
+def test_a_service_finishes_the_undo_of_another_inbox_first(tmp_path: Path) -> None:
+    inbox, other, outbox = tmp_path / "inbox", tmp_path / "other", tmp_path / "outbox"
+    make_dicom(inbox / "1.dcm")
+    before = read_tree(inbox)
+    assert sort("--move", "--settle", 0, inbox, outbox).code == 0
+    with mock.patch.object(Files, "link", side_effect=Crash), contextlib.suppress(Crash):
+        run("undo", outbox)
+    make_dicom(other / "9.dcm", study=9)
+    (undone, placed_) = Watch(other, outbox).round()
+    assert (undone.verb, placed_.statuses["sorted"], read_tree(inbox)) == ("undo", 1, before)

@@ -29,7 +29,7 @@ _UNDECIDED = "undecided"  # the queue of operations of which none is new so far
 class Standing:
     """The newer runs of an outbox: their newest, those that sorted, whether any is of the inbox at hand.
 
-    ``cut_short`` is the newest of that inbox that is unfinished; where none is, ``of_another`` are those of others.
+    ``cut_short`` is the newest unfinished run of that inbox, or undo; if none is, ``of_another`` are those of others.
     """
 
     newest: str
@@ -57,8 +57,8 @@ def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
         clear_unsealed(context, runs.values())
         inboxes = {name: found.plan.head["inbox"] for name, found in runs.items() if found.plan is not None}
         cut_short = runs.unfinished()
-        ours = max((name for name in cut_short if inboxes[name] == inbox), default="")
-        others = tuple(name for name in cut_short if inboxes[name] != inbox)
+        first = {name for name, run in cut_short.items() if inboxes[name] == inbox or run.undoes}
+        ours, others = max(first, default=""), tuple(name for name in cut_short if name not in first)
         damaged = runs.maybe_unfinished()
     return Standing(
         max(runs, default=since),
