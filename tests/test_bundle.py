@@ -248,7 +248,7 @@ def test_a_file_that_is_no_model_is_refused(folder: Path, model: bytes) -> None:
 
 
 def test_a_model_of_other_classes_is_refused(folder: Path) -> None:
-    _change(folder, labels=["CT", "MRI", "XRAY"])
+    _change(folder, labels=["CT", "MRI", "XRAY"], thresholds={"decide": 0.9, "contradict": 0.99})
     with pytest.raises(BundleError, match="expected output"):
         Predictor(load(folder, RENDERING_VERSION))
 

@@ -216,6 +216,7 @@ def test_a_model_that_the_configuration_names_has_its_own_classes(tmp_path: Path
     shutil.copytree(root / "models/default", tmp_path / "ours")
     spec = json.loads((tmp_path / "ours/bundle.json").read_text())
     spec |= {"labels": ["CT", "MRI", "OTHER", "RADIOGRAPH"], "header_classes": {"XRAY": "RADIOGRAPH"}}
+    spec["thresholds"]["decide"] = 0.95
     (tmp_path / "ours/bundle.json").write_text(json.dumps(spec))
     reader, writer = os.pipe()  # as <(…) of a shell, which can be read once
     os.write(writer, f'model = "{tmp_path}/ours"\n[routes]\nXRAY = "A@h:1"\nRADIOGRAPH = "A@h:1"\n'.encode())

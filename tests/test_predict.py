@@ -130,6 +130,7 @@ def test_a_broken_model_exits_2_in_one_line(tmp_path: Path, field: str, value: o
     broken = Path(shutil.copytree(default_path(), tmp_path / "broken"))
     spec = json.loads((broken / "bundle.json").read_text("utf-8"))
     spec[field] = value
+    spec["thresholds"]["decide"] = 0.95
     (broken / "bundle.json").write_text(json.dumps(spec), "utf-8")
     ran = run("predict", "--model", broken, _file("CT_small.dcm"))
     assert (ran.code, ran.out) == (2, "")

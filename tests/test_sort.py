@@ -316,6 +316,7 @@ def test_a_model_of_other_classes_sorts_by_pixels_alone_and_says_so(sample_inbox
     spec = json.loads((bundle / "bundle.json").read_text())
     spec["labels"], spec["header_classes"] = ["CHEST", "HAND", "KNEE", "SKULL"], {}
     spec["training"]["images"] = dict.fromkeys(spec["labels"], 1)
+    spec["thresholds"]["decide"] = 0.95
     (bundle / "bundle.json").write_text(json.dumps(spec))
     ran = sort("--model", bundle, "--evidence", "auto", sample_inbox, tmp_path / "outbox")
     assert "sorted by pixels alone" in ran.out
