@@ -217,7 +217,7 @@ def test_undo_keeps_a_member_that_was_edited(export: Path, outbox: Path) -> None
 
 def test_an_archive_of_which_a_member_cannot_be_placed_stays(export: Path, outbox: Path) -> None:
     (outbox / "CT").mkdir(parents=True)
-    (outbox / "CT" / uid(7)).write_text("no folder")
+    (outbox / "CT" / uid(7)).symlink_to("no folder")
     opening("--move", export, outbox, code=3)
     row = by_source(outbox)["export/study.zip"]
     assert (row["status"], row["action"], row["destination"]) == ("ignored", "left", "")

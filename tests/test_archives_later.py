@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tarfile
 from concurrent.futures import Future
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from building import make_dicom, make_files, read_tree, uid
 from command import by_source, placed, rows, run
 from packing import CT, dicom, make_inbox, opening, tarred, zipped
-from watching import Watch
+from test_races import fail
+from watching import Watch, runs_of
 
 from dicomsort.archives import unpack
 from dicomsort.bundle.spec import label_problem
@@ -45,7 +47,8 @@ def test_watch_opens_an_archive_again_where_a_member_was_not_placed(
     tmp_path: Path, outbox: Path, study: dict[str, bytes]
 ) -> None:
     inbox = make_inbox(tmp_path / "inbox", {"study.zip": zipped(study)})
-    make_files(outbox, {f"CT/{uid(7)}": "no folder"})
+    (outbox / "CT").mkdir(parents=True)
+    (outbox / "CT" / uid(7)).symlink_to("no folder")
     watch = Watch(inbox, outbox, archives="open")
     assert watch.round()[0].statuses["failed"] == 2
     (outbox / "CT" / uid(7)).unlink()
@@ -141,7 +144,8 @@ def test_an_archive_stays_while_what_its_member_equals_was_not_placed(
     tmp_path: Path, outbox: Path, study: dict[str, bytes]
 ) -> None:
     inbox = make_inbox(tmp_path / "inbox", {"a/IM1": study["DICOM/IM1"], "b.zip": zipped(study)})
-    make_files(outbox, {f"CT/{uid(7)}": "no folder"})
+    (outbox / "CT").mkdir(parents=True)
+    (outbox / "CT" / uid(7)).symlink_to("no folder")
     opening("--move", inbox, outbox, code=3)
     assert [*read_tree(inbox)] == ["a/IM1", "b.zip"]
     (outbox / "CT" / uid(7)).unlink()
@@ -202,3 +206,35 @@ def test_an_undo_that_cannot_bring_an_archive_back_leaves_its_files_to_a_resume(
     assert (outbox / CT).is_file()
     assert run("resume", outbox).code == 0
     assert (read_tree(inbox), list(placed(outbox))) == (before, [])
+
+
+def test_what_was_unpacked_is_placed_though_the_inbox_is_lost(
+    tmp_path: Path, outbox: Path, study: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The staging folder may hold the only copies."""
+    inbox = make_inbox(tmp_path / "inbox", {"1.dcm": dicom(tmp_path, study=9), "x.zip": zipped(study)})
+    with monkeypatch.context() as patched:
+        patched.setattr(Files, "link", fail(errno.EIO))
+        opening("--move", inbox, outbox, code=1)
+    (name,) = runs_of(outbox)
+    shutil.rmtree(inbox)
+    with monkeypatch.context() as patched:
+        patched.setattr(Files, "link", fail(errno.ENAMETOOLONG))
+        ran = run("resume", "--give-up", outbox, name)
+    assert f"what was unpacked and not placed stays in {outbox}/.dicomsort/runs/{name}/staging" in "".join(
+        ran.out.split("\n")
+    )
+
+
+def test_members_are_placed_by_a_run_that_is_given_up(
+    tmp_path: Path, outbox: Path, study: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = make_inbox(tmp_path / "inbox", {"x.zip": zipped(study)})
+    with monkeypatch.context() as patched:
+        patched.setattr(Files, "link", fail(errno.EIO))
+        opening("--move", inbox, outbox, code=1)
+    (name,) = runs_of(outbox)
+    shutil.rmtree(inbox)
+    assert run("resume", "--give-up", outbox, name).code == 3
+    assert (outbox / CT).is_file()
+    assert not list((outbox / ".dicomsort/runs" / name).glob("staging*"))

@@ -279,11 +279,10 @@ def test_a_run_whose_inbox_is_lost_can_be_given_up(tmp_path: Path, mode: str) ->
     assert read_tree(lost) == before
 
 
-def test_an_undo_whose_inbox_is_gone_is_closed_by_the_next_sort(tmp_path: Path) -> None:
-    inbox, other, outbox = tmp_path / "inbox", tmp_path / "other", tmp_path / "outbox"
+def half_undone(inbox: Path, outbox: Path) -> list[str]:
+    """A sort, and an undo of it that died at its second file; their ids."""
     for number in range(3):
         make_dicom(inbox / f"{number}.dcm", instance=number)
-    before = read_tree(inbox)
     assert sort("--move", "--settle", 0, inbox, outbox).code == 0
     linked = list[str]()
 
@@ -297,15 +296,32 @@ def test_an_undo_whose_inbox_is_gone_is_closed_by_the_next_sort(tmp_path: Path) 
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Crash):
         patch.setattr("dicomsort.files.Files", Dying)
         run("undo", outbox)
-    (name, undo) = all_runs(str(outbox))
+    return all_runs(str(outbox))
+
+
+def test_an_undo_that_had_begun_waits_for_its_inbox(tmp_path: Path) -> None:
+    """Only the inbox tells what came of the files at hand: half a copy may lie there."""
+    inbox, other, outbox = tmp_path / "inbox", tmp_path / "other", tmp_path / "outbox"
+    _, undo = half_undone(inbox, outbox)
     inbox.rename(tmp_path / "gone")
     make_dicom(other / "9.dcm", study=9)
-    assert sort("--settle", 0, other, outbox).code == 3
+    ran = sort("--settle", 0, other, outbox)
+    assert (ran.code, f"run {undo} was cut short" in ran.err) == (3, True)
+    (tmp_path / "gone").rename(inbox)
+    assert sort("--settle", 0, other, outbox).code == 0
+    assert [path.name for path in sorted(inbox.iterdir())] == ["0.dcm", "1.dcm", "2.dcm"]
     assert f"run {undo} had ended" in run("resume", outbox, undo).out
+
+
+def test_an_undo_is_given_up_without_its_inbox(tmp_path: Path) -> None:
+    inbox, outbox = tmp_path / "inbox", tmp_path / "outbox"
+    name, undo = half_undone(inbox, outbox)
+    inbox.rename(tmp_path / "gone")
+    assert run("resume", "--give-up", outbox, undo).code == 3
     assert run("verify", outbox).code == 0
     (tmp_path / "gone").rename(inbox)
     assert run("undo", outbox, name).code == 0
-    assert read_tree(inbox) == before
+    assert [path.name for path in sorted(inbox.iterdir())] == ["0.dcm", "1.dcm", "2.dcm"]
 
 
 def test_a_service_finishes_the_undo_of_another_inbox_first(tmp_path: Path) -> None:

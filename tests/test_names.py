@@ -139,19 +139,33 @@ def test_a_file_with_the_name_of_a_folder_blocks_nothing(tmp_path: Path, outbox:
     make_dicom(first / "scan", StudyInstanceUID="", SeriesInstanceUID="")
     assert sort("--move", "--settle", 0, first, outbox).code == 0
     (blocking,) = placed(outbox)
-    (outbox / "CT" / uid(7)).write_text("a file of somebody")
+    for taken in (uid(7), f"{uid(7)}.{key(uid(7))}"):
+        (outbox / "CT" / taken).write_text("a file of somebody")
     make_dicom(second / "scan/1.dcm", instance=2, StudyInstanceUID="", SeriesInstanceUID="")
     make_dicom(second / "2.dcm", study=7, series=8)
     before = read_tree(second)
     assert sort("--move", "--settle", 0, second, outbox).code == 0
     folders = [row["destination"].rpartition("/")[0] for row in rows(outbox)[1:]]
-    assert folders == [f"CT/{uid(7)}.{key(uid(7))}/{uid(7, 8)}", f"{blocking}.{key('scan')}"]
+    once = f"{uid(7)}.{key(uid(7))}"
+    assert folders == [f"CT/{once}.{key(once)}/{uid(7, 8)}", f"{blocking}.{key('scan')}"]
     make_dicom(second / "3.dcm", study=7, series=8, instance=2)
     assert sort("--settle", 0, second, outbox).code == 0
     assert rows(outbox)[-1]["destination"].startswith(folders[0])
     assert [run("undo", outbox).code for _ in range(2)] == [0, 0]
     (second / "3.dcm").unlink()
     assert read_tree(second) == before
+
+
+def test_names_of_our_own_files_are_changed(tmp_path: Path, outbox: Path) -> None:
+    """Below an outbox they would be taken for its state, or for a copy that was cut short."""
+    inbox = tmp_path / "inbox"
+    for number, place in enumerate((".dicomsort/a.dcm", "b/.DICOMSORT-sent/c.dcm", ".dicomsort-x.dcm")):
+        make_dicom(inbox / place, instance=number)
+    before = read_tree(inbox)
+    assert sort("--move", "--settle", 0, "--layout", "keep", inbox, outbox).code == 0
+    assert sorted(placed(outbox)) == ["CT/_.dicomsort-x.dcm", "CT/_.dicomsort/a.dcm", "CT/b/_.DICOMSORT-sent/c.dcm"]
+    assert run("undo", outbox).code == 0
+    assert read_tree(inbox) == before
 
 
 def key(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 from building import make_dicom, read_tree
 from command import Ran, by_source, placed, rows, run, sort
+from test_meanwhile import crash
 from test_operator import cut_short, last_line, night
 from watching import runs_of
 
@@ -112,6 +113,49 @@ def test_what_a_later_run_removed_duplicates_of_stays_until_that_is_undone(world
     assert [*read_tree(world.one)] == [*whole] or [*read_tree(world.one)] == ["x.dcm"]
 
 
+@pytest.fixture
+def late(tmp_path: Path, outbox: Path) -> tuple[str, str]:
+    """Two runs of which the first was resumed after the second had ended, which placed the same image."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for name in ("1.dcm", "again.dcm"):
+        make_dicom(one / name)
+    make_dicom(other / "b.dcm")
+    crash(one / "1.dcm", outbox, "--move", "--duplicates", "remove", call="link", nth=0)
+    assert sort("--settle", 0, other, outbox).code == 3
+    first, second = runs_of(outbox)
+    return first, second
+
+
+def test_what_a_run_needs_that_was_resumed_late_stays(tmp_path: Path, outbox: Path, late: tuple[str, str]) -> None:
+    first, second = late
+    assert run("resume", outbox, first).code == 0
+    assert read_tree(tmp_path / "one").keys() <= {"1.dcm"}
+    assert run("undo", outbox, second).code == 3
+    assert by_source(outbox)["b.dcm"]["message"] == f"run {first} removed a duplicate of it: undo that run first"
+    assert [run("undo", outbox, name).code for name in late] == [0, 0]
+    assert sorted(read_tree(tmp_path / "one")) == ["1.dcm", "again.dcm"]
+    assert list(placed(outbox)) == []
+
+
+def test_what_a_run_placed_that_was_resumed_late_stays(tmp_path: Path, outbox: Path, late: tuple[str, str]) -> None:
+    first, second = late
+    (target,) = placed(outbox)
+    (outbox / target).unlink()
+    assert run("resume", outbox, first).code == 0
+    assert run("undo", outbox, second).code == 3
+    assert (outbox / target).is_file()
+
+
+def test_a_repair_writes_rows_in_the_order_in_which_runs_ended(outbox: Path, late: tuple[str, str]) -> None:
+    first, second = late
+    assert [run("undo", outbox, second).code, run("resume", outbox, first).code] == [0, 0]
+    told = (outbox / "manifest.csv").read_bytes()
+    assert run("verify", outbox).out.startswith("1 file holds")
+    (outbox / "manifest.csv").unlink()
+    assert run("verify", "--repair", outbox).code == 0
+    assert (outbox / "manifest.csv").read_bytes() == told
+
+
 @pytest.mark.parametrize("case", ["ignored", "told apart"])
 def test_names_that_differ_in_case_are_one_where_the_file_system_says_so(
     tmp_path: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch, case: str
@@ -125,7 +169,9 @@ def test_names_that_differ_in_case_are_one_where_the_file_system_says_so(
     (outbox / "CT/ct.dcm").rename(outbox / "CT/CT.dcm")  # as a system that ignores case shows it under both names
     if case == "ignored":
         there = outbox_state.look_up
-        monkeypatch.setattr(outbox_state, "look_up", lambda path: there(path.replace("/.DICOMSORT", "/.dicomsort")))
+        monkeypatch.setattr(
+            outbox_state, "look_up", lambda path: there(path) or there(path.replace("/ct.DCM", "/CT.dcm"))
+        )
     assert run("undo", outbox, first).code == 0
     assert (outbox / "CT/CT.dcm").is_file() == (case == "ignored")
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dicomsort.errors import DicomsortError
-from dicomsort.journal import STATE
 from dicomsort.records import ARCHIVE_LIMIT
 
 ENCRYPTED = "archive-encrypted"
@@ -114,8 +113,6 @@ def safe_name(name: str) -> tuple[str, str]:
         return "", "its name is an absolute path"
     if ".." in parts:
         return "", "its name leads to a folder above"
-    if STATE in map(str.casefold, parts):
-        return "", f"its name leads into {STATE}, which marks an outbox"
     if any(unicodedata.category(character) in {"Cc", "Zl", "Zp"} for character in name):
         return "", "its name holds control characters"
     kept = [part for part in parts if part not in {"", "."}]

@@ -239,9 +239,12 @@ class Executor:
         return [f"{stuck[0]} ({len(stuck):,} in all)"] if stuck else []
 
     def give_up(self, plan: Plan, message: str) -> list[str]:
-        """End all operations that were not done as failed, with ``message``; return the notes of ``reconcile``."""
-        notes = self.reconcile(plan, lambda _: False)
-        for batch in _batches(o for o in plan.operations() if not self._journal.known.has_ended(o.number)):
+        """End operations that were not done as failed, with ``message``, but for those that need no inbox.
+
+        These can still be executed: what was unpacked is placed. Return the notes of ``reconcile``.
+        """
+        notes, known = self.reconcile(plan, lambda _: False), self._journal.known
+        for batch in _batches(o for o in plan.operations() if not known.has_ended(o.number) and _needs_inbox(o)):
             self._journal.end([Result(o.number, Outcome.FAILED, message) for o in batch if o.verb is not Verb.LEAVE])
         return notes
 
@@ -422,6 +425,10 @@ def _slices(operations: Sequence[Operation], threads: int) -> Iterator[Sequence[
         if done * 4 * threads >= work or end == len(operations):
             yield operations[start:end]
             start, done = end, 0
+
+
+def _needs_inbox(o: Operation) -> bool:
+    return "inbox" in {place.partition("/")[0] for place in (o.source, o.target)}
 
 
 def _kind(operation: Operation) -> str:

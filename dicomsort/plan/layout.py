@@ -50,6 +50,7 @@ class PlanContext(NameLookup, Protocol):
 
 
 MAX_COMPONENT = 64
+RESERVED = ".dicomsort"  # the beginning of the names of state folders, temporary copies and records
 _HARMLESS = re.compile(r"[^\w.+-]+")
 _NUMBERS = re.compile(r"[0-9]+(\.[0-9]+)*(\.dcm)?")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -159,8 +160,14 @@ def with_suffix(path: str, sha256: str) -> str:
     return f"{folder}{slash}{stem}.{sha256[:_KEY]}{dot}{extension}"
 
 
+def unreserved(path: str) -> str:
+    """Return the path with ``_`` before each name that our own files have: else it would be taken for state."""
+    names = path.split("/")
+    return "/".join(f"_{name}" if name.casefold().startswith(RESERVED) else name for name in names)
+
+
 def with_folder_suffix(folder: str) -> str:
-    """Return the folder's name, cut to 255 bytes, with ``.<8 hex>`` of its own SHA-256: the same on each night."""
+    """Return the folder's name, cut to 255 bytes, with ``.<8 hex>`` of its own SHA-256: the same in each run."""
     cut = folder.encode(errors="surrogateescape")[: 255 - _KEY - 1].decode(errors="surrogateescape")
     return f"{cut}.{_key(folder)}"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from dicomsort.files import fold
-from dicomsort.plan.layout import Layout, NameLookup, PlanContext, parents, prove_inside, with_suffix
+from dicomsort.plan.layout import Layout, NameLookup, PlanContext, parents, prove_inside, unreserved, with_suffix
 from dicomsort.records import (
     ARCHIVE,
     ARCHIVES,
@@ -187,7 +187,7 @@ class _Planner:
         sorted_ = verdict.status is Status.SORTED and top != REVIEW
         layout = self._options.layout
         path = layout.path(verdict.folder, e, with_uids=with_uids) if sorted_ else f"{verdict.folder}/{e.found.path}"
-        path = self._context.passable(path)
+        path = self._context.passable(unreserved(path))
         by_instance = sorted_ and with_uids and self._by_instance
         for name in (path, with_suffix(path, e.sha256)):
             prove_inside(name)
@@ -304,7 +304,7 @@ def _operation(file: Decided, names: NameLookup) -> Operation:
         0, Verb.MOVE, f"outbox/{found.path}", "", "", found.size, found.mtime_ns, found.device, found.inode,
         found.mode, e.sha256,
     )  # fmt: skip
-    path = names.passable(path)
+    path = names.passable(unreserved(path))
     for name in (path, with_suffix(path, e.sha256)):
         prove_inside(name)
         same = names.holds(name, e)

@@ -29,7 +29,7 @@ class UndoContext(Protocol):
     def filled_by(self, place: str) -> str:
         """Return the later run that placed a file there; else ""."""
 
-    def needed_by(self, place: str) -> str:
+    def needed_by(self, place: str, sha256: str) -> str:
         """Return the later run that removed a duplicate of the file there, and has not restored it; else ""."""
 
     def moved_by(self, place: str, sha256: str) -> str:
@@ -109,7 +109,7 @@ def _returned(
             continue  # undone already, or taken from the outbox by somebody
         elif filled_by:
             yield _left(o, f"it is gone; run {filled_by} placed another file there since")
-        elif needed_by := context.needed_by(o.target):
+        elif needed_by := context.needed_by(o.target, o.sha256):
             yield _left(o, f"run {needed_by} removed a duplicate of it: undo that run first")
         elif o.kept_sha256:
             yield replace(_back(o, result, there, context), verb=Verb.REMOVE, target="")

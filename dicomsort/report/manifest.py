@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
@@ -308,8 +308,8 @@ class Repaired:
     message: str = ""
 
 
-def repair(files: Files, outbox: str, reported: Iterable[str]) -> Repaired:
-    """Make the manifest of a locked outbox whole; ``reported`` are the runs whose rows it should have.
+def repair(files: Files, outbox: str, reported: Sequence[str]) -> Repaired:
+    """Make the manifest of a locked outbox whole; ``reported`` are the runs whose rows it should have, in their order.
 
     Rows of runs that were pruned stay as they are. DicomsortError where the disk refuses; the manifest is then as
     before.
@@ -319,7 +319,7 @@ def repair(files: Files, outbox: str, reported: Iterable[str]) -> Repaired:
     repaired.added = sum(map(len, missing.values()))
     if repaired.added or repaired.damages.count:
         try:
-            _replace(files, path, _merged(path, missing, last), repaired)
+            _replace(files, path, _merged(path, missing, last, reported), repaired)
         except OSError as error:
             received = f"{error.strerror}; the manifest is as it was"
             raise DicomsortError(f"{path}: expected a disk that takes a new manifest, received {received}") from error
@@ -334,7 +334,7 @@ def survey(outbox: str, reported: Iterable[str]) -> tuple[Repaired, dict[str, li
     repaired = Repaired()
     present, last = _survey(f"{outbox}/{MANIFEST}", repaired)
     missing: dict[str, list[bytes]] = {}
-    for run in sorted(reported):
+    for run in reported:
         try:
             if rows := _missing(outbox, run, present):
                 missing[run] = rows
@@ -366,18 +366,21 @@ def _missing(outbox: str, run: str, present: Counter[int]) -> list[bytes]:
     return rows
 
 
-def _merged(path: str, missing: dict[str, list[bytes]], last: dict[str, int]) -> Iterator[bytes]:
+def _merged(
+    path: str, missing: dict[str, list[bytes]], last: dict[str, int], order_of_runs: Sequence[str]
+) -> Iterator[bytes]:
     """Yield the head, then all rows: missing ones behind the rest of their run, else before the next run's."""
     head, order = (found := read_head(path)), order_of(found)
     keeps_head = order is not None and order[: len(COLUMNS)] == COLUMNS
     keeps_rows = keeps_head or order is None  # else the columns are in another order
     yield _whole(head) if keeps_head else HEAD + b"\n"
-    ahead = deque(sorted(missing.keys() - last.keys()))
+    ahead = deque(run for run in missing if run not in last)
+    places = {run: place for place, run in enumerate(order_of_runs)}
     for number, record in enumerate(read_records(path)):
         if record.row is None or record.damage:
             continue
         run = record.row.run
-        while ahead and ahead[0] < run:
+        while ahead and (places[ahead[0]] < places[run] if run in places else ahead[0] < run):
             yield from missing[ahead.popleft()]
         yield _whole(record.content) if keeps_rows else line_of(run, record.row.row)
         if last[run] == number:

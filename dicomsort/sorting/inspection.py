@@ -112,9 +112,14 @@ def repair(context: RunContext) -> Repaired:
     with locked(context, create=False):
         runs = load_runs(outbox)
         complete_reports(context, runs.values())
-        repaired = repair_manifest(context.files, outbox, [run.name for run in runs.values() if _is_reported(run)])
+        repaired = repair_manifest(context.files, outbox, _in_order_of_ends(runs))
         repaired.skipped += [run.damage for run in runs.values() if run.damage]
         return repaired
+
+
+def _in_order_of_ends(runs: Runs) -> list[str]:
+    """Return the runs whose rows the manifest should have, in their order: one may be resumed after later ones."""
+    return sorted((run.name for run in runs.values() if _is_reported(run)), key=runs.ended_ns)
 
 
 def _is_reported(run: Run) -> bool:

@@ -14,7 +14,7 @@ from dicomsort.catalog import Ledger
 from dicomsort.errors import DicomsortError, StateDamaged
 from dicomsort.execute import Roots, is_stamped
 from dicomsort.files import fold, look_up, sha256_of
-from dicomsort.journal import STATE, Plan, Replay, runs_folder
+from dicomsort.journal import Plan, Replay, runs_folder
 from dicomsort.plan.layout import with_folder_suffix
 from dicomsort.records import Action, Examined, Found, Operation, Outcome, Placement, Verb
 from dicomsort.report import MANIFEST, Damages, read_rows, visible
@@ -23,7 +23,10 @@ from dicomsort.report.manifest_reader import decided_from
 from dicomsort.sorting.outbox import REVIEW_VERB, mounts_below
 from dicomsort.sorting.runs import Run, Runs, journal_of, read_all
 
-_FILLED, _NEEDED = "filled", "needed"  # what became of a place; else the SHA-256 of what a decision took from it
+# What became of a place: filled; filled by a run that may be earlier; needed, with the SHA-256 of what is needed. Or
+# the SHA-256 of what a decision took from there.
+_FILLED, _MAYBE, _NEEDED = "filled", "maybe filled", "needed "
+_FOLDED = "folded "  # before these, where the name of the place is folded
 PLACING = frozenset({Verb.MOVE, Verb.COPY, Verb.LINK, Verb.REMOVE})
 
 
@@ -76,15 +79,22 @@ class OutboxState:
 
 
 def passable(outbox: str, folder: str) -> str:
-    """Return a folder below an outbox with a suffix for each part, below the first, whose name a regular file has."""
+    """Return a folder below an outbox with suffixes for each part, below the first, whose name a regular file has."""
     made, _, rest = folder.partition("/")
     for part in rest.split("/") if rest else ():
-        there = None
-        with suppress(OSError):
-            there = look_up(f"{outbox}/{made}/{part}")
-        is_taken = there is not None and stat.S_ISREG(there.st_mode)
-        made = f"{made}/{with_folder_suffix(part) if is_taken else part}"
+        name = part
+        while _is_file(f"{outbox}/{made}/{name}"):  # each suffix is of another name: nobody makes files for all of them
+            name = with_folder_suffix(name)
+        made = f"{made}/{name}"
     return made
+
+
+def _is_file(path: str) -> bool:
+    try:
+        there = look_up(path)
+    except OSError:
+        return False
+    return there is not None and stat.S_ISREG(there.st_mode)
 
 
 def holds(path: str, content: Examined, known_sha256: Callable[[], str] = str) -> bool | None:
@@ -131,7 +141,7 @@ class LaterRuns:
         return look_for(self.roots.absolute(place))
 
     def is_same(self, place: str, sha256: str) -> bool:
-        """Whether the file has this content, and no run whose plan is gone placed it."""
+        """Whether the file has this content, and no run whose plan is gone, or that was resumed late, placed it."""
         try:
             is_same = sha256_of(self.roots.absolute(place)) == sha256
         except OSError:  # what cannot be read is not believed
@@ -141,20 +151,21 @@ class LaterRuns:
             self.notes[:] = [
                 f"{damage}; only then does an undo take back files of a new time or inode, as from a backup"
             ]
-        return is_same and not damage and not placed.run_of(self._key(place))
+        is_theirs = self._run_of(placed, place, _FILLED) or self._run_of(self._used, place, _MAYBE)
+        return is_same and not damage and not is_theirs
 
     def filled_by(self, place: str) -> str:
         """The later run that placed a file there; else ""."""
-        return self._used.run_of((self._key(place), _FILLED))
+        return self._run_of(self._used, place, _FILLED)
 
-    def needed_by(self, place: str) -> str:
+    def needed_by(self, place: str, sha256: str) -> str:
         """The later run that removed a duplicate of the file there, and has not restored it; else ""."""
-        return self._used.run_of((self._key(place), _NEEDED))
+        return self._run_of(self._used, place, _NEEDED + sha256)
 
     def moved_by(self, place: str, sha256: str) -> str:
         """The decision that took a file of this content from there, and did not put it back; else ""."""
         decided = self._decided.get((place.removeprefix("outbox/"), sha256), "")
-        return self._used.run_of((self._key(place), sha256)) or decided
+        return self._run_of(self._used, place, sha256) or decided
 
     def unmounted(self, place: str) -> str:
         """The mount point above a place where nothing is mounted any more since the run began; else ""."""
@@ -180,21 +191,35 @@ class LaterRuns:
         return _Places(self._later_uses())
 
     def _later_uses(self) -> Iterator[tuple[Hashable, str]]:
-        """Yield what later runs did or may do: a place with what became of it, the run."""
-        undone = self._undone()
+        """Yield what later runs did or may do: a place with what became of it, the run.
+
+        An earlier run may have been resumed later: what it placed or needs counts, too.
+        """
+        undone, begun_ns = self._undone(), self._runs.begun_ns(self._name)
         for name, run in self._runs.items():
-            if name > self._name and name not in undone and not run.undoes:
-                uses = _uses(self._runs, run, self._taken_back)
-                yield from (((self._key(place), what), name) for place, what in uses)
+            if name in undone or run.undoes or name == self._name:
+                continue
+            is_later = name > self._name
+            if is_later or self._runs.ended_ns(name) > begun_ns:
+                for place, what in _uses(self._runs, run, self._taken_back):
+                    told = _MAYBE if what == _FILLED and not is_later else what
+                    yield from (((place, told), name), ((fold(place), _FOLDED + told), name))
 
-    def _key(self, place: str) -> str:
-        """Return what is equal for names that the outbox's file system takes for one."""
-        return fold(place) if self._ignores_case else place
+    def _run_of(self, places: _Places, place: str, what: str) -> str:
+        """Return the run that used a place, by this name or one that the file system takes for it; else ""."""
+        if run := places.run_of((place, what)):
+            return run
+        run = places.run_of((fold(place), _FOLDED + what))
+        return run if run and self._has_other_names(place) else ""
 
-    @cached_property
-    def _ignores_case(self) -> bool:
-        one, other = (look_up(f"{self._runs.outbox}/{name}") for name in (STATE, STATE.upper()))
-        return one is not None and other is not None and os.path.samestat(one, other)
+    def _has_other_names(self, place: str) -> bool:
+        """Whether the file system shows what lies there under a name of another case, too."""
+        folder, _, name = self.roots.absolute(place).rpartition("/")
+        try:
+            one, other = look_up(f"{folder}/{name}"), look_up(f"{folder}/{name.swapcase()}")
+        except OSError:
+            return False
+        return name != name.swapcase() and one is not None and other is not None and os.path.samestat(one, other)
 
     def _undone(self) -> set[str]:
         return self._runs.wholly_undone()
@@ -220,10 +245,12 @@ class LaterRuns:
         damages = Damages()
         rows = read_rows(f"{self._runs.outbox}/{MANIFEST}", damages.add)
         try:
+            found = (each for each in rows if each.run > self._name and each.run not in known)
+            places = ((f"outbox/{each.row.destination}", each.run) for each in found if each.row.action in PLACED)
             placed = _Places(
-                (self._key(f"outbox/{each.row.destination}"), each.run)
-                for each in rows
-                if each.run > self._name and each.run not in known and each.row.action in PLACED
+                use
+                for place, run in places
+                for use in (((place, _FILLED), run), ((fold(place), _FOLDED + _FILLED), run))
             )
         except DicomsortError as error:  # it is no manifest: nothing is known of these runs; the undo of others goes on
             return _Places(()), str(error)
@@ -238,7 +265,7 @@ def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterat
     """
     if run.plan is not None:
         with suppress(StateDamaged):
-            yield from _uses_of(run.plan, journal_of(run.plan), taken_back(run.name))
+            yield from _uses_of(run.plan, known := journal_of(run.plan), taken_back(run.name), known.begun)
             return
     elif not run.damage:
         return
@@ -247,7 +274,7 @@ def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterat
         for row in rows_of(runs.outbox, run.name, damages.add):
             count += 1
             if row.action in PLACED or row.action == Action.REMOVED:
-                yield f"outbox/{row.destination}", _NEEDED if row.action == Action.REMOVED else _FILLED
+                yield f"outbox/{row.destination}", _NEEDED + row.sha256 if row.action == Action.REMOVED else _FILLED
                 if was := decided_from(row.action, row.reason, row.message):
                     yield f"outbox/{was}", row.sha256
     if run.summary is not None and count == run.summary.found and not damages.count:
@@ -263,16 +290,20 @@ def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterat
             raise StateDamaged(message) from error
 
 
-def _uses_of(plan: Plan, known: Replay, back: Container[str] = ()) -> Iterator[tuple[str, str]]:
+def _uses_of(
+    plan: Plan, known: Replay, back: Container[str] = (), begun: Container[int] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yield the uses of a run; what did not end was done, if it is among ``begun`` where that is known."""
     for o in plan.operations():
         result = known.result(o.number)
-        if o.verb not in PLACING or (result is not None and result.outcome is not Outcome.DONE):
+        is_done = result.outcome is Outcome.DONE if result else begun is None or o.number in begun
+        if o.verb not in PLACING or not is_done:
             continue
         is_back = (o.target or o.source) in back
         if o.target:
             yield o.target, _FILLED  # put back or not: what lies there now is not the earlier run's
         elif not is_back:
-            yield o.kept, _NEEDED
+            yield o.kept, _NEEDED + o.sha256
         if plan.head["verb"] == REVIEW_VERB and not is_back:
             yield o.source, o.sha256
 

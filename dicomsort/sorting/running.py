@@ -19,9 +19,9 @@ from dicomsort.files import closing_descriptor, holds_only_zeros, is_network, lo
 from dicomsort.journal import JOURNAL, PLAN, STATE, Journal, Plan, PlanWriter, Replay, runs_folder
 from dicomsort.plan import reverse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
-from dicomsort.report import Summary, final_row, needs_person, printable, write_summary
+from dicomsort.report import Summary, final_row, needs_person, printable, visible, write_summary
 from dicomsort.report.manifest import PLACED, RunManifest, append_manifest
-from dicomsort.sorting.archives import clear_staging, unpack_again
+from dicomsort.sorting.archives import clear_staging, staging_of, unpack_again
 from dicomsort.sorting.corrections import retracted
 from dicomsort.sorting.outbox import (
     REVIEW_VERB,
@@ -131,11 +131,25 @@ def carry_out(context: RunContext, run: str, plan: Plan, *, needs_inbox: bool = 
         manifest.flush()
         if "reported" not in journal.known.marks:
             append_manifest(files, outbox, run, journal)
+        summary.notes = list(plan.head.get("notes", []))
         for each in filter(None, (run, summary.undoes)):
-            clear_staging(files, outbox, each)
+            summary.notes += _cleared(context, each, inbox)
     summary.seconds = time.monotonic() - started
-    summary.notes = list(plan.head.get("notes", []))
     return summary
+
+
+def _cleared(context: RunContext, run: str, inbox: str) -> list[str]:
+    """Remove what a run unpacked; what is placed nowhere stays, with a note, if its archive is gone."""
+    folder, roots = staging_of(context.outbox, run), Roots(inbox, context.outbox)
+    if look_up(folder) is None:
+        return []
+    plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
+    known = journal_of(plan)
+    open_ = (o for o in plan.operations() if o.target and o.kept_sha256 and not known.is_done(o.number))
+    if any(look_up(roots.absolute(o.kept)) is None and look_up(roots.absolute(o.source)) for o in open_):
+        return [f"what was unpacked and not placed stays in {visible(folder)}: its archive is gone"]
+    clear_staging(context.files, context.outbox, run)
+    return []
 
 
 def _journal(context: RunContext, plan: Plan) -> Journal:
@@ -211,6 +225,9 @@ def resume(
             ended.notes.append(f"run {found.name} had ended before; there was nothing to resume")
             return ended
         complete_reports(context, (each for name, each in runs.items() if name != found.name))
+        if not found.undoes:
+            for each in filter(None, (name for name, run_ in runs.unfinished().items() if run_.undoes)):
+                finish_first(context, each)
         way = _close if gives_up else finish_first if before_another else finish
         return way(context, found.name)
 
@@ -235,8 +252,12 @@ def finish_first(context: RunContext, run: str) -> Summary:
     try:
         return finish(context, run)
     except (DicomsortError, OSError, ValueError):
-        if "undoes" not in Plan.open(f"{runs_folder(context.outbox)}/{run}").head:
+        plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
+        if "undoes" not in plan.head:
             raise
+        if journal_of(plan).begun:  # only the inbox tells what came of it
+            require_mounts(plan.head, context.outbox)
+            require_inbox(plan.head, context.outbox, run, "resume")
         return _close(context, run)
 
 

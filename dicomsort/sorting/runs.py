@@ -6,6 +6,7 @@ import calendar
 import os
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -129,6 +130,16 @@ class Runs(dict[str, Run]):
         """Return those with a sealed plan that neither came to their end nor were undone."""
         undone = {run.undoes for run in self.values()} | {name for name, run in self.items() if run.undone_by in self}
         return {name: run for name, run in self.items() if run.state is RunState.UNFINISHED and name not in undone}
+
+    def ended_ns(self, name: str) -> int:
+        """Return when a run ended (nanoseconds since 1970): the time of its summary; beyond all where it has none."""
+        there = look_up(f"{runs_folder(self.outbox)}/{name}/{SUMMARY}")
+        return sys.maxsize if there is None else there.st_mtime_ns
+
+    def begun_ns(self, name: str) -> int:
+        """Return when a run began to place (nanoseconds since 1970): the time of its plan, 0 where it has none."""
+        there = look_up(f"{runs_folder(self.outbox)}/{name}/{PLAN}")
+        return 0 if there is None else there.st_mtime_ns
 
     def undos_of(self, name: str) -> list[Run]:
         """Return the runs that undo a run."""
