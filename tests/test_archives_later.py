@@ -238,3 +238,14 @@ def test_members_are_placed_by_a_run_that_is_given_up(
     assert run("resume", "--give-up", outbox, name).code == 3
     assert (outbox / CT).is_file()
     assert not list((outbox / ".dicomsort/runs" / name).glob("staging*"))
+
+
+def test_a_member_whose_name_is_a_folder_of_another_is_placed_the_next_night(tmp_path: Path, outbox: Path) -> None:
+    files = {
+        "q/w": dicom(tmp_path, instance=1, StudyInstanceUID=""),
+        "q": dicom(tmp_path, instance=2, StudyInstanceUID=""),
+    }
+    inbox = make_inbox(tmp_path / "inbox", {"x.zip": zipped(files)})
+    assert "conflict" in opening(inbox, outbox, code=3)
+    opening(inbox, outbox)
+    assert len(list(placed(outbox))) == 2

@@ -20,7 +20,7 @@ from killing import run_unprivileged
 from unprivileged import NOBODY
 
 from dicomsort.files import Files
-from dicomsort.sorting.running import INODES
+from dicomsort.sorting.outbox import INODES
 
 SORT = ("sort", "--evidence", "header", "--engine", "serial", "--settle", "0")
 

@@ -25,7 +25,8 @@ from powercut import name_of
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files, closing_descriptor, copy
 from dicomsort.records import Verb
-from dicomsort.sorting import resume, running, undo
+from dicomsort.sorting import outbox as outbox_module
+from dicomsort.sorting import resume, undo
 
 ENOUGH = 1 << 30
 MEMORY = Path("/dev/shm")  # noqa: S108 - flushing costs nothing there
@@ -232,7 +233,7 @@ def test_one_reserve_grows_with_the_largest_run_and_ends_with_an_undo(tmp_path: 
 
 @pytest.mark.usefixtures("allocates")
 def test_a_reserve_has_a_limit(inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "RESERVE_LIMIT", 8192)
+    monkeypatch.setattr(outbox_module, "RESERVE_LIMIT", 8192)
     assert sort(inbox, outbox).code == 0
     assert reserve_of(outbox).stat().st_size == 8192
 
@@ -308,7 +309,7 @@ def test_a_file_that_is_not_all_zeros_is_no_reserve(inbox: Path, outbox: Path, c
     assert sort(inbox, outbox).code == 0
     with reserve_of(outbox).open("wb") as file:
         if content == "more than we make":
-            file.truncate(running.RESERVE_LIMIT + 1)
+            file.truncate(outbox_module.RESERVE_LIMIT + 1)
         else:
             file.write(bytes(1 << 21))
             file.seek((1 << 21) if content == "a beginning of zeros" else (1 << 23))

@@ -18,7 +18,7 @@ from dicomsort.files import Files, same_bytes
 from dicomsort.journal import Replay
 from dicomsort.records import Outcome, Verb
 from dicomsort.sorting import undo
-from dicomsort.sorting.running import INODES
+from dicomsort.sorting.outbox import INODES
 
 
 def crashed(inbox: Path, outbox: Path, at: int, verb: Verb = Verb.MOVE) -> None:

@@ -15,6 +15,7 @@ from command import placed, quiet, rows, run, sort
 from crashing import Crash, CrashingFiles
 from test_faults import Broken
 from test_lock import locked
+from test_races import fail
 from watching import runs_of
 
 from dicomsort.sorting import prune
@@ -168,7 +169,9 @@ def test_a_run_whose_undo_was_cut_short_stays_with_it(inbox: Path, outbox: Path)
         patch.setattr("dicomsort.files.Files", lambda: Broken("flush_system", 0, errno.EIO))
         assert run("undo", outbox).code == 1
     undo = runs_of(outbox)[-1]
-    last = sort_new(inbox.with_name("other"), outbox, 2, code=3)
+    with pytest.MonkeyPatch.context() as patch:  # else it is finished first
+        patch.setattr("dicomsort.sorting.pipeline.finish_first", fail(errno.EIO))
+        last = sort_new(inbox.with_name("other"), outbox, 2, code=3)
     ran = run("runs", outbox, "--prune", 0)
     assert f"kept {first}: an undo of it was cut short" in ran.out
     assert f"kept {undo}: it is an undo that was cut short" in ran.out

@@ -18,7 +18,7 @@ from watching import Timer, Watch, told
 
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.sorting import locked
-from dicomsort.sorting.running import INODES
+from dicomsort.sorting.outbox import INODES
 
 LONG_AGO = 1000.0
 

@@ -12,11 +12,12 @@ from unittest import mock
 
 import pytest
 from building import make_dicom, read_tree
-from command import by_source, placed, run, sort
+from command import by_source, placed, rows, run, sort
 from crashing import NoSyncfs, OtherDevice
 from killing import run_unprivileged
 from powercut import name_of
 from test_faults import SORT, hand_over
+from test_meanwhile import crash
 
 from dicomsort.execute import executor
 from dicomsort.files import Files
@@ -347,3 +348,13 @@ def test_a_sort_closes_an_undo_that_cannot_be_finished(
     assert run("undo", outbox, half_undone).code == 0
     assert (inbox_of_four / VICTIM).is_file()
     assert list(placed(outbox)) == []
+
+
+def test_what_an_undo_leaves_of_a_run_that_was_cut_short_is_known(inbox_of_four: Path, outbox: Path) -> None:
+    crash(inbox_of_four / "4.dcm", outbox, "--move", call="unlink")
+    assert undone_on(refusing("link", errno.ENAMETOOLONG, f"inbox/{VICTIM}"), outbox)[0] == 3
+    (left,) = placed(outbox)
+    assert [row["action"] for row in rows(outbox) if row["source"] == VICTIM] == ["moved", "left"]
+    assert run("verify", outbox).out.startswith("1 file holds the bytes")
+    (outbox / left).write_bytes(b"damaged")
+    assert f"different: {left}" in run("verify", outbox).out

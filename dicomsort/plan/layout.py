@@ -21,7 +21,7 @@ class NameLookup(Protocol):
         """Reserve a name; False where it is taken."""
 
     def holds(self, destination: str, content: Examined) -> bool | None:
-        """Whether a file at a destination has this content; None where it is free, False where the path is too long."""
+        """Whether a file at a destination has this content; None where it is free, False where no file can be there."""
 
     def passable(self, path: str) -> str:
         """Return the path with a suffix for each of its folders whose name a file has."""

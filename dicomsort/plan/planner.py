@@ -187,15 +187,13 @@ class _Planner:
         sorted_ = verdict.status is Status.SORTED and top != REVIEW
         layout = self._options.layout
         path = layout.path(verdict.folder, e, with_uids=with_uids) if sorted_ else f"{verdict.folder}/{e.found.path}"
-        path = self._context.passable(unreserved(path))
+        path = unreserved(path)
         by_instance = sorted_ and with_uids and self._by_instance
-        for name in (path, with_suffix(path, e.sha256)):
+        for name in _candidates(self._context, path, "" if by_instance else e.sha256):
             prove_inside(name)
             same = self._context.holds(name, e)
             if same is not False and self._context.claim(fold(name)):
                 return name, same
-            if by_instance:
-                break
         return path, False
 
     def _place(self, e: Examined, verdict: Verdict, destination: str) -> Operation:
@@ -225,6 +223,16 @@ class _Planner:
         row = row_of(e, verdict, destination, Action.LEFT)
         source = f"inbox/{e.found.archive or e.found.path}"  # a member's name may be no path
         return Operation(self._number, Verb.LEAVE, source, size=e.found.size, sha256=e.sha256, row=row)
+
+
+def _candidates(names: NameLookup, path: str, sha256: str) -> Iterator[str]:
+    """Yield the names that a file may get, the best first: with a suffix only where a SHA-256 is given."""
+    yield path
+    if sha256:
+        yield with_suffix(path, sha256)
+    apart = names.passable(path)
+    if apart != path:
+        yield from (apart, *([with_suffix(apart, sha256)] if sha256 else []))
 
 
 def _collision(verdict: Verdict, other: str) -> Verdict:
@@ -304,8 +312,7 @@ def _operation(file: Decided, names: NameLookup) -> Operation:
         0, Verb.MOVE, f"outbox/{found.path}", "", "", found.size, found.mtime_ns, found.device, found.inode,
         found.mode, e.sha256,
     )  # fmt: skip
-    path = names.passable(unreserved(path))
-    for name in (path, with_suffix(path, e.sha256)):
+    for name in _candidates(names, unreserved(path), e.sha256):
         prove_inside(name)
         same = names.holds(name, e)
         if same:

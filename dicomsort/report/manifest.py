@@ -193,6 +193,9 @@ class EarlierArchives:
     limited: set[str] = field(default_factory=set)
 
 
+_NOT_PLACED = frozenset({Status.SETTLING, Status.FAILED, Status.CHANGED, Status.CONFLICT})
+
+
 def earlier_archives(outbox: str) -> EarlierArchives:
     """Return what earlier runs did with archives; a run's rows hold each archive after its members."""
     earlier, paths = EarlierArchives(), dict[str, set[str]]()
@@ -216,7 +219,7 @@ def earlier_archives(outbox: str) -> EarlierArchives:
             earlier.limited.add(row.sha256)
         elif row.status == Status.UNREADABLE and row.sha256 and row.reason.startswith("archive-"):
             earlier.refused[row.sha256] = row.reason
-        elif row.status in {Status.SETTLING, Status.FAILED, Status.CHANGED}:
+        elif row.action == Action.LEFT and row.status in _NOT_PLACED:
             unfinished |= inside
         elif row.status == Status.DUPLICATE:
             leaning |= inside

@@ -16,7 +16,17 @@ from typing import Any, Self
 
 from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, UsageError
 from dicomsort.execute import Roots
-from dicomsort.files import Files, closing_descriptor, look_up, missing_folders, mounts, opened, with_data
+from dicomsort.files import (
+    Files,
+    closing_descriptor,
+    holds_only_zeros,
+    look_up,
+    missing_folders,
+    mounts,
+    opened,
+    opened_file,
+    with_data,
+)
 from dicomsort.journal import STATE
 from dicomsort.jsonlines import parse
 from dicomsort.progress import Progress
@@ -24,6 +34,9 @@ from dicomsort.records import REVIEW, Operation, Row, Verb
 from dicomsort.report import MANIFEST, visible
 
 _SPARSE = 1 << 20  # bytes of a file from which on its holes are counted
+RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 500,000 files need about as many
+INODES = 8  # an undo makes a folder with four files; tmpfs takes an inode a link, too
+_ROOM, _BLOCK = 256 << 10, 4 << 10  # bytes: for what does not grow with a run; for a folder that is made again
 REVIEW_VERB = "review"  # of a plan that carries out a person's decision
 _HOLDER = b'{"pid": '  # how the lock's file begins
 _README = """\
@@ -227,6 +240,58 @@ def mounts_below(inbox: str, outbox: str) -> list[str]:
     paths = {path for _, path, _ in mounts()}
     roots = (("inbox", inbox), ("outbox", outbox))
     return sorted(f"{root}{path.removeprefix(at)}" for root, at in roots for path in paths if path.startswith(f"{at}/"))
+
+
+def room_for_undo(plan_bytes: int, folders: int = 0) -> int:
+    """Return how many bytes an undo may write below the outbox, by the run's plan and the folders that it prunes.
+
+    It has a plan, a journal, and its rows twice: 2.7 times the run's plan at most, as measured.
+    """
+    return _ROOM + 3 * plan_bytes + _BLOCK * folders
+
+
+def make_reserve(context: RunContext, size: int) -> None:
+    """Reserve so many bytes of the disk for an undo, up to a limit, and a few inodes; go on where there are none."""
+    files, outbox = context.files, context.outbox
+    for empty in _empty_files(outbox):
+        with suppress(OSError), closing_descriptor(files.create(empty, 0o600)):
+            pass
+    path, size = f"{outbox}/{STATE}/{RESERVE}", min(size, RESERVE_LIMIT)
+    status = look_up(path)
+    if status is not None and (status.st_blocks * 512 >= size or not _is_reserve(path)):
+        return
+    with suppress(OSError), closing_descriptor(files.open_append(path, 0o600)) as descriptor:
+        before = os.fstat(descriptor).st_size
+        try:
+            files.allocate(descriptor, size)
+        except OSError:
+            files.truncate(descriptor, before)  # what it got of the last room is needed more by the run
+            raise
+
+
+def free_reserve(context: RunContext) -> None:
+    """Give back what ``make_reserve`` reserved."""
+    for path in (f"{context.outbox}/{STATE}/{RESERVE}", *_empty_files(context.outbox)):
+        with suppress(OSError):
+            if _is_reserve(path):
+                context.files.unlink(path)
+
+
+def _empty_files(outbox: str) -> Iterator[str]:
+    """The paths of files that hold an inode each."""
+    return (f"{outbox}/{STATE}/{RESERVE}-{number}" for number in range(1, INODES + 1))
+
+
+def _is_reserve(path: str) -> bool:
+    """Whether a file is a reserve of ours, and not somebody's: it has one name and holds nothing but zeros."""
+    limit = RESERVE_LIMIT if os.path.basename(path) == RESERVE else 0
+    try:
+        with opened_file(path) as stream:
+            status = os.fstat(stream.fileno())
+            is_possible = status.st_nlink == 1 and status.st_size <= limit
+            return is_possible and holds_only_zeros(stream.fileno(), status.st_size)
+    except OSError:
+        return False
 
 
 def require_mounts(head: Mapping[str, Any], outbox: str, below: str = "") -> None:

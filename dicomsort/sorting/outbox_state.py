@@ -38,7 +38,6 @@ class OutboxState:
         self._ledger = ledger
         self._outbox = outbox
         self._remembers = ledger.remembers()
-        self._folder = "", ""  # the last one, and what stands for it
         self.claim, self.is_repeated = ledger.claim, ledger.is_repeated
         self.give, self.given = ledger.give, ledger.given
         self.defer, self.deferred = ledger.defer, ledger.deferred
@@ -69,9 +68,7 @@ class OutboxState:
     def passable(self, path: str) -> str:
         """Return the path with a suffix for each of its folders whose name a file has."""
         folder, _, name = path.rpartition("/")
-        if folder != self._folder[0]:  # neighbours have one
-            self._folder = folder, passable(self._outbox, folder) if self._outbox else folder
-        return f"{self._folder[1]}/{name}"
+        return f"{passable(self._outbox, folder)}/{name}" if self._outbox else path
 
     def _known_sha256(self, destination: str) -> str:
         placed = self._ledger.placed_at(destination) if self._remembers else None
@@ -104,9 +101,9 @@ def holds(path: str, content: Examined, known_sha256: Callable[[], str] = str) -
     """
     try:
         status = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
-    except OSError:  # too long a name for this file system, or one that cannot be looked at
+    except OSError:  # a folder that is a file, a name that is too long, or one that cannot be looked at
         return False
     return _has_content(path, status, content, known_sha256())
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError, command, counted
 from dicomsort.execute import BATCH, Executor, Placer, Roots
-from dicomsort.files import closing_descriptor, holds_only_zeros, is_network, look_up, opened_file
-from dicomsort.journal import JOURNAL, PLAN, STATE, Journal, Plan, PlanWriter, Replay, runs_folder
+from dicomsort.files import is_network, look_up
+from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, runs_folder
 from dicomsort.plan import reverse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import Summary, final_row, needs_person, printable, visible, write_summary
@@ -27,72 +27,18 @@ from dicomsort.sorting.outbox import (
     REVIEW_VERB,
     RunContext,
     absolute,
+    free_reserve,
     inbox_of,
     locked,
+    make_reserve,
     now,
     require_inbox,
     require_mounts,
+    room_for_undo,
 )
 from dicomsort.sorting.outbox_state import LaterRuns
 from dicomsort.sorting.rehearsal import Rehearsal, Show
 from dicomsort.sorting.runs import UNDONE_BY, Run, Runs, RunState, journal_of, load_run, load_runs, new_run, read_all
-
-RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 500,000 files need about as many
-INODES = 8  # an undo makes a folder with four files; tmpfs takes an inode a link, too
-_ROOM, _BLOCK = 256 << 10, 4 << 10  # bytes: for what does not grow with a run; for a folder that is made again
-
-
-def room_for_undo(plan_bytes: int, folders: int = 0) -> int:
-    """Return how many bytes an undo may write below the outbox, by the run's plan and the folders that it prunes.
-
-    It has a plan, a journal, and its rows twice: 2.7 times the run's plan at most, as measured.
-    """
-    return _ROOM + 3 * plan_bytes + _BLOCK * folders
-
-
-def make_reserve(context: RunContext, size: int) -> None:
-    """Reserve so many bytes of the disk for an undo, up to a limit, and a few inodes; go on where there are none."""
-    files, outbox = context.files, context.outbox
-    for empty in _empty_files(outbox):
-        with suppress(OSError), closing_descriptor(files.create(empty, 0o600)):
-            pass
-    path, size = f"{outbox}/{STATE}/{RESERVE}", min(size, RESERVE_LIMIT)
-    status = look_up(path)
-    if status is not None and (status.st_blocks * 512 >= size or not _is_reserve(path)):
-        return
-    with suppress(OSError), closing_descriptor(files.open_append(path, 0o600)) as descriptor:
-        before = os.fstat(descriptor).st_size
-        try:
-            files.allocate(descriptor, size)
-        except OSError:
-            files.truncate(descriptor, before)  # what it got of the last room is needed more by the run
-            raise
-
-
-def free_reserve(context: RunContext) -> None:
-    """Give back what ``make_reserve`` reserved."""
-    for path in (f"{context.outbox}/{STATE}/{RESERVE}", *_empty_files(context.outbox)):
-        with suppress(OSError):
-            if _is_reserve(path):
-                context.files.unlink(path)
-
-
-def _empty_files(outbox: str) -> Iterator[str]:
-    """The paths of files that hold an inode each."""
-    return (f"{outbox}/{STATE}/{RESERVE}-{number}" for number in range(1, INODES + 1))
-
-
-def _is_reserve(path: str) -> bool:
-    """Whether a file is a reserve of ours, and not somebody's: it has one name and holds nothing but zeros."""
-    limit = RESERVE_LIMIT if os.path.basename(path) == RESERVE else 0
-    try:
-        with opened_file(path) as stream:
-            status = os.fstat(stream.fileno())
-            is_possible = status.st_nlink == 1 and status.st_size <= limit
-            return is_possible and holds_only_zeros(stream.fileno(), status.st_size)
-    except OSError:
-        return False
-
 
 NOTHING_TO_UNDO = "no run that changed anything is left to undo"
 # Threads that place: a local disk answers sooner than the interpreter switches between many, a network does not.
@@ -117,12 +63,10 @@ def carry_out(context: RunContext, run: str, plan: Plan, *, needs_inbox: bool = 
     ):
 
         def report(batch: list[Operation]) -> None:
-            for operation in batch:
-                if operation.row is not None:
-                    row = final_row(operation.row, operation, journal.known.result(operation.number))
-                    manifest.add(row)
-                    _count(row, summary)
-                    context.on_row(row)
+            for row in _rows(batch, journal.known):
+                manifest.add(row)
+                _count(row, summary)
+                context.on_row(row)
             context.progress.advance(len(batch))
 
         context.progress.stage("placing files", plan.count)
@@ -136,6 +80,33 @@ def carry_out(context: RunContext, run: str, plan: Plan, *, needs_inbox: bool = 
             summary.notes += _cleared(context, each, inbox)
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def _rows(operations: Iterable[Operation], known: Replay) -> Iterator[Row]:
+    return (final_row(o.row, o, known.result(o.number)) for o in operations if o.row is not None)
+
+
+def _report_undone(context: RunContext, run: str) -> None:
+    """Write the rows of a run that is undone before it ended: what the undo leaves is known by them.
+
+    Where there is no room for them the undo goes on, which makes room.
+    """
+    with suppress(DicomsortError, OSError):
+        found = load_run(context.outbox, run)
+        if found.plan is None or found.summary is not None:
+            return
+        summary = Summary(run, found.plan.head["verb"], notes=[f"run {run} was cut short, and then undone"])
+        with (
+            closing(_journal(context, found.plan)) as journal,
+            closing(RunManifest(context.files, context.outbox, run)) as manifest,
+        ):
+            for row in _rows(found.plan.operations(), journal.known):
+                manifest.add(row)
+                summary.count(row)
+            manifest.flush()
+            if "reported" not in journal.known.marks:
+                append_manifest(context.files, context.outbox, run, journal)
+        write_summary(context.files, context.outbox, summary)
 
 
 def _cleared(context: RunContext, run: str, inbox: str) -> list[str]:
@@ -274,6 +245,8 @@ def _close(context: RunContext, run: str) -> Summary:
 
 
 def _end(context: RunContext, run: str, plan: Plan, notes: Iterable[str] = (), *, needs_inbox: bool = True) -> Summary:
+    if undone := plan.head.get("undoes"):
+        _report_undone(context, undone)
     summary = carry_out(context, run, plan, needs_inbox=needs_inbox)
     summary.notes += notes
     with _explain_full_disk_of(context.outbox, run, plan):

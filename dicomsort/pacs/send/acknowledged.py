@@ -141,12 +141,10 @@ class Acknowledged:
         return self._place(found) in self._places
 
     def holds_instance(self, instance: Instance) -> bool:
-        """Whether it was acknowledged as it is now, or the same bytes under another path or time; writes down both."""
-        if self._places.get(self._place(instance)) == instance.sop_uid:
-            if len(self._identities) < MOST_FILES * len(self._places):
-                self._write(_file(instance))
-                self._identities.add(_digest(instance.sop_uid, instance.inode, instance.ctime_ns))
-            return True
+        """Whether its bytes were acknowledged, be it under another path or time; writes it down.
+
+        Another file of the same path, size and time may hold others: a corrected export.
+        """
         known = self._contents.get(instance.sop_uid)
         if known is None:
             return False
@@ -156,7 +154,11 @@ class Acknowledged:
             return False  # sending will tell why
         if _digest(sha256) not in known:
             return False
-        self.add(instance, sha256)
+        if self._places.get(self._place(instance)) != instance.sop_uid:
+            self.add(instance, sha256)
+        elif len(self._identities) < MOST_FILES * len(self._places):
+            self._write(_file(instance))
+            self._identities.add(_digest(instance.sop_uid, instance.inode, instance.ctime_ns))
         return True
 
     def add(self, instance: Instance, sha256: str) -> None:

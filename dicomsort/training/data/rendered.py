@@ -257,9 +257,12 @@ def _batches(root: Path, paths: Sequence[str]) -> Iterator[list[tuple[int, str]]
         yield batch
 
 
-def claim(place: Path, shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> np.memmap[Any, Any]:
+def claim(
+    place: Path, shape: tuple[int, ...], dtype: DTypeLike = np.uint8, *, named: bool = True
+) -> np.memmap[Any, Any]:
     """Return a new mapped file of an array, all of it allocated now: a full disk would kill the process later.
 
+    One that is not ``named`` loses its name at once, so that a process that is killed leaves no gigabytes.
     DicomsortError where there is no room.
     """
     try:
@@ -267,6 +270,8 @@ def claim(place: Path, shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> n
         if hasattr(os, "posix_fallocate"):
             with place.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, place.stat().st_size)
+        if not named:
+            place.unlink()
     except OSError as error:
         raise DicomsortError(_no_room(math.prod(shape) * np.dtype(dtype).itemsize, error)) from error
     return array

@@ -120,8 +120,7 @@ def view_all(
     """
     chosen = STRENGTHS[strength]
     count = 1 if chosen is None else 1 + VIEWS
-    room = claim(place, (count, len(rendered.rows), *trunk.output.shape[1:]), np.float16)
-    place.unlink()  # the mapping lasts; a process that is killed leaves no gigabytes
+    room = claim(place, (count, len(rendered.rows), *trunk.output.shape[1:]), np.float16, named=False)
 
     def change(view: int, items: Indices, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if not view or not chosen:
