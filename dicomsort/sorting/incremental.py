@@ -58,7 +58,8 @@ def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
         inboxes = {name: found.plan.head["inbox"] for name, found in runs.items() if found.plan is not None}
         cut_short = runs.unfinished()
         first = {name for name, run in cut_short.items() if inboxes[name] == inbox or run.undoes}
-        ours, others = max(first, default=""), tuple(name for name in cut_short if name not in first)
+        ours = max(first, key=lambda name: (bool(cut_short[name].undoes), name), default="")
+        others = tuple(name for name in cut_short if name not in first)
         damaged = runs.maybe_unfinished()
     return Standing(
         max(runs, default=since),

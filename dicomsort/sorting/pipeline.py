@@ -165,7 +165,7 @@ class Job:
     def _finish_first(self, runs: Mapping[str, Run]) -> tuple[list[Summary], list[str]]:
         """Finish decisions, undos and runs of this inbox that were cut short; return their summaries, and the rest."""
         finished, left = list[Summary](), list[str]()
-        for name, run in runs.items():
+        for name, run in sorted(runs.items(), key=lambda each: not each[1].undoes):  # undos first: others build on them
             if not self._is_ours(run):
                 left.append(name)
                 continue

@@ -19,7 +19,7 @@ from dicomsort.files import is_network, look_up
 from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, runs_folder
 from dicomsort.plan import reverse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
-from dicomsort.report import Summary, final_row, needs_person, printable, visible, write_summary
+from dicomsort.report import Summary, final_row, needs_person, printable, read_summary, visible, write_summary
 from dicomsort.report.manifest import PLACED, RunManifest, append_manifest
 from dicomsort.sorting.archives import clear_staging, staging_of, unpack_again
 from dicomsort.sorting.corrections import retracted
@@ -92,15 +92,15 @@ def _report_undone(context: RunContext, run: str) -> None:
     Where there is no room for them the undo goes on, which makes room.
     """
     with suppress(DicomsortError, OSError):
-        found = load_run(context.outbox, run)
-        if found.plan is None or found.summary is not None:
+        if read_summary(context.outbox, run) is not None:
             return
-        summary = Summary(run, found.plan.head["verb"], notes=[f"run {run} was cut short, and then undone"])
+        plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
+        summary = Summary(run, plan.head["verb"], notes=[f"run {run} was cut short, and then undone"])
         with (
-            closing(_journal(context, found.plan)) as journal,
+            closing(_journal(context, plan)) as journal,
             closing(RunManifest(context.files, context.outbox, run)) as manifest,
         ):
-            for row in _rows(found.plan.operations(), journal.known):
+            for row in _rows(plan.operations(), journal.known):
                 manifest.add(row)
                 summary.count(row)
             manifest.flush()
