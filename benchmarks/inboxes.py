@@ -17,7 +17,7 @@ from typing import NamedTuple
 import data_store
 import imagecodecs
 import numpy as np
-from pydicom import dcmread, uid
+from pydicom import Dataset, dcmread, uid
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
 
@@ -80,6 +80,13 @@ def packaged(name: str) -> bytes:
     return (beside if beside.is_file() else Path(str(get_testdata_file(name, download=False)))).read_bytes()
 
 
+def content_of(dataset: Dataset) -> bytes:
+    """The data set as a file."""
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
 def shrunk(name: str) -> bytes:
     """A test file with every second pixel of every second row: 3.7 KB where it was 10."""
     dataset = dcmread(io.BytesIO(packaged(name)))
@@ -87,9 +94,7 @@ def shrunk(name: str) -> bytes:
     dataset.Rows, dataset.Columns = pixels.shape
     dataset.PixelSpacing = [2 * spacing for spacing in dataset.PixelSpacing]
     dataset.PixelData = pixels.tobytes()
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
+    return content_of(dataset)
 
 
 def encoded(name: str, syntax: str, encode: Callable[..., bytes | bytearray], every: int = 1) -> bytes:
@@ -104,9 +109,7 @@ def encoded(name: str, syntax: str, encode: Callable[..., bytes | bytearray], ev
     coded = bytes(encode(pixels))
     dataset.PixelData = encapsulate([coded + b"\0" * (len(coded) % 2)])
     dataset.file_meta.TransferSyntaxUID = uid.UID(syntax)
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
+    return content_of(dataset)
 
 
 # By study in turn. small: CT of 39 KB and MR of 10; slices: CT and MR of about 512 KB; tiny: MR of 3.7 KB; varied: CT,

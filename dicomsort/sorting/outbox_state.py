@@ -26,7 +26,7 @@ from dicomsort.sorting.runs import Run, Runs, journal_of, read_all
 # What became of a place: filled; filled by a run that may be earlier; needed, with the SHA-256 of what is needed. Or
 # the SHA-256 of what a decision took from there.
 _FILLED, _MAYBE, _NEEDED = "filled", "maybe filled", "needed "
-_FOLDED = "folded "  # before these, where the name of the place is folded
+_Use = tuple[str, str]  # a place, and what became of it
 PLACING = frozenset({Verb.MOVE, Verb.COPY, Verb.LINK, Verb.REMOVE})
 
 
@@ -67,23 +67,21 @@ class OutboxState:
 
     def passable(self, path: str) -> str:
         """Return the path with a suffix for each of its folders whose name a file has."""
-        folder, _, name = path.rpartition("/")
-        return f"{passable(self._outbox, folder)}/{name}" if self._outbox else path
+        return passable(self._outbox, path) if self._outbox else path
 
     def _known_sha256(self, destination: str) -> str:
         placed = self._ledger.placed_at(destination) if self._remembers else None
         return placed.sha256 if placed else ""
 
 
-def passable(outbox: str, folder: str) -> str:
-    """Return a folder below an outbox with suffixes for each part, below the first, whose name a regular file has."""
-    made, _, rest = folder.partition("/")
-    for part in rest.split("/") if rest else ():
-        name = part
+def passable(outbox: str, path: str) -> str:
+    """Return a path below an outbox with suffixes for each folder, below the first, whose name a regular file has."""
+    made, *folders, last = path.split("/")
+    for name in folders:
         while _is_file(f"{outbox}/{made}/{name}"):  # each suffix is of another name: nobody makes files for all of them
-            name = with_folder_suffix(name)
+            name = with_folder_suffix(name)  # noqa: PLW2901
         made = f"{made}/{name}"
-    return made
+    return f"{made}/{last}"
 
 
 def _is_file(path: str) -> bool:
@@ -187,7 +185,7 @@ class LaterRuns:
     def _used(self) -> _Places:
         return _Places(self._later_uses())
 
-    def _later_uses(self) -> Iterator[tuple[Hashable, str]]:
+    def _later_uses(self) -> Iterator[tuple[_Use, str]]:
         """Yield what later runs did or may do: a place with what became of it, the run.
 
         An earlier run may have been resumed later: what it placed or needs counts, too.
@@ -199,14 +197,13 @@ class LaterRuns:
             is_later = name > self._name
             if is_later or self._runs.ended_ns(name) > begun_ns:
                 for place, what in _uses(self._runs, run, self._taken_back):
-                    told = _MAYBE if what == _FILLED and not is_later else what
-                    yield from (((place, told), name), ((fold(place), _FOLDED + told), name))
+                    yield (place, _MAYBE if what == _FILLED and not is_later else what), name
 
     def _run_of(self, places: _Places, place: str, what: str) -> str:
         """Return the run that used a place, by this name or one that the file system takes for it; else ""."""
         if run := places.run_of((place, what)):
             return run
-        run = places.run_of((fold(place), _FOLDED + what))
+        run = places.run_of(_folded((place, what)))
         return run if run and self._has_other_names(place) else ""
 
     def _has_other_names(self, place: str) -> bool:
@@ -244,17 +241,13 @@ class LaterRuns:
         try:
             found = (each for each in rows if each.run > self._name and each.run not in known)
             places = ((f"outbox/{each.row.destination}", each.run) for each in found if each.row.action in PLACED)
-            placed = _Places(
-                use
-                for place, run in places
-                for use in (((place, _FILLED), run), ((fold(place), _FOLDED + _FILLED), run))
-            )
+            placed = _Places(((place, _FILLED), run) for place, run in places)
         except DicomsortError as error:  # it is no manifest: nothing is known of these runs; the undo of others goes on
             return _Places(()), str(error)
         return placed, "".join(damages.notes(self._runs.outbox))
 
 
-def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterator[tuple[str, str]]:
+def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterator[_Use]:
     """Yield what a run did or may do, and no undo took back: a place, and what became of it.
 
     Where plan or journal are damaged its rows tell; where these may not be all, what it planned counts as done.
@@ -289,7 +282,7 @@ def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterat
 
 def _uses_of(
     plan: Plan, known: Replay, back: Container[str] = (), begun: Container[int] | None = None
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[_Use]:
     """Yield the uses of a run; what did not end was done, if it is among ``begun`` where that is known."""
     for o in plan.operations():
         result = known.result(o.number)
@@ -321,24 +314,30 @@ def _taken_back(runs: Runs, name: str) -> set[str]:
 
 
 class _Places:
-    """The runs that used places, from pairs of both: 12 bytes a place."""
+    """The runs that used places, from pairs of both, each also by its folded name: 24 bytes a use."""
 
-    def __init__(self, found: Iterable[tuple[Hashable, str]]) -> None:
+    def __init__(self, found: Iterable[tuple[_Use, str]]) -> None:
         names: dict[str, int] = {}
         keys, numbers = array("q"), array("i")
-        for place, name in found:
-            keys.append(hash(place))
-            numbers.append(names.setdefault(name, len(names)))
+        for use, name in found:
+            keys.extend((hash(use), hash(_folded(use))))
+            numbers.extend([names.setdefault(name, len(names))] * 2)
         order = sorted(range(len(keys)), key=keys.__getitem__)
         self._names = [*names]
         self._keys = array("q", (keys[at] for at in order))
         self._numbers = array("i", (numbers[at] for at in order))
 
-    def run_of(self, place: Hashable) -> str:
+    def run_of(self, use: Hashable) -> str:
         """The run, or ""."""
-        at = bisect_left(self._keys, hash(place))
-        is_known = at < len(self._keys) and self._keys[at] == hash(place)
+        at = bisect_left(self._keys, hash(use))
+        is_known = at < len(self._keys) and self._keys[at] == hash(use)
         return self._names[self._numbers[at]] if is_known else ""
+
+
+def _folded(use: _Use) -> Hashable:
+    """Return what is equal for names that a file system may take for one, and equals no use by its own name."""
+    place, what = use
+    return fold(place), what, "folded"
 
 
 def look_for(path: str) -> Found | None:

@@ -235,8 +235,7 @@ class _Names:
 
     def passable(self, path: str) -> str:
         """Return the path with a suffix for each of its folders whose name a file has."""
-        folder, _, name = path.rpartition("/")
-        return f"{passable(self.outbox, folder)}/{name}"
+        return passable(self.outbox, path)
 
 
 def _files(count: int) -> str:

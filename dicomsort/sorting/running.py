@@ -197,8 +197,9 @@ def resume(
             return ended
         complete_reports(context, (each for name, each in runs.items() if name != found.name))
         if not found.undoes:
-            for each in filter(None, (name for name, run_ in runs.unfinished().items() if run_.undoes)):
-                finish_first(context, each)
+            for undo_ in runs.unfinished().values():
+                if undo_.undoes:
+                    finish_first(context, undo_.name)
         way = _close if gives_up else finish_first if before_another else finish
         return way(context, found.name)
 
@@ -245,15 +246,15 @@ def _close(context: RunContext, run: str) -> Summary:
 
 
 def _end(context: RunContext, run: str, plan: Plan, notes: Iterable[str] = (), *, needs_inbox: bool = True) -> Summary:
-    if undone := plan.head.get("undoes"):
+    if undone := str(plan.head.get("undoes", "")):
         _report_undone(context, undone)
     summary = carry_out(context, run, plan, needs_inbox=needs_inbox)
     summary.notes += notes
     with _explain_full_disk_of(context.outbox, run, plan):
         write_summary(context.files, context.outbox, summary)
-    undone = load_run(context.outbox, plan.head["undoes"]).plan if plan.head["verb"] == "undo" else None
-    if undone and not summary.needs_person and (folder := undone.head.get("corrections")):
-        summary.notes += retracted(context.files, os.path.join(context.outbox, folder), plan.head["undoes"])
+    found = load_run(context.outbox, undone).plan if undone and not summary.needs_person else None
+    if found and (folder := found.head.get("corrections")):
+        summary.notes += retracted(context.files, os.path.join(context.outbox, folder), undone)
     return summary
 
 
