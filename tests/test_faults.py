@@ -200,6 +200,25 @@ def test_an_unprivileged_user_meets_files_and_folders_that_are_closed_to_him(our
     assert read_tree(inbox) == before
 
 
+def test_a_folder_of_the_inbox_that_is_closed_after_a_crash_does_not_block_the_run(ours: Path) -> None:
+    inbox, outbox = ours / "inbox", ours / "outbox"
+    study(inbox)
+    before = read_tree(inbox)
+    with mock.patch.object(Files, "unlink", side_effect=KeyboardInterrupt):
+        assert sort("--move", "--settle", 0, inbox, outbox).code == 130
+    hand_over(ours)
+    (inbox / "a").chmod(0)
+    ran = run_unprivileged("resume", outbox)
+    assert ran.code == 0, ran.err
+    message = "the source cannot be looked at: Permission denied; it may still be there, as its new name is"
+    row = by_source(outbox)["a/1.dcm"]
+    assert (row["status"], row["message"]) == ("sorted", message)
+    assert run_unprivileged("verify", outbox).code == 0
+    (inbox / "a").chmod(0o700)
+    assert run_unprivileged("undo", outbox).code == 0
+    assert read_tree(inbox) == before
+
+
 @pytest.mark.parametrize("closed", ["outbox", "outbox/.dicomsort"])
 def test_an_outbox_that_may_not_be_written_is_named_and_nothing_moves(ours: Path, closed: str) -> None:
     inbox, outbox = ours / "inbox", ours / "outbox"

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from itertools import groupby, islice
 from typing import NamedTuple, TypeVar
 
@@ -263,17 +264,17 @@ class Executor:
                 finished[i] = self._placer.remove_source(done[i])
         stuck = {result.number: result for result in finished if isinstance(result, Result)}
         if stuck:
-            stays = [o for o in done if o.number in stuck]
-            rolled_back = [o for o in stays if self._placer.roll_back(o, known.inodes[o.number])]
-            self._journal.end([stuck[o.number] for o in rolled_back])
-            finished += [
-                Fatal(f"{stuck[o.number].message}, and its new name {o.target!r} cannot be removed either")
-                for o in stays
-                if o not in rolled_back
-            ]
+            self._journal.end([self._with_source(o, stuck[o.number]) for o in done if o.number in stuck])
         for result in finished:
             if isinstance(result, Fatal):
                 self._refuse(result.message)
+
+    def _with_source(self, o: Operation, stuck: Result) -> Result:
+        """Return how an operation ends whose source stays: without its new name, or with both."""
+        placed = self._journal.known.result(o.number)
+        if placed is None or self._placer.roll_back(o, placed.inode):
+            return stuck
+        return replace(placed, message=f"{stuck.message}; it may still be there, as its new name is")
 
     def _is_placed(self, o: Operation) -> bool:
         if o.row is not None and o.verb is Verb.LEAVE:  # it equals what lies there

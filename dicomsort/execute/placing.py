@@ -291,12 +291,14 @@ class Placer:
 
         A plan may be executed again much later, so what replaces the source must be there at this moment. A result is
         returned only where the source stays; then ``roll_back`` removes what was placed. Fatal where the temporary copy
-        cannot be removed, or the source cannot be looked up.
+        cannot be removed, or the disk of the source refuses.
         """
         if o.verb is Verb.COPY or o.verb is Verb.LINK:
             return self.clear(o)
         try:
             stuck, linked = self._remove_source(o)
+        except PermissionError as error:  # it stays as it is: only its owner can open the way to it
+            return Result(o.number, Outcome.FAILED, f"the source cannot be looked at: {error.strerror}")
         except OSError as error:
             return Fatal(f"removing the source {o.source!r}: expected to look at it, received {error.strerror}")
         cleared = None if linked else self.clear(o)
