@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,13 @@ RECIPE = Hyperparameters(12, 4, 0.05, 0.2, 7, "light")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _tensorflow() -> None:
+def _one_seed() -> Iterator[None]:
+    """Train once each time; the mean of several seeds has a test of its own."""
     load_tensorflow()
+    from dicomsort.training.fit import transfer
+
+    with mock.patch.object(transfer, "SEEDS", 1):
+        yield
 
 
 @pytest.fixture(scope="module")
