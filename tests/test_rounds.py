@@ -16,6 +16,7 @@ import pytest
 from building import make_dicom, make_files, read_tree
 from command import by_source, placed, rows, run, sort
 from crashing import Crash, CrashingFiles
+from reviewing import decide, desk_of, held_outbox, item_of
 from watching import Timer, Watch, age, runs_of, told
 
 from dicomsort.files import Files
@@ -196,6 +197,16 @@ def test_an_unfinished_run_of_another_inbox_is_left_to_a_person(inbox: Path, out
     assert (watch.round(), watch.sent, watch.left) == ([], [first], [second])  # what it placed is sent on
     assert run("undo", "--quiet", outbox, second).code == 0
     assert (watch.round(), watch.sent, watch.left) == ([], [], [])
+
+
+def test_a_decision_that_was_cut_short_is_finished_first(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    key = item_of(desk_of(outbox), "odd1.dcm")
+    with pytest.raises(Crash):
+        decide(desk_of(outbox, DiesAtTheEnd()), key, "CT", "anna")
+    make_dicom(tmp_path / "elsewhere" / "1.dcm", study=8)
+    assert told(Watch(tmp_path / "elsewhere", outbox).round()) == [{"sorted": 2}, {"sorted": 1}]
+    assert {r["state"] for r in json.loads(run("runs", "--json", outbox).out)} == {"finished"}
 
 
 def test_a_stop_in_the_middle_finishes_the_file_at_hand_and_leaves_the_rest(tmp_path: Path, outbox: Path) -> None:

@@ -21,3 +21,10 @@ def ending(o: Operation, error: OSError, what: str) -> Result | Fatal:
     if error.errno in REFUSED_BY_DISK:
         return Fatal(f"{what}: expected success, received {reason}")
     return Result(o.number, Outcome.FAILED, reason)
+
+
+def unseen(o: Operation, error: OSError) -> Result | Fatal:
+    """Return how it ends that a source cannot be looked at: FAILED where somebody closed the way to it, else Fatal."""
+    if isinstance(error, PermissionError):
+        return Result(o.number, Outcome.FAILED, f"the source cannot be looked at: {error.strerror}")
+    return Fatal(f"removing the source {o.source!r}: expected to look at it, received {error.strerror}")

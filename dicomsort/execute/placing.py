@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dicomsort.execute.ending import Fatal, ending
+from dicomsort.execute.ending import Fatal, ending, unseen
 from dicomsort.execute.leaving import CANNOT_LEAVE, LINK_REFUSED, Leaving
 from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import (
@@ -297,10 +297,8 @@ class Placer:
             return self.clear(o)
         try:
             stuck, linked = self._remove_source(o)
-        except PermissionError as error:  # it stays as it is: only its owner can open the way to it
-            return Result(o.number, Outcome.FAILED, f"the source cannot be looked at: {error.strerror}")
         except OSError as error:
-            return Fatal(f"removing the source {o.source!r}: expected to look at it, received {error.strerror}")
+            return unseen(o, error)
         cleared = None if linked else self.clear(o)
         return stuck or cleared
 

@@ -29,7 +29,7 @@ _UNDECIDED = "undecided"  # the queue of operations of which none is new so far
 class Standing:
     """The newer runs of an outbox: their newest, those that sorted, whether any is of the inbox at hand.
 
-    ``cut_short`` is the newest unfinished run of that inbox, or undo; if none is, ``of_another`` are those of others.
+    ``cut_short`` is an unfinished run to finish first; if none is, ``of_another`` are those of other inboxes.
     """
 
     newest: str
@@ -56,17 +56,14 @@ def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
         complete_reports(context, runs.values())
         clear_unsealed(context, runs.values())
         inboxes = {name: found.plan.head["inbox"] for name, found in runs.items() if found.plan is not None}
-        cut_short = runs.unfinished()
-        first = {name for name, run in cut_short.items() if inboxes[name] == inbox or run.undoes}
-        ours = max(first, key=lambda name: (bool(cut_short[name].undoes), name), default="")
-        others = tuple(name for name in cut_short if name not in first)
+        first, others = runs.cut_short(inbox)
         damaged = runs.maybe_unfinished()
     return Standing(
         max(runs, default=since),
         tuple(name for name, found in runs.items() if not found.undoes and found.summary and found.summary.found),
         inbox in inboxes.values(),
-        ours,
-        () if ours else others,
+        next(iter(first), ""),
+        () if first else tuple(others),
         damaged,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +30,6 @@ from dicomsort.sorting.examine import Arrivals, Clock, SecondLook, as_one, exami
 from dicomsort.sorting.outbox import (
     RunContext,
     check_state,
-    inbox_of,
     locked,
     mount_of,
     mounts_below,
@@ -42,7 +41,7 @@ from dicomsort.sorting.outbox import (
 from dicomsort.sorting.outbox_state import OutboxState
 from dicomsort.sorting.pixel_sampling import PixelSampler
 from dicomsort.sorting.running import carry_out, complete_reports, finish_first, seal_plan
-from dicomsort.sorting.runs import Run, load_runs, new_run, require_outbox_mounts
+from dicomsort.sorting.runs import Runs, load_runs, new_run, require_outbox_mounts
 
 SETTLE = 60.0
 _VERBS = {"copy": Verb.COPY, "move": Verb.MOVE, "link": Verb.LINK}
@@ -152,7 +151,7 @@ class Job:
         require_outbox_mounts(self.context.outbox)
         self.notes += runs.damages()
         complete_reports(self.context, runs.values())
-        finished, left = self._finish_first(runs.unfinished())
+        finished, left = self._finish_first(runs)
         clear_unsealed(self.context, runs.values())
         with self.discarding():
             self.run = new_run(self.context)
@@ -162,13 +161,11 @@ class Job:
         summary.damaged = [*runs.maybe_unfinished().values()]
         return summary
 
-    def _finish_first(self, runs: Mapping[str, Run]) -> tuple[list[Summary], list[str]]:
-        """Finish decisions, undos and runs of this inbox that were cut short; return their summaries, and the rest."""
-        finished, left = list[Summary](), list[str]()
-        for name, run in sorted(runs.items(), key=lambda each: not each[1].undoes):  # undos first: others build on them
-            if not self._is_ours(run):
-                left.append(name)
-                continue
+    def _finish_first(self, runs: Runs) -> tuple[list[Summary], list[str]]:
+        """Finish what was cut short and comes before a run of this inbox; return the summaries, and the rest."""
+        first, left = runs.cut_short(self.request.inbox)
+        finished = list[Summary]()
+        for name in first:
             try:
                 finished.append(finish_first(self.context, name))
                 counts = ", ".join(f"{count:,} {status}" for status, count in finished[-1].statuses.most_common())
@@ -177,12 +174,6 @@ class Job:
                 left.append(name)
                 self.notes.append(f"run {name} was cut short and could not be finished: {error}")
         return finished, left
-
-    def _is_ours(self, run: Run) -> bool:
-        """Whether a run is one of this inbox, a decision or an undo."""
-        outbox = self.context.outbox
-        is_ours = run.plan is not None and inbox_of(run.plan.head, outbox) in {self.request.inbox, outbox}
-        return is_ours or bool(run.undoes)
 
     @contextmanager
     def discarding(self) -> Iterator[None]:
@@ -236,11 +227,8 @@ class Job:
             require_outbox_mounts(outbox)
             summary.damaged = [*runs.maybe_unfinished().values()]
             note = "was cut short, and a sort would finish it first, which is not shown here"
-            for name, run in runs.unfinished().items():
-                if self._is_ours(run):
-                    self.notes.append(f"run {name} {note}")
-                else:
-                    summary.unfinished.append(name)
+            first, summary.unfinished = runs.cut_short(self.request.inbox)
+            self.notes += [f"run {name} {note}" for name in first]
         summary.notes = self.notes
         return summary
 

@@ -131,6 +131,17 @@ class Runs(dict[str, Run]):
         undone = {run.undoes for run in self.values()} | {name for name, run in self.items() if run.undone_by in self}
         return {name: run for name, run in self.items() if run.state is RunState.UNFINISHED and name not in undone}
 
+    def cut_short(self, inbox: str) -> tuple[list[str], list[str]]:
+        """Return the unfinished runs that one of an inbox finishes first, and those of other inboxes.
+
+        First come undos, on which others build, then decisions and runs of the inbox.
+        """
+        first, others, ours = list[str](), list[str](), {inbox, self.outbox}
+        for name, run in self.unfinished().items():
+            is_first = run.undoes or (run.plan and inbox_of(run.plan.head, self.outbox) in ours)
+            (first if is_first else others).append(name)
+        return sorted(first, key=lambda name: not self[name].undoes), others
+
     def ended_ns(self, name: str) -> int:
         """Return when a run ended (nanoseconds since 1970): the time of its summary; beyond all where it has none."""
         there = look_up(f"{runs_folder(self.outbox)}/{name}/{SUMMARY}")
