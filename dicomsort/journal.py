@@ -354,7 +354,9 @@ class Replay:
                 self.take(Result(self._checked(number), Outcome(outcome), message, inode, *map(_unpack_lost, lost)))
             case ["mark", "manifest", int(value)] if 0 <= value <= _MAX_OFFSET:
                 self.marks["manifest"] = value
-            case ["mark", str(name), value] if name != "manifest":
+            case ["mark", "begun", list(numbers)]:
+                self.marks["begun"] = [self._checked(number) for number in numbers]
+            case ["mark", str(name), value] if name not in {"manifest", "begun"}:
                 self.marks[name] = value
             case _:
                 raise ValueError("an entry of another kind")

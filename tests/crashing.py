@@ -103,6 +103,25 @@ class NoOwners(OtherDevice):
         super().set_owner(descriptor, owner, group)
 
 
+class FixedModes(Files):
+    """The outbox is on exFAT: no links there, and all files have one mode."""
+
+    def link(self, source: str, target: str) -> None:
+        if "/outbox/" in source + target:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
+        super().link(source, target)
+
+    def create(self, path: str, mode: int = 0o600) -> int:
+        descriptor = super().create(path, mode)
+        if "/outbox/" in path:
+            os.fchmod(descriptor, 0o755)
+        return descriptor
+
+    def set_mode(self, path: str | int, mode: int) -> None:
+        if "/outbox/" not in str(name_of(path) if isinstance(path, int) else path):
+            super().set_mode(path, mode)
+
+
 class NoSyncfs(Files):
     """A system that can flush single files only."""
 

@@ -18,6 +18,7 @@ from crashing import (
     Clones,
     Crash,
     CrashingFiles,
+    FixedModes,
     NoLinks,
     NoOwners,
     NoSyncfs,
@@ -49,7 +50,10 @@ SYSTEMS: dict[str, Callable[[], Files]] = {
     "no links, EPERM": NoLinks,
     "no links, ENOTSUP": Unsupported,
 }
-KEEPING_LESS: dict[str, Callable[[], Files]] = {"two file systems, one without owners": NoOwners}
+KEEPING_LESS: dict[str, Callable[[], Files]] = {
+    "two file systems, one without owners": NoOwners,
+    "two file systems, one without modes": FixedModes,
+}
 CLONING: dict[str, Callable[[], Files]] = {"clones": Clones, "two subvolumes": Subvolumes, "clones, no links": Shared}
 LINKLESS = frozenset(SYSTEMS) - {"links", "no syncfs"}  # there --link fails, with the reason, and places nothing
 NO_RUN_YET = ("its plan was sealed", "expected one of the runs", "expected an outbox")

@@ -7,11 +7,13 @@ import os
 import shutil
 import tarfile
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from building import make_dicom, make_files, read_tree, uid
 from command import by_source, placed, rows, run
+from crashing import Crash
 from packing import CT, dicom, make_inbox, opening, tarred, zipped
 from test_races import fail
 from watching import Watch, runs_of
@@ -21,6 +23,7 @@ from dicomsort.bundle.spec import label_problem
 from dicomsort.engines.engine import SerialEngine
 from dicomsort.errors import WorkerLost
 from dicomsort.files import Files
+from dicomsort.sorting import outbox as outbox_module
 
 
 @pytest.mark.parametrize("mode", ["move", "copy"])
@@ -249,3 +252,50 @@ def test_a_member_whose_name_is_a_folder_of_another_is_placed_the_next_night(tmp
     assert "conflict" in opening(inbox, outbox, code=3)
     opening(inbox, outbox)
     assert len(list(placed(outbox))) == 2
+
+
+def half_opened(inbox: Path, outbox: Path, study: dict[str, bytes], *options: object) -> str:
+    """A run that opened an archive of ``study`` and died before it placed its second member; its id."""
+    make_inbox(inbox, {"x.zip": zipped(study)})
+    with pytest.MonkeyPatch.context() as patch, suppress(Crash):
+        links = iter([None])
+        link = Files.link
+        patch.setattr(Files, "link", lambda *arguments: link(*arguments) if next(links, Crash) is None else dies())
+        opening(*options, inbox, outbox)
+    return runs_of(outbox)[-1]
+
+
+def dies() -> None:
+    raise Crash
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_what_only_the_staging_folder_holds_is_neither_undone_nor_pruned(
+    tmp_path: Path, outbox: Path, study: dict[str, bytes], *, is_replaced: bool
+) -> None:
+    inbox = tmp_path / "inbox"
+    name = half_opened(inbox, outbox, study, "--copy")
+    (inbox / "x.zip").unlink()
+    if is_replaced:
+        make_inbox(inbox, {"x.zip": zipped({"other.dcm": dicom(tmp_path, study=9)})})
+    assert run("undo", outbox).code == 3
+    held = read_tree(outbox / ".dicomsort/runs" / name / "staging")
+    assert set(held.values()) & set(study.values())
+    opening("--copy", inbox, outbox)
+    assert f"kept {name}: it holds, in staging, what was unpacked" in run("runs", outbox, "--prune", 0).out
+    assert read_tree(outbox / ".dicomsort/runs" / name / "staging") == held
+
+
+def test_nothing_is_given_up_where_the_disk_of_a_class_is_away(
+    tmp_path: Path, outbox: Path, study: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (outbox / "CT").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox_module, "mounts", lambda: iter([(b"", f"{outbox}/CT", b"")]))
+        name = half_opened(tmp_path / "inbox", outbox, study, "--move")
+    shutil.rmtree(outbox / "CT")
+    (outbox / "CT").mkdir()
+    shutil.rmtree(tmp_path / "inbox")
+    ran = run("resume", "--give-up", outbox, name)
+    assert (ran.code, "expected the file system that was mounted at 'outbox/CT'" in ran.err) == (1, True)
+    assert list(placed(outbox)) == []

@@ -112,6 +112,11 @@ def test_a_line_that_ends_with_2_is_found(place: Path, line: str, expected: str)
     assert {name: data for name, data in read_tree(place).items() if name != "crontab"} == before
 
 
+def test_blanks_in_a_crontab_take_no_time(place: Path) -> None:
+    """Time grew with their square: hours for a file of the size that is read."""
+    assert doctor(place, "sort --copy IN OUT", before=f"MAILTO=a{' ' * 500_000}b\n") == []
+
+
 @pytest.mark.parametrize("line", TAKEN)
 def test_a_line_that_works_is_fine(place: Path, line: str) -> None:
     if line.startswith(("send", "receive")):

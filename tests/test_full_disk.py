@@ -13,12 +13,14 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from building import gradient, make_dicom, make_files, read_tree
 from command import placed, quiet, run, sort
-from crashing import NoLinks
+from crashing import Crash, NoLinks
 from matrix import Mode, check_done, check_nothing_lost, check_undone, facts, start, world
 from powercut import name_of
 
@@ -202,6 +204,26 @@ def test_an_undo_that_was_cut_short_for_want_of_room_uses_a_later_reserve(tmp_pa
     full.room = 0
     assert enter("resume", inbox, outbox, full) == ""
     check_undone(inbox, outbox, before)
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_the_reserve_grows_with_the_plan_as_the_undo_does(
+    tmp_path: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch, *, is_whole: bool
+) -> None:
+    """Where the run was cut short, its undo writes its rows, too."""
+    for number in range(300):
+        make_dicom(tmp_path / "inbox" / f"{number}.dcm", instance=number, has_pixels=False)
+    with monkeypatch.context() as patch, suppress(Crash):
+        if not is_whole:
+            patch.setattr(Files, "flush_system", mock.Mock(side_effect=Crash))
+        sort("--move", "--settle", 0, tmp_path / "inbox", outbox)
+    (plan,) = outbox.glob(".dicomsort/runs/*/plan.jsonl")
+    size, reserved, full = plan.stat().st_size, reserve_of(outbox).stat().st_size, Full(ENOUGH)
+    with monkeypatch.context() as patch:
+        patch.setattr("dicomsort.files.Files", lambda: full)
+        assert run("undo", outbox).code == 0
+    written = ENOUGH - (full.room - reserved)
+    assert written < outbox_module.room_for_undo(size) - outbox_module.room_for_undo(0)
 
 
 @pytest.mark.usefixtures("allocates")

@@ -55,6 +55,21 @@ def test_a_placed_file_that_was_edited_after_a_crash_stays(one: tuple[Path, Path
     assert source.exists()
 
 
+def test_a_copy_that_is_gone_or_another_at_a_resume_is_told(tmp_path: Path, outbox: Path) -> None:
+    for number in range(3):
+        make_dicom(tmp_path / "inbox" / f"{number}.dcm", instance=number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dicomsort.execute.executor.BATCH", 2)
+        crash(tmp_path / "inbox/0.dcm", outbox, "--copy", call="link", nth=2)
+    gone, another = sorted(path for path in placed(outbox) if path.endswith(".dcm"))
+    (outbox / gone).unlink()
+    (outbox / another).unlink()
+    make_dicom(outbox / another, instance=9)
+    assert run("resume", outbox).code == 3
+    told = [(row["status"], row["message"]) for row in by_source(outbox).values()]
+    assert told == [("changed", "its copy is gone since")] * 2 + [("sorted", "")]
+
+
 @pytest.mark.parametrize("mode", ["--copy", "--move"])
 def test_a_placed_file_is_known_though_its_source_is_gone(one: tuple[Path, Path], mode: str) -> None:
     source, outbox = one

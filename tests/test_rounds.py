@@ -151,6 +151,17 @@ def test_a_manual_sort_beside_the_service_is_taken_note_of(inbox: Path, outbox: 
     assert told(watch.round()) == [{"sorted": 1, "duplicate": 5, "ignored": 1}]
 
 
+def test_a_run_that_was_undone_at_once_is_not_sent_on(inbox: Path, outbox: Path, tmp_path: Path) -> None:
+    watch = Watch(inbox, outbox, mode="copy")
+    watch.round()
+    for study in (7, 8):
+        make_dicom(tmp_path / f"other {study}" / "1.dcm", study=study)
+        assert sort("--settle", 0, tmp_path / f"other {study}", outbox).code == 0
+    stands, undone = runs_of(outbox)[-2:]
+    assert run("undo", outbox, undone).code == 0
+    assert (watch.round(), watch.sent) == ([], [stands])
+
+
 def test_an_unfinished_run_is_finished_first(inbox: Path, outbox: Path) -> None:
     before = read_tree(inbox)
     whole = CrashingFiles(-1)

@@ -71,13 +71,14 @@ def test_another_instance_in_the_place_of_one_that_was_sent(
 def test_a_corrected_instance_in_the_place_of_the_wrong_one_is_sent(tmp_path: Path) -> None:
     journal, path = tmp_path / "journal", tmp_path / "in/0.dcm"
     with Scp().running() as scp:
-        for name in ("WRONG", "RIGHT"):
+        for name in ("WRONG", "RIGHT", "WRONG"):  # the last time, the correction was one by mistake
             path.unlink(missing_ok=True)
             make_dicom(path, PatientName=name)
             os.utime(path, (10**9, 10**9))
             ran = send(path.parent, "--to", scp.to, "--journal", journal)
             assert statuses(ran) == Counter(acknowledged=1), ran.err
-    assert scp.came.total() == 2
+        assert statuses(send(path.parent, "--to", scp.to, "--journal", journal)) == Counter(skipped=1)
+    assert scp.came.total() == 3
 
 
 def test_what_did_not_change_is_not_read_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -13,10 +14,13 @@ from typing import NamedTuple
 import pytest
 from building import make_dicom, read_tree
 from command import Ran, by_source, placed, rows, run, sort
+from crashing import Crash
 from test_meanwhile import crash
 from test_operator import cut_short, last_line, night
 from watching import runs_of
 
+from dicomsort.execute import Placer
+from dicomsort.records import Operation, Verb
 from dicomsort.sorting import outbox_state
 
 MODES = ["--copy", "--move"]
@@ -146,6 +150,83 @@ def test_what_a_run_placed_that_was_resumed_late_stays(tmp_path: Path, outbox: P
     assert (outbox / target).is_file()
 
 
+def edit(path: Path) -> bytes:
+    """Let another file take its place, as an editor does; the content before."""
+    before = path.read_bytes()
+    path.with_name("new").write_bytes(before + b"edited")
+    path.with_name("new").rename(path)
+    return before
+
+
+def test_a_run_that_was_cut_short_and_partly_undone_can_be_undone_later(tmp_path: Path, outbox: Path) -> None:
+    """What it had begun and not placed is placed by another run meanwhile."""
+    inbox = tmp_path / "inbox"
+    for number in range(3):
+        make_dicom(inbox / f"{number}.dcm", instance=number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dicomsort.execute.executor.BATCH", 2)
+        crash(inbox / "0.dcm", outbox, "--move", call="link", nth=2)
+    (first,) = runs_of(outbox)
+    edited = outbox / min(placed(outbox))
+    before = edit(edited)
+    assert run("undo", outbox).code == 3
+    assert sort("--move", "--settle", 0, inbox, outbox).code == 0
+    assert run("undo", outbox, first).code == 3
+    edited.write_bytes(before)
+    assert [run("undo", outbox, first).code, run("verify", outbox).code, len(read_tree(inbox))] == [0, 0, 1]
+
+
+def test_a_duplicate_that_was_not_removed_before_its_run_was_undone_needs_nothing(tmp_path: Path, outbox: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    make_dicom(one / "1.dcm")
+    for number in (1, 2):
+        make_dicom(other / f"{number}.dcm", instance=number)
+    assert sort("--move", "--settle", 0, one, outbox).code == 0
+    apply = Placer.apply
+
+    def dying(self: Placer, o: Operation) -> object:
+        if o.verb is Verb.REMOVE:
+            raise Crash
+        return apply(self, o)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Crash):
+        patch.setattr(Placer, "apply", dying)
+        sort("--move", "--duplicates", "remove", "--settle", 0, other, outbox)
+    first, second = runs_of(outbox)
+    edit(outbox / max(placed(outbox)))
+    assert run("undo", outbox, second).code == 3
+    assert list(read_tree(other)) == ["1.dcm"]
+    assert run("undo", outbox, first).code == 0
+
+
+def test_a_run_that_was_resumed_late_takes_back_what_it_placed_where_another_had_been(
+    tmp_path: Path, outbox: Path
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    make_dicom(one / "1.dcm")
+    for number in (1, 2):
+        make_dicom(other / f"{number}.dcm", instance=number)
+    crash(one / "1.dcm", outbox, "--move", call="link", nth=0)
+    assert sort("--move", "--settle", 0, other, outbox).code == 3
+    first, second = runs_of(outbox)
+    edit(outbox / max(placed(outbox)))
+    assert [run("undo", outbox, second).code, run("resume", outbox, first).code] == [3, 0]
+    assert run("undo", outbox, first).code == 0
+    assert sorted(read_tree(one)) == ["1.dcm"]
+
+
+def test_rows_are_in_the_order_of_ends_whatever_the_times_of_files_are(tmp_path: Path, outbox: Path) -> None:
+    make_dicom(tmp_path / "inbox/1.dcm")
+    assert [sort("--move", tmp_path / "inbox", outbox).code, run("undo", outbox).code] == [0, 0]
+    assert sort("--move", tmp_path / "inbox", outbox).code == 0
+    for at, name in enumerate(reversed(runs_of(outbox))):
+        os.utime(outbox / ".dicomsort/runs" / name / "summary.json", (10**9 + at, 10**9 + at))
+    told = (outbox / "manifest.csv").read_bytes()
+    (outbox / "manifest.csv").unlink()
+    assert run("verify", "--repair", outbox).code == 0
+    assert (outbox / "manifest.csv").read_bytes() == told
+
+
 def test_a_repair_writes_rows_in_the_order_in_which_runs_ended(outbox: Path, late: tuple[str, str]) -> None:
     first, second = late
     assert [run("undo", outbox, second).code, run("resume", outbox, first).code] == [0, 0]
@@ -157,23 +238,27 @@ def test_a_repair_writes_rows_in_the_order_in_which_runs_ended(outbox: Path, lat
 
 
 @pytest.mark.parametrize("case", ["ignored", "told apart"])
+@pytest.mark.parametrize(("name", "other"), [("CT.dcm", "ct.dcm"), ("Scan/001", "scan/001"), ("Maß", "maß")])
 def test_names_that_differ_in_case_are_one_where_the_file_system_says_so(
-    tmp_path: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch, case: str
+    tmp_path: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch, name: str, other: str, case: str
 ) -> None:
-    for place in ("one/CT.dcm", "two/ct.dcm"):
+    for place in (f"one/{name}", f"two/{other}"):
         make_dicom(tmp_path / place)
     assert sort("--settle", 0, "--layout", "keep", tmp_path / "one", outbox).code == 0
     (first,) = runs_of(outbox)
-    (outbox / "CT/CT.dcm").unlink()
+    (outbox / "CT" / name).unlink()
     assert sort("--settle", 0, "--layout", "keep", "--move", tmp_path / "two", outbox).code == 0
-    (outbox / "CT/ct.dcm").rename(outbox / "CT/CT.dcm")  # as a system that ignores case shows it under both names
+    (outbox / "CT" / other).rename(outbox / "CT" / name)  # as a system that ignores case shows it under both names
     if case == "ignored":
-        there = outbox_state.look_up
+        there, top = outbox_state.look_up, f"{outbox}/"
+        names = {path.relative_to(outbox).as_posix().casefold(): str(path) for path in outbox.rglob("*")}
         monkeypatch.setattr(
-            outbox_state, "look_up", lambda path: there(path) or there(path.replace("/ct.DCM", "/CT.dcm"))
+            outbox_state,
+            "look_up",
+            lambda path: there(path) or there(names.get(path.removeprefix(top).casefold(), path)),
         )
     assert run("undo", outbox, first).code == 0
-    assert (outbox / "CT/CT.dcm").is_file() == (case == "ignored")
+    assert (outbox / "CT" / name).is_file() == (case == "ignored")
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -62,7 +62,7 @@ def _number(text: str, least: int, names: tuple[str, ...]) -> int:
 
 
 _JOB = re.compile(r"\s*(@\S+|(?:[^\s=#]+\s+){4}[^\s=#]+)\s+(.*)")
-_VARIABLE = re.compile(r"""\s*(["']?)([^\s"'=#]+)\1\s*=\s*(.*?)\s*""")
+_VARIABLE = re.compile(r"""\s*(["']?)([^\s"'=#]+)\1\s*=(.*)""")
 _ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)")
 _ENDS = re.compile(r"[;&|<>0-9]*[;&|<>].*")  # where the shell begins something else
 _NO_USERS = frozenset({"env", "exec", "export", "ionice", "nice", "nohup", "time"})  # begin a command of the shell
@@ -99,6 +99,7 @@ def jobs_of(text: str) -> Iterator[Job]:
 
 
 def _unquoted(value: str) -> str:
+    value = value.strip()
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     return value[1:-1] if is_quoted else value
 

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute.ending import Fatal, ending
 from dicomsort.execute.placing import LOCKED, Placer, Roots
-from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up, opened
+from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up, opened, sha256_of
 from dicomsort.journal import Journal, Plan
 from dicomsort.metadata import lost_with
 from dicomsort.records import ARCHIVED, NOT_WHOLE, Operation, Outcome, Result, Verb
@@ -61,6 +61,7 @@ class Folders:
         """Return the missing folders, and the ends of operations whose folder cannot be there or be looked up."""
         absent: set[str] = set()
         refused: dict[int, Result | Fatal] = {}
+        self._there = {"inbox", "outbox"}  # somebody may have put a link in a folder's place since the last batch
         for operation in operations:
             try:
                 if folder := folder_of(operation):
@@ -98,11 +99,12 @@ class Folders:
                 self._files.remove_folder(path)
                 self._there.discard(operation.source)
             elif operation.source in self._ours:  # else somebody else made it again
-                if operation.owner is not None:
-                    with suppress(PermissionError), opened(path) as descriptor:  # else it stays ours
-                        self._files.set_owner(descriptor, *operation.owner)
-                self._files.set_mode(path, operation.mode)
-                self._files.set_mtime(path, operation.mtime_ns)
+                with opened(path, os.O_DIRECTORY) as descriptor:  # by its path, a link would be followed
+                    if operation.owner is not None:
+                        with suppress(PermissionError):  # it stays ours
+                            self._files.set_owner(descriptor, *operation.owner)
+                    self._files.set_mode(descriptor, operation.mode)
+                    self._files.set_mtime(descriptor, operation.mtime_ns)
         except FileNotFoundError:
             return Result(operation.number, Outcome.DONE)
         except OSError as error:
@@ -257,6 +259,8 @@ class Executor:
         for o in batch if self._is_resumed else ():
             if o.target and known.has_ended(o.number) and not known.is_done(o.number):
                 self._placer.clear(o)  # an interrupted attempt may have left its temporary copy
+        if self._is_resumed and (lost := [o for o in batch if known.is_done(o.number) and self._has_lost(o)]):
+            self._journal.end([Result(o.number, Outcome.CHANGED, "its copy is gone since") for o in lost])
         done = [o for o in batch if known.is_done(o.number)]
         finished = self._each(self._placer.remove_source, done, at_once=self._moves_bytes(done))
         for i, result in enumerate(finished):  # a thread of this run may have held the lock: links are one file
@@ -268,6 +272,17 @@ class Executor:
         for result in finished:
             if isinstance(result, Fatal):
                 self._refuse(result.message)
+
+    def _has_lost(self, o: Operation) -> bool:
+        """Whether what was copied or linked has gone, or another file has taken its name."""
+        if o.verb is not Verb.COPY and o.verb is not Verb.LINK:
+            return False
+        path = self._roots.absolute(o.target)
+        with suppress(OSError):
+            there = look_up(path)
+            inode = self._journal.known.inodes[o.number]
+            return there is None or (there.st_ino != inode and sha256_of(path) != o.sha256)
+        return False
 
     def _with_source(self, o: Operation, stuck: Result) -> Result:
         """Return how an operation ends whose source stays: without its new name, or with both."""

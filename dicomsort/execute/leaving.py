@@ -1,9 +1,11 @@
-"""What refuses an operation, in words; from which folders a process may remove files. Nothing is changed here."""
+"""What refuses an operation, in words; what may leave its folder, and is still there. Nothing is changed here."""
 
 from __future__ import annotations
 
 import os
 import stat
+
+from dicomsort.files import look_up
 
 CANNOT_LEAVE = "its folder may not be changed, so the file cannot leave it"
 LINK_REFUSED = "hard link refused ({}); use --copy or --move"
@@ -30,3 +32,15 @@ class Leaving:
             is_sticky = bool(there.st_mode & stat.S_ISVTX) and user not in {0, there.st_uid}
             self._folders[folder] = os.access(folder, os.W_OK | os.X_OK), is_sticky
         return self._folders[folder]
+
+
+def has_changed(path: str, before: os.stat_result) -> bool:
+    """Whether the file at a path was replaced or changed since a look at it."""
+    now = look_up(path)
+    return now is None or (now.st_ino, now.st_ctime_ns) != (before.st_ino, before.st_ctime_ns)
+
+
+def is_at(descriptor: int, path: str) -> bool:
+    """Whether an open file still has this name."""
+    there = look_up(path)
+    return there is not None and os.path.samestat(there, os.fstat(descriptor))

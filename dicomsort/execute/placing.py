@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dicomsort.execute.ending import Fatal, ending, unseen
-from dicomsort.execute.leaving import CANNOT_LEAVE, LINK_REFUSED, Leaving
+from dicomsort.execute.leaving import CANNOT_LEAVE, LINK_REFUSED, Leaving, has_changed, is_at
 from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import (
     NO_LINK,
@@ -133,7 +133,7 @@ class Placer:
         if is_whole and (source is None or not self._holds_still(o, source)):
             return Result(o.number, Outcome.DONE, *self._complete(o, source, target.st_ino))
         # A power cut may take the bytes of a whole copy and leave its time; who edits a file gives it another time.
-        is_torn = is_stamped(target, _stamp(o)) if is_part else is_ours and _is_torn(path, target, part)
+        is_torn = is_stamped(target, _stamp(o)) if is_part else is_ours and self._is_torn(path, target, part)
         if source is not None and (is_whole or is_torn):
             self._files.unlink(path)
             return None
@@ -146,6 +146,19 @@ class Placer:
         Its flush may have failed, which Linux says once; then it calls the pages clean, and reading finds them whole.
         """
         return _unchanged(o, source) and sha256_of(self._roots.absolute(o.source)) == o.sha256
+
+    def _is_torn(self, path: str, status: os.stat_result, part: str) -> bool:
+        """Whether a file is our own copy of ``part``, cut short: not yet stamped, and the beginning of it.
+
+        exFAT gives all files one mode.
+        """
+        if stat.S_IMODE(status.st_mode) != _CREATED_MODE:
+            with contextlib.suppress(OSError):
+                self._files.set_mode(part, _CREATED_MODE)
+            if os.lstat(part).st_mode != status.st_mode:
+                return False
+        with opened(path) as shorter, opened(part) as longer:
+            return begins_with(longer, shorter)
 
     def _links(self, part: str) -> bool:
         """Whether the file system of a temporary copy makes hard links: then only a file of its inode is ours."""
@@ -318,7 +331,7 @@ class Placer:
         if linked and source.st_nlink == 1:  # one name, by two ways
             return None, linked
         is_replaced = linked or self._is_replaced(o, source, target)
-        if not linked and _has_changed(path, source):  # comparing takes a while
+        if not linked and has_changed(path, source):  # comparing takes a while
             return Result(o.number, Outcome.CHANGED, _CHANGED_SINCE), linked
         if not is_replaced:
             gone = "is gone" if target is None else "holds other bytes by now"
@@ -350,8 +363,8 @@ class Placer:
                 self._files.flush(theirs)  # somebody may have put it there a moment ago
                 if o.kept.startswith("outbox/") and hasattr(os, "posix_fadvise"):  # memory may hold more than the disk
                     os.posix_fadvise(theirs, 0, 0, os.POSIX_FADV_DONTNEED)
-                is_kept = _is_at(theirs, kept) and self._is_kept(o)
-                if _has_changed(path, source):  # comparing takes a while
+                is_kept = is_at(theirs, kept) and self._is_kept(o)
+                if has_changed(path, source):  # comparing takes a while
                     return Result(o.number, Outcome.CHANGED, _CHANGED_SINCE)
                 return self._unlinked(o) if is_kept else Result(o.number, Outcome.CHANGED, _NOT_KEPT)
         except FileNotFoundError:  # of the kept copy: then the file stays; else somebody has removed it
@@ -452,17 +465,6 @@ def _wanted(o: Operation, found: Metadata) -> Metadata:
     return found._replace(mode=o.mode & (found.mode | 0o777))
 
 
-def _has_changed(path: str, before: os.stat_result) -> bool:
-    now = look_up(path)
-    return now is None or (now.st_ino, now.st_ctime_ns) != (before.st_ino, before.st_ctime_ns)
-
-
-def _is_at(descriptor: int, path: str) -> bool:
-    """Whether an open file still has this name."""
-    there = look_up(path)
-    return there is not None and os.path.samestat(there, os.fstat(descriptor))
-
-
 def _stamp(o: Operation) -> int:
     return o.mtime_ns if o.stamp_ns is None else o.stamp_ns
 
@@ -489,11 +491,3 @@ def _is_one_file(o: Operation, target: os.stat_result, source: os.stat_result | 
     if source is not None and os.path.samestat(target, source):
         return True
     return (target.st_dev, target.st_ino) == (o.device, o.inode)
-
-
-def _is_torn(path: str, status: os.stat_result, whole: str) -> bool:
-    """Whether a file is our own copy of ``whole``, cut short: not yet stamped, and the beginning of it."""
-    if stat.S_IMODE(status.st_mode) != _CREATED_MODE:
-        return False
-    with opened(path) as shorter, opened(whole) as longer:
-        return begins_with(longer, shorter)

@@ -26,6 +26,9 @@ class UndoContext(Protocol):
         It has the SHA-256, and no other run placed it.
         """
 
+    def is_back(self, operation: Operation) -> bool:
+        """Whether an earlier undo of the run took back what the operation placed."""
+
     def filled_by(self, place: str) -> str:
         """Return the later run that placed a file there; else ""."""
 
@@ -97,7 +100,7 @@ def _returned(
     done: Iterable[tuple[Operation, Result]], context: UndoContext, waiting: Mapping[str, str]
 ) -> Iterator[Operation]:
     for o, result in done:
-        if o.verb not in {Verb.MOVE, Verb.COPY, Verb.LINK}:
+        if o.verb not in {Verb.MOVE, Verb.COPY, Verb.LINK} or context.is_back(o):
             continue
         filled_by = context.filled_by(o.target)
         there, source = None if filled_by else context.look_up(o.target), context.look_up(o.source)

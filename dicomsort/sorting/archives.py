@@ -25,10 +25,11 @@ from dicomsort.files import Files, look_up, missing_folders, sha256_of
 from dicomsort.journal import Plan, Replay, runs_folder
 from dicomsort.progress import Progress
 from dicomsort.records import ARCHIVE, ARCHIVE_LIMIT, MEMBER, OPENED, OPENED_BEFORE, Examined, Found, Header, Kind
+from dicomsort.report import visible
 from dicomsort.report.manifest import EarlierArchives, earlier_archives
 from dicomsort.sorting.examine import BATCH_FILES, on_lost, spooled
 from dicomsort.sorting.outbox import RunContext
-from dicomsort.sorting.runs import Run, RunState
+from dicomsort.sorting.runs import Run, RunState, journal_of
 from dicomsort.tasks import examine
 
 STAGING = "staging"
@@ -241,6 +242,27 @@ def clear_staging(files: Files, outbox: str, run: str) -> None:
         remove_staging(files, folder := staging_of(outbox, run))
     except OSError as error:
         raise PlacingFailed(f"{folder}: expected to remove what was unpacked, received {error.strerror}") from error
+
+
+def clear_placed(context: RunContext, run: str, inbox: str) -> list[str]:
+    """Remove what a run unpacked; what is placed nowhere stays, with a note, if its archive is gone or another."""
+    folder, roots = staging_of(context.outbox, run), Roots(inbox, context.outbox)
+    if look_up(folder) is None:
+        return []
+    plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
+    known = journal_of(plan)
+    open_ = (o for o in plan.operations() if o.target and o.kept_sha256 and not known.is_done(o.number))
+    archives = {(roots.absolute(o.kept), o.kept_sha256) for o in open_ if look_up(roots.absolute(o.source))}
+    if not all(_has_sha256(path, sha256) for path, sha256 in archives):
+        return [f"what was unpacked and not placed stays in {visible(folder)}: its archive is gone, or another"]
+    clear_staging(context.files, context.outbox, run)
+    return []
+
+
+def _has_sha256(path: str, sha256: str) -> bool:
+    with suppress(OSError):
+        return sha256_of(path) == sha256
+    return False
 
 
 def discard(files: Files, outbox: str, run: str) -> None:

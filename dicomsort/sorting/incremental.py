@@ -27,7 +27,7 @@ _UNDECIDED = "undecided"  # the queue of operations of which none is new so far
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The newer runs of an outbox: their newest, those that sorted, whether any is of the inbox at hand.
+    """The newer runs of an outbox: their newest, those that sorted and stand, whether any is of the inbox at hand.
 
     ``cut_short`` is an unfinished run to finish first; if none is, ``of_another`` are those of other inboxes.
     """
@@ -57,10 +57,11 @@ def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
         clear_unsealed(context, runs.values())
         inboxes = {name: found.plan.head["inbox"] for name, found in runs.items() if found.plan is not None}
         first, others = runs.cut_short(inbox)
+        undone = runs.wholly_undone()
         damaged = runs.maybe_unfinished()
     return Standing(
         max(runs, default=since),
-        tuple(name for name, found in runs.items() if not found.undoes and found.summary and found.summary.found),
+        tuple(n for n, run in runs.items() if run.summary and run.summary.found and not run.undoes and n not in undone),
         inbox in inboxes.values(),
         next(iter(first), ""),
         () if first else tuple(others),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from dicomsort.report.manifest import PLACED, Repaired, count_rows, rows_of, sur
 from dicomsort.report.manifest import repair as repair_manifest
 from dicomsort.sorting.outbox import RunContext, absolute, locked, waiting_in
 from dicomsort.sorting.running import complete_reports
-from dicomsort.sorting.runs import Run, Runs, RunState, journal_of, load_runs
+from dicomsort.sorting.runs import AFTER, Run, Runs, RunState, journal_of, load_runs
 
 _DECISION = "a person's decision"
 
@@ -119,7 +120,16 @@ def repair(context: RunContext) -> Repaired:
 
 def _in_order_of_ends(runs: Runs) -> list[str]:
     """Return the runs whose rows the manifest should have, in their order: one may be resumed after later ones."""
-    return sorted((run.name for run in runs.values() if _is_reported(run)), key=runs.ended_ns)
+    found = [run for run in runs.values() if _is_reported(run)]
+    return [run.name for run in sorted(found, key=lambda run: (_after(run), runs.ended_ns(run.name)))]
+
+
+def _after(run: Run) -> tuple[str, bool]:
+    """Return the run after which the rows of a run come, and whether that is another."""
+    after = ""
+    with suppress(StateDamaged):
+        after = str(journal_of(run.plan).marks.get(AFTER, "")) if run.plan else ""
+    return after or run.name, bool(after)
 
 
 def _is_reported(run: Run) -> bool:

@@ -34,7 +34,7 @@ from dicomsort.records import REVIEW, Operation, Row, Verb
 from dicomsort.report import MANIFEST, visible
 
 _SPARSE = 1 << 20  # bytes of a file from which on its holes are counted
-RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 500,000 files need about as many
+RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 400,000 files need about as many
 INODES = 8  # an undo makes a folder with four files; tmpfs takes an inode a link, too
 _ROOM, _BLOCK = 256 << 10, 4 << 10  # bytes: for what does not grow with a run; for a folder that is made again
 REVIEW_VERB = "review"  # of a plan that carries out a person's decision
@@ -245,9 +245,10 @@ def mounts_below(inbox: str, outbox: str) -> list[str]:
 def room_for_undo(plan_bytes: int, folders: int = 0) -> int:
     """Return how many bytes an undo may write below the outbox, by the run's plan and the folders that it prunes.
 
-    It has a plan, a journal, and its rows twice: 2.7 times the run's plan at most, as measured.
+    It has a plan, a journal, and its rows twice, and so has a run that was cut short: 4 times the run's plan at most,
+    as measured.
     """
-    return _ROOM + 3 * plan_bytes + _BLOCK * folders
+    return _ROOM + 9 * plan_bytes // 2 + _BLOCK * folders
 
 
 def make_reserve(context: RunContext, size: int) -> None:

@@ -21,7 +21,7 @@ from dicomsort.report import MANIFEST, Damages, read_rows, visible
 from dicomsort.report.manifest import PLACED, rows_of, since
 from dicomsort.report.manifest_reader import decided_from
 from dicomsort.sorting.outbox import REVIEW_VERB, mounts_below
-from dicomsort.sorting.runs import Run, Runs, journal_of, read_all
+from dicomsort.sorting.runs import UNDONE_BY, Run, Runs, journal_of, read_all
 
 # What became of a place: filled; filled by a run that may be earlier; needed, with the SHA-256 of what is needed. Or
 # the SHA-256 of what a decision took from there.
@@ -166,6 +166,10 @@ class LaterRuns:
         """The mount point above a place where nothing is mounted any more since the run began; else ""."""
         return next((mount for mount in self._unmounted if f"{place}/".startswith(f"{mount}/")), "")
 
+    def is_back(self, operation: Operation) -> bool:
+        """Whether an earlier undo of the run took back what it placed: what lies there by now is not the run's."""
+        return operation.target in self._back
+
     def hides(self, operation: Operation) -> bool:
         """Whether an operation's target may be there, in a file system that is not mounted now."""
         return bool(self.unmounted(operation.target)) and self.look_up(operation.target) is None
@@ -180,6 +184,10 @@ class LaterRuns:
         plan = self._runs[self._name].plan
         before = plan.head.get("mounts", []) if plan else []  # which older versions did not note
         return sorted({*before}.difference(self.mounts)) if before else []
+
+    @cached_property
+    def _back(self) -> set[str]:
+        return self._taken_back(self._name)
 
     @cached_property
     def _used(self) -> _Places:
@@ -207,13 +215,14 @@ class LaterRuns:
         return run if run and self._has_other_names(place) else ""
 
     def _has_other_names(self, place: str) -> bool:
-        """Whether the file system shows what lies there under a name of another case, too."""
-        folder, _, name = self.roots.absolute(place).rpartition("/")
-        try:
-            one, other = look_up(f"{folder}/{name}"), look_up(f"{folder}/{name.swapcase()}")
-        except OSError:
-            return False
-        return name != name.swapcase() and one is not None and other is not None and os.path.samestat(one, other)
+        """Whether the file system shows what lies there under a name of another case, too: its own, or a folder's."""
+        root, *names = place.split("/")
+        others = (
+            "/".join((root, *names[:i], other, *names[i + 1 :]))
+            for i, name in enumerate(names)
+            for other in {name.swapcase(), name.lower(), name.upper()} - {name}
+        )
+        return any(_is_one(self.roots.absolute(place), self.roots.absolute(other)) for other in others)
 
     def _undone(self) -> set[str]:
         return self._runs.wholly_undone()
@@ -247,6 +256,13 @@ class LaterRuns:
         return placed, "".join(damages.notes(self._runs.outbox))
 
 
+def _is_one(path: str, other: str) -> bool:
+    with suppress(OSError):
+        there, found = look_up(path), look_up(other)
+        return there is not None and found is not None and os.path.samestat(there, found)
+    return False
+
+
 def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterator[_Use]:
     """Yield what a run did or may do, and no undo took back: a place, and what became of it.
 
@@ -255,7 +271,8 @@ def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterat
     """
     if run.plan is not None:
         with suppress(StateDamaged):
-            yield from _uses_of(run.plan, known := journal_of(run.plan), taken_back(run.name), known.begun)
+            known = journal_of(run.plan)
+            yield from _uses_of(run.plan, known, taken_back(run.name), known.begun)
             return
     elif not run.damage:
         return
@@ -283,15 +300,20 @@ def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterat
 def _uses_of(
     plan: Plan, known: Replay, back: Container[str] = (), begun: Container[int] | None = None
 ) -> Iterator[_Use]:
-    """Yield the uses of a run; what did not end was done, if it is among ``begun`` where that is known."""
+    """Yield the uses of a run; what did not end was done, if it is among ``begun`` where that is known.
+
+    A duplicate is removed only after that ended: none was in a run that was undone since.
+    """
+    is_over = UNDONE_BY in known.marks
     for o in plan.operations():
         result = known.result(o.number)
-        is_done = result.outcome is Outcome.DONE if result else begun is None or o.number in begun
+        may_be = begun is None or (o.number in begun and not (is_over and o.verb is Verb.REMOVE))
+        is_done = result.outcome is Outcome.DONE if result else may_be
         if o.verb not in PLACING or not is_done:
             continue
         is_back = (o.target or o.source) in back
         if o.target:
-            yield o.target, _FILLED  # put back or not: what lies there now is not the earlier run's
+            yield o.target, _MAYBE if is_back else _FILLED  # a copy of an earlier run may lie there again
         elif not is_back:
             yield o.kept, _NEEDED + o.sha256
         if plan.head["verb"] == REVIEW_VERB and not is_back:

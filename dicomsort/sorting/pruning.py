@@ -12,7 +12,6 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from dicomsort.archives import remove_staging
 from dicomsort.files import Files, flush_path, look_up
 from dicomsort.journal import JOURNAL, PLAN, runs_folder
 from dicomsort.report import MANIFEST, SUMMARY
@@ -83,12 +82,12 @@ def _is_foreign(folder: str) -> str:
             others = sorted(e.name for e in found if not _is_ours(e))
     except OSError as error:
         return f"its folder cannot be read: {error.strerror}"
+    if STAGING in others:
+        return f"it holds, in {STAGING}, what was unpacked from an archive that is gone: move that away"
     return f"it holds {others[0]!r}, which is none of ours" if others else ""
 
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
-    if entry.name == STAGING:
-        return entry.is_dir(follow_symlinks=False)
     return entry.name in _ORDER and entry.is_file(follow_symlinks=False)
 
 
@@ -109,7 +108,6 @@ def _needed(run: Run, runs: Runs, removed: list[str]) -> str:
 def _remove(files: Files, folder: str) -> int:
     """Remove a run's folder, its plan first; how many bytes that frees."""
     freed = 0
-    remove_staging(files, f"{folder}/{STAGING}")
     for name in _ORDER:
         path = f"{folder}/{name}"
         if (status := look_up(path)) is None:

@@ -19,9 +19,9 @@ from dicomsort.files import is_network, look_up
 from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, runs_folder
 from dicomsort.plan import reverse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
-from dicomsort.report import Summary, final_row, needs_person, printable, read_summary, visible, write_summary
-from dicomsort.report.manifest import PLACED, RunManifest, append_manifest
-from dicomsort.sorting.archives import clear_staging, staging_of, unpack_again
+from dicomsort.report import Summary, final_row, needs_person, printable, read_summary, write_summary
+from dicomsort.report.manifest import PLACED, RunManifest
+from dicomsort.sorting.archives import clear_placed, unpack_again
 from dicomsort.sorting.corrections import retracted
 from dicomsort.sorting.outbox import (
     REVIEW_VERB,
@@ -38,11 +38,23 @@ from dicomsort.sorting.outbox import (
 )
 from dicomsort.sorting.outbox_state import LaterRuns
 from dicomsort.sorting.rehearsal import Rehearsal, Show
-from dicomsort.sorting.runs import UNDONE_BY, Run, Runs, RunState, journal_of, load_run, load_runs, new_run, read_all
+from dicomsort.sorting.runs import (
+    UNDONE_BY,
+    Run,
+    Runs,
+    RunState,
+    append_rows,
+    journal_of,
+    load_run,
+    load_runs,
+    new_run,
+    read_all,
+)
 
 NOTHING_TO_UNDO = "no run that changed anything is left to undo"
 # Threads that place: a local disk answers sooner than the interpreter switches between many, a network does not.
 LOCAL_THREADS, NETWORK_THREADS = 2, 8
+_BEGUN = "begun"  # the mark in the journal of an undo that was closed: the operations that it had begun
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _log = logging.getLogger("dicomsort")
 
@@ -73,11 +85,10 @@ def carry_out(context: RunContext, run: str, plan: Plan, *, needs_inbox: bool = 
         undoes, threads = plan.head["verb"] == "undo", NETWORK_THREADS if is_network(outbox) else LOCAL_THREADS
         Executor(files, Roots(inbox, outbox), journal, run, threads, tries_all=undoes).run(plan, report)
         manifest.flush()
-        if "reported" not in journal.known.marks:
-            append_manifest(files, outbox, run, journal)
+        append_rows(files, outbox, run, journal)
         summary.notes = list(plan.head.get("notes", []))
         for each in filter(None, (run, summary.undoes)):
-            summary.notes += _cleared(context, each, inbox)
+            summary.notes += clear_placed(context, each, inbox)
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -104,23 +115,8 @@ def _report_undone(context: RunContext, run: str) -> None:
                 manifest.add(row)
                 summary.count(row)
             manifest.flush()
-            if "reported" not in journal.known.marks:
-                append_manifest(context.files, context.outbox, run, journal)
+            append_rows(context.files, context.outbox, run, journal)
         write_summary(context.files, context.outbox, summary)
-
-
-def _cleared(context: RunContext, run: str, inbox: str) -> list[str]:
-    """Remove what a run unpacked; what is placed nowhere stays, with a note, if its archive is gone."""
-    folder, roots = staging_of(context.outbox, run), Roots(inbox, context.outbox)
-    if look_up(folder) is None:
-        return []
-    plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
-    known = journal_of(plan)
-    open_ = (o for o in plan.operations() if o.target and o.kept_sha256 and not known.is_done(o.number))
-    if any(look_up(roots.absolute(o.kept)) is None and look_up(roots.absolute(o.source)) for o in open_):
-        return [f"what was unpacked and not placed stays in {visible(folder)}: its archive is gone"]
-    clear_staging(context.files, context.outbox, run)
-    return []
 
 
 def _journal(context: RunContext, plan: Plan) -> Journal:
@@ -224,23 +220,27 @@ def finish_first(context: RunContext, run: str) -> Summary:
     try:
         return finish(context, run)
     except (DicomsortError, OSError, ValueError):
-        plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
-        if "undoes" not in plan.head:
+        if "undoes" not in Plan.open(f"{runs_folder(context.outbox)}/{run}").head:
             raise
-        if journal_of(plan).begun:  # only the inbox tells what came of it
-            require_mounts(plan.head, context.outbox)
-            require_inbox(plan.head, context.outbox, run, "resume")
         return _close(context, run)
 
 
 def _close(context: RunContext, run: str) -> Summary:
-    """End a run as it stands, without its inbox: what it has not done gets a row that says so."""
+    """End a run as it stands, without its inbox: what it has not done gets a row that says so.
+
+    An undo notes what it had begun, and not finished: only its inbox tells what came of it. The next undo looks there.
+    """
     plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
+    require_mounts(plan.head, context.outbox, "outbox/")
     message = "not placed before the run was given up"
     if undone := plan.head.get("undoes"):
         message = f"not taken back before the undo was closed; {command('undo', context.outbox, undone)} tries again"
     roots = Roots(inbox_of(plan.head, context.outbox), context.outbox)
     with closing(_journal(context, plan)) as journal:
+        if undone:
+            done = (o for o in plan.operations() if o.target and journal.known.is_done(o.number))
+            stays = {o.number for o in done if look_up(roots.absolute(o.source))}
+            journal.mark(_BEGUN, sorted(journal.known.begun | stays))
         notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).give_up(plan, message)
     return _end(context, run, plan, notes, needs_inbox=False)
 
@@ -266,7 +266,7 @@ def complete_reports(context: RunContext, runs: Iterable[Run]) -> None:
         marks = journal_of(run.plan).marks
         if "manifest" in marks and "reported" not in marks:
             with suppress(StateDamaged), closing(_journal(context, run.plan)) as journal:
-                append_manifest(context.files, context.outbox, run.name, journal)  # its own resume makes its rows anew
+                append_rows(context.files, context.outbox, run.name, journal)  # its own resume makes its rows anew
 
 
 def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = False) -> Summary:
@@ -295,6 +295,8 @@ def _undo(context: RunContext, runs: Runs, name: str, *, with_decisions: bool = 
     with _explain_full_disk(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
         complete_reports(context, runs.values())
         later = LaterRuns(runs, name, inbox_of(plan.head, outbox))
+        for closed in runs.undos_of(name):
+            _clear_closed(context, closed, later.roots)
         mine, sealed = _seal_undo(context, name, plan, later)
     try:
         return _end(context, mine, sealed, later.notes)
@@ -302,11 +304,25 @@ def _undo(context: RunContext, runs: Runs, name: str, *, with_decisions: bool = 
         runs[mine] = load_run(outbox, mine)
 
 
+def _clear_closed(context: RunContext, undo: Run, roots: Roots) -> None:
+    """Remove what an earlier undo of a run left in the inbox of copies that it began, before it was closed."""
+    if undo.plan is None or (begun := journal_of(undo.plan).marks.get(_BEGUN)) is None:
+        return
+    known = Replay.empty(undo.plan.count)
+    known.begun.update(begun)
+    placer = Placer(context.files, roots, undo.name, known)
+    for o in undo.plan.operations():
+        if o.number in known.begun:
+            placer.check(o)
+        placer.clear(o)
+
+
 def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> tuple[str, Plan]:
     """Find out how far a run came, and seal the plan that undoes it; return the undo's run and that plan."""
     roots = later.roots
     with closing(_journal(context, plan)) as journal:
-        notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).reconcile(plan, later.hides)
+        is_theirs = lambda o: later.hides(o) or bool(later.filled_by(o.target))
+        notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).reconcile(plan, is_theirs)
         known = journal.known
     mine = new_run(context)
     head = {

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command, counted
-from dicomsort.files import look_up
-from dicomsort.journal import JOURNAL, PLAN, Plan, Replay, is_run, replay, runs_folder
+from dicomsort.files import Files, look_up
+from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, Replay, is_run, replay, runs_folder
 from dicomsort.records import Action, Verb
 from dicomsort.report import MANIFEST, SUMMARY, Summary, has_rows, read_summary, visible
+from dicomsort.report.manifest import append_manifest
 from dicomsort.sorting.outbox import RunContext, inbox_of, require_mounts
 
+AFTER = "after"  # the mark in the journal of a run that was resumed after later ones had ended: the last of them
 UNDONE_BY = "undone_by"  # the mark in the journal of a run that was cut short and then undone
 STAMP = "%Y%m%dT%H%M%SZ"  # in the id of a run, UTC
 
@@ -230,6 +232,17 @@ def all_runs(outbox: str, since: str = "") -> list[str]:
             return sorted(e.name for e in found if e.name > since and is_run(e.name))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def append_rows(files: Files, outbox: str, run: str, journal: Journal) -> None:
+    """Append the rows of a run to the outbox's manifest, once; after later runs that have ended, it notes the last."""
+    marks = journal.known.marks
+    if "reported" in marks:
+        return
+    ended = [name for name in all_runs(outbox, run) if look_up(f"{runs_folder(outbox)}/{name}/{SUMMARY}")]
+    if ended and "manifest" not in marks:
+        journal.mark(AFTER, ended[-1])
+    append_manifest(files, outbox, run, journal)
 
 
 def _has_ended(outbox: str, run: str) -> bool:

@@ -50,6 +50,7 @@ class Acknowledged:
         self._places: dict[bytes, str] = {}  # of path, size and mtime -> SOP Instance UID
         self._identities: set[bytes] = set()  # of SOP Instance UID, inode and ctime
         self._contents: dict[str, tuple[bytes, ...]] = {}  # SOP Instance UID -> of what was sent under it
+        self._latest: dict[bytes, bytes] = {}  # of a path -> of what it had last, where contents of one UID differ
         self._failed: dict[bytes, int] = {}  # of path, size and mtime -> a number that grows from failure to failure
         self._failures = count()
         self._unflushed = 0  # lines
@@ -114,19 +115,21 @@ class Acknowledged:
                     case ["base", str(base)]:
                         pass
                     case ["sent", str(path), int(size), int(mtime_ns), str(sop_uid), str(sha256)] if is_uid(sop_uid):
-                        self._remember(_digest(base, path, size, mtime_ns), sop_uid, sha256)
+                        self._remember(base, path, _digest(base, path, size, mtime_ns), sop_uid, sha256)
                     case ["file", str(sop_uid), int(inode), int(ctime_ns)]:
                         self._identities.add(_digest(sop_uid, inode, ctime_ns))
                     case ["failed", str(path), int(size), int(mtime_ns)]:
                         self._failed[_digest(base, path, size, mtime_ns)] = next(self._failures)
         return base
 
-    def _remember(self, place: bytes, sop_uid: str, sha256: str) -> None:
+    def _remember(self, base: str, path: str, place: bytes, sop_uid: str, sha256: str) -> None:
         self._places[place] = sop_uid
         self._failed.pop(place, None)
         content, known = _digest(sha256), self._contents.get(sop_uid, ())
         if content not in known:
-            self._contents[sop_uid] = (*known, content)
+            self._contents[sop_uid] = known = (*known, content)
+        if len(known) > 1:
+            self._latest[_digest(base, path, sop_uid)] = content
 
     def _place(self, file: Found | Instance) -> bytes:
         return _digest(self._base, file.path, file.size, file.mtime_ns)
@@ -143,7 +146,8 @@ class Acknowledged:
     def holds_instance(self, instance: Instance) -> bool:
         """Whether its bytes were acknowledged, be it under another path or time; writes it down.
 
-        Another file of the same path, size and time may hold others: a corrected export.
+        Another file of the same path, size and time may hold others: a corrected export. One whose path had other bytes
+        since is sent again: the peer has these now.
         """
         known = self._contents.get(instance.sop_uid)
         if known is None:
@@ -152,7 +156,9 @@ class Acknowledged:
             sha256 = sha256_of(instance.absolute)
         except OSError:
             return False  # sending will tell why
-        if _digest(sha256) not in known:
+        content = _digest(sha256)
+        place = _digest(self._base, instance.path, instance.sop_uid)
+        if content not in known or self._latest.get(place, content) != content:
             return False
         if self._places.get(self._place(instance)) != instance.sop_uid:
             self.add(instance, sha256)
@@ -165,7 +171,7 @@ class Acknowledged:
         """Write that the peer has the instance; ``DicomsortError`` where that cannot be written."""
         path, size, mtime_ns, sop_uid = instance.path, instance.size, instance.mtime_ns, instance.sop_uid
         self._write(["sent", path, size, mtime_ns, sop_uid, sha256], _file(instance))
-        self._remember(self._place(instance), sop_uid, sha256)
+        self._remember(self._base, path, self._place(instance), sop_uid, sha256)
         self._identities.add(_digest(sop_uid, instance.inode, instance.ctime_ns))
 
     def failed_at(self, found: Found) -> int | None:
