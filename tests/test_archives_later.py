@@ -286,6 +286,17 @@ def test_what_only_the_staging_folder_holds_is_neither_undone_nor_pruned(
     assert read_tree(outbox / ".dicomsort/runs" / name / "staging") == held
 
 
+def test_what_was_unpacked_goes_where_others_placed_the_same(
+    tmp_path: Path, outbox: Path, study: dict[str, bytes]
+) -> None:
+    name = half_opened(tmp_path / "inbox", outbox, study, "--move")
+    make_inbox(tmp_path / "other", study)
+    opening("--copy", tmp_path / "other", outbox, code=3)
+    ran = run("resume", outbox, name)
+    assert (ran.code, "stays in" in ran.out) == (0, False)
+    assert not list(outbox.glob(".dicomsort/runs/*/staging"))
+
+
 def test_nothing_is_given_up_where_the_disk_of_a_class_is_away(
     tmp_path: Path, outbox: Path, study: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -312,32 +312,73 @@ def test_an_undo_that_had_begun_is_closed_and_the_next_looks_at_what_it_left(tmp
     assert [path.name for path in sorted(inbox.iterdir())] == ["0.dcm", "1.dcm", "2.dcm"]
 
 
+def left_half_done(root: Path, at: int, again: int = -1) -> tuple[bool, bool]:
+    """An undo to a disk without links dies at a change, is closed without its inbox, and the inbox is undone then.
+
+    ``again``: the sort that closes it dies, too, at that change. Return whether they died.
+    """
+    inbox, other, outbox = (root / str(at) / str(again) / name for name in ("inbox", "other", "outbox"))
+    for number in range(3):
+        make_dicom(inbox / f"{number}.dcm", instance=number)
+    make_dicom(other / "9.dcm", study=9)
+    before = read_tree(inbox)
+    assert sort("--move", "--settle", 0, inbox, outbox).code == 0
+    (name,) = all_runs(str(outbox))
+    first = dies(at, lambda: run("undo", outbox, name), NoLinks, 40)
+    inbox.rename(root / "gone")
+    second = dies(again, lambda: sort("--settle", 0, other, outbox))
+    assert sort("--settle", 0, other, outbox).code in {0, 3}
+    (root / "gone").rename(inbox)
+    with mock.patch("dicomsort.files.Files", NoLinks):
+        ran = run("undo", outbox, name)
+    assert ran.code == 0
+    if "is undone already" in ran.out:  # but for the last file's temporary copy, beside the file itself
+        for part in inbox.glob("*.part"):
+            part.unlink()
+    assert read_tree(inbox) == before
+    assert run("verify", outbox).code == 0
+    return bool(first.dead), bool(second.dead)
+
+
 def test_what_a_closed_undo_left_torn_is_removed_by_the_next(tmp_path: Path) -> None:
-    tried = 0
-    for at in range(100):
-        inbox, other, outbox = (tmp_path / str(at) / name for name in ("inbox", "other", "outbox"))
-        for number in range(3):
-            make_dicom(inbox / f"{number}.dcm", instance=number)
-        make_dicom(other / "9.dcm", study=9)
-        before = read_tree(inbox)
-        assert sort("--move", "--settle", 0, inbox, outbox).code == 0
-        (name,) = all_runs(str(outbox))
-        files = dies(at, lambda outbox=outbox, name=name: run("undo", outbox, name), NoLinks, 40)
-        if not files.dead:
-            break
+    assert sum(left_half_done(tmp_path, at)[0] for at in range(0, 80, 2)) > 20
+
+
+def test_closing_an_undo_may_die_too(tmp_path: Path) -> None:
+    """The undo has torn a copy of its first file."""
+    assert sum(left_half_done(tmp_path, 39, again)[1] for again in range(30)) > 20
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_an_undo_gives_no_old_time_to_a_file_that_was_edited_since(tmp_path: Path, *, is_closed: bool) -> None:
+    inbox, outbox = tmp_path / "inbox", tmp_path / "outbox"
+    name, undo = half_undone(inbox, outbox)
+    if is_closed:
         inbox.rename(tmp_path / "gone")
-        assert sort("--settle", 0, other, outbox).code in {0, 3}
+        assert run("resume", "--give-up", outbox, undo).code == 3
         (tmp_path / "gone").rename(inbox)
-        with mock.patch("dicomsort.files.Files", NoLinks):
-            ran = run("undo", outbox, name)
-        assert ran.code == 0
-        if "is undone already" in ran.out:  # but for the last file's temporary copy, beside the file itself
-            for part in inbox.glob("*.part"):
-                part.unlink()
-        assert read_tree(inbox) == before
-        assert run("verify", outbox).code == 0
-        tried += 1
-    assert tried > 20
+    (edited,) = inbox.iterdir()
+    edited.write_bytes(before := edited.read_bytes() + b"a note")
+    os.utime(edited, (10**9, 10**9))
+    assert run("undo", outbox, name).code == 3 if is_closed else run("resume", outbox, undo).code in {0, 3}
+    assert (edited.read_bytes(), edited.stat().st_mtime) == (before, 10**9)
+
+
+def test_an_earlier_undo_that_is_damaged_does_not_keep_another_from_going_on(tmp_path: Path) -> None:
+    inbox, outbox = tmp_path / "inbox", tmp_path / "outbox"
+    for number in range(3):
+        make_dicom(inbox / f"{number}.dcm", instance=number)
+    assert sort("--move", "--settle", 0, inbox, outbox).code == 0
+    edited = outbox / min(placed(outbox))
+    content = edited.read_bytes()
+    edited.write_bytes(content + b"a note")
+    assert run("undo", outbox).code == 3
+    first, undo = all_runs(str(outbox))
+    journal = outbox / ".dicomsort/runs" / undo / "journal.jsonl"
+    journal.write_bytes(b'["end"]\n' + journal.read_bytes())
+    edited.write_bytes(content)
+    assert run("undo", outbox, first).code == 0
+    assert len(read_tree(inbox)) == 3
 
 
 def test_an_undo_is_given_up_without_its_inbox(tmp_path: Path) -> None:

@@ -232,8 +232,9 @@ class Placer:
         return self._under_its_new_name(o, there)
 
     def _under_its_new_name(self, o: Operation, status: os.stat_result) -> Result:
-        """Restore metadata of a linked file that an earlier move or a backup did not keep."""
-        if o.owner is None and (o.stamp_ns is None or is_stamped(status, o.stamp_ns)):
+        """Restore metadata of a linked file that an earlier move or a backup did not keep; not of one edited since."""
+        is_whole = o.owner is None and (o.stamp_ns is None or is_stamped(status, o.stamp_ns))
+        if is_whole or not _unchanged(o, status):
             return Result(o.number, Outcome.DONE, inode=status.st_ino)
         try:
             with opened(self._roots.absolute(o.target)) as file:
@@ -412,6 +413,10 @@ class Placer:
         except OSError as error:
             return Fatal(f"removing the temporary copy of {o.source!r}: expected success, received {error.strerror}")
         return None
+
+    def has_part(self, o: Operation) -> bool:
+        """Whether the temporary copy is there."""
+        return look_up(self._part(o)) is not None
 
     def clean_up(self, o: Operation) -> None:
         """Remove the temporary copy of an earlier attempt, if there is one."""

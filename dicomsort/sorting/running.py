@@ -85,6 +85,8 @@ def carry_out(context: RunContext, run: str, plan: Plan, *, needs_inbox: bool = 
         undoes, threads = plan.head["verb"] == "undo", NETWORK_THREADS if is_network(outbox) else LOCAL_THREADS
         Executor(files, Roots(inbox, outbox), journal, run, threads, tries_all=undoes).run(plan, report)
         manifest.flush()
+        if summary.undoes:
+            _report_undone(context, summary.undoes)
         append_rows(files, outbox, run, journal)
         summary.notes = list(plan.head.get("notes", []))
         for each in filter(None, (run, summary.undoes)):
@@ -98,11 +100,8 @@ def _rows(operations: Iterable[Operation], known: Replay) -> Iterator[Row]:
 
 
 def _report_undone(context: RunContext, run: str) -> None:
-    """Write the rows of a run that is undone before it ended: what the undo leaves is known by them.
-
-    Where there is no room for them the undo goes on, which makes room.
-    """
-    with suppress(DicomsortError, OSError):
+    """Write the rows of a run that was undone before it ended: what the undo leaves is known by them."""
+    with suppress(StateDamaged):
         if read_summary(context.outbox, run) is not None:
             return
         plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
@@ -208,6 +207,7 @@ def finish(context: RunContext, run: str) -> Summary:
     unpack_again(context.files, roots, plan, journal_of(plan))
     if "undoes" in plan.head:
         free_reserve(context)
+        _clear_closed(context, plan, roots)
     return _end(context, run, plan)
 
 
@@ -240,14 +240,14 @@ def _close(context: RunContext, run: str) -> Summary:
         if undone:
             done = (o for o in plan.operations() if o.target and journal.known.is_done(o.number))
             stays = {o.number for o in done if look_up(roots.absolute(o.source))}
-            journal.mark(_BEGUN, sorted(journal.known.begun | stays))
+            before = journal.known.marks.get(_BEGUN, [])  # where closing it was cut short
+            journal.mark(_BEGUN, sorted({*before, *journal.known.begun, *stays}))
         notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).give_up(plan, message)
     return _end(context, run, plan, notes, needs_inbox=False)
 
 
 def _end(context: RunContext, run: str, plan: Plan, notes: Iterable[str] = (), *, needs_inbox: bool = True) -> Summary:
-    if undone := str(plan.head.get("undoes", "")):
-        _report_undone(context, undone)
+    undone = str(plan.head.get("undoes", ""))
     summary = carry_out(context, run, plan, needs_inbox=needs_inbox)
     summary.notes += notes
     with _explain_full_disk_of(context.outbox, run, plan):
@@ -296,7 +296,8 @@ def _undo(context: RunContext, runs: Runs, name: str, *, with_decisions: bool = 
         complete_reports(context, runs.values())
         later = LaterRuns(runs, name, inbox_of(plan.head, outbox))
         for closed in runs.undos_of(name):
-            _clear_closed(context, closed, later.roots)
+            if closed.plan is not None:
+                _clear_closed(context, closed.plan, later.roots)
         mine, sealed = _seal_undo(context, name, plan, later)
     try:
         return _end(context, mine, sealed, later.notes)
@@ -304,17 +305,18 @@ def _undo(context: RunContext, runs: Runs, name: str, *, with_decisions: bool = 
         runs[mine] = load_run(outbox, mine)
 
 
-def _clear_closed(context: RunContext, undo: Run, roots: Roots) -> None:
-    """Remove what an earlier undo of a run left in the inbox of copies that it began, before it was closed."""
-    if undo.plan is None or (begun := journal_of(undo.plan).marks.get(_BEGUN)) is None:
-        return
-    known = Replay.empty(undo.plan.count)
-    known.begun.update(begun)
-    placer = Placer(context.files, roots, undo.name, known)
-    for o in undo.plan.operations():
-        if o.number in known.begun:
-            placer.check(o)
-        placer.clear(o)
+def _clear_closed(context: RunContext, plan: Plan, roots: Roots) -> None:
+    """Remove what an undo left in the inbox of copies that it began, if it was closed; one that is damaged stays."""
+    with suppress(StateDamaged):
+        if (begun := journal_of(plan).marks.get(_BEGUN)) is None:
+            return
+        known = Replay.empty(plan.count)
+        known.begun.update(begun)
+        placer = Placer(context.files, roots, plan.path.parent.name, known)
+        for o in plan.operations():
+            if o.number in known.begun and placer.has_part(o):
+                placer.check(o)
+            placer.clear(o)
 
 
 def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> tuple[str, Plan]:

@@ -129,7 +129,7 @@ class Acknowledged:
         if content not in known:
             self._contents[sop_uid] = known = (*known, content)
         if len(known) > 1:
-            self._latest[_digest(base, path, sop_uid)] = content
+            self._latest[_digest(f"{base}/{path}", sop_uid)] = content
 
     def _place(self, file: Found | Instance) -> bytes:
         return _digest(self._base, file.path, file.size, file.mtime_ns)
@@ -157,7 +157,7 @@ class Acknowledged:
         except OSError:
             return False  # sending will tell why
         content = _digest(sha256)
-        place = _digest(self._base, instance.path, instance.sop_uid)
+        place = _digest(f"{self._base}/{instance.path}", instance.sop_uid)
         if content not in known or self._latest.get(place, content) != content:
             return False
         if self._places.get(self._place(instance)) != instance.sop_uid:
