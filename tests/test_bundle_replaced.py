@@ -39,7 +39,6 @@ def replace(folder: Path, **changes: object) -> None:
     new = Path(shutil.copytree(old, folder.with_name("new")))
     spec = json.loads((new / "bundle.json").read_text("utf-8"))
     renamed = {"labels": [NAMES.get(label, label) for label in reversed(spec["labels"])], "header_classes": NAMES}
-    renamed["thresholds"] = spec["thresholds"] | {"decide": 0.95}  # a number for each class names the classes, too
     (new / "bundle.json").write_text(json.dumps(spec | (changes or renamed)), "utf-8")
     new.rename(folder)
 

@@ -12,7 +12,7 @@ from dicomsort.records import Examined, Found, Group, Header, Kind, Placement, S
 
 LABELS = ("CT", "MRI", "OTHER", "XRAY")
 MAP = {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}
-DECIDE = (0.9,) * len(LABELS)
+DECIDE = 0.9
 JUDGE = Criteria(LABELS, MAP, decide=DECIDE, contradict=0.99)
 STRICT = replace(JUDGE, distance=1.5)
 CT, MR, CR, SC = (f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2", "4", "1", "7"))
@@ -115,12 +115,6 @@ def test_every_rule_has_a_case() -> None:
     assert {rule.name for rule in RULES} == set(CASES) | BY_STUDY
 
 
-def test_each_class_has_a_threshold_of_its_own() -> None:
-    judge = replace(JUDGE, decide=(0.9, 0.999, 0.9, 0.9))
-    assert judged(header(SC, "OT"), SURE_CT, judge).folder == "CT"
-    assert judged(header(SC, "OT"), vote(MRI=0.995), judge).folder == "REVIEW/unsure"
-
-
 @pytest.mark.parametrize(
     ("head", "folder"),
     [
@@ -180,7 +174,7 @@ def test_reports_of_a_held_study_are_held_with_it() -> None:
 
 def test_ultrasound_is_other_by_header_and_not_argued_with_by_a_model_without_other() -> None:
     assert judged(header(US, "US"), SURE_OTHER).folder == "OTHER/US"
-    three = Criteria(("CT", "MRI", "XRAY"), MAP, DECIDE[1:], 0.99)
+    three = Criteria(("CT", "MRI", "XRAY"), MAP, DECIDE, 0.99)
     assert judged(header(US, "US"), SeriesPrediction((0.001, 0.001, 0.998)), three).folder == "OTHER/US"
 
 

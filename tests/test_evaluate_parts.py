@@ -246,7 +246,7 @@ def test_the_card_holds_every_figure_and_what_flatters_it(report: dict[str, obje
 
 def test_table_and_text_of_the_card_tell_the_same_thresholds(report: dict[str, object]) -> None:
     card = write_card(SPEC, {**report, "calibration": "nested"})
-    assert "it decides from a confidence of: CT 0.800, MRI 0.800, OTHER 0.800, XRAY 0.800." in card
+    assert "it decides from a confidence of 0.800." in card
     assert "own has 0.950 or more." in card
     rows = [
         re.findall(r"[^|]+", line) for line in card.splitlines() if line.startswith(("| decide |", "| contradict |"))

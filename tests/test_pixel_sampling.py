@@ -23,7 +23,7 @@ from dicomsort.records import RENDERING_VERSION, Examined, Found, FramePredictio
 from dicomsort.sorting import pixel_sampling
 from dicomsort.sorting.pixel_sampling import FRAMES, PixelSampler, middle_half
 
-JUDGE = Criteria(("CT", "MRI", "XRAY"), {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}, (0.8,) * 3, 0.9)
+JUDGE = Criteria(("CT", "MRI", "XRAY"), {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}, 0.8, 0.9)
 NEVER = 1 << 40
 
 # A file: its series, its instance number, its frames, and whether its header names a class.

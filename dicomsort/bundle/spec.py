@@ -58,9 +58,6 @@ def check(spec: object, where: str) -> dict[str, Any]:
     for label in spec["labels"]:
         if problem := label_problem(label):
             fail(where, "labels", f"names that can be folders ({problem})", label)
-    decide = spec["thresholds"]["decide"]
-    if isinstance(decide, dict) and decide.keys() != set(spec["labels"]):
-        fail(where, "thresholds.decide", f"a number for each of the labels {spec['labels']}", decide)
     if not set(spec["header_classes"].values()) <= set(spec["labels"]):
         fail(where, "header_classes", f"values among the labels {spec['labels']}", spec["header_classes"])
     return spec
@@ -119,9 +116,7 @@ def _is_map(value: object, keys: tuple[str, ...] | None = None) -> bool:
 def _is_thresholds(value: object) -> bool:
     if not isinstance(value, dict):
         return False
-    decide = value.get("decide")
-    of_labels = list(decide.values()) if isinstance(decide, dict) else [decide]
-    if not of_labels or not all(_is_number(number, 0.0, 1.0) for number in (*of_labels, value.get("contradict"))):
+    if not all(_is_number(value.get(name), 0.0, 1.0) for name in ("decide", "contradict")):
         return False
     return value.get("distance") is None or _is_number(value["distance"], 0.0, MAX_DISTANCE)
 
@@ -208,7 +203,7 @@ class Bundle:
     input_shape: tuple[int, int, int]
     rendering_version: int
     temperature: float
-    decide: tuple[float, ...]
+    decide: float
     contradict: float
     distance: float | None
     training: Mapping[str, Any]
@@ -222,12 +217,6 @@ class Bundle:
     def reference(self) -> BundleReference:
         """What workers are sent in its place."""
         return BundleReference(str(self.folder.resolve()), self.spec_sha256)
-
-
-def decide_of(spec: Mapping[str, Any]) -> tuple[float, ...]:
-    """Return from the content of bundle.json the threshold of each label; one number is that of all."""
-    decide, labels = spec["thresholds"]["decide"], spec["labels"]
-    return tuple(float(decide[label] if isinstance(decide, dict) else decide) for label in labels)
 
 
 def default_path() -> Path:
@@ -328,7 +317,7 @@ def _bundle(folder: Path, spec: Mapping[str, Any], sha256: str) -> Bundle:
         labels=tuple(spec["labels"]),
         input_shape=tuple(spec["input_shape"]),
         temperature=float(spec["temperature"]),
-        decide=decide_of(spec),
+        decide=float(thresholds["decide"]),
         contradict=float(thresholds["contradict"]),
         distance=None if distance is None else float(distance),
         spec_sha256=sha256,

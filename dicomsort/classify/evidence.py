@@ -98,7 +98,7 @@ class Criteria:
 
     labels: tuple[str, ...]
     header_classes: Mapping[str, str]
-    decide: tuple[float, ...]
+    decide: float
     contradict: float
     evidence: str = "auto"
     settled_before_ns: int | None = None
@@ -159,9 +159,8 @@ class Case:
 
     @property
     def decide(self) -> float:
-        """The threshold of the model's first choice, from which on pixels alone decide."""
-        criteria = self.criteria
-        return criteria.decide[criteria.labels.index(self.pixel_class)] if self.pixel_class else 1.0
+        """The confidence from which on pixels alone decide."""
+        return self.criteria.decide
 
     def agrees(self, class_: str) -> bool:
         """Return whether the pixels, where they say anything, show this class rather than all others."""

@@ -107,7 +107,7 @@ def _answer(path: str, prediction: FramePrediction, bundle: Bundle) -> dict[str,
         reason = "too-small"
     elif not reason and is_out_of_distribution(class_, prediction.distance, bundle.distance):
         reason = "out-of-distribution"
-    elif not reason and best < bundle.decide[bundle.labels.index(class_)]:
+    elif not reason and best < bundle.decide:
         reason = "unsure"
     return {
         "path": path,

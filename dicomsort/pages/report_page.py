@@ -129,7 +129,7 @@ def page(report: Report) -> bytes:
         TEMPLATES, "report.html", style=style, report=report, run=report.run.run, bundle=report.bundle,
         verdict=_verdict(report), notices=list(_notices(report)), meta=list(_meta(report)), whole=_whole(report),
         statuses=list(_statuses(report)), classes=list(_classes(report)), times=list(_times(report)),
-        table=_table(report), remarks=list(_remarks(report)), prediction_of=_prediction, decide_of=_decide_of,
+        table=_table(report), remarks=list(_remarks(report)), prediction_of=_prediction,
         anchor=_anchor, shown=shown,
         columns=_COLUMNS, listed=_listed, kinds=_KINDS,
         version=__version__, made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -299,27 +299,19 @@ def _without_folders(note: str, run: ReportedRun) -> str:
     return re.sub(r"(?<![\w.])/[^\s`]+", "…", note)
 
 
-def _decide_of(bundle: Bundle) -> str:
-    """Return the thresholds from which pixels decide alone: one, or one for each class."""
-    if len(set(bundle.decide)) == 1:
-        return f"{bundle.decide[0]:.3g}"
-    return ", ".join(f"{shown(label, 64)} {each:.3g}" for label, each in zip(bundle.labels, bundle.decide, strict=True))
-
-
 def _prediction(each: Subject, bundle: Bundle) -> dict[str, Any]:
     """Return what the model sees in the frames that are shown: a line a class, a remark, or why there is nothing."""
     mean = each.prediction()
     most = max(mean.probabilities, default=0.0)
-    contradict = Mark(bundle.contradict, "contradict")
-    columns = zip(colours(bundle.labels).items(), bundle.decide, mean.probabilities, strict=False)
+    marks = Mark(bundle.decide, "decide"), Mark(bundle.contradict, "contradict")
     lines = [
         Line(
             label,
             f"{share:.2f}",
-            bar_chart(share, colour, f"{label}: probability {share:.3f}", (Mark(decide, "decide"), contradict)),
+            bar_chart(share, colour, f"{label}: probability {share:.3f}", marks),
             kind="first" if share == most else "",
         )
-        for (label, colour), decide, share in columns
+        for (label, colour), share in zip(colours(bundle.labels).items(), mean.probabilities, strict=False)
     ]
     first = bundle.labels[mean.probabilities.index(most)] if mean.probabilities else ""
     is_strange = is_out_of_distribution(first, mean.distance, bundle.distance)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dicomsort.bundle.spec import decide_of
 from dicomsort.errors import counted
 from dicomsort.records import OTHER
 from dicomsort.report import visible
@@ -195,12 +194,10 @@ def _skipped(skipped: Mapping[str, str]) -> list[str]:
 
 
 def _abstaining(spec: Content, report: Content, run: Content) -> list[str]:
-    by_class = zip(spec["labels"], decide_of(spec), strict=True)
-    decide = ", ".join(f"{label} {number(threshold)}" for label, threshold in by_class)
     lines = [
         "## When it abstains",
         "",
-        f"Temperature {spec['temperature']}; it decides from a confidence of: {decide}.",
+        f"Temperature {spec['temperature']}; it decides from a confidence of {number(spec['thresholds']['decide'])}.",
         "So confident, it contradicts a clear header where, of what it gives to the header's class and to its own, its",
         f"own has {number(spec['thresholds']['contradict'])} or more. `coverage.png` shows the share that is right",
         "against the share that is decided, with the thresholds.",

@@ -106,8 +106,8 @@ def name_clusters(dataset: Dataset) -> tuple[list[str], str]:
 
 def own_thresholds(bundle: Bundle, probabilities: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
     """Return the bundle's own thresholds for each row of ``probabilities`` (N, C), as ``Predictions`` has them."""
-    decide = np.array(bundle.decide)[probabilities.argmax(1)]
-    return {"decide": decide, "contradict": np.full(len(probabilities), bundle.contradict)}
+    values = {"decide": bundle.decide, "contradict": bundle.contradict}
+    return {name: np.full(len(probabilities), value) for name, value in values.items()}
 
 
 def require_images(dataset: Dataset, skipped: int) -> None:

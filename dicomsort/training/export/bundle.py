@@ -128,11 +128,7 @@ def _spec(result: TrainingResult) -> dict[str, Any]:
         "input_shape": list(INPUT_SHAPE),
         "rendering_version": RENDERING_VERSION,
         "temperature": fit.temperature,
-        "thresholds": {
-            "decide": dict(zip(dataset.labels, fit.decide, strict=True)),
-            "contradict": fit.contradict,
-            "distance": fit.distance,
-        },
+        "thresholds": {"decide": fit.decide, "contradict": fit.contradict, "distance": fit.distance},
         "training": training
         | {
             "fingerprint": fingerprint(dataset.items, rendered.digests),
