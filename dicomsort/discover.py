@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from dicomsort.files import PROBE
+from dicomsort.files import PROBE, closing_descriptor
 from dicomsort.journal import STATE, runs_folder
 from dicomsort.memory import no_temporary_room
 from dicomsort.records import Found
@@ -57,35 +58,61 @@ def walk(
     out, too. Temporary copies of an interrupted undo, which ``resume`` removes, and instances that are being received
     are ``Passed``. ``clock`` returns nanoseconds since 1970: a file may be dated in the future.
     """
-    waiting = [""]
+    waiting: list[tuple[str, os.stat_result | None]] = [("", None)]
     while waiting:
-        folder = waiting.pop()
+        folder, found = waiting.pop()
+        below: list[tuple[str, os.stat_result]] = []
         try:
-            entries = _names(f"{inbox}/{folder}" if folder else inbox)
+            with closing_descriptor(_opened(inbox, folder, found)) as descriptor:
+                for name, status in _listed(descriptor):
+                    path = f"{folder}/{name}" if folder else name
+                    if isinstance(status, OSError):
+                        gone = isinstance(status, FileNotFoundError)
+                        yield Passed(path, "vanished" if gone else "unreadable", status.strerror or str(status))
+                        continue
+                    entry = _entry_of(path, status, clock)
+                    if isinstance(entry, Folder):
+                        if is_left_out(status) or (name == STATE and os.path.isdir(runs_folder(f"{inbox}/{folder}"))):
+                            continue
+                        below.append((path, status))
+                    yield entry
         except OSError as error:
             yield Passed(f"{folder}/" if folder else "./", "unreadable-folder", error.strerror or str(error))
-            continue
-        below: list[str] = []
-        for name in entries:
-            path = f"{folder}/{name}" if folder else name
-            try:
-                status = os.lstat(f"{inbox}/{path}")
-            except OSError as failure:
-                gone = isinstance(failure, FileNotFoundError)
-                yield Passed(path, "vanished" if gone else "unreadable", failure.strerror or str(failure))
-                continue
-            entry = _entry_of(path, status, clock)
-            if isinstance(entry, Folder):
-                if is_left_out(status) or (name == STATE and os.path.isdir(runs_folder(f"{inbox}/{folder}"))):
-                    continue
-                below.append(path)
-            yield entry
         waiting.extend(reversed(below))
 
 
-def _names(path: str) -> Iterator[str]:
+def _opened(inbox: str, folder: str, found: os.stat_result | None) -> int:
+    """Open a folder of the inbox that the walk ``found``; OSError where something else took its place meanwhile.
+
+    A link in its place, or in that of a folder above it, would lead elsewhere. What is mounted when somebody looks
+    (autofs) is another folder, too, but no link leads to it.
+    """
+    if found is None:
+        return os.open(inbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    path = f"{inbox}/{folder}"
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if os.path.samestat(there := os.fstat(descriptor), found):
+        return descriptor
+    with suppress(OSError):
+        is_linked = os.path.realpath(path) != f"{os.path.realpath(inbox)}/{folder}"
+        if not is_linked and os.path.samestat(os.lstat(path), there):
+            return descriptor
+    os.close(descriptor)
+    raise OSError(errno.ELOOP, "another folder, or a link, took its place")
+
+
+def _listed(descriptor: int) -> Iterator[tuple[str, os.stat_result | OSError]]:
+    """Yield the names in an open folder, in byte order, with their status or why it cannot be told."""
+    for name in _names(descriptor):
+        try:
+            yield name, os.lstat(name, dir_fd=descriptor)
+        except OSError as error:
+            yield name, error
+
+
+def _names(descriptor: int) -> Iterator[str]:
     """Read a folder's names, then yield them in byte order; OSError where it cannot be read."""
-    with os.scandir(path) as entries:
+    with os.scandir(descriptor) as entries:
         names = (os.fsencode(entry.name) for entry in entries)
         first = sorted(islice(names, IN_MEMORY))
         if len(first) == IN_MEMORY:

@@ -144,7 +144,7 @@ def test_the_default_bundle_is_what_the_program_expects() -> None:
     assert set(bundle.labels) == {"CT", "MRI", "XRAY", "OTHER"}
     assert bundle.header_classes == {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}
     assert bundle.input_shape == (224, 224, 3)
-    assert all(0.5 <= threshold < 1 for threshold in (*bundle.decide, bundle.contradict))
+    assert all(0.5 <= threshold < 1 for threshold in (bundle.decide, bundle.contradict))
     assert bundle.model_size <= 10_000_000
     assert sum(path.stat().st_size for path in bundle.folder.iterdir()) < 12_000_000
 
@@ -161,7 +161,7 @@ def test_an_earlier_bundle_loads_and_its_second_model_is_ignored(tmp_path: Path,
     spec |= {"model_sha256": hashlib.sha256(model).hexdigest(), "model_size": len(model)}
     (tmp_path / SPEC).write_text(json.dumps(spec), "utf-8")
     bundle = load(tmp_path, RENDERING_VERSION)
-    assert (bundle.temperature, bundle.decide, bundle.evaluation) == (1.8118, (0.95,) * 4, None)
+    assert (bundle.temperature, bundle.decide, bundle.evaluation) == (1.8118, 0.95, None)
     assert Predictor(bundle).predict(np.zeros((1, 224, 224, 3), np.uint8)).probabilities.shape == (1, 4)
     _change(tmp_path, screen="whatever")
     assert replace(load(tmp_path, RENDERING_VERSION), spec_sha256=bundle.spec_sha256) == bundle

@@ -78,6 +78,16 @@ def test_without_certificates_it_says_which_to_name(cluster: Cluster, inbox: Pat
     assert not outbox.exists()
 
 
+def test_certificates_that_cannot_be_read_are_told(
+    cluster: Cluster, inbox: Path, outbox: Path, settings: dict[str, str]
+) -> None:
+    name = next(name for name in settings if name.endswith("CLIENT__CERT"))
+    ran = run(cluster.address, inbox, outbox, settings | {name: "/no such file"})
+    assert ran.code == 2
+    assert "received files that cannot be used: " in ran.err
+    assert not outbox.exists()
+
+
 def test_certificates_of_another_ca_are_refused(cluster: Cluster, inbox: Path, outbox: Path, tmp_path: Path) -> None:
     ran = run(cluster.address, inbox, outbox, certificates(tmp_path / "theirs"))
     assert ran.code == 1

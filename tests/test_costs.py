@@ -14,7 +14,8 @@ What the calls are for, each once a file where nothing else is said:
   is made by this batch;
 - to copy it: ``lstat`` of the source; ``open``, ``fstat`` and ``close`` of source and temporary file, one ``preadv``,
   one ``write``, ``chmod``, ``utime``; ``link``, and ``unlink`` of the temporary name. ``clone`` is asked once a run;
-- a folder of the inbox: ``lstat``, ``scandir``, and before a move ``access`` and ``stat``, whether files may leave it;
+- a folder of the inbox: ``lstat``, ``open`` (a link is not followed), ``fstat`` (is it the one that was met?),
+  ``scandir`` and ``close``, and before a move ``access`` and ``stat``, whether files may leave it;
   of the outbox: ``lstat``, ``mkdir``, and where files go ``stat`` for its device.
 """
 
@@ -34,8 +35,9 @@ FILES = 200
 Bound = dict[str, tuple[int, int, int]]  # a file, a series, a study
 
 WORKER: Bound = {"open": (1, 0, 0), "fstat": (1, 0, 0), "pread": (1, 0, 0), "close": (1, 0, 0)}
-REHEARSE: Bound = {"lstat": (2, 1, 1), "scandir": (0, 1, 1)}
-FOLDERS: Bound = {"scandir": (0, 1, 1), "mkdir": (0, 1, 1), "stat": (0, 1, 0)}
+WALK: Bound = {"open": (0, 1, 1), "fstat": (0, 1, 1), "scandir": (0, 1, 1), "close": (0, 1, 1)}
+REHEARSE: Bound = {**WALK, "lstat": (2, 1, 1)}
+FOLDERS: Bound = {**WALK, "mkdir": (0, 1, 1), "stat": (0, 1, 0)}
 DRIVER: dict[str, Bound] = {
     "--dry-run": REHEARSE,
     "--link": {**FOLDERS, "lstat": (4, 2, 2), "link": (1, 0, 0)},
@@ -43,7 +45,7 @@ DRIVER: dict[str, Bound] = {
         **FOLDERS, "lstat": (6, 2, 2), "link": (1, 0, 0), "unlink": (1, 0, 0), "access": (0, 1, 0), "stat": (0, 2, 0),
     },
     "--copy": {
-        **FOLDERS, "lstat": (3, 2, 2), "open": (2, 0, 0), "fstat": (2, 0, 0), "close": (2, 0, 0), "preadv": (1, 0, 0),
+        **FOLDERS, "lstat": (3, 2, 2), "open": (2, 1, 1), "fstat": (2, 1, 1), "close": (2, 1, 1), "preadv": (1, 0, 0),
         "write": (1, 0, 0), "chmod": (1, 0, 0), "utime": (1, 0, 0), "link": (1, 0, 0), "unlink": (1, 0, 0),
     },
 }  # fmt: skip

@@ -83,6 +83,35 @@ def test_a_folder_that_vanishes_is_a_result(tmp_path: Path) -> None:
     assert entries[1:] == [Passed("gone/", "unreadable-folder", "No such file or directory")]
 
 
+@pytest.mark.parametrize("place", ["z", "z/deep"])
+def test_a_link_that_takes_a_folders_place_while_others_are_listed_is_not_followed(tmp_path: Path, place: str) -> None:
+    inbox, victim = tmp_path / "inbox", tmp_path / "victim"
+    for folder in (inbox / "a", inbox / "z/deep", victim / "deep"):
+        folder.mkdir(parents=True)
+        (folder / f"{folder.parent.name}.png").touch()
+    found = []
+    for entry in walk(str(inbox), lambda _: False):
+        found.append(entry)
+        if entry.path == ("z" if place == "z" else "z/deep"):
+            (inbox / "z").rename(tmp_path / "away")
+            (inbox / "z").symlink_to(victim)
+    names = [entry.path for entry in found if isinstance(entry, Found)]
+    assert names == ["a/inbox.png"]
+    (failed,) = (entry for entry in found if isinstance(entry, Passed))
+    assert (failed.path, failed.reason) == (f"{place}/", "unreadable-folder")
+
+
+def test_a_folder_that_is_mounted_when_somebody_looks_is_gone_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As autofs does: the folder that is met is not the one that is opened."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1.png").touch()
+    monkeypatch.setattr(os.path, "samestat", lambda one, other: (one.st_ino, other.st_ino)[0] < 0 or next(answers))
+    answers = iter([False, True])
+    assert names_of(tmp_path) == ["a/1.png"]
+
+
 def test_what_a_crash_left_is_passed_with_what_to_do(tmp_path: Path) -> None:
     for name in ("20261123T010203Z-abcdef-7", "receive-0123abcd-1", "mount-0123456789abcdef"):
         (tmp_path / f".dicomsort-{name}.part").touch()

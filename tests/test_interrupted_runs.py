@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -379,6 +380,63 @@ def test_an_earlier_undo_that_is_damaged_does_not_keep_another_from_going_on(tmp
     edited.write_bytes(content)
     assert run("undo", outbox, first).code == 0
     assert len(read_tree(inbox)) == 3
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_a_file_that_another_run_placed_meanwhile_is_not_taken_for_an_own_copy(tmp_path: Path, *, links: bool) -> None:
+    """The copy was whole, and its name still free, when the first run died."""
+    one, other, outbox = tmp_path / "one/inbox", tmp_path / "other/inbox", tmp_path / "outbox"
+    make_dicom(one / "1.dcm")
+    make_dicom(other / "1.dcm")
+    before = read_tree(one), read_tree(other)
+    disk = OtherDevice if links else NoLinks
+
+    class Dying(disk):  # type: ignore[misc, valid-type]
+        def link(self, source: str, target: str) -> None:
+            if source.endswith(".part"):
+                raise Crash
+            super().link(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dicomsort.files.Files", Dying)
+        with contextlib.suppress(Crash):
+            sort("--move", "--settle", 0, one, outbox)
+        patch.setattr("dicomsort.files.Files", disk)
+        assert sort("--move", "--settle", 0, other, outbox).code == 3
+        first, second = all_runs(str(outbox))
+        assert run("resume", outbox, first).code == 0
+        assert [run("undo", outbox, name).code for name in (second, first)] == [0, 0]
+    assert (read_tree(one), read_tree(other)) == before
+
+
+def test_a_sort_does_not_go_on_beside_an_undo_that_cannot_be_closed(tmp_path: Path) -> None:
+    inbox, other, outbox = tmp_path / "inbox", tmp_path / "other", tmp_path / "outbox"
+    _, undo = half_undone(inbox, outbox)
+    make_dicom(other / "9.dcm", study=9)
+    with mock.patch("dicomsort.sorting.running.require_mounts", side_effect=DicomsortError("MRI is not mounted")):
+        ran = sort("--move", "--settle", 0, other, outbox)
+    assert (ran.code, "MRI is not mounted" in ran.err, list(read_tree(other))) == (1, True, ["9.dcm"])
+    assert sort("--move", "--settle", 0, other, outbox).code == 0
+    assert f"run {undo} had ended" in run("resume", outbox, undo).out
+
+
+def test_rows_that_changed_since_half_a_row_was_written_begin_on_a_new_line(tmp_path: Path) -> None:
+    inbox, outbox = tmp_path / "inbox", tmp_path / "outbox"
+    for number in range(3):
+        make_dicom(inbox / f"{number}.dcm", instance=number)
+    write = Files.write
+
+    def half(self: Files, descriptor: int, data: bytes | memoryview) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == outbox / "manifest.csv":
+            write(self, descriptor, memoryview(data)[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, descriptor, data)
+
+    with mock.patch.object(Files, "write", half):
+        assert sort("--copy", "--settle", 0, inbox, outbox).code == 1
+    (outbox / min(name for name in placed(outbox) if name.endswith(".dcm"))).unlink()
+    assert run("resume", outbox).code == 3
+    assert [row["source"] for row in rows(outbox)][-3:] == ["0.dcm", "1.dcm", "2.dcm"]
 
 
 def test_an_undo_is_given_up_without_its_inbox(tmp_path: Path) -> None:

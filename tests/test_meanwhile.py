@@ -67,7 +67,7 @@ def test_a_copy_that_is_gone_or_another_at_a_resume_is_told(tmp_path: Path, outb
     make_dicom(outbox / another, instance=9)
     assert run("resume", outbox).code == 3
     told = [(row["status"], row["message"]) for row in by_source(outbox).values()]
-    assert told == [("changed", "its copy is gone since")] * 2 + [("sorted", "")]
+    assert told == [("changed", "it was placed, and is gone since")] * 2 + [("sorted", "")]
 
 
 @pytest.mark.parametrize("mode", ["--copy", "--move"])
@@ -168,7 +168,7 @@ def test_a_second_name_that_a_crash_left_tells_that_links_are_made(tmp_path: Pat
         (tmp_path / name).touch()
     roots = placing.Roots(str(tmp_path), str(tmp_path))
     placer = placing.Placer(Files(), roots, "run", Replay.empty(1))
-    assert placer._links(str(tmp_path / "a.part"))
+    assert placer._links(str(tmp_path / "a.part"), tmp_path.stat().st_dev)
 
 
 def test_a_folder_name_that_the_outbox_refuses_costs_its_own_files(one: tuple[Path, Path]) -> None:

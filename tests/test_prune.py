@@ -15,10 +15,10 @@ from command import placed, quiet, rows, run, sort
 from crashing import Crash, CrashingFiles
 from test_faults import Broken
 from test_lock import locked
-from test_races import fail
 from watching import runs_of
 
 from dicomsort.sorting import prune
+from dicomsort.sorting.runs import Runs
 
 DAY = 86400
 
@@ -163,6 +163,13 @@ def test_an_undo_goes_with_what_it_undid_and_never_before_it(inbox: Path, outbox
     assert runs_of(outbox) == sorted([unfinished, undo, last])
 
 
+def test_a_run_that_was_cut_short_is_not_said_to_hold_what_is_gone(inbox: Path, outbox: Path) -> None:
+    name = cut_short(inbox, outbox, 1)
+    make_files(outbox / ".dicomsort/runs" / name / "staging", {"1": "unpacked"})
+    sort_new(inbox.with_name("other"), outbox, 2, code=3)
+    assert f"kept {name}: it was cut short" in run("runs", outbox, "--prune", 0).out
+
+
 def test_a_run_whose_undo_was_cut_short_stays_with_it(inbox: Path, outbox: Path) -> None:
     first = sort_new(inbox, outbox, 1)
     with pytest.MonkeyPatch.context() as patch:
@@ -170,7 +177,7 @@ def test_a_run_whose_undo_was_cut_short_stays_with_it(inbox: Path, outbox: Path)
         assert run("undo", outbox).code == 1
     undo = runs_of(outbox)[-1]
     with pytest.MonkeyPatch.context() as patch:  # else it is finished first
-        patch.setattr("dicomsort.sorting.pipeline.finish_first", fail(errno.EIO))
+        patch.setattr(Runs, "cut_short", lambda self, _: ([], [*self.unfinished()]))
         last = sort_new(inbox.with_name("other"), outbox, 2, code=3)
     ran = run("runs", outbox, "--prune", 0)
     assert f"kept {first}: an undo of it was cut short" in ran.out

@@ -162,6 +162,22 @@ def test_a_run_that_was_undone_at_once_is_not_sent_on(inbox: Path, outbox: Path,
     assert (watch.round(), watch.sent) == ([], [stands])
 
 
+def test_what_stands_of_a_run_that_was_resumed_and_partly_undone_is_sent_on(
+    inbox: Path, outbox: Path, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        make_dicom(tmp_path / "other" / f"{number}.dcm", study=8, instance=number)
+    with suppress(Crash):
+        Watch(tmp_path / "other", outbox, files=DiesAtTheEnd(), mode="copy").round()
+    watch = Watch(inbox, outbox, mode="copy")
+    watch.round()
+    (name,) = watch.left
+    assert run("resume", outbox, name).code == 0
+    next(outbox.glob("CT/*/*/*")).write_bytes(b"edited")
+    assert run("undo", outbox, name).code == 3
+    assert (watch.round(), watch.sent) == ([], [name])
+
+
 def test_an_unfinished_run_is_finished_first(inbox: Path, outbox: Path) -> None:
     before = read_tree(inbox)
     whole = CrashingFiles(-1)

@@ -78,7 +78,13 @@ def test_a_corrected_instance_in_the_place_of_the_wrong_one_is_sent(tmp_path: Pa
             ran = send(path.parent, "--to", scp.to, "--journal", journal)
             assert statuses(ran) == Counter(acknowledged=1), ran.err
         assert statuses(send(path.parent, "--to", scp.to, "--journal", journal)) == Counter(skipped=1)
-    assert scp.came.total() == 3
+        path.unlink()
+        for name, is_new in (("RIGHT", True), ("WRONG", True), ("RIGHT", False)):
+            place = make_dicom(path.with_name(f"{name}.dcm"), PatientName=name)
+            ran = send(path.parent, "--to", scp.to, "--journal", journal)
+            assert statuses(ran)["acknowledged"] == is_new, ran.err
+        assert place.is_file()
+    assert scp.came.total() == 5
 
 
 def test_what_did_not_change_is_not_read_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

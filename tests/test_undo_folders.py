@@ -144,6 +144,23 @@ def test_a_link_that_takes_a_folders_place_is_followed_for_a_batch_at_most_and_g
     assert len({*read_tree(inbox), *(f"s/{name}" for name in read_tree(victim))}) == 20
 
 
+def test_no_folder_is_pruned_behind_a_link(tmp_path: Path, outbox: Path) -> None:
+    inbox, victim = tmp_path / "inbox", tmp_path / "victim"
+    make_dicom(inbox / "s/spool/1.dcm")
+    (victim / "spool").mkdir(parents=True)
+
+    class Dies(Files):
+        def remove_folder(self, path: str) -> None:
+            raise Crash
+
+    with mock.patch("dicomsort.files.Files", Dies), pytest.raises(Crash):
+        sort("--move", "--prune-empty", "--settle", 0, inbox, outbox)
+    (inbox / "s").rename(tmp_path / "away")
+    (inbox / "s").symlink_to(victim)
+    assert run("resume", outbox).code == 0
+    assert (victim / "spool").is_dir()
+
+
 NOT_MOUNTED = "expected the file system that was mounted at {!r}, received none: mount it, then undo again"
 NOT_THERE = "expected the file system that was mounted at {!r}, received an empty folder: mount it, or remove that"
 

@@ -32,7 +32,7 @@ NAMED = 5  # workers that an error names one by one
 _ADDRESS = re.compile(r"(tcp|tls)://([^:/\[\]]+|\[[^/\[\]]+\]):\d{1,5}")
 _NO_CERTIFICATES = (
     "--scheduler {}: expected certificates in Dask's configuration (distributed.comm.tls.ca-file, .client.cert and "
-    ".client.key, or DASK_DISTRIBUTED__COMM__TLS__CA_FILE …), received none"
+    ".client.key, or DASK_DISTRIBUTED__COMM__TLS__CA_FILE …), received {}"
 )
 
 
@@ -49,8 +49,13 @@ def check_address(address: str | None) -> str:
         raise missing_extra("--engine dask", "cluster") from None
     if not _ADDRESS.fullmatch(address):
         raise UsageError(f"expected --scheduler tcp://HOST:PORT or tls://HOST:PORT, received {address}")
-    if address.startswith("tls") and Security().get_connection_args("client").get("ssl_context") is None:
-        raise UsageError(_NO_CERTIFICATES.format(address))
+    if address.startswith("tls"):
+        try:
+            context = Security().get_connection_args("client").get("ssl_context")
+        except (OSError, ValueError) as error:  # ssl.SSLError among them
+            raise UsageError(_NO_CERTIFICATES.format(address, f"files that cannot be used: {error}")) from None
+        if context is None:
+            raise UsageError(_NO_CERTIFICATES.format(address, "none"))
     return address
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dicomsort.execute.executor import BATCH, Executor
-from dicomsort.execute.leaving import CANNOT_LEAVE, LINK_REFUSED, Leaving
-from dicomsort.execute.placing import Placer, Roots, is_stamped
+from dicomsort.execute.leaving import CANNOT_LEAVE, LINK_REFUSED, Leaving, is_stamped
+from dicomsort.execute.placing import Placer, Roots
 
 __all__ = ["BATCH", "CANNOT_LEAVE", "LINK_REFUSED", "Executor", "Leaving", "Placer", "Roots", "is_stamped"]

@@ -63,9 +63,12 @@ class Folders:
         refused: dict[int, Result | Fatal] = {}
         self._there = {"inbox", "outbox"}  # somebody may have put a link in a folder's place since the last batch
         for operation in operations:
+            folder = folder_of(operation)
             try:
-                if folder := folder_of(operation):
+                if folder:
                     absent.update(self._missing(folder, absent))
+                elif operation.verb is Verb.REMOVE_FOLDER:
+                    self._missing(parent(operation.source), absent)
             except NotADirectoryError as error:
                 refused[operation.number] = Result(operation.number, Outcome.FAILED, str(error))
             except OSError as error:
@@ -186,17 +189,25 @@ class Executor:
     """Executes one plan with a few threads; only the thread that calls ``run`` writes the journal.
 
     ``run`` is the run's id, which names the temporary copies. ``tries_all``: where the disk refuses an operation, the
-    others are executed before the run fails.
+    others are executed before the run fails. ``is_theirs`` says of a place whether a later run has filled it.
     """
 
     def __init__(
-        self, files: Files, roots: Roots, journal: Journal, run: str, threads: int, *, tries_all: bool = False
+        self,
+        files: Files,
+        roots: Roots,
+        journal: Journal,
+        run: str,
+        threads: int,
+        *,
+        tries_all: bool = False,
+        is_theirs: Callable[[str], object] = lambda _: False,
     ) -> None:
         self._files = files
         self._roots = roots
         self._journal = journal
         self._folders = Folders(files, roots, journal.known.folders)
-        self._placer = Placer(files, roots, run, journal.known)
+        self._placer = Placer(files, roots, run, journal.known, is_theirs)
         self._threads = threads
         self._tries_all = tries_all
         self._is_resumed = bool(journal.known.begun) or any(journal.known.outcomes)
@@ -260,7 +271,7 @@ class Executor:
             if o.target and known.has_ended(o.number) and not known.is_done(o.number):
                 self._placer.clear(o)  # an interrupted attempt may have left its temporary copy
         if self._is_resumed and (lost := [o for o in batch if known.is_done(o.number) and self._has_lost(o)]):
-            self._journal.end([Result(o.number, Outcome.CHANGED, "its copy is gone since") for o in lost])
+            self._journal.end([Result(o.number, Outcome.CHANGED, "it was placed, and is gone since") for o in lost])
         done = [o for o in batch if known.is_done(o.number)]
         finished = self._each(self._placer.remove_source, done, at_once=self._moves_bytes(done))
         for i, result in enumerate(finished):  # a thread of this run may have held the lock: links are one file
@@ -274,11 +285,11 @@ class Executor:
                 self._refuse(result.message)
 
     def _has_lost(self, o: Operation) -> bool:
-        """Whether what was copied or linked has gone, or another file has taken its name."""
-        if o.verb is not Verb.COPY and o.verb is not Verb.LINK:
-            return False
+        """Whether what was placed has gone from the outbox, or another file has taken its name."""
         path = self._roots.absolute(o.target)
         with suppress(OSError):
+            if not o.target.startswith("outbox/") or (o.verb is Verb.MOVE and look_up(self._roots.absolute(o.source))):
+                return False
             there = look_up(path)
             inode = self._journal.known.inodes[o.number]
             return there is None or (there.st_ino != inode and sha256_of(path) != o.sha256)

@@ -9,6 +9,7 @@ from dicomsort.files import look_up
 
 CANNOT_LEAVE = "its folder may not be changed, so the file cannot leave it"
 LINK_REFUSED = "hard link refused ({}); use --copy or --move"
+_UNITS = (1, 100, 10**3, 10**6, 10**9, 2 * 10**9)  # nanoseconds, in which file systems keep times
 
 
 class Leaving:
@@ -44,3 +45,8 @@ def is_at(descriptor: int, path: str) -> bool:
     """Whether an open file still has this name."""
     there = look_up(path)
     return there is not None and os.path.samestat(there, os.fstat(descriptor))
+
+
+def is_stamped(status: os.stat_result, stamp_ns: int) -> bool:
+    """Whether a file has the given time, as a file system rounds it."""
+    return any(status.st_mtime_ns == stamp_ns - stamp_ns % unit for unit in _UNITS)

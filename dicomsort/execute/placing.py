@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from dicomsort.execute.ending import Fatal, ending, unseen
-from dicomsort.execute.leaving import CANNOT_LEAVE, LINK_REFUSED, Leaving, has_changed, is_at
+from dicomsort.execute.leaving import CANNOT_LEAVE, LINK_REFUSED, Leaving, has_changed, is_at, is_stamped
 from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import (
     NO_LINK,
@@ -32,7 +33,6 @@ _CHANGED_SINCE = "the file changed while it was placed"
 _NOT_KEPT = "the kept file does not hold the same bytes any more"
 LOCKED = "another run removes it, or its kept copy"
 _IS_KEPT = "it may be the kept file itself, seen through another mount; it stays"
-_UNITS = (1, 100, 10**3, 10**6, 10**9, 2 * 10**9)  # nanoseconds, in which file systems keep times
 _CREATED_MODE = 0o600  # of files that are not complete yet
 
 
@@ -60,18 +60,21 @@ class _Made(NamedTuple):
 class Placer:
     """Checks, applies and finishes single operations; safe to call from several threads.
 
-    ``known`` says which operations an earlier attempt of this run had begun.
+    ``known`` says which operations an earlier attempt of this run had begun; ``is_theirs``: see ``Executor``.
     """
 
-    def __init__(self, files: Files, roots: Roots, run: str, known: Replay) -> None:
+    def __init__(
+        self, files: Files, roots: Roots, run: str, known: Replay, is_theirs: Callable[[str], object] = lambda _: False
+    ) -> None:
         self._files = files
         self._roots = roots
         self._run = run
         self._begun = frozenset(known.begun)
+        self._is_theirs = is_theirs
         self._leaving = Leaving()
         self._mounts = TwoMounts(files, roots.absolute)
         self._archives: dict[tuple[str | int, ...], str] = {}  # SHA-256 of those that were read, by their status
-        self._has_links: bool | None = None  # whether the targets' file system makes links; None before it is tried
+        self._has_links: dict[int, bool] = {}  # device -> whether its file system makes links
         self.flushed: set[int] = set()  # whose copies are durable, as their file systems flush files one by one
         self.copies = False  # whether links were refused, so that files were copied instead
         # Copies that were read again: device, inode, mtime of the new file, and the source's ctime before it was read.
@@ -128,7 +131,9 @@ class Placer:
         if made is None:
             return self._occupied(o, target)
         is_part = os.path.samestat(made, target)
-        is_ours = is_part or (source is not None and target.st_nlink == 1 and not self._links(part))
+        is_ours = is_part or (source is not None and target.st_nlink == 1 and not self._links(part, target.st_dev))
+        if is_ours and not is_part and self._is_theirs(o.target):
+            is_ours = False
         is_whole = is_ours and target.st_size == o.size and sha256_of(path) == o.sha256
         if is_whole and (source is None or not self._holds_still(o, source)):
             return Result(o.number, Outcome.DONE, *self._complete(o, source, target.st_ino))
@@ -160,16 +165,16 @@ class Placer:
         with opened(path) as shorter, opened(part) as longer:
             return begins_with(longer, shorter)
 
-    def _links(self, part: str) -> bool:
+    def _links(self, part: str, device: int) -> bool:
         """Whether the file system of a temporary copy makes hard links: then only a file of its inode is ours."""
-        if self._has_links is None:
+        if device not in self._has_links:
             try:
                 self._files.link(part, second := _second_name(part))
                 self._files.unlink(second)
-                self._has_links = True
+                self._has_links[device] = True
             except OSError as error:  # refused, or no room for a name; a second name that is there was made by a link
-                self._has_links = isinstance(error, FileExistsError)
-        return self._has_links
+                self._has_links[device] = isinstance(error, FileExistsError)
+        return self._has_links[device]
 
     def _complete(self, o: Operation, source: os.stat_result | None, inode: int) -> tuple[str, int, Lost | None]:
         """Set again what a whole copy gets last; return what it could not keep in words, its inode, and the loss."""
@@ -472,11 +477,6 @@ def _wanted(o: Operation, found: Metadata) -> Metadata:
 
 def _stamp(o: Operation) -> int:
     return o.mtime_ns if o.stamp_ns is None else o.stamp_ns
-
-
-def is_stamped(status: os.stat_result, stamp_ns: int) -> bool:
-    """Whether a file has the given time, as a file system rounds it."""
-    return any(status.st_mtime_ns == stamp_ns - stamp_ns % unit for unit in _UNITS)
 
 
 def _unchanged(o: Operation, status: os.stat_result) -> bool:

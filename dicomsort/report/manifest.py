@@ -123,7 +123,8 @@ def append_manifest(files: Files, outbox: str, run: str, journal: Journal) -> No
                 files.write(descriptor, b"\n")
                 begun += 1
             journal.mark("manifest", begun)
-        _skip_appended(descriptor, begun, rows, size)
+        if not _skip_appended(descriptor, begun, rows, size) and size and os.pread(descriptor, 1, size - 1) != b"\n":
+            files.write(descriptor, b"\n")  # behind half a row of an earlier attempt
         while piece := rows.read(_BUFFER):
             files.write(descriptor, piece)
         files.flush(descriptor)
@@ -142,10 +143,10 @@ def _own_rows(outbox: str, run: str) -> Iterator[BinaryIO]:
         raise StateDamaged(f"run {run}, {MANIFEST}: expected the rows of the run, received no file") from error
 
 
-def _skip_appended(descriptor: int, begun: int, rows: BinaryIO, size: int) -> None:
+def _skip_appended(descriptor: int, begun: int, rows: BinaryIO, size: int) -> bool:
     """Leave ``rows`` behind what the manifest has of them already; at their beginning where it has something else.
 
-    The head is for an empty manifest alone.
+    The head is for an empty manifest alone. Return whether what it has is a beginning of these rows.
     """
     if begun:
         rows.readline()
@@ -153,16 +154,17 @@ def _skip_appended(descriptor: int, begun: int, rows: BinaryIO, size: int) -> No
     while there := os.pread(descriptor, _BUFFER, offset):
         mine = rows.read(len(there))
         if there.startswith(mine) and len(mine) < len(there):  # all of ours, then other runs' rows
-            return
+            return True
         if mine != there:
             break
         offset += len(there)
     else:
         if size or not begun:
-            return
+            return True
     rows.seek(0)
     if size:
         rows.readline()
+    return False
 
 
 def history(outbox: str, on_damage: Callable[[Record], None] | None = None) -> Iterator[tuple[bool, Placement]]:

@@ -74,7 +74,7 @@ def look_again(outbox: str, names: Iterable[str]) -> tuple[list[str], list[str]]
     runs = [load_run(outbox, name) for name in names if os.path.lexists(f"{runs_folder(outbox)}/{name}")]
     left = [run.name for run in runs if run.state in {RunState.UNFINISHED, RunState.DAMAGED} and not run.undone_by]
     ended = [run.name for run in runs if run.state is RunState.FINISHED and not run.undoes]
-    undone = {run.undoes for run in load_runs(outbox, min(ended)).values()} if ended else set()
+    undone = load_runs(outbox, min(ended)).wholly_undone() if ended else set()
     return left, [name for name in ended if name not in undone]
 
 

@@ -171,6 +171,8 @@ class Job:
                 counts = ", ".join(f"{count:,} {status}" for status, count in finished[-1].statuses.most_common())
                 self.notes.append(f"run {name}, which was cut short, was finished first: {counts}")
             except (DicomsortError, OSError, ValueError) as error:
+                if runs[name].undoes:  # what this run would rely on may go
+                    raise
                 left.append(name)
                 self.notes.append(f"run {name} was cut short and could not be finished: {error}")
         return finished, left

@@ -50,7 +50,7 @@ def prune(context: RunContext, days: float | None = None, count: int | None = No
         chosen = [run for run in runs.values() if run.name in old or run.state is RunState.PRUNED]
         for run in sorted(chosen, key=lambda run: bool(run.undoes)):  # undos last
             path = f"{folder}/{run.name}"
-            if why := run.damage or _is_foreign(path) or _needed(run, runs, pruned.removed):
+            if why := run.damage or _needed(run, runs, pruned.removed) or _is_foreign(path):
                 pruned.needed[run.name] = why
                 continue
             try:

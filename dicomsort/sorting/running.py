@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from functools import cache
 from typing import Any
 
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError, command, counted
@@ -83,7 +84,10 @@ def carry_out(context: RunContext, run: str, plan: Plan, *, needs_inbox: bool = 
 
         context.progress.stage("placing files", plan.count)
         undoes, threads = plan.head["verb"] == "undo", NETWORK_THREADS if is_network(outbox) else LOCAL_THREADS
-        Executor(files, Roots(inbox, outbox), journal, run, threads, tries_all=undoes).run(plan, report)
+        later = cache(lambda: LaterRuns(load_runs(outbox), run, inbox))
+        is_theirs = lambda place: later().filled_by(place)
+        roots = Roots(inbox, outbox)
+        Executor(files, roots, journal, run, threads, tries_all=undoes, is_theirs=is_theirs).run(plan, report)
         manifest.flush()
         if summary.undoes:
             _report_undone(context, summary.undoes)

@@ -49,7 +49,7 @@ class Acknowledged:
         self._files, self._path, self._base = files, path, base
         self._places: dict[bytes, str] = {}  # of path, size and mtime -> SOP Instance UID
         self._identities: set[bytes] = set()  # of SOP Instance UID, inode and ctime
-        self._contents: dict[str, tuple[bytes, ...]] = {}  # SOP Instance UID -> of what was sent under it
+        self._contents: dict[str, tuple[bytes, ...]] = {}  # SOP Instance UID -> of what was sent under it, last
         self._latest: dict[bytes, bytes] = {}  # of a path -> of what it had last, where contents of one UID differ
         self._failed: dict[bytes, int] = {}  # of path, size and mtime -> a number that grows from failure to failure
         self._failures = count()
@@ -126,8 +126,8 @@ class Acknowledged:
         self._places[place] = sop_uid
         self._failed.pop(place, None)
         content, known = _digest(sha256), self._contents.get(sop_uid, ())
-        if content not in known:
-            self._contents[sop_uid] = known = (*known, content)
+        if known[-1:] != (content,):
+            self._contents[sop_uid] = known = (*(each for each in known if each != content), content)
         if len(known) > 1:
             self._latest[_digest(f"{base}/{path}", sop_uid)] = content
 
@@ -146,8 +146,8 @@ class Acknowledged:
     def holds_instance(self, instance: Instance) -> bool:
         """Whether its bytes were acknowledged, be it under another path or time; writes it down.
 
-        Another file of the same path, size and time may hold others: a corrected export. One whose path had other bytes
-        since is sent again: the peer has these now.
+        Another file of the same path, size and time may hold others: a corrected export. What was sent last from
+        its path, or else at all, is what counts: the peer has that now.
         """
         known = self._contents.get(instance.sop_uid)
         if known is None:
@@ -158,7 +158,7 @@ class Acknowledged:
             return False  # sending will tell why
         content = _digest(sha256)
         place = _digest(f"{self._base}/{instance.path}", instance.sop_uid)
-        if content not in known or self._latest.get(place, content) != content:
+        if content not in known or self._latest.get(place, known[-1]) != content:
             return False
         if self._places.get(self._place(instance)) != instance.sop_uid:
             self.add(instance, sha256)
