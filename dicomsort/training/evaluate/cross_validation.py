@@ -69,7 +69,7 @@ def by_folds(
             )
         reporter.note("Loading TensorFlow")
         load_tensorflow()
-        from dicomsort.training.fit.transfer import SEEDS, cross_validate, opened
+        from dicomsort.training.fit.transfer import cross_validate, opened
 
         sources = len({item.group for item in dataset.items})
         count = min(count or sources, sources)
@@ -77,7 +77,7 @@ def by_folds(
         hyper = Hyperparameters(**{key: bundle.training["recipe"][key] for key in RECIPE})
         held_out = HeldOutPredictions.room(dataset, fold, _words(dataset, count, sources), by_source=True)
         quantizer = Quantizer(rendered, hyper.seed, reporter) if is_int8 else None
-        with opened(architecture, rendered, hyper, reporter, seeds=SEEDS) as trainer:
+        with opened(architecture, rendered, hyper, reporter) as trainer:
             int8, _ = cross_validate(trainer, held_out, None, quantizer)
     target = bundle.training["recipe"].get("target", calibration.TARGET)
     return cross_calibrated(int8 or held_out, dataset, target), rendered.skipped

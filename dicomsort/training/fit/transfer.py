@@ -60,7 +60,7 @@ FOLDS = 5
 WARM_UP = 0.1
 DECAY, CLIP = 1e-3, 1.0
 AVERAGED, MOST_AVERAGED = 0.1, 100  # the share of the steps that the running average covers, and their number at most
-SEEDS = 2  # trainings whose weights are averaged
+SEEDS = 2  # trainings on everything whose weights are averaged; a fold has one, which takes less time and is less right
 PREDICTED = 128
 ARRAYS = "probabilities, distances, variants, integers, integer_distances"  # in a checkpoint, in this order
 
@@ -221,6 +221,8 @@ def fit_in_folds(
     if not by_source:
         unit = "images at random (there are no sources to tell apart), patients and near-duplicates kept together"
     how = f"cross-validation in {count} folds by {unit}: each image is judged by a model not trained on its fold"
+    if trainer.seeds > 1:
+        how += f", with one seed; the weights that are kept are the mean of {trainer.seeds}"
     held_out = HeldOutPredictions.room(trainer.dataset, fold, how, by_source=by_source)
     everything = np.arange(len(fold))
     with resumable(trainer.hyper.checkpoint, trainer.reporter):
@@ -244,11 +246,12 @@ def cross_validate(
     checkpoint: Checkpoint | None = None,
     quantizer: Quantizer | None = None,
 ) -> tuple[HeldOutPredictions | None, dict[str, list[float]]]:
-    """Fill ``held_out``: each of its folds is predicted by a network trained on the others.
+    """Fill ``held_out``: each of its folds is predicted by a network trained on the others, with one seed.
 
     Returns the same of these networks in int8, where there is a ``quantizer`` that can convert them all, and the
     history with the first fold held out. Each fold is saved in ``checkpoint``, and a resumed training skips it.
     """
+    trainer = replace(trainer, seeds=1)
     integers, distances = np.full_like(held_out.probabilities, np.nan), np.full(len(held_out.items), np.nan, np.float32)
     arrays = [*held_out.arrays(), integers, distances]
     numbers = np.unique(held_out.fold)
