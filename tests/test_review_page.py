@@ -17,7 +17,7 @@ from browser import looking_at
 from building import read_tree, uid
 from command import by_source, rows, run, sort
 from review_browser import status, wait_for
-from reviewing import held_outbox, picture, reviewed
+from reviewing import ENDS, held_outbox, picture, reviewed
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -65,7 +65,7 @@ def test_a_person_looks_presses_keys_undoes_one_and_finishes(browser: Browser, t
         page.click("#finish")
         page.wait_for_selector("#ended-train:visible")
         assert "3 decisions in this session; 1 item still waits" in str(page.text_content("#ended-told"))
-        errors = process.communicate(timeout=30)[1]
+        errors = process.communicate(timeout=ENDS)[1]
         assert process.returncode == 0, errors
         assert sight.complaints == []
     check_session(outbox, before, errors)
@@ -200,7 +200,7 @@ def test_a_server_that_is_gone_is_told_of(browser: Browser, tmp_path: Path) -> N
     with command(outbox) as (address, process), looking_at(browser, address) as sight:
         wait_for(sight.page, "header-contradicts-itself", 0)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(ENDS) == 130
         sight.page.keyboard.press("c")
         status(sight.page, "the review's server does not answer")
     assert run("verify", outbox).code == 0

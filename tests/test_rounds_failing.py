@@ -101,16 +101,21 @@ def test_an_outbox_that_is_not_mounted_fails_the_round_and_nothing_is_made_there
     assert told(watch.round()) == [{"sorted": 1}]
 
 
+def folder_at(place: int | str) -> Path:
+    """The folder that is listed, by its path or an open descriptor."""
+    return Path(place) if isinstance(place, str) else Path(f"/proc/self/fd/{place}").readlink()
+
+
 def test_an_inbox_that_cannot_be_read_fails_the_round(
     inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Watch(inbox, outbox)
     real = os.scandir
 
-    def refuse(path: str = ".") -> object:
-        if str(path) == str(inbox):
-            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
-        return real(path)
+    def refuse(place: int | str) -> object:
+        if folder_at(place) == inbox:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(place)
 
     with monkeypatch.context() as patch:
         patch.setattr("os.scandir", refuse)
@@ -125,10 +130,10 @@ def test_a_folder_that_was_closed_is_told_once_and_gone_into_when_it_opens(
     watch = Watch(inbox, outbox)
     real = os.scandir
 
-    def refuse(path: str = ".") -> object:
-        if str(path).endswith("/ct"):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        return real(path)
+    def refuse(place: int | str) -> object:
+        if folder_at(place).name == "ct":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(place)
 
     with monkeypatch.context() as patch:
         patch.setattr("os.scandir", refuse)

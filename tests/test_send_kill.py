@@ -35,10 +35,13 @@ def folder(tmp_path: Path, template: bytes) -> Path:
 
 
 class Trigger:
-    """Called by a peer as each instance comes: slow, and after ``every`` instances it tells who waits."""
+    """Called by a peer as each instance comes: slow, and after ``every`` instances it tells who waits.
 
-    def __init__(self, every: int) -> None:
-        self._every = every
+    ``is_held``: from then on it answers only when ``go`` is set.
+    """
+
+    def __init__(self, every: int, *, is_held: bool = False) -> None:
+        self._every, self._is_held, self.go = every, is_held, threading.Event()
         self._count = 0
         self.reached = threading.Event()
         self.is_armed = True
@@ -48,6 +51,8 @@ class Trigger:
         if self.is_armed:
             if self._count % self._every == 0:
                 self.reached.set()
+            if self._is_held and self.reached.is_set():
+                self.go.wait(60)
             time.sleep(0.004)
         return 0
 
@@ -104,12 +109,13 @@ def test_kill_9_in_the_middle_of_a_request(folder: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_lets_the_instance_at_hand_be_finished(folder: Path, number: signal.Signals) -> None:
-    trigger = Trigger(every=20)
+    trigger = Trigger(every=20, is_held=True)
     with Scp(trigger).running() as scp:
         process = start("send", folder, "--to", scp.to, "--associations", 2)
         assert trigger.reached.wait(60)
         assert process.pid is not None
         os.kill(process.pid, number)
+        trigger.go.set()
         process.join(60)
         assert process.exitcode == 130
         assert 20 <= scp.came.total() < FILES

@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute.ending import Fatal, ending
+from dicomsort.execute.leaving import is_stamped
 from dicomsort.execute.placing import LOCKED, Placer, Roots
 from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up, opened, sha256_of
 from dicomsort.journal import Journal, Plan
@@ -290,9 +291,11 @@ class Executor:
         with suppress(OSError):
             if not o.target.startswith("outbox/") or (o.verb is Verb.MOVE and look_up(self._roots.absolute(o.source))):
                 return False
-            there = look_up(path)
-            inode = self._journal.known.inodes[o.number]
-            return there is None or (there.st_ino != inode and sha256_of(path) != o.sha256)
+            if (there := look_up(path)) is None:
+                return True
+            stamp_ns = o.mtime_ns if o.stamp_ns is None else o.stamp_ns
+            is_same = there.st_ino == self._journal.known.inodes[o.number] and there.st_size == o.size
+            return not (is_same and is_stamped(there, stamp_ns)) and sha256_of(path) != o.sha256
         return False
 
     def _with_source(self, o: Operation, stuck: Result) -> Result:
