@@ -219,6 +219,29 @@ def test_a_folder_of_the_inbox_that_is_closed_after_a_crash_does_not_block_the_r
     assert read_tree(inbox) == before
 
 
+@pytest.mark.parametrize(("code", "ends", "message"), [(errno.EACCES, 0, ""), (errno.EIO, 1, "expected to look at it")])
+def test_a_source_that_cannot_be_looked_at_after_a_crash(
+    tmp_path: Path, outbox: Path, code: int, ends: int, message: str
+) -> None:
+    inbox = tmp_path / "inbox"
+    study(inbox)
+    before = read_tree(inbox)
+    with mock.patch.object(Files, "unlink", side_effect=KeyboardInterrupt):
+        assert sort("--move", "--settle", 0, inbox, outbox).code == 130
+    lstat = os.lstat
+
+    def refused(path: str | Path, **more: int) -> os.stat_result:
+        if str(path) == f"{inbox}/a/1.dcm":
+            raise OSError(code, os.strerror(code))
+        return lstat(path, **more)
+
+    with mock.patch.object(os, "lstat", refused):
+        ran = run("resume", outbox)
+    assert (ran.code, message in ran.err) == (ends, True)
+    assert [run("resume", outbox).code, run("verify", outbox).code, run("undo", outbox).code] == [0, 0, 0]
+    assert read_tree(inbox) == before
+
+
 @pytest.mark.parametrize("closed", ["outbox", "outbox/.dicomsort"])
 def test_an_outbox_that_may_not_be_written_is_named_and_nothing_moves(ours: Path, closed: str) -> None:
     inbox, outbox = ours / "inbox", ours / "outbox"

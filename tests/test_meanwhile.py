@@ -70,6 +70,24 @@ def test_a_copy_that_is_gone_or_another_at_a_resume_is_told(tmp_path: Path, outb
     assert told == [("changed", "it was placed, and is gone since")] * 2 + [("sorted", "")]
 
 
+def test_a_copy_that_cannot_be_looked_at_at_a_resume_is_believed(tmp_path: Path, outbox: Path) -> None:
+    for number in range(3):
+        make_dicom(tmp_path / "inbox" / f"{number}.dcm", instance=number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dicomsort.execute.executor.BATCH", 2)
+        crash(tmp_path / "inbox/0.dcm", outbox, "--copy", call="link", nth=2)
+    lstat = os.lstat
+
+    def refused(path: str | Path, **more: int) -> os.stat_result:
+        if str(path).endswith("1.1.0.dcm"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return lstat(path, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "lstat", refused)
+        assert run("resume", outbox).code == 0
+
+
 @pytest.mark.parametrize("mode", ["--copy", "--move"])
 def test_a_placed_file_is_known_though_its_source_is_gone(one: tuple[Path, Path], mode: str) -> None:
     source, outbox = one
