@@ -332,6 +332,11 @@ class Replay:
         """Whether an operation ended well."""
         return self.outcomes[number] == _DONE
 
+    def is_there(self, number: int) -> bool:
+        """Whether the bytes of an operation are at its target: placed, or there already."""
+        result = self.result(number)
+        return result is not None and result.is_there
+
     def take(self, result: Result) -> None:
         """Record how an operation ended."""
         self.outcomes[result.number] = _OUTCOMES.index(result.outcome) + 1

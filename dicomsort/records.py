@@ -264,6 +264,11 @@ class Result:
     inode: int = 0
     lost: Lost | None = None
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the bytes are at the target: placed, or there already."""
+        return self.outcome in {Outcome.DONE, Outcome.DUPLICATE}
+
 
 @dataclass(frozen=True, slots=True)
 class Examined(_Packed):

@@ -55,12 +55,17 @@ def test_a_placed_file_that_was_edited_after_a_crash_stays(one: tuple[Path, Path
     assert source.exists()
 
 
-def test_a_copy_that_is_gone_or_another_at_a_resume_is_told(tmp_path: Path, outbox: Path) -> None:
+def copy_two_of_three(inbox: Path, outbox: Path) -> None:
+    """A sort that dies when two of three files were copied and are durable."""
     for number in range(3):
-        make_dicom(tmp_path / "inbox" / f"{number}.dcm", instance=number)
+        make_dicom(inbox / f"{number}.dcm", instance=number)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dicomsort.execute.executor.BATCH", 2)
-        crash(tmp_path / "inbox/0.dcm", outbox, "--copy", call="link", nth=2)
+        crash(inbox / "0.dcm", outbox, "--copy", call="link", nth=2)
+
+
+def test_a_copy_that_is_gone_or_another_at_a_resume_is_told(tmp_path: Path, outbox: Path) -> None:
+    copy_two_of_three(tmp_path / "inbox", outbox)
     gone, another = sorted(path for path in placed(outbox) if path.endswith(".dcm"))
     (outbox / gone).unlink()
     (outbox / another).unlink()
@@ -71,11 +76,7 @@ def test_a_copy_that_is_gone_or_another_at_a_resume_is_told(tmp_path: Path, outb
 
 
 def test_a_copy_that_cannot_be_looked_at_at_a_resume_is_believed(tmp_path: Path, outbox: Path) -> None:
-    for number in range(3):
-        make_dicom(tmp_path / "inbox" / f"{number}.dcm", instance=number)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dicomsort.execute.executor.BATCH", 2)
-        crash(tmp_path / "inbox/0.dcm", outbox, "--copy", call="link", nth=2)
+    copy_two_of_three(tmp_path / "inbox", outbox)
     lstat = os.lstat
 
     def refused(path: str | Path, **more: int) -> os.stat_result:

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute.ending import Fatal, ending
 from dicomsort.execute.leaving import is_stamped
-from dicomsort.execute.placing import LOCKED, Placer, Roots
+from dicomsort.execute.placing import LOCKED, Placer, Roots, stamp_of
 from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up, opened, sha256_of
 from dicomsort.journal import Journal, Plan
 from dicomsort.metadata import lost_with
@@ -293,9 +293,8 @@ class Executor:
                 return False
             if (there := look_up(path)) is None:
                 return True
-            stamp_ns = o.mtime_ns if o.stamp_ns is None else o.stamp_ns
             is_same = there.st_ino == self._journal.known.inodes[o.number] and there.st_size == o.size
-            return not (is_same and is_stamped(there, stamp_ns)) and sha256_of(path) != o.sha256
+            return not (is_same and is_stamped(there, stamp_of(o))) and sha256_of(path) != o.sha256
         return False
 
     def _with_source(self, o: Operation, stuck: Result) -> Result:
@@ -308,8 +307,7 @@ class Executor:
     def _is_placed(self, o: Operation) -> bool:
         if o.row is not None and o.verb is Verb.LEAVE:  # it equals what lies there
             return os.path.lexists(self._roots.absolute(f"outbox/{o.row.destination}"))
-        result = self._journal.known.result(o.number)
-        return result is not None and result.outcome in {Outcome.DONE, Outcome.DUPLICATE}
+        return self._journal.known.is_there(o.number)
 
     def _put_off_all(self, operations: Iterable[Operation]) -> None:
         """Leave operations to a resume, and with them what would remove their sources, or the folders of either."""

@@ -131,14 +131,13 @@ class Placer:
         if made is None:
             return self._occupied(o, target)
         is_part = os.path.samestat(made, target)
-        is_ours = is_part or (source is not None and target.st_nlink == 1 and not self._links(part, target.st_dev))
-        if is_ours and not is_part and self._is_theirs(o.target):
-            is_ours = False
+        is_copy = source is not None and target.st_nlink == 1 and not self._links(part, target.st_dev)
+        is_ours = is_part or (is_copy and not self._is_theirs(o.target))
         is_whole = is_ours and target.st_size == o.size and sha256_of(path) == o.sha256
         if is_whole and (source is None or not self._holds_still(o, source)):
             return Result(o.number, Outcome.DONE, *self._complete(o, source, target.st_ino))
         # A power cut may take the bytes of a whole copy and leave its time; who edits a file gives it another time.
-        is_torn = is_stamped(target, _stamp(o)) if is_part else is_ours and self._is_torn(path, target, part)
+        is_torn = is_stamped(target, stamp_of(o)) if is_part else is_ours and self._is_torn(path, target, part)
         if source is not None and (is_whole or is_torn):
             self._files.unlink(path)
             return None
@@ -182,10 +181,10 @@ class Placer:
         if o.verb is Verb.MOVE and source is not None:
             with opened(self._roots.absolute(o.source)) as reader, opened(path) as copied:
                 if _unchanged(o, os.fstat(reader)):
-                    message, lost = apply_metadata(self._files, copied, _wanted(o, metadata_of(reader)), _stamp(o))
+                    message, lost = apply_metadata(self._files, copied, _wanted(o, metadata_of(reader)), stamp_of(o))
                     return message, inode, lost
         self._files.set_mode(path, _mode(o))
-        self._files.set_mtime(path, _stamp(o))
+        self._files.set_mtime(path, stamp_of(o))
         return "", inode, None
 
     def _occupied(self, o: Operation, target: os.stat_result) -> Result:
@@ -245,7 +244,7 @@ class Placer:
             with opened(self._roots.absolute(o.target)) as file:
                 there = metadata_of(file)  # it has kept its other attributes
                 there = there._replace(attributes={n: v for n, v in there.attributes.items() if n == ACL})
-                message, lost = apply_metadata(self._files, file, _wanted(o, there), _stamp(o))
+                message, lost = apply_metadata(self._files, file, _wanted(o, there), stamp_of(o))
         except OSError as error:
             message, lost = f"not restored: owner, mode and time ({error.strerror})", None
         return Result(o.number, Outcome.DONE, message, status.st_ino, lost)
@@ -295,15 +294,15 @@ class Placer:
             if sha256_of(part) != o.sha256:
                 return None
             ctime_ns = before.st_ctime_ns if before is not None else 0
-            self._proven[o.number] = made.copied.device, made.copied.inode, _stamp(o), ctime_ns
+            self._proven[o.number] = made.copied.device, made.copied.inode, stamp_of(o), ctime_ns
         return made
 
     def _copied(self, o: Operation, source: str, target: str, metadata: Metadata | None = None) -> _Made:
         """Make a copy; one with an owner, as a move's, gets ``metadata``, or else that of the source."""
         if o.verb is not Verb.MOVE and o.owner is None:
-            return _Made(copy(self._files, source, target, _mode(o), _stamp(o)))
+            return _Made(copy(self._files, source, target, _mode(o), stamp_of(o)))
         wanted = lambda found: metadata or _wanted(o, found)
-        return _Made(*copy_with_metadata(self._files, source, target, wanted, _stamp(o)))
+        return _Made(*copy_with_metadata(self._files, source, target, wanted, stamp_of(o)))
 
     def remove_source(self, o: Operation) -> Result | Fatal | None:
         """After the result is durable: remove the temporary copy, and the source of a move or remove.
@@ -475,7 +474,8 @@ def _wanted(o: Operation, found: Metadata) -> Metadata:
     return found._replace(mode=o.mode & (found.mode | 0o777))
 
 
-def _stamp(o: Operation) -> int:
+def stamp_of(o: Operation) -> int:
+    """Return the mtime that an operation gives its target, in nanoseconds since 1970."""
     return o.mtime_ns if o.stamp_ns is None else o.stamp_ns
 
 

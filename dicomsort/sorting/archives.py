@@ -34,8 +34,6 @@ from dicomsort.records import (
     Found,
     Header,
     Kind,
-    Outcome,
-    Result,
 )
 from dicomsort.report import visible
 from dicomsort.report.manifest import EarlierArchives, earlier_archives
@@ -263,16 +261,12 @@ def clear_placed(context: RunContext, run: str, inbox: str) -> list[str]:
         return []
     plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
     known = journal_of(plan)
-    open_ = (o for o in plan.operations() if o.target and o.kept_sha256 and not _is_placed(known.result(o.number)))
+    open_ = (o for o in plan.operations() if o.target and o.kept_sha256 and not known.is_there(o.number))
     archives = {(roots.absolute(o.kept), o.kept_sha256) for o in open_ if look_up(roots.absolute(o.source))}
     if not all(_has_sha256(path, sha256) for path, sha256 in archives):
         return [f"what was unpacked and not placed stays in {visible(folder)}: its archive is gone, or another"]
     clear_staging(context.files, context.outbox, run)
     return []
-
-
-def _is_placed(result: Result | None) -> bool:
-    return result is not None and result.outcome in {Outcome.DONE, Outcome.DUPLICATE}
 
 
 def _has_sha256(path: str, sha256: str) -> bool:

@@ -328,7 +328,7 @@ def _taken_back(runs: Runs, name: str) -> set[str]:
             plan, known = read_all(f"{runs_folder(runs.outbox)}/{undo.name}", undo.summary)
             for o in plan.operations():
                 result = known.result(o.number)
-                if o.verb is Verb.COPY and result and result.outcome in {Outcome.DONE, Outcome.DUPLICATE}:
+                if o.verb is Verb.COPY and result and result.is_there:
                     places.add(o.target)
                 elif o.verb in {Verb.MOVE, Verb.REMOVE} and result and result.outcome is Outcome.DONE:
                     places.add(o.source)

@@ -48,8 +48,7 @@ BINS = 15
 class Calibration:
     """A temperature and thresholds (0..1), and in ``notes`` what of them could not be fitted, in sentences.
 
-    ``distance`` is the feature-space distance beyond which an image is out
-    of distribution, None where there is none.
+    ``distance`` is the feature-space distance beyond which an image is out of distribution, None where there is none.
     """
 
     temperature: float
