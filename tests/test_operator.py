@@ -326,6 +326,18 @@ def test_what_is_refused_at_the_start_is_the_last_line_of_the_log(
     assert image.read_bytes() == content
 
 
+@pytest.mark.parametrize("command", ["send", "receive"])
+def test_a_refused_command_leaves_the_log_of_another_alone(
+    inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    assert night(inbox, outbox).code == 0
+    log = outbox.parent / "log"
+    before = log.read_bytes()
+    monkeypatch.setenv("DICOMSORT_LOG_FILE", str(log))
+    assert run(command, "--bogus", inbox).code == 2
+    assert log.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("command", "content"),
     [

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from building import make_dicom, read_tree, uid
 from command import by_source, quiet, rows, run, sort
-from reviewing import CONTRADICTING, decide, desk_of, fill, held_outbox, item_of, picture, undo_as_rehearsed
+from reviewing import (
+    CONTRADICTING,
+    decide,
+    desk_of,
+    fill,
+    held_outbox,
+    item_of,
+    picture,
+    reviewed,
+    undo_as_rehearsed,
+)
 from test_review import SERIES, files_of
 
 from dicomsort.sorting import look_at_runs, newest_run
@@ -170,3 +180,12 @@ def test_an_undo_with_decisions_is_rehearsed_in_every_mode(tmp_path: Path, mode:
     if is_gone:
         next(path for path in outbox.glob("XRAY/**/*") if path.is_file()).unlink()
     assert undo_as_rehearsed(outbox, rows(outbox)[0]["run_id"]).code == (3 if is_gone else 0)
+
+
+def test_a_decision_of_an_earlier_session_that_is_undone_is_not_taken_off_this_ones(tmp_path: Path) -> None:
+    outbox = held_outbox(tmp_path)
+    desk = desk_of(outbox)
+    earlier = decide(desk, item_of(desk, "pictures/a.png"), "CT", "anna").run
+    with reviewed(outbox) as server:
+        assert server.told("undo", {"run": earlier})["made"] == 0
+        assert server.told("state")["made"] == 0

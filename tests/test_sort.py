@@ -250,6 +250,7 @@ def test_json_is_one_object_and_nothing_else(inbox: Path, outbox: Path) -> None:
     assert summary["statuses"] == {"sorted": 4, "other": 1, "ignored": 1}
     assert sum(summary["statuses"].values()) == summary["found"]
     assert summary["classes"] == {"CT": 2, "MRI": 1, "XRAY": 1, "OTHER": 1}
+    assert not {"files", "in_review", "inside", "openable"} & set(summary)  # which it only counts by
     assert json.loads((outbox / ".dicomsort" / "runs" / summary["run_id"] / "summary.json").read_text())["found"] == 6
 
 

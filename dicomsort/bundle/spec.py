@@ -138,7 +138,7 @@ _FIELDS: Fields = {
     "rendering_version": ("a number from 1", lambda v: _is_int(v, 1, 1 << 31)),
     "temperature": ("a number from 0.05 to 20", lambda v: _is_number(v, 0.05, 20.0)),
     "thresholds": (
-        f"decide (a number, or one for each label) and contradict, 0 to 1, maybe distance, 0 to {MAX_DISTANCE:.0f}",
+        f"decide and contradict, 0 to 1, maybe distance, 0 to {MAX_DISTANCE:.0f}",
         _is_thresholds,
     ),
     "training": ("an object", lambda v: isinstance(v, dict)),
@@ -187,8 +187,8 @@ class Bundle:
 
     ``labels`` are in the order of the model's outputs; ``header_classes`` maps CT, MRI, XRAY to labels (empty where the
     labels are others, such as CHEST and HAND: such a model sorts by pixels alone). ``input_shape`` is ``INPUT_SHAPE``.
-    ``temperature`` divides the logits. ``decide`` is for each label the calibrated mean confidence (0..1) from which
-    pixels alone decide for it. ``contradict`` is the share (0..1) that their class must get of what they give to it and
+    ``temperature`` divides the logits. ``decide`` is the calibrated mean confidence (0..1) from which pixels alone
+    decide. ``contradict`` is the share (0..1) that their class must get of what they give to it and
     to a clear header's class, to hold the series for review. ``distance`` (0 or more) is the Mahalanobis distance
     beyond which an image is out of distribution (None: the model computes none). ``training`` holds the images'
     fingerprint and counts, ``created_with`` the versions of the software that wrote it. ``evaluation`` pins the replay

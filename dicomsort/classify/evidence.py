@@ -90,8 +90,8 @@ def showable_frames(e: Examined) -> int:
 class Criteria:
     """What a verdict depends on of the model and of the user's options.
 
-    ``header_classes`` maps CT, MRI and XRAY to the model's labels (empty: the header does not count); ``decide``, one
-    for each label, and ``contradict`` are the bundle's thresholds; ``evidence`` is ``auto``, ``header`` or ``pixels``;
+    ``header_classes`` maps CT, MRI and XRAY to the model's labels (empty: the header does not count); ``decide``
+    and ``contradict`` are the bundle's thresholds; ``evidence`` is ``auto``, ``header`` or ``pixels``;
     a series changed after ``settled_before_ns`` is left alone; pixels beyond ``distance`` are like none that the model
     knows.
     """

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dicomsort.config import INHERITS
+from dicomsort.config import INHERITS, PREFIX, SCOPED
 from dicomsort.config.file import parse_file
 from dicomsort.config.settings import LOG_COUNT, LOG_MIB
 from dicomsort.errors import DicomsortError, UsageError
@@ -138,9 +138,9 @@ def _may_be_written(path: Path, arguments: Sequence[str]) -> bool:
 
 def _named_log(command: str, arguments: Sequence[str], environ: Mapping[str, str]) -> Path | None:
     """Return the log that flag, environment or file names, if any; errors in these are reported elsewhere."""
-    names = [f"DICOMSORT_{command.upper()}_", "DICOMSORT_"]
-    variables = [text for name in names if (text := environ.get(f"{name}LOG_FILE"))]
-    if named := [*_values("--log-file", arguments), *variables]:
+    scope = f"{command.upper()}_" if command in SCOPED else ""
+    named = [*_values("--log-file", arguments), environ.get(f"{PREFIX}{scope}LOG_FILE")]
+    if named[0]:
         return Path(named[0])
     files = [*_values("--config", arguments), *filter(None, [environ.get("DICOMSORT_CONFIG")])]
     file = Path(os.path.expanduser(files[0])) if files else None

@@ -60,6 +60,7 @@ NAMED = 1000  # archives that a summary names
 SUMMARY = "summary.json"
 _LARGEST = 64 << 20  # bytes of a summary, with all its notes
 _MOST = 1 << 62
+_INTERNAL = frozenset({"files", "in_review", "inside", "openable"})  # no part of summary.json and --json
 _COUNTERS = ("statuses", "classes", "actions", "held", "causes")
 _TYPES: dict[str, type] = {
     "run_id": str, "verb": str, "dry_run": bool, "found": int, "bytes": int, "seconds": float, "archives": list,
@@ -198,7 +199,7 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
-        values = {name: value for name, value in vars(self).items() if name not in {"files", "in_review"}}
+        values = {name: value for name, value in vars(self).items() if name not in _INTERNAL}
         return values | {
             "seconds": round(self.seconds, 3),
             "archives": [*map(printable, self.archives)],

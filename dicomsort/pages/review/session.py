@@ -85,8 +85,8 @@ class Session:
     gallery: Gallery
     who: str = "unknown"
     identifiers: bool = False
-    made: int = 0  # decisions of this session, less those undone
     revision: int = 0
+    _made: set[str] = field(default_factory=set)  # runs of this session's decisions, less those undone
     _items: list[Item] = field(default_factory=list)
     _places: dict[str, int] = field(default_factory=dict)
     _studies: dict[str, list[int]] = field(default_factory=dict)  # the places of each study's items
@@ -113,7 +113,7 @@ class Session:
         count, waiting = len(self._items), len(self.service.queue.items)
         return {
             "revision": self.revision, "count": count, "waiting": waiting, "decided": count - waiting,
-            "made": self.made,
+            "made": len(self._made),
         }  # fmt: skip
 
     def farewell(self) -> dict[str, Any]:
@@ -192,7 +192,8 @@ class Session:
             by = f"{earlier.row.class_} by {who_of(earlier.row.message)}, run {earlier.run}" if earlier else ""
             raise Outdated(f"{error} ({by or 'not by a decision'})") from error
         self._arrange()
-        self.made += bool(done.moved)
+        if done.moved:
+            self._made.add(done.run)
         return {"run": done.run, "moved": done.moved, "notes": done.notes} | self.state()
 
     def undo(self, run: str) -> dict[str, Any]:
@@ -203,7 +204,7 @@ class Session:
             summary = self.service.undo(run)
         finally:
             self._arrange()
-        self.made -= 1
+        self._made.discard(run)
         return {"undone": summary.actions["undone"], "place": place} | self.state()
 
     def item(self, place: int) -> Item:

@@ -126,18 +126,11 @@ def _thresholds(report: Mapping[str, Any], limits: Mapping[str, Any] | None) -> 
     rows = []
     for name, row in report["thresholds"].items():
         value = number(row["threshold"]) if "threshold" in row else ""
-        own = [] if beside is None else [_own(beside[name]) if value and name in beside else ""]
+        own = [] if beside is None else [number(beside[name]) if value and name in beside else ""]
         figures = (with_interval(report, ("thresholds", name, key)) for key in ("coverage", "accuracy"))
         rows.append((name.replace("_", " "), *own, value, *figures))
     values = ("the bundle's", "used here, the folds' mean") if beside else ("the folds' mean" if nested else "value",)
     return Table("Confidence", ("threshold", *values, "images at or above", "right among them"), rows)
-
-
-def _own(limit: float | Mapping[str, float]) -> str:
-    """Return a threshold of a bundle, which may have one for each label."""
-    if isinstance(limit, int | float):
-        return number(limit)
-    return ", ".join(f"{label} {number(each)}" for label, each in limit.items())
 
 
 def _sources(report: Mapping[str, Any]) -> Table:
