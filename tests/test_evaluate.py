@@ -24,7 +24,7 @@ from dicomsort.training.data.fingerprint import encode
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.evaluate.card import write_card
 from dicomsort.training.evaluate.compare_bundles import on_their_own
-from dicomsort.training.evaluate.cross_validation import _crossable
+from dicomsort.training.evaluate.cross_validation import crossable
 from dicomsort.training.evaluate.evaluation import OUTPUTS, _content, _training_run
 
 FOLDERS = ("CT", "mri", "XRAY")
@@ -330,7 +330,7 @@ def test_a_recipe_that_cannot_be_trained_is_not_cross_validated(
 ) -> None:
     recipe = json.loads((default_path() / "bundle.json").read_text("utf-8"))["training"]["recipe"]
     with pytest.raises(UsageError, match=message):
-        _crossable(load(bundle(recipe=recipe | {name: value}), RENDERING_VERSION))
+        crossable(load(bundle(recipe=recipe | {name: value}), RENDERING_VERSION))
 
 
 @pytest.mark.parametrize(

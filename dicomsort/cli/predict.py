@@ -71,7 +71,7 @@ def predict(
 def _explained(files: Sequence[str], bundle: Bundle) -> Iterator[ExplainedPrediction]:
     """Yield what the model sees in the middle frame of each file; a hostile file costs its own worker alone."""
     from dicomsort.bundle import require_answer
-    from dicomsort.engines.engine import submit_batch
+    from dicomsort.engines.engine import batched, map_in_order
     from dicomsort.engines.processes import usable_cores
     from dicomsort.records import FramePrediction
     from dicomsort.tasks import ExplainedPrediction, explain
@@ -84,12 +84,10 @@ def _explained(files: Sequence[str], bundle: Bundle) -> Iterator[ExplainedPredic
 
     here = "" if all(map(os.path.isabs, files)) else os.getcwd()  # the working folder may be gone
     frames = [(os.path.join(here, path).lstrip("/"), None) for path in files]
-    batches = [frames[start : start + BATCH] for start in range(0, len(frames), BATCH)]
-    task = partial(explain, bundle.reference, "")
+    batches = list(batched(frames, BATCH))
     has_answered = False
     with open_workers(min(usable_cores(), len(batches))) as engine:
-        for future in [submit_batch(engine, task, batch, on_lost) for batch in batches]:
-            predictions = future.result()
+        for predictions in map_in_order(engine, partial(explain, bundle.reference, ""), batches, on_lost):
             has_answered = has_answered or any(each.prediction.probabilities for each in predictions)
             yield from predictions
         if lost and not has_answered:

@@ -7,16 +7,19 @@ runs each task in the calling thread, at once and without limits: for tests and 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from dicomsort.errors import DicomsortError, WorkerLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 TRIES = 3  # of an item whose worker something else killed
+AHEAD = 4  # tasks a worker that are submitted before the first result is waited for
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -67,7 +70,10 @@ class Engine(Protocol):
 
 
 def submit_batch(
-    engine: Engine, function: Callable[[list[T]], list[R]], items: Sequence[T], on_lost: Callable[[T, WorkerLost], R]
+    engine: Engine,
+    function: Callable[[list[T]], list[R]],
+    items: Sequence[T],
+    on_lost: Callable[[T, WorkerLost], R],
 ) -> Future[list[R]]:
     """Run ``function(items)`` as one task; where it is lost, run its items one by one to find the one at fault.
 
@@ -97,6 +103,32 @@ def submit_batch(
 
     engine.submit(function, batch).add_done_callback(complete)
     return outcome
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield the items in lists of ``size``; the last may be shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def map_in_order(
+    engine: Engine,
+    function: Callable[[list[T]], list[R]],
+    batches: Iterable[Sequence[T]],
+    on_lost: Callable[[T, WorkerLost], R],
+) -> Iterator[list[R]]:
+    """Yield ``function(batch)`` of each batch, in their order; see ``submit_batch``.
+
+    Batches are taken as workers need them, so that few results wait in memory.
+    """
+    submitted = deque[Future[list[R]]]()
+    for batch in batches:
+        submitted.append(submit_batch(engine, function, batch, on_lost))
+        if len(submitted) > AHEAD * engine.workers:
+            yield submitted.popleft().result()
+    while submitted:
+        yield submitted.popleft().result()
 
 
 def _alone(engine: Engine, function: Callable[[list[T]], list[R]], item: T, on_lost: Callable[[T, WorkerLost], R]) -> R:

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import base64
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 
 from dicomsort.bundle import Bundle, BundleReference
-from dicomsort.engines.engine import Engine, submit_batch
+from dicomsort.engines.engine import Engine, batched, map_in_order
 from dicomsort.errors import WorkerLost, counted
 from dicomsort.files import is_straight
 from dicomsort.pages.rendering import Fact, of_header, shown, title, why
@@ -191,7 +189,6 @@ def spread(count: int, wanted: int) -> Sequence[int]:
 
 
 BATCH = 4  # portraits a task: few, so that none meets its time limit for its neighbours' sake
-AHEAD = 4  # tasks a worker that are sent before the first is waited for
 
 
 def portraits(engine: Engine, root: str, requests: Iterable[PictureRequest]) -> Iterator[FramePicture]:
@@ -199,14 +196,8 @@ def portraits(engine: Engine, root: str, requests: Iterable[PictureRequest]) -> 
 
     Paths are below ``root``. Some are made ahead of what is taken, but no more than the workers need to be busy.
     """
-    rest = iter(requests)
-    under_way: deque[Future[list[FramePicture]]] = deque()
-    while batch := list(islice(rest, BATCH)):
-        under_way.append(submit_batch(engine, partial(make_pictures, root), batch, _lost))
-        if len(under_way) > AHEAD * engine.workers:
-            yield from under_way.popleft().result()
-    while under_way:
-        yield from under_way.popleft().result()
+    for made in map_in_order(engine, partial(make_pictures, root), batched(requests, BATCH), _lost):
+        yield from made
 
 
 def _lost(_: PictureRequest, error: WorkerLost) -> FramePicture:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from dicomsort.classify import folder_of, has_uids
-from dicomsort.engines.engine import Engine, submit_batch
+from dicomsort.engines.engine import Engine, batched, map_in_order
 from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError, WorkerLost, command, counted
 from dicomsort.files import is_straight, look_up
 from dicomsort.journal import is_run
@@ -166,12 +166,8 @@ class ReviewService:
             for path in paths
             if is_straight(self.outbox, path) and (f := look_for(f"{self.outbox}/{path}")) is not None
         ]
-        task = partial(examine, self.outbox)
-        batches = [
-            submit_batch(self._engine, task, there[start : start + BATCH], _lost)
-            for start in range(0, len(there), BATCH)
-        ]
-        examined = {e.found.path: hashed_here(self.outbox, e) for batch in batches for e in batch.result()}
+        batches = map_in_order(self._engine, partial(examine, self.outbox), batched(there, BATCH), _lost)
+        examined = {e.found.path: hashed_here(self.outbox, e) for batch in batches for e in batch}
         ready = [(h, e) for h in item.files if (e := examined.get(h.row.destination)) and e.sha256 == h.row.sha256]
         gone, changed = len(paths) - len(there), len(there) - len(ready)
         notes = [f"{_files(gone)} gone from {REVIEW}"] if gone else []

@@ -15,9 +15,7 @@ import math
 import os
 import secrets
 import tempfile
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +27,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dicomsort import pixels
-from dicomsort.engines.engine import Engine, submit_batch
-from dicomsort.errors import DicomsortError, UsageError
+from dicomsort.engines.engine import Engine, map_in_order
+from dicomsort.errors import DicomsortError, UsageError, WorkerLost
 from dicomsort.files import opened_file
 from dicomsort.pixels import INPUT_SHAPE, PixelsError
 from dicomsort.records import RENDERING_VERSION
@@ -125,7 +123,6 @@ def _path(place: Path, digest: str) -> Path:
 BATCH, MOST = 8, 64  # files a task, and how many where they are small: its time limit holds for all of them
 BYTES = 1 << 20  # of a task's files, from which on they are not small
 SMALL = 1 << 20  # bytes of a file that is read at once
-AHEAD = 4  # tasks a worker whose results may wait
 SALT_BYTES = 16
 
 
@@ -169,7 +166,7 @@ def render_all(
     task = partial(render_into, place, images.offset, cache, dataset.root, secrets.token_bytes(SALT_BYTES))
     results: list[RenderedFile] = []
     with reporter.step("Rendering images", len(paths)) as step:
-        for answer in _answers(engine, task, _batches(dataset.root, paths)):
+        for answer in map_in_order(engine, task, _batches(dataset.root, paths), _lost):
             results += answer
             step.advance(len(answer))
     place.unlink()  # the mapping lasts
@@ -230,16 +227,8 @@ def _put(handle: int, offset: int, image: NDArray[np.uint8]) -> None:
         raise DicomsortError(_no_room(image.nbytes, error)) from error
 
 
-def _answers(
-    engine: Engine, task: partial[list[RenderedFile]], batches: Iterable[list[tuple[int, str]]]
-) -> Iterator[list[RenderedFile]]:
-    waiting: deque[Future[list[RenderedFile]]] = deque()
-    for batch in batches:
-        waiting.append(submit_batch(engine, task, batch, lambda _, error: RenderedFile(problem=str(error))))
-        if len(waiting) > AHEAD * engine.workers:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+def _lost(_: tuple[int, str], error: WorkerLost) -> RenderedFile:
+    return RenderedFile(problem=str(error))
 
 
 def _batches(root: Path, paths: Sequence[str]) -> Iterator[list[tuple[int, str]]]:

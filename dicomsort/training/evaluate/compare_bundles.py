@@ -17,7 +17,7 @@ from dicomsort.errors import UsageError, counted
 from dicomsort.report import visible
 from dicomsort.training.data.dataset import relabelled
 from dicomsort.training.evaluate import compare, metrics
-from dicomsort.training.evaluate.evaluation import COMPARISON, Settings, by_model, outcome, scanned
+from dicomsort.training.evaluate.evaluation import COMPARISON, Settings, by_model, outcome, rendered_once, scanned
 from dicomsort.training.evaluate.plots import HELD_OUT, INK, MUTED, TRAINING, in_percent, new_figure
 from dicomsort.training.evaluate.predictions import Predictions, own_thresholds
 from dicomsort.training.evaluate.reporting import FIGURES, figures_in, write_figures
@@ -61,8 +61,9 @@ def on_dataset(bundles: Bundles, settings: Settings, engine: Engine, reporter: R
             f"--compare: expected two bundles with the same classes, received {', '.join(first.labels)} "
             f"({first.name}) and {', '.join(second.labels)} ({second.name})"
         )
-    dataset = scanned(settings)
-    parts = [by_model(bundle, relabelled(dataset, bundle.labels), settings, engine, reporter) for bundle in bundles]
+    rendered = rendered_once(relabelled(scanned(settings), first.labels), engine, reporter)
+    in_order = [replace(rendered, dataset=relabelled(rendered.dataset, bundle.labels)) for bundle in bundles]
+    parts = [by_model(*each, settings, engine, reporter) for each in zip(bundles, in_order, strict=True)]
     one, two = _aligned(parts[0].predictions, parts[1].predictions)
     changes = compare.changes(metrics.tally_of(one), metrics.tally_of(two), settings.seed)
     changed = {

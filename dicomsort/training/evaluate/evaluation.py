@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import numpy as np
 from dicomsort.bundle import SPEC_NAME, Bundle, require_answer
 from dicomsort.bundle.spec import load_reference
 from dicomsort.content import kind_of
+from dicomsort.engines.engine import batched, map_in_order
 from dicomsort.errors import UsageError
 from dicomsort.files import look_up
 from dicomsort.outputs import Gate
@@ -24,22 +24,24 @@ from dicomsort.records import RENDERING_VERSION
 from dicomsort.report import visible
 from dicomsort.training.data import fingerprint
 from dicomsort.training.data.dataset import Dataset, read_groups, relabelled, scan
+from dicomsort.training.data.rendered import Rendered, render_all
 from dicomsort.training.data.robustness import SHORTCUTS
-from dicomsort.training.data.splitting import keep_together
 from dicomsort.training.evaluate import reporting
 from dicomsort.training.evaluate.card import write_card
-from dicomsort.training.evaluate.cross_validation import FilePrediction, by_folds, predict_files, spread, thumbnails
+from dicomsort.training.evaluate.cross_validation import ImagePrediction, by_folds, crossable, predict_images
 from dicomsort.training.evaluate.predictions import Predictions, name_clusters, own_thresholds, require_images
 from dicomsort.training.evaluate.reporting import CARD, FIGURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from dicomsort.bundle.predictor import ModelOutput
     from dicomsort.engines.engine import Engine
+    from dicomsort.errors import WorkerLost
     from dicomsort.training.progress import Reporter
 
 WARM = ("dicomsort.training.evaluate.cross_validation", "dicomsort.training.data.rendered")
-SALT_BYTES = 16
+BATCH = 8  # images a task
 OUTPUTS = frozenset({CARD, FIGURES, reporting.SHEET, *reporting.PICTURES})
 COMPARISON = "comparison.png"
 
@@ -63,9 +65,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Predictions, and the content of metrics.json."""
+    """Predictions, the row of each in the rendered images, and the content of metrics.json."""
 
     predictions: Predictions
+    rows: Sequence[int]
     report: dict[str, Any]
 
 
@@ -80,17 +83,17 @@ def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Repor
     if settings.update and not os.access(bundle.folder, os.W_OK):
         expected = f"--out {str(bundle.folder)!r}: expected a folder that can be written"
         raise UsageError(f"{expected}, received one that cannot")
-    dataset = relabelled(scanned(settings), bundle.labels)
+    if settings.folds is not None:
+        crossable(bundle)
+    rendered = rendered_once(relabelled(scanned(settings), bundle.labels), engine, reporter)
     if settings.folds is None:
-        evaluated = by_model(bundle, dataset, settings, engine, reporter)
+        evaluated = by_model(bundle, rendered, settings, engine, reporter)
     else:
-        predictions, skipped = by_folds(bundle, dataset, settings.folds, settings.seed, engine, reporter)
-        evaluated = _evaluated(bundle, predictions, skipped, settings.seed, trained_on=0)
+        predictions = by_folds(bundle, rendered, settings.folds, settings.seed, reporter)
+        evaluated = _evaluated(bundle, predictions, rendered.rows.tolist(), rendered.skipped, settings.seed, 0)
     predictions = evaluated.predictions
     chosen = reporting.mistakes(predictions)
-    paths = [predictions.dataset.items[i].path for i in chosen]
-    with reporter.step("Rendering the mistakes", len(paths)) as step:
-        images = spread(engine, partial(thumbnails, str(settings.dataset)), paths, lambda *_: None, step)
+    images = [rendered.images[evaluated.rows[i]] for i in chosen]
     content = _content(bundle, evaluated.report, reporter)
     with outcome(settings.out) as folder:
         reporting.write(folder, *content, predictions)
@@ -106,27 +109,47 @@ def scanned(settings: Settings) -> Dataset:
     return scan(settings.dataset, read_groups(settings.groups) if settings.groups else None, least=1)
 
 
-def by_model(bundle: Bundle, dataset: Dataset, settings: Settings, engine: Engine, reporter: Reporter) -> Evaluated:
-    """Judge every file by the bundle's model, in the engine's workers."""
+def rendered_once(dataset: Dataset, engine: Engine, reporter: Reporter) -> Rendered:
+    """Render the data set into a temporary file; DatasetError where no image is left."""
+    with tempfile.TemporaryDirectory(prefix="dicomsort-evaluate-") as scratch:
+        rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter)
+    require_images(rendered.dataset, len(rendered.skipped))
+    return rendered
+
+
+def by_model(bundle: Bundle, rendered: Rendered, settings: Settings, engine: Engine, reporter: Reporter) -> Evaluated:
+    """Judge every image by the bundle's model, in the engine's workers; one whose worker is lost is skipped."""
     shortcuts = tuple(SHORTCUTS) if settings.shortcuts else ()
-    task = partial(predict_files, bundle.reference, str(dataset.root), secrets.token_bytes(SALT_BYTES), shortcuts)
-    paths = [item.path for item in dataset.items]
-    with reporter.step("Judging images", len(paths)) as step:
-        results = spread(engine, task, paths, lambda _, lost: FilePrediction(str(lost)), step)
-    good = [result for result in results if not result.problem]
+    images = (np.array(rendered.images[row]) for row in rendered.rows)
+    results: list[ImagePrediction] = []
+    with reporter.step("Judging images", len(rendered.rows)) as step:
+        task = partial(predict_images, bundle.reference, shortcuts)
+        for answers in map_in_order(engine, task, batched(images, BATCH), _lost):
+            results += answers
+            step.advance(len(answers))
+    good = {i: result.output for i, result in enumerate(results) if result.output}
     if not good:
         require_answer(bundle, engine.submit)
-    skipped = [(path, result.problem) for path, result in zip(paths, results, strict=True) if result.problem]
-    dataset = dataset.only(i for i, result in enumerate(results) if not result.problem)
-    dataset, _ = keep_together(dataset, [result.print for result in good], [result.patient for result in good])
+    lost = ((rendered.dataset.items[i].path, result.problem) for i, result in enumerate(results) if i not in good)
+    skipped = [*rendered.skipped, *lost]
+    dataset = rendered.dataset.only(good)
     require_images(dataset, len(skipped))
-    known = fingerprint.compare(bundle.training, dataset.items, [result.digest for result in good])
-    predictions = _predictions(bundle, dataset, good, known.words())
-    return _evaluated(bundle, predictions, skipped, settings.seed, known.count)
+    known = fingerprint.compare(bundle.training, dataset.items, [rendered.digests[i] for i in good])
+    predictions = _predictions(bundle, dataset, list(good.values()), shortcuts, known.words())
+    return _evaluated(bundle, predictions, rendered.rows[list(good)].tolist(), skipped, settings.seed, known.count)
+
+
+def _lost(_: object, error: WorkerLost) -> ImagePrediction:
+    return ImagePrediction(problem=str(error))
 
 
 def _evaluated(
-    bundle: Bundle, predictions: Predictions, skipped: Sequence[tuple[str, str]], seed: int, trained_on: int | None
+    bundle: Bundle,
+    predictions: Predictions,
+    rows: Sequence[int],
+    skipped: Sequence[tuple[str, str]],
+    seed: int,
+    trained_on: int | None,
 ) -> Evaluated:
     """Return predictions and report; the model was trained on ``trained_on`` of the images (None: not known)."""
     report = {
@@ -135,15 +158,16 @@ def _evaluated(
         **reporting.report_of(predictions, seed),
         "skipped": {visible(path): reason for path, reason in skipped},
     }
-    return Evaluated(predictions, report)
+    return Evaluated(predictions, rows, report)
 
 
-def _predictions(bundle: Bundle, dataset: Dataset, results: Sequence[FilePrediction], held_out: str) -> Predictions:
-    """Return the results as arrays, with the bundle's own thresholds for every image."""
-    count = len(results)
+def _predictions(
+    bundle: Bundle, dataset: Dataset, outputs: Sequence[ModelOutput], shortcuts: Sequence[str], held_out: str
+) -> Predictions:
+    """Return the outputs as arrays, with the bundle's own thresholds for every image."""
     clusters, unit = name_clusters(dataset)
-    distances = [result.distance for result in results if result.distance is not None]
-    probabilities = np.stack([result.probabilities for result in results if result.probabilities is not None])
+    probabilities, *changed = np.stack([output.probabilities for output in outputs], axis=1)
+    distances = np.array([output.distances[0] for output in outputs], np.float32)
     return Predictions(
         dataset,
         probabilities,
@@ -151,9 +175,9 @@ def _predictions(bundle: Bundle, dataset: Dataset, results: Sequence[FilePredict
         held_out,
         clusters,
         unit,
-        distances=np.array(distances, np.float32) if len(distances) == count else None,
-        limits=None if bundle.distance is None else np.full(count, bundle.distance),
-        variants={name: np.stack([result.variants[name] for result in results]) for name in results[0].variants},
+        distances=None if np.isnan(distances).any() else distances,
+        limits=None if bundle.distance is None else np.full(len(outputs), bundle.distance),
+        variants=dict(zip(shortcuts, changed, strict=True)),
     )
 
 

@@ -56,9 +56,9 @@ LOWEST, STEP = 0.5, 0.05
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """A cell of the sheet: the rendering uint8 (H, W, 3) or None, truth, answer, its confidence, the relative path."""
+    """A cell of the sheet: the rendering uint8 (H, W, 3), truth, answer, its confidence, the relative path."""
 
-    image: NDArray[np.uint8] | None
+    image: NDArray[np.uint8]
     truth: str
     answer: str
     confidence: float
@@ -288,8 +288,7 @@ def plot_mistakes(cells: Sequence[Mistake], total: int, images: int) -> bytes:
         for axes in grid:
             axes.axis("off")
         for axes, cell in zip(grid, cells, strict=False):
-            if cell.image is not None:
-                axes.imshow(cell.image)
+            axes.imshow(cell.image)
             axes.set_title(f"{cell.truth} → {cell.answer} {cell.confidence:.1%}", fontsize=9, pad=4, color=INK)
             parts = cell.path.split("/")
             source = _short(parts[1] if len(parts) > MIN_PATH_PARTS else "", NAME)

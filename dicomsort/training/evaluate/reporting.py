@@ -107,7 +107,7 @@ def mistakes(predictions: Predictions) -> list[int]:
 
 
 def draw_mistakes(
-    place: Path, predictions: Predictions, chosen: Sequence[int], images: Sequence[NDArray[np.uint8] | None]
+    place: Path, predictions: Predictions, chosen: Sequence[int], images: Sequence[NDArray[np.uint8]]
 ) -> None:
     """Write the sheet of ``chosen`` mistakes, whose renderings are ``images``, in place of an earlier one.
 
