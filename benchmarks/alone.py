@@ -15,14 +15,13 @@ from typing import Any
 
 from dicomsort.bundle import Predictor, default_path, load
 from dicomsort.pixels import render
-from dicomsort.records import RENDERING_VERSION
 
 
 def main() -> None:
     """Prepare, wait, measure."""
     what, listed = sys.argv[1:]
     paths = Path(listed).read_text("utf-8").splitlines()
-    predictor = Predictor(load(default_path(), RENDERING_VERSION))
+    predictor = Predictor(load(default_path()))
     predictor.predict(render(paths[0])[None])  # the first is slower than the others
     tasks: dict[str, tuple[Callable[[Any], object], list[Any]]] = {
         "decode": (render, paths),

@@ -30,7 +30,7 @@ from dicomsort.engines import open_engine
 from dicomsort.engines.engine import Engine, Limits, submit_batch
 from dicomsort.errors import WorkerLost
 from dicomsort.pixels import render
-from dicomsort.records import RENDERING_VERSION, FramePrediction
+from dicomsort.records import INPUT_SHAPE, FramePrediction
 from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.dataset import Dataset, scan
 from dicomsort.training.data.prefetch import Feed
@@ -197,19 +197,19 @@ def look(paths: Sequence[str], workers: int, repeat: int) -> None:
 @cache
 def predictor() -> Predictor:
     """Return the model that ships, once a process."""
-    return Predictor(load(default_path(), RENDERING_VERSION))
+    return Predictor(load(default_path()))
 
 
 def infer(count: int) -> None:
     """Show the model that ships as many images, one by one as a sort does."""
-    image = np.zeros((1, *predictor().bundle.input_shape), np.uint8)
+    image = np.zeros((1, *INPUT_SHAPE), np.uint8)
     for _ in range(count):
         predictor().predict(image)
 
 
 def look_at(engine: Engine, frames: Sequence[Frame], size: int) -> None:
     """Have frames looked at as a sort does, some tasks waiting."""
-    task = partial(tasks.predict_frames, load(default_path(), RENDERING_VERSION).reference, "/")
+    task = partial(tasks.predict_frames, load(default_path()).reference, "/")
     waiting: deque[Future[list[FramePrediction]]] = deque()
     for start in range(0, len(frames), size):
         waiting.append(submit_batch(engine, task, frames[start : start + size], lost))

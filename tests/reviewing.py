@@ -22,7 +22,6 @@ from dicomsort.bundle import default_path, load
 from dicomsort.engines.engine import R, SerialEngine, T
 from dicomsort.files import Files
 from dicomsort.pages.review import Gallery, Session, serve
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.sorting import Corrections, ReviewService
 from dicomsort.sorting.review import Decision
 
@@ -128,7 +127,7 @@ class Server:
 def reviewed(outbox: Path, **options: Any) -> Iterator[Server]:
     """The page of an outbox, until the block ends."""
     desk = desk_of(outbox)
-    bundle = load(default_path(), RENDERING_VERSION)
+    bundle = load(default_path())
     session = Session(desk, bundle, Gallery(OneByOne(), str(outbox)), "anna", **options)
     session.refresh()
     server, ready = Server(session), threading.Event()

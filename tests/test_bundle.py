@@ -88,7 +88,7 @@ def _change(folder: Path, **fields: object) -> None:
 def _swap_model(folder: Path, model: bytes) -> Bundle:
     (folder / MODEL).write_bytes(model)
     _change(folder, model_size=len(model), model_sha256=hashlib.sha256(model).hexdigest())
-    return load(folder, RENDERING_VERSION)
+    return load(folder)
 
 
 def _custom_operator(tree: Any) -> None:
@@ -140,10 +140,9 @@ HOSTILE = {
 
 
 def test_the_default_bundle_is_what_the_program_expects() -> None:
-    bundle = load(default_path(), RENDERING_VERSION)
+    bundle = load(default_path())
     assert set(bundle.labels) == {"CT", "MRI", "XRAY", "OTHER"}
     assert bundle.header_classes == {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}
-    assert bundle.input_shape == (224, 224, 3)
     assert all(0.5 <= threshold < 1 for threshold in (bundle.decide, bundle.contradict))
     assert bundle.model_size <= 10_000_000
     assert sum(path.stat().st_size for path in bundle.folder.iterdir()) < 12_000_000
@@ -160,25 +159,25 @@ def test_an_earlier_bundle_loads_and_its_second_model_is_ignored(tmp_path: Path,
         (tmp_path / "screen.tflite").write_bytes(screen)  # nothing pins it any longer, so nothing reads it
     spec |= {"model_sha256": hashlib.sha256(model).hexdigest(), "model_size": len(model)}
     (tmp_path / SPEC).write_text(json.dumps(spec), "utf-8")
-    bundle = load(tmp_path, RENDERING_VERSION)
+    bundle = load(tmp_path)
     assert (bundle.temperature, bundle.decide, bundle.evaluation) == (1.8118, 0.95, None)
     assert Predictor(bundle).predict(np.zeros((1, 224, 224, 3), np.uint8)).probabilities.shape == (1, 4)
     _change(tmp_path, screen="whatever")
-    assert replace(load(tmp_path, RENDERING_VERSION), spec_sha256=bundle.spec_sha256) == bundle
+    assert replace(load(tmp_path), spec_sha256=bundle.spec_sha256) == bundle
     (tmp_path / "screen.tflite").write_bytes(model)
     check_target(tmp_path, OUTPUTS | MAYBE)  # a training may replace it
     out = tmp_path.with_name("out")
     with staged(out, frozenset({SPEC, MODEL})) as part:
         (part / MODEL).write_bytes(model)
         seal(part, {key: value for key, value in spec.items() if key != "screen"})
-    assert load(out, RENDERING_VERSION).labels == bundle.labels
+    assert load(out).labels == bundle.labels
 
 
 @pytest.mark.parametrize(("field", "value"), WRONG, ids=lambda part: "missing" if part is MISSING else repr(part)[:40])
 def test_a_wrong_field_is_refused_by_name(folder: Path, field: str, value: object) -> None:
     _change(folder, **{field: value})
     with pytest.raises(BundleError, match=rf"{field}[\w.]*: expected .*, received ") as caught:
-        load(folder, RENDERING_VERSION)
+        load(folder)
     assert caught.value.exit_code == 2
     assert len(str(caught.value).splitlines()) == 1
 
@@ -187,22 +186,22 @@ def test_a_wrong_field_is_refused_by_name(folder: Path, field: str, value: objec
 def test_a_spec_that_is_no_object_is_refused(folder: Path, text: str) -> None:
     (folder / SPEC).write_text(text, "utf-8")
     with pytest.raises(BundleError, match=r"expected .*, received"):
-        load(folder, RENDERING_VERSION)
+        load(folder)
 
 
 def test_a_spec_too_long_is_refused_before_it_is_parsed(folder: Path) -> None:
     (folder / SPEC).write_text(" " * ((1 << 20) + 1) + "{}")
     with pytest.raises(BundleError, match="expected at most 1048576 bytes"):
-        load(folder, RENDERING_VERSION)
+        load(folder)
 
 
 def test_a_path_that_is_no_bundle_says_what_one_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for name, received in (("file", "a file"), ("gone", "nothing there")):
         with pytest.raises(BundleError, match=f"expected a bundle .* received {received}"):
-            load(tmp_path / name, RENDERING_VERSION)
+            load(tmp_path / name)
     with pytest.raises(BundleError, match=r"bundle.json: expected a file, received 'none'"):
-        load(tmp_path, RENDERING_VERSION)
+        load(tmp_path)
 
 
 def test_a_missing_cut_or_changed_model_is_refused(folder: Path) -> None:
@@ -210,13 +209,13 @@ def test_a_missing_cut_or_changed_model_is_refused(folder: Path) -> None:
     whole = model.read_bytes()
     model.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(BundleError, match="SHA-256"):
-        load(folder, RENDERING_VERSION)
+        load(folder)
     model.write_bytes(whole[:-1])
     with pytest.raises(BundleError, match=f"expected '?{len(whole)} bytes.*received '{len(whole) - 1} bytes"):
-        load(folder, RENDERING_VERSION)
+        load(folder)
     model.unlink()
     with pytest.raises(BundleError, match=r"model.tflite: expected a file"):
-        load(folder, RENDERING_VERSION)
+        load(folder)
 
 
 @pytest.mark.parametrize("edit", HOSTILE, ids=lambda edit: edit.__name__)
@@ -250,11 +249,11 @@ def test_a_file_that_is_no_model_is_refused(folder: Path, model: bytes) -> None:
 def test_a_model_of_other_classes_is_refused(folder: Path) -> None:
     _change(folder, labels=["CT", "MRI", "XRAY"], thresholds={"decide": 0.9, "contradict": 0.99})
     with pytest.raises(BundleError, match="expected output"):
-        Predictor(load(folder, RENDERING_VERSION))
+        Predictor(load(folder))
 
 
 def test_predictions_do_not_depend_on_the_batch() -> None:
-    predictor = Predictor(load(default_path(), RENDERING_VERSION))
+    predictor = Predictor(load(default_path()))
     images = np.random.default_rng(0).integers(0, 256, (35, 224, 224, 3), np.uint8)
     whole = predictor.predict(images)
     assert (whole.probabilities.dtype, whole.distances.dtype) == (np.float32, np.float32)
@@ -307,10 +306,10 @@ def test_a_staged_bundle_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
     write(fail=None)
     write(fail=None)  # an earlier bundle is replaced
-    assert load(target, RENDERING_VERSION).name == spec["name"]
+    assert load(target).name == spec["name"]
     with pytest.raises(KeyboardInterrupt):
         write(fail=KeyboardInterrupt)
-    assert load(target, RENDERING_VERSION).name == spec["name"]
+    assert load(target).name == spec["name"]
     (target / "thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"received one with 'thesis.txt' in it"):
         write(fail=None)

@@ -19,7 +19,7 @@ from dicomsort.bundle import default_path, load, predictor_of
 from dicomsort.engines.engine import SerialEngine
 from dicomsort.errors import BundleChanged
 from dicomsort.pages.review import Gallery
-from dicomsort.records import RENDERING_VERSION, FramePrediction
+from dicomsort.records import FramePrediction
 from dicomsort.sorting import pixel_sampling
 from dicomsort.tasks import PictureRequest, predict_frames
 from dicomsort.training.evaluate import reporting
@@ -44,14 +44,14 @@ def replace(folder: Path, **changes: object) -> None:
 
 
 def test_a_worker_takes_no_other_bundle_for_the_one_that_is_meant(bundle: Path) -> None:
-    meant = load(bundle, RENDERING_VERSION).reference
+    meant = load(bundle).reference
     first = predictor_of(meant)
     replace(bundle)
     assert predictor_of(meant) is first  # loaded before: this is still the one that is meant
     predictor_of.cache_clear()
     with pytest.raises(BundleChanged, match=REFUSED):
         predictor_of(meant)
-    assert predictor_of(load(bundle, RENDERING_VERSION).reference).bundle.labels[-1] == "TOMO"
+    assert predictor_of(load(bundle).reference).bundle.labels[-1] == "TOMO"
     shutil.rmtree(bundle)
     with pytest.raises(BundleChanged, match=r"began with, received model .* received nothing there; run the command"):
         predictor_of(meant)
@@ -109,7 +109,7 @@ def test_an_evaluation_writes_no_card_of_another_bundle(
 
 def test_a_review_goes_on_without_predictions_of_another_bundle(bundle: Path, tmp_path: Path) -> None:
     picture(tmp_path / "1.png")
-    meant, gallery = load(bundle, RENDERING_VERSION).reference, Gallery(OneByOne(), str(tmp_path))
+    meant, gallery = load(bundle).reference, Gallery(OneByOne(), str(tmp_path))
     replace(bundle)
     refused = gallery.portrait(PictureRequest("1.png", None, 0, meant), "a")
     assert (refused.prediction, REFUSED in refused.problem) == (None, True)

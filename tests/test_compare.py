@@ -14,7 +14,6 @@ from networks import LABELS, RECIPE, known, noise
 from PIL import Image
 
 from dicomsort.bundle import load, seal
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.evaluate import compare, metrics
 from dicomsort.training.evaluate.metrics import Tally
 
@@ -73,7 +72,7 @@ def test_on_a_data_set(tiny_start: Path, site: Path, dataset: Path, tmp_path: Pa
     report, ran = _compared(tiny_start, site, tmp_path / "out", dataset)
     assert (report["of"], report["images"], report["unit"], report["clusters"]) == ("data set", 18, "source", 2)
     assert list(report["skipped"]) == ["CT/a/note.txt"]
-    bundles = [load(folder, RENDERING_VERSION) for folder in (tiny_start, site)]
+    bundles = [load(folder) for folder in (tiny_start, site)]
     assert [row["sha256"] for row in report["bundles"].values()] == [bundle.model_sha256 for bundle in bundles]
     # each side is what evaluate says of that bundle alone
     for name, folder in (("first", tiny_start), ("second", site)):

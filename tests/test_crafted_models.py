@@ -17,7 +17,6 @@ from dicomsort.bundle import load, require_answer
 from dicomsort.bundle.tensors import DISTANCE, read_outputs
 from dicomsort.cli.options import open_workers
 from dicomsort.errors import BundleError
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.models.tflite_weights import Graph, read_head, read_mahalanobis
 
 
@@ -119,6 +118,6 @@ def test_a_model_that_kills_its_workers_is_named(killing: Path, tmp_path: Path) 
 
 
 def test_a_model_that_answers_is_not_blamed(root: Path) -> None:
-    bundle = load(root / "models/default", RENDERING_VERSION)
+    bundle = load(root / "models/default")
     with open_workers(1) as engine:
         require_answer(bundle, engine.submit)

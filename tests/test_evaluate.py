@@ -19,7 +19,6 @@ from PIL import Image
 from dicomsort.bundle import default_path, load
 from dicomsort.errors import UsageError
 from dicomsort.progress import Reporter
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.fingerprint import encode
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.evaluate.card import write_card
@@ -270,7 +269,7 @@ def test_figures_of_a_bundle_that_cannot_be_read_are_none(
     folder = bundle()
     (folder / "metrics.json").unlink()
     make(folder / "metrics.json")
-    found = load(folder, RENDERING_VERSION)
+    found = load(folder)
     assert _training_run(found) == {}
     other = replace(found, model_sha256="0" * 64, training={})
     with pytest.raises(UsageError, match=r"expected its own metrics\.json"):
@@ -309,7 +308,7 @@ def test_a_report_of_the_training_that_no_card_tells_is_left_out(
     figures["training_run"] |= wrong
     (folder / "metrics.json").write_text(json.dumps(figures), "utf-8")
     with Reporter() as reporter:
-        spec, report = _content(load(folder, RENDERING_VERSION), evaluated.report, reporter)
+        spec, report = _content(load(folder), evaluated.report, reporter)
     assert report == {**evaluated.report, "training_run": {}}
     assert "Fingerprint" in write_card(spec, report)
     (line,) = capsys.readouterr().err.splitlines()
@@ -330,7 +329,7 @@ def test_a_recipe_that_cannot_be_trained_is_not_cross_validated(
 ) -> None:
     recipe = json.loads((default_path() / "bundle.json").read_text("utf-8"))["training"]["recipe"]
     with pytest.raises(UsageError, match=message):
-        crossable(load(bundle(recipe=recipe | {name: value}), RENDERING_VERSION))
+        crossable(load(bundle(recipe=recipe | {name: value})))
 
 
 @pytest.mark.parametrize(
@@ -351,6 +350,6 @@ def test_figures_of_a_bundle_that_are_no_shares_are_not_compared(
     folder = bundle()
     figures = json.loads((folder / "metrics.json").read_text("utf-8"))
     (folder / "metrics.json").write_text(json.dumps(figures | wrong), "utf-8")
-    found = replace(load(folder, RENDERING_VERSION), evaluation=None)
+    found = replace(load(folder), evaluation=None)
     with pytest.raises(UsageError, match=r"expected its own metrics\.json"):
         on_their_own((found, found), 0)

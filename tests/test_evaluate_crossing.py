@@ -13,7 +13,6 @@ from networks import brief
 from PIL import Image
 
 from dicomsort.bundle import default_path, load
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.evaluate import reporting
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture
@@ -130,7 +129,7 @@ def test_update_replaces_figures_card_and_pictures_but_shows_no_image(
     assert "MRI/MRI1/broken.png" in card
     assert card == (dataset.parent / "out" / "card.md").read_text("utf-8")
     assert {path.name for path in bundle.iterdir()} == OUTPUTS
-    assert load(bundle, RENDERING_VERSION).name == "model"
+    assert load(bundle).name == "model"
 
 
 def test_what_cannot_be_cross_validated_is_said(dataset: Path, bundle: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from networks import LABELS, RECIPE, known, noise
 
 from dicomsort.bundle import load
 from dicomsort.errors import BundleError
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data import fingerprint
 from dicomsort.training.data.dataset import Item
 from dicomsort.training.evaluate import calibration, compare
@@ -53,7 +52,7 @@ def test_a_training_goes_on_with_the_classes_of_its_bundle(start: Path, gone_on:
     out, ran = gone_on
     assert ran.code == 0, ran.err
     assert {path.name for path in out.iterdir()} == OUTPUTS
-    before, after = (load(folder, RENDERING_VERSION) for folder in (start, out))
+    before, after = (load(folder) for folder in (start, out))
     assert (after.labels, after.arch, after.header_classes) == (LABELS, "tiny", before.header_classes)
     assert after.training["images"] == {"CT": 6, "MRI": 0, "XRAY": 6}
     assert after.training["recipe"]["learning_rate"] == 0.001
@@ -66,7 +65,7 @@ def test_a_training_goes_on_with_the_classes_of_its_bundle(start: Path, gone_on:
 
 def test_it_tells_where_it_came_from_and_what_changed(start: Path, gone_on: tuple[Path, Ran]) -> None:
     out, ran = gone_on
-    before, after = (load(folder, RENDERING_VERSION) for folder in (start, out))
+    before, after = (load(folder) for folder in (start, out))
     figures = _json(out / "metrics.json")
     report = figures["training_run"][compare.KEY]
     right = report["evaluation"]["before"]["balanced_accuracy"]
@@ -95,7 +94,7 @@ def test_one_class_alone_will_do(start: Path, tmp_path: Path) -> None:
     site = noise(tmp_path / "site", ("MRI",), 5)
     ran = run("train", site, "--from", start, "--out", tmp_path / "out", *RECIPE)
     assert ran.code == 0, ran.err
-    assert load(tmp_path / "out", RENDERING_VERSION).labels == LABELS
+    assert load(tmp_path / "out").labels == LABELS
     assert "better: none; worse: none" in ran.out  # one class alone teaches nothing, and unteaches nothing
 
 
@@ -175,7 +174,7 @@ def test_the_bundle_that_ships_can_be_gone_on_from(root: Path) -> None:
 
 
 def test_what_went_on_is_as_sure_of_kept_images_as_its_start(start: Path) -> None:
-    bundle = load(start, RENDERING_VERSION)
+    bundle = load(start)
     sharp = np.array([[0.97, 0.02, 0.01], [0.9, 0.06, 0.04], [0.1, 0.8, 0.1]], np.float32)
     soft = np.sqrt(sharp) / np.sqrt(sharp).sum(axis=1, keepdims=True)  # what twice the temperature would make of it
     assert calibration.as_sure(sharp, sharp, 1.5) == pytest.approx(1.5, rel=0.02)
@@ -190,7 +189,7 @@ def test_what_went_on_is_as_sure_of_kept_images_as_its_start(start: Path) -> Non
 
 
 def test_calibration_is_kept_unless_there_are_enough_of_every_class(start: Path) -> None:
-    bundle = load(start, RENDERING_VERSION)
+    bundle = load(start)
     assert calibration.bundle_calibration(bundle, {"CT": 20, "MRI": 20, "XRAY": 20}) is None
     few, lacking = (
         calibration.bundle_calibration(bundle, counts) for counts in ({"CT": 40, "MRI": 9}, {"CT": 400, "MRI": 0})

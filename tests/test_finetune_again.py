@@ -14,7 +14,6 @@ from command import Ran, run
 from networks import LABELS, RECIPE, known, noise
 
 from dicomsort.bundle import EVALUATION_NAME, Predictor, load, seal
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.evaluate import compare
 from dicomsort.training.evaluate.compare import reasons
 from dicomsort.training.pipeline import OUTPUTS
@@ -68,7 +67,7 @@ def test_a_bundle_may_be_gone_on_from_in_its_own_place_again_and_again(start: Pa
     kept = (start / EVALUATION_NAME).read_bytes()
     site = noise(tmp_path / "site", LABELS, 3, 100, "study{}")
     (site / "corrections.csv").write_text("a file beside the classes\n")
-    first = load(start, RENDERING_VERSION).model_sha256
+    first = load(start).model_sha256
     ran = _train(site, start, start, "--learning-rate", 0.05)
     assert ran.code == 0, ran.err
     assert {path.name for path in start.iterdir()} == OUTPUTS
@@ -85,7 +84,7 @@ def test_a_bundle_may_be_gone_on_from_in_its_own_place_again_and_again(start: Pa
     assert ran.code == 0, ran.err
     again = _report(start)
     assert (again["images"], again["trained_on"], again["left_out"]) == (1, 0, 9)
-    assert len(load(start, RENDERING_VERSION).training[compare.KEY]) == 2
+    assert len(load(start).training[compare.KEY]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["site", "start", "start-mistakes.png"]
 
 
@@ -98,7 +97,7 @@ def test_a_worse_model_replaces_nothing_unless_told_to(start: Path, tmp_path: Pa
     assert "--replace-worse" in ran.err
     assert read_tree(start) == before
     refused = tmp_path / "start.refused"
-    assert load(refused, RENDERING_VERSION).labels == LABELS
+    assert load(refused).labels == LABELS
     assert {path.name for path in tmp_path.iterdir()} == {
         "right", "wrong", "start", "start.refused", "start.refused-mistakes.png",
     }  # fmt: skip
@@ -111,7 +110,7 @@ def test_a_worse_model_replaces_nothing_unless_told_to(start: Path, tmp_path: Pa
     ran = _train(wrong, start, start, "--learning-rate", 0.9, "--replace-worse")
     assert ran.code == 0, ran.err
     assert read_tree(start) != before
-    assert load(start, RENDERING_VERSION).training[compare.KEY][0]["name"] == "start"
+    assert load(start).training[compare.KEY][0]["name"] == "start"
 
 
 def test_another_bundle_is_judged_by_the_images_at_hand(start: Path, tmp_path: Path) -> None:
@@ -190,7 +189,7 @@ def test_distances_are_those_of_the_start(start: Path, tmp_path: Path) -> None:
     _resealed(start, thresholds=spec["thresholds"] | {"distance": 3.0})
     ran = _train(noise(tmp_path / "site", LABELS, 2, 100, "study{}"), start, tmp_path / "out")
     assert ran.code == 0, ran.err
-    before, after = (load(folder, RENDERING_VERSION) for folder in (start, tmp_path / "out"))
+    before, after = (load(folder) for folder in (start, tmp_path / "out"))
     assert after.distance == 3.0
     images = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
     distances = [Predictor(bundle).predict(images).distances for bundle in (before, after)]
@@ -216,7 +215,7 @@ def test_small_steps_down_add_up(start: Path) -> None:
         *(None, {"name": "c"}, {compare.EVALUATION: {"sha256": pinned["evaluation"]["sha256"]}}),
     ]
     _resealed(start, training=pinned["training"] | {compare.KEY: line})
-    best = compare.best_of_line(load(start, RENDERING_VERSION))
+    best = compare.best_of_line(load(start))
     assert best == 0.97
     kept = {
         "images": 200, "best_of_line": best, "by_class": {}, "before": {"balanced_accuracy": 0.955},

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from dicomsort.bundle import EVALUATION_NAME, Predictor, load, seal
 from dicomsort.bundle.predictor import LiteRTModel
 from dicomsort.errors import BundleError
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.fit import quantize
 from dicomsort.training.fit.finetune import from_bundle
 from dicomsort.training.fit.quantize import words
@@ -200,13 +199,13 @@ def test_a_training_leaves_it_measured_on_what_was_held_out(trained: Path) -> No
     assert [(other["precision"], other["kept"]) for other in others] == [("float32", False)]
     card = (trained / "card.md").read_text("utf-8")
     assert f"`model.tflite` computes in int8.\n{words(found)}." in card
-    seen = Predictor(load(trained, RENDERING_VERSION)).predict(blocks(3))
+    seen = Predictor(load(trained)).predict(blocks(3))
     assert seen.maps is not None
     assert np.isfinite(seen.distances).all()
 
 
 def test_the_features_that_it_keeps_are_its_own(trained: Path) -> None:
-    bundle = load(trained, RENDERING_VERSION)
+    bundle = load(trained)
     kept = replay_set.recall(bundle)
     assert kept is not None
     body = Body((trained / "model.tflite").read_bytes())
@@ -272,7 +271,7 @@ def test_a_training_goes_on_from_it_again_and_again(trained: Path, tmp_path: Pat
         ran = run("train", site, "--from", before, "--out", out, *RECIPE)
         assert ran.code == 0, ran.err
         assert "all but the last layer is that of the bundle from which it went on" in ran.err
-        bundle, start = load(out, RENDERING_VERSION), load(before, RENDERING_VERSION)
+        bundle, start = load(out), load(before)
         assert precision((out / "model.tflite").read_bytes()) == "int8"
         assert bundle.model_sha256 != start.model_sha256
         assert bundle.evaluation == start.evaluation

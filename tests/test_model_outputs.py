@@ -20,7 +20,6 @@ from PIL import Image
 from dicomsort.bundle import Predictor, default_path, load, seal
 from dicomsort.cli.predict import MARGIN, draw_overlay
 from dicomsort.errors import DicomsortError
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.models import ood
 from dicomsort.training.models.ood import MahalanobisModel
 
@@ -202,7 +201,7 @@ def test_litert_gives_what_keras_gives(made: Made) -> None:
     from dicomsort.training.models import outputs
 
     images = np.concatenate([noise(4, 5) // 4, noise(3, 6)])
-    seen = Predictor(load(made.bundle, RENDERING_VERSION)).predict(images)
+    seen = Predictor(load(made.bundle)).predict(images)
     wanted = outputs.complete(made.model, made.mahalanobis).predict_on_batch(images.astype(np.float32))
     features = outputs.featured(made.model).predict_on_batch(images.astype(np.float32))
     np.testing.assert_allclose(wanted["distance"], made.mahalanobis.distances(features), rtol=1e-2, atol=1e-2)

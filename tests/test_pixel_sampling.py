@@ -19,7 +19,7 @@ from dicomsort.catalog import Catalog
 from dicomsort.classify import Criteria, grouping_of, showable_frames
 from dicomsort.engines.engine import SerialEngine
 from dicomsort.progress import Silent
-from dicomsort.records import RENDERING_VERSION, Examined, Found, FramePrediction, Header, Kind
+from dicomsort.records import Examined, Found, FramePrediction, Header, Kind
 from dicomsort.sorting import pixel_sampling
 from dicomsort.sorting.pixel_sampling import FRAMES, PixelSampler, middle_half
 
@@ -103,7 +103,7 @@ def test_frames_come_from_the_middle_half() -> None:
 def test_a_frame_that_cannot_be_shown_says_why_and_spoils_no_other(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     make_dicom(tmp_path / "whole.dcm")
-    bundle = load(default_path(), RENDERING_VERSION).reference
+    bundle = load(default_path()).reference
     cut, whole = tasks.predict_frames(bundle, str(tmp_path), [("cut.png", None), ("whole.dcm", None)])
     assert cut.problem
     assert not cut.probabilities

@@ -16,7 +16,6 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from dicomsort.bundle import default_path, load
-from dicomsort.records import RENDERING_VERSION
 
 KEYS = ["path", "class", "confidence", "probabilities", "abstained", "reason"]
 
@@ -57,7 +56,7 @@ def test_json_is_a_line_an_argument_with_exactly_these_keys(
 def test_images_have_probabilities_also_where_the_model_abstains(
     arguments: list[str], answers: list[dict[str, object]]
 ) -> None:
-    bundle = load(default_path(), RENDERING_VERSION)
+    bundle = load(default_path())
     seen = [answer for answer in answers if answer["probabilities"]]
     assert {Path(str(answer["path"])).name for answer in seen} == {
         "CT_small.dcm",
@@ -140,7 +139,7 @@ def test_a_broken_model_exits_2_in_one_line(tmp_path: Path, field: str, value: o
 def test_predicting_loads_no_tensorflow() -> None:
     code = (
         "import sys, dicomsort.tasks; from dicomsort.bundle import default_path, load\n"
-        "bundle = load(default_path(), dicomsort.records.RENDERING_VERSION).reference\n"
+        "bundle = load(default_path()).reference\n"
         "(seen,) = dicomsort.tasks.predict_frames(bundle, '', [(sys.argv[1].lstrip('/'), None)])\n"
         "from dicomsort.cli import main\n"
         "sys.argv[1:] = ['predict', sys.argv[1]]\n"

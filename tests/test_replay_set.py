@@ -71,7 +71,7 @@ def test_what_is_packed_is_what_is_recalled(bundle: Path, dataset: Dataset) -> N
     kept = _kept(dataset)
     content = kept.pack()
     assert content == _kept(dataset).pack()
-    found = recall(load(_with(bundle, content), RENDERING_VERSION))
+    found = recall(load(_with(bundle, content)))
     assert found is not None
     assert (found.labels, found.unit) == (LABELS, "source")
     for name in ("classes", "clusters", "rehearsed", "trained", "files", "probes"):
@@ -207,11 +207,11 @@ def test_a_file_that_is_not_the_pinned_one_is_refused_before_any_time_is_spent(b
         assert ran.code == 2
         assert expected in ran.err
         assert not (tmp_path / "out").exists()
-        assert load(bundle, RENDERING_VERSION).evaluation is not None  # whatever it is: sorting does not read it
+        assert load(bundle).evaluation is not None  # whatever it is: sorting does not read it
 
 
 def test_features_of_another_network_are_refused(bundle: Path, tmp_path: Path) -> None:
-    kept = recall(load(bundle, RENDERING_VERSION))
+    kept = recall(load(bundle))
     assert kept is not None
     _with(bundle, replace(kept, probes=kept.probes + np.float16(1)).pack())
     site = noise(tmp_path / "site", LABELS, 2, 100)
@@ -232,4 +232,4 @@ def test_what_bundle_json_says_of_it_is_checked(bundle: Path, block: object, exp
     spec = json.loads((bundle / "bundle.json").read_text("utf-8"))
     (bundle / "bundle.json").write_text(json.dumps(spec | {"evaluation": block}), "utf-8")
     with pytest.raises(BundleError, match=expected):
-        load(bundle, RENDERING_VERSION)
+        load(bundle)

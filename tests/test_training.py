@@ -20,7 +20,6 @@ from PIL import Image
 
 from dicomsort.bundle import Predictor, calibrate, load
 from dicomsort.pixels import render
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.evaluate.plots import plot_trials
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture
 from dicomsort.training.pipeline import OUTPUTS
@@ -107,7 +106,7 @@ def test_every_output_of_the_interface_is_there(trained: Trained) -> None:
 
 
 def test_the_bundle_loads_and_names_the_folders_as_labels(trained: Trained) -> None:
-    bundle = load(trained.out, RENDERING_VERSION)
+    bundle = load(trained.out)
     assert bundle.labels == CLASSES
     assert bundle.header_classes == {"CT": "CT", "MRI": "MRI", "XRAY": "X-ray"}
     assert (bundle.name, bundle.arch) == ("reference", "cnn")
@@ -129,7 +128,7 @@ def test_the_network_is_the_reference(trained: Trained) -> None:
 
 def test_keras_h5_and_litert_agree(dataset: Path, trained: Trained) -> None:
     images = np.stack([render(path) for path in sorted(dataset.glob("*/source*/*"))[::4]])
-    bundle = load(trained.out, RENDERING_VERSION)
+    bundle = load(trained.out)
     seen = Predictor(bundle).predict(images).probabilities
     for name in ("model.keras", "medical_image_classifier.h5"):
         raw = _load_keras(trained.out / name).predict_on_batch(images.astype(np.float32))
@@ -162,7 +161,7 @@ def test_a_training_goes_on_from_the_reference_network_and_is_compared(trained: 
         ran = run("train", few, "--from", before, "--out", after, "--epochs", 1, "--replace-worse")
     assert ran.code == 0, ran.err
     assert "Weights kept: no single epoch, but the running average of the weights, after epoch 1, the last" in ran.out
-    bundle = load(after, RENDERING_VERSION)
+    bundle = load(after)
     assert (bundle.arch, bundle.labels) == ("cnn", CLASSES)
     ran = run("evaluate", "--compare", before, after, few, "--out", tmp_path / "compared")
     assert ran.code == 0, ran.err
@@ -202,7 +201,7 @@ def test_the_figures_are_of_the_held_out_fifth(trained: Trained) -> None:
 
 
 def test_too_few_held_out_images_set_careful_thresholds_and_the_card_says_so(trained: Trained) -> None:
-    bundle = load(trained.out, RENDERING_VERSION)
+    bundle = load(trained.out)
     assert (bundle.temperature, bundle.decide, bundle.contradict) == (1.0, 0.99, 0.99)
     assert "not fitted" in (trained.out / "card.md").read_text("utf-8")
 

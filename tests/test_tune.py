@@ -18,7 +18,6 @@ from networks import TINY, brief
 from PIL import Image
 
 from dicomsort.bundle import load
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.models.architectures import ARCHITECTURES, VARIATIONS, varied
 from dicomsort.training.pipeline import OUTPUTS, TRIALS
 
@@ -81,7 +80,7 @@ def test_a_search_is_interrupted_goes_on_and_leaves_the_best_as_a_bundle(
     rows = [row for row in _trials(out) if row["state"] == "complete"]
     assert len(rows) == 2
     best = max(rows, key=lambda row: float(row["balanced_accuracy"]))
-    recipe = load(out, RENDERING_VERSION).training["recipe"]
+    recipe = load(out).training["recipe"]
     assert float(best["learning_rate"]) == recipe["learning_rate"]
     assert (int(best["batch_size"]), best["augment"]) == (recipe["batch_size"], recipe["augment"])
     assert recipe["variation"] == {"trained_from": best["trained_from"]}
@@ -97,7 +96,7 @@ def test_a_training_goes_on_from_what_a_search_made_of_the_reference_network(
     ran = run("tune", dataset, "--out", tuned, "--trials", 1, "--epochs", 1)
     assert ran.code == 0, ran.err
     assert "Weights kept: epoch 1 of 1, " in ran.out
-    assert set(load(tuned, RENDERING_VERSION).training["recipe"]["variation"]) == {"filters", "dense"}
+    assert set(load(tuned).training["recipe"]["variation"]) == {"filters", "dense"}
     ran = run("train", dataset, "--from", tuned, "--out", site, "--epochs", 1, "--replace-worse")
     assert ran.code == 0, ran.err
     ran = run("evaluate", "--compare", tuned, site, dataset, "--out", tmp_path / "compared")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dicomsort.bundle.spec import MODEL_NAME, Bundle, BundleReference, load_reference, read_model
 from dicomsort.bundle.tensors import DISTANCE, MAPS, PROBABILITIES, UnfitModelError, check_outputs, read_outputs
 from dicomsort.errors import BundleError, DicomsortError, WorkerLost
-from dicomsort.records import RENDERING_VERSION
+from dicomsort.records import INPUT_SHAPE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +77,7 @@ class Predictor:
         model = read_model(bundle)
         try:
             self._running = LiteRTModel(model)
-            _check_input(bundle, self._running.inputs)
+            _check_input(self._running.inputs)
             check_outputs(self._running.outputs, len(bundle.labels), distance=bundle.distance is not None)
         except UnfitModelError as error:
             raise self._error(*error.args) from error
@@ -98,8 +98,8 @@ class Predictor:
         """
         import numpy as np
 
-        if images.dtype != np.uint8 or images.shape[1:] != self.bundle.input_shape:
-            msg = f"images: expected uint8 (N, {self.bundle.input_shape}), received {images.dtype} {images.shape}"
+        if images.dtype != np.uint8 or images.shape[1:] != INPUT_SHAPE:
+            msg = f"images: expected uint8 (N, {INPUT_SHAPE}), received {images.dtype} {images.shape}"
             raise ValueError(msg)
         steps = [self._invoke(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
         outputs = {
@@ -130,7 +130,7 @@ class Predictor:
 @lru_cache(maxsize=1)  # loaded when it is first needed: most workers of a small sort never need it
 def predictor_of(reference: BundleReference) -> Predictor:
     """Return the predictor of the bundle that is meant, in a worker; BundleChanged where it is there no more."""
-    return Predictor(load_reference(reference, RENDERING_VERSION))
+    return Predictor(load_reference(reference))
 
 
 def require_answer(
@@ -151,7 +151,7 @@ def _predict_black(reference: BundleReference) -> None:
     import numpy as np
 
     predictor = predictor_of(reference)
-    predictor.predict(np.zeros((1, *predictor.bundle.input_shape), np.uint8))
+    predictor.predict(np.zeros((1, *INPUT_SHAPE), np.uint8))
 
 
 def calibrate(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
@@ -169,10 +169,10 @@ def calibrate(probabilities: NDArray[np.float32], temperature: float) -> NDArray
     return result
 
 
-def _check_input(bundle: Bundle, inputs: list[dict[str, Any]]) -> None:
+def _check_input(inputs: list[dict[str, Any]]) -> None:
     """Raise UnfitModelError unless there is one input, float32 (N, height, width, 3)."""
     if len(inputs) != 1:
         raise UnfitModelError("one input tensor", f"{len(inputs)}")
     got, dtype = tuple(int(n) for n in inputs[0]["shape"][1:]), inputs[0]["dtype"].__name__
-    if got != bundle.input_shape or dtype != "float32":
-        raise UnfitModelError(f"input (N, {bundle.input_shape}) float32", f"(N, {got}) {dtype}")
+    if got != INPUT_SHAPE or dtype != "float32":
+        raise UnfitModelError(f"input (N, {INPUT_SHAPE}) float32", f"(N, {got}) {dtype}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from dicomsort.errors import BundleChanged, BundleError, quoted
-from dicomsort.records import ARCHIVES, INPUT_SHAPE, REVIEW, UNREADABLE
+from dicomsort.records import ARCHIVES, INPUT_SHAPE, RENDERING_VERSION, REVIEW, UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ MAX_DISTANCE = 1e9
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _COPIED = (
-    "name", "arch", "header_classes", "rendering_version", "training", "created_with", "model_sha256", "model_size",
+    "name", "arch", "header_classes", "training", "created_with", "model_sha256", "model_size",
 )  # fmt: skip
 # The names that an outbox, or a file system it may be copied to, reserves.
 _OWN = (REVIEW, UNREADABLE, ARCHIVES)
@@ -135,7 +135,10 @@ _FIELDS: Fields = {
         f"{list(INPUT_SHAPE)}, the images that this program renders",
         lambda v: v == list(INPUT_SHAPE) and all(isinstance(n, int) for n in v),
     ),
-    "rendering_version": ("a number from 1", lambda v: _is_int(v, 1, 1 << 31)),
+    "rendering_version": (
+        f"{RENDERING_VERSION}, that of this program",
+        lambda v: _is_int(v, RENDERING_VERSION, RENDERING_VERSION),
+    ),
     "temperature": ("a number from 0.05 to 20", lambda v: _is_number(v, 0.05, 20.0)),
     "thresholds": (
         f"decide and contradict, 0 to 1, maybe distance, 0 to {MAX_DISTANCE:.0f}",
@@ -186,7 +189,7 @@ class Bundle:
     """A validated, picklable bundle.
 
     ``labels`` are in the order of the model's outputs; ``header_classes`` maps CT, MRI, XRAY to labels (empty where the
-    labels are others, such as CHEST and HAND: such a model sorts by pixels alone). ``input_shape`` is ``INPUT_SHAPE``.
+    labels are others, such as CHEST and HAND: such a model sorts by pixels alone).
     ``temperature`` divides the logits. ``decide`` is the calibrated mean confidence (0..1) from which pixels alone
     decide. ``contradict`` is the share (0..1) that their class must get of what they give to it and
     to a clear header's class, to hold the series for review. ``distance`` (0 or more) is the Mahalanobis distance
@@ -200,8 +203,6 @@ class Bundle:
     arch: str
     labels: tuple[str, ...]
     header_classes: Mapping[str, str]
-    input_shape: tuple[int, int, int]
-    rendering_version: int
     temperature: float
     decide: float
     contradict: float
@@ -226,11 +227,10 @@ def default_path() -> Path:
     return shipped if shipped.is_dir() else package.parent / "models" / "default"
 
 
-def load(path: Path, rendering_version: int) -> Bundle:
+def load(path: Path) -> Bundle:
     """Read and check the bundle in the folder ``path``.
 
-    ``rendering_version`` is the loader's own; a model that was trained on another rendering is refused. Raises
-    BundleError saying what was expected and what was received.
+    BundleError says what was expected and what was received; a model of another rendering version is refused.
     """
     if not path.is_dir():
         ships = default_path()
@@ -241,17 +241,15 @@ def load(path: Path, rendering_version: int) -> Bundle:
         raise BundleError(msg)
     data = _read_bounded(path / SPEC_NAME, MAX_SPEC_BYTES)
     spec = check(_parsed(data, str(path)), str(path))
-    if spec["rendering_version"] != rendering_version:
-        fail(str(path), "rendering_version", f"{rendering_version}, that of this program", spec["rendering_version"])
     bundle = _bundle(path, spec, hashlib.sha256(data).hexdigest())
     read_model(bundle)
     return bundle
 
 
-def load_reference(reference: BundleReference, rendering_version: int) -> Bundle:
+def load_reference(reference: BundleReference) -> Bundle:
     """Load the bundle that is meant; BundleChanged where its folder holds another by now, or none that can be used."""
     try:
-        bundle = load(Path(reference.folder), rendering_version)
+        bundle = load(Path(reference.folder))
         received = "another in its place" if bundle.spec_sha256 != reference.sha256 else ""
     except BundleError as error:
         received = str(error)
@@ -315,7 +313,6 @@ def _bundle(folder: Path, spec: Mapping[str, Any], sha256: str) -> Bundle:
     return Bundle(
         folder=folder,
         labels=tuple(spec["labels"]),
-        input_shape=tuple(spec["input_shape"]),
         temperature=float(spec["temperature"]),
         decide=float(thresholds["decide"]),
         contradict=float(thresholds["contradict"]),

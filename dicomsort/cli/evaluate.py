@@ -105,13 +105,12 @@ def _compare(settings: EvaluateSettings, folders: tuple[Path, Path], dataset: Pa
             option = "--" + name.replace("_", "-")
             raise UsageError(f"--compare: expected no {option} beside it, received both")
     from dicomsort.bundle import load
-    from dicomsort.records import RENDERING_VERSION
     from dicomsort.training.evaluate.compare_bundles import on_dataset, on_their_own, warnings, write_comparison
     from dicomsort.training.evaluate.evaluation import Settings, check_out
 
     out = settings.out or Path("comparison")
     folder = check_out(out, dataset)
-    bundles = load(folders[0], RENDERING_VERSION), load(folders[1], RENDERING_VERSION)
+    bundles = load(folders[0]), load(folders[1])
     if dataset is None:
         report = on_their_own(bundles, settings.seed)
     else:

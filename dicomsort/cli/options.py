@@ -167,6 +167,5 @@ def bundle_of(model: Path | None) -> Bundle:
     """Load a bundle, None: the one that ships, once there is room for workers that judge by it."""
     require_room()
     from dicomsort.bundle import default_path, load
-    from dicomsort.records import RENDERING_VERSION
 
-    return load(model or default_path(), RENDERING_VERSION)
+    return load(model or default_path())

@@ -35,7 +35,6 @@ from dicomsort.errors import DicomsortError, UsageError, counted, quoted
 from dicomsort.outputs import Gate
 from dicomsort.pacs import receive, send
 from dicomsort.pacs.send.selection import select
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.report.metrics import FILE as METRICS
 from dicomsort.sorting import check, check_settings
 from dicomsort.sorting.inspection import reported_run
@@ -166,7 +165,7 @@ def _examine_routes(written: Written, model: Path | None, outside: Outside) -> I
     named = {name: value for table in (TOP, "sort", "watch") for name, value in written.tables.get(table, {}).items()}
     what, mend = f"configuration [{ROUTES}]", "mend the file, or name another model"
     try:
-        labels = load(model or named.get("model") or default_path(), RENDERING_VERSION).labels
+        labels = load(model or named.get("model") or default_path()).labels
     except UsageError as error:
         yield wrong(str(error), mend, what)
         return
@@ -300,7 +299,7 @@ def _report(call: Call, outside: Outside) -> None:
 
 def _load_model(call: Call, _: Outside) -> None:
     if call.given.get("compare") is None:
-        load(call.given["model"] or default_path(), RENDERING_VERSION)
+        load(call.given["model"] or default_path())
 
 
 def _train(call: Call, _: Outside) -> None:

@@ -20,7 +20,7 @@ from dicomsort.engines import open_engine
 from dicomsort.engines.engine import Limits
 from dicomsort.errors import DicomsortError
 from dicomsort.memory import available
-from dicomsort.records import RENDERING_VERSION
+from dicomsort.records import INPUT_SHAPE
 from dicomsort.report.text import size
 from dicomsort.training import PACKAGES
 
@@ -107,9 +107,9 @@ def try_model(path: Path) -> str:
     """Run a bundle's model once, in a worker process as a sort does; BundleError where it is not what it should be."""
     import numpy as np
 
-    bundle = load(path, RENDERING_VERSION)
+    bundle = load(path)
     predictor = Predictor(bundle)
-    image = np.zeros((1, *bundle.input_shape), np.uint8)
+    image = np.zeros((1, *INPUT_SHAPE), np.uint8)
     predictor.predict(image)
     started = time.perf_counter()
     predictor.predict(image)

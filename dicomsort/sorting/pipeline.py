@@ -23,7 +23,7 @@ from dicomsort.files import look_up
 from dicomsort.journal import STATE, Plan, runs_folder
 from dicomsort.plan import Layout, Options, parse_layout, plan
 from dicomsort.progress import Timed
-from dicomsort.records import ARCHIVES, OTHER, RENDERING_VERSION, REVIEW, UNREADABLE, Operation, Outcome, Result, Verb
+from dicomsort.records import ARCHIVES, OTHER, REVIEW, UNREADABLE, Operation, Outcome, Result, Verb
 from dicomsort.report import Damages, Summary, final_row, history, write_summary
 from dicomsort.sorting.archives import ArchiveOpener, clear_unsealed, discard, is_archive, staging_of, temporary_folder
 from dicomsort.sorting.examine import Arrivals, Clock, SecondLook, as_one, examine_inbox, walk_inbox
@@ -83,7 +83,7 @@ def check(inbox: str, outbox: str | None, settings: SortSettings, clock: Clock |
 def check_settings(settings: SortSettings) -> tuple[Layout, Bundle]:
     """Check what needs no folder, and return the layout and the model."""
     layout = parse_layout(settings.layout)
-    bundle = load(settings.model or default_path(), RENDERING_VERSION)
+    bundle = load(settings.model or default_path())
     if settings.duplicates == "remove" and settings.mode != "move":
         raise UsageError(f"--duplicates remove: expected --move with it, received --{settings.mode}")
     return layout, bundle

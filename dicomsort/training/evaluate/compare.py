@@ -25,7 +25,6 @@ import numpy as np
 from dicomsort.bundle import Bundle, Predictor, calibrate, load
 from dicomsort.bundle.spec import SPEC_NAME, fail
 from dicomsort.errors import BundleError, UsageError, counted
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data import fingerprint
 from dicomsort.training.evaluate import metrics
 from dicomsort.training.evaluate.metrics import Tally
@@ -276,7 +275,7 @@ def rival_at(out: Path, start: Bundle, *, anyway: bool) -> Bundle | None:
     if anyway or not (out / SPEC_NAME).is_file():
         return None
     try:
-        bundle = load(out, RENDERING_VERSION)
+        bundle = load(out)
         if set(bundle.labels) != set(start.labels):
             fail(str(out), "labels", f"{', '.join(start.labels)}, those of --from", ", ".join(bundle.labels))
     except BundleError as error:

@@ -20,7 +20,6 @@ from dicomsort.engines.engine import batched, map_in_order
 from dicomsort.errors import UsageError
 from dicomsort.files import look_up
 from dicomsort.outputs import Gate
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.report import visible
 from dicomsort.training.data import fingerprint
 from dicomsort.training.data.dataset import Dataset, read_groups, relabelled, scan
@@ -203,7 +202,7 @@ def foreign_in(folder: str) -> str:
 
 def _content(bundle: Bundle, report: dict[str, Any], reporter: Reporter) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the content of bundle.json and of metrics.json, without a training_run that no card can be made of."""
-    load_reference(bundle.reference, RENDERING_VERSION)
+    load_reference(bundle.reference)
     spec: dict[str, Any] = json.loads((bundle.folder / SPEC_NAME).read_text("utf-8"))
     whole = {**report, "training_run": _training_run(bundle)}
     try:

@@ -20,7 +20,7 @@ import numpy as np
 from dicomsort.bundle import Bundle, Predictor, calibrate, load
 from dicomsort.bundle.spec import MAX_MODEL_BYTES, read_model
 from dicomsort.errors import BundleError
-from dicomsort.records import RENDERING_VERSION
+from dicomsort.records import INPUT_SHAPE
 from dicomsort.training.data.dataset import DatasetError
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import folds
@@ -77,7 +77,7 @@ def _lite0(bundle: Bundle) -> Any:
     count = 2 + sum(stage.repeats * (3 if stage.expansion > 1 else 2) for stage in efficientnet_lite0.STAGES)
     weights = read_weights(read_model(bundle), count)
     try:
-        model = classifier(efficientnet_lite0.backbone(bundle.input_shape, weights.units), len(bundle.labels))
+        model = classifier(efficientnet_lite0.backbone(INPUT_SHAPE, weights.units), len(bundle.labels))
         model.get_layer("probabilities").set_weights([weights.kernel, weights.bias])
     except (ValueError, TypeError) as error:
         raise BundleError(_unlike(bundle, "model.tflite", error)) from error
@@ -153,7 +153,7 @@ def from_bundle(folder: Path) -> Finetune:
 
     BundleError where that is no bundle, or its network is unknown or its weights are missing.
     """
-    bundle = load(folder, RENDERING_VERSION)
+    bundle = load(folder)
     Predictor(bundle)  # which checks the network's inputs and outputs
     precisions = architecture_of(bundle).precisions
     weights = f"{bundle.arch} with the weights of the bundle {bundle.name} (SHA-256 {bundle.model_sha256})"
