@@ -30,7 +30,7 @@ from dicomsort.engines import open_engine
 from dicomsort.engines.engine import Engine, Limits, submit_batch
 from dicomsort.errors import WorkerLost
 from dicomsort.pixels import render
-from dicomsort.records import INPUT_SHAPE, FramePrediction
+from dicomsort.records import INPUT_SHAPE, Prediction
 from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.dataset import Dataset, scan
 from dicomsort.training.data.prefetch import Feed
@@ -210,7 +210,7 @@ def infer(count: int) -> None:
 def look_at(engine: Engine, frames: Sequence[Frame], size: int) -> None:
     """Have frames looked at as a sort does, some tasks waiting."""
     task = partial(tasks.predict_frames, load(default_path()).reference, "/")
-    waiting: deque[Future[list[FramePrediction]]] = deque()
+    waiting: deque[Future[list[Prediction]]] = deque()
     for start in range(0, len(frames), size):
         waiting.append(submit_batch(engine, task, frames[start : start + size], lost))
         if len(waiting) > AHEAD * engine.workers:
@@ -219,9 +219,9 @@ def look_at(engine: Engine, frames: Sequence[Frame], size: int) -> None:
         waiting.popleft().result()
 
 
-def lost(_: Frame, error: WorkerLost) -> FramePrediction:
+def lost(_: Frame, error: WorkerLost) -> Prediction:
     """Say why an image was not seen."""
-    return FramePrediction(problem=str(error))
+    return Prediction(problem=str(error))
 
 
 def cost_of(task: Callable[[], object]) -> Cost:

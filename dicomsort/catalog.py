@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import fields
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 from dicomsort.journal import pack, unpack
 from dicomsort.jsonlines import dump, number_cell, parse
@@ -28,14 +28,13 @@ from dicomsort.records import (
     DecidedBy,
     Examined,
     Found,
-    FramePrediction,
     Group,
     Grouping,
     Header,
     Kind,
     Operation,
     Placement,
-    SeriesPrediction,
+    Prediction,
     Status,
     Verdict,
 )
@@ -80,9 +79,8 @@ _NUMBER: Final = re.compile(r"[+-]?\d{1,12}")
 _SIGN: Final = 1 << 63  # SQLite's integers end at 63 bits; inode and device numbers may not
 
 _HEADER_CELLS, _FOUND_CELLS, _PLACEMENT_CELLS, _PREDICTION_CELLS, _VERDICT_CELLS = (
-    attrgetter(*(f.name for f in fields(kind))) for kind in (Header, Found, Placement, SeriesPrediction, Verdict)
+    attrgetter(*(f.name for f in fields(kind))) for kind in (Header, Found, Placement, Prediction, Verdict)
 )
-Prediction = TypeVar("Prediction", FramePrediction, SeriesPrediction)  # both have the same fields
 
 
 class Ledger:
@@ -274,14 +272,11 @@ class Catalog:
         self._base.execute(query)
         return Ledger(self._base)
 
-    def studies(self) -> Iterator[list[tuple[Group, SeriesPrediction]]]:
+    def studies(self) -> Iterator[list[tuple[Group, Prediction]]]:
         """Yield the groups of each study, and of each file that belongs to none."""
         found = self._rows(f"{_GROUP} ORDER BY g.study, g.series, g.sample")
         for _, same in groupby(found, key=lambda r: (r[1], r[2] if not r[1] else b"")):
-            yield [
-                (_group(row), SeriesPrediction() if row[-1] is None else _prediction(SeriesPrediction, row[-1]))
-                for row in same
-            ]
+            yield [(_group(row), Prediction() if row[-1] is None else _prediction(row[-1])) for row in same]
 
     def group(self, number: int) -> Group:
         """A group by its number, as it is now."""
@@ -305,19 +300,19 @@ class Catalog:
         """Note that a group's frames are predicted before it is known to be whole; False the second time."""
         return self._base.execute("UPDATE groups SET early = 1 WHERE number = ? AND NOT early", (group,)).rowcount == 1
 
-    def add_prediction(self, path: str, frame: int | None, prediction: FramePrediction) -> None:
+    def add_prediction(self, path: str, frame: int | None, prediction: Prediction) -> None:
         """Keep what the model saw in a frame (None: the middle one)."""
         cells = (os.fsencode(path), -1 if frame is None else frame, dump(_PREDICTION_CELLS(prediction)))
         self._base.execute("INSERT OR REPLACE INTO predictions VALUES (?, ?, ?)", cells)
 
-    def prediction(self, path: str, frame: int | None) -> FramePrediction | None:
+    def prediction(self, path: str, frame: int | None) -> Prediction | None:
         """What the model saw in a frame, None where it was not shown yet."""
         key = (os.fsencode(path), -1 if frame is None else frame)
         query = "SELECT prediction FROM predictions WHERE path = ? AND frame = ?"
         found = self._base.execute(query, key).fetchone()
-        return _prediction(FramePrediction, found[0]) if found else None
+        return _prediction(found[0]) if found else None
 
-    def set_series_prediction(self, group: int, prediction: SeriesPrediction) -> None:
+    def set_series_prediction(self, group: int, prediction: Prediction) -> None:
         """Keep the model's prediction for a group."""
         cells = (dump(_PREDICTION_CELLS(prediction)), group)
         self._base.execute("UPDATE groups SET prediction = ? WHERE number = ?", cells)
@@ -382,9 +377,9 @@ def _group(row: tuple[Any, ...]) -> Group:
     return Group(number, Grouping(study, os.fsdecode(series), evidence), members, newest, _examined(sample))
 
 
-def _prediction(kind: type[Prediction], cell: bytes) -> Prediction:
+def _prediction(cell: bytes) -> Prediction:
     probabilities, *rest = parse(cell)
-    return kind(tuple(probabilities), *rest)
+    return Prediction(tuple(probabilities), *rest)
 
 
 def _verdict(cell: bytes) -> Verdict:

@@ -159,13 +159,18 @@ class Header(_Packed):
 
 
 @dataclass(frozen=True, slots=True)
-class FramePrediction:
-    """The prediction for one frame of one file: class probabilities (sum 1), or why there are none."""
+class Prediction:
+    """The prediction for one frame, or the mean over the frames of a series.
+
+    ``probabilities`` sum to 1, in the order of the bundle's labels. Without them, ``problem`` says why in a short
+    phrase; both are empty where nothing was predicted. ``distance`` is the Mahalanobis distance, 0 or more, None where
+    the model computes none. ``too_small``: every frame has too few pixels to decide anything.
+    """
 
     probabilities: tuple[float, ...] = ()
-    problem: str = ""  # why there are no pixels, one short phrase
-    distance: float | None = None  # Mahalanobis distance, 0 or more; None where the model computes none
-    too_small: bool = False  # whether the frame has too few pixels to decide anything
+    problem: str = ""
+    distance: float | None = None
+    too_small: bool = False
 
 
 class Verb(StrEnum):
@@ -302,20 +307,6 @@ class Group:
     members: int
     newest_mtime_ns: int  # of the whole series
     sample: Examined
-
-
-@dataclass(frozen=True, slots=True)
-class SeriesPrediction:
-    """The mean prediction over the frames of a series: a probability a label, in the bundle's order, and the distance.
-
-    Without probabilities, ``problem`` says why; both are empty where no frame was predicted. ``too_small``: every frame
-    has too few pixels to decide anything.
-    """
-
-    probabilities: tuple[float, ...] = ()
-    problem: str = ""
-    distance: float | None = None
-    too_small: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dicomsort.bundle import BundleReference, predictor_of
 from dicomsort.dicom.headers import read_header
 from dicomsort.files import hashed, opened
-from dicomsort.records import Examined, Found, FramePrediction, Header, Kind
+from dicomsort.records import Examined, Found, Header, Kind, Prediction
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,9 +78,7 @@ def _digest(descriptor: int, data: bytes, size: int) -> str:
     return hashed(descriptor, data, size)
 
 
-def predict_frames(
-    bundle: BundleReference, inbox: str, frames: Sequence[tuple[str, int | None]]
-) -> list[FramePrediction]:
+def predict_frames(bundle: BundleReference, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[Prediction]:
     """Return the prediction of each frame: path below the inbox, or absolute; frame number, or None for the middle."""
     return [each.prediction for each in explain(bundle, inbox, frames)]
 
@@ -93,7 +91,7 @@ class ExplainedPrediction:
     frame cannot be rendered, or the model has no maps.
     """
 
-    prediction: FramePrediction
+    prediction: Prediction
     image: NDArray[np.uint8] | None = None
     maps: NDArray[np.float32] | None = None
 
@@ -102,8 +100,7 @@ def explain(bundle: BundleReference, inbox: str, frames: Sequence[tuple[str, int
     """Return prediction, rendering and class maps of each frame (path, and frame number as for ``predict_frames``)."""
     images = [_rendered(inbox, path, frame) for path, frame in frames]
     return [
-        ExplainedPrediction(image) if isinstance(image, FramePrediction) else _predict(bundle, *image)
-        for image in images
+        ExplainedPrediction(image) if isinstance(image, Prediction) else _predict(bundle, *image) for image in images
     ]
 
 
@@ -118,7 +115,7 @@ class FramePicture:
     picture: bytes
     problem: str = ""
     header: Header | None = None
-    prediction: FramePrediction | None = None
+    prediction: Prediction | None = None
     rendering: bytes = b""
 
 
@@ -150,10 +147,10 @@ def _make_picture(root: str, request: PictureRequest) -> FramePicture:
     try:
         picture = _jpeg(show(path, request.frame, request.side)) if request.side else b""
         needs_image = request.bundle or request.rendering
-        rendered = _rendered(root, request.path, request.frame) if needs_image else FramePrediction()
+        rendered = _rendered(root, request.path, request.frame) if needs_image else Prediction()
     except PixelsError as error:
         return FramePicture(b"", str(error), header)
-    if isinstance(rendered, FramePrediction):
+    if isinstance(rendered, Prediction):
         return FramePicture(picture, rendered.problem, header)
     prediction = _predict(request.bundle, *rendered).prediction if request.bundle else None
     return FramePicture(picture, "", header, prediction, _png(rendered[0]) if request.rendering else b"")
@@ -183,13 +180,13 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def _rendered(inbox: str, path: str, frame: int | None) -> tuple[NDArray[np.uint8], int] | FramePrediction:
+def _rendered(inbox: str, path: str, frame: int | None) -> tuple[NDArray[np.uint8], int] | Prediction:
     from dicomsort.pixels import PixelsError, render_sized
 
     try:
         return render_sized(path if path.startswith("/") else f"{inbox}/{path}", frame)
     except PixelsError as error:
-        return FramePrediction(problem=str(error))
+        return Prediction(problem=str(error))
 
 
 def _predict(bundle: BundleReference, image: NDArray[np.uint8], side: int) -> ExplainedPrediction:
@@ -197,5 +194,5 @@ def _predict(bundle: BundleReference, image: NDArray[np.uint8], side: int) -> Ex
     predictor = predictor_of(bundle)
     output = predictor.predict(image[None])
     distance = None if predictor.bundle.distance is None else float(output.distances[0])
-    prediction = FramePrediction(tuple(output.probabilities[0].tolist()), distance=distance, too_small=side < MIN_SIDE)
+    prediction = Prediction(tuple(output.probabilities[0].tolist()), distance=distance, too_small=side < MIN_SIDE)
     return ExplainedPrediction(prediction, image, None if output.maps is None else output.maps[0])

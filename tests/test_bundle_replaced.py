@@ -19,7 +19,7 @@ from dicomsort.bundle import default_path, load, predictor_of
 from dicomsort.engines.engine import SerialEngine
 from dicomsort.errors import BundleChanged
 from dicomsort.pages.review import Gallery
-from dicomsort.records import FramePrediction
+from dicomsort.records import Prediction
 from dicomsort.sorting import pixel_sampling
 from dicomsort.tasks import PictureRequest, predict_frames
 from dicomsort.training.evaluate import reporting
@@ -140,7 +140,7 @@ def test_a_bundle_that_is_replaced_within_a_round_of_watch_places_nothing(
     whole = read_tree(tmp_path / "inbox")
     watch = Watch(tmp_path / "inbox", outbox, model=bundle, evidence="auto")
 
-    def look(*given: object) -> list[FramePrediction]:
+    def look(*given: object) -> list[Prediction]:
         replace(bundle)
         monkeypatch.undo()
         return predict_frames(*given)

@@ -8,7 +8,7 @@ import pytest
 
 from dicomsort.classify import RULES, Criteria, classify_study, grouping_of, showable_frames
 from dicomsort.classify.evidence import hinted
-from dicomsort.records import Examined, Found, Group, Header, Kind, Placement, SeriesPrediction, Status, Verdict
+from dicomsort.records import Examined, Found, Group, Header, Kind, Placement, Prediction, Status, Verdict
 
 LABELS = ("CT", "MRI", "OTHER", "XRAY")
 MAP = {"CT": "CT", "MRI": "MRI", "XRAY": "XRAY"}
@@ -19,9 +19,9 @@ CT, MR, CR, SC = (f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2", "4", "1", "7
 SR, US = "1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.5.1.4.1.1.6.1"
 
 
-def vote(**shares: float) -> SeriesPrediction:
+def vote(**shares: float) -> Prediction:
     rest = (1 - sum(shares.values())) / (len(LABELS) - len(shares))
-    return SeriesPrediction(tuple(shares.get(label, rest) for label in LABELS))
+    return Prediction(tuple(shares.get(label, rest) for label in LABELS))
 
 
 def header(sop_class: str = "", modality: str = "", series: int = 1, **more: object) -> Header:
@@ -35,9 +35,9 @@ def group(h: Header, number: int = 1, failed: str = "", mtime_ns: int = 0) -> Gr
 
 
 def judged(
-    h: Header, votes: SeriesPrediction | None = None, judge: Criteria = JUDGE, *placed: Placement, **more: object
+    h: Header, votes: Prediction | None = None, judge: Criteria = JUDGE, *placed: Placement, **more: object
 ) -> Verdict:
-    ((_, verdict),) = classify_study([(group(h, **more), votes or SeriesPrediction())], placed, judge)  # type: ignore[arg-type]
+    ((_, verdict),) = classify_study([(group(h, **more), votes or Prediction())], placed, judge)  # type: ignore[arg-type]
     return verdict
 
 
@@ -51,7 +51,7 @@ CASES = {
     "failed": (judged(header(CT, "CT"), failed="I/O error"), Status.FAILED, "", "", "none"),
     "ignored": (judged(Header(Kind.UNKNOWN, ignored="archive")), Status.IGNORED, "", "", "none"),
     "settling": (
-        judged(header(CT, "CT"), SeriesPrediction(), replace(JUDGE, settled_before_ns=5), mtime_ns=6),
+        judged(header(CT, "CT"), Prediction(), replace(JUDGE, settled_before_ns=5), mtime_ns=6),
         Status.SETTLING, "", "", "none",
     ),
     "damaged": (
@@ -59,11 +59,11 @@ CASES = {
     ),
     "archive": (judged(replace(header("", ""), problem="archive-damaged")), Status.UNREADABLE, "", "", "none"),
     "decided-before": (
-        judged(header(MR, "MR"), SeriesPrediction(), JUDGE, placement("CT/x", reason="reviewed")), Status.SORTED,
+        judged(header(MR, "MR"), Prediction(), JUDGE, placement("CT/x", reason="reviewed")), Status.SORTED,
         "CT", "CT", "study",
     ),
     "against-placement": (
-        judged(header(MR, "MR"), SeriesPrediction(), JUDGE, placement("CT/x")), Status.REVIEW,
+        judged(header(MR, "MR"), Prediction(), JUDGE, placement("CT/x")), Status.REVIEW,
         "REVIEW/against-placement", "MRI", "none",
     ),
     "placed-before": (
@@ -96,7 +96,7 @@ CASES = {
     "pixels": (judged(header(SC, "OT"), SURE_CT), Status.SORTED, "CT", "CT", "pixels"),
     "unsure": (judged(header(SC, "OT"), UNSURE), Status.REVIEW, "REVIEW/unsure", "", "none"),
     "no-evidence": (
-        judged(header(SC, "OT"), SeriesPrediction(problem="no pixel data")), Status.REVIEW, "REVIEW/no-evidence", "",
+        judged(header(SC, "OT"), Prediction(problem="no pixel data")), Status.REVIEW, "REVIEW/no-evidence", "",
         "none",
     ),
 }  # fmt: skip
@@ -135,7 +135,7 @@ def test_a_derived_map_is_not_held_against_its_header() -> None:
     assert original.folder == "REVIEW/header-against-pixels"
 
 
-def study(*members: tuple[Header, SeriesPrediction]) -> dict[str, Verdict]:
+def study(*members: tuple[Header, Prediction]) -> dict[str, Verdict]:
     groups = [(group(h, number), votes) for number, (h, votes) in enumerate(members)]
     return {g.sample.header.series_uid: verdict for g, verdict in classify_study(groups, [], JUDGE)}
 
@@ -161,21 +161,21 @@ def test_reports_follow_the_series_they_refer_to_else_the_study_else_go_to_other
     mixed = [(header(CT, "CT", 1), SURE_CT), (header(CR, "CR", 2), SURE_XRAY)]
     refers = header(SR, "SR", 3, has_pixels=False, refers_to="1.2.2")
     silent = header(SR, "SR", 4, has_pixels=False)
-    verdicts = study((refers, SeriesPrediction()), (silent, SeriesPrediction()), *mixed)
+    verdicts = study((refers, Prediction()), (silent, Prediction()), *mixed)
     assert (verdicts["1.2.3"].folder, verdicts["1.2.3"].reason) == ("XRAY", "follows-series")
     assert (verdicts["1.2.4"].folder, verdicts["1.2.4"].reason) == ("OTHER/SR", "no-study-to-follow")
-    assert study((silent, SeriesPrediction()), mixed[0])["1.2.4"].reason == "follows-study"
+    assert study((silent, Prediction()), mixed[0])["1.2.4"].reason == "follows-study"
 
 
 def test_reports_of_a_held_study_are_held_with_it() -> None:
-    verdicts = study((header(SR, "SR", 3, has_pixels=False), SeriesPrediction()), (header(CT, "CT", 1), SURE_XRAY))
+    verdicts = study((header(SR, "SR", 3, has_pixels=False), Prediction()), (header(CT, "CT", 1), SURE_XRAY))
     assert (verdicts["1.2.3"].folder, verdicts["1.2.3"].reason) == ("REVIEW/header-against-pixels", "follows-held")
 
 
 def test_ultrasound_is_other_by_header_and_not_argued_with_by_a_model_without_other() -> None:
     assert judged(header(US, "US"), SURE_OTHER).folder == "OTHER/US"
     three = Criteria(("CT", "MRI", "XRAY"), MAP, DECIDE, 0.99)
-    assert judged(header(US, "US"), SeriesPrediction((0.001, 0.001, 0.998)), three).folder == "OTHER/US"
+    assert judged(header(US, "US"), Prediction((0.001, 0.001, 0.998)), three).folder == "OTHER/US"
 
 
 def test_the_header_does_not_count_where_the_user_or_the_model_says_so() -> None:
@@ -185,12 +185,12 @@ def test_the_header_does_not_count_where_the_user_or_the_model_says_so() -> None
 
 
 def test_pixels_that_cannot_be_had_are_told_in_the_message() -> None:
-    verdict = judged(header(CT, "CT"), SeriesPrediction(problem="truncated pixel data"))
+    verdict = judged(header(CT, "CT"), Prediction(problem="truncated pixel data"))
     assert (verdict.status, verdict.decided_by, verdict.note) == ("sorted", "header", "pixels: truncated pixel data")
 
 
 def test_the_second_half_of_a_mixed_study_may_come_later() -> None:
-    late = judged(header("1.2.840.10008.5.1.4.1.1.128", "PT", 2), SeriesPrediction(), JUDGE, placement("CT/x"))
+    late = judged(header("1.2.840.10008.5.1.4.1.1.128", "PT", 2), Prediction(), JUDGE, placement("CT/x"))
     assert late.folder == "OTHER/PT"
 
 
@@ -267,7 +267,7 @@ def test_words_never_decide_alone_and_not_where_headers_do_not_count() -> None:
         (vote(XRAY=0.85, CT=0.001), "header"),  # would not decide alone
     ],
 )
-def test_pixels_deny_a_header_by_what_they_leave_its_class(seen: SeriesPrediction, reason: str) -> None:
+def test_pixels_deny_a_header_by_what_they_leave_its_class(seen: Prediction, reason: str) -> None:
     assert judged(header(CT, "CT"), seen).reason == reason
 
 

@@ -19,7 +19,7 @@ from dicomsort.catalog import Catalog
 from dicomsort.classify import Criteria, grouping_of, showable_frames
 from dicomsort.engines.engine import SerialEngine
 from dicomsort.progress import Silent
-from dicomsort.records import Examined, Found, FramePrediction, Header, Kind
+from dicomsort.records import Examined, Found, Header, Kind, Prediction
 from dicomsort.sorting import pixel_sampling
 from dicomsort.sorting.pixel_sampling import FRAMES, PixelSampler, middle_half
 
@@ -45,7 +45,7 @@ def run(files: list[tuple[int, int, int, bool]], quiet: int, batch: int) -> tupl
     """The votes by group, and how often each frame was shown."""
     shown: Counter[Any] = Counter()
 
-    def look(_: BundleReference, __: str, frames: list[tuple[str, int | None]]) -> list[FramePrediction]:
+    def look(_: BundleReference, __: str, frames: list[tuple[str, int | None]]) -> list[Prediction]:
         shown.update(frames)
         return [seen_in(path, frame) for path, frame in frames]
 
@@ -63,12 +63,12 @@ def run(files: list[tuple[int, int, int, bool]], quiet: int, batch: int) -> tupl
     return votes, shown
 
 
-def seen_in(path: str, frame: int | None) -> FramePrediction:
+def seen_in(path: str, frame: int | None) -> Prediction:
     """What a model would see: for some CT, confidently or not, for some MRI, in some nothing."""
     kind = hashlib.sha256(f"{path} {frame}".encode()).digest()[0] % 5
     if kind == 0:
-        return FramePrediction(problem="truncated pixel data")
-    return FramePrediction(
+        return Prediction(problem="truncated pixel data")
+    return Prediction(
         ((0.98, 0.01, 0.01), (0.5, 0.3, 0.2), (0.01, 0.98, 0.01), (0.2, 0.7, 0.1))[kind - 1], distance=1.0
     )
 
@@ -117,9 +117,9 @@ def test_a_clear_header_is_denied_only_after_more_frames_were_asked(
     """The model is sure of another class in every frame: a person is asked, but not because of a single one."""
     asked: list[str] = []
 
-    def look(_: BundleReference, __: str, frames: list[tuple[str, int | None]]) -> list[FramePrediction]:
+    def look(_: BundleReference, __: str, frames: list[tuple[str, int | None]]) -> list[Prediction]:
         asked.extend(path for path, _ in frames)
-        return [FramePrediction((0.001, 0.997, 0.001, 0.001), distance=1.0) for _ in frames]
+        return [Prediction((0.001, 0.997, 0.001, 0.001), distance=1.0) for _ in frames]
 
     monkeypatch.setattr(pixel_sampling, "predict_frames", look)
     for i in range(8):

@@ -33,7 +33,7 @@ from dicomsort.records import (
     Group,
     Grouping,
     Placement,
-    SeriesPrediction,
+    Prediction,
     Verdict,
 )
 
@@ -60,7 +60,7 @@ _DESTINATION = re.compile(rf"((?:{OTHER}|{REVIEW})/{_NAME}|(?!(?:{OTHER}|{REVIEW
 
 
 def classify_study(
-    members: Sequence[tuple[Group, SeriesPrediction]], placements: Sequence[Placement], criteria: Criteria
+    members: Sequence[tuple[Group, Prediction]], placements: Sequence[Placement], criteria: Criteria
 ) -> list[tuple[Group, Verdict]]:
     """Return the verdicts on the groups of one study, clear headers first, so that the others may follow them.
 
@@ -92,7 +92,7 @@ def is_clear(group: Group, criteria: Criteria) -> bool:
     return len(header_evidence(group.sample.header, criteria).classes) == 1
 
 
-def is_contradicted(group: Group, prediction: SeriesPrediction, criteria: Criteria) -> bool:
+def is_contradicted(group: Group, prediction: Prediction, criteria: Criteria) -> bool:
     """Return whether that single frame contradicts the header, so that more frames should be predicted."""
     return Case(criteria, group, header_evidence(group.sample.header, criteria), prediction).is_contradicted
 

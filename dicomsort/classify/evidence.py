@@ -14,7 +14,7 @@ from typing import Final
 
 from dicomsort import modalities
 from dicomsort.modalities import CT, MRI, OTHER_PREFIX, XRAY, modality_category, sop_class_category
-from dicomsort.records import OTHER, Examined, Group, Grouping, Header, Kind, SeriesPrediction, Status, Verdict
+from dicomsort.records import OTHER, Examined, Group, Grouping, Header, Kind, Prediction, Status, Verdict
 
 _OTHERS: Final = "OTHER"
 _WORDS: Final[dict[str, str]] = {
@@ -122,7 +122,7 @@ class Case:
     criteria: Criteria
     group: Group
     evidence: HeaderEvidence
-    prediction: SeriesPrediction
+    prediction: Prediction
     placed: str = ""  # the folder that an earlier run gave the series, else the study: a class, OTHER/…, REVIEW/…
     study: Mapping[str, Verdict] = field(default_factory=dict)  # verdicts so far in this study, by series
     reviewed: str = ""  # the folder that a person gave the series, or a file of this content

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from dicomsort.bundle import Bundle
     from dicomsort.errors import WorkerLost
-    from dicomsort.records import FramePrediction
+    from dicomsort.records import Prediction
     from dicomsort.tasks import ExplainedPrediction
 
 BATCH = 8  # files a task
@@ -73,14 +73,14 @@ def _explained(files: Sequence[str], bundle: Bundle) -> Iterator[ExplainedPredic
     from dicomsort.bundle import require_answer
     from dicomsort.engines.engine import batched, map_in_order
     from dicomsort.engines.processes import usable_cores
-    from dicomsort.records import FramePrediction
+    from dicomsort.records import Prediction
     from dicomsort.tasks import ExplainedPrediction, explain
 
     lost: list[WorkerLost] = []
 
     def on_lost(_: tuple[str, None], error: WorkerLost) -> ExplainedPrediction:
         lost.append(error)
-        return ExplainedPrediction(FramePrediction(problem=str(error)))
+        return ExplainedPrediction(Prediction(problem=str(error)))
 
     here = "" if all(map(os.path.isabs, files)) else os.getcwd()  # the working folder may be gone
     frames = [(os.path.join(here, path).lstrip("/"), None) for path in files]
@@ -94,7 +94,7 @@ def _explained(files: Sequence[str], bundle: Bundle) -> Iterator[ExplainedPredic
             require_answer(bundle, engine.submit)
 
 
-def _answer(path: str, prediction: FramePrediction, bundle: Bundle) -> dict[str, Any]:
+def _answer(path: str, prediction: Prediction, bundle: Bundle) -> dict[str, Any]:
     """Return the line of one file, its cells in the order of the columns."""
     from dicomsort.classify import is_out_of_distribution
 

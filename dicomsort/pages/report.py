@@ -19,7 +19,7 @@ from dicomsort.files import is_straight
 from dicomsort.pages.rendering import Fact, of_header, shown, title, why
 from dicomsort.pages.run_statistics import RunStatistics, allotted
 from dicomsort.progress import Progress
-from dicomsort.records import FramePrediction, Header, Row, SeriesPrediction, Status
+from dicomsort.records import Header, Prediction, Row, Status
 from dicomsort.report.manifest import Since, rows_of, since
 from dicomsort.report.manifest_reader import RunRow, who_of
 from dicomsort.report.review_queue import Item
@@ -108,11 +108,9 @@ class Subject:
             caption = f"{{:,}} of {count:,}" if count > 1 else ""
         return [Picture.of(portrait, caption.format(place + 1)) for place, portrait in sorted(self.made.items())]
 
-    def prediction(self) -> SeriesPrediction:
+    def prediction(self) -> Prediction:
         """Return the mean of what the model sees in the frames that are shown."""
-        return mean(
-            [portrait.prediction or FramePrediction(problem=portrait.problem) for portrait in self.made.values()]
-        )
+        return mean([portrait.prediction or Prediction(problem=portrait.problem) for portrait in self.made.values()])
 
     def requests(self, bundle: BundleReference) -> Iterator[tuple[int, PictureRequest]]:
         """Yield a few of its files, evenly spread, by their place."""

@@ -23,7 +23,7 @@ from dicomsort.engines.engine import Engine, submit_batch
 from dicomsort.errors import WorkerLost
 from dicomsort.files import sha256_of
 from dicomsort.progress import Progress
-from dicomsort.records import Examined, Found, Group, Grouping, Header, Kind, Row, SeriesPrediction
+from dicomsort.records import Examined, Found, Group, Grouping, Header, Kind, Prediction, Row
 from dicomsort.tasks import examine, location
 
 BATCH_FILES = 64
@@ -208,7 +208,7 @@ def survey(inbox: str, outbox: str | None) -> Survey:
     return Survey(files, oldest)
 
 
-def as_one(study: Sequence[tuple[Group, SeriesPrediction]]) -> list[tuple[Group, SeriesPrediction]]:
+def as_one(study: Sequence[tuple[Group, Prediction]]) -> list[tuple[Group, Prediction]]:
     """Return the groups of a study as if all had changed with the newest, so that it waits whole."""
     newest = max(group.newest_mtime_ns for group, _ in study)
     return [(replace(group, newest_mtime_ns=newest), prediction) for group, prediction in study]

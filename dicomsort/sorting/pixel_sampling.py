@@ -20,7 +20,7 @@ from dicomsort.classify import Criteria, header_evidence, is_clear, is_contradic
 from dicomsort.engines.engine import Engine, submit_batch
 from dicomsort.errors import WorkerLost
 from dicomsort.progress import Progress
-from dicomsort.records import FramePrediction, Group, SeriesPrediction
+from dicomsort.records import Group, Prediction
 from dicomsort.tasks import predict_frames
 
 FRAMES = 5
@@ -45,7 +45,7 @@ class PixelSampler:
     _open: dict[int, int] = field(default_factory=dict)  # group -> files there when it got its last; oldest first
     _files: int = 0
     _batch: list[Frame] = field(default_factory=list)
-    _sent: deque[tuple[list[Frame], Future[list[FramePrediction]]]] = field(default_factory=deque)
+    _sent: deque[tuple[list[Frame], Future[list[Prediction]]]] = field(default_factory=deque)
     _under_way: set[Frame] = field(default_factory=set)  # of the batch or sent; the catalog lacks their predictions
 
     def files_added(self, added: Mapping[int, int]) -> None:
@@ -97,7 +97,7 @@ class PixelSampler:
         shown = (self.catalog.shown(group.number, place) for place in range(files))
         return [(path, frame) for path, frames in shown for frame in middle_half(frames, each)]
 
-    def _predict(self, wanted: Iterable[tuple[Group, int]]) -> Iterator[tuple[Group, SeriesPrediction, int]]:
+    def _predict(self, wanted: Iterable[tuple[Group, int]]) -> Iterator[tuple[Group, Prediction, int]]:
         """Predict groups by so many frames each; yield each with its prediction and the number of these frames."""
         waiting: deque[tuple[Group, list[Frame]]] = deque()
         for group, count in wanted:
@@ -110,7 +110,7 @@ class PixelSampler:
         for item in waiting:
             yield self._predicted(*item)
 
-    def _predicted(self, group: Group, frames: list[Frame]) -> tuple[Group, SeriesPrediction, int]:
+    def _predicted(self, group: Group, frames: list[Frame]) -> tuple[Group, Prediction, int]:
         """Wait for the predictions of a group's frames, and predict the group."""
         while not self._under_way.isdisjoint(frames):
             if not self._sent:
@@ -146,7 +146,7 @@ class PixelSampler:
             self.catalog.add_prediction(*frame, prediction)
             self._under_way.discard(frame)
 
-    def _is_doubtful(self, group: Group, prediction: SeriesPrediction) -> bool:
+    def _is_doubtful(self, group: Group, prediction: Prediction) -> bool:
         more = group.members > 1 or showable_frames(group.sample) > 1
         contradicted = is_clear(group, self.criteria) and is_contradicted(group, prediction, self.criteria)
         return more and (contradicted or not prediction.probabilities)
@@ -157,17 +157,17 @@ def middle_half(count: int, wanted: int) -> list[int]:
     return sorted({int(count * (0.25 + 0.5 * (i + 0.5) / wanted)) for i in range(wanted)}) if count > 0 else []
 
 
-def mean(frames: list[FramePrediction]) -> SeriesPrediction:
+def mean(frames: list[Prediction]) -> Prediction:
     """Return the means of probabilities and distances of the frames that could be shown; else the first's problem."""
     shown = [frame for frame in frames if frame.probabilities]
     if not shown:
-        return SeriesPrediction(problem=frames[0].problem if frames else "")
+        return Prediction(problem=frames[0].problem if frames else "")
     distances = [frame.distance for frame in frames if frame.distance is not None]
     distance = sum(distances) / len(distances) if distances else None
     columns = zip(*(frame.probabilities for frame in shown), strict=True)
     means = tuple(sum(column) / len(shown) for column in columns)
-    return SeriesPrediction(means, "", distance, all(frame.too_small for frame in shown))
+    return Prediction(means, "", distance, all(frame.too_small for frame in shown))
 
 
-def _on_lost(_: Frame, error: WorkerLost) -> FramePrediction:
-    return FramePrediction(problem=str(error))
+def _on_lost(_: Frame, error: WorkerLost) -> Prediction:
+    return Prediction(problem=str(error))
