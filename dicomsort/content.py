@@ -139,6 +139,8 @@ METRICS = Content(
     ),
     most=64 << 20,
 )
+REPORT_BEGINS = b"<!DOCTYPE html>\n<!-- dicomsort report -->\n"
+REPORT = beginning("an earlier report", REPORT_BEGINS)
 MODEL_CARD = beginning("an earlier card", b"# Model card: ")
 BUNDLE = Content("a bundle", _json_with({"format_version": int, "labels": list, "model_sha256": str}), most=1 << 20)
 CHECKPOINT = Content("a checkpoint", re.compile(rb"PK\x03\x04.{26}story\.npy|(?:PK.{0,33})?\Z", re.DOTALL).match)

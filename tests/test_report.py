@@ -19,8 +19,9 @@ from reports import holding, read, report
 from test_faults import Broken
 from watching import runs_of
 
+from dicomsort.content import REPORT_BEGINS
 from dicomsort.files import Files
-from dicomsort.pages.report_page import FILE, FIRST
+from dicomsort.pages.report_page import FILE
 from dicomsort.report import read_summary
 
 
@@ -58,7 +59,7 @@ def test_a_summary_of_an_older_version_is_read(inbox: Path, outbox: Path) -> Non
 def test_the_page_tells_what_the_manifest_does(tmp_path: Path, outbox: Path) -> None:
     run_id = holding(tmp_path / "inbox", outbox)
     page = report(outbox)
-    assert page.source.encode().startswith(FIRST)
+    assert page.source.encode().startswith(REPORT_BEGINS)
     assert f"Run {run_id}" in page.text
     assert "7 files: 2 sorted, 1 other, 3 need you." in page.text
     assert "uid-collision 2 files" in page.text
@@ -78,7 +79,7 @@ def test_the_file_is_for_its_owner_and_replaced_as_a_whole(inbox: Path, outbox: 
     report(outbox)
     target = tmp_path / "report.html"
     assert target.stat().st_mode & 0o777 == 0o600
-    target.write_bytes(FIRST + b"old")
+    target.write_bytes(REPORT_BEGINS + b"old")
     report(outbox)
     assert target.stat().st_size > 1000
     assert read_tree(outbox) == before
@@ -112,13 +113,13 @@ def test_a_page_on_stdout_is_the_page(inbox: Path, outbox: Path) -> None:
     sort(inbox, outbox)
     command = [sys.executable, "-m", "dicomsort", "report", "--pictures", "0", "--html", "-", str(outbox)]
     ran = subprocess.run(command, capture_output=True, check=True, env=os.environ | {"LC_ALL": "C"})
-    assert ran.stdout.startswith(FIRST)
+    assert ran.stdout.startswith(REPORT_BEGINS)
     assert ran.stdout.endswith(b"</html>\n")
     assert ran.stderr == b""
 
 
 def test_a_crash_at_any_change_leaves_the_old_page_or_the_new(tmp_path: Path) -> None:
-    target, old, new = tmp_path / "r.html", FIRST + b"old", FIRST + b"new" * 100
+    target, old, new = tmp_path / "r.html", REPORT_BEGINS + b"old", REPORT_BEGINS + b"new" * 100
     whole = CrashingFiles(-1)
     FILE.write(whole, target, old)
     for at in range(len(whole.called)):
@@ -135,14 +136,14 @@ def test_a_crash_at_any_change_leaves_the_old_page_or_the_new(tmp_path: Path) ->
 def test_a_full_disk_leaves_the_old_page_and_says_so(inbox: Path, outbox: Path, tmp_path: Path, call: str) -> None:
     sort(inbox, outbox)
     target = tmp_path / "report.html"
-    target.write_bytes(FIRST + b"old")
+    target.write_bytes(REPORT_BEGINS + b"old")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dicomsort.files.Files", lambda: Broken(call, 0, errno.ENOSPC))
         ran = run("report", "--pictures", 0, "--html", target, outbox)
     assert (ran.code, ran.out) == (1, "")
     assert "--html: expected a place for the page, received No space left on device" in ran.err
     assert "resume" not in ran.err
-    assert target.read_bytes() == FIRST + b"old"
+    assert target.read_bytes() == REPORT_BEGINS + b"old"
     assert [path.name for path in tmp_path.iterdir() if "report" in path.name] == ["report.html"]
 
 
@@ -152,7 +153,7 @@ def test_an_interruption_leaves_no_half(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        FILE.write(Interrupted(), tmp_path / "r.html", FIRST)
+        FILE.write(Interrupted(), tmp_path / "r.html", REPORT_BEGINS)
     assert list(tmp_path.iterdir()) == []
 
 

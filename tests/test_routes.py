@@ -15,9 +15,10 @@ from watching import Timer, Watch, runs_of, told
 
 from dicomsort.cli.watch import _send
 from dicomsort.config import Destination
+from dicomsort.config.routes import check_routes
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.report.metrics import Figures
-from dicomsort.service.forwarding import LAST_PAUSE, LONGEST_DOWN, MANY, Forwarder, Sent, check_routes
+from dicomsort.service.forwarding import LAST_PAUSE, LONGEST_DOWN, MANY, Forwarder, Sent
 from dicomsort.service.watch import Stop
 
 ROUTES = {"CT": (Destination("ARCHIVE@pacs:104"),), "MRI": (Destination("https://pacs/dicom-web"),)}

@@ -21,7 +21,7 @@ from dicomsort.config.settings import MOST_PORT
 from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
-    from dicomsort.doctor import Call, Finding, Job, Outside
+    from dicomsort.doctor import Call, Finding, Job
 
     Folders = tuple[str | None, str | None]  # an inbox and an outbox
 
@@ -79,20 +79,17 @@ def _examine_files(
     """Check what a configuration and a crontab name; the folders of the crontab where they are not those given."""
     if config is None and crontab is None:
         return  # what follows needs packages, which doctor itself must not
-    from dicomsort.doctor import Outside, examine_config
+    from dicomsort.doctor import examine_config
     from dicomsort.outputs import Gate
-    from dicomsort.pages.report_page import FILE
-    from dicomsort.service.forwarding import check_classes, check_routes
 
-    outside = Outside(check_classes, check_routes, FILE.content)
     if config is not None:
         inbox, outbox = folders
-        yield from examine_config(config, Gate({} if inbox is None else {"INBOX": inbox}, outbox), model, outside)
+        yield from examine_config(config, Gate({} if inbox is None else {"INBOX": inbox}, outbox), model)
     if crontab is not None:
-        yield from _examine_crontab(crontab, folders, outside)
+        yield from _examine_crontab(crontab, folders)
 
 
-def _examine_crontab(file: Path, folders: Folders, outside: Outside) -> Iterator[Finding]:
+def _examine_crontab(file: Path, folders: Folders) -> Iterator[Finding]:
     """Check a crontab's lines: whether the commands take their arguments, and the paths among these."""
     from dicomsort.doctor import examine_call, examine_crontab, examine_folders, jobs_of, wrong
     from dicomsort.files import Files, read_bounded
@@ -114,7 +111,7 @@ def _examine_crontab(file: Path, folders: Folders, outside: Outside) -> Iterator
         if isinstance(call, UsageError):
             yield wrong(str(call), "mend the line", what)
             continue
-        yield from examine_call(what, replace(call, made=made), known, outside)
+        yield from examine_call(what, replace(call, made=made), known)
         own = (call.given.get("inbox"), call.given.get("outbox"))
         if own not in examined:
             examined.add(own)

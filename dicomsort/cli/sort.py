@@ -75,7 +75,7 @@ def _checked(
     inbox: str, outbox: str | None, settings: SortSettings, routes: Routes
 ) -> Request | DicomsortError | OSError:
     """Return the request, or why there is none: that must stand in the log, which is opened later."""
-    from dicomsort.service.forwarding import check_classes
+    from dicomsort.config.routes import check_classes
     from dicomsort.sorting import check
 
     try:

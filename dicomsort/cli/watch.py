@@ -70,8 +70,8 @@ def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request | Dico
 
 def _request(inbox: str, outbox: str | None, settings: WatchSettings) -> Request:
     """Return the request, by the model that is there now; UsageError or BundleError where it cannot be carried out."""
+    from dicomsort.config.routes import check_routes
     from dicomsort.pacs.send import check as check_destination
-    from dicomsort.service.forwarding import check_routes
     from dicomsort.sorting import check
 
     request = check(inbox, outbox, settings.sort)

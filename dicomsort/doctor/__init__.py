@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dicomsort.doctor.commands import Call, Outside, examine_call, examine_config, examine_environment
+from dicomsort.doctor.commands import Call, examine_call, examine_config, examine_environment
 from dicomsort.doctor.crontab import Job, examine_crontab, jobs_of
 from dicomsort.doctor.finding import Finding, State, wrong
 from dicomsort.doctor.folders import examine_folders
@@ -16,7 +16,6 @@ __all__ = [
     "Call",
     "Finding",
     "Job",
-    "Outside",
     "State",
     "examine_call",
     "examine_config",

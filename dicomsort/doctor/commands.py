@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from dicomsort.config import (
     TABLES,
     Destination,
     ReceiveSettings,
-    Routes,
     SendSettings,
     SortSettings,
     load_receive,
@@ -27,8 +26,9 @@ from dicomsort.config import (
     load_watch,
 )
 from dicomsort.config.file import DESTINATIONS, ROUTES, TOP, Written, read
+from dicomsort.config.routes import check_classes, check_routes
 from dicomsort.config.settings import DESTINATION
-from dicomsort.content import DEVICES, JOURNAL, LOG, Content
+from dicomsort.content import DEVICES, JOURNAL, LOG, REPORT, Content
 from dicomsort.doctor.finding import Finding, State, fine, refused, wrong
 from dicomsort.engines import check_engine
 from dicomsort.errors import DicomsortError, UsageError, counted, quoted
@@ -43,18 +43,6 @@ from dicomsort.sorting.outbox import absolute
 STDOUT = "-"
 _FILES: dict[str, Content] = {"log_file": LOG, "metrics": METRICS.content, "journal": JOURNAL}
 _FOLDERS = frozenset({"out", "explain", "cache"})  # which a command makes where they are missing
-
-
-@dataclass(frozen=True, slots=True)
-class Outside:
-    """What the checks need of packages that ``doctor`` must not import.
-
-    ``check_classes`` and ``check_routes`` raise UsageError as those of ``service``; ``page`` is what ``--html`` writes.
-    """
-
-    check_classes: Callable[[Routes, Collection[str]], None]
-    check_routes: Callable[[Routes, Collection[str], Callable[[Destination], object]], None]
-    page: Content
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +74,19 @@ def examine_environment(environ: Mapping[str, str]) -> Iterator[Finding]:
     return refused("set it right, or unset it", partial(load_sort, {}, environ, None), "environment")
 
 
-def examine_call(what: str, call: Call, known: Collection[str], outside: Outside) -> Iterator[Finding]:
+def examine_call(what: str, call: Call, known: Collection[str]) -> Iterator[Finding]:
     """Check a command line: the paths that it names, its configuration file, and what the command would refuse.
 
     ``known`` are messages that were given before.
     """
-    found = list(_examine_paths(what, call, outside))
+    found = list(_examine_paths(what, call))
     yield from found
-    message = "" if any(finding.state is State.WRONG for finding in found) else _refusal(call, outside)
+    message = "" if any(finding.state is State.WRONG for finding in found) else _refusal(call)
     if message and message not in known:
         yield wrong(message, "mend the line, or what it names", what)
 
 
-def _examine_paths(what: str, call: Call, outside: Outside) -> Iterator[Finding]:
+def _examine_paths(what: str, call: Call) -> Iterator[Finding]:
     named = ("inbox", "outbox", "folder", "html")
     paths = {name: value for name, value in call.given.items() if isinstance(value, Path)}
     paths |= {name: Path(text) for name in named if (text := call.given.get(name)) is not None and text != STDOUT}
@@ -113,12 +101,10 @@ def _examine_paths(what: str, call: Call, outside: Outside) -> Iterator[Finding]
     yield from _examine_values(what, {name: paths[name] for name in paths if name not in examined_elsewhere}, gate)
     if "config" in call.given and (config := call.given["config"] or call.environ.get("DICOMSORT_CONFIG")):
         file = Path(os.path.expanduser(config))
-        yield from examine_config(file, gate, call.given.get("model"), outside, is_alone=False)
+        yield from examine_config(file, gate, call.given.get("model"), is_alone=False)
 
 
-def examine_config(
-    file: Path, gate: Gate, model: Path | None, outside: Outside, *, is_alone: bool = True
-) -> Iterator[Finding]:
+def examine_config(file: Path, gate: Gate, model: Path | None, *, is_alone: bool = True) -> Iterator[Finding]:
     """Check a configuration file: its values, and each path, destination and class that it names.
 
     Where it ``is_alone``, also what each command makes of it by itself. ``model`` is what a command line names.
@@ -129,10 +115,10 @@ def examine_config(
         yield wrong(str(error), "mend the file", "configuration")
         return
     found = list(_examine_tables(file, written, gate))
-    found += _examine_routes(written, model, outside)
+    found += _examine_routes(written, model)
     yield from found
     if is_alone:
-        yield from _examine_uses(written, model, found, outside)
+        yield from _examine_uses(written, model, found)
 
 
 def _examine_tables(file: Path, written: Written, gate: Gate) -> Iterator[Finding]:
@@ -159,7 +145,7 @@ def _tables(written: Written) -> Iterator[tuple[str, Mapping[str, object], Desti
         yield from ((f"[{ROUTES}] {class_}", {}, peer) for peer in peers if peer not in written.destinations.values())
 
 
-def _examine_routes(written: Written, model: Path | None, outside: Outside) -> Iterator[Finding]:
+def _examine_routes(written: Written, model: Path | None) -> Iterator[Finding]:
     if not written.routes:
         return
     named = {name: value for table in (TOP, "sort", "watch") for name, value in written.tables.get(table, {}).items()}
@@ -170,17 +156,15 @@ def _examine_routes(written: Written, model: Path | None, outside: Outside) -> I
         yield wrong(str(error), mend, what)
         return
     for class_ in written.routes:
-        yield from refused(mend, partial(outside.check_classes, {class_: ()}, labels), what)
+        yield from refused(mend, partial(check_classes, {class_: ()}, labels), what)
 
 
-def _examine_uses(
-    written: Written, model: Path | None, found: Iterable[Finding], outside: Outside
-) -> Iterator[Finding]:
+def _examine_uses(written: Written, model: Path | None, found: Iterable[Finding]) -> Iterator[Finding]:
     """Check what each command makes of a configuration file by itself: no other options, no environment.
 
     ``found`` is what was found of its tables and routes: a command that reads a table that is wrong is not asked.
     """
-    outside = replace(outside, check_classes=lambda *_: None, check_routes=lambda *_: None)
+    written = written._replace(routes={})  # whose classes were checked before
     places = {finding.what for finding in found if finding.state is State.WRONG}
     tables = {} if "configuration" in places else written.tables
     known = set[str]()
@@ -189,7 +173,7 @@ def _examine_uses(
         if TOP not in tables or (command == "receive" and command not in tables) or places.intersection(names):
             continue
         flags = {"model": model} if "model" in TABLES[command] else {}
-        message = _refusal(Call(command, {"config": written}, flags), outside)
+        message = _refusal(Call(command, {"config": written}, flags))
         if message and message not in known:
             yield wrong(message, "mend that, or what it names", f"configuration, as `{command}` reads it")
         known.add(message)
@@ -225,11 +209,11 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _refusal(call: Call, outside: Outside) -> str:
+def _refusal(call: Call) -> str:
     """Return why the command would end before it begins; "" where it would not."""
     try:
         for check_command in _CHECKS.get(call.command, ()):
-            check_command(call, outside)
+            check_command(call)
     except DicomsortError as error:
         return str(error)
     except (OSError, ImportError) as error:
@@ -237,14 +221,14 @@ def _refusal(call: Call, outside: Outside) -> str:
     return ""
 
 
-def _sort(call: Call, outside: Outside) -> None:
+def _sort(call: Call) -> None:
     settings, routes = load_sort(*call.sources)
-    outside.check_classes(routes, _check_sorting(call, settings))
+    check_classes(routes, _check_sorting(call, settings))
 
 
-def _watch(call: Call, outside: Outside) -> None:
+def _watch(call: Call) -> None:
     settings = load_watch(*call.sources)
-    outside.check_routes(settings.routes, _check_sorting(call, settings.sort), send.check)
+    check_routes(settings.routes, _check_sorting(call, settings.sort), send.check)
 
 
 def _check_sorting(call: Call, settings: SortSettings) -> Collection[str]:
@@ -264,7 +248,7 @@ def _check_files(gate: Gate, settings: SortSettings | SendSettings | ReceiveSett
             gate.check_file(_option(name), path, content, devices=name != "journal")
 
 
-def _send(call: Call, _: Outside) -> None:
+def _send(call: Call) -> None:
     settings, folder = load_send(*call.sources), str(call.given["folder"])
     if not settings.to:
         raise UsageError("--to: expected AE@HOST:PORT or https://HOST/PATH, received none")
@@ -274,7 +258,7 @@ def _send(call: Call, _: Outside) -> None:
         select(folder, settings.run or "")
 
 
-def _receive(call: Call, _: Outside) -> None:
+def _receive(call: Call) -> None:
     settings, inbox = load_receive(*call.sources), call.given.get("inbox")
     receive.check(settings)
     if inbox is not None:
@@ -283,7 +267,7 @@ def _receive(call: Call, _: Outside) -> None:
             raise UsageError(f"INBOX: expected a folder that can be written, received {inbox!r} (permission denied)")
 
 
-def _report(call: Call, outside: Outside) -> None:
+def _report(call: Call) -> None:
     outbox, run, html = (call.given[name] for name in ("outbox", "run", "html"))
     if html is not None and call.given["json"]:
         raise UsageError("expected one of --html, --json, received both")
@@ -292,28 +276,28 @@ def _report(call: Call, outside: Outside) -> None:
         reported = reported_run(outbox, run)
     if html not in {None, STDOUT}:
         reads = {"inbox": reported.head["inbox"]} if reported and reported.head else {}
-        Gate(reads, reported.outbox if reported else outbox).check_file("--html", Path(html), outside.page)
+        Gate(reads, reported.outbox if reported else outbox).check_file("--html", Path(html), REPORT)
     if html is not None and call.given["pictures"]:
-        _load_model(call, outside)
+        _load_model(call)
 
 
-def _load_model(call: Call, _: Outside) -> None:
+def _load_model(call: Call) -> None:
     if call.given.get("compare") is None:
         load(call.given["model"] or default_path())
 
 
-def _train(call: Call, _: Outside) -> None:
+def _train(call: Call) -> None:
     from dicomsort.training.settings import Settings, checked  # imports what a host that sorts may not have
 
     checked(Settings(**{each.name: call.given[each.name] for each in fields(Settings) if each.name in call.given}))
 
 
-def _check_outbox(call: Call, _: Outside) -> None:
+def _check_outbox(call: Call) -> None:
     if not call.is_made(call.given["outbox"]):
         absolute(call.given["outbox"])
 
 
-_CHECKS: dict[str, tuple[Callable[[Call, Outside], None], ...]] = {
+_CHECKS: dict[str, tuple[Callable[[Call], None], ...]] = {
     "sort": (_sort,),
     "watch": (_watch,),
     "send": (_send,),

@@ -14,7 +14,7 @@ from typing import Any, Final
 from dicomsort import __version__
 from dicomsort.bundle import Bundle
 from dicomsort.classify import is_out_of_distribution
-from dicomsort.content import Replaced, beginning
+from dicomsort.content import REPORT, REPORT_BEGINS, Replaced
 from dicomsort.errors import counted, word
 from dicomsort.pages.rendering import TEMPLATES, Fact, rendered, shown
 from dicomsort.pages.report import Report, Subject
@@ -90,8 +90,7 @@ def _at(share: float) -> str:
     return f"{1000 * share:.1f}".removesuffix(".0")
 
 
-FIRST: Final = b"<!DOCTYPE html>\n<!-- dicomsort report -->\n"
-FILE: Final = Replaced("--html", beginning("an earlier report", FIRST), 0o600)
+FILE: Final = Replaced("--html", REPORT, 0o600)
 _COLUMNS: Final = ("In the inbox", "What", "Header", "Pixels", "Files", "Now")  # of items without pictures
 _KINDS: Final = {"In the inbox": "mono", "Files": "number"}
 NAMED = 10  # archives and kinds that are named; more are counted
@@ -125,7 +124,7 @@ class Line:
 def page(report: Report) -> bytes:
     """Return the report as one HTML file, UTF-8, which fetches nothing and runs nothing."""
     style = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("common.css", "report.css"))
-    return FIRST + rendered(
+    return REPORT_BEGINS + rendered(
         TEMPLATES, "report.html", style=style, report=report, run=report.run.run, bundle=report.bundle,
         verdict=_verdict(report), notices=list(_notices(report)), meta=list(_meta(report)), whole=_whole(report),
         statuses=list(_statuses(report)), classes=list(_classes(report)), times=list(_times(report)),

@@ -6,14 +6,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from dicomsort.config import Destination, Routes
-from dicomsort.errors import UsageError
 from dicomsort.journal import runs_folder
-from dicomsort.records import OTHER
 from dicomsort.report import describe_error
 from dicomsort.report.metrics import Figures
 
@@ -90,25 +88,6 @@ class _DestinationQueue:
 
     routes: list[_Route] = field(default_factory=list)
     called: threading.Event = field(default_factory=threading.Event)
-
-
-def check_classes(routes: Routes, labels: Iterable[str]) -> None:
-    """Raise ``UsageError`` where a route is of no class of the model."""
-    known = list(dict.fromkeys([*labels, OTHER]))
-    for class_ in routes:
-        if class_ not in known:
-            raise UsageError(f"[routes]: expected a class of the model ({', '.join(known)}), received {class_!r}")
-
-
-def check_routes(routes: Routes, labels: Iterable[str], check: Callable[[Destination], object]) -> None:
-    """Raise ``UsageError`` where a route is of no class of the model, or ``check`` raises one for a destination."""
-    check_classes(routes, labels)
-    for class_, destinations in routes.items():
-        for destination in destinations:
-            try:
-                check(destination)
-            except UsageError as error:
-                raise UsageError(f"[routes] {class_}: {error}") from None
 
 
 class Forwarder:
