@@ -35,7 +35,7 @@ from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.dataset import Dataset, scan
 from dicomsort.training.data.prefetch import Feed
 from dicomsort.training.data.rendered import Rendered, open_cache, render_all
-from dicomsort.training.fit.recipe import Hyperparameters
+from dicomsort.training.fit.hyperparameters import Hyperparameters
 from dicomsort.training.models.architectures import ARCHITECTURES
 from dicomsort.training.progress import Reporter, load_tensorflow
 

@@ -22,7 +22,7 @@ from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import keep_together
 from dicomsort.training.evaluate.card import on_other_sources
 from dicomsort.training.fit.checkpoint import Checkpoint, forget, resumable
-from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
+from dicomsort.training.fit.hyperparameters import Hyperparameters, TrainedModel
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, with_weights
 from dicomsort.training.progress import Reporter, Step, load_tensorflow
 

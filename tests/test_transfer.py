@@ -19,7 +19,7 @@ from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import keep_together
 from dicomsort.training.fit.checkpoint import COLUMNS
-from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
+from dicomsort.training.fit.hyperparameters import Hyperparameters, TrainedModel
 from dicomsort.training.models import replay_set
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture
 from dicomsort.training.progress import Reporter, load_tensorflow

@@ -72,7 +72,7 @@ def _train(settings: Settings, *, show: bool) -> None:
     from dicomsort.report import visible
     from dicomsort.training.evaluate import compare
     from dicomsort.training.evaluate.card import on_other_sources
-    from dicomsort.training.fit.recipe import OTHER_SOURCES
+    from dicomsort.training.fit.hyperparameters import OTHER_SOURCES
     from dicomsort.training.pipeline import train as run
 
     with Reporter() as reporter:

@@ -18,7 +18,7 @@ from dicomsort.training.evaluate.compare import beside_of
 from dicomsort.training.evaluate.reporting import SHEET as SHEET_NAME
 from dicomsort.training.fit.checkpoint import NAME, PART
 from dicomsort.training.fit.finetune import from_bundle
-from dicomsort.training.fit.recipe import Hyperparameters
+from dicomsort.training.fit.hyperparameters import Hyperparameters
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, varied, with_weights
 
 SPLITS = ("random", "source")

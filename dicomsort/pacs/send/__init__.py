@@ -47,11 +47,8 @@ def send(
     files: Files,
     progress: Progress,
     report: Callable[[SendResult], None] = lambda _: None,
-    stop: threading.Event | None = None,
 ) -> Sent:
     """Send what lies in a folder, or what a run placed there; ``report`` gets each result, from one thread at a time.
-
-    Once ``stop`` is set, what is being sent is finished and the rest is left, without a result.
 
     Raises ``UsageError`` for wrong settings, ``OutboxLocked`` where another process sends to this destination and so
     holds its journal, ``DicomsortError`` where that cannot be written. A peer that is down, or refuses all, is no
@@ -69,7 +66,7 @@ def send(
             transcoder = stack.enter_context(closing(Transcoder())) if settings.decompress else None
             channels = [c_store.DimseChannel(peer, settings, tls, transcoder) for _ in numbers]
         known = stack.enter_context(closing(Acknowledged(files, journal, peer.name, selection.base)))
-        return _Sending(peer, settings, selection, known, report, progress, stop or threading.Event()).run(channels)
+        return _Sending(peer, settings, selection, known, report, progress).run(channels)
 
 
 def check(settings: Destination) -> tuple[DicomPeer | WebPeer, ssl.SSLContext | None]:
@@ -106,14 +103,13 @@ class _Sending:
     known: Acknowledged
     report: Callable[[SendResult], None]
     progress: Progress
-    stop: threading.Event
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, channels: list[Channel]) -> Sent:
         started = time.monotonic()
         self.sent = Sent(self.peer.name)
         self.progress.stage(f"sending to {self.peer.name}", None)
-        self.workers = workers = SendWorkers(channels, self.settings, self._on_answer, self.stop)
+        self.workers = workers = SendWorkers(channels, self.settings, self._on_answer)
         workers.run(self._batches())
         self.sent.problem, self.sent.is_down = workers.problem, workers.is_down
         self.sent.takes_nothing = workers.takes_nothing
@@ -126,7 +122,7 @@ class _Sending:
         for window in _windows(self._examined(self._unsent(failed))):
             yield from self._batched(window)
         failed.sort(key=itemgetter(0))
-        for window in _windows(self._examined(found for _, found in failed if not self.stop.is_set())):
+        for window in _windows(self._examined(found for _, found in failed)):
             contexts = {each: batch.contexts for batch in self._batched(window) for each in batch.instances}
             for instance in window:
                 yield Batch((instance,), contexts[instance], once=True)
@@ -139,8 +135,6 @@ class _Sending:
     def _unsent(self, failed: list[tuple[int, Found]]) -> Iterator[Found]:
         """Yield what was never tried, and append to ``failed`` what was; report all else."""
         for found in candidates(self.selection):
-            if self.stop.is_set():
-                return
             if isinstance(found, SendResult):
                 self._add(found)
                 continue

@@ -87,17 +87,11 @@ class SendWorkers:
     """Delivers batches, a thread a channel; ``on_answer(instance, answer, attempts)`` gets each instance once.
 
     It is called by one thread at a time. ``problem`` says why sending was given up, where it was: then every instance
-    left over is answered as not tried; for ``is_down`` and ``takes_nothing`` see ``Sent``. Where ``stop`` is set
-    instead, or an interrupt comes, instances at hand are finished, and those left over get no answer.
+    left over is answered as not tried; for ``is_down`` and ``takes_nothing`` see ``Sent``. Where an interrupt comes,
+    instances at hand are finished, and those left over get no answer.
     """
 
-    def __init__(
-        self,
-        channels: Sequence[Channel],
-        settings: SendSettings,
-        on_answer: OnAnswer,
-        stop: threading.Event | None = None,
-    ) -> None:
+    def __init__(self, channels: Sequence[Channel], settings: SendSettings, on_answer: OnAnswer) -> None:
         self.problem, self.is_down, self.takes_nothing = "", False, False
         self._settings, self._on_answer, self._channels = settings, on_answer, channels
         self._changed = threading.Condition()  # guards all that follows
@@ -110,7 +104,7 @@ class SendWorkers:
         self._answered = 0  # deliveries of which the peer accepted something, or refused it for good
         self._last = ""  # why the last delivery came to nothing
         self._was_open = False  # the peer accepted an association, whatever followed
-        self._interrupt = stop or threading.Event()
+        self._interrupt = threading.Event()
         self._halt = threading.Event()  # a problem, or a failure of ours
         self._failure: BaseException | None = None
         self._threads = [

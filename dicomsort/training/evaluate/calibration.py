@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicomsort.training.fit.held_out import HeldOutPredictions
-    from dicomsort.training.fit.recipe import TrainedModel
+    from dicomsort.training.fit.hyperparameters import TrainedModel
     from dicomsort.training.models.architectures import Architecture
     from dicomsort.training.models.ood import MahalanobisModel
 

@@ -14,8 +14,8 @@ from dicomsort.report import visible
 from dicomsort.training.evaluate import compare
 from dicomsort.training.evaluate.predictions import NESTED
 from dicomsort.training.evaluate.tables import Table, number, percent, sizes, source_of, tables, with_interval
+from dicomsort.training.fit.hyperparameters import OTHER_SOURCES
 from dicomsort.training.fit.quantize import words
-from dicomsort.training.fit.recipe import OTHER_SOURCES
 from dicomsort.training.models import replay_set
 from dicomsort.training.models.tflite_weights import INT8
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from dicomsort.training.data.rendered import Rendered
     from dicomsort.training.evaluate.calibration import Calibration
     from dicomsort.training.evaluate.metrics import Figures, Values
-    from dicomsort.training.fit.recipe import TrainedModel
+    from dicomsort.training.fit.hyperparameters import TrainedModel
     from dicomsort.training.models.architectures import Architecture
 
 KEY, EVALUATION = "started_from", "evaluation"

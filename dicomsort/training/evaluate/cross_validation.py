@@ -21,8 +21,8 @@ from dicomsort.training.data.splitting import folds
 from dicomsort.training.evaluate import calibration, compare
 from dicomsort.training.evaluate.predictions import Predictions, cross_calibrated
 from dicomsort.training.fit.held_out import HeldOutPredictions
+from dicomsort.training.fit.hyperparameters import Hyperparameters
 from dicomsort.training.fit.quantize import Quantizer
-from dicomsort.training.fit.recipe import Hyperparameters
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, varied
 from dicomsort.training.models.tflite_weights import INT8, precision
 from dicomsort.training.progress import Reporter, load_tensorflow

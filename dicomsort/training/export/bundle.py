@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dicomsort.training.evaluate.calibration import Calibration
     from dicomsort.training.evaluate.compare import Comparison
     from dicomsort.training.export.tflite import Exported
-    from dicomsort.training.fit.recipe import TrainedModel
+    from dicomsort.training.fit.hyperparameters import TrainedModel
     from dicomsort.training.models.architectures import Architecture
     from dicomsort.training.settings import Settings
 

@@ -27,7 +27,7 @@ from dicomsort.records import RENDERING_VERSION
 from dicomsort.signals import hear, restore
 from dicomsort.training.data.dataset import fingerprint
 from dicomsort.training.data.rendered import Rendered
-from dicomsort.training.fit.recipe import Hyperparameters
+from dicomsort.training.fit.hyperparameters import Hyperparameters
 from dicomsort.training.progress import Reporter
 
 Arrays = Sequence[NDArray[Any]]

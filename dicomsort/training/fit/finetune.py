@@ -24,7 +24,7 @@ from dicomsort.records import INPUT_SHAPE
 from dicomsort.training.data.dataset import DatasetError
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import folds
-from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
+from dicomsort.training.fit.hyperparameters import Hyperparameters, TrainedModel
 from dicomsort.training.models import efficientnet_lite0
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, Shape, varied
 from dicomsort.training.models.keras_applications import classifier

@@ -25,7 +25,7 @@ from dicomsort.training.data.prefetch import Feed
 from dicomsort.training.data.rendered import Rendered, claim
 from dicomsort.training.data.splitting import balance
 from dicomsort.training.fit.feeding import one_hot
-from dicomsort.training.fit.recipe import Hyperparameters
+from dicomsort.training.fit.hyperparameters import Hyperparameters
 from dicomsort.training.models.replay_set import MOST_FLOAT16, ReplaySet
 from dicomsort.training.progress import Reporter, Step
 

@@ -34,7 +34,7 @@ from dicomsort.training.fit.checkpoint import (
 )
 from dicomsort.training.fit.feeding import Batches, predict_rows
 from dicomsort.training.fit.held_out import HeldOutPredictions
-from dicomsort.training.fit.recipe import OTHER_SOURCES, Hyperparameters, TrainedModel
+from dicomsort.training.fit.hyperparameters import OTHER_SOURCES, Hyperparameters, TrainedModel
 from dicomsort.training.models import ood
 from dicomsort.training.models.architectures import Architecture
 from dicomsort.training.models.ood import MahalanobisModel

@@ -12,7 +12,7 @@ from dicomsort.training.fit.checkpoint import forget
 from dicomsort.training.fit.feeding import Diverged
 from dicomsort.training.fit.finetune import Finetune, fit_finetune
 from dicomsort.training.fit.full import fit_full
-from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
+from dicomsort.training.fit.hyperparameters import Hyperparameters, TrainedModel
 from dicomsort.training.fit.transfer import fit_transfer
 from dicomsort.training.models.architectures import Architecture
 from dicomsort.training.progress import Reporter

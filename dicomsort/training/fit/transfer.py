@@ -49,8 +49,8 @@ from dicomsort.training.fit.frozen_features import (
     view_all,
 )
 from dicomsort.training.fit.held_out import HeldOutPredictions
+from dicomsort.training.fit.hyperparameters import Hyperparameters, TrainedModel
 from dicomsort.training.fit.quantize import Quantizer
-from dicomsort.training.fit.recipe import Hyperparameters, TrainedModel
 from dicomsort.training.models import ood
 from dicomsort.training.models.architectures import Architecture
 from dicomsort.training.models.tflite_head import Body
