@@ -51,8 +51,8 @@ class Files:
     def __init__(self) -> None:
         self._syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # of the C library
         self.without_clones: set[tuple[int, int]] = set()  # devices, from and to, between which no reflink was made
-        self._heard: dict[int, int] = {}  # a descriptor by device, open since before the first byte
-        self.alone: set[int] = set()  # devices of those whose files are flushed one by one, by who writes them
+        self._error_descriptors: dict[int, int] = {}  # by device; open since before the first byte
+        self.flushed_singly: set[int] = set()  # devices whose files are flushed one by one, by their writer
 
     def make_folder(self, path: str, mode: int = 0o777) -> None:
         """Make one folder; its parent must be there."""
@@ -164,7 +164,7 @@ class Files:
         if self._syncfs is None or is_network(path):
             return False
         with opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-            if self._syncfs(self._heard.get(os.fstat(descriptor).st_dev, descriptor)) == 0:
+            if self._syncfs(self._error_descriptors.get(os.fstat(descriptor).st_dev, descriptor)) == 0:
                 return True
             code = ctypes.get_errno()
         if code in _NO_SYNCFS:
@@ -172,20 +172,21 @@ class Files:
         raise OSError(code, os.strerror(code), path)
 
     @contextlib.contextmanager
-    def heard(self, path: str) -> Iterator[None]:
-        """Hear at a flush of all that could not be written to a folder's file system from now on.
+    def watching_errors(self, path: str) -> Iterator[None]:
+        """Make later flushes report each write to a folder's file system that fails from now on.
 
-        Linux tells it to each descriptor that was open before, but to one that is opened later only if none heard it.
+        Linux reports such an error to every descriptor that was open before. To one that is opened later it reports it
+        only if no other has seen it.
         """
         with opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
             device = os.fstat(descriptor).st_dev
-            self._heard[device] = descriptor
+            self._error_descriptors[device] = descriptor
             if self._syncfs is None or is_network(path):
-                self.alone.add(device)
+                self.flushed_singly.add(device)
             try:
                 yield
             finally:
-                del self._heard[device]
+                del self._error_descriptors[device]
 
     def lock(self, descriptor: int, *, shared: bool = False) -> bool:
         """Take the lock of an open file without waiting, alone or ``shared``; False where another process holds it."""
@@ -379,7 +380,7 @@ def created(files: Files, target: str, mode: int = 0o600) -> Iterator[tuple[int,
     try:
         with closing_descriptor(writer):
             yield writer, made
-            if made.st_dev in files.alone:
+            if made.st_dev in files.flushed_singly:
                 files.flush(writer)
     except OSError:
         with contextlib.suppress(OSError):

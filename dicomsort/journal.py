@@ -113,9 +113,9 @@ def _check_operation(o: Operation) -> None:
     if not (is_place(o.source) and all(place == "" or is_place(place) for place in (o.target, o.kept))):
         raise ValueError("a path that leads out of inbox and outbox")
     if not (_SHA256.fullmatch(o.sha256) and type(o.kept_sha256) is str and _SHA256.fullmatch(o.kept_sha256)):
-        raise ValueError("a SHA-256 that is none")
+        raise ValueError("an invalid SHA-256")
     if o.owner is not None and not (len(o.owner) == 2 and _are_ids(*o.owner)):  # noqa: PLR2004
-        raise ValueError("an owner that is none")
+        raise ValueError("an invalid owner")
 
 
 def _are_ids(*values: object) -> bool:
@@ -126,7 +126,7 @@ def _unpack_lost(cell: Any) -> Lost:
     """Return the last cell of an ``end`` line, where it has one; ValueError or TypeError where that is not valid."""
     lost = Lost(*cell)
     if not (_are_ids(lost.owner, lost.group, lost.attributes) and type(lost.mode) is int and 0 <= lost.mode <= _MODES):
-        raise ValueError("a loss that is none")
+        raise ValueError("an invalid record of lost metadata")
     return lost
 
 
@@ -382,7 +382,9 @@ def replay(folder: str, count: int) -> Replay:
         for number, line in enumerate(_lines(stream), 1):
             if not line.endswith(b"\n"):
                 if not any(line.startswith(kind[: len(line)]) for kind in _ENTRIES):  # not torn, but somebody else's
-                    raise StateDamaged(f"run {path.parent.name}, {path.name}: line {number:,} is none of ours")
+                    raise StateDamaged(
+                        f"run {path.parent.name}, {path.name}: line {number:,} was not written by dicomsort"
+                    )
                 break
             try:
                 known.apply(parse(line))

@@ -95,7 +95,7 @@ class Gate:
         for outbox in self._outboxes(target):
             if _is_own(outbox, target, self.labels):
                 received = f"received {quoted(path)}; another name at its top, or a place outside, will do"
-                raise UsageError(f"{option}: expected a {what} that is none of the outbox's own, {received}")
+                raise UsageError(f"{option}: expected a {what} that is not one of the outbox's own, {received}")
         return target
 
     def _outboxes(self, target: str) -> list[str]:

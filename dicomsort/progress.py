@@ -100,7 +100,7 @@ class Reporter:
             self._bars.console.print(text, markup=False, soft_wrap=True)
 
     def begin(self, name: str, total: int | None, done: int = 0) -> Step:
-        """Return the counter of a step of ``total`` parts, if that is known, of which some were ``done`` earlier."""
+        """Return the counter of a step of ``total`` parts (None: not known); ``done`` of them were done earlier."""
         task = None if self._bars is None else self._bars.add_task(name, total=total, completed=done, text="")
         return Step(self, name, total, done, task)
 

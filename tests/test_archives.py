@@ -246,7 +246,9 @@ def test_errors_of_the_disk_are_heard_from_before_the_first_byte_is_unpacked(
 ) -> None:
     heard: list[bool] = []
     monkeypatch.setattr(
-        Files, "flush_system", lambda self, path: heard.append(Path(path).stat().st_dev in self._heard) or False
+        Files,
+        "flush_system",
+        lambda self, path: heard.append(Path(path).stat().st_dev in self._error_descriptors) or False,
     )
     opening(export, outbox)
     assert heard

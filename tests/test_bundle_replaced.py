@@ -111,9 +111,9 @@ def test_a_review_goes_on_without_predictions_of_another_bundle(bundle: Path, tm
     picture(tmp_path / "1.png")
     meant, gallery = load(bundle).reference, Gallery(OneByOne(), str(tmp_path))
     replace(bundle)
-    refused = gallery.portrait(PictureRequest("1.png", None, 0, meant), "a")
+    refused = gallery.preview(PictureRequest("1.png", None, 0, meant), "a")
     assert (refused.prediction, REFUSED in refused.problem) == (None, True)
-    assert gallery.portrait(PictureRequest("1.png", None, 64), "a").picture
+    assert gallery.preview(PictureRequest("1.png", None, 64), "a").picture
 
 
 def test_watch_plans_anew_by_the_bundle_that_came(

@@ -43,7 +43,7 @@ REFUSED = [
     ("receive IN --tls-key ROOT/auth", "expected --tls-cert beside --tls-key"),
     ("receive IN --tls-cert ROOT/auth", "expected a certificate and its key without a password, as PEM"),
     ("receive IN --log-file IN/x.log", "--log-file: expected a file outside the INBOX"),
-    ("report DONE --html DONE/CT/x.html", "--html: expected a file that is none of the outbox's own"),
+    ("report DONE --html DONE/CT/x.html", "--html: expected a file that is not one of the outbox's own"),
     ("report DONE --html ROOT/missing/x.html", "--html: expected a file in a folder that can be written"),
     ("report DONE --html ROOT/x.html --json", "expected one of --html, --json, received both"),
     ("report DONE nonsense", "expected one of the runs"),
@@ -131,7 +131,7 @@ def test_lines_may_use_the_outbox_that_another_line_makes(place: Path) -> None:
     assert not (place / "OUT").exists()
     assert len(doctor(place, "sort --dry-run IN OUT", *lines)) == len(lines)
     (told,) = doctor(place, SORT, "report OUT --html ROOT/OUT/CT/x.html")
-    assert "--html: expected a file that is none of the outbox's own" in told
+    assert "--html: expected a file that is not one of the outbox's own" in told
 
 
 @pytest.mark.parametrize(

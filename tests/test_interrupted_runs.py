@@ -19,7 +19,7 @@ from watching import Watch
 
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
-from dicomsort.sorting.incremental import look_at_runs
+from dicomsort.sorting.incremental import read_new_runs
 from dicomsort.sorting.runs import all_runs, new_run
 
 SILENT = ("--quiet",)
@@ -132,10 +132,10 @@ def test_a_service_resumes_its_own_run_whoever_was_cut_short_later(
     dies(first, lambda: sort(one, outbox))
     dies(first, lambda: sort(other, outbox))
     ours, others = all_runs(str(outbox))
-    standing = look_at_runs(quiet(outbox), str(one), "")
+    standing = read_new_runs(quiet(outbox), str(one), "")
     assert (standing.cut_short, standing.of_another) == (ours, ())
     assert run("resume", outbox, ours).code == 0
-    standing = look_at_runs(quiet(outbox), str(one), "")
+    standing = read_new_runs(quiet(outbox), str(one), "")
     assert (standing.cut_short, standing.of_another) == ("", (others,))
 
 

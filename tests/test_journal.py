@@ -114,8 +114,8 @@ CELLS = {
     "a time beyond the years": {"mtime_ns": 1 << 100},
     "a path that leads out": {"source": "inbox/../a"},
     "a target that leads out": {"target": "/etc/passwd"},
-    "a SHA-256 that is none": {"sha256": "ab"},
-    "an owner that is none": {"owner": (-2, 0)},
+    "an invalid SHA-256": {"sha256": "ab"},
+    "an invalid owner": {"owner": (-2, 0)},
     "another number": {"number": 7},
 }
 
@@ -151,7 +151,7 @@ def test_a_plan_that_is_no_file_is_damaged(tmp_path: Path) -> None:
 
 def test_a_last_line_of_somebody_else_is_not_taken_for_a_torn_one(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_bytes(b"dear diary")
-    with pytest.raises(StateDamaged, match="line 1 is none of ours"):
+    with pytest.raises(StateDamaged, match="line 1 was not written by dicomsort"):
         replay(str(tmp_path), 5)
 
 

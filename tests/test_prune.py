@@ -219,7 +219,7 @@ def test_what_is_not_ours_stays(inbox: Path, outbox: Path) -> None:
     folder = outbox / ".dicomsort" / "runs"
     make_files(folder, {f"{first}/notes.txt": "mine", "a folder of mine/x": "x"})
     ran = run("runs", outbox, "--prune", 0)
-    assert f"kept {first}: it holds 'notes.txt', which is none of ours" in ran.out
+    assert f"kept {first}: it holds 'notes.txt', which dicomsort did not write" in ran.out
     assert sorted(path.name for path in folder.iterdir()) == sorted([first, last, "a folder of mine"])
 
 

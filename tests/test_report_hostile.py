@@ -143,11 +143,11 @@ def _save_pictures(inbox: Path) -> None:
     assert MARKER.encode() in (inbox / "a.jpg").read_bytes()
 
 
-def test_a_portrait_has_no_comment_of_the_file_it_shows(tmp_path: Path) -> None:
+def test_a_preview_has_no_comment_of_the_file_it_shows(tmp_path: Path) -> None:
     _save_pictures(tmp_path)
     made = make_pictures(str(tmp_path), [PictureRequest("a.jpg", None, 64), PictureRequest("b.png", None, 64)])
-    assert [MARKER.encode() in portrait.picture for portrait in made] == [False, False]
-    assert all(portrait.picture for portrait in made)
+    assert [MARKER.encode() in preview.picture for preview in made] == [False, False]
+    assert all(preview.picture for preview in made)
 
 
 def test_the_hostile_corpus_has_a_page(shared: Path, outbox: Path) -> None:

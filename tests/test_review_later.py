@@ -21,7 +21,7 @@ from reviewing import (
 )
 from test_review import SERIES, files_of
 
-from dicomsort.sorting import look_at_runs, newest_run
+from dicomsort.sorting import newest_run, read_new_runs
 
 
 def test_a_sort_of_the_same_inbox_finds_nothing_to_do_after_decisions(tmp_path: Path) -> None:
@@ -57,8 +57,8 @@ def test_decisions_are_sent_on_by_the_service(tmp_path: Path) -> None:
     before = newest_run(str(outbox), "")
     desk = desk_of(outbox)
     decided = decide(desk, item_of(desk, "odd1.dcm"), "CT", "anna").run
-    standing = look_at_runs(quiet(outbox), str(tmp_path / "inbox"), before)
-    assert (standing.sorted, standing.is_ours, standing.cut_short) == ((decided,), False, "")
+    new_runs = read_new_runs(quiet(outbox), str(tmp_path / "inbox"), before)
+    assert (new_runs.sorted, new_runs.is_ours, new_runs.cut_short) == ((decided,), False, "")
 
 
 def test_later_files_of_a_decided_series_follow_it_whatever_they_say(tmp_path: Path) -> None:

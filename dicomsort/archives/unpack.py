@@ -69,7 +69,7 @@ def unpack(request: Request) -> Unpacked:
             files.make_folder(request.folder, 0o700)
             disk = os.statvfs(request.folder)
             budget = Budget(request.limits, found.size, disk.f_bavail * disk.f_frsize // 2)  # others need room, too
-            with files.heard(request.folder):  # on a network each file is flushed when it is written
+            with files.watching_errors(request.folder):  # on a network each file is flushed when it is written
                 written = tuple(_written(files, stream, request, budget))
             _require_unchanged(stream, found)
         if is_network(request.folder):

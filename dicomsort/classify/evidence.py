@@ -77,7 +77,7 @@ def grouping_of(e: Examined) -> Grouping:
 def showable_frames(e: Examined) -> int:
     """Return how many frames of a file may be shown to the model: none of localizers, or of what is no image.
 
-    A localizer has LOCALIZER as value 3 of ImageType (PS3.3 C.8.2.1.1.1). It looks like a radiograph and is none.
+    A localizer has LOCALIZER as value 3 of ImageType (PS3.3 C.8.2.1.1.1). It looks like a radiograph but is not one.
     """
     header = e.header
     is_localizer = header.kind is Kind.DICOM and "LOCALIZER" in header.image_type.upper().split("\\")[2:]

@@ -174,7 +174,7 @@ def _write_picture(folder: Path, name: str, picture: Image.Image) -> str:
             try:
                 files.write(descriptor, stream.getbuffer())
             except OSError:
-                files.unlink(target)  # half a picture is none
+                files.unlink(target)  # do not leave a partial picture
                 raise
     except FileExistsError:
         return f"{name} is there already, and stays as it is"

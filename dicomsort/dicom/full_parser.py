@@ -30,7 +30,7 @@ class ElementStart(NamedTuple):
 
 
 class _LimitedStream(SourceStream):
-    """A source as the file that pydicom asks for, of which it gets no more than ``_LIMIT`` bytes."""
+    """A source as the file that pydicom asks for, limited to ``_LIMIT`` bytes."""
 
     def __init__(self, source: ByteSource, start: int) -> None:
         super().__init__(source, start)

@@ -213,9 +213,9 @@ class Executor:
         self._tries_all = tries_all
         self._is_resumed = bool(journal.known.begun) or any(journal.known.outcomes)
         self._refused, self._refusals = "", 0  # the first refusal of the disk, and their number, where all is tried
-        self._not_whole: set[str] = set()  # archives of which a member was not placed
+        self._not_whole: set[str] = set()  # archives with a member that was not placed
         self._put_off: set[str] = set()  # files and folders of operations that are left to a resume
-        self._heard: set[int] = set()  # devices of file systems whose errors are heard
+        self._watched: set[int] = set()  # devices of file systems whose errors are reported
         self._is_far = is_network(roots.outbox)
         inbox = look_up(roots.inbox)  # None where a run is given up because its inbox is lost
         self._placer.copies = inbox is None or inbox.st_dev != os.stat(roots.outbox).st_dev
@@ -347,9 +347,9 @@ class Executor:
         """Hear of errors on the file systems of new names from before their first byte on; the flush asks for them."""
         for o in operations:
             with suppress(OSError):  # which the flush meets too
-                if o.target and (device := self._folders.device(o.target)) not in self._heard:
-                    self._open.enter_context(self._files.heard(self._flushable(o.target)))
-                    self._heard.add(device)
+                if o.target and (device := self._folders.device(o.target)) not in self._watched:
+                    self._open.enter_context(self._files.watching_errors(self._flushable(o.target)))
+                    self._watched.add(device)
 
     def _end(self, endings: Sequence[tuple[Operation, Result | Fatal]]) -> None:
         """Make new names durable, then journal how operations ended.

@@ -266,7 +266,7 @@ class Placer:
             with contextlib.suppress(OSError):
                 self._files.unlink(part)
             raise
-        if made.copied.device in self._files.alone:
+        if made.copied.device in self._files.flushed_singly:
             self.flushed.add(o.number)
         return Result(o.number, Outcome.DONE, made.applied.message, made.copied.inode, made.applied.lost)
 

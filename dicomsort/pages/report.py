@@ -51,16 +51,16 @@ class Picture:
     problem: str
 
     @classmethod
-    def of(cls, portrait: FramePicture, caption: str = "") -> Picture:
-        """Return a portrait as a page shows it; the bytes are ours, whatever the file was."""
-        if not portrait.picture:
-            return cls("", caption, shown(portrait.problem or "no picture", 120))
-        return cls(f"data:image/jpeg;base64,{base64.b64encode(portrait.picture).decode()}", caption, "")
+    def of(cls, preview: FramePicture, caption: str = "") -> Picture:
+        """Return a preview as a page shows it; the bytes are ours, whatever the file was."""
+        if not preview.picture:
+            return cls("", caption, shown(preview.problem or "no picture", 120))
+        return cls(f"data:image/jpeg;base64,{base64.b64encode(preview.picture).decode()}", caption, "")
 
 
 @dataclass(slots=True)
 class Subject:
-    """An item of the page; ``made`` are its portraits by their place among its files, or the ``frames`` of its file."""
+    """An item of the page; ``made`` are its previews by their place among its files, or the ``frames`` of its file."""
 
     item: Item
     spots: list[Spot]
@@ -80,7 +80,7 @@ class Subject:
     @property
     def header(self) -> Header | None:
         """The header of the first file that was opened."""
-        return next((portrait.header for portrait in self.made.values() if portrait.header), None)
+        return next((preview.header for preview in self.made.values() if preview.header), None)
 
     @property
     def heading(self) -> str:
@@ -106,11 +106,11 @@ class Subject:
             caption = f"frame {{:,}} of {self.frames:,}"
         else:
             caption = f"{{:,}} of {count:,}" if count > 1 else ""
-        return [Picture.of(portrait, caption.format(place + 1)) for place, portrait in sorted(self.made.items())]
+        return [Picture.of(preview, caption.format(place + 1)) for place, preview in sorted(self.made.items())]
 
     def prediction(self) -> Prediction:
         """Return the mean of what the model sees in the frames that are shown."""
-        return mean([portrait.prediction or Prediction(problem=portrait.problem) for portrait in self.made.values()])
+        return mean([preview.prediction or Prediction(problem=preview.problem) for preview in self.made.values()])
 
     def requests(self, bundle: BundleReference) -> Iterator[tuple[int, PictureRequest]]:
         """Yield a few of its files, evenly spread, by their place."""
@@ -186,11 +186,11 @@ def spread(count: int, wanted: int) -> Sequence[int]:
     return sorted({int(count * (place + 0.5) / wanted) for place in range(wanted)}) if count > 0 else []
 
 
-BATCH = 4  # portraits a task: few, so that none meets its time limit for its neighbours' sake
+BATCH = 4  # previews a task: few, so that none meets its time limit for its neighbours' sake
 
 
-def portraits(engine: Engine, root: str, requests: Iterable[PictureRequest]) -> Iterator[FramePicture]:
-    """Yield a portrait for each request, in that order; ``problem`` tells of one that cost a worker its life or time.
+def previews(engine: Engine, root: str, requests: Iterable[PictureRequest]) -> Iterator[FramePicture]:
+    """Yield a preview for each request, in that order; ``problem`` tells of one that cost a worker its life or time.
 
     Paths are below ``root``. Some are made ahead of what is taken, but no more than the workers need to be busy.
     """
@@ -267,14 +267,14 @@ def _is_decided(held: RunRow, later: Since) -> bool:
 
 
 def _make_pictures(subjects: Sequence[Subject], bundle: BundleReference, engine: Engine, progress: Progress) -> None:
-    """Have portraits made of each: of a few files first and then, now that headers were read, of a few frames."""
+    """Have previews made of each: of a few files first and then, now that headers were read, of a few frames."""
     stages = {"making pictures": Subject.requests, "making pictures of frames": Subject.frame_requests}
     for name, requests_of in stages.items():
         wanted = [(each, place, request) for each in subjects for place, request in requests_of(each, bundle)]
         progress.stage(name, len(wanted))
-        made = portraits(engine, "", [request for _, _, request in wanted])
-        for (each, place, _), portrait in zip(wanted, made, strict=True):
-            each.made[place] = portrait
+        made = previews(engine, "", [request for _, _, request in wanted])
+        for (each, place, _), preview in zip(wanted, made, strict=True):
+            each.made[place] = preview
             progress.advance()
 
 
@@ -287,8 +287,8 @@ def _samples(
     progress.stage("making pictures of classes", len(wanted))
     requests = [PictureRequest(path.lstrip("/"), None, SIDE) for _, path in wanted]
     found: dict[str, list[Picture]] = {}
-    for (class_, _), portrait in zip(wanted, portraits(engine, "", requests), strict=True):
-        if portrait.picture:
-            found.setdefault(class_, []).append(Picture.of(portrait))
+    for (class_, _), preview in zip(wanted, previews(engine, "", requests), strict=True):
+        if preview.picture:
+            found.setdefault(class_, []).append(Picture.of(preview))
         progress.advance()
     return found

@@ -91,7 +91,7 @@ class RunStatistics:
             self._sample(row)
 
     def _sample(self, row: Row) -> None:
-        """Keep the files whose series have the smallest checksums: a choice that looks like chance and is none."""
+        """Keep the files whose series have the smallest checksums: a choice that looks random but is repeatable."""
         series = row.series_uid or row.source
         rows = self._samples.setdefault(row.class_, {})
         rows.setdefault(zlib.crc32(series.encode(errors="surrogateescape")), row)

@@ -104,7 +104,7 @@ class Summary:
     undoes: str = ""  # the run that an undo took back
     # What follows is not read back from the file.
     unfinished: list[str] = field(default_factory=list)  # runs that stay cut short
-    damaged: list[str] = field(default_factory=list)  # sentences about runs that may be so and cannot be read
+    damaged: list[str] = field(default_factory=list)  # sentences about damaged runs, which may be unfinished
     finished: list[Summary] = field(default_factory=list)  # runs that were finished first
     files: Counter[tuple[str, str]] = field(default_factory=Counter)  # by status and class
     in_review: int = 0  # files that the run placed in REVIEW

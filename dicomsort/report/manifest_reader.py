@@ -50,7 +50,7 @@ class Record:
     """One row as it is in the file, or one line that cannot be read.
 
     ``line`` is its first, counted from 1; ``content`` its bytes, with line feeds. ``damage`` is empty, or says why the
-    line cannot be read; where it has a ``row`` all the same, why that is none that dicomsort writes.
+    line cannot be read. Where there is a ``row`` all the same, it says why dicomsort would not have written that.
     """
 
     line: int

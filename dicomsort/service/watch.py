@@ -31,9 +31,9 @@ from dicomsort.sorting import (
     Request,
     RunContext,
     check_places,
-    look_again,
-    look_at_runs,
     newest_run,
+    read_new_runs,
+    recheck_runs,
     resume,
     sort_new_files,
     walk_inbox,
@@ -138,22 +138,22 @@ class Rounds:
 
     def _resume(self, round_: Round, context: RunContext) -> None:
         """Finish runs that were cut short, where the outbox has new runs that this service did not make."""
-        self._left, ended = look_again(context.outbox, self._left)
+        self._left, ended = recheck_runs(context.outbox, self._left)
         round_.left = self._left  # one list, which may grow below
         round_.runs += ended
         since = self._settled or ""
         if newest_run(context.outbox, since) == self._settled:
             return
-        standing = look_at_runs(context, self._request.inbox, since)
-        while standing.cut_short:
-            round_.summaries.append(resume(context, standing.cut_short, before_another=True))
-            standing = look_at_runs(context, self._request.inbox, since)
-        if self._settled is not None and standing.is_ours:
+        new_runs = read_new_runs(context, self._request.inbox, since)
+        while new_runs.cut_short:
+            round_.summaries.append(resume(context, new_runs.cut_short, before_another=True))
+            new_runs = read_new_runs(context, self._request.inbox, since)
+        if self._settled is not None and new_runs.is_ours:
             self._known_files.forget()
-        round_.runs += standing.sorted
-        self._settled, round_.cut_short = standing.newest, max(standing.of_another, default="")
-        round_.damaged = [*standing.damaged.values()]
-        self._left += [*standing.damaged, *standing.of_another]
+        round_.runs += new_runs.sorted
+        self._settled, round_.cut_short = new_runs.newest, max(new_runs.of_another, default="")
+        round_.damaged = [*new_runs.damaged.values()]
+        self._left += [*new_runs.damaged, *new_runs.of_another]
 
 
 class Stopped(BaseException):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examine import survey, walk_inbox
-from dicomsort.sorting.incremental import look_again, look_at_runs, newest_run, sort_new_files
+from dicomsort.sorting.incremental import newest_run, read_new_runs, recheck_runs, sort_new_files
 from dicomsort.sorting.inspection import list_runs, repair, verify
 from dicomsort.sorting.outbox import RunContext, locked
 from dicomsort.sorting.pipeline import Request, check, check_places, check_settings, sort_inbox
@@ -25,10 +25,10 @@ __all__ = [
     "check_settings",
     "list_runs",
     "locked",
-    "look_again",
-    "look_at_runs",
     "newest_run",
     "prune",
+    "read_new_runs",
+    "recheck_runs",
     "rehearse_undo",
     "repair",
     "resume",

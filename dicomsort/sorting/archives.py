@@ -85,12 +85,12 @@ class ArchiveOpener:
     _earlier: EarlierArchives = field(default_factory=EarlierArchives)
     _count: int = 0
     _folder: str = ""  # of what was unpacked
-    _heard: ExitStack = field(default_factory=ExitStack)  # errors of the disk, from before the first byte on
+    _watched: ExitStack = field(default_factory=ExitStack)  # for errors of the disk, from before the first byte on
 
     def run(self) -> Iterator[dict[int, int]]:
         """Add all archives and their members; yields how many files each group got, by the group's number."""
         waiting: deque[_Opening] = deque()
-        with self._heard:
+        with self._watched:
             for archive in self.catalog.archives():
                 if not self._count:
                     self.progress.stage("unpacking archives", None)
@@ -110,7 +110,7 @@ class ArchiveOpener:
             return closed, "", None
         if not self._folder:
             self._folder = self.staging()
-            self._heard.enter_context(self.files.heard(self._folder))
+            self._watched.enter_context(self.files.watching_errors(self._folder))
         folder = f"{self._folder}/{self._count}"
         request = Request(self.inbox, archive.found, folder, limits_of(self.settings))
         return archive, folder, self.engine.submit(unpack, request, seconds=self.settings.archive_seconds)

@@ -22,11 +22,11 @@ from dicomsort.sorting.pipeline import Job, Request
 from dicomsort.sorting.running import complete_reports
 from dicomsort.sorting.runs import RunState, all_runs, load_run, load_runs, require_outbox_mounts
 
-_UNDECIDED = "undecided"  # the queue of operations of which none is new so far
+_UNDECIDED = "undecided"  # the queue of operations that wait until one of them is new
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class NewRuns:
     """The newer runs of an outbox: their newest, those that sorted and stand, whether any is of the inbox at hand.
 
     ``cut_short`` is an unfinished run to finish first; if none is, ``of_another`` are those of other inboxes.
@@ -47,7 +47,7 @@ def newest_run(outbox: str, since: str) -> str:
     return max(all_runs(outbox, since), default=since)
 
 
-def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
+def read_new_runs(context: RunContext, inbox: str, since: str) -> NewRuns:
     """Lock an outbox and return the state of its runs after ``since``; OutboxLocked where another run has locked it."""
     with locked(context, create=False):
         runs = load_runs(context.outbox, since)
@@ -59,7 +59,7 @@ def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
         first, others = runs.cut_short(inbox)
         undone = runs.wholly_undone()
         damaged = runs.maybe_unfinished()
-    return Standing(
+    return NewRuns(
         max(runs, default=since),
         tuple(n for n, run in runs.items() if run.summary and run.summary.found and not run.undoes and n not in undone),
         inbox in inboxes.values(),
@@ -69,7 +69,7 @@ def look_at_runs(context: RunContext, inbox: str, since: str) -> Standing:
     )
 
 
-def look_again(outbox: str, names: Iterable[str]) -> tuple[list[str], list[str]]:
+def recheck_runs(outbox: str, names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Return those of some runs that are unfinished, or cannot be read, now, and those that sorted and have ended."""
     runs = [load_run(outbox, name) for name in names if os.path.lexists(f"{runs_folder(outbox)}/{name}")]
     left = [run.name for run in runs if run.state in {RunState.UNFINISHED, RunState.DAMAGED} and not run.undone_by]

@@ -35,7 +35,7 @@ class Pruned:
 
 
 def prune(context: RunContext, days: float | None = None, count: int | None = None) -> Pruned:
-    """Remove the runs that began more than ``days`` days ago and are none of the newest ``count``.
+    """Remove the runs that began more than ``days`` days ago and are not among the newest ``count``.
 
     The newest run stays, and so does each one that is unfinished or that an unfinished undo is about. What was sorted,
     and the outbox's manifest, are not touched. OutboxLocked where a run holds the outbox.
@@ -84,7 +84,7 @@ def _is_foreign(folder: str) -> str:
         return f"its folder cannot be read: {error.strerror}"
     if STAGING in others:
         return f"it holds, in {STAGING}, what was unpacked from an archive that is gone: move that away"
-    return f"it holds {others[0]!r}, which is none of ours" if others else ""
+    return f"it holds {others[0]!r}, which dicomsort did not write" if others else ""
 
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:

@@ -427,7 +427,7 @@ def seal_plan(context: RunContext, run: str, head: dict[str, Any], operations: I
             writer.seal()
     except (OSError, DicomsortError):
         for remove, path in ((files.unlink, f"{folder}/{PLAN}"), (files.remove_folder, folder)):
-            with suppress(OSError):  # half a plan is none; what is left of it would take what room there is
+            with suppress(OSError):  # an unsealed plan is useless, and takes room
                 remove(path)
         raise
     if head["verb"] != "undo":

@@ -110,7 +110,7 @@ class Acknowledged:
         """Read all whole lines but damaged ones, and return the base at their end."""
         base = ""
         for line in iter(partial(lines.readline, LONGEST_LINE), b""):
-            with suppress(ValueError):  # no JSON, or text that is none
+            with suppress(ValueError):  # not JSON
                 match parse(line) if line.endswith(b"\n") else None:
                     case ["base", str(base)]:
                         pass

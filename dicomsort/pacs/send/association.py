@@ -168,7 +168,7 @@ def _uid(element: int, uid: str) -> bytes:
 
 
 def store_status(data: bytes, message: int, sop_class: str, sop_uid: str) -> int:
-    """Return the status in the C-STORE-RSP to such a request; ValueError says what ``data`` is where it is none.
+    """Return the status in the C-STORE-RSP to such a request; ValueError says what else ``data`` is.
 
     Affected SOP Class UID and Affected SOP Instance UID are optional in a response, and some peers leave them out; one
     that is there shall equal the request's (usage "U(=)", PS3.7 9.1.1.1 table 9.1-1).

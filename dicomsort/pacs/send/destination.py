@@ -97,7 +97,7 @@ def _is_host(text: str) -> bool:
 
 
 def ae_title(text: str, option: str) -> str:
-    """Return an application entity's title without padding; ``UsageError`` where it is none."""
+    """Return an application entity's title without padding; ``UsageError`` for an invalid one."""
     title = text.strip(" ")
     if not _AE.fullmatch(title):
         raise UsageError(f"{option}: expected an AE title of 1 to 16 characters, no backslash, received {text!r}")

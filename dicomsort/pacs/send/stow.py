@@ -287,7 +287,7 @@ def _check_response(peer: WebPeer, code: int, headers: Any, content: bytes) -> d
 
 
 def _response_statuses(content: bytes) -> dict[str, int] | None:
-    """SOP Instance UID -> status, of a response's data set in DICOM JSON (PS3.18 F); None where it is none.
+    """SOP Instance UID -> status, of a response's data set in DICOM JSON (PS3.18 F); None for another body.
 
     Success and warnings mean: stored. Where a response contradicts itself, the failure counts.
     """

@@ -101,7 +101,7 @@ class SendWorkers:
         self._busy: set[Channel] = set()  # with a job at hand
         self._is_fed = False
         self._pace = _Pace(settings.retries, settings.retry_wait)
-        self._answered = 0  # deliveries of which the peer accepted something, or refused it for good
+        self._answered = 0  # deliveries from which the peer accepted an instance, or refused one for good
         self._last = ""  # why the last delivery came to nothing
         self._was_open = False  # the peer accepted an association, whatever followed
         self._interrupt = threading.Event()

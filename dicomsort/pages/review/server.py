@@ -273,11 +273,11 @@ class Picture(Guarded):
     async def get(self, _: str, place: str, version: str, number: str, side: str) -> None:
         """Give it as a JPEG; 404 says why there is none."""
         size = max(32, min(int(side), MOST_SIDE))
-        portrait = await self.in_thread(self.serving.session.picture, int(place), version, int(number), size)
-        if not portrait.picture:
-            raise HTTPError(404, log_message=portrait.problem or "it has no pixels")
+        preview = await self.in_thread(self.serving.session.picture, int(place), version, int(number), size)
+        if not preview.picture:
+            raise HTTPError(404, log_message=preview.problem or "it has no pixels")
         self.set_header("Content-Type", "image/jpeg")
-        self.finish(portrait.picture)
+        self.finish(preview.picture)
 
 
 class Act(Guarded):
@@ -311,7 +311,7 @@ class Act(Guarded):
 
 
 class NotFound(Guarded):
-    """Whatever is none of the above."""
+    """Any other address."""
 
     async def get(self, *_: str) -> None:
         """Say so."""

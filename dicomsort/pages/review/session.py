@@ -27,37 +27,37 @@ from dicomsort.sorting.pixel_sampling import mean, middle_half
 from dicomsort.tasks import FramePicture, PictureRequest, make_pictures
 
 CACHE_BYTES = 64 << 20  # of pictures
-_OVERHEAD = 4096  # bytes of all else in a portrait, about
+_OVERHEAD = 4096  # bytes of all else in a preview, about
 
 
 class Gallery:
-    """Portraits of files below one folder, the newest cached; safe to use from several threads."""
+    """Previews of files below one folder, the newest cached; safe to use from several threads."""
 
     def __init__(self, engine: Engine, root: str) -> None:
         """Begin without a picture."""
         self._engine, self._root = engine, root
-        self._portraits: OrderedDict[tuple[PictureRequest, str], FramePicture] = OrderedDict()
+        self._previews: OrderedDict[tuple[PictureRequest, str], FramePicture] = OrderedDict()
         self._lock = threading.Lock()
 
-    def portrait(self, request: PictureRequest, sha256: str) -> FramePicture:
-        """Return a portrait of a file of this content, or one whose ``problem`` says why there is none."""
+    def preview(self, request: PictureRequest, sha256: str) -> FramePicture:
+        """Return a preview of a file of this content, or one whose ``problem`` says why there is none."""
         key = (request, sha256)  # another file may come by the same name
         with self._lock:
-            if key in self._portraits:
-                self._portraits.move_to_end(key)
-                return self._portraits[key]
+            if key in self._previews:
+                self._previews.move_to_end(key)
+                return self._previews[key]
         try:
-            (portrait,) = self._engine.submit(partial(make_pictures, self._root), [request]).result()
+            (preview,) = self._engine.submit(partial(make_pictures, self._root), [request]).result()
         except (WorkerLost, BundleChanged) as error:
             return FramePicture(b"", str(error))
-        if not portrait.problem:  # a problem may pass
+        if not preview.problem:  # a problem may pass
             with self._lock:
-                self._portraits[key] = portrait
-                size = sum(len(each.picture) + _OVERHEAD for each in self._portraits.values())
-                while size > CACHE_BYTES and len(self._portraits) > 1:
-                    _, oldest = self._portraits.popitem(last=False)
+                self._previews[key] = preview
+                size = sum(len(each.picture) + _OVERHEAD for each in self._previews.values())
+                while size > CACHE_BYTES and len(self._previews) > 1:
+                    _, oldest = self._previews.popitem(last=False)
                     size -= len(oldest.picture) + _OVERHEAD
-        return portrait
+        return preview
 
 
 FRAMES = 3  # that the bars are the mean of
@@ -141,8 +141,8 @@ class Session:
     def facts(self, place: int) -> dict[str, Any]:
         """Return everything that is shown of one item."""
         item = self.item(place)
-        frames, portraits = self._sampled(item)
-        header, prediction = portraits[0].header, mean([p.prediction for p in portraits if p.prediction])
+        frames, previews = self._sampled(item)
+        header, prediction = previews[0].header, mean([p.prediction for p in previews if p.prediction])
         shares = zip(self.bundle.labels, prediction.probabilities, strict=False)
         row = item.row
         facts = self._brief(place, item) | {
@@ -152,10 +152,10 @@ class Session:
             "study_uid": shown(row.study_uid, 64), "series_uid": shown(row.series_uid, 64),
             "paths": [shown(each.row.source) for each in item.files[:NAMED]],
             "size": size(sum(each.row.size for each in item.files)),
-            "problem": next((p.problem for p in portraits if p.problem), ""),
+            "problem": next((p.problem for p in previews if p.problem), ""),
             "probabilities": {label: round(share, 4) for label, share in shares},
             "fellows": self._fellows(place, item),
-            "looks": sum(1 for p in portraits if p.prediction and p.prediction.probabilities),
+            "looks": sum(1 for p in previews if p.prediction and p.prediction.probabilities),
         }  # fmt: skip
         if self.identifiers and header:
             patient, accession = shown(header.patient_id), shown(header.accession_number)
@@ -172,10 +172,10 @@ class Session:
             raise Outdated("expected the files that are shown, received others or more of them: look again")
         files = item.files
         if len(files) == 1:
-            return self._portrait(files[0], number if number >= 0 else None, side)
+            return self._preview(files[0], number if number >= 0 else None, side)
         if number >= len(files):
             raise Outdated(f"expected one of {counted(len(files), 'picture')}, received number {number}")
-        return self._portrait(files[number if number >= 0 else len(files) // 2], None, side)
+        return self._preview(files[number if number >= 0 else len(files) // 2], None, side)
 
     def decide(self, place: int, shown_: tuple[str, str], class_: str, who: str) -> dict[str, Any]:
         """Decide about an item, by its place and the key and version that were shown; return what was done."""
@@ -238,21 +238,21 @@ class Session:
         """Return how many pictures an item has, and what the model sees in a few of them."""
         files = item.files
         if len(files) > 1:
-            return len(files), [self._portrait(files[place], None, 0) for place in middle_half(len(files), FRAMES)]
-        first = self._portrait(files[0], None, 0)
+            return len(files), [self._preview(files[place], None, 0) for place in middle_half(len(files), FRAMES)]
+        first = self._preview(files[0], None, 0)
         frames = first.header.frames if first.header and not first.problem else 1
         if frames <= 1:
             return 1, [first]
-        return frames, [self._portrait(files[0], place, 0) for place in middle_half(frames, FRAMES)]
+        return frames, [self._preview(files[0], place, 0) for place in middle_half(frames, FRAMES)]
 
-    def _portrait(self, held: RunRow, frame: int | None, side: int) -> FramePicture:
+    def _preview(self, held: RunRow, frame: int | None, side: int) -> FramePicture:
         """Return a picture, or with ``side`` 0 what header and model say; of the file where it lies now."""
         decision = self.service.queue.decision(held)
         path = (decision and decision.row.destination) or held.row.destination
         if not is_straight(self.service.outbox, path):
             return FramePicture(b"", "it is gone, or lies behind a link")
         model = None if side else self.bundle.reference
-        return self.gallery.portrait(PictureRequest(path, frame, side, model), held.row.sha256)
+        return self.gallery.preview(PictureRequest(path, frame, side, model), held.row.sha256)
 
     def _decision(self, item: Item) -> RunRow | None:
         return self.service.queue.decision(item.files[0])

@@ -281,7 +281,7 @@ def finetuned(
     if start.distance is None:
         return replace(result, distance=None)
     if mahalanobis is None:
-        note = f"Distances, which {start.name} tells, are not told: its model does not hold them as they are exported."
+        note = f"The distances of {start.name} are left out: its model file does not hold them as they are exported."
         return replace(result, distance=None, notes=(*result.notes, note))
     beyond = int((np.asarray(distances) > start.distance).sum())
     note = (

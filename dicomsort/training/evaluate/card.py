@@ -73,7 +73,7 @@ def _in_short(report: Content) -> list[str]:
     right = with_interval(report, ("thresholds", name, "accuracy"))
     where = "of sources that it never saw" if report["by_source"] else "that it never saw, of sources that it knows"
     if report.get("trained_on"):
-        where = "of which it was trained on some"
+        where = "some of which it was trained on"
     rows = [
         (label, f"{row['support']:,}", percent(row["recall"]), *(percent(part[key]) for key in ("share", "right")))
         for label, row, part in ((label, row, report["decided"][label]) for label, row in report["classes"].items())
@@ -254,8 +254,8 @@ def _files(run: Content) -> list[str]:
 
 
 def _limits(spec: Content, report: Content) -> list[str]:
-    lines = ["## Limits", "", "- It knows only these classes. What is none of them may get one of their names all the"]
-    lines += ["  same, at times a confident one."]
+    lines = ["## Limits", "", "- It knows only these classes. An image of another kind may still get one of their"]
+    lines += ["  names, at times with a high confidence."]
     if OTHER in spec["labels"]:
         lines += [f"- {OTHER} is what the images of it show; another kind of image may be taken for a class."]
     if report["by_source"]:

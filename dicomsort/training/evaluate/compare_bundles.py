@@ -193,7 +193,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     if report["of"] == OWN:
         if report["same_images"]:
             return ["Each bundle's own figures; both were trained on the same files, and held out what their card says"]
-        return ["Each bundle's own figures, OF DIFFERENT IMAGES: a difference says nothing of which is the better one"]
+        return ["Each bundle's own figures, OF DIFFERENT IMAGES: a difference does not show which is better"]
     both = [report["bundles"][name] for name in BOTH]
     of_these = f"of these {counted(report['images'], 'image')}"
     if report["of"] == REPLAY_SET:

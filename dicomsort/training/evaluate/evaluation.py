@@ -191,7 +191,7 @@ def check_out(out: Path, dataset: Path | None = None) -> Path:
 
 
 def foreign_in(folder: str) -> str:
-    """Return which file of a folder has the name of a result and is none; empty where results may be written there."""
+    """Return which file has the name of a result but is not one; empty where results may be written to the folder."""
     there = [name for name in sorted({*OUTPUTS, COMPARISON}) if os.path.lexists(f"{folder}/{name}")]
     wrong = [name for name in there if (kind := kind_of(name)) and kind.problem(f"{folder}/{name}")]
     figures = look_up(f"{folder}/{FIGURES}")  # with it the rest is ours

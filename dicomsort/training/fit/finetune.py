@@ -85,7 +85,7 @@ def _lite0(bundle: Bundle) -> Any:
 
 
 def _beside(bundle: Bundle, shape: Shape, classes: int) -> Any:
-    """Return the network with the weights of ``model.keras``, of which nothing else is read."""
+    """Return the network with the weights of ``model.keras``; nothing else of that file is read."""
     file = bundle.folder / KERAS_MODEL
     variation = (bundle.training.get("recipe") or {}).get("variation") or {}
     model = varied(ARCHITECTURES[bundle.arch], bundle.arch, variation).build(shape, classes)

@@ -181,7 +181,7 @@ class Graph:
             elif "SQUARE" in ends:
                 directions = self.constant(product.Inputs(1)).T
         if lines is None:
-            raise ValueError("expected the distance to be the least of some, received none of which it is")
+            raise ValueError("expected the distance to be a minimum over the classes, received none")
         slopes, offsets = lines
         size = float(self.constant(self.makers[distance].Inputs(1)))
         if slopes.shape != (len(offsets), len(centre)) or len(directions) != len(centre):
