@@ -79,10 +79,10 @@ def _line(value: object) -> bytes:
 
 def pack(operation: Operation) -> list[Any]:
     """Return an operation as a JSON list; a stamp of 0 means none, so the year 1970 itself is written as text."""
-    *cells, row, owner, kept_sha256 = _FIELDS(operation)
+    *cells, row, owner, archive_sha256 = _FIELDS(operation)
     cells[_MTIME] = number_cell(operation.mtime_ns)
     cells[_STAMP] = 0 if operation.stamp_ns is None else number_cell(operation.stamp_ns) or "0"
-    rest = [owner, kept_sha256] if kept_sha256 else [] if owner is None else [owner]
+    rest = [owner, archive_sha256] if archive_sha256 else [] if owner is None else [owner]
     return [*cells, None if row is None else _CELLS(row), *rest]
 
 
@@ -90,9 +90,9 @@ def unpack(cells: list[Any]) -> Operation:
     """Return the operation; ValueError or TypeError where the cells are not what ``pack`` makes."""
     number, verb, *middle, row = cells[:_CELLS_OF_MOST]
     rest = cells[_CELLS_OF_MOST:]
-    owner, kept_sha256 = rest + [None, ""][len(rest) :]
+    owner, archive_sha256 = rest + [None, ""][len(rest) :]
     values: list[Any] = [number, Verb(verb), *middle, None if row is None else Row(*row)]
-    values += [None if owner is None else tuple(owner), kept_sha256]
+    values += [None if owner is None else tuple(owner), archive_sha256]
     for place in (_MTIME, _STAMP):
         if type(values[place]) is str:
             values[place] = int(values[place])
@@ -112,7 +112,7 @@ def _check_operation(o: Operation) -> None:
         raise ValueError("a time out of its range")
     if not (is_place(o.source) and all(place == "" or is_place(place) for place in (o.target, o.kept))):
         raise ValueError("a path that leads out of inbox and outbox")
-    if not (_SHA256.fullmatch(o.sha256) and type(o.kept_sha256) is str and _SHA256.fullmatch(o.kept_sha256)):
+    if not (_SHA256.fullmatch(o.sha256) and type(o.archive_sha256) is str and _SHA256.fullmatch(o.archive_sha256)):
         raise ValueError("an invalid SHA-256")
     if o.owner is not None and not (len(o.owner) == 2 and _are_ids(*o.owner)):  # noqa: PLR2004
         raise ValueError("an invalid owner")

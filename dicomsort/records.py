@@ -219,7 +219,7 @@ class Operation:
     device and inode are those of the source when it was planned; where they differ later it is ``changed``.
     ``stamp_ns`` is the mtime of a copy where that is not the source's. ``row`` is None for folders. ``owner`` (numeric
     owner and group) and ``mode`` are restored where a file goes back from a place that could not keep them.
-    ``kept_sha256`` is set where ``kept`` is no copy, but an archive of that SHA-256 which holds the file.
+    ``archive_sha256`` is the SHA-256 of ``kept`` where that is not a copy but an archive that contains the file.
     """
 
     number: int
@@ -236,7 +236,7 @@ class Operation:
     stamp_ns: int | None = None
     row: Row | None = None
     owner: tuple[int, int] | None = None
-    kept_sha256: str = ""
+    archive_sha256: str = ""
 
 
 class Outcome(StrEnum):

@@ -23,7 +23,7 @@ from test_races import Meddled, fail
 
 from dicomsort import files as files_module
 from dicomsort.execute import Placer, Roots
-from dicomsort.execute.ending import Fatal
+from dicomsort.execute.outcomes import Fatal
 from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import Files, opened
 from dicomsort.journal import Replay

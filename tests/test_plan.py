@@ -161,7 +161,7 @@ def test_an_archive_moves_after_its_members_if_all_that_are_images_move(
         for member in members:
             if member.verb is Verb.MOVE:
                 assert member.source.startswith("outbox/.dicomsort/runs/1/staging/")
-                assert (member.kept, member.kept_sha256) == (archive.source, archive.sha256)
+                assert (member.kept, member.archive_sha256) == (archive.source, archive.sha256)
         statuses = {o.row.status for o in members if o.row and o.verb is Verb.LEAVE and o.row.reason != "text"}
         assert (archive.verb is Verb.MOVE) == (statuses <= {Status.DUPLICATE})
         assert archive.target in {"", f"outbox/ARCHIVES/{archive.source[6:]}"}

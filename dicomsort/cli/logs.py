@@ -171,7 +171,7 @@ class Ending:
 
 
 @contextmanager
-def ending(log: logging.Logger, what: str) -> Iterator[Ending]:
+def log_ending(log: logging.Logger, what: str) -> Iterator[Ending]:
     """Log one line when a run ends, however it ends: ``what`` with the exit code and the cause."""
     end = Ending()
     try:

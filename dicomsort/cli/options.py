@@ -125,12 +125,12 @@ def logged(
 
     An error in place of the request is logged, too, and raised.
     """
-    from dicomsort.cli.logs import LAST_LINES, ending, logging_to
+    from dicomsort.cli.logs import LAST_LINES, log_ending, logging_to
 
     labels = () if isinstance(request, Exception) else request.bundle.labels
     check_outputs(settings, inbox, outbox, labels)
     to = (settings.log_file, settings.log_format, settings.log_size, settings.log_count)
-    with logging_to(*to) as log, ending(log, LAST_LINES[command]) as end:
+    with logging_to(*to) as log, log_ending(log, LAST_LINES[command]) as end:
         if isinstance(request, Exception):
             raise request
         yield log, end, request

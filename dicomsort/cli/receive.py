@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.logs import LAST_LINES, ending, logging_to
+from dicomsort.cli.logs import LAST_LINES, log_ending, logging_to
 from dicomsort.cli.options import CONFIG, with_options
 from dicomsort.config import RECEIVE, load_receive
 from dicomsort.errors import DicomsortError
@@ -51,7 +51,7 @@ def receive(
         Gate({"INBOX": inbox}).check_file("--log-file", settings.log_file, LOG)
     with (
         _logging(settings.log_file, settings.log_format, quiet=settings.quiet) as log,
-        ending(log, LAST_LINES["receive"]) as end,
+        log_ending(log, LAST_LINES["receive"]) as end,
     ):
         receiver = open_receiver(inbox, settings, Files(), log)
         end.exit_code = _serve(receiver, settings.ae_title, GRACE, log)

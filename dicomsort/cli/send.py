@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomsort.cli.console import NEEDS_PERSON, one_line
-from dicomsort.cli.logs import LAST_LINES, ending, logging_to
+from dicomsort.cli.logs import LAST_LINES, log_ending, logging_to
 from dicomsort.cli.options import CONFIG, with_options
 from dicomsort.config import SEND, SendSettings, load_send
 from dicomsort.errors import DicomsortError, UsageError
@@ -56,7 +56,7 @@ def _send(folder: str, settings: SendSettings) -> int:
     if settings.log_file:
         gate.check_file("--log-file", settings.log_file, LOG)
     rows = _Rows(as_json=settings.json, quiet=settings.quiet)
-    with logging_to(settings.log_file, settings.log_format) as log, ending(log, LAST_LINES["send"]) as end:
+    with logging_to(settings.log_file, settings.log_format) as log, log_ending(log, LAST_LINES["send"]) as end:
         if settings.journal:
             gate.check_file("--journal", settings.journal, JOURNAL, devices=False)
         with watching(quiet=settings.quiet or sys.stdout.isatty()) as progress:

@@ -19,8 +19,8 @@ from itertools import groupby, islice
 from typing import NamedTuple, TypeVar
 
 from dicomsort.errors import PlacingFailed
-from dicomsort.execute.ending import Fatal, ending
 from dicomsort.execute.leaving import is_stamped
+from dicomsort.execute.outcomes import Fatal, outcome_of_error
 from dicomsort.execute.placing import LOCKED, Placer, Roots, stamp_of
 from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up, opened, sha256_of
 from dicomsort.journal import Journal, Plan
@@ -37,7 +37,7 @@ class NotMade(NamedTuple):
     path: str
     error: OSError
 
-    def ending(self, operation: Operation, *, is_retried: bool) -> Result | Fatal:
+    def outcome(self, operation: Operation, *, is_retried: bool) -> Result | Fatal:
         """Return how an operation ends that needs the folder: Fatal where the disk refused, else it alone failed.
 
         Where it is retried, all that may pass is Fatal, so that a resume makes the folder later.
@@ -73,7 +73,7 @@ class Folders:
             except NotADirectoryError as error:
                 refused[operation.number] = Result(operation.number, Outcome.FAILED, str(error))
             except OSError as error:
-                refused[operation.number] = ending(operation, error, f"looking for the folder {folder!r}")
+                refused[operation.number] = outcome_of_error(operation, error, f"looking for the folder {folder!r}")
         return absent, refused
 
     def make(self, paths: Iterable[str]) -> dict[str, NotMade]:
@@ -233,7 +233,7 @@ class Executor:
                         self._folder_batch(batch)
                     else:
                         self._file_batch([o for o in batch if o.verb is not Verb.LEAVE])
-                        self._not_whole.update(o.kept for o in batch if o.kept_sha256 and not self._is_placed(o))
+                        self._not_whole.update(o.kept for o in batch if o.archive_sha256 and not self._is_placed(o))
                     on_done([o for o in batch if self._journal.known.has_ended(o.number)] if self._refused else batch)
         if self._refused:
             times = f" ({self._refusals:,} refusals in all)" if self._refusals > 1 else ""
@@ -250,7 +250,7 @@ class Executor:
         found = [self._folders.reconcile(o) if _kind(o) == "folder" else self._placer.check(o) for o in begun]
         if ended := [result for result in found if result is not None]:
             self._journal.end(ended)
-        stuck = [refusal.message for o in plan.operations() if (refusal := self._placer.clear(o)) is not None]
+        stuck = [refusal.message for o in plan.operations() if (refusal := self._placer.remove_part(o)) is not None]
         return [f"{stuck[0]} ({len(stuck):,} in all)"] if stuck else []
 
     def give_up(self, plan: Plan, message: str) -> list[str]:
@@ -270,7 +270,7 @@ class Executor:
             self._place(waiting)
         for o in batch if self._is_resumed else ():
             if o.target and known.has_ended(o.number) and not known.is_done(o.number):
-                self._placer.clear(o)  # an interrupted attempt may have left its temporary copy
+                self._placer.remove_part(o)  # an interrupted attempt may have left its temporary copy
         if self._is_resumed and (lost := [o for o in batch if known.is_done(o.number) and self._has_lost(o)]):
             self._journal.end([Result(o.number, Outcome.CHANGED, "it was placed, and is gone since") for o in lost])
         done = [o for o in batch if known.is_done(o.number)]
@@ -332,7 +332,7 @@ class Executor:
         check = lambda o: self._placer.check(o, fresh=parent(o.target) in absent)
         found = self._each(check, waiting, at_once=_kind(waiting[0]) == "remove")  # which compares every byte
         checked = [result or refused.get(o.number) for o, result in zip(waiting, found, strict=True)]
-        endings = [(o, ending) for o, ending in zip(waiting, checked, strict=True) if ending is not None]
+        endings = [(o, outcome) for o, outcome in zip(waiting, checked, strict=True) if outcome is not None]
         ready = [o for o, result in zip(waiting, checked, strict=True) if result is None]
         self._journal.begin([o.number for o in ready], missing := needed(ready, absent))
         unmade = self._folders.make(missing)
@@ -372,7 +372,7 @@ class Executor:
     ) -> list[tuple[Operation, Result | Fatal]]:
         """Return how those operations end whose folder cannot be made."""
         stuck = [o for o in operations if folder_of(o) in unmade]
-        return [(o, unmade[folder_of(o)].ending(o, is_retried=self._tries_all)) for o in stuck]
+        return [(o, unmade[folder_of(o)].outcome(o, is_retried=self._tries_all)) for o in stuck]
 
     def _folder_batch(self, batch: list[Operation]) -> None:
         waiting = [o for o in batch if not self._journal.known.has_ended(o.number) and o.source not in self._put_off]

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dicomsort.execute.ending import Fatal, ending, unseen
 from dicomsort.execute.leaving import CANNOT_LEAVE, LINK_REFUSED, Leaving, has_changed, is_at, is_stamped
+from dicomsort.execute.outcomes import Fatal, outcome_of_error, outcome_unseen
 from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import (
     NO_LINK,
@@ -107,7 +107,7 @@ class Placer:
 
     def _is_kept(self, o: Operation) -> bool:
         """Whether ``kept`` holds the bytes of the source: it equals it, or is the archive that it came out of."""
-        if not o.kept_sha256:
+        if not o.archive_sha256:
             return self._same(o.source, o.kept)
         with contextlib.suppress(FileNotFoundError):
             return self._is_archive(o) and sha256_of(self._roots.absolute(o.source)) == o.sha256
@@ -120,7 +120,7 @@ class Placer:
             key = (o.kept, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             if key not in self._archives:
                 self._archives[key] = hashed(descriptor)
-            return self._archives[key] == o.kept_sha256
+            return self._archives[key] == o.archive_sha256
 
     def _recognise(self, o: Operation, target: os.stat_result, source: os.stat_result | None) -> Result | None:
         """Return the result where an interrupted attempt may have made the target; None where it must be made again."""
@@ -141,7 +141,7 @@ class Placer:
         if source is not None and (is_whole or is_torn):
             self._files.unlink(path)
             return None
-        self.clean_up(o)
+        self._unlink_part(o)
         return self._occupied(o, target)
 
     def _holds_still(self, o: Operation, source: os.stat_result) -> bool:
@@ -199,7 +199,7 @@ class Placer:
         try:
             return self._placed(o)
         except OSError as error:
-            return ending(o, error, f"placing {o.source!r} at {o.target!r}")
+            return outcome_of_error(o, error, f"placing {o.source!r} at {o.target!r}")
 
     def _placed(self, o: Operation) -> Result:
         target = self._roots.absolute(o.target)
@@ -312,12 +312,12 @@ class Placer:
         cannot be removed, or the disk of the source refuses.
         """
         if o.verb is Verb.COPY or o.verb is Verb.LINK:
-            return self.clear(o)
+            return self.remove_part(o)
         try:
             stuck, linked = self._remove_source(o)
         except OSError as error:
-            return unseen(o, error)
-        cleared = None if linked else self.clear(o)
+            return outcome_unseen(o, error)
+        cleared = None if linked else self.remove_part(o)
         return stuck or cleared
 
     def _remove_source(self, o: Operation) -> tuple[Result | None, bool]:
@@ -410,10 +410,10 @@ class Placer:
             return False
         return source is not None
 
-    def clear(self, o: Operation) -> Fatal | None:
+    def remove_part(self, o: Operation) -> Fatal | None:
         """Remove the temporary copy; return Fatal with the reason where it cannot be removed."""
         try:
-            self.clean_up(o)
+            self._unlink_part(o)
         except OSError as error:
             return Fatal(f"removing the temporary copy of {o.source!r}: expected success, received {error.strerror}")
         return None
@@ -422,7 +422,7 @@ class Placer:
         """Whether the temporary copy is there."""
         return look_up(self._part(o)) is not None
 
-    def clean_up(self, o: Operation) -> None:
+    def _unlink_part(self, o: Operation) -> None:
         """Remove the temporary copy of an earlier attempt, if there is one."""
         if o.verb is Verb.COPY or o.verb is Verb.MOVE:
             part = self._part(o)
@@ -488,7 +488,7 @@ def _unchanged(o: Operation, status: os.stat_result) -> bool:
 
 def _is_member(o: Operation) -> bool:
     """Whether a file came out of an archive: it may have been unpacked again, which gives it another inode."""
-    return bool(o.target and o.kept_sha256)
+    return bool(o.target and o.archive_sha256)
 
 
 def _is_one_file(o: Operation, target: os.stat_result, source: os.stat_result | None) -> bool:

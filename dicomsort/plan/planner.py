@@ -68,7 +68,7 @@ def plan(
     number = 0
 
     def empties(operation: Operation) -> None:
-        if options.prune_empty and operation.verb in {Verb.MOVE, Verb.REMOVE} and not operation.kept_sha256:
+        if options.prune_empty and operation.verb in {Verb.MOVE, Verb.REMOVE} and not operation.archive_sha256:
             emptied.update(parents(operation.source.removeprefix("inbox/")))
 
     for e, grouping, verdict in files:
@@ -197,22 +197,23 @@ class _Planner:
         return path, False
 
     def _place(self, e: Examined, verdict: Verdict, destination: str) -> Operation:
-        verb, found, kept, kept_sha256 = self._options.verb, e.found, "", ""
+        verb, found, kept, archive_sha256 = self._options.verb, e.found, "", ""
         source, action = f"inbox/{found.path}", _ACTIONS[verb]
         if archive := self._archive:  # a member moves out of the folder that the archive was unpacked to
             verb, action = Verb.MOVE, Action.COPIED
             source = f"outbox{found.unpacked.removeprefix(self._options.outbox)}"
-            kept, kept_sha256 = f"inbox/{found.archive}", archive.examined.sha256
+            kept, archive_sha256 = f"inbox/{found.archive}", archive.examined.sha256
         return Operation(
             self._number, verb, source, f"outbox/{destination}", kept, found.size, found.mtime_ns, found.device,
-            found.inode, found.mode, e.sha256, row=row_of(e, verdict, destination, action), kept_sha256=kept_sha256,
+            found.inode, found.mode, e.sha256, row=row_of(e, verdict, destination, action),
+            archive_sha256=archive_sha256,
         )  # fmt: skip
 
     def _duplicate(self, e: Examined, verdict: Verdict, destination: str) -> Operation:
         verdict = replace(verdict, status=Status.DUPLICATE)
         if self._archive:  # which is whole only if what the member equals is there
             left = self._leave(e, verdict, destination)
-            return replace(left, kept=left.source, kept_sha256=self._archive.examined.sha256)
+            return replace(left, kept=left.source, archive_sha256=self._archive.examined.sha256)
         if not self._options.remove_duplicates:
             return self._leave(e, verdict, destination)
         placed = self._place(e, verdict, destination)

@@ -108,13 +108,13 @@ def _returned(
             yield _left(o, message, Status.FAILED)
         elif there is None and (moved_by := context.moved_by(o.target, o.sha256)):
             yield _left(o, f"run {moved_by} moved it since: undo that run first")
-        elif there is None and (source is not None or o.kept_sha256):
+        elif there is None and (source is not None or o.archive_sha256):
             continue  # undone already, or taken from the outbox by somebody
         elif filled_by:
             yield _left(o, f"it is gone; run {filled_by} placed another file there since")
         elif needed_by := context.needed_by(o.target, o.sha256):
             yield _left(o, f"run {needed_by} removed a duplicate of it: undo that run first")
-        elif o.kept_sha256:
+        elif o.archive_sha256:
             yield replace(_back(o, result, there, context), verb=Verb.REMOVE, target="")
         elif source is None:  # for a copy, too, whose source is gone: the only one left goes back instead of away
             yield replace(_with_metadata(_back(o, result, there, context), result.lost), verb=Verb.MOVE)

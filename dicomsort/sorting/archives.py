@@ -213,10 +213,10 @@ def unpack_again(files: Files, roots: Roots, plan: Plan, known: Replay) -> None:
     """
     lacking: dict[tuple[str, str], str] = {}  # the folder of an archive, by its place and SHA-256
     for o in plan.operations():
-        if o.target and o.kept_sha256 and not known.has_ended(o.number):
+        if o.target and o.archive_sha256 and not known.has_ended(o.number):
             source = roots.absolute(o.source)
             if look_up(source) is None and look_up(roots.absolute(o.target)) is None:
-                lacking[o.kept, o.kept_sha256] = source.rpartition("/")[0]
+                lacking[o.kept, o.archive_sha256] = source.rpartition("/")[0]
     for (kept, sha256), folder in lacking.items():
         with suppress(OSError):
             if sha256_of(path := roots.absolute(kept)) == sha256:
@@ -228,7 +228,7 @@ def unpack_again(files: Files, roots: Roots, plan: Plan, known: Replay) -> None:
                 unpack(Request(roots.inbox, found, folder, _NO_LIMITS))
     for o in plan.operations() if lacking else ():  # times may be read otherwise in another time zone
         source = roots.absolute(o.source)
-        if o.target and (o.kept, o.kept_sha256) in lacking and look_up(source):
+        if o.target and (o.kept, o.archive_sha256) in lacking and look_up(source):
             files.set_mtime(source, o.mtime_ns)
 
 
@@ -261,8 +261,8 @@ def clear_placed(context: RunContext, run: str, inbox: str) -> list[str]:
         return []
     plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
     known = journal_of(plan)
-    open_ = (o for o in plan.operations() if o.target and o.kept_sha256 and not known.is_there(o.number))
-    archives = {(roots.absolute(o.kept), o.kept_sha256) for o in open_ if look_up(roots.absolute(o.source))}
+    open_ = (o for o in plan.operations() if o.target and o.archive_sha256 and not known.is_there(o.number))
+    archives = {(roots.absolute(o.kept), o.archive_sha256) for o in open_ if look_up(roots.absolute(o.source))}
     if not all(_has_sha256(path, sha256) for path, sha256 in archives):
         return [f"what was unpacked and not placed stays in {visible(folder)}: its archive is gone, or another"]
     clear_staging(context.files, context.outbox, run)

@@ -189,7 +189,7 @@ def with_room(context: RunContext, inbox: str, operations: Iterable[Operation]) 
                 device = devices[class_] = os.stat(nearest_folder(folder)).st_dev
                 folders.setdefault(device, outbox if device == outbox_device else folder)
             size = operation.size
-            if device == (outbox_device if operation.kept_sha256 else inbox_device) and operation.verb is Verb.MOVE:
+            if device == (outbox_device if operation.archive_sha256 else inbox_device) and operation.verb is Verb.MOVE:
                 size = 0
             elif operation.verb is Verb.MOVE and size >= _SPARSE:
                 with suppress(OSError):

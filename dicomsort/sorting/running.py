@@ -182,8 +182,8 @@ def resume(
     outbox = context.outbox
     with locked(context, create=False):
         runs = load_runs(outbox)
-        newest = max(runs, default=None)
-        begun = max(runs.unfinished(), default=newest)
+        unfinished = runs.unfinished()
+        begun = max(unfinished, default=max(runs, default=None))
         if run is None and begun and runs[begun].summary:
             if damaged := [*runs.maybe_unfinished().values()]:
                 raise StateDamaged(damaged[-1])
@@ -196,11 +196,12 @@ def resume(
             return ended
         complete_reports(context, (each for name, each in runs.items() if name != found.name))
         if not found.undoes:
-            for undo_ in runs.unfinished().values():
+            for undo_ in unfinished.values():
                 if undo_.undoes:
                     finish_first(context, undo_.name)
-        way = _close if gives_up else finish_first if before_another else finish
-        return way(context, found.name)
+        if gives_up:
+            return _close(context, found.name)
+        return finish_first(context, found.name) if before_another else finish(context, found.name)
 
 
 def finish(context: RunContext, run: str) -> Summary:
@@ -320,7 +321,7 @@ def _clear_closed(context: RunContext, plan: Plan, roots: Roots) -> None:
         for o in plan.operations():
             if o.number in known.begun and placer.has_part(o):
                 placer.check(o)
-            placer.clear(o)
+            placer.remove_part(o)
 
 
 def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> tuple[str, Plan]:
@@ -457,7 +458,7 @@ def _undoable(runs: Runs, name: str, *, with_decisions: bool = False) -> Plan:
 
 def _to_undo(runs: Runs, run: str | None) -> str | None:
     """Return the requested run, by default the newest that can be undone; None where nothing is left to undo."""
-    if run is not None:
+    if run is not None or not runs:
         name = runs.chosen(run, None, "to undo").name
         is_over = name in runs.wholly_undone() and runs[name].verb != REVIEW_VERB  # a decision says so as an error
         return None if is_over else name
@@ -467,7 +468,7 @@ def _to_undo(runs: Runs, run: str | None) -> str | None:
     damaged = max((name for name, each in runs.items() if each.damage), default="")
     if damaged > (newest or ""):
         raise StateDamaged(f"{runs[damaged].damage}; to take an earlier run back, name it")
-    return newest if newest or runs else runs.chosen(run, newest, "to undo").name
+    return newest
 
 
 def _nothing_to_undo(runs: Runs, run: str | None, *, dry_run: bool = False) -> Summary:

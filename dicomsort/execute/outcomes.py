@@ -15,7 +15,7 @@ class Fatal:
     message: str
 
 
-def ending(o: Operation, error: OSError, what: str) -> Result | Fatal:
+def outcome_of_error(o: Operation, error: OSError, what: str) -> Result | Fatal:
     """Return how an operation ends after an error: FAILED, or Fatal where the disk refused."""
     reason = error.strerror or str(error)
     if error.errno in REFUSED_BY_DISK:
@@ -23,7 +23,7 @@ def ending(o: Operation, error: OSError, what: str) -> Result | Fatal:
     return Result(o.number, Outcome.FAILED, reason)
 
 
-def unseen(o: Operation, error: OSError) -> Result | Fatal:
+def outcome_unseen(o: Operation, error: OSError) -> Result | Fatal:
     """Return how it ends that a source cannot be looked at: FAILED where somebody closed the way to it, else Fatal."""
     if isinstance(error, PermissionError):
         return Result(o.number, Outcome.FAILED, f"the source cannot be looked at: {error.strerror}")
