@@ -32,7 +32,7 @@ from dicomsort.errors import PlacingFailed
 from dicomsort.files import CHUNK, Files, closing_descriptor, fill, opened
 from dicomsort.journal import pack, replay, unpack
 from dicomsort.metadata import ACL, metadata_of
-from dicomsort.records import Lost, Operation, Outcome, Verb
+from dicomsort.records import Lost, Operation, Outcome, Row, Verb
 from dicomsort.report.manifest_reader import decided_from, message_of, who_of
 
 OWNER = (12_345, 54_321)
@@ -486,4 +486,4 @@ def test_a_decision_is_known_by_its_message_whatever_its_move_could_not_keep() -
     message = f"not kept: owner, 2 extended attributes; {message_of('anna', 'REVIEW/unsure/a; was b')}"
     assert who_of(message) == "anna"
     assert who_of(message_of("anna", "REVIEW/unsure/a")) == "anna"
-    assert decided_from("moved", "reviewed", message) == "REVIEW/unsure/a; was b"
+    assert decided_from(Row("x.dcm", action="moved", reason="reviewed", message=message)) == "REVIEW/unsure/a; was b"

@@ -6,6 +6,7 @@ import csv
 import os
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from reviewing import CONTRADICTING, decide, desk_of, held_outbox, item_of, pict
 from dicomsort.errors import OutboxLocked, Outdated, UsageError
 from dicomsort.files import Files
 from dicomsort.journal import Plan
+from dicomsort.records import Row
 from dicomsort.sorting import locked, review
 from dicomsort.sorting.corrections import COLUMNS, Corrections, images_by_run
 from dicomsort.training.data.dataset import scan
@@ -311,9 +313,10 @@ def test_the_name_of_who_decides_can_break_nothing(tmp_path: Path) -> None:
 
     name = reviewer("; was CT/x\n\x1b[31m=cmd" + "x" * 100)
     assert (len(name) <= 64, ";" in name, "\n" in name) == (True, False, False)
-    assert decided_from("moved", "reviewed", message_of(name, "REVIEW/a/b; was c.png")) == "REVIEW/a/b; was c.png"
+    decided = Row("x.dcm", action="moved", reason="reviewed", message=message_of(name, "REVIEW/a/b; was c.png"))
+    assert decided_from(decided) == "REVIEW/a/b; was c.png"
     assert reviewer("\n;;") == "unknown"
-    assert decided_from("moved", "reviewed", message_of("x", "CT/../../etc")) == ""
+    assert decided_from(replace(decided, message=message_of("x", "CT/../../etc"))) == ""
     outbox = held_outbox(tmp_path)
     with pytest.raises(UsageError):
         desk_of(outbox).undo("../../x")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from dicomsort.config import Option, SortSettings, checked, parsed
-from dicomsort.errors import UsageError
+from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.memory import ADDRESSES, require_address_space
 
 if TYPE_CHECKING:
@@ -119,20 +119,24 @@ def check_outputs(settings: SortSettings, inbox: str, outbox: str | None, labels
 
 @contextmanager
 def logged(
-    command: str, settings: SortSettings, inbox: str, outbox: str | None, request: Request | Exception
+    command: str, settings: SortSettings, inbox: str, outbox: str | None, check: Callable[[], Request]
 ) -> Iterator[tuple[Logger, Ending, Request]]:
-    """Yield the log that the settings name, the command's last line in it, and its request.
+    """Yield the log that the settings name, the command's last line in it, and the request that ``check`` returns.
 
-    An error in place of the request is logged, too, and raised.
+    The error that it raises is logged, too. The log is opened later, as only the request tells the outbox's own names.
     """
     from dicomsort.cli.logs import LAST_LINES, log_ending, logging_to
 
-    labels = () if isinstance(request, Exception) else request.bundle.labels
-    check_outputs(settings, inbox, outbox, labels)
+    failure: Exception | None = None
+    try:
+        request = check()
+    except (DicomsortError, OSError) as error:
+        failure = error
+    check_outputs(settings, inbox, outbox, () if failure else request.bundle.labels)
     to = (settings.log_file, settings.log_format, settings.log_size, settings.log_count)
     with logging_to(*to) as log, log_ending(log, LAST_LINES[command]) as end:
-        if isinstance(request, Exception):
-            raise request
+        if failure:
+            raise failure
         yield log, end, request
 
 

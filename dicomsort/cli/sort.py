@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,9 +57,9 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes
     from dicomsort.report import Summary
     from dicomsort.sorting import RunContext, sort_inbox
 
-    request = _checked(inbox, outbox, settings, routes)
     files, counted = Files(), Summary()
-    with logged("sort", settings, inbox, outbox, request) as (log, end, request):
+    check = partial(_check, inbox, outbox, settings, routes)
+    with logged("sort", settings, inbox, outbox, check) as (log, end, request):
         log.info("sort begins", extra={"facts": {"mode": settings.mode, "dry_run": settings.dry_run}})
         show = (lambda _: None) if settings.json or settings.quiet else _show
         with engine_for(settings) as engine, watching(quiet=settings.quiet or settings.json) as progress:
@@ -71,20 +72,14 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes
     return end.exit_code
 
 
-def _checked(
-    inbox: str, outbox: str | None, settings: SortSettings, routes: Routes
-) -> Request | DicomsortError | OSError:
-    """Return the request, or why there is none: that must stand in the log, which is opened later."""
+def _check(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes) -> Request:
     from dicomsort.config.routes import check_classes
     from dicomsort.sorting import check
 
-    try:
-        require_room(settings.engine)
-        request = check(inbox, outbox, settings)
-        check_classes(routes, request.bundle.labels)  # `watch` would fail by it
-        return request
-    except (DicomsortError, OSError) as error:
-        return error
+    require_room(settings.engine)
+    request = check(inbox, outbox, settings)
+    check_classes(routes, request.bundle.labels)  # `watch` would fail by it
+    return request
 
 
 def _code(summary: Summary, settings: SortSettings) -> int:

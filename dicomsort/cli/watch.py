@@ -14,7 +14,7 @@ import typer
 
 from dicomsort.cli.options import CONFIG, check_outputs, engine_for, logged, require_room, with_options
 from dicomsort.config import WATCH, Destination, SendSettings, WatchSettings, load_watch
-from dicomsort.errors import DicomsortError, counted
+from dicomsort.errors import counted
 from dicomsort.progress import Progress, Reporter, Silent, Stages
 from dicomsort.signals import code_of
 
@@ -44,28 +44,23 @@ def watch(
     from dicomsort.service.watch import Stop
 
     stop = Stop()
-    with stop.listening():
-        request = _checked(inbox, outbox, settings)
-        with logged("watch", settings.sort, inbox, outbox, request) as (_, end, request):
-            service = _service(request, settings, stop)
-            number = service.run()
-            end.exit_code, end.cause, end.facts = code_of(number), service.trouble, {"signal": number}
+    check = partial(_check, inbox, outbox, settings)
+    with stop.listening(), logged("watch", settings.sort, inbox, outbox, check) as (_, end, request):
+        service = _service(request, settings, stop)
+        number = service.run()
+        end.exit_code, end.cause, end.facts = code_of(number), service.trouble, {"signal": number}
     raise typer.Exit(end.exit_code)
 
 
-def _checked(inbox: str, outbox: str, settings: WatchSettings) -> Request | DicomsortError | OSError:
-    """Return the request, or why the service cannot begin: that must stand in the log, which is opened later."""
+def _check(inbox: str, outbox: str, settings: WatchSettings) -> Request:
+    """Return the request, once workers could be started and the outbox be locked."""
     from dicomsort.files import Files
     from dicomsort.sorting import RunContext, locked
 
-    sort = settings.sort
-    try:
-        require_room(sort.engine)
-        request = _request(inbox, outbox, settings)
-        with engine_for(sort), locked(RunContext(request.outbox or "", Files(), Silent()), create=True):
-            return request
-    except (DicomsortError, OSError) as error:
-        return error
+    require_room(settings.sort.engine)
+    request = _request(inbox, outbox, settings)
+    with engine_for(settings.sort), locked(RunContext(request.outbox or "", Files(), Silent()), create=True):
+        return request
 
 
 def _request(inbox: str, outbox: str | None, settings: WatchSettings) -> Request:

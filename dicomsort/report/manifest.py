@@ -175,7 +175,7 @@ def history(outbox: str, on_damage: Callable[[Record], None] | None = None) -> I
     for each in read_rows(f"{outbox}/{MANIFEST}", on_damage):
         row = each.row
         is_undone = row.action == Action.UNDONE
-        if was := decided_from(row.action, row.reason, row.message):
+        if was := decided_from(row):
             yield is_undone, _placement(row, was, Status.REVIEW, "", was.split("/")[1])
         if row.destination and (row.action in PLACED or is_undone):
             reason = binds(row.reason, was) if was else row.reason
@@ -282,7 +282,7 @@ def since(outbox: str, run: str) -> Since:
         row = each.row
         if each.run <= run:
             continue
-        was = decided_from(row.action, row.reason, row.message)
+        was = decided_from(row)
         if row.action == Action.UNDONE:
             if was:
                 later.decided.pop((was, row.sha256), None)

@@ -278,14 +278,14 @@ def reviewer(name: str) -> str:
     return _NO_NAME.sub("", name).strip()[:MAX_NAME].strip() or "unknown"
 
 
-def decided_from(action: str, reason: str, message: str) -> str:
+def decided_from(row: Row) -> str:
     """Return where a row's file lay before a person decided about it; empty where the row is of no such move.
 
-    ``message`` is as it was before a manifest escaped it.
+    Its message is as it was before a manifest escaped it.
     """
-    if reason != REVIEWED or action == Action.LEFT:
+    if row.reason != REVIEWED or row.action == Action.LEFT:
         return ""
-    was = message.partition(_WAS)[2]
+    was = row.message.partition(_WAS)[2]
     return was if is_in_review(was) else ""
 
 

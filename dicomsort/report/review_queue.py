@@ -145,7 +145,7 @@ class ReviewQueue:
 
     def _take(self, each: RunRow) -> None:
         row = each.row
-        was = decided_from(row.action, row.reason, row.message)
+        was = decided_from(row)
         if row.action == Action.UNDONE:
             self._discard(row.destination)
             if back := self._decided.pop((was, row.sha256), None):

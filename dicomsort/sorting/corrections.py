@@ -217,7 +217,7 @@ def _pictures(outbox: str, frames: list[tuple[Row, int | None]], engine: Engine)
 
 def _cells(row: Row) -> dict[str, object]:
     names = ("header_class", "pixel_class", "pixel_confidence", "study_uid", "series_uid", "sop_uid", "sha256")
-    was = decided_from(row.action, row.reason, row.message)
+    was = decided_from(row)
     return {name: getattr(row, name) for name in names} | {"reason": was.split("/")[1] if was else ""}
 
 

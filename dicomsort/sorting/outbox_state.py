@@ -282,7 +282,7 @@ def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterat
             count += 1
             if row.action in PLACED or row.action == Action.REMOVED:
                 yield f"outbox/{row.destination}", _NEEDED + row.sha256 if row.action == Action.REMOVED else _FILLED
-                if was := decided_from(row.action, row.reason, row.message):
+                if was := decided_from(row):
                     yield f"outbox/{was}", row.sha256
     if run.summary is not None and count == run.summary.found and not damages.count:
         return

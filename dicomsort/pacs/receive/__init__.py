@@ -10,8 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dicomsort.config import ReceiveSettings
-from dicomsort.errors import UsageError
-from dicomsort.pacs import require
+from dicomsort.pacs import ae_title, require
 from dicomsort.pacs.tls import server_context
 
 if TYPE_CHECKING:
@@ -23,15 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["GRACE", "check", "check_titles", "open_receiver"]
 
 GRACE = 30.0  # seconds that a stop leaves to instances on their way
-_TITLE = 16  # characters (PS3.5 6.2, AE)
 
 
 def check_titles(settings: ReceiveSettings) -> ReceiveSettings:
     """Return the settings with titles as they are compared; ``UsageError`` for an invalid AE title."""
-    for flag, title in [("--ae-title", settings.ae_title), *(("--allow", each) for each in settings.allow)]:
-        if not title.strip() or len(title) > _TITLE or "\\" in title or not (title.isascii() and title.isprintable()):
-            raise UsageError(f"{flag}: expected an AE title (1 to 16 characters of ASCII), received {title!r}")
-    return replace(settings, allow=tuple(title.strip() for title in settings.allow))
+    allow = tuple(ae_title(each, "--allow") for each in settings.allow)
+    return replace(settings, ae_title=ae_title(settings.ae_title, "--ae-title"), allow=allow)
 
 
 def check(settings: ReceiveSettings) -> None:

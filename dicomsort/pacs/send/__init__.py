@@ -22,10 +22,10 @@ from dicomsort.config import Destination, SendSettings
 from dicomsort.errors import UsageError
 from dicomsort.files import Files
 from dicomsort.journal import STATE
-from dicomsort.pacs import require
+from dicomsort.pacs import ae_title, require
 from dicomsort.pacs.send import c_store, stow
 from dicomsort.pacs.send.acknowledged import Acknowledged
-from dicomsort.pacs.send.destination import DicomPeer, WebPeer, ae_title, destination, file_name
+from dicomsort.pacs.send.destination import DicomPeer, WebPeer, destination, file_name
 from dicomsort.pacs.send.records import Answer, Batch, Channel, Instance, SendResult, SendStatus, Sent
 from dicomsort.pacs.send.selection import ASIDE, Selection, candidates, examine, select
 from dicomsort.pacs.send.transcoding import Transcoder

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from dicomsort.errors import UsageError
+from dicomsort.pacs import ae_title
 from dicomsort.pacs.send.records import Permanent, Temporary
 
 _EXPECTED = "expected AE@HOST:PORT or https://HOST/PATH"
-_AE = re.compile(r"[\x20-\x5b\x5d-\x7e]{1,16}")  # PS3.5 6.2: up to 16 characters, no backslash, no control characters
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.%a-z]+\]")
 _PORT = re.compile(r"[0-9]{1,5}")
 _MAX_PORT = 65_535
@@ -94,14 +94,6 @@ def _is_host(text: str) -> bool:
         return _HOST.fullmatch(text.encode("idna").decode()) is not None
     except UnicodeError:
         return False
-
-
-def ae_title(text: str, option: str) -> str:
-    """Return an application entity's title without padding; ``UsageError`` for an invalid one."""
-    title = text.strip(" ")
-    if not _AE.fullmatch(title):
-        raise UsageError(f"{option}: expected an AE title of 1 to 16 characters, no backslash, received {text!r}")
-    return title
 
 
 def file_name(peer: DicomPeer | WebPeer) -> str:
