@@ -63,6 +63,11 @@ def runs_folder(outbox: str) -> str:
     return f"{outbox}/{STATE}/runs"
 
 
+def run_folder(outbox: str, run: str) -> str:
+    """Return the folder that holds the plan, the journal and the manifest of a run."""
+    return f"{runs_folder(outbox)}/{run}"
+
+
 def is_run(name: str) -> bool:
     """Whether a name is the id of a run."""
     return _RUN.fullmatch(name) is not None

@@ -11,7 +11,7 @@ from typing import Any
 
 from dicomsort.errors import DicomsortError, StateDamaged, command, counted
 from dicomsort.files import Files, closing_descriptor, look_up, opened_file
-from dicomsort.journal import runs_folder
+from dicomsort.journal import run_folder
 from dicomsort.jsonlines import parse
 from dicomsort.records import (
     ARCHIVE,
@@ -234,7 +234,7 @@ def final_row(row: Row, operation: Operation, result: Result | None) -> Row:
 
 def write_summary(files: Files, outbox: str, summary: Summary) -> None:
     """Write the run's ``summary.json``."""
-    path = f"{runs_folder(outbox)}/{summary.run_id}/{SUMMARY}"
+    path = f"{run_folder(outbox, summary.run_id)}/{SUMMARY}"
     if look_up(path) is not None:
         files.unlink(path)
     with closing_descriptor(files.create(path, 0o600)) as descriptor:
@@ -247,7 +247,7 @@ def read_summary(outbox: str, run: str) -> Summary | None:
 
     StateDamaged where it is no file, or holds values that ``write_summary`` does not write.
     """
-    path = f"{runs_folder(outbox)}/{run}/{SUMMARY}"
+    path = f"{run_folder(outbox, run)}/{SUMMARY}"
     if look_up(path) is None:
         return None
     try:

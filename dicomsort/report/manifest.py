@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from dicomsort.errors import DicomsortError, StateDamaged, counted
 from dicomsort.files import NO_LINK, Files, closing_descriptor, copy, flush_path, look_up, opened_file
-from dicomsort.journal import Journal, runs_folder
+from dicomsort.journal import Journal, run_folder
 from dicomsort.metadata import apply_metadata, metadata_of
 from dicomsort.records import (
     ARCHIVE,
@@ -106,7 +106,7 @@ def line_of(run: str, row: Row) -> bytes:
 
 
 def _own(outbox: str, run: str) -> str:
-    return f"{runs_folder(outbox)}/{run}/{MANIFEST}"
+    return f"{run_folder(outbox, run)}/{MANIFEST}"
 
 
 def append_manifest(files: Files, outbox: str, run: str, journal: Journal) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from dicomsort.config import Destination, Routes
-from dicomsort.journal import runs_folder
+from dicomsort.journal import run_folder
 from dicomsort.report import describe_error
 from dicomsort.report.metrics import Figures
 
@@ -168,7 +168,7 @@ class Forwarder:
         if job is None:
             return False
         run = job.run
-        if run is not None and not os.path.isdir(f"{runs_folder(self._outbox)}/{run}"):
+        if run is not None and not os.path.isdir(run_folder(self._outbox, run)):
             run = None  # it was pruned before it could be sent
         try:
             sent = self._send(folder, route.to, run)

@@ -22,7 +22,7 @@ from dicomsort.engines.engine import Engine, submit_batch
 from dicomsort.errors import PlacingFailed, WorkerLost, counted
 from dicomsort.execute import Roots
 from dicomsort.files import Files, look_up, missing_folders, sha256_of
-from dicomsort.journal import Plan, Replay, runs_folder
+from dicomsort.journal import Plan, Replay, run_folder
 from dicomsort.progress import Progress
 from dicomsort.records import (
     ARCHIVE,
@@ -57,7 +57,7 @@ def limits_of(settings: SortSettings) -> Limits:
 
 def staging_of(outbox: str, run: str) -> str:
     """Return the folder that a run unpacks archives into."""
-    return f"{runs_folder(outbox)}/{run}/{STAGING}"
+    return f"{run_folder(outbox, run)}/{STAGING}"
 
 
 def is_archive(e: Examined) -> bool:
@@ -259,7 +259,7 @@ def clear_placed(context: RunContext, run: str, inbox: str) -> list[str]:
     folder, roots = staging_of(context.outbox, run), Roots(inbox, context.outbox)
     if look_up(folder) is None:
         return []
-    plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
+    plan = Plan.open(run_folder(context.outbox, run))
     known = journal_of(plan)
     open_ = (o for o in plan.operations() if o.target and o.archive_sha256 and not known.is_there(o.number))
     archives = {(roots.absolute(o.kept), o.archive_sha256) for o in open_ if look_up(roots.absolute(o.source))}
@@ -279,4 +279,4 @@ def discard(files: Files, outbox: str, run: str) -> None:
     """Remove a run that placed nothing: what it unpacked, and its folder, as far as that can be done."""
     for remove in (remove_staging, Files.remove_folder):
         with suppress(OSError):
-            remove(files, staging_of(outbox, run) if remove is remove_staging else f"{runs_folder(outbox)}/{run}")
+            remove(files, staging_of(outbox, run) if remove is remove_staging else run_folder(outbox, run))

@@ -11,7 +11,7 @@ from itertools import chain
 from dicomsort.catalog import Catalog, Ledger
 from dicomsort.engines.engine import Engine
 from dicomsort.errors import DicomsortError, OutboxLocked
-from dicomsort.journal import STATE, runs_folder
+from dicomsort.journal import STATE, run_folder
 from dicomsort.progress import Timed
 from dicomsort.records import Action, Operation, Row, Status, Verb
 from dicomsort.report import MANIFEST, Summary, cell, read_rows, write_summary
@@ -71,7 +71,7 @@ def read_new_runs(context: RunContext, inbox: str, since: str) -> NewRuns:
 
 def recheck_runs(outbox: str, names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Return those of some runs that are unfinished, or cannot be read, now, and those that sorted and have ended."""
-    runs = [load_run(outbox, name) for name in names if os.path.lexists(f"{runs_folder(outbox)}/{name}")]
+    runs = [load_run(outbox, name) for name in names if os.path.lexists(run_folder(outbox, name))]
     left = [run.name for run in runs if run.state in {RunState.UNFINISHED, RunState.DAMAGED} and not run.undone_by]
     ended = [run.name for run in runs if run.state is RunState.FINISHED and not run.undoes]
     undone = load_runs(outbox, min(ended)).wholly_undone() if ended else set()

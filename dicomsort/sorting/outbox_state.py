@@ -14,7 +14,7 @@ from dicomsort.catalog import Ledger
 from dicomsort.errors import DicomsortError, StateDamaged
 from dicomsort.execute import Roots, is_stamped
 from dicomsort.files import fold, look_up, sha256_of
-from dicomsort.journal import Plan, Replay, runs_folder
+from dicomsort.journal import Plan, Replay, run_folder
 from dicomsort.plan.layout import with_folder_suffix
 from dicomsort.records import Action, Examined, Found, Operation, Outcome, Placement, Verb
 from dicomsort.report import MANIFEST, Damages, read_rows, visible
@@ -286,7 +286,7 @@ def _uses(runs: Runs, run: Run, taken_back: Callable[[str], set[str]]) -> Iterat
                     yield f"outbox/{was}", row.sha256
     if run.summary is not None and count == run.summary.found and not damages.count:
         return
-    folder = f"{runs_folder(runs.outbox)}/{run.name}"
+    folder = run_folder(runs.outbox, run.name)
     try:
         if plan := run.plan or Plan.peek(folder):
             yield from _uses_of(plan, Replay.empty(plan.count))
@@ -325,7 +325,7 @@ def _taken_back(runs: Runs, name: str) -> set[str]:
     places = set[str]()
     for undo in runs.undos_of(name):
         with suppress(DicomsortError):  # what cannot be read counts as not taken back
-            plan, known = read_all(f"{runs_folder(runs.outbox)}/{undo.name}", undo.summary)
+            plan, known = read_all(run_folder(runs.outbox, undo.name), undo.summary)
             for o in plan.operations():
                 result = known.result(o.number)
                 if o.verb is Verb.COPY and result and result.is_there:

@@ -20,7 +20,7 @@ from dicomsort.engines.worker_check import difference, snapshot
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.execute import CANNOT_LEAVE, LINK_REFUSED, Leaving
 from dicomsort.files import look_up
-from dicomsort.journal import STATE, Plan, runs_folder
+from dicomsort.journal import STATE, Plan, run_folder
 from dicomsort.plan import Layout, Options, parse_layout, plan
 from dicomsort.progress import Timed
 from dicomsort.records import ARCHIVES, OTHER, REVIEW, UNREADABLE, Operation, Outcome, Result, Verb
@@ -183,7 +183,7 @@ class Job:
         try:
             yield
         except (Exception, KeyboardInterrupt):
-            if self.run and Plan.peek(f"{runs_folder(self.context.outbox)}/{self.run}") is None:
+            if self.run and Plan.peek(run_folder(self.context.outbox, self.run)) is None:
                 discard(self.context.files, self.context.outbox, self.run)
             raise
 

@@ -17,7 +17,7 @@ from typing import Any
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError, command, counted
 from dicomsort.execute import BATCH, Executor, Placer, Roots
 from dicomsort.files import is_network, look_up
-from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, runs_folder
+from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, run_folder
 from dicomsort.plan import reverse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import Summary, final_row, needs_person, printable, read_summary, write_summary
@@ -108,7 +108,7 @@ def _report_undone(context: RunContext, run: str) -> None:
     with suppress(StateDamaged):
         if read_summary(context.outbox, run) is not None:
             return
-        plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
+        plan = Plan.open(run_folder(context.outbox, run))
         summary = Summary(run, plan.head["verb"], notes=[f"run {run} was cut short, and then undone"])
         with (
             closing(_journal(context, plan)) as journal,
@@ -206,7 +206,7 @@ def resume(
 
 def finish(context: RunContext, run: str) -> Summary:
     """Carry out a sealed plan to its end, in an outbox that is locked already."""
-    plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
+    plan = Plan.open(run_folder(context.outbox, run))
     require_mounts(plan.head, context.outbox)
     roots = Roots(inbox_of(plan.head, context.outbox), context.outbox)
     unpack_again(context.files, roots, plan, journal_of(plan))
@@ -225,7 +225,7 @@ def finish_first(context: RunContext, run: str) -> Summary:
     try:
         return finish(context, run)
     except (DicomsortError, OSError, ValueError):
-        if "undoes" not in Plan.open(f"{runs_folder(context.outbox)}/{run}").head:
+        if "undoes" not in Plan.open(run_folder(context.outbox, run)).head:
             raise
         return _close(context, run)
 
@@ -235,7 +235,7 @@ def _close(context: RunContext, run: str) -> Summary:
 
     An undo notes what it had begun, and not finished: only its inbox tells what came of it. The next undo looks there.
     """
-    plan = Plan.open(f"{runs_folder(context.outbox)}/{run}")
+    plan = Plan.open(run_folder(context.outbox, run))
     require_mounts(plan.head, context.outbox, "outbox/")
     message = "not placed before the run was given up"
     if undone := plan.head.get("undoes"):
@@ -419,7 +419,7 @@ def _decisions_to_undo(runs: Runs, run: str | None) -> list[str]:
 
 def seal_plan(context: RunContext, run: str, head: dict[str, Any], operations: Iterable[Operation]) -> Plan:
     """Write operations as the run's plan and seal it; then keep room for an undo of it."""
-    files, folder, pruned = context.files, f"{runs_folder(context.outbox)}/{run}", 0
+    files, folder, pruned = context.files, run_folder(context.outbox, run), 0
     try:
         with closing(PlanWriter(files, folder, head)) as writer:
             for operation in operations:
@@ -439,7 +439,7 @@ def seal_plan(context: RunContext, run: str, head: dict[str, Any], operations: I
 def _undoable(runs: Runs, name: str, *, with_decisions: bool = False) -> Plan:
     """Return the plan of a run that can be undone now; UsageError or DicomsortError where it cannot."""
     outbox = runs.outbox
-    plan, _ = read_all(f"{runs_folder(outbox)}/{name}", runs[name].summary)
+    plan, _ = read_all(run_folder(outbox, name), runs[name].summary)
     if plan.head["verb"] == "undo":
         raise UsageError(f"expected a run that sorted, received {name}, which is an undo of {plan.head['undoes']}")
     require_inbox(plan.head, outbox, name, "undo")

@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command, counted
 from dicomsort.files import Files, look_up
-from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, Replay, is_run, replay, runs_folder
+from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, Replay, is_run, replay, run_folder, runs_folder
 from dicomsort.records import Action, Verb
 from dicomsort.report import MANIFEST, SUMMARY, Summary, has_rows, read_summary, visible
 from dicomsort.report.manifest import append_manifest
@@ -71,7 +71,7 @@ def load_run(outbox: str, name: str, *, deep: bool = False) -> Run:
 
     ``deep``: also every line of the plan and the journal of a run that came to its end, which only undoing needs.
     """
-    folder = f"{runs_folder(outbox)}/{name}"
+    folder = run_folder(outbox, name)
     try:
         status = os.lstat(folder)
         if not stat.S_ISDIR(status.st_mode):
@@ -146,12 +146,12 @@ class Runs(dict[str, Run]):
 
     def ended_ns(self, name: str) -> int:
         """Return when a run ended (nanoseconds since 1970): the time of its summary; beyond all where it has none."""
-        there = look_up(f"{runs_folder(self.outbox)}/{name}/{SUMMARY}")
+        there = look_up(f"{run_folder(self.outbox, name)}/{SUMMARY}")
         return sys.maxsize if there is None else there.st_mtime_ns
 
     def begun_ns(self, name: str) -> int:
         """Return when a run began to place (nanoseconds since 1970): the time of its plan, 0 where it has none."""
-        there = look_up(f"{runs_folder(self.outbox)}/{name}/{PLAN}")
+        there = look_up(f"{run_folder(self.outbox, name)}/{PLAN}")
         return 0 if there is None else there.st_mtime_ns
 
     def undos_of(self, name: str) -> list[Run]:
@@ -180,7 +180,7 @@ class Runs(dict[str, Run]):
         sentences = {}
         for name, run in self.items():
             if run.damage and not _has_ended(self.outbox, name):
-                advice = f"look at what it placed, then move {visible(f'{runs_folder(self.outbox)}/{name}')} away"
+                advice = f"look at what it placed, then move {visible(run_folder(self.outbox, name))} away"
                 problem = "it may have been cut short, and is neither finished nor undone"
                 sentences[name] = f"{run.damage}; {problem}: {advice}"
         return sentences
@@ -239,7 +239,7 @@ def append_rows(files: Files, outbox: str, run: str, journal: Journal) -> None:
     marks = journal.known.marks
     if "reported" in marks:
         return
-    ended = [name for name in all_runs(outbox, run) if look_up(f"{runs_folder(outbox)}/{name}/{SUMMARY}")]
+    ended = [name for name in all_runs(outbox, run) if look_up(f"{run_folder(outbox, name)}/{SUMMARY}")]
     if ended and "manifest" not in marks:
         journal.mark(AFTER, ended[-1])
     append_manifest(files, outbox, run, journal)
@@ -247,7 +247,7 @@ def append_rows(files: Files, outbox: str, run: str, journal: Journal) -> None:
 
 def _has_ended(outbox: str, run: str) -> bool:
     """Whether a run came to its end, by its summary, or by its journal where the summary cannot be read."""
-    folder = f"{runs_folder(outbox)}/{run}"
+    folder = run_folder(outbox, run)
     with suppress(StateDamaged, OSError):
         return read_summary(outbox, run) is not None
     with suppress(StateDamaged, OSError):
@@ -266,7 +266,7 @@ def new_run(context: RunContext) -> str:
         if not is_run(run):  # nor is there another that sorts after it
             message = f"expected runs after which others can come, received {newest}, the last that there can be"
             raise DicomsortError(f"{runs_folder(context.outbox)}: {message}; move that folder away")
-    context.files.make_folder(f"{runs_folder(context.outbox)}/{run}", 0o700)
+    context.files.make_folder(run_folder(context.outbox, run), 0o700)
     return run
 
 
