@@ -27,7 +27,7 @@ import numpy as np
 from dicomsort import tasks
 from dicomsort.bundle import Predictor, default_path, load
 from dicomsort.engines import open_engine
-from dicomsort.engines.engine import Engine, Limits, submit_batch
+from dicomsort.engines.engine import Engine, TaskLimits, submit_batch
 from dicomsort.errors import WorkerLost
 from dicomsort.pixels import render
 from dicomsort.records import INPUT_SHAPE, Prediction
@@ -39,7 +39,7 @@ from dicomsort.training.fit.hyperparameters import Hyperparameters
 from dicomsort.training.models.architectures import ARCHITECTURES
 from dicomsort.training.progress import Reporter, load_tensorflow
 
-LIMITS = Limits(10.0, 1 << 30)
+LIMITS = TaskLimits(10.0, 1 << 30)
 PIECES = 40  # of a plain loop, so that no process idles at its end
 AHEAD = 8  # tasks a worker that wait, as in a sort
 SIZES = (4, 16, 64)  # images a task

@@ -16,7 +16,7 @@ from building import make_dicom
 from packing import tarred, zipped
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from dicomsort.archives import Limits, Request, remove_staging, unpack
+from dicomsort.archives import ArchiveLimits, UnpackRequest, remove_staging, unpack
 from dicomsort.dicom.headers import read_header
 from dicomsort.files import Files
 from dicomsort.pixels import PixelsError, render
@@ -64,7 +64,7 @@ def archive(data: bytes) -> None:
     status = place.stat()
     found = Found(place.name, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
     try:
-        unpacked = unpack(Request(str(place.parent), found, folder, LIMITS))
+        unpacked = unpack(UnpackRequest(str(place.parent), found, folder, LIMITS))
         assert not unpacked.failed
         assert not (unpacked.reason and unpacked.members)
         there = {path.name: path.stat().st_size for path in Path(folder).iterdir()} if unpacked.members else {}
@@ -77,7 +77,7 @@ def archive(data: bytes) -> None:
         remove_staging(Files(), folder)
 
 
-LIMITS = Limits(100, 1 << 20, 1 << 22, 200.0, 10.0)
+LIMITS = ArchiveLimits(100, 1 << 20, 1 << 22, 200.0, 10.0)
 TARGETS: dict[str, Callable[[bytes], None]] = {"header": header, "pixels": pixels, "archive": archive}
 
 

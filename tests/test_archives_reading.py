@@ -20,21 +20,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packing import tarred, zipped
 
-from dicomsort.archives import DAMAGED, ENCRYPTED, UNSAFE_NAME, Limits, Request, Unpacked, remove_staging, unpack
+from dicomsort.archives import (
+    DAMAGED,
+    ENCRYPTED,
+    UNSAFE_NAME,
+    ArchiveLimits,
+    Unpacked,
+    UnpackRequest,
+    remove_staging,
+    unpack,
+)
 from dicomsort.archives.members import safe_name
 from dicomsort.files import Files
 from dicomsort.records import ARCHIVE_LIMIT as LIMIT
 from dicomsort.records import Found
 
-LIMITS = Limits(1000, 1 << 24, 1 << 26, 200.0, 600.0)
+LIMITS = ArchiveLimits(1000, 1 << 24, 1 << 26, 200.0, 600.0)
 CONTENT = {"DICOM/1": b"one" * 70_000, "DICOM/2": b"", "Röntgen.txt": os.urandom(3000)}
 
 
-def opened(folder: Path, data: bytes, name: str = "study.zip", limits: Limits = LIMITS) -> Unpacked:
+def opened(folder: Path, data: bytes, name: str = "study.zip", limits: ArchiveLimits = LIMITS) -> Unpacked:
     """Unpack an archive into ``folder/staging``."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(data)
-    return unpack(Request(str(folder), found(folder / name), str(folder / "staging"), limits))
+    return unpack(UnpackRequest(str(folder), found(folder / name), str(folder / "staging"), limits))
 
 
 def found(path: Path) -> Found:
@@ -174,20 +183,20 @@ def test_a_directory_that_lies_unpacks_nothing(tmp_path: Path, field: int, value
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [
-        (Limits(2, 1 << 24, 1 << 26, 200.0, 600.0), "at most 2 files"),
-        (Limits(9, 1 << 16, 1 << 26, 200.0, 600.0), "files of at most 65,536 bytes, received one of 210,000"),
-        (Limits(9, 1 << 24, 1 << 16, 200.0, 600.0), "files of at most 65,536 bytes together"),
+        (ArchiveLimits(2, 1 << 24, 1 << 26, 200.0, 600.0), "at most 2 files"),
+        (ArchiveLimits(9, 1 << 16, 1 << 26, 200.0, 600.0), "files of at most 65,536 bytes, received one of 210,000"),
+        (ArchiveLimits(9, 1 << 24, 1 << 16, 200.0, 600.0), "files of at most 65,536 bytes together"),
     ],
 )
 @pytest.mark.parametrize("data", [zipped(CONTENT), tarred(CONTENT, "w:gz")], ids=["zip", "tar"])
-def test_limits(tmp_path: Path, data: bytes, limits: Limits, expected: str) -> None:
+def test_limits(tmp_path: Path, data: bytes, limits: ArchiveLimits, expected: str) -> None:
     unpacked = opened(tmp_path, data, limits=limits)
     assert unpacked.reason == LIMIT
     assert expected in unpacked.message
 
 
 def test_a_bomb_is_no_archive(tmp_path: Path) -> None:
-    zeros, limits = {"zeros": bytes(100 << 20)}, Limits(9, 1 << 40, 1 << 40, 200.0, 600.0)
+    zeros, limits = {"zeros": bytes(100 << 20)}, ArchiveLimits(9, 1 << 40, 1 << 40, 200.0, 600.0)
     for name, data in (("a.zip", zipped(zeros)), ("a.tgz", tarred(zeros, "w:gz"))):
         unpacked = opened(tmp_path / name, data, name, limits)
         assert (unpacked.reason, "67,108,864 bytes together" in unpacked.message) == (LIMIT, True)
@@ -261,11 +270,12 @@ def test_an_archive_that_changes_is_not_placed(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(zipped(CONTENT))
     before = found(tmp_path / "a.zip")
     os.utime(tmp_path / "a.zip", (1, 1))
-    unpacked = unpack(Request(str(tmp_path), before, str(tmp_path / "staging"), LIMITS))
+    unpacked = unpack(UnpackRequest(str(tmp_path), before, str(tmp_path / "staging"), LIMITS))
     assert unpacked.failed == "the archive changed while it was read"
     (tmp_path / "a.zip").unlink()
     assert (
-        unpack(Request(str(tmp_path), before, str(tmp_path / "staging"), LIMITS)).failed == "No such file or directory"
+        unpack(UnpackRequest(str(tmp_path), before, str(tmp_path / "staging"), LIMITS)).failed
+        == "No such file or directory"
     )
 
 
@@ -302,7 +312,7 @@ def test_whatever_a_library_raises_costs_only_the_archive(tmp_path: Path, monkey
     assert opened(tmp_path, data) == Unpacked((), DAMAGED, expected)
     monkeypatch.setattr(zipfile, "ZipFile", lambda _: bytearray(1 << 62))
     with pytest.raises(MemoryError):
-        unpack(Request(str(tmp_path), found(tmp_path / "study.zip"), str(tmp_path / "other"), LIMITS))
+        unpack(UnpackRequest(str(tmp_path), found(tmp_path / "study.zip"), str(tmp_path / "other"), LIMITS))
 
 
 def test_bytes_that_are_no_archive_raise_nothing(tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ import pytest
 from dask_cluster import Cluster, running_cluster
 
 from dicomsort.engines import dask_cluster, dask_worker, open_engine
-from dicomsort.engines.engine import Limits
+from dicomsort.engines.engine import TaskLimits
 from dicomsort.engines.processes import WAITING_PER_WORKER
 from dicomsort.errors import DicomsortError
 
 pytest.importorskip("distributed", reason="the extra cluster is not installed")
 
-LIMITS = Limits(seconds=2, memory_bytes=256 << 20)
-PATIENT = Limits(seconds=60, memory_bytes=256 << 20)
+LIMITS = TaskLimits(seconds=2, memory_bytes=256 << 20)
+PATIENT = TaskLimits(seconds=60, memory_bytes=256 << 20)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_processes_that_nobody_asks_are_ended(monkeypatch: pytest.MonkeyPatch) -
     worker = SimpleNamespace(state=SimpleNamespace(nthreads=1), memory_manager=memory)
     seen = set()
     for _ in range(2):
-        with dask_worker._local_engine(worker, dask_worker.Settings(LIMITS, ())) as engine:
+        with dask_worker._local_engine(worker, dask_worker.WorkerSettings(LIMITS, ())) as engine:
             process, _ = engine.submit(tasks.whoami, None).result()
             time.sleep(0.5)  # a task that lasts is no idleness
             assert is_alive(process)

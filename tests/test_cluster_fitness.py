@@ -20,7 +20,7 @@ from dicomsort import __version__
 from dicomsort.bundle import default_path
 from dicomsort.discover import walk
 from dicomsort.engines import open_engine
-from dicomsort.engines.engine import Limits
+from dicomsort.engines.engine import TaskLimits
 from dicomsort.engines.worker_check import SAMPLE, Snapshot, difference, snapshot
 from dicomsort.errors import DicomsortError
 from dicomsort.files import sha256_of
@@ -28,7 +28,7 @@ from dicomsort.records import Found
 from dicomsort.tasks import examine
 
 ROOT = Path(__file__).parents[1]
-LIMITS = Limits(seconds=10, memory_bytes=256 << 20)
+LIMITS = TaskLimits(seconds=10, memory_bytes=256 << 20)
 
 
 @pytest.fixture

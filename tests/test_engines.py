@@ -20,7 +20,7 @@ import engine_tasks as tasks
 import pytest
 
 from dicomsort.engines import ENGINES, dask_cluster, open_engine
-from dicomsort.engines.engine import Engine, Limits, submit_batch
+from dicomsort.engines.engine import Engine, TaskLimits, submit_batch
 from dicomsort.engines.processes import WAITING_PER_WORKER, ProcessEngine, usable_cores
 from dicomsort.errors import DicomsortError, UsageError, WorkerLost
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
-LIMITS = Limits(seconds=2, memory_bytes=256 << 20)
-PATIENT = Limits(seconds=60, memory_bytes=1 << 30)
+LIMITS = TaskLimits(seconds=2, memory_bytes=256 << 20)
+PATIENT = TaskLimits(seconds=60, memory_bytes=1 << 30)
 WAYS_TO_DIE = ("exit", "signal", "hang", "hog")
 
 

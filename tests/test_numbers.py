@@ -25,13 +25,13 @@ from dicomsort import memory
 from dicomsort.cli import app
 from dicomsort.config import TABLES, TRAINING, load_watch
 from dicomsort.engines import open_engine, processes
-from dicomsort.engines.engine import Limits
+from dicomsort.engines.engine import TaskLimits
 from dicomsort.engines.processes import ProcessEngine
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.training.settings import Settings, checked
 
 MIB = 1 << 20
-LIMITS = Limits(seconds=60, memory_bytes=256 * MIB)
+LIMITS = TaskLimits(seconds=60, memory_bytes=256 * MIB)
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 WRONG = ("nan", "inf", "-inf", "-1", "1e308", str(10**400), "1" * 5000, "many", "", "0x10", "1,5")
 NUMBERS = [

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dicomsort.engines import open_engine
-from dicomsort.engines.engine import Limits, SerialEngine
+from dicomsort.engines.engine import SerialEngine, TaskLimits
 from dicomsort.errors import WorkerLost
 from dicomsort.training.data import augment as augment_module
 from dicomsort.training.data import prefetch
@@ -130,7 +130,7 @@ def test_workers_vary_as_threads_do(images: NDArray[np.uint8], strength: str, mo
     expected = [augment(image, chosen, np.random.default_rng(seed)) for image, seed in zip(images, seeds, strict=True)]
     np.testing.assert_array_equal(vary(images, chosen, seeds), expected)
     monkeypatch.setattr(augment_module, "THREADS_USE", 0)
-    with open_engine("processes", 1, None, limits=Limits(60, 1 << 30)) as engine:
+    with open_engine("processes", 1, None, limits=TaskLimits(60, 1 << 30)) as engine:
         apart = varied_by(engine, strength)
         assert apart is not vary
         np.testing.assert_array_equal(apart(images, chosen, seeds), expected)

@@ -18,10 +18,10 @@ from receiving import made
 
 from dicomsort.dicom import file_meta
 from dicomsort.files import Files, closing_descriptor
-from dicomsort.pacs.receive.incoming import Committed, IncomingDataset, PartFiles, Request, commit
+from dicomsort.pacs.receive.incoming import Committed, IncomingDataset, PartFiles, StoreRequest, commit
 
 PLACE = f"{uid(1)}/{uid(1, 1)}/{uid(1, 1, 1)}.dcm"
-REQUEST = Request(STORAGE["CT"], uid(1, 1, 1), ExplicitVRLittleEndian)
+REQUEST = StoreRequest(STORAGE["CT"], uid(1, 1, 1), ExplicitVRLittleEndian)
 LIMIT = 1 << 20
 
 
@@ -29,7 +29,7 @@ def data_set(tmp_path: Path, **tags: str) -> bytes:
     return made(tmp_path, PatientName="A^B", **tags)
 
 
-def receive(files: Files, inbox: Path, data: bytes, request: Request = REQUEST) -> tuple[Committed, str]:
+def receive(files: Files, inbox: Path, data: bytes, request: StoreRequest = REQUEST) -> tuple[Committed, str]:
     """One instance, in three fragments."""
     arriving = IncomingDataset(lambda: request, PartFiles(files, str(inbox)).begin, LIMIT)
     try:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dicomsort import pixels
 from dicomsort.engines import open_engine
-from dicomsort.engines.engine import Limits, R, SerialEngine, T
+from dicomsort.engines.engine import R, SerialEngine, T, TaskLimits
 from dicomsort.errors import DicomsortError, UsageError, WorkerLost
 from dicomsort.pixels import INPUT_SHAPE, render
 from dicomsort.training.data import rendered as rendered_module
@@ -70,7 +70,7 @@ def test_every_readable_file_is_rendered_and_a_lost_one_is_skipped_alone(dataset
 
 def test_worker_processes_render_the_same(dataset: Dataset, tmp_path: Path) -> None:
     here = _render(dataset, tmp_path / "here.npy", SerialEngine())
-    with open_engine("processes", 1, None, limits=Limits(30, 1 << 30)) as engine, Reporter() as reporter:
+    with open_engine("processes", 1, None, limits=TaskLimits(30, 1 << 30)) as engine, Reporter() as reporter:
         there = render_all(dataset, tmp_path / "there.npy", engine, reporter)
     np.testing.assert_array_equal(here.images, there.images)
     assert (here.dataset, here.digests, here.skipped) == (there.dataset, there.digests, there.skipped)
@@ -100,7 +100,9 @@ def test_what_is_kept_comes_back_to_the_last_bit(tmp_path: Path, colour: bool, b
     image = image if colour else np.repeat(image[..., :1], 3, axis=2)
     digest = "ab" * 32
     assert rendered_module.recall(store, digest) is None
-    rendered_module.remember(store, digest, rendered_module.Picture(image, None if blank else perceptual_hash(image)))
+    rendered_module.remember(
+        store, digest, rendered_module.RenderedImage(image, None if blank else perceptual_hash(image))
+    )
     (path,) = (path for path in store.rglob("*") if path.is_file())
     assert path.stat().st_size < (1 if colour else 0.5) * image.size + 1000
     found = rendered_module.recall(store, digest)
@@ -113,7 +115,7 @@ def test_what_is_kept_comes_back_to_the_last_bit(tmp_path: Path, colour: bool, b
 def test_a_damaged_or_foreign_file_in_the_cache_is_none_of_it(tmp_path: Path) -> None:
     store, digest = rendered_module.open_cache(tmp_path), "ab" * 32
     image = np.random.default_rng(0).integers(0, 256, INPUT_SHAPE, np.uint8)
-    rendered_module.remember(store, digest, rendered_module.Picture(image, None))
+    rendered_module.remember(store, digest, rendered_module.RenderedImage(image, None))
     (path,) = (path for path in store.rglob("*") if path.is_file())
     whole = path.read_bytes()
     flipped = bytes([whole[5000] ^ 1])

@@ -4,15 +4,15 @@ A member's name is never used as a path. An archive is either unpacked whole, or
 a ZIP file costs only itself.
 """
 
-from dicomsort.archives.members import DAMAGED, ENCRYPTED, UNSAFE_NAME, Limits
-from dicomsort.archives.unpack import Request, Unpacked, UnpackedMember, remove_staging, unpack
+from dicomsort.archives.members import DAMAGED, ENCRYPTED, UNSAFE_NAME, ArchiveLimits
+from dicomsort.archives.unpack import Unpacked, UnpackedMember, UnpackRequest, remove_staging, unpack
 
 __all__ = [
     "DAMAGED",
     "ENCRYPTED",
     "UNSAFE_NAME",
-    "Limits",
-    "Request",
+    "ArchiveLimits",
+    "UnpackRequest",
     "Unpacked",
     "UnpackedMember",
     "remove_staging",

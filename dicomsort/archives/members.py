@@ -29,7 +29,7 @@ class ArchiveRefused(DicomsortError):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ArchiveLimits:
     """The most that an archive may hold: files, bytes of one file, bytes of all, times its own size; and seconds."""
 
     members: int
@@ -64,7 +64,7 @@ class MemberDamaged(ArchiveRefused):
 class Budget:
     """Counts what comes out of an archive; ArchiveRefused where a limit is passed."""
 
-    def __init__(self, limits: Limits, archive_bytes: int, free_bytes: int) -> None:
+    def __init__(self, limits: ArchiveLimits, archive_bytes: int, free_bytes: int) -> None:
         """``free_bytes`` is the room on the disk that it is unpacked to."""
         self._limits, self._free = limits, free_bytes
         self._members = self._written = self._read = 0

@@ -12,9 +12,9 @@ from typing import BinaryIO
 from dicomsort.archives.members import (
     DAMAGED,
     UNSAFE_NAME,
+    ArchiveLimits,
     ArchiveRefused,
     Budget,
-    Limits,
     Member,
     MemberDamaged,
     safe_name,
@@ -31,13 +31,13 @@ _DEPTH = 3  # folders within each other of a staging folder
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class UnpackRequest:
     """An archive below ``inbox``, as it was found, and the absolute path of the folder to make for its members."""
 
     inbox: str
     found: Found
     folder: str
-    limits: Limits
+    limits: ArchiveLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Unpacked:
     failed: str = ""
 
 
-def unpack(request: Request) -> Unpacked:
+def unpack(request: UnpackRequest) -> Unpacked:
     """Unpack an archive; the caller removes what is left in the folder where that fails."""
     files, found = Files(), request.found
     try:
@@ -92,7 +92,7 @@ def _require_unchanged(stream: BinaryIO, found: Found) -> None:
         raise OSError("the archive changed while it was read")
 
 
-def _written(files: Files, stream: BinaryIO, request: Request, budget: Budget) -> Iterator[UnpackedMember]:
+def _written(files: Files, stream: BinaryIO, request: UnpackRequest, budget: Budget) -> Iterator[UnpackedMember]:
     for number, member in enumerate(_members(stream, request.found, budget)):
         name, unsafe = safe_name(member.name)
         if why := unsafe or member.unsafe:

@@ -64,7 +64,7 @@ def _evaluate(settings: EvaluateSettings, dataset: Path | None) -> None:
     bundle, out = bundle_of(settings.model), settings.out or Path("evaluation")
     chosen = (settings.groups, settings.seed, settings.shortcuts, folds, settings.update)
     with _workers() as (engine, reporter):
-        request = evaluation.Settings(dataset, out, *chosen)
+        request = evaluation.EvaluationSettings(dataset, out, *chosen)
         report = evaluation.evaluate(bundle, request, engine, reporter).report
     _warn(report)
     if settings.json:
@@ -106,7 +106,7 @@ def _compare(settings: EvaluateSettings, folders: tuple[Path, Path], dataset: Pa
             raise UsageError(f"--compare: expected no {option} beside it, received both")
     from dicomsort.bundle import load
     from dicomsort.training.evaluate.compare_bundles import on_dataset, on_their_own, warnings, write_comparison
-    from dicomsort.training.evaluate.evaluation import Settings, check_out
+    from dicomsort.training.evaluate.evaluation import EvaluationSettings, check_out
 
     out = settings.out or Path("comparison")
     folder = check_out(out, dataset)
@@ -115,7 +115,9 @@ def _compare(settings: EvaluateSettings, folders: tuple[Path, Path], dataset: Pa
         report = on_their_own(bundles, settings.seed)
     else:
         with _workers() as (engine, reporter):
-            report = on_dataset(bundles, Settings(dataset, out, settings.groups, settings.seed), engine, reporter)
+            report = on_dataset(
+                bundles, EvaluationSettings(dataset, out, settings.groups, settings.seed), engine, reporter
+            )
     write_comparison(report, folder)
     for warning in warnings(report):
         print(f"WARNING: {warning}", file=sys.stderr)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dicomsort.bundle import Bundle
     from dicomsort.cli.logs import Ending
     from dicomsort.engines.engine import Engine
-    from dicomsort.sorting import Request
+    from dicomsort.sorting import SortRequest
 
 SECONDS_PER_TASK = 10.0
 BYTES_PER_TASK = 1 << 30
@@ -119,8 +119,8 @@ def check_outputs(settings: SortSettings, inbox: str, outbox: str | None, labels
 
 @contextmanager
 def logged(
-    command: str, settings: SortSettings, inbox: str, outbox: str | None, check: Callable[[], Request]
-) -> Iterator[tuple[Logger, Ending, Request]]:
+    command: str, settings: SortSettings, inbox: str, outbox: str | None, check: Callable[[], SortRequest]
+) -> Iterator[tuple[Logger, Ending, SortRequest]]:
     """Yield the log that the settings name, the command's last line in it, and the request that ``check`` returns.
 
     The error that it raises is logged, too. The log is opened later, as only the request tells the outbox's own names.
@@ -162,9 +162,9 @@ def open_workers(
     ``workers``: None leaves their number to the engine. ``warm`` are modules that each loads before its first task.
     """
     from dicomsort.engines import open_engine
-    from dicomsort.engines.engine import Limits
+    from dicomsort.engines.engine import TaskLimits
 
-    return open_engine(engine, workers, scheduler, limits=Limits(SECONDS_PER_TASK, BYTES_PER_TASK), warm=warm)
+    return open_engine(engine, workers, scheduler, limits=TaskLimits(SECONDS_PER_TASK, BYTES_PER_TASK), warm=warm)
 
 
 def bundle_of(model: Path | None) -> Bundle:

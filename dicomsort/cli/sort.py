@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dicomsort.files import Files
     from dicomsort.records import Operation
     from dicomsort.report import Summary
-    from dicomsort.sorting import Request
+    from dicomsort.sorting import SortRequest
 
 _TROUBLES = frozenset({"failed", "changed"})  # reasons that ``Summary.trouble`` explains
 
@@ -72,7 +72,7 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes
     return end.exit_code
 
 
-def _check(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes) -> Request:
+def _check(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes) -> SortRequest:
     from dicomsort.config.routes import check_classes
     from dicomsort.sorting import check
 
@@ -95,7 +95,7 @@ def _cause(summary: Summary, outbox: str) -> str:
     return "; ".join(filter(None, (*summary.unfinished_notes(outbox), *troubles, held and f"held: {held}")))
 
 
-def _measure(request: Request, path: Path, files: Files, counted: Summary, summary: Summary, log: Logger) -> None:
+def _measure(request: SortRequest, path: Path, files: Files, counted: Summary, summary: Summary, log: Logger) -> None:
     """Write the figures of a run; an error is logged and printed, and is no failure of the run."""
     from dicomsort import __version__
     from dicomsort.report.metrics import Figures, last_success, set_inbox_metrics, set_run_metrics, write_metrics

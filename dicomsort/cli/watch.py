@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dicomsort.report import Summary
     from dicomsort.service.forwarding import Sent
     from dicomsort.service.watch import Service, Stop
-    from dicomsort.sorting import Request
+    from dicomsort.sorting import SortRequest
 
 RETRIES = 1  # of an instance that may be accepted later: the next round retries it
 
@@ -52,7 +52,7 @@ def watch(
     raise typer.Exit(end.exit_code)
 
 
-def _check(inbox: str, outbox: str, settings: WatchSettings) -> Request:
+def _check(inbox: str, outbox: str, settings: WatchSettings) -> SortRequest:
     """Return the request, once workers could be started and the outbox be locked."""
     from dicomsort.files import Files
     from dicomsort.sorting import RunContext, locked
@@ -63,7 +63,7 @@ def _check(inbox: str, outbox: str, settings: WatchSettings) -> Request:
         return request
 
 
-def _request(inbox: str, outbox: str | None, settings: WatchSettings) -> Request:
+def _request(inbox: str, outbox: str | None, settings: WatchSettings) -> SortRequest:
     """Return the request, by the model that is there now; UsageError or BundleError where it cannot be carried out."""
     from dicomsort.config.routes import check_routes
     from dicomsort.pacs.send import check as check_destination
@@ -75,7 +75,7 @@ def _request(inbox: str, outbox: str | None, settings: WatchSettings) -> Request
     return request
 
 
-def _service(request: Request, settings: WatchSettings, stop: Stop) -> Service:
+def _service(request: SortRequest, settings: WatchSettings, stop: Stop) -> Service:
     from dicomsort.service.forwarding import Forwarder
     from dicomsort.service.watch import Rounds, Service, StoppableFiles, StoppableProgress, steady_clock
     from dicomsort.sorting import RunContext

@@ -17,7 +17,7 @@ from pathlib import Path
 from dicomsort.bundle import Predictor, default_path, load
 from dicomsort.doctor.finding import Finding, checked, fine, note, wrong
 from dicomsort.engines import open_engine
-from dicomsort.engines.engine import Limits
+from dicomsort.engines.engine import TaskLimits
 from dicomsort.errors import DicomsortError
 from dicomsort.memory import available
 from dicomsort.records import INPUT_SHAPE
@@ -27,7 +27,7 @@ from dicomsort.training import PACKAGES
 EXTRAS = {"pacs": ("pynetdicom",), "cluster": ("distributed",), "tune": ("optuna",)}
 DESCRIPTORS = 256  # open files that a run may need: workers' pipes, folders, copies
 TEMPORARY = 1 << 30  # bytes; the spool takes 800 a file, 1,200 where each is a series of its own
-LIMITS = Limits(60, 1 << 30)  # of the model's first run
+LIMITS = TaskLimits(60, 1 << 30)  # of the model's first run
 _EPOCH = 1_767_225_600  # 2026-01-01; a clock before it was never set
 
 

@@ -9,7 +9,7 @@ from dicomsort.engines.processes import ProcessEngine
 from dicomsort.errors import UsageError
 
 if TYPE_CHECKING:
-    from dicomsort.engines.engine import Engine, Limits
+    from dicomsort.engines.engine import Engine, TaskLimits
 
 ENGINES = ("processes", "serial", "dask")
 
@@ -23,7 +23,7 @@ def check_engine(name: str, scheduler: str | None) -> None:
 
 
 def open_engine(
-    name: str, workers: int | None, scheduler: str | None, *, limits: Limits, warm: tuple[str, ...] = ()
+    name: str, workers: int | None, scheduler: str | None, *, limits: TaskLimits, warm: tuple[str, ...] = ()
 ) -> Engine:
     """Open the engine of that name; the caller closes it.
 

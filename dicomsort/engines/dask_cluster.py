@@ -18,8 +18,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dicomsort import __version__
-from dicomsort.engines.dask_worker import Settings, check_host
-from dicomsort.engines.engine import CLOSED, Engine, Limits, R, Slots, T
+from dicomsort.engines.dask_worker import WorkerSettings, check_host
+from dicomsort.engines.engine import CLOSED, Engine, R, Slots, T, TaskLimits
 from dicomsort.engines.processes import WAITING_PER_WORKER
 from dicomsort.errors import DicomsortError, UsageError, WorkerLost, missing_extra
 
@@ -216,7 +216,9 @@ class ClusterEngine(Engine):
     answers within 10 s, or where a worker has another version of the product than this one, or none.
     """
 
-    def __init__(self, address: str | None, workers: int | None, limits: Limits, warm: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, address: str | None, workers: int | None, limits: TaskLimits, warm: tuple[str, ...] = ()
+    ) -> None:
         self._address = check_address(address)
         self._client = _connect(self._address)
         try:
@@ -227,7 +229,7 @@ class ClusterEngine(Engine):
         self.workers = min(workers or threads, threads)
         self._is_bounded = workers is not None
         self._slots = Slots(workers or WAITING_PER_WORKER * threads)
-        self._settings = Settings(limits, warm)
+        self._settings = WorkerSettings(limits, warm)
         self._run = _runner()
         self._lock = threading.Lock()
         self._pending: dict[Future[Any], Future[None]] = {}  # and what waits for each at Dask

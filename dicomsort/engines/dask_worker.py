@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dicomsort import __version__
-from dicomsort.engines.engine import Limits
+from dicomsort.engines.engine import TaskLimits
 from dicomsort.engines.processes import ProcessEngine
 from dicomsort.errors import DicomsortError, WorkerLost
 
@@ -27,13 +27,13 @@ MAX_CONFIRMED = 16  # requirements
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class WorkerSettings:
     """What comes with every task: its limits, the modules that a process imports first, and what must hold here.
 
     ``requirement`` is a pickled ``(difference, snapshot)`` (``Engine.check_workers``), empty where nothing is required.
     """
 
-    limits: Limits
+    limits: TaskLimits
     warm: tuple[str, ...]
     requirement: bytes = b""
 
@@ -46,7 +46,7 @@ class _Local:
 
 
 _lock = threading.Lock()
-_locals: dict[tuple[Limits, tuple[str, ...]], _Local] = {}
+_locals: dict[tuple[TaskLimits, tuple[str, ...]], _Local] = {}
 _confirmed: set[bytes] = set()
 
 
@@ -68,7 +68,7 @@ def run_here(version: str, payload: bytes) -> object:
         return engine.submit(function, task, seconds).result()
 
 
-async def check_host(settings: Settings, dask_worker: Any) -> tuple[str, str]:
+async def check_host(settings: WorkerSettings, dask_worker: Any) -> tuple[str, str]:
     """Check the requirement anew; return this host's name and what differs here, ``""`` where nothing does."""
 
     def check() -> tuple[str, str]:
@@ -99,7 +99,7 @@ def _named(worker: Any) -> str:
 
 
 @contextmanager
-def _local_engine(worker: Any, settings: Settings) -> Iterator[ProcessEngine]:
+def _local_engine(worker: Any, settings: WorkerSettings) -> Iterator[ProcessEngine]:
     key = settings.limits, settings.warm
     with _lock:
         local = _locals.get(key)
@@ -116,7 +116,7 @@ def _local_engine(worker: Any, settings: Settings) -> Iterator[ProcessEngine]:
             local.used = time.monotonic()
 
 
-def processes_for(threads: int, memory_limit: int | None, limits: Limits) -> int:
+def processes_for(threads: int, memory_limit: int | None, limits: TaskLimits) -> int:
     """Return how many processes a Dask worker gets: one a thread, fewer where its memory has no room for them.
 
     Dask counts the memory of its own process alone, so ``--memory-limit`` (bytes; None or 0: there is none) would not
@@ -126,7 +126,7 @@ def processes_for(threads: int, memory_limit: int | None, limits: Limits) -> int
     return max(1, min(threads, room))
 
 
-def _end_when_idle(key: tuple[Limits, tuple[str, ...]], local: _Local) -> None:
+def _end_when_idle(key: tuple[TaskLimits, tuple[str, ...]], local: _Local) -> None:
     while True:
         time.sleep(IDLE_SECONDS / 4)
         with _lock:

@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TaskLimits:
     """What one task may cost: wall-clock seconds, and bytes of virtual memory beyond those of the imports."""
 
     seconds: float

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dicomsort.engines.engine import CLOSED, Engine, Limits, R, Slots, T
+from dicomsort.engines.engine import CLOSED, Engine, R, Slots, T, TaskLimits
 from dicomsort.errors import DicomsortError, WorkerLost
 from dicomsort.memory import ADDRESSES, require_address_space, shortage, workers_for
 
@@ -136,7 +136,7 @@ class ProcessEngine(Engine):
     space (`ulimit -v`) is too small for one.
     """
 
-    def __init__(self, workers: int | None, limits: Limits, warm: tuple[str, ...] = ()) -> None:
+    def __init__(self, workers: int | None, limits: TaskLimits, warm: tuple[str, ...] = ()) -> None:
         require_address_space(ADDRESSES + limits.memory_bytes)
         self.workers = workers or usable_cores()
         affordable = workers_for(self.workers, limits.memory_bytes)

@@ -43,7 +43,7 @@ class Spot:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Thumbnail:
     """A thumbnail: its address (``data:``, "" where ``problem`` says why there is none) and what it is of."""
 
     address: str
@@ -51,7 +51,7 @@ class Picture:
     problem: str
 
     @classmethod
-    def of(cls, preview: FramePicture, caption: str = "") -> Picture:
+    def of(cls, preview: FramePicture, caption: str = "") -> Thumbnail:
         """Return a preview as a page shows it; the bytes are ours, whatever the file was."""
         if not preview.picture:
             return cls("", caption, shown(preview.problem or "no picture", 120))
@@ -99,14 +99,14 @@ class Subject:
         """Where those of its files lie that are there."""
         return [spot.path for spot in self.spots if spot.path]
 
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[Thumbnail]:
         """Return its thumbnails."""
         count = len(self.paths)
         if self.frames is not None:
             caption = f"frame {{:,}} of {self.frames:,}"
         else:
             caption = f"{{:,}} of {count:,}" if count > 1 else ""
-        return [Picture.of(preview, caption.format(place + 1)) for place, preview in sorted(self.made.items())]
+        return [Thumbnail.of(preview, caption.format(place + 1)) for place, preview in sorted(self.made.items())]
 
     def prediction(self) -> Prediction:
         """Return the mean of what the model sees in the frames that are shown."""
@@ -225,7 +225,7 @@ class Report:
     statistics: RunStatistics
     bundle: Bundle | None
     groups: Sequence[Group]
-    samples: Mapping[str, Sequence[Picture]]
+    samples: Mapping[str, Sequence[Thumbnail]]
     decided: int  # files that needed a person, and about which one has decided since
     waiting: str = ""  # how many files wait in REVIEW, where some are of other runs
 
@@ -237,7 +237,7 @@ def make(run: ReportedRun, bundle: Bundle | None, engine: Engine | None, picture
     later = since(run.outbox, run.run)
     groups = _groups(run, statistics, later, pictures if engine else 0)
     decided = sum(_is_decided(held, later) for held in statistics.held)
-    samples: dict[str, list[Picture]] = {}
+    samples: dict[str, list[Thumbnail]] = {}
     if engine and bundle:
         subjects = [each for group in groups for each in group.pictured]
         _make_pictures(subjects, bundle.reference, engine, progress)
@@ -280,15 +280,15 @@ def _make_pictures(subjects: Sequence[Subject], bundle: BundleReference, engine:
 
 def _samples(
     run: ReportedRun, statistics: RunStatistics, engine: Engine, progress: Progress
-) -> dict[str, list[Picture]]:
+) -> dict[str, list[Thumbnail]]:
     """Return a few pictures of each class, of files that are still where the run placed them."""
     samples = [(class_, row) for class_, rows in statistics.samples().items() for row in rows]
     wanted = [(class_, path) for class_, row in samples if (path := _existing(run.outbox, row.destination))]
     progress.stage("making pictures of classes", len(wanted))
     requests = [PictureRequest(path.lstrip("/"), None, SIDE) for _, path in wanted]
-    found: dict[str, list[Picture]] = {}
+    found: dict[str, list[Thumbnail]] = {}
     for (class_, _), preview in zip(wanted, previews(engine, "", requests), strict=True):
         if preview.picture:
-            found.setdefault(class_, []).append(Picture.of(preview))
+            found.setdefault(class_, []).append(Thumbnail.of(preview))
         progress.advance()
     return found

@@ -21,7 +21,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from dicomsort.dicom.elements import ITEM, SEQUENCE_END, UNDEFINED, ByteSource
 from dicomsort.dicom.encoding import ELEMENT_HEADERS, SHORT_HEADER
 from dicomsort.pixels import codestream, decoders, grayscale
-from dicomsort.pixels.layout import GREY, Frame, Layout, choose, drop_unused_bits, read_layout, to_frame
+from dicomsort.pixels.layout import GREY, Frame, PixelLayout, choose, drop_unused_bits, read_layout, to_frame
 from dicomsort.pixels.limits import MAX_FRAGMENTS, PixelsError, check_size, wrap_errors
 from dicomsort.pixels.source import Source
 from dicomsort.pixels.values import encoded, integer
@@ -128,7 +128,7 @@ _ROUGH, _SMOOTHER = 0.05, 0.25
 
 
 def decode_native(
-    content: ByteSource, start: int, length: int, source: Source, layout: Layout, frame: int | None
+    content: ByteSource, start: int, length: int, source: Source, layout: PixelLayout, frame: int | None
 ) -> Frame:
     """Decode one uncompressed frame (PS3.5 8.1) of the ``length`` bytes of a content from ``start`` on."""
     if layout.photometric_interpretation == "YBR_FULL_422" and length * 8 >= layout.bits * 3 // 2:
@@ -159,7 +159,7 @@ def decode_native(
     return decoded
 
 
-def _read_plain(data: bytes, layout: Layout, index: int, *, little: bool) -> Frame:
+def _read_plain(data: bytes, layout: PixelLayout, index: int, *, little: bool) -> Frame:
     dtype = np.dtype(f"{'<' if little else '>'}{_dtype_name(layout)}")
     pixels = np.frombuffer(data, dtype).reshape(layout.rows, layout.columns)
     if layout.bits_stored < layout.bits_allocated:
@@ -167,11 +167,11 @@ def _read_plain(data: bytes, layout: Layout, index: int, *, little: bool) -> Fra
     return Frame(pixels, layout.photometric_interpretation, layout.bits_stored, index)
 
 
-def _dtype_name(layout: Layout) -> str:
+def _dtype_name(layout: PixelLayout) -> str:
     return f"{'ui'[layout.pixel_representation]}{layout.bits_allocated // 8}"
 
 
-def _is_plain(layout: Layout, source: Source) -> bool:
+def _is_plain(layout: PixelLayout, source: Source) -> bool:
     """Return whether a frame needs no pydicom: grey, in bytes or words, with no bits below the stored ones."""
     is_whole = layout.bits_allocated == _WORD or (layout.bits_allocated == 8 and source.little)  # noqa: PLR2004
     is_grey = layout.pixel_keyword == "PixelData" and layout.samples_per_pixel == 1
@@ -195,7 +195,7 @@ def _roughness(pixels: NDArray[Any]) -> float:
 _DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"  # Deflated Image Frame Compression (PS3.5 A.4.12)
 
 
-def decode_encapsulated(source: Source, layout: Layout, frame: int | None, min_side: int) -> Frame:
+def decode_encapsulated(source: Source, layout: PixelLayout, frame: int | None, min_side: int) -> Frame:
     """Decode one frame by what its bytes are: they decide where the transfer syntax says otherwise."""
     index, data = read_frame(source, frame)
     if source.syntax == uid.RLELossless:
@@ -230,7 +230,7 @@ def decode_encapsulated(source: Source, layout: Layout, frame: int | None, min_s
 
 
 def _decode_smaller(
-    data: bytes, stream: codestream.Codestream, layout: Layout, source: Source, index: int, min_side: int
+    data: bytes, stream: codestream.Codestream, layout: PixelLayout, source: Source, index: int, min_side: int
 ) -> Frame | None:
     """Decode a large frame at a fraction of its size, where the mean of neighbours is a value like theirs.
 
@@ -257,7 +257,7 @@ def _decode_smaller(
     return Frame(pixels, photometric, layout.bits_stored, index)
 
 
-def _unknown_to_pydicom(pixels: NDArray[Any], layout: Layout, index: int) -> Frame:
+def _unknown_to_pydicom(pixels: NDArray[Any], layout: PixelLayout, index: int) -> Frame:
     bits = pixels.dtype.itemsize * 8
     if pixels.ndim == 3 and pixels.shape[2] == 3:  # noqa: PLR2004
         return Frame(pixels, "RGB", bits, index)
@@ -269,7 +269,7 @@ def _unknown_to_pydicom(pixels: NDArray[Any], layout: Layout, index: int) -> Fra
     return Frame(pixels, photometric, layout.bits_stored, index)
 
 
-def _as_coded(layout: Layout, stream: codestream.Codestream) -> Layout:
+def _as_coded(layout: PixelLayout, stream: codestream.Codestream) -> PixelLayout:
     """Let the codestream's size, samples and depth win over the header's."""
     samples = stream.samples or layout.samples_per_pixel
     if samples not in {1, 3}:
@@ -292,7 +292,7 @@ def _as_coded(layout: Layout, stream: codestream.Codestream) -> Layout:
     )
 
 
-def _decode_rle(data: bytes, layout: Layout, index: int) -> Frame:
+def _decode_rle(data: bytes, layout: PixelLayout, index: int) -> Frame:
     """Decode PS3.5 annex G by pydicom, which does not know packed bits: these are decoded here."""
     with wrap_errors(_UNDECODABLE):
         if layout.bits_allocated == 1:

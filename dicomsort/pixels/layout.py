@@ -17,7 +17,7 @@ _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PixelLayout:
     """How a frame is stored, by the names of pydicom's decoder options."""
 
     rows: int
@@ -54,7 +54,7 @@ class Frame:
     index: int  # which frame of the file it is
 
 
-def read_layout(source: Source) -> Layout:
+def read_layout(source: Source) -> PixelLayout:
     """Read the Image Pixel module, and correct what contradicts itself: a grey image has one sample."""
     dataset = source.dataset
     photometric = text(dataset, "PhotometricInterpretation").upper()
@@ -69,7 +69,7 @@ def read_layout(source: Source) -> Layout:
     stored = integer(dataset, "BitsStored", allocated)
     stored = stored if 0 < stored <= allocated else allocated
     high = integer(dataset, "HighBit", stored - 1)
-    return Layout(
+    return PixelLayout(
         rows=integer(dataset, "Rows"),
         columns=integer(dataset, "Columns"),
         samples_per_pixel=1 if photometric in GREY else 3,
@@ -97,7 +97,7 @@ def choose(frame: int | None, declared: int, present: int) -> tuple[int, int]:
     return frame, count
 
 
-def to_frame(pixels: NDArray[Any], properties: dict[str, Any], layout: Layout, index: int) -> Frame:
+def to_frame(pixels: NDArray[Any], properties: dict[str, Any], layout: PixelLayout, index: int) -> Frame:
     """Return the frame that a pydicom decoder returned as an array and the properties of its pixels.
 
     Values whose High Bit is not Bits Stored - 1 are moved down, where the bits below them are indeed unused.

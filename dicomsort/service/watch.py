@@ -28,8 +28,8 @@ from dicomsort.service.forwarding import Forwarder
 from dicomsort.service.known_files import KnownFiles, Scan
 from dicomsort.signals import ServiceStop
 from dicomsort.sorting import (
-    Request,
     RunContext,
+    SortRequest,
     check_places,
     newest_run,
     read_new_runs,
@@ -67,13 +67,13 @@ class Rounds:
 
     def __init__(
         self,
-        request: Request,
+        request: SortRequest,
         context: RunContext,
         settle_ns: int,
         again_ns: int,
         open_engine: Callable[[], AbstractContextManager[Engine]],
         clock: Callable[[], int],
-        check: Callable[[], Request],
+        check: Callable[[], SortRequest],
     ) -> None:
         self._request = replace(request, clock=replace(request.clock, now_ns=clock))
         self._context, self._open_engine, self._clock, self._check = context, open_engine, clock, check

@@ -10,16 +10,16 @@ from dicomsort.sorting.examine import survey, walk_inbox
 from dicomsort.sorting.incremental import newest_run, read_new_runs, recheck_runs, sort_new_files
 from dicomsort.sorting.inspection import list_runs, repair, verify
 from dicomsort.sorting.outbox import RunContext, locked
-from dicomsort.sorting.pipeline import Request, check, check_places, check_settings, sort_inbox
+from dicomsort.sorting.pipeline import SortRequest, check, check_places, check_settings, sort_inbox
 from dicomsort.sorting.pruning import prune
 from dicomsort.sorting.review import ReviewService
 from dicomsort.sorting.running import rehearse_undo, resume, undo
 
 __all__ = [
     "Corrections",
-    "Request",
     "ReviewService",
     "RunContext",
+    "SortRequest",
     "check",
     "check_places",
     "check_settings",

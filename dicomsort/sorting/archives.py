@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from dicomsort.archives import Limits, Request, Unpacked, UnpackedMember, remove_staging, unpack
+from dicomsort.archives import ArchiveLimits, Unpacked, UnpackedMember, UnpackRequest, remove_staging, unpack
 from dicomsort.catalog import Catalog
 from dicomsort.config import SortSettings
 from dicomsort.engines.engine import Engine, submit_batch
@@ -44,15 +44,15 @@ from dicomsort.tasks import examine
 
 STAGING = "staging"
 _MIB = 1 << 20
-_NO_LIMITS = Limits(sys.maxsize, sys.maxsize, sys.maxsize, float(sys.maxsize), float(sys.maxsize))
+_NO_LIMITS = ArchiveLimits(sys.maxsize, sys.maxsize, sys.maxsize, float(sys.maxsize), float(sys.maxsize))
 _AHEAD = 2  # archives a worker that are unpacked before their turn
 _Opening = tuple[Examined, str, "Future[Unpacked] | None"]
 
 
-def limits_of(settings: SortSettings) -> Limits:
+def limits_of(settings: SortSettings) -> ArchiveLimits:
     """Return the limits on archives that the settings name."""
     sizes = int(settings.archive_file_size * _MIB), int(settings.archive_size * _MIB)
-    return Limits(settings.archive_members, *sizes, settings.archive_ratio, settings.archive_seconds)
+    return ArchiveLimits(settings.archive_members, *sizes, settings.archive_ratio, settings.archive_seconds)
 
 
 def staging_of(outbox: str, run: str) -> str:
@@ -112,7 +112,7 @@ class ArchiveOpener:
             self._folder = self.staging()
             self._watched.enter_context(self.files.watching_errors(self._folder))
         folder = f"{self._folder}/{self._count}"
-        request = Request(self.inbox, archive.found, folder, limits_of(self.settings))
+        request = UnpackRequest(self.inbox, archive.found, folder, limits_of(self.settings))
         return archive, folder, self.engine.submit(unpack, request, seconds=self.settings.archive_seconds)
 
     def _closed(self, e: Examined) -> Examined | None:
@@ -225,7 +225,7 @@ def unpack_again(files: Files, roots: Roots, plan: Plan, known: Replay) -> None:
                     files.make_folder(parent, 0o700)
                 status = os.stat(path)
                 found = Found(kept.partition("/")[2], status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
-                unpack(Request(roots.inbox, found, folder, _NO_LIMITS))
+                unpack(UnpackRequest(roots.inbox, found, folder, _NO_LIMITS))
     for o in plan.operations() if lacking else ():  # times may be read otherwise in another time zone
         source = roots.absolute(o.source)
         if o.target and (o.kept, o.archive_sha256) in lacking and look_up(source):

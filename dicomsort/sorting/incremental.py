@@ -18,7 +18,7 @@ from dicomsort.report import MANIFEST, Summary, cell, read_rows, write_summary
 from dicomsort.sorting.archives import clear_unsealed, discard
 from dicomsort.sorting.examine import Arrivals
 from dicomsort.sorting.outbox import RunContext, locked
-from dicomsort.sorting.pipeline import Job, Request
+from dicomsort.sorting.pipeline import Job, SortRequest
 from dicomsort.sorting.running import complete_reports
 from dicomsort.sorting.runs import RunState, all_runs, load_run, load_runs, require_outbox_mounts
 
@@ -79,7 +79,7 @@ def recheck_runs(outbox: str, names: Iterable[str]) -> tuple[list[str], list[str
 
 
 def sort_new_files(
-    request: Request, context: RunContext, engine: Engine, arrivals: Arrivals, newest: str
+    request: SortRequest, context: RunContext, engine: Engine, arrivals: Arrivals, newest: str
 ) -> Summary | None:
     """Sort what no earlier round has dealt with; None where nothing is to be placed, or is new to the manifest.
 

@@ -48,7 +48,7 @@ _VERBS = {"copy": Verb.COPY, "move": Verb.MOVE, "link": Verb.LINK}
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class SortRequest:
     """A checked request; nothing was changed on disk for it."""
 
     inbox: str
@@ -61,7 +61,7 @@ class Request:
     clock: Clock
 
 
-def check(inbox: str, outbox: str | None, settings: SortSettings, clock: Clock | None = None) -> Request:
+def check(inbox: str, outbox: str | None, settings: SortSettings, clock: Clock | None = None) -> SortRequest:
     """Return a request that can be carried out; UsageError or BundleError where it cannot."""
     layout, bundle = check_settings(settings)
     if "" in {inbox, outbox}:
@@ -77,7 +77,7 @@ def check(inbox: str, outbox: str | None, settings: SortSettings, clock: Clock |
     before = clock.now_ns() - int(settle * 1e9) if settle > 0 else None
     classes, thresholds = bundle.header_classes, (bundle.decide, bundle.contradict)
     criteria = Criteria(bundle.labels, classes, *thresholds, settings.evidence, before, bundle.distance)
-    return Request(source, target, settings, bundle, layout, criteria, settle, clock)
+    return SortRequest(source, target, settings, bundle, layout, criteria, settle, clock)
 
 
 def check_settings(settings: SortSettings) -> tuple[Layout, Bundle]:
@@ -110,7 +110,7 @@ def check_places(source: str, target: str, bundle: Bundle) -> None:
         raise UsageError(f"expected an INBOX outside what the OUTBOX holds, received its folder {inside!r}")
 
 
-def sort_inbox(request: Request, context: RunContext, engine: Engine, show: Callable[[Operation], None]) -> Summary:
+def sort_inbox(request: SortRequest, context: RunContext, engine: Engine, show: Callable[[Operation], None]) -> Summary:
     """Sort an inbox; ``show`` is given each operation of a dry run, which changes nothing on disk."""
     started, timed = time.monotonic(), Timed(context.progress)
     job = Job(request, replace(context, progress=timed), engine)
@@ -131,7 +131,7 @@ def sort_inbox(request: Request, context: RunContext, engine: Engine, show: Call
 class Job:
     """One run, from the inbox to the sealed plan and its end; ``arrivals`` belong to a round of ``watch``."""
 
-    request: Request
+    request: SortRequest
     context: RunContext
     engine: Engine
     arrivals: Arrivals | None = None

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dicomsort.engines.engine import Engine
-    from dicomsort.training.data.splitting import Grouping
+    from dicomsort.training.data.splitting import ImageGroups
     from dicomsort.training.models.architectures import Architecture
 
 SKIPPED_SHOWN = 10
@@ -148,7 +148,7 @@ def _written(folder: Path, result: TrainingResult) -> dict[str, Any]:
         raise DicomsortError(f"--out {out!r}: expected room for the bundle, received {error}") from error
 
 
-def _note_groups(grouping: Grouping, reporter: Reporter) -> None:
+def _note_groups(grouping: ImageGroups, reporter: Reporter) -> None:
     reporter.note(f"Kept together: {grouping.words()}")
     for names in grouping.joined[:SKIPPED_SHOWN]:
         reporter.note(f"  one source, for a shared patient, near-duplicate or name: {visible(', '.join(names))}")

@@ -210,7 +210,7 @@ def _same_instance(files: Files, part: str, path: str) -> bool:
     return True
 
 
-class Request(NamedTuple):
+class StoreRequest(NamedTuple):
     """What the command says of an instance: unproven texts, and the negotiated transfer syntax."""
 
     sop_class: str
@@ -239,11 +239,11 @@ class IncomingDataset(io.BytesIO):
     it is by its type stays empty.
     """
 
-    def __init__(self, request: Callable[[], Request | None], begin: Callable[[], PartFile], limit: int) -> None:
+    def __init__(self, request: Callable[[], StoreRequest | None], begin: Callable[[], PartFile], limit: int) -> None:
         super().__init__()
         self._request, self._begin, self._limit = request, begin, limit
         self._head = bytearray()
-        self.request: Request | None = None
+        self.request: StoreRequest | None = None
         self.part: PartFile | None = None
         self.refused: Refused | None = None
         self.received = 0
@@ -262,7 +262,7 @@ class IncomingDataset(io.BytesIO):
                 self.discard()
         return len(piece)
 
-    def _take(self, piece: memoryview, request: Request) -> None:
+    def _take(self, piece: memoryview, request: StoreRequest) -> None:
         if self.received > self._limit:
             raise Refused(OUT_OF_RESOURCES, "the instance is larger than this receiver accepts")
         if self.part is None:

@@ -28,7 +28,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.fsm import StateMachine
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
-from dicomsort.pacs.receive.incoming import UNNAMED, IncomingDataset, Request
+from dicomsort.pacs.receive.incoming import UNNAMED, IncomingDataset, StoreRequest
 
 if TYPE_CHECKING:
     from pynetdicom.ae import ApplicationEntity
@@ -83,13 +83,13 @@ class BoundedDimseProvider(DIMSEServiceProvider):
         self._data_sets = [*(each for each in self._data_sets if each.is_open), data_set]
         return message
 
-    def _request(self, message: DIMSEMessage) -> Request | None:
+    def _request(self, message: DIMSEMessage) -> StoreRequest | None:
         agreed = [c.transfer_syntax[0] for c in self.assoc.accepted_contexts if c.context_id == message.context_id]
         if not isinstance(message, C_STORE_RQ) or not agreed:
             return None
         names = ("AffectedSOPClassUID", "AffectedSOPInstanceUID")
         sop_class, sop = (str(message.command_set.get(name) or "") for name in names)
-        return Request(sop_class, sop, agreed[0])
+        return StoreRequest(sop_class, sop, agreed[0])
 
     def get_msg(self, block: bool = False) -> Any:  # noqa: FBT001, FBT002 - the library's signature
         """Return the next message; a C-STORE that names no instance is answered here, which the library leaves out."""

@@ -19,7 +19,7 @@ from dicomsort.pacs.receive.incoming import (
     IncomingDataset,
     PartFiles,
     Refused,
-    Request,
+    StoreRequest,
     commit,
     refusal,
 )
@@ -50,7 +50,7 @@ class Store:
         self._files, self._inbox, self._settings, self._log = files, inbox, settings, log
         self.parts = PartFiles(files, inbox)
 
-    def open_data_set(self, request: Callable[[], Request | None]) -> IncomingDataset:
+    def open_data_set(self, request: Callable[[], StoreRequest | None]) -> IncomingDataset:
         """Return where the data set of a message goes; ``request`` says what it asks for, once its command is there."""
         return IncomingDataset(request, self.parts.begin, self._settings.max_object_size * _MIB)
 
@@ -120,7 +120,7 @@ class Store:
         cast("Any", assoc.dimse).counts.update({committed.name.lower(): 1, "bytes": part.size})
         return _answer(SUCCESS)
 
-    def _refuse(self, assoc: Association, request: Request | None, refused: Refused) -> Dataset:
+    def _refuse(self, assoc: Association, request: StoreRequest | None, refused: Refused) -> Dataset:
         level = logging.ERROR if refused.failed else logging.WARNING
         named = {"sop": request.sop} if request and is_uid(request.sop) else {}
         facts = named | {"status": f"0x{refused.status:04X}", "reason": refused.comment}

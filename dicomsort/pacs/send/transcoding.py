@@ -26,7 +26,7 @@ from dicomsort.dicom.elements import (
     ReadingEnded,
 )
 from dicomsort.dicom.encoding import DEFLATED, EXPLICIT_LITTLE, IMPLICIT_LITTLE, SHORT_HEADER, Encoding
-from dicomsort.engines.engine import Limits
+from dicomsort.engines.engine import TaskLimits
 from dicomsort.engines.processes import ProcessEngine
 from dicomsort.errors import WorkerLost
 from dicomsort.pacs.send.records import Instance, Unsendable
@@ -41,7 +41,7 @@ NATIVE = {  # in order of preference
     EXPLICIT_LITTLE: "Explicit VR Little Endian",
     IMPLICIT_LITTLE: "Implicit VR Little Endian",
 }
-LIMITS = Limits(60.0, 2 << 30)
+LIMITS = TaskLimits(60.0, 2 << 30)
 _PIXEL_DATA, _PHOTOMETRIC, _PLANAR, _REPRESENTATION = 0x7FE00010, 0x00280004, 0x00280006, 0x00280103
 _OFFSET_TABLES = (0x7FE00001, 0x7FE00002)  # Extended Offset Table, and its lengths
 _AMBIGUOUS = {  # the VRs of a tag that has several, of unsigned and of signed images

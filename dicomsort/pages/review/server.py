@@ -173,7 +173,7 @@ def application(serving: Serving) -> Application:
         (r"/([^/]+)/(items)/(\d{1,99})/(\d{1,99})", Query, to),
         (r"/([^/]+)/(next)/(-?\d{1,99})", Query, to),
         (r"/([^/]+)/(item)/(\d{1,99})", Query, to),
-        (r"/([^/]+)/picture/(\d{1,99})/([0-9a-f]+)/(-?\d{1,99})/(\d{1,99})", Picture, to),
+        (r"/([^/]+)/picture/(\d{1,99})/([0-9a-f]+)/(-?\d{1,99})/(\d{1,99})", PictureHandler, to),
         (r"/([^/]+)/(decide|undo|finish)", Act, to),
     ]
     return Application(routes, default_handler_class=NotFound, default_handler_args=to, log_function=lambda _: None)
@@ -267,7 +267,7 @@ class Query(Guarded):
             self.answer(await self.in_thread(session.facts if what == "item" else session.state, *given))
 
 
-class Picture(Guarded):
+class PictureHandler(Guarded):
     """One picture of an item, at most so many pixels a side."""
 
     async def get(self, _: str, place: str, version: str, number: str, side: str) -> None:

@@ -20,7 +20,7 @@ Batch = tuple[NDArray[Any], ...]
 MADE_AHEAD = 8  # batches at least; twice the threads where these are more
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Batches by epoch and index, both counted from 0; ``len`` is their number in each epoch.
 
     Several threads ask at a time.
@@ -41,7 +41,7 @@ class Feed:
     on waiting for a batch which was not ready yet; ``len`` is the number of batches from where ``go_to`` went.
     """
 
-    def __init__(self, source: Source, epochs: int, threads: int | None = None) -> None:
+    def __init__(self, source: BatchSource, epochs: int, threads: int | None = None) -> None:
         self.source, self.waited, self.epoch, self._index = source, 0.0, 0, 0
         self._epochs, threads = epochs, threads or usable_cores()
         self._ahead = max(MADE_AHEAD, 2 * threads)

@@ -34,7 +34,7 @@ from dicomsort.pixels import INPUT_SHAPE, PixelsError
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.augment import Vary, vary
 from dicomsort.training.data.dataset import Dataset
-from dicomsort.training.data.splitting import Grouping, hash_picture, keep_together, patient
+from dicomsort.training.data.splitting import ImageGroups, hash_picture, keep_together, patient
 from dicomsort.training.progress import Reporter
 
 HASH_BYTES = 32
@@ -42,7 +42,7 @@ _HEAD = b"\1\0\0"  # version of this layout and of ``splitting.perceptual_hash``
 _LARGEST = len(_HEAD) + HASH_BYTES + math.prod(INPUT_SHAPE)
 
 
-class Picture(NamedTuple):
+class RenderedImage(NamedTuple):
     """A rendering, uint8 (224, 224, 3), and its perceptual hash, uint64 (4,), None where it is blank."""
 
     image: NDArray[np.uint8]
@@ -77,7 +77,7 @@ def _make(folder: Path) -> None:
             raise OSError(errno.ENOTDIR, f"{folder.name}, which is a link or a file") from None
 
 
-def recall(place: Path, digest: str) -> Picture | None:
+def recall(place: Path, digest: str) -> RenderedImage | None:
     """Return the cached rendering of the file with this SHA-256, None where it is missing, damaged or another file."""
     try:
         with opened_file(str(_path(place, digest))) as file:
@@ -89,10 +89,10 @@ def recall(place: Path, digest: str) -> Picture | None:
     if format_ != _HEAD[0] or channels not in {1, 3}:
         return None
     print_ = np.frombuffer(data, np.uint64, HASH_BYTES // 8, len(_HEAD)) if hashed else None
-    return Picture(np.repeat(pixels, 3, axis=2) if channels == 1 else pixels, print_)
+    return RenderedImage(np.repeat(pixels, 3, axis=2) if channels == 1 else pixels, print_)
 
 
-def remember(place: Path, digest: str, picture: Picture) -> None:
+def remember(place: Path, digest: str, picture: RenderedImage) -> None:
     """Cache a rendering and its hash, atomically; DicomsortError where there is no room."""
     path = _path(place, digest)
     red, green, blue = (picture.image[..., channel] for channel in range(3))
@@ -149,7 +149,7 @@ class Rendered:
     rows: NDArray[np.intp]
     digests: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
-    grouping: Grouping
+    grouping: ImageGroups
     vary: Vary = vary
 
 
@@ -204,9 +204,9 @@ def _render(handle: int, offset: int, row: int, path: Path, cache: Path | None, 
     return RenderedFile(digest, owner, picture.print)
 
 
-def _rendered(path: Path) -> Picture:
+def _rendered(path: Path) -> RenderedImage:
     shown = pixels.picture(path)
-    return Picture(pixels.as_array(shown), hash_picture(shown))
+    return RenderedImage(pixels.as_array(shown), hash_picture(shown))
 
 
 def _sha256(path: Path) -> str:

@@ -32,7 +32,7 @@ WORDS, ROWS = 4, 64
 
 
 @dataclass(frozen=True, slots=True)
-class Grouping:
+class ImageGroups:
     """Counts of the images that stay together.
 
     ``near_duplicates`` is the number of images that have one, ``clusters`` that of their clusters, ``largest`` the size
@@ -61,7 +61,7 @@ class Grouping:
         return asdict(self)
 
 
-def keep_together(dataset: Dataset, hashes: Hashes, patients: Sequence[str]) -> tuple[Dataset, Grouping]:
+def keep_together(dataset: Dataset, hashes: Hashes, patients: Sequence[str]) -> tuple[Dataset, ImageGroups]:
     """Return the data set with ``group`` and ``kin`` of its items completed, and the counts.
 
     ``hashes`` and ``patients`` ("": unknown) have one for each item. Sources with images of one kin are one group.
@@ -84,7 +84,7 @@ def keep_together(dataset: Dataset, hashes: Hashes, patients: Sequence[str]) -> 
         replace(item, group=min(names[g], default=""), kin=items[k].path if sizes[k] > 1 else "")
         for item, g, k in zip(items, group, kin, strict=True)
     )
-    counts = Grouping(
+    counts = ImageGroups(
         sum(clusters), len(clusters), max(clusters, default=0), _repeated(persons), _repeated(named),
         len(set().union(*folders.values())), tuple(tuple(sorted(each)) for each in folders.values() if len(each) > 1),
         sum(each is None for each in hashes),

@@ -17,7 +17,14 @@ from dicomsort.errors import UsageError, counted
 from dicomsort.report import visible
 from dicomsort.training.data.dataset import relabelled
 from dicomsort.training.evaluate import compare, metrics
-from dicomsort.training.evaluate.evaluation import COMPARISON, Settings, by_model, outcome, rendered_once, scanned
+from dicomsort.training.evaluate.evaluation import (
+    COMPARISON,
+    EvaluationSettings,
+    by_model,
+    outcome,
+    rendered_once,
+    scanned,
+)
 from dicomsort.training.evaluate.plots import HELD_OUT, INK, MUTED, TRAINING, in_percent, new_figure
 from dicomsort.training.evaluate.predictions import Predictions, own_thresholds
 from dicomsort.training.evaluate.reporting import FIGURES, figures_in, write_figures
@@ -50,7 +57,7 @@ ROW_INCHES, LEAST_ROWS = 0.42, 3
 SPAN = 0.05  # of a change that is shown at least, to each side
 
 
-def on_dataset(bundles: Bundles, settings: Settings, engine: Engine, reporter: Reporter) -> dict[str, Any]:
+def on_dataset(bundles: Bundles, settings: EvaluationSettings, engine: Engine, reporter: Reporter) -> dict[str, Any]:
     """Return what metrics.json reports of two bundles on the same data set, in the labels' order of the first.
 
     UsageError where their labels differ, or the data set cannot be read.

@@ -46,7 +46,7 @@ COMPARISON = "comparison.png"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class EvaluationSettings:
     """An evaluation as the user asked for it.
 
     ``folds``: None judges by the bundle's own model; a number judges by models trained anew, with that many parts of
@@ -71,7 +71,7 @@ class Evaluated:
     report: dict[str, Any]
 
 
-def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Reporter) -> Evaluated:
+def evaluate(bundle: Bundle, settings: EvaluationSettings, engine: Engine, reporter: Reporter) -> Evaluated:
     """Judge the data set, and write figures, card and pictures to ``settings.out``.
 
     UsageError where the data set, the bundle or a setting cannot be evaluated with.
@@ -103,7 +103,7 @@ def evaluate(bundle: Bundle, settings: Settings, engine: Engine, reporter: Repor
     return evaluated
 
 
-def scanned(settings: Settings) -> Dataset:
+def scanned(settings: EvaluationSettings) -> Dataset:
     """Return the files of the data set, with its own labels."""
     return scan(settings.dataset, read_groups(settings.groups) if settings.groups else None, least=1)
 
@@ -116,7 +116,9 @@ def rendered_once(dataset: Dataset, engine: Engine, reporter: Reporter) -> Rende
     return rendered
 
 
-def by_model(bundle: Bundle, rendered: Rendered, settings: Settings, engine: Engine, reporter: Reporter) -> Evaluated:
+def by_model(
+    bundle: Bundle, rendered: Rendered, settings: EvaluationSettings, engine: Engine, reporter: Reporter
+) -> Evaluated:
     """Judge every image by the bundle's model, in the engine's workers; one whose worker is lost is skipped."""
     shortcuts = tuple(SHORTCUTS) if settings.shortcuts else ()
     images = (np.array(rendered.images[row]) for row in rendered.rows)

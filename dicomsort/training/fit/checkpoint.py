@@ -39,7 +39,7 @@ COLUMNS = ("loss", "accuracy", "val_loss", "val_accuracy")  # of a history
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """How far a training has come: the next epoch and batch, counted from 0, and the history so far.
 
     ``best`` is the epoch with the lowest validation loss, counted from 0, -1 before there is one.
@@ -59,7 +59,7 @@ class Saved:
     best epoch's weights.
     """
 
-    progress: Progress
+    progress: TrainingState
     variables: Arrays
     sums: Arrays
     best: Arrays
@@ -91,7 +91,7 @@ class Checkpoint:
         part.replace(self.folder / NAME)
 
     def resume(
-        self, reporter: Reporter, done: Callable[[Progress], str], fits: Callable[[Saved], bool]
+        self, reporter: Reporter, done: Callable[[TrainingState], str], fits: Callable[[Saved], bool]
     ) -> Saved | None:
         """Return what was saved, None where the training starts anew; report which, and what is ``done``.
 
@@ -152,9 +152,9 @@ def checkpoint_of(model: Any, rendered: Rendered, hyper: Hyperparameters, **more
     return Checkpoint(hyper.checkpoint, identity, hyper.fresh)
 
 
-def _progress(stored: Mapping[str, Any]) -> Progress:
+def _progress(stored: Mapping[str, Any]) -> TrainingState:
     """Return the progress in a checkpoint; ValueError or TypeError where it is invalid."""
-    progress = Progress(**stored)
+    progress = TrainingState(**stored)
     numbers = (progress.epoch, progress.batch, progress.best + 1)
     if any(type(number) is not int for number in numbers) or min(numbers) < 0:
         raise ValueError("expected whole numbers")

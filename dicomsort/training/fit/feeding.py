@@ -27,7 +27,7 @@ PREDICT_BATCH = 32
 
 @dataclass
 class Batches:
-    """Rows of an array (N, …), with one-hot truth float32 (n, C) and, where given, weights (n,); see ``Source``.
+    """Rows of an array (N, …), with one-hot truth float32 (n, C) and, where given, weights (n,); see ``BatchSource``.
 
     ``rows`` are those of ``data``; ``truth`` and ``weights`` have one for each. With a ``seed`` each epoch has an order
     of its own, and with a ``strength`` each of its images (uint8) a variation of its own, made by ``vary``; both depend

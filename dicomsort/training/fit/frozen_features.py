@@ -58,7 +58,7 @@ class Views:
 class BalancedSampler:
     """Batches of float32 activations (n, …) and one-hot truth (n, C), drawn from ``items`` by their weights.
 
-    What is drawn depends on seed, epoch and index alone; see ``prefetch.Source``.
+    What is drawn depends on seed, epoch and index alone; see ``prefetch.BatchSource``.
     """
 
     def __init__(self, views: Views, dataset: Dataset, items: Indices, hyper: Hyperparameters) -> None:
@@ -142,7 +142,7 @@ def view_all(
 
 @dataclass(frozen=True, slots=True)
 class ChangedImages:
-    """Batches of images of a data set, uint8 (n, …), changed by ``change(epoch, items, images)``; see ``Source``."""
+    """Batches of images, uint8 (n, …), changed by ``change(epoch, items, images)``; see ``BatchSource``."""
 
     rendered: Rendered
     items: Indices
@@ -192,8 +192,8 @@ class ReplayTargets:
 class ReplaySampler:
     """Batches of float32 features (n, D) and their targets (n, C): those of ``drawn``, some replaced by replayed ones.
 
-    What is drawn depends on seed, epoch and index alone; see ``prefetch.Source``. An epoch has as many batches as would
-    show each image once.
+    What is drawn depends on seed, epoch and index alone; see ``prefetch.BatchSource``. An epoch has as many batches as
+    would show each image once.
     """
 
     def __init__(self, drawn: BalancedSampler, replay_targets: ReplayTargets, size: int, seed: int) -> None:

@@ -23,9 +23,9 @@ from dicomsort.training.data.splitting import balance, folds, split
 from dicomsort.training.fit import feeding
 from dicomsort.training.fit.checkpoint import (
     Checkpoint,
-    Progress,
     Saved,
     StopRequest,
+    TrainingState,
     are_like,
     checkpoint_of,
     held_back,
@@ -127,7 +127,7 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     def __init__(self, model: Any, hyper: Hyperparameters, checkpoint: Checkpoint | None, reporter: Reporter) -> None:
         super().__init__()
         self.trained, self.hyper, self.reporter = model, hyper, reporter
-        self.progress, self.stop, self.batches = Progress(), StopRequest(), 0
+        self.progress, self.stop, self.batches = TrainingState(), StopRequest(), 0
         self.spent: list[tuple[float, float]] = []
         self._checkpoint = checkpoint
         self._best: list[NDArray[np.float32]] = []
@@ -137,7 +137,7 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     def restore(self) -> None:
         """Resume from the checkpoint, if there is one of this training."""
 
-        def done(progress: Progress) -> str:
+        def done(progress: TrainingState) -> str:
             return f"epoch {progress.epoch + 1} of {self.hyper.epochs}, batch {progress.batch + 1}"
 
         if saved := self._checkpoint and self._checkpoint.resume(self.reporter, done, self._fits):

@@ -30,8 +30,8 @@ from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import folds, held_together
 from dicomsort.training.fit.checkpoint import (
     Checkpoint,
-    Progress,
     Saved,
+    TrainingState,
     are_like,
     checkpoint_of,
     is_history,
@@ -260,7 +260,7 @@ def cross_validate(
     saved = checkpoint and checkpoint.resume(
         trainer.reporter, lambda past: f"{past.epoch} of {count} folds are done", fits
     )
-    progress = saved.progress if saved else Progress()
+    progress = saved.progress if saved else TrainingState()
     for array, before in zip(arrays, saved.variables if saved else arrays, strict=True):
         array[...] = before
     for i, k in enumerate(numbers[progress.epoch :], progress.epoch + 1):
