@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from dicomsort.bundle import BundleReference, predictor_of
 from dicomsort.dicom.headers import read_header
 from dicomsort.files import hashed, opened
+from dicomsort.files.beneath import Beneath
 from dicomsort.records import Examined, Found, Header, Kind, Prediction
 
 if TYPE_CHECKING:
@@ -31,17 +32,19 @@ HASHED_HERE = 32 << 20  # larger files are hashed outside the worker, where a sl
 
 def examine(inbox: str, files: Sequence[Found]) -> list[Examined]:
     """Return header and SHA-256 of each file, or why it cannot be read."""
-    return [_examine(inbox, found) for found in files]
+    beneath = Beneath(inbox)
+    with beneath.held():
+        return [_examine(beneath, found) for found in files]
 
 
-def location(inbox: str, found: Found) -> str:
+def location(beneath: Beneath, found: Found) -> str:
     """Return where the bytes of a file lie: below the inbox, or where an archive was unpacked to."""
-    return found.unpacked or f"{inbox}/{found.path}"
+    return found.unpacked or beneath.path(found.path)
 
 
-def _examine(inbox: str, found: Found) -> Examined:
+def _examine(beneath: Beneath, found: Found) -> Examined:
     try:
-        with opened(location(inbox, found)) as descriptor:
+        with opened(location(beneath, found)) as descriptor:
             status = os.fstat(descriptor)
             if not _is_as_found(status, found):
                 if status.st_ino != found.inode:
@@ -98,7 +101,9 @@ class ExplainedPrediction:
 
 def explain(bundle: BundleReference, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[ExplainedPrediction]:
     """Return prediction, rendering and class maps of each frame (path, and frame number as for ``predict_frames``)."""
-    images = [_rendered(inbox, path, frame) for path, frame in frames]
+    beneath = Beneath(inbox)
+    with beneath.held():
+        images = [_rendered(path if path.startswith("/") else beneath.path(path), frame) for path, frame in frames]
     return [
         ExplainedPrediction(image) if isinstance(image, Prediction) else _predict(bundle, *image) for image in images
     ]
@@ -147,7 +152,7 @@ def _make_picture(root: str, request: PictureRequest) -> FramePicture:
     try:
         picture = _jpeg(show(path, request.frame, request.side)) if request.side else b""
         needs_image = request.bundle or request.rendering
-        rendered = _rendered(root, request.path, request.frame) if needs_image else Prediction()
+        rendered = _rendered(path, request.frame) if needs_image else Prediction()
     except PixelsError as error:
         return FramePicture(b"", str(error), header)
     if isinstance(rendered, Prediction):
@@ -180,11 +185,11 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def _rendered(inbox: str, path: str, frame: int | None) -> tuple[NDArray[np.uint8], int] | Prediction:
+def _rendered(path: str, frame: int | None) -> tuple[NDArray[np.uint8], int] | Prediction:
     from dicomsort.pixels import PixelsError, render_sized
 
     try:
-        return render_sized(path if path.startswith("/") else f"{inbox}/{path}", frame)
+        return render_sized(path, frame)
     except PixelsError as error:
         return Prediction(problem=str(error))
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from powercut import name_of
+from powercut import name_of, named
 
 from dicomsort.files import Files
 
@@ -89,7 +89,7 @@ class OtherDevice(Files):
     """Inbox and outbox on different file systems: links work within each only."""
 
     def link(self, source: str, target: str) -> None:
-        if ("/inbox/" in source) != ("/inbox/" in target):
+        if ("/inbox/" in named(source)) != ("/inbox/" in named(target)):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), source, None, target)
         super().link(source, target)
 
@@ -107,18 +107,18 @@ class FixedModes(Files):
     """The outbox is on exFAT: no links there, and all files have one mode."""
 
     def link(self, source: str, target: str) -> None:
-        if "/outbox/" in source + target:
+        if "/outbox/" in named(source) + named(target):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
         super().link(source, target)
 
     def create(self, path: str, mode: int = 0o600) -> int:
         descriptor = super().create(path, mode)
-        if "/outbox/" in path:
+        if "/outbox/" in named(path):
             os.fchmod(descriptor, 0o755)
         return descriptor
 
     def set_mode(self, path: str | int, mode: int) -> None:
-        if "/outbox/" not in str(name_of(path) if isinstance(path, int) else path):
+        if "/outbox/" not in str(name_of(path) if isinstance(path, int) else named(path)):
             super().set_mode(path, mode)
 
 

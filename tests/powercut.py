@@ -61,3 +61,9 @@ class Forgetful(Files):
 def name_of(descriptor: int) -> Path:
     """The name that an open file or folder has."""
     return Path(f"/proc/self/fd/{descriptor}").readlink()
+
+
+def named(path: str) -> str:
+    """A path by names alone, where it begins with an open folder: see ``files.beneath``."""
+    folder, _, name = path.rpartition("/")
+    return f"{os.path.realpath(folder)}/{name}" if path.startswith("/proc/self/fd/") else path

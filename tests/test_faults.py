@@ -17,6 +17,7 @@ from building import gradient, make_dicom, make_files, read_tree
 from command import by_source, placed, rows, run, sort
 from crashing import NoLinks, OtherDevice, Unwritten
 from killing import run_unprivileged
+from powercut import named
 from unprivileged import NOBODY
 
 from dicomsort.files import Files
@@ -231,7 +232,7 @@ def test_a_source_that_cannot_be_looked_at_after_a_crash(
     lstat = os.lstat
 
     def refused(path: str | Path, **more: int) -> os.stat_result:
-        if str(path) == f"{inbox}/a/1.dcm":
+        if named(str(path)) == f"{inbox}/a/1.dcm":
             raise OSError(code, os.strerror(code))
         return lstat(path, **more)
 

@@ -13,7 +13,7 @@ from command import by_source, placed, quiet, rows, run, sort
 from crashing import Crash, CrashingFiles, NoLinks
 from matrix import FILES, check_nothing_lost, checked_again, facts, start, step, world
 
-from dicomsort.execute.placing import Placer, Roots
+from dicomsort.execute import Placer, Roots
 from dicomsort.files import Files, same_bytes
 from dicomsort.journal import Replay
 from dicomsort.records import Outcome, Verb

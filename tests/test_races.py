@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from building import make_dicom, make_files, read_tree
 from command import by_source, placed, quiet, run, sort
 from crashing import NoLinks, OtherDevice
 from matrix import FILES, checked_again, operations, step, world
-from powercut import name_of
+from powercut import name_of, named
 from test_placing import carry_out, one
 
 from dicomsort import files as files_module
@@ -38,7 +39,12 @@ class Meddled(Files):
     def __init__(self, call: str, something: Callable[..., object]) -> None:
         super().__init__()
         change = getattr(super(), call)
-        setattr(self, call, lambda *given, **more: something(*given) is True or change(*given, **more))
+
+        def meddled(*given: Any, **more: Any) -> Any:
+            shown = (named(each) if isinstance(each, str) else each for each in given)
+            return something(*shown) is True or change(*given, **more)
+
+        setattr(self, call, meddled)
 
 
 def fail(code: int, *, where: str = "") -> Callable[..., None]:

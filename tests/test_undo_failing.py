@@ -15,7 +15,7 @@ from building import make_dicom, read_tree
 from command import by_source, placed, rows, run, sort
 from crashing import NoSyncfs, OtherDevice
 from killing import run_unprivileged
-from powercut import name_of
+from powercut import name_of, named
 from test_faults import SORT, hand_over
 from test_meanwhile import crash
 
@@ -35,7 +35,7 @@ def refusing(call: str, code: int, where: str, base: type[Files] = Files) -> Fil
     def refuse(*arguments: object) -> object:
         first, *others = arguments
         names = [name_of(first) if isinstance(first, int) else first, *others]
-        if any(where in str(name) for name in names):
+        if any(where in named(str(name)) for name in names):
             raise OSError(code, os.strerror(code))
         return change(*arguments)
 

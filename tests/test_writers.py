@@ -13,7 +13,7 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 # None of these is given a path of an inbox, or one below an outbox.
 WRITERS = {
-    "files.py": "the only one that sort, resume and undo change anything with",
+    "files/__init__.py": "the only one that sort, resume and undo change anything with",
     "__main__.py": "one line on stderr",
     "cli/console.py": "the standard streams",
     "signals.py": "one line on stderr",
@@ -118,7 +118,7 @@ def _is_changing(call: ast.Call) -> bool:
         case ast.Attribute(value=ast.Name(id="os"), attr="open"):
             return any(flag in ast.unparse(call) for flag in WRITING_FLAGS)
         case ast.Attribute(value=receiver) if ast.unparse(receiver).endswith("files"):
-            return False  # files.py itself, or what it gave out
+            return False  # files itself, or what it gave out
         case ast.Attribute(value=ast.Name(id="Plan" | "Image"), attr="open"):
             return False  # they read
         case ast.Attribute(attr="open"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dicomsort.execute.executor import BATCH, Executor
 from dicomsort.execute.leaving import CANNOT_LEAVE, LINK_REFUSED, Leaving, is_stamped
-from dicomsort.execute.placing import Placer, Roots
+from dicomsort.execute.placing import Placer
+from dicomsort.execute.roots import Roots
 
 __all__ = ["BATCH", "CANNOT_LEAVE", "LINK_REFUSED", "Executor", "Leaving", "Placer", "Roots", "is_stamped"]

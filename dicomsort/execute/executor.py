@@ -21,11 +21,12 @@ from typing import NamedTuple, TypeVar
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute.leaving import is_stamped
 from dicomsort.execute.outcomes import Fatal, outcome_of_error
-from dicomsort.execute.placing import LOCKED, Placer, Roots, stamp_of
+from dicomsort.execute.placing import LOCKED, Placer, stamp_of
+from dicomsort.execute.roots import Resolver, Roots
 from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up, opened, sha256_of
 from dicomsort.journal import Journal, Plan
 from dicomsort.metadata import lost_with
-from dicomsort.records import ARCHIVED, NOT_WHOLE, Operation, Outcome, Result, Verb
+from dicomsort.records import ARCHIVED, NOT_WHOLE, Lost, Operation, Outcome, Result, Verb
 
 _NAME_REFUSED = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
 _NOT_EMPTY = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY})
@@ -54,6 +55,7 @@ class Folders:
     def __init__(self, files: Files, roots: Roots, begun: Iterable[str] = ()) -> None:
         self._files = files
         self._roots = roots
+        self._resolver = Resolver(roots)
         self._there: set[str] = {"inbox", "outbox"}
         self._devices: dict[str, int] = {}
         self._ours = set(begun)  # made by this run, or perhaps by the interrupted attempt
@@ -83,38 +85,49 @@ class Folders:
             if reason := unmade.get(parent(path)):
                 unmade[path] = reason
                 continue
-            absolute = self._roots.absolute(path)
+            try:
+                self._make(path)
+                self._there.add(path)
+            except OSError as error:
+                unmade[path] = NotMade(path, error)
+        return unmade
+
+    def _make(self, path: str) -> None:
+        with self._resolver.held():
+            absolute = self._resolver.path(path)
             try:
                 self._files.make_folder(absolute)
                 self._ours.add(path)
-            except OSError as error:
-                if not isinstance(error, FileExistsError) or not _is_folder(absolute):
-                    unmade[path] = NotMade(path, error)
-                    continue
-            self._there.add(path)
-        return unmade
+            except FileExistsError:
+                if not _is_folder(absolute):
+                    raise
 
     def change(self, operation: Operation) -> Result | Fatal:
         """Remove a folder if it is empty (REMOVE_FOLDER), or set mode and mtime of one of ours (MAKE_FOLDER)."""
-        path, lost = self._roots.absolute(operation.source), None
         try:
-            if operation.verb is Verb.REMOVE_FOLDER:
-                lost = lost_with(path)
-                self._files.remove_folder(path)
-                self._there.discard(operation.source)
-            elif operation.source in self._ours:  # else somebody else made it again
-                with opened(path, os.O_DIRECTORY) as descriptor:  # by its path, a link would be followed
-                    if operation.owner is not None:
-                        with suppress(PermissionError):  # it stays ours
-                            self._files.set_owner(descriptor, *operation.owner)
-                    self._files.set_mode(descriptor, operation.mode)
-                    self._files.set_mtime(descriptor, operation.mtime_ns)
+            with self._resolver.held():
+                lost = self._change(operation, self._resolver.path(operation.source))
         except FileNotFoundError:
             return Result(operation.number, Outcome.DONE)
         except OSError as error:
             outcome = Outcome.SKIPPED if error.errno in _NOT_EMPTY else Outcome.FAILED
             return Result(operation.number, outcome, error.strerror or "")
         return Result(operation.number, Outcome.DONE, lost=lost)
+
+    def _change(self, operation: Operation, path: str) -> Lost | None:
+        if operation.verb is Verb.REMOVE_FOLDER:
+            lost = lost_with(path)
+            self._files.remove_folder(path)
+            self._there.discard(operation.source)
+            return lost
+        if operation.source in self._ours:  # else somebody else made it again
+            with opened(path, os.O_DIRECTORY) as descriptor:  # by its path, a link would be followed
+                if operation.owner is not None:
+                    with suppress(PermissionError):  # it stays ours
+                        self._files.set_owner(descriptor, *operation.owner)
+                self._files.set_mode(descriptor, operation.mode)
+                self._files.set_mtime(descriptor, operation.mtime_ns)
+        return None
 
     def reconcile(self, operation: Operation) -> Result:
         """Return the result of REMOVE_FOLDER of an interrupted attempt: whether an undo must make the folder again."""
@@ -232,7 +245,8 @@ class Executor:
                     if kind == "folder":
                         self._folder_batch(batch)
                     else:
-                        self._file_batch([o for o in batch if o.verb is not Verb.LEAVE])
+                        with self._placer.held():  # the same folders are needed to check, to place and to remove
+                            self._file_batch([o for o in batch if o.verb is not Verb.LEAVE])
                         self._not_whole.update(o.kept for o in batch if o.archive_sha256 and not self._is_placed(o))
                     on_done([o for o in batch if self._journal.known.has_ended(o.number)] if self._refused else batch)
         if self._refused:
@@ -429,12 +443,16 @@ class Executor:
 
         After an interruption each thread ends with the operation at hand.
         """
-        if not (at_once or self._is_far):
-            return [function(o) for o in operations]
         over: list[bool] = []
-        slices = _slices(operations, self._threads)
+
+        def in_turn(part: Sequence[Operation]) -> list[R]:
+            with self._placer.held():
+                return [function(o) for o in part if not over]
+
+        if not (at_once or self._is_far):
+            return in_turn(operations)
         try:
-            mapped = self._pool.map(lambda part: [function(o) for o in part if not over], slices)
+            mapped = self._pool.map(in_turn, _slices(operations, self._threads))
             return [result for part in mapped for result in part]
         finally:
             over.append(True)

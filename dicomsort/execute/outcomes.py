@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 from dicomsort.files import REFUSED_BY_DISK
@@ -24,7 +25,7 @@ def outcome_of_error(o: Operation, error: OSError, what: str) -> Result | Fatal:
 
 
 def outcome_unseen(o: Operation, error: OSError) -> Result | Fatal:
-    """Return how it ends that a source cannot be looked at: FAILED where somebody closed the way to it, else Fatal."""
-    if isinstance(error, PermissionError):
+    """Return how it ends that a source cannot be looked at: FAILED where somebody closed its folder, else Fatal."""
+    if isinstance(error, PermissionError) or error.errno == errno.ELOOP:  # or put a link in its place
         return Result(o.number, Outcome.FAILED, f"the source cannot be looked at: {error.strerror}")
     return Fatal(f"removing the source {o.source!r}: expected to look at it, received {error.strerror}")

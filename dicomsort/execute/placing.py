@@ -6,11 +6,11 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from dicomsort.execute.leaving import CANNOT_LEAVE, LINK_REFUSED, Leaving, has_changed, is_at, is_stamped
 from dicomsort.execute.outcomes import Fatal, outcome_of_error, outcome_unseen
+from dicomsort.execute.roots import Resolver, Roots
 from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import (
     NO_LINK,
@@ -36,19 +36,6 @@ _IS_KEPT = "it may be the kept file itself, seen through another mount; it stays
 _CREATED_MODE = 0o600  # of files that are not complete yet
 
 
-@dataclass(frozen=True, slots=True)
-class Roots:
-    """The absolute folders that ``inbox/`` and ``outbox/`` stand for."""
-
-    inbox: str
-    outbox: str
-
-    def absolute(self, path: str) -> str:
-        """Return the absolute path of one that begins with its root."""
-        root, slash, rest = path.partition("/")
-        return (self.inbox if root == "inbox" else self.outbox) + slash + rest
-
-
 class _Made(NamedTuple):
     """A new file; if it moved, the metadata of its source, and what could not be kept of it."""
 
@@ -68,6 +55,8 @@ class Placer:
     ) -> None:
         self._files = files
         self._roots = roots
+        self._resolver = Resolver(roots)
+        self._path, self.held = self._resolver.path, self._resolver.held
         self._run = run
         self._begun = frozenset(known.begun)
         self._is_theirs = is_theirs
@@ -86,20 +75,22 @@ class Placer:
         ``fresh``: the target's folder is not there yet, so neither is the target.
         """
         try:
-            return self._check(o, fresh=fresh)
+            with self.held():
+                return self._check(o, fresh=fresh)
         except OSError as error:
             return Result(o.number, Outcome.FAILED, f"{error.strerror}")
 
     def _check(self, o: Operation, *, fresh: bool) -> Result | None:
-        path = self._roots.absolute(o.source)
+        path = self._path(o.source)
         source = look_up(path)
-        if o.target and not fresh and (target := look_up(self._roots.absolute(o.target))) is not None:
+        if o.target and not fresh and (target := look_up(self._path(o.target))) is not None:
             return self._recognise(o, target, source) if o.number in self._begun else self._occupied(o, target)
         if source is None:
             return Result(o.number, Outcome.CHANGED, "the file is gone")
         if not _unchanged(o, source) or (source.st_ino != o.inode and sha256_of(path) != o.sha256):
             return Result(o.number, Outcome.CHANGED, "the file changed after it was judged")
-        if (o.verb is Verb.MOVE or o.verb is Verb.REMOVE) and not self._leaving.may_leave(path, source):
+        leaves = o.verb is Verb.MOVE or o.verb is Verb.REMOVE
+        if leaves and not self._leaving.may_leave(self._roots.absolute(o.source), source):
             return Result(o.number, Outcome.FAILED, CANNOT_LEAVE)
         if o.verb is Verb.REMOVE and not self._is_kept(o):
             return Result(o.number, Outcome.CHANGED, _NOT_KEPT)
@@ -110,12 +101,12 @@ class Placer:
         if not o.archive_sha256:
             return self._same(o.source, o.kept)
         with contextlib.suppress(FileNotFoundError):
-            return self._is_archive(o) and sha256_of(self._roots.absolute(o.source)) == o.sha256
+            return self._is_archive(o) and sha256_of(self._path(o.source)) == o.sha256
         return False
 
     def _is_archive(self, o: Operation) -> bool:
         """Whether the archive that held a file is whole; it is read once, as long as nothing changes it."""
-        with opened(self._roots.absolute(o.kept)) as descriptor:
+        with opened(self._path(o.kept)) as descriptor:
             status = os.fstat(descriptor)
             key = (o.kept, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             if key not in self._archives:
@@ -126,7 +117,7 @@ class Placer:
         """Return the result where an interrupted attempt may have made the target; None where it must be made again."""
         if o.verb is not Verb.COPY and _is_one_file(o, target, source):
             return self._under_its_new_name(o, target)
-        part, path = self._part(o), self._roots.absolute(o.target)
+        part, path = self._part(o), self._path(o.target)
         made = look_up(part)
         if made is None:
             return self._occupied(o, target)
@@ -149,7 +140,7 @@ class Placer:
 
         Its flush may have failed, which Linux says once; then it calls the pages clean, and reading finds them whole.
         """
-        return _unchanged(o, source) and sha256_of(self._roots.absolute(o.source)) == o.sha256
+        return _unchanged(o, source) and sha256_of(self._path(o.source)) == o.sha256
 
     def _is_torn(self, path: str, status: os.stat_result, part: str) -> bool:
         """Whether a file is our own copy of ``part``, cut short: not yet stamped, and the beginning of it.
@@ -177,9 +168,9 @@ class Placer:
 
     def _complete(self, o: Operation, source: os.stat_result | None, inode: int) -> tuple[str, int, Lost | None]:
         """Set again what a whole copy gets last; return what it could not keep in words, its inode, and the loss."""
-        path = self._roots.absolute(o.target)
+        path = self._path(o.target)
         if o.verb is Verb.MOVE and source is not None:
-            with opened(self._roots.absolute(o.source)) as reader, opened(path) as copied:
+            with opened(self._path(o.source)) as reader, opened(path) as copied:
                 if _unchanged(o, os.fstat(reader)):
                     message, lost = apply_metadata(self._files, copied, _wanted(o, metadata_of(reader)), stamp_of(o))
                     return message, inode, lost
@@ -189,7 +180,7 @@ class Placer:
 
     def _occupied(self, o: Operation, target: os.stat_result) -> Result:
         if stat.S_ISREG(target.st_mode) and target.st_size == o.size:
-            same = _is_one_file(o, target, None) or sha256_of(self._roots.absolute(o.target)) == o.sha256
+            same = _is_one_file(o, target, None) or sha256_of(self._path(o.target)) == o.sha256
             if same:
                 return Result(o.number, Outcome.DUPLICATE, "the same file is there already", target.st_ino)
         return Result(o.number, Outcome.CONFLICT, "another file stands at the destination; both were kept")
@@ -197,21 +188,22 @@ class Placer:
     def apply(self, o: Operation) -> Result | Fatal:
         """Make the new name; the source stays. Fatal where the disk, not the file, is the cause."""
         try:
-            return self._placed(o)
+            with self.held():
+                return self._placed(o)
         except OSError as error:
             return outcome_of_error(o, error, f"placing {o.source!r} at {o.target!r}")
 
     def _placed(self, o: Operation) -> Result:
-        target = self._roots.absolute(o.target)
+        target = self._path(o.target)
         try:
             if o.verb is Verb.REMOVE:
-                return Result(o.number, Outcome.DONE, lost=lost_with(self._roots.absolute(o.source)))
+                return Result(o.number, Outcome.DONE, lost=lost_with(self._path(o.source)))
             return self._new_name(o, target)
         except FileExistsError:
             status = look_up(target)
             return self._occupied(o, status) if status else Result(o.number, Outcome.CONFLICT, "a race for the name")
         except FileNotFoundError:
-            if look_up(self._roots.absolute(o.source)) is None:
+            if look_up(self._path(o.source)) is None:
                 return Result(o.number, Outcome.CHANGED, "the file vanished while it was placed")
             return Result(o.number, Outcome.FAILED, "the destination's folder vanished")
 
@@ -219,7 +211,7 @@ class Placer:
         if o.verb is Verb.COPY:
             return self._copy(o, target)
         try:
-            self._link(self._roots.absolute(o.source), target)
+            self._link(self._path(o.source), target)
         except OSError as error:
             if error.errno not in NO_LINK:
                 raise
@@ -229,7 +221,7 @@ class Placer:
             return self._copy(o, target)
         there = os.lstat(target)
         if there.st_ino != o.inode and not _is_member(o):
-            source = look_up(self._roots.absolute(o.source))
+            source = look_up(self._path(o.source))
             if source is not None and os.path.samestat(source, there):  # replaced since the check: it stays there
                 self._files.unlink(target)  # else somebody put another file there since the link
             return Result(o.number, Outcome.CHANGED, "the file was replaced while it was placed")
@@ -241,7 +233,7 @@ class Placer:
         if is_whole or not _unchanged(o, status):
             return Result(o.number, Outcome.DONE, inode=status.st_ino)
         try:
-            with opened(self._roots.absolute(o.target)) as file:
+            with opened(self._path(o.target)) as file:
                 there = metadata_of(file)  # it has kept its other attributes
                 there = there._replace(attributes={n: v for n, v in there.attributes.items() if n == ACL})
                 message, lost = apply_metadata(self._files, file, _wanted(o, there), stamp_of(o))
@@ -281,7 +273,7 @@ class Placer:
 
     def _filled(self, o: Operation, part: str) -> _Made | None:
         """Make the temporary file; None where its bytes are not those of the plan (they are read again for a move)."""
-        source = self._roots.absolute(o.source)
+        source = self._path(o.source)
         before = look_up(source) if o.verb is Verb.MOVE else None
         try:
             made = self._copied(o, source, part)
@@ -313,21 +305,22 @@ class Placer:
         """
         if o.verb is Verb.COPY or o.verb is Verb.LINK:
             return self.remove_part(o)
-        try:
-            stuck, linked = self._remove_source(o)
-        except OSError as error:
-            return outcome_unseen(o, error)
-        cleared = None if linked else self.remove_part(o)
-        return stuck or cleared
+        with self.held():
+            try:
+                stuck, linked = self._remove_source(o)
+            except OSError as error:
+                return outcome_unseen(o, error)
+            cleared = None if linked else self.remove_part(o)
+            return stuck or cleared
 
     def _remove_source(self, o: Operation) -> tuple[Result | None, bool]:
         """Remove the source where another name, or another file, has its present content.
 
         Return a Result where it stays because it changed, and whether it is another name of its target.
         """
-        path = self._roots.absolute(o.source)
+        path = self._path(o.source)
         source = look_up(path)
-        target = look_up(self._roots.absolute(o.target)) if source is not None and o.target else None
+        target = look_up(self._path(o.target)) if source is not None and o.target else None
         linked = source is not None and target is not None and os.path.samestat(source, target)
         if source is None or not _unchanged(o, source):
             return None, linked
@@ -346,7 +339,7 @@ class Placer:
     def _unlinked(self, o: Operation) -> Result | None:
         """Remove the source's name; return a Result where that is refused."""
         try:
-            self._files.unlink(self._roots.absolute(o.source))
+            self._files.unlink(self._path(o.source))
         except OSError as error:
             return Result(o.number, Outcome.FAILED, f"the source cannot be removed: {error.strerror}")
         return None
@@ -357,7 +350,7 @@ class Placer:
         Two runs can cross, each removing what the other keeps. So the source is locked against all others, and the kept
         copy against removal, from the comparison to the end.
         """
-        path, kept = self._roots.absolute(o.source), self._roots.absolute(o.kept)
+        path, kept = self._path(o.source), self._path(o.kept)
         try:
             if self._mounts.may_be_one(o.source, o.kept):
                 return Result(o.number, Outcome.CHANGED, _IS_KEPT)
@@ -400,27 +393,28 @@ class Placer:
         """
         if o.verb is not Verb.MOVE:
             return True
-        try:
-            source, target = (look_up(self._roots.absolute(place)) for place in (o.source, o.target))
+        with contextlib.suppress(OSError), self.held():
+            source, target = (look_up(self._path(place)) for place in (o.source, o.target))
             is_ours = source is not None and target is not None and target.st_ino == inode and _unchanged(o, source)
             is_same = is_ours and self._same(o.source, o.target)  # an inode may be somebody's new file's by now
             if is_same and not self._mounts.may_be_one(o.target, o.source):
-                self._files.unlink(self._roots.absolute(o.target))
-        except OSError:
-            return False
-        return source is not None
+                self._files.unlink(self._path(o.target))
+            return source is not None
+        return False
 
     def remove_part(self, o: Operation) -> Fatal | None:
         """Remove the temporary copy; return Fatal with the reason where it cannot be removed."""
         try:
-            self._unlink_part(o)
+            with self.held():
+                self._unlink_part(o)
         except OSError as error:
             return Fatal(f"removing the temporary copy of {o.source!r}: expected success, received {error.strerror}")
         return None
 
     def has_part(self, o: Operation) -> bool:
         """Whether the temporary copy is there."""
-        return look_up(self._part(o)) is not None
+        with self.held():
+            return look_up(self._part(o)) is not None
 
     def _unlink_part(self, o: Operation) -> None:
         """Remove the temporary copy of an earlier attempt, if there is one."""
@@ -443,14 +437,13 @@ class Placer:
         """
         name, folder = f".dicomsort-{self._run}-{o.number}.part", o.target
         while folder := folder.rpartition("/")[0]:
-            path = f"{self._roots.absolute(folder)}/{name}"
-            if len(os.fsencode(path)) < PATH_MAX:
-                return path
+            if len(os.fsencode(f"{self._roots.absolute(folder)}/{name}")) < PATH_MAX:
+                return self._path(f"{folder}/{name}")
         return f"{self._roots.outbox}/{name}"
 
     def _same(self, one: str, other: str) -> bool:
         try:
-            return same_bytes(self._roots.absolute(one), self._roots.absolute(other))
+            return same_bytes(self._path(one), self._path(other))
         except FileNotFoundError:
             return False
 

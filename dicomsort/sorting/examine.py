@@ -22,6 +22,7 @@ from dicomsort.discover import Folder, Passed, walk
 from dicomsort.engines.engine import Engine, submit_batch
 from dicomsort.errors import WorkerLost
 from dicomsort.files import sha256_of
+from dicomsort.files.beneath import Beneath
 from dicomsort.progress import Progress
 from dicomsort.records import Examined, Found, Group, Grouping, Header, Kind, Prediction, Row
 from dicomsort.tasks import examine, location
@@ -93,8 +94,10 @@ def hashed_here(inbox: str, e: Examined) -> Examined:
     """Return the file with its hash, where a worker left that out because no time limit may cut it short."""
     if e.sha256 or e.failed or not e.found.inode:
         return e
+    beneath = Beneath(inbox)
     try:
-        return Examined(e.found, e.header, sha256_of(location(inbox, e.found)))
+        with beneath.held():
+            return Examined(e.found, e.header, sha256_of(location(beneath, e.found)))
     except OSError as error:
         return Examined(e.found, e.header, failed=error.strerror or str(error))
 

@@ -1,0 +1,37 @@
+"""Where the places of a plan are on disk: ``inbox/…`` and ``outbox/…``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dicomsort.files.beneath import Beneath
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """The absolute folders that ``inbox/`` and ``outbox/`` stand for."""
+
+    inbox: str
+    outbox: str
+
+    def absolute(self, path: str) -> str:
+        """Return the absolute path of one that begins with its root."""
+        root, slash, rest = path.partition("/")
+        return (self.inbox if root == "inbox" else self.outbox) + slash + rest
+
+
+class Resolver:
+    """Paths of places to read and to change; those of the inbox lead through no link, see ``Beneath``.
+
+    Many may write to an inbox. The outbox's folders are those that dicomsort made.
+    """
+
+    def __init__(self, roots: Roots) -> None:
+        self._roots = roots
+        self._inbox = Beneath(roots.inbox)
+        self.held = self._inbox.held
+
+    def path(self, place: str) -> str:
+        """Return the path of a place, valid in this block of ``held``."""
+        root, _, below = place.partition("/")
+        return self._inbox.path(below) if root == "inbox" and below else self._roots.absolute(place)
