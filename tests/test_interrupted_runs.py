@@ -439,6 +439,30 @@ def test_rows_that_changed_since_half_a_row_was_written_begin_on_a_new_line(tmp_
     assert [row["source"] for row in rows(outbox)][-3:] == ["0.dcm", "1.dcm", "2.dcm"]
 
 
+def test_what_is_taken_away_after_its_row_was_written_keeps_that_row(tmp_path: Path) -> None:
+    inbox, outbox = tmp_path / "inbox", tmp_path / "outbox"
+    for number in range(3):
+        make_dicom(inbox / f"{number}.dcm", instance=number)
+    before, create = read_tree(inbox), Files.create
+
+    def full(self: Files, path: str, mode: int = 0o600) -> int:
+        if path.endswith("/summary.json"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return create(self, path, mode)
+
+    with mock.patch.object(Files, "create", full):
+        assert sort("--move", "--settle", 0, inbox, outbox).code == 1
+    told, name = rows(outbox), min(name for name in placed(outbox) if name.endswith(".dcm"))
+    (outbox / name).rename(tmp_path / "taken")
+    assert run("resume", outbox).code == 0
+    assert rows(outbox) == told
+    checked = run("verify", outbox)
+    assert (checked.code, "lacks" in checked.out + checked.err) == (3, False)
+    (tmp_path / "taken").rename(outbox / name)
+    assert run("undo", outbox).code == 0
+    assert (read_tree(inbox), list(placed(outbox))) == (before, [])
+
+
 def test_an_undo_is_given_up_without_its_inbox(tmp_path: Path) -> None:
     inbox, outbox = tmp_path / "inbox", tmp_path / "outbox"
     name, undo = half_undone(inbox, outbox)

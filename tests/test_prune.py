@@ -13,12 +13,13 @@ import pytest
 from building import make_dicom, make_files, read_tree
 from command import placed, quiet, rows, run, sort
 from crashing import Crash, CrashingFiles
+from reviewing import decide, desk_of, item_of, picture
 from test_faults import Broken
 from test_lock import locked
 from watching import runs_of
 
 from dicomsort.sorting import prune
-from dicomsort.sorting.runs import Runs
+from dicomsort.sorting.runs import Runs, all_runs
 
 DAY = 86400
 
@@ -256,3 +257,23 @@ def test_a_run_that_goes_on_is_waited_for(inbox: Path, outbox: Path) -> None:
         assert run("runs", outbox, "--prune", 0).code == 4
     assert len(runs_of(outbox)) == 2
     assert run("runs", inbox, "--prune", 0).code == 2
+
+
+def test_a_decision_stays_as_long_as_the_run_that_it_is_about(tmp_path: Path, outbox: Path) -> None:
+    picture(tmp_path / "inbox/a.png")
+    assert sort("--move", "--settle", 0, tmp_path / "inbox", outbox).code == 3
+    before = read_tree(outbox / "REVIEW")
+    (first,) = all_runs(str(outbox))
+    desk = desk_of(outbox)
+    decision = decide(desk, item_of(desk, "a.png"), "CT", "anna").run
+    note = outbox / f".dicomsort/runs/{first}/note"
+    note.write_text("somebody's: so the run stays")
+    make_dicom(tmp_path / "inbox/1.dcm")
+    assert sort("--move", "--settle", 0, tmp_path / "inbox", outbox).code in {0, 3}
+    ran = run("runs", "--keep", 1, outbox)
+    assert f"kept {decision}: it decided about files of run {first}" in ran.out
+    assert run("undo", outbox, decision).code == 0
+    assert read_tree(outbox / "REVIEW") == before
+    note.unlink()
+    assert run("runs", "--keep", 1, outbox).code == 0
+    assert not {first, decision} & set(all_runs(str(outbox)))

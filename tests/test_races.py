@@ -410,3 +410,23 @@ def test_an_interruption_ends_each_thread_with_the_file_at_hand(
     assert len(begun) == 2
     assert resume(quiet(outbox)).actions["moved"] == 64
     assert len([*(outbox / "CT").iterdir()]) == 64 + 1  # and somebody's own
+
+
+class CopyUp(Files):
+    """An overlay of two disks: what is linked is copied up first, and gets another inode number."""
+
+    def link(self, source: str, target: str) -> None:
+        shutil.copy2(source, target)
+
+
+@pytest.mark.parametrize("mode", ["--move", "--link"])
+def test_what_a_file_system_gives_another_inode_number_is_not_left_at_its_new_name(
+    inbox: Path, outbox: Path, mode: str
+) -> None:
+    before = read_tree(inbox)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files_module, "Files", CopyUp)
+        assert sort(mode, "--settle", 0, inbox, outbox).code == 3
+    message = "its file system gives another inode number to a linked file: use --copy"
+    assert by_source(outbox)["mr.dcm"]["message"] == message
+    assert (read_tree(inbox), list(placed(outbox))) == (before, [])

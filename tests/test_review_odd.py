@@ -252,7 +252,7 @@ def test_an_undo_that_finds_the_file_changed_says_so_and_keeps_the_label(tmp_pat
         assert "stays         CT/pictures/a.png -> REVIEW/no-evidence/pictures/a.png  [the file changed" in dry.out
         assert f"stays         pictures/a.png  [run {run_} moved it since: undo that run first]" in dry.out
         ran = undo_as_rehearsed(outbox, sorted_)
-        assert (ran.code, f"decision {run_} could not be taken back wholly" in ran.out) == (3, True), ran
+        assert (ran.code, f"decision {run_} cannot be taken back wholly" in ran.out) == (3, True), ran
         assert len(read_tree(tmp_path / "inbox")) == 5  # all others
         told = by_source(outbox)["pictures/a.png"]
         assert (told["status"], told["message"]) == ("changed", f"run {run_} moved it since: undo that run first")

@@ -176,7 +176,7 @@ class Placer:
                     return message, inode, lost
         self._files.set_mode(path, _mode(o))
         self._files.set_mtime(path, stamp_of(o))
-        return "", inode, None
+        return "its source was not seen again, and may still be there" if o.verb is Verb.MOVE else "", inode, None
 
     def _occupied(self, o: Operation, target: os.stat_result) -> Result:
         if stat.S_ISREG(target.st_mode) and target.st_size == o.size:
@@ -221,11 +221,18 @@ class Placer:
             return self._copy(o, target)
         there = os.lstat(target)
         if there.st_ino != o.inode and not _is_member(o):
-            source = look_up(self._path(o.source))
-            if source is not None and os.path.samestat(source, there):  # replaced since the check: it stays there
-                self._files.unlink(target)  # else somebody put another file there since the link
-            return Result(o.number, Outcome.CHANGED, "the file was replaced while it was placed")
+            return self._rejected(o, target, there)
         return self._under_its_new_name(o, there)
+
+    def _rejected(self, o: Operation, target: str, there: os.stat_result) -> Result:
+        """Remove a new name of another inode than the plan's, if the source has these bytes; else it is somebody's."""
+        source, message = look_up(self._path(o.source)), "the file was replaced while it was placed"
+        is_linked = source is not None and os.path.samestat(source, there)
+        if source is not None and not is_linked and self._same(o.source, o.target):
+            is_linked, message = True, "its file system gives another inode number to a linked file: use --copy"
+        if is_linked:
+            self._files.unlink(target)
+        return Result(o.number, Outcome.CHANGED, message)
 
     def _under_its_new_name(self, o: Operation, status: os.stat_result) -> Result:
         """Restore metadata of a linked file that an earlier move or a backup did not keep; not of one edited since."""

@@ -98,6 +98,9 @@ def _needed(run: Run, runs: Runs, removed: list[str]) -> str:
             return "it is an undo that was cut short"
         undone_stays = run.undoes in runs and run.undoes not in removed
         return f"it tells that run {run.undoes} was undone" if undone_stays else ""
+    decided = run.plan.head.get("of", ()) if run.plan else ()
+    if stays := [each for each in decided if each in runs and each not in removed]:
+        return f"it decided about files of run {stays[0]}, which its undo needs"
     undos = runs.undos_of(run.name)
     if any(undo.summary is None for undo in undos):
         return "an undo of it was cut short"

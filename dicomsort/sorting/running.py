@@ -11,7 +11,8 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 from typing import Any
 
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError, command, counted
@@ -83,11 +84,12 @@ def carry_out(context: RunContext, run: str, plan: Plan, *, needs_inbox: bool = 
             context.progress.advance(len(batch))
 
         context.progress.stage("placing files", plan.count)
-        undoes, threads = plan.head["verb"] == "undo", NETWORK_THREADS if is_network(outbox) else LOCAL_THREADS
-        later = cache(lambda: LaterRuns(load_runs(outbox), run, inbox))
-        is_theirs = lambda place: later().filled_by(place)
-        roots = Roots(inbox, outbox)
-        Executor(files, roots, journal, run, threads, tries_all=undoes, is_theirs=is_theirs).run(plan, report)
+        if "reported" in journal.known.marks:  # the rows are final, whatever somebody took away since
+            operations = plan.operations()
+            for batch in iter(lambda: list(islice(operations, BATCH)), []):
+                report(batch)
+        else:
+            _executor(context, run, plan, journal, inbox).run(plan, report)
         manifest.flush()
         if summary.undoes:
             _report_undone(context, summary.undoes)
@@ -97,6 +99,13 @@ def carry_out(context: RunContext, run: str, plan: Plan, *, needs_inbox: bool = 
             summary.notes += clear_placed(context, each, inbox)
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def _executor(context: RunContext, run: str, plan: Plan, journal: Journal, inbox: str) -> Executor:
+    undoes, threads = plan.head["verb"] == "undo", NETWORK_THREADS if is_network(context.outbox) else LOCAL_THREADS
+    roots, later = Roots(inbox, context.outbox), cache(lambda: LaterRuns(load_runs(context.outbox), run, inbox))
+    is_theirs = lambda place: later().filled_by(place)
+    return Executor(context.files, roots, journal, run, threads, tries_all=undoes, is_theirs=is_theirs)
 
 
 def _rows(operations: Iterable[Operation], known: Replay) -> Iterator[Row]:
@@ -283,11 +292,11 @@ def undo(context: RunContext, run: str | None = None, *, with_decisions: bool = 
     context = context.located()
     with locked(context, create=False):
         runs = load_runs(context.outbox)
-        told = _undo_decisions(context, runs, run) if with_decisions else []
+        notes = _without_decisions(runs, run, partial(_undo_decision, context, runs)) if with_decisions else []
         if (name := _to_undo(runs, run)) is None:
             return _nothing_to_undo(runs, run)
         summary = _undo(context, runs, name, with_decisions=with_decisions)
-        summary.notes += told
+        summary.notes += notes
         return summary
 
 
@@ -348,12 +357,13 @@ def rehearse_undo(context: RunContext, run: str | None, show: Show, *, with_deci
     ``show`` is given each operation, those on decisions too, with how it would end where that is known before.
     """
     runs, rehearsal = load_runs(absolute(context.outbox)), Rehearsal()
-    told = _rehearse_decisions(context, runs, run, show, rehearsal) if with_decisions else []
+    take_back = partial(_rehearse_decision, context, runs, show, rehearsal)
+    notes = _without_decisions(runs, run, take_back) if with_decisions else []
     if (name := _to_undo(runs, run)) is None:
         return _nothing_to_undo(runs, run, dry_run=True)
     plan = _undoable(runs, name, with_decisions=with_decisions)
     summary, _, _ = _rehearse(context, runs, plan, show, rehearsal)
-    summary.notes += told
+    summary.notes += notes
     return summary
 
 
@@ -379,16 +389,15 @@ def _rehearse(
     return summary, later.roots, done
 
 
-def _rehearse_decisions(
-    context: RunContext, runs: Runs, run: str | None, show: Show, rehearsal: Rehearsal
-) -> list[str]:
-    """Rehearse what ``_undo_decisions`` does, and return its notes."""
+def _without_decisions(runs: Runs, run: str | None, take_back: Callable[[str], str]) -> list[str]:
+    """Take back the decisions about what a run put up for review, the newest first; return notes on what stays.
+
+    ``take_back`` returns why some of a decision's files stay, or nothing.
+    """
     notes = []
     for decision in _decisions_to_undo(runs, run):
         try:
-            summary, roots, done = _rehearse(context, runs, _undoable(runs, decision), show, rehearsal)
-            rehearsal.take_back(decision, roots, done, is_whole=not summary.needs_person)
-            reason = "some of its files would stay, as listed" if summary.needs_person else ""
+            reason = take_back(decision)
         except StateDamaged as error:
             reason = str(error)
         if reason:
@@ -396,18 +405,15 @@ def _rehearse_decisions(
     return notes
 
 
-def _undo_decisions(context: RunContext, runs: Runs, run: str | None) -> list[str]:
-    """Undo the decisions about what a run put up for review, the newest first; return notes on what of them stays."""
-    notes = []
-    for decision in _decisions_to_undo(runs, run):
-        try:
-            summary = _undo(context, runs, decision)
-            reason = f"manifest.csv, run {summary.run_id}, tells why" if summary.needs_person else ""
-        except StateDamaged as error:
-            reason = str(error)
-        if reason:
-            notes.append(f"decision {decision} could not be taken back wholly: {reason}")
-    return notes
+def _rehearse_decision(context: RunContext, runs: Runs, show: Show, rehearsal: Rehearsal, decision: str) -> str:
+    summary, roots, done = _rehearse(context, runs, _undoable(runs, decision), show, rehearsal)
+    rehearsal.take_back(decision, roots, done, is_whole=not summary.needs_person)
+    return "some of its files would stay, as listed" if summary.needs_person else ""
+
+
+def _undo_decision(context: RunContext, runs: Runs, decision: str) -> str:
+    summary = _undo(context, runs, decision)
+    return f"manifest.csv, run {summary.run_id}, tells why" if summary.needs_person else ""
 
 
 def _decisions_to_undo(runs: Runs, run: str | None) -> list[str]:
