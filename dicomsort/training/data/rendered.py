@@ -34,7 +34,7 @@ from dicomsort.pixels import INPUT_SHAPE, PixelsError
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.augment import Vary, vary
 from dicomsort.training.data.dataset import Dataset
-from dicomsort.training.data.splitting import ImageGroups, hash_picture, keep_together, patient
+from dicomsort.training.data.splitting import ImageGroups, keep_together, patient, perceptual_hash
 from dicomsort.training.progress import Reporter
 
 HASH_BYTES = 32
@@ -206,7 +206,7 @@ def _render(handle: int, offset: int, row: int, path: Path, cache: Path | None, 
 
 def _rendered(path: Path) -> RenderedImage:
     shown = pixels.picture(path)
-    return RenderedImage(pixels.as_array(shown), hash_picture(shown))
+    return RenderedImage(pixels.as_array(shown), perceptual_hash(shown))
 
 
 def _sha256(path: Path) -> str:

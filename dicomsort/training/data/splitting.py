@@ -136,18 +136,13 @@ NOBODY = re.compile(
 )
 
 
-def perceptual_hash(image: NDArray[np.uint8]) -> NDArray[np.uint64] | None:
+def perceptual_hash(picture: Image.Image) -> NDArray[np.uint64] | None:
     """Return a hash, uint64 (4,), of which few bits differ for images that look alike; None for a blank image.
 
-    ``image``: uint8 (side, side, 3). A bit is set where one of the 16 x 16 lowest frequencies of the discrete cosine
+    ``picture`` is of mode RGB or L. A bit is set where one of the 16 x 16 lowest frequencies of the discrete cosine
     transform lies above their median (pHash: Zauner, Implementation and Benchmarking of Perceptual Image Hash
     Functions, 2010; 256 bits instead of 64, which do not distinguish chest radiographs).
     """
-    return hash_picture(Image.fromarray(image))
-
-
-def hash_picture(picture: Image.Image) -> NDArray[np.uint64] | None:
-    """Return the hash of an image of mode RGB or L, see ``perceptual_hash``."""
     grey = picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     pixels = np.asarray(grey, np.float32)
     if pixels.std() < BLANK:

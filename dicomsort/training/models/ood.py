@@ -62,20 +62,16 @@ class MahalanobisModel:
         return self.rest * len(self.centre)
 
 
-def fit(
-    features: NDArray[np.float32], classes: NDArray[np.int64], weights: NDArray[np.float32] | None = None
-) -> MahalanobisModel:
+def fit(features: NDArray[np.float32], classes: NDArray[np.int64]) -> MahalanobisModel:
     """Return the model of ``features``, float32 (N, D), whose ``classes`` are integers (N,), one number a class.
 
-    ``weights``, 0 or more (N,), say how much each image counts; all the same by default. Directions that N images
-    cannot span are left out: a few images are enough, and D may be 1.
+    Directions that N images cannot span are left out: a few images are enough, and D may be 1.
     """
     unit = _unit(features.astype(np.float64))
-    share = np.ones(len(unit)) if weights is None else weights.astype(np.float64)
     numbers, places = np.unique(classes, return_inverse=True)
-    means = np.stack([np.average(unit[places == i], axis=0, weights=share[places == i]) for i in range(len(numbers))])
+    means = np.stack([unit[places == i].mean(axis=0) for i in range(len(numbers))])
     inside = unit - means[places]
-    covariance = (inside * share[:, None]).T @ inside / share.sum()
+    covariance = inside.T @ inside / len(unit)
     variances, vectors = np.linalg.eigh(covariance)
     variances, vectors = np.maximum(variances[::-1], TINY), vectors[:, ::-1]
     size = max(0, min(SIZE, len(variances) // SHARE, len(unit) - len(numbers) - 1))
