@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,23 +21,13 @@ from dicomsort.training.fit.checkpoint import COLUMNS
 from dicomsort.training.fit.hyperparameters import Hyperparameters, TrainedModel
 from dicomsort.training.models import replay_set
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture
-from dicomsort.training.progress import Reporter, load_tensorflow
+from dicomsort.training.progress import Reporter
 
 pytestmark = pytest.mark.xdist_group("transfer")
 
 LABELS = ("CT", "MRI")
 SOURCES, EACH = 3, 4  # a class, a source
 RECIPE = Hyperparameters(12, 4, 0.05, 0.2, 7, "light")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_seed() -> Iterator[None]:
-    """Train once each time; the mean of several seeds has a test of its own."""
-    load_tensorflow()
-    from dicomsort.training.fit import transfer
-
-    with mock.patch.object(transfer, "SEEDS", 1):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -267,21 +256,6 @@ def test_a_seed_fixes_a_training(rendered: Rendered) -> None:
             found.append((trainer.fit(everything, None, "seed"), trainer.predict(trainer.views.activations[0])[1]))
     assert found[0][0] == found[1][0] != found[2][0]
     np.testing.assert_array_equal(found[0][1], found[1][1])
-
-
-def test_the_weights_of_several_seeds_are_averaged(rendered: Rendered) -> None:
-    from dicomsort.training.fit.transfer import opened
-
-    everything, weights = np.arange(len(rendered.dataset.items)), []
-    recipe = replace(RECIPE, epochs=2, augment="none")
-    with Reporter() as reporter, opened(TINY, rendered, recipe, reporter) as trainer:
-        other = replace(trainer, hyper=replace(recipe, seed=recipe.seed + 1))
-        for each in (trainer, other, replace(trainer, seeds=2)):
-            each.fit(everything, None, "seed")
-            weights.append([np.asarray(value) for value in trainer.tail.trainable_variables])
-    for one, another, mean in zip(*weights, strict=True):
-        np.testing.assert_allclose(mean, (one + another) / 2, rtol=1e-5, atol=1e-6)
-    assert any(not np.array_equal(one, another) for one, another in zip(*weights[:2], strict=True))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])

@@ -3,8 +3,7 @@
 The activations of the frozen layers for the images and their variations are computed once. On these the rest is
 trained: once for each fold of sources, to predict that fold, and finally on everything. Images are drawn so that
 classes, and in each its sources, are balanced. The weights are a running average over the last steps (Polyak and
-Juditsky 1992); the learning rate warms up shortly and falls to 0 along a cosine. Each training runs with several seeds,
-and the mean of their weights is kept (a model soup: Wortsman et al. 2022).
+Juditsky 1992); the learning rate warms up shortly and falls to 0 along a cosine.
 
 Imports Keras: import this module inside a function, after everything that can fail early.
 """
@@ -60,7 +59,6 @@ FOLDS = 5
 WARM_UP = 0.1
 DECAY, CLIP = 1e-3, 1.0
 AVERAGED, MOST_AVERAGED = 0.1, 100  # the share of the steps that the running average covers, and their number at most
-SEEDS = 2  # trainings on everything whose weights are averaged; a fold has one, which takes less time and is less right
 PREDICTED = 128
 ARRAYS = "probabilities, distances, variants, integers, integer_distances"  # in a checkpoint, in this order
 
@@ -79,7 +77,7 @@ class TailTrainer:
     ``both`` is the tail with two outputs, features and probabilities; ``views`` are the trunk's activations; ``spent``:
     see ``feeding.ProgressCallback``; ``replay`` is shown between the images, None for nothing; ``start_share`` is the
     share of ``start`` in the final weights; ``mahalanobis(self, items)`` returns the Mahalanobis model of the training
-    images, None where that is not known; ``seeds``: how many trainings are averaged, one where callbacks score epochs.
+    images, None where that is not known.
     """
 
     network: Any
@@ -95,7 +93,6 @@ class TailTrainer:
     replay: ReplayTargets | None = None
     start_share: float = 0.0
     mahalanobis: Callable[[TailTrainer, Indices], ood.MahalanobisModel | None] = fit_mahalanobis
-    seeds: int = 1
 
     @property
     def dataset(self) -> Dataset:
@@ -105,28 +102,11 @@ class TailTrainer:
     def fit(
         self, items: Indices, held_out: Indices | None, name: str, callbacks: Sequence[Any] = ()
     ) -> dict[str, list[float]]:
-        """Train on ``items``; return the history of the first seed, with the metrics of ``held_out`` if not None.
+        """Train on ``items`` from ``start``; return the history, with the metrics of ``held_out`` if not None.
 
         Diverged where it diverges, unless other ``callbacks`` score each epoch.
         """
-        histories, sums = [], [np.zeros_like(value) for value in self.start]
-        for i in range(self.seeds):
-            told = f"{name}, seed {i + 1} of {self.seeds}" if self.seeds > 1 else name
-            seeded = replace(self.hyper, seed=self.hyper.seed + i)
-            histories.append(self._fit(items, None if i else held_out, told, seeded, callbacks))
-            values = map(keras.ops.convert_to_numpy, self.tail.variables)
-            sums = [total + value for total, value in zip(sums, values, strict=True)]
-        share = self.start_share
-        for variable, first, total in zip(self.tail.variables, self.start, sums, strict=True):
-            if np.issubdtype(first.dtype, np.floating):  # the others are seeds of dropout
-                variable.assign(share * first + (1 - share) * total / self.seeds)
-        return histories[0]
-
-    def _fit(
-        self, items: Indices, held_out: Indices | None, name: str, hyper: Hyperparameters, callbacks: Sequence[Any]
-    ) -> dict[str, list[float]]:
-        """Train from ``start`` with the seed of ``hyper``."""
-        data = self._data(items, hyper)
+        hyper, data = self.hyper, self._data(items)
         callbacks = callbacks or [DivergenceCallback(hyper.learning_rate)]
         steps = hyper.epochs * len(data)
         warm = max(1, round(WARM_UP * steps))
@@ -147,13 +127,17 @@ class TailTrainer:
         with self.reporter.step(name, steps) as step, Feed(data, hyper.epochs) as feed:
             history, spent = run(self.tail, feed, validation, hyper.epochs, step, callbacks)
         self.spent.extend(spent)
+        share = self.start_share
+        for variable, first in zip(self.tail.variables, self.start, strict=True) if share else ():
+            if np.issubdtype(first.dtype, np.floating):  # the others are seeds of dropout
+                variable.assign(share * first + (1 - share) * keras.ops.convert_to_numpy(variable))
         return history
 
-    def _data(self, items: Indices, hyper: Hyperparameters) -> BalancedSampler | ReplaySampler:
-        drawn = BalancedSampler(self.views, self.dataset, items, hyper)
+    def _data(self, items: Indices) -> BalancedSampler | ReplaySampler:
+        drawn = BalancedSampler(self.views, self.dataset, items, self.hyper)
         if self.replay is None:
             return drawn
-        return ReplaySampler(drawn, self.replay, hyper.batch_size, hyper.seed)
+        return ReplaySampler(drawn, self.replay, self.hyper.batch_size, self.hyper.seed)
 
     def _loss(self) -> Any:
         """Return the cross-entropy among the classes that have images.
@@ -184,7 +168,6 @@ def opened(
     hyper: Hyperparameters,
     reporter: Reporter,
     body: Body | None = None,
-    seeds: int = 1,
 ) -> Iterator[TailTrainer]:
     """Yield the network with the activations of its frozen layers, in a temporary file; ``body`` replaces them."""
     network = architecture.build(rendered.images.shape[1:], len(rendered.dataset.labels))
@@ -194,7 +177,7 @@ def opened(
         start = [keras.ops.convert_to_numpy(variable) for variable in tail.variables]
         spent: list[tuple[float, float]] = []
         views = view_all(frozen, rendered, hyper.augment, hyper.seed, Path(scratch) / "views.npy", reporter, spent)
-        yield TailTrainer(network, frozen, tail, both, start, views, rendered, hyper, reporter, spent, seeds=seeds)
+        yield TailTrainer(network, frozen, tail, both, start, views, rendered, hyper, reporter, spent)
 
 
 def fit_transfer(
@@ -208,7 +191,7 @@ def fit_transfer(
         raise DatasetError(held_together(dataset))
     made = Quantizer.fitting(architecture, rendered, hyper.seed, reporter, len(fold))
     quantizer = made if isinstance(made, Quantizer) else None
-    with opened(architecture, rendered, hyper, reporter, seeds=SEEDS) as trainer:
+    with opened(architecture, rendered, hyper, reporter) as trainer:
         network = f"{architecture.summary}, from {architecture.trained_from}"
         return fit_in_folds(trainer, fold, network, by_source=grouped, quantizer=quantizer)
 
@@ -221,8 +204,6 @@ def fit_in_folds(
     if not by_source:
         unit = "images at random (there are no sources to tell apart), patients and near-duplicates kept together"
     how = f"cross-validation in {count} folds by {unit}: each image is judged by a model not trained on its fold"
-    if trainer.seeds > 1:
-        how += f", with one seed; the weights that are kept are the mean of {trainer.seeds}"
     held_out = HeldOutPredictions.room(trainer.dataset, fold, how, by_source=by_source)
     everything = np.arange(len(fold))
     with resumable(trainer.hyper.checkpoint, trainer.reporter):
@@ -233,8 +214,6 @@ def fit_in_folds(
     if mahalanobis is None:
         held_out = replace(held_out, distances=None)
     averaged = f"no single epoch, but the running average of the weights, after epoch {hyper.epochs}, the last"
-    if trainer.seeds > 1:
-        averaged += f"; the mean of trainings with {trainer.seeds} seeds"
     course = {"epochs_run": hyper.epochs, "kept": averaged, "waiting": waiting(trainer.spent)}
     split = f"the first of {count} folds, {unit}"
     return TrainedModel(trainer.network, mahalanobis, held_out, int8, history, split, course)
@@ -246,12 +225,11 @@ def cross_validate(
     checkpoint: Checkpoint | None = None,
     quantizer: Quantizer | None = None,
 ) -> tuple[HeldOutPredictions | None, dict[str, list[float]]]:
-    """Fill ``held_out``: each of its folds is predicted by a network trained on the others, with one seed.
+    """Fill ``held_out``: each of its folds is predicted by a network trained on the others.
 
     Returns the same of these networks in int8, where there is a ``quantizer`` that can convert them all, and the
     history with the first fold held out. Each fold is saved in ``checkpoint``, and a resumed training skips it.
     """
-    trainer = replace(trainer, seeds=1)
     integers, distances = np.full_like(held_out.probabilities, np.nan), np.full(len(held_out.items), np.nan, np.float32)
     arrays = [*held_out.arrays(), integers, distances]
     numbers = np.unique(held_out.fold)
