@@ -16,12 +16,11 @@ import pytest
 from command import run
 from networks import LABELS, RECIPE, known, noise
 
-from dicomsort.bundle import EVALUATION_NAME, load, seal
+from dicomsort.bundle import EVALUATION_NAME, calibrate, default_path, load, seal
 from dicomsort.errors import BundleError
-from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.data.dataset import Dataset, Item
 from dicomsort.training.models import replay_set
-from dicomsort.training.models.replay_set import ReplaySet, choose, recall, remember
+from dicomsort.training.models.replay_set import ReplaySet, choose, predictions_of, recall, remember
 
 pytestmark = pytest.mark.xdist_group("replay_set")
 
@@ -189,7 +188,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 @pytest.mark.parametrize("damage", list(DAMAGE))
 def test_damaged_files_are_refused(bundle: Path, dataset: Dataset, damage: str) -> None:
     change, expected = DAMAGE[damage]
-    loaded = load(_with(bundle, change(_kept(dataset).pack())), RENDERING_VERSION)  # sorting does not read it
+    loaded = load(_with(bundle, change(_kept(dataset).pack())))  # sorting does not read it
     with pytest.raises(BundleError, match=r"evaluation\.npz: expected features as dicomsort keeps them") as raised:
         recall(loaded)
     assert expected in str(raised.value)
@@ -233,3 +232,15 @@ def test_what_bundle_json_says_of_it_is_checked(bundle: Path, block: object, exp
     (bundle / "bundle.json").write_text(json.dumps(spec | {"evaluation": block}), "utf-8")
     with pytest.raises(BundleError, match=expected):
         load(bundle)
+
+
+def test_the_bundle_that_ships_is_as_sure_of_what_it_knows_as_of_what_was_held_out() -> None:
+    """Else the thresholds were found with other networks than the one that ships: it held nearly all for review."""
+    bundle = load(default_path())
+    images = recall(bundle)
+    assert images is not None
+    probabilities = predictions_of(bundle, images)
+    assert probabilities is not None
+    sure = calibrate(probabilities, bundle.temperature).max(1) >= bundle.decide
+    held_out = json.loads((bundle.folder / "metrics.json").read_text("utf-8"))["thresholds"]["decide"]["coverage"]
+    assert sure.mean() >= 0.8 * held_out
