@@ -103,7 +103,7 @@ def explain(bundle: BundleReference, inbox: str, frames: Sequence[tuple[str, int
     """Return prediction, rendering and class maps of each frame (path, and frame number as for ``predict_frames``)."""
     beneath = Beneath(inbox)
     with beneath.held():
-        images = [_rendered(path if path.startswith("/") else beneath.path(path), frame) for path, frame in frames]
+        images = [_rendered_below(beneath, path, frame) for path, frame in frames]
     return [
         ExplainedPrediction(image) if isinstance(image, Prediction) else _predict(bundle, *image) for image in images
     ]
@@ -183,6 +183,13 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "PNG")
     return stream.getvalue()
+
+
+def _rendered_below(beneath: Beneath, path: str, frame: int | None) -> tuple[NDArray[np.uint8], int] | Prediction:
+    try:
+        return _rendered(path if path.startswith("/") else beneath.path(path), frame)
+    except OSError as error:  # a folder was closed, or became a link
+        return Prediction(problem=error.strerror or str(error))
 
 
 def _rendered(path: str, frame: int | None) -> tuple[NDArray[np.uint8], int] | Prediction:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import errno
 import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
 from building import make_dicom, read_tree
 from command import by_source, placed, run, sort
+from matrix import step, world
 from test_archives_reading import LIMITS
 from test_races import Meddled
 
 from dicomsort import files as files_module
 from dicomsort.archives import UnpackRequest, unpack
+from dicomsort.bundle import default_path, load
 from dicomsort.discover import walk
+from dicomsort.execute import Placer, Roots
 from dicomsort.files import beneath, look_up
 from dicomsort.files.beneath import Beneath
-from dicomsort.records import Found
-from dicomsort.tasks import examine
+from dicomsort.journal import Replay
+from dicomsort.records import Found, Operation, Outcome, Verb
+from dicomsort.tasks import examine, predict_frames
 
 
 def descriptors() -> int:
@@ -183,3 +188,88 @@ def test_nothing_is_lost_where_a_folder_is_renamed_meanwhile(tmp_path: Path, out
     assert run("undo", outbox).code in {0, 3}
     kept = (*read_tree(inbox).values(), *read_tree(outbox).values(), *read_tree(tmp_path / "away").values())
     assert before <= set(kept)
+
+
+def test_what_is_too_long_for_an_ordinary_path_is_too_long_here(tmp_path: Path) -> None:
+    below = Beneath(str(tmp_path))
+    path = "/".join(["x" * 250] * 17)
+    with below.held():
+        assert below.path(path) == f"{tmp_path}/{path}"
+
+
+@pytest.mark.parametrize("verb", ["undo", "sort"])
+def test_where_a_folder_is_renamed_before_its_sources_go_they_stay(tmp_path: Path, outbox: Path, verb: str) -> None:
+    inbox = tmp_path / "inbox"
+    for number in range(4):
+        make_dicom(inbox / f"a/{number}.dcm", instance=number)
+    before = set(read_tree(inbox).values())
+    if verb == "undo":
+        assert sort("--move", "--settle", 0, inbox, outbox).code == 0
+
+    def rename(*_: object) -> None:
+        if (inbox / "a/0.dcm").exists() and not (inbox / "b").exists():
+            (inbox / "a").rename(inbox / "b")
+
+    with mock.patch.object(files_module, "Files", return_value=Meddled("flush_system", rename)):
+        ran = run("undo", outbox) if verb == "undo" else sort("--move", "--settle", 0, inbox, outbox)
+    assert (inbox / "b").is_dir()
+    assert set(read_tree(inbox / "b").values()) == before
+    told = [row["action"] for row in by_source(outbox).values()]
+    assert (ran.code, "undone" in told) == (3 if verb == "undo" else 0, False)
+    assert {path.read_bytes() for path in outbox.rglob("*.dcm")} == before
+
+
+def begun(tmp_path: Path, verb: Verb) -> tuple[Placer, Operation, Path]:
+    """An operation whose target was made before its run died; the folder of its source is a link now."""
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, verb, "a/1", target="outbox/CT/1")
+    known = Replay.empty(1)
+    known.begun.add(0)
+    placer = Placer(files_module.Files(), Roots(str(inbox), str(outbox)), "run", known)
+    (outbox / "CT").mkdir(exist_ok=True)
+    if verb is Verb.MOVE:
+        (outbox / "CT/1").hardlink_to(inbox / "a/1")
+    else:
+        part = outbox / "CT/.dicomsort-run-0.part"
+        part.write_bytes((inbox / "a/1").read_bytes())
+        (outbox / "CT/1").hardlink_to(part)
+    swap(inbox / "a", tmp_path)
+    return placer, operation, outbox / "CT/1"
+
+
+@pytest.mark.parametrize("verb", [Verb.MOVE, Verb.COPY])
+def test_what_was_placed_before_its_source_went_behind_a_link_is_recognised(tmp_path: Path, verb: Verb) -> None:
+    placer, operation, target = begun(tmp_path, verb)
+    checked = placer.check(operation)
+    assert checked is not None
+    assert (checked.outcome, target.is_file()) == (Outcome.DONE, True)
+
+
+@pytest.mark.parametrize("code", [errno.ELOOP, errno.EACCES])
+def test_a_part_file_that_cannot_be_reached_keeps_no_run_from_its_end(tmp_path: Path, code: int) -> None:
+    placer, operation, _ = begun(tmp_path, Verb.COPY)
+    with mock.patch("dicomsort.execute.placing.look_up", side_effect=OSError(code, os.strerror(code))):
+        assert placer.has_part(operation) is False
+    back = replace(operation, source="outbox/CT/1", target="inbox/a/1")
+    assert (placer.has_part(back), placer.remove_part(back)) == (False, None)
+
+
+def test_pixels_behind_a_link_are_a_problem_of_their_own(tmp_path: Path, victim: Path) -> None:
+    swap(tmp_path / "inbox/z", victim)
+    (seen,) = predict_frames(load(default_path()).reference, str(tmp_path / "inbox"), [("z/1.dcm", None)])
+    assert (seen.problem, seen.probabilities) == ("a link is in the place of a folder", ())
+
+
+@pytest.mark.parametrize("verb", [Verb.MOVE, Verb.REMOVE])
+def test_two_mounts_are_compared_by_the_paths_by_which_files_are_removed(tmp_path: Path, verb: Verb) -> None:
+    """A folder that was renamed since it was opened is asked where it is now."""
+    inbox, outbox = world(tmp_path)
+    placer = Placer(files_module.Files(), Roots(str(inbox), str(outbox)), "run", Replay.empty(1))
+    operation = step(inbox, verb, "a/1", target="outbox/CT/1" if verb is Verb.MOVE else "", kept="outbox/CT/1")
+    asked: list[str] = []
+    with placer.held(), mock.patch("dicomsort.execute.two_mounts.look_up", asked.append):
+        placer.has_part(operation)
+        placer._path("inbox/a/1")
+        (inbox / "a").rename(inbox / "moved")
+        assert not placer._mounts.may_be_one("inbox/a/1", "outbox/CT/1")
+        assert os.path.realpath(asked[0]) == str(inbox / "moved/1")

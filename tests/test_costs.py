@@ -15,8 +15,8 @@ What the calls are for, each once a file where nothing else is said:
 - to copy it: ``lstat`` of the source; ``open``, ``fstat`` and ``close`` of source and temporary file, one ``preadv``,
   one ``write``, ``chmod``, ``utime``; ``link``, and ``unlink`` of the temporary name. ``clone`` is asked once a run;
 - a folder of the inbox: ``lstat``, ``open`` (a link is not followed), ``fstat`` (is it the one that was met?),
-  ``scandir`` and ``close``; ``open`` and ``close`` of it and the folder above, once a worker's task and once a batch of
-  placing (a thread, where bytes are copied), so that no link is followed later; and before a move ``access`` and
+  ``scandir`` and ``close``; ``open`` and ``close`` of it and the folder above, once a worker's task and three times a
+  batch of placing (to check, to place, to remove), so that no link is followed later; and before a move ``access`` and
   ``stat``, whether files may leave it;
   of the outbox: ``lstat``, ``mkdir``, and where files go ``stat`` for its device.
 """
@@ -39,7 +39,7 @@ Bound = dict[str, tuple[int, int, int]]  # a file, a series, a study
 WORKER: Bound = {"open": (1, 4, 0), "fstat": (1, 0, 0), "pread": (1, 0, 0), "close": (1, 4, 0)}
 WALK: Bound = {"open": (0, 1, 1), "fstat": (0, 1, 1), "scandir": (0, 1, 1), "close": (0, 1, 1)}
 REHEARSE: Bound = {**WALK, "lstat": (2, 1, 1)}
-FOLDERS: Bound = {**WALK, "open": (0, 3, 1), "close": (0, 3, 1), "mkdir": (0, 1, 1), "stat": (0, 1, 0)}
+FOLDERS: Bound = {**WALK, "open": (0, 7, 1), "close": (0, 7, 1), "mkdir": (0, 1, 1), "stat": (0, 1, 0)}
 DRIVER: dict[str, Bound] = {
     "--dry-run": REHEARSE,
     "--link": {**FOLDERS, "lstat": (4, 2, 2), "link": (1, 0, 0)},

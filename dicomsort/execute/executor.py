@@ -19,9 +19,9 @@ from itertools import groupby, islice
 from typing import NamedTuple, TypeVar
 
 from dicomsort.errors import PlacingFailed
-from dicomsort.execute.leaving import is_stamped
+from dicomsort.execute.leaving import is_stamped, stamp_of
 from dicomsort.execute.outcomes import Fatal, outcome_of_error
-from dicomsort.execute.placing import LOCKED, Placer, stamp_of
+from dicomsort.execute.placing import LOCKED, Placer
 from dicomsort.execute.roots import Resolver, Roots
 from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up, opened, sha256_of
 from dicomsort.journal import Journal, Plan
@@ -245,8 +245,7 @@ class Executor:
                     if kind == "folder":
                         self._folder_batch(batch)
                     else:
-                        with self._placer.held():  # the same folders are needed to check, to place and to remove
-                            self._file_batch([o for o in batch if o.verb is not Verb.LEAVE])
+                        self._file_batch([o for o in batch if o.verb is not Verb.LEAVE])
                         self._not_whole.update(o.kept for o in batch if o.archive_sha256 and not self._is_placed(o))
                     on_done([o for o in batch if self._journal.known.has_ended(o.number)] if self._refused else batch)
         if self._refused:
@@ -446,7 +445,7 @@ class Executor:
         over: list[bool] = []
 
         def in_turn(part: Sequence[Operation]) -> list[R]:
-            with self._placer.held():
+            with self._placer.held():  # neighbours lie in the same folders
                 return [function(o) for o in part if not over]
 
         if not (at_once or self._is_far):

@@ -1,4 +1,4 @@
-"""What refuses an operation, in words; what may leave its folder, and is still there. Nothing is changed here."""
+"""Whether a file is the one that a plan means, and may leave its folder; refusals in words. Nothing is changed here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import stat
 
 from dicomsort.files import look_up
+from dicomsort.records import Operation
 
 CANNOT_LEAVE = "its folder may not be changed, so the file cannot leave it"
 LINK_REFUSED = "hard link refused ({}); use --copy or --move"
@@ -50,3 +51,27 @@ def is_at(descriptor: int, path: str) -> bool:
 def is_stamped(status: os.stat_result, stamp_ns: int) -> bool:
     """Whether a file has the given time, as a file system rounds it."""
     return any(status.st_mtime_ns == stamp_ns - stamp_ns % unit for unit in _UNITS)
+
+
+def stamp_of(o: Operation) -> int:
+    """Return the mtime that an operation gives its target, in nanoseconds since 1970."""
+    return o.mtime_ns if o.stamp_ns is None else o.stamp_ns
+
+
+def is_unchanged(o: Operation, status: os.stat_result) -> bool:
+    """Whether this is the file that the plan means; one that was linked may have its new time already."""
+    is_timed = status.st_mtime_ns == o.mtime_ns or (o.stamp_ns is not None and is_stamped(status, o.stamp_ns))
+    is_same = status.st_ino == o.inode or is_member(o)
+    return is_timed and is_same and status.st_size == o.size and stat.S_ISREG(status.st_mode)
+
+
+def is_member(o: Operation) -> bool:
+    """Whether a file came out of an archive: it may have been unpacked again, which gives it another inode."""
+    return bool(o.target and o.archive_sha256)
+
+
+def is_one_file(o: Operation, target: os.stat_result, source: os.stat_result | None) -> bool:
+    """Whether the target is the source under its new name; inode numbers mean nothing across devices."""
+    if source is not None and os.path.samestat(target, source):
+        return True
+    return (target.st_dev, target.st_ino) == (o.device, o.inode)

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from dicomsort.files import REFUSED_BY_DISK
 from dicomsort.records import Operation, Outcome, Result
 
+UNREACHABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ELOOP}
+)  # somebody closed a folder, or put a link in its place
+
 
 @dataclass(frozen=True, slots=True)
 class Fatal:
@@ -26,6 +30,6 @@ def outcome_of_error(o: Operation, error: OSError, what: str) -> Result | Fatal:
 
 def outcome_unseen(o: Operation, error: OSError) -> Result | Fatal:
     """Return how it ends that a source cannot be looked at: FAILED where somebody closed its folder, else Fatal."""
-    if isinstance(error, PermissionError) or error.errno == errno.ELOOP:  # or put a link in its place
+    if error.errno in UNREACHABLE:
         return Result(o.number, Outcome.FAILED, f"the source cannot be looked at: {error.strerror}")
     return Fatal(f"removing the source {o.source!r}: expected to look at it, received {error.strerror}")

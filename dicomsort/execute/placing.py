@@ -8,8 +8,19 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dicomsort.execute.leaving import CANNOT_LEAVE, LINK_REFUSED, Leaving, has_changed, is_at, is_stamped
-from dicomsort.execute.outcomes import Fatal, outcome_of_error, outcome_unseen
+from dicomsort.execute.leaving import (
+    CANNOT_LEAVE,
+    LINK_REFUSED,
+    Leaving,
+    has_changed,
+    is_at,
+    is_member,
+    is_one_file,
+    is_stamped,
+    is_unchanged,
+    stamp_of,
+)
+from dicomsort.execute.outcomes import UNREACHABLE, Fatal, outcome_of_error, outcome_unseen
 from dicomsort.execute.roots import Resolver, Roots
 from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import (
@@ -61,7 +72,7 @@ class Placer:
         self._begun = frozenset(known.begun)
         self._is_theirs = is_theirs
         self._leaving = Leaving()
-        self._mounts = TwoMounts(files, roots.absolute)
+        self._mounts = TwoMounts(files, self._path)
         self._archives: dict[tuple[str | int, ...], str] = {}  # SHA-256 of those that were read, by their status
         self._has_links: dict[int, bool] = {}  # device -> whether its file system makes links
         self.flushed: set[int] = set()  # whose copies are durable, as their file systems flush files one by one
@@ -81,13 +92,20 @@ class Placer:
             return Result(o.number, Outcome.FAILED, f"{error.strerror}")
 
     def _check(self, o: Operation, *, fresh: bool) -> Result | None:
-        path = self._path(o.source)
-        source = look_up(path)
-        if o.target and not fresh and (target := look_up(self._path(o.target))) is not None:
-            return self._recognise(o, target, source) if o.number in self._begun else self._occupied(o, target)
+        target = look_up(self._path(o.target)) if o.target and not fresh else None
+        if target is not None and o.number not in self._begun:
+            return self._occupied(o, target)
+        try:
+            source = look_up(path := self._path(o.source))
+        except OSError as error:
+            if target is None or error.errno not in UNREACHABLE:
+                raise
+            source = None
+        if target is not None:
+            return self._recognise(o, target, source)
         if source is None:
             return Result(o.number, Outcome.CHANGED, "the file is gone")
-        if not _unchanged(o, source) or (source.st_ino != o.inode and sha256_of(path) != o.sha256):
+        if not is_unchanged(o, source) or (source.st_ino != o.inode and sha256_of(path) != o.sha256):
             return Result(o.number, Outcome.CHANGED, "the file changed after it was judged")
         leaves = o.verb is Verb.MOVE or o.verb is Verb.REMOVE
         if leaves and not self._leaving.may_leave(self._roots.absolute(o.source), source):
@@ -115,7 +133,7 @@ class Placer:
 
     def _recognise(self, o: Operation, target: os.stat_result, source: os.stat_result | None) -> Result | None:
         """Return the result where an interrupted attempt may have made the target; None where it must be made again."""
-        if o.verb is not Verb.COPY and _is_one_file(o, target, source):
+        if o.verb is not Verb.COPY and is_one_file(o, target, source):
             return self._under_its_new_name(o, target)
         part, path = self._part(o), self._path(o.target)
         made = look_up(part)
@@ -140,7 +158,7 @@ class Placer:
 
         Its flush may have failed, which Linux says once; then it calls the pages clean, and reading finds them whole.
         """
-        return _unchanged(o, source) and sha256_of(self._path(o.source)) == o.sha256
+        return is_unchanged(o, source) and sha256_of(self._path(o.source)) == o.sha256
 
     def _is_torn(self, path: str, status: os.stat_result, part: str) -> bool:
         """Whether a file is our own copy of ``part``, cut short: not yet stamped, and the beginning of it.
@@ -171,7 +189,7 @@ class Placer:
         path = self._path(o.target)
         if o.verb is Verb.MOVE and source is not None:
             with opened(self._path(o.source)) as reader, opened(path) as copied:
-                if _unchanged(o, os.fstat(reader)):
+                if is_unchanged(o, os.fstat(reader)):
                     message, lost = apply_metadata(self._files, copied, _wanted(o, metadata_of(reader)), stamp_of(o))
                     return message, inode, lost
         self._files.set_mode(path, _mode(o))
@@ -180,7 +198,7 @@ class Placer:
 
     def _occupied(self, o: Operation, target: os.stat_result) -> Result:
         if stat.S_ISREG(target.st_mode) and target.st_size == o.size:
-            same = _is_one_file(o, target, None) or sha256_of(self._path(o.target)) == o.sha256
+            same = is_one_file(o, target, None) or sha256_of(self._path(o.target)) == o.sha256
             if same:
                 return Result(o.number, Outcome.DUPLICATE, "the same file is there already", target.st_ino)
         return Result(o.number, Outcome.CONFLICT, "another file stands at the destination; both were kept")
@@ -220,7 +238,7 @@ class Placer:
             self.copies = True
             return self._copy(o, target)
         there = os.lstat(target)
-        if there.st_ino != o.inode and not _is_member(o):
+        if there.st_ino != o.inode and not is_member(o):
             return self._rejected(o, target, there)
         return self._under_its_new_name(o, there)
 
@@ -237,7 +255,7 @@ class Placer:
     def _under_its_new_name(self, o: Operation, status: os.stat_result) -> Result:
         """Restore metadata of a linked file that an earlier move or a backup did not keep; not of one edited since."""
         is_whole = o.owner is None and (o.stamp_ns is None or is_stamped(status, o.stamp_ns))
-        if is_whole or not _unchanged(o, status):
+        if is_whole or not is_unchanged(o, status):
             return Result(o.number, Outcome.DONE, inode=status.st_ino)
         try:
             with opened(self._path(o.target)) as file:
@@ -329,7 +347,7 @@ class Placer:
         source = look_up(path)
         target = look_up(self._path(o.target)) if source is not None and o.target else None
         linked = source is not None and target is not None and os.path.samestat(source, target)
-        if source is None or not _unchanged(o, source):
+        if source is None or not is_unchanged(o, source):
             return None, linked
         if o.verb is Verb.REMOVE:
             return self._remove_duplicate(o, source), False
@@ -402,7 +420,7 @@ class Placer:
             return True
         with contextlib.suppress(OSError), self.held():
             source, target = (look_up(self._path(place)) for place in (o.source, o.target))
-            is_ours = source is not None and target is not None and target.st_ino == inode and _unchanged(o, source)
+            is_ours = source is not None and target is not None and target.st_ino == inode and is_unchanged(o, source)
             is_same = is_ours and self._same(o.source, o.target)  # an inode may be somebody's new file's by now
             if is_same and not self._mounts.may_be_one(o.target, o.source):
                 self._files.unlink(self._path(o.target))
@@ -415,13 +433,16 @@ class Placer:
             with self.held():
                 self._unlink_part(o)
         except OSError as error:
+            if error.errno in UNREACHABLE:  # then none is known of: the walk names it later
+                return None
             return Fatal(f"removing the temporary copy of {o.source!r}: expected success, received {error.strerror}")
         return None
 
     def has_part(self, o: Operation) -> bool:
         """Whether the temporary copy is there."""
-        with self.held():
+        with contextlib.suppress(OSError), self.held():
             return look_up(self._part(o)) is not None
+        return False
 
     def _unlink_part(self, o: Operation) -> None:
         """Remove the temporary copy of an earlier attempt, if there is one."""
@@ -472,27 +493,3 @@ def _wanted(o: Operation, found: Metadata) -> Metadata:
         own = found if o.verb is Verb.MOVE else found._replace(attributes={})  # a copy is of another file
         return own._replace(owner=o.owner[0], group=o.owner[1], mode=o.mode)
     return found._replace(mode=o.mode & (found.mode | 0o777))
-
-
-def stamp_of(o: Operation) -> int:
-    """Return the mtime that an operation gives its target, in nanoseconds since 1970."""
-    return o.mtime_ns if o.stamp_ns is None else o.stamp_ns
-
-
-def _unchanged(o: Operation, status: os.stat_result) -> bool:
-    """Whether this is the file that the plan means; one that was linked may have its new time already."""
-    is_timed = status.st_mtime_ns == o.mtime_ns or (o.stamp_ns is not None and is_stamped(status, o.stamp_ns))
-    is_same = status.st_ino == o.inode or _is_member(o)
-    return is_timed and is_same and status.st_size == o.size and stat.S_ISREG(status.st_mode)
-
-
-def _is_member(o: Operation) -> bool:
-    """Whether a file came out of an archive: it may have been unpacked again, which gives it another inode."""
-    return bool(o.target and o.archive_sha256)
-
-
-def _is_one_file(o: Operation, target: os.stat_result, source: os.stat_result | None) -> bool:
-    """Whether the target is the source under its new name; inode numbers mean nothing across devices."""
-    if source is not None and os.path.samestat(target, source):
-        return True
-    return (target.st_dev, target.st_ino) == (o.device, o.inode)

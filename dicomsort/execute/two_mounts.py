@@ -19,9 +19,9 @@ _FOLDER = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", 0)  # which need
 class TwoMounts:
     """Which pairs of folders are one folder; each pair is tried once. Safe to call from several threads."""
 
-    def __init__(self, files: Files, absolute: Callable[[str], str]) -> None:
+    def __init__(self, files: Files, path: Callable[[str], str]) -> None:
         self._files = files
-        self._absolute = absolute  # of a path that begins with its root
+        self._path = path  # of a place
         self._are_one: dict[tuple[str, str], bool] = {}
 
     def may_be_one(self, going: str, staying: str) -> bool:
@@ -29,14 +29,14 @@ class TwoMounts:
 
         Of the inbox nothing is changed where the file leaves the outbox, unless nothing can be made there.
         """
-        path, other_path = self._absolute(going), self._absolute(staying)
+        path, other_path = self._path(going), self._path(staying)
         one, other = look_up(path), look_up(other_path)
         if one is None or other is None or one.st_dev == other.st_dev:
             return False
         (folder, name), (other_folder, other_name) = os.path.split(path), os.path.split(other_path)
-        pair = folder, other_folder
+        pair = os.path.dirname(going), os.path.dirname(staying)
         if pair not in self._are_one:
-            self._are_one[pair] = self._try(*pair, tries_both=staying.startswith("outbox/"))
+            self._are_one[pair] = self._try(folder, other_folder, tries_both=staying.startswith("outbox/"))
         # A mount may show the file by another name, but then not by this one.
         return self._are_one[pair] and (fold(name) == fold(other_name) or not _may_show(other_folder, name))
 

@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 
+from dicomsort.files import PATH_MAX
+
 _FOLDER = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", 0)  # which needs no right to read it
-_OPEN = 64  # folders that a thread keeps open: an operation needs four
+_OPEN = 8  # folders that a thread keeps open: an operation needs four
 _DESCRIPTORS = "/proc/self/fd"
 _NOWHERE = f"{_DESCRIPTORS}/-1"  # where nothing can be
 _NO_FOLDER = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
@@ -56,11 +58,13 @@ class Beneath:
     def path(self, below: str) -> str:
         """Return a path of what lies below the root, valid in this block of ``held`` while few others are asked for.
 
-        Nothing is there where one of its folders is not there, or a file. OSError (ELOOP) where one is a link.
+        Nothing is there where one of its folders is not there, or a file. OSError (ELOOP) where one is a link. What is
+        too long for an ordinary path is too long here: others could not reach it.
         """
         folder, _, name = below.rpartition("/")
-        if not (folder and self._root and _shows_folders()):
-            return f"{self._root}/{below}"
+        plain = f"{self._root}/{below}"
+        if not (folder and self._root and _shows_folders()) or len(os.fsencode(plain)) >= PATH_MAX:
+            return plain
         if not self._local.depth:
             raise AssertionError(f"expected a block of held() around the path of {below!r}")
         try:
