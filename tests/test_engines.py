@@ -196,7 +196,7 @@ def run_script(script: str, folder: Path) -> subprocess.Popen[str]:
 
 def test_workers_import_nothing_from_the_working_folder(tmp_path: Path) -> None:
     (tmp_path / "gdcm.py").write_text("raise SystemExit")
-    script = "with ProcessEngine(1, Limits(60, 1 << 30)) as e: print(e.submit(__import__, 'gdcm').exception())"
+    script = "with ProcessEngine(1, TaskLimits(60, 1 << 30)) as e: print(e.submit(__import__, 'gdcm').exception())"
     output, errors = run_script(script, tmp_path).communicate()
     assert (output, errors) == ("No module named 'gdcm'\n", "")
 
@@ -204,7 +204,7 @@ def test_workers_import_nothing_from_the_working_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_workers_die_with_their_parent(tmp_path: Path, how: signal.Signals) -> None:
     script = (
-        "with ProcessEngine(1, Limits(60, 1 << 30)) as e:\n"
+        "with ProcessEngine(1, TaskLimits(60, 1 << 30)) as e:\n"
         "    print(e.submit(eval, '__import__(\"os\").getpid()').result(), flush=True)\n"
         "    e.submit(time.sleep, 60).result()"
     )
