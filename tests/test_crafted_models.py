@@ -63,7 +63,7 @@ def test_a_scale_that_no_distance_has(model: bytes, scale: float) -> None:
 
 
 def test_a_distance_that_is_no_least_one(model: bytes) -> None:
-    with pytest.raises(BundleError, match="expected the distance to be the least of some"):
+    with pytest.raises(BundleError, match="expected the distance to be a minimum over the classes"):
         read_mahalanobis(edited(model, _no_least))
 
 
