@@ -14,13 +14,14 @@ from building import make_dicom, read_tree
 from command import by_source, placed, run, sort
 from matrix import step, world
 from test_archives_reading import LIMITS
-from test_races import Meddled
+from test_races import Meddled, fail
 
 from dicomsort import files as files_module
 from dicomsort.archives import UnpackRequest, unpack
 from dicomsort.bundle import default_path, load
 from dicomsort.discover import walk
 from dicomsort.execute import Placer, Roots
+from dicomsort.execute.outcomes import Fatal
 from dicomsort.files import beneath, look_up
 from dicomsort.files.beneath import Beneath
 from dicomsort.journal import Replay
@@ -273,3 +274,15 @@ def test_two_mounts_are_compared_by_the_paths_by_which_files_are_removed(tmp_pat
         (inbox / "a").rename(inbox / "moved")
         assert not placer._mounts.may_be_one("inbox/a/1", "outbox/CT/1")
         assert os.path.realpath(asked[0]) == str(inbox / "moved/1")
+
+
+def test_a_part_file_that_is_there_and_may_not_be_removed_is_told(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.COPY, "a/1", target="outbox/CT/1")
+    (outbox / "CT").mkdir(exist_ok=True)
+    (outbox / "CT/.dicomsort-run-0.part").write_text("left")
+    files = Meddled("unlink", fail(errno.EPERM))
+    placer = Placer(files, Roots(str(inbox), str(outbox)), "run", Replay.empty(1))
+    failed = placer.remove_part(operation)
+    assert isinstance(failed, Fatal)
+    assert "Operation not permitted" in failed.message

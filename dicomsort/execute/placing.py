@@ -433,7 +433,7 @@ class Placer:
             with self.held():
                 self._unlink_part(o)
         except OSError as error:
-            if error.errno in UNREACHABLE:  # then none is known of: the walk names it later
+            if error.errno in UNREACHABLE and not self.has_part(o):  # nobody can tell; the walk names it later
                 return None
             return Fatal(f"removing the temporary copy of {o.source!r}: expected success, received {error.strerror}")
         return None
