@@ -20,6 +20,7 @@ from dicomsort import files as files_module
 from dicomsort.archives import UnpackRequest, unpack
 from dicomsort.bundle import default_path, load
 from dicomsort.discover import walk
+from dicomsort.errors import PlacingFailed
 from dicomsort.execute import Placer, Roots
 from dicomsort.execute.outcomes import Fatal
 from dicomsort.files import beneath, look_up
@@ -286,3 +287,33 @@ def test_a_part_file_that_is_there_and_may_not_be_removed_is_told(tmp_path: Path
     failed = placer.remove_part(operation)
     assert isinstance(failed, Fatal)
     assert "Operation not permitted" in failed.message
+
+
+@pytest.mark.parametrize("code", [errno.ENOTCONN, errno.EIO])
+@pytest.mark.parametrize("verb", [Verb.MOVE, Verb.COPY])
+def test_what_was_placed_before_its_source_was_lost_from_sight_is_recognised(
+    tmp_path: Path, verb: Verb, code: int
+) -> None:
+    placer, operation, target = begun(tmp_path, verb)
+    with (
+        mock.patch.object(placer, "_path", placer._roots.absolute),
+        mock.patch(
+            "dicomsort.execute.placing.look_up",
+            lambda path: look_up(path) if "/outbox/" in path else (_ for _ in ()).throw(OSError(code, "lost")),
+        ),
+    ):
+        checked = placer.check(operation)
+    assert checked is not None
+    assert (checked.outcome, target.is_file()) == (Outcome.DONE, True)
+
+
+def test_an_operation_whose_target_cannot_be_seen_for_once_gets_no_end(tmp_path: Path) -> None:
+    placer, operation, _ = begun(tmp_path, Verb.COPY)
+    closed = mock.patch("dicomsort.execute.placing.look_up", side_effect=PermissionError(errno.EACCES, "closed"))
+    with closed, pytest.raises(PlacingFailed, match="outbox/CT/1': expected to look at it, received closed"):
+        placer.check(operation)
+    back = replace(operation, source="outbox/CT/1", target="inbox/a/1")
+    with mock.patch("dicomsort.execute.placing.look_up", side_effect=PermissionError(errno.EACCES, "closed")):
+        checked = placer.check(back)
+    assert checked is not None
+    assert checked.outcome is Outcome.FAILED

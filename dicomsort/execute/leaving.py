@@ -53,6 +53,11 @@ def is_stamped(status: os.stat_result, stamp_ns: int) -> bool:
     return any(status.st_mtime_ns == stamp_ns - stamp_ns % unit for unit in _UNITS)
 
 
+def mode_of(o: Operation) -> int:
+    """Return the mode that a copy gets, which must not become somebody's setuid program where root makes it."""
+    return o.mode & 0o777
+
+
 def stamp_of(o: Operation) -> int:
     """Return the mtime that an operation gives its target, in nanoseconds since 1970."""
     return o.mtime_ns if o.stamp_ns is None else o.stamp_ns

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+from dicomsort.errors import PlacingFailed
 from dicomsort.execute.leaving import (
     CANNOT_LEAVE,
     LINK_REFUSED,
@@ -18,10 +19,11 @@ from dicomsort.execute.leaving import (
     is_one_file,
     is_stamped,
     is_unchanged,
+    mode_of,
     stamp_of,
 )
 from dicomsort.execute.outcomes import UNREACHABLE, Fatal, outcome_of_error, outcome_unseen
-from dicomsort.execute.roots import Resolver, Roots
+from dicomsort.execute.roots import Resolver, Roots, second_name
 from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import (
     NO_LINK,
@@ -92,13 +94,13 @@ class Placer:
             return Result(o.number, Outcome.FAILED, f"{error.strerror}")
 
     def _check(self, o: Operation, *, fresh: bool) -> Result | None:
-        target = look_up(self._path(o.target)) if o.target and not fresh else None
+        target = self._target(o) if o.target and not fresh else None
         if target is not None and o.number not in self._begun:
             return self._occupied(o, target)
         try:
             source = look_up(path := self._path(o.source))
-        except OSError as error:
-            if target is None or error.errno not in UNREACHABLE:
+        except OSError:
+            if target is None:
                 raise
             source = None
         if target is not None:
@@ -113,6 +115,15 @@ class Placer:
         if o.verb is Verb.REMOVE and not self._is_kept(o):
             return Result(o.number, Outcome.CHANGED, _NOT_KEPT)
         return None
+
+    def _target(self, o: Operation) -> os.stat_result | None:
+        """Look at the target; PlacingFailed where an earlier attempt may have made one that cannot be seen now."""
+        try:
+            return look_up(self._path(o.target))
+        except OSError as error:
+            if o.number not in self._begun or not o.target.startswith("outbox/"):
+                raise
+            raise PlacingFailed(f"{o.target!r}: expected to look at it, received {error.strerror}") from error
 
     def _is_kept(self, o: Operation) -> bool:
         """Whether ``kept`` holds the bytes of the source: it equals it, or is the archive that it came out of."""
@@ -177,7 +188,7 @@ class Placer:
         """Whether the file system of a temporary copy makes hard links: then only a file of its inode is ours."""
         if device not in self._has_links:
             try:
-                self._files.link(part, second := _second_name(part))
+                self._files.link(part, second := second_name(part))
                 self._files.unlink(second)
                 self._has_links[device] = True
             except OSError as error:  # refused, or no room for a name; a second name that is there was made by a link
@@ -192,7 +203,7 @@ class Placer:
                 if is_unchanged(o, os.fstat(reader)):
                     message, lost = apply_metadata(self._files, copied, _wanted(o, metadata_of(reader)), stamp_of(o))
                     return message, inode, lost
-        self._files.set_mode(path, _mode(o))
+        self._files.set_mode(path, mode_of(o))
         self._files.set_mtime(path, stamp_of(o))
         return "its source was not seen again, and may still be there" if o.verb is Verb.MOVE else "", inode, None
 
@@ -317,7 +328,7 @@ class Placer:
     def _copied(self, o: Operation, source: str, target: str, metadata: Metadata | None = None) -> _Made:
         """Make a copy; one with an owner, as a move's, gets ``metadata``, or else that of the source."""
         if o.verb is not Verb.MOVE and o.owner is None:
-            return _Made(copy(self._files, source, target, _mode(o), stamp_of(o)))
+            return _Made(copy(self._files, source, target, mode_of(o), stamp_of(o)))
         wanted = lambda found: metadata or _wanted(o, found)
         return _Made(*copy_with_metadata(self._files, source, target, wanted, stamp_of(o)))
 
@@ -450,7 +461,7 @@ class Placer:
             part = self._part(o)
             if o.number in self._begun:
                 with contextlib.suppress(OSError):
-                    self._files.unlink(_second_name(part))
+                    self._files.unlink(second_name(part))
             try:
                 self._files.unlink(part)
             except OSError:
@@ -474,14 +485,6 @@ class Placer:
             return same_bytes(self._path(one), self._path(other))
         except FileNotFoundError:
             return False
-
-
-def _second_name(part: str) -> str:
-    return f"{part.removesuffix('.part')}-2.part"
-
-
-def _mode(o: Operation) -> int:
-    return o.mode & 0o777  # a copy made by root must not become somebody's setuid program
 
 
 def _wanted(o: Operation, found: Metadata) -> Metadata:

@@ -35,3 +35,8 @@ class Resolver:
         """Return the path of a place, valid in this block of ``held``."""
         root, _, below = place.partition("/")
         return self._inbox.path(below) if root == "inbox" and below else self._roots.absolute(place)
+
+
+def second_name(part: str) -> str:
+    """Return the name by which it is tried whether the file system of a temporary copy makes links."""
+    return f"{part.removesuffix('.part')}-2.part"
