@@ -22,7 +22,7 @@ from dicomsort.archives.members import (
 )
 from dicomsort.dicom.magic import OPENED, archive_of
 from dicomsort.files import Files, created, flush_path, is_network, look_up, opened_file
-from dicomsort.files.beneath import Beneath
+from dicomsort.files.beneath import one_below
 from dicomsort.records import ARCHIVE, Found
 
 _MODE = 0o666  # less the umask: a placed file has it
@@ -64,9 +64,8 @@ class Unpacked:
 def unpack(request: UnpackRequest) -> Unpacked:
     """Unpack an archive; the caller removes what is left in the folder where that fails."""
     files, found = Files(), request.found
-    beneath = Beneath(request.inbox)
     try:
-        with beneath.held(), opened_file(beneath.path(found.path)) as stream:
+        with one_below(request.inbox, found.path) as path, opened_file(path) as stream:
             _require_unchanged(stream, found)
             files.make_folder(request.folder, 0o700)
             disk = os.statvfs(request.folder)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from dicomsort.files import REFUSED_BY_DISK
 from dicomsort.records import Operation, Outcome, Result
 
-UNREACHABLE = frozenset(
-    {errno.EACCES, errno.EPERM, errno.ELOOP}
-)  # somebody closed a folder, or put a link in its place
+# Somebody closed a folder, or put a link in its place.
+UNREACHABLE = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP})
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ import secrets
 from collections.abc import Callable
 
 from dicomsort.files import PROBE, Files, closing_descriptor, fold, look_up
-
-_FOLDER = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", 0)  # which needs no right to read it
+from dicomsort.files.beneath import FOLDER
 
 
 class TwoMounts:
@@ -67,7 +66,7 @@ class TwoMounts:
 def _may_show(folder: str, name: str) -> bool:
     """Whether something may have this name in a folder, whose path may be as long as paths can be; True if unknown."""
     try:
-        with closing_descriptor(os.open(folder, _FOLDER)) as descriptor:
+        with closing_descriptor(os.open(folder, FOLDER)) as descriptor:
             os.lstat(name, dir_fd=descriptor)
     except FileNotFoundError:
         return False

@@ -18,7 +18,7 @@ from functools import cache
 
 from dicomsort.files import PATH_MAX
 
-_FOLDER = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", 0)  # which needs no right to read it
+FOLDER = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", 0)  # which needs no right to read it
 _OPEN = 8  # folders that a thread keeps open: an operation needs four
 _DESCRIPTORS = "/proc/self/fd"
 _NOWHERE = f"{_DESCRIPTORS}/-1"  # where nothing can be
@@ -87,7 +87,7 @@ class Beneath:
     def _opened(self, folder: str) -> int:
         local = self._local
         if local.root < 0:
-            local.root = os.open(self._root, _FOLDER)
+            local.root = os.open(self._root, FOLDER)
         descriptor = local.root
         for name in folder.split("/"):
             outer = descriptor
@@ -99,12 +99,20 @@ class Beneath:
         return descriptor
 
 
+@contextmanager
+def one_below(root: str, path: str) -> Iterator[str]:
+    """Yield the path of one thing below a root, see ``Beneath.path``."""
+    beneath = Beneath(root)
+    with beneath.held():
+        yield beneath.path(path)
+
+
 def _inner(folder: int, name: str) -> int:
     """Open a folder in an open one."""
     if name in {"", ".", ".."}:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     try:
-        return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+        return os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=folder)
     except NotADirectoryError:
         if stat.S_ISLNK(os.lstat(name, dir_fd=folder).st_mode):
             raise OSError(errno.ELOOP, "a link is in the place of a folder", name) from None
@@ -114,7 +122,7 @@ def _inner(folder: int, name: str) -> int:
 @cache
 def _shows_folders() -> bool:
     """Whether ``/proc`` shows this process the folders that it has open."""
-    descriptor = os.open("/", _FOLDER)
+    descriptor = os.open("/", FOLDER)
     try:
         with suppress(OSError):
             return os.path.samestat(os.stat(f"{_DESCRIPTORS}/{descriptor}/."), os.fstat(descriptor))

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import cache, partial
-from itertools import islice
 from typing import Any
 
+from dicomsort.engines.engine import batched
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError, command, counted
 from dicomsort.execute import BATCH, Executor, Placer, Roots
 from dicomsort.files import is_network, look_up
@@ -85,8 +85,7 @@ def carry_out(context: RunContext, run: str, plan: Plan, *, needs_inbox: bool = 
 
         context.progress.stage("placing files", plan.count)
         if "reported" in journal.known.marks:  # the rows are final, whatever somebody took away since
-            operations = plan.operations()
-            for batch in iter(lambda: list(islice(operations, BATCH)), []):
+            for batch in batched(plan.operations(), BATCH):
                 report(batch)
         else:
             _executor(context, run, plan, journal, inbox).run(plan, report)

@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from itertools import islice
 from operator import itemgetter
 
 from dicomsort.config import Destination, SendSettings
+from dicomsort.engines.engine import batched
 from dicomsort.errors import UsageError
 from dicomsort.files import Files
 from dicomsort.journal import STATE
@@ -119,10 +119,10 @@ class _Sending:
     def _batches(self) -> Iterator[Batch]:
         """Yield what was not tried before, then what failed in earlier runs: each alone, the oldest failure first."""
         failed: list[tuple[int, Found]] = []
-        for window in _windows(self._examined(self._unsent(failed))):
+        for window in batched(self._examined(self._unsent(failed)), WINDOW):
             yield from self._batched(window)
         failed.sort(key=itemgetter(0))
-        for window in _windows(self._examined(found for _, found in failed)):
+        for window in batched(self._examined(found for _, found in failed), WINDOW):
             contexts = {each: batch.contexts for batch in self._batched(window) for each in batch.instances}
             for instance in window:
                 yield Batch((instance,), contexts[instance], once=True)
@@ -178,8 +178,3 @@ class _Sending:
             self.sent.count(result, size)
             self.report(result)
             self.progress.advance()
-
-
-def _windows(instances: Iterator[Instance]) -> Iterator[list[Instance]]:
-    while window := list(islice(instances, WINDOW)):
-        yield window

@@ -18,7 +18,7 @@ from dicomsort.dicom.headers import data_set_offset, read_header
 from dicomsort.discover import Folder, Passed, walk
 from dicomsort.errors import StateDamaged, UsageError, command
 from dicomsort.files import look_up, opened
-from dicomsort.files.beneath import Beneath
+from dicomsort.files.beneath import one_below
 from dicomsort.journal import STATE, is_run, runs_folder
 from dicomsort.pacs.send.records import Instance, SendResult, SendStatus, Unsendable
 from dicomsort.records import REVIEW, UNREADABLE, Action, Found, Kind
@@ -89,10 +89,10 @@ def _reading() -> Iterator[None]:
 @contextmanager
 def outgoing(instance: Instance) -> Iterator[Outgoing]:
     """Open an instance's file; ``Unsendable`` where it is gone, changed or unreadable."""
-    beneath = Beneath(instance.absolute.removesuffix(f"/{instance.path}"))
+    base = instance.absolute.removesuffix(f"/{instance.path}")
     with ExitStack() as stack:
-        with _reading(), beneath.held():
-            descriptor = stack.enter_context(opened(beneath.path(instance.path)))
+        with _reading(), one_below(base, instance.path) as path:
+            descriptor = stack.enter_context(opened(path))
         check(instance, descriptor)
         yield Outgoing(instance, descriptor)
 
@@ -183,9 +183,9 @@ def _walked(selection: Selection) -> Iterator[Found | SendResult]:
 
 def examine(base: str, found: Found) -> Instance | SendResult:
     """Read the header of one file."""
-    absolute, beneath = f"{base}/{found.path}", Beneath(base)
+    absolute = f"{base}/{found.path}"
     try:
-        with beneath.held(), opened(beneath.path(found.path)) as descriptor:
+        with one_below(base, found.path) as path, opened(path) as descriptor:
             head = os.pread(descriptor, _HEAD, 0)
             more = lambda offset, size: os.pread(descriptor, size, offset)
             header = read_header(head, found.size, found.path.rpartition("/")[2], more)
