@@ -22,7 +22,7 @@ RECEIVING = ".dicomsort-receive-"  # the beginning of names of instances that ar
 _PARTS = {  # what a file is whose name begins so
     RECEIVING: "an instance that is being received; one that a crash left goes when `dicomsort receive` starts",
     PROBE: "an empty file by which two mounts were compared, and which a crash left: remove it",
-    ".dicomsort-": "a temporary copy of a run that was cut short; `dicomsort resume` removes it",
+    ".dicomsort-": "a temporary copy of the run that its name tells; `dicomsort resume OUTBOX RUN` removes it",
 }
 
 

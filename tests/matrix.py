@@ -35,7 +35,7 @@ from dicomsort.files import Files
 from dicomsort.journal import JOURNAL, Replay
 from dicomsort.records import Action, Kind, Operation, Result, Row, Status, Verb
 from dicomsort.sorting import locked, resume, running, undo
-from dicomsort.sorting.runs import new_run
+from dicomsort.sorting.runs import new_run, seal_plan
 
 FILES = {"a/1": b"one" * 50, "a/2": b"two" * 60, "b/c/3": b"three" * 70, "copy of 1": b"one" * 50, "b/empty": b""}
 TARGETS = {"a/1": "CT/s/1", "a/2": "CT/s/2", "b/c/3": "MRI/s/3", "b/empty": "UNREADABLE/b/empty"}
@@ -161,7 +161,7 @@ def start(files: Files, inbox: Path, outbox: Path, verb: Verb) -> None:
     context = quiet(outbox, files)
     with locked(context, create=True):
         run = new_run(context)
-        plan = running.seal_plan(context, run, head_of(inbox, outbox, verb), operations(inbox, verb))
+        plan = seal_plan(context, run, head_of(inbox, outbox, verb), operations(inbox, verb))
         summary = running.carry_out(context, run, plan)
         running.write_summary(files, str(outbox), summary)
 

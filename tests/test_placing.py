@@ -19,14 +19,14 @@ from dicomsort.files import Files
 from dicomsort.journal import Journal, Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
 from dicomsort.sorting import locked, resume, running
-from dicomsort.sorting.runs import new_run
+from dicomsort.sorting.runs import new_run, seal_plan
 
 
 def carry_out(inbox: Path, outbox: Path, steps: list[Operation], files: Files) -> Replay:
     context = quiet(outbox, files)
     with locked(context, create=True):
         run = new_run(context)
-        plan = running.seal_plan(context, run, head_of(inbox, outbox, Verb.COPY), steps)
+        plan = seal_plan(context, run, head_of(inbox, outbox, Verb.COPY), steps)
         journal = Journal(files, str(plan.path.parent), plan.count)
         try:
             Executor(files, Roots(str(inbox), str(outbox)), journal, run, 2).run(plan, lambda _: None)
@@ -128,7 +128,7 @@ def test_a_full_disk_ends_the_run_with_a_message_and_resume_goes_on(tmp_path: Pa
     context, unbounded = quiet(outbox, files), quiet(outbox)
     with locked(context, create=True):
         run = new_run(context)
-        plan = running.seal_plan(context, run, head_of(inbox, outbox, Verb.COPY), operations(inbox, Verb.COPY))
+        plan = seal_plan(context, run, head_of(inbox, outbox, Verb.COPY), operations(inbox, Verb.COPY))
     files.room = room
     with contextlib.suppress(PlacingFailed, OSError), locked(unbounded, create=False):
         running.carry_out(context, run, plan)

@@ -21,7 +21,8 @@ from typing import NamedTuple, TypeVar
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute.leaving import is_stamped, stamp_of
 from dicomsort.execute.outcomes import Fatal, outcome_of_error
-from dicomsort.execute.placing import LOCKED, Placer
+from dicomsort.execute.placing import Placer
+from dicomsort.execute.removing import LOCKED
 from dicomsort.execute.roots import Resolver, Roots
 from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up, opened, sha256_of
 from dicomsort.journal import Journal, Plan

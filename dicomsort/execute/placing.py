@@ -13,8 +13,6 @@ from dicomsort.execute.leaving import (
     CANNOT_LEAVE,
     LINK_REFUSED,
     Leaving,
-    has_changed,
-    is_at,
     is_member,
     is_one_file,
     is_stamped,
@@ -23,6 +21,7 @@ from dicomsort.execute.leaving import (
     stamp_of,
 )
 from dicomsort.execute.outcomes import UNREACHABLE, Fatal, outcome_of_error, outcome_unseen
+from dicomsort.execute.removing import NOT_KEPT, Remover
 from dicomsort.execute.roots import Resolver, Roots, second_name
 from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import (
@@ -32,20 +31,15 @@ from dicomsort.files import (
     Files,
     begins_with,
     copy,
-    hashed,
     look_up,
     opened,
-    same_bytes,
     sha256_of,
 )
 from dicomsort.journal import Replay
 from dicomsort.metadata import ACL, Applied, Metadata, apply_metadata, copy_with_metadata, lost_with, metadata_of
 from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
-_CHANGED_SINCE = "the file changed while it was placed"
-_NOT_KEPT = "the kept file does not hold the same bytes any more"
-LOCKED = "another run removes it, or its kept copy"
-_IS_KEPT = "it may be the kept file itself, seen through another mount; it stays"
+_LAST = "its source is not seen, so the whole temporary copy {!r} stays"
 _CREATED_MODE = 0o600  # of files that are not complete yet
 
 
@@ -71,16 +65,15 @@ class Placer:
         self._resolver = Resolver(roots)
         self._path, self.held = self._resolver.path, self._resolver.held
         self._run = run
+        self._known = known
         self._begun = frozenset(known.begun)
         self._is_theirs = is_theirs
         self._leaving = Leaving()
         self._mounts = TwoMounts(files, self._path)
-        self._archives: dict[tuple[str | int, ...], str] = {}  # SHA-256 of those that were read, by their status
+        self._remover = Remover(files, self._path, self._mounts)
         self._has_links: dict[int, bool] = {}  # device -> whether its file system makes links
         self.flushed: set[int] = set()  # whose copies are durable, as their file systems flush files one by one
         self.copies = False  # whether links were refused, so that files were copied instead
-        # Copies that were read again: device, inode, mtime of the new file, and the source's ctime before it was read.
-        self._proven: dict[int, tuple[int, int, int, int]] = {}
 
     def check(self, o: Operation, *, fresh: bool = False) -> Result | None:
         """Return the result of an operation that cannot be done or is done already, else None.
@@ -100,20 +93,21 @@ class Placer:
         try:
             source = look_up(path := self._path(o.source))
         except OSError:
-            if target is None:
+            if target is None and not (o.number in self._begun and self._has_whole_part(o)):
                 raise
             source = None
         if target is not None:
             return self._recognise(o, target, source)
         if source is None:
-            return Result(o.number, Outcome.CHANGED, "the file is gone")
+            placed = self._placed_from_part(o) if o.number in self._begun else None
+            return placed or Result(o.number, Outcome.CHANGED, "the file is gone")
         if not is_unchanged(o, source) or (source.st_ino != o.inode and sha256_of(path) != o.sha256):
             return Result(o.number, Outcome.CHANGED, "the file changed after it was judged")
         leaves = o.verb is Verb.MOVE or o.verb is Verb.REMOVE
         if leaves and not self._leaving.may_leave(self._roots.absolute(o.source), source):
             return Result(o.number, Outcome.FAILED, CANNOT_LEAVE)
-        if o.verb is Verb.REMOVE and not self._is_kept(o):
-            return Result(o.number, Outcome.CHANGED, _NOT_KEPT)
+        if o.verb is Verb.REMOVE and not self._remover.is_kept(o):
+            return Result(o.number, Outcome.CHANGED, NOT_KEPT)
         return None
 
     def _target(self, o: Operation) -> os.stat_result | None:
@@ -125,23 +119,6 @@ class Placer:
                 raise
             raise PlacingFailed(f"{o.target!r}: expected to look at it, received {error.strerror}") from error
 
-    def _is_kept(self, o: Operation) -> bool:
-        """Whether ``kept`` holds the bytes of the source: it equals it, or is the archive that it came out of."""
-        if not o.archive_sha256:
-            return self._same(o.source, o.kept)
-        with contextlib.suppress(FileNotFoundError):
-            return self._is_archive(o) and sha256_of(self._path(o.source)) == o.sha256
-        return False
-
-    def _is_archive(self, o: Operation) -> bool:
-        """Whether the archive that held a file is whole; it is read once, as long as nothing changes it."""
-        with opened(self._path(o.kept)) as descriptor:
-            status = os.fstat(descriptor)
-            key = (o.kept, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            if key not in self._archives:
-                self._archives[key] = hashed(descriptor)
-            return self._archives[key] == o.archive_sha256
-
     def _recognise(self, o: Operation, target: os.stat_result, source: os.stat_result | None) -> Result | None:
         """Return the result where an interrupted attempt may have made the target; None where it must be made again."""
         if o.verb is not Verb.COPY and is_one_file(o, target, source):
@@ -151,18 +128,42 @@ class Placer:
         if made is None:
             return self._occupied(o, target)
         is_part = os.path.samestat(made, target)
-        is_copy = source is not None and target.st_nlink == 1 and not self._links(part, target.st_dev)
+        is_copy = target.st_nlink == 1 and not self._links(part, target.st_dev)
         is_ours = is_part or (is_copy and not self._is_theirs(o.target))
         is_whole = is_ours and target.st_size == o.size and sha256_of(path) == o.sha256
         if is_whole and (source is None or not self._holds_still(o, source)):
             return Result(o.number, Outcome.DONE, *self._complete(o, source, target.st_ino))
         # A power cut may take the bytes of a whole copy and leave its time; who edits a file gives it another time.
         is_torn = is_stamped(target, stamp_of(o)) if is_part else is_ours and self._is_torn(path, target, part)
-        if source is not None and (is_whole or is_torn):
+        if is_whole or (is_torn and (source is not None or self._has_whole_part(o))):
             self._files.unlink(path)
-            return None
+            return None if source is not None else self._placed_from_part(o)
+        occupied = self._occupied(o, target)
+        if source is None and occupied.outcome is Outcome.CONFLICT and self._has_whole_part(o):
+            name = os.path.basename(part)
+            return Result(o.number, Outcome.CONFLICT, f"another file stands at the destination; {_LAST.format(name)}")
         self._unlink_part(o)
-        return self._occupied(o, target)
+        return occupied
+
+    def _placed_from_part(self, o: Operation) -> Result | None:
+        """Give a whole temporary copy its name where the source is not seen: nothing else may hold these bytes."""
+        if not self._has_whole_part(o):
+            return None
+        part, target = self._part(o), self._path(o.target)
+        try:
+            self._link(part, target)
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            self._copied(o, part, target)
+        return Result(o.number, Outcome.DONE, *self._complete(o, None, os.lstat(target).st_ino))
+
+    def _has_whole_part(self, o: Operation) -> bool:
+        """Whether an earlier attempt has left a temporary copy that holds all bytes of the source."""
+        if o.verb is not Verb.COPY and o.verb is not Verb.MOVE:
+            return False
+        made = look_up(part := self._part(o))
+        return made is not None and made.st_size == o.size and sha256_of(part) == o.sha256
 
     def _holds_still(self, o: Operation, source: os.stat_result) -> bool:
         """Whether a source can be copied again: then no copy is believed that has not ended.
@@ -257,7 +258,7 @@ class Placer:
         """Remove a new name of another inode than the plan's, if the source has these bytes; else it is somebody's."""
         source, message = look_up(self._path(o.source)), "the file was replaced while it was placed"
         is_linked = source is not None and os.path.samestat(source, there)
-        if source is not None and not is_linked and self._same(o.source, o.target):
+        if source is not None and not is_linked and self._remover.is_same(o.source, o.target):
             is_linked, message = True, "its file system gives another inode number to a linked file: use --copy"
         if is_linked:
             self._files.unlink(target)
@@ -322,7 +323,7 @@ class Placer:
             if sha256_of(part) != o.sha256:
                 return None
             ctime_ns = before.st_ctime_ns if before is not None else 0
-            self._proven[o.number] = made.copied.device, made.copied.inode, stamp_of(o), ctime_ns
+            self._remover.proven[o.number] = made.copied.device, made.copied.inode, stamp_of(o), ctime_ns
         return made
 
     def _copied(self, o: Operation, source: str, target: str, metadata: Metadata | None = None) -> _Made:
@@ -342,85 +343,13 @@ class Placer:
         if o.verb is Verb.COPY or o.verb is Verb.LINK:
             return self.remove_part(o)
         with self.held():
+            stuck: Result | Fatal | None
             try:
-                stuck, linked = self._remove_source(o)
+                stuck, linked = self._remover.remove(o)
             except OSError as error:
-                return outcome_unseen(o, error)
+                stuck, linked = outcome_unseen(o, error), False
             cleared = None if linked else self.remove_part(o)
             return stuck or cleared
-
-    def _remove_source(self, o: Operation) -> tuple[Result | None, bool]:
-        """Remove the source where another name, or another file, has its present content.
-
-        Return a Result where it stays because it changed, and whether it is another name of its target.
-        """
-        path = self._path(o.source)
-        source = look_up(path)
-        target = look_up(self._path(o.target)) if source is not None and o.target else None
-        linked = source is not None and target is not None and os.path.samestat(source, target)
-        if source is None or not is_unchanged(o, source):
-            return None, linked
-        if o.verb is Verb.REMOVE:
-            return self._remove_duplicate(o, source), False
-        if linked and source.st_nlink == 1:  # one name, by two ways
-            return None, linked
-        is_replaced = linked or self._is_replaced(o, source, target)
-        if not linked and has_changed(path, source):  # comparing takes a while
-            return Result(o.number, Outcome.CHANGED, _CHANGED_SINCE), linked
-        if not is_replaced:
-            gone = "is gone" if target is None else "holds other bytes by now"
-            return Result(o.number, Outcome.CHANGED, f"its new name {gone}; it stays"), linked
-        return self._unlinked(o), linked
-
-    def _unlinked(self, o: Operation) -> Result | None:
-        """Remove the source's name; return a Result where that is refused."""
-        try:
-            self._files.unlink(self._path(o.source))
-        except OSError as error:
-            return Result(o.number, Outcome.FAILED, f"the source cannot be removed: {error.strerror}")
-        return None
-
-    def _remove_duplicate(self, o: Operation, source: os.stat_result) -> Result | None:
-        """Remove a duplicate whose kept copy holds the same bytes; return a Result where it stays for a reason.
-
-        Two runs can cross, each removing what the other keeps. So the source is locked against all others, and the kept
-        copy against removal, from the comparison to the end.
-        """
-        path, kept = self._path(o.source), self._path(o.kept)
-        try:
-            if self._mounts.may_be_one(o.source, o.kept):
-                return Result(o.number, Outcome.CHANGED, _IS_KEPT)
-            with opened(path) as mine, opened(kept) as theirs:
-                is_one = os.path.samestat(os.fstat(mine), os.fstat(theirs))
-                if not (self._is_locked(mine) and (is_one or self._is_locked(theirs, shared=True))):
-                    return Result(o.number, Outcome.FAILED, LOCKED)
-                self._files.flush(theirs)  # somebody may have put it there a moment ago
-                if o.kept.startswith("outbox/") and hasattr(os, "posix_fadvise"):  # memory may hold more than the disk
-                    os.posix_fadvise(theirs, 0, 0, os.POSIX_FADV_DONTNEED)
-                is_kept = is_at(theirs, kept) and self._is_kept(o)
-                if has_changed(path, source):  # comparing takes a while
-                    return Result(o.number, Outcome.CHANGED, _CHANGED_SINCE)
-                return self._unlinked(o) if is_kept else Result(o.number, Outcome.CHANGED, _NOT_KEPT)
-        except FileNotFoundError:  # of the kept copy: then the file stays; else somebody has removed it
-            return Result(o.number, Outcome.CHANGED, _NOT_KEPT) if look_up(path) else None
-        except OSError as error:
-            return Result(o.number, Outcome.FAILED, f"the kept copy cannot be compared, or flushed: {error.strerror}")
-
-    def _is_locked(self, descriptor: int, *, shared: bool = False) -> bool:
-        """Lock a file; True also where its file system has no locks, or none for files open for reading (NFS)."""
-        try:
-            return self._files.lock(descriptor, shared=shared)
-        except OSError:
-            return True
-
-    def _is_replaced(self, o: Operation, source: os.stat_result, target: os.stat_result | None) -> bool:
-        """Whether the target holds the source's bytes."""
-        if target is None or target.st_size != o.size:
-            return False
-        proven = self._proven.pop(o.number, None)
-        if (target.st_dev, target.st_ino, target.st_mtime_ns, source.st_ctime_ns) == proven:
-            return True
-        return self._same(o.source, o.target) and not self._mounts.may_be_one(o.source, o.target)
 
     def roll_back(self, o: Operation, inode: int) -> bool:
         """Remove the new name of a file whose source stays, unless it holds other bytes by now; return success.
@@ -432,7 +361,8 @@ class Placer:
         with contextlib.suppress(OSError), self.held():
             source, target = (look_up(self._path(place)) for place in (o.source, o.target))
             is_ours = source is not None and target is not None and target.st_ino == inode and is_unchanged(o, source)
-            is_same = is_ours and self._same(o.source, o.target)  # an inode may be somebody's new file's by now
+            # An inode may be somebody's new file's by now.
+            is_same = is_ours and self._remover.is_same(o.source, o.target)
             if is_same and not self._mounts.may_be_one(o.target, o.source):
                 self._files.unlink(self._path(o.target))
             return source is not None
@@ -442,6 +372,8 @@ class Placer:
         """Remove the temporary copy; return Fatal with the reason where it cannot be removed."""
         try:
             with self.held():
+                if self._is_last(o):
+                    return Fatal(f"{o.source!r}: {_LAST.format(os.path.basename(self._part(o)))}")
                 self._unlink_part(o)
         except OSError as error:
             if error.errno in UNREACHABLE and not self.has_part(o):  # nobody can tell; the walk names it later
@@ -455,8 +387,17 @@ class Placer:
             return look_up(self._part(o)) is not None
         return False
 
+    def _is_last(self, o: Operation) -> bool:
+        """Whether nothing but a temporary copy may hold the bytes: the source is not seen, and nothing was placed."""
+        if self._known.is_done(o.number) or not self._has_whole_part(o):
+            return False
+        with contextlib.suppress(OSError):
+            is_there = look_up(path := self._path(o.target)) is not None and sha256_of(path) == o.sha256
+            return not is_there and look_up(self._path(o.source)) is None
+        return True
+
     def _unlink_part(self, o: Operation) -> None:
-        """Remove the temporary copy of an earlier attempt, if there is one."""
+        """Remove the temporary copy, if there is one."""
         if o.verb is Verb.COPY or o.verb is Verb.MOVE:
             part = self._part(o)
             if o.number in self._begun:
@@ -479,12 +420,6 @@ class Placer:
             if len(os.fsencode(f"{self._roots.absolute(folder)}/{name}")) < PATH_MAX:
                 return self._path(f"{folder}/{name}")
         return f"{self._roots.outbox}/{name}"
-
-    def _same(self, one: str, other: str) -> bool:
-        try:
-            return same_bytes(self._path(one), self._path(other))
-        except FileNotFoundError:
-            return False
 
 
 def _wanted(o: Operation, found: Metadata) -> Metadata:

@@ -40,8 +40,8 @@ from dicomsort.sorting.outbox import (
 )
 from dicomsort.sorting.outbox_state import OutboxState
 from dicomsort.sorting.pixel_sampling import PixelSampler
-from dicomsort.sorting.running import carry_out, complete_reports, finish_first, seal_plan
-from dicomsort.sorting.runs import Runs, load_runs, new_run, require_outbox_mounts
+from dicomsort.sorting.running import carry_out, complete_reports, finish_first
+from dicomsort.sorting.runs import Runs, load_runs, new_run, require_outbox_mounts, seal_plan
 
 SETTLE = 60.0
 _VERBS = {"copy": Verb.COPY, "move": Verb.MOVE, "link": Verb.LINK}

@@ -25,8 +25,17 @@ from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examine import hashed_here
 from dicomsort.sorting.outbox import REVIEW_VERB, RunContext, locked, mounts_below, now
 from dicomsort.sorting.outbox_state import holds, look_for, passable
-from dicomsort.sorting.running import carry_out, complete_reports, finish, seal_plan, undo
-from dicomsort.sorting.runs import Run, Runs, all_runs, load_run, load_runs, new_run, require_outbox_mounts
+from dicomsort.sorting.running import carry_out, complete_reports, finish, undo
+from dicomsort.sorting.runs import (
+    Run,
+    Runs,
+    all_runs,
+    load_run,
+    load_runs,
+    new_run,
+    require_outbox_mounts,
+    seal_plan,
+)
 from dicomsort.tasks import examine
 
 T = TypeVar("T")

@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import cache, partial
-from typing import Any
 
 from dicomsort.engines.engine import batched
 from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError, command, counted
 from dicomsort.execute import BATCH, Executor, Placer, Roots
 from dicomsort.files import is_network, look_up
-from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, run_folder
+from dicomsort.journal import JOURNAL, Journal, Plan, Replay, run_folder
 from dicomsort.plan import reverse
 from dicomsort.records import Action, Operation, Outcome, Result, Row, Verb
 from dicomsort.report import Summary, final_row, needs_person, printable, read_summary, write_summary
@@ -32,7 +31,6 @@ from dicomsort.sorting.outbox import (
     free_reserve,
     inbox_of,
     locked,
-    make_reserve,
     now,
     require_inbox,
     require_mounts,
@@ -51,6 +49,7 @@ from dicomsort.sorting.runs import (
     load_runs,
     new_run,
     read_all,
+    seal_plan,
 )
 
 NOTHING_TO_UNDO = "no run that changed anything is left to undo"
@@ -162,8 +161,8 @@ def _unwritten(outbox: str, plan: Plan) -> tuple[str, int]:
     """Return where a run has still to write files, and how many bytes, its own plan and journal included."""
     known, inbox = journal_of(plan), inbox_of(plan.head, outbox)
     is_across = os.stat(inbox).st_dev != os.stat(outbox).st_dev
-    copied = {Verb.COPY, Verb.MOVE} if is_across else {Verb.COPY}
-    size = sum(o.size for o in plan.operations() if o.verb in copied and not known.has_ended(o.number))
+    verbs = {Verb.COPY, Verb.MOVE} if is_across else {Verb.COPY}
+    size = sum(o.size for o in plan.operations() if o.verb in verbs and not known.has_ended(o.number))
     if is_across and size and plan.head["verb"] == "undo":
         return inbox, size
     return outbox, size + room_for_undo(os.stat(plan.path).st_size)
@@ -200,6 +199,8 @@ def resume(
         if undos := runs.undos_of(found.name):
             raise UsageError(f"expected a run to go on with, received {found.name}, which {undos[0].name} has undone")
         if ended := found.summary:
+            if found.plan:
+                ended.notes += _clear(context, found.plan, Roots(inbox_of(found.plan.head, outbox), outbox))
             ended.notes.append(f"run {found.name} had ended before; there was nothing to resume")
             return ended
         complete_reports(context, (each for name, each in runs.items() if name != found.name))
@@ -217,10 +218,13 @@ def finish(context: RunContext, run: str) -> Summary:
     plan = Plan.open(run_folder(context.outbox, run))
     require_mounts(plan.head, context.outbox)
     roots = Roots(inbox_of(plan.head, context.outbox), context.outbox)
-    unpack_again(context.files, roots, plan, journal_of(plan))
+    known = journal_of(plan)
+    unpack_again(context.files, roots, plan, known)
     if "undoes" in plan.head:
         free_reserve(context)
-        _clear_closed(context, plan, roots)
+        if begun := known.marks.get(_BEGUN):
+            _clear(context, plan, roots, (n for n in begun if not known.is_done(n)))
+        _mark_begun(context, plan, roots)
     return _end(context, run, plan)
 
 
@@ -239,24 +243,26 @@ def finish_first(context: RunContext, run: str) -> Summary:
 
 
 def _close(context: RunContext, run: str) -> Summary:
-    """End a run as it stands, without its inbox: what it has not done gets a row that says so.
-
-    An undo notes what it had begun, and not finished: only its inbox tells what came of it. The next undo looks there.
-    """
+    """End a run as it stands, without its inbox: what it has not done gets a row that says so."""
     plan = Plan.open(run_folder(context.outbox, run))
     require_mounts(plan.head, context.outbox, "outbox/")
+    roots = Roots(inbox_of(plan.head, context.outbox), context.outbox)
     message = "not placed before the run was given up"
     if undone := plan.head.get("undoes"):
         message = f"not taken back before the undo was closed; {command('undo', context.outbox, undone)} tries again"
-    roots = Roots(inbox_of(plan.head, context.outbox), context.outbox)
+        _mark_begun(context, plan, roots)
     with closing(_journal(context, plan)) as journal:
-        if undone:
-            done = (o for o in plan.operations() if o.target and journal.known.is_done(o.number))
-            stays = {o.number for o in done if look_up(roots.absolute(o.source))}
-            before = journal.known.marks.get(_BEGUN, [])  # where closing it was cut short
-            journal.mark(_BEGUN, sorted({*before, *journal.known.begun, *stays}))
         notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).give_up(plan, message)
     return _end(context, run, plan, notes, needs_inbox=False)
+
+
+def _mark_begun(context: RunContext, plan: Plan, roots: Roots) -> None:
+    """Note what an undo had begun, and not finished: its inbox tells what came of it, where the next undo looks."""
+    with closing(_journal(context, plan)) as journal:
+        known = journal.known
+        done = (o for o in plan.operations() if o.target and known.is_done(o.number))
+        stays = {o.number for o in done if look_up(roots.absolute(o.source))}
+        journal.mark(_BEGUN, sorted({*known.marks.get(_BEGUN, []), *known.begun, *stays}))
 
 
 def _end(context: RunContext, run: str, plan: Plan, notes: Iterable[str] = (), *, needs_inbox: bool = True) -> Summary:
@@ -309,8 +315,9 @@ def _undo(context: RunContext, runs: Runs, name: str, *, with_decisions: bool = 
         complete_reports(context, runs.values())
         later = LaterRuns(runs, name, inbox_of(plan.head, outbox))
         for closed in runs.undos_of(name):
-            if closed.plan is not None:
-                _clear_closed(context, closed.plan, later.roots)
+            with suppress(StateDamaged):
+                if closed.plan and (begun := journal_of(closed.plan).marks.get(_BEGUN)) is not None:
+                    _clear(context, closed.plan, later.roots, begun)
         mine, sealed = _seal_undo(context, name, plan, later)
     try:
         return _end(context, mine, sealed, later.notes)
@@ -318,18 +325,21 @@ def _undo(context: RunContext, runs: Runs, name: str, *, with_decisions: bool = 
         runs[mine] = load_run(outbox, mine)
 
 
-def _clear_closed(context: RunContext, plan: Plan, roots: Roots) -> None:
-    """Remove what an undo left in the inbox of copies that it began, if it was closed; one that is damaged stays."""
-    with suppress(StateDamaged):
-        if (begun := journal_of(plan).marks.get(_BEGUN)) is None:
-            return
-        known = Replay.empty(plan.count)
-        known.begun.update(begun)
-        placer = Placer(context.files, roots, plan.path.parent.name, known)
-        for o in plan.operations():
-            if o.number in known.begun and placer.has_part(o):
-                placer.check(o)
-            placer.remove_part(o)
+def _clear(context: RunContext, plan: Plan, roots: Roots, begun: Iterable[int] = ()) -> list[str]:
+    """Remove the temporary copies that a run has left, and new names that it had ``begun`` and not finished.
+
+    Return a note on each copy that stays.
+    """
+    known = Replay.empty(plan.count)
+    known.begun.update(begun)
+    placer = Placer(context.files, roots, plan.path.parent.name, known)
+    stays = list[str]()
+    for o in plan.operations():
+        if o.number in known.begun and placer.has_part(o):
+            placer.check(o)
+        if refusal := placer.remove_part(o):
+            stays.append(refusal.message)
+    return stays
 
 
 def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> tuple[str, Plan]:
@@ -420,25 +430,6 @@ def _decisions_to_undo(runs: Runs, run: str | None) -> list[str]:
     if run is None:
         raise UsageError("--with-decisions: expected the RUN that is to be undone, received none")
     return runs.decisions_about(run)[::-1]
-
-
-def seal_plan(context: RunContext, run: str, head: dict[str, Any], operations: Iterable[Operation]) -> Plan:
-    """Write operations as the run's plan and seal it; then keep room for an undo of it."""
-    files, folder, pruned = context.files, run_folder(context.outbox, run), 0
-    try:
-        with closing(PlanWriter(files, folder, head)) as writer:
-            for operation in operations:
-                writer.add(operation)
-                pruned += operation.verb is Verb.REMOVE_FOLDER
-            writer.seal()
-    except (OSError, DicomsortError):
-        for remove, path in ((files.unlink, f"{folder}/{PLAN}"), (files.remove_folder, folder)):
-            with suppress(OSError):  # an unsealed plan is useless, and takes room
-                remove(path)
-        raise
-    if head["verb"] != "undo":
-        make_reserve(context, room_for_undo(os.stat(f"{folder}/{PLAN}").st_size, pruned))
-    return writer.plan
 
 
 def _undoable(runs: Runs, name: str, *, with_decisions: bool = False) -> Plan:

@@ -1,4 +1,4 @@
-"""The runs of an outbox: what is read of each, and in which state it is; the ids of new ones."""
+"""The runs of an outbox: what is read of each, and in which state it is; the ids and plans of new ones."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import stat
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command, counted
 from dicomsort.files import Files, look_up
-from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, Replay, is_run, replay, run_folder, runs_folder
-from dicomsort.records import Action, Verb
+from dicomsort.journal import JOURNAL, PLAN, Journal, Plan, PlanWriter, Replay, is_run, replay, run_folder, runs_folder
+from dicomsort.records import Action, Operation, Verb
 from dicomsort.report import MANIFEST, SUMMARY, Summary, has_rows, read_summary, visible
 from dicomsort.report.manifest import append_manifest
-from dicomsort.sorting.outbox import RunContext, inbox_of, require_mounts
+from dicomsort.sorting.outbox import RunContext, inbox_of, make_reserve, require_mounts, room_for_undo
 
 AFTER = "after"  # the mark in the journal of a run that was resumed after later ones had ended: the last of them
 UNDONE_BY = "undone_by"  # the mark in the journal of a run that was cut short and then undone
@@ -278,6 +279,25 @@ def _a_second_later(stamp: str, token: str) -> str:
     except (ValueError, OverflowError, OSError):
         return ""
     return f"{later}-{'0' * len(token)}" if is_run(f"{later}-0") else ""
+
+
+def seal_plan(context: RunContext, run: str, head: dict[str, Any], operations: Iterable[Operation]) -> Plan:
+    """Write operations as the run's plan and seal it; then keep room for an undo of it."""
+    files, folder, pruned = context.files, run_folder(context.outbox, run), 0
+    try:
+        with closing(PlanWriter(files, folder, head)) as writer:
+            for operation in operations:
+                writer.add(operation)
+                pruned += operation.verb is Verb.REMOVE_FOLDER
+            writer.seal()
+    except (OSError, DicomsortError):
+        for remove, path in ((files.unlink, f"{folder}/{PLAN}"), (files.remove_folder, folder)):
+            with suppress(OSError):  # an unsealed plan is useless, and takes room
+                remove(path)
+        raise
+    if head["verb"] != "undo":
+        make_reserve(context, room_for_undo(os.stat(f"{folder}/{PLAN}").st_size, pruned))
+    return writer.plan
 
 
 def inboxes(outbox: str) -> set[str]:
