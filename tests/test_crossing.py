@@ -147,7 +147,7 @@ def test_a_kept_copy_that_is_gone_or_a_link_keeps_the_duplicate(tmp_path: Path) 
     assert (result.outcome, "the kept copy cannot be compared" in result.message) == (Outcome.FAILED, True)
     assert source.is_file()
     kept.unlink()
-    with mock.patch("dicomsort.execute.placing.opened", lambda path: source.unlink() or opened(path)):
+    with mock.patch("dicomsort.execute.removing.opened", lambda path: source.unlink() or opened(path)):
         assert placer().remove_source(operation) is None  # somebody else removed it
 
 
@@ -192,7 +192,7 @@ def test_a_kept_copy_that_only_memory_holds_keeps_the_duplicate(
 def test_what_cannot_be_looked_at_ends_the_run_and_nothing_is_said_of_it(tmp_path: Path) -> None:
     """A resume of a run whose source is on a disk that fails now: its result stays."""
     operation, _, _, placer = duplicate(tmp_path)
-    with mock.patch("dicomsort.execute.placing.look_up", side_effect=OSError(errno.EIO, os.strerror(errno.EIO))):
+    with mock.patch("dicomsort.execute.removing.look_up", side_effect=OSError(errno.EIO, os.strerror(errno.EIO))):
         assert isinstance(placer().remove_source(operation), Fatal)
 
 
@@ -215,7 +215,7 @@ def test_a_source_that_changes_while_it_is_compared_stays(
     operation, source, _, placer = duplicate(tmp_path)
     if verb is Verb.MOVE:
         operation = step(tmp_path / "inbox", verb, "a/1", target="outbox/CT/kept")
-    monkeypatch.setattr("dicomsort.execute.placing.same_bytes", lambda *_: source.chmod(0o600) is None)
+    monkeypatch.setattr("dicomsort.execute.removing.same_bytes", lambda *_: source.chmod(0o600) is None)
     result = placer().remove_source(operation)
     assert isinstance(result, Result)
     assert (result.outcome, result.message) == (Outcome.CHANGED, "the file changed while it was placed")

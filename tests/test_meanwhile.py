@@ -14,7 +14,7 @@ from command import by_source, placed, run, sort
 from crashing import Crash, CrashingFiles, OtherDevice
 
 from dicomsort import files as files_module
-from dicomsort.execute import placing
+from dicomsort.execute import placing, removing
 from dicomsort.files import Files
 from dicomsort.journal import Replay
 from dicomsort.sorting.runs import all_runs
@@ -118,7 +118,7 @@ def test_a_source_that_is_replaced_while_bytes_are_compared_stays(
             source.with_name("new").replace(source)
         return same
 
-    monkeypatch.setattr(placing, "same_bytes", replacing)
+    monkeypatch.setattr(removing, "same_bytes", replacing)
     ran = sort("--move", "--settle", 0, "--duplicates", "remove", source.parent, outbox)
     assert len(calls) == 2
     assert source.read_bytes() == b"new"
