@@ -6,6 +6,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable
+from enum import Enum
 from typing import NamedTuple
 
 from dicomsort.errors import PlacingFailed
@@ -41,6 +42,12 @@ from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
 _LAST = "its source is not seen, so the whole temporary copy {!r} stays"
 _CREATED_MODE = 0o600  # of files that are not complete yet
+
+
+class _OwnCopy(Enum):
+    """What an earlier attempt of this run has left under a new name."""
+
+    NONE, TORN, WHOLE = range(3)
 
 
 class _Made(NamedTuple):
@@ -123,27 +130,34 @@ class Placer:
         """Return the result where an interrupted attempt may have made the target; None where it must be made again."""
         if o.verb is not Verb.COPY and is_one_file(o, target, source):
             return self._under_its_new_name(o, target)
-        part, path = self._part(o), self._path(o.target)
-        made = look_up(part)
-        if made is None:
-            return self._occupied(o, target)
-        is_part = os.path.samestat(made, target)
-        is_copy = target.st_nlink == 1 and not self._links(part, target.st_dev)
-        is_ours = is_part or (is_copy and not self._is_theirs(o.target))
-        is_whole = is_ours and target.st_size == o.size and sha256_of(path) == o.sha256
-        if is_whole and (source is None or not self._holds_still(o, source)):
+        own = self._own_copy(o, target)
+        if own is _OwnCopy.WHOLE and (source is None or not self._holds_still(o, source)):
             return Result(o.number, Outcome.DONE, *self._complete(o, source, target.st_ino))
-        # A power cut may take the bytes of a whole copy and leave its time; who edits a file gives it another time.
-        is_torn = is_stamped(target, stamp_of(o)) if is_part else is_ours and self._is_torn(path, target, part)
-        if is_whole or (is_torn and (source is not None or self._has_whole_part(o))):
-            self._files.unlink(path)
+        if own is not _OwnCopy.NONE and (source is not None or self._has_whole_part(o)):
+            self._files.unlink(self._path(o.target))
             return None if source is not None else self._placed_from_part(o)
         occupied = self._occupied(o, target)
         if source is None and occupied.outcome is Outcome.CONFLICT and self._has_whole_part(o):
-            name = os.path.basename(part)
-            return Result(o.number, Outcome.CONFLICT, f"another file stands at the destination; {_LAST.format(name)}")
+            stays = _LAST.format(os.path.basename(self._part(o)))
+            return Result(o.number, Outcome.CONFLICT, f"another file stands at the destination; {stays}")
         self._unlink_part(o)
         return occupied
+
+    def _own_copy(self, o: Operation, target: os.stat_result) -> _OwnCopy:
+        """Return how far an interrupted attempt came with the target, NONE where another made that."""
+        part, path = self._part(o), self._path(o.target)
+        made = look_up(part)
+        if made is None:
+            return _OwnCopy.NONE
+        is_part = os.path.samestat(made, target)
+        is_copy = target.st_nlink == 1 and not self._links(part, target.st_dev)
+        if not is_part and (not is_copy or self._is_theirs(o.target)):
+            return _OwnCopy.NONE
+        if target.st_size == o.size and sha256_of(path) == o.sha256:
+            return _OwnCopy.WHOLE
+        # A power cut may take the bytes of a whole copy and leave its time; who edits a file gives it another time.
+        is_torn = is_stamped(target, stamp_of(o)) if is_part else self._is_torn(path, target, part)
+        return _OwnCopy.TORN if is_torn else _OwnCopy.NONE
 
     def _placed_from_part(self, o: Operation) -> Result | None:
         """Give a whole temporary copy its name where the source is not seen: nothing else may hold these bytes."""
