@@ -19,7 +19,7 @@ from powercut import name_of, named
 from test_faults import SORT, hand_over
 from test_meanwhile import crash
 
-from dicomsort.execute import executor
+from dicomsort.execute import folders
 from dicomsort.files import Files
 
 DISK = [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS]
@@ -267,7 +267,7 @@ def test_a_folder_that_cannot_be_looked_at(
 ) -> None:
     """Where rights are missing its files are failed; where the disk refuses, a sort ends, and an undo does the rest."""
     before = read_tree(inbox_of_four)
-    real = executor.look_up
+    real = folders.look_up
 
     def look(path: str) -> os.stat_result | None:
         if path.endswith("/b"):
@@ -276,11 +276,11 @@ def test_a_folder_that_cannot_be_looked_at(
 
     if door == "undo":
         assert sort("--move", "--settle", 0, "--layout", "keep", inbox_of_four, outbox).code == 0
-    monkeypatch.setattr(executor, "look_up", look)
+    monkeypatch.setattr(folders, "look_up", look)
     ran = run("undo", outbox) if door == "undo" else sort("--copy", "--layout", "keep", inbox_of_four, outbox)
     assert ran.code == (1 if code == errno.EIO else 3)
     assert os.strerror(code) in ran.err
-    monkeypatch.setattr(executor, "look_up", real)
+    monkeypatch.setattr(folders, "look_up", real)
     if door == "undo":
         check_all_but({VICTIM, "b/c/3.dcm"}, inbox_of_four, before)
         assert run("resume" if code == errno.EIO else "undo", outbox).code == 0
@@ -297,17 +297,17 @@ def test_a_folder_whose_device_cannot_be_told_costs_its_own_files(
 ) -> None:
     before = read_tree(inbox_of_four)
     assert sort("--move", "--settle", 0, "--layout", "keep", inbox_of_four, outbox).code == 0
-    real = executor.Folders.device
+    real = folders.Folders.device
 
-    def device(self: executor.Folders, target: str) -> int:
+    def device(self: folders.Folders, target: str) -> int:
         if target.endswith(VICTIM):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(self, target)
 
-    monkeypatch.setattr(executor.Folders, "device", device)
+    monkeypatch.setattr(folders.Folders, "device", device)
     assert run("undo", outbox).code == 1
     assert list(placed(outbox)) == [f"CT/{VICTIM}"]
-    monkeypatch.setattr(executor.Folders, "device", real)
+    monkeypatch.setattr(folders.Folders, "device", real)
     assert run("resume", outbox).code == 0
     assert (read_tree(inbox_of_four), list(placed(outbox))) == (before, [])
 

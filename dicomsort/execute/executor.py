@@ -8,192 +8,24 @@ Folders are journalled before they are made.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import groupby, islice
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from dicomsort.errors import PlacingFailed
+from dicomsort.execute.folders import Folders, NotMade, folder_of, needed, parent
 from dicomsort.execute.leaving import is_stamped, stamp_of
-from dicomsort.execute.outcomes import Fatal, outcome_of_error
+from dicomsort.execute.outcomes import Fatal
 from dicomsort.execute.placing import Placer
 from dicomsort.execute.removing import LOCKED
-from dicomsort.execute.roots import Resolver, Roots
-from dicomsort.files import REFUSED_BY_DISK, Files, flush_path, is_network, look_up, opened, sha256_of
+from dicomsort.execute.roots import Roots
+from dicomsort.files import Files, flush_path, is_network, look_up, sha256_of
 from dicomsort.journal import Journal, Plan
-from dicomsort.metadata import lost_with
-from dicomsort.records import ARCHIVED, NOT_WHOLE, Lost, Operation, Outcome, Result, Verb
-
-_NAME_REFUSED = frozenset({errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ})
-_NOT_EMPTY = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY})
-
-
-class NotMade(NamedTuple):
-    """A folder that cannot be made, and why."""
-
-    path: str
-    error: OSError
-
-    def outcome(self, operation: Operation, *, is_retried: bool) -> Result | Fatal:
-        """Return how an operation ends that needs the folder: Fatal where the disk refused, else it alone failed.
-
-        Where it is retried, all that may pass is Fatal, so that a resume makes the folder later.
-        """
-        message = f"making folder {self.path!r}: expected success, received {self.error.strerror}"
-        if self.error.errno in REFUSED_BY_DISK or (is_retried and self.error.errno not in _NAME_REFUSED):
-            return Fatal(message)
-        return Result(operation.number, Outcome.FAILED, message)
-
-
-class Folders:
-    """Which folders exist, each looked up once a run; ``begun`` are those that an interrupted attempt was to make."""
-
-    def __init__(self, files: Files, roots: Roots, begun: Iterable[str] = ()) -> None:
-        self._files = files
-        self._roots = roots
-        self._resolver = Resolver(roots)
-        self._there: set[str] = {"inbox", "outbox"}
-        self._devices: dict[str, int] = {}
-        self._ours = set(begun)  # made by this run, or perhaps by the interrupted attempt
-
-    def survey(self, operations: Sequence[Operation]) -> tuple[set[str], dict[int, Result | Fatal]]:
-        """Return the missing folders, and the ends of operations whose folder cannot be there or be looked up."""
-        absent: set[str] = set()
-        refused: dict[int, Result | Fatal] = {}
-        self._there = {"inbox", "outbox"}  # somebody may have put a link in a folder's place since the last batch
-        for operation in operations:
-            folder = folder_of(operation)
-            try:
-                if folder:
-                    absent.update(self._missing(folder, absent))
-                elif operation.verb is Verb.REMOVE_FOLDER:
-                    self._missing(parent(operation.source), absent)
-            except NotADirectoryError as error:
-                refused[operation.number] = Result(operation.number, Outcome.FAILED, str(error))
-            except OSError as error:
-                refused[operation.number] = outcome_of_error(operation, error, f"looking for the folder {folder!r}")
-        return absent, refused
-
-    def make(self, paths: Iterable[str]) -> dict[str, NotMade]:
-        """Make folders, parents first, and accept those that exist; return those that cannot be made, and why."""
-        unmade: dict[str, NotMade] = {}
-        for path in paths:
-            if reason := unmade.get(parent(path)):
-                unmade[path] = reason
-                continue
-            try:
-                self._make(path)
-                self._there.add(path)
-            except OSError as error:
-                unmade[path] = NotMade(path, error)
-        return unmade
-
-    def _make(self, path: str) -> None:
-        with self._resolver.held():
-            absolute = self._resolver.path(path)
-            try:
-                self._files.make_folder(absolute)
-                self._ours.add(path)
-            except FileExistsError:
-                if not _is_folder(absolute):
-                    raise
-
-    def change(self, operation: Operation) -> Result | Fatal:
-        """Remove a folder if it is empty (REMOVE_FOLDER), or set mode and mtime of one of ours (MAKE_FOLDER)."""
-        try:
-            with self._resolver.held():
-                lost = self._change(operation, self._resolver.path(operation.source))
-        except FileNotFoundError:
-            return Result(operation.number, Outcome.DONE)
-        except OSError as error:
-            outcome = Outcome.SKIPPED if error.errno in _NOT_EMPTY else Outcome.FAILED
-            return Result(operation.number, outcome, error.strerror or "")
-        return Result(operation.number, Outcome.DONE, lost=lost)
-
-    def _change(self, operation: Operation, path: str) -> Lost | None:
-        if operation.verb is Verb.REMOVE_FOLDER:
-            lost = lost_with(path)
-            self._files.remove_folder(path)
-            self._there.discard(operation.source)
-            return lost
-        if operation.source in self._ours:  # else somebody else made it again
-            with opened(path, os.O_DIRECTORY) as descriptor:  # by its path, a link would be followed
-                if operation.owner is not None:
-                    with suppress(PermissionError):  # it stays ours
-                        self._files.set_owner(descriptor, *operation.owner)
-                self._files.set_mode(descriptor, operation.mode)
-                self._files.set_mtime(descriptor, operation.mtime_ns)
-        return None
-
-    def reconcile(self, operation: Operation) -> Result:
-        """Return the result of REMOVE_FOLDER of an interrupted attempt: whether an undo must make the folder again."""
-        is_there = os.path.lexists(self._roots.absolute(operation.source))
-        return Result(operation.number, Outcome.SKIPPED if is_there else Outcome.DONE)
-
-    def device(self, target: str) -> int:
-        """Return the device that a target's folder lies on."""
-        folder = parent(target)
-        if folder not in self._devices:
-            self._devices[folder] = os.stat(self._roots.absolute(folder)).st_dev
-        return self._devices[folder]
-
-    def chains(self, targets: Iterable[str]) -> set[str]:
-        """Return all folders above the targets, roots too: what must be flushed one by one."""
-        found: set[str] = set()
-        for target in targets:
-            path = parent(target)
-            while path and path not in found:
-                found.add(path)
-                path = parent(path)
-        return found
-
-    def _missing(self, path: str, planned: Container[str]) -> list[str]:
-        """Return the missing folders of a path, parents first; NotADirectoryError where a file or link is."""
-        chain: list[str] = []
-        while path not in self._there and path not in planned:
-            status = look_up(self._roots.absolute(path))
-            if status is None:
-                chain.append(path)
-            elif not stat.S_ISDIR(status.st_mode):
-                raise NotADirectoryError(f"expected a folder at {path!r}, found something else")
-            else:
-                self._there.add(path)
-            path = parent(path)
-        return chain[::-1]
-
-
-def _is_folder(path: str) -> bool:
-    there = look_up(path)
-    return there is not None and stat.S_ISDIR(there.st_mode)
-
-
-def needed(operations: Iterable[Operation], absent: Container[str]) -> list[str]:
-    """Return the missing folders that operations need, parents first."""
-    found: dict[str, None] = {}
-    for operation in operations:
-        chain = []
-        path = folder_of(operation)
-        while path in absent and path not in found:
-            chain.append(path)
-            path = parent(path)
-        found.update(dict.fromkeys(reversed(chain)))
-    return list(found)
-
-
-def folder_of(operation: Operation) -> str:
-    """Return the folder that an operation needs, ``""`` where it needs none."""
-    return operation.source if operation.verb is Verb.MAKE_FOLDER else parent(operation.target)
-
-
-def parent(path: str) -> str:
-    """Return the path of the folder that holds it."""
-    return path.rpartition("/")[0]
-
+from dicomsort.records import ARCHIVED, NOT_WHOLE, Operation, Outcome, Result, Verb
 
 BATCH = 1024
 _WORK = 64 << 10  # what a file costs beside its bytes, in bytes
@@ -204,7 +36,8 @@ class Executor:
     """Executes one plan with a few threads; only the thread that calls ``run`` writes the journal.
 
     ``run`` is the run's id, which names the temporary copies. ``tries_all``: where the disk refuses an operation, the
-    others are executed before the run fails. ``is_theirs`` says of a place whether a later run has filled it.
+    others are executed before the run fails. ``is_theirs`` says of a place whether a later run has filled it. A run
+    that ``gives_up`` is not resumed: where a source cannot be looked at, it stays.
     """
 
     def __init__(
@@ -217,12 +50,13 @@ class Executor:
         *,
         tries_all: bool = False,
         is_theirs: Callable[[str], object] = lambda _: False,
+        gives_up: bool = False,
     ) -> None:
         self._files = files
         self._roots = roots
         self._journal = journal
         self._folders = Folders(files, roots, journal.known.folders)
-        self._placer = Placer(files, roots, run, journal.known, is_theirs)
+        self._placer = Placer(files, roots, run, journal.known, is_theirs, gives_up=gives_up)
         self._threads = threads
         self._tries_all = tries_all
         self._is_resumed = bool(journal.known.begun) or any(journal.known.outcomes)
@@ -259,32 +93,45 @@ class Executor:
         An operation that was not done gets no end: a resume does it, should the undo not begin. Nor does one that
         ``is_hidden``, so that nobody can tell. Return a note on the copies that cannot be removed.
         """
-        known = self._journal.known
-        begun = (o for o in plan.operations() if o.number in known.begun and not is_hidden(o))
-        found = [self._folders.reconcile(o) if _kind(o) == "folder" else self._placer.check(o) for o in begun]
-        if ended := [result for result in found if result is not None]:
-            self._journal.end(ended)
-        stuck = [refusal.message for o in plan.operations() if (refusal := self._placer.remove_part(o)) is not None]
-        return [f"{stuck[0]} ({len(stuck):,} in all)"] if stuck else []
+        self._end_begun(o for o in plan.operations() if not is_hidden(o))
+        return self._remove_parts(plan.operations())
 
     def give_up(self, plan: Plan, message: str) -> list[str]:
         """End operations that were not done as failed, with ``message``, but for those that need no inbox.
 
-        These can still be executed: what was unpacked is placed. Return the notes of ``reconcile``.
+        These can still be executed: what was unpacked is placed, and so are whole copies. Return a note on the
+        temporary copies that cannot be removed.
         """
-        notes, known = self.reconcile(plan, lambda _: False), self._journal.known
-        for batch in _batches(o for o in plan.operations() if not known.has_ended(o.number) and _needs_inbox(o)):
+        known = self._journal.known
+        self._end_begun(plan.operations())
+        open_ = (o for o in plan.operations() if not known.has_ended(o.number) and _needs_inbox(o))
+        for batch in _batches(o for o in open_ if o.number not in known.begun or not self._placer.is_last(o)):
             self._journal.end([Result(o.number, Outcome.FAILED, message) for o in batch if o.verb is not Verb.LEAVE])
-        return notes
+        return self._remove_parts(o for o in plan.operations() if known.has_ended(o.number))
+
+    def _end_begun(self, operations: Iterable[Operation]) -> None:
+        """Journal how operations ended that were begun and are done, or cannot be done; what is done is durable."""
+        known = self._journal.known
+        begun = [o for o in operations if o.number in known.begun]
+        found = [self._folders.reconcile(o) if _kind(o) == "folder" else self._placer.check(o) for o in begun]
+        ended = [(o, result) for o, result in zip(begun, found, strict=True) if result is not None]
+        self._make_durable([o for o, result in ended if result.outcome is Outcome.DONE and o.target])
+        if ended:
+            self._journal.end([result for _, result in ended])
+
+    def _remove_parts(self, operations: Iterable[Operation]) -> list[str]:
+        stuck = [refusal.message for o in operations if (refusal := self._placer.remove_part(o)) is not None]
+        return [f"{stuck[0]} ({len(stuck):,} in all)"] if stuck else []
 
     def _file_batch(self, batch: list[Operation]) -> None:
         known = self._journal.known
         waiting = [o for o in batch if not known.has_ended(o.number)]
         if waiting:
             self._place(waiting)
-        for o in batch if self._is_resumed else ():
-            if o.target and known.has_ended(o.number) and not known.is_done(o.number):
-                self._placer.remove_part(o)  # an interrupted attempt may have left its temporary copy
+        if self._is_resumed:
+            self._clear_parts(
+                o for o in batch if o.target and known.has_ended(o.number) and not known.is_done(o.number)
+            )
         if self._is_resumed and (lost := [o for o in batch if known.is_done(o.number) and self._has_lost(o)]):
             self._journal.end([Result(o.number, Outcome.CHANGED, "it was placed, and is gone since") for o in lost])
         done = [o for o in batch if known.is_done(o.number)]
@@ -298,6 +145,16 @@ class Executor:
         for result in finished:
             if isinstance(result, Fatal):
                 self._refuse(result.message)
+
+    def _clear_parts(self, operations: Iterable[Operation]) -> None:
+        """Remove what an interrupted attempt may have left of temporary copies; what stays is told in the row."""
+        told = []
+        for o in operations:
+            stays, result = self._placer.remove_part(o), self._journal.known.result(o.number)
+            if stays and result and stays.message not in result.message:
+                told.append(replace(result, message=f"{result.message}; {stays.message}"))
+        if told:
+            self._journal.end(told)
 
     def _has_lost(self, o: Operation) -> bool:
         """Whether what was placed has gone from the outbox, or another file has taken its name."""

@@ -27,8 +27,11 @@ def outcome_of_error(o: Operation, error: OSError, what: str) -> Result | Fatal:
     return Result(o.number, Outcome.FAILED, reason)
 
 
-def outcome_unseen(o: Operation, error: OSError) -> Result | Fatal:
-    """Return how it ends that a source cannot be looked at: FAILED where somebody closed its folder, else Fatal."""
-    if error.errno in UNREACHABLE:
+def outcome_unseen(o: Operation, error: OSError, *, is_final: bool) -> Result | Fatal:
+    """Return how it ends that a source cannot be looked at: Fatal, if a resume may see it; FAILED if it ``is_final``.
+
+    It is FAILED, too, where somebody closed its folder.
+    """
+    if is_final or error.errno in UNREACHABLE:
         return Result(o.number, Outcome.FAILED, f"the source cannot be looked at: {error.strerror}")
     return Fatal(f"removing the source {o.source!r}: expected to look at it, received {error.strerror}")

@@ -34,13 +34,14 @@ from dicomsort.files import (
     copy,
     look_up,
     opened,
+    same_bytes,
     sha256_of,
 )
 from dicomsort.journal import Replay
 from dicomsort.metadata import ACL, Applied, Metadata, apply_metadata, copy_with_metadata, lost_with, metadata_of
 from dicomsort.records import Lost, Operation, Outcome, Result, Verb
 
-_LAST = "its source is not seen, so the whole temporary copy {!r} stays"
+_NOT_SEEN = "its source was not seen again, and may still be there"
 _CREATED_MODE = 0o600  # of files that are not complete yet
 
 
@@ -61,11 +62,19 @@ class _Made(NamedTuple):
 class Placer:
     """Checks, applies and finishes single operations; safe to call from several threads.
 
-    ``known`` says which operations an earlier attempt of this run had begun; ``is_theirs``: see ``Executor``.
+    ``known`` says which operations an earlier attempt of this run had begun; ``is_theirs``, ``gives_up``: see
+    ``Executor``.
     """
 
     def __init__(
-        self, files: Files, roots: Roots, run: str, known: Replay, is_theirs: Callable[[str], object] = lambda _: False
+        self,
+        files: Files,
+        roots: Roots,
+        run: str,
+        known: Replay,
+        is_theirs: Callable[[str], object] = lambda _: False,
+        *,
+        gives_up: bool = False,
     ) -> None:
         self._files = files
         self._roots = roots
@@ -75,6 +84,7 @@ class Placer:
         self._known = known
         self._begun = frozenset(known.begun)
         self._is_theirs = is_theirs
+        self._gives_up = gives_up
         self._leaving = Leaving()
         self._mounts = TwoMounts(files, self._path)
         self._remover = Remover(files, self._path, self._mounts)
@@ -97,17 +107,13 @@ class Placer:
         target = self._target(o) if o.target and not fresh else None
         if target is not None and o.number not in self._begun:
             return self._occupied(o, target)
-        try:
-            source = look_up(path := self._path(o.source))
-        except OSError:
-            if target is None and not (o.number in self._begun and self._has_whole_part(o)):
-                raise
-            source = None
         if target is not None:
-            return self._recognise(o, target, source)
+            return self._recognise(o, target)
+        if o.number in self._begun and self._is_in_part_alone(o):
+            return None
+        source = look_up(path := self._path(o.source))
         if source is None:
-            placed = self._placed_from_part(o) if o.number in self._begun else None
-            return placed or Result(o.number, Outcome.CHANGED, "the file is gone")
+            return Result(o.number, Outcome.CHANGED, "the file is gone")
         if not is_unchanged(o, source) or (source.st_ino != o.inode and sha256_of(path) != o.sha256):
             return Result(o.number, Outcome.CHANGED, "the file changed after it was judged")
         leaves = o.verb is Verb.MOVE or o.verb is Verb.REMOVE
@@ -126,22 +132,33 @@ class Placer:
                 raise
             raise PlacingFailed(f"{o.target!r}: expected to look at it, received {error.strerror}") from error
 
-    def _recognise(self, o: Operation, target: os.stat_result, source: os.stat_result | None) -> Result | None:
-        """Return the result where an interrupted attempt may have made the target; None where it must be made again."""
-        if o.verb is not Verb.COPY and is_one_file(o, target, source):
+    def _recognise(self, o: Operation, target: os.stat_result) -> Result | None:
+        """Return the result where an interrupted attempt may have made the target; None where it must be made again.
+
+        A copy is not believed that can be made again from its source. Its flush may have failed, which Linux says once;
+        then it calls the pages clean, and reading finds them whole.
+        """
+        if o.verb is not Verb.COPY and self._is_renamed(o, target):
             return self._under_its_new_name(o, target)
-        own = self._own_copy(o, target)
-        if own is _OwnCopy.WHOLE and (source is None or not self._holds_still(o, source)):
-            return Result(o.number, Outcome.DONE, *self._complete(o, source, target.st_ino))
-        if own is not _OwnCopy.NONE and (source is not None or self._has_whole_part(o)):
+        own, is_in_source = self._own_copy(o, target), self._is_in_source(o)
+        if own is _OwnCopy.WHOLE and not is_in_source:
+            return Result(o.number, Outcome.DONE, *self._complete(o, target.st_ino))
+        if own is not _OwnCopy.NONE and (is_in_source or self._has_whole_part(o)):
             self._files.unlink(self._path(o.target))
-            return None if source is not None else self._placed_from_part(o)
+            return None
         occupied = self._occupied(o, target)
-        if source is None and occupied.outcome is Outcome.CONFLICT and self._has_whole_part(o):
-            stays = _LAST.format(os.path.basename(self._part(o)))
-            return Result(o.number, Outcome.CONFLICT, f"another file stands at the destination; {stays}")
+        if occupied.outcome is Outcome.CONFLICT and self._is_in_part_alone(o):
+            return Result(o.number, Outcome.CONFLICT, f"{occupied.message}; {self._stays(o)}")
         self._unlink_part(o)
         return occupied
+
+    def _is_renamed(self, o: Operation, target: os.stat_result) -> bool:
+        """Whether the target is the source under its new name."""
+        try:
+            source = look_up(self._path(o.source))
+        except OSError:
+            source = None
+        return is_one_file(o, target, source)
 
     def _own_copy(self, o: Operation, target: os.stat_result) -> _OwnCopy:
         """Return how far an interrupted attempt came with the target, NONE where another made that."""
@@ -159,32 +176,26 @@ class Placer:
         is_torn = is_stamped(target, stamp_of(o)) if is_part else self._is_torn(path, target, part)
         return _OwnCopy.TORN if is_torn else _OwnCopy.NONE
 
-    def _placed_from_part(self, o: Operation) -> Result | None:
-        """Give a whole temporary copy its name where the source is not seen: nothing else may hold these bytes."""
-        if not self._has_whole_part(o):
-            return None
-        part, target = self._part(o), self._path(o.target)
-        try:
-            self._link(part, target)
-        except OSError as error:
-            if error.errno not in NO_LINK:
-                raise
-            self._copied(o, part, target)
-        return Result(o.number, Outcome.DONE, *self._complete(o, None, os.lstat(target).st_ino))
+    def _is_in_source(self, o: Operation) -> bool:
+        """Whether the source is seen, and holds the bytes of the plan; another file may have its place."""
+        with contextlib.suppress(OSError):
+            source = look_up(path := self._path(o.source))
+            return source is not None and source.st_size == o.size and sha256_of(path) == o.sha256
+        return False
 
     def _has_whole_part(self, o: Operation) -> bool:
-        """Whether an earlier attempt has left a temporary copy that holds all bytes of the source."""
+        """Whether an earlier attempt has left a temporary copy that holds the bytes of the plan."""
         if o.verb is not Verb.COPY and o.verb is not Verb.MOVE:
             return False
         made = look_up(part := self._part(o))
         return made is not None and made.st_size == o.size and sha256_of(part) == o.sha256
 
-    def _holds_still(self, o: Operation, source: os.stat_result) -> bool:
-        """Whether a source can be copied again: then no copy is believed that has not ended.
+    def _is_in_part_alone(self, o: Operation) -> bool:
+        """Whether a temporary copy may be the last of the bytes: it is whole, and the source does not hold them."""
+        return self._has_whole_part(o) and not self._is_in_source(o)
 
-        Its flush may have failed, which Linux says once; then it calls the pages clean, and reading finds them whole.
-        """
-        return is_unchanged(o, source) and sha256_of(self._path(o.source)) == o.sha256
+    def _stays(self, o: Operation) -> str:
+        return f"its source is not seen, so the whole temporary copy {os.path.basename(self._part(o))!r} stays"
 
     def _is_torn(self, path: str, status: os.stat_result, part: str) -> bool:
         """Whether a file is our own copy of ``part``, cut short: not yet stamped, and the beginning of it.
@@ -210,17 +221,16 @@ class Placer:
                 self._has_links[device] = isinstance(error, FileExistsError)
         return self._has_links[device]
 
-    def _complete(self, o: Operation, source: os.stat_result | None, inode: int) -> tuple[str, int, Lost | None]:
+    def _complete(self, o: Operation, inode: int) -> tuple[str, int, Lost | None]:
         """Set again what a whole copy gets last; return what it could not keep in words, its inode, and the loss."""
-        path = self._path(o.target)
-        if o.verb is Verb.MOVE and source is not None:
-            with opened(self._path(o.source)) as reader, opened(path) as copied:
-                if is_unchanged(o, os.fstat(reader)):
-                    message, lost = apply_metadata(self._files, copied, _wanted(o, metadata_of(reader)), stamp_of(o))
-                    return message, inode, lost
-        self._files.set_mode(path, mode_of(o))
-        self._files.set_mtime(path, stamp_of(o))
-        return "its source was not seen again, and may still be there" if o.verb is Verb.MOVE else "", inode, None
+        path, part = self._path(o.target), self._part(o)
+        if o.verb is not Verb.MOVE:
+            self._files.set_mode(path, mode_of(o))
+            self._files.set_mtime(path, stamp_of(o))
+            return "", inode, None
+        with opened(part) as reader, opened(path) as copied:
+            message, lost = apply_metadata(self._files, copied, _wanted(o, metadata_of(reader)), stamp_of(o))
+        return "; ".join(filter(None, (message, _NOT_SEEN))), inode, lost
 
     def _occupied(self, o: Operation, target: os.stat_result) -> Result:
         if stat.S_ISREG(target.st_mode) and target.st_size == o.size:
@@ -242,6 +252,8 @@ class Placer:
         try:
             if o.verb is Verb.REMOVE:
                 return Result(o.number, Outcome.DONE, lost=lost_with(self._path(o.source)))
+            if o.number in self._begun and self._is_in_part_alone(o):
+                return self._name_part(o, target)
             return self._new_name(o, target)
         except FileExistsError:
             status = look_up(target)
@@ -267,6 +279,20 @@ class Placer:
         if there.st_ino != o.inode and not is_member(o):
             return self._rejected(o, target, there)
         return self._under_its_new_name(o, there)
+
+    def _name_part(self, o: Operation, target: str) -> Result:
+        """Give a temporary copy of an earlier attempt its name; where there are no links, copy it."""
+        part = self._part(o)
+        try:
+            self._link(part, target)
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            self._copied(o, part, target)
+            if not same_bytes(part, target):
+                self._files.unlink(target)
+                return Result(o.number, Outcome.FAILED, f"its copy holds other bytes; {self._stays(o)}")
+        return Result(o.number, Outcome.DONE, *self._complete(o, os.lstat(target).st_ino))
 
     def _rejected(self, o: Operation, target: str, there: os.stat_result) -> Result:
         """Remove a new name of another inode than the plan's, if the source has these bytes; else it is somebody's."""
@@ -361,7 +387,7 @@ class Placer:
             try:
                 stuck, linked = self._remover.remove(o)
             except OSError as error:
-                stuck, linked = outcome_unseen(o, error), False
+                stuck, linked = outcome_unseen(o, error, is_final=self._gives_up), False
             cleared = None if linked else self.remove_part(o)
             return stuck or cleared
 
@@ -386,8 +412,8 @@ class Placer:
         """Remove the temporary copy; return Fatal with the reason where it cannot be removed."""
         try:
             with self.held():
-                if self._is_last(o):
-                    return Fatal(f"{o.source!r}: {_LAST.format(os.path.basename(self._part(o)))}")
+                if self.is_last(o):
+                    return Fatal(f"{o.source!r}: {self._stays(o)}")
                 self._unlink_part(o)
         except OSError as error:
             if error.errno in UNREACHABLE and not self.has_part(o):  # nobody can tell; the walk names it later
@@ -401,14 +427,14 @@ class Placer:
             return look_up(self._part(o)) is not None
         return False
 
-    def _is_last(self, o: Operation) -> bool:
-        """Whether nothing but a temporary copy may hold the bytes: the source is not seen, and nothing was placed."""
-        if self._known.is_done(o.number) or not self._has_whole_part(o):
-            return False
-        with contextlib.suppress(OSError):
-            is_there = look_up(path := self._path(o.target)) is not None and sha256_of(path) == o.sha256
-            return not is_there and look_up(self._path(o.source)) is None
-        return True
+    def is_last(self, o: Operation) -> bool:
+        """Whether nothing but the temporary copy may hold the bytes of an operation that is not done."""
+        with contextlib.suppress(OSError), self.held():
+            if self._known.is_done(o.number) or not self._is_in_part_alone(o):
+                return False
+            target = look_up(path := self._path(o.target))
+            return target is None or sha256_of(path) != o.sha256
+        return False
 
     def _unlink_part(self, o: Operation) -> None:
         """Remove the temporary copy, if there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,8 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, UsageError
-from dicomsort.execute import Roots
+from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, UsageError, counted
+from dicomsort.execute import BATCH, Roots
 from dicomsort.files import (
     Files,
     closing_descriptor,
@@ -38,6 +39,7 @@ RESERVE, RESERVE_LIMIT = "reserve", 1 << 30  # bytes; 400,000 files need about a
 INODES = 8  # an undo makes a folder with four files; tmpfs takes an inode a link, too
 _ROOM, _BLOCK = 256 << 10, 4 << 10  # bytes: for what does not grow with a run; for a folder that is made again
 REVIEW_VERB = "review"  # of a plan that carries out a person's decision
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _HOLDER = b'{"pid": '  # how the lock's file begins
 _README = """\
 This folder is the memory of dicomsort for the outbox around it: do not delete it while a run is not finished.
@@ -240,6 +242,26 @@ def mounts_below(inbox: str, outbox: str) -> list[str]:
     paths = {path for _, path, _ in mounts()}
     roots = (("inbox", inbox), ("outbox", outbox))
     return sorted(f"{root}{path.removeprefix(at)}" for root, at in roots for path in paths if path.startswith(f"{at}/"))
+
+
+@contextmanager
+def explaining_full_disk(needed: Callable[[], tuple[str, int]], advice: str) -> Iterator[None]:
+    """Add to the error of a full disk what is needed in a folder, bytes or files, and what to do when there is room."""
+    try:
+        yield
+    except (OSError, PlacingFailed) as error:
+        if not any(reason in str(error) for reason in _FULL):
+            raise
+        raise PlacingFailed(f"{error}; {_lacking(*needed())}, then {advice}") from error
+
+
+def _lacking(folder: str, size: int) -> str:
+    """Return what a full disk lacks for so many bytes below a folder, and what to do."""
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
+    if disk.f_files and disk.f_favail < BATCH and size <= free:  # one that counts no inodes has 0 of 0
+        return f"{counted(disk.f_favail, 'file')} more (inodes) can be made below {folder!r}: remove some files there"
+    return f"about {size:,} bytes are to be written below {folder!r}, and {free:,} are free: make room"
 
 
 def room_for_undo(plan_bytes: int, folders: int = 0) -> int:

@@ -5,16 +5,15 @@ Each run keeps room on the disk for its undo: bytes, and inodes, which a disk ma
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from functools import cache, partial
 
 from dicomsort.engines.engine import batched
-from dicomsort.errors import DicomsortError, Outdated, PlacingFailed, StateDamaged, UsageError, command, counted
+from dicomsort.errors import DicomsortError, Outdated, StateDamaged, UsageError, command, counted
 from dicomsort.execute import BATCH, Executor, Placer, Roots
 from dicomsort.files import is_network, look_up
 from dicomsort.journal import JOURNAL, Journal, Plan, Replay, run_folder
@@ -28,6 +27,7 @@ from dicomsort.sorting.outbox import (
     REVIEW_VERB,
     RunContext,
     absolute,
+    explaining_full_disk,
     free_reserve,
     inbox_of,
     locked,
@@ -56,7 +56,6 @@ NOTHING_TO_UNDO = "no run that changed anything is left to undo"
 # Threads that place: a local disk answers sooner than the interpreter switches between many, a network does not.
 LOCAL_THREADS, NETWORK_THREADS = 2, 8
 _BEGUN = "begun"  # the mark in the journal of an undo that was closed: the operations that it had begun
-_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _log = logging.getLogger("dicomsort")
 
 
@@ -87,7 +86,7 @@ def carry_out(context: RunContext, run: str, plan: Plan, *, needs_inbox: bool = 
             for batch in batched(plan.operations(), BATCH):
                 report(batch)
         else:
-            _executor(context, run, plan, journal, inbox).run(plan, report)
+            _executor(context, run, plan, journal, inbox, gives_up=not needs_inbox).run(plan, report)
         manifest.flush()
         if summary.undoes:
             _report_undone(context, summary.undoes)
@@ -99,11 +98,13 @@ def carry_out(context: RunContext, run: str, plan: Plan, *, needs_inbox: bool = 
     return summary
 
 
-def _executor(context: RunContext, run: str, plan: Plan, journal: Journal, inbox: str) -> Executor:
+def _executor(context: RunContext, run: str, plan: Plan, journal: Journal, inbox: str, *, gives_up: bool) -> Executor:
     undoes, threads = plan.head["verb"] == "undo", NETWORK_THREADS if is_network(context.outbox) else LOCAL_THREADS
     roots, later = Roots(inbox, context.outbox), cache(lambda: LaterRuns(load_runs(context.outbox), run, inbox))
     is_theirs = lambda place: later().filled_by(place)
-    return Executor(context.files, roots, journal, run, threads, tries_all=undoes, is_theirs=is_theirs)
+    return Executor(
+        context.files, roots, journal, run, threads, tries_all=undoes, is_theirs=is_theirs, gives_up=gives_up
+    )
 
 
 def _rows(operations: Iterable[Operation], known: Replay) -> Iterator[Row]:
@@ -133,28 +134,8 @@ def _journal(context: RunContext, plan: Plan) -> Journal:
     return Journal(context.files, str(plan.path.parent), plan.count)
 
 
-@contextmanager
-def _explain_full_disk(needed: Callable[[], tuple[str, int]], advice: str) -> Iterator[None]:
-    """Add to the error of a full disk what is needed in a folder, bytes or files, and what to do when there is room."""
-    try:
-        yield
-    except (OSError, PlacingFailed) as error:
-        if not any(reason in str(error) for reason in _FULL):
-            raise
-        raise PlacingFailed(f"{error}; {_lacking(*needed())}, then {advice}") from error
-
-
-def _lacking(folder: str, size: int) -> str:
-    """Return what a full disk lacks for so many bytes below a folder, and what to do."""
-    disk = os.statvfs(folder)
-    free = disk.f_bavail * disk.f_frsize
-    if disk.f_files and disk.f_favail < BATCH and size <= free:  # one that counts no inodes has 0 of 0
-        return f"{counted(disk.f_favail, 'file')} more (inodes) can be made below {folder!r}: remove some files there"
-    return f"about {size:,} bytes are to be written below {folder!r}, and {free:,} are free: make room"
-
-
 def _explain_full_disk_of(outbox: str, run: str, plan: Plan) -> AbstractContextManager[None]:
-    return _explain_full_disk(lambda: _unwritten(outbox, plan), f"{command('resume', outbox, run)} goes on")
+    return explaining_full_disk(lambda: _unwritten(outbox, plan), f"{command('resume', outbox, run)} goes on")
 
 
 def _unwritten(outbox: str, plan: Plan) -> tuple[str, int]:
@@ -196,12 +177,13 @@ def resume(
                 raise StateDamaged(damaged[-1])
             return Summary(verb="resume", notes=["no run was cut short: there is nothing to resume"])
         found = runs.chosen(run, begun, "to resume")
+        stays = []
+        if found.plan and (found.summary or runs.undos_of(found.name)):
+            stays = _clear(context, found.plan, Roots(inbox_of(found.plan.head, outbox), outbox))
         if undos := runs.undos_of(found.name):
             raise UsageError(f"expected a run to go on with, received {found.name}, which {undos[0].name} has undone")
         if ended := found.summary:
-            if found.plan:
-                ended.notes += _clear(context, found.plan, Roots(inbox_of(found.plan.head, outbox), outbox))
-            ended.notes.append(f"run {found.name} had ended before; there was nothing to resume")
+            ended.notes += [*stays, f"run {found.name} had ended before; there was nothing to resume"]
             return ended
         complete_reports(context, (each for name, each in runs.items() if name != found.name))
         if not found.undoes:
@@ -224,7 +206,8 @@ def finish(context: RunContext, run: str) -> Summary:
         free_reserve(context)
         if begun := known.marks.get(_BEGUN):
             _clear(context, plan, roots, (n for n in begun if not known.is_done(n)))
-        _mark_begun(context, plan, roots)
+        with suppress(OSError):  # a full disk, which this undo may relieve
+            _mark_begun(context, plan)
     return _end(context, run, plan)
 
 
@@ -250,19 +233,29 @@ def _close(context: RunContext, run: str) -> Summary:
     message = "not placed before the run was given up"
     if undone := plan.head.get("undoes"):
         message = f"not taken back before the undo was closed; {command('undo', context.outbox, undone)} tries again"
-        _mark_begun(context, plan, roots)
+        known = journal_of(plan)
+        done = (o for o in plan.operations() if o.target and known.is_done(o.number))
+        _mark_begun(context, plan, (o.number for o in done if _may_be_there(roots.absolute(o.source))))
     with closing(_journal(context, plan)) as journal:
         notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).give_up(plan, message)
     return _end(context, run, plan, notes, needs_inbox=False)
 
 
-def _mark_begun(context: RunContext, plan: Plan, roots: Roots) -> None:
-    """Note what an undo had begun, and not finished: its inbox tells what came of it, where the next undo looks."""
+def _mark_begun(context: RunContext, plan: Plan, stays: Iterable[int] = ()) -> None:
+    """Note what an undo had begun, and not finished, and of what the source ``stays``: the next undo looks there."""
     with closing(_journal(context, plan)) as journal:
         known = journal.known
-        done = (o for o in plan.operations() if o.target and known.is_done(o.number))
-        stays = {o.number for o in done if look_up(roots.absolute(o.source))}
-        journal.mark(_BEGUN, sorted({*known.marks.get(_BEGUN, []), *known.begun, *stays}))
+        before = known.marks.get(_BEGUN, [])
+        begun = sorted({*before, *known.begun, *stays})
+        if begun != before:
+            journal.mark(_BEGUN, begun)
+
+
+def _may_be_there(path: str) -> bool:
+    try:
+        return look_up(path) is not None
+    except OSError:
+        return True
 
 
 def _end(context: RunContext, run: str, plan: Plan, notes: Iterable[str] = (), *, needs_inbox: bool = True) -> Summary:
@@ -311,16 +304,17 @@ def _undo(context: RunContext, runs: Runs, name: str, *, with_decisions: bool = 
     plan = _undoable(runs, name, with_decisions=with_decisions)
     free_reserve(context)
     room = room_for_undo(os.stat(plan.path).st_size)
-    with _explain_full_disk(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
+    with explaining_full_disk(lambda: (outbox, room), f"{command('undo', outbox, name)} again"):
         complete_reports(context, runs.values())
         later = LaterRuns(runs, name, inbox_of(plan.head, outbox))
+        notes = list[str]()
         for closed in runs.undos_of(name):
             with suppress(StateDamaged):
                 if closed.plan and (begun := journal_of(closed.plan).marks.get(_BEGUN)) is not None:
-                    _clear(context, closed.plan, later.roots, begun)
+                    notes += _clear(context, closed.plan, later.roots, begun)
         mine, sealed = _seal_undo(context, name, plan, later)
     try:
-        return _end(context, mine, sealed, later.notes)
+        return _end(context, mine, sealed, [*later.notes, *notes])
     finally:
         runs[mine] = load_run(outbox, mine)
 
