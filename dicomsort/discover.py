@@ -153,8 +153,8 @@ def _entry_of(path: str, status: os.stat_result, clock: Callable[[], int]) -> Fo
         return Passed(path, "special-file", "not a regular file")
     name = path.rpartition("/")[2]
     if name.startswith(".dicomsort-") and name.endswith(".part"):
-        told = (message for start, message in _PARTS.items() if name.startswith(start))
-        return Passed(path, "part-file", next(told))
+        messages = (message for start, message in _PARTS.items() if name.startswith(start))
+        return Passed(path, "part-file", next(messages))
     now = clock()
     times = (status.st_ctime_ns, now) if status.st_mtime_ns > now else ()
     return Found(path, status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino, stat.S_IMODE(mode), *times)

@@ -50,7 +50,7 @@ def test_a_sound_installation(tmp_path: Path) -> None:
 def test_a_folder_of_somebody_else_among_the_runs_is_no_run(tmp_path: Path) -> None:
     (tmp_path / ".dicomsort" / "runs" / "zzz-mine").mkdir(parents=True)
     found = look(None, tmp_path)
-    assert "0 runs kept" in [finding.told for finding in found]
+    assert "0 runs kept" in [finding.message for finding in found]
     assert not states(found, "clock")
 
 
@@ -59,7 +59,7 @@ def test_json_and_a_port_in_use(tmp_path: Path) -> None:
         port = server.getsockname()[1]
         ran = run("doctor", "--json", "--port", port)
     (told,) = [finding for finding in json.loads(ran.out) if finding["what"] == "port"]
-    assert (told["state"], told["told"]) == ("note", f"{port} is in use")
+    assert (told["state"], told["message"]) == ("note", f"{port} is in use")
     assert f"sport = :{port}" in told["mend"]
     assert ran.code == 0
 
@@ -75,8 +75,8 @@ def test_a_package_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     installed = machine._installed
     monkeypatch.setattr(machine, "_installed", lambda name: "0.1" if name == "pydicom" else installed(name))
     (told,) = [finding for finding in machine.examine_machine(None, None) if finding.state is State.WRONG]
-    assert "expected pydicom>=" in told.told
-    assert "received 0.1" in told.told
+    assert "expected pydicom>=" in told.message
+    assert "received 0.1" in told.message
 
 
 def test_a_decoder_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ class Without(Files):
 )
 def test_what_a_file_system_does_not_promise(tmp_path: Path, missing: str, state: State, words: str) -> None:
     found = look(None, tmp_path, Without(missing))
-    assert [finding.state for finding in found if words in finding.told] == [state]
+    assert [finding.state for finding in found if words in finding.message] == [state]
     assert not [*tmp_path.iterdir()]
 
 
@@ -136,7 +136,7 @@ def test_a_clock_that_went_backwards_and_a_state_that_others_read(tmp_path: Path
     (tmp_path / ".dicomsort" / "runs" / "29990101T000000Z-abcdef").mkdir(parents=True)
     found = look(None, tmp_path)
     assert states(found, "clock") == {State.WRONG}
-    assert any("others may read its state" in finding.told for finding in found)
+    assert any("others may read its state" in finding.message for finding in found)
 
 
 def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_small_sizes_are_told_in_mb(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3_400_000, total=64_000_000))
     found = look(None, tmp_path)
-    assert any("3.4 MB free of 64.0 MB" in finding.told for finding in found)
+    assert any("3.4 MB free of 64.0 MB" in finding.message for finding in found)
 
 
 def named(*arguments: object) -> list[str]:
@@ -159,7 +159,7 @@ def named(*arguments: object) -> list[str]:
         ran = run("doctor", "--json", *arguments)
     wrong = [finding for finding in json.loads(ran.out) if finding["state"] == State.WRONG]
     assert ran.code == bool(wrong)
-    return [f"{finding['what']}: {finding['told']}; {finding['mend']}" for finding in wrong]
+    return [f"{finding['what']}: {finding['message']}; {finding['mend']}" for finding in wrong]
 
 
 def test_a_configuration_whose_folders_are_missing(tmp_path: Path, root: Path) -> None:

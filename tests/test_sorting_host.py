@@ -170,4 +170,4 @@ def test_doctor_calls_such_an_installation_one_for_sorting(monkeypatch: pytest.M
     told = {finding["what"]: finding for finding in json.loads(ran.out)}
     assert told["versions"]["state"] == State.FINE
     assert told["training"]["state"] == State.NOTE
-    assert "keras, matplotlib, tensorflow: not installed" in told["training"]["told"]
+    assert "keras, matplotlib, tensorflow: not installed" in told["training"]["message"]

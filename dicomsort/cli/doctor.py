@@ -67,7 +67,7 @@ def doctor(
         found.append(finding)
         if not as_json:
             mend = f"; {finding.mend}" if finding.mend else ""
-            typer.echo(f"{_MARKS[finding.state]} {finding.state:<5}  {finding.what}: {visible(finding.told)}{mend}")
+            typer.echo(f"{_MARKS[finding.state]} {finding.state:<5}  {finding.what}: {visible(finding.message)}{mend}")
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in found], indent=1))
     raise typer.Exit(FAILED if any(finding.state is State.WRONG for finding in found) else 0)
@@ -103,7 +103,7 @@ def _examine_crontab(file: Path, folders: Folders) -> Iterator[Finding]:
     found = list(examine_crontab(file, text, jobs))
     yield from found
     calls = [_parsed(job) for job in jobs]
-    known, made, examined = {finding.told for finding in found}, _made_outboxes(calls), {folders}
+    known, made, examined = {finding.message for finding in found}, _made_outboxes(calls), {folders}
     for job, call in zip(jobs, calls, strict=True):
         what = f"crontab line {job.number}"
         if job.problem:

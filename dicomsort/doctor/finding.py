@@ -23,23 +23,23 @@ class Finding:
 
     state: State
     what: str
-    told: str
+    message: str
     mend: str = ""
 
 
-def fine(told: str, what: str = "") -> Finding:
+def fine(message: str, what: str = "") -> Finding:
     """Nothing to do."""
-    return Finding(State.FINE, what, told)
+    return Finding(State.FINE, what, message)
 
 
-def note(told: str, mend: str, what: str = "") -> Finding:
+def note(message: str, mend: str, what: str = "") -> Finding:
     """It works, but somebody should know."""
-    return Finding(State.NOTE, what, told, mend)
+    return Finding(State.NOTE, what, message, mend)
 
 
-def wrong(told: str, mend: str, what: str = "") -> Finding:
+def wrong(message: str, mend: str, what: str = "") -> Finding:
     """It does not work."""
-    return Finding(State.WRONG, what, told, mend)
+    return Finding(State.WRONG, what, message, mend)
 
 
 def checked(what: str, findings: Iterable[Finding]) -> Iterator[Finding]:

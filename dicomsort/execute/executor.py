@@ -148,13 +148,13 @@ class Executor:
 
     def _clear_parts(self, operations: Iterable[Operation]) -> None:
         """Remove what an interrupted attempt may have left of temporary copies; what stays is told in the row."""
-        told = []
+        kept = []
         for o in operations:
             stays, result = self._placer.remove_part(o), self._journal.known.result(o.number)
             if stays and result and stays.message not in result.message:
-                told.append(replace(result, message=f"{result.message}; {stays.message}"))
-        if told:
-            self._journal.end(told)
+                kept.append(replace(result, message=f"{result.message}; {stays.message}"))
+        if kept:
+            self._journal.end(kept)
 
     def _has_lost(self, o: Operation) -> bool:
         """Whether what was placed has gone from the outbox, or another file has taken its name."""
