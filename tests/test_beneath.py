@@ -250,10 +250,10 @@ def test_what_was_placed_before_its_source_went_behind_a_link_is_recognised(tmp_
 @pytest.mark.parametrize("code", [errno.ELOOP, errno.EACCES])
 def test_a_part_file_that_cannot_be_reached_keeps_no_run_from_its_end(tmp_path: Path, code: int) -> None:
     placer, operation, _ = begun(tmp_path, Verb.COPY)
-    with mock.patch("dicomsort.execute.placing.look_up", side_effect=OSError(code, os.strerror(code))):
-        assert placer.has_part(operation) is False
+    with mock.patch("dicomsort.execute.part_files.look_up", side_effect=OSError(code, os.strerror(code))):
+        assert placer.parts.is_there(operation) is False
     back = replace(operation, source="outbox/CT/1", target="inbox/a/1")
-    assert (placer.has_part(back), placer.remove_part(back)) == (False, None)
+    assert (placer.parts.is_there(back), placer.parts.remove(back)) == (False, None)
 
 
 def test_pixels_behind_a_link_are_a_problem_of_their_own(tmp_path: Path, victim: Path) -> None:
@@ -270,7 +270,7 @@ def test_two_mounts_are_compared_by_the_paths_by_which_files_are_removed(tmp_pat
     operation = step(inbox, verb, "a/1", target="outbox/CT/1" if verb is Verb.MOVE else "", kept="outbox/CT/1")
     asked: list[str] = []
     with placer.held(), mock.patch("dicomsort.execute.two_mounts.look_up", asked.append):
-        placer.has_part(operation)
+        placer.parts.is_there(operation)
         placer._path("inbox/a/1")
         (inbox / "a").rename(inbox / "moved")
         assert not placer._mounts.may_be_one("inbox/a/1", "outbox/CT/1")
@@ -284,7 +284,7 @@ def test_a_part_file_that_is_there_and_may_not_be_removed_is_told(tmp_path: Path
     (outbox / "CT/.dicomsort-run-0.part").write_text("left")
     files = Meddled("unlink", fail(errno.EPERM))
     placer = Placer(files, Roots(str(inbox), str(outbox)), "run", Replay.empty(1))
-    failed = placer.remove_part(operation)
+    failed = placer.parts.remove(operation)
     assert isinstance(failed, Fatal)
     assert "Operation not permitted" in failed.message
 
@@ -295,12 +295,17 @@ def test_what_was_placed_before_its_source_was_lost_from_sight_is_recognised(
     tmp_path: Path, verb: Verb, code: int
 ) -> None:
     placer, operation, target = begun(tmp_path, verb)
+
+    def look(path: str) -> os.stat_result | None:
+        if "/outbox/" not in path:
+            raise OSError(code, "lost")
+        return look_up(path)
+
     with (
         mock.patch.object(placer, "_path", placer._roots.absolute),
-        mock.patch(
-            "dicomsort.execute.placing.look_up",
-            lambda path: look_up(path) if "/outbox/" in path else (_ for _ in ()).throw(OSError(code, "lost")),
-        ),
+        mock.patch.object(placer.parts, "_path", placer._roots.absolute),
+        mock.patch("dicomsort.execute.placing.look_up", look),
+        mock.patch("dicomsort.execute.part_files.look_up", look),
     ):
         checked = placer.check(operation)
     assert checked is not None

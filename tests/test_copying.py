@@ -167,7 +167,7 @@ def test_a_copy_that_was_swapped_or_went_before_its_source_is_removed(tmp_path: 
     files = Meddled("flush_system", swap)
     files.link = OtherDevice().link  # type: ignore[method-assign]
     result = one(inbox, outbox, operation, files)
-    gone = "is gone" if content is None else "holds other bytes by now"
+    gone = "is gone" if content is None else "and it hold different bytes by now"
     assert (result.outcome, result.message) == (Outcome.CHANGED, f"its new name {gone}; it stays")
     assert read_tree(inbox) == FILES
     assert read_tree(outbox).get("CT/1") == content
@@ -187,7 +187,7 @@ def test_a_temporary_copy_that_cannot_be_removed(tmp_path: Path, there: bool) ->
     placer = Placer(Meddled("unlink", fail(errno.EROFS)), Roots(str(inbox), str(outbox)), "run", Replay.empty(1))
     if there:
         make_files(outbox, {"CT/.dicomsort-run-0.part": "left"})
-    failed = placer.remove_part(step(inbox, Verb.COPY, "a/1", target="outbox/CT/1"))
+    failed = placer.parts.remove(step(inbox, Verb.COPY, "a/1", target="outbox/CT/1"))
     assert ("Read-only" in failed.message) if there else failed is None
 
 

@@ -176,10 +176,13 @@ def test_nothing_is_taken_back_where_the_source_was_replaced(
             super().unlink(path)
 
     monkeypatch.setattr("dicomsort.files.Files", Replaced)
-    assert sort("--move", "--settle", 0, source.parent, outbox).code == 3
+    sort("--move", "--settle", 0, source.parent, outbox)
     assert source.read_bytes() == b"somebody's"
     (place,) = outbox.glob("CT/*/*/*.dcm")
     assert place.read_bytes() == before
+    row = by_source(outbox)["a.dcm"]
+    assert (row["action"], row["destination"]) == ("moved", str(place.relative_to(outbox)))
+    assert "the source cannot be removed: Operation not permitted; it may still be there" in row["message"]
 
 
 def test_a_second_name_that_a_crash_left_tells_that_links_are_made(tmp_path: Path) -> None:
@@ -187,7 +190,7 @@ def test_a_second_name_that_a_crash_left_tells_that_links_are_made(tmp_path: Pat
         (tmp_path / name).touch()
     roots = placing.Roots(str(tmp_path), str(tmp_path))
     placer = placing.Placer(Files(), roots, "run", Replay.empty(1))
-    assert placer._links(str(tmp_path / "a.part"), tmp_path.stat().st_dev)
+    assert placer.parts._links(str(tmp_path / "a.part"), tmp_path.stat().st_dev)
 
 
 def test_a_folder_name_that_the_outbox_refuses_costs_its_own_files(one: tuple[Path, Path]) -> None:

@@ -16,7 +16,7 @@ from crashing import FixedModes, NoLinks, OtherDevice
 from powercut import named
 from test_interrupted_runs import dies, half_undone
 
-from dicomsort.files import Files, look_up
+from dicomsort.files import Files, look_up, sha256_of
 from dicomsort.journal import Journal
 from dicomsort.sorting.runs import all_runs
 
@@ -124,6 +124,15 @@ def cut_short(tmp_path: Path, inbox: Path) -> Callable[[str], tuple[Path, str, P
     return cut
 
 
+class Full(NoLinks):
+    """No room for an image under its own name, and no links."""
+
+    def create(self, path: str, mode: int = 0o600) -> int:
+        if path.endswith(".dcm"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        return super().create(path, mode)
+
+
 def target_of(part: Path) -> Path:
     return part.with_name("1.2.826.0.1.3680043.10.999.1.1.0.dcm")
 
@@ -138,8 +147,8 @@ def test_a_whole_copy_is_kept_beside_a_file_of_somebody_else(
     with away(inbox / "a", "gone"):
         assert run("resume", outbox).code == 3
         (row,) = rows(outbox)
-        assert "another file stands at the destination; both were kept; its source is not seen" in row["message"]
-        assert "its source is not seen" in run("resume", outbox, name).out
+        assert "another file stands at the destination; both were kept; 'inbox/a/0.dcm' is not seen" in row["message"]
+        assert "is not seen" in run("resume", outbox, name).out
         assert part.read_bytes() in before.values()
     assert run("resume", outbox, name).code == 3
     assert not part.exists()
@@ -175,12 +184,6 @@ def test_a_copy_that_is_placed_as_its_run_is_given_up_is_flushed_before_the_jour
 def test_a_full_disk_ends_no_operation_whose_source_is_not_seen(
     inbox: Path, cut_short: Callable[[str], tuple[Path, str, Path]]
 ) -> None:
-    class Full(NoLinks):
-        def create(self, path: str, mode: int = 0o600) -> int:
-            if path.endswith(".dcm"):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-            return super().create(path, mode)
-
     outbox, name, part = cut_short("--move")
     with away(inbox / "a", "gone"):
         with mock.patch("dicomsort.files.Files", Full):
@@ -202,7 +205,7 @@ def test_a_copy_that_holds_other_bytes_gets_no_name(
         ):
             assert run("resume", outbox).code == 3
         (row,) = rows(outbox)
-        assert "its copy holds other bytes; its source is not seen, so the whole temporary copy" in row["message"]
+        assert "its copy holds other bytes; 'inbox/a/0.dcm' is not seen, so the whole temporary copy" in row["message"]
         assert (target_of(part).exists(), part.exists()) == (False, True)
     assert run("undo", outbox, name).code == 0
     assert run("resume", outbox, name).code == 2  # it is undone
@@ -219,7 +222,7 @@ def test_a_run_is_given_up_though_a_source_cannot_be_looked_at(
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         return look_up(path)
 
-    for module in ("placing", "removing"):
+    for module in ("placing", "part_files", "removing"):
         monkeypatch.setattr(f"dicomsort.execute.{module}.look_up", look)
     ran = run("resume", outbox)
     assert (ran.code, "expected to look at it" in ran.err) == (1, True)
@@ -260,3 +263,136 @@ def test_an_undo_is_closed_though_a_folder_of_the_outbox_cannot_be_looked_into(t
     assert closed.called
     assert run("undo", outbox, name).code == 0
     assert read_tree(inbox) == before
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "closed"])
+@pytest.mark.parametrize("door", [(), ("--give-up",)])
+def test_a_new_name_that_is_no_file_to_read_does_not_hold_the_bytes(
+    inbox: Path, kind: str, door: tuple[str, ...], cut_short: Callable[[str], tuple[Path, str, Path]]
+) -> None:
+    outbox, name, part = cut_short("--move")
+    content = part.read_bytes()
+    if kind == "folder":
+        target_of(part).mkdir()
+    elif kind == "link":
+        target_of(part).symlink_to("elsewhere")
+    else:
+        target_of(part).write_bytes(b"x" * len(content))
+    refused = {str(target_of(part))} if kind == "closed" else set()
+
+    def closed(path: str) -> str:
+        if path in refused:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return sha256_of(path)
+
+    with (
+        away(inbox / "a", "gone"),
+        mock.patch("dicomsort.execute.placing.sha256_of", closed),
+        mock.patch("dicomsort.execute.part_files.sha256_of", closed),
+    ):
+        assert run("resume", *door, outbox, name).code == 3
+        (row,) = rows(outbox)
+        assert "so the whole temporary copy" in row["message"]
+        assert part.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", ["half", "same"])
+@pytest.mark.parametrize("is_away", [True, False])
+def test_a_run_that_is_given_up_takes_no_file_that_a_later_run_has_placed(
+    tmp_path: Path, inbox: Path, content: str, *, is_away: bool, cut_short: Callable[[str], tuple[Path, str, Path]]
+) -> None:
+    outbox, name, part = cut_short("--move")
+    whole, other = part.read_bytes(), tmp_path / "other"
+    (other / "a").mkdir(parents=True)
+    (other / "a/0.dcm").write_bytes(whole if content == "same" else whole[:900])
+    (other / "a/0.dcm").chmod(0o600)
+    kept = read_tree(other)
+    with away(inbox, "gone"):
+        sort("--move", "--settle", 0, other, outbox)
+    (theirs,) = (row["run_id"] for row in rows(outbox) if row["run_id"] != name)
+    with contextlib.ExitStack() as stack:
+        if is_away:
+            stack.enter_context(away(inbox / "a", "gone"))
+        stack.enter_context(mock.patch("dicomsort.files.Files", NoLinks))
+        run("resume", "--give-up", outbox, name)
+    assert run("verify", outbox).code == 0
+    assert run("undo", outbox, theirs).code == 0
+    assert read_tree(other) == kept
+
+
+@pytest.mark.parametrize("door", ["undo", "give-up"])
+def test_what_a_later_run_keeps_of_a_run_that_was_cut_short_stays(tmp_path: Path, inbox: Path, door: str) -> None:
+    other, outbox = tmp_path / "other", tmp_path / "outbox"
+    (inbox / "a/1.dcm").unlink()
+    image = (inbox / "a/0.dcm").read_bytes()
+    called = dies(-1, lambda: sort("--copy", "--settle", 0, inbox, tmp_path / "trial"), OtherDevice).called
+    linked = called.index("link")
+    dies(called.index("flush_system", linked), lambda: sort("--copy", "--settle", 0, inbox, outbox), OtherDevice)
+    (name,) = all_runs(str(outbox))
+    other.mkdir()
+    (other / "0.dcm").write_bytes(image)
+    with away(inbox, "gone"):
+        sort("--move", "--settle", 0, "--duplicates", "remove", other, outbox)
+    assert not list(other.iterdir())
+    later = all_runs(str(outbox))[-1]
+    run(*(("undo", outbox, name) if door == "undo" else ("resume", "--give-up", outbox, name)))
+    assert run("undo", outbox, later).code == 0
+    assert (other / "0.dcm").read_bytes() == image
+
+
+def test_an_undo_that_was_cut_short_twice_says_undone_of_what_it_had_put_back(tmp_path: Path, inbox: Path) -> None:
+    outbox, before = tmp_path / "outbox", read_tree(inbox)
+    for each in (tmp_path / "trial", outbox):
+        assert sort("--move", "--settle", 0, inbox, each).code == 0
+        if each != outbox:
+            called = dies(-1, lambda each=each: run("undo", each), OtherDevice).called  # type: ignore[misc]
+    flush = called.index("flush_system", len(called) - called[::-1].index("link"))  # all names are there
+    dies(flush, lambda: run("undo", outbox), OtherDevice)
+    again = dies(-1, lambda: None).called
+    assert not again
+    dies(6, lambda: run("resume", outbox), OtherDevice)
+    for path in list((outbox / "CT").rglob("*.dcm")):
+        path.unlink()  # their owner has them elsewhere
+    traced = dies(-1, lambda: run("resume", outbox), OtherDevice)
+    assert "flush_system" in traced.called
+    assert {row["action"] for row in rows(outbox)[-2:]} == {"undone"}
+    assert read_tree(inbox) == before
+
+
+def test_what_is_placed_beside_an_edited_source_has_a_row(
+    inbox: Path, cut_short: Callable[[str], tuple[Path, str, Path]]
+) -> None:
+    outbox, name, part = cut_short("--move")
+    source = inbox / "a/0.dcm"
+    stamp, content = source.stat(), source.read_bytes()
+    with source.open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"edit")
+    os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert run("resume", outbox, name).code == 0
+    (row,) = rows(outbox)
+    assert (row["action"], outbox / row["destination"]) == ("moved", target_of(part))
+    assert "and it hold different bytes by now; it stays; it may still be there" in row["message"]
+    assert (target_of(part).read_bytes(), source.read_bytes()[-4:]) == (content, b"edit")
+
+
+def test_an_undo_names_what_only_a_temporary_copy_holds(
+    inbox: Path, cut_short: Callable[[str], tuple[Path, str, Path]]
+) -> None:
+    outbox, name, part = cut_short("--move")
+    with away(inbox / "a", "gone"):
+        assert "so the whole temporary copy" in run("undo", outbox, name).out
+        told = [row["message"] for row in rows(outbox) if row["run_id"] == name]
+        assert "so the whole temporary copy" in told[0]
+        refused = run("resume", outbox, name)
+        assert (refused.code, "so the whole temporary copy" in refused.err, part.exists()) == (2, True, True)
+
+
+def test_a_full_disk_is_told_of_where_the_inbox_is_gone(
+    inbox: Path, tmp_path: Path, cut_short: Callable[[str], tuple[Path, str, Path]]
+) -> None:
+    outbox, name, part = cut_short("--move")
+    inbox.rename(tmp_path / "lost")
+    with mock.patch("dicomsort.files.Files", Full):
+        ran = run("resume", "--give-up", outbox, name)
+    assert (ran.code, "bytes are to be written below" in ran.err, part.exists()) == (1, True, True)

@@ -93,7 +93,7 @@ class Executor:
         An operation that was not done gets no end: a resume does it, should the undo not begin. Nor does one that
         ``is_hidden``, so that nobody can tell. Return a note on the copies that cannot be removed.
         """
-        self._end_begun(o for o in plan.operations() if not is_hidden(o))
+        self._end_begun((o for o in plan.operations() if not is_hidden(o)), self._placer.settle)
         return self._remove_parts(plan.operations())
 
     def give_up(self, plan: Plan, message: str) -> list[str]:
@@ -103,24 +103,24 @@ class Executor:
         temporary copies that cannot be removed.
         """
         known = self._journal.known
-        self._end_begun(plan.operations())
+        self._end_begun(plan.operations(), self._placer.check)
         open_ = (o for o in plan.operations() if not known.has_ended(o.number) and _needs_inbox(o))
-        for batch in _batches(o for o in open_ if o.number not in known.begun or not self._placer.is_last(o)):
+        for batch in _batches(o for o in open_ if o.number not in known.begun or not self._placer.is_under_way(o)):
             self._journal.end([Result(o.number, Outcome.FAILED, message) for o in batch if o.verb is not Verb.LEAVE])
         return self._remove_parts(o for o in plan.operations() if known.has_ended(o.number))
 
-    def _end_begun(self, operations: Iterable[Operation]) -> None:
+    def _end_begun(self, operations: Iterable[Operation], outcome_of: Callable[[Operation], Result | None]) -> None:
         """Journal how operations ended that were begun and are done, or cannot be done; what is done is durable."""
         known = self._journal.known
         begun = [o for o in operations if o.number in known.begun]
-        found = [self._folders.reconcile(o) if _kind(o) == "folder" else self._placer.check(o) for o in begun]
+        found = [self._folders.reconcile(o) if _kind(o) == "folder" else outcome_of(o) for o in begun]
         ended = [(o, result) for o, result in zip(begun, found, strict=True) if result is not None]
         self._make_durable([o for o, result in ended if result.outcome is Outcome.DONE and o.target])
         if ended:
             self._journal.end([result for _, result in ended])
 
     def _remove_parts(self, operations: Iterable[Operation]) -> list[str]:
-        stuck = [refusal.message for o in operations if (refusal := self._placer.remove_part(o)) is not None]
+        stuck = [refusal.message for o in operations if (refusal := self._placer.parts.remove(o)) is not None]
         return [f"{stuck[0]} ({len(stuck):,} in all)"] if stuck else []
 
     def _file_batch(self, batch: list[Operation]) -> None:
@@ -128,12 +128,12 @@ class Executor:
         waiting = [o for o in batch if not known.has_ended(o.number)]
         if waiting:
             self._place(waiting)
+        if self._is_resumed and (lost := [o for o in batch if known.is_done(o.number) and self._has_lost(o)]):
+            self._journal.end([Result(o.number, Outcome.CHANGED, "it was placed, and is gone since") for o in lost])
         if self._is_resumed:
             self._clear_parts(
                 o for o in batch if o.target and known.has_ended(o.number) and not known.is_done(o.number)
             )
-        if self._is_resumed and (lost := [o for o in batch if known.is_done(o.number) and self._has_lost(o)]):
-            self._journal.end([Result(o.number, Outcome.CHANGED, "it was placed, and is gone since") for o in lost])
         done = [o for o in batch if known.is_done(o.number)]
         finished = self._each(self._placer.remove_source, done, at_once=self._moves_bytes(done))
         for i, result in enumerate(finished):  # a thread of this run may have held the lock: links are one file
@@ -150,7 +150,7 @@ class Executor:
         """Remove what an interrupted attempt may have left of temporary copies; what stays is told in the row."""
         kept = []
         for o in operations:
-            stays, result = self._placer.remove_part(o), self._journal.known.result(o.number)
+            stays, result = self._placer.parts.remove(o), self._journal.known.result(o.number)
             if stays and result and stays.message not in result.message:
                 kept.append(replace(result, message=f"{result.message}; {stays.message}"))
         if kept:

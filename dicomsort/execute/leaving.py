@@ -6,7 +6,8 @@ import os
 import stat
 
 from dicomsort.files import look_up
-from dicomsort.records import Operation
+from dicomsort.metadata import Metadata
+from dicomsort.records import Operation, Verb
 
 CANNOT_LEAVE = "its folder may not be changed, so the file cannot leave it"
 LINK_REFUSED = "hard link refused ({}); use --copy or --move"
@@ -80,3 +81,14 @@ def is_one_file(o: Operation, target: os.stat_result, source: os.stat_result | N
     if source is not None and os.path.samestat(target, source):
         return True
     return (target.st_dev, target.st_ino) == (o.device, o.inode)
+
+
+def wanted_metadata(o: Operation, found: Metadata) -> Metadata:
+    """Return the metadata for a file that moves: the plan's where an earlier move could not keep it, else its present.
+
+    Set-ID bits are kept only where the file has them with its present owner: the plan is older.
+    """
+    if o.owner is not None:
+        own = found if o.verb is Verb.MOVE else found._replace(attributes={})  # a copy is of another file
+        return own._replace(owner=o.owner[0], group=o.owner[1], mode=o.mode)
+    return found._replace(mode=o.mode & (found.mode | 0o777))

@@ -6,7 +6,6 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable
-from enum import Enum
 from typing import NamedTuple
 
 from dicomsort.errors import PlacingFailed
@@ -20,17 +19,17 @@ from dicomsort.execute.leaving import (
     is_unchanged,
     mode_of,
     stamp_of,
+    wanted_metadata,
 )
-from dicomsort.execute.outcomes import UNREACHABLE, Fatal, outcome_of_error, outcome_unseen
+from dicomsort.execute.outcomes import Fatal, outcome_of_error, outcome_unseen
+from dicomsort.execute.part_files import OwnCopy, PartFiles
 from dicomsort.execute.removing import NOT_KEPT, Remover
-from dicomsort.execute.roots import Resolver, Roots, second_name
+from dicomsort.execute.roots import Resolver, Roots
 from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import (
     NO_LINK,
-    PATH_MAX,
     Copied,
     Files,
-    begins_with,
     copy,
     look_up,
     opened,
@@ -39,16 +38,7 @@ from dicomsort.files import (
 )
 from dicomsort.journal import Replay
 from dicomsort.metadata import ACL, Applied, Metadata, apply_metadata, copy_with_metadata, lost_with, metadata_of
-from dicomsort.records import Lost, Operation, Outcome, Result, Verb
-
-_NOT_SEEN = "its source was not seen again, and may still be there"
-_CREATED_MODE = 0o600  # of files that are not complete yet
-
-
-class _OwnCopy(Enum):
-    """What an earlier attempt of this run has left under a new name."""
-
-    NONE, TORN, WHOLE = range(3)
+from dicomsort.records import Operation, Outcome, Result, Verb
 
 
 class _Made(NamedTuple):
@@ -80,15 +70,12 @@ class Placer:
         self._roots = roots
         self._resolver = Resolver(roots)
         self._path, self.held = self._resolver.path, self._resolver.held
-        self._run = run
-        self._known = known
         self._begun = frozenset(known.begun)
-        self._is_theirs = is_theirs
         self._gives_up = gives_up
         self._leaving = Leaving()
+        self.parts = PartFiles(files, self._resolver, run, known, is_theirs)
         self._mounts = TwoMounts(files, self._path)
         self._remover = Remover(files, self._path, self._mounts)
-        self._has_links: dict[int, bool] = {}  # device -> whether its file system makes links
         self.flushed: set[int] = set()  # whose copies are durable, as their file systems flush files one by one
         self.copies = False  # whether links were refused, so that files were copied instead
 
@@ -109,7 +96,7 @@ class Placer:
             return self._occupied(o, target)
         if target is not None:
             return self._recognise(o, target)
-        if o.number in self._begun and self._is_in_part_alone(o):
+        if o.number in self._begun and self.parts.is_alone(o):
             return None
         source = look_up(path := self._path(o.source))
         if source is None:
@@ -122,6 +109,33 @@ class Placer:
         if o.verb is Verb.REMOVE and not self._remover.is_kept(o):
             return Result(o.number, Outcome.CHANGED, NOT_KEPT)
         return None
+
+    def settle(self, o: Operation) -> Result | None:
+        """Return how an operation ended that had begun and is not made again; None where it was not done.
+
+        Its own new name stays where that is whole, and nothing torn stays.
+        """
+        try:
+            with self.held():
+                target = self._target(o) if o.target else None
+                own = OwnCopy.NONE if target is None else self.parts.own_copy(o, target)
+                if target is not None and own is OwnCopy.WHOLE:
+                    return Result(o.number, Outcome.DONE, *self.parts.complete(o, target.st_ino))
+                if own is OwnCopy.TORN:
+                    self._files.unlink(self._path(o.target))
+                if self.parts.is_alone(o):
+                    return Result(o.number, Outcome.FAILED, self.parts.stays(o))
+        except OSError as error:
+            return Result(o.number, Outcome.FAILED, f"{error.strerror}")
+        return self.check(o)
+
+    def is_under_way(self, o: Operation) -> bool:
+        """Whether an operation that had begun can be made again without its inbox, or has a new name of its own."""
+        with contextlib.suppress(OSError), self.held():
+            target = self._target(o)
+            if target is not None and self.parts.own_copy(o, target) is not OwnCopy.NONE:
+                return True
+        return self.parts.is_last(o)
 
     def _target(self, o: Operation) -> os.stat_result | None:
         """Look at the target; PlacingFailed where an earlier attempt may have made one that cannot be seen now."""
@@ -140,16 +154,15 @@ class Placer:
         """
         if o.verb is not Verb.COPY and self._is_renamed(o, target):
             return self._under_its_new_name(o, target)
-        own, is_in_source = self._own_copy(o, target), self._is_in_source(o)
-        if own is _OwnCopy.WHOLE and not is_in_source:
-            return Result(o.number, Outcome.DONE, *self._complete(o, target.st_ino))
-        if own is not _OwnCopy.NONE and (is_in_source or self._has_whole_part(o)):
-            self._files.unlink(self._path(o.target))
+        own, is_in_source = self.parts.own_copy(o, target), self.parts.holds(o, o.source)
+        if own is OwnCopy.WHOLE and not is_in_source:
+            return Result(o.number, Outcome.DONE, *self.parts.complete(o, target.st_ino))
+        if own is not OwnCopy.NONE and (is_in_source or self.parts.is_whole(o)):
             return None
         occupied = self._occupied(o, target)
-        if occupied.outcome is Outcome.CONFLICT and self._is_in_part_alone(o):
-            return Result(o.number, Outcome.CONFLICT, f"{occupied.message}; {self._stays(o)}")
-        self._unlink_part(o)
+        if occupied.outcome is Outcome.CONFLICT and self.parts.is_alone(o):
+            return Result(o.number, Outcome.CONFLICT, f"{occupied.message}; {self.parts.stays(o)}")
+        self.parts.unlink(o)
         return occupied
 
     def _is_renamed(self, o: Operation, target: os.stat_result) -> bool:
@@ -159,78 +172,6 @@ class Placer:
         except OSError:
             source = None
         return is_one_file(o, target, source)
-
-    def _own_copy(self, o: Operation, target: os.stat_result) -> _OwnCopy:
-        """Return how far an interrupted attempt came with the target, NONE where another made that."""
-        part, path = self._part(o), self._path(o.target)
-        made = look_up(part)
-        if made is None:
-            return _OwnCopy.NONE
-        is_part = os.path.samestat(made, target)
-        is_copy = target.st_nlink == 1 and not self._links(part, target.st_dev)
-        if not is_part and (not is_copy or self._is_theirs(o.target)):
-            return _OwnCopy.NONE
-        if target.st_size == o.size and sha256_of(path) == o.sha256:
-            return _OwnCopy.WHOLE
-        # A power cut may take the bytes of a whole copy and leave its time; who edits a file gives it another time.
-        is_torn = is_stamped(target, stamp_of(o)) if is_part else self._is_torn(path, target, part)
-        return _OwnCopy.TORN if is_torn else _OwnCopy.NONE
-
-    def _is_in_source(self, o: Operation) -> bool:
-        """Whether the source is seen, and holds the bytes of the plan; another file may have its place."""
-        with contextlib.suppress(OSError):
-            source = look_up(path := self._path(o.source))
-            return source is not None and source.st_size == o.size and sha256_of(path) == o.sha256
-        return False
-
-    def _has_whole_part(self, o: Operation) -> bool:
-        """Whether an earlier attempt has left a temporary copy that holds the bytes of the plan."""
-        if o.verb is not Verb.COPY and o.verb is not Verb.MOVE:
-            return False
-        made = look_up(part := self._part(o))
-        return made is not None and made.st_size == o.size and sha256_of(part) == o.sha256
-
-    def _is_in_part_alone(self, o: Operation) -> bool:
-        """Whether a temporary copy may be the last of the bytes: it is whole, and the source does not hold them."""
-        return self._has_whole_part(o) and not self._is_in_source(o)
-
-    def _stays(self, o: Operation) -> str:
-        return f"its source is not seen, so the whole temporary copy {os.path.basename(self._part(o))!r} stays"
-
-    def _is_torn(self, path: str, status: os.stat_result, part: str) -> bool:
-        """Whether a file is our own copy of ``part``, cut short: not yet stamped, and the beginning of it.
-
-        exFAT gives all files one mode.
-        """
-        if stat.S_IMODE(status.st_mode) != _CREATED_MODE:
-            with contextlib.suppress(OSError):
-                self._files.set_mode(part, _CREATED_MODE)
-            if os.lstat(part).st_mode != status.st_mode:
-                return False
-        with opened(path) as shorter, opened(part) as longer:
-            return begins_with(longer, shorter)
-
-    def _links(self, part: str, device: int) -> bool:
-        """Whether the file system of a temporary copy makes hard links: then only a file of its inode is ours."""
-        if device not in self._has_links:
-            try:
-                self._files.link(part, second := second_name(part))
-                self._files.unlink(second)
-                self._has_links[device] = True
-            except OSError as error:  # refused, or no room for a name; a second name that is there was made by a link
-                self._has_links[device] = isinstance(error, FileExistsError)
-        return self._has_links[device]
-
-    def _complete(self, o: Operation, inode: int) -> tuple[str, int, Lost | None]:
-        """Set again what a whole copy gets last; return what it could not keep in words, its inode, and the loss."""
-        path, part = self._path(o.target), self._part(o)
-        if o.verb is not Verb.MOVE:
-            self._files.set_mode(path, mode_of(o))
-            self._files.set_mtime(path, stamp_of(o))
-            return "", inode, None
-        with opened(part) as reader, opened(path) as copied:
-            message, lost = apply_metadata(self._files, copied, _wanted(o, metadata_of(reader)), stamp_of(o))
-        return "; ".join(filter(None, (message, _NOT_SEEN))), inode, lost
 
     def _occupied(self, o: Operation, target: os.stat_result) -> Result:
         if stat.S_ISREG(target.st_mode) and target.st_size == o.size:
@@ -252,8 +193,10 @@ class Placer:
         try:
             if o.verb is Verb.REMOVE:
                 return Result(o.number, Outcome.DONE, lost=lost_with(self._path(o.source)))
-            if o.number in self._begun and self._is_in_part_alone(o):
-                return self._name_part(o, target)
+            if o.number in self._begun:
+                self.parts.discard(o)
+                if self.parts.is_alone(o):
+                    return self._name_part(o, target)
             return self._new_name(o, target)
         except FileExistsError:
             status = look_up(target)
@@ -282,7 +225,7 @@ class Placer:
 
     def _name_part(self, o: Operation, target: str) -> Result:
         """Give a temporary copy of an earlier attempt its name; where there are no links, copy it."""
-        part = self._part(o)
+        part = self.parts.of(o)
         try:
             self._link(part, target)
         except OSError as error:
@@ -291,8 +234,8 @@ class Placer:
             self._copied(o, part, target)
             if not same_bytes(part, target):
                 self._files.unlink(target)
-                return Result(o.number, Outcome.FAILED, f"its copy holds other bytes; {self._stays(o)}")
-        return Result(o.number, Outcome.DONE, *self._complete(o, os.lstat(target).st_ino))
+                return Result(o.number, Outcome.FAILED, f"its copy holds other bytes; {self.parts.stays(o)}")
+        return Result(o.number, Outcome.DONE, *self.parts.complete(o, os.lstat(target).st_ino))
 
     def _rejected(self, o: Operation, target: str, there: os.stat_result) -> Result:
         """Remove a new name of another inode than the plan's, if the source has these bytes; else it is somebody's."""
@@ -313,13 +256,13 @@ class Placer:
             with opened(self._path(o.target)) as file:
                 there = metadata_of(file)  # it has kept its other attributes
                 there = there._replace(attributes={n: v for n, v in there.attributes.items() if n == ACL})
-                message, lost = apply_metadata(self._files, file, _wanted(o, there), stamp_of(o))
+                message, lost = apply_metadata(self._files, file, wanted_metadata(o, there), stamp_of(o))
         except OSError as error:
             message, lost = f"not restored: owner, mode and time ({error.strerror})", None
         return Result(o.number, Outcome.DONE, message, status.st_ino, lost)
 
     def _copy(self, o: Operation, target: str) -> Result:
-        part = self._part(o)
+        part = self.parts.of(o)
         try:
             made = self._filled(o, part)
             if made is None:
@@ -370,7 +313,7 @@ class Placer:
         """Make a copy; one with an owner, as a move's, gets ``metadata``, or else that of the source."""
         if o.verb is not Verb.MOVE and o.owner is None:
             return _Made(copy(self._files, source, target, mode_of(o), stamp_of(o)))
-        wanted = lambda found: metadata or _wanted(o, found)
+        wanted = lambda found: metadata or wanted_metadata(o, found)
         return _Made(*copy_with_metadata(self._files, source, target, wanted, stamp_of(o)))
 
     def remove_source(self, o: Operation) -> Result | Fatal | None:
@@ -381,20 +324,20 @@ class Placer:
         cannot be removed, or the disk of the source refuses.
         """
         if o.verb is Verb.COPY or o.verb is Verb.LINK:
-            return self.remove_part(o)
+            return self.parts.remove(o)
         with self.held():
             stuck: Result | Fatal | None
             try:
                 stuck, linked = self._remover.remove(o)
             except OSError as error:
                 stuck, linked = outcome_unseen(o, error, is_final=self._gives_up), False
-            cleared = None if linked else self.remove_part(o)
+            cleared = None if linked else self.parts.remove(o)
             return stuck or cleared
 
     def roll_back(self, o: Operation, inode: int) -> bool:
-        """Remove the new name of a file whose source stays, unless it holds other bytes by now; return success.
+        """Remove the new name of a file whose source stays; return whether it does not hold the bytes of the plan now.
 
-        The new name stays where the source is gone or has changed: then nothing else may hold the bytes.
+        It stays where the source is gone or has changed: then nothing else may hold them.
         """
         if o.verb is not Verb.MOVE:
             return True
@@ -405,69 +348,7 @@ class Placer:
             is_same = is_ours and self._remover.is_same(o.source, o.target)
             if is_same and not self._mounts.may_be_one(o.target, o.source):
                 self._files.unlink(self._path(o.target))
+            elif not is_same and self.parts.holds(o, o.target):
+                return False
             return source is not None
         return False
-
-    def remove_part(self, o: Operation) -> Fatal | None:
-        """Remove the temporary copy; return Fatal with the reason where it cannot be removed."""
-        try:
-            with self.held():
-                if self.is_last(o):
-                    return Fatal(f"{o.source!r}: {self._stays(o)}")
-                self._unlink_part(o)
-        except OSError as error:
-            if error.errno in UNREACHABLE and not self.has_part(o):  # nobody can tell; the walk names it later
-                return None
-            return Fatal(f"removing the temporary copy of {o.source!r}: expected success, received {error.strerror}")
-        return None
-
-    def has_part(self, o: Operation) -> bool:
-        """Whether the temporary copy is there."""
-        with contextlib.suppress(OSError), self.held():
-            return look_up(self._part(o)) is not None
-        return False
-
-    def is_last(self, o: Operation) -> bool:
-        """Whether nothing but the temporary copy may hold the bytes of an operation that is not done."""
-        with contextlib.suppress(OSError), self.held():
-            if self._known.is_done(o.number) or not self._is_in_part_alone(o):
-                return False
-            target = look_up(path := self._path(o.target))
-            return target is None or sha256_of(path) != o.sha256
-        return False
-
-    def _unlink_part(self, o: Operation) -> None:
-        """Remove the temporary copy, if there is one."""
-        if o.verb is Verb.COPY or o.verb is Verb.MOVE:
-            part = self._part(o)
-            if o.number in self._begun:
-                with contextlib.suppress(OSError):
-                    self._files.unlink(second_name(part))
-            try:
-                self._files.unlink(part)
-            except OSError:
-                if look_up(part) is not None:
-                    raise
-
-    def _part(self, o: Operation) -> str:
-        """Return the temporary copy's path: beside the target, or as near above it as the length of paths allows.
-
-        Else it is in the outbox, whose state folder has longer paths; where that is on another file system than the
-        target, the target is made as where links do not exist.
-        """
-        name, folder = f".dicomsort-{self._run}-{o.number}.part", o.target
-        while folder := folder.rpartition("/")[0]:
-            if len(os.fsencode(f"{self._roots.absolute(folder)}/{name}")) < PATH_MAX:
-                return self._path(f"{folder}/{name}")
-        return f"{self._roots.outbox}/{name}"
-
-
-def _wanted(o: Operation, found: Metadata) -> Metadata:
-    """Return the metadata for a file that moves: the plan's where an earlier move could not keep it, else its present.
-
-    Set-ID bits are kept only where the file has them with its present owner: the plan is older.
-    """
-    if o.owner is not None:
-        own = found if o.verb is Verb.MOVE else found._replace(attributes={})  # a copy is of another file
-        return own._replace(owner=o.owner[0], group=o.owner[1], mode=o.mode)
-    return found._replace(mode=o.mode & (found.mode | 0o777))

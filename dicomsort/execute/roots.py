@@ -27,14 +27,14 @@ class Resolver:
     """
 
     def __init__(self, roots: Roots) -> None:
-        self._roots = roots
+        self.roots = roots
         self._inbox = Beneath(roots.inbox)
         self.held = self._inbox.held
 
     def path(self, place: str) -> str:
         """Return the path of a place, valid in this block of ``held``."""
         root, _, below = place.partition("/")
-        return self._inbox.path(below) if root == "inbox" and below else self._roots.absolute(place)
+        return self._inbox.path(below) if root == "inbox" and below else self.roots.absolute(place)
 
 
 def second_name(part: str) -> str:

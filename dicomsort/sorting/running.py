@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, suppress
 from functools import cache, partial
 
 from dicomsort.engines.engine import batched
 from dicomsort.errors import DicomsortError, Outdated, StateDamaged, UsageError, command, counted
-from dicomsort.execute import BATCH, Executor, Placer, Roots
+from dicomsort.execute import BATCH, Executor, PartFiles, Placer, Resolver, Roots
 from dicomsort.files import is_network, look_up
 from dicomsort.journal import JOURNAL, Journal, Plan, Replay, run_folder
 from dicomsort.plan import reverse
@@ -100,11 +100,16 @@ def carry_out(context: RunContext, run: str, plan: Plan, *, needs_inbox: bool = 
 
 def _executor(context: RunContext, run: str, plan: Plan, journal: Journal, inbox: str, *, gives_up: bool) -> Executor:
     undoes, threads = plan.head["verb"] == "undo", NETWORK_THREADS if is_network(context.outbox) else LOCAL_THREADS
-    roots, later = Roots(inbox, context.outbox), cache(lambda: LaterRuns(load_runs(context.outbox), run, inbox))
-    is_theirs = lambda place: later().filled_by(place)
+    roots, is_theirs = Roots(inbox, context.outbox), _is_theirs(context, run, inbox)
     return Executor(
         context.files, roots, journal, run, threads, tries_all=undoes, is_theirs=is_theirs, gives_up=gives_up
     )
+
+
+def _is_theirs(context: RunContext, run: str, inbox: str) -> Callable[[str], str]:
+    """Return what says of a place whether a run that is later than ``run`` has filled it."""
+    later = cache(lambda: LaterRuns(load_runs(context.outbox), run, inbox))
+    return lambda place: later().filled_by(place)
 
 
 def _rows(operations: Iterable[Operation], known: Replay) -> Iterator[Row]:
@@ -141,7 +146,8 @@ def _explain_full_disk_of(outbox: str, run: str, plan: Plan) -> AbstractContextM
 def _unwritten(outbox: str, plan: Plan) -> tuple[str, int]:
     """Return where a run has still to write files, and how many bytes, its own plan and journal included."""
     known, inbox = journal_of(plan), inbox_of(plan.head, outbox)
-    is_across = os.stat(inbox).st_dev != os.stat(outbox).st_dev
+    there = look_up(inbox)
+    is_across = there is None or there.st_dev != os.stat(outbox).st_dev
     verbs = {Verb.COPY, Verb.MOVE} if is_across else {Verb.COPY}
     size = sum(o.size for o in plan.operations() if o.verb in verbs and not known.has_ended(o.number))
     if is_across and size and plan.head["verb"] == "undo":
@@ -181,7 +187,8 @@ def resume(
         if found.plan and (found.summary or runs.undos_of(found.name)):
             stays = _clear(context, found.plan, Roots(inbox_of(found.plan.head, outbox), outbox))
         if undos := runs.undos_of(found.name):
-            raise UsageError(f"expected a run to go on with, received {found.name}, which {undos[0].name} has undone")
+            problem = f"expected a run to go on with, received {found.name}, which {undos[0].name} has undone"
+            raise UsageError("; ".join([problem, *stays]))
         if ended := found.summary:
             ended.notes += [*stays, f"run {found.name} had ended before; there was nothing to resume"]
             return ended
@@ -204,8 +211,9 @@ def finish(context: RunContext, run: str) -> Summary:
     unpack_again(context.files, roots, plan, known)
     if "undoes" in plan.head:
         free_reserve(context)
-        if begun := known.marks.get(_BEGUN):
-            _clear(context, plan, roots, (n for n in begun if not known.is_done(n)))
+        if begun := known.marks.get(_BEGUN):  # closing it was cut short
+            ended = {n for n in begun if known.has_ended(n) and not known.is_done(n)}
+            _clear(context, plan, roots, ended, among=ended)
         with suppress(OSError):  # a full disk, which this undo may relieve
             _mark_begun(context, plan)
     return _end(context, run, plan)
@@ -237,7 +245,7 @@ def _close(context: RunContext, run: str) -> Summary:
         done = (o for o in plan.operations() if o.target and known.is_done(o.number))
         _mark_begun(context, plan, (o.number for o in done if _may_be_there(roots.absolute(o.source))))
     with closing(_journal(context, plan)) as journal:
-        notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).give_up(plan, message)
+        notes = _executor(context, run, plan, journal, roots.inbox, gives_up=True).give_up(plan, message)
     return _end(context, run, plan, notes, needs_inbox=False)
 
 
@@ -319,19 +327,25 @@ def _undo(context: RunContext, runs: Runs, name: str, *, with_decisions: bool = 
         runs[mine] = load_run(outbox, mine)
 
 
-def _clear(context: RunContext, plan: Plan, roots: Roots, begun: Iterable[int] = ()) -> list[str]:
+def _clear(
+    context: RunContext, plan: Plan, roots: Roots, begun: Iterable[int] = (), among: Container[int] | None = None
+) -> list[str]:
     """Remove the temporary copies that a run has left, and new names that it had ``begun`` and not finished.
 
-    Return a note on each copy that stays.
+    ``among`` are the operations that are looked at; None: all. Return a note on each copy that stays.
     """
     known = Replay.empty(plan.count)
     known.begun.update(begun)
-    placer = Placer(context.files, roots, plan.path.parent.name, known)
+    name = plan.path.parent.name
+    parts = PartFiles(context.files, Resolver(roots), name, known, _is_theirs(context, name, roots.inbox))
     stays = list[str]()
     for o in plan.operations():
-        if o.number in known.begun and placer.has_part(o):
-            placer.check(o)
-        if refusal := placer.remove_part(o):
+        if among is not None and o.number not in among:
+            continue
+        if o.number in known.begun and parts.is_there(o):
+            with suppress(OSError):
+                parts.discard(o)
+        if refusal := parts.remove(o):
             stays.append(refusal.message)
     return stays
 

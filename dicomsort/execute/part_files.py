@@ -1,0 +1,193 @@
+"""The temporary copy (part file) of an operation, and the new name that an interrupted attempt has made of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable
+from enum import Enum
+
+from dicomsort.execute.leaving import is_stamped, mode_of, stamp_of, wanted_metadata
+from dicomsort.execute.outcomes import UNREACHABLE, Fatal
+from dicomsort.execute.roots import Resolver, second_name
+from dicomsort.files import PATH_MAX, Files, begins_with, flush_path, look_up, opened, sha256_of
+from dicomsort.journal import Replay
+from dicomsort.metadata import apply_metadata, metadata_of
+from dicomsort.records import Lost, Operation, Verb
+
+CREATED_MODE = 0o600  # of files that are not complete yet
+_NOT_SEEN = "its source was not seen again, and may still be there"
+
+
+class OwnCopy(Enum):
+    """What an earlier attempt of this run has left under a new name."""
+
+    NONE, TORN, WHOLE = range(3)
+
+
+class PartFiles:
+    """Finds, judges and removes the part files of a run; safe to call from several threads.
+
+    ``known`` says which operations an earlier attempt of this run had begun; ``is_theirs``: see ``Executor``.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        resolver: Resolver,
+        run: str,
+        known: Replay,
+        is_theirs: Callable[[str], object],
+    ) -> None:
+        self._files = files
+        self._roots = resolver.roots
+        self._path, self._held = resolver.path, resolver.held
+        self._run = run
+        self._known, self._begun = known, frozenset(known.begun)
+        self._is_theirs = is_theirs
+        self._has_links: dict[int, bool] = {}  # device -> whether its file system makes links
+
+    def of(self, o: Operation) -> str:
+        """Return the temporary copy's path: beside the target, or as near above it as the length of paths allows.
+
+        Else it is in the outbox, whose state folder has longer paths; where that is on another file system than the
+        target, the target is made as where links do not exist.
+        """
+        name, folder = f".dicomsort-{self._run}-{o.number}.part", o.target
+        while folder := folder.rpartition("/")[0]:
+            if len(os.fsencode(f"{self._roots.absolute(folder)}/{name}")) < PATH_MAX:
+                return self._path(f"{folder}/{name}")
+        return f"{self._roots.outbox}/{name}"
+
+    def is_whole(self, o: Operation) -> bool:
+        """Whether an earlier attempt has left a temporary copy that holds the bytes of the plan."""
+        if o.verb is not Verb.COPY and o.verb is not Verb.MOVE:
+            return False
+        made = look_up(part := self.of(o))
+        return made is not None and made.st_size == o.size and sha256_of(part) == o.sha256
+
+    def holds(self, o: Operation, place: str) -> bool:
+        """Whether the file at a place is seen, and holds the bytes of the plan."""
+        with contextlib.suppress(OSError):
+            there = look_up(path := self._path(place))
+            return there is not None and there.st_size == o.size and sha256_of(path) == o.sha256
+        return False
+
+    def is_alone(self, o: Operation) -> bool:
+        """Whether a temporary copy may be the last of the bytes: it is whole, and the source does not hold them."""
+        return self.is_whole(o) and not self.holds(o, o.source)
+
+    def stays(self, o: Operation) -> str:
+        """Return in words that a part file stays, and why."""
+        return f"{o.source!r} is not seen, so the whole temporary copy {os.path.basename(self.of(o))!r} stays"
+
+    def own_copy(self, o: Operation, target: os.stat_result) -> OwnCopy:
+        """Return how far an interrupted attempt came with the target, NONE where another made that."""
+        part, path = self.of(o), self._path(o.target)
+        made = look_up(part)
+        if made is None:
+            return OwnCopy.NONE
+        is_part = os.path.samestat(made, target)
+        is_copy = target.st_nlink == 1 and not self._links(part, target.st_dev)
+        if not is_part and (not is_copy or self._is_theirs(o.target)):
+            return OwnCopy.NONE
+        if target.st_size == o.size and sha256_of(path) == o.sha256:
+            return OwnCopy.WHOLE
+        # A power cut may take the bytes of a whole copy and leave its time; who edits a file gives it another time.
+        is_torn = is_stamped(target, stamp_of(o)) if is_part else self._is_torn(path, target, part)
+        return OwnCopy.TORN if is_torn else OwnCopy.NONE
+
+    def _is_torn(self, path: str, status: os.stat_result, part: str) -> bool:
+        """Whether a file is our own copy of ``part``, cut short: not yet stamped, and the beginning of it.
+
+        exFAT gives all files one mode.
+        """
+        if stat.S_IMODE(status.st_mode) != CREATED_MODE:
+            with contextlib.suppress(OSError):
+                self._files.set_mode(part, CREATED_MODE)
+            if os.lstat(part).st_mode != status.st_mode:
+                return False
+        with opened(path) as shorter, opened(part) as longer:
+            return begins_with(longer, shorter)
+
+    def _links(self, part: str, device: int) -> bool:
+        """Whether the file system of a temporary copy makes hard links: then only a file of its inode is ours."""
+        if device not in self._has_links:
+            try:
+                self._files.link(part, second := second_name(part))
+                self._files.unlink(second)
+                self._has_links[device] = True
+            except OSError as error:  # refused, or no room for a name; a second name that is there was made by a link
+                self._has_links[device] = isinstance(error, FileExistsError)
+        return self._has_links[device]
+
+    def discard(self, o: Operation) -> None:
+        """Remove a new name of an earlier attempt that is made anew: torn, or while its source holds the bytes."""
+        with self._held():
+            target = look_up(self._path(o.target)) if o.target else None
+            own = OwnCopy.NONE if target is None else self.own_copy(o, target)
+            if own is not OwnCopy.NONE and (own is OwnCopy.TORN or self.holds(o, o.source)):
+                self._files.unlink(self._path(o.target))
+
+    def complete(self, o: Operation, inode: int) -> tuple[str, int, Lost | None]:
+        """Set again what a whole copy gets last; return what it could not keep in words, its inode, and the loss."""
+        path, part = self._path(o.target), self.of(o)
+        if o.verb is not Verb.MOVE:
+            self._files.set_mode(path, mode_of(o))
+            self._files.set_mtime(path, stamp_of(o))
+            return "", inode, None
+        with opened(part) as reader, opened(path) as copied:
+            message, lost = apply_metadata(self._files, copied, wanted_metadata(o, metadata_of(reader)), stamp_of(o))
+        return "; ".join(filter(None, (message, _NOT_SEEN))), inode, lost
+
+    def is_last(self, o: Operation) -> bool:
+        """Whether nothing but the temporary copy may hold the bytes of an operation that is not done.
+
+        It is so where nobody can tell. A target that holds them is flushed: it may be somebody's of a moment ago.
+        """
+        if self._known.is_done(o.number):
+            return False
+        try:
+            with self._held():
+                if not self.is_alone(o):
+                    return False
+                if self.holds(o, o.target):
+                    for path in (self._path(o.target), self._path(o.target.rpartition("/")[0])):
+                        flush_path(self._files, path)
+                    return False
+        except OSError:
+            return self.is_there(o)
+        return True
+
+    def is_there(self, o: Operation) -> bool:
+        """Whether the temporary copy is there."""
+        with contextlib.suppress(OSError), self._held():
+            return look_up(self.of(o)) is not None
+        return False
+
+    def remove(self, o: Operation) -> Fatal | None:
+        """Remove the temporary copy; return Fatal with the reason where it cannot be removed."""
+        try:
+            with self._held():
+                if self.is_last(o):
+                    return Fatal(self.stays(o))
+                self.unlink(o)
+        except OSError as error:
+            if error.errno in UNREACHABLE and not self.is_there(o):  # nobody can tell; the walk names it later
+                return None
+            return Fatal(f"removing the temporary copy of {o.source!r}: expected success, received {error.strerror}")
+        return None
+
+    def unlink(self, o: Operation) -> None:
+        """Remove the temporary copy, if there is one."""
+        if o.verb is Verb.COPY or o.verb is Verb.MOVE:
+            part = self.of(o)
+            if o.number in self._begun:
+                with contextlib.suppress(OSError):
+                    self._files.unlink(second_name(part))
+            try:
+                self._files.unlink(part)
+            except OSError:
+                if look_up(part) is not None:
+                    raise
