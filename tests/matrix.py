@@ -144,11 +144,16 @@ def step(inbox: Path, verb: Verb, path: str, *, target: str = "", kept: str = ""
     )  # fmt: skip
 
 
-def checked_again(inbox: Path, outbox: Path, operation: Operation, files: Files) -> Result | None:
-    """What is said of an operation that an attempt of the run ``run`` had begun before it died."""
+def placer_again(inbox: Path, outbox: Path, files: Files) -> Placer:
+    """What goes on with the first operation of the run ``run``, which had begun before that died."""
     known = Replay.empty(1)
     known.begun.add(0)
-    return Placer(files, Roots(str(inbox), str(outbox)), "run", known).check(operation)
+    return Placer(files, Roots(str(inbox), str(outbox)), "run", known)
+
+
+def checked_again(inbox: Path, outbox: Path, operation: Operation, files: Files) -> Result | None:
+    """What is said of an operation that an attempt of the run ``run`` had begun before it died."""
+    return placer_again(inbox, outbox, files).check(operation)
 
 
 def head_of(inbox: Path, outbox: Path, verb: Verb) -> dict[str, object]:

@@ -11,7 +11,7 @@ import pytest
 from building import make_files, read_tree
 from command import quiet
 from crashing import NoLinks
-from matrix import FILES, checked_again, head_of, operations, step, world
+from matrix import FILES, checked_again, head_of, operations, placer_again, step, world
 
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute import Executor, Roots
@@ -172,6 +172,10 @@ def test_a_torn_copy_without_links_is_ours_and_made_again(tmp_path: Path, *, has
     if has_links:  # what we place has the inode of its temporary copy there, so this file is somebody's
         assert result is not None
         assert result.outcome is Outcome.CONFLICT
+        assert (outbox / "CT/s/1").read_bytes() == FILES["a/1"][:3]
     else:
         assert result is None
-    assert (outbox / "CT/s/1").exists() == has_links
+        again = placer_again(inbox, outbox, files).apply(operation)
+        assert isinstance(again, Result)
+        assert again.outcome is Outcome.DONE
+        assert (outbox / "CT/s/1").read_bytes() == FILES["a/1"]

@@ -172,14 +172,14 @@ class PartFiles:
             with self._held():
                 if self.is_last(o):
                     return Fatal(self.stays(o))
-                self.unlink(o)
+                self.clear(o)
         except OSError as error:
             if error.errno in UNREACHABLE and not self.is_there(o):  # nobody can tell; the walk names it later
                 return None
             return Fatal(f"removing the temporary copy of {o.source!r}: expected success, received {error.strerror}")
         return None
 
-    def unlink(self, o: Operation) -> None:
+    def clear(self, o: Operation) -> None:
         """Remove the temporary copy, if there is one."""
         if o.verb is Verb.COPY or o.verb is Verb.MOVE:
             part = self.of(o)

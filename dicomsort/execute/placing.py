@@ -162,7 +162,7 @@ class Placer:
         occupied = self._occupied(o, target)
         if occupied.outcome is Outcome.CONFLICT and self.parts.is_alone(o):
             return Result(o.number, Outcome.CONFLICT, f"{occupied.message}; {self.parts.stays(o)}")
-        self.parts.unlink(o)
+        self.parts.clear(o)
         return occupied
 
     def _is_renamed(self, o: Operation, target: os.stat_result) -> bool:
