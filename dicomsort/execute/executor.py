@@ -20,6 +20,7 @@ from dicomsort.errors import PlacingFailed
 from dicomsort.execute.folders import Folders, NotMade, folder_of, needed, parent
 from dicomsort.execute.leaving import is_stamped, stamp_of
 from dicomsort.execute.outcomes import Fatal
+from dicomsort.execute.part_files import ALONE, OtherRuns
 from dicomsort.execute.placing import Placer
 from dicomsort.execute.removing import LOCKED
 from dicomsort.execute.roots import Roots
@@ -36,7 +37,7 @@ class Executor:
     """Executes one plan with a few threads; only the thread that calls ``run`` writes the journal.
 
     ``run`` is the run's id, which names the temporary copies. ``tries_all``: where the disk refuses an operation, the
-    others are executed before the run fails. ``is_theirs`` says of a place whether a later run has filled it. A run
+    others are executed before the run fails. ``others`` are the other runs of the outbox. A run
     that ``gives_up`` is not resumed: where a source cannot be looked at, it stays.
     """
 
@@ -49,14 +50,14 @@ class Executor:
         threads: int,
         *,
         tries_all: bool = False,
-        is_theirs: Callable[[str], object] = lambda _: False,
+        others: OtherRuns = ALONE,
         gives_up: bool = False,
     ) -> None:
         self._files = files
         self._roots = roots
         self._journal = journal
         self._folders = Folders(files, roots, journal.known.folders)
-        self._placer = Placer(files, roots, run, journal.known, is_theirs, gives_up=gives_up)
+        self._placer = Placer(files, roots, run, journal.known, others, gives_up=gives_up)
         self._threads = threads
         self._tries_all = tries_all
         self._is_resumed = bool(journal.known.begun) or any(journal.known.outcomes)
@@ -203,6 +204,10 @@ class Executor:
         check = lambda o: self._placer.check(o, fresh=parent(o.target) in absent)
         found = self._each(check, waiting, at_once=_kind(waiting[0]) == "remove")  # which compares every byte
         checked = [result or refused.get(o.number) for o, result in zip(waiting, found, strict=True)]
+        for o, result in zip(waiting, found, strict=True):
+            if result is None and o.number in refused and o.number in self._journal.known.begun:
+                with suppress(OSError):
+                    self._placer.parts.discard(o)  # it had a new name, and is not placed after all
         endings = [(o, outcome) for o, outcome in zip(waiting, checked, strict=True) if outcome is not None]
         ready = [o for o, result in zip(waiting, checked, strict=True) if result is None]
         self._journal.begin([o.number for o in ready], missing := needed(ready, absent))

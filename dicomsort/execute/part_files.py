@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable
 from enum import Enum
+from typing import NamedTuple
 
 from dicomsort.execute.leaving import is_stamped, mode_of, stamp_of, wanted_metadata
 from dicomsort.execute.outcomes import UNREACHABLE, Fatal
@@ -26,10 +27,20 @@ class OwnCopy(Enum):
     NONE, TORN, WHOLE = range(3)
 
 
+class OtherRuns(NamedTuple):
+    """What other runs say of a place: whether one has filled it, and whether one needs what lies there, by SHA-256."""
+
+    is_theirs: Callable[[str], object] = lambda _: False
+    is_needed: Callable[[str, str], object] = lambda *_: False
+
+
+ALONE = OtherRuns()  # of a run beside which there is none
+
+
 class PartFiles:
     """Finds, judges and removes the part files of a run; safe to call from several threads.
 
-    ``known`` says which operations an earlier attempt of this run had begun; ``is_theirs``: see ``Executor``.
+    ``known`` says which operations an earlier attempt of this run had begun.
     """
 
     def __init__(
@@ -38,14 +49,14 @@ class PartFiles:
         resolver: Resolver,
         run: str,
         known: Replay,
-        is_theirs: Callable[[str], object],
+        others: OtherRuns,
     ) -> None:
         self._files = files
         self._roots = resolver.roots
         self._path, self._held = resolver.path, resolver.held
         self._run = run
         self._known, self._begun = known, frozenset(known.begun)
-        self._is_theirs = is_theirs
+        self._others = others
         self._has_links: dict[int, bool] = {}  # device -> whether its file system makes links
 
     def of(self, o: Operation) -> str:
@@ -90,7 +101,7 @@ class PartFiles:
             return OwnCopy.NONE
         is_part = os.path.samestat(made, target)
         is_copy = target.st_nlink == 1 and not self._links(part, target.st_dev)
-        if not is_part and (not is_copy or self._is_theirs(o.target)):
+        if not is_part and (not is_copy or self._others.is_theirs(o.target)):
             return OwnCopy.NONE
         if target.st_size == o.size and sha256_of(path) == o.sha256:
             return OwnCopy.WHOLE

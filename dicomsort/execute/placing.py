@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable
 from typing import NamedTuple
 
 from dicomsort.errors import PlacingFailed
@@ -22,7 +21,7 @@ from dicomsort.execute.leaving import (
     wanted_metadata,
 )
 from dicomsort.execute.outcomes import Fatal, outcome_of_error, outcome_unseen
-from dicomsort.execute.part_files import OwnCopy, PartFiles
+from dicomsort.execute.part_files import ALONE, OtherRuns, OwnCopy, PartFiles
 from dicomsort.execute.removing import NOT_KEPT, Remover
 from dicomsort.execute.roots import Resolver, Roots
 from dicomsort.execute.two_mounts import TwoMounts
@@ -52,7 +51,7 @@ class _Made(NamedTuple):
 class Placer:
     """Checks, applies and finishes single operations; safe to call from several threads.
 
-    ``known`` says which operations an earlier attempt of this run had begun; ``is_theirs``, ``gives_up``: see
+    ``known`` says which operations an earlier attempt of this run had begun; ``others`` and ``gives_up``: see
     ``Executor``.
     """
 
@@ -62,7 +61,7 @@ class Placer:
         roots: Roots,
         run: str,
         known: Replay,
-        is_theirs: Callable[[str], object] = lambda _: False,
+        others: OtherRuns = ALONE,
         *,
         gives_up: bool = False,
     ) -> None:
@@ -71,9 +70,9 @@ class Placer:
         self._resolver = Resolver(roots)
         self._path, self.held = self._resolver.path, self._resolver.held
         self._begun = frozenset(known.begun)
-        self._gives_up = gives_up
+        self._others, self._gives_up = others, gives_up
         self._leaving = Leaving()
-        self.parts = PartFiles(files, self._resolver, run, known, is_theirs)
+        self.parts = PartFiles(files, self._resolver, run, known, others)
         self._mounts = TwoMounts(files, self._path)
         self._remover = Remover(files, self._path, self._mounts)
         self.flushed: set[int] = set()  # whose copies are durable, as their file systems flush files one by one
@@ -150,12 +149,13 @@ class Placer:
         """Return the result where an interrupted attempt may have made the target; None where it must be made again.
 
         A copy is not believed that can be made again from its source. Its flush may have failed, which Linux says once;
-        then it calls the pages clean, and reading finds them whole.
+        then it calls the pages clean, and reading finds them whole. Who needs it has flushed it, and read it from the
+        disk.
         """
         if o.verb is not Verb.COPY and self._is_renamed(o, target):
             return self._under_its_new_name(o, target)
         own, is_in_source = self.parts.own_copy(o, target), self.parts.holds(o, o.source)
-        if own is OwnCopy.WHOLE and not is_in_source:
+        if own is OwnCopy.WHOLE and (not is_in_source or self._others.is_needed(o.target, o.sha256)):
             return Result(o.number, Outcome.DONE, *self.parts.complete(o, target.st_ino))
         if own is not OwnCopy.NONE and (is_in_source or self.parts.is_whole(o)):
             return None
@@ -346,6 +346,8 @@ class Placer:
             is_ours = source is not None and target is not None and target.st_ino == inode and is_unchanged(o, source)
             # An inode may be somebody's new file's by now.
             is_same = is_ours and self._remover.is_same(o.source, o.target)
+            if is_same and self._others.is_needed(o.target, o.sha256):
+                return False
             if is_same and not self._mounts.may_be_one(o.target, o.source):
                 self._files.unlink(self._path(o.target))
             elif not is_same and self.parts.holds(o, o.target):

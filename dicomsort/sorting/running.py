@@ -14,7 +14,7 @@ from functools import cache, partial
 
 from dicomsort.engines.engine import batched
 from dicomsort.errors import DicomsortError, Outdated, StateDamaged, UsageError, command, counted
-from dicomsort.execute import BATCH, Executor, PartFiles, Placer, Resolver, Roots
+from dicomsort.execute import BATCH, Executor, OtherRuns, PartFiles, Placer, Resolver, Roots
 from dicomsort.files import is_network, look_up
 from dicomsort.journal import JOURNAL, Journal, Plan, Replay, run_folder
 from dicomsort.plan import reverse
@@ -98,18 +98,18 @@ def carry_out(context: RunContext, run: str, plan: Plan, *, needs_inbox: bool = 
     return summary
 
 
-def _executor(context: RunContext, run: str, plan: Plan, journal: Journal, inbox: str, *, gives_up: bool) -> Executor:
+def _executor(
+    context: RunContext, run: str, plan: Plan, journal: Journal, inbox: str, *, gives_up: bool = False
+) -> Executor:
     undoes, threads = plan.head["verb"] == "undo", NETWORK_THREADS if is_network(context.outbox) else LOCAL_THREADS
-    roots, is_theirs = Roots(inbox, context.outbox), _is_theirs(context, run, inbox)
-    return Executor(
-        context.files, roots, journal, run, threads, tries_all=undoes, is_theirs=is_theirs, gives_up=gives_up
-    )
+    roots, others = Roots(inbox, context.outbox), _other_runs(context, run, inbox)
+    return Executor(context.files, roots, journal, run, threads, tries_all=undoes, others=others, gives_up=gives_up)
 
 
-def _is_theirs(context: RunContext, run: str, inbox: str) -> Callable[[str], str]:
-    """Return what says of a place whether a run that is later than ``run`` has filled it."""
+def _other_runs(context: RunContext, run: str, inbox: str) -> OtherRuns:
+    """Return what runs say that are later than ``run``, or ended later; they are read when they are asked."""
     later = cache(lambda: LaterRuns(load_runs(context.outbox), run, inbox))
-    return lambda place: later().filled_by(place)
+    return OtherRuns(lambda place: later().may_be_theirs(place), lambda place, sha256: later().needed_by(place, sha256))
 
 
 def _rows(operations: Iterable[Operation], known: Replay) -> Iterator[Row]:
@@ -337,7 +337,7 @@ def _clear(
     known = Replay.empty(plan.count)
     known.begun.update(begun)
     name = plan.path.parent.name
-    parts = PartFiles(context.files, Resolver(roots), name, known, _is_theirs(context, name, roots.inbox))
+    parts = PartFiles(context.files, Resolver(roots), name, known, _other_runs(context, name, roots.inbox))
     stays = list[str]()
     for o in plan.operations():
         if among is not None and o.number not in among:
@@ -355,7 +355,7 @@ def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> t
     roots = later.roots
     with closing(_journal(context, plan)) as journal:
         is_theirs = lambda o: later.hides(o) or bool(later.filled_by(o.target))
-        notes = Executor(context.files, roots, journal, run, LOCAL_THREADS).reconcile(plan, is_theirs)
+        notes = _executor(context, run, plan, journal, roots.inbox).reconcile(plan, is_theirs)
         known = journal.known
     mine = new_run(context)
     head = {

@@ -176,6 +176,8 @@ def _flatters(report: Content) -> list[str]:
             "- The images may come from the sources that the model was trained on; on others it is right less often."
         ]
     if report.get("calibration") == NESTED:
+        if (report.get("training_run") or {}).get("course", {}).get("class_bias"):
+            lines += ["- The bias of the classes, a number each, was fitted on the held-out predictions of all folds."]
         lines += [
             "- Temperature and thresholds of each image were fitted on other folds' held-out predictions, never on its",
             "  own; but the models behind those predictions had seen images of its fold.",

@@ -9,8 +9,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dicomsort.bundle import calibrate
 from dicomsort.training.data.dataset import Dataset, Indices
 from dicomsort.training.data.robustness import SHORTCUTS
+
+TEMPERATURES = np.geomspace(0.25, 10.0, 50)
+ROUNDS, STEPS = 4, 60  # of fitting temperature and bias in turn; of fitting the bias
+MOST_BIAS = 2.0  # a network that lacks more than that for a class has not learnt it
+_TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,35 @@ class HeldOutPredictions:
         distances = None if self.distances is None else distances
         return replace(self, probabilities=probabilities, distances=distances, unchanged=self.probabilities)
 
+    def biased(self, bias: NDArray[np.float64]) -> HeldOutPredictions:
+        """Return the predictions after ``bias`` (C,) is added to the logits of the classes."""
+        variants = {name: add_bias(each, bias) for name, each in self.variants.items()}
+        unchanged = None if self.unchanged is None else add_bias(self.unchanged, bias)
+        return replace(self, probabilities=add_bias(self.probabilities, bias), variants=variants, unchanged=unchanged)
+
+    def class_bias(self) -> NDArray[np.float64]:
+        """Return the bias (C,), mean 0, by which the mean calibrated probability of each class is its share of images.
+
+        It is that of the greatest likelihood: bias-corrected temperature scaling (Alexandari, Kundaje and Shrikumar,
+        Maximum Likelihood with Bias-Corrected Calibration, 2020). Networks take images of kinds that they never saw
+        for some classes rather than for others; without it these classes set the threshold of all.
+        """
+        classes = self.probabilities.shape[1]
+        share = np.maximum(np.bincount(self.truth, minlength=classes), 1) / len(self.truth)
+        bias = np.zeros(classes)
+        for _ in range(ROUNDS):
+            shifted = add_bias(self.probabilities, bias)
+            temperature = min(TEMPERATURES, key=lambda each: self._loss(calibrate(shifted, each)))
+            for _ in range(STEPS):
+                mean = calibrate(add_bias(self.probabilities, bias), temperature).mean(0, np.float64)
+                bias += temperature * np.log(share / np.maximum(mean, _TINY))
+            bias = np.clip(bias - bias.mean(), -MOST_BIAS, MOST_BIAS)
+        return bias
+
+    def _loss(self, calibrated: NDArray[np.float32]) -> float:
+        picked = calibrated[np.arange(len(self.truth)), self.truth].astype(np.float64)
+        return float(-np.log(np.maximum(picked, 1e-12)).mean())
+
     def trained_on(self, count: int) -> Indices:
         """Return the images, of ``count`` in the data set, that the model that ships was trained on.
 
@@ -62,3 +97,10 @@ class HeldOutPredictions:
         """
         rest = np.setdiff1d(np.arange(count), self.items)
         return rest if len(rest) else np.arange(count)
+
+
+def add_bias(probabilities: NDArray[np.float32], bias: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return softmax(log(p) + bias) row by row, float32 (N, C)."""
+    shifted = probabilities.astype(np.float64) * np.exp(bias - bias.max())
+    shares: NDArray[np.float32] = (shifted / np.maximum(shifted.sum(1, keepdims=True), _TINY)).astype(np.float32)
+    return shares

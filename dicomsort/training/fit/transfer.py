@@ -1,9 +1,10 @@
 """The recipe for networks with pretrained weights: the first layers stay frozen, the rest is trained, by source.
 
 The activations of the frozen layers for the images and their variations are computed once. On these the rest is
-trained: once for each fold of sources, to predict that fold, and finally on everything. Images are drawn so that
-classes, and in each its sources, are balanced. The weights are a running average over the last steps (Polyak and
-Juditsky 1992); the learning rate warms up shortly and falls to 0 along a cosine.
+trained: once for each fold of sources, to predict that fold, and finally on everything. The predictions of the folds
+give the bias of the classes. Images are drawn so that classes, and in each its sources, are balanced. The weights are a
+running average over the last steps (Polyak and Juditsky 1992); the learning rate warms up shortly and falls to 0 along
+a cosine.
 
 Imports Keras: import this module inside a function, after everything that can fail early.
 """
@@ -193,7 +194,18 @@ def fit_transfer(
     quantizer = made if isinstance(made, Quantizer) else None
     with opened(architecture, rendered, hyper, reporter) as trainer:
         network = f"{architecture.summary}, from {architecture.trained_from}"
-        return fit_in_folds(trainer, fold, network, by_source=grouped, quantizer=quantizer)
+        trained = fit_in_folds(trainer, fold, network, by_source=grouped, quantizer=quantizer)
+        return with_class_bias(trained, dataset.labels) if grouped else trained
+
+
+def with_class_bias(trained: TrainedModel, labels: Sequence[str]) -> TrainedModel:
+    """Add to the last layer's bias that of the held-out predictions, and to these; see ``class_bias``."""
+    bias = (trained.int8 or trained.held_out).class_bias()
+    kernel, before = trained.head
+    trained.model.get_layer("probabilities").set_weights([kernel, before + bias.astype(np.float32)])
+    course = trained.course | {"class_bias": dict(zip(labels, np.round(bias, 3).tolist(), strict=True))}
+    int8 = trained.int8 and trained.int8.biased(bias)
+    return replace(trained, held_out=trained.held_out.biased(bias), int8=int8, course=course)
 
 
 def fit_in_folds(
