@@ -17,6 +17,7 @@ from crashing import Crash, CrashingFiles, NoLinks, OtherDevice
 from test_meanwhile import crash
 from watching import Watch
 
+import dicomsort.outputs  # not while ``Files`` is patched: it would keep the double  # noqa: F401
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
 from dicomsort.sorting.incremental import read_new_runs
