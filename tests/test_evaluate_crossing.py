@@ -21,7 +21,7 @@ from dicomsort.training.pipeline import OUTPUTS
 CLASSES, SOURCES, EACH = ("CT", "MRI", "OTHER"), 4, 5
 LEAST_CHANGE = -0.02
 # Where the bundle that ships changes by more, as its card says. A better one makes these tests fail: take it out then.
-MISSED = frozenset({"crop, centre", "crop, corner"})
+MISSED = frozenset({"crop, centre"})
 
 
 @pytest.fixture(scope="module")

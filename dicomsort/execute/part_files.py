@@ -9,7 +9,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
-from dicomsort.execute.leaving import is_stamped, mode_of, stamp_of, wanted_metadata
+from dicomsort.execute.leaving import is_stamped, is_unchanged, mode_of, stamp_of, wanted_metadata
 from dicomsort.execute.outcomes import UNREACHABLE, Fatal
 from dicomsort.execute.roots import Resolver, second_name
 from dicomsort.files import PATH_MAX, Files, begins_with, flush_path, look_up, opened, sha256_of
@@ -148,9 +148,14 @@ class PartFiles:
             self._files.set_mode(path, mode_of(o))
             self._files.set_mtime(path, stamp_of(o))
             return "", inode, None
-        with opened(part) as reader, opened(path) as copied:
+        origin, words = part, _NOT_SEEN
+        with contextlib.suppress(OSError):
+            source = look_up(self._path(o.source))
+            if source is not None and is_unchanged(o, source):  # its disk may keep more than that of the part file
+                origin, words = self._path(o.source), ""
+        with opened(origin) as reader, opened(path) as copied:
             message, lost = apply_metadata(self._files, copied, wanted_metadata(o, metadata_of(reader)), stamp_of(o))
-        return "; ".join(filter(None, (message, _NOT_SEEN))), inode, lost
+        return "; ".join(filter(None, (message, words))), inode, lost
 
     def is_last(self, o: Operation) -> bool:
         """Whether nothing but the temporary copy may hold the bytes of an operation that is not done.
