@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -13,11 +14,14 @@ import pytest
 from building import make_dicom, read_tree
 from command import by_source, rows, run, sort
 from crashing import FixedModes, NoLinks, OtherDevice
+from matrix import placer_again, step, world
 from powercut import named
 from test_interrupted_runs import dies, half_undone
 
+from dicomsort.execute import Placer
 from dicomsort.files import Files, look_up, sha256_of
 from dicomsort.journal import Journal
+from dicomsort.records import Operation, Outcome, Verb
 from dicomsort.sorting.runs import all_runs
 
 
@@ -396,3 +400,36 @@ def test_a_full_disk_is_told_of_where_the_inbox_is_gone(
     with mock.patch("dicomsort.files.Files", Full):
         ran = run("resume", "--give-up", outbox, name)
     assert (ran.code, "bytes are to be written below" in ran.err, part.exists()) == (1, True, True)
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> tuple[Placer, Operation]:
+    """What goes on with an operation that an undo had begun, and that operation."""
+    there, outbox = world(tmp_path)
+    operation = step(there, Verb.COPY, "a/1", target="outbox/CT/1")
+    return placer_again(there, outbox, Files()), replace(operation, source="outbox/CT/1", target="inbox/a/1")
+
+
+def test_where_nothing_can_be_looked_at_an_operation_is_failed(begun: tuple[Placer, Operation]) -> None:
+    placer, operation = begun
+    closed = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    with (
+        mock.patch("dicomsort.execute.placing.look_up", side_effect=closed),
+        mock.patch("dicomsort.execute.part_files.look_up", side_effect=closed),
+    ):
+        settled = placer.settle(operation)
+        assert (settled is not None and settled.outcome, placer.is_under_way(operation)) == (Outcome.FAILED, False)
+
+
+def test_a_part_file_that_cannot_be_read_may_be_the_last(begun: tuple[Placer, Operation]) -> None:
+    placer, operation = begun
+    operation = replace(operation, source="inbox/a/2", target="inbox/a/9")
+    with placer.held():
+        part = Path(os.path.realpath(placer.parts.of(operation)))
+        part.write_bytes(b"x" * operation.size)
+    with mock.patch("dicomsort.execute.part_files.sha256_of", side_effect=OSError(errno.EIO, "unread")):
+        assert placer.parts.is_last(operation)
+        assert placer.parts.remove(operation)
+    assert part.exists()
+    assert placer.parts.remove(operation) is None  # it holds other bytes
+    assert not part.exists()
