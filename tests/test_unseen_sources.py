@@ -11,14 +11,15 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from building import make_dicom, read_tree
+from building import make_dicom, make_files, read_tree
 from command import by_source, rows, run, sort
 from crashing import FixedModes, NoLinks, OtherDevice
-from matrix import placer_again, step, world
+from matrix import FILES, placer_again, step, world
 from powercut import named
 from test_interrupted_runs import dies, half_undone
 
 from dicomsort.execute import Placer
+from dicomsort.execute.outcomes import Fatal
 from dicomsort.files import Files, look_up, sha256_of
 from dicomsort.journal import Journal
 from dicomsort.records import Operation, Outcome, Verb
@@ -433,3 +434,24 @@ def test_a_part_file_that_cannot_be_read_may_be_the_last(begun: tuple[Placer, Op
     assert part.exists()
     assert placer.parts.remove(operation) is None  # it holds other bytes
     assert not part.exists()
+
+
+def test_an_operation_with_a_torn_name_is_under_way(tmp_path: Path) -> None:
+    there, outbox = world(tmp_path)
+    make_files(outbox, {"CT/s/1": FILES["a/1"][:3], "CT/s/.dicomsort-run-0.part": FILES["a/1"]})
+    (outbox / "CT/s/1").chmod(0o600)
+    operation = step(there, Verb.COPY, "a/1", target="outbox/CT/s/1")
+    assert placer_again(there, outbox, NoLinks()).is_under_way(operation)
+
+
+def test_a_full_disk_refuses_the_name_of_a_whole_copy(tmp_path: Path) -> None:
+    class Full(Files):
+        def link(self, source: str, target: str) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source, None, target)
+
+    there, outbox = world(tmp_path)
+    operation = step(there, Verb.COPY, "a/1", target="outbox/CT/s/1")
+    make_files(outbox, {"CT/s/.dicomsort-run-0.part": FILES["a/1"]})
+    (there / "a/1").unlink()
+    assert isinstance(placer_again(there, outbox, Full()).apply(operation), Fatal)
+    assert (outbox / "CT/s/.dicomsort-run-0.part").read_bytes() == FILES["a/1"]
