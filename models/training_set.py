@@ -27,11 +27,11 @@ import numpy as np
 from dicomsort.errors import DicomsortError
 from dicomsort.modalities import is_derived_map
 from dicomsort.pixels.render import picture
+from dicomsort.tasks import MIN_SIDE
 from dicomsort.training.data.splitting import perceptual_hash
 
 OTHERS = {"US", "SM", "NM", "OP", "PT"}  # Modality (0008,0060) of images that belong to OTHER
 MADE = "crafted"  # sources whose headers were changed on purpose
-LEAST_SIDE = 48  # pixels of the longer side: fewer decide nothing (``tasks.MIN_SIDE``)
 ALIKE = 10  # bits of 256 in which the perceptual hashes of two encodings of one image differ at most
 WRONG_LABELS = Path(__file__).with_name("wrong_labels.csv")
 
@@ -67,7 +67,7 @@ def is_decided_by_pixels(row: dict[str, str]) -> bool:
     sides = [int(row[name]) for name in ("rows", "cols") if row[name].isdecimal()]
     values = ast.literal_eval(row["image_type"] or "[]")
     is_shown = row["has_pixels"] == "yes" and "LOCALIZER" not in values and not is_derived_map("\\".join(values))
-    return is_shown and max(sides, default=0) >= LEAST_SIDE
+    return is_shown and max(sides, default=0) >= MIN_SIDE
 
 
 def is_new(path: Path, known: list[Any]) -> bool:
