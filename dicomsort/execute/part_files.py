@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dicomsort.execute.leaving import is_stamped, is_unchanged, mode_of, stamp_of, wanted_metadata
 from dicomsort.execute.outcomes import UNREACHABLE, Fatal
-from dicomsort.execute.roots import Resolver, second_name
+from dicomsort.execute.roots import Resolver, new_name, second_name
 from dicomsort.files import PATH_MAX, Files, begins_with, flush_path, look_up, opened, sha256_of
 from dicomsort.journal import Replay
 from dicomsort.metadata import apply_metadata, metadata_of
@@ -200,8 +200,9 @@ class PartFiles:
         if o.verb is Verb.COPY or o.verb is Verb.MOVE:
             part = self.of(o)
             if o.number in self._begun:
-                with contextlib.suppress(OSError):
-                    self._files.unlink(second_name(part))
+                for other in (second_name(part), new_name(part)):
+                    with contextlib.suppress(OSError):
+                        self._files.unlink(other)
             try:
                 self._files.unlink(part)
             except OSError:

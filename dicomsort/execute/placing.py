@@ -23,13 +23,14 @@ from dicomsort.execute.leaving import (
 from dicomsort.execute.outcomes import Fatal, outcome_of_error, outcome_unseen
 from dicomsort.execute.part_files import ALONE, OtherRuns, OwnCopy, PartFiles
 from dicomsort.execute.removing import NOT_KEPT, Remover
-from dicomsort.execute.roots import Resolver, Roots
+from dicomsort.execute.roots import Resolver, Roots, new_name
 from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import (
     NO_LINK,
     Copied,
     Files,
     copy,
+    flush_path,
     look_up,
     opened,
     same_bytes,
@@ -193,11 +194,13 @@ class Placer:
         try:
             if o.verb is Verb.REMOVE:
                 return Result(o.number, Outcome.DONE, lost=lost_with(self._path(o.source)))
-            if o.number in self._begun:
-                self.parts.discard(o)
-                if self.parts.is_alone(o):
-                    return self._name_part(o, target)
-            return self._new_name(o, target)
+            if o.number not in self._begun:
+                return self._new_name(o, target)
+            is_whole = self.parts.is_whole(o)
+            if is_whole and self.parts.holds(o, o.source):
+                return self._copy_anew(o, target)
+            self.parts.discard(o)
+            return self._name_part(o, target) if is_whole else self._new_name(o, target)
         except FileExistsError:
             status = look_up(target)
             return self._occupied(o, status) if status else Result(o.number, Outcome.CONFLICT, "a race for the name")
@@ -268,16 +271,37 @@ class Placer:
             if made is None:
                 self._files.unlink(part)
                 return Result(o.number, Outcome.CHANGED, "the bytes changed after the file was judged")
-            try:
-                self._link(part, target)
-            except OSError as error:
-                if error.errno not in NO_LINK:
-                    raise
-                made = self._copied(o, part, target, made.metadata)
+            return self._named(o, made, part, target)
         except OSError:
             with contextlib.suppress(OSError):
                 self._files.unlink(part)
             raise
+
+    def _copy_anew(self, o: Operation, target: str) -> Result:
+        """Copy where an earlier attempt left a whole copy, which is removed when the new one is durable."""
+        part, new = self.parts.of(o), new_name(self.parts.of(o))
+        try:
+            made = self._filled(o, new)
+            if made is not None:
+                flush_path(self._files, new)
+                self.parts.discard(o)
+                self._files.replace(new, part)
+                return self._named(o, made, part, target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._files.unlink(new)
+            raise
+        self._files.unlink(new)
+        return self._name_part(o, target)
+
+    def _named(self, o: Operation, made: _Made, part: str, target: str) -> Result:
+        """Give a new temporary copy its name; where there are no links, copy it."""
+        try:
+            self._link(part, target)
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            made = self._copied(o, part, target, made.metadata)
         if made.copied.device in self._files.flushed_singly:
             self.flushed.add(o.number)
         return Result(o.number, Outcome.DONE, made.applied.message, made.copied.inode, made.applied.lost)

@@ -40,3 +40,8 @@ class Resolver:
 def second_name(part: str) -> str:
     """Return the name by which it is tried whether the file system of a temporary copy makes links."""
     return f"{part.removesuffix('.part')}-2.part"
+
+
+def new_name(part: str) -> str:
+    """Return the name under which a whole temporary copy is made anew: the earlier one stays until that is done."""
+    return f"{part.removesuffix('.part')}-3.part"
