@@ -88,6 +88,17 @@ def test_certificates_that_cannot_be_read_are_told(
     assert not outbox.exists()
 
 
+@pytest.mark.parametrize("name", ["CA_FILE", "CLIENT__CERT", "CLIENT__KEY"])
+def test_a_fifo_in_the_place_of_a_certificate_is_not_waited_for(
+    inbox: Path, outbox: Path, settings: dict[str, str], tmp_path: Path, name: str
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    ran = run("tls://127.0.0.1:1", inbox, outbox, settings | {f"{NAME}{name}": str(tmp_path / "fifo")})
+    assert ran.code == 2
+    assert "received files that cannot be used: " in ran.err
+    assert not outbox.exists()
+
+
 def test_certificates_of_another_ca_are_refused(cluster: Cluster, inbox: Path, outbox: Path, tmp_path: Path) -> None:
     ran = run(cluster.address, inbox, outbox, certificates(tmp_path / "theirs"))
     assert ran.code == 1

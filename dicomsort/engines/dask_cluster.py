@@ -22,6 +22,7 @@ from dicomsort.engines.dask_worker import WorkerSettings, check_host
 from dicomsort.engines.engine import CLOSED, Engine, R, Slots, T, TaskLimits
 from dicomsort.engines.processes import WAITING_PER_WORKER
 from dicomsort.errors import DicomsortError, UsageError, WorkerLost, missing_extra
+from dicomsort.files import check_input
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,13 +51,23 @@ def check_address(address: str | None) -> str:
     if not _ADDRESS.fullmatch(address):
         raise UsageError(f"expected --scheduler tcp://HOST:PORT or tls://HOST:PORT, received {address}")
     if address.startswith("tls"):
+        security = Security()
         try:
-            context = Security().get_connection_args("client").get("ssl_context")
+            _check_files(security)
+            context = security.get_connection_args("client").get("ssl_context")
         except (OSError, ValueError) as error:  # ssl.SSLError among them
             raise UsageError(_NO_CERTIFICATES.format(address, f"files that cannot be used: {error}")) from None
         if context is None:
             raise UsageError(_NO_CERTIFICATES.format(address, "none"))
     return address
+
+
+def _check_files(security: Any) -> None:
+    """Raise OSError for a file of the configuration that is no regular file, as a FIFO, which Dask would wait for."""
+    named = security.get_tls_config_for_role("client")
+    for name in filter(None, (named["ca_file"], named["cert"], named["key"])):
+        if "\n" not in name:  # else it is the certificate itself
+            check_input(name)
 
 
 def _connect(address: str) -> Any:
