@@ -88,13 +88,14 @@ class Executor:
             times = f" ({self._refusals:,} refusals in all)" if self._refusals > 1 else ""
             raise PlacingFailed(f"{self._refused}{times}; the rest is done, and `dicomsort resume` tries this again")
 
-    def reconcile(self, plan: Plan, is_hidden: Callable[[Operation], bool]) -> list[str]:
+    def reconcile(self, plan: Plan, is_left: Callable[[Operation], bool]) -> list[str]:
         """Before an undo, journal the ends of operations that were begun, and remove temporary copies.
 
         An operation that was not done gets no end: a resume does it, should the undo not begin. Nor does one that
-        ``is_hidden``, so that nobody can tell. Return a note on the copies that cannot be removed.
+        ``is_left``: nobody can tell, or its new name is another run's. Return a note on the copies that cannot be
+        removed.
         """
-        self._end_begun((o for o in plan.operations() if not is_hidden(o)), self._placer.settle)
+        self._end_begun((o for o in plan.operations() if not is_left(o)), self._placer.settle)
         return self._remove_parts(plan.operations())
 
     def give_up(self, plan: Plan, message: str) -> list[str]:

@@ -354,8 +354,8 @@ def _seal_undo(context: RunContext, run: str, plan: Plan, later: LaterRuns) -> t
     """Find out how far a run came, and seal the plan that undoes it; return the undo's run and that plan."""
     roots = later.roots
     with closing(_journal(context, plan)) as journal:
-        is_theirs = lambda o: later.hides(o) or bool(later.filled_by(o.target))
-        notes = _executor(context, run, plan, journal, roots.inbox).reconcile(plan, is_theirs)
+        is_left = lambda o: later.hides(o) or bool(later.filled_by(o.target))
+        notes = _executor(context, run, plan, journal, roots.inbox).reconcile(plan, is_left)
         known = journal.known
     mine = new_run(context)
     head = {

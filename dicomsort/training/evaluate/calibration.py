@@ -18,6 +18,7 @@ from dicomsort.bundle import Bundle, calibrate
 from dicomsort.errors import counted
 from dicomsort.records import OTHER
 from dicomsort.training.fit.finetune import Finetune
+from dicomsort.training.fit.held_out import HeldOutPredictions, losses
 from dicomsort.training.models import ood
 from dicomsort.training.models.replay_set import predictions_of
 from dicomsort.training.models.tflite_head import predict_head
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicomsort.training.fit.held_out import HeldOutPredictions
     from dicomsort.training.fit.hyperparameters import TrainedModel
     from dicomsort.training.models.architectures import Architecture
     from dicomsort.training.models.ood import MahalanobisModel
@@ -326,12 +326,6 @@ def by_image(probabilities: NDArray[np.float32], temperatures: NDArray[np.float6
         rows = temperatures == temperature
         calibrated[rows] = calibrate(probabilities[rows], float(temperature))
     return calibrated
-
-
-def losses(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the negative log likelihood of each ``truth`` (N,) under ``probabilities`` (N, C), in nats, (N,)."""
-    picked = probabilities[np.arange(len(truth)), truth].astype(np.float64)
-    return np.asarray(-np.log(np.maximum(picked, 1e-12)))
 
 
 def bin_of(confidence: NDArray[np.float32]) -> NDArray[np.intp]:

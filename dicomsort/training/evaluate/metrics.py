@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicomsort.records import OTHER
-from dicomsort.training.evaluate.calibration import BINS, bin_of, losses
+from dicomsort.training.evaluate.calibration import BINS, bin_of
 from dicomsort.training.evaluate.predictions import Predictions
+from dicomsort.training.fit.held_out import losses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -79,16 +79,12 @@ class HeldOutPredictions:
         bias = np.zeros(classes)
         for _ in range(ROUNDS):
             shifted = add_bias(self.probabilities, bias)
-            temperature = min(TEMPERATURES, key=lambda each: self._loss(calibrate(shifted, each)))
+            temperature = min(TEMPERATURES, key=lambda each: losses(calibrate(shifted, each), self.truth).mean())
             for _ in range(STEPS):
                 mean = calibrate(add_bias(self.probabilities, bias), temperature).mean(0, np.float64)
                 bias += temperature * np.log(share / np.maximum(mean, _TINY))
             bias = np.clip(bias - bias.mean(), -MOST_BIAS, MOST_BIAS)
         return bias
-
-    def _loss(self, calibrated: NDArray[np.float32]) -> float:
-        picked = calibrated[np.arange(len(self.truth)), self.truth].astype(np.float64)
-        return float(-np.log(np.maximum(picked, 1e-12)).mean())
 
     def trained_on(self, count: int) -> Indices:
         """Return the images, of ``count`` in the data set, that the model that ships was trained on.
@@ -104,3 +100,9 @@ def add_bias(probabilities: NDArray[np.float32], bias: NDArray[np.float64]) -> N
     shifted = probabilities.astype(np.float64) * np.exp(bias - bias.max())
     shares: NDArray[np.float32] = (shifted / np.maximum(shifted.sum(1, keepdims=True), _TINY)).astype(np.float32)
     return shares
+
+
+def losses(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the negative log likelihood of each ``truth`` (N,) under ``probabilities`` (N, C), in nats, (N,)."""
+    picked = probabilities[np.arange(len(truth)), truth].astype(np.float64)
+    return np.asarray(-np.log(np.maximum(picked, 1e-12)))
