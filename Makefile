@@ -12,7 +12,7 @@ DATASET ?= ../shared/dataset
 TRAINING_SET := build/training-set
 FUZZ_SECONDS ?= 600
 CORE := plan journal execute files metadata classify
-CORE_TESTS := $(patsubst %,tests/test_%.py,archives archives_crash archives_later beneath classify config copying costs crash crossed_runs crossing doctor faults files full_disk interrupted_runs journal lock long_names losses meanwhile metadata metrics names no_inodes operator placing plan races review review_crash review_later review_odd review_plan room settling sort sort_edges state undo_failing undo_folders undo_later unseen_sources)
+CORE_TESTS := $(patsubst %,tests/test_%.py,archives archives_crash archives_later beneath classify config copying costs crash crossed_runs crossing doctor faults files full_disk interrupted_runs journal lock long_names losses meanwhile metadata metrics names no_inodes operator placing plan races review review_crash review_later review_odd review_plan room settling sort sort_edges state undo_failing undo_folders undo_later unseen_sources whole_copies)
 
 .PHONY: help setup demo test torture fuzz coverage check lint wheel bench bench-million evaluate model docs lock clean FORCE
 

@@ -199,69 +199,6 @@ def test_a_full_disk_ends_no_operation_whose_source_is_not_seen(
         assert (target_of(part).is_file(), part.exists()) == (True, False)
 
 
-@pytest.mark.parametrize("base", [OtherDevice, NoLinks])
-@pytest.mark.parametrize("mode", ["--copy", "--move"])
-def test_a_whole_copy_stays_until_it_is_made_anew(
-    tmp_path: Path, inbox: Path, base: Callable[[], Files], mode: str
-) -> None:
-    (inbox / "a/1.dcm").unlink()
-    content = (inbox / "a/0.dcm").read_bytes()
-    trial = dies(-1, lambda: sort(mode, "--settle", 0, inbox, tmp_path / "trial"), base).called
-    run("undo", tmp_path / "trial")
-    ends = trial.index("flush_system") + 1
-    for at in range(3, 40):  # of the resume
-        outbox = tmp_path / str(at) / "outbox"
-        dies(ends, lambda outbox=outbox: sort(mode, "--settle", 0, inbox, outbox), base)  # type: ignore[misc]
-        died = dies(at, lambda outbox=outbox: run("resume", outbox), base)  # type: ignore[misc]
-        if not died.dead:
-            break
-        with mock.patch("dicomsort.files.Files", base):
-            with away(inbox / "a", "gone"):
-                run("resume", outbox)
-                assert images(outbox) == {content}
-                assert not list(outbox.rglob("*.part"))
-            run("undo", outbox)
-            assert images(inbox) == {content}
-    assert at > 12
-
-
-@pytest.mark.parametrize("mode", ["--copy", "--move"])
-def test_a_whole_copy_stays_where_its_source_can_be_read_no_more(
-    inbox: Path, mode: str, cut_short: Callable[[str], tuple[Path, str, Path]]
-) -> None:
-    class Pulled(OtherDevice):
-        def write(self, descriptor: int, data: bytes | memoryview) -> None:
-            if Path(f"/proc/self/fd/{descriptor}").readlink().name.endswith("-3.part"):
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            super().write(descriptor, data)
-
-    outbox, name, part = cut_short(mode)
-    content = part.read_bytes()
-    with mock.patch("dicomsort.files.Files", Pulled):
-        assert run("resume", outbox).code == 1
-    assert (part.read_bytes(), len(list(outbox.rglob("*.part")))) == (content, 1)
-    with away(inbox / "a", "gone"):
-        assert run("resume", outbox, name).code == 0
-    assert (target_of(part).read_bytes(), part.exists()) == (content, False)
-
-
-def test_a_whole_copy_is_placed_where_its_source_changes_meanwhile(
-    inbox: Path, cut_short: Callable[[str], tuple[Path, str, Path]]
-) -> None:
-    class Edited(OtherDevice):
-        def create(self, path: str, mode: int = 0o600) -> int:
-            if path.endswith("-3.part"):
-                (inbox / "a/0.dcm").write_bytes(b"edited")
-            return super().create(path, mode)
-
-    outbox, name, part = cut_short("--copy")
-    content = part.read_bytes()
-    with mock.patch("dicomsort.files.Files", Edited):
-        assert run("resume", outbox, name).code == 0
-    assert (target_of(part).read_bytes(), list(outbox.rglob("*.part"))) == (content, [])
-    assert (inbox / "a/0.dcm").read_bytes() == b"edited"
-
-
 def test_a_copy_that_holds_other_bytes_gets_no_name(
     inbox: Path, cut_short: Callable[[str], tuple[Path, str, Path]]
 ) -> None:

@@ -93,12 +93,12 @@ class PartFiles:
         """Return in words that a part file stays, and why."""
         return f"{o.source!r} is not seen, so the whole temporary copy {os.path.basename(self.of(o))!r} stays"
 
-    def own_copy(self, o: Operation, target: os.stat_result) -> OwnCopy:
-        """Return how far an interrupted attempt came with the target, NONE where another made that."""
-        part, path = self.of(o), self._path(o.target)
-        made = look_up(part)
-        if made is None:
+    def own_copy(self, o: Operation, target: os.stat_result | None) -> OwnCopy:
+        """Return how far an interrupted attempt came with the target, NONE where it or its part file is not there."""
+        made = look_up(part := self.of(o)) if target is not None else None
+        if target is None or made is None:
             return OwnCopy.NONE
+        path = self._path(o.target)
         is_part = os.path.samestat(made, target)
         is_copy = target.st_nlink == 1 and not self._links(part, target.st_dev)
         if not is_part and (not is_copy or self._others.is_theirs(o.target)):
@@ -137,8 +137,8 @@ class PartFiles:
         """Remove a new name of an earlier attempt that is made anew: torn, or while its source holds the bytes."""
         with self._held():
             target = look_up(self._path(o.target)) if o.target else None
-            own = OwnCopy.NONE if target is None else self.own_copy(o, target)
-            if own is not OwnCopy.NONE and (own is OwnCopy.TORN or self.holds(o, o.source)):
+            own = self.own_copy(o, target)
+            if own is OwnCopy.TORN or (own is OwnCopy.WHOLE and self.holds(o, o.source)):
                 self._files.unlink(self._path(o.target))
 
     def complete(self, o: Operation, inode: int) -> tuple[str, int, Lost | None]:

@@ -118,7 +118,7 @@ class Placer:
         try:
             with self.held():
                 target = self._target(o) if o.target else None
-                own = OwnCopy.NONE if target is None else self.parts.own_copy(o, target)
+                own = self.parts.own_copy(o, target)
                 if target is not None and own is OwnCopy.WHOLE:
                     return Result(o.number, Outcome.DONE, *self.parts.complete(o, target.st_ino))
                 if own is OwnCopy.TORN:
@@ -132,8 +132,7 @@ class Placer:
     def is_under_way(self, o: Operation) -> bool:
         """Whether an operation that had begun can be made again without its inbox, or has a new name of its own."""
         with contextlib.suppress(OSError), self.held():
-            target = self._target(o)
-            if target is not None and self.parts.own_copy(o, target) is not OwnCopy.NONE:
+            if self.parts.own_copy(o, self._target(o)) is not OwnCopy.NONE:
                 return True
         return self.parts.is_last(o)
 
