@@ -151,6 +151,17 @@ def test_confident_pixels_against_the_study_are_held() -> None:
     assert verdicts["1.2.2"].folder == "REVIEW/pixels-against-study"
 
 
+@pytest.mark.parametrize(("share", "is_held"), [(0.89, False), (0.91, True)])
+def test_pixels_against_a_study_or_a_placement_are_held_from_one_confidence_on(share: float, *, is_held: bool) -> None:
+    """``contradict`` is a share of two classes; no confidence is compared with it."""
+    judge, votes = replace(JUDGE, decide=0.95), vote(MRI=share)
+    earlier = placement("CT/1.2/1.2.1/9.dcm")
+    assert judged(header(), votes, judge, earlier).reason == ("against-placement" if is_held else "placed-before")
+    members = [(group(header(CT, "CT")), Prediction()), (group(header(series=2), 2), votes)]
+    reasons = {each.sample.header.series_uid: verdict.reason for each, verdict in classify_study(members, (), judge)}
+    assert reasons["1.2.2"] == ("pixels-against-study" if is_held else "follows-study")
+
+
 def test_a_mixed_study_is_split_by_series_and_says_so() -> None:
     verdicts = study((header(CT, "CT", 1), SURE_CT), (header(CR, "CR", 2), SURE_XRAY))
     assert [verdicts[f"1.2.{n}"].folder for n in (1, 2)] == ["CT", "XRAY"]

@@ -181,7 +181,7 @@ def test_nested_calibration_never_sees_the_fold_it_serves() -> None:
     changed, inside = raw.copy(), fold == 0
     changed[inside] = np.roll(raw[inside], 1, axis=1)
     second = calibration.nested(changed, truth, fold, np.where(inside, 0, distances).astype(np.float32), 2)
-    for name in ("temperatures", "decide", "contradict", "limits"):
+    for name in ("temperatures", "decide", "limits"):
         one, other = getattr(first, name), getattr(second, name)
         np.testing.assert_array_equal(one[inside], other[inside], name)
         assert len(np.unique(one[inside])) == 1
@@ -248,13 +248,11 @@ def test_table_and_text_of_the_card_tell_the_same_thresholds(report: dict[str, o
     card = write_card(SPEC, {**report, "calibration": "nested"})
     assert "it decides from a confidence of 0.800." in card
     assert "own has 0.950 or more." in card
-    rows = [
-        re.findall(r"[^|]+", line) for line in card.splitlines() if line.startswith(("| decide |", "| contradict |"))
-    ]
-    assert [row[1].strip() for row in rows] == ["0.800", "0.950"]
+    (row,) = (re.findall(r"[^|]+", line) for line in card.splitlines() if line.startswith("| decide |"))
+    assert row[1].strip() == "0.800"
     folds = report["thresholds"]
     assert isinstance(folds, dict)
-    assert [row[2].strip() for row in rows] == [f"{folds[name]['threshold']:.3f}" for name in ("decide", "contradict")]
+    assert row[2].strip() == f"{folds['decide']['threshold']:.3f}"
     assert "| threshold | the bundle's | used here, the folds' mean |" in card
     (shown,) = (table for table in tables({**report, "calibration": "nested"}) if table.title == "Confidence")
     assert shown.head[1] == "the folds' mean"

@@ -14,7 +14,7 @@ from dicomsort.errors import command, counted
 from dicomsort.pages import report_page, run_statistics
 from dicomsort.pages.rendering import sop_class, title, why
 from dicomsort.pages.report import LISTED, make, spread
-from dicomsort.pages.report_page import Mark, Part, _without_folders, page, seconds
+from dicomsort.pages.report_page import Part, _without_folders, page, seconds
 from dicomsort.pages.run_statistics import SAMPLES, RunStatistics, allotted
 from dicomsort.progress import Silent, Timed
 from dicomsort.records import Action, DecidedBy, Row, Status
@@ -86,7 +86,7 @@ def test_places_are_spread_over_all(count: int, wanted: int) -> None:
 def test_a_bar_is_well_formed_and_says_what_it_shows() -> None:
     evil = "<b>\"'&"
     for drawn in (
-        report_page.bar_chart(0.25, "var(--hue-1)", evil, [Mark(0.95, "decide")]),
+        report_page.bar_chart(0.25, "var(--hue-1)", evil, 0.95),
         report_page.stacked_chart([Part(evil, 3, "red"), Part("b", 0, "red"), Part("c", 1, "red")], evil),
         report_page.stacked_chart([], evil),
     ):

@@ -47,6 +47,7 @@ PLACED = frozenset({Status.SORTED, Status.OTHER})
 _IMAGING = frozenset({CT, MRI, XRAY})
 MAX_UID = 64
 MAJORITY = 0.5  # confidence from which on pixels support a class that something else names
+AGAINST = 0.9  # confidence from which on pixels speak against an earlier placement, or the rest of the study
 
 
 def is_uid(text: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dicomsort.classify.evidence import Case
+from dicomsort.classify.evidence import AGAINST, Case
 from dicomsort.records import OTHER, REVIEW, UNREADABLE, DecidedBy, Status, Verdict
 
 Pick = Callable[[Case], str]
@@ -96,7 +96,7 @@ def _review_folder(case: Case) -> str:
 
 
 def _against_placement(case: Case) -> bool:
-    now = set(case.evidence.classes) or ({case.pixel_class} if case.is_confident(case.criteria.contradict) else set())
+    now = set(case.evidence.classes) or ({case.pixel_class} if case.is_confident(AGAINST) else set())
     before = case.placed.partition("/")[0]
     return bool(now) and before not in now | {REVIEW} and not case.evidence.follows
 
@@ -115,7 +115,7 @@ def _against_description(case: Case) -> bool:
 
 def _against_study(case: Case) -> bool:
     only = _study_folder(case).partition("/")[0]
-    return bool(only) and case.pixel_class not in {only, OTHER} and case.is_confident(case.criteria.contradict)
+    return bool(only) and case.pixel_class not in {only, OTHER} and case.is_confident(AGAINST)
 
 
 RULES = (

@@ -38,14 +38,6 @@ class Part:
     colour: str
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A line across a bar at a share (0..1) of its length; ``kind`` is its class in the style sheet."""
-
-    at: float
-    kind: str
-
-
 def colours(classes: Sequence[str]) -> dict[str, str]:
     """Return a colour in CSS for each class: the same for the same list of classes."""
     named = [class_ for class_ in classes if class_ != OTHER]
@@ -53,12 +45,10 @@ def colours(classes: Sequence[str]) -> dict[str, str]:
     return {class_: f"var(--hue-{hues.get(class_, _GREY)})" for class_ in classes}
 
 
-def bar_chart(share: float, colour: str, title: str, marks: Sequence[Mark] = ()) -> str:
-    """Return a horizontal bar (SVG) that fills ``share`` (0..1) of its track, with lines where ``marks`` are."""
-    lines = (
-        f'<line class="{escape(mark.kind)}" x1="{_at(mark.at)}" x2="{_at(mark.at)}" y1="0" y2="10"/>' for mark in marks
-    )
-    return _svg(_TRACK + _rect(0, min(max(share, 0.0), 1.0), colour) + "".join(lines), title, "bar")
+def bar_chart(share: float, colour: str, title: str, threshold: float | None = None) -> str:
+    """Return a horizontal bar (SVG) that fills ``share`` (0..1) of its track, with a line at a ``threshold``."""
+    line = "" if threshold is None else f'<line x1="{_at(threshold)}" x2="{_at(threshold)}" y1="0" y2="10"/>'
+    return _svg(_TRACK + _rect(0, min(max(share, 0.0), 1.0), colour) + line, title, "bar")
 
 
 def stacked_chart(parts: Sequence[Part], title: str) -> str:
@@ -302,12 +292,11 @@ def _prediction(each: Subject, bundle: Bundle) -> dict[str, Any]:
     """Return what the model sees in the frames that are shown: a line a class, a remark, or why there is nothing."""
     mean = each.prediction()
     most = max(mean.probabilities, default=0.0)
-    marks = Mark(bundle.decide, "decide"), Mark(bundle.contradict, "contradict")
     lines = [
         Line(
             label,
             f"{share:.2f}",
-            bar_chart(share, colour, f"{label}: probability {share:.3f}", marks),
+            bar_chart(share, colour, f"{label}: probability {share:.3f}", bundle.decide),
             kind="first" if share == most else "",
         )
         for (label, colour), share in zip(colours(bundle.labels).items(), mean.probabilities, strict=False)

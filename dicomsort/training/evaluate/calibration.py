@@ -62,14 +62,13 @@ class Calibration:
 class Nested:
     """Calibration that is fair to each image: fitted on the held-out predictions of the other folds alone.
 
-    ``probabilities``: float32 (N, C), calibrated; ``temperatures``, ``decide`` and ``contradict``: float64 (N,), those
-    of the image's fold; ``limits``: float64 (N,) of distance, or None.
+    ``probabilities``: float32 (N, C), calibrated; ``temperatures`` and ``decide``: float64 (N,), those of the image's
+    fold; ``limits``: float64 (N,) of distance, or None.
     """
 
     probabilities: NDArray[np.float32]
     temperatures: NDArray[np.float64]
     decide: NDArray[np.float64]
-    contradict: NDArray[np.float64]
     limits: NDArray[np.float64] | None = None
 
 
@@ -305,18 +304,17 @@ def nested(
     ``fold``: int64 (N,); no source may have images in two folds.
     """
     calibrated = np.zeros_like(probabilities)
-    temperatures, decide, contradict, limits = (np.full(len(truth), np.inf) for _ in range(4))
+    temperatures, decide, limits = (np.full(len(truth), np.inf) for _ in range(3))
     for k in np.unique(fold):
         rest, inside = fold != k, fold == k
         others = None if distances is None else distances[rest]
         names = [clusters[int(i)] for i in np.flatnonzero(rest)] if clusters else ()
         fitted = fit(probabilities[rest], truth[rest], others, other, target=target, clusters=names)
         calibrated[inside] = calibrate(probabilities[inside], fitted.temperature)
-        temperatures[inside], contradict[inside] = fitted.temperature, fitted.contradict
-        decide[inside] = fitted.decide
+        temperatures[inside], decide[inside] = fitted.temperature, fitted.decide
         if fitted.distance is not None:
             limits[inside] = fitted.distance
-    return Nested(calibrated, temperatures, decide, contradict, None if distances is None else limits)
+    return Nested(calibrated, temperatures, decide, None if distances is None else limits)
 
 
 def by_image(probabilities: NDArray[np.float32], temperatures: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -45,7 +45,7 @@ SAME, REPLAY_SET, OWN = COMPARED
 BOTH = ("first", "second")
 LISTED = 200  # paths of images that changed, of each kind
 WORST = 12
-THRESHOLDS = ("decide", "contradict", "decide_and_distance")
+THRESHOLDS = ("decide", "decide_and_distance")
 AGREEMENT = ("both", "only_first", "only_second", "neither")
 THRESHOLD_ROWS: dict[str, KeyPath] = {
     f"{name.replace('_', ' ')}: {words}": ("thresholds", name, key)

@@ -27,8 +27,8 @@ NESTED = "nested"
 class Predictions:
     """Predictions for the items of ``dataset``, from wherever they come.
 
-    ``probabilities``: float32 (N, C), calibrated, in the order of the labels. ``thresholds``: ``decide`` and
-    ``contradict`` -> float64 (N,), on confidence, each image's own where they were fitted without it. ``held_out``
+    ``probabilities``: float32 (N, C), calibrated, in the order of the labels. ``thresholds``: ``decide`` ->
+    float64 (N,), on confidence, each image's own where they were fitted without it. ``held_out``
     says in words how the images relate to those that the model was trained on; ``by_source`` says whether whole
     sources were held out. ``clusters`` names for each item what is resampled as one, ``unit`` what that is (source,
     patient, file). ``distances``: float32 (N,), the feature-space distance from the training images, or None;
@@ -105,9 +105,8 @@ def name_clusters(dataset: Dataset) -> tuple[list[str], str]:
 
 
 def own_thresholds(bundle: Bundle, probabilities: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
-    """Return the bundle's own thresholds for each row of ``probabilities`` (N, C), as ``Predictions`` has them."""
-    values = {"decide": bundle.decide, "contradict": bundle.contradict}
-    return {name: np.full(len(probabilities), value) for name, value in values.items()}
+    """Return the bundle's own threshold for each row of ``probabilities`` (N, C), as ``Predictions`` has them."""
+    return {"decide": np.full(len(probabilities), bundle.decide)}
 
 
 def require_images(dataset: Dataset, skipped: int) -> None:
@@ -132,7 +131,7 @@ def cross_calibrated(
     return Predictions(
         dataset,
         calibrated.probabilities,
-        {"decide": calibrated.decide, "contradict": calibrated.contradict},
+        {"decide": calibrated.decide},
         held_out.how,
         clusters,
         unit,
