@@ -167,8 +167,8 @@ def test_a_copy_that_was_swapped_or_went_before_its_source_is_removed(tmp_path: 
     files = Meddled("flush_system", swap)
     files.link = OtherDevice().link  # type: ignore[method-assign]
     result = one(inbox, outbox, operation, files)
-    gone = "is gone" if content is None else "and it hold different bytes by now"
-    assert (result.outcome, result.message) == (Outcome.CHANGED, f"its new name {gone}; it stays")
+    why = "its new name is gone" if content is None else "it and its new name hold different bytes by now"
+    assert (result.outcome, result.message) == (Outcome.CHANGED, f"{why}; it stays")
     assert read_tree(inbox) == FILES
     assert read_tree(outbox).get("CT/1") == content
 

@@ -203,8 +203,8 @@ def test_a_new_name_is_rolled_back_before_the_journal_says_so(tmp_path: Path) ->
     (outbox / "CT").mkdir(exist_ok=True)
     os.link(inbox / "a/1", outbox / "CT/1")
     stubborn = Placer(Meddled("unlink", fail(errno.EPERM)), Roots(str(inbox), str(outbox)), "run", Replay.empty(1))
-    assert stubborn.roll_back(move, move.inode) is False
-    assert placer.roll_back(move, move.inode) is True
+    assert stubborn.roll_back(move, move.inode) is True
+    assert placer.roll_back(move, move.inode) is False
     assert not (outbox / "CT/1").exists()
 
 

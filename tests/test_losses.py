@@ -50,7 +50,7 @@ def test_an_old_plan_carried_out_again_removes_no_source_without_its_replacement
     inbox, outbox = world(tmp_path)
     operation = step(inbox, Verb.MOVE, "a/1", target="outbox/CT/1")
     placer = Placer(Files(), Roots(str(inbox), str(outbox)), "run", Replay.empty(1))
-    for message in ("its new name is gone; it stays", "its new name and it hold different bytes by now; it stays"):
+    for message in ("its new name is gone; it stays", "it and its new name hold different bytes by now; it stays"):
         result = placer.remove_source(operation)
         assert result is not None
         assert (result.outcome, result.message) == (Outcome.CHANGED, message)

@@ -19,7 +19,7 @@ from pydicom.encaps import encapsulate
 from pydicom.filereader import read_dataset
 from sending_tools import data_set, rows, send, statuses
 
-from dicomsort.pacs.send.transcoding import NATIVE
+from dicomsort.pacs.send.transcoding import DECOMPRESSED
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
 
@@ -83,7 +83,7 @@ def test_another_encoding_has_the_same_values(tmp_path: Path, syntax: str, pixel
         assert scp.came.total() == 0
         ran = send(tmp_path, "--to", scp.to, "--decompress")
     assert (ran.code, statuses(ran)) == (0, Counter(acknowledged=1)), ran.out
-    name = NATIVE[taken]
+    name = DECOMPRESSED[taken]
     assert rows(ran)[0]["message"] == f"sent as {name}: the peer does not take its transfer syntax"
     (content,) = scp.kept.values()
     there = received(content, taken)

@@ -24,7 +24,7 @@ from dicomsort.dicom.encoding import IMPLICIT_LITTLE as IMPLICIT
 from dicomsort.pacs.send import transcoding
 from dicomsort.pacs.send.records import Instance, Unsendable
 from dicomsort.pacs.send.selection import examine
-from dicomsort.pacs.send.transcoding import NATIVE, Malformed, transcode
+from dicomsort.pacs.send.transcoding import DECOMPRESSED, Malformed, transcode
 from dicomsort.records import Found
 
 LARGEST = 4 << 20
@@ -70,7 +70,7 @@ def compare(root: Path) -> int:
     """Transcode all there is in both encodings; how many could be."""
     done = 0
     for instance in instances(root):
-        for wanted in NATIVE:
+        for wanted in DECOMPRESSED:
             if wanted == instance.syntax:
                 continue
             made, told = transcoding._transcode_file((instance.absolute, instance.offset, instance.syntax, wanted))

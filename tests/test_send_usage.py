@@ -410,7 +410,7 @@ def test_the_manual_tells_statuses_codes_and_defaults() -> None:
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)} == {0, 1, 3, 4, 130}
     told = re.search(r"HTTP ([\d, and]+)\.", " ".join(section.split()))
     assert told is not None
-    assert {int(code) for code in re.findall(r"\d+", told[1])} == stow._LATER
+    assert {int(code) for code in re.findall(r"\d+", told[1])} == stow._RETRIED
     assert ", ".join(COLUMNS) in section
     assert f"`--retries` ({SEND['retries'].default}) times" in " ".join(section.split())
     assert LONGEST_WAIT == 5 * 60

@@ -377,7 +377,7 @@ def test_what_is_placed_beside_an_edited_source_has_a_row(
     assert run("resume", outbox, name).code == 0
     (row,) = rows(outbox)
     assert (row["action"], outbox / row["destination"]) == ("moved", target_of(part))
-    assert "and it hold different bytes by now; it stays; it may still be there" in row["message"]
+    assert "it and its new name hold different bytes by now; it stays; it may still be there" in row["message"]
     assert (target_of(part).read_bytes(), source.read_bytes()[-4:]) == (content, b"edit")
 
 

@@ -24,7 +24,6 @@ from dicomsort.progress import Reporter
 if TYPE_CHECKING:
     from dicomsort.engines.engine import Engine
 
-MAX_SKIPPED_SHOWN = 10
 MAX_PATHS_SHOWN = 5
 _DATASET = "A folder with one folder of images per class; --compare can do without."
 
@@ -85,16 +84,13 @@ def _workers() -> Iterator[tuple[Engine, Reporter]]:
 
 
 def _warn(report: dict[str, Any]) -> None:
+    from dicomsort.training.data.rendered import skipped_lines
+
     lines = [f"WARNING: {report['held_out']}"] if report["trained_on"] else []
     missing = [label for label, count in report["data"]["images"].items() if not count]
     if missing:
         lines.append(f"No images of {', '.join(missing)}, which the model also knows")
-    if skipped := report["skipped"]:
-        lines.append(f"Skipped {counted(len(skipped), 'file that is', 'files that are')} no readable image:")
-        lines += [f"  {path}: {reason}" for path, reason in list(skipped.items())[:MAX_SKIPPED_SHOWN]]
-        if len(skipped) > MAX_SKIPPED_SHOWN:
-            lines.append(f"  … and {len(skipped) - MAX_SKIPPED_SHOWN} more, all listed in metrics.json")
-    for line in lines:
+    for line in (*lines, *skipped_lines([*report["skipped"].items()])):
         print(line, file=sys.stderr)
 
 

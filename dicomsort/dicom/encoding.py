@@ -11,6 +11,7 @@ EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
 # Deflated Explicit VR LE; JPIP Referenced Deflate; JPIP HTJ2K Referenced Deflate
 DEFLATED: Final = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
+# Those whose pixel data is native, not encapsulated (PS3.5 A.4); "" where none is named
 NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, *DEFLATED, ""})
 
 # Bytes of an explicit element's tag, VR and length (PS3.5 7.1.2)

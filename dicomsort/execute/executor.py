@@ -173,7 +173,7 @@ class Executor:
     def _with_source(self, o: Operation, stuck: Result) -> Result:
         """Return how an operation ends whose source stays: without its new name, or with both."""
         placed = self._journal.known.result(o.number)
-        if placed is None or self._placer.roll_back(o, placed.inode):
+        if placed is None or not self._placer.roll_back(o, placed.inode):
             return stuck
         return replace(placed, message=f"{stuck.message}; it may still be there, as its new name is")
 

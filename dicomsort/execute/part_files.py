@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dicomsort.execute.leaving import is_stamped, is_unchanged, mode_of, stamp_of, wanted_metadata
 from dicomsort.execute.outcomes import UNREACHABLE, Fatal
-from dicomsort.execute.roots import Resolver, new_name, second_name
+from dicomsort.execute.roots import Resolver, second_name, spare_name
 from dicomsort.files import PATH_MAX, Files, begins_with, flush_path, look_up, opened, sha256_of
 from dicomsort.journal import Replay
 from dicomsort.metadata import apply_metadata, metadata_of
@@ -75,14 +75,12 @@ class PartFiles:
         """Whether an earlier attempt has left a temporary copy that holds the bytes of the plan."""
         if o.verb is not Verb.COPY and o.verb is not Verb.MOVE:
             return False
-        made = look_up(part := self.of(o))
-        return made is not None and made.st_size == o.size and sha256_of(part) == o.sha256
+        return _holds(o, self.of(o))
 
     def holds(self, o: Operation, place: str) -> bool:
         """Whether the file at a place is seen, and holds the bytes of the plan."""
         with contextlib.suppress(OSError):
-            there = look_up(path := self._path(place))
-            return there is not None and there.st_size == o.size and sha256_of(path) == o.sha256
+            return _holds(o, self._path(place))
         return False
 
     def is_alone(self, o: Operation) -> bool:
@@ -200,7 +198,7 @@ class PartFiles:
         if o.verb is Verb.COPY or o.verb is Verb.MOVE:
             part = self.of(o)
             if o.number in self._begun:
-                for other in (second_name(part), new_name(part)):
+                for other in (second_name(part), spare_name(part)):
                     with contextlib.suppress(OSError):
                         self._files.unlink(other)
             try:
@@ -208,3 +206,9 @@ class PartFiles:
             except OSError:
                 if look_up(part) is not None:
                     raise
+
+
+def _holds(o: Operation, path: str) -> bool:
+    """Whether the file at a path holds the bytes of the plan."""
+    there = look_up(path)
+    return there is not None and there.st_size == o.size and sha256_of(path) == o.sha256

@@ -23,7 +23,7 @@ from dicomsort.execute.leaving import (
 from dicomsort.execute.outcomes import Fatal, outcome_of_error, outcome_unseen
 from dicomsort.execute.part_files import ALONE, OtherRuns, OwnCopy, PartFiles
 from dicomsort.execute.removing import NOT_KEPT, Remover
-from dicomsort.execute.roots import Resolver, Roots, new_name
+from dicomsort.execute.roots import Resolver, Roots, spare_name
 from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import (
     NO_LINK,
@@ -148,9 +148,9 @@ class Placer:
     def _recognise(self, o: Operation, target: os.stat_result) -> Result | None:
         """Return the result where an interrupted attempt may have made the target; None where it must be made again.
 
-        A copy is not believed that can be made again from its source. Its flush may have failed, which Linux says once;
-        then it calls the pages clean, and reading finds them whole. Who needs it has flushed it, and read it from the
-        disk.
+        A copy is made again while its source holds the bytes: its flush may have failed. Linux reports that once; then
+        the pages count as clean, and reading finds them whole in memory. A copy that another run needs stays as it is:
+        that run has flushed it, and read it from the disk.
         """
         if o.verb is not Verb.COPY and self._is_renamed(o, target):
             return self._under_its_new_name(o, target)
@@ -181,7 +181,10 @@ class Placer:
         return Result(o.number, Outcome.CONFLICT, "another file stands at the destination; both were kept")
 
     def apply(self, o: Operation) -> Result | Fatal:
-        """Make the new name; the source stays. Fatal where the disk, not the file, is the cause."""
+        """Make the new name; sources, and what is to be removed, stay until ``remove_source``.
+
+        Fatal where the disk, not the file, is the cause.
+        """
         try:
             with self.held():
                 return self._placed(o)
@@ -278,7 +281,7 @@ class Placer:
 
     def _copy_anew(self, o: Operation, target: str) -> Result:
         """Copy where an earlier attempt left a whole copy, which is removed when the new one is durable."""
-        part, new = self.parts.of(o), new_name(self.parts.of(o))
+        part, new = self.parts.of(o), spare_name(self.parts.of(o))
         try:
             made = self._filled(o, new)
             if made is not None:
@@ -358,22 +361,22 @@ class Placer:
             return stuck or cleared
 
     def roll_back(self, o: Operation, inode: int) -> bool:
-        """Remove the new name of a file whose source stays; return whether it does not hold the bytes of the plan now.
+        """Remove the new name of a file whose source stays; return whether it may still hold the bytes of the plan.
 
-        It stays where the source is gone or has changed: then nothing else may hold them.
+        It stays where the source is gone or has changed, as nothing else may hold them, and where another run needs it.
         """
         if o.verb is not Verb.MOVE:
-            return True
+            return False
         with contextlib.suppress(OSError), self.held():
             source, target = (look_up(self._path(place)) for place in (o.source, o.target))
             is_ours = source is not None and target is not None and target.st_ino == inode and is_unchanged(o, source)
             # An inode may be somebody's new file's by now.
             is_same = is_ours and self._remover.is_same(o.source, o.target)
             if is_same and self._others.is_needed(o.target, o.sha256):
-                return False
-            if is_same and not self._mounts.may_be_one(o.target, o.source):
+                return True
+            if is_same and not self._mounts.may_be_one(o.target, o.source):  # else it is the source, by another path
                 self._files.unlink(self._path(o.target))
             elif not is_same and self.parts.holds(o, o.target):
-                return False
-            return source is not None
-        return False
+                return True
+            return source is None
+        return True

@@ -47,8 +47,8 @@ class Remover:
         if not linked and has_changed(path, source):  # comparing takes a while
             return Result(o.number, Outcome.CHANGED, _CHANGED_SINCE), linked
         if not is_replaced:
-            gone = "is gone" if target is None else "and it hold different bytes by now"
-            return Result(o.number, Outcome.CHANGED, f"its new name {gone}; it stays"), linked
+            why = "its new name is gone" if target is None else "it and its new name hold different bytes by now"
+            return Result(o.number, Outcome.CHANGED, f"{why}; it stays"), linked
         return self._unlinked(o), linked
 
     def _unlinked(self, o: Operation) -> Result | None:

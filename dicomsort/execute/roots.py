@@ -42,6 +42,6 @@ def second_name(part: str) -> str:
     return f"{part.removesuffix('.part')}-2.part"
 
 
-def new_name(part: str) -> str:
-    """Return the name under which a whole temporary copy is made anew: the earlier one stays until that is done."""
+def spare_name(part: str) -> str:
+    """Return the name under which a whole part file is made anew: the earlier one stays until that is done."""
     return f"{part.removesuffix('.part')}-3.part"

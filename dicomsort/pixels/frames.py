@@ -19,7 +19,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
 from dicomsort.dicom.elements import ITEM, SEQUENCE_END, UNDEFINED, ByteSource
-from dicomsort.dicom.encoding import ELEMENT_HEADERS, SHORT_HEADER
+from dicomsort.dicom.encoding import ELEMENT_HEADERS, NATIVE, SHORT_HEADER
 from dicomsort.pixels import codestream, decoders, grayscale
 from dicomsort.pixels.layout import GREY, Frame, PixelLayout, choose, drop_unused_bits, read_layout, to_frame
 from dicomsort.pixels.limits import MAX_FRAGMENTS, PixelsError, check_size, wrap_errors
@@ -307,7 +307,6 @@ def _decode_rle(data: bytes, layout: PixelLayout, index: int) -> Frame:
 
 
 _ITEM = b"\xfe\xff\x00\xe0"
-_NATIVE = {"", *uid.UncompressedTransferSyntaxes}
 
 
 def decode(source: Source, frame: int | None, min_side: int) -> Frame:
@@ -318,7 +317,7 @@ def decode(source: Source, frame: int | None, min_side: int) -> Frame:
     layout, element = read_layout(source), source.element
     item = source.content.at(element.offset, len(_ITEM)) == _ITEM
     # A defined length is native data, whatever the transfer syntax says, unless an item shows that it is not.
-    if element.length == UNDEFINED or (item and source.syntax not in _NATIVE):
+    if element.length == UNDEFINED or (item and source.syntax not in NATIVE):
         return decode_encapsulated(source, layout, frame, min_side)
     check_size(layout.rows, layout.columns)
     length = min(element.length, source.content.size - element.offset)

@@ -16,7 +16,7 @@ from dicomsort.errors import DicomsortError, counted
 from dicomsort.report import visible
 from dicomsort.training.data.augment import varied_by
 from dicomsort.training.data.dataset import MIN_IMAGES, Dataset, read_groups, relabelled, require_trainable, scan
-from dicomsort.training.data.rendered import Rendered, open_cache, render_all
+from dicomsort.training.data.rendered import SHOWN, Rendered, open_cache, render_all, skipped_lines
 from dicomsort.training.evaluate import calibration
 from dicomsort.training.evaluate.compare import beside_of, compared, refusal, rival_at
 from dicomsort.training.evaluate.predictions import name_clusters
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from dicomsort.training.data.splitting import ImageGroups
     from dicomsort.training.models.architectures import Architecture
 
-SKIPPED_SHOWN = 10
 TRIALS = frozenset({"trials.csv", "trials.png"})  # what a search adds to its bundle
 EARLIER = "screen.tflite"  # a second network, which bundles had until there was one
 MAYBE = TRIALS | {EARLIER}  # what an earlier bundle may have beside ``OUTPUTS``
@@ -105,7 +104,8 @@ def rendering(
     with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch, open_workers() as engine:
         rendered = render_all(dataset, Path(scratch) / "images.npy", engine, reporter, cache)
         rendered = replace(rendered, vary=varied_by(engine, strength or settings.augment))
-        _note_skipped(rendered, reporter)
+        for line in skipped_lines(rendered.skipped):
+            reporter.note(line)
         least = 1 if isinstance(architecture, Finetune) else MIN_IMAGES
         require_trainable(rendered.dataset, dataset.counts(), len(rendered.skipped), least)
         yield rendered
@@ -150,20 +150,10 @@ def _written(folder: Path, result: TrainingResult) -> dict[str, Any]:
 
 def _note_groups(grouping: ImageGroups, reporter: Reporter) -> None:
     reporter.note(f"Kept together: {grouping.words()}")
-    for names in grouping.joined[:SKIPPED_SHOWN]:
+    for names in grouping.joined[:SHOWN]:
         reporter.note(f"  one source, for a shared patient, near-duplicate or name: {visible(', '.join(names))}")
     if grouping.blank:
         reporter.note(
             counted(grouping.blank, "image is of one colour, and tells", "images are of one colour, and tell")
             + " nothing"
         )
-
-
-def _note_skipped(rendered: Rendered, reporter: Reporter) -> None:
-    if not rendered.skipped:
-        return
-    reporter.note(f"Skipped {counted(len(rendered.skipped), 'file that is', 'files that are')} no readable image:")
-    for path, reason in rendered.skipped[:SKIPPED_SHOWN]:
-        reporter.note(f"  {visible(path)}: {reason}")
-    if len(rendered.skipped) > SKIPPED_SHOWN:
-        reporter.note(f"  … and {len(rendered.skipped) - SKIPPED_SHOWN} more, all listed in metrics.json")

@@ -13,7 +13,7 @@ from dicomsort.pacs.send.association import MAX_CONTEXTS, Association, Pair
 from dicomsort.pacs.send.destination import DicomPeer
 from dicomsort.pacs.send.records import Answer, Batch, Instance, Temporary, Unsendable
 from dicomsort.pacs.send.selection import outgoing
-from dicomsort.pacs.send.transcoding import NATIVE, Transcoder, is_lossless
+from dicomsort.pacs.send.transcoding import DECOMPRESSED, Transcoder, is_lossless
 
 
 class DimseChannel:
@@ -68,7 +68,7 @@ class DimseChannel:
     def _transcoded(self, association: Association, instance: Instance) -> Answer:
         """Send in another encoding what the peer does not take as it is, where that is lossless and wanted."""
         reason = association.refused[instance.sop_class, instance.syntax]
-        syntax = next((s for s in NATIVE if (instance.sop_class, s) in association.accepted), None)
+        syntax = next((s for s in DECOMPRESSED if (instance.sop_class, s) in association.accepted), None)
         lossless = is_lossless(instance.syntax)
         if self._transcoder is None or syntax is None or not lossless:
             hint = "; --decompress may help" if self._transcoder is None and lossless else ""
@@ -77,7 +77,7 @@ class DimseChannel:
         context = association.accepted[instance.sop_class, syntax]
         status = association.store(context, instance.sop_class, instance.sop_uid, [data_set])
         answer = _answer(status, sha256)
-        note = f"sent as {NATIVE[syntax]}: {reason}"
+        note = f"sent as {DECOMPRESSED[syntax]}: {reason}"
         return replace(answer, message="; ".join(filter(None, (note, answer.message))))
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ def batches(instances: Iterable[Instance], *, decompress: bool) -> Iterator[Batc
     together: list[Instance] = []
     contexts: dict[Pair, None] = {}  # ordered
     for instance in sorted(instances, key=lambda each: (each.sop_class, each.syntax)):
-        native = NATIVE if decompress else ()
+        native = DECOMPRESSED if decompress else ()
         needed = dict.fromkeys((instance.sop_class, syntax) for syntax in (instance.syntax, *native))
         if len(contexts | needed) > MAX_CONTEXTS:
             yield from _alone(together, tuple(contexts))

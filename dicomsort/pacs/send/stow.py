@@ -34,10 +34,10 @@ MAX_ANSWER = 16 << 20  # bytes of a response that are read
 _PIECE = 1 << 16
 _JSON = "application/dicom+json"
 _MEDIA_TYPE = re.compile(r"[\w.+-]{1,80}/[\w.+-]{1,80}", re.ASCII)
-_STORED = frozenset({200, 202, 409})  # all, some, none of it was stored: the payload says which
-_LATER = frozenset({408, 429, 502, 503, 504})
-_RIGHTS = frozenset({401, 403, 407})
-_ELSEWHERE = frozenset({*range(300, 400), 404, 405, 406, 410, 501, 505})
+_WITH_PAYLOAD = frozenset({200, 202, 409})  # all, some, none of it was stored: the payload says which
+_RETRIED = frozenset({408, 429, 502, 503, 504})
+_NOT_ALLOWED = frozenset({401, 403, 407})
+_NO_SERVICE = frozenset({*range(300, 400), 404, 405, 406, 410, 501, 505})
 _PROCESSING = 0x0110  # processing failure, where a server gives no reason
 _REFERENCED, _FAILED, _SOP_UID, _FAILURE, _WARNING = "00081199", "00081198", "00081155", "00081197", "00081196"
 
@@ -179,7 +179,7 @@ class WebChannel:
             return {part.instance: Answer(again=True, message=str(error)) for part in parts}
 
     def _post(self, body: Body) -> tuple[int, dict[str, int] | None]:
-        """Return the HTTP status, and the status of each SOP Instance UID; None where it refuses them all unread."""
+        """Return the HTTP status, and the status of each SOP Instance UID; None where it refuses the request."""
         import urllib3
 
         self.is_open, self._deadline = False, _Deadline()
@@ -268,14 +268,14 @@ def authorization(peer: WebPeer, file: Path | None) -> dict[str, str]:
 
 
 def _check_response(peer: WebPeer, code: int, headers: Any, content: bytes) -> dict[str, int] | None:
-    found = _response_statuses(content) if code in _STORED else None
+    found = _response_statuses(content) if code in _WITH_PAYLOAD else None
     if found is not None:
         return found
-    if code in _LATER:
+    if code in _RETRIED:
         raise Temporary(f"{peer.name} answers HTTP {code}", wait=_seconds(headers.get("Retry-After", "")), is_down=True)
-    if code in _RIGHTS:
+    if code in _NOT_ALLOWED:
         raise Permanent(f"{peer.name} refuses with HTTP {code}; --auth FILE gives user and password, or a token")
-    if code in _ELSEWHERE:
+    if code in _NO_SERVICE:
         raise Permanent(f"{peer.name} answers HTTP {code}: there is no STOW-RS service at {peer.url}; check --to")
     if code < 300:  # noqa: PLR2004
         kind = headers.get("Content-Type", "no type").partition(";")[0].strip()
@@ -301,16 +301,16 @@ def _response_statuses(content: bytes) -> dict[str, int] | None:
     items = [(item, _status(item, _WARNING, statuses.SUCCESS)) for item in _values(dataset, _REFERENCED)]
     for item in _values(dataset, _FAILED):
         reason = _status(item, _FAILURE, _PROCESSING)
-        items.append((item, _PROCESSING if _is_stored(reason) else reason))
+        items.append((item, _PROCESSING if _was_stored(reason) else reason))
     found: dict[str, int] = {}
     for item, status in items:
         for uid in _values(item, _SOP_UID)[:1]:
-            if isinstance(uid, str) and _is_stored(found.get(uid, statuses.SUCCESS)):
+            if isinstance(uid, str) and _was_stored(found.get(uid, statuses.SUCCESS)):
                 found[uid] = status
     return found
 
 
-def _is_stored(status: int) -> bool:
+def _was_stored(status: int) -> bool:
     """Whether what is referenced with this status was stored (PS3.18 10.5.3): so it is, but for a failure's status."""
     return statuses.is_stored(status) or statuses.is_warning(status)
 
@@ -330,7 +330,7 @@ def _answer(by_uid: dict[str, int], part: Part) -> Answer:
     status = by_uid.get(part.instance.sop_uid)
     if status is None:
         return Answer(message="the server's answer does not name it")
-    return Answer(_is_stored(status), statuses.is_temporary(status), statuses.describe(status), part.sha256)
+    return Answer(_was_stored(status), statuses.is_temporary(status), statuses.describe(status), part.sha256)
 
 
 def _seconds(text: str) -> float:

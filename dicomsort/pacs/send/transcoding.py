@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
     from pydicom.tag import BaseTag
 
-NATIVE = {  # in order of preference
+DECOMPRESSED = {  # transfer syntaxes that compressed instances may be sent in, in order of preference
     EXPLICIT_LITTLE: "Explicit VR Little Endian",
     IMPLICIT_LITTLE: "Implicit VR Little Endian",
 }
@@ -59,7 +59,7 @@ _SAMPLES = {"MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "Y
 _START = re.compile(rb"(?:\A|\xff\xd9\0?)(?=\xff\xd8\xff|\xff\x4f\xff\x51|\0\0\0\x0cjP {2})")  # of a frame's codestream
 _RLE = "1.2.840.10008.1.2.5"
 _LOSSLESS = frozenset({
-    *NATIVE,
+    *DECOMPRESSED,
     "1.2.840.10008.1.2.1.99",  # deflated
     "1.2.840.10008.1.2.4.57",  # JPEG lossless
     "1.2.840.10008.1.2.4.70",
@@ -131,7 +131,7 @@ def transcode(body: bytes, syntax: str, wanted: str) -> bytes:
     from pydicom.filewriter import write_dataset
 
     to_implicit = wanted == IMPLICIT_LITTLE
-    is_compressed = not (syntax in NATIVE or syntax in DEFLATED)
+    is_compressed = not (syntax in DECOMPRESSED or syntax in DEFLATED)
     if syntax in DEFLATED:
         body = zlib.decompress(body, -zlib.MAX_WBITS)
     try:

@@ -28,16 +28,18 @@ from numpy.typing import DTypeLike, NDArray
 
 from dicomsort import pixels
 from dicomsort.engines.engine import Engine, map_in_order
-from dicomsort.errors import DicomsortError, UsageError, WorkerLost
+from dicomsort.errors import DicomsortError, UsageError, WorkerLost, counted
 from dicomsort.files import opened_file
 from dicomsort.pixels import INPUT_SHAPE, PixelsError
 from dicomsort.records import RENDERING_VERSION
+from dicomsort.report import visible
 from dicomsort.training.data.augment import Vary, vary
 from dicomsort.training.data.dataset import Dataset
 from dicomsort.training.data.splitting import ImageGroups, keep_together, patient, perceptual_hash
 from dicomsort.training.progress import Reporter
 
 HASH_BYTES = 32
+SHOWN = 10  # files, or groups, that a training lists
 _HEAD = b"\1\0\0"  # version of this layout and of ``splitting.perceptual_hash``; channels; whether there is a hash
 _LARGEST = len(_HEAD) + HASH_BYTES + math.prod(INPUT_SHAPE)
 
@@ -271,3 +273,12 @@ def _no_room(size: int, error: OSError) -> str:
         f"rendering: expected {size >> 20} MiB of room for temporary files, received: {error.strerror}; "
         "set TMPDIR to a folder that has it"
     )
+
+
+def skipped_lines(skipped: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Yield in lines which files were skipped, and why; nothing where none was."""
+    if skipped:
+        yield f"Skipped {counted(len(skipped), 'file that is', 'files that are')} no readable image:"
+        yield from (f"  {visible(path)}: {reason}" for path, reason in skipped[:SHOWN])
+    if len(skipped) > SHOWN:
+        yield f"  … and {len(skipped) - SHOWN} more, all listed in metrics.json"

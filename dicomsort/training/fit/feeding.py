@@ -145,11 +145,8 @@ def predict_rows(model: Any, images: NDArray[np.uint8], rows: Indices, step: Ste
     return np.concatenate(parts)
 
 
-def compiled(model: Any, learning_rate: Any) -> Any:
-    """Return the model, compiled with Adam, categorical cross-entropy and accuracy; the optimizer's state is built.
-
-    ``learning_rate`` is a number or a schedule of Keras.
-    """
+def compiled(model: Any, learning_rate: float) -> Any:
+    """Return the model, compiled with Adam, categorical cross-entropy and accuracy; the optimizer's state is built."""
     model.compile(keras.optimizers.Adam(learning_rate), "categorical_crossentropy", metrics=["accuracy"])
     model.optimizer.build(model.trainable_variables)
     return model

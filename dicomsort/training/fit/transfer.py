@@ -61,7 +61,7 @@ WARM_UP = 0.1
 DECAY, CLIP = 1e-3, 1.0
 AVERAGED, MOST_AVERAGED = 0.1, 100  # the share of the steps that the running average covers, and their number at most
 PREDICTED = 128
-ARRAYS = "probabilities, distances, variants, integers, integer_distances"  # in a checkpoint, in this order
+CHECKPOINT_LAYOUT = "probabilities, distances, variants, integers, integer_distances"  # in a checkpoint, in this order
 
 
 def fit_mahalanobis(trainer: TailTrainer, items: Indices) -> ood.MahalanobisModel | None:
@@ -193,8 +193,8 @@ def fit_transfer(
     made = Quantizer.fitting(architecture, rendered, hyper.seed, reporter, len(fold))
     quantizer = made if isinstance(made, Quantizer) else None
     with opened(architecture, rendered, hyper, reporter) as trainer:
-        network = f"{architecture.summary}, from {architecture.trained_from}"
-        trained = fit_in_folds(trainer, fold, network, by_source=grouped, quantizer=quantizer)
+        weights = f"{architecture.summary}, from {architecture.trained_from}"
+        trained = fit_in_folds(trainer, fold, weights, by_source=grouped, quantizer=quantizer)
         return with_class_bias(trained, dataset.labels) if grouped else trained
 
 
@@ -209,9 +209,14 @@ def with_class_bias(trained: TrainedModel, labels: Sequence[str]) -> TrainedMode
 
 
 def fit_in_folds(
-    trainer: TailTrainer, fold: NDArray[np.int64], network: str, *, by_source: bool, quantizer: Quantizer | None = None
+    trainer: TailTrainer,
+    fold: NDArray[np.int64],
+    weights: str,
+    *,
+    by_source: bool,
+    quantizer: Quantizer | None = None,
 ) -> TrainedModel:
-    """Train once for each fold on the others, then on everything; ``network`` names the weights in a checkpoint."""
+    """Train once for each fold on the others, then on everything; ``weights`` describes the initial ones."""
     hyper, count, unit = trainer.hyper, len(np.unique(fold)), trainer.dataset.sources_held()
     if not by_source:
         unit = "images at random (there are no sources to tell apart), patients and near-duplicates kept together"
@@ -219,7 +224,9 @@ def fit_in_folds(
     held_out = HeldOutPredictions.room(trainer.dataset, fold, how, by_source=by_source)
     everything = np.arange(len(fold))
     with resumable(trainer.hyper.checkpoint, trainer.reporter):
-        checkpoint = checkpoint_of(trainer.network, trainer.rendered, hyper, architecture=network, judged=ARRAYS)
+        checkpoint = checkpoint_of(
+            trainer.network, trainer.rendered, hyper, architecture=weights, judged=CHECKPOINT_LAYOUT
+        )
         int8, history = cross_validate(trainer, held_out, checkpoint, quantizer)
         trainer.fit(everything, None, "Training on everything")
     mahalanobis = trainer.mahalanobis(trainer, everything)
@@ -242,10 +249,10 @@ def cross_validate(
     Returns the same of these networks in int8, where there is a ``quantizer`` that can convert them all, and the
     history with the first fold held out. Each fold is saved in ``checkpoint``, and a resumed training skips it.
     """
-    integers, distances = np.full_like(held_out.probabilities, np.nan), np.full(len(held_out.items), np.nan, np.float32)
-    arrays = [*held_out.arrays(), integers, distances]
-    numbers = np.unique(held_out.fold)
-    count = len(numbers)
+    int8_probabilities = np.full_like(held_out.probabilities, np.nan)
+    int8_distances = np.full(len(held_out.items), np.nan, np.float32)
+    arrays = [*held_out.arrays(), int8_probabilities, int8_distances]
+    count = len(numbers := np.unique(held_out.fold))
     fits = partial(_fits, folds=count, epochs=trainer.hyper.epochs, arrays=arrays)
     saved = checkpoint and checkpoint.resume(
         trainer.reporter, lambda past: f"{past.epoch} of {count} folds are done", fits
@@ -260,16 +267,17 @@ def cross_validate(
         mahalanobis = predict_fold(trainer, held_out, outside, inside)
         found = quantizer and quantizer.predict_fold(trainer.network, mahalanobis, outside, inside)
         if found:
-            integers[inside], distances[inside] = found[0], np.nan if found[1] is None else found[1]
+            int8_probabilities[inside], int8_distances[inside] = found[0], np.nan if found[1] is None else found[1]
         progress.history, progress.epoch = progress.history or history, i
         if checkpoint:
             try:
                 checkpoint.save(Saved(progress, arrays, [], []))
             except OSError as error:
                 trainer.reporter.note(f"No checkpoint: {error.strerror or error}")
-    if np.isnan(integers).any():
+    if np.isnan(int8_probabilities).any():
         return None, progress.history
-    return held_out.with_int8(integers, None if np.isnan(distances).all() else distances), progress.history
+    distances = None if np.isnan(int8_distances).all() else int8_distances
+    return held_out.with_int8(int8_probabilities, distances), progress.history
 
 
 def _fits(saved: Saved, folds: int, epochs: int, arrays: Sequence[NDArray[Any]]) -> bool:
