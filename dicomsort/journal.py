@@ -321,6 +321,11 @@ class Replay:
         """Return the state before anything was done, for ``count`` operations."""
         return cls(bytearray(count), array("Q", bytes(8 * count)))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no operation has begun or ended."""
+        return not self.begun and not any(self.outcomes)
+
     def result(self, number: int) -> Result | None:
         """Return how an operation ended; None where it has not."""
         code = self.outcomes[number]

@@ -14,7 +14,8 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from dicomsort.files import REFUSED_BY_DISK, Copied, Files, created, fill, opened
+from dicomsort.files import REFUSED_BY_DISK, Files, opened
+from dicomsort.files.copying import Copied, created, fill
 from dicomsort.records import Lost
 
 T = TypeVar("T")

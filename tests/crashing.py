@@ -12,7 +12,7 @@ from powercut import name_of, named
 from dicomsort.files import Files
 
 CHANGES = (
-    "make_folder", "remove_folder", "link", "unlink", "replace", "create", "open_append", "write", "truncate",
+    "make_folder", "remove_folder", "link", "unlink", "rename", "replace", "create", "open_append", "write", "truncate",
     "allocate", "set_owner", "set_attribute", "remove_attribute", "set_mode", "set_mtime", "clone", "flush",
     "flush_system",
 )  # fmt: skip

@@ -21,7 +21,8 @@ from test_races import Meddled, fail
 
 from dicomsort.execute import Roots
 from dicomsort.execute.placing import Placer
-from dicomsort.files import CHUNK, Files, chunks, copy, hashed, opened
+from dicomsort.files import CHUNK, Files, chunks, hashed, opened
+from dicomsort.files.copying import copy
 from dicomsort.journal import Replay
 from dicomsort.records import Outcome, Verb
 

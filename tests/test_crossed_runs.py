@@ -34,7 +34,7 @@ def image(path: Path) -> bytes:
 
 
 def killed(command: Callable[[], object], end: str, base: type[Files] = NoLinks) -> None:
-    """Run a command that dies before it creates a file whose path ends so."""
+    """Run a command that dies before it makes a name that ends so."""
     met = []
 
     class Dying(base):  # type: ignore[misc, valid-type]
@@ -43,6 +43,12 @@ def killed(command: Callable[[], object], end: str, base: type[Files] = NoLinks)
                 met.append(path)
                 raise Crash
             return int(super().create(path, mode))
+
+        def rename(self, source: str, target: str) -> None:
+            if named(target).endswith(end):
+                met.append(target)
+                raise Crash
+            super().rename(source, target)
 
     with mock.patch("dicomsort.files.Files", Dying), contextlib.suppress(Crash):
         command()
@@ -155,8 +161,9 @@ def test_an_archive_that_is_skipped_at_a_resume_leaves_no_name(tmp_path: Path, b
     edited.write_bytes(edited.read_bytes() + b"x")
     with mock.patch("dicomsort.files.Files", base):
         run("resume", outbox)
-    assert (inbox / "a.zip").is_file()
-    assert not (outbox / "ARCHIVES/a.zip").exists()
+    is_placed = base is NoLinks  # as a rename comes after its flush, it was done before the edit
+    assert ((inbox / "a.zip").exists(), (outbox / "ARCHIVES/a.zip").exists()) == (not is_placed, is_placed)
+    assert by_source(outbox)["a.zip"]["action"] == ("moved" if is_placed else "left")
     assert not list(outbox.rglob("*.part"))
 
 
@@ -166,13 +173,14 @@ def test_a_begun_name_that_cannot_be_looked_at_is_left(tmp_path: Path) -> None:
     inbox.mkdir()
     (inbox / "a.zip").write_bytes(zipped({"1.dcm": make_dicom(tmp_path / "1.dcm").read_bytes()}))
     again = lambda: sort("--move", "--archives", "open", "--settle", 0, inbox, outbox)
-    traced = dies(-1, lambda: sort("--move", "--archives", "open", "--settle", 0, inbox, tmp_path / "trial"), NoLinks)
+    sorted_ = lambda: sort("--move", "--archives", "open", "--settle", 0, inbox, tmp_path / "trial")
+    traced = dies(-1, sorted_, OtherDevice)
     run("undo", tmp_path / "trial")
-    dies([i for i, call in enumerate(traced.called) if call == "flush_system"][-1], again, NoLinks)
+    dies([i for i, call in enumerate(traced.called) if call == "flush_system"][-1], again, OtherDevice)
     for path in (outbox / "CT").rglob("*.dcm"):
         path.write_bytes(b"edited")
     with (
-        mock.patch("dicomsort.files.Files", NoLinks),
+        mock.patch("dicomsort.files.Files", OtherDevice),
         mock.patch.object(PartFiles, "discard", side_effect=OSError(errno.EIO, "unread")),
     ):
         run("resume", outbox)

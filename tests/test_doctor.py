@@ -101,6 +101,13 @@ class Without(Files):
             Path(target).unlink(missing_ok=True)
         super().link(source, target)
 
+    def rename(self, source: str, target: str) -> None:
+        if "renames" in self.missing:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if "reserve" in self.missing:
+            Path(target).unlink(missing_ok=True)
+        super().rename(source, target)
+
     def lock(self, descriptor: int) -> bool:
         if "locks" in self.missing:
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -119,6 +126,9 @@ class Without(Files):
     ("missing", "state", "words"),
     [
         ("links", State.NOTE, "refuses hard links"),
+        ("links", State.FINE, "renaming never replaces"),
+        ("links renames", State.NOTE, "refuses to rename without replacing"),
+        ("links reserve", State.WRONG, "renaming replaced a file"),
         ("care", State.WRONG, "a hard link replaced a file"),
         ("locks", State.WRONG, "expected a lock (flock), received No locks available"),
         ("exclusion", State.WRONG, "a lock that is held was given out again"),
@@ -127,7 +137,7 @@ class Without(Files):
     ],
 )
 def test_what_a_file_system_does_not_promise(tmp_path: Path, missing: str, state: State, words: str) -> None:
-    found = look(None, tmp_path, Without(missing))
+    found = look(None, tmp_path, Without(*missing.split()))
     assert [finding.state for finding in found if words in finding.message] == [state]
     assert not [*tmp_path.iterdir()]
 

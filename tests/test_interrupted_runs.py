@@ -272,9 +272,10 @@ def test_a_run_whose_inbox_is_lost_can_be_given_up(tmp_path: Path, mode: str) ->
     assert sort("--settle", 0, other, outbox).code == 3
     assert "--give-up" in run("resume", outbox, name).err
     assert run("resume", "--give-up", outbox).code == 2
-    assert run("resume", "--give-up", outbox, name).code == 3
+    code = run("resume", "--give-up", outbox, name).code
     told = [(row["status"], row["message"]) for row in rows(outbox) if row["run_id"] == name]
     assert len(told) == 3
+    assert code == (0 if set(told) == {("sorted", "")} else 3)
     assert set(told) <= {("changed", "the file is gone"), ("sorted", "")}  # of which how many: threads copy at once
     assert [sort("--settle", 0, other, outbox).code, run("verify", outbox).code] == [0, 0]
     (tmp_path / "gone").rename(lost)

@@ -14,9 +14,8 @@ from command import by_source, placed, run, sort
 from crashing import Crash, CrashingFiles, OtherDevice
 
 from dicomsort import files as files_module
-from dicomsort.execute import placing, removing
+from dicomsort.execute import removing
 from dicomsort.files import Files
-from dicomsort.journal import Replay
 from dicomsort.sorting.runs import all_runs
 
 
@@ -183,14 +182,6 @@ def test_nothing_is_taken_back_where_the_source_was_replaced(
     row = by_source(outbox)["a.dcm"]
     assert (row["action"], row["destination"]) == ("moved", str(place.relative_to(outbox)))
     assert "the source cannot be removed: Operation not permitted; it may still be there" in row["message"]
-
-
-def test_a_second_name_that_a_crash_left_tells_that_links_are_made(tmp_path: Path) -> None:
-    for name in ("a.part", "a-2.part"):
-        (tmp_path / name).touch()
-    roots = placing.Roots(str(tmp_path), str(tmp_path))
-    placer = placing.Placer(Files(), roots, "run", Replay.empty(1))
-    assert placer.parts._links(str(tmp_path / "a.part"), tmp_path.stat().st_dev)
 
 
 def test_a_folder_name_that_the_outbox_refuses_costs_its_own_files(one: tuple[Path, Path]) -> None:

@@ -29,7 +29,8 @@ from test_races import Meddled, fail
 from unprivileged import NOBODY
 
 from dicomsort.errors import PlacingFailed
-from dicomsort.files import CHUNK, Files, closing_descriptor, fill, opened
+from dicomsort.files import CHUNK, Files, closing_descriptor, opened
+from dicomsort.files.copying import fill
 from dicomsort.journal import pack, replay, unpack
 from dicomsort.metadata import ACL, metadata_of
 from dicomsort.records import Lost, Operation, Outcome, Row, Verb
@@ -459,7 +460,8 @@ def test_a_foreign_file_of_the_same_bytes_is_not_given_away(tmp_path: Path) -> N
 def test_a_copy_whose_source_changed_while_the_run_was_down_is_completed_by_the_plan(tmp_path: Path) -> None:
     inbox, outbox = world(tmp_path)
     operation = replace(step(inbox, Verb.MOVE, "a/2", target="outbox/CT/2"), mode=0o4604)
-    make_files(outbox, {"CT/2": FILES["a/2"], "CT/.dicomsort-run-0.part": FILES["a/2"]})
+    make_files(outbox, {"CT/2": FILES["a/2"], "CT/.dicomsort-run-0-2.part": b""})
+    os.utime(outbox / "CT/2", ns=(operation.mtime_ns, operation.mtime_ns))
     append(inbox / "a/2")
     result = checked_again(inbox, outbox, operation, NoLinks())
     assert result is not None

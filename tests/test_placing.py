@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from building import make_files, read_tree
 from command import quiet
-from crashing import NoLinks
+from crashing import CrashingFiles, NoLinks
 from matrix import FILES, checked_again, head_of, operations, placer_again, step, world
 
 from dicomsort.errors import PlacingFailed
@@ -161,21 +163,72 @@ def test_a_copy_never_hands_on_setuid(tmp_path: Path) -> None:
     assert (outbox / "CT/1").stat().st_mode & 0o7777 == 0o755
 
 
-@pytest.mark.parametrize("has_links", [True, False])
-def test_a_torn_copy_without_links_is_ours_and_made_again(tmp_path: Path, *, has_links: bool) -> None:
+@pytest.mark.parametrize("files", [Files, NoLinks])
+@pytest.mark.parametrize("content", [b"", FILES["a/1"][:3], FILES["a/1"]])
+def test_what_lies_beside_a_temporary_copy_is_somebody_elses(
+    tmp_path: Path, files: Callable[[], Files], content: bytes
+) -> None:
+    """A scanner may be writing it. What we place has the inode of its temporary copy, or that is gone."""
     inbox, outbox = world(tmp_path)
     operation = step(inbox, Verb.COPY, "a/1", target="outbox/CT/s/1")
-    make_files(outbox, {"CT/s/1": FILES["a/1"][:3], "CT/s/.dicomsort-run-0.part": FILES["a/1"]})
+    names = (".dicomsort-run-0.part", ".dicomsort-run-0-2.part")
+    make_files(outbox, {"CT/s/1": content, **{f"CT/s/{name}": FILES["a/1"] for name in names}})
     (outbox / "CT/s/1").chmod(0o600)
-    files = Files() if has_links else NoLinks()
-    result = checked_again(inbox, outbox, operation, files)
-    if has_links:  # what we place has the inode of its temporary copy there, so this file is somebody's
-        assert result is not None
-        assert result.outcome is Outcome.CONFLICT
-        assert (outbox / "CT/s/1").read_bytes() == FILES["a/1"][:3]
-    else:
-        assert result is None
-        again = placer_again(inbox, outbox, files).apply(operation)
-        assert isinstance(again, Result)
-        assert again.outcome is Outcome.DONE
-        assert (outbox / "CT/s/1").read_bytes() == FILES["a/1"]
+    result = checked_again(inbox, outbox, operation, files())
+    assert result is not None
+    assert result.outcome is (Outcome.DUPLICATE if content == FILES["a/1"] else Outcome.CONFLICT)
+    assert (outbox / "CT/s/1").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"ONE" * 50, FILES["a/1"]])
+def test_the_inode_of_a_source_that_is_gone_proves_nothing(tmp_path: Path, content: bytes) -> None:
+    """File systems give its number to the next new file."""
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.COPY, "a/1", target="outbox/CT/s/1")
+    (inbox / "a/1").unlink()
+    make_files(outbox, {"CT/s/1": content, "CT/s/.dicomsort-run-0.part": FILES["a/1"]})
+    status = (outbox / "CT/s/1").stat()
+    files = CrashingFiles(-1)
+    placer = placer_again(inbox, outbox, files)
+    result = placer.check(replace(operation, device=status.st_dev, inode=status.st_ino))
+    assert result is not None
+    is_same = content == FILES["a/1"]
+    assert result.outcome is (Outcome.DUPLICATE if is_same else Outcome.CONFLICT)
+    assert files.called == []
+    assert (placer.parts.remove(operation) is None) == is_same
+    assert (outbox / "CT/s/.dicomsort-run-0.part").exists() != is_same
+    assert files.called[: 2 * is_same] == ["flush", "flush"][: 2 * is_same]  # it may be of a moment ago
+
+
+def test_a_renaming_replaces_nothing(tmp_path: Path) -> None:
+    make_files(tmp_path, {"a": "one", "b": "two"})
+    files, (one, two, new) = Files(), (str(tmp_path / name) for name in ("a", "b", "new"))
+    with pytest.raises(FileExistsError):
+        files.rename(one, two)
+    assert read_tree(tmp_path) == {"a": b"one", "b": b"two"}
+    files.rename(one, new)
+    assert read_tree(tmp_path) == {"new": b"one", "b": b"two"}
+    files._renameat2 = None
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSYS)):
+        files.rename(two, one)
+
+
+class NoRenames(NoLinks):
+    """A file system with neither links nor renaming that replaces nothing."""
+
+    def rename(self, source: str, target: str) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), source, None, target)
+
+
+@pytest.mark.parametrize("verb", [Verb.COPY, Verb.MOVE])
+def test_where_renaming_might_replace_a_name_is_created_first(tmp_path: Path, verb: Verb) -> None:
+    inbox, outbox = world(tmp_path)
+    steps = operations(inbox, verb)
+    make_files(outbox, {"CT/s/2": "somebody's"})
+    known = carry_out(inbox, outbox, steps, NoRenames())
+    ends = {o.target: result.outcome for o in steps if (result := known.result(o.number))}
+    assert ends["outbox/CT/s/1"] is Outcome.DONE
+    assert ends["outbox/CT/s/2"] is Outcome.CONFLICT
+    assert (outbox / "CT/s/1").read_bytes() == FILES["a/1"]
+    assert (outbox / "CT/s/2").read_bytes() == b"somebody's"
+    assert not list(outbox.rglob("*.part"))

@@ -127,11 +127,12 @@ def cut_short(inbox: Path, outbox: Path, study: int) -> str:
 
 def test_unfinished_runs_stay_and_can_be_resumed(inbox: Path, outbox: Path) -> None:
     unfinished, other = cut_short(inbox, outbox, 1), inbox.with_name("other")  # what a sort finishes is of its inbox
-    sort_new(other, outbox, 2, code=3)
+    later = sort_new(other, outbox, 2, code=3)
     sort_new(other, outbox, 3, code=3)
     ran = run("runs", outbox, "--prune", 0)
     assert f"kept {unfinished}: it was cut short" in ran.out
-    assert (ran.code, len(runs_of(outbox))) == (0, 2)
+    assert f"kept {later}: run {unfinished} was cut short, and asks what later runs did" in ran.out
+    assert (ran.code, len(runs_of(outbox))) == (0, 3)
     assert run("resume", outbox, unfinished).code == 0
     assert len(list(placed(outbox))) == 3
     assert run("runs", outbox, "--prune", 0).code == 0
@@ -169,6 +170,19 @@ def test_a_run_that_was_cut_short_is_not_said_to_hold_what_is_gone(inbox: Path, 
     make_files(outbox / ".dicomsort/runs" / name / "staging", {"1": "unpacked"})
     sort_new(inbox.with_name("other"), outbox, 2, code=3)
     assert f"kept {name}: it was cut short" in run("runs", outbox, "--prune", 0).out
+
+
+def test_a_run_stays_whose_undo_was_closed_with_something_begun(inbox: Path, outbox: Path) -> None:
+    first = sort_new(inbox, outbox, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dicomsort.files.Files", lambda: Broken("flush_system", 0, errno.EIO))
+        assert run("undo", outbox).code == 1
+    undo = runs_of(outbox)[-1]
+    inbox.rename(inbox.with_name("away"))
+    last = sort_new(inbox.with_name("other"), outbox, 2, code=3)
+    ran = run("runs", outbox, "--prune", 0)
+    assert f"kept {first}: an undo of it was closed, and may have left files" in ran.out
+    assert runs_of(outbox) == sorted([first, undo, last])
 
 
 def test_a_run_whose_undo_was_cut_short_stays_with_it(inbox: Path, outbox: Path) -> None:

@@ -21,8 +21,9 @@ from dicomsort.archives.members import (
     shown_name,
 )
 from dicomsort.dicom.magic import OPENED, archive_of
-from dicomsort.files import Files, created, flush_path, is_network, look_up, opened_file
+from dicomsort.files import Files, flush_path, is_network, look_up, opened_file
 from dicomsort.files.beneath import one_below
+from dicomsort.files.copying import created
 from dicomsort.records import ARCHIVE, Found
 
 _MODE = 0o666  # less the umask: a placed file has it

@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dicomsort.doctor.finding import Finding, checked, fine, note, wrong
 from dicomsort.errors import counted
 from dicomsort.execute import Leaving
-from dicomsort.files import NO_LINK, Files, closing_descriptor, is_network, look_up
+from dicomsort.files import NO_LINK, NO_RENAME, Files, closing_descriptor, is_network, look_up
 from dicomsort.journal import is_run, runs_folder
 from dicomsort.report.text import size
 
@@ -118,7 +118,8 @@ def _links(path: str, files: Files) -> Iterator[Finding]:
         except OSError as error:
             if error.errno not in NO_LINK:
                 raise
-            yield note(f"refuses hard links ({error.strerror})", "nothing to mend: copies are made and verified")
+            yield note(f"refuses hard links ({error.strerror})", "nothing to mend: copies are verified, then renamed")
+            yield from _renames(path, second, files)
             return
         undone.callback(files.unlink, second)
         if not os.path.samestat(os.lstat(path), os.lstat(second)):
@@ -129,6 +130,26 @@ def _links(path: str, files: Files) -> Iterator[Finding]:
             yield fine("hard links never replace")
         else:
             yield wrong("a hard link replaced a file: nothing is safe there", "use another file system")
+
+
+def _renames(path: str, second: str, files: Files) -> Iterator[Finding]:
+    os.close(files.create(second))
+    try:
+        files.rename(second, path)
+    except FileExistsError:
+        yield fine("renaming never replaces")
+    except OSError as error:
+        if error.errno not in NO_RENAME:
+            raise
+        yield note(
+            f"refuses to rename without replacing ({error.strerror})",
+            "a crash may leave an empty file under the name of an image; use another file system",
+        )
+    else:
+        yield wrong("renaming replaced a file: nothing is safe there", "use another file system")
+    finally:
+        with suppress(FileNotFoundError):
+            files.unlink(second)
 
 
 def _locks(path: str, files: Files) -> Iterator[Finding]:

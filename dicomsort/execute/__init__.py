@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dicomsort.execute.executor import BATCH, Executor
 from dicomsort.execute.leaving import CANNOT_LEAVE, LINK_REFUSED, Leaving, is_stamped
-from dicomsort.execute.part_files import OtherRuns, PartFiles
+from dicomsort.execute.part_files import PartFiles
 from dicomsort.execute.placing import Placer
 from dicomsort.execute.roots import Resolver, Roots
 
@@ -14,7 +14,6 @@ __all__ = [
     "LINK_REFUSED",
     "Executor",
     "Leaving",
-    "OtherRuns",
     "PartFiles",
     "Placer",
     "Resolver",

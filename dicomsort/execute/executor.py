@@ -20,8 +20,7 @@ from dicomsort.errors import PlacingFailed
 from dicomsort.execute.folders import Folders, NotMade, folder_of, needed, parent
 from dicomsort.execute.leaving import is_stamped, stamp_of
 from dicomsort.execute.outcomes import Fatal
-from dicomsort.execute.part_files import ALONE, OtherRuns
-from dicomsort.execute.placing import Placer
+from dicomsort.execute.placing import IsNeeded, Placer, by_nobody
 from dicomsort.execute.removing import LOCKED
 from dicomsort.execute.roots import Roots
 from dicomsort.files import Files, flush_path, is_network, look_up, sha256_of
@@ -37,7 +36,7 @@ class Executor:
     """Executes one plan with a few threads; only the thread that calls ``run`` writes the journal.
 
     ``run`` is the run's id, which names the temporary copies. ``tries_all``: where the disk refuses an operation, the
-    others are executed before the run fails. ``others`` are the other runs of the outbox. A run
+    others are executed before the run fails. ``is_needed`` tells whether another run needs a file. A run
     that ``gives_up`` is not resumed: where a source cannot be looked at, it stays.
     """
 
@@ -50,17 +49,17 @@ class Executor:
         threads: int,
         *,
         tries_all: bool = False,
-        others: OtherRuns = ALONE,
+        is_needed: IsNeeded = by_nobody,
         gives_up: bool = False,
     ) -> None:
         self._files = files
         self._roots = roots
         self._journal = journal
         self._folders = Folders(files, roots, journal.known.folders)
-        self._placer = Placer(files, roots, run, journal.known, others, gives_up=gives_up)
+        self._placer = Placer(files, roots, run, journal.known, is_needed, gives_up=gives_up)
         self._threads = threads
         self._tries_all = tries_all
-        self._is_resumed = bool(journal.known.begun) or any(journal.known.outcomes)
+        self._is_resumed = not journal.known.is_empty
         self._refused, self._refusals = "", 0  # the first refusal of the disk, and their number, where all is tried
         self._not_whole: set[str] = set()  # archives with a member that was not placed
         self._put_off: set[str] = set()  # files and folders of operations that are left to a resume

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
-from collections.abc import Callable
 from enum import Enum
-from typing import NamedTuple
 
 from dicomsort.execute.leaving import is_stamped, is_unchanged, mode_of, stamp_of, wanted_metadata
 from dicomsort.execute.outcomes import UNREACHABLE, Fatal
-from dicomsort.execute.roots import Resolver, second_name, spare_name
-from dicomsort.files import PATH_MAX, Files, begins_with, flush_path, look_up, opened, sha256_of
+from dicomsort.execute.roots import Resolver, renaming_name, spare_name
+from dicomsort.files import NO_RENAME, PATH_MAX, Files, flush_path, look_up, opened, sha256_of
 from dicomsort.journal import Replay
 from dicomsort.metadata import apply_metadata, metadata_of
 from dicomsort.records import Lost, Operation, Verb
@@ -22,25 +19,15 @@ _NOT_SEEN = "its source was not seen again, and may still be there"
 
 
 class OwnCopy(Enum):
-    """What an earlier attempt of this run has left under a new name."""
+    """What an earlier attempt of this run has left under a new name; ``FLUSHED`` is whole, and was so on the disk."""
 
-    NONE, TORN, WHOLE = range(3)
-
-
-class OtherRuns(NamedTuple):
-    """What other runs say of a place: whether one has filled it, and whether one needs what lies there, by SHA-256."""
-
-    is_theirs: Callable[[str], object] = lambda _: False
-    is_needed: Callable[[str, str], object] = lambda *_: False
-
-
-ALONE = OtherRuns()  # of a run beside which there is none
+    NONE, TORN, WHOLE, FLUSHED = range(4)
 
 
 class PartFiles:
     """Finds, judges and removes the part files of a run; safe to call from several threads.
 
-    ``known`` says which operations an earlier attempt of this run had begun.
+    ``known`` says which operations an earlier attempt of this run had begun, if it ``is_resumed``.
     """
 
     def __init__(
@@ -49,15 +36,16 @@ class PartFiles:
         resolver: Resolver,
         run: str,
         known: Replay,
-        others: OtherRuns,
+        *,
+        is_resumed: bool,
     ) -> None:
         self._files = files
         self._roots = resolver.roots
         self._path, self._held = resolver.path, resolver.held
         self._run = run
-        self._known, self._begun = known, frozenset(known.begun)
-        self._others = others
-        self._has_links: dict[int, bool] = {}  # device -> whether its file system makes links
+        self._known = known
+        self._is_resumed = is_resumed
+        self._marked: set[int] = set()  # operations whose part file this attempt has renamed
 
     def of(self, o: Operation) -> str:
         """Return the temporary copy's path: beside the target, or as near above it as the length of paths allows.
@@ -93,50 +81,43 @@ class PartFiles:
 
     def own_copy(self, o: Operation, target: os.stat_result | None) -> OwnCopy:
         """Return how far an interrupted attempt came with the target, NONE where it or its part file is not there."""
-        made = look_up(part := self.of(o)) if target is not None else None
-        if target is None or made is None:
+        if target is None:
             return OwnCopy.NONE
-        path = self._path(o.target)
-        is_part = os.path.samestat(made, target)
-        is_copy = target.st_nlink == 1 and not self._links(part, target.st_dev)
-        if not is_part and (not is_copy or self._others.is_theirs(o.target)):
-            return OwnCopy.NONE
-        if target.st_size == o.size and sha256_of(path) == o.sha256:
-            return OwnCopy.WHOLE
+        made, is_whole = look_up(part := self.of(o)), _holds(o, self._path(o.target))
         # A power cut may take the bytes of a whole copy and leave its time; who edits a file gives it another time.
-        is_torn = is_stamped(target, stamp_of(o)) if is_part else self._is_torn(path, target, part)
-        return OwnCopy.TORN if is_torn else OwnCopy.NONE
+        has_time = is_stamped(target, stamp_of(o))
+        if made is None:  # FAT numbers its inodes anew each time that it is mounted
+            is_renamed = is_whole and has_time and look_up(renaming_name(part)) is not None
+            return OwnCopy.FLUSHED if is_renamed else OwnCopy.NONE
+        if not os.path.samestat(made, target):
+            return OwnCopy.NONE
+        return OwnCopy.WHOLE if is_whole else OwnCopy.TORN if has_time else OwnCopy.NONE
 
-    def _is_torn(self, path: str, status: os.stat_result, part: str) -> bool:
-        """Whether a file is our own copy of ``part``, cut short: not yet stamped, and the beginning of it.
+    def put_at(self, o: Operation, target: str) -> None:
+        """Give a temporary copy its name where there are no links; it is flushed before.
 
-        exFAT gives all files one mode.
+        A file beside it tells afterwards that the name was made so: it is there before the renaming, the part file
+        after it is not. Where the system cannot rename without replacing, a file that was created for it is replaced.
         """
-        if stat.S_IMODE(status.st_mode) != CREATED_MODE:
-            with contextlib.suppress(OSError):
-                self._files.set_mode(part, CREATED_MODE)
-            if os.lstat(part).st_mode != status.st_mode:
-                return False
-        with opened(path) as shorter, opened(part) as longer:
-            return begins_with(longer, shorter)
-
-    def _links(self, part: str, device: int) -> bool:
-        """Whether the file system of a temporary copy makes hard links: then only a file of its inode is ours."""
-        if device not in self._has_links:
-            try:
-                self._files.link(part, second := second_name(part))
-                self._files.unlink(second)
-                self._has_links[device] = True
-            except OSError as error:  # refused, or no room for a name; a second name that is there was made by a link
-                self._has_links[device] = isinstance(error, FileExistsError)
-        return self._has_links[device]
+        part, mark = self.of(o), renaming_name(self.of(o))
+        flush_path(self._files, part)
+        self._marked.add(o.number)
+        with contextlib.suppress(FileExistsError):
+            os.close(self._files.create(mark))
+        try:
+            self._files.rename(part, target)
+        except OSError as error:
+            if error.errno not in NO_RENAME:
+                raise
+            os.close(self._files.create(target))
+            self._files.replace(part, target)
 
     def discard(self, o: Operation) -> None:
         """Remove a new name of an earlier attempt that is made anew: torn, or while its source holds the bytes."""
         with self._held():
             target = look_up(self._path(o.target)) if o.target else None
             own = self.own_copy(o, target)
-            if own is OwnCopy.TORN or (own is OwnCopy.WHOLE and self.holds(o, o.source)):
+            if own is OwnCopy.TORN or (own is not OwnCopy.NONE and self.holds(o, o.source)):
                 self._files.unlink(self._path(o.target))
 
     def complete(self, o: Operation, inode: int) -> tuple[str, int, Lost | None]:
@@ -146,7 +127,7 @@ class PartFiles:
             self._files.set_mode(path, mode_of(o))
             self._files.set_mtime(path, stamp_of(o))
             return "", inode, None
-        origin, words = part, _NOT_SEEN
+        origin, words = path if look_up(part) is None else part, _NOT_SEEN
         with contextlib.suppress(OSError):
             source = look_up(self._path(o.source))
             if source is not None and is_unchanged(o, source):  # its disk may keep more than that of the part file
@@ -197,8 +178,8 @@ class PartFiles:
         """Remove the temporary copy, if there is one."""
         if o.verb is Verb.COPY or o.verb is Verb.MOVE:
             part = self.of(o)
-            if o.number in self._begun:
-                for other in (second_name(part), spare_name(part)):
+            if self._is_resumed or o.number in self._marked:
+                for other in (renaming_name(part), spare_name(part)):
                     with contextlib.suppress(OSError):
                         self._files.unlink(other)
             try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import NamedTuple
 
 from dicomsort.errors import PlacingFailed
@@ -21,24 +23,22 @@ from dicomsort.execute.leaving import (
     wanted_metadata,
 )
 from dicomsort.execute.outcomes import Fatal, outcome_of_error, outcome_unseen
-from dicomsort.execute.part_files import ALONE, OtherRuns, OwnCopy, PartFiles
+from dicomsort.execute.part_files import OwnCopy, PartFiles
 from dicomsort.execute.removing import NOT_KEPT, Remover
 from dicomsort.execute.roots import Resolver, Roots, spare_name
 from dicomsort.execute.two_mounts import TwoMounts
-from dicomsort.files import (
-    NO_LINK,
-    Copied,
-    Files,
-    copy,
-    flush_path,
-    look_up,
-    opened,
-    same_bytes,
-    sha256_of,
-)
+from dicomsort.files import NO_LINK, Files, flush_path, look_up, opened, sha256_of
+from dicomsort.files.copying import Copied, copy
 from dicomsort.journal import Replay
 from dicomsort.metadata import ACL, Applied, Metadata, apply_metadata, copy_with_metadata, lost_with, metadata_of
 from dicomsort.records import Operation, Outcome, Result, Verb
+
+IsNeeded = Callable[[str, str], object]  # whether another run needs what lies at a place, by its SHA-256
+
+
+def by_nobody(_place: str, _sha256: str) -> bool:
+    """Say that no other run needs anything."""
+    return False
 
 
 class _Made(NamedTuple):
@@ -52,7 +52,7 @@ class _Made(NamedTuple):
 class Placer:
     """Checks, applies and finishes single operations; safe to call from several threads.
 
-    ``known`` says which operations an earlier attempt of this run had begun; ``others`` and ``gives_up``: see
+    ``known`` says which operations an earlier attempt of this run had begun; ``is_needed`` and ``gives_up``: see
     ``Executor``.
     """
 
@@ -62,7 +62,7 @@ class Placer:
         roots: Roots,
         run: str,
         known: Replay,
-        others: OtherRuns = ALONE,
+        is_needed: IsNeeded = by_nobody,
         *,
         gives_up: bool = False,
     ) -> None:
@@ -71,9 +71,9 @@ class Placer:
         self._resolver = Resolver(roots)
         self._path, self.held = self._resolver.path, self._resolver.held
         self._begun = frozenset(known.begun)
-        self._others, self._gives_up = others, gives_up
+        self._is_needed, self._gives_up = is_needed, gives_up
         self._leaving = Leaving()
-        self.parts = PartFiles(files, self._resolver, run, known, others)
+        self.parts = PartFiles(files, self._resolver, run, known, is_resumed=not known.is_empty)
         self._mounts = TwoMounts(files, self._path)
         self._remover = Remover(files, self._path, self._mounts)
         self.flushed: set[int] = set()  # whose copies are durable, as their file systems flush files one by one
@@ -119,7 +119,7 @@ class Placer:
             with self.held():
                 target = self._target(o) if o.target else None
                 own = self.parts.own_copy(o, target)
-                if target is not None and own is OwnCopy.WHOLE:
+                if target is not None and own in {OwnCopy.WHOLE, OwnCopy.FLUSHED}:
                     return Result(o.number, Outcome.DONE, *self.parts.complete(o, target.st_ino))
                 if own is OwnCopy.TORN:
                     self._files.unlink(self._path(o.target))
@@ -155,14 +155,16 @@ class Placer:
         if o.verb is not Verb.COPY and self._is_renamed(o, target):
             return self._under_its_new_name(o, target)
         own, is_in_source = self.parts.own_copy(o, target), self.parts.holds(o, o.source)
-        if own is OwnCopy.WHOLE and (not is_in_source or self._others.is_needed(o.target, o.sha256)):
+        is_believed = own is OwnCopy.FLUSHED or (
+            own is OwnCopy.WHOLE and (not is_in_source or self._is_needed(o.target, o.sha256))
+        )
+        if is_believed:
             return Result(o.number, Outcome.DONE, *self.parts.complete(o, target.st_ino))
         if own is not OwnCopy.NONE and (is_in_source or self.parts.is_whole(o)):
             return None
         occupied = self._occupied(o, target)
         if occupied.outcome is Outcome.CONFLICT and self.parts.is_alone(o):
             return Result(o.number, Outcome.CONFLICT, f"{occupied.message}; {self.parts.stays(o)}")
-        self.parts.clear(o)
         return occupied
 
     def _is_renamed(self, o: Operation, target: os.stat_result) -> bool:
@@ -174,10 +176,9 @@ class Placer:
         return is_one_file(o, target, source)
 
     def _occupied(self, o: Operation, target: os.stat_result) -> Result:
-        if stat.S_ISREG(target.st_mode) and target.st_size == o.size:
-            same = is_one_file(o, target, None) or sha256_of(self._path(o.target)) == o.sha256
-            if same:
-                return Result(o.number, Outcome.DUPLICATE, "the same file is there already", target.st_ino)
+        is_alike = stat.S_ISREG(target.st_mode) and target.st_size == o.size
+        if is_alike and sha256_of(self._path(o.target)) == o.sha256:
+            return Result(o.number, Outcome.DUPLICATE, "the same file is there already", target.st_ino)
         return Result(o.number, Outcome.CONFLICT, "another file stands at the destination; both were kept")
 
     def apply(self, o: Operation) -> Result | Fatal:
@@ -229,17 +230,8 @@ class Placer:
         return self._under_its_new_name(o, there)
 
     def _name_part(self, o: Operation, target: str) -> Result:
-        """Give a temporary copy of an earlier attempt its name; where there are no links, copy it."""
-        part = self.parts.of(o)
-        try:
-            self._link(part, target)
-        except OSError as error:
-            if error.errno not in NO_LINK:
-                raise
-            self._copied(o, part, target)
-            if not same_bytes(part, target):
-                self._files.unlink(target)
-                return Result(o.number, Outcome.FAILED, f"its copy holds other bytes; {self.parts.stays(o)}")
+        """Give a temporary copy of an earlier attempt its name."""
+        self._give_name(o, target, None)
         return Result(o.number, Outcome.DONE, *self.parts.complete(o, os.lstat(target).st_ino))
 
     def _rejected(self, o: Operation, target: str, there: os.stat_result) -> Result:
@@ -273,7 +265,7 @@ class Placer:
             if made is None:
                 self._files.unlink(part)
                 return Result(o.number, Outcome.CHANGED, "the bytes changed after the file was judged")
-            return self._named(o, made, part, target)
+            return self._named(o, made, target)
         except OSError:
             with contextlib.suppress(OSError):
                 self._files.unlink(part)
@@ -288,7 +280,7 @@ class Placer:
                 flush_path(self._files, new)
                 self.parts.discard(o)
                 self._files.replace(new, part)
-                return self._named(o, made, part, target)
+                return self._named(o, made, target)
         except OSError:
             with contextlib.suppress(OSError):
                 self._files.unlink(new)
@@ -296,17 +288,32 @@ class Placer:
         self._files.unlink(new)
         return self._name_part(o, target)
 
-    def _named(self, o: Operation, made: _Made, part: str, target: str) -> Result:
-        """Give a new temporary copy its name; where there are no links, copy it."""
+    def _named(self, o: Operation, made: _Made, target: str) -> Result:
+        """Give a new temporary copy its name."""
+        made = self._give_name(o, target, made) or made
+        if made.copied.device in self._files.flushed_singly:
+            self.flushed.add(o.number)
+        return Result(o.number, Outcome.DONE, made.applied.message, made.copied.inode, made.applied.lost)
+
+    def _give_name(self, o: Operation, target: str, made: _Made | None) -> _Made | None:
+        """Link the temporary copy; where there are no links, rename it.
+
+        Where the target's path is too long for a temporary copy beside it, that may be on another file system. Then it
+        is copied once more, and the new file returned.
+        """
+        part = self.parts.of(o)
         try:
             self._link(part, target)
         except OSError as error:
             if error.errno not in NO_LINK:
                 raise
-            made = self._copied(o, part, target, made.metadata)
-        if made.copied.device in self._files.flushed_singly:
-            self.flushed.add(o.number)
-        return Result(o.number, Outcome.DONE, made.applied.message, made.copied.inode, made.applied.lost)
+            try:
+                self.parts.put_at(o, target)
+            except OSError as refusal:
+                if refusal.errno != errno.EXDEV:
+                    raise
+                return self._copied(o, part, target, made and made.metadata)
+        return None
 
     def _link(self, source: str, target: str) -> None:
         """Link; NFS may make a link and say that it exists: its answer was lost, so it was asked twice."""
@@ -372,7 +379,7 @@ class Placer:
             is_ours = source is not None and target is not None and target.st_ino == inode and is_unchanged(o, source)
             # An inode may be somebody's new file's by now.
             is_same = is_ours and self._remover.is_same(o.source, o.target)
-            if is_same and self._others.is_needed(o.target, o.sha256):
+            if is_same and self._is_needed(o.target, o.sha256):
                 return True
             if is_same and not self._mounts.may_be_one(o.target, o.source):  # else it is the source, by another path
                 self._files.unlink(self._path(o.target))

@@ -37,8 +37,8 @@ class Resolver:
         return self._inbox.path(below) if root == "inbox" and below else self.roots.absolute(place)
 
 
-def second_name(part: str) -> str:
-    """Return the name by which it is tried whether the file system of a temporary copy makes links."""
+def renaming_name(part: str) -> str:
+    """Return the name of the empty file that is made before a part file is renamed."""
     return f"{part.removesuffix('.part')}-2.part"
 
 

@@ -1,8 +1,8 @@
 """The only module that changes bytes on disk.
 
 Every change goes through one ``Files`` object, a call a system call, so that a test double can crash before and after
-each of them. Nothing that sorting places replaces a file: names are made by ``link`` or by exclusive creation.
-``replace`` is for manifests, outputs that dicomsort itself wrote before, and corrections, whose names are its own.
+each of them. Nothing that sorting places replaces a file: names are made by ``link``, or by ``rename``, which replaces
+nothing. ``replace`` is for manifests, outputs that dicomsort itself wrote before, and names of its own.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ import tempfile
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 CHUNK = 1 << 20
 PATH_MAX = os.pathconf("/", "PC_PATH_MAX")  # bytes of a path that a call takes, with the NUL at its end
 REFUSED_BY_DISK = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 )  # other files would be refused, too
+# Of `rename` where the system has no such call
+NO_RENAME = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # <fcntl.h>, <linux/fs.h>
 NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-_NEVER_CLONES = frozenset({errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS})
 _FICLONE = 0x40049409  # <linux/fs.h>
 _NO_SYNCFS = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
 _NETWORK_SYSTEMS = (
@@ -41,7 +43,6 @@ STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 _HANDED_OVER = re.compile(r"/dev/fd/\d+|/proc/self/fd/\d+|/dev/stdin")
 _OCTAL = re.compile(rb"\\([0-3][0-7][0-7])")  # what mountinfo writes for a blank in a path
 _NO_FOLLOW = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a name that became a FIFO must not hang the run
-_ZEROS = memoryview(bytes(CHUNK))
 _spare: list[memoryview] = []  # buffers that no thread uses now: one a thread, made once
 
 
@@ -49,7 +50,8 @@ class Files:
     """The changes that dicomsort makes on disk, one method a system call. Paths are absolute; errors are OSError."""
 
     def __init__(self) -> None:
-        self._syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)  # of the C library
+        library = ctypes.CDLL(None, use_errno=True)  # that of C
+        self._syncfs, self._renameat2 = (getattr(library, name, None) for name in ("syncfs", "renameat2"))
         self.without_clones: set[tuple[int, int]] = set()  # devices, from and to, between which no reflink was made
         self._error_descriptors: dict[int, int] = {}  # by device; open since before the first byte
         self.flushed_singly: set[int] = set()  # devices whose files are flushed one by one, by their writer
@@ -70,8 +72,19 @@ class Files:
         """Remove one name."""
         os.unlink(path)
 
+    def rename(self, source: str, target: str) -> None:
+        """Give the file another name; FileExistsError where ``target`` is there (renameat2(2), RENAME_NOREPLACE).
+
+        ``NO_RENAME`` has the codes of errors where the system or the file system has no such call.
+        """
+        if self._renameat2 is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        if self._renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), source, None, target)
+
     def replace(self, source: str, target: str) -> None:
-        """Give the file the name ``target``, in place of what has it; placing never does this."""
+        """Give the file the name ``target``, in place of what has it, which must be dicomsort's own."""
         os.replace(source, target)
 
     def create(self, path: str, mode: int = 0o600) -> int:
@@ -325,7 +338,14 @@ def same_bytes(one: str, other: str) -> bool:
         here, there = os.fstat(first), os.fstat(second)
         if os.path.samestat(here, there):
             return here.st_nlink > 1 and not _is_one_name(one, other)
-        return here.st_size == there.st_size and begins_with(second, first)
+        if here.st_size != there.st_size:
+            return False
+        offset = 0
+        for piece in chunks(first):
+            if piece != os.pread(second, len(piece), offset):
+                return False
+            offset += len(piece)
+    return True
 
 
 def fold(path: str) -> str:
@@ -338,136 +358,6 @@ def fold(path: str) -> str:
 def _is_one_name(one: str, other: str) -> bool:
     (folder, name), (other_folder, other_name) = os.path.split(one), os.path.split(other)
     return name == other_name and os.path.samefile(folder, other_folder)
-
-
-def begins_with(longer: int, shorter: int) -> bool:
-    """Whether an open file begins with all bytes of another."""
-    offset = 0
-    for piece in chunks(shorter):
-        if piece != os.pread(longer, len(piece), offset):
-            return False
-        offset += len(piece)
-    return True
-
-
-class Copied(NamedTuple):
-    """A new file: the SHA-256 of the bytes it was given, and which file it is."""
-
-    sha256: str
-    device: int
-    inode: int
-
-
-def copy(files: Files, source: str, target: str, mode: int, mtime_ns: int) -> Copied:
-    """Create ``target`` with the bytes of ``source``, then with that mode and mtime; flush nothing.
-
-    Where the file system shares blocks, ``target`` is a snapshot of ``source``. Then the source is hashed, which may
-    still be in memory, if it did not change since before the snapshot; else the snapshot. Where the disk refuses,
-    ``target`` is removed again.
-    """
-    with opened(source) as reader, created(files, target) as (writer, made):
-        copied = fill(files, reader, writer, made, target)
-        files.set_mode(writer, mode)
-        files.set_mtime(writer, mtime_ns)
-    return copied
-
-
-@contextlib.contextmanager
-def created(files: Files, target: str, mode: int = 0o600) -> Iterator[tuple[int, os.stat_result]]:
-    """Create a file and close it at the end; where the disk refuses, also at closing, the file is removed again."""
-    writer = files.create(target, mode)
-    made = os.fstat(writer)
-    try:
-        with closing_descriptor(writer):
-            yield writer, made
-            if made.st_dev in files.flushed_singly:
-                files.flush(writer)
-    except OSError:
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.lstat(target), made):
-                files.unlink(target)
-        raise
-
-
-def fill(files: Files, reader: int, writer: int, made: os.stat_result, target: str, *, holes: bool = False) -> Copied:
-    """Fill an empty file, ``target``, with the bytes of another, and with the same holes if ``holes``."""
-    before = os.fstat(reader)
-    if not before.st_size or not _is_cloned(files, reader, writer, (before.st_dev, made.st_dev)):
-        is_sparse = holes and before.st_blocks * 512 < before.st_size
-        write = _filled_but_for_holes if is_sparse else _filled
-        sha256 = write(files, reader, writer, before.st_size)
-    else:
-        sha256 = hashed(reader, size=before.st_size)
-        if _last_touched(os.fstat(reader)) != _last_touched(before):
-            sha256 = sha256_of(target)
-    return Copied(sha256, made.st_dev, made.st_ino)
-
-
-def _is_cloned(files: Files, reader: int, writer: int, devices: tuple[int, int]) -> bool:
-    """Whether the file system shared the blocks; an error that prevents writing, too, is raised by writing."""
-    if devices in files.without_clones:
-        return False
-    try:
-        files.clone(reader, writer)
-    except OSError as error:
-        if error.errno in _NEVER_CLONES:
-            files.without_clones.add(devices)
-        return False
-    return True
-
-
-def _filled(files: Files, reader: int, writer: int, size: int) -> str:
-    digest = hashlib.sha256()
-    for piece in chunks(reader, size=size, end=size):
-        digest.update(piece)
-        files.write(writer, piece)
-    return digest.hexdigest()
-
-
-def _filled_but_for_holes(files: Files, reader: int, writer: int, size: int) -> str:
-    digest, done = hashlib.sha256(), 0
-    for start, end in with_data(reader, size):
-        _hash_zeros(digest, start - done)
-        os.lseek(writer, start, os.SEEK_SET)
-        for piece in chunks(reader, start, end=end):
-            digest.update(piece)
-            files.write(writer, piece)
-        done = end
-    if done < size:
-        _hash_zeros(digest, size - done)
-        files.truncate(writer, size)
-    return digest.hexdigest()
-
-
-def holds_only_zeros(descriptor: int, size: int) -> bool:
-    """Whether the file's first ``size`` bytes are zeros; holes are not read."""
-    pieces = (piece for start, end in with_data(descriptor, size) for piece in chunks(descriptor, start, end=end))
-    return all(bytes(piece) == bytes(len(piece)) for piece in pieces)
-
-
-def with_data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield start and end of each part of a file that has data; between them are holes, which read as zeros."""
-    end = 0
-    while end < size:
-        try:
-            start = os.lseek(descriptor, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:  # the file system does not say; else it is a hole up to the end
-                yield end, size
-            return
-        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
-        if start < end:
-            yield start, end
-
-
-def _hash_zeros(digest: hashlib._Hash, count: int) -> None:
-    for _ in range(count // CHUNK):
-        digest.update(_ZEROS)
-    digest.update(_ZEROS[: count % CHUNK])
-
-
-def _last_touched(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def flush_path(files: Files, path: str) -> None:

@@ -19,7 +19,8 @@ from operator import attrgetter
 from typing import BinaryIO
 
 from dicomsort.errors import DicomsortError, StateDamaged, counted
-from dicomsort.files import NO_LINK, Files, closing_descriptor, copy, flush_path, look_up, opened_file
+from dicomsort.files import NO_LINK, Files, closing_descriptor, flush_path, look_up, opened_file
+from dicomsort.files.copying import copy
 from dicomsort.journal import Journal, run_folder
 from dicomsort.metadata import apply_metadata, metadata_of
 from dicomsort.records import (

@@ -17,17 +17,8 @@ from typing import Any, Self
 
 from dicomsort.errors import DicomsortError, OutboxLocked, PlacingFailed, UsageError, counted
 from dicomsort.execute import BATCH, Roots
-from dicomsort.files import (
-    Files,
-    closing_descriptor,
-    holds_only_zeros,
-    look_up,
-    missing_folders,
-    mounts,
-    opened,
-    opened_file,
-    with_data,
-)
+from dicomsort.files import Files, closing_descriptor, look_up, missing_folders, mounts, opened, opened_file
+from dicomsort.files.copying import holds_only_zeros, with_data
 from dicomsort.journal import STATE
 from dicomsort.jsonlines import parse
 from dicomsort.progress import Progress

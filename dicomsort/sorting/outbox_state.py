@@ -20,7 +20,7 @@ from dicomsort.records import Action, Examined, Found, Operation, Outcome, Place
 from dicomsort.report import MANIFEST, Damages, read_rows, visible
 from dicomsort.report.manifest import PLACED, rows_of, since
 from dicomsort.report.manifest_reader import decided_from
-from dicomsort.sorting.outbox import REVIEW_VERB, inbox_of, mounts_below
+from dicomsort.sorting.outbox import REVIEW_VERB, mounts_below
 from dicomsort.sorting.runs import UNDONE_BY, Run, Runs, journal_of, read_all
 
 # What became of a place: filled; filled by a run that may be earlier; needed, with the SHA-256 of what is needed. Or
@@ -152,24 +152,6 @@ class LaterRuns:
     def filled_by(self, place: str) -> str:
         """The later run that placed a file there; else ""."""
         return self._run_of(self._used, place, _FILLED)
-
-    def may_be_theirs(self, place: str) -> bool:
-        """Whether a run may have put a file there that is later, ended later, or is an undo of such."""
-        is_used = self.filled_by(place) or self._run_of(self._used, place, _MAYBE)
-        return bool(is_used) or self.roots.absolute(place) in self._put_back
-
-    @cached_property
-    def _put_back(self) -> set[str]:
-        """The absolute paths that undos have restored, or may have begun to, since the run began."""
-        begun_ns, paths = self._runs.begun_ns(self._name), set[str]()
-        for name, run in self._runs.items():
-            if run.undoes and run.plan and name != self._name and self._runs.ended_ns(name) > begun_ns:
-                roots = Roots(inbox_of(run.plan.head, self._runs.outbox), self._runs.outbox)
-                with suppress(StateDamaged):
-                    known = journal_of(run.plan)
-                    done = (o for o in run.plan.operations() if known.is_done(o.number) or o.number in known.begun)
-                    paths |= {roots.absolute(o.target) for o in done if o.target}
-        return paths
 
     def needed_by(self, place: str, sha256: str) -> str:
         """The later run that removed a duplicate of the file there, and has not restored it; else ""."""

@@ -12,13 +12,14 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from dicomsort.errors import StateDamaged, command
 from dicomsort.files import Files, flush_path, look_up
 from dicomsort.journal import JOURNAL, PLAN, runs_folder
 from dicomsort.report import MANIFEST, SUMMARY
 from dicomsort.report.manifest import NEW
 from dicomsort.sorting.archives import STAGING, clear_unsealed
 from dicomsort.sorting.outbox import RunContext, locked
-from dicomsort.sorting.runs import STAMP, Run, Runs, RunState, load_runs
+from dicomsort.sorting.runs import BEGUN, STAMP, Run, Runs, RunState, journal_of, load_runs
 
 _ORDER = (PLAN, JOURNAL, MANIFEST, f"{MANIFEST}{NEW}", SUMMARY)
 _DAY = 86400.0
@@ -37,8 +38,9 @@ class Pruned:
 def prune(context: RunContext, days: float | None = None, count: int | None = None) -> Pruned:
     """Remove the runs that began more than ``days`` days ago and are not among the newest ``count``.
 
-    The newest run stays, and so does each one that is unfinished or that an unfinished undo is about. What was sorted,
-    and the outbox's manifest, are not touched. OutboxLocked where a run holds the outbox.
+    The newest run stays, and so does each one that is unfinished, that an unfinished undo is about, or that ended after
+    an unfinished one had begun: finishing that asks what others placed and need. What was sorted, and the outbox's
+    manifest, are not touched. OutboxLocked where a run holds the outbox.
     """
     context = context.located()
     folder, pruned = runs_folder(context.outbox), Pruned()
@@ -50,7 +52,7 @@ def prune(context: RunContext, days: float | None = None, count: int | None = No
         chosen = [run for run in runs.values() if run.name in old or run.state is RunState.PRUNED]
         for run in sorted(chosen, key=lambda run: bool(run.undoes)):  # undos last
             path = f"{folder}/{run.name}"
-            if why := run.damage or _needed(run, runs, pruned.removed) or _is_foreign(path):
+            if why := run.damage or _needed(run, runs, pruned.removed) or _asked(run, runs) or _is_foreign(path):
                 pruned.needed[run.name] = why
                 continue
             try:
@@ -104,8 +106,27 @@ def _needed(run: Run, runs: Runs, removed: list[str]) -> str:
     undos = runs.undos_of(run.name)
     if any(undo.summary is None for undo in undos):
         return "an undo of it was cut short"
-    is_over = run.summary is not None or run.plan is None or any(undo.is_whole for undo in undos)
+    is_undone = any(undo.is_whole for undo in undos)
+    if not is_undone and any(map(_may_have_left, undos)):
+        return f"an undo of it was closed, and may have left files: {command('undo', runs.outbox, run.name)} looks"
+    is_over = run.summary is not None or run.plan is None or is_undone
     return "" if is_over else "it was cut short"
+
+
+def _may_have_left(undo: Run) -> bool:
+    """Whether an undo had begun operations when it was closed, or nobody can tell."""
+    try:
+        return undo.plan is not None and bool(journal_of(undo.plan).marks.get(BEGUN))
+    except StateDamaged:
+        return True
+
+
+def _asked(run: Run, runs: Runs) -> str:
+    """Return why a run must stay that others ask when they are finished, or nothing."""
+    for name in runs.unfinished():
+        if name != run.name and (run.name > name or runs.ended_ns(run.name) > runs.begun_ns(name)):
+            return f"run {name} was cut short, and asks what later runs did: {command('resume', runs.outbox, name)}"
+    return ""
 
 
 def _remove(files: Files, folder: str) -> int:

@@ -14,7 +14,7 @@ from functools import cache, partial
 
 from dicomsort.engines.engine import batched
 from dicomsort.errors import DicomsortError, Outdated, StateDamaged, UsageError, command, counted
-from dicomsort.execute import BATCH, Executor, OtherRuns, PartFiles, Placer, Resolver, Roots
+from dicomsort.execute import BATCH, Executor, PartFiles, Placer, Resolver, Roots
 from dicomsort.files import is_network, look_up
 from dicomsort.journal import JOURNAL, Journal, Plan, Replay, run_folder
 from dicomsort.plan import reverse
@@ -39,6 +39,7 @@ from dicomsort.sorting.outbox import (
 from dicomsort.sorting.outbox_state import LaterRuns
 from dicomsort.sorting.rehearsal import Rehearsal, Show
 from dicomsort.sorting.runs import (
+    BEGUN,
     UNDONE_BY,
     Run,
     Runs,
@@ -55,7 +56,6 @@ from dicomsort.sorting.runs import (
 NOTHING_TO_UNDO = "no run that changed anything is left to undo"
 # Threads that place: a local disk answers sooner than the interpreter switches between many, a network does not.
 LOCAL_THREADS, NETWORK_THREADS = 2, 8
-_BEGUN = "begun"  # the mark in the journal of an undo that was closed: the operations that it had begun
 _log = logging.getLogger("dicomsort")
 
 
@@ -102,14 +102,12 @@ def _executor(
     context: RunContext, run: str, plan: Plan, journal: Journal, inbox: str, *, gives_up: bool = False
 ) -> Executor:
     undoes, threads = plan.head["verb"] == "undo", NETWORK_THREADS if is_network(context.outbox) else LOCAL_THREADS
-    roots, others = Roots(inbox, context.outbox), _other_runs(context, run, inbox)
-    return Executor(context.files, roots, journal, run, threads, tries_all=undoes, others=others, gives_up=gives_up)
-
-
-def _other_runs(context: RunContext, run: str, inbox: str) -> OtherRuns:
-    """Return what runs say that are later than ``run``, or ended later; they are read when they are asked."""
-    later = cache(lambda: LaterRuns(load_runs(context.outbox), run, inbox))
-    return OtherRuns(lambda place: later().may_be_theirs(place), lambda place, sha256: later().needed_by(place, sha256))
+    roots = Roots(inbox, context.outbox)
+    later = cache(lambda: LaterRuns(load_runs(context.outbox), run, inbox))  # read when it is asked
+    is_needed = lambda place, sha256: later().needed_by(place, sha256)
+    return Executor(
+        context.files, roots, journal, run, threads, tries_all=undoes, is_needed=is_needed, gives_up=gives_up
+    )
 
 
 def _rows(operations: Iterable[Operation], known: Replay) -> Iterator[Row]:
@@ -211,7 +209,7 @@ def finish(context: RunContext, run: str) -> Summary:
     unpack_again(context.files, roots, plan, known)
     if "undoes" in plan.head:
         free_reserve(context)
-        if begun := known.marks.get(_BEGUN):  # closing it was cut short
+        if begun := known.marks.get(BEGUN):  # closing it was cut short
             ended = {n for n in begun if known.has_ended(n) and not known.is_done(n)}
             _clear(context, plan, roots, ended, among=ended)
         with suppress(OSError):  # a full disk, which this undo may relieve
@@ -253,10 +251,10 @@ def _mark_begun(context: RunContext, plan: Plan, stays: Iterable[int] = ()) -> N
     """Note what an undo had begun, and not finished, and of what the source ``stays``: the next undo looks there."""
     with closing(_journal(context, plan)) as journal:
         known = journal.known
-        before = known.marks.get(_BEGUN, [])
+        before = known.marks.get(BEGUN, [])
         begun = sorted({*before, *known.begun, *stays})
         if begun != before:
-            journal.mark(_BEGUN, begun)
+            journal.mark(BEGUN, begun)
 
 
 def _may_be_there(path: str) -> bool:
@@ -318,7 +316,7 @@ def _undo(context: RunContext, runs: Runs, name: str, *, with_decisions: bool = 
         notes = list[str]()
         for closed in runs.undos_of(name):
             with suppress(StateDamaged):
-                if closed.plan and (begun := journal_of(closed.plan).marks.get(_BEGUN)) is not None:
+                if closed.plan and (begun := journal_of(closed.plan).marks.get(BEGUN)) is not None:
                     notes += _clear(context, closed.plan, later.roots, begun)
         mine, sealed = _seal_undo(context, name, plan, later)
     try:
@@ -337,7 +335,7 @@ def _clear(
     known = Replay.empty(plan.count)
     known.begun.update(begun)
     name = plan.path.parent.name
-    parts = PartFiles(context.files, Resolver(roots), name, known, _other_runs(context, name, roots.inbox))
+    parts = PartFiles(context.files, Resolver(roots), name, known, is_resumed=True)
     stays = list[str]()
     for o in plan.operations():
         if among is not None and o.number not in among:

@@ -23,6 +23,7 @@ from dicomsort.report.manifest import append_manifest
 from dicomsort.sorting.outbox import RunContext, inbox_of, make_reserve, require_mounts, room_for_undo
 
 AFTER = "after"  # the mark in the journal of a run that was resumed after later ones had ended: the last of them
+BEGUN = "begun"  # the mark in the journal of an undo that was resumed or closed: the operations that it had begun
 UNDONE_BY = "undone_by"  # the mark in the journal of a run that was cut short and then undone
 STAMP = "%Y%m%dT%H%M%SZ"  # in the id of a run, UTC
 
