@@ -105,8 +105,9 @@ class Without(Files):
         if "renames" in self.missing:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if "reserve" in self.missing:
-            Path(target).unlink(missing_ok=True)
-        super().rename(source, target)
+            Path(source).replace(target)
+        else:
+            super().rename(source, target)
 
     def lock(self, descriptor: int) -> bool:
         if "locks" in self.missing:

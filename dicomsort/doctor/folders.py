@@ -133,23 +133,22 @@ def _links(path: str, files: Files) -> Iterator[Finding]:
 
 
 def _renames(path: str, second: str, files: Files) -> Iterator[Finding]:
-    os.close(files.create(second))
+    try:
+        files.rename(path, second)
+    except OSError as error:
+        if error.errno not in NO_RENAME:
+            raise
+        advice = "a crash may leave an empty file under the name of an image; better use another file system"
+        yield note(f"refuses to rename without replacing ({error.strerror})", advice)
+        return
+    os.close(files.create(path))
     try:
         files.rename(second, path)
     except FileExistsError:
         yield fine("renaming never replaces")
-    except OSError as error:
-        if error.errno not in NO_RENAME:
-            raise
-        yield note(
-            f"refuses to rename without replacing ({error.strerror})",
-            "a crash may leave an empty file under the name of an image; use another file system",
-        )
+        files.unlink(second)
     else:
         yield wrong("renaming replaced a file: nothing is safe there", "use another file system")
-    finally:
-        with suppress(FileNotFoundError):
-            files.unlink(second)
 
 
 def _locks(path: str, files: Files) -> Iterator[Finding]:
