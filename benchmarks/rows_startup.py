@@ -15,7 +15,7 @@ from report import Section, Table
 from tools import sort
 
 TIMES = 5  # as many measurements as repetitions of other rows: these are short
-TYPER, PYDICOM = "`python -c 'import typer, rich'`", "`python -c 'import pydicom'`"
+TYPER, PYDICOM = "`python -c 'import typer, rich'`", "`python -c 'import pydicom, numpy'`"
 HELP = "`dicomsort --help`"
 DICOM, PICTURE = "`sort --copy` of one DICOM file, its pixels checked", "`sort --copy` of one PNG"
 TEXT = """Wall time of the whole process, warm cache; milliseconds, median, in brackets the least and the most."""
@@ -35,7 +35,7 @@ def measure(setting: Setting) -> Section:
     commands: dict[str, Callable[[], None]] = {
         "`python -c pass`": lambda: python("pass"),
         TYPER: lambda: python("import typer, rich"),
-        PYDICOM: lambda: python("import pydicom"),
+        PYDICOM: lambda: python("import pydicom, numpy"),
         HELP: lambda: dicomsort("--help"),
         DICOM: lambda: sorting("single"),
         PICTURE: lambda: sorting("picture"),

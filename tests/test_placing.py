@@ -232,3 +232,25 @@ def test_where_renaming_might_replace_a_name_is_created_first(tmp_path: Path, ve
     assert (outbox / "CT/s/1").read_bytes() == FILES["a/1"]
     assert (outbox / "CT/s/2").read_bytes() == b"somebody's"
     assert not list(outbox.rglob("*.part"))
+
+
+@pytest.mark.parametrize(("base", "call"), [(NoLinks, "rename"), (NoRenames, "replace")])
+@pytest.mark.parametrize("verb", [Verb.COPY, Verb.MOVE])
+def test_a_renaming_that_is_refused_leaves_nothing(
+    tmp_path: Path, base: Callable[[], Files], call: str, verb: Verb
+) -> None:
+    inbox, outbox = world(tmp_path)
+    files, refused = base(), list[str]()
+    change = getattr(files, call)
+
+    def refuse(source: str, target: str) -> None:
+        if not target.endswith("CT/s/1"):
+            return change(source, target)
+        refused.append(target)
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    setattr(files, call, refuse)
+    result = one(inbox, outbox, step(inbox, verb, "a/1", target="outbox/CT/s/1"), files)
+    assert (result.outcome, len(refused)) == (Outcome.FAILED, 1)
+    assert list((outbox / "CT/s").iterdir()) == []
+    assert read_tree(inbox) == FILES

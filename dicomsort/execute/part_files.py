@@ -83,15 +83,15 @@ class PartFiles:
         """Return how far an interrupted attempt came with the target, NONE where it or its part file is not there."""
         if target is None:
             return OwnCopy.NONE
-        made, is_whole = look_up(part := self.of(o)), _holds(o, self._path(o.target))
+        made, path = look_up(part := self.of(o)), self._path(o.target)
         # A power cut may take the bytes of a whole copy and leave its time; who edits a file gives it another time.
         has_time = is_stamped(target, stamp_of(o))
         if made is None:  # FAT numbers its inodes anew each time that it is mounted
-            is_renamed = is_whole and has_time and look_up(renaming_name(part)) is not None
+            is_renamed = has_time and look_up(renaming_name(part)) is not None and _holds(o, path)
             return OwnCopy.FLUSHED if is_renamed else OwnCopy.NONE
         if not os.path.samestat(made, target):
             return OwnCopy.NONE
-        return OwnCopy.WHOLE if is_whole else OwnCopy.TORN if has_time else OwnCopy.NONE
+        return OwnCopy.WHOLE if _holds(o, path) else OwnCopy.TORN if has_time else OwnCopy.NONE
 
     def put_at(self, o: Operation, target: str) -> None:
         """Give a temporary copy its name where there are no links; it is flushed before.
@@ -110,7 +110,11 @@ class PartFiles:
             if error.errno not in NO_RENAME:
                 raise
             os.close(self._files.create(target))
-            self._files.replace(part, target)
+            try:
+                self._files.replace(part, target)
+            except OSError:
+                self._files.unlink(target)
+                raise
 
     def discard(self, o: Operation) -> None:
         """Remove a new name of an earlier attempt that is made anew: torn, or while its source holds the bytes."""

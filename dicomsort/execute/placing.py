@@ -268,7 +268,7 @@ class Placer:
             return self._named(o, made, target)
         except OSError:
             with contextlib.suppress(OSError):
-                self._files.unlink(part)
+                self.parts.clear(o)
             raise
 
     def _copy_anew(self, o: Operation, target: str) -> Result:
