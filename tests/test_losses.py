@@ -18,7 +18,6 @@ from dicomsort.files import Files, same_bytes
 from dicomsort.journal import Replay
 from dicomsort.records import Outcome, Verb
 from dicomsort.sorting import undo
-from dicomsort.sorting.outbox import INODES
 
 
 def crashed(inbox: Path, outbox: Path, at: int, verb: Verb = Verb.MOVE) -> None:
@@ -170,10 +169,13 @@ def test_undo_and_resume_wait_for_the_inbox(inbox: Path, outbox: Path, tmp_path:
 
 
 def test_an_undo_that_was_cut_short_is_resumed_not_repeated(tmp_path: Path) -> None:
-    inbox, outbox = world(tmp_path)
-    start(Files(), inbox, outbox, Verb.MOVE)
+    (trial, trial_outbox), (inbox, outbox) = world(tmp_path / "trial"), world(tmp_path)
+    for one, other in ((trial, trial_outbox), (inbox, outbox)):
+        start(Files(), one, other, Verb.MOVE)
+    traced = CrashingFiles(-1)
+    undo(quiet(trial_outbox, traced))
     with pytest.raises(Crash):
-        undo(quiet(outbox, CrashingFiles(14 + INODES)))
+        undo(quiet(outbox, CrashingFiles(traced.called.index("link") + 1)))
     ran = run("undo", outbox)
     assert ran.code == 2
     assert "was cut short: `dicomsort resume` finishes it" in ran.err

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from building import make_files, read_tree
@@ -254,3 +255,22 @@ def test_a_renaming_that_is_refused_leaves_nothing(
     assert (result.outcome, len(refused)) == (Outcome.FAILED, 1)
     assert list((outbox / "CT/s").iterdir()) == []
     assert read_tree(inbox) == FILES
+
+
+def test_a_torn_name_is_removed_before_an_undo(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.COPY, "a/1", target="outbox/CT/s/1")
+    make_files(outbox, {"CT/s/.dicomsort-run-0.part": FILES["a/1"][:3]})
+    os.utime(outbox / "CT/s/.dicomsort-run-0.part", ns=(operation.mtime_ns, operation.mtime_ns))
+    os.link(outbox / "CT/s/.dicomsort-run-0.part", outbox / "CT/s/1")
+    assert placer_again(inbox, outbox, Files()).settle(operation) is None  # it can be done
+    assert not (outbox / "CT/s/1").exists()
+
+
+def test_a_copy_that_its_mode_forbids_to_open_is_flushed_with_its_file_system(tmp_path: Path) -> None:
+    inbox, outbox = world(tmp_path)
+    files = CrashingFiles(-1, NoLinks)
+    with mock.patch("dicomsort.execute.part_files.flush_path", side_effect=PermissionError(errno.EACCES, "closed")):
+        result = one(inbox, outbox, step(inbox, Verb.COPY, "a/1", target="outbox/CT/s/1"), files)
+    assert result.outcome is Outcome.DONE
+    assert "flush_system" in files.called[: files.called.index("rename")]

@@ -43,7 +43,7 @@ class PartFiles:
         self._roots = resolver.roots
         self._path, self._held = resolver.path, resolver.held
         self._run = run
-        self._known = known
+        self._known, self._begun = known, frozenset(known.begun)
         self._is_resumed = is_resumed
         self._marked: set[int] = set()  # operations whose part file this attempt has renamed
 
@@ -100,7 +100,8 @@ class PartFiles:
         after it is not. Where the system cannot rename without replacing, a file that was created for it is replaced.
         """
         part, mark = self.of(o), renaming_name(self.of(o))
-        flush_path(self._files, part)
+        if os.lstat(part).st_dev not in self._files.flushed_singly:  # else who wrote it has flushed it
+            self._flush(part)
         self._marked.add(o.number)
         with contextlib.suppress(FileExistsError):
             os.close(self._files.create(mark))
@@ -115,6 +116,12 @@ class PartFiles:
             except OSError:
                 self._files.unlink(target)
                 raise
+
+    def _flush(self, part: str) -> None:
+        try:
+            flush_path(self._files, part)
+        except PermissionError:  # its mode forbids to open it again
+            self._files.flush_system(os.path.dirname(part))
 
     def discard(self, o: Operation) -> None:
         """Remove a new name of an earlier attempt that is made anew: torn, or while its source holds the bytes."""
@@ -182,10 +189,10 @@ class PartFiles:
         """Remove the temporary copy, if there is one."""
         if o.verb is Verb.COPY or o.verb is Verb.MOVE:
             part = self.of(o)
-            if self._is_resumed or o.number in self._marked:
-                for other in (renaming_name(part), spare_name(part)):
-                    with contextlib.suppress(OSError):
-                        self._files.unlink(other)
+            others = [renaming_name(part)] if self._is_resumed or o.number in self._marked else []
+            for other in (*others, *([spare_name(part)] if o.number in self._begun else ())):
+                with contextlib.suppress(OSError):
+                    self._files.unlink(other)
             try:
                 self._files.unlink(part)
             except OSError:
