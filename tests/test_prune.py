@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import time
 from contextlib import suppress
@@ -36,7 +37,9 @@ def grow_old(outbox: Path, run_id: str, days: float) -> str:
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() - days * DAY))
     named = f"{stamp}-{run_id[17:].rstrip('+')}"
     for path in (outbox / ".dicomsort").rglob("*.json*"):
+        status = path.stat()
         path.write_text(path.read_text().replace(run_id, named))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # runs are ordered by these too
     manifest = outbox / "manifest.csv"
     manifest.write_text(manifest.read_text().replace(run_id, named))
     (outbox / ".dicomsort" / "runs" / run_id).rename(outbox / ".dicomsort" / "runs" / named)
@@ -131,10 +134,13 @@ def test_unfinished_runs_stay_and_can_be_resumed(inbox: Path, outbox: Path) -> N
     sort_new(other, outbox, 3, code=3)
     ran = run("runs", outbox, "--prune", 0)
     assert f"kept {unfinished}: it was cut short" in ran.out
-    assert f"kept {later}: run {unfinished} was cut short, and asks what later runs did" in ran.out
+    assert f"kept {later}: run {unfinished} stays, and its undo asks what later runs did" in ran.out
     assert (ran.code, len(runs_of(outbox))) == (0, 3)
     assert run("resume", outbox, unfinished).code == 0
     assert len(list(placed(outbox))) == 3
+    ran = run("runs", outbox, "--prune", 0)
+    assert f"kept {unfinished}: run " in ran.out  # it ended after the newest had begun
+    sort_new(other, outbox, 4)
     assert run("runs", outbox, "--prune", 0).code == 0
     assert len(runs_of(outbox)) == 1
 
@@ -179,10 +185,26 @@ def test_a_run_stays_whose_undo_was_closed_with_something_begun(inbox: Path, out
         assert run("undo", outbox).code == 1
     undo = runs_of(outbox)[-1]
     inbox.rename(inbox.with_name("away"))
-    last = sort_new(inbox.with_name("other"), outbox, 2, code=3)
+    later = sort_new(inbox.with_name("other"), outbox, 2, code=3)
+    last = sort_new(inbox.with_name("other"), outbox, 3)
     ran = run("runs", outbox, "--prune", 0)
     assert f"kept {first}: an undo of it was closed, and may have left files" in ran.out
-    assert runs_of(outbox) == sorted([first, undo, last])
+    assert f"kept {later}: run {first} stays, and its undo asks what later runs did" in ran.out
+    assert runs_of(outbox) == sorted([first, undo, later, last])
+
+
+def test_a_run_goes_whose_undo_was_resumed_and_left_an_edited_file(inbox: Path, outbox: Path) -> None:
+    make_dicom(inbox / "edited.dcm", study=8)
+    first = sort_new(inbox, outbox, 1)
+    edited = next(path for path in outbox.rglob("*.dcm") if ".999.8/" in str(path))
+    edited.write_bytes(edited.read_bytes() + b"edited")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dicomsort.files.Files", lambda: Broken("flush_system", 0, errno.EIO))
+        assert run("undo", outbox, first).code == 1
+    assert run("resume", outbox).code == 3
+    last = sort_new(inbox.with_name("other"), outbox, 2)
+    assert run("runs", outbox, "--prune", 0).code == 0
+    assert runs_of(outbox) == [last]
 
 
 def test_a_run_whose_undo_was_cut_short_stays_with_it(inbox: Path, outbox: Path) -> None:

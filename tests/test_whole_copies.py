@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import pytest
 from building import make_dicom
-from command import run, sort
+from command import rows, run, sort
 from crashing import NoLinks, OtherDevice
 from test_interrupted_runs import dies
 from test_unseen_sources import away, images
 
 from dicomsort.files import Files
+from dicomsort.sorting.runs import all_runs
 
 pytestmark = pytest.mark.parametrize("mode", ["--copy", "--move"])
 
@@ -87,3 +89,41 @@ def test_a_source_that_is_edited_meanwhile_stays_beside_the_copy(tmp_path: Path,
         run("resume", outbox)
     assert (images(outbox), list(outbox.rglob("*.part"))) == ({content}, [])
     assert images(inbox) == {b"edited"}
+
+
+def test_a_renaming_that_the_disk_refuses_leaves_no_mark(tmp_path: Path, inbox: Path, mode: str) -> None:
+    """Else the same image that another run places there would be taken for renamed."""
+
+    class Full(NoLinks):
+        def rename(self, source: str, target: str) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source, None, target)
+
+    other, outbox = tmp_path / "other", tmp_path / "outbox"
+    shutil.copytree(inbox, other)
+    with mock.patch("dicomsort.files.Files", Full):
+        assert sort(mode, "--settle", 0, inbox, outbox).code == 1
+    (name,) = all_runs(str(outbox))
+    assert not list(outbox.rglob("*.part"))
+    with mock.patch("dicomsort.files.Files", NoLinks):
+        with away(inbox, "gone"):
+            sort("--copy", "--settle", 0, other, outbox)
+        run("resume", outbox, name)
+        assert (inbox / "a/0.dcm").is_file()
+        assert [row["status"] for row in rows(outbox) if row["run_id"] == name] == ["duplicate"]
+
+
+def test_where_there_is_no_room_for_two_a_whole_copy_is_read_from_the_disk(
+    tmp_path: Path, inbox: Path, mode: str
+) -> None:
+    class Full(OtherDevice):
+        def write(self, descriptor: int, data: bytes | memoryview) -> None:
+            if Path(f"/proc/self/fd/{descriptor}").readlink().name.endswith("-3.part"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().write(descriptor, data)
+
+    outbox, content = tmp_path / "outbox", (inbox / "a/0.dcm").read_bytes()
+    cut_short(inbox, outbox, mode, OtherDevice)
+    with mock.patch("dicomsort.files.Files", Full):
+        assert run("resume", outbox).code == 0
+    assert (images(outbox), list(outbox.rglob("*.part"))) == ({content}, [])
+    assert (inbox / "a/0.dcm").exists() == (mode == "--copy")

@@ -9,7 +9,7 @@ from enum import Enum
 from dicomsort.execute.leaving import is_stamped, is_unchanged, mode_of, stamp_of, wanted_metadata
 from dicomsort.execute.outcomes import UNREACHABLE, Fatal
 from dicomsort.execute.roots import Resolver, renaming_name, spare_name
-from dicomsort.files import NO_RENAME, PATH_MAX, Files, flush_path, look_up, opened, sha256_of
+from dicomsort.files import NO_RENAME, PATH_MAX, Files, flush_and_drop, flush_path, look_up, opened, sha256_of
 from dicomsort.journal import Replay
 from dicomsort.metadata import apply_metadata, metadata_of
 from dicomsort.records import Lost, Operation, Verb
@@ -55,7 +55,7 @@ class PartFiles:
         """
         name, folder = f".dicomsort-{self._run}-{o.number}.part", o.target
         while folder := folder.rpartition("/")[0]:
-            if len(os.fsencode(f"{self._roots.absolute(folder)}/{name}")) < PATH_MAX:
+            if len(os.fsencode(f"{self._roots.absolute(folder)}/{spare_name(name)}")) < PATH_MAX:  # the longest of them
                 return self._path(f"{folder}/{name}")
         return f"{self._roots.outbox}/{name}"
 
@@ -106,6 +106,13 @@ class PartFiles:
         with contextlib.suppress(FileExistsError):
             os.close(self._files.create(mark))
         try:
+            self._rename(part, target)
+        except OSError:
+            self._files.unlink(mark)
+            raise
+
+    def _rename(self, part: str, target: str) -> None:
+        try:
             self._files.rename(part, target)
         except OSError as error:
             if error.errno not in NO_RENAME:
@@ -122,6 +129,12 @@ class PartFiles:
             flush_path(self._files, part)
         except PermissionError:  # its mode forbids to open it again
             self._files.flush_system(os.path.dirname(part))
+
+    def reread(self, o: Operation) -> bool:
+        """Whether the temporary copy holds the bytes of the plan on the disk; it is flushed, and read from there."""
+        with opened(self.of(o)) as descriptor:
+            flush_and_drop(self._files, descriptor)
+        return self.is_whole(o)
 
     def discard(self, o: Operation) -> None:
         """Remove a new name of an earlier attempt that is made anew: torn, or while its source holds the bytes."""
@@ -189,15 +202,20 @@ class PartFiles:
         """Remove the temporary copy, if there is one."""
         if o.verb is Verb.COPY or o.verb is Verb.MOVE:
             part = self.of(o)
-            others = [renaming_name(part)] if self._is_resumed or o.number in self._marked else []
-            for other in (*others, *([spare_name(part)] if o.number in self._begun else ())):
-                with contextlib.suppress(OSError):
-                    self._files.unlink(other)
-            try:
-                self._files.unlink(part)
-            except OSError:
-                if look_up(part) is not None:
-                    raise
+            if o.number in self._begun:
+                _unlink(self._files, spare_name(part))
+            if self._is_resumed or o.number in self._marked:
+                _unlink(self._files, renaming_name(part))  # first: without the part file it says that this was renamed
+            _unlink(self._files, part)
+
+
+def _unlink(files: Files, path: str) -> None:
+    """Remove a name that may be there."""
+    try:
+        files.unlink(path)
+    except OSError:
+        if look_up(path) is not None:
+            raise
 
 
 def _holds(o: Operation, path: str) -> bool:

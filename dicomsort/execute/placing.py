@@ -27,7 +27,7 @@ from dicomsort.execute.part_files import OwnCopy, PartFiles
 from dicomsort.execute.removing import NOT_KEPT, Remover
 from dicomsort.execute.roots import Resolver, Roots, spare_name
 from dicomsort.execute.two_mounts import TwoMounts
-from dicomsort.files import NO_LINK, Files, flush_path, look_up, opened, sha256_of
+from dicomsort.files import NO_LINK, NO_ROOM, Files, flush_path, look_up, opened, sha256_of
 from dicomsort.files.copying import Copied, copy
 from dicomsort.journal import Replay
 from dicomsort.metadata import ACL, Applied, Metadata, apply_metadata, copy_with_metadata, lost_with, metadata_of
@@ -73,7 +73,8 @@ class Placer:
         self._begun = frozenset(known.begun)
         self._is_needed, self._gives_up = is_needed, gives_up
         self._leaving = Leaving()
-        self.parts = PartFiles(files, self._resolver, run, known, is_resumed=not known.is_empty)
+        is_resumed = not known.is_empty and "reported" not in known.marks  # else all was cleared
+        self.parts = PartFiles(files, self._resolver, run, known, is_resumed=is_resumed)
         self._mounts = TwoMounts(files, self._path)
         self._remover = Remover(files, self._path, self._mounts)
         self.flushed: set[int] = set()  # whose copies are durable, as their file systems flush files one by one
@@ -263,7 +264,7 @@ class Placer:
         try:
             made = self._filled(o, part)
             if made is None:
-                self._files.unlink(part)
+                self.parts.clear(o)
                 return Result(o.number, Outcome.CHANGED, "the bytes changed after the file was judged")
             return self._named(o, made, target)
         except OSError:
@@ -272,7 +273,10 @@ class Placer:
             raise
 
     def _copy_anew(self, o: Operation, target: str) -> Result:
-        """Copy where an earlier attempt left a whole copy, which is removed when the new one is durable."""
+        """Copy where an earlier attempt left a whole copy, which is removed when the new one is durable.
+
+        Where there is no room for both, it gets its name if it is whole on the disk.
+        """
         part, new = self.parts.of(o), spare_name(self.parts.of(o))
         try:
             made = self._filled(o, new)
@@ -281,10 +285,12 @@ class Placer:
                 self.parts.discard(o)
                 self._files.replace(new, part)
                 return self._named(o, made, target)
-        except OSError:
+        except OSError as error:
             with contextlib.suppress(OSError):
                 self._files.unlink(new)
-            raise
+            if error.errno not in NO_ROOM or not self.parts.reread(o):
+                raise
+            return self._name_part(o, target)
         self._files.unlink(new)
         return self._name_part(o, target)
 
@@ -331,7 +337,10 @@ class Placer:
         try:
             made = self._copied(o, source, part)
         except FileExistsError:  # left by an interrupted attempt
-            self._files.unlink(part)
+            if part == self.parts.of(o):
+                self.parts.clear(o)
+            else:
+                self._files.unlink(part)
             made = self._copied(o, source, part)
         if made.copied.sha256 != o.sha256:
             return None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from dicomsort.execute.leaving import has_changed, is_at, is_unchanged
 from dicomsort.execute.two_mounts import TwoMounts
-from dicomsort.files import Files, hashed, look_up, opened, same_bytes, sha256_of
+from dicomsort.files import Files, flush_and_drop, hashed, look_up, opened, same_bytes, sha256_of
 from dicomsort.records import Operation, Outcome, Result, Verb
 
 _CHANGED_SINCE = "the file changed while it was placed"
@@ -73,9 +73,7 @@ class Remover:
                 is_one = os.path.samestat(os.fstat(mine), os.fstat(theirs))
                 if not (self._is_locked(mine) and (is_one or self._is_locked(theirs, shared=True))):
                     return Result(o.number, Outcome.FAILED, LOCKED)
-                self._files.flush(theirs)  # somebody may have put it there a moment ago
-                if o.kept.startswith("outbox/") and hasattr(os, "posix_fadvise"):  # memory may hold more than the disk
-                    os.posix_fadvise(theirs, 0, 0, os.POSIX_FADV_DONTNEED)
+                flush_and_drop(self._files, theirs)  # somebody may have put it there a moment ago
                 is_kept = is_at(theirs, kept) and self.is_kept(o)
                 if has_changed(path, source):  # comparing takes a while
                     return Result(o.number, Outcome.CHANGED, _CHANGED_SINCE)

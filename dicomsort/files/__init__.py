@@ -27,6 +27,7 @@ PATH_MAX = os.pathconf("/", "PC_PATH_MAX")  # bytes of a path that a call takes,
 REFUSED_BY_DISK = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 )  # other files would be refused, too
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Of `rename` where the system has no such call
 NO_RENAME = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # <fcntl.h>, <linux/fs.h>
@@ -364,6 +365,13 @@ def flush_path(files: Files, path: str) -> None:
     """Make one file or folder durable."""
     with opened(path) as descriptor:
         files.flush(descriptor)
+
+
+def flush_and_drop(files: Files, descriptor: int) -> None:
+    """Make an open file durable, and let it be read from the disk: memory may hold more than that."""
+    files.flush(descriptor)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def is_network(path: str) -> bool:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from dicomsort.errors import StateDamaged, command
 from dicomsort.files import Files, flush_path, look_up
-from dicomsort.journal import JOURNAL, PLAN, runs_folder
+from dicomsort.journal import JOURNAL, PLAN, Replay, run_folder, runs_folder
+from dicomsort.records import Outcome
 from dicomsort.report import MANIFEST, SUMMARY
 from dicomsort.report.manifest import NEW
 from dicomsort.sorting.archives import STAGING, clear_unsealed
@@ -38,9 +39,9 @@ class Pruned:
 def prune(context: RunContext, days: float | None = None, count: int | None = None) -> Pruned:
     """Remove the runs that began more than ``days`` days ago and are not among the newest ``count``.
 
-    The newest run stays, and so does each one that is unfinished, that an unfinished undo is about, or that ended after
-    an unfinished one had begun: finishing that asks what others placed and need. What was sorted, and the outbox's
-    manifest, are not touched. OutboxLocked where a run holds the outbox.
+    The newest run stays, and so does each one that is unfinished, or that an unfinished undo is about. Of a run that
+    stays those stay that ended after it had begun: its resume and its undo ask what they placed and need. What was
+    sorted, and the outbox's manifest, are not touched. OutboxLocked where a run holds the outbox.
     """
     context = context.located()
     folder, pruned = runs_folder(context.outbox), Pruned()
@@ -50,17 +51,17 @@ def prune(context: RunContext, days: float | None = None, count: int | None = No
         before = time.time() - days * _DAY if days is not None else float("inf")
         old = {name for name in [*runs][: -max(count or 1, 1)] if _began(name) < before}
         chosen = [run for run in runs.values() if run.name in old or run.state is RunState.PRUNED]
+        going = {run.name for run in chosen}
         for run in sorted(chosen, key=lambda run: bool(run.undoes)):  # undos last
-            path = f"{folder}/{run.name}"
-            if why := run.damage or _needed(run, runs, pruned.removed) or _asked(run, runs) or _is_foreign(path):
-                pruned.needed[run.name] = why
+            _keep_needed(going, runs, pruned)
+            if run.name not in going:
                 continue
             try:
-                pruned.bytes += _remove(context.files, path)
+                pruned.bytes += _remove(context.files, f"{folder}/{run.name}")
+                pruned.removed.append(run.name)
             except OSError as error:
                 pruned.needed[run.name] = f"it cannot be removed: {error.strerror}"
-                continue
-            pruned.removed.append(run.name)
+                going.remove(run.name)
         if runs:  # a sort may have died before it made the folder
             flush_path(context.files, folder)
     pruned.removed.sort()
@@ -93,16 +94,35 @@ def _is_ours(entry: os.DirEntry[str]) -> bool:
     return entry.name in _ORDER and entry.is_file(follow_symlinks=False)
 
 
-def _needed(run: Run, runs: Runs, removed: list[str]) -> str:
-    """Return why a run must stay, or nothing."""
+def _keep_needed(going: set[str], runs: Runs, pruned: Pruned) -> None:
+    """Take out of ``going`` what must stay, and what must stay for that."""
+    while True:
+        left = [runs[name] for name in sorted(going.difference(pruned.removed))]
+        needed = {run.name: why for run in left if (why := _needed(run, runs, going))}
+        if not needed:
+            return
+        pruned.needed |= needed
+        going.difference_update(needed)
+
+
+def _needed(run: Run, runs: Runs, going: set[str]) -> str:
+    """Return why a run must stay where others are ``going``, or nothing."""
     if run.undoes:
         if run.summary is None:
             return "it is an undo that was cut short"
-        undone_stays = run.undoes in runs and run.undoes not in removed
-        return f"it tells that run {run.undoes} was undone" if undone_stays else ""
-    decided = run.plan.head.get("of", ()) if run.plan else ()
-    if stays := [each for each in decided if each in runs and each not in removed]:
-        return f"it decided about files of run {stays[0]}, which its undo needs"
+        undone_stays = run.undoes in runs and run.undoes not in going
+        why = f"it tells that run {run.undoes} was undone" if undone_stays else ""
+    elif not (why := _needed_by_its_own(run, runs)):
+        decided = run.plan.head.get("of", ()) if run.plan else ()
+        if stays := [each for each in decided if each in runs and each not in going]:
+            why = f"it decided about files of run {stays[0]}, which its undo needs"
+        elif asking := next((name for name in runs if name not in going and _asks(runs, name, run)), ""):
+            why = f"run {asking} stays, and its undo asks what later runs did"
+    return run.damage or why or _is_foreign(run_folder(runs.outbox, run.name))
+
+
+def _needed_by_its_own(run: Run, runs: Runs) -> str:
+    """Return why a run must stay whatever becomes of others, or nothing."""
     undos = runs.undos_of(run.name)
     if any(undo.summary is None for undo in undos):
         return "an undo of it was cut short"
@@ -113,19 +133,38 @@ def _needed(run: Run, runs: Runs, removed: list[str]) -> str:
     return "" if is_over else "it was cut short"
 
 
+def _asks(runs: Runs, name: str, run: Run) -> bool:
+    """Whether a run, as it is resumed or undone, asks what another did: one that is later, or ended later."""
+    plan = runs[name].plan
+    if plan is None or run.plan is None or runs[name].undoes or name == run.name:
+        return False
+    if run.name < name and runs.ended_ns(run.name) <= runs.begun_ns(name):
+        return False
+    if name in runs.wholly_undone():
+        return False
+    with suppress(StateDamaged):  # else it can be neither
+        journal_of(plan)
+        return True
+    return False
+
+
 def _may_have_left(undo: Run) -> bool:
-    """Whether an undo had begun operations when it was closed, or nobody can tell."""
+    """Whether an undo had begun operations that failed as it was closed, or nobody can tell."""
     try:
-        return undo.plan is not None and bool(journal_of(undo.plan).marks.get(BEGUN))
+        known = journal_of(undo.plan) if undo.plan else Replay.empty(0)
     except StateDamaged:
         return True
+    results = (known.result(number) for number in known.marks.get(BEGUN, ()))
+    return any(result is None or result.outcome is Outcome.FAILED for result in results)
 
 
-def _asked(run: Run, runs: Runs) -> str:
-    """Return why a run must stay that others ask when they are finished, or nothing."""
-    for name in runs.unfinished():
-        if name != run.name and (run.name > name or runs.ended_ns(run.name) > runs.begun_ns(name)):
-            return f"run {name} was cut short, and asks what later runs did: {command('resume', runs.outbox, name)}"
+def _asked(run: Run, runs: Runs, removed: list[str]) -> str:
+    """Return why a run must stay that one which stays may ask, as it is finished or undone, or nothing."""
+    gone = {*removed, *runs.wholly_undone(), run.name}
+    for name, other in runs.items():
+        is_asking = name not in gone and other.plan is not None and not (other.undoes and other.summary)
+        if is_asking and not run.undoes and (run.name > name or runs.ended_ns(run.name) > runs.begun_ns(name)):
+            return f"run {name} stays, and its undo asks what later runs did"
     return ""
 
 
