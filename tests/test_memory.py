@@ -14,7 +14,7 @@ from dicomsort.classify import grouping_of, showable_frames
 from dicomsort.plan import Options, parse_layout, plan
 from dicomsort.records import Examined, Found, Header, Kind, Row, Status, Verb, Verdict
 from dicomsort.report import Summary
-from dicomsort.sorting.outbox_state import OutboxState
+from dicomsort.sorting.outbox import OutboxState
 
 FEW, MANY = 2000, 6000
 GROWTH = 512 << 10  # bytes; a record of each of the files between would be ten times as much

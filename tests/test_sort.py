@@ -222,7 +222,7 @@ def test_what_lost_its_content_in_the_outbox_is_no_original(
 def test_what_kept_size_and_time_is_not_read_again(inbox: Path, outbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sort(inbox, outbox)
     read: list[str] = []
-    monkeypatch.setattr("dicomsort.sorting.outbox_state.sha256_of", lambda path: read.append(path) or "")
+    monkeypatch.setattr("dicomsort.sorting.outbox.sha256_of", lambda path: read.append(path) or "")
     assert sort(inbox, outbox).code == 0
     assert read == []
 

@@ -30,8 +30,8 @@ from watching import Watch, runs_of
 
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
+from dicomsort.sorting import later_runs, pipeline
 from dicomsort.sorting import outbox as outbox_module
-from dicomsort.sorting import outbox_state, pipeline
 
 THEN = 1_000_000_000  # seconds
 
@@ -199,7 +199,7 @@ def test_the_folder_of_a_class_that_is_not_mounted_keeps_its_copies_until_a_late
 def mounts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is mounted below inbox and outbox, as a test says."""
     there: list[str] = []
-    for module in (outbox_state, pipeline, outbox_module):
+    for module in (later_runs, pipeline, outbox_module):
         monkeypatch.setattr(module, "mounts_below", lambda *_: [*there])
     return there
 

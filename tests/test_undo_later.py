@@ -21,7 +21,7 @@ from watching import runs_of
 
 from dicomsort.execute import Placer
 from dicomsort.records import Operation, Verb
-from dicomsort.sorting import outbox_state
+from dicomsort.sorting import later_runs
 
 MODES = ["--copy", "--move"]
 
@@ -250,10 +250,10 @@ def test_names_that_differ_in_case_are_one_where_the_file_system_says_so(
     assert sort("--settle", 0, "--layout", "keep", "--move", tmp_path / "two", outbox).code == 0
     (outbox / "CT" / other).rename(outbox / "CT" / name)  # as a system that ignores case shows it under both names
     if case == "ignored":
-        there, top = outbox_state.look_up, f"{outbox}/"
+        there, top = later_runs.look_up, f"{outbox}/"
         names = {path.relative_to(outbox).as_posix().casefold(): str(path) for path in outbox.rglob("*")}
         monkeypatch.setattr(
-            outbox_state,
+            later_runs,
             "look_up",
             lambda path: there(path) or there(names.get(path.removeprefix(top).casefold(), path)),
         )

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dicomsort.config.fields import Option, at_home, checked, parsed
 from dicomsort.config.file import KNOWN, TABLES, TOP, Written, nearest, read
-from dicomsort.config.option import Option, at_home, checked, parsed
 from dicomsort.config.settings import (
     RECEIVE,
     SEND,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dicomsort.config.option import Option, at_home, checked, located, shown
+from dicomsort.config.fields import Option, at_home, checked, located, shown
 from dicomsort.config.settings import DESTINATION, RECEIVE, SEND, SORT, WATCH, Destination
 from dicomsort.errors import UsageError
 

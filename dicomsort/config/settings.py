@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dicomsort.config.option import Option, options_of, setting
+from dicomsort.config.fields import Option, options_of, setting
 
 MOST_SECONDS = 10 * 365 * 86_400  # ten years
 DAY = 86_400  # seconds

@@ -28,6 +28,7 @@ from dicomsort.report import Damages, Summary, final_row, history, write_summary
 from dicomsort.sorting.archives import ArchiveOpener, clear_unsealed, discard, is_archive, staging_of, temporary_folder
 from dicomsort.sorting.examine import Arrivals, Clock, SecondLook, as_one, examine_inbox, walk_inbox
 from dicomsort.sorting.outbox import (
+    OutboxState,
     RunContext,
     check_state,
     locked,
@@ -38,7 +39,6 @@ from dicomsort.sorting.outbox import (
     waiting_in,
     with_room,
 )
-from dicomsort.sorting.outbox_state import OutboxState
 from dicomsort.sorting.pixel_sampling import PixelSampler
 from dicomsort.sorting.running import carry_out, complete_reports, finish_first
 from dicomsort.sorting.runs import Runs, load_runs, new_run, require_outbox_mounts, seal_plan

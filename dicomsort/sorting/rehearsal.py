@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from dicomsort.execute import Placer, Roots
 from dicomsort.records import ARCHIVED, Found, Operation, Outcome, Result, Verb
-from dicomsort.sorting.outbox_state import LaterRuns, look_for
+from dicomsort.sorting.later_runs import LaterRuns, look_for
 from dicomsort.sorting.runs import Runs
 
 _FOLDERS = frozenset({Verb.MAKE_FOLDER, Verb.REMOVE_FOLDER})
@@ -22,7 +22,7 @@ class Rehearsal:
     _moved: dict[str, tuple[Found, str] | None] = field(default_factory=dict)  # with the SHA-256; None: it would go
 
     def look_for(self, path: str) -> Found | None:
-        """Return what would lie at an absolute path; see ``outbox_state.look_for``."""
+        """Return what would lie at an absolute path; see ``later_runs.look_for``."""
         if path not in self._moved:
             return look_for(path)
         there = self._moved[path]

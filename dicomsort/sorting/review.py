@@ -23,8 +23,8 @@ from dicomsort.report.manifest_reader import RunRow, message_of
 from dicomsort.report.review_queue import Item, ReviewQueue
 from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examine import hashed_here
-from dicomsort.sorting.outbox import REVIEW_VERB, RunContext, locked, mounts_below, now
-from dicomsort.sorting.outbox_state import holds, look_for, passable
+from dicomsort.sorting.later_runs import look_for
+from dicomsort.sorting.outbox import REVIEW_VERB, RunContext, holds, locked, mounts_below, now, passable
 from dicomsort.sorting.running import carry_out, complete_reports, finish, undo
 from dicomsort.sorting.runs import (
     Run,

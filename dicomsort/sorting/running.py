@@ -23,6 +23,7 @@ from dicomsort.report import Summary, final_row, needs_person, printable, read_s
 from dicomsort.report.manifest import PLACED, RunManifest
 from dicomsort.sorting.archives import clear_placed, unpack_again
 from dicomsort.sorting.corrections import retracted
+from dicomsort.sorting.later_runs import LaterRuns
 from dicomsort.sorting.outbox import (
     REVIEW_VERB,
     RunContext,
@@ -36,7 +37,6 @@ from dicomsort.sorting.outbox import (
     require_mounts,
     room_for_undo,
 )
-from dicomsort.sorting.outbox_state import LaterRuns
 from dicomsort.sorting.rehearsal import Rehearsal, Show
 from dicomsort.sorting.runs import (
     BEGUN,

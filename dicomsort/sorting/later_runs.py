@@ -1,4 +1,4 @@
-"""The context of planning and undoing: earlier and later runs, and what lies in inbox and outbox now."""
+"""What runs did that are later than one, or ended later: an undo and a resume must not take that away."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from collections.abc import Callable, Container, Hashable, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 
-from dicomsort.catalog import Ledger
 from dicomsort.errors import DicomsortError, StateDamaged
-from dicomsort.execute import Roots, is_stamped
+from dicomsort.execute import Roots
 from dicomsort.files import fold, look_up, sha256_of
 from dicomsort.journal import Plan, Replay, run_folder
-from dicomsort.plan.layout import with_folder_suffix
-from dicomsort.records import Action, Examined, Found, Operation, Outcome, Placement, Verb
+from dicomsort.records import Action, Found, Operation, Outcome, Verb
 from dicomsort.report import MANIFEST, Damages, read_rows, visible
 from dicomsort.report.manifest import PLACED, rows_of, since
 from dicomsort.report.manifest_reader import decided_from
@@ -28,96 +26,6 @@ from dicomsort.sorting.runs import UNDONE_BY, Run, Runs, journal_of, read_all
 _FILLED, _MAYBE, _NEEDED = "filled", "maybe filled", "needed "
 _Use = tuple[str, str]  # a place, and what became of it
 PLACING = frozenset({Verb.MOVE, Verb.COPY, Verb.LINK, Verb.REMOVE})
-
-
-class OutboxState:
-    """The ``plan.layout.PlanContext`` of a ledger and an outbox, which a dry run may do without."""
-
-    def __init__(self, ledger: Ledger, outbox: str | None) -> None:
-        """Without an outbox every name is free."""
-        self._ledger = ledger
-        self._outbox = outbox
-        self._remembers = ledger.remembers()
-        self.claim, self.is_repeated = ledger.claim, ledger.is_repeated
-        self.give, self.given = ledger.give, ledger.given
-        self.defer, self.deferred = ledger.defer, ledger.deferred
-
-    def placed_instance(self, sop: str, content: Examined | None) -> str | None:
-        """Return where an earlier run put a file with this SOP Instance UID, and content if given; None if it left."""
-        sha256 = content.sha256 if content else None
-        placed = self._ledger.placed_instances(sop, sha256) if self._remembers else ()
-        return next((p.destination for p in placed if self._is_there(p, content)), None)
-
-    def _is_there(self, placed: Placement, content: Examined | None) -> bool:
-        """Whether it is there as it was placed, or anything if no content is given.
-
-        It may be: a folder that cannot be entered hides what it holds.
-        """
-        try:
-            status = look_up(path := f"{self._outbox}/{placed.destination}") if self._outbox else None
-        except OSError:
-            return True
-        return status is not None and (content is None or _has_content(path, status, content, placed.sha256))
-
-    def holds(self, destination: str, content: Examined) -> bool | None:
-        """Whether the file at a destination has this content, by its row of an earlier run if it has one."""
-        if not self._outbox:
-            return None
-        return holds(f"{self._outbox}/{destination}", content, lambda: self._known_sha256(destination))
-
-    def passable(self, path: str) -> str:
-        """Return the path with a suffix for each of its folders whose name a file has."""
-        return passable(self._outbox, path) if self._outbox else path
-
-    def _known_sha256(self, destination: str) -> str:
-        placed = self._ledger.placed_at(destination) if self._remembers else None
-        return placed.sha256 if placed else ""
-
-
-def passable(outbox: str, path: str) -> str:
-    """Return a path below an outbox with suffixes for each folder, below the first, whose name a regular file has."""
-    made, *folders, last = path.split("/")
-    for name in folders:
-        while _is_file(f"{outbox}/{made}/{name}"):  # each suffix is of another name: nobody makes files for all of them
-            name = with_folder_suffix(name)  # noqa: PLW2901
-        made = f"{made}/{name}"
-    return f"{made}/{last}"
-
-
-def _is_file(path: str) -> bool:
-    try:
-        there = look_up(path)
-    except OSError:
-        return False
-    return there is not None and stat.S_ISREG(there.st_mode)
-
-
-def holds(path: str, content: Examined, known_sha256: Callable[[], str] = str) -> bool | None:
-    """Whether the file at an absolute path has this content; None where nothing is there, but a file can be.
-
-    Where ``known_sha256`` gives nothing, or the file does not have the mtime of ``content``, it is read.
-    """
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    except OSError:  # a folder that is a file, a name that is too long, or one that cannot be looked at
-        return False
-    return _has_content(path, status, content, known_sha256())
-
-
-def _has_content(path: str, status: os.stat_result, content: Examined, known_sha256: str) -> bool:
-    """Whether a file has this content; an earlier run's word counts where it has the size and mtime of ``content``.
-
-    That is the mtime that a placed file got. What cannot be read is not believed.
-    """
-    if not stat.S_ISREG(status.st_mode) or status.st_size != content.found.size:
-        return False
-    known = known_sha256 if is_stamped(status, content.found.mtime_ns) else ""
-    try:
-        return (known or sha256_of(path)) == content.sha256
-    except OSError:
-        return False
 
 
 class LaterRuns:
