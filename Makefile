@@ -41,7 +41,7 @@ demo: $(STAMP) ## sort sample_data/inbox into outbox/ and show the manifest
 	@echo "take all of it back:               $(BIN)/dicomsort undo outbox"
 
 test: $(STAMP) ## the whole test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 # The suite itself has at least fifty kills and a sample of the bytes; this has three hundred, and every byte of the journal.
 torture: $(STAMP) ## crash at every change on disk, tear every byte of the journal, kill -9 300 times, damage every state file (about an hour)
@@ -53,12 +53,12 @@ fuzz: $(STAMP) ## mutate headers and pixels for FUZZ_SECONDS each (600), guided 
 
 # What placing rests on has no branch that no test takes.
 coverage: $(STAMP) ## branch coverage of plan, journal, execute, files, metadata, classify: 100 % or it fails
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(CORE_TESTS) $(CORE:%=--cov=dicomsort.%) --cov-branch \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(CORE_TESTS) $(CORE:%=--cov=dicomsort.%) --cov-branch \
 	  --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 # Each test once: those of the core measure its coverage.
 check: lint coverage ## lint, types, the import rule, coverage and all other tests; CI runs this
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(CORE_TESTS:%=--ignore=%)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(CORE_TESTS:%=--ignore=%)
 
 lint: $(STAMP) ## ruff, mypy strict, the import rule
 	$(BIN)/ruff check .

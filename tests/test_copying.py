@@ -21,7 +21,7 @@ from test_races import Meddled, fail
 
 from dicomsort.execute import Roots
 from dicomsort.execute.placing import Placer
-from dicomsort.files import CHUNK, Files, chunks, hashed, opened
+from dicomsort.files import CHUNK, Files, chunks, flush_and_drop, hashed, opened
 from dicomsort.files.copying import copy
 from dicomsort.journal import Replay
 from dicomsort.records import Outcome, Verb
@@ -248,3 +248,10 @@ def test_a_run_on_a_file_system_with_reflinks(sharing: Path, mode: str) -> None:
     assert sorted(read_tree(outbox)[name] for name in placed(outbox)) == sorted(before.values())
     assert run("undo", outbox).code == 0
     assert (read_tree(inbox), list(placed(outbox))) == (before, [])
+
+
+def test_a_system_without_advice_reads_what_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fadvise")
+    (tmp_path / "a").write_bytes(b"one")
+    with opened(str(tmp_path / "a")) as descriptor:
+        flush_and_drop(Files(), descriptor)
