@@ -143,6 +143,16 @@ def test_what_a_file_system_does_not_promise(tmp_path: Path, missing: str, state
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("name", [".", ".dicomsort/lock", ".dicomsort/runs", "manifest.csv"])
+def test_something_else_in_the_place_of_a_state_is_found(tmp_path: Path, name: str) -> None:
+    outbox = tmp_path / "outbox"
+    path = (outbox / name).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir() if path.suffix or path.name == "lock" else path.write_text("x")
+    found = look(None, outbox)
+    assert any(finding.state is State.WRONG and ": expected a" in finding.message for finding in found)
+
+
 def test_a_clock_that_went_backwards_and_a_state_that_others_read(tmp_path: Path) -> None:
     (tmp_path / ".dicomsort" / "runs" / "29990101T000000Z-abcdef").mkdir(parents=True)
     found = look(None, tmp_path)

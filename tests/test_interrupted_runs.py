@@ -193,6 +193,7 @@ def test_pruning_goes_on_past_a_run_that_cannot_be_removed(two: tuple[Path, Path
     one, other, outbox = two
     sort(one, outbox)
     first = all_runs(str(outbox))[0]
+    assert run("undo", outbox).code == 0
     for number in range(3, 6):
         make_dicom(other / f"{number}.dcm", study=number)
         sort(other, outbox)

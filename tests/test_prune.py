@@ -193,6 +193,18 @@ def test_a_run_stays_whose_undo_was_closed_with_something_begun(inbox: Path, out
     assert runs_of(outbox) == sorted([first, undo, later, last])
 
 
+@pytest.mark.parametrize("name", ["plan.jsonl", "journal.jsonl"])
+def test_later_runs_stay_with_one_that_cannot_be_read_now(inbox: Path, outbox: Path, name: str) -> None:
+    """Its user may read it, or a backup may bring it back; then its undo asks what they need."""
+    first, later, last = (sort_new(inbox, outbox, study) for study in (1, 2, 3))
+    path = outbox / ".dicomsort/runs" / first / name
+    path.rename(path.with_name("away"))
+    path.mkdir()
+    ran = run("runs", outbox, "--prune", 0)
+    assert f"kept {later}: run {first} stays" in ran.out
+    assert (ran.code, runs_of(outbox)) == (0, [first, later, last])
+
+
 def test_a_run_goes_whose_undo_was_resumed_and_left_an_edited_file(inbox: Path, outbox: Path) -> None:
     make_dicom(inbox / "edited.dcm", study=8)
     first = sort_new(inbox, outbox, 1)

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 
 from dicomsort.doctor.finding import Finding, checked, fine, note, wrong
-from dicomsort.errors import counted
+from dicomsort.errors import DicomsortError, counted
 from dicomsort.execute import Leaving
 from dicomsort.files import NO_LINK, NO_RENAME, Files, closing_descriptor, is_network, look_up
 from dicomsort.journal import is_run, runs_folder
 from dicomsort.report.text import size
+from dicomsort.sorting.outbox import check_state
 
 ROOM = 1 << 30  # bytes
 _NAMED = 5  # folders
@@ -28,6 +29,7 @@ def examine_folders(inbox: str | None, outbox: str | None, files: Files) -> Iter
         yield from checked("inbox", _folder(inbox, files, is_inbox=True))
         yield from checked("inbox", _closed_folders(inbox))
     if outbox is not None:
+        yield from checked("outbox", _state(outbox))
         yield from checked("outbox", _folder(outbox, files, is_inbox=False))
         yield from checked("outbox", _runs(outbox))
     if inbox is not None and outbox is not None:
@@ -54,6 +56,18 @@ def _folder(folder: str, files: Files, *, is_inbox: bool) -> Iterator[Finding]:
     with _probe(files, existing) as path:
         for check in (_exclusive, _links, _locks, _clock, _flushes, _letter_case):
             yield from check(path, files)
+
+
+def _state(outbox: str) -> Iterator[Finding]:
+    """Check that nothing else has the name of the outbox, or of a file or folder of its state."""
+    if os.path.exists(outbox) and not os.path.isdir(outbox):
+        yield wrong(f"{outbox}: expected a folder, received something else", "name another folder, or move that away")
+        return
+    try:
+        check_state(os.path.abspath(outbox))
+    except DicomsortError as error:
+        problem, _, mend = str(error).rpartition("; ")
+        yield wrong(problem, mend)
 
 
 def _closed_folders(inbox: str) -> Iterator[Finding]:

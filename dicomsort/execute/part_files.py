@@ -121,7 +121,8 @@ class PartFiles:
             try:
                 self._files.replace(part, target)
             except OSError:
-                self._files.unlink(target)
+                if look_up(part) is not None:  # else it took place
+                    self._files.unlink(target)
                 raise
 
     def _flush(self, part: str) -> None:

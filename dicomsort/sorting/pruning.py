@@ -9,8 +9,10 @@ from __future__ import annotations
 import calendar
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 
 from dicomsort.errors import StateDamaged, command
 from dicomsort.files import Files, flush_path, look_up
@@ -51,9 +53,9 @@ def prune(context: RunContext, days: float | None = None, count: int | None = No
         before = time.time() - days * _DAY if days is not None else float("inf")
         old = {name for name in [*runs][: -max(count or 1, 1)] if _began(name) < before}
         chosen = [run for run in runs.values() if run.name in old or run.state is RunState.PRUNED]
-        going = {run.name for run in chosen}
+        needs, going = _Needs(runs), {run.name for run in chosen}
+        needs.keep(going, pruned)
         for run in sorted(chosen, key=lambda run: bool(run.undoes)):  # undos last
-            _keep_needed(going, runs, pruned)
             if run.name not in going:
                 continue
             try:
@@ -62,6 +64,7 @@ def prune(context: RunContext, days: float | None = None, count: int | None = No
             except OSError as error:
                 pruned.needed[run.name] = f"it cannot be removed: {error.strerror}"
                 going.remove(run.name)
+                needs.keep(going, pruned)
         if runs:  # a sort may have died before it made the folder
             flush_path(context.files, folder)
     pruned.removed.sort()
@@ -94,58 +97,76 @@ def _is_ours(entry: os.DirEntry[str]) -> bool:
     return entry.name in _ORDER and entry.is_file(follow_symlinks=False)
 
 
-def _keep_needed(going: set[str], runs: Runs, pruned: Pruned) -> None:
-    """Take out of ``going`` what must stay, and what must stay for that."""
-    while True:
-        left = [runs[name] for name in sorted(going.difference(pruned.removed))]
-        needed = {run.name: why for run in left if (why := _needed(run, runs, going))}
-        if not needed:
-            return
-        pruned.needed |= needed
-        going.difference_update(needed)
+class _Needs:
+    """Why runs must stay; what tells of each is read once."""
 
+    def __init__(self, runs: Runs) -> None:
+        self._runs, self._undone = runs, runs.wholly_undone()
+        self._undos: dict[str, list[Run]] = {}
+        for run in runs.values():
+            self._undos.setdefault(run.undoes, []).append(run)
+        self._own = cache(self._needed_by_its_own)
+        self._ended = cache(runs.ended_ns)
 
-def _needed(run: Run, runs: Runs, going: set[str]) -> str:
-    """Return why a run must stay where others are ``going``, or nothing."""
-    if run.undoes:
-        if run.summary is None:
-            return "it is an undo that was cut short"
-        undone_stays = run.undoes in runs and run.undoes not in going
-        why = f"it tells that run {run.undoes} was undone" if undone_stays else ""
-    elif not (why := _needed_by_its_own(run, runs)):
+    def keep(self, going: set[str], pruned: Pruned) -> None:
+        """Take out of ``going`` what must stay, and what must stay for that."""
+        while True:
+            asking = self._asking(going)
+            left = [self._runs[name] for name in sorted(going.difference(pruned.removed))]
+            needed = {run.name: why for run in left if (why := self._needed(run, going, asking))}
+            if not needed:
+                return
+            pruned.needed |= needed
+            going.difference_update(needed)
+
+    def _needed(self, run: Run, going: set[str], asking: Sequence[tuple[str, int]]) -> str:
+        """Return why a run must stay where others are ``going``, or nothing."""
+        if why := self._own(run.name):
+            return why
+        if run.undoes:
+            undone_stays = run.undoes in self._runs and run.undoes not in going
+            return f"it tells that run {run.undoes} was undone" if undone_stays else ""
         decided = run.plan.head.get("of", ()) if run.plan else ()
-        if stays := [each for each in decided if each in runs and each not in going]:
-            why = f"it decided about files of run {stays[0]}, which its undo needs"
-        elif asking := next((name for name in runs if name not in going and _asks(runs, name, run)), ""):
-            why = f"run {asking} stays, and its undo asks what later runs did"
-    return run.damage or why or _is_foreign(run_folder(runs.outbox, run.name))
+        if stays := [each for each in decided if each in self._runs and each not in going]:
+            return f"it decided about files of run {stays[0]}, which its undo needs"
+        for name, begun in asking if run.plan else ():
+            if run.name > name or self._ended(run.name) > begun:
+                return f"run {name} stays, and its undo asks what later runs did"
+        return ""
 
+    def _needed_by_its_own(self, name: str) -> str:
+        """Return why a run must stay whatever becomes of others, or nothing."""
+        run, undos = self._runs[name], self._undos.get(name, [])
+        if run.damage or (run.undoes and run.summary is None):
+            return run.damage or "it is an undo that was cut short"
+        if not run.undoes and any(undo.summary is None for undo in undos):
+            return "an undo of it was cut short"
+        if name not in self._undone and any(map(_may_have_left, undos)):
+            return (
+                f"an undo of it was closed, and may have left files: {command('undo', self._runs.outbox, name)} looks"
+            )
+        if run.summary is None and run.plan is not None and name not in self._undone:
+            return "it was cut short"
+        return _is_foreign(run_folder(self._runs.outbox, name))
 
-def _needed_by_its_own(run: Run, runs: Runs) -> str:
-    """Return why a run must stay whatever becomes of others, or nothing."""
-    undos = runs.undos_of(run.name)
-    if any(undo.summary is None for undo in undos):
-        return "an undo of it was cut short"
-    is_undone = any(undo.is_whole for undo in undos)
-    if not is_undone and any(map(_may_have_left, undos)):
-        return f"an undo of it was closed, and may have left files: {command('undo', runs.outbox, run.name)} looks"
-    is_over = run.summary is not None or run.plan is None or is_undone
-    return "" if is_over else "it was cut short"
+    def _asking(self, going: set[str]) -> list[tuple[str, int]]:
+        """Return the first run that stays, and the one of those that began first, and when these began.
 
+        As it is resumed or undone, a run asks what those did that are later or ended later. One that cannot be read now
+        may be read some day.
+        """
+        stay = [
+            (name, self._begun(name))
+            for name, run in self._runs.items()
+            if name not in going and name not in self._undone and not run.undoes and (run.plan or run.damage)
+        ]
+        return sorted({min(stay), min(stay, key=lambda each: each[1])}) if stay else []
 
-def _asks(runs: Runs, name: str, run: Run) -> bool:
-    """Whether a run, as it is resumed or undone, asks what another did: one that is later, or ended later."""
-    plan = runs[name].plan
-    if plan is None or run.plan is None or runs[name].undoes or name == run.name:
-        return False
-    if run.name < name and runs.ended_ns(run.name) <= runs.begun_ns(name):
-        return False
-    if name in runs.wholly_undone():
-        return False
-    with suppress(StateDamaged):  # else it can be neither
-        journal_of(plan)
-        return True
-    return False
+    def _begun(self, name: str) -> int:
+        try:
+            return self._runs.begun_ns(name)
+        except OSError:
+            return 0
 
 
 def _may_have_left(undo: Run) -> bool:
@@ -156,16 +177,6 @@ def _may_have_left(undo: Run) -> bool:
         return True
     results = (known.result(number) for number in known.marks.get(BEGUN, ()))
     return any(result is None or result.outcome is Outcome.FAILED for result in results)
-
-
-def _asked(run: Run, runs: Runs, removed: list[str]) -> str:
-    """Return why a run must stay that one which stays may ask, as it is finished or undone, or nothing."""
-    gone = {*removed, *runs.wholly_undone(), run.name}
-    for name, other in runs.items():
-        is_asking = name not in gone and other.plan is not None and not (other.undoes and other.summary)
-        if is_asking and not run.undoes and (run.name > name or runs.ended_ns(run.name) > runs.begun_ns(name)):
-            return f"run {name} stays, and its undo asks what later runs did"
-    return ""
 
 
 def _remove(files: Files, folder: str) -> int:
