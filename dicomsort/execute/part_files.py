@@ -14,7 +14,6 @@ from dicomsort.journal import Replay
 from dicomsort.metadata import apply_metadata, metadata_of
 from dicomsort.records import Lost, Operation, Verb
 
-CREATED_MODE = 0o600  # of files that are not complete yet
 _NOT_SEEN = "its source was not seen again, and may still be there"
 
 
@@ -108,7 +107,7 @@ class PartFiles:
         try:
             self._rename(part, target)
         except OSError:
-            self._files.unlink(mark)
+            _unlink(self._files, mark)
             raise
 
     def _rename(self, part: str, target: str) -> None:
