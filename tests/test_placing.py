@@ -18,6 +18,7 @@ from matrix import FILES, checked_again, head_of, operations, placer_again, step
 
 from dicomsort.errors import PlacingFailed
 from dicomsort.execute import Executor, Roots
+from dicomsort.execute.outcomes import Fatal
 from dicomsort.files import Files
 from dicomsort.journal import Journal, Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
@@ -274,3 +275,18 @@ def test_a_copy_that_its_mode_forbids_to_open_is_flushed_with_its_file_system(tm
         result = one(inbox, outbox, step(inbox, Verb.COPY, "a/1", target="outbox/CT/s/1"), files)
     assert result.outcome is Outcome.DONE
     assert "flush_system" in files.called[: files.called.index("rename")]
+
+
+def test_a_renaming_that_took_place_and_was_told_as_refused_leaves_the_bytes(tmp_path: Path) -> None:
+    class Lying(NoRenames):
+        def replace(self, source: str, target: str) -> None:
+            super().replace(source, target)
+            if not target.endswith(".csv"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), source, None, target)
+
+    inbox, outbox = world(tmp_path)
+    operation = step(inbox, Verb.COPY, "a/1", target="outbox/CT/s/1")
+    make_files(outbox, {"CT/s/.dicomsort-run-0.part": FILES["a/1"]})
+    (inbox / "a/1").unlink()
+    assert isinstance(placer_again(inbox, outbox, Lying()).apply(operation), Fatal)
+    assert (outbox / "CT/s/1").read_bytes() == FILES["a/1"]
