@@ -186,6 +186,15 @@ def test_a_duplicate_whose_kept_file_went_stays(tmp_path: Path) -> None:
     assert read_tree(inbox) == FILES
 
 
+def test_a_file_whose_old_name_another_has_by_now_stays(tmp_path: Path) -> None:
+    """As an undo of a move finds it."""
+    inbox, outbox = world(tmp_path)
+    result = one(inbox, outbox, step(inbox, Verb.REMOVE, "copy of 1", kept="inbox/a/2"))
+    message = "the file that has its old name by now holds other bytes; this one stays"
+    assert (result.outcome, result.message) == (Outcome.CHANGED, message)
+    assert read_tree(inbox) == FILES
+
+
 def test_a_duplicate_that_somebody_else_removed_is_changed_and_undo_does_not_bring_it_back(tmp_path: Path) -> None:
     inbox, outbox = world(tmp_path)
     operation = step(inbox, Verb.REMOVE, "copy of 1", kept="outbox/CT/s/1")

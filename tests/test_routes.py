@@ -382,11 +382,12 @@ def test_a_dead_route_is_told_once_then_once_a_period_and_when_it_is_back(
     assert [line for line, _ in night.lines()] == ["route down"]
 
 
+@pytest.mark.parametrize("sent", [Sent(0, 0), Sent(0, 1, "gone from the outbox", is_asked=False)])
 def test_nothing_to_send_is_no_proof_that_a_route_is_back(
-    archive: Archive, outbox: Path, forwarder: Forwarder, caplog: pytest.LogCaptureFixture
+    archive: Archive, outbox: Path, forwarder: Forwarder, caplog: pytest.LogCaptureFixture, sent: Sent
 ) -> None:
     night = Night(forwarder, caplog)
-    archive.answers = [Sent(0, 1, "down", is_down=True), Sent(1, 0), Sent(0, 0)]
+    archive.answers = [Sent(0, 1, "down", is_down=True), Sent(1, 0), sent]
     night.round(after=1)
     night.round(after=1)
     assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 0' in figures(forwarder)

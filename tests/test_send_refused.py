@@ -241,6 +241,7 @@ def test_a_peer_that_takes_nothing_is_told_from_one_bad_instance(
     with Scp(lambda *_: status).running() as scp:
         sent = deliver(str(folder), SendSettings(scp.to, retries=1, retry_wait=0.01), Files(), Silent())
     assert (sent.is_down, sent.takes_nothing) == flags
+    assert sent.is_asked
     assert sent.problem  # `send` says in either case that nothing was sent
 
 

@@ -108,7 +108,7 @@ def _send(stop: Stop, folder: str, destination: Destination, run: str | None) ->
     except Stopped:  # what is left is sent after the next start
         return Sent(counted["acknowledged"], 0)
     message = sent.problem or next(iter(sent.reasons), "")
-    return Sent(sent.acknowledged, sent.failed, message, sent.is_down, sent.takes_nothing)
+    return Sent(sent.acknowledged, sent.failed, message, sent.is_down, sent.takes_nothing, sent.is_asked)
 
 
 def _show(summary: Summary, *, as_json: bool, quiet: bool) -> None:

@@ -24,7 +24,7 @@ from dicomsort.execute.leaving import (
 )
 from dicomsort.execute.outcomes import Fatal, outcome_of_error, outcome_unseen
 from dicomsort.execute.part_files import OwnCopy, PartFiles
-from dicomsort.execute.removing import NOT_KEPT, Remover
+from dicomsort.execute.removing import NOT_KEPT, OTHER_THERE, Remover
 from dicomsort.execute.roots import Resolver, Roots, spare_name
 from dicomsort.execute.two_mounts import TwoMounts
 from dicomsort.files import NO_LINK, NO_ROOM, Files, flush_path, look_up, opened, sha256_of
@@ -108,7 +108,7 @@ class Placer:
         if leaves and not self._leaving.may_leave(self._roots.absolute(o.source), source):
             return Result(o.number, Outcome.FAILED, CANNOT_LEAVE)
         if o.verb is Verb.REMOVE and not self._remover.is_kept(o):
-            return Result(o.number, Outcome.CHANGED, NOT_KEPT)
+            return Result(o.number, Outcome.CHANGED, NOT_KEPT if o.kept.startswith("outbox/") else OTHER_THERE)
         return None
 
     def settle(self, o: Operation) -> Result | None:

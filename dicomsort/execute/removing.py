@@ -13,6 +13,7 @@ from dicomsort.records import Operation, Outcome, Result, Verb
 
 _CHANGED_SINCE = "the file changed while it was placed"
 NOT_KEPT = "the kept file does not hold the same bytes any more"
+OTHER_THERE = "the file that has its old name by now holds other bytes; this one stays"
 LOCKED = "another run removes it, or its kept copy"
 _IS_KEPT = "it may be the kept file itself, seen through another mount; it stays"
 

@@ -27,7 +27,7 @@ class Sent(NamedTuple):
     """How many instances were acknowledged, how many could not be sent, and why the first could not.
 
     ``is_down`` where no association could be opened; ``takes_nothing`` where the destination, as far as these instances
-    show, accepts none at all.
+    show, accepts none at all; not ``is_asked`` where it was asked about none.
     """
 
     sent: int
@@ -35,6 +35,7 @@ class Sent(NamedTuple):
     message: str = ""
     is_down: bool = False
     takes_nothing: bool = False
+    is_asked: bool = True
 
 
 @dataclass
@@ -218,7 +219,8 @@ class Forwarder:
         """Log what was sent, and put back a job that failed."""
         now = self._clock()
         facts = route.facts | {"run": run or "all", "sent": sent.sent}
-        if sent.sent or sent.failed:  # else nobody was asked: there was nothing to send, or a failure of our own
+        # Else nobody was asked: there was nothing to send, it is gone from the outbox, or a failure of our own.
+        if sent.sent or (sent.failed and sent.is_asked):
             if route.attempts:
                 back = {"attempts": route.attempts, "seconds": round(now - route.down_since)}
                 _log.info("route back", extra={"facts": route.facts | back})

@@ -162,6 +162,7 @@ class _Sending:
                 yield examined
 
     def _on_answer(self, instance: Instance, answer: Answer, attempts: int) -> None:
+        self.sent.is_asked = True
         if answer.acknowledged:
             self.known.add(instance, answer.sha256)
         elif answer.reached:

@@ -33,7 +33,7 @@ class Sent:
     """What was sent. ``problem`` says why it ended early, where it did: the peer cannot be reached, or refuses all.
 
     ``is_down``: no association could be opened. ``takes_nothing``: several deliveries in a row failed, or the peer
-    broke off each association before it was open.
+    broke off each association before it was open. ``is_asked``: some file was tried.
     """
 
     destination: str
@@ -47,6 +47,7 @@ class Sent:
     problem: str = ""
     is_down: bool = False
     takes_nothing: bool = False
+    is_asked: bool = False
     reasons: Counter[str] = field(default_factory=Counter)  # of what failed
 
     def count(self, result: SendResult, size: int = 0) -> None:
