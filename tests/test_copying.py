@@ -255,3 +255,4 @@ def test_a_system_without_advice_reads_what_memory_holds(tmp_path: Path, monkeyp
     (tmp_path / "a").write_bytes(b"one")
     with opened(str(tmp_path / "a")) as descriptor:
         flush_and_drop(Files(), descriptor)
+        assert hashed(descriptor) == hashlib.sha256(b"one").hexdigest()

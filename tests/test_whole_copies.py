@@ -13,6 +13,7 @@ import pytest
 from building import make_dicom
 from command import rows, run, sort
 from crashing import NoLinks, OtherDevice
+from powercut import name_of
 from test_interrupted_runs import dies
 from test_unseen_sources import away, images
 
@@ -26,6 +27,19 @@ pytestmark = pytest.mark.parametrize("mode", ["--copy", "--move"])
 def inbox(tmp_path: Path) -> Path:
     make_dicom(tmp_path / "inbox/a/0.dcm")
     return tmp_path / "inbox"
+
+
+class Refusing(OtherDevice):
+    """Refuses, with an error of the disk, what is written to a copy that is made anew."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+    def write(self, descriptor: int, data: bytes | memoryview) -> None:
+        if name_of(descriptor).name.endswith("-3.part"):
+            raise OSError(self.code, os.strerror(self.code))
+        super().write(descriptor, data)
 
 
 def cut_short(inbox: Path, outbox: Path, mode: str, base: Callable[[], Files], ends: int = 0) -> int:
@@ -60,15 +74,9 @@ def test_a_death_at_any_change_of_the_resume_leaves_the_bytes(
 
 
 def test_a_source_that_cannot_be_read_again_costs_nothing(tmp_path: Path, inbox: Path, mode: str) -> None:
-    class Pulled(OtherDevice):
-        def write(self, descriptor: int, data: bytes | memoryview) -> None:
-            if Path(f"/proc/self/fd/{descriptor}").readlink().name.endswith("-3.part"):
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            super().write(descriptor, data)
-
     outbox, content = tmp_path / "outbox", (inbox / "a/0.dcm").read_bytes()
     cut_short(inbox, outbox, mode, OtherDevice)
-    with mock.patch("dicomsort.files.Files", Pulled):
+    with mock.patch("dicomsort.files.Files", return_value=Refusing(errno.EIO)):
         assert run("resume", outbox).code == 1
     assert [path.read_bytes() for path in outbox.rglob("*.part")] == [content]
     with away(inbox / "a", "gone"):
@@ -115,15 +123,9 @@ def test_a_renaming_that_the_disk_refuses_leaves_no_mark(tmp_path: Path, inbox: 
 def test_where_there_is_no_room_for_two_a_whole_copy_is_read_from_the_disk(
     tmp_path: Path, inbox: Path, mode: str
 ) -> None:
-    class Full(OtherDevice):
-        def write(self, descriptor: int, data: bytes | memoryview) -> None:
-            if Path(f"/proc/self/fd/{descriptor}").readlink().name.endswith("-3.part"):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            super().write(descriptor, data)
-
     outbox, content = tmp_path / "outbox", (inbox / "a/0.dcm").read_bytes()
     cut_short(inbox, outbox, mode, OtherDevice)
-    with mock.patch("dicomsort.files.Files", Full):
+    with mock.patch("dicomsort.files.Files", return_value=Refusing(errno.ENOSPC)):
         assert run("resume", outbox).code == 0
     assert (images(outbox), list(outbox.rglob("*.part"))) == ({content}, [])
     assert (inbox / "a/0.dcm").exists() == (mode == "--copy")

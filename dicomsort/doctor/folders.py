@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 
-from dicomsort.doctor.finding import Finding, checked, fine, note, wrong
-from dicomsort.errors import DicomsortError, counted
+from dicomsort.doctor.finding import Finding, checked, fine, note, refused, wrong
+from dicomsort.errors import counted
 from dicomsort.execute import Leaving
 from dicomsort.files import NO_LINK, NO_RENAME, Files, closing_descriptor, is_network, look_up
 from dicomsort.journal import is_run, runs_folder
@@ -63,11 +63,7 @@ def _state(outbox: str) -> Iterator[Finding]:
     if os.path.exists(outbox) and not os.path.isdir(outbox):
         yield wrong(f"{outbox}: expected a folder, received something else", "name another folder, or move that away")
         return
-    try:
-        check_state(os.path.abspath(outbox))
-    except DicomsortError as error:
-        problem, _, mend = str(error).rpartition("; ")
-        yield wrong(problem, mend)
+    yield from refused("a sort refuses it, too", lambda: check_state(os.path.abspath(outbox)))
 
 
 def _closed_folders(inbox: str) -> Iterator[Finding]:

@@ -290,8 +290,8 @@ class Placer:
                 self._files.unlink(new)
             if error.errno not in NO_ROOM or not self.parts.reread(o):
                 raise
-            return self._name_part(o, target)
-        self._files.unlink(new)
+        else:
+            self._files.unlink(new)
         return self._name_part(o, target)
 
     def _named(self, o: Operation, made: _Made, target: str) -> Result:
