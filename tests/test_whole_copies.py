@@ -129,3 +129,13 @@ def test_where_there_is_no_room_for_two_a_whole_copy_is_read_from_the_disk(
         assert run("resume", outbox).code == 0
     assert (images(outbox), list(outbox.rglob("*.part"))) == ({content}, [])
     assert (inbox / "a/0.dcm").exists() == (mode == "--copy")
+
+
+def test_a_copy_anew_that_was_cut_short_too_is_begun_again(tmp_path: Path, inbox: Path, mode: str) -> None:
+    outbox, content = tmp_path / "outbox", (inbox / "a/0.dcm").read_bytes()
+    cut_short(inbox, outbox, mode, OtherDevice)
+    (part,) = outbox.rglob("*.part")
+    part.with_name(part.name.replace(".part", "-3.part")).write_bytes(content[:9])
+    with mock.patch("dicomsort.files.Files", OtherDevice):
+        assert run("resume", outbox).code == 0
+    assert (images(outbox), list(outbox.rglob("*.part"))) == ({content}, [])
