@@ -54,6 +54,14 @@ def surroundings(_: object) -> dict[str, object]:
     }
 
 
+def can_import(module: str) -> bool:
+    try:
+        __import__(module)
+    except ImportError:
+        return False
+    return True
+
+
 def sys_has(module: str) -> bool:
     return module in sys.modules
 

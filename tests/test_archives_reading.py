@@ -266,6 +266,12 @@ def test_links_and_devices_are_not_unpacked(tmp_path: Path) -> None:
     assert [(m.reason, m.message) for m in unpacked.members] == [(UNSAFE_NAME, "it is a link")]
 
 
+def test_a_folder_in_a_zip_file_that_has_bytes_is_told(tmp_path: Path) -> None:
+    unpacked = opened(tmp_path, zipped({"a": b"1", "empty/": b"", "b/": b"2"}))
+    assert [(m.name, m.reason) for m in unpacked.members] == [("a", ""), ("b∕", UNSAFE_NAME)]
+    assert unpacked.members[1].message == "it has bytes, and the name of a folder"
+
+
 def test_an_archive_that_changes_is_not_placed(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(zipped(CONTENT))
     before = found(tmp_path / "a.zip")

@@ -6,7 +6,9 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from building import make_dicom, read_tree
@@ -76,11 +78,13 @@ def test_a_command_whose_bundle_is_replaced_ends_with_1(
         holding(tmp_path / "inbox", tmp_path / "outbox")
     before = {*tmp_path.iterdir()}
 
-    def open_engine(*_: object, **__: object) -> SerialEngine:
-        replace(bundle)
-        return SerialEngine()
+    class Late(SerialEngine):
+        def submit(self, *arguments: Any, **options: Any) -> Future[Any]:
+            if not bundle.with_name("old").exists():
+                replace(bundle)
+            return super().submit(*arguments, **options)
 
-    monkeypatch.setattr("dicomsort.engines.open_engine", open_engine)
+    monkeypatch.setattr("dicomsort.engines.open_engine", lambda *_, **__: Late())
     command, *arguments = COMMANDS[name](tmp_path)
     ran = run(command, "--model", bundle, *arguments)
     assert (ran.code, ran.out) == (1, "")

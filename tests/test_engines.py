@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,6 +174,9 @@ def test_where_a_worker_lives() -> None:
         here = engine.submit(tasks.surroundings, None).result()
         assert engine.submit(tasks.sys_has, "colorsys").result()
     assert here == {"modules": set(), "threads": "1", "stdin": "null", "stdout": "null", "interrupt": True}
+    with ProcessEngine(1, PATIENT, warm=("pydicom",)) as engine:  # it would import requests, for downloads
+        assert [engine.submit(tasks.sys_has, name).result() for name in ("pydicom", "requests")] == [True, False]
+        assert engine.submit(tasks.can_import, "requests").result() == (find_spec("requests") is not None)
     with ProcessEngine(None, LIMITS) as engine:
         assert engine.workers == usable_cores() == len(os.sched_getaffinity(0))
 

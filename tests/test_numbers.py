@@ -132,6 +132,19 @@ def test_no_more_workers_start_than_tasks_wait(started: list[object], tmp_path: 
     assert len(started) == 3
 
 
+def test_a_worker_starts_before_there_is_a_task_and_gets_the_first(started: list[Any]) -> None:
+    with ProcessEngine(4, LIMITS) as engine:
+        engine.warm_up()
+        engine.warm_up()
+        assert engine.submit(tasks.whoami, None).result()[0] == started[0].process.pid
+        assert len(started) == 1
+    with ProcessEngine(4, LIMITS) as engine:
+        engine.warm_up()
+    assert all(worker.process.poll() is not None for worker in started)
+    engine.warm_up()  # it is closed: nothing starts
+    assert len(started) <= 2
+
+
 def test_no_more_workers_start_than_memory_allows(started: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int]] = []
     tell = lambda message, extra: told.append((message, extra["facts"]["workers"]))
@@ -139,7 +152,9 @@ def test_no_more_workers_start_than_memory_allows(started: list[object], monkeyp
     room = memory.WORKER + LIMITS.memory_bytes
     for free, workers in ((0, 1), (room, 1), (2 * room + 1, 2), (1 << 50, 8)):
         monkeypatch.setattr(memory, "available", partial(int, free))
+        before = list(told)
         with open_engine("processes", 8, None, limits=LIMITS) as engine:
+            assert told == before  # no log may be open yet
             futures = [engine.submit(tasks.double, number) for number in range(4 * workers)]
             assert [future.result() for future in futures] == [2 * number for number in range(4 * workers)]
             assert engine.workers == workers
@@ -184,6 +199,8 @@ def test_an_engine_goes_on_with_the_threads_that_the_system_starts(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with ProcessEngine(4, LIMITS) as engine:
         if not threads:
+            with pytest.raises(DicomsortError, match="expected a thread to start, received: can't start"):
+                engine.warm_up()
             for _ in range(40):  # more than may wait: what was refused holds no place
                 with pytest.raises(DicomsortError, match="expected a thread to start, received: can't start"):
                     engine.submit(tasks.double, 1)

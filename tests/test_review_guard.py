@@ -94,6 +94,7 @@ def test_what_the_page_did_not_send_changes_nothing(server: Server, headers: dic
 @pytest.mark.parametrize(
     ("body", "code", "words"),
     [
+        (b"[" * 60_000, 400, "expected a JSON object"),
         (b"{", 400, "expected a JSON object"),
         (b"[]", 400, "expected a JSON object"),
         (b"\xff\xfe", 400, "expected a JSON object"),

@@ -32,7 +32,7 @@ def members(stream: BinaryIO, size: int, budget: Budget) -> Iterator[Member]:
         archive = zipfile.ZipFile(stream)
     except BROKEN as error:
         raise ArchiveRefused(DAMAGED, f"expected a whole ZIP file, received: {said(error)}") from None
-    infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
+    infos = [info for info in archive.infolist() if not info.filename.endswith("/") or info.file_size]
     if min((info.header_offset for info in archive.infolist()), default=0):
         raise ArchiveRefused(DAMAGED, "expected a ZIP file, received bytes before it that its directory does not name")
     _check(infos, size, archive.start_dir)
@@ -59,7 +59,9 @@ def _check(infos: list[zipfile.ZipInfo], size: int, directory: int) -> None:
 
 
 def _unsafe(info: zipfile.ZipInfo) -> str:
-    """Return why a member must not be unpacked: it is a link, or a device."""
+    """Return why a member must not be unpacked: it is a link, a device, or a folder's name with a file's bytes."""
+    if info.filename.endswith("/"):
+        return "it has bytes, and the name of a folder"
     kind = info.external_attr >> 16 & _KIND
     if info.create_system == _UNIX and kind not in {0, _FILE, _FOLDER}:
         return "it is a link" if kind == _LINK else "it is a device"

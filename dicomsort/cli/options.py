@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 SECONDS_PER_TASK = 10.0
 BYTES_PER_TASK = 1 << 30
-WARM = ("dicomsort.tasks",)
+WARM_HEADERS = ("dicomsort.tasks",)
+WARM = (*WARM_HEADERS, "dicomsort.pixels", "ai_edge_litert.interpreter")
 CONFIG = typer.Option(
     parser=Path,  # with no parser, whether what is parsed holds a Path or its text depends on the release of Typer
     metavar="FILE",
@@ -151,7 +152,8 @@ def require_room(engine: str = "processes") -> None:
 
 def engine_for(settings: SortSettings) -> Engine:
     """Open the engine that the settings name; the caller closes it."""
-    return open_workers(settings.workers, engine=settings.engine, scheduler=settings.scheduler)
+    warm = WARM_HEADERS if settings.evidence == "header" else WARM
+    return open_workers(settings.workers, warm, settings.engine, settings.scheduler)
 
 
 def open_workers(

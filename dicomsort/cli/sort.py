@@ -21,6 +21,7 @@ from dicomsort.progress import watching
 if TYPE_CHECKING:
     from logging import Logger
 
+    from dicomsort.engines.engine import Engine
     from dicomsort.files import Files
     from dicomsort.records import Operation
     from dicomsort.report import Summary
@@ -53,6 +54,13 @@ def sort(
 
 
 def _sort(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes) -> int:
+    require_room(settings.engine)
+    with engine_for(settings) as engine:
+        engine.warm_up()  # a worker imports its modules while this process imports others
+        return _sort_by(engine, inbox, outbox, settings, routes)
+
+
+def _sort_by(engine: Engine, inbox: str, outbox: str | None, settings: SortSettings, routes: Routes) -> int:
     from dicomsort.files import Files
     from dicomsort.report import Summary
     from dicomsort.sorting import RunContext, sort_inbox
@@ -62,7 +70,7 @@ def _sort(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes
     with logged("sort", settings, inbox, outbox, check) as (log, end, request):
         log.info("sort begins", extra={"facts": {"mode": settings.mode, "dry_run": settings.dry_run}})
         show = (lambda _: None) if settings.json or settings.quiet else _show
-        with engine_for(settings) as engine, watching(quiet=settings.quiet or settings.json) as progress:
+        with watching(quiet=settings.quiet or settings.json) as progress:
             context = RunContext(request.outbox or "", files, progress, counted.count)
             summary = sort_inbox(request, context, engine, show)
         end.exit_code, end.cause, end.facts = _code(summary, settings), _cause(summary, outbox or ""), summary.as_json()
@@ -76,7 +84,6 @@ def _check(inbox: str, outbox: str | None, settings: SortSettings, routes: Route
     from dicomsort.config.routes import check_classes
     from dicomsort.sorting import check
 
-    require_room(settings.engine)
     request = check(inbox, outbox, settings)
     check_classes(routes, request.bundle.labels)  # `watch` would fail by it
     return request

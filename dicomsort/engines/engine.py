@@ -49,6 +49,10 @@ class Engine(Protocol):
         """
         ...
 
+    def warm_up(self) -> None:
+        """Start a worker before there is a task for it; an engine that starts none itself does nothing."""
+        return
+
     def check_workers(self, _snapshot: Callable[[], T], _difference: Callable[[T], str], /) -> None:
         """Check that workers on other machines see what this one sees; engines without such workers do nothing.
 

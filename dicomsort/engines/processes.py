@@ -138,11 +138,8 @@ class ProcessEngine(Engine):
 
     def __init__(self, workers: int | None, limits: TaskLimits, warm: tuple[str, ...] = ()) -> None:
         require_address_space(ADDRESSES + limits.memory_bytes)
-        self.workers = workers or usable_cores()
-        affordable = workers_for(self.workers, limits.memory_bytes)
-        if workers and affordable < workers:
-            self._use_fewer(affordable, "there is no memory for more")
-        self.workers = affordable
+        self.workers = workers_for(workers or usable_cores(), limits.memory_bytes)
+        self._refused = workers if workers and self.workers < workers else 0
         self._limits = limits
         self._setup = (_import_path(), warm, limits.memory_bytes)
         self._slots = Slots(WAITING_PER_WORKER * self.workers)
@@ -162,11 +159,24 @@ class ProcessEngine(Engine):
         with self._lock:
             if self._slots.closed:
                 raise DicomsortError(CLOSED)
+            if self._refused:  # said now, for before the first task no log may be open
+                _warn(self._refused, self.workers, "there is no memory for more")
+                self._refused = 0
             if self._unfinished >= self._feeders < self.workers:
-                self._add_feeder()
+                try:
+                    self._add_feeder()
+                except DicomsortError:
+                    self._slots.give()
+                    raise
             self._unfinished += 1
             self._jobs.put(_Job(function, task, future, seconds or self._limits.seconds))
         return future
+
+    def warm_up(self) -> None:
+        """Start the first worker, which imports its modules while the caller does other things."""
+        with self._lock:
+            if not self._feeders and not self._slots.closed:
+                self._add_feeder()
 
     def close(self) -> None:
         """Kill the workers, and end what has not finished with ``DicomsortError``."""
@@ -191,15 +201,13 @@ class ProcessEngine(Engine):
             self._start(self._feed, "dicomsort-feeder", len(self._threads))
         except (RuntimeError, MemoryError) as error:  # "can't start new thread"
             if not self._feeders:
-                self._slots.give()
                 raise DicomsortError(f"expected a thread to start, received: {error}") from None
             self._use_fewer(self._feeders, str(error))
         else:
             self._feeders += 1
 
     def _use_fewer(self, workers: int, reason: str) -> None:
-        facts = {"asked": self.workers, "workers": workers, "message": reason}
-        _log.warning("fewer workers than asked for", extra={"facts": facts})
+        _warn(self.workers, workers, reason)
         self.workers = workers
 
     def _watch(self) -> None:
@@ -292,6 +300,11 @@ class ProcessEngine(Engine):
             else:
                 return worker
         raise DicomsortError(f"expected a worker process to start, received: {reason}")
+
+
+def _warn(asked: int, workers: int, reason: str) -> None:
+    facts = {"asked": asked, "workers": workers, "message": reason}
+    _log.warning("fewer workers than asked for", extra={"facts": facts})
 
 
 def usable_cores() -> int:

@@ -24,6 +24,7 @@ from tornado.iostream import IOStream
 from tornado.web import Application, HTTPError, RequestHandler
 
 from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError
+from dicomsort.jsonlines import parse
 from dicomsort.pages.rendering import TEMPLATES, rendered
 from dicomsort.pages.review.session import Session, keys_for
 
@@ -302,7 +303,7 @@ class Act(Guarded):
 
     def _body(self) -> dict[str, Any]:
         try:
-            body = json.loads(self.request.body or b"{}")
+            body = parse(self.request.body or b"{}")
         except ValueError:
             body = None
         if not isinstance(body, dict):
