@@ -22,7 +22,7 @@ RECIPE = ("--epochs", 4, "--batch-size", 8, "--seed", 3)
 
 
 def tiny(shape: tuple[int, int, int], classes: int) -> Any:
-    """A trunk that takes means, then a convolution, a depthwise one, and the end that all networks have."""
+    """Layers that take means, then a convolution, a depthwise one, and the end that all networks have."""
     import keras
 
     from dicomsort.training.models.keras_applications import classifier

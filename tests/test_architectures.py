@@ -61,14 +61,14 @@ def test_its_parts_say_what_the_whole_says(arch: str, variation: dict[str, Any])
     images = _images(SMALL)
     for start in sorted({"", ARCHITECTURES[arch].trained_from}):
         network = _network(arch, variation, SMALL)  # never called before it is divided, as where a training begins
-        trunk, tail, both = divide(network, start)
-        wanted, seen = answers(network, images), answers(trunk, images)
-        np.testing.assert_allclose(answers(tail, seen), wanted, atol=1e-5)
-        features, probabilities = answers(both, seen)
+        frozen, trainable, with_features = divide(network, start)
+        wanted, seen = answers(network, images), answers(frozen, images)
+        np.testing.assert_allclose(answers(trainable, seen), wanted, atol=1e-5)
+        features, probabilities = answers(with_features, seen)
         np.testing.assert_allclose(probabilities, wanted, atol=1e-5)
         assert features.shape == (3, *network.get_layer("features").output.shape[1:])
-        assert not any(layer.trainable for layer in trunk.layers)
-        assert tail.trainable_variables
+        assert not any(layer.trainable for layer in frozen.layers)
+        assert trainable.trainable_variables
 
 
 @_each([case for case in ALL if case[0] not in LARGE])
@@ -77,7 +77,7 @@ def test_its_bundle_can_be_gone_on_from(arch: str, variation: dict[str, Any], tm
     from dicomsort.training.fit.finetune import from_bundle
     from dicomsort.training.fit.frozen_features import divide
     from dicomsort.training.models.outputs import complete
-    from dicomsort.training.models.tflite_head import Body, with_head
+    from dicomsort.training.models.tflite_head import FeatureExtractor, with_head
 
     network, images = _network(arch, variation, INPUT_SHAPE), _images(INPUT_SHAPE)
     wanted = answers(network, images)
@@ -94,9 +94,11 @@ def test_its_bundle_can_be_gone_on_from(arch: str, variation: dict[str, Any], tm
     seal(tmp_path, spec)
     architecture = from_bundle(tmp_path)
     again = architecture.build(INPUT_SHAPE, len(LABELS))  # which compares it with the LiteRT model
-    trunk, tail, _ = divide(again, architecture.trained_from)
-    np.testing.assert_allclose(answers(tail, answers(trunk, images)), wanted, atol=0.01)
-    np.testing.assert_allclose(answers(tail, Body(kept.model).predict_on_batch(images)), wanted, atol=0.01)
+    frozen, trainable, _ = divide(again, architecture.trained_from)
+    np.testing.assert_allclose(answers(trainable, answers(frozen, images)), wanted, atol=0.01)
+    np.testing.assert_allclose(
+        answers(trainable, FeatureExtractor(kept.model).predict_on_batch(images)), wanted, atol=0.01
+    )
     last = again.get_layer("probabilities")
     last.set_weights([np.random.default_rng(1).normal(0, 0.1, part.shape) for part in last.get_weights()])
     running = LiteRTModel(with_head(kept.model, *last.get_weights()))

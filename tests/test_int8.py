@@ -23,7 +23,7 @@ from dicomsort.training.fit.finetune import from_bundle
 from dicomsort.training.fit.quantize import words
 from dicomsort.training.models import ood, replay_set
 from dicomsort.training.models.architectures import ARCHITECTURES
-from dicomsort.training.models.tflite_head import Body, with_head
+from dicomsort.training.models.tflite_head import FeatureExtractor, with_head
 from dicomsort.training.models.tflite_weights import Graph, precision, read_head, read_mahalanobis, read_weights
 from dicomsort.training.pipeline import OUTPUTS
 from dicomsort.training.progress import load_tensorflow
@@ -92,7 +92,7 @@ def test_its_weights_and_distances_are_read_from_its_file(
         assert (np.abs(other[0] - one[0]) <= np.max(steps)).all()
         np.testing.assert_allclose(other[1], one[1], atol=1e-3)
     np.testing.assert_array_equal(found.kernel, wanted.kernel)  # what is behind the features stays float32
-    features = Body(files["int8"]).predict_on_batch(blocks(20, 2))
+    features = FeatureExtractor(files["int8"]).predict_on_batch(blocks(20, 2))
     report = read_mahalanobis(files["int8"]).distances(features)
     np.testing.assert_allclose(report, mahalanobis.distances(features), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(said(files["int8"], blocks(20, 2))["distance"], report, rtol=1e-2, atol=1e-2)
@@ -106,8 +106,8 @@ def test_another_last_layer_changes_nothing_before_it(files: dict[str, bytes], n
     before, images, random = files[numbers], blocks(6, 4), np.random.default_rng(5)
     kernel, bias = (random.normal(size=shape).astype(np.float32) for shape in ((16, 3), (3,)))
     after = with_head(before, kernel, bias)
-    features = Body(before).predict_on_batch(images)
-    np.testing.assert_array_equal(Body(after).predict_on_batch(images), features)
+    features = FeatureExtractor(before).predict_on_batch(images)
+    np.testing.assert_array_equal(FeatureExtractor(after).predict_on_batch(images), features)
     logits = features @ kernel + bias
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     found = said(after, images)
@@ -118,7 +118,7 @@ def test_another_last_layer_changes_nothing_before_it(files: dict[str, bytes], n
     back = said(with_head(after, *read_head(before)), images)
     np.testing.assert_allclose(back["maps"], said(before, images)["maps"], rtol=5e-3, atol=1e-4)
     for junk in (b"", b"junk", bytes(4096), before[:300], before[: len(before) // 2]):
-        for act in (lambda content: with_head(content, kernel, bias), Body):
+        for act in (lambda content: with_head(content, kernel, bias), FeatureExtractor):
             with pytest.raises(BundleError, match=r"model\.tflite: expected a last layer as dicomsort exports it"):
                 act(junk)
 
@@ -208,8 +208,8 @@ def test_the_features_that_it_keeps_are_its_own(trained: Path) -> None:
     bundle = load(trained)
     kept = replay_set.recall(bundle)
     assert kept is not None
-    body = Body((trained / "model.tflite").read_bytes())
-    probes = body.predict_on_batch(replay_set.probe_images((SIDE, SIDE, 3)))
+    extractor = FeatureExtractor((trained / "model.tflite").read_bytes())
+    probes = extractor.predict_on_batch(replay_set.probe_images((SIDE, SIDE, 3)))
     np.testing.assert_allclose(kept.probes, probes, rtol=1e-3)
     replay_set.require_of(bundle, kept, probes)
 
@@ -277,7 +277,7 @@ def test_a_training_goes_on_from_it_again_and_again(trained: Path, tmp_path: Pat
         assert bundle.evaluation == start.evaluation
         assert (out / EVALUATION_NAME).read_bytes() == (trained / EVALUATION_NAME).read_bytes()
         assert bundle.distance == start.distance
-        features.append(Body((out / "model.tflite").read_bytes()).predict_on_batch(images))
+        features.append(FeatureExtractor((out / "model.tflite").read_bytes()).predict_on_batch(images))
         before = out
     np.testing.assert_array_equal(*features)
     ran = run("evaluate", "--compare", trained, before, tmp_path / "site0", "--json")

@@ -130,7 +130,7 @@ def test_maps_are_grad_cam(build: Any) -> None:
 
     keras.utils.set_random_seed(0)
     model, images = build(), noise(3).astype(np.float32)
-    found = outputs.find_tail(model)
+    found = outputs.find_top(model)
     assert found is not None
     given = outputs.complete(model).predict_on_batch(images)
     places = keras.Model(model.inputs[0], found.pool.input)(images)

@@ -72,17 +72,17 @@ def test_trunk_and_tail_are_the_network(build: Any, start: str) -> None:
     network.get_layer("probabilities").set_weights(
         [np.random.default_rng(0).normal(size=w.shape) for w in network.get_layer("probabilities").get_weights()]
     )
-    trunk, tail, both = divide(network, start)
+    frozen, trainable, with_features = divide(network, start)
     images = np.random.default_rng(1).integers(0, 255, (3, *shape)).astype(np.float32)
-    whole, seen = answers(network, images), answers(trunk, images)
-    np.testing.assert_allclose(answers(tail, seen), whole, atol=1e-5)
-    features, probabilities = answers(both, seen)
+    whole, seen = answers(network, images), answers(frozen, images)
+    np.testing.assert_allclose(answers(trainable, seen), whole, atol=1e-5)
+    features, probabilities = answers(with_features, seen)
     np.testing.assert_allclose(probabilities, whole, atol=1e-5)
     assert features.shape == (3, network.get_layer("features").output.shape[1])
-    assert trunk.trainable_variables == []
-    frozen = [layer for layer in tail.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert frozen.trainable_variables == []
+    frozen = [layer for layer in trainable.layers if isinstance(layer, keras.layers.BatchNormalization)]
     assert not any(layer.trainable_variables for layer in frozen)
-    assert {id(v) for v in tail.trainable_variables} == {id(v) for v in network.trainable_variables} != set()
+    assert {id(v) for v in trainable.trainable_variables} == {id(v) for v in network.trainable_variables} != set()
 
 
 def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rendered) -> None:
@@ -118,11 +118,11 @@ def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rende
 def test_what_is_shown_clean_is_the_image_itself(rendered: Rendered, tmp_path: Path) -> None:
     from dicomsort.training.fit.frozen_features import VIEWS, divide, view_all
 
-    trunk, _, _ = divide(tiny((224, 224, 3), 2), "first")
+    frozen, _, _ = divide(tiny((224, 224, 3), 2), "first")
     spent: list[tuple[float, float]] = []
     with Reporter() as reporter:
-        plain = view_all(trunk, rendered, "none", 0, tmp_path / "plain.npy", reporter, spent)
-        varied = view_all(trunk, rendered, "light", 0, tmp_path / "varied.npy", reporter, spent)
+        plain = view_all(frozen, rendered, "none", 0, tmp_path / "plain.npy", reporter, spent)
+        varied = view_all(frozen, rendered, "light", 0, tmp_path / "varied.npy", reporter, spent)
     assert (len(plain.activations), len(varied.activations)) == (1, 1 + VIEWS)
     np.testing.assert_array_equal(plain.activations[0], varied.activations[0])
     means = rendered.images.reshape(-1, 8, 28, 8, 28, 3).mean((2, 4)) / 255
@@ -136,22 +136,22 @@ def test_every_item_is_predicted_by_a_model_not_trained_on_its_source(
 ) -> None:
     from dicomsort.training.fit import transfer
     from dicomsort.training.fit.held_out import HeldOutPredictions
-    from dicomsort.training.fit.transfer import TailTrainer
+    from dicomsort.training.fit.transfer import TransferTrainer
 
     trained: list[set[int]] = []
     parts: list[tuple[set[int], set[int]]] = []
-    fit, predict_fold = TailTrainer.fit, transfer.predict_fold
+    fit, predict_fold = TransferTrainer.fit, transfer.predict_fold
 
-    def fitted(self: TailTrainer, items: Any, *rest: Any) -> Any:
+    def fitted(self: TransferTrainer, items: Any, *rest: Any) -> Any:
         trained.append(set(items.tolist()))
         return fit(self, items, *rest)
 
-    def predicted(trainer: TailTrainer, held_out: HeldOutPredictions, outside: Any, inside: Any) -> Any:
+    def predicted(trainer: TransferTrainer, held_out: HeldOutPredictions, outside: Any, inside: Any) -> Any:
         assert trained[-1] == set(outside.tolist())
         parts.append((trained[-1], set(inside.tolist())))
         return predict_fold(trainer, held_out, outside, inside)
 
-    monkeypatch.setattr(TailTrainer, "fit", fitted)
+    monkeypatch.setattr(TransferTrainer, "fit", fitted)
     monkeypatch.setattr(transfer, "predict_fold", predicted)
     model = _fit(rendered)
     found = model.held_out
@@ -176,20 +176,20 @@ def test_every_item_is_predicted_by_a_model_not_trained_on_its_source(
 def test_an_interrupted_cross_validation_goes_on_with_the_next_fold(
     rendered: Rendered, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from dicomsort.training.fit.transfer import TailTrainer
+    from dicomsort.training.fit.transfer import TransferTrainer
 
     monkeypatch.setattr("dicomsort.training.fit.transfer.FOLDS", 2)
     recipe = replace(RECIPE, epochs=2, augment="none", checkpoint=tmp_path / "out.checkpoint")
     whole = _fit(rendered, replace(recipe, checkpoint=None))
-    fit, names = TailTrainer.fit, []
+    fit, names = TransferTrainer.fit, []
 
-    def stopped(self: TailTrainer, items: Any, held: Any, name: str) -> Any:
+    def stopped(self: TransferTrainer, items: Any, held: Any, name: str) -> Any:
         names.append(name)
         if len(names) in {2, 5}:
             raise KeyboardInterrupt
         return fit(self, items, held, name)
 
-    monkeypatch.setattr(TailTrainer, "fit", stopped)
+    monkeypatch.setattr(TransferTrainer, "fit", stopped)
     with pytest.raises(KeyboardInterrupt):
         _fit(rendered, recipe)
     assert "The same command goes on from out.checkpoint; --fresh starts anew" in capfd.readouterr().err
@@ -219,18 +219,18 @@ def test_an_interrupted_cross_validation_goes_on_with_the_next_fold(
 def test_a_checkpoint_that_does_not_fit_the_cross_validation_is_damaged(
     rendered: Rendered, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, edit: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from dicomsort.training.fit.transfer import TailTrainer
+    from dicomsort.training.fit.transfer import TransferTrainer
 
     monkeypatch.setattr("dicomsort.training.fit.transfer.FOLDS", 2)
     history, calls = {column: [0.5, 0.5] for column in COLUMNS}, list[str]()
 
-    def stopped(_: TailTrainer, __: Any, ___: Any, name: str) -> Any:
+    def stopped(_: TransferTrainer, __: Any, ___: Any, name: str) -> Any:
         calls.append(name)
         if len(calls) > 1:
             raise KeyboardInterrupt
         return history
 
-    monkeypatch.setattr(TailTrainer, "fit", stopped)
+    monkeypatch.setattr(TransferTrainer, "fit", stopped)
     recipe = replace(RECIPE, epochs=2, augment="none", checkpoint=tmp_path / "out.checkpoint")
     for change in (lambda *_: None, edit):
         with pytest.raises(KeyboardInterrupt):
@@ -289,17 +289,17 @@ def test_a_training_that_diverges_ends_in_its_fold(
     rendered: Rendered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folds: int
 ) -> None:
     from dicomsort.training.fit.feeding import Diverged
-    from dicomsort.training.fit.transfer import TailTrainer
+    from dicomsort.training.fit.transfer import TransferTrainer
 
-    began, names = TailTrainer.fit, list[str]()
+    began, names = TransferTrainer.fit, list[str]()
 
-    def fit(trainer: TailTrainer, items: Any, held_out: Any, name: str, callbacks: Any = ()) -> Any:
+    def fit(trainer: TransferTrainer, items: Any, held_out: Any, name: str, callbacks: Any = ()) -> Any:
         names.append(name)
         if len(names) > folds:
             trainer = replace(trainer, hyper=replace(trainer.hyper, learning_rate=1e30))
         return began(trainer, items, held_out, name, callbacks)
 
-    monkeypatch.setattr(TailTrainer, "fit", fit)
+    monkeypatch.setattr(TransferTrainer, "fit", fit)
     monkeypatch.setattr("dicomsort.training.fit.transfer.FOLDS", 2)
     with pytest.raises(Diverged, match=r"^the training diverged in epoch 1: expected loss and weights to be finite"):
         _fit(rendered, replace(RECIPE, epochs=2, checkpoint=tmp_path / "out.checkpoint"))
@@ -320,11 +320,11 @@ def test_frozen_layers_too_large_for_their_file_are_no_divergence(rendered: Rend
 
 
 def test_features_too_large_to_be_kept_cost_only_themselves(rendered: Rendered) -> None:
-    body = mock.Mock(output=np.zeros((0, 4), np.float32))
+    extractor = mock.Mock(output=np.zeros((0, 4), np.float32))
     items = np.arange(len(rendered.rows))
     for largest, expected in ((65_504, ""), (1e6, "they reach 1e+06, and float16"), (np.nan, "they reach nan, and f")):
-        body.predict_on_batch = lambda images, each=largest: np.full((len(images), 4), each, np.float32)
-        with mock.patch.object(replay_set, "Body", return_value=body), Reporter() as reporter:
+        extractor.predict_on_batch = lambda images, each=largest: np.full((len(images), 4), each, np.float32)
+        with mock.patch.object(replay_set, "FeatureExtractor", return_value=extractor), Reporter() as reporter:
             kept = replay_set.keep_features(b"", rendered, items, items < 0, 0, reporter)
         if expected:
             assert isinstance(kept, str)

@@ -5,23 +5,15 @@ Imports Keras: import this module inside a function, after everything that can f
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 
-from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.prefetch import Feed
-from dicomsort.training.data.splitting import balance, split
-from dicomsort.training.fit.feeding import (
-    Batches,
-    balanced_accuracy,
-    compiled,
-    fast_precision,
-    one_hot,
-    predict_rows,
-    run,
-)
+from dicomsort.training.data.splitting import split
+from dicomsort.training.fit.feeding import balanced_accuracy, compiled, predict_rows, run, training_batches
 from dicomsort.training.fit.transfer import opened
 from dicomsort.training.settings import Settings, checked
 
@@ -67,14 +59,8 @@ def attempt(settings: Settings, rendered: Rendered, reporter: Reporter, report: 
                 scores = Scores(lambda: trainer.predict(trainer.views.activations[0][held_out])[1], classes, report)
                 trainer.fit(train, None, "Training", [scores])
             return max(scores.values)
-        truth = one_hot(dataset)
-        with fast_precision():
-            model = compiled(architecture.build(images.shape[1:], len(dataset.labels)), hyper.learning_rate)
-        weights = balance(dataset.only(train)) if hyper.balance else None
-        data = Batches(
-            images, rendered.rows[train], truth[train], hyper.batch_size, hyper.seed, weights,
-            STRENGTHS[hyper.augment], rendered.vary,
-        )  # fmt: skip
+        build = partial(architecture.build, images.shape[1:], len(dataset.labels))
+        model, data = compiled(build, hyper.learning_rate), training_batches(rendered, train, hyper)
         scores = Scores(lambda: predict_rows(model, images, rendered.rows[held_out]), classes, report)
         with reporter.step("Training", hyper.epochs * len(data)) as step, Feed(data, hyper.epochs) as feed:
             run(model, feed, None, hyper.epochs, step, [scores])

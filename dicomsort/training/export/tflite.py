@@ -25,7 +25,7 @@ from dicomsort.training.fit.finetune import Finetune
 from dicomsort.training.fit.quantize import Quantizer, converting, words
 from dicomsort.training.models.outputs import complete
 from dicomsort.training.models.replay_set import keep_features
-from dicomsort.training.models.tflite_head import Body, predict_head, with_head
+from dicomsort.training.models.tflite_head import FeatureExtractor, predict_head, with_head
 from dicomsort.training.models.tflite_weights import INT8, precision
 from dicomsort.training.progress import Reporter, stderr_captured
 
@@ -155,7 +155,7 @@ def _finetuned(start: bytes, trained: TrainedModel, probes: NDArray[np.uint8]) -
     """Return what ships of fine-tuning: the LiteRT file of its bundle with the last layer that was trained."""
     whole = complete(trained.model, trained.mahalanobis)
     made = _measured(precision(start), with_head(start, *trained.head), whole, probes)
-    wanted = predict_head(Body(start).predict_on_batch(probes[:1]), *trained.head)
+    wanted = predict_head(FeatureExtractor(start).predict_on_batch(probes[:1]), *trained.head)
     strayed = float(np.abs(LiteRTModel(made.model).run(probes[:1].astype(np.float32))[PROBABILITIES] - wanted).max())
     if not strayed <= TOLERANCE:
         raise DicomsortError(f"last layer: expected it to agree within {TOLERANCE}, received {strayed:.4f}")

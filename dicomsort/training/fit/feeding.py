@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicomsort.errors import DicomsortError
-from dicomsort.training.data.augment import Strength, Vary, vary
+from dicomsort.training.data.augment import STRENGTHS, Strength, Vary, vary
 from dicomsort.training.data.dataset import Dataset, Indices
 from dicomsort.training.data.prefetch import Feed, as_dataset
+from dicomsort.training.data.rendered import Rendered
+from dicomsort.training.data.splitting import balance
+from dicomsort.training.fit.hyperparameters import Hyperparameters
 from dicomsort.training.progress import Step
 
 PREDICT_BATCH = 32
@@ -145,11 +147,29 @@ def predict_rows(model: Any, images: NDArray[np.uint8], rows: Indices, step: Ste
     return np.concatenate(parts)
 
 
-def compiled(model: Any, learning_rate: float) -> Any:
-    """Return the model, compiled with Adam, categorical cross-entropy and accuracy; the optimizer's state is built."""
-    model.compile(keras.optimizers.Adam(learning_rate), "categorical_crossentropy", metrics=["accuracy"])
-    model.optimizer.build(model.trainable_variables)
-    return model
+def training_batches(rendered: Rendered, items: Indices, hyper: Hyperparameters) -> Batches:
+    """Return the batches of ``items`` to train on: shuffled, varied and weighed as ``hyper`` says."""
+    weights = balance(rendered.dataset.only(items)) if hyper.balance else None
+    return Batches(
+        rendered.images, rendered.rows[items], one_hot(rendered.dataset)[items], hyper.batch_size, hyper.seed, weights,
+        STRENGTHS[hyper.augment], rendered.vary,
+    )  # fmt: skip
+
+
+def compiled(build: Callable[[], Any], learning_rate: float) -> Any:
+    """Return the model of ``build``, compiled with Adam, categorical cross-entropy and accuracy.
+
+    It is in mixed precision where there is a GPU, else in float32. The optimizer's state is built.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16" if has_gpu() else "float32")
+    try:
+        model = build()
+        model.compile(keras.optimizers.Adam(learning_rate), "categorical_crossentropy", metrics=["accuracy"])
+        model.optimizer.build(model.trainable_variables)
+        return model
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def run(
@@ -177,18 +197,6 @@ def balanced_accuracy(predicted: NDArray[np.intp], truth: NDArray[np.int64]) -> 
 def one_hot(dataset: Dataset) -> NDArray[np.float32]:
     """Return the items' classes, one-hot, float32 (N, C)."""
     return np.eye(len(dataset.labels), dtype=np.float32)[dataset.classes()]
-
-
-@contextmanager
-def fast_precision() -> Iterator[bool]:
-    """Build models in mixed precision where there is a GPU, else in float32; yield whether it is mixed."""
-    mixed = has_gpu()
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
-    try:
-        yield mixed
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def has_gpu() -> bool:

@@ -30,12 +30,12 @@ from dicomsort.training.models.architectures import ARCHITECTURES, Architecture,
 from dicomsort.training.models.keras_applications import classifier
 from dicomsort.training.models.ood import MahalanobisModel
 from dicomsort.training.models.replay_set import ReplaySet, probe_images, recall, require_of
-from dicomsort.training.models.tflite_head import Body
+from dicomsort.training.models.tflite_head import FeatureExtractor
 from dicomsort.training.models.tflite_weights import INT8, precision, read_mahalanobis, read_weights
 from dicomsort.training.progress import Reporter
 
 if TYPE_CHECKING:
-    from dicomsort.training.fit.transfer import TailTrainer
+    from dicomsort.training.fit.transfer import TransferTrainer
 
 KERAS_MODEL, KERAS_CONFIG = "model.keras", "config.json"
 AGREEMENT = 0.02  # of probabilities, between LiteRT and the network built from it, or stored beside it
@@ -199,15 +199,15 @@ def fit_finetune(
 @contextmanager
 def _opened(
     architecture: Finetune, rendered: Rendered, hyper: Hyperparameters, reporter: Reporter
-) -> Iterator[TailTrainer]:
+) -> Iterator[TransferTrainer]:
     """Yield the network; its frozen layers run in LiteRT, so that the features are those of the network that ships."""
     from dicomsort.training.fit import transfer
     from dicomsort.training.fit.frozen_features import ReplayTargets
 
-    body, replay_set = Body(read_model(architecture.bundle)), architecture.replay_set
+    extractor, replay_set = FeatureExtractor(read_model(architecture.bundle)), architecture.replay_set
     if replay_set:
-        require_of(architecture.bundle, replay_set, body.predict_on_batch(probe_images(rendered.images.shape[1:])))
-    with transfer.opened(architecture, rendered, hyper, reporter, body) as trainer:
+        require_of(architecture.bundle, replay_set, extractor.predict_on_batch(probe_images(rendered.images.shape[1:])))
+    with transfer.opened(architecture, rendered, hyper, reporter, extractor) as trainer:
         rehearsed = (replay_set and replay_set.part(rehearsed=True)) or None
         replay = rehearsed and ReplayTargets(rehearsed, trainer.predict(rehearsed.features)[1])
         share = 0.0 if replay else START_SHARE

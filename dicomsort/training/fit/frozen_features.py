@@ -77,28 +77,28 @@ class BalancedSampler:
 
 
 def divide(network: Any, start: str) -> tuple[Any, Any, Any]:
-    """Return the trunk and the tail of a keras.Model, before and from its layer ``start``.
+    """Return the frozen and the trainable layers of a keras.Model, before and from its layer ``start``.
 
-    An empty ``start`` is the layer behind ``features``. The tail is returned twice, the second time with two outputs,
-    features and probabilities. All share the network's weights. Batch normalisation in the tail keeps its statistics,
-    as the tail learns from few images.
+    An empty ``start`` is the layer behind ``features``. The trainable layers are returned twice, the second time with
+    two outputs, features and probabilities. All share the network's weights. Batch normalisation in them keeps its
+    statistics, for they learn from few images.
     """
     features = network.get_layer("features").output
     # Not ``network.input``: a keras.Sequential that was never called has none.
     image, probabilities = network.inputs[0], network.outputs[0]
     if start:
         cut = network.get_layer(start).input
-        trunk, tail = keras.Model(image, cut), keras.Model(cut, probabilities)
-        both = keras.Model(cut, [features, probabilities])
+        frozen, trainable = keras.Model(image, cut), keras.Model(cut, probabilities)
+        with_features = keras.Model(cut, [features, probabilities])
     else:
-        trunk, (tail, both) = keras.Model(image, features), _behind_features(network)
+        frozen, (trainable, with_features) = keras.Model(image, features), _behind_features(network)
     network.trainable = True
-    for layer in trunk.layers:
+    for layer in frozen.layers:
         layer.trainable = False
-    for layer in tail.layers:
+    for layer in trainable.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
-    return trunk, tail, both
+    return frozen, trainable, with_features
 
 
 def _behind_features(network: Any) -> tuple[Any, Any]:
@@ -111,16 +111,16 @@ def _behind_features(network: Any) -> tuple[Any, Any]:
 
 
 def view_all(
-    trunk: Any, rendered: Rendered, strength: str, seed: int, place: Path, reporter: Reporter, spent: Spent
+    frozen: Any, rendered: Rendered, strength: str, seed: int, place: Path, reporter: Reporter, spent: Spent
 ) -> Views:
-    """Return the activations of ``trunk`` for a data set, and ``VIEWS`` variations of each image by ``strength``.
+    """Return the activations of frozen layers for a data set, and ``VIEWS`` variations of each image by ``strength``.
 
     They are in the new file ``place``, in float16; DicomsortError where there is no room, or they are too large for it.
     ``spent``: see ``activations_of``.
     """
     chosen = STRENGTHS[strength]
     count = 1 if chosen is None else 1 + VIEWS
-    room = claim(place, (count, len(rendered.rows), *trunk.output.shape[1:]), np.float16, named=False)
+    room = claim(place, (count, len(rendered.rows), *frozen.output.shape[1:]), np.float16, named=False)
 
     def change(view: int, items: Indices, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if not view or not chosen:
@@ -130,7 +130,7 @@ def view_all(
     images = ChangedImages(rendered, np.arange(len(rendered.rows)), change)
     name = "Looking at variations" if chosen else "Looking at images"
     with reporter.step(name, count * len(rendered.rows)) as step:
-        for view, items, activations in activations_of(trunk, images, count, step, spent):
+        for view, items, activations in activations_of(frozen, images, count, step, spent):
             if not (largest := float(np.abs(activations).max())) <= MOST_FLOAT16:
                 raise DicomsortError(
                     f"frozen layers: expected activations up to {MOST_FLOAT16:,.0f}, received {largest:.3g}; start "
@@ -159,7 +159,7 @@ class ChangedImages:
 
 
 def activations_of(
-    trunk: Any, images: ChangedImages, epochs: int, step: Step, spent: Spent
+    frozen: Any, images: ChangedImages, epochs: int, step: Step, spent: Spent
 ) -> Iterator[tuple[int, Indices, NDArray[np.float32]]]:
     """Yield (epoch, items, their activations, float32 (n, …)) batch by batch.
 
@@ -171,7 +171,7 @@ def activations_of(
         for epoch in range(epochs):
             feed.go_to(epoch)
             for batch, items in feed:
-                yield epoch, items, np.asarray(trunk.predict_on_batch(batch))
+                yield epoch, items, np.asarray(frozen.predict_on_batch(batch))
                 step.advance(len(items))
     spent.append((feed.waited, time.perf_counter() - began))
 

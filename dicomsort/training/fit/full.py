@@ -15,11 +15,10 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.dataset import Dataset, DatasetError, Indices
 from dicomsort.training.data.prefetch import Feed, as_dataset
 from dicomsort.training.data.rendered import Rendered
-from dicomsort.training.data.splitting import balance, folds, split
+from dicomsort.training.data.splitting import folds, split
 from dicomsort.training.fit import feeding
 from dicomsort.training.fit.checkpoint import (
     Checkpoint,
@@ -62,10 +61,8 @@ def fit_full(
     if not hyper.balance:
         _warn_unbalanced(dataset, reporter)
     build = partial(architecture.build, rendered.images.shape[1:], len(dataset.labels))
-    with feeding.fast_precision() as mixed:
-        model = feeding.compiled(build(), hyper.learning_rate)
-    precision = "mixed" if mixed else "float32"
-    checkpoint = checkpoint_of(model, rendered, hyper, precision=precision)
+    model, mixed = feeding.compiled(build, hyper.learning_rate), feeding.has_gpu()
+    checkpoint = checkpoint_of(model, rendered, hyper, precision="mixed" if mixed else "float32")
     callback = CheckpointCallback(model, hyper, checkpoint, reporter)
     _train(callback, rendered, train, items)
     model = feeding.in_float32(model, build) if mixed else model
@@ -93,8 +90,7 @@ def _on_other_sources(
     dataset = rendered.dataset
     train, items = split(dataset, hyper.validation_split, hyper.seed, grouped=True)
     keras.utils.set_random_seed(hyper.seed)
-    with feeding.fast_precision():
-        model = feeding.compiled(build(), hyper.learning_rate)
+    model = feeding.compiled(build, hyper.learning_rate)
     callback = CheckpointCallback(model, replace(hyper, checkpoint=None), None, reporter)
     _train(callback, rendered, train, items, "Training without the sources that are held out")
     with reporter.step("Predicting held-out sources", len(items)) as step:
@@ -245,12 +241,8 @@ def _train(
 ) -> None:
     """Train to the end; on Ctrl-C or SIGTERM finish the batch, save, report how to resume, raise KeyboardInterrupt."""
     hyper, truth = callback.hyper, feeding.one_hot(rendered.dataset)
-    weights = balance(rendered.dataset.only(train)) if hyper.balance else None
-    size, strength = hyper.batch_size, STRENGTHS[hyper.augment]
-    data = Batches(
-        rendered.images, rendered.rows[train], truth[train], size, hyper.seed, weights, strength, rendered.vary
-    )
-    unseen = Batches(rendered.images, rendered.rows[held_out], truth[held_out], size)
+    data = feeding.training_batches(rendered, train, hyper)
+    unseen = Batches(rendered.images, rendered.rows[held_out], truth[held_out], hyper.batch_size)
     callback.batches = len(data)
     callback.restore()
     progress = callback.progress

@@ -53,7 +53,7 @@ from dicomsort.training.fit.hyperparameters import Hyperparameters, TrainedModel
 from dicomsort.training.fit.quantize import Quantizer
 from dicomsort.training.models import ood
 from dicomsort.training.models.architectures import Architecture
-from dicomsort.training.models.tflite_head import Body
+from dicomsort.training.models.tflite_head import FeatureExtractor
 from dicomsort.training.progress import Reporter
 
 FOLDS = 5
@@ -64,7 +64,7 @@ PREDICTED = 128
 CHECKPOINT_LAYOUT = "probabilities, distances, variants, integers, integer_distances"  # in a checkpoint, in this order
 
 
-def fit_mahalanobis(trainer: TailTrainer, items: Indices) -> ood.MahalanobisModel | None:
+def fit_mahalanobis(trainer: TransferTrainer, items: Indices) -> ood.MahalanobisModel | None:
     """Return the Mahalanobis model of ``items``, without OTHER where there are other classes."""
     known = trainer.dataset.known(items)
     features, _ = trainer.predict(trainer.views.activations[0][known])
@@ -72,19 +72,19 @@ def fit_mahalanobis(trainer: TailTrainer, items: Indices) -> ood.MahalanobisMode
 
 
 @dataclass(frozen=True, slots=True)
-class TailTrainer:
-    """A network in training: ``trunk``, which is frozen, and ``tail``, trained anew for each fold from ``start``.
+class TransferTrainer:
+    """A network in training: its ``frozen`` layers, and the ``trainable``, trained anew for each fold from ``start``.
 
-    ``both`` is the tail with two outputs, features and probabilities; ``views`` are the trunk's activations; ``spent``:
-    see ``feeding.ProgressCallback``; ``replay`` is shown between the images, None for nothing; ``start_share`` is the
-    share of ``start`` in the final weights; ``mahalanobis(self, items)`` returns the Mahalanobis model of the training
-    images, None where that is not known.
+    ``with_features`` are the trainable layers with two outputs, features and probabilities; ``views`` are the
+    activations of the frozen ones; ``spent``: see ``feeding.ProgressCallback``; ``replay`` is shown between the images,
+    None for nothing; ``start_share`` is the share of ``start`` in the final weights; ``mahalanobis(self, items)``
+    returns the Mahalanobis model of the training images, None where that is not known.
     """
 
     network: Any
-    trunk: Any
-    tail: Any
-    both: Any
+    frozen: Any
+    trainable: Any
+    with_features: Any
     start: list[NDArray[Any]]
     views: Views
     rendered: Rendered
@@ -93,7 +93,7 @@ class TailTrainer:
     spent: list[tuple[float, float]]
     replay: ReplayTargets | None = None
     start_share: float = 0.0
-    mahalanobis: Callable[[TailTrainer, Indices], ood.MahalanobisModel | None] = fit_mahalanobis
+    mahalanobis: Callable[[TransferTrainer, Indices], ood.MahalanobisModel | None] = fit_mahalanobis
 
     @property
     def dataset(self) -> Dataset:
@@ -114,22 +114,22 @@ class TailTrainer:
         rate = keras.optimizers.schedules.CosineDecay(
             0.0, max(1, steps - warm), warmup_target=hyper.learning_rate, warmup_steps=warm
         )
-        for variable, value in zip(self.tail.variables, self.start, strict=True):
+        for variable, value in zip(self.trainable.variables, self.start, strict=True):
             variable.assign(value)  # the seeds of dropout as well
         momentum = 1 - 1 / min(max(AVERAGED * steps, 1), MOST_AVERAGED)
         optimizer = keras.optimizers.AdamW(
             rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=momentum
         )
-        optimizer.build(self.tail.trainable_variables)  # else TensorFlow traces the training step twice
-        self.tail.compile(optimizer, self._loss(), metrics=["accuracy"])
+        optimizer.build(self.trainable.trainable_variables)  # else TensorFlow traces the training step twice
+        self.trainable.compile(optimizer, self._loss(), metrics=["accuracy"])
         validation = None
         if held_out is not None:
             validation = self.views.activations[0, held_out].astype(np.float32), one_hot(self.dataset)[held_out]
         with self.reporter.step(name, steps) as step, Feed(data, hyper.epochs) as feed:
-            history, spent = run(self.tail, feed, validation, hyper.epochs, step, callbacks)
+            history, spent = run(self.trainable, feed, validation, hyper.epochs, step, callbacks)
         self.spent.extend(spent)
         share = self.start_share
-        for variable, first in zip(self.tail.variables, self.start, strict=True) if share else ():
+        for variable, first in zip(self.trainable.variables, self.start, strict=True) if share else ():
             if np.issubdtype(first.dtype, np.floating):  # the others are seeds of dropout
                 variable.assign(share * first + (1 - share) * keras.ops.convert_to_numpy(variable))
         return history
@@ -157,7 +157,7 @@ class TailTrainer:
         parts = []
         for start in range(0, len(activations), PREDICTED):
             batch = activations[start : start + PREDICTED].astype(np.float32)
-            parts.append([np.asarray(part) for part in self.both.predict_on_batch(batch)])
+            parts.append([np.asarray(part) for part in self.with_features.predict_on_batch(batch)])
         features, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
         return features, probabilities
 
@@ -168,17 +168,17 @@ def opened(
     rendered: Rendered,
     hyper: Hyperparameters,
     reporter: Reporter,
-    body: Body | None = None,
-) -> Iterator[TailTrainer]:
-    """Yield the network with the activations of its frozen layers, in a temporary file; ``body`` replaces them."""
+    extractor: FeatureExtractor | None = None,
+) -> Iterator[TransferTrainer]:
+    """Yield the network with the activations of its frozen layers, in a temporary file; ``extractor`` replaces them."""
     network = architecture.build(rendered.images.shape[1:], len(rendered.dataset.labels))
-    trunk, tail, both = divide(network, architecture.trained_from)
-    frozen = body or trunk
+    frozen, trainable, with_features = divide(network, architecture.trained_from)
+    frozen = extractor or frozen
     with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
-        start = [keras.ops.convert_to_numpy(variable) for variable in tail.variables]
+        start = [keras.ops.convert_to_numpy(variable) for variable in trainable.variables]
         spent: list[tuple[float, float]] = []
         views = view_all(frozen, rendered, hyper.augment, hyper.seed, Path(scratch) / "views.npy", reporter, spent)
-        yield TailTrainer(network, frozen, tail, both, start, views, rendered, hyper, reporter, spent)
+        yield TransferTrainer(network, frozen, trainable, with_features, start, views, rendered, hyper, reporter, spent)
 
 
 def fit_transfer(
@@ -209,7 +209,7 @@ def with_class_bias(trained: TrainedModel, labels: Sequence[str]) -> TrainedMode
 
 
 def fit_in_folds(
-    trainer: TailTrainer,
+    trainer: TransferTrainer,
     fold: NDArray[np.int64],
     weights: str,
     *,
@@ -239,7 +239,7 @@ def fit_in_folds(
 
 
 def cross_validate(
-    trainer: TailTrainer,
+    trainer: TransferTrainer,
     held_out: HeldOutPredictions,
     checkpoint: Checkpoint | None = None,
     quantizer: Quantizer | None = None,
@@ -287,7 +287,7 @@ def _fits(saved: Saved, folds: int, epochs: int, arrays: Sequence[NDArray[Any]])
 
 
 def predict_fold(
-    trainer: TailTrainer, held_out: HeldOutPredictions, outside: Indices, inside: Indices
+    trainer: TransferTrainer, held_out: HeldOutPredictions, outside: Indices, inside: Indices
 ) -> ood.MahalanobisModel | None:
     """Predict the images ``inside``, unchanged and changed by each robustness test; the training was on ``outside``.
 
@@ -300,7 +300,7 @@ def predict_fold(
     with trainer.reporter.step("Predicting changed images", len(inside) * len(SHORTCUTS)) as step:
         for name, change in SHORTCUTS.items():
             changed = ChangedImages(trainer.rendered, inside, partial(_changed, change))
-            for _, items, activations in activations_of(trainer.trunk, changed, 1, step, trainer.spent):
+            for _, items, activations in activations_of(trainer.frozen, changed, 1, step, trainer.spent):
                 held_out.variants[name][items] = trainer.predict(activations)[1]
     return mahalanobis
 

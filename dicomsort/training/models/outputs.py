@@ -23,14 +23,14 @@ from dicomsort.training.models import ood
 
 
 @dataclass(frozen=True, slots=True)
-class Tail:
+class Top:
     """The end of a network: the layer that pools or flattens a convolution's output, and the layers behind it."""
 
     pool: Any
     layers: tuple[Any, ...]
 
 
-def find_tail(model: Any) -> Tail | None:
+def find_top(model: Any) -> Top | None:
     """Return the end of ``model`` where it is pooling or flattening, then dense and dropout layers; else None."""
     import keras
 
@@ -49,19 +49,19 @@ def find_tail(model: Any) -> Tail | None:
         return None
     if activations[-1] != "softmax" or not set(activations[:-1]) <= {"relu", "linear"}:
         return None
-    return Tail(pool, behind)
+    return Top(pool, behind)
 
 
 def complete(model: Any, mahalanobis: ood.MahalanobisModel | None = None) -> Any:
     """Return a keras.Model of the same weights with the outputs of a bundle, by their names.
 
     From float32 (N, height, width, 3) to ``probabilities`` (N, C); ``maps`` (N, h, w, C), 0 or more, where the network
-    ends as ``find_tail`` says; ``distance`` (N,) where there is a ``mahalanobis``, made of the features of
+    ends as ``find_top`` says; ``distance`` (N,) where there is a ``mahalanobis``, made of the features of
     ``featured``. DicomsortError where there is one, but the network ends otherwise.
     """
     import keras
 
-    if mahalanobis is None and find_tail(model) is None:
+    if mahalanobis is None and find_top(model) is None:
         return keras.Model(model.inputs[0], {PROBABILITIES: model.outputs[0]})
     pool, features, active = _run(model)
     outputs = {PROBABILITIES: active[-1][1], MAPS: _maps(pool, active)}
@@ -73,7 +73,7 @@ def complete(model: Any, mahalanobis: ood.MahalanobisModel | None = None) -> Any
 def featured(model: Any) -> Any:
     """Return a keras.Model of the same weights, from images to the features before the last layer: float32 (N, D).
 
-    DicomsortError where the network does not end as ``find_tail`` says.
+    DicomsortError where the network does not end as ``find_top`` says.
     """
     import keras
 
@@ -83,24 +83,24 @@ def featured(model: Any) -> Any:
 def _run(model: Any) -> tuple[Any, Any, list[tuple[Any, Any]]]:
     """Return the pooling layer, the features, and the dense layers each with its output, as Keras tensors.
 
-    DicomsortError where the network does not end as ``find_tail`` says.
+    DicomsortError where the network does not end as ``find_top`` says.
     """
     import keras
 
-    tail = find_tail(model)
-    if tail is None:
+    top = find_top(model)
+    if top is None:
         raise DicomsortError(
             f"network {model.name!r}: expected one that ends in pooling or flattening, dense and dropout layers, with "
             "ReLU between and softmax at the end, received another: it tells no distances"
         )
-    x = features = tail.pool.output
+    x = features = top.pool.output
     active: list[tuple[Any, Any]] = []
-    for layer in tail.layers:
+    for layer in top.layers:
         if isinstance(layer, keras.layers.Dense):
             features = x
             x = layer(x)
             active.append((layer, x))
-    return tail.pool, features, active
+    return top.pool, features, active
 
 
 def _maps(pool: Any, active: list[tuple[Any, Any]]) -> Any:

@@ -28,7 +28,7 @@ from dicomsort.training.data import fingerprint
 from dicomsort.training.data.dataset import Dataset, Indices
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import draw, folds
-from dicomsort.training.models.tflite_head import Body, predict_head
+from dicomsort.training.models.tflite_head import FeatureExtractor, predict_head
 from dicomsort.training.models.tflite_weights import read_head
 from dicomsort.training.progress import Reporter
 
@@ -171,17 +171,17 @@ def keep_features(
     ``trained``: bool (n,), which of them the model was trained on; ``seed`` fixes which are chosen.
     """
     try:
-        body = Body(model)
+        extractor = FeatureExtractor(model)
     except BundleError:
         return NO_END
     dataset = rendered.dataset.only(items)
-    chosen = choose(dataset, body.output.shape[1], seed)
-    parts = [body.output]
+    chosen = choose(dataset, extractor.output.shape[1], seed)
+    parts = [extractor.output]
     with reporter.step("Keeping features of evaluation images", len(chosen)) as step:
         for row in rendered.rows[items[chosen]]:
-            parts.append(body.predict_on_batch(rendered.images[row : row + 1]))
+            parts.append(extractor.predict_on_batch(rendered.images[row : row + 1]))
             step.advance()
-    probes = body.predict_on_batch(probe_images(rendered.images.shape[1:]))
+    probes = extractor.predict_on_batch(probe_images(rendered.images.shape[1:]))
     digests, features = [rendered.digests[i] for i in items[chosen]], np.concatenate(parts)
     if not (largest := float(np.abs(np.concatenate([features, probes])).max())) <= MOST_FLOAT16:
         return f"they reach {largest:.3g}, and float16, in which they would be kept, ends at {MOST_FLOAT16:,.0f}"

@@ -21,7 +21,7 @@ FLOATS = (0, 1)  # float32 and float16, TensorType of the schema
 RTOL, ATOL = 2e-3, 1e-6  # above the rounding of float16
 
 
-class Body:
+class FeatureExtractor:
     """A LiteRT model, loaded from a file's content, without its last layer; it is called as a keras.Model is.
 
     ``output`` has the shape of its output for no image: float32 (0, D). BundleError where the file does not end as
