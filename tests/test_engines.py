@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING
 import engine_tasks as tasks
 import pytest
 
+from dicomsort.cli.options import WARM
 from dicomsort.engines import ENGINES, dask_cluster, open_engine
 from dicomsort.engines.engine import Engine, TaskLimits, submit_batch
 from dicomsort.engines.processes import WAITING_PER_WORKER, ProcessEngine, usable_cores
 from dicomsort.errors import DicomsortError, UsageError, WorkerLost
+from dicomsort.training.evaluate.evaluation import WARM as EVALUATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,8 +158,27 @@ def test_a_worker_that_dies_idle_is_replaced_unnoticed() -> None:
         worker, parent = engine.submit(tasks.whoami, None).result()
         assert parent == os.getpid()
         os.kill(worker, signal.SIGKILL)
-        os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+        while " Z " not in Path(f"/proc/{worker}/stat").read_text():
+            time.sleep(0.01)
         assert engine.submit(tasks.whoami, None).result()[0] != worker
+
+
+def test_a_fork_server_that_dies_is_replaced_and_blames_no_task() -> None:
+    with ProcessEngine(2, PATIENT) as engine:
+        first = engine.submit(tasks.whoami, None).result()[0]
+        error = engine.submit(tasks.kill_parent, None).exception()
+        assert isinstance(error, WorkerLost)
+        assert error.from_outside
+        assert {engine.submit(tasks.double, number).result() for number in range(4)} == {0, 2, 4, 6}
+        while Path(f"/proc/{first}").exists():  # its workers are gone, too
+            time.sleep(0.01)
+
+
+def test_no_thread_runs_where_workers_are_forked() -> None:
+    """A fork copies the locks that another thread holds, and nobody releases them in the copy."""
+    for warm in (WARM, ("dicomsort.training.data.rendered",), EVALUATION):
+        with ProcessEngine(1, PATIENT, warm) as engine:
+            assert engine.submit(tasks.threads_of_parent, None).result() == 1
 
 
 def test_what_cannot_be_pickled_is_told() -> None:
@@ -265,7 +286,7 @@ def test_dask_workers_of_another_version_are_named(monkeypatch: pytest.MonkeyPat
 
 def test_a_lost_dask_worker_loses_its_task_alone(scheduler: str) -> None:  # the last test: a worker is gone
     with open_engine("dask", None, scheduler, limits=PATIENT) as engine:
-        assert isinstance(engine.submit(tasks.kill_parent, None).exception(), WorkerLost)
+        assert isinstance(engine.submit(tasks.kill_engine, None).exception(), WorkerLost)
         assert engine.submit(tasks.double, 4).result() == 8
 
 

@@ -109,8 +109,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     workers: list[object] = []
 
     class Counted(processes._Worker):
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, server: Any) -> None:
+            super().__init__(server)
             workers.append(self)
 
     monkeypatch.setattr(processes, "_Worker", Counted)
@@ -136,11 +136,11 @@ def test_a_worker_starts_before_there_is_a_task_and_gets_the_first(started: list
     with ProcessEngine(4, LIMITS) as engine:
         engine.warm_up()
         engine.warm_up()
-        assert engine.submit(tasks.whoami, None).result()[0] == started[0].process.pid
+        assert engine.submit(tasks.whoami, None).result()[0] == started[0].pid
         assert len(started) == 1
     with ProcessEngine(4, LIMITS) as engine:
         engine.warm_up()
-    assert all(worker.process.poll() is not None for worker in started)
+    assert not any(Path(f"/proc/{worker.pid}").exists() for worker in started)
     engine.warm_up()  # it is closed: nothing starts
     assert len(started) <= 2
 
@@ -168,10 +168,10 @@ def test_an_engine_goes_on_with_the_workers_that_the_system_starts(
 ) -> None:
     counted = processes._Worker
 
-    def start() -> object:
+    def start(server: Any) -> object:
         if len(started) >= 2:
             raise BlockingIOError(11, "Resource temporarily unavailable")
-        return counted()
+        return counted(server)
 
     monkeypatch.setattr(processes, "_Worker", start)
     with ProcessEngine(4, LIMITS) as engine:

@@ -1,7 +1,8 @@
 """The engine of worker processes: a task that dies, or runs past a limit, costs its own worker and nothing else.
 
-Workers are plain subprocesses on a private socket pair, started as tasks come. One thread a worker feeds it; a watchdog
-thread kills a worker whose task runs past its time, which the feeder sees as the end of the pipe.
+Workers are forked, as tasks come, from a subprocess that has imported their modules and has no threads; each has a
+private socket pair. One thread a worker feeds it; a watchdog thread kills a worker whose task runs past its time, which
+the feeder sees as the end of the pipe.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +31,8 @@ from dicomsort.memory import ADDRESSES, require_address_space, shortage, workers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-START_SECONDS = 60.0  # for a worker's imports, which are no task's fault
+START_SECONDS = 60.0  # for the imports, which are no task's fault
+TICK = 0.05  # seconds between looks whether the engine was closed meanwhile
 START_TRIES = 3
 WAITING_PER_WORKER = 4
 ROOT = Path(__file__).parents[2]
@@ -45,17 +49,17 @@ class _Job(NamedTuple):
     seconds: float
 
 
-class _Worker:
-    """One worker process and this end of its pipe."""
+class _ForkServer:
+    """The process that workers are forked from: modules are imported once for all of them. For any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, setup: object) -> None:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-P", "-X", f"utf8={sys.flags.utf8_mode}"]
         command += [str(Path(__file__).with_name("worker.py")), str(theirs.fileno())]
         with theirs:
-            self.pipe: Connection[Any, Any] = Connection(ours.detach())
+            self._control: Connection[Any, Any] = Connection(ours.detach())
             # What libraries print goes nowhere: it may quote a header, and stdout belongs to the result.
-            self.process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -64,12 +68,71 @@ class _Worker:
                 env=os.environ | ONE_THREAD,
                 start_new_session=True,  # signals of the terminal are the parent's to handle
             )
+        self._setup = setup
+        self._lock = threading.Lock()
+
+    def wait(self, is_over: Callable[[], bool]) -> None:
+        """Wait until it can fork, or the engine ``is_over``; WorkerLost where it ends, or imports for too long."""
+        left = START_SECONDS
+        try:
+            self._control.send(self._setup)
+            while not self._control.poll(TICK):
+                left -= TICK
+                if left < 0 or is_over():
+                    self._process.kill()
+            self._control.recv()
+        except (EOFError, OSError):
+            ending = _ending(self._process.wait())
+            raise WorkerLost(f"the worker process {ending if left >= 0 else f'ran past {START_SECONDS:g} s'}") from None
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def fork(self, pipe: int) -> int:
+        """Return the process number of a new worker, which serves ``pipe``; OSError or EOFError where there is none."""
+        with self._lock:
+            self._control.send(None)
+            send_handle(self._control, pipe, self._process.pid)
+            answer = self._control.recv()
+        if isinstance(answer, OSError):
+            raise answer
+        return int(answer)
+
+    def exit_code(self, worker: int) -> int:
+        """Return how a worker ended whose pipe is closed; with this process all of its workers are killed."""
+        try:
+            with self._lock:
+                self._control.send(worker)
+                return int(self._control.recv())
+        except (EOFError, OSError):
+            return -signal.SIGKILL
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._control.close()
+
+
+class _Worker:
+    """One worker process and this end of its pipe."""
+
+    def __init__(self, server: _ForkServer) -> None:
+        ours, theirs = socket.socketpair()
+        self.pipe: Connection[Any, Any] = Connection(ours.detach())
+        self._server = server
+        with theirs:
+            try:
+                self.pid = server.fork(theirs.fileno())
+            except BaseException:
+                self.pipe.close()
+                raise
         self.known: set[bytes] = set()  # pickled functions that it has loaded
         self._lock = threading.Lock()
         self._allowed = self._left = 0.0
         self._computed = 0.0  # seconds of the processor, when the running task began
-        self._busy = self._has_waited = False
+        self._busy = self._has_waited = self._is_over = False
         self._kill_reason = ""
+        self._exit_code = 0
 
     def ask(self, message: object, seconds: float) -> tuple[str, Any]:
         """Send and wait for the answer; raises ``WorkerLost`` with the reason where none comes."""
@@ -83,8 +146,8 @@ class _Worker:
             answer = self.pipe.recv_bytes()
         except (EOFError, OSError):
             self.stop()
-            from_outside = self._has_waited if self._kill_reason else -self.process.returncode in _FROM_OUTSIDE
-            reason = f"the worker process {self._kill_reason or self._ending()}"
+            from_outside = self._has_waited if self._kill_reason else -self._exit_code in _FROM_OUTSIDE
+            reason = f"the worker process {self._kill_reason or _ending(self._exit_code)}"
             raise WorkerLost(reason, from_outside=from_outside) from None
         finally:
             with self._lock:
@@ -106,30 +169,51 @@ class _Worker:
                 self._has_waited = self._processor_seconds() - self._computed < self._allowed / 2
                 waited = ", most of them waiting for a disk or the processor" if self._has_waited else ""
                 self._kill_reason = f"ran past {self._allowed:g} s{waited}"
-                self.process.kill()
+                self._kill()
 
     def _processor_seconds(self) -> float:
         """Return for how long the process has computed; infinity where the system does not say."""
         try:
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+            fields = Path(f"/proc/{self.pid}/stat").read_text("utf-8").rpartition(")")[2].split()
         except OSError:
             return math.inf
         return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")  # utime and stime of proc(5)
 
+    def is_alive(self) -> bool:
+        """Whether it lives, while it has no task: then it sends nothing but the end of its pipe."""
+        return not self._is_over and not self.pipe.poll()
+
+    def kill(self) -> None:
+        with self._lock:
+            self._kill()
+
+    def _kill(self) -> None:
+        # Nobody else gets this number before the fork server has told how the worker ended.
+        if not self._is_over and self._server.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
     def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        """Kill it, and wait for its end."""
+        self.kill()
+        with suppress(EOFError, OSError):
+            while self._server.is_alive():
+                self.pipe.recv_bytes()
+        with self._lock:
+            is_first, self._is_over = not self._is_over, True
+        if is_first:
+            self._exit_code = self._server.exit_code(self.pid)
         self.pipe.close()
 
-    def _ending(self) -> str:
-        status = self.process.returncode
-        if status < 0:
-            return f"was killed by signal {-status} ({signal.strsignal(-status)})"
-        return f"ended with exit status {status}"
+
+def _ending(code: int) -> str:
+    if code < 0:
+        return f"was killed by signal {-code} ({signal.strsignal(-code)})"
+    return f"ended with exit status {code}"
 
 
 class ProcessEngine(Engine):
-    """At most ``workers`` processes, each started when a task finds none free; ``warm`` names modules to import first.
+    """At most ``workers`` processes, each forked when a task finds none free; ``warm`` names modules to import before.
 
     The default is one for each core that this process may use. Fewer are started where memory is too small for as many
     tasks that each use all they may, or where the system starts no more. Raises ``DicomsortError`` where the address
@@ -142,6 +226,8 @@ class ProcessEngine(Engine):
         self._refused = workers if workers and self.workers < workers else 0
         self._limits = limits
         self._setup = (_import_path(), warm, limits.memory_bytes)
+        self._server: _ForkServer | None = None
+        self._starting = threading.Lock()
         self._slots = Slots(WAITING_PER_WORKER * self.workers)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._unfinished = 0  # jobs, waiting or running
@@ -185,11 +271,13 @@ class ProcessEngine(Engine):
             running = list(self._running.values())
         self._stopped.set()
         for worker in running:
-            worker.process.kill()
+            worker.kill()
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
+        if self._server is not None:
+            self._server.close()
 
     def _start(self, run: Callable[..., None], name: str, *arguments: int) -> None:
         thread = threading.Thread(target=run, args=arguments, name=name, daemon=True)
@@ -218,7 +306,6 @@ class ProcessEngine(Engine):
                 worker.spend(tick)
 
     def _feed(self, number: int) -> None:
-        # The thread that starts a worker lives as long as it: a worker dies with its parent *thread* (prctl(2)).
         if self._is_needless(number):
             return
         while (job := self._jobs.get()) is not None:
@@ -285,21 +372,35 @@ class ProcessEngine(Engine):
     def _ready(self, number: int) -> _Worker:
         """Return a worker that waits for a task: the present one, or where that died a new one."""
         worker = self._running.get(number)
-        if worker is not None and worker.process.poll() is None:
-            return worker
+        if worker is not None:
+            if worker.is_alive():
+                return worker
+            worker.stop()
         reason: Exception | None = None
         for _ in range(START_TRIES):
             try:
+                server = self._fork_server()
                 with self._lock:
                     if self._slots.closed:
                         raise DicomsortError(CLOSED)
-                    worker = self._running[number] = _Worker()
-                worker.ask(self._setup, START_SECONDS)
-            except (WorkerLost, OSError) as error:
+                    worker = self._running[number] = _Worker(server)
+            except (WorkerLost, OSError, EOFError) as error:
                 reason = error
             else:
                 return worker
         raise DicomsortError(f"expected a worker process to start, received: {reason}")
+
+    def _fork_server(self) -> _ForkServer:
+        """Return the fork server, once it is ready; a new one where the last is dead."""
+        with self._starting:
+            if self._server is None or not self._server.is_alive():
+                if self._slots.closed:
+                    raise DicomsortError(CLOSED)
+                if self._server is not None:
+                    self._server.close()
+                self._server = _ForkServer(self._setup)
+                self._server.wait(lambda: self._slots.closed)
+            return self._server
 
 
 def _warn(asked: int, workers: int, reason: str) -> None:

@@ -1,20 +1,27 @@
-"""The worker process of the ``processes`` engine, run by its path: it imports nothing of the product by itself.
+"""The fork server of the ``processes`` engine, and its workers; run by its path, it imports nothing of the product.
 
-Its only argument is the descriptor of its pipe. The first message sets it up; then a message ``(function, None)`` loads
-a function, and ``(function, task)`` runs it. The answer is ``(outcome, value)``: "done", "raised" or "memory".
+Its only argument is the descriptor of its control socket. The first message sets it up, and it answers None when it has
+imported what it is told. Then each message asks for a new worker (None; the descriptor of the worker's pipe follows),
+answered by its process number, or how a worker ended (that number), answered by its exit code.
+
+To a worker a message ``(function, None)`` loads a function, and ``(function, task)`` runs it. The answer is
+``(outcome, value)``: "done", "raised" or "memory".
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
+import os
 import pickle
 import resource
 import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +33,49 @@ DOWNLOADS = ("requests", "tqdm")  # pydicom imports them to download test files:
 
 
 def main() -> None:
-    """Serve tasks until the pipe closes, which is also how the parent's death shows."""
+    """Fork workers until the control socket closes, which is also how the parent's death shows."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they are the parent's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patient data
-    if sys.platform == "linux":  # a busy worker does not read its pipe
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    with contextlib.suppress(EOFError, OSError), Connection(int(sys.argv[1])) as pipe:
-        # Pickle is safe here: the pipe is private, and both of its ends were made by the parent.
-        sys.path[:], warm, memory_bytes = pickle.loads(pipe.recv_bytes())  # noqa: S301
+    with contextlib.suppress(EOFError, OSError), Connection(int(sys.argv[1])) as control:
+        # Pickle is safe here and below: the sockets are private, and the parent made both of their ends.
+        sys.path[:], warm, memory_bytes = control.recv()
         import_all(warm)
-        pipe.send_bytes(pickle.dumps(("done", None)))
-        serve(pipe, memory_bytes)
+        gc.freeze()  # a search for garbage would write to each object, and memory that is written to is not shared
+        answer: object = None
+        while True:
+            control.send(answer)
+            worker = control.recv()
+            answer = fork(control, memory_bytes) if worker is None else exit_code(worker)
+
+
+def fork(control: Connection[Any, Any], memory_bytes: int) -> int | OSError:
+    """Start a worker; return its process number, or why the system refused. No thread runs here that it would lack."""
+    pipe, parent = recv_handle(control), os.getpid()
+    try:
+        number = os.fork()
+    except OSError as error:
+        os.close(pipe)
+        return error
+    if number:
+        os.close(pipe)
+        return number
+    code = 1
+    try:
+        control.close()
+        if sys.platform == "linux":  # a busy worker does not read its pipe
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:
+            with contextlib.suppress(EOFError, OSError), Connection(pipe) as connection:
+                serve(connection, memory_bytes)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def exit_code(worker: int) -> int:
+    """Wait for the end of a worker, and return its exit code, below 0 for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
 
 
 def import_all(modules: tuple[str, ...]) -> None:
