@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import logging
 import os
 import re
@@ -187,7 +186,6 @@ def main() -> None:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         signals.over(code)
-    gc.freeze()  # else the interpreter looks for garbage among all objects once more
     sys.exit(code)
 
 

@@ -40,7 +40,9 @@ def main() -> None:
     with contextlib.suppress(EOFError, OSError), Connection(int(sys.argv[1])) as control:
         # Pickle is safe here and below: the sockets are private, and the parent made both of their ends.
         sys.path[:], warm, memory_bytes = control.recv()
+        gc.disable()
         import_all(warm)
+        gc.enable()
         gc.freeze()  # a search for garbage would write to each object, and memory that is written to is not shared
         answer: object = None
         while True:
