@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -138,6 +139,20 @@ def test_a_run_of_another_inbox_that_was_cut_short_is_named(inbox: Path, outbox:
     assert (verified.code, f"run {cut} was cut short" in verified.out) == (3, True)
     assert run("resume", outbox).code == 0
     assert night(inbox, outbox).code == 0
+
+
+def test_a_run_that_another_process_is_at_was_not_cut_short(inbox: Path, outbox: Path) -> None:
+    cut = cut_short(inbox, outbox)
+    with (outbox / ".dicomsort/lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        verified, reported = run("verify", outbox), run("report", outbox)
+        assert run("resume", outbox).code == 4
+    held = f"outbox {str(outbox)!r} is held by process {os.getpid()}"
+    assert (verified.code, reported.code) == (3, 1)
+    assert f"run {cut} has not ended, and files that it moves may be listed as missing: {held}" in verified.out
+    assert f"received {cut}, which has not ended: {held}" in reported.err
+    assert "cut short" not in verified.out + reported.err
+    assert f"run {cut} was cut short" in run("verify", outbox).out
 
 
 def test_a_run_that_cannot_be_finished_is_named(inbox: Path, outbox: Path) -> None:

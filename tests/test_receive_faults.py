@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import subprocess
@@ -16,10 +17,12 @@ from powercut import name_of
 from test_faults import Broken
 from test_receive_keeping import LIMIT, PLACE, REQUEST, data_set, receive, whole
 
+from dicomsort.config import ReceiveSettings
 from dicomsort.discover import Passed, walk
 from dicomsort.errors import DicomsortError
 from dicomsort.files import Files
 from dicomsort.pacs.receive.incoming import OUT_OF_RESOURCES, Committed, IncomingDataset, PartFiles, Refused
+from dicomsort.pacs.receive.receiver import Receiver
 
 
 @pytest.fixture
@@ -200,7 +203,18 @@ def test_an_inbox_without_links_or_writing_is_refused_at_the_start(inbox: Path) 
         PartFiles(Broken("create", 0, errno.EROFS), str(inbox)).check()
     with pytest.raises(DicomsortError, match="expected flushing it to work"):
         PartFiles(Broken("flush", 0, errno.EIO), str(inbox)).check()
-    PartFiles(Files(), str(inbox)).check()
+    assert PartFiles(Files(), str(inbox)).check() == ""
+    assert read_tree(inbox) == {}
+
+
+@pytest.mark.parametrize("call", ["create", "flush"])
+def test_a_full_disk_does_not_keep_a_receiver_from_its_start(inbox: Path, call: str) -> None:
+    """What a dead one left may fill it, and goes; else senders get a refusal that they try again after."""
+    os.close(PartFiles(Files(), str(inbox)).begin()._open())
+    log = logging.getLogger("test")
+    receiver = Receiver(str(inbox), ReceiveSettings(port=0, allow=("A",)), Broken(call, 0, errno.ENOSPC), log)
+    receiver.start()
+    receiver.stop(0)
     assert read_tree(inbox) == {}
 
 

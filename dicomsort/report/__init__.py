@@ -73,6 +73,7 @@ _LATER: dict[str, Any] = {
     "causes": {},
     "troubled": [],
     "undoes": "",
+    "archives_found": 0,
     "archives_opened": 0,
     "members": 0,
 }  # not in old files
@@ -261,7 +262,7 @@ def read_summary(outbox: str, run: str) -> Summary | None:
     if problem := _problem(values):
         advice = "move that file away, and `dicomsort resume` writes it anew"
         raise StateDamaged(f"run {run}, {SUMMARY}: expected the counts of a run, received {problem}; {advice}")
-    values = _LATER | values
+    values = _LATER | {"archives_found": len(values.get("archives", ()))} | values
     counters = {name: Counter(values[name]) for name in _COUNTERS}
     return Summary(**{name: value for name, value in values.items() if name in _TYPES} | counters)
 

@@ -14,7 +14,7 @@ from dicomsort.records import UNREADABLE, Placement
 from dicomsort.report import MANIFEST, NEEDS_PERSON, Damages, Summary, has_rows, history, printable
 from dicomsort.report.manifest import PLACED, Repaired, count_rows, rows_of, survey
 from dicomsort.report.manifest import repair as repair_manifest
-from dicomsort.sorting.outbox import RunContext, absolute, locked, waiting_in
+from dicomsort.sorting.outbox import RunContext, absolute, held_by, locked, waiting_in
 from dicomsort.sorting.running import complete_reports
 from dicomsort.sorting.runs import AFTER, Run, Runs, RunState, journal_of, load_runs
 
@@ -73,10 +73,16 @@ def verify(context: RunContext) -> dict[str, Any]:
         progress.advance()
     runs = load_runs(outbox, deep=True)
     broken = [run.damage for run in runs.values() if run.damage]
-    advice = f"{command('resume', outbox)} finishes it"
-    cut_short = [f"run {name} was cut short and is not finished: {advice}" for name in runs.unfinished()]
+    unfinished = [f"run {name} {_unfinished(outbox)}" for name in runs.unfinished()]
     damaged = [*damages.notes(outbox), *_lost_rows(outbox, runs)]
-    return result | {"damaged": damaged, "runs": broken, "unfinished": cut_short}
+    return result | {"damaged": damaged, "runs": broken, "unfinished": unfinished}
+
+
+def _unfinished(outbox: str) -> str:
+    """Return how a run stands that has no summary: another process may be at it, or it was cut short."""
+    if holder := held_by(outbox):
+        return f"has not ended, and files that it moves may be listed as missing: {holder}"
+    return f"was cut short and is not finished: {command('resume', outbox)} finishes it"
 
 
 def _lost_rows(outbox: str, runs: Runs) -> Iterator[str]:
@@ -177,7 +183,9 @@ def reported_run(outbox: str, run: str | None) -> ReportedRun:
     _require_sorted(name, kinds.get(found.verb, _DECISION))
     undos = runs.undos_of(name)
     if found.summary is None and not undos:
-        received = f"{name}, which was cut short: {command('resume', outbox, name)} finishes it"
+        holder = held_by(outbox)
+        cut_short = f"was cut short: {command('resume', outbox, name)} finishes it"
+        received = f"{name}, which {f'has not ended: {holder}' if holder else cut_short}"
         raise DicomsortError(f"expected a run that came to its end, received {received}")
     undone_by, is_undone = (undos[-1].name, undos[-1].is_whole) if undos else ("", False)
     return ReportedRun(outbox, name, found.plan.head, found.summary, undone_by, is_undone)

@@ -108,6 +108,15 @@ def locked(context: RunContext, *, create: bool) -> Iterator[None]:
         yield
 
 
+def held_by(outbox: str) -> str:
+    """Return who has locked the outbox now, and what to do; empty where nobody has, or nobody can tell."""
+    try:
+        with opened(f"{outbox}/{STATE}/lock") as descriptor:
+            return "" if Files().lock(descriptor, shared=True) else _holder(descriptor, outbox)
+    except OSError:
+        return ""
+
+
 def _write_holder(files: Files, descriptor: int) -> None:
     """Write into the lock's file who holds it; what somebody else wrote there stays as it is."""
     if not _HOLDER.startswith(os.pread(descriptor, len(_HOLDER), 0)):

@@ -23,7 +23,7 @@ from dicomsort.dicom import file_meta
 from dicomsort.dicom.headers import read_header
 from dicomsort.discover import RECEIVING
 from dicomsort.errors import DicomsortError
-from dicomsort.files import CHUNK, Files, closing_descriptor, flush_path, opened, sha256_of
+from dicomsort.files import CHUNK, NO_ROOM, Files, closing_descriptor, flush_path, opened, sha256_of
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -109,8 +109,11 @@ class PartFiles:
                     removed += 1
         return removed
 
-    def check(self) -> None:
-        """Try what receiving needs of the inbox's file system; ``DicomsortError`` says what it refuses."""
+    def check(self) -> str:
+        """Try what receiving needs of the inbox's file system; ``DicomsortError`` says what it refuses.
+
+        Return why there is no room to try it: until there is, instances are refused, and senders try again.
+        """
         expected = "writing and locking a file"
         try:
             part = self.begin()
@@ -124,8 +127,11 @@ class PartFiles:
             finally:
                 part.discard()
         except OSError as error:
+            if error.errno in NO_ROOM:
+                return error.strerror or str(error)
             message = f"inbox {self._inbox!r}: expected {expected} to work, received {error.strerror or error}"
             raise DicomsortError(message) from error
+        return ""
 
 
 class Committed(StrEnum):

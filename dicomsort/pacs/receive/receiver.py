@@ -48,9 +48,10 @@ class Receiver:
 
         ``DicomsortError`` where that fails, ``UsageError`` for an invalid address.
         """
-        self._store.parts.check()
-        if removed := self._store.parts.clean_up():
+        if removed := self._store.parts.clean_up():  # first, for they may fill the disk
             self._log.warning("leftovers removed", extra={"facts": {"parts": removed}})
+        if shortage := self._store.parts.check():
+            self._log.warning("the disk is full", extra={"facts": {"message": shortage}})
         _set_up_library()
         address = (self._settings.bind, self._settings.port)
         handlers = [
