@@ -21,7 +21,7 @@ import engine_tasks as tasks
 import pytest
 
 from dicomsort.cli.options import WARM
-from dicomsort.engines import ENGINES, dask_cluster, open_engine
+from dicomsort.engines import ENGINES, dask_cluster, open_engine, processes
 from dicomsort.engines.engine import Engine, TaskLimits, submit_batch
 from dicomsort.engines.processes import WAITING_PER_WORKER, ProcessEngine, usable_cores
 from dicomsort.errors import DicomsortError, UsageError, WorkerLost
@@ -172,6 +172,15 @@ def test_a_fork_server_that_dies_is_replaced_and_blames_no_task() -> None:
         assert {engine.submit(tasks.double, number).result() for number in range(4)} == {0, 2, 4, 6}
         while Path(f"/proc/{first}").exists():  # its workers are gone, too
             time.sleep(0.01)
+
+
+def test_a_fork_server_that_stands_still_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "START_SECONDS", 3)
+    with ProcessEngine(1, PATIENT) as engine:
+        first, _ = engine.submit(tasks.whoami, None).result()
+        os.kill(tasks.parent_of(first), signal.SIGSTOP)
+        os.kill(first, signal.SIGKILL)
+        assert submit_batch(engine, tasks.double_all, [1], lambda number, _: number).result() == [2]
 
 
 def test_no_thread_runs_where_workers_are_forked() -> None:

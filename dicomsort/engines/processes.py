@@ -93,7 +93,7 @@ class _ForkServer:
         with self._lock:
             self._control.send(None)
             send_handle(self._control, pipe, self._process.pid)
-            answer = self._control.recv()
+            answer = self._answer()
         if isinstance(answer, OSError):
             raise answer
         return int(answer)
@@ -103,9 +103,14 @@ class _ForkServer:
         try:
             with self._lock:
                 self._control.send(worker)
-                return int(self._control.recv())
+                return int(self._answer())
         except (EOFError, OSError):
             return -signal.SIGKILL
+
+    def _answer(self) -> Any:
+        if not self._control.poll(START_SECONDS):  # something stopped it
+            self._process.kill()
+        return self._control.recv()
 
     def close(self) -> None:
         self._process.kill()

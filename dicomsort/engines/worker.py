@@ -65,6 +65,7 @@ def fork(control: Connection[Any, Any], memory_bytes: int) -> int | OSError:
     code = 1
     try:
         control.close()
+        os.set_inheritable(pipe, False)  # no program that a library starts keeps it open
         if sys.platform == "linux":  # a busy worker does not read its pipe
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == parent:
