@@ -90,10 +90,12 @@ def compute_then_wait(seconds: float, flag: str) -> None:
 
 def kill_parent(_: object) -> None:
     os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
 
 
 def kill_engine(_: object) -> None:
     os.kill(whoami(None)[1], signal.SIGKILL)
+    time.sleep(60)
 
 
 def double_all(numbers: list[int], way: str = "exit") -> list[int]:

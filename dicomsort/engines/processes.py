@@ -90,10 +90,7 @@ class _ForkServer:
 
     def fork(self, pipe: int) -> int:
         """Return the process number of a new worker, which serves ``pipe``; OSError or EOFError where there is none."""
-        with self._lock:
-            self._control.send(None)
-            send_handle(self._control, pipe, self._process.pid)
-            answer = self._answer()
+        answer = self._ask(None, pipe)
         if isinstance(answer, OSError):
             raise answer
         return int(answer)
@@ -101,16 +98,24 @@ class _ForkServer:
     def exit_code(self, worker: int) -> int:
         """Return how a worker ended whose pipe is closed; with this process all of its workers are killed."""
         try:
-            with self._lock:
-                self._control.send(worker)
-                return int(self._answer())
+            return int(self._ask(worker))
         except (EOFError, OSError):
             return -signal.SIGKILL
 
-    def _answer(self) -> Any:
-        if not self._control.poll(START_SECONDS):  # something stopped it
-            self._process.kill()
-        return self._control.recv()
+    def _ask(self, message: int | None, pipe: int | None = None) -> Any:
+        """Return the answer; OSError or EOFError where none comes, and then the process is dead."""
+        with self._lock:
+            try:
+                self._control.send(message)
+                if pipe is not None:
+                    send_handle(self._control, pipe, self._process.pid)
+                if not self._control.poll(START_SECONDS):  # something stopped it
+                    self._process.kill()
+                return self._control.recv()
+            except (EOFError, OSError):
+                self._process.kill()
+                self._process.wait()
+                raise
 
     def close(self) -> None:
         self._process.kill()
