@@ -50,15 +50,16 @@ def killable(engine: Engine) -> Engine:
     return engine
 
 
-def children() -> set[int]:
-    """Processes whose parent is this one, zombies too."""
+def processes_of(parent: int, session: int) -> set[int]:
+    """Processes with that parent, and those of that session, zombies too."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            name, parent = stat.parent.name, stat.read_text().rpartition(")")[2].split()[1]
+            name, fields = stat.parent.name, stat.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        found |= {int(name)} if int(parent) == os.getpid() else set()
+        if (int(fields[1]) == parent) or (int(fields[3]) == session):
+            found.add(int(name))
     return found
 
 
@@ -146,11 +147,14 @@ def test_submit_waits_while_too_many_tasks_wait_and_closing_ends_them_all(tmp_pa
 
 
 def test_closing_leaves_no_process_and_no_thread() -> None:
-    processes, threads = children(), set(threading.enumerate())
+    before, threads = processes_of(os.getpid(), 0), set(threading.enumerate())
     with ProcessEngine(3, LIMITS) as engine:
+        _, engine_process = engine.submit(tasks.whoami, None).result()
+        assert engine_process == os.getpid()
+        (server,) = processes_of(os.getpid(), 0) - before
         futures = [engine.submit(time.sleep, 60) for _ in range(3)]
     assert all(future.done() for future in futures)
-    assert (children(), set(threading.enumerate())) == (processes, threads)
+    assert (processes_of(os.getpid(), server), set(threading.enumerate())) == (before, threads)
 
 
 def test_a_worker_that_dies_idle_is_replaced_unnoticed() -> None:
