@@ -147,11 +147,11 @@ def test_submit_waits_while_too_many_tasks_wait_and_closing_ends_them_all(tmp_pa
 
 
 def test_closing_leaves_no_process_and_no_thread() -> None:
-    before, threads = processes_of(os.getpid(), 0), set(threading.enumerate())
+    before, threads = processes_of(os.getpid(), -1), set(threading.enumerate())
     with ProcessEngine(3, LIMITS) as engine:
         _, engine_process = engine.submit(tasks.whoami, None).result()
         assert engine_process == os.getpid()
-        (server,) = processes_of(os.getpid(), 0) - before
+        (server,) = processes_of(os.getpid(), -1) - before
         futures = [engine.submit(time.sleep, 60) for _ in range(3)]
     assert all(future.done() for future in futures)
     assert (processes_of(os.getpid(), server), set(threading.enumerate())) == (before, threads)
