@@ -122,6 +122,7 @@ def listen() -> None:
     global _listens  # noqa: PLW0603 - there is one process
     _listens = True
     atexit.register(_close)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who starts a daemon may ignore it: then no child can be waited for
     hear(_end, _present())
 
 

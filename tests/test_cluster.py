@@ -46,7 +46,7 @@ class Trap(importlib.abc.MetaPathFinder):
         spec.loader.exec_module = exec_module
         return spec
 
-if any(argument.endswith("engines/worker.py") for argument in sys.orig_argv):
+if any(argument.endswith("engines/fork_server.py") for argument in sys.orig_argv):
     sys.meta_path.insert(0, Trap())
 """
 

@@ -16,6 +16,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import engine_tasks as tasks
 import pytest
@@ -185,6 +186,46 @@ def test_a_fork_server_that_stands_still_is_replaced(monkeypatch: pytest.MonkeyP
         os.kill(tasks.parent_of(first), signal.SIGSTOP)
         os.kill(first, signal.SIGKILL)
         assert submit_batch(engine, tasks.double_all, [1], lambda number, _: number).result() == [2]
+
+
+def test_a_lost_batch_ends_where_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of processes may be reached just when a worker died: nobody must wait for ever."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "dicomsort-retry":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with ProcessEngine(1, PATIENT) as engine:
+        error = submit_batch(engine, tasks.double_all, [3], lambda number, _: number).exception(60)
+    assert isinstance(error, DicomsortError)
+    assert "expected another thread or process to start" in str(error)
+
+
+def test_what_a_feeder_does_not_expect_is_the_error_of_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version's program may answer, where the package was replaced while a service runs."""
+    monkeypatch.setattr(processes._ForkServer, "wait", mock.Mock(side_effect=IndexError))
+    with ProcessEngine(1, PATIENT) as engine:
+        for _ in range(3):
+            assert isinstance(engine.submit(tasks.double, 1).exception(60), IndexError)
+
+
+def test_a_worker_that_dies_is_counted_where_the_death_of_children_is_ignored(tmp_path: Path) -> None:
+    """``SIGCHLD`` may be ignored by who starts a daemon, and is inherited."""
+    script = (
+        "import sys; sys.path.insert(0, 'tests'); import engine_tasks as tasks\n"
+        "with ProcessEngine(1, TaskLimits(60, 1 << 30)) as e:\n"
+        "    for _ in range(2): print(e.submit(tasks.die, 'exit').exception(), e.submit(tasks.double, 2).result())"
+    )
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with run_script(script, ROOT) as parent:
+            output, errors = parent.communicate()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert (output, errors) == ("the worker process ended with exit status 7 4\n" * 2, "")
 
 
 def test_no_thread_runs_where_workers_are_forked() -> None:

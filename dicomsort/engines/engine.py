@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 from dicomsort.errors import DicomsortError, WorkerLost
+from dicomsort.memory import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -101,7 +102,10 @@ def submit_batch(
             outcome.set_result(done.result())
         elif isinstance(error, WorkerLost):
             # a thread of its own: the callback's thread feeds a worker, and must not wait for room in the queue
-            threading.Thread(target=one_by_one, name="dicomsort-retry", daemon=True).start()
+            try:
+                threading.Thread(target=one_by_one, name="dicomsort-retry", daemon=True).start()
+            except (RuntimeError, MemoryError):  # "can't start new thread"
+                outcome.set_exception(DicomsortError(refusal()))
         else:
             outcome.set_exception(error)
 

@@ -55,7 +55,7 @@ class _ForkServer:
     def __init__(self, setup: object) -> None:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-P", "-X", f"utf8={sys.flags.utf8_mode}"]
-        command += [str(Path(__file__).with_name("worker.py")), str(theirs.fileno())]
+        command += [str(Path(__file__).with_name("fork_server.py")), str(theirs.fileno())]
         with theirs:
             self._control: Connection[Any, Any] = Connection(ours.detach())
             # What libraries print goes nowhere: it may quote a header, and stdout belongs to the result.
@@ -332,7 +332,7 @@ class ProcessEngine(Engine):
         """Start a worker; return whether that failed, and others are there for its tasks."""
         try:
             self._ready(number)
-        except DicomsortError as error:
+        except Exception as error:  # noqa: BLE001 - a feeder that dies would leave its tasks waiting
             with self._lock:
                 if self._feeders > 1 and not self._slots.closed:
                     self._feeders -= 1

@@ -36,6 +36,7 @@ def main() -> None:
     """Fork workers until the control socket closes, which is also how the parent's death shows."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they are the parent's to handle
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody learns how a child ended
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold patient data
     with contextlib.suppress(EOFError, OSError), Connection(int(sys.argv[1])) as control:
         # Pickle is safe here and below: the sockets are private, and the parent made both of their ends.
