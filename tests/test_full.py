@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import zipfile
 from collections.abc import Callable, Iterator
@@ -84,9 +85,8 @@ def _same(one: TrainedModel, other: TrainedModel) -> bool:
     return all(np.array_equal(first, second) for first, second in pairs)
 
 
-@pytest.fixture
-def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Send this process a signal as the n-th batch from now ends."""
+def _interrupting(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Send this process a signal as the n-th batch from now ends; 0: never."""
     advance, batches = Step.advance, [0]
 
     def stop_at(count: int) -> None:
@@ -100,8 +100,15 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]
                 os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Step, "advance", advanced)
+    return stop_at
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Send this process a signal as the n-th batch from now ends."""
+    stop_at = _interrupting(monkeypatch)
     yield stop_at
-    batches[0] = 0
+    stop_at(0)
 
 
 def test_a_seed_fixes_weights_and_variations(rendered: Rendered, recipe: Hyperparameters) -> None:
@@ -194,25 +201,46 @@ def test_the_damage_is_all_that_is_wrong(tmp_path: Path) -> None:
 )
 def test_a_checkpoint_that_does_not_fit_the_training_is_damaged(
     rendered: Rendered,
-    recipe: Hyperparameters,
-    interrupt: Callable[[int], None],
+    interrupted: Hyperparameters,
     edit: Callable[[dict[str, Any], dict[str, Any]], object],
+    tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    recipe = replace(recipe, patience=2)
-    interrupt(BATCHES + 2)
-    with pytest.raises(KeyboardInterrupt):
-        _fit(rendered, recipe)
-    assert recipe.checkpoint is not None
+    assert interrupted.checkpoint is not None
+    recipe = replace(interrupted, checkpoint=Path(shutil.copytree(interrupted.checkpoint, tmp_path / "out.checkpoint")))
     said = list[str]()
     for change in (lambda *_: None, edit):
-        rewritten(recipe.checkpoint, change)
-        interrupt(1)
-        with pytest.raises(KeyboardInterrupt):
-            _fit(rendered, recipe)
+        rewritten(tmp_path / "out.checkpoint", change)
+        _restore(rendered, recipe)
         said.append(capfd.readouterr().err)
     assert "Going on from the checkpoint in out.checkpoint: epoch 2 of 3, batch 3" in said[0]
     assert "Starting anew: there is a checkpoint, but it is damaged" in said[1]
+
+
+@pytest.fixture(scope="module")
+def interrupted(rendered: Rendered, tmp_path_factory: pytest.TempPathFactory) -> Hyperparameters:
+    """A recipe whose training was interrupted in its second epoch."""
+    recipe = Hyperparameters(3, 4, 0.01, 0.2, 7, "light", 2, checkpoint=tmp_path_factory.mktemp("a") / "out.checkpoint")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _interrupting(monkeypatch)(BATCHES + 2)
+        with pytest.raises(KeyboardInterrupt):
+            _fit(rendered, recipe)
+    return recipe
+
+
+def _restore(rendered: Rendered, recipe: Hyperparameters) -> None:
+    """Do what a training begins with."""
+    import keras
+
+    from dicomsort.training.fit import checkpoint, feeding, full
+
+    keras.backend.clear_session()
+    model = feeding.compiled(lambda: _speck(rendered.images.shape[1:], len(LABELS)), recipe.learning_rate)
+    with Reporter() as reporter:
+        saved = checkpoint.checkpoint_of(model, rendered, recipe, precision="float32")
+        callback = full.CheckpointCallback(model, recipe, saved, reporter)
+        callback.batches = BATCHES
+        callback.restore()
 
 
 def test_another_training_starts_anew_and_says_why(
