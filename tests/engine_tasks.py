@@ -130,6 +130,15 @@ def run_out() -> None:
     raise MemoryError
 
 
+def transcode_unless_killed(jobs: list[tuple[str, int, str, str]]) -> list[tuple[bytes, str]]:
+    """Killed at the first try."""
+    mark = Path(jobs[0][0] + ".tried")
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [(b"data set", "sha256")]
+
+
 def killed_at_first(paths: list[str]) -> list[str]:
     """Killed as often as the name of a file says, counted in it; or by itself."""
     (path,) = map(Path, paths)

@@ -228,6 +228,22 @@ def test_a_worker_that_dies_is_counted_where_the_death_of_children_is_ignored(tm
     assert (output, errors) == ("the worker process ended with exit status 7 4\n" * 2, "")
 
 
+def test_a_fork_server_is_not_closed_under_who_asks_it() -> None:
+    """The descriptor would be another socket's by then, on which nobody answers."""
+    server = processes._ForkServer((sys.path, (), 1 << 30))
+    server.wait(lambda: False)
+    first = processes._Worker(server)
+    os.kill(server._process.pid, signal.SIGSTOP)
+    asking = threading.Thread(target=first.stop)
+    asking.start()
+    while not server._lock.locked():
+        time.sleep(0.01)
+    server.close()
+    asking.join(60)
+    assert not asking.is_alive()
+    assert first._exit_code == -signal.SIGKILL
+
+
 def test_no_thread_runs_where_workers_are_forked() -> None:
     """A fork copies the locks that another thread holds, and nobody releases them in the copy."""
     for warm in (WARM, ("dicomsort.training.data.rendered",), EVALUATION):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
+import engine_tasks
 import pytest
 from building import make_dicom
 from pydicom import Dataset, dcmread
@@ -275,3 +276,19 @@ def test_what_is_not_sent_says_why(shared: Path) -> None:
             transcoder.transcode(instance, EXPLICIT)
     finally:
         transcoder.close()
+
+
+def test_an_instance_whose_worker_something_else_killed_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_dicom(tmp_path / "1.dcm")
+    status = os.lstat(path)
+    instance = examine(str(tmp_path), Found(path.name, status.st_size, status.st_mtime_ns, 0, status.st_ino))
+    assert isinstance(instance, Instance)
+    monkeypatch.setattr(transcoding, "_transcode_files", engine_tasks.transcode_unless_killed)
+    transcoder = transcoding.Transcoder()
+    try:
+        assert transcoder.transcode(instance, IMPLICIT) == (b"data set", "sha256")
+    finally:
+        transcoder.close()
+    assert Path(f"{path}.tried").exists()

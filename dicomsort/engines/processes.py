@@ -20,7 +20,7 @@ import threading
 from concurrent.futures import Future
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import send_handle
+from multiprocessing.reduction import sendfds
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,11 +53,11 @@ class _ForkServer:
     """The process that workers are forked from: modules are imported once for all of them. For any thread."""
 
     def __init__(self, setup: object) -> None:
-        ours, theirs = socket.socketpair()
+        self._socket, theirs = socket.socketpair()
+        self._control: Connection[Any, Any] = Connection(self._socket.dup().detach())
         command = [sys.executable, "-P", "-X", f"utf8={sys.flags.utf8_mode}"]
         command += [str(Path(__file__).with_name("fork_server.py")), str(theirs.fileno())]
         with theirs:
-            self._control: Connection[Any, Any] = Connection(ours.detach())
             # What libraries print goes nowhere: it may quote a header, and stdout belongs to the result.
             self._process = subprocess.Popen(
                 command,
@@ -108,7 +108,7 @@ class _ForkServer:
             try:
                 self._control.send(message)
                 if pipe is not None:
-                    send_handle(self._control, pipe, self._process.pid)
+                    sendfds(self._socket, [pipe])
                 if not self._control.poll(START_SECONDS):  # something stopped it
                     self._process.kill()
                 return self._control.recv()
@@ -120,7 +120,9 @@ class _ForkServer:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._control.close()
+        with self._lock:  # who asks still would read from the next socket that gets this number
+            self._socket.close()
+            self._control.close()
 
 
 class _Worker:
@@ -284,10 +286,12 @@ class ProcessEngine(Engine):
             worker.kill()
         for _ in self._threads:
             self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
-        if self._server is not None:
-            self._server.close()
+        try:
+            for thread in self._threads:
+                thread.join()
+        finally:  # also where a signal ends the waiting
+            if self._server is not None:
+                self._server.close()
 
     def _start(self, run: Callable[..., None], name: str, *arguments: int) -> None:
         thread = threading.Thread(target=run, args=arguments, name=name, daemon=True)

@@ -26,13 +26,15 @@ from dicomsort.dicom.elements import (
     ReadingEnded,
 )
 from dicomsort.dicom.encoding import DEFLATED, EXPLICIT_LITTLE, IMPLICIT_LITTLE, SHORT_HEADER, Encoding
-from dicomsort.engines.engine import TaskLimits
+from dicomsort.engines.engine import TaskLimits, submit_batch
 from dicomsort.engines.processes import ProcessEngine
 from dicomsort.errors import WorkerLost
 from dicomsort.pacs.send.records import Instance, Unsendable
 from dicomsort.pacs.send.selection import check
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydicom.dataelem import DataElement, RawDataElement
     from pydicom.dataset import Dataset
     from pydicom.tag import BaseTag
@@ -42,6 +44,7 @@ DECOMPRESSED = {  # transfer syntaxes that compressed instances may be sent in, 
     IMPLICIT_LITTLE: "Implicit VR Little Endian",
 }
 LIMITS = TaskLimits(60.0, 2 << 30)
+Task = tuple[str, int, str, str]  # path, offset of the data set, its transfer syntax, and the wanted one
 _PIXEL_DATA, _PHOTOMETRIC, _PLANAR, _REPRESENTATION = 0x7FE00010, 0x00280004, 0x00280006, 0x00280103
 _OFFSET_TABLES = (0x7FE00001, 0x7FE00002)  # Extended Offset Table, and its lengths
 _AMBIGUOUS = {  # the VRs of a tag that has several, of unsigned and of signed images
@@ -93,10 +96,8 @@ class Transcoder:
     def transcode(self, instance: Instance, syntax: str) -> tuple[bytes, str]:
         """Return the data set in the transfer syntax, and the SHA-256 of the file; ``Unsendable`` where that fails."""
         task = (instance.absolute, instance.offset, instance.syntax, syntax)
-        try:
-            data_set, message = self._engine.submit(_transcode_file, task).result()
-        except WorkerLost as error:
-            raise Unsendable(f"it cannot be sent in another encoding: {error}") from None
+        lost: Callable[[Task, WorkerLost], tuple[bytes, str]] = lambda _, error: (b"", str(error))
+        ((data_set, message),) = submit_batch(self._engine, _transcode_files, [task], lost).result()
         check(instance)
         if not data_set:
             raise Unsendable(f"it cannot be sent in another encoding: {message}")
@@ -107,7 +108,11 @@ class Transcoder:
         self._engine.close()
 
 
-def _transcode_file(task: tuple[str, int, str, str]) -> tuple[bytes, str]:
+def _transcode_files(tasks: list[Task]) -> list[tuple[bytes, str]]:
+    return [_transcode_file(task) for task in tasks]
+
+
+def _transcode_file(task: Task) -> tuple[bytes, str]:
     """Return, in the worker, the data set and the SHA-256 of the file; on failure no data set, and the reason."""
     path, offset, syntax, wanted = task
     with warnings.catch_warnings():
