@@ -12,7 +12,7 @@ DATASET ?= ../shared/dataset
 TRAINING_SET := build/training-set
 FUZZ_SECONDS ?= 600
 CORE := plan journal execute files metadata classify
-CORE_TESTS := $(patsubst %,tests/test_%.py,archives archives_crash archives_later beneath classify config copying costs crash crossed_runs crossing doctor faults files full_disk interrupted_runs journal lock long_names losses meanwhile metadata metrics names no_inodes operator placing plan races review review_crash review_later review_odd review_plan room settling sort sort_edges state undo_failing undo_folders undo_later unseen_sources whole_copies)
+CORE_TESTS := $(patsubst %,tests/test_%.py,archives archives_crash archives_later beneath classify config copying costs crossed_runs crossing doctor faults files full_disk interrupted_runs journal lock long_names losses meanwhile metadata metrics names no_inodes operator placing plan races review review_crash review_later review_odd review_plan room settling sort sort_edges state undo_failing undo_folders undo_later unseen_sources whole_copies)
 
 .PHONY: help setup demo test torture fuzz coverage check lint wheel bench bench-million evaluate model docs lock clean FORCE
 
@@ -51,7 +51,8 @@ fuzz: $(STAMP) ## mutate headers and pixels for FUZZ_SECONDS each (600), guided 
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'atheris>=3.0'
 	$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS)
 
-# What placing rests on has no branch that no test takes.
+# What placing rests on has no branch that no test takes. The crash matrix (test_crash.py) takes none that the others do
+# not, and twice the time under coverage: `make check` runs it with the rest.
 coverage: $(STAMP) ## branch coverage of plan, journal, execute, files, metadata, classify: 100 % or it fails
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(CORE_TESTS) $(CORE:%=--cov=dicomsort.%) --cov-branch \
 	  --cov-report=term-missing:skip-covered --cov-fail-under=100
