@@ -10,6 +10,7 @@ import signal
 import tracemalloc
 from array import array
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from dicomsort.service.known_files import Keys
 from dicomsort.service.watch import Stop, StoppableFiles, Stopped
 
 LONG_AGO = 1000.0
-GROWTH = 32 << 10  # bytes in 150 rounds; a list of their summaries alone would be ten times as much
+GROWTH = 10 << 10  # bytes in 50 rounds; a list of their summaries alone would be ten times as much
 
 
 @pytest.mark.parametrize("mode", ["move", "copy", "link"])
@@ -303,7 +304,7 @@ def test_many_rounds_take_no_more_memory_and_no_more_files(
         sizes.append((tracemalloc.get_traced_memory()[0], len([*Path("/proc/self/fd").iterdir()])))
 
     steps = [arrive, lambda: None] * 25
-    timer = Timer(*steps, measure, *steps * 3, measure)
+    timer = Timer(*[*steps, measure] * 4)
     service, _, complaints = watch.service(timer, every=0.0, metrics=tmp_path / "m.prom")
     found = array("q")
     service.show = lambda summary: found.append(summary.found)
@@ -316,12 +317,12 @@ def test_many_rounds_take_no_more_memory_and_no_more_files(
     finally:
         tracemalloc.stop()
     assert complaints == []
-    assert len(timer.slept) == 203
+    assert len(timer.slept) == 205
     assert found.tolist() == [1] * 100
     assert len(runs_of(outbox)) == 100
-    (memory, files), (later, more_files) = sizes
-    assert more_files == files
-    assert later - memory < GROWTH
+    assert len({files for _, files in sizes}) == 1
+    # What a round leaves, every 25 leave; what else this process does meanwhile is no round's.
+    assert min(later - memory for (memory, _), (later, _) in pairwise(sizes)) < GROWTH
 
 
 def test_keys_are_a_set_of_numbers() -> None:
