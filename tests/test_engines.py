@@ -59,7 +59,7 @@ def processes_of(parent: int, session: int) -> set[int]:
             name, fields = stat.parent.name, stat.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if (int(fields[1]) == parent) or (int(fields[3]) == session):
+        if int(fields[1]) == parent or int(fields[3]) == session:
             found.add(int(name))
     return found
 

@@ -82,8 +82,9 @@ class _ForkServer:
                     self._process.kill()
             self._control.recv()
         except (EOFError, OSError):
-            ending = _ending(self._process.wait())
-            raise WorkerLost(f"the worker process {ending if left >= 0 else f'ran past {START_SECONDS:g} s'}") from None
+            code = self._process.wait()
+            ending = _ending(code) if left >= 0 else f"ran past {START_SECONDS:g} s"
+            raise WorkerLost(f"the worker process {ending}") from None
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -113,13 +114,15 @@ class _ForkServer:
                     self._process.kill()
                 return self._control.recv()
             except (EOFError, OSError):
-                self._process.kill()
-                self._process.wait()
+                self._end()
                 raise
 
-    def close(self) -> None:
+    def _end(self) -> None:
         self._process.kill()
         self._process.wait()
+
+    def close(self) -> None:
+        self._end()
         with self._lock:  # who asks still would read from the next socket that gets this number
             self._socket.close()
             self._control.close()

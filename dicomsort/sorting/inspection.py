@@ -73,7 +73,9 @@ def verify(context: RunContext) -> dict[str, Any]:
         progress.advance()
     runs = load_runs(outbox, deep=True)
     broken = [run.damage for run in runs.values() if run.damage]
-    unfinished = [f"run {name} {_unfinished(outbox)}" for name in runs.unfinished()]
+    names = runs.unfinished()
+    state = _unfinished(outbox) if names else ""  # asked once: the lock is probed for it
+    unfinished = [f"run {name} {state}" for name in names]
     damaged = [*damages.notes(outbox), *_lost_rows(outbox, runs)]
     return result | {"damaged": damaged, "runs": broken, "unfinished": unfinished}
 
@@ -183,10 +185,10 @@ def reported_run(outbox: str, run: str | None) -> ReportedRun:
     _require_sorted(name, kinds.get(found.verb, _DECISION))
     undos = runs.undos_of(name)
     if found.summary is None and not undos:
-        holder = held_by(outbox)
-        cut_short = f"was cut short: {command('resume', outbox, name)} finishes it"
-        received = f"{name}, which {f'has not ended: {holder}' if holder else cut_short}"
-        raise DicomsortError(f"expected a run that came to its end, received {received}")
+        state = f"was cut short: {command('resume', outbox, name)} finishes it"
+        if holder := held_by(outbox):
+            state = f"has not ended: {holder}"
+        raise DicomsortError(f"expected a run that came to its end, received {name}, which {state}")
     undone_by, is_undone = (undos[-1].name, undos[-1].is_whole) if undos else ("", False)
     return ReportedRun(outbox, name, found.plan.head, found.summary, undone_by, is_undone)
 

@@ -240,9 +240,9 @@ def _train(
     callback: CheckpointCallback, rendered: Rendered, train: Indices, held_out: Indices, name: str = "Training"
 ) -> None:
     """Train to the end; on Ctrl-C or SIGTERM finish the batch, save, report how to resume, raise KeyboardInterrupt."""
-    hyper, truth = callback.hyper, feeding.one_hot(rendered.dataset)
+    hyper, truth = callback.hyper, feeding.one_hot(rendered.dataset)[held_out]
     data = feeding.training_batches(rendered, train, hyper)
-    unseen = Batches(rendered.images, rendered.rows[held_out], truth[held_out], hyper.batch_size)
+    unseen = Batches(rendered.images, rendered.rows[held_out], truth, hyper.batch_size)
     callback.batches = len(data)
     callback.restore()
     progress = callback.progress
