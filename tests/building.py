@@ -41,6 +41,11 @@ def read_tree(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(paths)}
 
 
+def open_descriptors() -> int:
+    """How many descriptors this process holds, those that other tests left among them."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def attributes_of(path: Path) -> dict[str, bytes]:
     """The extended attributes of a file that are its own, access control lists among them."""
     names = (name for name in os.listxattr(path) if not name.startswith("security.selinux"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from building import make_dicom, read_tree
+from building import make_dicom, open_descriptors, read_tree
 from command import by_source, placed, run, sort
 from matrix import step, world
 from test_archives_reading import LIMITS
@@ -30,15 +30,11 @@ from dicomsort.records import Found, Operation, Outcome, Verb
 from dicomsort.tasks import examine, predict_frames
 
 
-def descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
 def test_a_path_leads_to_what_lies_below_through_folders_alone(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/file").write_text("here")
     (tmp_path / "link").symlink_to("a")
-    below, before = Beneath(str(tmp_path)), descriptors()
+    below, before = Beneath(str(tmp_path)), open_descriptors()
     with below.held():
         assert Path(below.path("a/b/file")).read_text() == "here"
         for nowhere in ("a/c/file", "a/b/file/x", "a/../a/b/file", "a//b", f"a/{'x' * 256}/file"):
@@ -48,7 +44,7 @@ def test_a_path_leads_to_what_lies_below_through_folders_alone(tmp_path: Path) -
                 below.path(linked)
             assert caught.value.errno == errno.ELOOP
         assert look_up(below.path("link")) is not None
-    assert descriptors() == before
+    assert open_descriptors() == before
 
 
 def test_a_path_is_valid_until_its_block_ends(tmp_path: Path) -> None:
@@ -68,14 +64,14 @@ def test_a_path_is_valid_until_its_block_ends(tmp_path: Path) -> None:
 
 
 def test_few_folders_stay_open(tmp_path: Path) -> None:
-    below, before = Beneath(str(tmp_path)), descriptors()
+    below, before = Beneath(str(tmp_path)), open_descriptors()
     with below.held():
         for number in range(3 * beneath._OPEN):
             (tmp_path / f"{number}").mkdir()
             (tmp_path / f"{number}/file").write_text(str(number))
             assert Path(below.path(f"{number}/file")).read_text() == str(number)
-        assert descriptors() <= before + beneath._OPEN + 1
-    assert descriptors() == before
+        assert open_descriptors() <= before + beneath._OPEN + 1
+    assert open_descriptors() == before
 
 
 def test_without_proc_paths_are_ordinary_ones(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from building import make_dicom, make_files, read_tree
+from building import make_dicom, make_files, open_descriptors, read_tree
 from command import by_source, placed, rows, run, sort
 from crashing import Crash, CrashingFiles
 from reviewing import decide, desk_of, held_outbox, item_of
@@ -301,7 +301,7 @@ def test_many_rounds_take_no_more_memory_and_no_more_files(
 
     def measure() -> None:
         gc.collect()
-        sizes.append((tracemalloc.get_traced_memory()[0], len([*Path("/proc/self/fd").iterdir()])))
+        sizes.append((tracemalloc.get_traced_memory()[0], open_descriptors()))
 
     steps = [arrive, lambda: None] * 25
     timer = Timer(*[*steps, measure] * 4)
