@@ -80,6 +80,14 @@ def wait_for(path: str) -> None:
         time.sleep(0.01)
 
 
+def leave_a_child(path: str) -> None:
+    """Start a process that holds all descriptors of the worker until the file exists, and hang."""
+    if os.fork() == 0:
+        wait_for(path)
+        os._exit(0)
+    time.sleep(60)
+
+
 def compute_then_wait(seconds: float, flag: str) -> None:
     began = time.process_time()
     while time.process_time() - began < seconds:

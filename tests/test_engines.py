@@ -104,6 +104,18 @@ def test_a_lost_worker_costs_its_own_task(killable: Engine, way: str) -> None:
     assert [future.result() for future in before + after] == [0, 2, 4, 6, 8, 10]
 
 
+def test_a_lost_worker_that_left_a_process_behind_costs_its_own_task(tmp_path: Path) -> None:
+    flag = tmp_path / "leave"
+    with ProcessEngine(1, TaskLimits(seconds=1, memory_bytes=1 << 30)) as engine:
+        lost, after = engine.submit(tasks.leave_a_child, str(flag)), engine.submit(tasks.double, 4)
+        try:
+            with pytest.raises(WorkerLost, match="ran past 1 s"):
+                lost.result(60)
+            assert after.result(60) == 8
+        finally:
+            flag.touch()
+
+
 def test_a_lost_batch_singles_out_its_culprits(killable: Engine) -> None:
     lost: list[int] = []
 

@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import queue
+import select
 import signal
 import socket
 import subprocess
@@ -132,14 +133,14 @@ class _Worker:
     """One worker process and this end of its pipe."""
 
     def __init__(self, server: _ForkServer) -> None:
-        ours, theirs = socket.socketpair()
-        self.pipe: Connection[Any, Any] = Connection(ours.detach())
+        self._socket, theirs = socket.socketpair()
+        self.pipe: Connection[Any, Any] = Connection(self._socket.fileno())  # which closes it
         self._server = server
         with theirs:
             try:
                 self.pid = server.fork(theirs.fileno())
             except BaseException:
-                self.pipe.close()
+                self._close()
                 raise
         self.known: set[bytes] = set()  # pickled functions that it has loaded
         self._lock = threading.Lock()
@@ -207,17 +208,35 @@ class _Worker:
         if not self._is_over and self._server.is_alive():
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
+        with suppress(OSError):  # a process that the worker started may hold the other end open
+            self._socket.shutdown(socket.SHUT_RD)
 
     def stop(self) -> None:
         """Kill it, and wait for its end."""
+        if self._is_over:
+            return
         self.kill()
-        with suppress(EOFError, OSError):
-            while self._server.is_alive():
-                self.pipe.recv_bytes()
+        self._wait()
         with self._lock:
-            is_first, self._is_over = not self._is_over, True
-        if is_first:
-            self._exit_code = self._server.exit_code(self.pid)
+            self._is_over = True
+        self._exit_code = self._server.exit_code(self.pid)
+        self._close()
+
+    def _wait(self) -> None:
+        """Wait for its end where the system can: a disk that stands still may delay it, and others ask the server."""
+        if sys.platform != "linux" or not self._server.is_alive():
+            return
+        with suppress(OSError):
+            process = os.pidfd_open(self.pid)
+            try:
+                end = select.poll()
+                end.register(process, select.POLLIN)
+                end.poll()
+            finally:
+                os.close(process)
+
+    def _close(self) -> None:
+        self._socket.detach()
         self.pipe.close()
 
 
