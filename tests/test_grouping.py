@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from dicomsort.errors import UsageError
-from dicomsort.training.data.dataset import Dataset, DatasetError, Item, read_groups, scan
+from dicomsort.training.data.dataset import Dataset, DatasetError, Item, read_groups, read_subclasses, scan
 from dicomsort.training.data.splitting import folds, keep_together, near_duplicates, patient, perceptual_hash, split
 
 LABELS = ("CT", "MRI")
@@ -108,6 +108,19 @@ def test_groups_name_sources_or_files(tmp_path: Path) -> None:
     assert kept.groups == 1
     with pytest.raises(UsageError, match="expected a CSV file with the columns source and group"):
         read_groups(tmp_path / "bad.csv")
+
+
+def test_subclasses_are_those_of_the_file_or_of_the_nearest_folder(tmp_path: Path) -> None:
+    make_files(tmp_path, {f"data/{path}.png": "x" for path in ("A/s/1", "A/s/2", "A/t/deep/3", "A/4", "B/s/5", "B/6")})
+    table = "path,subclass\nA,any\nA/s/,one\nA/s/2.png,two\nA/t,three\nB/gone,four\n"
+    make_files(tmp_path, {"finer.csv": table, "bad.csv": "path,group\nA,any\n"})
+    dataset = scan(tmp_path / "data", subclasses=read_subclasses(tmp_path / "finer.csv"))
+    assert {item.path: item.subclass for item in dataset.items} == {
+        "A/4.png": "any", "A/s/1.png": "one", "A/s/2.png": "two", "A/t/deep/3.png": "three",
+        "B/6.png": "", "B/s/5.png": "",
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="expected a CSV file with the columns path and subclass, received"):
+        read_subclasses(tmp_path / "bad.csv")
 
 
 def _families() -> Dataset:

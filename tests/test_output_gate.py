@@ -75,7 +75,18 @@ EARLIER = {
     "--log-file": (LOG, JSON_LOG, ""), "--metrics": (METRICS, ""), "--html": (PAGE, ""),
     "--journal": (JOURNAL, ""),
 }  # fmt: skip
-ONLY_READ = {"--config", "--model", "--from", "--weights", "--groups", "--tls-ca", "--tls-cert", "--tls-key", "--auth"}
+ONLY_READ = {
+    "--config",
+    "--model",
+    "--from",
+    "--weights",
+    "--groups",
+    "--subclasses",
+    "--tls-ca",
+    "--tls-cert",
+    "--tls-key",
+    "--auth",
+}
 ONLY_READ |= {"--compare", "--crontab"}
 ENDLESS = ("watch", "receive", "review")  # an accepted path would let them serve
 

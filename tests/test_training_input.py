@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from building import make_dicom, make_files, read_tree
 from command import run
 from PIL import Image
 
+from dicomsort.bundle import default_path
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.training.settings import Settings, checked
 
@@ -93,6 +95,22 @@ def test_groups_that_are_not_there(dataset: Path, tmp_path: Path) -> None:
     ran = run("train", dataset, "--out", tmp_path / "out", "--groups", "gone.csv")
     assert (ran.code, ran.out) == (2, "")
     assert "--groups 'gone.csv': expected a CSV file with the columns source and group, received " in ran.err
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ((), "--subclasses: expected a network with pretrained weights, received --arch cnn"),
+        (("--arch", "efficientnet-lite0"), "finer.csv': expected paths of DATASET (CT/site, CT/site/1.png), received "),
+        (("--from", default_path()), "--from: expected no --subclasses beside it, received both"),
+    ],
+)
+def test_subclasses_that_cannot_be_learnt(dataset: Path, tmp_path: Path, more: Any, expected: str) -> None:
+    (tmp_path / "finer.csv").write_text("path,subclass\nCT/gone,head\n", "utf-8")
+    ran = run("train", dataset, "--out", tmp_path / "out", "--subclasses", tmp_path / "finer.csv", *more)
+    assert (ran.code, ran.out) == (2, "")
+    assert expected in ran.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_other_files_is_not_replaced(dataset: Path, tmp_path: Path) -> None:

@@ -173,6 +173,36 @@ def test_every_item_is_predicted_by_a_model_not_trained_on_its_source(
     assert set(model.history) == {"accuracy", "loss", "val_accuracy", "val_loss"}
 
 
+def test_subclasses_are_learnt_beside_the_classes_and_the_network_names_none(rendered: Rendered) -> None:
+    from dicomsort.training.fit.frozen_features import truth_of
+    from dicomsort.training.fit.transfer import opened
+
+    finer = {"CT0": "a", "CT1": "b", "MRI0": "a", "MRI1": "b"}  # of the third source of each it is not known
+    items = tuple(replace(item, subclass=finer.get(item.group, "")) for item in rendered.dataset.items)
+    images = rendered.images.copy()
+    images[[item.subclass == "b" for item in items], :112] = 120
+    finely = replace(rendered, images=images, dataset=replace(rendered.dataset, items=items))
+    truth = truth_of(finely.dataset)
+    assert truth.shape == (len(items), 2 + 4)
+    assert {(item.label, item.subclass, *row) for item, row in zip(items, truth[:, 2:].astype(int), strict=True)} == {
+        (0, "a", 1, 0, 0, 0), (0, "b", 0, 1, 0, 0), (1, "a", 0, 0, 1, 0), (1, "b", 0, 0, 0, 1),
+        (0, "", 0, 0, 0, 0), (1, "", 0, 0, 0, 0),
+    }  # fmt: skip
+    everything, recipe = np.arange(len(items)), replace(RECIPE, epochs=40, augment="none")
+    with Reporter() as reporter, opened(TINY, finely, recipe, reporter) as trainer:
+        history = trainer.fit(everything, everything, "subclasses")
+        both = answers(trainer.trainable, trainer.views.activations[0].astype(np.float32))
+        _, probabilities = trainer.predict(trainer.views.activations[0])
+    known = truth[:, 2:].any(1)
+    np.testing.assert_allclose(both[:, :2], probabilities, atol=1e-5)
+    np.testing.assert_allclose(both[:, 2:].sum(1), 1, atol=1e-5)
+    assert np.mean(both[known, 2:].argmax(1) == truth[known, 2:].argmax(1)) > 0.9
+    assert history["val_accuracy"][-1] == pytest.approx(np.mean(probabilities.argmax(1) == finely.dataset.classes()))
+    model = _fit(finely, replace(recipe, epochs=2))
+    assert model.course["subclasses"] == 4
+    assert [tuple(output.shape) for output in model.model.outputs] == [(None, 2)]
+
+
 def test_an_interrupted_cross_validation_goes_on_with_the_next_fold(
     rendered: Rendered, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

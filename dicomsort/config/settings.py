@@ -281,10 +281,10 @@ class RunsSettings:
 class TrainSettings:
     """A training as the user requested it; neither a file nor a variable may set any of it.
 
-    ``groups`` is a CSV file (see ``read_groups``), ``weights`` a file of Keras weights, ``cache`` a folder for
-    renderings, ``start`` the folder of a bundle to go on from, ``replace_worse`` whether a worse bundle may replace an
-    earlier one at ``out``, where the training goes on from a bundle; ``Recipe`` explains the rest. ``arch`` is None
-    where it was not given.
+    ``groups`` and ``subclasses`` are CSV files (see ``read_groups`` and ``read_subclasses``), ``weights`` a file of
+    Keras weights, ``cache`` a folder for renderings, ``start`` the folder of a bundle to go on from, ``replace_worse``
+    whether a worse bundle may replace an earlier one at ``out``, where the training goes on from a bundle; ``Recipe``
+    explains the rest. ``arch`` is None where it was not given.
     """
 
     dataset: Path
@@ -327,6 +327,12 @@ class TrainSettings:
     )
     groups: Path | None = setting(
         None, "A CSV file (source,group or path,group): source folders or files to keep on one side of a split.", "FILE"
+    )
+    subclasses: Path | None = setting(
+        None,
+        "A CSV file (path,subclass): finer classes of files, or of folders, of DATASET. The training learns to tell "
+        "them apart as well; the model names none of them. For networks with pretrained weights.",
+        "FILE",
     )
     balance: bool | None = setting(
         None,

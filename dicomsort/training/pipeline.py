@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dicomsort.bundle import Bundle, check_target, staged
-from dicomsort.errors import DicomsortError, counted
+from dicomsort.errors import DicomsortError, UsageError, counted
 from dicomsort.report import visible
 from dicomsort.training.data.augment import varied_by
-from dicomsort.training.data.dataset import MIN_IMAGES, Dataset, read_groups, relabelled, require_trainable, scan
+from dicomsort.training.data.dataset import (
+    MIN_IMAGES,
+    Dataset,
+    read_groups,
+    read_subclasses,
+    relabelled,
+    require_trainable,
+    scan,
+)
 from dicomsort.training.data.rendered import SHOWN, Rendered, open_cache, render_all, skipped_lines
 from dicomsort.training.evaluate import calibration
 from dicomsort.training.evaluate.compare import beside_of, compared, refusal, rival_at
@@ -116,7 +124,13 @@ def scanned(settings: Settings, architecture: Architecture) -> Dataset:
     groups = read_groups(settings.groups) if settings.groups else None
     if isinstance(architecture, Finetune):
         return relabelled(scan(settings.dataset, groups, least=1), architecture.bundle.labels)
-    return scan(settings.dataset, groups)
+    if not settings.subclasses:
+        return scan(settings.dataset, groups)
+    dataset = scan(settings.dataset, groups, read_subclasses(settings.subclasses))
+    if not any(item.subclass for item in dataset.items):
+        where = f"--subclasses {str(settings.subclasses)!r}"
+        raise UsageError(f"{where}: expected paths of DATASET (CT/site, CT/site/1.png), received none that it has")
+    return dataset
 
 
 def _rival(settings: Settings, architecture: Architecture) -> Bundle | None:

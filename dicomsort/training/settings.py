@@ -46,8 +46,9 @@ class Settings(TrainSettings):
         """Return the recipe for ``bundle.json``: numbers and names, no paths of this machine."""
         names = ("arch", "epochs", "batch_size", "learning_rate", "validation_split", "seed", "augment", "patience",
                  "target")  # fmt: skip
-        weights, variation = self.weights and self.weights.name, dict(self.variation) or None
-        chosen = {"balance": self.balance, "split": self.split, "weights": weights, "variation": variation}
+        files = {name: path.name for name in ("weights", "subclasses") if (path := getattr(self, name))}
+        variation = dict(self.variation) or None
+        chosen = {"balance": self.balance, "split": self.split, "variation": variation} | files
         return {name: getattr(self, name) for name in names} | {k: v for k, v in chosen.items() if v is not None}
 
 
@@ -74,6 +75,8 @@ def checked(settings: Settings) -> tuple[Settings, Architecture]:
         architecture = with_weights(architecture, arch, settings.weights)
     else:
         architecture.require()
+    if settings.subclasses and architecture.recipe != "transfer":
+        raise UsageError(f"--subclasses: expected a network with pretrained weights, received --arch {arch}")
     return replace(settings, arch=arch), varied(architecture, arch, dict(settings.variation))
 
 
@@ -110,8 +113,9 @@ def _check_outputs(settings: Settings) -> Settings:
 
 
 def _finetuning(settings: Settings, start: Path) -> tuple[Settings, Architecture]:
-    if settings.weights:
-        raise UsageError("--from: expected no --weights beside it, received both")
+    for option, given in (("--weights", settings.weights), ("--subclasses", settings.subclasses)):
+        if given:
+            raise UsageError(f"--from: expected no {option} beside it, received both")
     architecture = from_bundle(start)
     arch = architecture.bundle.arch
     if settings.arch not in {None, arch}:

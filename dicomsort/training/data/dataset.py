@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -36,13 +37,14 @@ class Item:
 
     ``group`` names its source, or the sources that are kept together, "" where the file lies directly in its class's
     folder. ``kin`` names the images of its patient, near-duplicates and named group, "" where it is alone; images of
-    one kin have one ``group``.
+    one kin have one ``group``. ``subclass`` is its finer class, "" where that is not known.
     """
 
     path: str
     label: int
     group: str = ""
     kin: str = ""
+    subclass: str = ""
 
     @property
     def source(self) -> str:
@@ -79,6 +81,16 @@ class Dataset:
         known: Indices = items[self.classes()[items] != self.labels.index(OTHER)]
         return known if len(known) else items
 
+    def subclasses(self) -> NDArray[np.float32]:
+        """Return the items' subclasses, one-hot, float32 (N, K), those of each class apart; 0 where it is not known."""
+        names = sorted({(item.label, item.subclass) for item in self.items if item.subclass})
+        columns = {name: column for column, name in enumerate(names)}
+        truth = np.zeros((len(self.items), len(names)), np.float32)
+        for row, item in enumerate(self.items):
+            if item.subclass:
+                truth[row, columns[item.label, item.subclass]] = 1
+        return truth
+
     def units(self, *, grouped: bool) -> list[str]:
         """Return for each item the name of what no split divides: its ``group`` if ``grouped``, else its kin."""
         return [(grouped and item.group) or item.kin or item.path for item in self.items]
@@ -98,10 +110,17 @@ class Dataset:
         return any(item.group not in {"", item.source} for item in self.items)
 
 
-def scan(root: Path, groups: Mapping[str, str] | None = None, *, least: int = MIN_CLASSES) -> Dataset:
+def scan(
+    root: Path,
+    groups: Mapping[str, str] | None = None,
+    subclasses: Mapping[str, str] | None = None,
+    *,
+    least: int = MIN_CLASSES,
+) -> Dataset:
     """Return the files below ``root``: a class is a folder in it, a source a folder in that.
 
-    ``groups`` names sources and files that must stay together (see ``read_groups``). Nothing is opened. DatasetError
+    ``groups`` names sources and files that must stay together (see ``read_groups``), ``subclasses`` finer classes of
+    files and folders (see ``read_subclasses``). Nothing is opened. DatasetError
     where ``root`` is missing, or has fewer than ``least`` class folders with files, or a folder that cannot be a label.
     """
     where = f"data set {str(root)!r}"
@@ -121,8 +140,22 @@ def scan(root: Path, groups: Mapping[str, str] | None = None, *, least: int = MI
             raise DatasetError(f"{where}: folder {label!r}: expected a name that can be a class, but {problem}")
     groups = groups or {}
     items = (Item(f"{label}/{path}", index) for index, label in enumerate(labels) for path in found[label])
-    named = (replace(item, group=groups.get(item.path, groups.get(item.source, item.source))) for item in items)
+    named = (
+        replace(
+            item,
+            group=groups.get(item.path, groups.get(item.source, item.source)),
+            subclass=_nearest(item.path, subclasses or {}),
+        )
+        for item in items
+    )
     return Dataset(root, labels, tuple(named))
+
+
+def _nearest(path: str, names: Mapping[str, str]) -> str:
+    """Return the name of a file, else of the nearest folder that has one, else ""."""
+    while path not in names and "/" in path:
+        path = path.rpartition("/")[0]
+    return names.get(path, "")
 
 
 def relabelled(dataset: Dataset, labels: Sequence[str]) -> Dataset:
@@ -149,16 +182,31 @@ def read_groups(path: Path) -> dict[str, str]:
 
     A path is relative to the data set (``CT/site/1.png``). UsageError for another file.
     """
-    try:
+    with _expecting(f"--groups {str(path)!r}", "source and group", " (path and group do as well)"):
         rows = list(read_table(path))
         keys = [key for key in ("source", "path") if rows and key in rows[0]] or ["source"]
         return {row[key]: row["group"] or row[key] for row in rows for key in keys if row[key]}
+
+
+def read_subclasses(path: Path) -> dict[str, str]:
+    """Return path -> subclass from a CSV file with the columns ``path`` and ``subclass``.
+
+    A path is of a file or a folder, relative to the data set (``CT/site/1.png``, ``CT/site``). UsageError for another
+    file.
+    """
+    with _expecting(f"--subclasses {str(path)!r}", "path and subclass"):
+        return {row["path"].rstrip("/"): row["subclass"] for row in read_table(path)}
+
+
+@contextmanager
+def _expecting(where: str, columns: str, more: str = "") -> Iterator[None]:
+    """Raise UsageError where a CSV file cannot be read, or lacks one of the ``columns``."""
+    try:
+        yield
     except (OSError, KeyError, UnicodeError, csv.Error) as error:
         received = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(
-            f"--groups {str(path)!r}: expected a CSV file with the columns source and group, received {received} "
-            "(path and group do as well)"
-        ) from error
+        expected = f"expected a CSV file with the columns {columns}"
+        raise UsageError(f"{where}: {expected}, received {received}{more}") from error
 
 
 def require_trainable(dataset: Dataset, files: Mapping[str, int], skipped: int, least: int = MIN_IMAGES) -> None:

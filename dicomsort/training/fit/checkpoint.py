@@ -149,6 +149,8 @@ def checkpoint_of(model: Any, rendered: Rendered, hyper: Hyperparameters, **more
         "Keras": keras.__version__,
         **more,
     }
+    if any(subclasses := [item.subclass for item in items]):
+        identity["subclasses"] = digest(subclasses)
     return Checkpoint(hyper.checkpoint, identity, hyper.fresh)
 
 

@@ -56,13 +56,14 @@ class Views:
 
 
 class BalancedSampler:
-    """Batches of float32 activations (n, …) and one-hot truth (n, C), drawn from ``items`` by their weights.
+    """Batches of float32 activations (n, …) and truth (n, C + K), drawn from ``items`` by their weights.
 
+    The truth is of the classes, and then of the subclasses; see ``truth_of``.
     What is drawn depends on seed, epoch and index alone; see ``prefetch.BatchSource``.
     """
 
     def __init__(self, views: Views, dataset: Dataset, items: Indices, hyper: Hyperparameters) -> None:
-        self._views, self._items, self._truth = views, items, one_hot(dataset)
+        self._views, self._items, self._truth = views, items, truth_of(dataset)
         weights = balance(dataset.only(items), EVENNESS).astype(np.float64)
         self._shares, self._size, self._seed = weights / weights.sum(), hyper.batch_size, hyper.seed
 
@@ -76,19 +77,33 @@ class BalancedSampler:
         return self._views.batch(drawn, random), self._truth[drawn]
 
 
-def divide(network: Any, start: str) -> tuple[Any, Any, Any]:
+def truth_of(dataset: Dataset) -> NDArray[np.float32]:
+    """Return the items' classes and, in the columns behind them, their subclasses, one-hot, float32 (N, C + K)."""
+    return np.concatenate([one_hot(dataset), dataset.subclasses()], axis=1)
+
+
+def divide(network: Any, start: str, subclasses: int = 0) -> tuple[Any, Any, Any]:
     """Return the frozen and the trainable layers of a keras.Model, before and from its layer ``start``.
 
     An empty ``start`` is the layer behind ``features``. The trainable layers are returned twice, the second time with
     two outputs, features and probabilities. All share the network's weights. Batch normalisation in them keeps its
     statistics, for they learn from few images.
+
+    With ``subclasses``, and a ``start``, the trainable layers have a second head, whose output follows that for the
+    classes, float32 (N, C + K). It is an auxiliary task (Caruana 1997), for the training alone: the features then tell
+    apart what a class puts together.
     """
     features = network.get_layer("features").output
     # Not ``network.input``: a keras.Sequential that was never called has none.
     image, probabilities = network.inputs[0], network.outputs[0]
     if start:
         cut = network.get_layer(start).input
-        frozen, trainable = keras.Model(image, cut), keras.Model(cut, probabilities)
+        trained = probabilities
+        if subclasses:
+            head = keras.layers.Dense(subclasses, activation="softmax", dtype="float32", name="subclasses")
+            finer = head(network.get_layer("probabilities").input)
+            trained = keras.layers.Concatenate(name="both")([probabilities, finer])
+        frozen, trainable = keras.Model(image, cut), keras.Model(cut, trained)
         with_features = keras.Model(cut, [features, probabilities])
     else:
         frozen, (trainable, with_features) = keras.Model(image, features), _behind_features(network)

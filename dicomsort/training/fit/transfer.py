@@ -37,7 +37,7 @@ from dicomsort.training.fit.checkpoint import (
     is_history,
     resumable,
 )
-from dicomsort.training.fit.feeding import DivergenceCallback, one_hot, run, waiting
+from dicomsort.training.fit.feeding import DivergenceCallback, run, waiting
 from dicomsort.training.fit.frozen_features import (
     BalancedSampler,
     ChangedImages,
@@ -46,6 +46,7 @@ from dicomsort.training.fit.frozen_features import (
     Views,
     activations_of,
     divide,
+    truth_of,
     view_all,
 )
 from dicomsort.training.fit.held_out import HeldOutPredictions
@@ -75,7 +76,8 @@ def fit_mahalanobis(trainer: TransferTrainer, items: Indices) -> ood.Mahalanobis
 class TransferTrainer:
     """A network in training: its ``frozen`` layers, and the ``trainable``, trained anew for each fold from ``start``.
 
-    ``with_features`` are the trainable layers with two outputs, features and probabilities; ``views`` are the
+    ``with_features`` are the trainable layers with two outputs, features and probabilities; ``trainable`` gives
+    subclasses as well, where the data set has some: see ``frozen_features.divide``. ``views`` are the
     activations of the frozen ones; ``spent``: see ``feeding.ProgressCallback``; ``replay`` is shown between the images,
     None for nothing; ``start_share`` is the share of ``start`` in the final weights; ``mahalanobis(self, items)``
     returns the Mahalanobis model of the training images, None where that is not known.
@@ -121,10 +123,10 @@ class TransferTrainer:
             rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=momentum
         )
         optimizer.build(self.trainable.trainable_variables)  # else TensorFlow traces the training step twice
-        self.trainable.compile(optimizer, self._loss(), metrics=["accuracy"])
+        self.trainable.compile(optimizer, self._loss(), metrics=[self._accuracy()])
         validation = None
         if held_out is not None:
-            validation = self.views.activations[0, held_out].astype(np.float32), one_hot(self.dataset)[held_out]
+            validation = self.views.activations[0, held_out].astype(np.float32), truth_of(self.dataset)[held_out]
         with self.reporter.step(name, steps) as step, Feed(data, hyper.epochs) as feed:
             history, spent = run(self.trainable, feed, validation, hyper.epochs, step, callbacks)
         self.spent.extend(spent)
@@ -140,17 +142,32 @@ class TransferTrainer:
             return drawn
         return ReplaySampler(drawn, self.replay, self.hyper.batch_size, self.hyper.seed)
 
+    def _accuracy(self) -> Any:
+        """Return the accuracy of the classes."""
+        classes = len(self.dataset.labels)
+
+        def accuracy(truth: Any, given: Any) -> Any:
+            return keras.metrics.categorical_accuracy(truth[:, :classes], given[:, :classes])
+
+        return accuracy
+
     def _loss(self) -> Any:
-        """Return the cross-entropy among the classes that have images.
+        """Return the cross-entropy among the classes that have images, and that of the subclasses where there are some.
 
         In fine-tuning, some may have none. The network would forget them: measured, within minutes.
         """
+        classes = len(self.dataset.labels)
         replayed = [] if self.replay is None else [self.replay.truth]
-        present = np.isin(np.arange(len(self.dataset.labels)), np.concatenate([self.dataset.classes(), *replayed]))
-        if present.all():
-            return "categorical_crossentropy"
-        mask = present.astype(np.float32)
-        return lambda truth, given: keras.losses.categorical_crossentropy(truth, given * mask)  # which makes the sum 1
+        present = np.isin(np.arange(classes), np.concatenate([self.dataset.classes(), *replayed])).astype(np.float32)
+        entropy = keras.losses.categorical_crossentropy
+
+        def loss(truth: Any, given: Any) -> Any:
+            of_classes = entropy(truth[:, :classes], given[:, :classes] * present)  # which makes the sum 1
+            if given.shape[1] == classes:
+                return of_classes
+            return of_classes + entropy(truth[:, classes:], given[:, classes:])  # 0 where the subclass is not known
+
+        return loss
 
     def predict(self, activations: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return features (N, D) and probabilities (N, C), float32, for activations (N, …)."""
@@ -172,7 +189,8 @@ def opened(
 ) -> Iterator[TransferTrainer]:
     """Yield the network with the activations of its frozen layers, in a temporary file; ``extractor`` replaces them."""
     network = architecture.build(rendered.images.shape[1:], len(rendered.dataset.labels))
-    frozen, trainable, with_features = divide(network, architecture.trained_from)
+    subclasses = rendered.dataset.subclasses().shape[1]
+    frozen, trainable, with_features = divide(network, architecture.trained_from, subclasses)
     frozen = extractor or frozen
     with tempfile.TemporaryDirectory(prefix="dicomsort-train-") as scratch:
         start = [keras.ops.convert_to_numpy(variable) for variable in trainable.variables]
@@ -233,7 +251,9 @@ def fit_in_folds(
     if mahalanobis is None:
         held_out = replace(held_out, distances=None)
     averaged = f"no single epoch, but the running average of the weights, after epoch {hyper.epochs}, the last"
-    course = {"epochs_run": hyper.epochs, "kept": averaged, "waiting": waiting(trainer.spent)}
+    course: dict[str, Any] = {"epochs_run": hyper.epochs, "kept": averaged, "waiting": waiting(trainer.spent)}
+    if subclasses := trainer.dataset.subclasses().shape[1]:
+        course["subclasses"] = subclasses
     split = f"the first of {count} folds, {unit}"
     return TrainedModel(trainer.network, mahalanobis, held_out, int8, history, split, course)
 
