@@ -91,7 +91,7 @@ FORCE:
 evaluate: $(STAMP) ## measure models/default by sources held out of DATASET, and write its card anew
 	@if [ -d "$(DATASET)" ]; then $(MAKE) --no-print-directory $(TRAINING_SET) && \
 	   $(BIN)/python -m dicomsort evaluate $(TRAINING_SET) --model models/default --groups models/groups.csv \
-	     --cross-validate source --folds 5 --shortcuts --update --out evaluation; \
+	     --subclasses models/subclasses.csv --cross-validate source --folds 5 --shortcuts --update --out evaluation; \
 	 else echo "evaluate skipped: no folder $(DATASET); set DATASET=…"; fi
 
 # What the shipped bundle is made by; sort needs only these of its files.

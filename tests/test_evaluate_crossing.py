@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from building import make_files
-from command import run
+from command import Ran, run
 from networks import brief
 from PIL import Image
 
@@ -111,6 +111,28 @@ def test_each_source_is_judged_by_a_model_that_never_saw_it(crossed: dict[str, A
     # learnt only by who has seen it
     assert max(recalls[f"{name}0"] for name in CLASSES) < 0.5
     assert np.mean([recalls[f"{name}{source}"] for name in CLASSES for source in (1, 2, 3)]) > 0.8
+
+
+def test_subclasses_are_given_where_the_recipe_has_some(dataset: Path, bundle: Path, tmp_path: Path) -> None:
+    finer = tmp_path / "finer.csv"
+    finer.write_text("".join(["path,subclass\n", *(f"{name}/{name}{i},{i % 2}\n" for name in CLASSES for i in (1, 2))]))
+    recipe = ("--epochs", 2, "--batch-size", 4, "--seed", 1)
+    with brief():
+        ran = run("train", dataset, "--out", tmp_path / "model", "--arch", "raster", "--subclasses", finer, *recipe)
+    assert ran.code == 0, ran.err
+    assert _json(tmp_path / "model/bundle.json")["training"]["recipe"]["subclasses"] == "finer.csv"
+    assert "Learnt beside the classes, and not kept: 6 subclasses." in (tmp_path / "model/card.md").read_text("utf-8")
+
+    def evaluated(model: Path, *options: object) -> Ran:
+        return run("evaluate", dataset, "--model", model, "--out", tmp_path / "out", *options)
+
+    crossing = ("--cross-validate", "source", "--folds", 2)
+    assert evaluated(tmp_path / "model", *crossing, "--subclasses", finer).code == 0
+    ran = evaluated(tmp_path / "model", *crossing)
+    assert (ran.code, "--cross-validate: expected --subclasses beside it" in ran.err) == (2, True)
+    for model, options in ((bundle, crossing), (tmp_path / "model", ())):
+        ran = evaluated(model, *options, "--subclasses", finer)
+        assert (ran.code, "--subclasses: expected --cross-validate beside it, and a bu" in ran.err) == (2, True)
 
 
 def test_shortcut_tests_are_judged_by_the_same_models(crossed: dict[str, Any]) -> None:

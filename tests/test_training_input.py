@@ -101,7 +101,7 @@ def test_groups_that_are_not_there(dataset: Path, tmp_path: Path) -> None:
     ("more", "expected"),
     [
         ((), "--subclasses: expected a network with pretrained weights, received --arch cnn"),
-        (("--arch", "efficientnet-lite0"), "finer.csv': expected paths of DATASET (CT/site, CT/site/1.png), received "),
+        (("--arch", "efficientnet-lite0"), "--subclasses: expected paths of the data set's files or folders"),
         (("--from", default_path()), "--from: expected no --subclasses beside it, received both"),
     ],
 )

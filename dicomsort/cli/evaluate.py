@@ -61,7 +61,7 @@ def _evaluate(settings: EvaluateSettings, dataset: Path | None) -> None:
     from dicomsort.training.evaluate.tables import tables
 
     bundle, out = bundle_of(settings.model), settings.out or Path("evaluation")
-    chosen = (settings.groups, settings.seed, settings.shortcuts, folds, settings.update)
+    chosen = (settings.groups, settings.seed, settings.shortcuts, folds, settings.update, settings.subclasses)
     with _workers() as (engine, reporter):
         request = evaluation.EvaluationSettings(dataset, out, *chosen)
         report = evaluation.evaluate(bundle, request, engine, reporter).report
@@ -96,7 +96,7 @@ def _warn(report: dict[str, Any]) -> None:
 
 def _compare(settings: EvaluateSettings, folders: tuple[Path, Path], dataset: Path | None) -> None:
     """Compare two bundles, write metrics.json and a picture, and print tables, or one JSON object."""
-    for name in ("model", "cross_validate", "shortcuts", "update"):
+    for name in ("model", "cross_validate", "shortcuts", "update", "subclasses"):
         if getattr(settings, name):
             option = "--" + name.replace("_", "-")
             raise UsageError(f"--compare: expected no {option} beside it, received both")

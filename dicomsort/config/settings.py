@@ -379,6 +379,9 @@ class EvaluateSettings:
     cross_validate: str | None = setting(
         None, "Train the recipe again without the sources that are evaluated (needs TensorFlow).", "source"
     )
+    subclasses: Path | None = setting(
+        None, "With --cross-validate, the CSV file (path,subclass) of the bundle's training.", "FILE"
+    )
     folds: int = setting(10, "How many parts the sources are held out in. 0: one source at a time.", least=0, most=1000)
     compare: tuple[Path, Path] | None = setting(
         None,

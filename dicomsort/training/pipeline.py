@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dicomsort.bundle import Bundle, check_target, staged
-from dicomsort.errors import DicomsortError, UsageError, counted
+from dicomsort.errors import DicomsortError, counted
 from dicomsort.report import visible
 from dicomsort.training.data.augment import varied_by
 from dicomsort.training.data.dataset import (
@@ -124,13 +124,7 @@ def scanned(settings: Settings, architecture: Architecture) -> Dataset:
     groups = read_groups(settings.groups) if settings.groups else None
     if isinstance(architecture, Finetune):
         return relabelled(scan(settings.dataset, groups, least=1), architecture.bundle.labels)
-    if not settings.subclasses:
-        return scan(settings.dataset, groups)
-    dataset = scan(settings.dataset, groups, read_subclasses(settings.subclasses))
-    if not any(item.subclass for item in dataset.items):
-        where = f"--subclasses {str(settings.subclasses)!r}"
-        raise UsageError(f"{where}: expected paths of DATASET (CT/site, CT/site/1.png), received none that it has")
-    return dataset
+    return scan(settings.dataset, groups, read_subclasses(settings.subclasses) if settings.subclasses else None)
 
 
 def _rival(settings: Settings, architecture: Architecture) -> Bundle | None:

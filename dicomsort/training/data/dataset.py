@@ -148,7 +148,11 @@ def scan(
         )
         for item in items
     )
-    return Dataset(root, labels, tuple(named))
+    dataset = Dataset(root, labels, tuple(named))
+    if subclasses and not any(item.subclass for item in dataset.items):
+        expected = "expected paths of the data set's files or folders (CT/site, CT/site/1.png)"
+        raise DatasetError(f"--subclasses: {expected}, received none that it has")
+    return dataset
 
 
 def _nearest(path: str, names: Mapping[str, str]) -> str:

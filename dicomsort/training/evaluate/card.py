@@ -128,6 +128,8 @@ def _data(spec: Content, run: Content) -> list[str]:
     lines += ["", f"Recipe: {recipe or 'not known'}."]
     if chosen := run.get("course", {}).get("kept"):
         lines += [f"Weights kept: {chosen}."]
+    if subclasses := run.get("course", {}).get("subclasses"):
+        lines += [f"Learnt beside the classes, and not kept: {subclasses} subclasses."]
     if split := run.get("split"):
         lines += [f"Held out for the learning curves (`accuracy.png`, `loss.png`): {split}."]
     return lines

@@ -62,7 +62,9 @@ def by_folds(bundle: Bundle, rendered: Rendered, count: int, seed: int, reporter
     quantizer = Quantizer(rendered, hyper.seed, reporter) if is_int8 else None
     with opened(crossable(bundle), rendered, hyper, reporter) as trainer:
         int8, _ = cross_validate(trainer, held_out, None, quantizer)
-    return cross_calibrated(int8 or held_out, dataset, bundle.training["recipe"].get("target", calibration.TARGET))
+    found = int8 or held_out
+    found = found.biased(found.class_bias())  # as the recipe does
+    return cross_calibrated(found, dataset, bundle.training["recipe"].get("target", calibration.TARGET))
 
 
 def crossable(bundle: Bundle) -> Architecture:

@@ -22,7 +22,7 @@ from dicomsort.files import look_up
 from dicomsort.outputs import Gate
 from dicomsort.report import visible
 from dicomsort.training.data import fingerprint
-from dicomsort.training.data.dataset import Dataset, read_groups, relabelled, scan
+from dicomsort.training.data.dataset import Dataset, read_groups, read_subclasses, relabelled, scan
 from dicomsort.training.data.rendered import Rendered, render_all
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.evaluate import reporting
@@ -60,6 +60,7 @@ class EvaluationSettings:
     shortcuts: bool = False
     folds: int | None = None
     update: bool = False
+    subclasses: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ def evaluate(bundle: Bundle, settings: EvaluationSettings, engine: Engine, repor
         raise UsageError(f"{expected}, received one that cannot")
     if settings.folds is not None:
         crossable(bundle)
+    _check_subclasses(bundle, settings)
     rendered = rendered_once(relabelled(scanned(settings), bundle.labels), engine, reporter)
     if settings.folds is None:
         evaluated = by_model(bundle, rendered, settings, engine, reporter)
@@ -105,7 +107,19 @@ def evaluate(bundle: Bundle, settings: EvaluationSettings, engine: Engine, repor
 
 def scanned(settings: EvaluationSettings) -> Dataset:
     """Return the files of the data set, with its own labels."""
-    return scan(settings.dataset, read_groups(settings.groups) if settings.groups else None, least=1)
+    groups = read_groups(settings.groups) if settings.groups else None
+    subclasses = read_subclasses(settings.subclasses) if settings.subclasses else None
+    return scan(settings.dataset, groups, subclasses, least=1)
+
+
+def _check_subclasses(bundle: Bundle, settings: EvaluationSettings) -> None:
+    """Raise UsageError unless subclasses are given just where a recipe is trained again that has some."""
+    has_some = settings.folds is not None and bool((bundle.training.get("recipe") or {}).get("subclasses"))
+    if has_some and not settings.subclasses:
+        raise UsageError("--cross-validate: expected --subclasses beside it, as the bundle was trained, received none")
+    if settings.subclasses and not has_some:
+        expected = "--subclasses: expected --cross-validate beside it, and a bundle that was trained with subclasses"
+        raise UsageError(f"{expected}, received one of them at most")
 
 
 def rendered_once(dataset: Dataset, engine: Engine, reporter: Reporter) -> Rendered:
