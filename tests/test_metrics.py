@@ -12,6 +12,7 @@ import pytest
 from building import make_dicom, make_files
 from command import run, sort
 from crashing import Crash, CrashingFiles
+from reviewing import held_outbox
 from test_faults import Broken
 from watching import Timer, Watch, age, end, wait_until, watching
 
@@ -96,6 +97,23 @@ def test_sort_tells_of_its_run_and_of_what_is_left(inbox: Path, outbox: Path, tm
     sort("--move", "--metrics", file, inbox, outbox)
     found = parse(file.read_text())
     assert (found["dicomsort_inbox_files"], found["dicomsort_inbox_oldest_file_age_seconds"]) == ({"": 0}, {"": 0})
+
+
+def test_what_waits_in_review_is_counted_after_each_run_and_each_round(tmp_path: Path) -> None:
+    file = tmp_path / "sort.prom"
+    outbox = held_outbox(tmp_path, "--move", "--settle", "0", "--metrics", str(file))
+    held = sorted((outbox / "REVIEW").rglob("*.*"))
+    assert len(held) > 1
+    assert parse(file.read_text())["dicomsort_review_files"] == {"": len(held)}
+    seen = []
+
+    def step() -> None:
+        seen.append(parse(file.read_text())["dicomsort_review_files"][""])
+        held[len(seen)].unlink()  # a person took it
+
+    service, _, _ = Watch(tmp_path / "inbox", outbox).service(Timer(step, step), metrics=file)
+    service.run()
+    assert seen == [len(held), len(held) - 1]
 
 
 def test_a_run_that_fails_leaves_the_last_success(inbox: Path, outbox: Path, tmp_path: Path) -> None:

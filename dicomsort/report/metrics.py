@@ -27,7 +27,7 @@ FAMILIES: Final[dict[str, tuple[str, str]]] = {
         "When a run, or a round that found nothing new, last ended well (Unix time).",
     ),
     "dicomsort_last_run_files": ("gauge", "Files of the last run, by status and class."),
-    "dicomsort_review_files": ("gauge", "Files that wait in REVIEW for a person, after the last run."),
+    "dicomsort_review_files": ("gauge", "Files that wait in REVIEW for a person."),
     "dicomsort_last_run_bytes": ("gauge", "Bytes of the files of the last run."),
     "dicomsort_last_run_duration_seconds": ("gauge", "How long the last run took."),
     "dicomsort_inbox_files": ("gauge", "Files that lie in the inbox."),
@@ -84,14 +84,14 @@ def set_run_metrics(figures: Figures, counted: Summary, seconds: float) -> None:
     figures.drop("dicomsort_last_run_files")
     for (status, class_), count in counted.files.items():
         figures.set("dicomsort_last_run_files", count, **{"status": status, "class": class_})
-    figures.set("dicomsort_review_files", counted.waiting)
     figures.set("dicomsort_last_run_bytes", counted.bytes)
     figures.set("dicomsort_last_run_duration_seconds", round(seconds, 3))
 
 
-def set_inbox_metrics(figures: Figures, files: int, oldest_ns: int | None) -> None:
-    """Set what lies in the inbox; times are nanoseconds since 1970."""
-    figures.set("dicomsort_inbox_files", files)
+def set_file_metrics(figures: Figures, review: int, inbox: int, oldest_ns: int | None) -> None:
+    """Set how many files lie in REVIEW and in the inbox; times are nanoseconds since 1970."""
+    figures.set("dicomsort_review_files", review)
+    figures.set("dicomsort_inbox_files", inbox)
     figures.set("dicomsort_inbox_oldest_file_age_seconds", age(oldest_ns, time.time_ns()))
 
 

@@ -23,7 +23,7 @@ from dicomsort.files import Files
 from dicomsort.progress import Progress
 from dicomsort.records import Row
 from dicomsort.report import Summary, describe_error
-from dicomsort.report.metrics import Figures, age, set_inbox_metrics, set_run_metrics, write_metrics
+from dicomsort.report.metrics import Figures, age, set_file_metrics, set_run_metrics, write_metrics
 from dicomsort.service.forwarding import Forwarder
 from dicomsort.service.known_files import KnownFiles, Scan
 from dicomsort.signals import ServiceStop
@@ -31,6 +31,7 @@ from dicomsort.sorting import (
     RunContext,
     SortRequest,
     check_places,
+    count_waiting,
     newest_run,
     read_new_runs,
     recheck_runs,
@@ -105,6 +106,10 @@ class Rounds:
             round_.summaries.append(summary)
             round_.runs.append(summary.run_id)
         round_.scan = self._scan()
+
+    def in_review(self) -> int:
+        """Count the files that wait in REVIEW."""
+        return count_waiting(self._context.outbox)
 
     def _scan(self) -> Scan:
         return self._known_files.scan(walk_inbox(self._request.inbox, self._context.outbox, self._clock))
@@ -336,7 +341,7 @@ class Service:
         figures.set("dicomsort_failures_in_a_row", self._failures)
         figures.set("dicomsort_round_duration_seconds", round(seconds, 3))
         if scan is not None:
-            set_inbox_metrics(figures, scan.files, scan.oldest_ns)
+            set_file_metrics(figures, self.rounds.in_review(), scan.files, scan.oldest_ns)
             figures.set("dicomsort_inbox_waiting_files", scan.waiting)
             figures.set("dicomsort_inbox_oldest_waiting_age_seconds", age(scan.waiting_since_ns, self.clock()))
         if self.forwarder is not None:

@@ -9,7 +9,7 @@ from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examine import survey, walk_inbox
 from dicomsort.sorting.incremental import newest_run, read_new_runs, recheck_runs, sort_new_files
 from dicomsort.sorting.inspection import list_runs, repair, verify
-from dicomsort.sorting.outbox import RunContext, locked
+from dicomsort.sorting.outbox import RunContext, count_waiting, locked
 from dicomsort.sorting.pipeline import SortRequest, check, check_places, check_settings, sort_inbox
 from dicomsort.sorting.pruning import prune
 from dicomsort.sorting.review import ReviewService
@@ -23,6 +23,7 @@ __all__ = [
     "check",
     "check_places",
     "check_settings",
+    "count_waiting",
     "list_runs",
     "locked",
     "newest_run",

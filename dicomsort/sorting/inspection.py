@@ -14,7 +14,7 @@ from dicomsort.records import UNREADABLE, Placement
 from dicomsort.report import MANIFEST, NEEDS_PERSON, Damages, Summary, has_rows, history, printable
 from dicomsort.report.manifest import PLACED, Repaired, count_rows, rows_of, survey
 from dicomsort.report.manifest import repair as repair_manifest
-from dicomsort.sorting.outbox import RunContext, absolute, held_by, locked, waiting_in
+from dicomsort.sorting.outbox import RunContext, absolute, count_waiting, held_by, locked, waiting_in
 from dicomsort.sorting.running import complete_reports
 from dicomsort.sorting.runs import AFTER, Run, Runs, RunState, journal_of, load_runs
 
@@ -198,7 +198,7 @@ def waiting_after(run: ReportedRun) -> Summary:
     waiting = set(waiting_in(run.outbox))
     rows = rows_of(run.outbox, run.run, doubtful=True) if waiting else ()
     own = sum(row.action in PLACED and row.destination in waiting for row in rows)
-    unreadable = sum(1 for _ in waiting_in(run.outbox, UNREADABLE))
+    unreadable = count_waiting(run.outbox, UNREADABLE)
     others = max(len(waiting) - own, 0)
     return Summary(run.run, waiting=len(waiting), waiting_from_other_runs=others, unreadable=unreadable)
 

@@ -239,6 +239,11 @@ def waiting_in(outbox: str, top: str = REVIEW) -> Iterator[str]:
         yield from (f"{folder}/{name}".removeprefix(f"{outbox}/") for name in names)
 
 
+def count_waiting(outbox: str, top: str = REVIEW) -> int:
+    """Count the files of ``waiting_in``."""
+    return sum(1 for _ in waiting_in(outbox, top))
+
+
 def mounts_below(inbox: str, outbox: str) -> list[str]:
     """Return the places below inbox and outbox where a file system is mounted, such as ``outbox/CT``."""
     paths = {path for _, path, _ in mounts()}

@@ -31,12 +31,12 @@ from dicomsort.sorting.outbox import (
     OutboxState,
     RunContext,
     check_state,
+    count_waiting,
     locked,
     mount_of,
     mounts_below,
     nearest_folder,
     now,
-    waiting_in,
     with_room,
 )
 from dicomsort.sorting.pixel_sampling import PixelSampler
@@ -206,9 +206,9 @@ class Job:
         }  # fmt: skip
         sealed = seal_plan(self.context, run, head, with_room(self.context, self.request.inbox, operations))
         summary = carry_out(self.context, run, sealed)
-        summary.waiting = sum(1 for _ in waiting_in(self.context.outbox))
+        summary.waiting = count_waiting(self.context.outbox)
         summary.waiting_from_other_runs = max(summary.waiting - summary.in_review, 0)
-        summary.unreadable = sum(1 for _ in waiting_in(self.context.outbox, UNREADABLE))
+        summary.unreadable = count_waiting(self.context.outbox, UNREADABLE)
         return summary
 
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
