@@ -277,6 +277,7 @@ def cron_line(root: Path, options: str = "--move", user: str = "") -> str:
         (lambda line: line.replace("--move", "--settle never"), "expected a number from 0"),
         (lambda line: line.replace("--move", "--log-file /missing/x.log"), "'/missing/x.log'; as root: install -d"),
         (lambda line: line.replace("--move", "--log-file $(date +%F)"), "expected no % (a line feed, to cron)"),
+        (lambda line: line.replace("--move", r"--settle '$(date +\%s)'"), "received '$(date +%s)'"),
         (lambda line: line.replace("--move", "--config /missing.toml"), "expected a readable TOML file"),
         (lambda line: line.replace("/inbox ", "/nowhere "), "inbox: expected a folder, received nothing at"),
         (lambda line: line.replace("sort --move", "sort --help"), "this line prints help and does nothing else"),

@@ -18,6 +18,7 @@ from command import Ran, by_source, placed, quiet, rows, run, sort
 from killing import run_unprivileged
 from test_faults import SORT, Broken, hand_over, ours
 
+from dicomsort.config.settings import LOG_MIB
 from dicomsort.engines.engine import SerialEngine
 from dicomsort.errors import WorkerLost
 from dicomsort.sorting.outbox import locked
@@ -339,6 +340,25 @@ def test_what_is_refused_at_the_start_is_the_last_line_of_the_log(
     content = image.read_bytes()
     assert run(command, "--log-file", image, *arguments).code == 2
     assert image.read_bytes() == content
+
+
+def test_a_refused_command_writes_the_log_that_counts_and_rotates_none(
+    inbox: Path, outbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert night(inbox, outbox).code == 0
+    log, first = tmp_path / "log", tmp_path / "first"
+    with log.open("ab") as stream:
+        stream.write(b"x" * (int(LOG_MIB) << 20) + b"\n")
+    shutil.copy(log, first)
+    before = first.read_bytes()
+    assert run("sort", "--log-file", first, f"--log-file={log}", "--log-size", 0, "--bogus", inbox, outbox).code == 2
+    assert "exit_code=2" in last_line(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DICOMSORT_LOG_FILE", "~/log")
+    assert run("sort", "--bogus", inbox, outbox).code == 2
+    assert len(log.read_bytes()) > len(before) + 200  # two lines
+    assert first.read_bytes() == before
+    assert not [*tmp_path.glob("log.*"), *tmp_path.glob("first.*")]
 
 
 @pytest.mark.parametrize("command", ["send", "receive"])

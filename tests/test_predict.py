@@ -107,6 +107,8 @@ def test_the_argument_comes_back_unchanged(tmp_path: Path, monkeypatch: pytest.M
     assert answer["path"] == odd
     assert answer["class"]
     assert run("predict", odd).out.startswith("sub/../n\\xe9 \\x1b[1m.dcm,")
+    Path("=cmd.dcm").write_bytes(b"")
+    assert run("predict", "=cmd.dcm").out.startswith("'=cmd.dcm,")  # no spreadsheet runs it
 
 
 def test_a_path_that_is_no_bundle_exits_2_in_one_line(tmp_path: Path) -> None:

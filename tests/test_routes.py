@@ -7,9 +7,11 @@ from contextlib import closing
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from building import make_dicom, uid
+from peers import ENDS
 from peers_send import Scp, free_port
 from watching import Timer, Watch, runs_of, told
 
@@ -451,6 +453,24 @@ def test_an_instance_at_which_the_peer_aborts_keeps_no_other_from_it(
         assert scp.came[bad] > tried
     told_of = [line for line, _ in night.lines()]
     assert (told_of.count("sending failed"), told_of.count("route down")) == (1, 0)
+
+
+def test_stopping_just_when_a_route_is_called_is_not_missed(outbox: Path) -> None:
+    forwarder = Forwarder(str(outbox), {"CT": (Destination("A@a:1"),)}, lambda *_: Sent(0, 0))
+    (queue,) = forwarder._queues
+    clear = queue.called.clear
+
+    def stopped_before() -> None:
+        forwarder._is_stopped = True
+        queue.called.set()
+        clear()
+
+    with mock.patch.object(queue.called, "clear", stopped_before):
+        forwarder.start()
+        forwarder.call([])
+        (thread,) = forwarder._threads
+        thread.join(ENDS)
+    assert not thread.is_alive()
 
 
 def test_a_slow_destination_holds_up_no_other(inbox: Path, outbox: Path) -> None:

@@ -119,7 +119,7 @@ def log_refusal(arguments: Sequence[str], environ: Mapping[str, str], code: int,
             return
         with opened_file(str(path)) as stream:
             log_format = "json" if stream.read(1) == b"{" else "text"
-        with logging_to(path, log_format) as log:
+        with logging_to(path, log_format, size=0) as log:  # one that it does not rotate: nobody knows its limits here
             facts = {"exit_code": code, "cause": " ".join(message.split())}
             log.error(LAST_LINES[command], extra={"facts": facts})
 
@@ -139,11 +139,12 @@ def _may_be_written(path: Path, arguments: Sequence[str]) -> bool:
 def _named_log(command: str, arguments: Sequence[str], environ: Mapping[str, str]) -> Path | None:
     """Return the log that flag, environment or file names, if any; errors in these are reported elsewhere."""
     scope = f"{command.upper()}_" if command in SCOPED else ""
-    named = [*_values("--log-file", arguments), environ.get(f"{PREFIX}{scope}LOG_FILE")]
-    if named[0]:
-        return Path(named[0])
-    files = [*_values("--config", arguments), *filter(None, [environ.get("DICOMSORT_CONFIG")])]
-    file = Path(os.path.expanduser(files[0])) if files else None
+    if flag := _last("--log-file", arguments):
+        return Path(flag)
+    if variable := environ.get(f"{PREFIX}{scope}LOG_FILE"):
+        return Path(os.path.expanduser(variable))
+    named = _last("--config", arguments) or environ.get("DICOMSORT_CONFIG")
+    file = Path(os.path.expanduser(named)) if named else None
     with suppress(UsageError):
         tables = parse_file(file) if file and os.path.isfile(file) else {}
         for table in (*(tables.get(name) for name in (command, *INHERITS.get(command, ()))), tables):
@@ -153,12 +154,15 @@ def _named_log(command: str, arguments: Sequence[str], environ: Mapping[str, str
     return None
 
 
-def _values(flag: str, arguments: Sequence[str]) -> Iterator[str]:
+def _last(flag: str, arguments: Sequence[str]) -> str:
+    """Return the value that counts of a flag, "" where it is not given."""
+    value = ""
     for at, argument in enumerate(arguments):
         if argument == flag and at + 1 < len(arguments):
-            yield arguments[at + 1]
+            value = arguments[at + 1]
         elif argument.startswith(f"{flag}="):
-            yield argument.partition("=")[2]
+            value = argument.partition("=")[2]
+    return value
 
 
 @dataclass

@@ -122,11 +122,11 @@ def _write_json(answer: dict[str, Any]) -> None:
 
 
 def _write_csv(answer: dict[str, Any]) -> None:
-    from dicomsort.report import visible
+    from dicomsort.report.text import cell
 
     path, class_, confidence, probabilities, abstained, reason = answer.values()
     shares = " ".join(f"{label}={share:.4f}" for label, share in probabilities.items())
-    cells = (visible(path), class_, f"{confidence:.4f}", shares, "yes" if abstained else "no", reason)
+    cells = (cell(path), class_, f"{confidence:.4f}", shares, "yes" if abstained else "no", cell(reason))
     csv.writer(sys.stdout, lineterminator="\n").writerow(cells)
 
 

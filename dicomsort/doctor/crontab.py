@@ -113,9 +113,9 @@ def _job_of(number: int, line: str, environ: Mapping[str, str]) -> Job | None:
         problem = "expected a command of the shell, received the character NUL"
     if problem or found is None:
         return Job(number, problem)
-    command, percent, _ = found[2].partition("%")
+    command, *percent = re.split(r"(?<!\\)%", found[2], maxsplit=1)
     try:
-        words = shlex.split(command)
+        words = shlex.split(command.replace(r"\%", "%"))
     except ValueError as error:
         return Job(number, f"expected a command of the shell, received: {error}")
     places = [place for place, word in enumerate(words) if os.path.basename(word) == "dicomsort"]
@@ -128,7 +128,7 @@ def _job_of(number: int, line: str, environ: Mapping[str, str]) -> Job | None:
     is_user = program > 0 and "/" not in words[0] and not assigned[0] and words[0] not in _NO_USERS
     user, arguments = words[0] if is_user and all(assigned[1:program]) else "", words[program + 1 :]
     end = next((place for place, word in enumerate(arguments) if _ENDS.fullmatch(word)), len(arguments))
-    problem = "expected no % (a line feed, to cron)" if percent and not command.endswith("\\") else ""
+    problem = "expected no % (a line feed, to cron)" if percent else ""
     whole = {**environ, **{each[1]: each[2] for each in assigned[:program] if each}}
     run = [_at_home(word, user) for word in (words[program], *arguments[:end])]
     return Job(number, problem, user, run[0], run[1:], whole)

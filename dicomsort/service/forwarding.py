@@ -153,7 +153,8 @@ class Forwarder:
             self._deliver(queue)
 
     def _work(self, queue: _DestinationQueue) -> None:
-        while queue.called.wait() and not self._is_stopped:
+        while not self._is_stopped:  # asked before the event: `stop` sets both, this first
+            queue.called.wait()
             queue.called.clear()
             self._deliver(queue)
 

@@ -125,7 +125,7 @@ class ReviewService:
         runs = Runs(self.outbox, names)
         complete_reports(self._context, runs.values())
         notes, pending = [], runs.unfinished()
-        self._newest, self._open = max(names, default=self._newest), dict(pending)
+        self._newest, self._open = max([*names, self._newest]), dict(pending)
         for run, found in pending.items():
             if found.verb == REVIEW_VERB or self._is_review(found.undoes):
                 finish(self._context, run)

@@ -81,7 +81,7 @@ def evaluate(bundle: Bundle, settings: EvaluationSettings, engine: Engine, repor
     if settings.update and settings.folds is None:
         raise UsageError("--update: expected --cross-validate source beside it, received figures of another kind")
     if settings.update and not os.access(bundle.folder, os.W_OK):
-        expected = f"--out {str(bundle.folder)!r}: expected a folder that can be written"
+        expected = f"--update {str(bundle.folder)!r}: expected a folder that can be written"
         raise UsageError(f"{expected}, received one that cannot")
     if settings.folds is not None:
         crossable(bundle)
@@ -100,7 +100,7 @@ def evaluate(bundle: Bundle, settings: EvaluationSettings, engine: Engine, repor
         reporting.write(folder, *content, predictions)
         reporting.draw_mistakes(folder / reporting.SHEET, predictions, chosen, images)
     if settings.update:
-        with outcome(bundle.folder) as folder:
+        with outcome(bundle.folder, "--update") as folder:
             reporting.write(folder, *content, predictions)
     return evaluated
 
@@ -241,17 +241,17 @@ def _training_run(bundle: Bundle) -> dict[str, Any]:
 
 
 @contextmanager
-def outcome(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder whose files take their places in ``folder`` when the block ends well."""
+def outcome(folder: Path, option: str = "--out") -> Iterator[Path]:
+    """Yield an empty folder whose files take their places in ``folder``, of ``option``, when the block ends well."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".evaluate-", dir=folder) as part:
             yield Path(part)
             if wrong := foreign_in(str(folder)):
-                raise UsageError(f"--out {str(folder)!r}: expected a folder of earlier results: {wrong}")
+                raise UsageError(f"{option} {str(folder)!r}: expected a folder of earlier results: {wrong}")
             for path in sorted(Path(part).iterdir()):
                 path.chmod(0o644)
                 path.replace(folder / path.name)
     except OSError as error:
-        msg = f"--out {str(folder)!r}: expected a folder that can be written, received {error.strerror}"
+        msg = f"{option} {str(folder)!r}: expected a folder that can be written, received {error.strerror}"
         raise UsageError(msg) from error

@@ -135,6 +135,7 @@ export class List {
         // The page tells of a server that is gone when it next asks how things stand.
       } finally {
         this.asked.delete(start);
+        if (this.generation !== generation) this.draw(); // it is out of date, and was not asked for again meanwhile
       }
     }
   }
