@@ -311,18 +311,23 @@ class TrainSettings:
     patience: int = setting(
         5,
         "Stop after N epochs without a better validation loss, and keep the weights of the best epoch. 0: train all "
-        "epochs, and keep the last weights.",
+        "epochs, and keep the last weights. Networks with pretrained weights train all epochs.",
         "N",
         least=0,
         most=100_000,
     )
     batch_size: int = setting(32, "How many images each training step takes.", least=1, most=65_536)
     learning_rate: float = setting(0.001, "The learning rate of Adam.", least=0.000_000_001, most=1)
-    validation_split: float = setting(0.2, "The share of the images to hold out.", least=0.0001, most=0.9999)
+    validation_split: float = setting(
+        0.2,
+        "The share of the images to hold out. Networks with pretrained weights hold out each of five parts in turn.",
+        least=0.0001,
+        most=0.9999,
+    )
     split: str | None = setting(
         None,
-        "Hold out images at random, or whole source folders (default: random if all weights are trained, else source "
-        "if every class has two sources). Patients, near-duplicates and --groups always stay on one side.",
+        "Hold out images at random, or whole source folders (default: random). Networks with pretrained weights hold "
+        "out whole sources if every class has two. Patients, near-duplicates and --groups always stay on one side.",
         "random|source",
     )
     groups: Path | None = setting(
@@ -336,8 +341,8 @@ class TrainSettings:
     )
     balance: bool | None = setting(
         None,
-        "Give all classes the same weight, and all sources of a class (default: off if all weights are trained, else "
-        "on).",
+        "Give all classes the same weight, and all sources of a class (default: off). Networks with pretrained weights "
+        "always do.",
         flag="--balance/--no-balance",
     )
     augment: str = setting(
@@ -426,7 +431,10 @@ TUNE: dict[str, Option] = {
     "validation_split": TRAIN["validation_split"]._replace(
         help="The share of the images that trials are evaluated on."
     ),
-    "split": TRAIN["split"],
+    "split": TRAIN["split"]._replace(
+        help="Hold out images at random, or whole source folders (default: source if every class has two). Patients, "
+        "near-duplicates and --groups always stay on one side."
+    ),
     "groups": TRAIN["groups"],
     "cache": TRAIN["cache"]._replace(help="Keep the rendered images in this folder. They are patient data."),
     "seed": TRAIN["seed"]._replace(
