@@ -13,6 +13,7 @@ import numpy as np
 from command import run
 from PIL import Image
 
+from dicomsort.engines.engine import SerialEngine
 from dicomsort.training.evaluate import plots
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture
 from dicomsort.training.progress import load_tensorflow
@@ -54,11 +55,16 @@ def known() -> Iterator[None]:
 
 @contextmanager
 def brief() -> Iterator[None]:
-    """Cross-validate in two folds, and draw pictures small: most of the time of a tiny training."""
+    """Cross-validate in two folds, draw small pictures, decode in this process: most of a tiny training's time."""
     load_tensorflow()
     from dicomsort.training.fit import transfer
 
-    with mock.patch.object(transfer, "FOLDS", 2), mock.patch.object(plots, "DPI", 72):
+    with (
+        mock.patch.object(transfer, "FOLDS", 2),
+        mock.patch.object(plots, "DPI", 72),
+        mock.patch("dicomsort.cli.train.open_workers", SerialEngine),
+        mock.patch("dicomsort.cli.evaluate.open_workers", side_effect=lambda *_: SerialEngine()),
+    ):
         yield
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import socketserver
 import ssl
 import subprocess
 import threading
@@ -109,6 +110,11 @@ def orthanc(folder: Path, **settings: Any) -> Iterator[Orthanc]:
         process.wait()
 
 
+def _serve_promptly(server: socketserver.BaseServer) -> None:
+    """Serve, and notice a shutdown at once, not after half a second."""
+    socketserver.BaseServer.serve_forever(server, 0.01)
+
+
 class Scp:
     """A pynetdicom SCP that answers by a function of (SOP Instance UID, how often it came): a status, or None to abort.
 
@@ -140,6 +146,7 @@ class Scp:
     ) -> Iterator[Scp]:
         from pynetdicom import AE, _config, evt
         from pynetdicom.presentation import AllStoragePresentationContexts
+        from pynetdicom.transport import ThreadedAssociationServer
 
         entity = AE("SCP")
         entity.require_called_aet = bool(called)
@@ -155,6 +162,7 @@ class Scp:
         ]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_config, "UNRESTRICTED_STORAGE_SERVICE", unrestricted and syntaxes is None)
+            patch.setattr(ThreadedAssociationServer, "serve_forever", _serve_promptly)
             server = entity.start_server((HOST, 0), block=False, evt_handlers=handlers, ssl_context=tls)
             self.port = server.server_address[1]
             try:

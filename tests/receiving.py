@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
 
 import pytest
 from building import make_dicom
@@ -55,8 +56,10 @@ def opened(
 def listening(inbox: Path, settings: ReceiveSettings = SETTINGS, files: Files | None = None) -> Iterator[Listening]:
     """A receiver at a free port, and what it logs."""
     receiver, told = opened(inbox, settings, files)
+    with mock.patch("dicomsort.pacs.receive.receiver._ACCEPTING", 0.01):  # or each would end a quarter second later
+        port = receiver.start()
     try:
-        yield Listening(receiver.start(), told)
+        yield Listening(port, told)
     finally:
         receiver.stop(5)
 

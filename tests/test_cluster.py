@@ -219,7 +219,7 @@ def silent() -> Iterator[str]:
 @pytest.fixture
 def web() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        meanwhile(server.serve_forever)
+        meanwhile(lambda: server.serve_forever(0.01))
         yield f"tcp://127.0.0.1:{server.server_port}"
         server.shutdown()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
 import threading
@@ -145,13 +146,16 @@ STALLS: dict[str, Callable[[Scu], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", STALLS)
-def test_who_stalls_is_cut_off(inbox: Path, name: str) -> None:
-    with listening(inbox, QUICK) as receiver, Scu(receiver.port) as scu, Scu(receiver.port) as other:
-        STALLS[name](scu)
+def test_who_stalls_is_cut_off(inbox: Path) -> None:
+    with listening(inbox, QUICK) as receiver, contextlib.ExitStack() as stack:
+        scus = {name: stack.enter_context(Scu(receiver.port)) for name in STALLS}
+        other = stack.enter_context(Scu(receiver.port))
+        for name, scu in scus.items():
+            STALLS[name](scu)
         assert other.associate()[0] == ACCEPTED
         assert other.echo() == 0
-        ends(scu)
+        for scu in scus.values():
+            ends(scu)
         while [*inbox.iterdir()]:
             time.sleep(0.01)
 

@@ -61,7 +61,7 @@ def test_a_held_key_undoes_one_and_nobody_elses(browser: Browser, tmp_path: Path
 def test_what_is_shown_follows_what_others_do(browser: Browser, tmp_path: Path) -> None:
     outbox = held_outbox(tmp_path)
     other = desk_of(outbox)
-    with reviewed(outbox) as server, looking_at(browser, server.address) as sight:
+    with reviewed(outbox) as server, looking_at(browser, server.address, faster=20) as sight:
         wait_for(sight.page, "header-contradicts-itself", 0)
         decide(other, item_of(other, "odd1.dcm"), "MRI", "bert")
         sight.page.wait_for_function(
@@ -72,7 +72,7 @@ def test_what_is_shown_follows_what_others_do(browser: Browser, tmp_path: Path) 
 
 def test_a_name_that_comes_again_is_shown_as_what_it_is(browser: Browser, tmp_path: Path) -> None:
     outbox = held_outbox(tmp_path)
-    with reviewed(outbox) as server, looking_at(browser, server.address) as sight:
+    with reviewed(outbox) as server, looking_at(browser, server.address, faster=20) as sight:
         page = sight.page
         wait_for(page, "header-contradicts-itself", 0)
         page.click(".tile[data-place='2']")

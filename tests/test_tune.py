@@ -18,8 +18,10 @@ from networks import TINY, brief
 from PIL import Image
 
 from dicomsort.bundle import load
+from dicomsort.training.evaluate.tables import MEGABYTES, PURPOSES
 from dicomsort.training.models.architectures import ARCHITECTURES, VARIATIONS, varied
-from dicomsort.training.pipeline import OUTPUTS, TRIALS
+from dicomsort.training.pipeline import OUTPUTS, TRIALS, Trained
+from dicomsort.training.settings import Settings
 
 pytestmark = pytest.mark.xdist_group("tune")
 
@@ -180,6 +182,23 @@ def test_a_damaged_journal_of_trials_is_wrong_usage(
     assert "--fresh starts anew" in ran.err
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials and the training after them that end at once: what is tested is the journal."""
+    from dicomsort.training import trial
+
+    run_ = {"course": {"kept": "epoch 1 of 1"}, MEGABYTES: dict.fromkeys(PURPOSES, 0.1)}
+    figures = {"accuracy": 1.0, "balanced_accuracy": 1.0, "images": 4, "training_run": run_}
+
+    def made(settings: Settings, *_: object) -> Trained:
+        settings.out.mkdir()
+        return Trained(settings.out, figures, "", (), settings.out)
+
+    monkeypatch.setattr(trial, "attempt", lambda *_: 0.6)
+    monkeypatch.setattr("dicomsort.training.tune.train", made)
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_search_whose_last_record_is_torn_goes_on(
     dataset: Path, tmp_path: Path, interrupted: list[dict[str, Any]]
 ) -> None:
@@ -189,6 +208,7 @@ def test_a_search_whose_last_record_is_torn_goes_on(
     assert "Going on from tuned.trials: 1 trial is done" in ran.err
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_search_locks_its_journal_and_makes_and_removes_no_other_name(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from dicomsort.engines.engine import Engine
 from dicomsort.errors import WorkerLost
@@ -201,19 +201,13 @@ def text(picture: Image.Image, random: Random) -> Image.Image:
     draw = ImageDraw.Draw(drawn)
     letters = list(string.ascii_uppercase + string.digits + ":./- ")
     colour = (255, 255, 255) if random.random() < MOSTLY else tuple(int(v) for v in random.integers(0, 256, 3))
-    font = _font(float(random.integers(7, 18)), threading.get_ident())
+    font = robustness.default_font(float(random.integers(7, 18)), threading.get_ident())
     for _ in range(random.integers(1, 9)):
         words = "".join(random.choice(letters, random.integers(1, 16)))
         # Mostly near the edges, where annotations are.
         x, y = np.where(random.random(2) < MOSTLY, random.choice([0.02, 0.6, 0.9], 2), random.uniform(0, 0.9, 2))
         draw.text((float(x) * picture.width, float(y) * picture.height), words, fill=colour, font=font)
     return drawn
-
-
-@lru_cache(maxsize=1 << 10)
-def _font(size: float, _thread: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's own font: it is decoded anew each time, and threads that share one must take turns."""
-    return ImageFont.load_default(size)
 
 
 def border(picture: Image.Image, random: Random) -> Image.Image:

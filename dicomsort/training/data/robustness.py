@@ -7,8 +7,9 @@ side filling the square; borders and crops are those of the image itself, not of
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +36,18 @@ def mask_borders(image: Pixels) -> Pixels:
     return changed
 
 
+@lru_cache(maxsize=1 << 10)
+def default_font(size: float, _thread: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return Pillow's own font: it is decoded anew each time, and threads that share one must take turns."""
+    return ImageFont.load_default(size)
+
+
 def paste_text(image: Pixels) -> Pixels:
     """Burn text into two corners of the image, as workstations do: white with a black edge."""
     picture = Image.fromarray(image)
     draw, size = ImageDraw.Draw(picture), len(image) / LINES
     top, left, bottom, right = _box(image)
-    font = ImageFont.load_default(size=size)
+    font = default_font(size, threading.get_ident())
     for text, place, anchor in (
         (TEXT, (left + size / 2, top + size / 2), "lt"),
         ("R", (right - size / 2, bottom - size / 2), "rs"),
