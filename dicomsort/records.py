@@ -187,7 +187,7 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the manifest, less its ``run_id``; the cells are as the interface orders them."""
+    """A row of the manifest, less its ``run_id``; the cells are in the order of its columns."""
 
     source: str
     destination: str = ""

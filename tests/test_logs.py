@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from command import run, sort
 
-from dicomsort.cli.logs import MIB, formatter, logging_to
+from dicomsort.cli.logs import MIB, Formatter, logging_to
 from dicomsort.errors import UsageError
 
 LINE = 200  # bytes, at least, of the lines that are written here
@@ -115,4 +115,4 @@ def test_a_fact_is_one_word_or_quoted_and_nothing_that_a_terminal_obeys() -> Non
     facts = {"path": odd, "stages": {"reading headers": 0.5}, "names": ["x", "y z"], "none": "", "is": True}
     record = logging.makeLogRecord({"levelname": "INFO", "msg": "event", "created": 0, "facts": facts})
     pairs = r'path="a\u001b[31m\u202e\nb" "stages.reading headers"=0.5 names="x, y z" is=true'
-    assert formatter("text").format(record) == f"1970-01-01T00:00:00Z INFO event {pairs}"
+    assert Formatter("text").format(record) == f"1970-01-01T00:00:00Z INFO event {pairs}"

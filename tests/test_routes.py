@@ -20,7 +20,7 @@ from dicomsort.config import Destination
 from dicomsort.config.routes import check_routes
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.report.metrics import Figures
-from dicomsort.service.forwarding import LAST_PAUSE, LONGEST_DOWN, MANY, Forwarder, Sent
+from dicomsort.service.forwarding import LAST_PAUSE, LONGEST_DOWN, MANY, Forwarder, ForwardResult
 from dicomsort.service.watch import Stop
 
 ROUTES = {"CT": (Destination("ARCHIVE@pacs:104"),), "MRI": (Destination("https://pacs/dicom-web"),)}
@@ -31,13 +31,13 @@ class Archive:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, str | None]] = []
-        self.answers: list[Sent | Exception] = []
+        self.answers: list[ForwardResult | Exception] = []
         self.meanwhile = lambda: None
 
-    def send(self, folder: str, destination: Destination, run: str | None, /) -> Sent:
+    def send(self, folder: str, destination: Destination, run: str | None, /) -> ForwardResult:
         self.asked.append((Path(folder).name, destination.to or "", run))
         self.meanwhile()
-        answer = self.answers.pop(0) if self.answers else Sent(2, 0)
+        answer = self.answers.pop(0) if self.answers else ForwardResult(2, 0)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -90,13 +90,13 @@ def test_all_that_lies_there_is_sent_at_first_then_run_by_run(
 @pytest.mark.parametrize(
     "failure",
     [
-        Sent(1, 3, "out of resources", is_down=True),
-        Sent(0, 1, "no answer", is_down=True),
-        Sent(0, 4, "4 times in a row: the peer did not answer", takes_nothing=True),
+        ForwardResult(1, 3, "out of resources", is_down=True),
+        ForwardResult(0, 1, "no answer", is_down=True),
+        ForwardResult(0, 4, "4 times in a row: the peer did not answer", takes_nothing=True),
     ],
 )
 def test_a_destination_that_is_not_there_is_tried_after_each_round_and_holds_up_no_other(
-    forwarder: Forwarder, archive: Archive, outbox: Path, failure: Sent, caplog: pytest.LogCaptureFixture
+    forwarder: Forwarder, archive: Archive, outbox: Path, failure: ForwardResult, caplog: pytest.LogCaptureFixture
 ) -> None:
     forwarder.deliver()
     archive.asked.clear()
@@ -171,9 +171,11 @@ class Picky(Archive):
         super().__init__()
         self.bad = {*bad}
 
-    def send(self, folder: str, destination: Destination, run: str | None, /) -> Sent:
+    def send(self, folder: str, destination: Destination, run: str | None, /) -> ForwardResult:
         answer = super().send(folder, destination, run)
-        return Sent(0, 3, "3 times in a row: out of resources", takes_nothing=True) if run in self.bad else answer
+        return (
+            ForwardResult(0, 3, "3 times in a row: out of resources", takes_nothing=True) if run in self.bad else answer
+        )
 
 
 def test_a_run_of_which_nothing_is_taken_while_others_are_is_no_full_archive(
@@ -223,7 +225,7 @@ def test_instances_that_are_refused_are_tried_again_less_and_less_often_and_hold
     forwarder.call(made(outbox, "1", "2"))
     tried = []
     for _ in range(200):  # rounds, one a minute
-        archive.answers = [Sent(3, 1, "no valid UID")]
+        archive.answers = [ForwardResult(3, 1, "no valid UID")]
         forwarder.call([])
         forwarder.deliver()
         tried.append(archive.runs("CT"))
@@ -242,7 +244,7 @@ def test_instances_that_are_refused_are_tried_again_less_and_less_often_and_hold
 def test_what_lies_there_and_is_refused_keeps_no_run_waiting(
     forwarder: Forwarder, archive: Archive, outbox: Path
 ) -> None:
-    archive.answers = [Sent(3, 1, "no valid UID")]
+    archive.answers = [ForwardResult(3, 1, "no valid UID")]
     forwarder.deliver()
     forwarder.call(made(outbox, "1"))
     forwarder.deliver()
@@ -254,7 +256,7 @@ def test_of_many_runs_that_wait_the_whole_folder_is_gone_through_instead(
 ) -> None:
     forwarder.deliver()
     archive.asked.clear()
-    archive.answers = [Sent(0, 1, "down", is_down=True)] * 4
+    archive.answers = [ForwardResult(0, 1, "down", is_down=True)] * 4
     names = made(outbox, *map(str, range(MANY + 5)))
     for name in names[:3]:
         forwarder.call([name])
@@ -358,7 +360,7 @@ def test_a_dead_route_is_told_once_then_once_a_period_and_when_it_is_back(
     forwarder = Forwarder(str(outbox), {"CT": ROUTES["CT"]}, archive.send)
     night = Night(forwarder, caplog)
     night.lines()
-    archive.answers = [Sent(0, 1, "nobody there", is_down=True)] * 100_000
+    archive.answers = [ForwardResult(0, 1, "nobody there", is_down=True)] * 100_000
     tried = []
     for _ in range(2 * 3600 + 60):  # rounds, one a second
         before = len(archive.asked)
@@ -374,22 +376,22 @@ def test_a_dead_route_is_told_once_then_once_a_period_and_when_it_is_back(
     counts = [facts["attempts"] for _, facts in told_of[1:]]
     assert all(isinstance(count, int) and count > 1 for count in counts)
     assert told_of[2][1]["seconds"] >= 7000  # type: ignore[operator]
-    archive.answers = [Sent(4, 0)]
+    archive.answers = [ForwardResult(4, 0)]
     night.round(after=900)
     night.round(after=900)
     assert [line for line, _ in night.lines()] == ["route back", "sent"]
-    archive.answers = [Sent(0, 1, "nobody there", is_down=True)]
+    archive.answers = [ForwardResult(0, 1, "nobody there", is_down=True)]
     forwarder.call(made(outbox, "1"))
     night.round(after=1)
     assert [line for line, _ in night.lines()] == ["route down"]
 
 
-@pytest.mark.parametrize("sent", [Sent(0, 0), Sent(0, 1, "gone from the outbox", is_asked=False)])
+@pytest.mark.parametrize("sent", [ForwardResult(0, 0), ForwardResult(0, 1, "gone from the outbox", is_asked=False)])
 def test_nothing_to_send_is_no_proof_that_a_route_is_back(
-    archive: Archive, outbox: Path, forwarder: Forwarder, caplog: pytest.LogCaptureFixture, sent: Sent
+    archive: Archive, outbox: Path, forwarder: Forwarder, caplog: pytest.LogCaptureFixture, sent: ForwardResult
 ) -> None:
     night = Night(forwarder, caplog)
-    archive.answers = [Sent(0, 1, "down", is_down=True), Sent(1, 0), sent]
+    archive.answers = [ForwardResult(0, 1, "down", is_down=True), ForwardResult(1, 0), sent]
     night.round(after=1)
     night.round(after=1)
     assert 'dicomsort_route_up{class="CT",to="ARCHIVE@pacs:104"} 0' in figures(forwarder)
@@ -402,7 +404,7 @@ def test_a_class_may_have_two_destinations_and_one_holds_up_no_other(
     Watch(inbox, outbox, mode="copy").round()
     two = (Destination("A@a:1"), Destination("B@b:2"))
     forwarder = Forwarder(str(outbox), {"CT": two}, archive.send)
-    archive.answers = [Sent(0, 1, "down", is_down=True), Sent(2, 0)]
+    archive.answers = [ForwardResult(0, 1, "down", is_down=True), ForwardResult(2, 0)]
     forwarder.deliver()
     assert [(to, run) for _, to, run in archive.asked] == [("A@a:1", None), ("B@b:2", None)]
     assert 'dicomsort_route_up{class="CT",to="A@a:1"} 0' in figures(forwarder)
@@ -456,7 +458,7 @@ def test_an_instance_at_which_the_peer_aborts_keeps_no_other_from_it(
 
 
 def test_stopping_just_when_a_route_is_called_is_not_missed(outbox: Path) -> None:
-    forwarder = Forwarder(str(outbox), {"CT": (Destination("A@a:1"),)}, lambda *_: Sent(0, 0))
+    forwarder = Forwarder(str(outbox), {"CT": (Destination("A@a:1"),)}, lambda *_: ForwardResult(0, 0))
     (queue,) = forwarder._queues
     clear = queue.called.clear
 
@@ -478,14 +480,14 @@ def test_a_slow_destination_holds_up_no_other(inbox: Path, outbox: Path) -> None
     gate, begun, sent = threading.Event(), threading.Event(), threading.Event()
     asked: list[str] = []
 
-    def send(folder: str, destination: Destination, _: str | None, /) -> Sent:
+    def send(folder: str, destination: Destination, _: str | None, /) -> ForwardResult:
         asked.append(Path(folder).name)
         if destination.to == "SLOW@a:1":
             begun.set()
             gate.wait(60)
         else:
             sent.set()
-        return Sent(1, 0)
+        return ForwardResult(1, 0)
 
     routes = {"CT": (Destination("SLOW@a:1"), Destination("FAST@b:1")), "MRI": (Destination("slow@A:1"),)}
     forwarder = Forwarder(str(outbox), routes, send)

@@ -109,7 +109,7 @@ def test_what_is_kept_comes_back_to_the_last_bit(tmp_path: Path, colour: bool, b
     assert found is not None
     assert found.image.flags.c_contiguous
     np.testing.assert_array_equal(found.image, image)
-    np.testing.assert_array_equal(found.print, None if blank else perceptual_hash(Image.fromarray(image)))
+    np.testing.assert_array_equal(found.phash, None if blank else perceptual_hash(Image.fromarray(image)))
 
 
 def test_a_damaged_or_foreign_file_in_the_cache_is_none_of_it(tmp_path: Path) -> None:

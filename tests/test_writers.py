@@ -18,7 +18,7 @@ WRITERS = {
     "cli/console.py": "the standard streams",
     "signals.py": "one line on stderr",
     "catalog.py": "the spool of a run, in a temporary folder that ends with it",
-    "sorting/archives.py": "what a dry run unpacks, in a temporary folder that ends with it",
+    "sorting/pipeline.py": "what a dry run unpacks, in a temporary folder that ends with it",
     "discover.py": "the names of a folder that holds very many, in a temporary file without a name",
     "outputs.py": "the file that --log-file names",
     "bundle/staging.py": "a bundle, in a folder beside the one that train was given by name, then renamed",

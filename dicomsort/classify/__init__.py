@@ -19,7 +19,6 @@ from dicomsort.classify.evidence import (
     has_uids,
     header_evidence,
     is_out_of_distribution,
-    is_uid,
     showable_frames,
 )
 from dicomsort.classify.rules import RULES
@@ -48,7 +47,6 @@ __all__ = [
     "is_clear",
     "is_contradicted",
     "is_out_of_distribution",
-    "is_uid",
     "showable_frames",
 ]
 

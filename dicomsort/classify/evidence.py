@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dicomsort import modalities
+from dicomsort.dicom.tags import is_uid
 from dicomsort.modalities import CT, MRI, OTHER_PREFIX, XRAY, modality_category, sop_class_category
 from dicomsort.records import OTHER, Examined, Group, Grouping, Header, Kind, Prediction, Status, Verdict
 
@@ -41,18 +42,11 @@ def hinted(header: Header) -> str:
     return named.pop() if len(named) == 1 and _OTHERS not in named else ""
 
 
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _KIND = re.compile(r"[A-Z0-9]{1,16}")
 PLACED = frozenset({Status.SORTED, Status.OTHER})
 _IMAGING = frozenset({CT, MRI, XRAY})
-MAX_UID = 64
 MAJORITY = 0.5  # confidence from which on pixels support a class that something else names
 AGAINST = 0.9  # confidence from which on pixels speak against an earlier placement, or the rest of the study
-
-
-def is_uid(text: str) -> bool:
-    """Return whether a text is a UID by PS3.5 9.1, or has leading zeros in a component, which are common."""
-    return len(text) <= MAX_UID and _UID.fullmatch(text) is not None
 
 
 def has_uids(header: Header) -> bool:

@@ -61,9 +61,11 @@ def _evaluate(settings: EvaluateSettings, dataset: Path | None) -> None:
     from dicomsort.training.evaluate.tables import tables
 
     bundle, out = bundle_of(settings.model), settings.out or Path("evaluation")
-    chosen = (settings.groups, settings.seed, settings.shortcuts, folds, settings.update, settings.subclasses)
+    request = evaluation.EvaluationSettings(
+        dataset, out, groups=settings.groups, seed=settings.seed, shortcuts=settings.shortcuts, folds=folds,
+        update=settings.update, subclasses=settings.subclasses,
+    )  # fmt: skip
     with _workers() as (engine, reporter):
-        request = evaluation.EvaluationSettings(dataset, out, *chosen)
         report = evaluation.evaluate(bundle, request, engine, reporter).report
     _warn(report)
     if settings.json:

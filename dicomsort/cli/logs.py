@@ -31,12 +31,15 @@ _ended: list[str] = []  # events of runs of this process that have ended
 _PLAIN = re.compile(r"[^\s\"\\=]+")
 
 
-class _Formatter(logging.Formatter):
-    def __init__(self, *, as_json: bool) -> None:
+class Formatter(logging.Formatter):
+    """Makes the lines of a log, in the form that ``--log-format`` names."""
+
+    def __init__(self, log_format: str) -> None:
         super().__init__()
-        self._as_json = as_json
+        self._as_json = log_format == "json"
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line of an event."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         level, event, facts = record.levelname, record.getMessage(), getattr(record, "facts", {})
         if self._as_json:
@@ -63,11 +66,6 @@ def _word(text: str) -> str:
     return text if is_printable and _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=not is_printable)
 
 
-def formatter(log_format: str) -> logging.Formatter:
-    """Return the formatter of events that ``--log-format`` names."""
-    return _Formatter(as_json=log_format == "json")
-
-
 @contextmanager
 def logging_to(
     path: Path | None, log_format: str, size: float = LOG_MIB, count: int = LOG_COUNT, *, to_stderr: bool = False
@@ -80,12 +78,12 @@ def logging_to(
     log.propagate = False
     log.setLevel(logging.INFO)
     handler: logging.Handler = logging.StreamHandler(sys.stderr) if to_stderr else logging.NullHandler()
-    handler.setFormatter(formatter(log_format))
+    handler.setFormatter(Formatter(log_format))
     try:
         if path:
             from dicomsort.outputs import LogFile
 
-            handler = LogFile(path, formatter(log_format), int(size * MIB), count)
+            handler = LogFile(path, Formatter(log_format), int(size * MIB), count)
     except OSError as error:
         message = f"--log-file: expected a file that can be written, received {str(path)!r} ({error.strerror})"
         raise UsageError(message) from error

@@ -20,7 +20,7 @@ from dicomsort.signals import code_of
 
 if TYPE_CHECKING:
     from dicomsort.report import Summary
-    from dicomsort.service.forwarding import Sent
+    from dicomsort.service.forwarding import ForwardResult
     from dicomsort.service.watch import Service, Stop
     from dicomsort.sorting import SortRequest
 
@@ -93,11 +93,11 @@ def _service(request: SortRequest, settings: WatchSettings, stop: Stop) -> Servi
     return Service(rounds, stop, settings.every, settle, clock, show, _complain, forwarder, sort.metrics)
 
 
-def _send(stop: Stop, folder: str, destination: Destination, run: str | None) -> Sent:
+def _send(stop: Stop, folder: str, destination: Destination, run: str | None) -> ForwardResult:
     """Send what lies in a class's folder, until the service is asked to end; a ``service.forwarding.Sender``."""
     from dicomsort.files import Files
     from dicomsort.pacs.send import send
-    from dicomsort.service.forwarding import Sent
+    from dicomsort.service.forwarding import ForwardResult
     from dicomsort.service.watch import StoppableProgress, Stopped
 
     counted = Counter[str]()
@@ -106,9 +106,9 @@ def _send(stop: Stop, folder: str, destination: Destination, run: str | None) ->
     try:
         sent = send(folder, settings, Files(), progress, lambda result: counted.update([result.status]))
     except Stopped:  # what is left is sent after the next start
-        return Sent(counted["acknowledged"], 0)
+        return ForwardResult(counted["acknowledged"], 0)
     message = sent.problem or next(iter(sent.reasons), "")
-    return Sent(sent.acknowledged, sent.failed, message, sent.is_down, sent.takes_nothing, sent.is_asked)
+    return ForwardResult(sent.acknowledged, sent.failed, message, sent.is_down, sent.takes_nothing, sent.is_asked)
 
 
 def _show(summary: Summary, *, as_json: bool, quiet: bool) -> None:

@@ -14,7 +14,6 @@ _SHOWN = 60  # characters of a wrong value
 
 def located(path: Path, file: Path) -> Path:
     """Return a path that a configuration file names: one that is relative starts at the folder of the file."""
-    path = path.expanduser()
     if path.is_absolute():
         return path
     found = RelativePath(file.parent / path)

@@ -283,8 +283,8 @@ class TrainSettings:
 
     ``groups`` and ``subclasses`` are CSV files (see ``read_groups`` and ``read_subclasses``), ``weights`` a file of
     Keras weights, ``cache`` a folder for renderings, ``start`` the folder of a bundle to go on from, ``replace_worse``
-    whether a worse bundle may replace an earlier one at ``out``, where the training goes on from a bundle; ``Recipe``
-    explains the rest. ``arch`` is None where it was not given.
+    whether a worse bundle may replace an earlier one at ``out``, where the training goes on from a bundle;
+    ``Hyperparameters`` explains the rest. ``arch`` is None where it was not given.
     """
 
     dataset: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -44,6 +45,8 @@ WANTED: Final = frozenset(
 )
 VALUE_LIMIT: Final = 4096  # bytes read of one value; the longest that PS3.5 allows here has 64 characters
 PADDING: Final = " \0\t\r\n"
+MAX_UID: Final = 64
+_UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 @dataclass(slots=True)
@@ -58,6 +61,11 @@ class RawValues:
     def code(self, tag: int) -> str:
         """Return a value that is no text by itself, as ``decode_code`` does; "" where it is absent."""
         return decode_code(self.values.get(tag, b""))
+
+
+def is_uid(text: str) -> bool:
+    """Return whether a text is a UID by PS3.5 9.1, or has leading zeros in a component, which are common."""
+    return len(text) <= MAX_UID and _UID.fullmatch(text) is not None
 
 
 def decode_code(value: bytes) -> str:

@@ -16,7 +16,7 @@ from dicomsort.execute import Leaving
 from dicomsort.files import NO_LINK, NO_RENAME, Files, closing_descriptor, is_network, look_up
 from dicomsort.journal import is_run, runs_folder
 from dicomsort.report.text import size
-from dicomsort.sorting.outbox import check_state
+from dicomsort.sorting.outbox import check_state, nearest_folder
 
 ROOM = 1 << 30  # bytes
 _NAMED = 5  # folders
@@ -37,7 +37,7 @@ def examine_folders(inbox: str | None, outbox: str | None, files: Files) -> Iter
 
 
 def _folder(folder: str, files: Files, *, is_inbox: bool) -> Iterator[Finding]:
-    existing = _existing(folder)
+    existing = nearest_folder(os.path.abspath(folder))
     if is_inbox and existing != os.path.abspath(folder):
         yield wrong(f"expected a folder, received nothing at {folder!r}", "make or mount it")
         return
@@ -87,14 +87,6 @@ def _is_closed(leaving: Leaving, folder: str, names: list[str]) -> bool:
     paths = [f"{folder}/{name}" for name in (names if leaving.depends_on_owner(folder) else names[:1])]
     found = ((path, look_up(path)) for path in paths)
     return any(status is not None and not leaving.may_leave(path, status) for path, status in found)
-
-
-def _existing(folder: str) -> str:
-    """The folder, or the nearest above it that is there."""
-    path = os.path.abspath(folder)
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    return path
 
 
 @contextmanager
@@ -215,7 +207,7 @@ def _runs(outbox: str) -> Iterator[Finding]:
 
 def _across(inbox: str, outbox: str, files: Files) -> Iterator[Finding]:
     """Check whether a move is a second name, or a copy that needs room."""
-    one, other = _existing(inbox), _existing(outbox)
+    one, other = (nearest_folder(os.path.abspath(folder)) for folder in (inbox, outbox))
     if not (os.access(one, os.W_OK) and os.access(other, os.W_OK)):
         return
     with _probe(files, one) as path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
-import os
 import platform
 import resource
 import shutil
@@ -18,6 +17,7 @@ from dicomsort.bundle import Predictor, default_path, load
 from dicomsort.doctor.finding import Finding, checked, fine, note, wrong
 from dicomsort.engines import open_engine
 from dicomsort.engines.engine import TaskLimits
+from dicomsort.engines.processes import usable_cores
 from dicomsort.errors import DicomsortError
 from dicomsort.memory import available
 from dicomsort.records import INPUT_SHAPE
@@ -138,8 +138,7 @@ def _limits() -> Iterator[Finding]:
     free = available()
     if free is not None and free < 2 << 30:
         yield note(f"{size(free)} of memory are free", "use fewer --workers, or free some")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield fine(f"{cores} cores")
+    yield fine(f"{usable_cores()} cores")
 
 
 def _clock() -> Iterator[Finding]:

@@ -214,7 +214,7 @@ class Group:
     files: int
     pictured: list[Subject]
     listed: list[Subject]
-    uncounted: int
+    only_counted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +257,8 @@ def _groups(run: ReportedRun, statistics: RunStatistics, later: Since, pictures:
         items.sort(key=lambda item: all(_is_decided(held, later) for held in item.files))  # what still waits first
         subjects = [Subject(each, [_spot(run, later, held.row) for held in each.files]) for each in items[: few + more]]
         sentence, files = why(reason, items[0].row.status if items else ""), statistics.summary.held[reason]
-        uncounted = len(items) - len(subjects)
-        groups.append(Group(shown(reason, 64), sentence, files, subjects[:few], subjects[few:], uncounted))
+        only_counted = len(items) - len(subjects)
+        groups.append(Group(shown(reason, 64), sentence, files, subjects[:few], subjects[few:], only_counted))
     return groups
 
 

@@ -19,7 +19,7 @@ from dicomsort.report.text import printable
 Labels = tuple[tuple[str, str], ...]
 _ESCAPES: Final = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
-# name -> (type, help); the README has this table, a test compares them.
+# name -> (type, help); docs/operations.md has this table, a test compares them.
 FAMILIES: Final[dict[str, tuple[str, str]]] = {
     "dicomsort_info": ("gauge", "The version that wrote this; always 1."),
     "dicomsort_last_success_timestamp_seconds": (

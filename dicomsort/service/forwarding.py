@@ -23,7 +23,7 @@ GRACE = 10.0  # seconds that an instance on its way has when the service ends
 _log = logging.getLogger("dicomsort")
 
 
-class Sent(NamedTuple):
+class ForwardResult(NamedTuple):
     """How many instances were acknowledged, how many could not be sent, and why the first could not.
 
     ``is_down`` where no association could be opened; ``takes_nothing`` where the destination, as far as these instances
@@ -53,7 +53,7 @@ class ForwardJob:
 
 # Sends what a run placed in a class folder of the outbox, or all that lies there (None), but for what the destination
 # acknowledged before. Any exception counts as a failure.
-Sender = Callable[[str, Destination, str | None], Sent]
+Sender = Callable[[str, Destination, str | None], ForwardResult]
 
 
 @dataclass
@@ -175,7 +175,7 @@ class Forwarder:
         try:
             sent = self._send(folder, route.to, run)
         except Exception as error:  # noqa: BLE001 - whatever happens here, it says nothing of the destination
-            sent = Sent(0, 0, describe_error(error))
+            sent = ForwardResult(0, 0, describe_error(error))
         with self._lock:
             route.sent += sent.sent
             route.failed += sent.failed or bool(sent.message)
@@ -193,7 +193,7 @@ class Forwarder:
             place = next((place for place, job in enumerate(route.waiting) if job.due <= now), None)
             return None if place is None or route.due > now else route.waiting.pop(place)
 
-    def _on_unreachable(self, route: _Route, job: ForwardJob, sent: Sent) -> None:
+    def _on_unreachable(self, route: _Route, job: ForwardJob, sent: ForwardResult) -> None:
         """Put the job back, behind others if they may succeed; log one line at first, and one each period."""
         now = self._clock()
         if sent.is_down:
@@ -216,7 +216,7 @@ class Forwarder:
             _log.warning("route still down", extra={"facts": facts})
         route.reported, route.reported_at = route.attempts, now
 
-    def _on_reachable(self, route: _Route, job: ForwardJob, run: str | None, sent: Sent) -> None:
+    def _on_reachable(self, route: _Route, job: ForwardJob, run: str | None, sent: ForwardResult) -> None:
         """Log what was sent, and put back a job that failed."""
         now = self._clock()
         facts = route.facts | {"run": run or "all", "sent": sent.sent}

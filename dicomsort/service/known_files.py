@@ -60,7 +60,7 @@ class Scan:
 
 
 class KnownFiles:
-    """The memory of one service, by which ``sorting`` learns what is new and since when (``sorting.Arrivals``).
+    """The memory of one service, by which ``sorting`` learns what is new and since when (``sorting.examine.Arrivals``).
 
     ``clock`` returns nanoseconds since 1970 and never goes back. A file changed when it says so itself, but not after
     it was first met: the clock of a file server may go wrong. Where mtime and ctime lie ahead of the clock, it counts

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -232,13 +231,6 @@ def unpack_again(files: Files, roots: Roots, plan: Plan, known: Replay) -> None:
             files.set_mtime(source, o.mtime_ns)
 
 
-@contextmanager
-def temporary_folder() -> Iterator[str]:
-    """Make a temporary folder, for what a dry run unpacks; it goes with all that it holds."""
-    with tempfile.TemporaryDirectory(prefix="dicomsort-") as folder:
-        yield folder
-
-
 def clear_unsealed(context: RunContext, runs: Iterable[Run]) -> None:
     """Remove what runs unpacked that died before their plan was sealed."""
     for run in runs:
@@ -277,6 +269,7 @@ def _has_sha256(path: str, sha256: str) -> bool:
 
 def discard(files: Files, outbox: str, run: str) -> None:
     """Remove a run that placed nothing: what it unpacked, and its folder, as far as that can be done."""
-    for remove in (remove_staging, Files.remove_folder):
-        with suppress(OSError):
-            remove(files, staging_of(outbox, run) if remove is remove_staging else run_folder(outbox, run))
+    with suppress(OSError):
+        remove_staging(files, staging_of(outbox, run))
+    with suppress(OSError):
+        files.remove_folder(run_folder(outbox, run))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ from dicomsort.plan import Layout, Options, parse_layout, plan
 from dicomsort.progress import Timed
 from dicomsort.records import ARCHIVES, OTHER, REVIEW, UNREADABLE, Operation, Outcome, Result, Verb
 from dicomsort.report import Damages, Summary, final_row, history, write_summary
-from dicomsort.sorting.archives import ArchiveOpener, clear_unsealed, discard, is_archive, staging_of, temporary_folder
+from dicomsort.sorting.archives import ArchiveOpener, clear_unsealed, discard, is_archive, staging_of
 from dicomsort.sorting.examine import Arrivals, Clock, SecondLook, as_one, examine_inbox, walk_inbox
 from dicomsort.sorting.outbox import (
     OutboxState,
@@ -213,7 +214,7 @@ class Job:
 
     def rehearse(self, catalog: Catalog, show: Callable[[Operation], None]) -> Summary:
         """Plan everything, and return the counts."""
-        with temporary_folder() as folder:
+        with tempfile.TemporaryDirectory(prefix="dicomsort-") as folder:  # for what is unpacked
             return self._rehearse(catalog, show, folder)
 
     def _rehearse(self, catalog: Catalog, show: Callable[[Operation], None], folder: str) -> Summary:

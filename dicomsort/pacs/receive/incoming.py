@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from dicomsort.classify import is_uid
 from dicomsort.dicom import file_meta
 from dicomsort.dicom.headers import read_header
+from dicomsort.dicom.tags import is_uid
 from dicomsort.discover import RECEIVING
 from dicomsort.errors import DicomsortError
 from dicomsort.files import CHUNK, NO_ROOM, Files, closing_descriptor, flush_path, opened, sha256_of

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from pydicom.dataset import Dataset
 
-from dicomsort.classify import is_uid
+from dicomsort.dicom.tags import is_uid
 from dicomsort.pacs.receive.incoming import (
     FAILURE,
     SUCCESS,

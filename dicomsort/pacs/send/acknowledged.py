@@ -21,7 +21,7 @@ from hashlib import blake2b
 from io import BufferedReader
 from itertools import count
 
-from dicomsort.classify import is_uid
+from dicomsort.dicom.tags import is_uid
 from dicomsort.errors import DicomsortError, OutboxLocked, UsageError
 from dicomsort.files import Files, flush_path, look_up, missing_folders, sha256_of
 from dicomsort.jsonlines import dump, parse, whole_lines

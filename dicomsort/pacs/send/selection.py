@@ -12,24 +12,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from dicomsort.classify import is_uid
 from dicomsort.dicom import file_meta
 from dicomsort.dicom.headers import data_set_offset, read_header
+from dicomsort.dicom.tags import is_uid
 from dicomsort.discover import Folder, Passed, walk
 from dicomsort.errors import StateDamaged, UsageError, command
 from dicomsort.files import look_up, opened
 from dicomsort.files.beneath import one_below
 from dicomsort.journal import STATE, is_run, runs_folder
 from dicomsort.pacs.send.records import Instance, SendResult, SendStatus, Unsendable
-from dicomsort.records import REVIEW, UNREADABLE, Action, Found, Kind
+from dicomsort.records import REVIEW, UNREADABLE, Found, Kind
 from dicomsort.report import MANIFEST, read_summary
-from dicomsort.report.manifest import count_rows, rows_of
+from dicomsort.report.manifest import PLACED, count_rows, rows_of
 
 CHUNK = 1 << 20  # bytes
 ASIDE = ".dicomsort-sent"  # where a folder that lies in no outbox keeps what was acknowledged
 _HEAD = 16 << 10  # bytes
 _LONG_AGO = -(1 << 80)  # nanoseconds
-_PLACED = frozenset({Action.COPIED, Action.MOVED, Action.LINKED})
 _GONE = "it is gone since it was found"
 _CHANGED = "it changed while it was sent; send again"
 
@@ -156,7 +155,7 @@ def _placed(selection: Selection) -> Iterator[Found | SendResult]:
     below = selection.relative(".") + "/" if selection.folder != selection.base else ""
     for row in rows_of(selection.base, selection.run):
         path = row.destination
-        if row.action not in _PLACED or not f"{path}/".startswith(below):
+        if row.action not in PLACED or not f"{path}/".startswith(below):
             continue
         status = look_up(f"{selection.base}/{path}")
         if status is None or not stat.S_ISREG(status.st_mode):

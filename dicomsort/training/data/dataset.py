@@ -138,21 +138,17 @@ def scan(
     for label in labels:
         if problem := label_problem(label):
             raise DatasetError(f"{where}: folder {label!r}: expected a name that can be a class, but {problem}")
-    groups = groups or {}
     items = (Item(f"{label}/{path}", index) for index, label in enumerate(labels) for path in found[label])
-    named = (
-        replace(
-            item,
-            group=groups.get(item.path, groups.get(item.source, item.source)),
-            subclass=_nearest(item.path, subclasses or {}),
-        )
-        for item in items
-    )
-    dataset = Dataset(root, labels, tuple(named))
+    dataset = Dataset(root, labels, tuple(_named(item, groups or {}, subclasses or {}) for item in items))
     if subclasses and not any(item.subclass for item in dataset.items):
         expected = "expected paths of the data set's files or folders (CT/site, CT/site/1.png)"
         raise DatasetError(f"--subclasses: {expected}, received none that it has")
     return dataset
+
+
+def _named(item: Item, groups: Mapping[str, str], subclasses: Mapping[str, str]) -> Item:
+    group = groups.get(item.path, groups.get(item.source, item.source))
+    return replace(item, group=group, subclass=_nearest(item.path, subclasses))
 
 
 def _nearest(path: str, names: Mapping[str, str]) -> str:

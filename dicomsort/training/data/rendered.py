@@ -48,7 +48,7 @@ class RenderedImage(NamedTuple):
     """A rendering, uint8 (224, 224, 3), and its perceptual hash, uint64 (4,), None where it is blank."""
 
     image: NDArray[np.uint8]
-    print: NDArray[np.uint64] | None
+    phash: NDArray[np.uint64] | None
 
 
 def place_of(folder: Path) -> Path:
@@ -90,8 +90,8 @@ def recall(place: Path, digest: str) -> RenderedImage | None:
         return None
     if format_ != _HEAD[0] or channels not in {1, 3}:
         return None
-    print_ = np.frombuffer(data, np.uint64, HASH_BYTES // 8, len(_HEAD)) if hashed else None
-    return RenderedImage(np.repeat(pixels, 3, axis=2) if channels == 1 else pixels, print_)
+    phash = np.frombuffer(data, np.uint64, HASH_BYTES // 8, len(_HEAD)) if hashed else None
+    return RenderedImage(np.repeat(pixels, 3, axis=2) if channels == 1 else pixels, phash)
 
 
 def remember(place: Path, digest: str, picture: RenderedImage) -> None:
@@ -99,8 +99,8 @@ def remember(place: Path, digest: str, picture: RenderedImage) -> None:
     path = _path(place, digest)
     red, green, blue = (picture.image[..., channel] for channel in range(3))
     grey = bool((red == green).all() and (red == blue).all())
-    head = bytes([_HEAD[0], 1 if grey else 3, picture.print is not None])
-    hashed = bytes(HASH_BYTES) if picture.print is None else picture.print.tobytes()
+    head = bytes([_HEAD[0], 1 if grey else 3, picture.phash is not None])
+    hashed = bytes(HASH_BYTES) if picture.phash is None else picture.phash.tobytes()
     part = ""
     try:
         _make(path.parent)
@@ -133,7 +133,7 @@ class RenderedFile(NamedTuple):
 
     digest: str = ""
     patient: str = ""
-    print: NDArray[np.uint64] | None = None
+    phash: NDArray[np.uint64] | None = None
     problem: str = ""
 
 
@@ -174,8 +174,8 @@ def render_all(
     place.unlink()  # the mapping lasts
     good = [i for i, answer in enumerate(results) if not answer.problem]
     skipped = tuple((path, answer.problem) for path, answer in zip(paths, results, strict=True) if answer.problem)
-    prints, patients = ([getattr(results[i], name) for i in good] for name in ("print", "patient"))
-    joined, grouping = keep_together(dataset.only(good), prints, patients)
+    hashes, patients = ([getattr(results[i], name) for i in good] for name in ("phash", "patient"))
+    joined, grouping = keep_together(dataset.only(good), hashes, patients)
     return Rendered(joined, images, np.array(good, np.intp), tuple(results[i].digest for i in good), skipped, grouping)
 
 
@@ -203,7 +203,7 @@ def _render(handle: int, offset: int, row: int, path: Path, cache: Path | None, 
     if cache and known is None:
         remember(cache, digest, picture)
     _put(handle, offset + row * picture.image.nbytes, picture.image)
-    return RenderedFile(digest, owner, picture.print)
+    return RenderedFile(digest, owner, picture.phash)
 
 
 def _rendered(path: Path) -> RenderedImage:

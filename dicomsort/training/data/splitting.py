@@ -94,8 +94,8 @@ def keep_together(dataset: Dataset, hashes: Hashes, patients: Sequence[str]) -> 
 
 def near_duplicates(hashes: Hashes) -> Iterator[tuple[int, int]]:
     """Yield the pairs (i < j) of items whose perceptual hashes differ in at most ``NEAR`` bits."""
-    known = np.array([i for i, print_ in enumerate(hashes) if print_ is not None], np.intp)
-    words = [np.array([print_[w] for print_ in hashes if print_ is not None], np.uint64) for w in range(WORDS)]
+    known = np.array([i for i, phash in enumerate(hashes) if phash is not None], np.intp)
+    words = [np.array([phash[w] for phash in hashes if phash is not None], np.uint64) for w in range(WORDS)]
     for start in range(0, len(known), ROWS):
         distance = sum(
             np.bitwise_count(word[start : start + ROWS, None] ^ word[None, start:]).astype(np.uint16) for word in words

@@ -105,7 +105,7 @@ def fit(
     """Fit on held-out predictions.
 
     ``probabilities``: float32 (N, C), the model's own, of items it was not trained on; ``truth``: int64 (N,), 0..C-1;
-    ``distances``: float32 (N,). The limit of distance is what ``distance.threshold`` makes of the images that are
+    ``distances``: float32 (N,). The limit of distance is what ``ood.threshold`` makes of the images that are
     not of the class ``other`` (the index of OTHER, where there is one). ``clusters`` (N,) names each image's source, or
     what else is right or wrong together; by default each image is its own.
     """

@@ -1,22 +1,18 @@
-"""Predictions for an evaluation: by a bundle's model in workers, or by its recipe trained anew without some sources.
+"""Predictions for an evaluation by a bundle's recipe, trained anew without some sources.
 
-What workers run are module-level functions on picklable values. Keras is imported inside functions only.
+Keras is imported inside functions only.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from dicomsort.bundle import Bundle, BundleReference, predictor_of
-from dicomsort.bundle.predictor import ModelOutput
+from dicomsort.bundle import Bundle
 from dicomsort.bundle.spec import read_model
 from dicomsort.config import TRAINING, checked
 from dicomsort.errors import UsageError
 from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.rendered import Rendered
-from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.data.splitting import folds
 from dicomsort.training.evaluate import calibration, compare
 from dicomsort.training.evaluate.predictions import Predictions, cross_calibrated
@@ -28,10 +24,6 @@ from dicomsort.training.models.tflite_weights import INT8, precision
 from dicomsort.training.progress import Reporter, load_tensorflow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
     from dicomsort.training.data.dataset import Dataset
 
 RECIPE = ("epochs", "batch_size", "learning_rate", "validation_split", "seed", "augment")
@@ -93,19 +85,3 @@ def _words(dataset: Dataset, count: int, sources: int) -> str:
     unit = dataset.sources_held()
     kind = f"each of {sources} sources alone" if count == sources else f"{count} parts of {sources} sources in turn"
     return f"cross-validation, {kind} ({unit}): each image is judged by a model that never saw its source"
-
-
-class ImagePrediction(NamedTuple):
-    """The output for an image and its changed versions, without maps; or why there is none."""
-
-    output: ModelOutput | None = None
-    problem: str = ""
-
-
-def predict_images(
-    bundle: BundleReference, shortcuts: Sequence[str], images: Sequence[NDArray[np.uint8]]
-) -> list[ImagePrediction]:
-    """Predict each image, plain and changed by each of ``shortcuts``; runs in a worker."""
-    predictor = predictor_of(bundle)
-    outputs = (predictor.predict(np.stack([i, *(SHORTCUTS[name](i) for name in shortcuts)])) for i in images)
-    return [ImagePrediction(output._replace(maps=None)) for output in outputs]

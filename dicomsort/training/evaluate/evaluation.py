@@ -27,8 +27,15 @@ from dicomsort.training.data.rendered import Rendered, render_all
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.evaluate import reporting
 from dicomsort.training.evaluate.card import write_card
-from dicomsort.training.evaluate.cross_validation import ImagePrediction, by_folds, crossable, predict_images
-from dicomsort.training.evaluate.predictions import Predictions, name_clusters, own_thresholds, require_images
+from dicomsort.training.evaluate.cross_validation import by_folds, crossable
+from dicomsort.training.evaluate.predictions import (
+    ImagePrediction,
+    Predictions,
+    name_clusters,
+    own_thresholds,
+    predict_images,
+    require_images,
+)
 from dicomsort.training.evaluate.reporting import CARD, FIGURES
 
 if TYPE_CHECKING:
@@ -39,7 +46,7 @@ if TYPE_CHECKING:
     from dicomsort.errors import WorkerLost
     from dicomsort.training.progress import Reporter
 
-WARM = ("dicomsort.training.evaluate.cross_validation", "dicomsort.training.data.rendered")
+WARM = ("dicomsort.training.evaluate.predictions", "dicomsort.training.data.rendered")
 BATCH = 8  # images a task
 OUTPUTS = frozenset({CARD, FIGURES, reporting.SHEET, *reporting.PICTURES})
 COMPARISON = "comparison.png"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dicomsort.bundle import BundleReference, predictor_of
 from dicomsort.errors import counted
 from dicomsort.records import OTHER
 from dicomsort.training.data.dataset import Dataset, DatasetError
+from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.evaluate.calibration import by_image, nested
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicomsort.bundle import Bundle
+    from dicomsort.bundle.predictor import ModelOutput
     from dicomsort.training.fit.held_out import HeldOutPredictions
 
 NESTED = "nested"
@@ -142,3 +145,19 @@ def cross_calibrated(
         NESTED,
         held_out.unchanged,
     )
+
+
+class ImagePrediction(NamedTuple):
+    """The output for an image and its changed versions, without maps; or why there is none."""
+
+    output: ModelOutput | None = None
+    problem: str = ""
+
+
+def predict_images(
+    bundle: BundleReference, shortcuts: Sequence[str], images: Sequence[NDArray[np.uint8]]
+) -> list[ImagePrediction]:
+    """Predict each image, plain and changed by each of ``shortcuts``; runs in a worker."""
+    predictor = predictor_of(bundle)
+    outputs = (predictor.predict(np.stack([i, *(SHORTCUTS[name](i) for name in shortcuts)])) for i in images)
+    return [ImagePrediction(output._replace(maps=None)) for output in outputs]
