@@ -174,7 +174,7 @@ class Stages:
 
 
 @contextmanager
-def watching(*, quiet: bool) -> Iterator[Progress]:
+def progress_bars(*, quiet: bool) -> Iterator[Progress]:
     """Yield the ``Progress`` that stderr can show."""
     if quiet:
         yield Silent()

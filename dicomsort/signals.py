@@ -40,14 +40,14 @@ class Signalled(KeyboardInterrupt):
         self.number = number
 
 
-def hear(handler: Handler, numbers: tuple[int, ...] = ENDING) -> dict[int, Any]:
+def set_handlers(handler: Handler, numbers: tuple[int, ...] = ENDING) -> dict[int, Any]:
     """Set the handler of some signals and return the earlier ones; SIGHUP stays ignored where nohup ignores it."""
     handled = [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in handled}
 
 
 def restore(handlers: Mapping[int, Any]) -> None:
-    """Set handlers that ``hear`` returned."""
+    """Set handlers that ``set_handlers`` returned."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
@@ -100,7 +100,7 @@ class ServiceStop:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Let SIGTERM, SIGHUP and SIGINT make the request."""
-        before = hear(self.make)
+        before = set_handlers(self.make)
         try:
             yield
         finally:
@@ -123,7 +123,7 @@ def listen() -> None:
     _listens = True
     atexit.register(_close)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who starts a daemon may ignore it: then no child can be waited for
-    hear(_end, _present())
+    set_handlers(_end, _present())
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def raising() -> Iterator[None]:
     One that is lost, because it is raised in a callback of the garbage collector, is raised again a moment later.
     """
     hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: _resend(unraisable, hook)
-    before = hear(_raise, tuple(number for number in _present() if number != signal.SIGINT))
+    before = set_handlers(_raise, tuple(number for number in _present() if number != signal.SIGINT))
     if signal.SIGINT in _present():  # asyncio takes over Python's own handler, and no other
         before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -149,7 +149,7 @@ def over(code: int) -> None:
     # CPython remembers that an exec of text was interrupted, and then ends by SIGINT; the next exec resets that.
     exec("")  # noqa: S102
     if _listens:
-        hear(lambda _number, _frame: os._exit(code), _present())
+        set_handlers(lambda _number, _frame: os._exit(code), _present())
 
 
 def _close() -> None:

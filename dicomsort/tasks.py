@@ -33,7 +33,7 @@ HASHED_HERE = 32 << 20  # larger files are hashed outside the worker, where a sl
 def examine(inbox: str, files: Sequence[Found]) -> list[Examined]:
     """Return header and SHA-256 of each file, or why it cannot be read."""
     beneath = Beneath(inbox)
-    with beneath.held():
+    with beneath.kept_open():
         return [_examine(beneath, found) for found in files]
 
 
@@ -102,7 +102,7 @@ class ExplainedPrediction:
 def explain(bundle: BundleReference, inbox: str, frames: Sequence[tuple[str, int | None]]) -> list[ExplainedPrediction]:
     """Return prediction, rendering and class maps of each frame (path, and frame number as for ``predict_frames``)."""
     beneath = Beneath(inbox)
-    with beneath.held():
+    with beneath.kept_open():
         images = [_rendered_below(beneath, path, frame) for path, frame in frames]
     return [
         ExplainedPrediction(image) if isinstance(image, Prediction) else _predict(bundle, *image) for image in images

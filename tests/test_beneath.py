@@ -35,7 +35,7 @@ def test_a_path_leads_to_what_lies_below_through_folders_alone(tmp_path: Path) -
     (tmp_path / "a/b/file").write_text("here")
     (tmp_path / "link").symlink_to("a")
     below, before = Beneath(str(tmp_path)), open_descriptors()
-    with below.held():
+    with below.kept_open():
         assert Path(below.path("a/b/file")).read_text() == "here"
         for nowhere in ("a/c/file", "a/b/file/x", "a/../a/b/file", "a//b", f"a/{'x' * 256}/file"):
             assert look_up(below.path(nowhere)) is None
@@ -51,21 +51,21 @@ def test_a_path_is_valid_until_its_block_ends(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/file").write_text("here")
     below = Beneath(str(tmp_path))
-    with below.held():
-        with below.held():
+    with below.kept_open():
+        with below.kept_open():
             path = below.path("a/file")
         (tmp_path / "a").rename(tmp_path / "b")
         (tmp_path / "a").symlink_to("elsewhere")
         assert Path(path).read_text() == "here"
     if beneath._shows_folders():
         assert not os.path.lexists(path)
-        with pytest.raises(AssertionError, match="held"):
+        with pytest.raises(AssertionError, match="kept_open"):
             below.path("a/file")
 
 
 def test_few_folders_stay_open(tmp_path: Path) -> None:
     below, before = Beneath(str(tmp_path)), open_descriptors()
-    with below.held():
+    with below.kept_open():
         for number in range(3 * beneath._OPEN):
             (tmp_path / f"{number}").mkdir()
             (tmp_path / f"{number}/file").write_text(str(number))
@@ -85,7 +85,7 @@ def test_without_proc_paths_are_ordinary_ones(tmp_path: Path) -> None:
 
 def test_another_error_is_told(tmp_path: Path) -> None:
     below = Beneath(str(tmp_path))
-    with below.held(), mock.patch.object(os, "open", side_effect=PermissionError(errno.EACCES, "closed")):  # noqa: SIM117
+    with below.kept_open(), mock.patch.object(os, "open", side_effect=PermissionError(errno.EACCES, "closed")):  # noqa: SIM117
         with pytest.raises(PermissionError):
             below.path("a/b")
 
@@ -191,7 +191,7 @@ def test_nothing_is_lost_where_a_folder_is_renamed_meanwhile(tmp_path: Path, out
 def test_what_is_too_long_for_an_ordinary_path_is_too_long_here(tmp_path: Path) -> None:
     below = Beneath(str(tmp_path))
     path = "/".join(["x" * 250] * 17)
-    with below.held():
+    with below.kept_open():
         assert below.path(path) == f"{tmp_path}/{path}"
 
 
@@ -265,7 +265,7 @@ def test_two_mounts_are_compared_by_the_paths_by_which_files_are_removed(tmp_pat
     placer = Placer(files_module.Files(), Roots(str(inbox), str(outbox)), "run", Replay.empty(1))
     operation = step(inbox, verb, "a/1", target="outbox/CT/1" if verb is Verb.MOVE else "", kept="outbox/CT/1")
     asked: list[str] = []
-    with placer.held(), mock.patch("dicomsort.execute.two_mounts.look_up", asked.append):
+    with placer.kept_open(), mock.patch("dicomsort.execute.two_mounts.look_up", asked.append):
         placer.parts.is_there(operation)
         placer._path("inbox/a/1")
         (inbox / "a").rename(inbox / "moved")

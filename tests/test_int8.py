@@ -206,7 +206,7 @@ def test_a_training_leaves_it_measured_on_what_was_held_out(trained: Path) -> No
 
 def test_the_features_that_it_keeps_are_its_own(trained: Path) -> None:
     bundle = load(trained)
-    kept = replay_set.recall(bundle)
+    kept = replay_set.load_replay_set(bundle)
     assert kept is not None
     extractor = FeatureExtractor((trained / "model.tflite").read_bytes())
     probes = extractor.predict_on_batch(replay_set.probe_images((SIDE, SIDE, 3)))

@@ -20,7 +20,7 @@ from test_output import Shell
 
 from dicomsort import signals
 from dicomsort.errors import DicomsortError
-from dicomsort.training.fit.checkpoint import held_back
+from dicomsort.training.fit.checkpoint import deferred_signals
 
 ROOT = Path(__file__).parents[1]
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -264,7 +264,7 @@ def test_a_training_is_asked_to_end_by_a_hangup() -> None:
     told: list[str] = []
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
-        with held_back(lambda: told.append("finishing")) as asked:
+        with deferred_signals(lambda: told.append("finishing")) as asked:
             signal.raise_signal(signal.SIGHUP)
         assert (asked.yes, told, signal.getsignal(signal.SIGHUP)) == (True, ["finishing"], signal.SIG_DFL)
     finally:

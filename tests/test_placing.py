@@ -264,7 +264,7 @@ def test_a_torn_name_is_removed_before_an_undo(tmp_path: Path) -> None:
     make_files(outbox, {"CT/s/.dicomsort-run-0.part": FILES["a/1"][:3]})
     os.utime(outbox / "CT/s/.dicomsort-run-0.part", ns=(operation.mtime_ns, operation.mtime_ns))
     os.link(outbox / "CT/s/.dicomsort-run-0.part", outbox / "CT/s/1")
-    assert placer_again(inbox, outbox, Files()).settle(operation) is None  # it can be done
+    assert placer_again(inbox, outbox, Files()).conclude(operation) is None  # it can be done
     assert not (outbox / "CT/s/1").exists()
 
 

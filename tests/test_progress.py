@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dicomsort import progress
-from dicomsort.progress import Reporter, Silent, Stages, Timed, watching
+from dicomsort.progress import Reporter, Silent, Stages, Timed, progress_bars
 
 
 class Terminal(io.StringIO):
@@ -27,7 +27,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_without_a_terminal_a_line_comes_every_half_minute(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with watching(quiet=False) as told:
+    with progress_bars(quiet=False) as told:
         told.stage("reading headers", None)
         told.advance(1234)
         assert capsys.readouterr().err == ""
@@ -55,7 +55,7 @@ def test_a_step_says_its_words_and_at_its_end_its_count(clock: list[float], caps
 
 
 def test_quiet_says_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    with watching(quiet=True) as told:
+    with progress_bars(quiet=True) as told:
         told.stage("reading headers", 1)
         clock[0] += 3600
         told.advance()
@@ -100,8 +100,8 @@ def test_seconds_are_added_up_by_stage(clock: list[float]) -> None:
 
 def test_without_a_terminal_rich_is_not_loaded() -> None:
     code = (
-        "import sys; from dicomsort.progress import watching\n"
-        "with watching(quiet=False) as told: told.stage('a', 1); told.advance()\n"
+        "import sys; from dicomsort.progress import progress_bars\n"
+        "with progress_bars(quiet=False) as told: told.stage('a', 1); told.advance()\n"
         "print('rich' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -20,7 +20,7 @@ from dicomsort.bundle import EVALUATION_NAME, calibrate, default_path, load, sea
 from dicomsort.errors import BundleError
 from dicomsort.training.data.dataset import Dataset, Item
 from dicomsort.training.models import replay_set
-from dicomsort.training.models.replay_set import ReplaySet, choose, predictions_of, recall, remember
+from dicomsort.training.models.replay_set import ReplaySet, build_replay_set, choose, load_replay_set, predictions_of
 
 pytestmark = pytest.mark.xdist_group("replay_set")
 
@@ -55,7 +55,7 @@ def _kept(dataset: Dataset) -> ReplaySet:
     random = np.random.default_rng(0)
     features, probes = (random.random((n, WIDTH)).astype(np.float32) for n in (count, replay_set.PROBES))
     digests = [f"{i:08x}" + "0" * 56 for i in range(count)]
-    return remember(dataset, digests, features, probes, np.arange(count) % 2 == 0, 0)
+    return build_replay_set(dataset, digests, features, probes, np.arange(count) % 2 == 0, 0)
 
 
 def _with(folder: Path, content: bytes) -> Path:
@@ -70,7 +70,7 @@ def test_what_is_packed_is_what_is_recalled(bundle: Path, dataset: Dataset) -> N
     kept = _kept(dataset)
     content = kept.pack()
     assert content == _kept(dataset).pack()
-    found = recall(load(_with(bundle, content)))
+    found = load_replay_set(load(_with(bundle, content)))
     assert found is not None
     assert (found.labels, found.unit) == (LABELS, "source")
     for name in ("classes", "clusters", "rehearsed", "trained", "files", "probes"):
@@ -190,7 +190,7 @@ def test_damaged_files_are_refused(bundle: Path, dataset: Dataset, damage: str) 
     change, expected = DAMAGE[damage]
     loaded = load(_with(bundle, change(_kept(dataset).pack())))  # sorting does not read it
     with pytest.raises(BundleError, match=r"evaluation\.npz: expected features as dicomsort keeps them") as raised:
-        recall(loaded)
+        load_replay_set(loaded)
     assert expected in str(raised.value)
 
 
@@ -210,7 +210,7 @@ def test_a_file_that_is_not_the_pinned_one_is_refused_before_any_time_is_spent(b
 
 
 def test_features_of_another_network_are_refused(bundle: Path, tmp_path: Path) -> None:
-    kept = recall(load(bundle))
+    kept = load_replay_set(load(bundle))
     assert kept is not None
     _with(bundle, replace(kept, probes=kept.probes + np.float16(1)).pack())
     site = noise(tmp_path / "site", LABELS, 2, 100)
@@ -237,7 +237,7 @@ def test_what_bundle_json_says_of_it_is_checked(bundle: Path, block: object, exp
 def test_the_bundle_that_ships_is_as_sure_of_what_it_knows_as_of_what_was_held_out() -> None:
     """Else the thresholds were found with other networks than the one that ships: it held nearly all for review."""
     bundle = load(default_path())
-    images = recall(bundle)
+    images = load_replay_set(bundle)
     assert images is not None
     probabilities = predictions_of(bundle, images)
     assert probabilities is not None

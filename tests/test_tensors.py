@@ -88,7 +88,7 @@ def test_a_second_rendering_comes_from_the_cache(dataset: Dataset, tmp_path: Pat
     kept[0].write_bytes(kept[0].read_bytes()[:100])  # damaged: rendered again, and repaired
     third = _render(dataset, tmp_path / "3.npy", SerialEngine(), store)
     np.testing.assert_array_equal(first.images, third.images)
-    assert rendered_module.recall(store, kept[0].stem) is not None
+    assert rendered_module.load_cached(store, kept[0].stem) is not None
     assert (first.dataset, first.grouping) == (third.dataset, third.grouping)  # near-duplicates by stored hashes
 
 
@@ -99,13 +99,13 @@ def test_what_is_kept_comes_back_to_the_last_bit(tmp_path: Path, colour: bool, b
     image = np.random.default_rng(0).integers(0, 256, INPUT_SHAPE, np.uint8)
     image = image if colour else np.repeat(image[..., :1], 3, axis=2)
     digest = "ab" * 32
-    assert rendered_module.recall(store, digest) is None
-    rendered_module.remember(
+    assert rendered_module.load_cached(store, digest) is None
+    rendered_module.store_cached(
         store, digest, rendered_module.RenderedImage(image, None if blank else perceptual_hash(Image.fromarray(image)))
     )
     (path,) = (path for path in store.rglob("*") if path.is_file())
     assert path.stat().st_size < (1 if colour else 0.5) * image.size + 1000
-    found = rendered_module.recall(store, digest)
+    found = rendered_module.load_cached(store, digest)
     assert found is not None
     assert found.image.flags.c_contiguous
     np.testing.assert_array_equal(found.image, image)
@@ -115,7 +115,7 @@ def test_what_is_kept_comes_back_to_the_last_bit(tmp_path: Path, colour: bool, b
 def test_a_damaged_or_foreign_file_in_the_cache_is_none_of_it(tmp_path: Path) -> None:
     store, digest = rendered_module.open_cache(tmp_path), "ab" * 32
     image = np.random.default_rng(0).integers(0, 256, INPUT_SHAPE, np.uint8)
-    rendered_module.remember(store, digest, rendered_module.RenderedImage(image, None))
+    rendered_module.store_cached(store, digest, rendered_module.RenderedImage(image, None))
     (path,) = (path for path in store.rglob("*") if path.is_file())
     whole = path.read_bytes()
     flipped = bytes([whole[5000] ^ 1])
@@ -123,12 +123,12 @@ def test_a_damaged_or_foreign_file_in_the_cache_is_none_of_it(tmp_path: Path) ->
     short = imagecodecs.lz4f_encode(b"\1\3\0" + bytes(50), contentchecksum=True)
     for content in (b"", b"x", whole[:5000], whole[:5000] + flipped + whole[5001:], other, short):
         path.write_bytes(content)
-        assert rendered_module.recall(store, digest) is None
+        assert rendered_module.load_cached(store, digest) is None
     for frame in ("04224d18687005000000000000800500000000", "04224d18687000000000000004002b00000000"):
         path.write_bytes(bytes.fromhex(frame))  # claims 2**63 + 5, 2**50 bytes of content
-        assert rendered_module.recall(store, digest) is None
+        assert rendered_module.load_cached(store, digest) is None
     path.write_bytes(whole)
-    assert rendered_module.recall(store, digest) is not None
+    assert rendered_module.load_cached(store, digest) is not None
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])

@@ -398,14 +398,14 @@ def test_where_nothing_can_be_looked_at_an_operation_is_failed(begun: tuple[Plac
         mock.patch("dicomsort.execute.placing.look_up", side_effect=closed),
         mock.patch("dicomsort.execute.part_files.look_up", side_effect=closed),
     ):
-        settled = placer.settle(operation)
+        settled = placer.conclude(operation)
         assert (settled is not None and settled.outcome, placer.is_under_way(operation)) == (Outcome.FAILED, False)
 
 
 def test_a_part_file_that_cannot_be_read_may_be_the_last(begun: tuple[Placer, Operation]) -> None:
     placer, operation = begun
     operation = replace(operation, source="inbox/a/2", target="inbox/a/9")
-    with placer.held():
+    with placer.kept_open():
         part = Path(os.path.realpath(placer.parts.of(operation)))
         part.write_bytes(b"x" * operation.size)
     with mock.patch("dicomsort.execute.part_files.sha256_of", side_effect=OSError(errno.EIO, "unread")):

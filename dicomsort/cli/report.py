@@ -13,7 +13,7 @@ from dicomsort.cli.options import bundle_of, open_workers, with_options
 from dicomsort.cli.state import Outbox
 from dicomsort.config.settings import REPORT, ReportSettings
 from dicomsort.errors import DicomsortError, UsageError
-from dicomsort.progress import Progress, watching
+from dicomsort.progress import Progress, progress_bars
 
 if TYPE_CHECKING:
     from dicomsort.pages.report import Report
@@ -76,7 +76,7 @@ def _write(run: ReportedRun, html: str, settings: ReportSettings) -> None:
     if html != STDOUT:
         reads = {"inbox": run.head["inbox"]} if run.head else {}
         Gate(reads, run.outbox).check_file("--html", Path(html), FILE.content)
-    with watching(quiet=settings.quiet) as progress:
+    with progress_bars(quiet=settings.quiet) as progress:
         content = page(_make(run, settings, progress))
     if html == STDOUT:
         typer.echo(content, nl=False)

@@ -16,7 +16,7 @@ from dicomsort.cli.logs import LAST_LINES, log_ending, logging_to
 from dicomsort.cli.options import CONFIG, with_options
 from dicomsort.config import SEND, SendSettings, load_send
 from dicomsort.errors import DicomsortError, UsageError
-from dicomsort.progress import watching
+from dicomsort.progress import progress_bars
 
 if TYPE_CHECKING:
     from dicomsort.pacs.send import SendResult, Sent
@@ -59,7 +59,7 @@ def _send(folder: str, settings: SendSettings) -> int:
     with logging_to(settings.log_file, settings.log_format) as log, log_ending(log, LAST_LINES["send"]) as end:
         if settings.journal:
             gate.check_file("--journal", settings.journal, JOURNAL, devices=False)
-        with watching(quiet=settings.quiet or sys.stdout.isatty()) as progress:
+        with progress_bars(quiet=settings.quiet or sys.stdout.isatty()) as progress:
             sent = deliver(folder, settings, Files(), progress, rows.add)
             rows.end()
         facts = {name: value for name, value in vars(sent).items() if name != "reasons"}

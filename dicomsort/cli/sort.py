@@ -16,7 +16,7 @@ from dicomsort.cli.console import NEEDS_PERSON, optional, resumable, show_summar
 from dicomsort.cli.options import CONFIG, engine_for, logged, require_room, with_options
 from dicomsort.config import SORT, Routes, SortSettings, load_sort
 from dicomsort.errors import DicomsortError
-from dicomsort.progress import watching
+from dicomsort.progress import progress_bars
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -70,7 +70,7 @@ def _sort_by(engine: Engine, inbox: str, outbox: str | None, settings: SortSetti
     with logged("sort", settings, inbox, outbox, check) as (log, end, request):
         log.info("sort begins", extra={"facts": {"mode": settings.mode, "dry_run": settings.dry_run}})
         show = (lambda _: None) if settings.json or settings.quiet else _show
-        with watching(quiet=settings.quiet or settings.json) as progress:
+        with progress_bars(quiet=settings.quiet or settings.json) as progress:
             context = RunContext(request.outbox or "", files, progress, counted.count)
             summary = sort_inbox(request, context, engine, show)
         end.exit_code, end.cause, end.facts = _code(summary, settings), _cause(summary, outbox or ""), summary.as_json()

@@ -12,7 +12,7 @@ from dicomsort.cli.console import NEEDS_PERSON, optional, resumable, show_summar
 from dicomsort.cli.options import option, with_options
 from dicomsort.config.settings import REPORT, RUNS, RunsSettings
 from dicomsort.errors import counted
-from dicomsort.progress import Silent, watching
+from dicomsort.progress import Silent, progress_bars
 
 if TYPE_CHECKING:
     from dicomsort.records import Operation, Result
@@ -87,7 +87,7 @@ def _finish(act: Callable[[RunContext], Summary], outbox: str, *, as_json: bool,
     from dicomsort.files import Files
     from dicomsort.sorting import RunContext
 
-    with resumable(outbox), watching(quiet=quiet or as_json) as progress:
+    with resumable(outbox), progress_bars(quiet=quiet or as_json) as progress:
         summary = act(RunContext(outbox, Files(), progress))
     show_summary(summary, as_json=as_json, quiet=quiet, outbox=outbox)
     raise typer.Exit(NEEDS_PERSON if summary.needs_person else 0)
@@ -169,7 +169,7 @@ def verify(
     from dicomsort.sorting import RunContext
     from dicomsort.sorting import verify as check
 
-    with watching(quiet=quiet or as_json) as progress:
+    with progress_bars(quiet=quiet or as_json) as progress:
         context = RunContext(outbox, Files(), progress)
         repaired = _repaired(context) if repair else {}
         result = repaired | check(context)

@@ -94,7 +94,7 @@ class Executor:
         ``is_left``: nobody can tell, or its new name is another run's. Return a note on the copies that cannot be
         removed.
         """
-        self._end_begun((o for o in plan.operations() if not is_left(o)), self._placer.settle)
+        self._end_begun((o for o in plan.operations() if not is_left(o)), self._placer.conclude)
         return self._remove_parts(plan.operations())
 
     def give_up(self, plan: Plan, message: str) -> list[str]:
@@ -198,7 +198,7 @@ class Executor:
         self._refusals += 1
 
     def _place(self, waiting: list[Operation]) -> None:
-        absent, refused = self._folders.survey(waiting)
+        absent, refused = self._folders.absent_and_refused(waiting)
         stays = [o.number for o in waiting if o.source in self._not_whole]
         refused |= {number: Result(number, Outcome.SKIPPED, NOT_WHOLE) for number in stays}
         check = lambda o: self._placer.check(o, fresh=parent(o.target) in absent)
@@ -215,11 +215,11 @@ class Executor:
         if unmade:
             endings += self._unmade_endings(ready, unmade)
             ready = [o for o in ready if folder_of(o) not in unmade]
-        self._hear(ready)
+        self._watch_for_errors(ready)
         acted = self._each(self._placer.apply, ready, at_once=self._moves_bytes(ready))
         self._end([*endings, *zip(ready, acted, strict=True)])
 
-    def _hear(self, operations: Iterable[Operation]) -> None:
+    def _watch_for_errors(self, operations: Iterable[Operation]) -> None:
         """Hear of errors on the file systems of new names from before their first byte on; the flush asks for them."""
         for o in operations:
             with suppress(OSError):  # which the flush meets too
@@ -254,7 +254,7 @@ class Executor:
         waiting = [o for o in batch if not self._journal.known.has_ended(o.number) and o.source not in self._put_off]
         if not waiting:
             return
-        absent, refused = self._folders.survey(waiting)
+        absent, refused = self._folders.absent_and_refused(waiting)
         self._journal.begin([o.number for o in waiting], missing := needed(waiting, absent))
         unmade = self._folders.make(missing)
         refused |= {o.number: result for o, result in self._unmade_endings(waiting, unmade)}
@@ -308,7 +308,7 @@ class Executor:
         over: list[bool] = []
 
         def in_turn(part: Sequence[Operation]) -> list[R]:
-            with self._placer.held():  # neighbours lie in the same folders
+            with self._placer.kept_open():  # neighbours lie in the same folders
                 return [function(o) for o in part if not over]
 
         if not (at_once or self._is_far):

@@ -47,7 +47,7 @@ class Folders:
         self._devices: dict[str, int] = {}
         self._ours = set(begun)  # made by this run, or perhaps by the interrupted attempt
 
-    def survey(self, operations: Sequence[Operation]) -> tuple[set[str], dict[int, Result | Fatal]]:
+    def absent_and_refused(self, operations: Sequence[Operation]) -> tuple[set[str], dict[int, Result | Fatal]]:
         """Return the missing folders, and the ends of operations whose folder cannot be there or be looked up."""
         absent: set[str] = set()
         refused: dict[int, Result | Fatal] = {}
@@ -80,7 +80,7 @@ class Folders:
         return unmade
 
     def _make(self, path: str) -> None:
-        with self._resolver.held():
+        with self._resolver.kept_open():
             absolute = self._resolver.path(path)
             try:
                 self._files.make_folder(absolute)
@@ -92,7 +92,7 @@ class Folders:
     def change(self, operation: Operation) -> Result | Fatal:
         """Remove a folder if it is empty (REMOVE_FOLDER), or set mode and mtime of one of ours (MAKE_FOLDER)."""
         try:
-            with self._resolver.held():
+            with self._resolver.kept_open():
                 lost = self._change(operation, self._resolver.path(operation.source))
         except FileNotFoundError:
             return Result(operation.number, Outcome.DONE)

@@ -40,7 +40,7 @@ class PartFiles:
     ) -> None:
         self._files = files
         self._roots = resolver.roots
-        self._path, self._held = resolver.path, resolver.held
+        self._path, self._kept_open = resolver.path, resolver.kept_open
         self._run = run
         self._known, self._begun = known, frozenset(known.begun)
         self._is_resumed = is_resumed
@@ -138,7 +138,7 @@ class PartFiles:
 
     def discard(self, o: Operation) -> None:
         """Remove a new name of an earlier attempt that is made anew: torn, or while its source holds the bytes."""
-        with self._held():
+        with self._kept_open():
             target = look_up(self._path(o.target)) if o.target else None
             own = self.own_copy(o, target)
             if own is OwnCopy.TORN or (own is not OwnCopy.NONE and self.holds(o, o.source)):
@@ -168,7 +168,7 @@ class PartFiles:
         if self._known.is_done(o.number):
             return False
         try:
-            with self._held():
+            with self._kept_open():
                 if not self.is_alone(o):
                     return False
                 if self.holds(o, o.target):
@@ -181,14 +181,14 @@ class PartFiles:
 
     def is_there(self, o: Operation) -> bool:
         """Whether the temporary copy is there."""
-        with contextlib.suppress(OSError), self._held():
+        with contextlib.suppress(OSError), self._kept_open():
             return look_up(self.of(o)) is not None
         return False
 
     def remove(self, o: Operation) -> Fatal | None:
         """Remove the temporary copy; return Fatal with the reason where it cannot be removed."""
         try:
-            with self._held():
+            with self._kept_open():
                 if self.is_last(o):
                     return Fatal(self.stays(o))
                 self.clear(o)

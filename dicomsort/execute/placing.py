@@ -69,7 +69,7 @@ class Placer:
         self._files = files
         self._roots = roots
         self._resolver = Resolver(roots)
-        self._path, self.held = self._resolver.path, self._resolver.held
+        self._path, self.kept_open = self._resolver.path, self._resolver.kept_open
         self._begun = frozenset(known.begun)
         self._is_needed, self._gives_up = is_needed, gives_up
         self._leaving = Leaving()
@@ -86,7 +86,7 @@ class Placer:
         ``fresh``: the target's folder is not there yet, so neither is the target.
         """
         try:
-            with self.held():
+            with self.kept_open():
                 return self._check(o, fresh=fresh)
         except OSError as error:
             return Result(o.number, Outcome.FAILED, f"{error.strerror}")
@@ -111,13 +111,13 @@ class Placer:
             return Result(o.number, Outcome.CHANGED, NOT_KEPT if o.kept.startswith("outbox/") else OTHER_THERE)
         return None
 
-    def settle(self, o: Operation) -> Result | None:
+    def conclude(self, o: Operation) -> Result | None:
         """Return how an operation ended that had begun and is not made again; None where it was not done.
 
         Its own new name stays where that is whole, and nothing torn stays.
         """
         try:
-            with self.held():
+            with self.kept_open():
                 target = self._target(o) if o.target else None
                 own = self.parts.own_copy(o, target)
                 if target is not None and own in {OwnCopy.WHOLE, OwnCopy.FLUSHED}:
@@ -132,7 +132,7 @@ class Placer:
 
     def is_under_way(self, o: Operation) -> bool:
         """Whether an operation that had begun can be made again without its inbox, or has a new name of its own."""
-        with contextlib.suppress(OSError), self.held():
+        with contextlib.suppress(OSError), self.kept_open():
             if self.parts.own_copy(o, self._target(o)) is not OwnCopy.NONE:
                 return True
         return self.parts.is_last(o)
@@ -188,7 +188,7 @@ class Placer:
         Fatal where the disk, not the file, is the cause.
         """
         try:
-            with self.held():
+            with self.kept_open():
                 return self._placed(o)
         except OSError as error:
             return outcome_of_error(o, error, f"placing {o.source!r} at {o.target!r}")
@@ -367,7 +367,7 @@ class Placer:
         """
         if o.verb is Verb.COPY or o.verb is Verb.LINK:
             return self.parts.remove(o)
-        with self.held():
+        with self.kept_open():
             stuck: Result | Fatal | None
             try:
                 stuck, linked = self._remover.remove(o)
@@ -383,7 +383,7 @@ class Placer:
         """
         if o.verb is not Verb.MOVE:
             return False
-        with contextlib.suppress(OSError), self.held():
+        with contextlib.suppress(OSError), self.kept_open():
             source, target = (look_up(self._path(place)) for place in (o.source, o.target))
             is_ours = source is not None and target is not None and target.st_ino == inode and is_unchanged(o, source)
             # An inode may be somebody's new file's by now.

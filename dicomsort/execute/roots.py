@@ -29,10 +29,10 @@ class Resolver:
     def __init__(self, roots: Roots) -> None:
         self.roots = roots
         self._inbox = Beneath(roots.inbox)
-        self.held = self._inbox.held
+        self.kept_open = self._inbox.kept_open
 
     def path(self, place: str) -> str:
-        """Return the path of a place, valid in this block of ``held``."""
+        """Return the path of a place, valid in this block of ``kept_open``."""
         root, _, below = place.partition("/")
         return self._inbox.path(below) if root == "inbox" and below else self.roots.absolute(place)
 

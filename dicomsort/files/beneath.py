@@ -41,7 +41,7 @@ class Beneath:
         self._local = _Local()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def kept_open(self) -> Iterator[None]:
         """Keep open the folders that ``path`` opens in this thread, until the outermost of these blocks ends."""
         local = self._local
         local.depth += 1
@@ -56,7 +56,7 @@ class Beneath:
                 local.root = -1
 
     def path(self, below: str) -> str:
-        """Return a path of what lies below the root, valid in this block of ``held`` while few others are asked for.
+        """Return a path of what lies below the root, valid in this block of ``kept_open`` while few are asked for.
 
         Nothing is there where one of its folders is not there, or a file. OSError (ELOOP) where one is a link. What is
         too long for an ordinary path is too long here: others could not reach it.
@@ -66,7 +66,7 @@ class Beneath:
         if not (folder and self._root and _shows_folders()) or len(os.fsencode(plain)) >= PATH_MAX:
             return plain
         if not self._local.depth:
-            raise AssertionError(f"expected a block of held() around the path of {below!r}")
+            raise AssertionError(f"expected a block of kept_open() around the path of {below!r}")
         try:
             return f"{_DESCRIPTORS}/{self._descriptor(folder)}/{name}"
         except OSError as error:
@@ -103,7 +103,7 @@ class Beneath:
 def one_below(root: str, path: str) -> Iterator[str]:
     """Yield the path of one thing below a root, see ``Beneath.path``."""
     beneath = Beneath(root)
-    with beneath.held():
+    with beneath.kept_open():
         yield beneath.path(path)
 
 

@@ -321,7 +321,7 @@ def repair(files: Files, outbox: str, reported: Sequence[str]) -> Repaired:
     before.
     """
     path = f"{outbox}/{MANIFEST}"
-    repaired, missing, last = survey(outbox, reported)
+    repaired, missing, last = plan_repair(outbox, reported)
     repaired.added = sum(map(len, missing.values()))
     if repaired.added or repaired.damages.count:
         try:
@@ -332,7 +332,7 @@ def repair(files: Files, outbox: str, reported: Sequence[str]) -> Repaired:
     return repaired
 
 
-def survey(outbox: str, reported: Iterable[str]) -> tuple[Repaired, dict[str, list[bytes]], dict[str, int]]:
+def plan_repair(outbox: str, reported: Iterable[str]) -> tuple[Repaired, dict[str, list[bytes]], dict[str, int]]:
     """Return what a repair would keep and skip, the rows that it would add by their runs, and each run's last record.
 
     Changes nothing.

@@ -204,7 +204,7 @@ def _parsed(content: bytes, places: list[int] | None) -> tuple[RunRow | None, st
     try:
         if places is not None:
             cells = [cells[place] for place in places]
-        found = row_of(cells)
+        found = parse_row(cells)
         return found, _doubt(found.row)
     except IndexError:
         return None, f"it has fewer than {len(COLUMNS)} cells"
@@ -212,7 +212,7 @@ def _parsed(content: bytes, places: list[int] | None) -> tuple[RunRow | None, st
         return None, str(error)
 
 
-def row_of(cells: Sequence[str]) -> RunRow:
+def parse_row(cells: Sequence[str]) -> RunRow:
     """Return a row from its cells, in the order of ``COLUMNS``; IndexError, ValueError where they make none."""
     size = cells[_SIZE]
     values = cells[1 : len(COLUMNS)]

@@ -96,7 +96,7 @@ def hashed_here(inbox: str, e: Examined) -> Examined:
         return e
     beneath = Beneath(inbox)
     try:
-        with beneath.held():
+        with beneath.kept_open():
             return Examined(e.found, e.header, sha256_of(location(beneath, e.found)))
     except OSError as error:
         return Examined(e.found, e.header, failed=error.strerror or str(error))

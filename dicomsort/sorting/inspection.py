@@ -12,7 +12,7 @@ from dicomsort.errors import DicomsortError, StateDamaged, UsageError, command
 from dicomsort.files import look_up, sha256_of
 from dicomsort.records import UNREADABLE, Placement
 from dicomsort.report import MANIFEST, NEEDS_PERSON, Damages, Summary, has_rows, history, printable
-from dicomsort.report.manifest import PLACED, Repaired, count_rows, rows_of, survey
+from dicomsort.report.manifest import PLACED, Repaired, count_rows, plan_repair, rows_of
 from dicomsort.report.manifest import repair as repair_manifest
 from dicomsort.sorting.outbox import RunContext, absolute, count_waiting, held_by, locked, waiting_in
 from dicomsort.sorting.running import complete_reports
@@ -90,7 +90,7 @@ def _unfinished(outbox: str) -> str:
 def _lost_rows(outbox: str, runs: Runs) -> Iterator[str]:
     """Yield a sentence for each run that has rows which the manifest lacks, or whose own manifest is not whole."""
     reported = {name: run for name, run in runs.items() if _is_reported(run)}
-    for name, rows in survey(outbox, reported)[1].items():
+    for name, rows in plan_repair(outbox, reported)[1].items():
         advice = f"{command('verify', outbox, '--repair')} adds them"
         yield f"{MANIFEST} lacks {len(rows):,} of the rows of run {name}; {advice}"
     for name, run in reported.items():

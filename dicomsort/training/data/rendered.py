@@ -79,7 +79,7 @@ def _make(folder: Path) -> None:
             raise OSError(errno.ENOTDIR, f"{folder.name}, which is a link or a file") from None
 
 
-def recall(place: Path, digest: str) -> RenderedImage | None:
+def load_cached(place: Path, digest: str) -> RenderedImage | None:
     """Return the cached rendering of the file with this SHA-256, None where it is missing, damaged or another file."""
     try:
         with opened_file(str(_path(place, digest))) as file:
@@ -94,7 +94,7 @@ def recall(place: Path, digest: str) -> RenderedImage | None:
     return RenderedImage(np.repeat(pixels, 3, axis=2) if channels == 1 else pixels, phash)
 
 
-def remember(place: Path, digest: str, picture: RenderedImage) -> None:
+def store_cached(place: Path, digest: str, picture: RenderedImage) -> None:
     """Cache a rendering and its hash, atomically; DicomsortError where there is no room."""
     path = _path(place, digest)
     red, green, blue = (picture.image[..., channel] for channel in range(3))
@@ -193,7 +193,7 @@ def render_into(
 def _render(handle: int, offset: int, row: int, path: Path, cache: Path | None, salt: bytes) -> RenderedFile:
     try:
         digest = _sha256(path)
-        known = recall(cache, digest) if cache else None
+        known = load_cached(cache, digest) if cache else None
         picture = known or _rendered(path)
         owner = patient(path, salt)
     except PixelsError as error:
@@ -201,7 +201,7 @@ def _render(handle: int, offset: int, row: int, path: Path, cache: Path | None, 
     except OSError as error:
         return RenderedFile(problem=error.strerror or type(error).__name__)
     if cache and known is None:
-        remember(cache, digest, picture)
+        store_cached(cache, digest, picture)
     _put(handle, offset + row * picture.image.nbytes, picture.image)
     return RenderedFile(digest, owner, picture.phash)
 

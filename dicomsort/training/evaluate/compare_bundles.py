@@ -29,7 +29,7 @@ from dicomsort.training.evaluate.plots import HELD_OUT, INK, MUTED, TRAINING, in
 from dicomsort.training.evaluate.predictions import Predictions, own_thresholds
 from dicomsort.training.evaluate.reporting import FIGURES, figures_in, write_figures
 from dicomsort.training.evaluate.tables import NUMBERS, ROWS, Table, at, interval, number, percent, points, source_of
-from dicomsort.training.models.replay_set import predictions_of, recall
+from dicomsort.training.models.replay_set import load_replay_set, predictions_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -94,7 +94,7 @@ def on_their_own(bundles: Bundles, seed: int) -> dict[str, Any]:
     figures of each bundle, which may be of other images.
     """
     first, second = bundles
-    replay = recall(first) if compare.of_one_line(first, second) else None
+    replay = load_replay_set(first) if compare.of_one_line(first, second) else None
     images = replay and replay.part(rehearsed=False)
     if images:
         one, two = (predictions_of(bundle, images) for bundle in bundles)

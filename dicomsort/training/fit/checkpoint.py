@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicomsort.records import RENDERING_VERSION
-from dicomsort.signals import hear, restore
+from dicomsort.signals import restore, set_handlers
 from dicomsort.training.data.dataset import fingerprint
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.fit.hyperparameters import Hyperparameters
@@ -213,7 +213,7 @@ class StopRequest:
 
 
 @contextmanager
-def held_back(announce: Callable[[], None]) -> Iterator[StopRequest]:
+def deferred_signals(announce: Callable[[], None]) -> Iterator[StopRequest]:
     """Yield what a first signal that ends sets, while it calls ``announce``; a second one ends the block at once.
 
     Outside the main thread, where no signals arrive, nothing is changed.
@@ -230,7 +230,7 @@ def held_back(announce: Callable[[], None]) -> Iterator[StopRequest]:
         request.yes = True
         announce()
 
-    saved = hear(note)
+    saved = set_handlers(note)
     try:
         yield request
     finally:

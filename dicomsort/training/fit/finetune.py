@@ -29,7 +29,7 @@ from dicomsort.training.models import efficientnet_lite0
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, Shape, varied
 from dicomsort.training.models.keras_applications import classifier
 from dicomsort.training.models.ood import MahalanobisModel
-from dicomsort.training.models.replay_set import ReplaySet, probe_images, recall, require_of
+from dicomsort.training.models.replay_set import ReplaySet, load_replay_set, probe_images, require_of
 from dicomsort.training.models.tflite_head import FeatureExtractor
 from dicomsort.training.models.tflite_weights import INT8, precision, read_mahalanobis, read_weights
 from dicomsort.training.progress import Reporter
@@ -159,7 +159,7 @@ def from_bundle(folder: Path) -> Finetune:
     weights = f"{bundle.arch} with the weights of the bundle {bundle.name} (SHA-256 {bundle.model_sha256})"
     return Finetune(
         f"{weights}; its last layer trained", "finetune", partial(network, bundle), precisions,
-        bundle=bundle, replay_set=recall(bundle), mahalanobis=_mahalanobis(bundle),
+        bundle=bundle, replay_set=load_replay_set(bundle), mahalanobis=_mahalanobis(bundle),
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from dicomsort.training.fit.checkpoint import (
     TrainingState,
     are_like,
     checkpoint_of,
-    held_back,
+    deferred_signals,
     is_history,
     resumable,
 )
@@ -251,7 +251,7 @@ def _train(
         callback.reporter.step(name, hyper.epochs * len(data), done) as step,
         Feed(data, hyper.epochs) as feed,
         Feed(unseen, 1) as validation,
-        held_back(
+        deferred_signals(
             lambda: callback.reporter.note("Interrupted: finishing the batch, then saving; again to end at once")
         ) as stop,
         resumable(hyper.checkpoint, callback.reporter),

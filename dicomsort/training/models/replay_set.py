@@ -139,7 +139,7 @@ def choose(dataset: Dataset, width: int, seed: int) -> Indices:
     return draw(dataset, min(MOST, max(1, ROOM // width)), seed)
 
 
-def remember(
+def build_replay_set(
     dataset: Dataset,
     digests: Sequence[str],
     features: NDArray[np.float32],
@@ -185,10 +185,10 @@ def keep_features(
     digests, features = [rendered.digests[i] for i in items[chosen]], np.concatenate(parts)
     if not (largest := float(np.abs(np.concatenate([features, probes])).max())) <= MOST_FLOAT16:
         return f"they reach {largest:.3g}, and float16, in which they would be kept, ends at {MOST_FLOAT16:,.0f}"
-    return remember(dataset.only(chosen), digests, features, probes, trained[chosen], seed).pack()
+    return build_replay_set(dataset.only(chosen), digests, features, probes, trained[chosen], seed).pack()
 
 
-def recall(bundle: Bundle) -> ReplaySet | None:
+def load_replay_set(bundle: Bundle) -> ReplaySet | None:
     """Return a bundle's replay set, None where it has none.
 
     BundleError where the file is not the one that the bundle pins, or not as ``pack`` writes it.
