@@ -121,6 +121,8 @@ def test_subclasses_are_those_of_the_file_or_of_the_nearest_folder(tmp_path: Pat
     }  # fmt: skip
     with pytest.raises(UsageError, match="expected a CSV file with the columns path and subclass, received"):
         read_subclasses(tmp_path / "bad.csv")
+    with pytest.raises(UsageError, match="--subclasses: expected paths of the data set's files or folders"):
+        scan(tmp_path / "data", subclasses={})
 
 
 def _families() -> Dataset:

@@ -140,7 +140,7 @@ def scan(
             raise DatasetError(f"{where}: folder {label!r}: expected a name that can be a class, but {problem}")
     items = (Item(f"{label}/{path}", index) for index, label in enumerate(labels) for path in found[label])
     dataset = Dataset(root, labels, tuple(_named(item, groups or {}, subclasses or {}) for item in items))
-    if subclasses and not any(item.subclass for item in dataset.items):
+    if subclasses is not None and not any(item.subclass for item in dataset.items):
         expected = "expected paths of the data set's files or folders (CT/site, CT/site/1.png)"
         raise DatasetError(f"--subclasses: {expected}, received none that it has")
     return dataset
