@@ -91,13 +91,13 @@ FORCE:
 evaluate: $(STAMP) ## measure models/default by sources held out of DATASET, and write its card anew
 	@if [ -d "$(DATASET)" ]; then $(MAKE) --no-print-directory $(TRAINING_SET) && \
 	   $(BIN)/python -m dicomsort evaluate $(TRAINING_SET) --model models/default --groups models/groups.csv \
-	     --subclasses models/subclasses.csv --cross-validate source --folds 5 --shortcuts --update --out evaluation; \
+	     --cross-validate source --folds 5 --shortcuts --update --out evaluation; \
 	 else echo "evaluate skipped: no folder $(DATASET); set DATASET=…"; fi
 
 # What the shipped bundle is made by; sort needs only these of its files.
 model: $(TRAINING_SET) ## train models/default anew from DATASET and CORPUS (about 90 minutes on two cores)
 	$(BIN)/python -m dicomsort train $(TRAINING_SET) --arch efficientnet-lite0 --augment strong --groups models/groups.csv \
-	  --subclasses models/subclasses.csv --epochs 12 --batch-size 64 --learning-rate 0.0005 --seed 0 --out build/model/default
+	  --epochs 12 --batch-size 64 --learning-rate 0.0005 --seed 0 --out build/model/default
 	mkdir -p models/default
 	cd build/model/default && cp bundle.json model.tflite evaluation.npz metrics.json card.md history.csv *.png ../../../models/default/
 
