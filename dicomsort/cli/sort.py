@@ -106,7 +106,7 @@ def _measure(request: SortRequest, path: Path, files: Files, counted: Summary, s
     """Write the figures of a run; an error is logged and printed, and is no failure of the run."""
     from dicomsort import __version__
     from dicomsort.report.metrics import Figures, last_success, set_file_metrics, set_run_metrics, write_metrics
-    from dicomsort.sorting import count_waiting, survey
+    from dicomsort.sorting import survey
 
     figures = Figures()
     figures.set("dicomsort_info", 1, version=__version__)
@@ -115,7 +115,7 @@ def _measure(request: SortRequest, path: Path, files: Files, counted: Summary, s
         figures.set("dicomsort_last_success_timestamp_seconds", success)
     set_run_metrics(figures, counted, summary.seconds)
     left = survey(request.inbox, request.outbox)
-    set_file_metrics(figures, count_waiting(request.outbox or ""), left.files, left.oldest_ns)
+    set_file_metrics(figures, summary.waiting, left.files, left.oldest_ns)
     try:
         write_metrics(files, path, figures)
     except (DicomsortError, OSError) as error:

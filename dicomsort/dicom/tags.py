@@ -45,7 +45,7 @@ WANTED: Final = frozenset(
 )
 VALUE_LIMIT: Final = 4096  # bytes read of one value; the longest that PS3.5 allows here has 64 characters
 PADDING: Final = " \0\t\r\n"
-MAX_UID: Final = 64
+_MAX_UID: Final = 64
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
@@ -65,7 +65,7 @@ class RawValues:
 
 def is_uid(text: str) -> bool:
     """Return whether a text is a UID by PS3.5 9.1, or has leading zeros in a component, which are common."""
-    return len(text) <= MAX_UID and _UID.fullmatch(text) is not None
+    return len(text) <= _MAX_UID and _UID.fullmatch(text) is not None
 
 
 def decode_code(value: bytes) -> str:

@@ -12,7 +12,6 @@ import math
 import os
 import pickle
 import queue
-import select
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ import sys
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import sendfds
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -229,9 +228,7 @@ class _Worker:
         with suppress(OSError):
             process = os.pidfd_open(self.pid)
             try:
-                end = select.poll()
-                end.register(process, select.POLLIN)
-                end.poll()
+                wait([process])
             finally:
                 os.close(process)
 

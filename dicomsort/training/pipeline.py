@@ -15,15 +15,7 @@ from dicomsort.bundle import Bundle, check_target, staged
 from dicomsort.errors import DicomsortError, counted
 from dicomsort.report import visible
 from dicomsort.training.data.augment import varied_by
-from dicomsort.training.data.dataset import (
-    MIN_IMAGES,
-    Dataset,
-    read_groups,
-    read_subclasses,
-    relabelled,
-    require_trainable,
-    scan,
-)
+from dicomsort.training.data.dataset import MIN_IMAGES, Dataset, relabelled, require_trainable, scan_with_tables
 from dicomsort.training.data.rendered import SHOWN, Rendered, open_cache, render_all, skipped_lines
 from dicomsort.training.evaluate import calibration
 from dicomsort.training.evaluate.compare import beside_of, compared, refusal, rival_at
@@ -121,10 +113,10 @@ def rendering(
 
 def scanned(settings: Settings, architecture: Architecture) -> Dataset:
     """Return the files of the data set; in fine-tuning, with the labels of the bundle."""
-    groups = read_groups(settings.groups) if settings.groups else None
     if isinstance(architecture, Finetune):
-        return relabelled(scan(settings.dataset, groups, least=1), architecture.bundle.labels)
-    return scan(settings.dataset, groups, read_subclasses(settings.subclasses) if settings.subclasses else None)
+        dataset = scan_with_tables(settings.dataset, settings.groups, None, least=1)
+        return relabelled(dataset, architecture.bundle.labels)
+    return scan_with_tables(settings.dataset, settings.groups, settings.subclasses)
 
 
 def _rival(settings: Settings, architecture: Architecture) -> Bundle | None:

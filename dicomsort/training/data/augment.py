@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import string
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -201,7 +200,7 @@ def text(picture: Image.Image, random: Random) -> Image.Image:
     draw = ImageDraw.Draw(drawn)
     letters = list(string.ascii_uppercase + string.digits + ":./- ")
     colour = (255, 255, 255) if random.random() < MOSTLY else tuple(int(v) for v in random.integers(0, 256, 3))
-    font = robustness.default_font(float(random.integers(7, 18)), threading.get_ident())
+    font = robustness.default_font(float(random.integers(7, 18)))
     for _ in range(random.integers(1, 9)):
         words = "".join(random.choice(letters, random.integers(1, 16)))
         # Mostly near the edges, where annotations are.

@@ -146,6 +146,12 @@ def scan(
     return dataset
 
 
+def scan_with_tables(root: Path, groups: Path | None, subclasses: Path | None, *, least: int = MIN_CLASSES) -> Dataset:
+    """Return ``scan`` with the tables in the files of ``--groups`` and ``--subclasses``."""
+    named = read_groups(groups) if groups else None
+    return scan(root, named, read_subclasses(subclasses) if subclasses else None, least=least)
+
+
 def _named(item: Item, groups: Mapping[str, str], subclasses: Mapping[str, str]) -> Item:
     group = groups.get(item.path, groups.get(item.source, item.source))
     return replace(item, group=group, subclass=_nearest(item.path, subclasses))

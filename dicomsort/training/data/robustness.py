@@ -36,9 +36,13 @@ def mask_borders(image: Pixels) -> Pixels:
     return changed
 
 
-@lru_cache(maxsize=1 << 10)
-def default_font(size: float, _thread: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def default_font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return Pillow's own font: it is decoded anew each time, and threads that share one must take turns."""
+    return _font_of(size, threading.get_ident())
+
+
+@lru_cache(maxsize=1 << 10)
+def _font_of(size: float, _thread: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
@@ -47,7 +51,7 @@ def paste_text(image: Pixels) -> Pixels:
     picture = Image.fromarray(image)
     draw, size = ImageDraw.Draw(picture), len(image) / LINES
     top, left, bottom, right = _box(image)
-    font = default_font(size, threading.get_ident())
+    font = default_font(size)
     for text, place, anchor in (
         (TEXT, (left + size / 2, top + size / 2), "lt"),
         ("R", (right - size / 2, bottom - size / 2), "rs"),

@@ -22,7 +22,7 @@ from dicomsort.files import look_up
 from dicomsort.outputs import Gate
 from dicomsort.report import visible
 from dicomsort.training.data import fingerprint
-from dicomsort.training.data.dataset import Dataset, read_groups, read_subclasses, relabelled, scan
+from dicomsort.training.data.dataset import Dataset, relabelled, scan_with_tables
 from dicomsort.training.data.rendered import Rendered, render_all
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.evaluate import reporting
@@ -114,9 +114,7 @@ def evaluate(bundle: Bundle, settings: EvaluationSettings, engine: Engine, repor
 
 def scanned(settings: EvaluationSettings) -> Dataset:
     """Return the files of the data set, with its own labels."""
-    groups = read_groups(settings.groups) if settings.groups else None
-    subclasses = read_subclasses(settings.subclasses) if settings.subclasses else None
-    return scan(settings.dataset, groups, subclasses, least=1)
+    return scan_with_tables(settings.dataset, settings.groups, settings.subclasses, least=1)
 
 
 def _check_subclasses(bundle: Bundle, settings: EvaluationSettings) -> None:
