@@ -25,13 +25,14 @@ class Crash(BaseException):
 class CrashingFiles(Files):
     """Dies before the n-th call that changes something (so: after the one before it), or in the midst of a write.
 
+    With ``only`` the name of a call, only its calls are counted: threads may make others in any number before it.
     ``torn`` is the number of bytes that the write at which it dies still gets to the disk.
     """
 
-    def __init__(self, at: int, base: Callable[[], Files] = Files, *, torn: int = 0) -> None:
+    def __init__(self, at: int, base: Callable[[], Files] = Files, *, only: str = "", torn: int = 0) -> None:
         super().__init__()
         self._inner = base()
-        self._at, self._torn = at, torn
+        self._at, self._only, self._torn = at, only, torn
         self.called: list[str] = []
         self.writes: list[tuple[str, int]] = []  # of each call, the name of the file and how much it writes there
         self.dead = False
@@ -47,7 +48,8 @@ class CrashingFiles(Files):
                 raise Crash
             self.called.append(name)
             self.writes.append((self._names[arguments[0]], len(arguments[1])) if name == "write" else ("", 0))
-            if len(self.called) - 1 != self._at:
+            before = (self.called.count(name) if self._only else len(self.called)) - 1
+            if before != self._at or self._only not in {"", name}:
                 result = change(*arguments)
                 if name in {"create", "open_append"}:
                     self._names[result] = arguments[0].rpartition("/")[2]

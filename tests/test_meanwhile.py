@@ -35,9 +35,9 @@ def crash(
         patch.setattr("dicomsort.files.Files", lambda: counted)
         sort("--settle", 0, *options, source.parent, outbox.with_name("trial"))
     run("undo", outbox.with_name("trial"))
-    begun = [at for at, name in enumerate(counted.called) if name == call][nth]
+    begun = range(counted.called.count(call))[nth]
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Crash):
-        patch.setattr("dicomsort.files.Files", lambda: CrashingFiles(begun, base))
+        patch.setattr("dicomsort.files.Files", lambda: CrashingFiles(begun, base, only=call))
         sort("--settle", 0, *options, source.parent, outbox)
 
 
