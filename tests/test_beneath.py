@@ -44,7 +44,7 @@ def test_a_path_leads_to_what_lies_below_through_folders_alone(tmp_path: Path) -
                 below.path(linked)
             assert caught.value.errno == errno.ELOOP
         assert look_up(below.path("link")) is not None
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_a_path_is_valid_until_its_block_ends(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_few_folders_stay_open(tmp_path: Path) -> None:
             (tmp_path / f"{number}/file").write_text(str(number))
             assert Path(below.path(f"{number}/file")).read_text() == str(number)
         assert open_descriptors() <= before + beneath._OPEN + 1
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_without_proc_paths_are_ordinary_ones(tmp_path: Path) -> None:

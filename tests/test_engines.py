@@ -167,7 +167,8 @@ def test_closing_leaves_no_process_and_no_thread() -> None:
         (server,) = processes_of(os.getpid(), -1) - before
         futures = [engine.submit(time.sleep, 60) for _ in range(3)]
     assert all(future.done() for future in futures)
-    assert (processes_of(os.getpid(), server), set(threading.enumerate())) == (before, threads)
+    assert processes_of(os.getpid(), server) == before
+    assert not set(threading.enumerate()) - threads  # a thread of a library may end meanwhile
 
 
 def test_a_worker_that_dies_idle_is_replaced_unnoticed() -> None:
