@@ -13,9 +13,8 @@ import typer.main
 from command import run
 from manual import BLOCKS, PAGES, ROOT, block, demo, fenced, page, section
 
-from dicomsort.cli import EXIT_INTERRUPTED, app
-from dicomsort.cli import sort as sort_command
-from dicomsort.cli.console import EXIT_UNREAD
+from dicomsort.cli import app
+from dicomsort.cli.console import EXIT_NEEDS_PERSON, EXIT_UNREAD
 from dicomsort.cli.options import BYTES_PER_TASK, SECONDS_PER_TASK
 from dicomsort.config import SORT, load_watch
 from dicomsort.dicom.elements import HEADER_LIMIT
@@ -24,6 +23,7 @@ from dicomsort.pixels import MAX_PIXELS
 from dicomsort.plan.layout import MAX_COMPONENT
 from dicomsort.report.metrics import FAMILIES
 from dicomsort.service.watch import LONGEST_PAUSE
+from dicomsort.signals import EXIT_INTERRUPTED
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_no_page_grows_beyond_what_is_read(name: str, lines: int) -> None:
 def test_exit_codes() -> None:
     codes = set(map(int, re.findall(r"^\| (\d+) \|", section("deciding.md", "## Exit codes"), re.MULTILINE)))
     errors = {DicomsortError.exit_code, UsageError.exit_code, OutboxLocked.exit_code}
-    assert codes == {0, EXIT_INTERRUPTED, EXIT_UNREAD, sort_command.NEEDS_PERSON} | errors
+    assert codes == {0, EXIT_INTERRUPTED, EXIT_UNREAD, EXIT_NEEDS_PERSON} | errors
 
 
 def test_limits() -> None:

@@ -15,10 +15,11 @@ from command import Ran
 from peers_send import Scp, free_port
 from sending_tools import rows, send, statuses
 
+from dicomsort.files import CHUNK
 from dicomsort.pacs.send.association import Association
 from dicomsort.pacs.send.destination import destination
 from dicomsort.pacs.send.records import Instance, Unsendable
-from dicomsort.pacs.send.selection import CHUNK, examine, outgoing
+from dicomsort.pacs.send.selection import examine, outgoing
 from dicomsort.records import Found
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")

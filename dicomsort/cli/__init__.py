@@ -36,7 +36,6 @@ from dicomsort.cli import (
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.memory import file_limit, refusal, shortage
 
-EXIT_INTERRUPTED = signals.EXIT_INTERRUPTED
 # The purpose of these is not to print; `sort` decides for itself.
 ACTING = frozenset({"watch", "resume", "undo", "receive", "send", "review", "train", "tune"})
 PLACING = frozenset({"sort", "watch", "resume", "undo", "review"})
@@ -125,7 +124,6 @@ def _interruptible() -> Iterator[None]:
 app = typer.Typer(
     name="dicomsort",
     cls=_Commands,
-    help="Sort DICOM, PNG and JPEG files into CT, MRI and X-ray, by header and by pixels, without losing one.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: Rich would take longer to import than all else together
     context_settings={"help_option_names": ["-h", "--help"]},

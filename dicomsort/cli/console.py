@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dicomsort.training.evaluate.tables import Table
 
 SHOWN = 10
-NEEDS_PERSON, EXIT_UNREAD = 3, 141  # exit codes
+EXIT_NEEDS_PERSON, EXIT_UNREAD = 3, 141  # exit codes
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _is_optional = False
 
@@ -62,7 +62,7 @@ def show_summary(summary: Summary, *, as_json: bool, quiet: bool, outbox: str | 
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(soft_wrap=True)
     verb = summary.verb + (f" of run {summary.undoes}" if summary.undoes else "")
@@ -72,9 +72,7 @@ def show_summary(summary: Summary, *, as_json: bool, quiet: bool, outbox: str | 
     if not summary.statuses:
         console.print(title)
     else:
-        table = Table(title=title, title_justify="left")
-        for heading in ("status", "files", "which"):
-            table.add_column(heading, justify="right" if heading == "files" else "left")
+        table = Table("status", Column("files", justify="right"), "which", title=title, title_justify="left")
         counts = sorted(summary.classes.items())
         classes = ", ".join(f"{name} {count:,}" for name, count in counts if name != "OTHER")
         for status, count in sorted(summary.statuses.items(), key=lambda item: -item[1]):

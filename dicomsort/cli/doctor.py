@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,8 +50,6 @@ def doctor(
 
     Example: dicomsort doctor --config /etc/dicomsort.toml --port 11112 /srv/inbox /srv/outbox
     """
-    from dataclasses import asdict
-
     from dicomsort.doctor import State, examine_environment, examine_folders, examine_machine
     from dicomsort.files import Files
     from dicomsort.report import visible

@@ -16,6 +16,7 @@ import typer
 
 from dicomsort.cli.console import show_tables
 from dicomsort.cli.options import bundle_of, open_workers, with_options
+from dicomsort.config.fields import flag_of
 from dicomsort.config.settings import EVALUATE, EvaluateSettings
 from dicomsort.errors import UsageError, counted
 from dicomsort.memory import TENSORFLOW, require_address_space
@@ -100,8 +101,7 @@ def _compare(settings: EvaluateSettings, folders: tuple[Path, Path], dataset: Pa
     """Compare two bundles, write metrics.json and a picture, and print tables, or one JSON object."""
     for name in ("model", "cross_validate", "shortcuts", "update", "subclasses"):
         if getattr(settings, name):
-            option = "--" + name.replace("_", "-")
-            raise UsageError(f"--compare: expected no {option} beside it, received both")
+            raise UsageError(f"--compare: expected no {flag_of(name)} beside it, received both")
     from dicomsort.bundle import load
     from dicomsort.training.evaluate.compare_bundles import on_dataset, on_their_own, warnings, write_comparison
     from dicomsort.training.evaluate.evaluation import EvaluationSettings, check_out

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from dicomsort.config import Option, SortSettings, checked, parsed
+from dicomsort.config.fields import flag_of
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.memory import ADDRESSES, require_address_space
 
@@ -37,7 +38,7 @@ CONFIG = typer.Option(
 
 def option(name: str, declared: Option, default: str = "") -> Any:
     """Return the command line's option of that name; its help ends with ``default``, and with a number's range."""
-    flag = declared.flag or "--" + name.replace("_", "-")
+    flag = declared.flag or flag_of(name)
     declared = declared._replace(help=declared.help + default)
     if declared.kind not in {int, float}:
         metavar = "|".join(declared.kind) if isinstance(declared.kind, tuple) else declared.metavar or None

@@ -133,7 +133,7 @@ def _write_csv(answer: dict[str, Any]) -> None:
 def _prepare(folder: Path, bundle: Bundle) -> None:
     """Make the folder; UsageError where it cannot be made, or the bundle's model cannot be explained."""
     from dicomsort.bundle import Predictor
-    from dicomsort.files import Files
+    from dicomsort.files import Files, missing_folders
 
     if not Predictor(bundle).explains:
         raise UsageError(
@@ -142,9 +142,8 @@ def _prepare(folder: Path, bundle: Bundle) -> None:
             "and dense layers"
         )
     try:
-        for part in (*reversed(folder.parents), folder):
-            if not part.is_dir():
-                Files().make_folder(str(part))
+        for missing in missing_folders(str(folder)):
+            Files().make_folder(missing)
     except OSError as error:
         message = f"--explain {str(folder)!r}: expected a folder that can be written, received {error.strerror}"
         raise UsageError(message) from error

@@ -11,15 +11,13 @@ import typer
 from dicomsort.cli.console import show_summary
 from dicomsort.cli.options import bundle_of, open_workers, with_options
 from dicomsort.cli.state import Outbox
-from dicomsort.config.settings import REPORT, ReportSettings
+from dicomsort.config.settings import REPORT, STDOUT, ReportSettings
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.progress import Progress, progress_bars
 
 if TYPE_CHECKING:
     from dicomsort.pages.report import Report
     from dicomsort.sorting.inspection import ReportedRun
-
-STDOUT = "-"
 
 
 @with_options(REPORT)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dicomsort.cli.options import bundle_of, open_workers, with_options
 from dicomsort.cli.state import Outbox
 from dicomsort.config.settings import CORRECTIONS, REVIEW, ReviewSettings
-from dicomsort.errors import counted
+from dicomsort.errors import UsageError, counted
 from dicomsort.progress import Silent
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def review(outbox: Outbox, **flags: Any) -> None:
 
 
 def _corrections(context: RunContext, folder: str | None, bundle: Bundle) -> Corrections:
-    from dicomsort.errors import UsageError
     from dicomsort.outputs import Gate
     from dicomsort.sorting import Corrections
     from dicomsort.sorting.runs import inboxes

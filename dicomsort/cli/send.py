@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.console import NEEDS_PERSON, one_line
+from dicomsort.cli.console import EXIT_NEEDS_PERSON, one_line
 from dicomsort.cli.logs import LAST_LINES, log_ending, logging_to
 from dicomsort.cli.options import CONFIG, with_options
 from dicomsort.config import SEND, SendSettings, load_send
@@ -67,7 +67,7 @@ def _send(folder: str, settings: SendSettings) -> int:
         problems = _problems(sent)
         if sent.problem and not sent.acknowledged:
             raise DicomsortError(f"nothing was sent: {sent.problem}")
-        end.exit_code, end.cause = NEEDS_PERSON if problems else 0, "; ".join(problems)
+        end.exit_code, end.cause = EXIT_NEEDS_PERSON if problems else 0, "; ".join(problems)
     if not settings.quiet:
         _summarise(sent)
     for problem in problems:  # with --quiet, too: cron mails what stands on stderr

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dicomsort.cli.console import NEEDS_PERSON, optional, resumable, show_summary
+from dicomsort.cli.console import EXIT_NEEDS_PERSON, optional, resumable, show_summary
 from dicomsort.cli.options import CONFIG, engine_for, logged, require_room, with_options
 from dicomsort.config import SORT, Routes, SortSettings, load_sort
 from dicomsort.errors import DicomsortError
@@ -49,18 +49,14 @@ def sort(
     settings, routes = load_sort(flags, os.environ, config)
     optional(is_optional=not settings.dry_run)
     with resumable(None if settings.dry_run else outbox):
-        code = _sort(inbox, outbox, settings, routes)
+        require_room(settings.engine)
+        with engine_for(settings) as engine:
+            engine.warm_up()  # a worker imports its modules while this process imports others
+            code = _sort(engine, inbox, outbox, settings, routes)
     raise typer.Exit(code)
 
 
-def _sort(inbox: str, outbox: str | None, settings: SortSettings, routes: Routes) -> int:
-    require_room(settings.engine)
-    with engine_for(settings) as engine:
-        engine.warm_up()  # a worker imports its modules while this process imports others
-        return _sort_by(engine, inbox, outbox, settings, routes)
-
-
-def _sort_by(engine: Engine, inbox: str, outbox: str | None, settings: SortSettings, routes: Routes) -> int:
+def _sort(engine: Engine, inbox: str, outbox: str | None, settings: SortSettings, routes: Routes) -> int:
     from dicomsort.files import Files
     from dicomsort.report import Summary
     from dicomsort.sorting import RunContext, sort_inbox
@@ -91,7 +87,7 @@ def _check(inbox: str, outbox: str | None, settings: SortSettings, routes: Route
 
 def _code(summary: Summary, settings: SortSettings) -> int:
     """Return 3 where something needs a person; ``--held-ok`` excuses what is held, and never what failed."""
-    return NEEDS_PERSON if summary.has_failed or (summary.needs_person and not settings.held_ok) else 0
+    return EXIT_NEEDS_PERSON if summary.has_failed or (summary.needs_person and not settings.held_ok) else 0
 
 
 def _cause(summary: Summary, outbox: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomsort.cli.console import NEEDS_PERSON, optional, resumable, show_summary
+from dicomsort.cli.console import EXIT_NEEDS_PERSON, optional, resumable, show_summary
 from dicomsort.cli.options import option, with_options
 from dicomsort.config.settings import REPORT, RUNS, RunsSettings
 from dicomsort.errors import counted
@@ -90,7 +90,7 @@ def _finish(act: Callable[[RunContext], Summary], outbox: str, *, as_json: bool,
     with resumable(outbox), progress_bars(quiet=quiet or as_json) as progress:
         summary = act(RunContext(outbox, Files(), progress))
     show_summary(summary, as_json=as_json, quiet=quiet, outbox=outbox)
-    raise typer.Exit(NEEDS_PERSON if summary.needs_person else 0)
+    raise typer.Exit(EXIT_NEEDS_PERSON if summary.needs_person else 0)
 
 
 @with_options(RUNS)
@@ -179,7 +179,7 @@ def verify(
         _show_verified(result)
     states = ("missing", "different", "unreadable", "damaged", "runs", "unfinished")
     needs_person = any(result[state] for state in states) or repaired.get("repaired", {}).get("skipped")
-    raise typer.Exit(NEEDS_PERSON if needs_person else 0)
+    raise typer.Exit(EXIT_NEEDS_PERSON if needs_person else 0)
 
 
 def _repaired(context: RunContext) -> dict[str, Any]:

@@ -100,13 +100,13 @@ def _send(stop: Stop, folder: str, destination: Destination, run: str | None) ->
     from dicomsort.service.forwarding import ForwardResult
     from dicomsort.service.watch import StoppableProgress, Stopped
 
-    counted = Counter[str]()
+    statuses = Counter[str]()
     settings = SendSettings(**destination.values(), run=run, retries=RETRIES)
     progress = StoppableProgress(Silent(), stop.check)
     try:
-        sent = send(folder, settings, Files(), progress, lambda result: counted.update([result.status]))
+        sent = send(folder, settings, Files(), progress, lambda result: statuses.update([result.status]))
     except Stopped:  # what is left is sent after the next start
-        return ForwardResult(counted["acknowledged"], 0)
+        return ForwardResult(statuses["acknowledged"], 0)
     message = sent.problem or next(iter(sent.reasons), "")
     return ForwardResult(sent.acknowledged, sent.failed, message, sent.is_down, sent.takes_nothing, sent.is_asked)
 

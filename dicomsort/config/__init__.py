@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicomsort.config.fields import Option, at_home, checked, parsed
+from dicomsort.config.fields import Option, at_home, checked, flag_of, parsed
 from dicomsort.config.file import KNOWN, TABLES, TOP, Written, nearest, read
 from dicomsort.config.settings import (
     RECEIVE,
@@ -119,7 +119,7 @@ def _resolved(command: str, cli: Mapping[str, object], environ: Mapping[str, str
     for layer in (*layers, _from_environment(environ, command)):
         values |= {name: value for name, value in layer.items() if name in options}
     flags = {name: value for name, value in cli.items() if value is not None}
-    values |= {name: checked(options[name], flags[name], "--" + name.replace("_", "-")) for name in flags}
+    values |= {name: checked(options[name], flags[name], flag_of(name)) for name in flags}
     if "scheduler" in flags and values["engine"] != "dask":
         raise UsageError(f"--scheduler: expected --engine dask beside it, received --engine {values['engine']}")
     return values

@@ -49,6 +49,11 @@ class Option(NamedTuple):
         return "" if self.minimum is None else f"{self.minimum} to {self.maximum}"
 
 
+def flag_of(name: str) -> str:
+    """Return the flag of an option that declares no other: ``--log-file`` of ``log_file``."""
+    return "--" + name.replace("_", "-")
+
+
 def parsed(option: Option, text: str) -> object:
     """Turn text into the option's type, at commas where it is a list; other text stays as it is."""
     if option.is_list:

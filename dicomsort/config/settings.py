@@ -17,7 +17,7 @@ MOST_WORKERS = 1024
 MOST_PORT = 65_535
 MOST_MIB = 1 << 30
 LOG_MIB, LOG_COUNT = 10.0, 5  # how large a log grows, and how many older ones are kept
-
+STDOUT = "-"  # in place of the name of a file
 
 # What several commands have in common.
 _LOG_FILE = partial(setting, None, "Append the log to this file.", "FILE")
@@ -229,7 +229,7 @@ class WatchSettings:
 
 @dataclass(frozen=True, slots=True)
 class ReportSettings:
-    """What to tell again of a run, and how; ``html`` is a file, or - for stdout."""
+    """What to tell again of a run, and how; ``html`` is a file, or ``STDOUT``."""
 
     html: str | None = setting(
         None, "Write a page with pictures to this file (-: stdout). An earlier report is replaced.", "FILE"

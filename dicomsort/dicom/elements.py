@@ -78,7 +78,6 @@ class ByteSource:
 
         Raises:
             ReadingEnded: the limit of bytes is spent, or the compressed stream is broken.
-
         """
         end = min(offset + length, self.size)
         if offset >= end:

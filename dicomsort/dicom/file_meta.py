@@ -70,7 +70,6 @@ def read(source: ByteSource, start: int) -> FileMeta:
 
     Raises:
         OSError: from ``source``.
-
     """
     reader = ElementReader(source, ENCODING, start, value_limit=VALUE_LIMIT)
     values: dict[int, bytes] = {}

@@ -61,7 +61,6 @@ def read(source: ByteSource, start: int, encoding: Encoding, raw: RawValues) -> 
     Raises:
         ReadingEnded: the data are cut, damaged or nested too deep, or a limit is met; ``raw`` holds what came before.
         OSError: the file could not be read.
-
     """
     stream = _LimitedStream(source, start)
     try:
@@ -115,7 +114,6 @@ def read_until(
 
     Raises:
         Exception: pydicom raises almost anything on damaged bytes.
-
     """
     from pydicom.filereader import read_dataset
 

@@ -55,7 +55,6 @@ def read_header(data: bytes | memoryview, size: int, name: str, more: Callable[[
 
     Raises:
         OSError: from ``more``.
-
     """
     head = bytes(data)
     source = ByteSource(head, size, more)
@@ -83,7 +82,6 @@ def data_set_offset(data: bytes | memoryview, size: int, more: Callable[[int, in
 
     Raises:
         OSError: from ``more``.
-
     """
     head = bytes(data)
     start = file_meta.offset(head)

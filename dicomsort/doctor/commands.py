@@ -25,9 +25,10 @@ from dicomsort.config import (
     load_sort,
     load_watch,
 )
+from dicomsort.config.fields import flag_of
 from dicomsort.config.file import DESTINATIONS, ROUTES, TOP, Written, read
 from dicomsort.config.routes import check_classes, check_routes
-from dicomsort.config.settings import DESTINATION
+from dicomsort.config.settings import DESTINATION, STDOUT
 from dicomsort.content import DEVICES, JOURNAL, LOG, REPORT, Content
 from dicomsort.doctor.finding import Finding, State, fine, refused, wrong
 from dicomsort.engines import check_engine
@@ -40,7 +41,6 @@ from dicomsort.sorting import check, check_settings
 from dicomsort.sorting.inspection import reported_run
 from dicomsort.sorting.outbox import absolute
 
-STDOUT = "-"
 _FILES: dict[str, Content] = {"log_file": LOG, "metrics": METRICS.content, "journal": JOURNAL}
 _FOLDERS = frozenset({"out", "explain", "cache"})  # which a command makes where they are missing
 
@@ -183,7 +183,7 @@ def _examine_values(what: str, values: Mapping[str, object], gate: Gate) -> Iter
     """Check the paths among the values of options, by name."""
     rights = "give the user that runs dicomsort rights"
     for name, path in values.items():
-        option = _option(name)
+        option = flag_of(name)
         if not isinstance(path, Path):
             continue
         if name in _FILES:
@@ -203,10 +203,6 @@ def _examine_file(what: str, option: str, path: Path, content: Content, gate: Ga
     if target not in DEVICES and os.path.exists(target) and not os.access(target, os.W_OK):
         return wrong(f"{option}: {path} cannot be written", f"as root: chown USER {path}", what)
     return fine(f"{option}: {path} can be written", what)
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _refusal(call: Call) -> str:
@@ -245,7 +241,7 @@ def _check_sorting(call: Call, settings: SortSettings) -> Collection[str]:
 def _check_files(gate: Gate, settings: SortSettings | SendSettings | ReceiveSettings) -> None:
     for name, content in _FILES.items():
         if (path := getattr(settings, name, None)) is not None:
-            gate.check_file(_option(name), path, content, devices=name != "journal")
+            gate.check_file(flag_of(name), path, content, devices=name != "journal")
 
 
 def _send(call: Call) -> None:

@@ -17,6 +17,7 @@ from dicomsort.files import NO_LINK, NO_RENAME, Files, closing_descriptor, is_ne
 from dicomsort.journal import is_run, runs_folder
 from dicomsort.report.text import size
 from dicomsort.sorting.outbox import check_state, nearest_folder
+from dicomsort.sorting.runs import STAMP
 
 ROOM = 1 << 30  # bytes
 _NAMED = 5  # folders
@@ -198,7 +199,7 @@ def _runs(outbox: str) -> Iterator[Finding]:
         yield note(f"others may read its state (mode {mode:o})", f"chmod 700 {state}")
     with closing(os.scandir(folder)) as entries:
         runs = sorted(entry.name for entry in entries if is_run(entry.name))
-    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    now = time.strftime(STAMP, time.gmtime())
     if runs and runs[-1][:16] > now:
         mend = "set the clock: it went backwards"
         yield wrong(f"its newest run is of {runs[-1][:16]}, later than now", mend, "clock")
@@ -211,7 +212,7 @@ def _across(inbox: str, outbox: str, files: Files) -> Iterator[Finding]:
     if not (os.access(one, os.W_OK) and os.access(other, os.W_OK)):
         return
     with _probe(files, one) as path:
-        target = f"{other}/{os.path.basename(path)[:-5]}-moved.part"
+        target = f"{other}/{os.path.basename(path).removesuffix('.part')}-moved.part"
         try:
             files.link(path, target)
         except OSError as error:

@@ -121,10 +121,8 @@ def try_model(path: Path) -> str:
 def _temporary() -> Iterator[Finding]:
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
-    room, mend = (
-        f"{folder}: {size(free)} free",
-        "free some: a million files need 0.8 to 1.2 GB; or set TMPDIR to another",
-    )
+    room = f"{folder}: {size(free)} free"
+    mend = "free some: a million files need 0.8 to 1.2 GB; or set TMPDIR to another"
     yield fine(room) if free >= TEMPORARY else note(room, mend)
 
 

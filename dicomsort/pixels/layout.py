@@ -41,7 +41,9 @@ class PixelLayout:
     def options(self, frames: int) -> dict[str, Any]:
         """Return the options of pydicom's decoders; values that ``to_frame`` will move, they leave alone."""
         options = asdict(self) | {"number_of_frames": frames}
-        return options | {"correct_unused_bits": False} if options.pop("shift") else options
+        if options.pop("shift"):
+            options["correct_unused_bits"] = False
+        return options
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,6 @@ __all__ = [
     "write_summary",
 ]
 
-
 NEEDS_PERSON = frozenset({Status.REVIEW, Status.UNREADABLE, Status.CONFLICT, Status.CHANGED, Status.FAILED})
 _TROUBLE = frozenset({Status.FAILED, Status.CHANGED})
 CAUSES, FIRST = 50, 5  # causes that are counted apart, and files that are named, of what failed or changed
@@ -68,15 +67,9 @@ _TYPES: dict[str, type] = {
     "undoes": str,
     **dict.fromkeys(_COUNTERS, dict),
 }  # fmt: skip
-_LATER: dict[str, Any] = {
-    "stages": {},
-    "causes": {},
-    "troubled": [],
-    "undoes": "",
-    "archives_found": 0,
-    "archives_opened": 0,
-    "members": 0,
-}  # not in old files
+_LATER: dict[str, Any] = {  # not in old files
+    "stages": {}, "causes": {}, "troubled": [], "undoes": "", "archives_found": 0, "archives_opened": 0, "members": 0,
+}  # fmt: skip
 _ENDED = {Outcome.DUPLICATE: Status.DUPLICATE, Outcome.CONFLICT: Status.CONFLICT, Outcome.CHANGED: Status.CHANGED}
 
 

@@ -376,7 +376,8 @@ def _merged(
     path: str, missing: dict[str, list[bytes]], last: dict[str, int], order_of_runs: Sequence[str]
 ) -> Iterator[bytes]:
     """Yield the head, then all rows: missing ones behind the rest of their run, else before the next run's."""
-    head, order = (found := read_head(path)), order_of(found)
+    head = read_head(path)
+    order = order_of(head)
     keeps_head = order is not None and order[: len(COLUMNS)] == COLUMNS
     keeps_rows = keeps_head or order is None  # else the columns are in another order
     yield _whole(head) if keeps_head else HEAD + b"\n"

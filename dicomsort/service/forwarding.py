@@ -96,11 +96,10 @@ class Forwarder:
 
     A destination that is down is retried after the next round, then after growing pauses. Where it is up, but a job
     fails, that job is retried less and less often, for some instances will never be accepted, and the other runs go on.
-    ``clock`` returns seconds.
     """
 
-    def __init__(self, outbox: str, routes: Routes, send: Sender, clock: Callable[[], float] = time.monotonic) -> None:
-        self._outbox, self._send, self._clock = outbox, send, clock
+    def __init__(self, outbox: str, routes: Routes, send: Sender) -> None:
+        self._outbox, self._send, self._clock = outbox, send, time.monotonic
         self._routes = [_Route(class_, each) for class_, destinations in routes.items() for each in destinations]
         self._lock = threading.Lock()
         self._is_stopped = False
@@ -200,16 +199,17 @@ class Forwarder:
             route.waiting.insert(0, job)
         else:
             route.waiting.append(replace(job, failures=max(job.failures, 1)))
-        if not route.attempts:
-            route.down_since = now
+        is_first = not route.attempts
         route.attempts += 1
-        if route.attempts > 1:
-            route.due = now + _pause(route.attempts - 2, LONGEST_DOWN)
         route.is_up = False
-        if route.attempts > 1 and now - route.reported_at < REMIND_EVERY:
-            return
+        if is_first:
+            route.down_since = now
+        else:
+            route.due = now + _pause(route.attempts - 2, LONGEST_DOWN)
+            if now - route.reported_at < REMIND_EVERY:
+                return
         facts = route.facts | {"message": sent.message}
-        if route.attempts == 1:
+        if is_first:
             _log.warning("route down; it is tried again after longer and longer pauses", extra={"facts": facts})
         else:
             facts |= {"attempts": route.attempts - route.reported, "seconds": round(now - route.down_since)}

@@ -149,10 +149,8 @@ class Rounds:
         since = self._settled or ""
         if newest_run(context.outbox, since) == self._settled:
             return
-        new_runs = read_new_runs(context, self._request.inbox, since)
-        while new_runs.cut_short:
+        while (new_runs := read_new_runs(context, self._request.inbox, since)).cut_short:
             round_.summaries.append(resume(context, new_runs.cut_short, before_another=True))
-            new_runs = read_new_runs(context, self._request.inbox, since)
         if self._settled is not None and new_runs.is_ours:
             self._known_files.forget()
         round_.runs += new_runs.sorted
@@ -273,8 +271,8 @@ class Service:
 
     def _round(self, began: float) -> float:
         """Do one round and report it; return how many seconds after its beginning the next is due."""
-        round_, counted = Round(), Summary()
-        ending = self._go(round_, counted.count)
+        round_, total = Round(), Summary()
+        ending = self._go(round_, total.count)
         for summary in round_.summaries:
             self._report_run(summary)
         if run := round_.cut_short:
@@ -284,8 +282,8 @@ class Service:
             _log.error("a run cannot be read", extra={"facts": {"message": message}})
             self._complain(message)
         if round_.summaries:
-            set_run_metrics(self._figures, counted, sum(summary.seconds for summary in round_.summaries))
-        for (status, class_), count in counted.files.items():
+            set_run_metrics(self._figures, total, sum(summary.seconds for summary in round_.summaries))
+        for (status, class_), count in total.files.items():
             self._figures.add("dicomsort_files_total", count, **{"status": status, "class": class_})
         if self.forwarder is not None:
             self.forwarder.call(round_.runs)

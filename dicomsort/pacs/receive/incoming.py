@@ -122,8 +122,9 @@ class PartFiles:
                 part.write(b"\x00")
                 part.flush()
                 expected = "hard links (NFS, ext4, XFS have them; exFAT and some FUSE file systems do not)"
-                self._files.link(part.path, f"{part.path[:-5]}0.part")
-                self._files.unlink(f"{part.path[:-5]}0.part")
+                second = f"{part.path.removesuffix('.part')}0.part"
+                self._files.link(part.path, second)
+                self._files.unlink(second)
             finally:
                 part.discard()
         except OSError as error:
@@ -220,7 +221,7 @@ class StoreRequest(NamedTuple):
     """What the command says of an instance: unproven texts, and the negotiated transfer syntax."""
 
     sop_class: str
-    sop: str
+    sop_uid: str
     syntax: str
 
 
@@ -274,7 +275,7 @@ class IncomingDataset(io.BytesIO):
         if self.part is None:
             if not is_uid(request.sop_class):
                 raise Refused(NOT_UNDERSTOOD, "the SOP Class UID is no UID", (0x00000002,))
-            if not is_uid(request.sop):
+            if not is_uid(request.sop_uid):
                 raise Refused(NOT_UNDERSTOOD, "the SOP Instance UID is no UID", (0x00001000,))
             self.part = self._begin()
             self._put(self.part, memoryview(file_meta.encode(*request)))
@@ -295,7 +296,8 @@ class IncomingDataset(io.BytesIO):
         if self.part is None or self.request is None:
             raise Refused(NOT_UNDERSTOOD, "there is no data set")
         header = self._header(self.part)
-        is_same_sop, is_same_class = header.sop_uid == self.request.sop, header.sop_class_uid == self.request.sop_class
+        is_same_sop = header.sop_uid == self.request.sop_uid
+        is_same_class = header.sop_class_uid == self.request.sop_class
         for is_right, status, comment, tag in (
             (is_uid(header.sop_uid), NOT_UNDERSTOOD, "no SOP Instance UID could be read", 0x00080018),
             (is_same_sop, MISMATCH, "SOP Instance UID of command and data set differ", 0x00080018),

@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
     from dicomsort.pacs.receive.store_scp import Store
 
-_COMMAND: Final = 64 << 10  # bytes of a command set; that of a C-STORE has a few hundred
-_WAITING: Final = 4  # messages that a peer may send without waiting for answers
-_LONGEST: Final = 1 << 20  # bytes of a PDU: association requests with every context, and what ``max_pdu`` may be
+_MAX_COMMAND: Final = 64 << 10  # bytes of a command set; that of a C-STORE has a few hundred
+_MAX_MESSAGES: Final = 4  # messages that a peer may send without waiting for answers
+_MAX_PDU: Final = 1 << 20  # bytes of a PDU: association requests with every context, and what ``max_pdu`` may be
 _QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)
-_MOMENT: Final = 0.001  # seconds until a thread runs
-_QUEUE: Final = 64  # connections that the system holds until they are accepted
+_POLL: Final = 0.001  # seconds until a thread runs
+_BACKLOG: Final = 64  # connections that the system holds until they are accepted
 _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _SHORTAGE_PAUSE: Final = 0.2  # seconds until the next connection is accepted
 _REFUSALS_PERIOD: Final = 60.0  # seconds between two lines about connections that were refused
@@ -71,11 +71,11 @@ class BoundedDimseProvider(DIMSEServiceProvider):
             self.dul.event_queue.put("Evt19")  # unrecognized or invalid PDU (PS3.8 9.2.1)
 
     def _check_command(self) -> None:
-        if self.message is not None and self.message.encoded_command_set.tell() > _COMMAND:
+        if self.message is not None and self.message.encoded_command_set.tell() > _MAX_COMMAND:
             raise ValueError("a command set beyond any real one")
 
     def _new_message(self) -> DIMSEMessage:
-        if self.msg_queue.qsize() >= _WAITING:
+        if self.msg_queue.qsize() >= _MAX_MESSAGES:
             raise ValueError("more messages than any real peer sends at once")
         message = DIMSEMessage()
         data_set = self.server.store.open_data_set(lambda: self._request(message))
@@ -88,8 +88,8 @@ class BoundedDimseProvider(DIMSEServiceProvider):
         if not isinstance(message, C_STORE_RQ) or not agreed:
             return None
         names = ("AffectedSOPClassUID", "AffectedSOPInstanceUID")
-        sop_class, sop = (str(message.command_set.get(name) or "") for name in names)
-        return StoreRequest(sop_class, sop, agreed[0])
+        sop_class, sop_uid = (str(message.command_set.get(name) or "") for name in names)
+        return StoreRequest(sop_class, sop_uid, agreed[0])
 
     def get_msg(self, block: bool = False) -> Any:  # noqa: FBT001, FBT002 - the library's signature
         """Return the next message; a C-STORE that names no instance is answered here, which the library leaves out."""
@@ -141,8 +141,8 @@ class Socket(AssociationSocket):
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Read so many bytes, fewer only where the connection ends; OSError beyond a limit."""
-        if nr_bytes > _LONGEST:
-            raise OSError(f"expected a PDU of at most {_LONGEST} bytes, received one of {nr_bytes}")
+        if nr_bytes > _MAX_PDU:
+            raise OSError(f"expected a PDU of at most {_MAX_PDU} bytes, received one of {nr_bytes}")
         client = cast("socket.socket", self.socket)
         data, got = bytearray(nr_bytes), 0
         deadline = time.monotonic() + (client.gettimeout() or 0)
@@ -183,7 +183,7 @@ class Handler(RequestHandler):
             try:
                 assoc.start()
                 while assoc.is_alive() and assoc.dul.ident is None:
-                    time.sleep(_MOMENT)
+                    time.sleep(_POLL)
                 assoc.dul.join()
                 waiting: Any = assoc.dul.to_user_queue
                 waiting.put(None)  # for an association request that a connection which is over cannot bring
@@ -197,7 +197,7 @@ class Server(ThreadedAssociationServer):
     """Listens at an address, and knows who is connected; OSError where it cannot listen."""
 
     daemon_threads = True
-    request_queue_size = _QUEUE
+    request_queue_size = _BACKLOG
 
     def __init__(
         self,

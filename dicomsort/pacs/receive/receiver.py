@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _POLL: Final = 0.05  # seconds between two attempts to end associations
 _ACCEPTING: Final = 0.25  # seconds until the accepting thread notices a stop
-_LAST: Final = 2.0  # seconds that aborted associations have to be gone
+_ABORT_TIMEOUT: Final = 2.0  # seconds that aborted associations have to be gone
 _SPARE: Final = 16  # connections beyond the limit of associations, so that it can be told to those who ask
 _NEGOTIATION: Final = 30.0  # seconds that a peer has for its association request, at most
 
@@ -90,7 +90,7 @@ class Receiver:
             for dimse in server.connections:
                 dimse.cut()
             self._is_hurried = False
-            self._ended(server, _LAST)
+            self._ended(server, _ABORT_TIMEOUT)
         for dimse in server.connections:
             dimse.discard()
 

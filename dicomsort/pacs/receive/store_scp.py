@@ -38,8 +38,6 @@ VERIFICATION: Final = "1.2.840.10008.1.1"
 _SYNTAXES: Final = frozenset(f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".1.99", ".2", ".8.1", ".5"))
 _COMPRESSED: Final = "1.2.840.10008.1.2.4."  # the JPEG, MPEG and HEVC families
 _ELSEWHERE: Final = frozenset(f"{_COMPRESSED}{end}" for end in ("94", "95", "204", "205"))  # JPIP: pixels on a server
-
-
 _MIB: Final = 1 << 20
 
 
@@ -122,7 +120,7 @@ class Store:
 
     def _refuse(self, assoc: Association, request: StoreRequest | None, refused: Refused) -> Dataset:
         level = logging.ERROR if refused.failed else logging.WARNING
-        named = {"sop": request.sop} if request and is_uid(request.sop) else {}
+        named = {"sop": request.sop_uid} if request and is_uid(request.sop_uid) else {}
         facts = named | {"status": f"0x{refused.status:04X}", "reason": refused.comment}
         self._write("instance refused", assoc, level, **facts)
         cast("Any", assoc.dimse).counts["refused"] += 1

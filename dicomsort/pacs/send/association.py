@@ -27,7 +27,7 @@ MAX_PDU = 16_384  # bytes of a PDU that the peer may send; answers are short
 MAX_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers of one byte
 MAX_RECEIVED = 1 << 20  # bytes of one PDU; answers are a few hundred
 LARGEST_SENT = 1 << 17  # bytes of one PDU, where the peer sets no limit or a larger one
-_MOMENT, _PATIENCE = 1.0, 5.0  # seconds that an abort and a release may take
+_ABORT_TIMEOUT, _RELEASE_TIMEOUT = 1.0, 5.0  # seconds that an abort and a release may take
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 _APPLICATION = "1.2.840.10008.3.1.1.1"  # DICOM application context (PS3.7 annex A)
 _warnings_lock = threading.Lock()  # the filters of warnings are the whole process's
@@ -38,9 +38,9 @@ _PDU = Struct(">BxL")
 _PDV = Struct(">BxLLBB")  # PDU header, then length, context and control of its one value (PS3.8 9.3.5)
 _PDV_EXTRA = 6  # bytes of a PDV's own header
 _COMMAND, _LAST = 1, 2  # bits of the message control header (PS3.8 annex E.2)
-_RELEASE = bytes.fromhex("05000000000400000000")
-_RELEASED = bytes.fromhex("06000000000400000000")
-_ABORTED = bytes.fromhex("07000000000400000000")
+_RELEASE_RQ_PDU = bytes.fromhex("05000000000400000000")
+_RELEASE_RP_PDU = bytes.fromhex("06000000000400000000")
+_ABORT_PDU = bytes.fromhex("07000000000400000000")
 
 # Command sets (PS3.7 9.3.1, annex E)
 _ELEMENT = Struct("<HHL")
@@ -312,7 +312,7 @@ class Association:
             kind, body = self._receive()
             if kind == _RELEASE_RQ:
                 with suppress(Temporary):
-                    self._send(_RELEASED)
+                    self._send(_RELEASE_RP_PDU)
                 raise Temporary("the peer ended the association before it answered")
             if kind != _DATA:
                 raise ValueError(f"a PDU of type {kind}")
@@ -330,8 +330,8 @@ class Association:
     def release(self) -> None:
         """Release the association (PS3.8 7.2) and close the connection."""
         with suppress(Temporary, Permanent, OSError):
-            self._send(_RELEASE)
-            self._allow(min(self._timeout, _PATIENCE))
+            self._send(_RELEASE_RQ_PDU)
+            self._allow(min(self._timeout, _RELEASE_TIMEOUT))
             while self._receive()[0] != _RELEASE_RP:
                 pass
         self._socket.close()
@@ -339,8 +339,8 @@ class Association:
     def abort(self) -> None:
         """Abort the association (PS3.8 7.3) and close the connection."""
         with suppress(OSError):
-            self._socket.settimeout(_MOMENT)
-            self._socket.sendall(_ABORTED)
+            self._socket.settimeout(_ABORT_TIMEOUT)
+            self._socket.sendall(_ABORT_PDU)
         self.cut()
 
     def cut(self) -> None:
@@ -366,7 +366,7 @@ class Association:
     def _lost(self, error: OSError) -> Temporary:
         """Return why the connection broke: perhaps an abort has arrived before."""
         try:
-            self._allow(_MOMENT)
+            self._allow(_ABORT_TIMEOUT)
             while True:
                 self._receive()
         except _Aborted as abort:

@@ -9,6 +9,7 @@ import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from dicomsort.config.settings import MOST_PORT
 from dicomsort.errors import UsageError
 from dicomsort.pacs import ae_title
 from dicomsort.pacs.send.records import Permanent, Temporary
@@ -16,7 +17,6 @@ from dicomsort.pacs.send.records import Permanent, Temporary
 _EXPECTED = "expected AE@HOST:PORT or https://HOST/PATH"
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.%a-z]+\]")
 _PORT = re.compile(r"[0-9]{1,5}")
-_MAX_PORT = 65_535
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -65,8 +65,8 @@ def destination(text: str) -> DicomPeer | WebPeer:
     host, colon, port = address.rpartition(":")
     if not at or not colon or not _is_host(host):
         raise wrong
-    if not _PORT.fullmatch(port) or not 0 < int(port) <= _MAX_PORT:
-        raise UsageError(f"--to: expected a port of 1 to {_MAX_PORT} in AE@HOST:PORT, received {port!r}")
+    if not _PORT.fullmatch(port) or not 0 < int(port) <= MOST_PORT:
+        raise UsageError(f"--to: expected a port of 1 to {MOST_PORT} in AE@HOST:PORT, received {port!r}")
     return DicomPeer(ae_title(title, "--to"), host.strip("[]").lower(), int(port))
 
 

@@ -17,7 +17,7 @@ from dicomsort.dicom.headers import data_set_offset, read_header
 from dicomsort.dicom.tags import is_uid
 from dicomsort.discover import Folder, Passed, walk
 from dicomsort.errors import StateDamaged, UsageError, command
-from dicomsort.files import look_up, opened
+from dicomsort.files import CHUNK, look_up, opened
 from dicomsort.files.beneath import one_below
 from dicomsort.journal import STATE, is_run, runs_folder
 from dicomsort.pacs.send.records import Instance, SendResult, SendStatus, Unsendable
@@ -25,7 +25,6 @@ from dicomsort.records import REVIEW, UNREADABLE, Found, Kind
 from dicomsort.report import MANIFEST, read_summary
 from dicomsort.report.manifest import PLACED, count_rows, rows_of
 
-CHUNK = 1 << 20  # bytes
 ASIDE = ".dicomsort-sent"  # where a folder that lies in no outbox keeps what was acknowledged
 _HEAD = 16 << 10  # bytes
 _LONG_AGO = -(1 << 80)  # nanoseconds

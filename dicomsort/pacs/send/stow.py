@@ -23,11 +23,11 @@ from typing import Any
 
 from dicomsort.config import SendSettings
 from dicomsort.errors import UsageError
-from dicomsort.files import read_bounded
+from dicomsort.files import CHUNK, read_bounded
 from dicomsort.pacs.send import statuses
 from dicomsort.pacs.send.destination import WebPeer, tls_failure, unreachable
 from dicomsort.pacs.send.records import Answer, Batch, Instance, Permanent, Temporary, Unsendable
-from dicomsort.pacs.send.selection import CHUNK, outgoing
+from dicomsort.pacs.send.selection import outgoing
 
 BATCH_FILES, BATCH_BYTES = 64, 32 << 20
 MAX_ANSWER = 16 << 20  # bytes of a response that are read
@@ -135,8 +135,7 @@ class WebChannel:
         self._peer, self._seconds = peer, settings.timeout
         self.is_open = False
         self._headers = {"Accept": _JSON, **authorization(peer, settings.auth)}
-        extra: dict[str, Any] = {} if tls is None else {"ssl_context": tls}
-        self._pools: Any = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False, **extra)
+        self._pools: Any = urllib3.PoolManager(num_pools=1, maxsize=1, retries=False, ssl_context=tls)
         self._timeout = urllib3.Timeout(connect=settings.timeout, read=settings.timeout)
         self._deadline = _Deadline()
 

@@ -177,7 +177,7 @@ class _Parser:
             tag = BaseTag(number)
             if number >> 16 == DELIMITERS or tag in elements:
                 raise Malformed
-            vr = self._reader.header.names.get(code) or _known(number)[self._signed]
+            vr = self._reader.header.names.get(code) or _standard_vrs(number)[self._signed]
             if number == _PIXEL_DATA and length == UNDEFINED:
                 if not is_compressed:
                     raise Malformed
@@ -220,7 +220,7 @@ class _Parser:
             raise Malformed
         element = DataElement(tag, "SQ", Sequence(items))
         # Without a length where only its VR showed a sequence, so that a reader who does not know the tag sees it.
-        element.is_undefined_length = end is None or (self._to_implicit and _known(tag)[0] != "SQ")
+        element.is_undefined_length = end is None or (self._to_implicit and _standard_vrs(tag)[0] != "SQ")
         return element
 
 
@@ -307,7 +307,7 @@ def _check_native(dataset: Dataset, frames: int) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _known(tag: int) -> tuple[str, str]:
+def _standard_vrs(tag: int) -> tuple[str, str]:
     """Return the VR of a tag by PS3.6, of unsigned and of signed images; UN where the standard has none."""
     from pydicom.datadict import dictionary_VR
 

@@ -153,7 +153,6 @@ class SendWorkers:
             self._changed.notify_all()
 
     def _end(self) -> None:
-        self._interrupt = threading.Event()  # ours, not that of our caller
         self._interrupt.set()
         until = time.monotonic() + GRACE
         for thread in self._threads:

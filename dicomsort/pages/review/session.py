@@ -53,10 +53,10 @@ class Gallery:
         if not preview.problem:  # a problem may pass
             with self._lock:
                 self._previews[key] = preview
-                size = sum(len(each.picture) + _OVERHEAD for each in self._previews.values())
-                while size > CACHE_BYTES and len(self._previews) > 1:
+                total = sum(len(each.picture) + _OVERHEAD for each in self._previews.values())
+                while total > CACHE_BYTES and len(self._previews) > 1:
                     _, oldest = self._previews.popitem(last=False)
-                    size -= len(oldest.picture) + _OVERHEAD
+                    total -= len(oldest.picture) + _OVERHEAD
         return preview
 
 
