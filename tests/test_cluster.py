@@ -60,8 +60,9 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def many(tmp_path: Path) -> Path:
-    """An inbox of so many files that a run lasts a while."""
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An inbox of so many files, in so small tasks, that a run lasts a while."""
+    monkeypatch.setattr("dicomsort.sorting.examine.BATCH_FILES", 16)
     inbox = tmp_path / "many"
     content = make_dicom(inbox / "0.dcm", study=1, instance=10_000).read_bytes()
     for number in range(1, FILES):
@@ -163,11 +164,11 @@ def test_a_scheduler_that_is_lost_ends_the_run(
 ) -> None:
     monkeypatch.setattr(engine, "GIVE_UP_SECONDS", 4)
     monkeypatch.setattr(engine, "WATCH_SECONDS", 0.1)
-    monkeypatch.setattr(engine, "CONNECT_SECONDS", 2)
     address, before = cluster.address, read_tree(many)
 
     def lose() -> None:
         cluster.wait(lambda: any(cluster.client.processing().values()))
+        monkeypatch.setattr(engine, "CONNECT_SECONDS", 2)
         cluster.scheduler.send_signal(how)
 
     loser = meanwhile(lose)
@@ -249,7 +250,14 @@ def test_an_address_of_another_form_is_wrong_usage(inbox: Path, outbox: Path, ad
 def test_a_scheduler_without_workers_is_named(
     inbox: Path, outbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 1)
+    connect = dask_cluster._connect
+
+    def connected(address: str) -> object:
+        client = connect(address)  # however long that takes
+        monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 1)
+        return client
+
+    monkeypatch.setattr(dask_cluster, "_connect", connected)
     with running_cluster(tmp_path, 0) as cluster:
         ran = on(cluster.address, inbox, outbox)
     assert ran.code == 1

@@ -113,7 +113,7 @@ def test_its_processes_end_with_a_dask_worker(
 
 def test_the_memory_limit_of_a_dask_worker_bounds_its_processes(cluster: Cluster) -> None:
     cluster.add("--nthreads", "4", "--memory-limit", "600MiB")
-    with open_engine("dask", None, cluster.address, limits=LIMITS) as engine:
+    with open_engine("dask", None, cluster.address, limits=PATIENT) as engine:
         used = {future.result() for future in [engine.submit(tasks.rest_and_tell, None) for _ in range(12)]}
         assert len(used) == 600 // 256
         with pytest.raises(DicomsortError, match="ran past 256 MiB of memory"):
@@ -131,7 +131,7 @@ def test_processes_that_nobody_asks_are_ended(monkeypatch: pytest.MonkeyPatch) -
     worker = SimpleNamespace(state=SimpleNamespace(nthreads=1), memory_manager=memory)
     seen = set()
     for _ in range(2):
-        with dask_worker._local_engine(worker, dask_worker.WorkerSettings(LIMITS, ())) as engine:
+        with dask_worker._local_engine(worker, dask_worker.WorkerSettings(PATIENT, ())) as engine:
             process, _ = engine.submit(tasks.whoami, None).result()
             time.sleep(0.5)  # a task that lasts is no idleness
             assert is_alive(process)
@@ -150,7 +150,7 @@ def test_a_file_system_that_does_not_answer_is_named(cluster: Cluster) -> None:
 
 
 def test_a_worker_that_does_not_answer_is_named(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask_cluster, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(dask_cluster, "ANSWER_SECONDS", 3)
     monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 4)  # which its version is waited for as well
     cluster.add()
     stopped = cluster.add()

@@ -215,7 +215,14 @@ def test_a_source_that_changes_while_it_is_compared_stays(
     operation, source, _, placer = duplicate(tmp_path)
     if verb is Verb.MOVE:
         operation = step(tmp_path / "inbox", verb, "a/1", target="outbox/CT/kept")
-    monkeypatch.setattr("dicomsort.execute.removing.same_bytes", lambda *_: source.chmod(0o600) is None)
+
+    def change(*_: object) -> bool:
+        before = source.stat().st_ctime_ns
+        while source.stat().st_ctime_ns == before:  # until the kernel's clock has ticked
+            source.chmod(0o600)
+        return True
+
+    monkeypatch.setattr("dicomsort.execute.removing.same_bytes", change)
     result = placer().remove_source(operation)
     assert isinstance(result, Result)
     assert (result.outcome, result.message) == (Outcome.CHANGED, "the file changed while it was placed")
