@@ -26,7 +26,7 @@ def launched() -> Iterator[Browser]:
         pytest.skip(f"no {CHROMIUM} (Debian: chromium)")
     with library.sync_playwright() as playwright:
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=arguments, timeout=PATIENCE)
         try:
             yield browser
         finally:

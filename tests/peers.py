@@ -114,8 +114,8 @@ class Sending(NamedTuple):
 
 def dcmsend(port: int, *paths: Path) -> Sending:
     """Begin to send files and folders, each as it is, over one association."""
-    output = tempfile.TemporaryFile()  # noqa: SIM115 - ``finish`` closes it
     command = [tool("dcmsend"), "-v", "-dn", "-nh", "+sd", "+r", "127.0.0.1", str(port), *map(str, paths)]
+    output = tempfile.TemporaryFile()  # noqa: SIM115 - ``finish`` closes it
     return Sending(subprocess.Popen(command, stdout=output, stderr=output), output)
 
 

@@ -292,7 +292,7 @@ def test_a_limit_on_the_size_of_files_is_told_of(tmp_path: Path, most: int) -> N
     make_dicom(inbox / "1.dcm")
 
     def told(*words: object) -> str:
-        command = [sys.executable, "-m", "dicomsort", *map(str, words)]
+        command = [sys.executable, "-B", "-m", "dicomsort", *map(str, words)]  # -B: no half .pyc stays behind
         limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
         ran = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
         assert (ran.returncode, ran.stdout, len(ran.stderr.splitlines())) == (1, "", 1), ran.stderr

@@ -106,9 +106,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "into").symlink_to(tmp_path / "inbox")
     os.link(tmp_path / "inbox" / "ct.dcm", tmp_path / "second name")
     os.mkfifo(tmp_path / "fifo")
+    monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(os.path.relpath(tmp_path / "socket"))
-        monkeypatch.chdir(tmp_path)
+        listening.bind("socket")
         yield tmp_path
 
 

@@ -35,7 +35,7 @@ def test_a_worker_that_is_lost_costs_one_preview(tmp_path: Path) -> None:
         make_dicom(tmp_path / f"{number}.dcm")
     os.mkfifo(tmp_path / "stalls.dcm")  # opening it waits for a writer that never comes
     asked = [PictureRequest(path, None, 64) for path in ("0.dcm", "stalls.dcm", "1.dcm", "2.dcm")]
-    with open_engine("processes", 1, None, limits=TaskLimits(2, 1 << 30)) as engine:
+    with open_engine("processes", 1, None, limits=TaskLimits(2, 1 << 30), warm=("dicomsort.pixels",)) as engine:
         made = list(previews(engine, str(tmp_path), asked))
     assert [bool(preview.picture) for preview in made] == [True, False, True, True]
     assert made[1].problem

@@ -84,8 +84,11 @@ def test_an_instance_that_follows_at_once_is_not_begun_either(inbox: Path, tmp_p
     receiver, _ = opened(inbox)
     with mock.patch.object(receiver_module, "_POLL", 5), begun(receiver.start(), data) as busy:
         wait_for_part(inbox)
+        server = receiver._server
+        assert server is not None
+        (dimse,) = server.connections
         thread = stopping(receiver, 60)
-        while receiver.is_alive:
+        while not dimse._is_ending:
             pass
         rest = pdata(1, LAST, data[300:])
         busy.send(rest + busy.command(1, data_set=True, sop_class=CT, sop=SOP) + pdata(1, 0, data[:300]) + rest)

@@ -94,7 +94,7 @@ def test_no_more_handshakes_than_can_be_told(inbox: Path, certificates: Path) ->
     settings = replace(SETTINGS, tls_cert=certificates / "server.pem", tls_key=certificates / "server.key")
     with listening(inbox, replace(settings, max_associations=1, timeout=60)) as receiver:
         many = [Scu(receiver.port) for _ in range(40)]
-        many[-1].socket.settimeout(10)
+        many[-1].socket.settimeout(50)  # those that are heard have longer
         assert many[-1].receive() == b""
         for scu in many:
             scu.socket.close()

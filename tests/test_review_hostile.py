@@ -28,7 +28,11 @@ def test_names_from_files_are_shown_and_never_run(browser: Browser, tmp_path: Pa
         sight.page.wait_for_selector(".tile[data-place='2']")
         for place in range(3):
             sight.page.evaluate("place => document.querySelector(`.tile[data-place='${place}']`).click()", place)
-            sight.page.wait_for_timeout(500)
+            sight.page.wait_for_function(
+                "place => document.querySelector('.tile.current')?.dataset.place === String(place)"
+                " && !document.querySelector('#keys .class').disabled",
+                arg=place,
+            )
             texts.append(str(sight.page.text_content("body")))
         assert any(hostile in text for text in texts)
         assert not any("<b>" in text for text in texts)  # no code, so it may be anything
