@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -19,7 +20,7 @@ import pytest
 from building import read_tree
 from command import run
 
-from dicomsort.doctor import Finding, State, examine_folders, machine
+from dicomsort.doctor import Finding, State, examine_folders, folders, machine
 from dicomsort.files import Files
 from dicomsort.pixels import decoders
 
@@ -151,6 +152,29 @@ def test_something_else_in_the_place_of_a_state_is_found(tmp_path: Path, name: s
     path.mkdir() if path.suffix or path.name == "lock" else path.write_text("x")
     found = look(None, outbox)
     assert any(finding.state is State.WRONG and ": expected a" in finding.message for finding in found)
+
+
+class Served(Files):
+    """A file server that takes half a second to flush; its clock goes ahead of ours, or behind."""
+
+    def __init__(self, ahead: float | None) -> None:
+        super().__init__()
+        self._ahead = ahead
+
+    def flush(self, descriptor: int) -> None:
+        if self._ahead is not None:
+            os.utime(descriptor, (0, time.time() + self._ahead))
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize(("ahead", "told"), [(None, ""), (60, "clock is +"), (-60, "clock is -")])
+def test_a_file_server_with_another_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float | None, told: str
+) -> None:
+    monkeypatch.setattr(folders, "SKEW", 0.25)
+    found = [finding.message for finding in look(None, tmp_path, Served(ahead)) if "clock" in finding.message]
+    assert len(found) == bool(told)
+    assert all(told in message for message in found)
 
 
 def test_a_clock_that_went_backwards_and_a_state_that_others_read(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def advised(message: str) -> str:
 @pytest.fixture
 def memory() -> Iterator[Path]:
     """A folder in memory, where flushing costs nothing; a temporary one where there is none."""
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:
         yield Path(folder)
 
 
