@@ -53,7 +53,7 @@ class Sight:
 
 @contextmanager
 def looking_at(
-    browser: Browser, address: str, width: int = 1280, height: int = 900, scheme: str = "light", faster: int = 1
+    browser: Browser, address: str, width: int = 1280, height: int = 900, scheme: str = "light", faster: float = 1
 ) -> Iterator[Sight]:
     """Open an address in a window of so many CSS pixels, in a ``light`` or ``dark`` colour scheme.
 

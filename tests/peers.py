@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import pytest
+from peers_send import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 DICOM_WEB = ("/usr/share/orthanc/plugins/libOrthancDicomWeb.so", "/usr/lib/orthanc/plugins/libOrthancDicomWeb.so")
@@ -34,12 +34,6 @@ def tool(name: str) -> str:
     if path is None:
         pytest.skip(f"{name} is not installed (Debian: dcmtk, orthanc, orthanc-dicomweb)")
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

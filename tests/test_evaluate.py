@@ -19,7 +19,7 @@ from PIL import Image
 from dicomsort.bundle import default_path, load
 from dicomsort.errors import UsageError
 from dicomsort.progress import Reporter
-from dicomsort.training.data.fingerprint import encode
+from dicomsort.training.data.fingerprint import encode, of_files
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.evaluate.card import write_card
 from dicomsort.training.evaluate.compare_bundles import on_their_own
@@ -180,11 +180,11 @@ def test_a_bundle_that_does_not_tell_is_said_too(dataset: Path, tmp_path: Path, 
 def test_the_whole_training_set_is_known_by_its_fingerprint(
     dataset: Path, tmp_path: Path, bundle: Callable[..., Path]
 ) -> None:
-    from dicomsort.training.data.dataset import fingerprint, scan
+    from dicomsort.training.data.dataset import scan
 
     items = [item for item in scan(dataset).items if item.path not in UNREADABLE]
     found = dict(zip(sorted(dataset.glob("*/s*/[01].*")), _digests(dataset), strict=True))
-    whole = fingerprint(items, [found[dataset / item.path] for item in items])
+    whole = of_files(items, [found[dataset / item.path] for item in items])
     seen = _evaluate(dataset, tmp_path / "out", "--model", bundle(fingerprint=whole))
     assert seen.report["trained_on"] == 12
     assert "trained on every one of these images" in seen.ran.err

@@ -81,7 +81,7 @@ def test_it_tells_where_it_came_from_and_what_changed(start: Path, gone_on: tupl
     assert report["model_sha256"] == before.model_sha256
     assert set(report["before"]["recall"]) == set(report["after"]["recall"]) == {"CT", "XRAY"}
     assert report["after"]["accuracy"] == figures["accuracy"]
-    said = compare.words(report)
+    said = ". ".join(compare.sentences(report))
     assert "\n".join(compare.sentences(report)) in ran.out
     assert said in (out / "card.md").read_text("utf-8")
     known = fingerprint.compare(after.training, [Item("a", 0), Item("b", 0)], ["0" * 64, "f" * 64])

@@ -87,11 +87,11 @@ def test_its_weights_and_distances_are_read_from_its_file(
     files: dict[str, bytes], mahalanobis: ood.MahalanobisModel
 ) -> None:
     wanted, found = (read_weights(files[each], 2) for each in ("float32", "int8"))
-    for one, other in zip(wanted.units, found.units, strict=True):
+    for one, other in zip(wanted[:-1], found[:-1], strict=True):
         steps = np.abs(one[0]).max(axis=(0, 1, 2) if one[0].shape[2] > 1 else None) / 127  # one a channel
         assert (np.abs(other[0] - one[0]) <= np.max(steps)).all()
         np.testing.assert_allclose(other[1], one[1], atol=1e-3)
-    np.testing.assert_array_equal(found.kernel, wanted.kernel)  # what is behind the features stays float32
+    np.testing.assert_array_equal(found[-1][0], wanted[-1][0])  # what is behind the features stays float32
     features = FeatureExtractor(files["int8"]).predict_on_batch(blocks(20, 2))
     report = read_mahalanobis(files["int8"]).distances(features)
     np.testing.assert_allclose(report, mahalanobis.distances(features), rtol=1e-3, atol=1e-3)
@@ -247,11 +247,11 @@ def test_where_it_cannot_be_judged_or_made_the_reason_is_told() -> None:
     rendered: Any = None
     reporter: Any = None
     integers = replace(TINY, precisions=("int8", "float32"))
-    assert quantize.Quantizer.fitting(TINY, rendered, 0, reporter, 500) == "this network is not exported so"
+    assert quantize.Quantizer.for_training(TINY, rendered, 0, reporter, 500) == "this network is not exported so"
     with mock.patch.object(quantize, "MIN_IMAGES", 200):
-        few = quantize.Quantizer.fitting(integers, rendered, 0, reporter, 199)
+        few = quantize.Quantizer.for_training(integers, rendered, 0, reporter, 199)
         assert few == "199 images were held out, and 200 are needed to tell what it would lose"
-        quantizer = quantize.Quantizer.fitting(integers, rendered, 0, reporter, 200)
+        quantizer = quantize.Quantizer.for_training(integers, rendered, 0, reporter, 200)
     assert isinstance(quantizer, quantize.Quantizer)
     with (
         mock.patch.object(quantize, "quantize", side_effect=RuntimeError("no such\noperator")),

@@ -29,7 +29,7 @@ from dicomsort.errors import UsageError
 from dicomsort.training.data.rendered import open_cache
 from dicomsort.training.evaluate.evaluation import foreign_in
 from dicomsort.training.export.bundle import OUTPUTS
-from dicomsort.training.pipeline import MAYBE
+from dicomsort.training.pipeline import REPLACEABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "default"
@@ -223,7 +223,7 @@ def test_files_of_others_beside_a_bundle_that_is_gone_on_from_stay(world: Path, 
 )  # fmt: skip
 def test_a_file_of_another_kind_in_a_bundle_stays(world: Path, name: str) -> None:
     shutil.copytree(MODEL, world / "bundle")
-    assert check_target(world / "bundle", OUTPUTS | MAYBE) is None
+    assert check_target(world / "bundle", REPLACEABLE) is None
     make_files(world, {f"bundle/{name}": '{"format_version": 1, "note": "mine"}'})
     refused(world, FOLDERS["train --out"][0], "bundle")
 
@@ -231,7 +231,7 @@ def test_a_file_of_another_kind_in_a_bundle_stays(world: Path, name: str) -> Non
 def test_a_bundle_keeps_the_mode_of_the_one_before_and_takes_no_mount_point(tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(MODEL, tmp_path / "bundle"))
     bundle.chmod(0o2750)
-    with staged(bundle, OUTPUTS | MAYBE) as part:
+    with staged(bundle, REPLACEABLE) as part:
         shutil.copytree(MODEL, part, dirs_exist_ok=True)
     assert stat.S_IMODE(bundle.stat().st_mode) == 0o2750
     if not os.path.ismount("/proc"):

@@ -40,7 +40,10 @@ def command(outbox: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen
 def test_a_person_looks_presses_keys_undoes_one_and_finishes(browser: Browser, tmp_path: Path) -> None:
     outbox = held_outbox(tmp_path)
     before = read_tree(outbox / "REVIEW")
-    with command(outbox, "--reviewer", "anna b.") as (address, process), looking_at(browser, address) as sight:
+    with (
+        command(outbox, "--reviewer", "anna b.") as (address, process),
+        looking_at(browser, address, faster=0.001) as sight,  # nobody else decides: no look just when the server ends
+    ):
         page = sight.page
         wait_for(page, "header-contradicts-itself", 0)
         assert page.text_content("#count") == "0 of 4 decided"
@@ -135,11 +138,15 @@ def test_a_thousand_times_ten_things_scroll_without_the_page_growing(browser: Br
         page.wait_for_timeout(400)
         count = "document.querySelectorAll('*').length"
         nodes, shown = page.evaluate(count), sum("/picture/" in r for r in sight.requests)
-        for step in range(60):
-            page.evaluate(
-                "part => { const l = document.querySelector('#list'); l.scrollTop = part * l.scrollHeight }", step / 59
-            )
-            page.wait_for_timeout(20)
+        page.evaluate(
+            """async () => {
+                const list = document.querySelector("#list");
+                for (let step = 0; step < 60; step += 1) {
+                    list.scrollTop = (step / 59) * list.scrollHeight;
+                    await new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)));
+                }
+            }"""
+        )  # by the page, whose pauses are no rest: a slow round trip from here would be one
         page.wait_for_function("() => document.querySelector('.tile[data-place=\"9999\"].has-picture')")
         assert page.evaluate(count) < nodes + 60
         assert sum("/picture/" in r for r in sight.requests) < shown + 200

@@ -323,12 +323,12 @@ def test_the_service_sends_beside_its_rounds(inbox: Path, outbox: Path, archive:
         make_dicom(inbox / f"new {study}.dcm", study=study)
 
     def let_go() -> None:
-        asked.acquire()  # of what lies there at first
         gate.set()
         asked.acquire()  # of the second run, which the archive did not hold up
         asked.acquire()
 
-    timer = Timer(lambda: new(8), lambda: new(9), let_go)
+    # What lies there at first is on its way before there are news: else they would go with it.
+    timer = Timer(lambda: (asked.acquire(), new(8)), lambda: new(9), let_go)
     service, shown, _ = Watch(inbox, outbox, mode="copy").service(
         timer, forwarder=forwarder, metrics=tmp_path / "m.prom"
     )

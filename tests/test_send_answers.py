@@ -292,8 +292,8 @@ def test_ends_of_the_peer_between_instances(folder: Path) -> None:
         count += 1
         target = socket.create_connection(("127.0.0.1", scp.port))
         with target:
-            connection.settimeout(2)
-            target.settimeout(2)
+            connection.settimeout(60)
+            target.settimeout(60)
             target.sendall(connection.recv(65536))
             connection.sendall(target.recv(65536))
             connection.recv(65536)

@@ -59,7 +59,7 @@ class Trigger:
 
 @pytest.mark.parametrize("associations", [1, 3])
 def test_kill_9_sends_again_only_what_was_not_acknowledged(folder: Path, associations: int) -> None:
-    trigger = Trigger(every=FILES // (KILLS + 1) - associations)
+    trigger = Trigger(every=FILES // (2 * (KILLS + 1)))  # half of the files are left over, however late a kill is
     with Scp(trigger).running() as scp:
         command = ("send", folder, "--to", scp.to, "--associations", associations)
         killed = 0

@@ -165,7 +165,7 @@ def test_a_server_that_says_nothing(folder: Path) -> None:
 )
 def test_an_answer_that_trickles_is_cut_off(folder: Path, first: bytes, again: bytes) -> None:
     def trickle(connection: socket.socket) -> None:
-        while b"--\r\n" not in connection.recv(1 << 20):
+        while (piece := connection.recv(1 << 20)) and b"--\r\n" not in piece:
             pass
         connection.sendall(first)
         while True:

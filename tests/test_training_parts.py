@@ -15,7 +15,8 @@ from building import make_files
 
 from dicomsort.bundle import calibrate
 from dicomsort.errors import UsageError
-from dicomsort.training.data.dataset import Dataset, Item, fingerprint, read_groups, scan
+from dicomsort.training.data.dataset import Dataset, Item, read_groups, scan
+from dicomsort.training.data.fingerprint import of_files
 from dicomsort.training.data.splitting import balance, folds, split
 from dicomsort.training.evaluate import calibration, metrics
 from dicomsort.training.evaluate.reporting import describe
@@ -103,9 +104,9 @@ def test_folds_part_no_source_and_are_even() -> None:
 
 def test_the_fingerprint_is_of_names_and_contents_in_any_order() -> None:
     items = [Item("A/1", 0, ""), Item("B/2", 1, "")]
-    whole = fingerprint(items, ["x", "y"])
-    assert whole == fingerprint(items[::-1], ["y", "x"])
-    assert len({whole, fingerprint(items, ["y", "x"]), fingerprint(items[:1], ["x"])}) == 3
+    whole = of_files(items, ["x", "y"])
+    assert whole == of_files(items[::-1], ["y", "x"])
+    assert len({whole, of_files(items, ["y", "x"]), of_files(items[:1], ["x"])}) == 3
 
 
 def test_calibration_finds_overconfidence_and_the_thresholds_hold() -> None:
@@ -165,7 +166,7 @@ def test_no_image_wrong_of_460_shows_99_5_percent() -> None:
     assert calibration.keeps(0, 460, 0.005)
     assert not calibration.keeps(0, 459, 0.005)
     assert not calibration.keeps(0, 10_000, 0.0)
-    assert calibration.chance(2, 10, 0.3) == pytest.approx(0.3828, abs=1e-4)  # a table of the binomial distribution
+    assert calibration.binomial_cdf(2, 10, 0.3) == pytest.approx(0.3828, abs=1e-4)  # as tables have it
 
 
 def test_what_too_few_images_cannot_show_is_told() -> None:

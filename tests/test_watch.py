@@ -64,7 +64,7 @@ def test_a_service_that_ends_in_the_middle_loses_nothing_and_the_next_goes_on(
 def test_a_study_waits_until_it_is_whole(tmp_path: Path, outbox: Path) -> None:
     inbox = tmp_path / "inbox"
     inbox.mkdir()
-    with watching("--move", "--settle", 1, inbox, outbox) as process:
+    with watching("--move", "--settle", 3, inbox, outbox) as process:
         wait_until(process, (outbox / ".dicomsort").is_dir)
         make_dicom(inbox / "a" / "1.dcm", study=1, series=1)
         make_dicom(inbox / "b" / "2.dcm", study=1, series=2, modality="SR", has_pixels=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +12,6 @@ from dicomsort.errors import BundleError, DicomsortError, WorkerLost
 from dicomsort.records import INPUT_SHAPE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from concurrent.futures import Future
 
     import numpy as np
@@ -46,9 +46,6 @@ class LiteRTModel:
         self._interpreter.set_tensor(index, images)
         self._interpreter.invoke()
         return {name: self._interpreter.get_tensor(tensor.index) for name, tensor in self.outputs.items()}
-
-
-CHUNK = 1  # images a step: on one core larger batches are no faster, and each change of size costs 0.2 s
 
 
 class ModelOutput(NamedTuple):
@@ -101,7 +98,8 @@ class Predictor:
         if images.dtype != np.uint8 or images.shape[1:] != INPUT_SHAPE:
             msg = f"images: expected uint8 (N, {INPUT_SHAPE}), received {images.dtype} {images.shape}"
             raise ValueError(msg)
-        steps = [self._invoke(images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
+        # One by one: on one core larger batches are no faster, and each change of size costs 0.2 s.
+        steps = [self._invoke(image[None]) for image in images]
         outputs = {
             name: np.concatenate([step[name] for step in steps]) if steps else np.zeros((0, *inner), np.float32)
             for name, inner in self._outputs.items()
@@ -112,7 +110,7 @@ class Predictor:
         return ModelOutput(calibrate(outputs[PROBABILITIES], self.bundle.temperature), distances, outputs.get(MAPS))
 
     def _invoke(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Return the model's own outputs for one chunk, by name."""
+        """Return the model's own outputs for a batch, by name."""
         try:
             outputs = self._running.run(images.astype("float32"))
         except (ValueError, RuntimeError) as error:
@@ -150,8 +148,7 @@ def require_answer(
 def _predict_black(reference: BundleReference) -> None:
     import numpy as np
 
-    predictor = predictor_of(reference)
-    predictor.predict(np.zeros((1, *INPUT_SHAPE), np.uint8))
+    predictor_of(reference).predict(np.zeros((1, *INPUT_SHAPE), np.uint8))
 
 
 def calibrate(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
@@ -165,8 +162,7 @@ def calibrate(probabilities: NDArray[np.float32], temperature: float) -> NDArray
     p = np.where(np.isfinite(p).all(axis=1, keepdims=True) & (p.sum(axis=1, keepdims=True) > 0), p, 1.0)
     logits = np.log(np.maximum(p, 1e-30)) / temperature
     scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: NDArray[np.float32] = (scaled / scaled.sum(axis=1, keepdims=True)).astype(np.float32)
-    return result
+    return np.asarray(scaled / scaled.sum(axis=1, keepdims=True), np.float32)
 
 
 def _check_input(inputs: list[dict[str, Any]]) -> None:

@@ -10,17 +10,16 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from dicomsort.errors import BundleChanged, BundleError, quoted
 from dicomsort.records import ARCHIVES, INPUT_SHAPE, RENDERING_VERSION, REVIEW, UNREADABLE
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    Fields = dict[str, tuple[str, Callable[[Any], bool]]]
+Field = tuple[str, Callable[[Any], bool]]  # what is expected, and whether a value is that
+Fields = dict[str, Field]
 
 SPEC_NAME = "bundle.json"
 MODEL_NAME = "model.tflite"
@@ -36,12 +35,9 @@ MAX_TEXT = 128
 MAX_DISTANCE = 1e9
 
 _HEX = re.compile(r"[0-9a-f]{64}")
-_COPIED = (
-    "name", "arch", "header_classes", "training", "created_with", "model_sha256", "model_size",
-)  # fmt: skip
+_COPIED = ("name", "arch", "header_classes", "training", "model_sha256", "model_size")
 # The names that an outbox, or a file system it may be copied to, reserves.
-_OWN = (REVIEW, UNREADABLE, ARCHIVES)
-_RESERVED = frozenset({*map(str.casefold, _OWN), "manifest.csv", "con", "prn", "aux", "nul"})
+_RESERVED = frozenset({*map(str.casefold, (REVIEW, UNREADABLE, ARCHIVES)), "manifest.csv", "con", "prn", "aux", "nul"})
 
 
 def check(spec: object, where: str) -> dict[str, Any]:
@@ -121,10 +117,7 @@ def _is_thresholds(value: object) -> bool:
     return value.get("distance") is None or _is_number(value["distance"], 0.0, MAX_DISTANCE)
 
 
-_SHA256: tuple[str, Callable[[Any], bool]] = (
-    "64 hexadecimal digits",
-    lambda v: isinstance(v, str) and bool(_HEX.fullmatch(v)),
-)
+_SHA256: Field = ("64 hexadecimal digits", lambda v: isinstance(v, str) and bool(_HEX.fullmatch(v)))
 _FIELDS: Fields = {
     "format_version": (str(FORMAT_VERSION), lambda v: v == FORMAT_VERSION),
     "name": (f"a line of at most {MAX_TEXT} characters", _is_text),
@@ -140,17 +133,14 @@ _FIELDS: Fields = {
         lambda v: _is_int(v, RENDERING_VERSION, RENDERING_VERSION),
     ),
     "temperature": ("a number from 0.05 to 20", lambda v: _is_number(v, 0.05, 20.0)),
-    "thresholds": (
-        f"decide and contradict, 0 to 1, maybe distance, 0 to {MAX_DISTANCE:.0f}",
-        _is_thresholds,
-    ),
+    "thresholds": (f"decide and contradict, 0 to 1, maybe distance, 0 to {MAX_DISTANCE:.0f}", _is_thresholds),
     "training": ("an object", lambda v: isinstance(v, dict)),
     "created_with": ("an object from software to version", _is_map),
     "model_sha256": _SHA256,
     "model_size": (f"1 to {MAX_MODEL_BYTES} bytes", lambda v: _is_int(v, 1, MAX_MODEL_BYTES)),
 }
-_TEXT_OR_NONE: tuple[str, Callable[[Any], bool]] = ("text, or none", lambda v: v is None or isinstance(v, str))
-_OBJECT_OR_NONE: tuple[str, Callable[[Any], bool]] = ("an object, or none", lambda v: v is None or isinstance(v, dict))
+_TEXT_OR_NONE: Field = ("text, or none", lambda v: v is None or isinstance(v, str))
+_OBJECT_OR_NONE: Field = ("an object, or none", lambda v: v is None or isinstance(v, dict))
 _TRAINING_FIELDS: Fields = {
     "fingerprint": _TEXT_OR_NONE,
     "files": _TEXT_OR_NONE,
@@ -189,13 +179,12 @@ class Bundle:
     """A validated, picklable bundle.
 
     ``labels`` are in the order of the model's outputs; ``header_classes`` maps CT, MRI, XRAY to labels (empty where the
-    labels are others, such as CHEST and HAND: such a model sorts by pixels alone).
-    ``temperature`` divides the logits. ``decide`` is the calibrated mean confidence (0..1) from which pixels alone
-    decide. ``contradict`` is the share (0..1) that their class must get of what they give to it and
-    to a clear header's class, to hold the series for review. ``distance`` (0 or more) is the Mahalanobis distance
-    beyond which an image is out of distribution (None: the model computes none). ``training`` holds the images'
-    fingerprint and counts, ``created_with`` the versions of the software that wrote it. ``evaluation`` pins the replay
-    set (None: there is none), which only later trainings read. ``spec_sha256`` is the SHA-256 of ``bundle.json``.
+    labels are others, such as CHEST and HAND: such a model sorts by pixels alone). ``temperature`` divides the logits.
+    ``decide`` is the calibrated mean confidence (0..1) from which pixels alone decide. ``contradict`` is the share
+    (0..1) that their class must get of what they give to it and to a clear header's class, to hold the series for
+    review. ``distance`` (0 or more) is the Mahalanobis distance beyond which an image is out of distribution (None: the
+    model computes none). ``training`` holds the images' fingerprint and counts. ``evaluation`` pins the replay set
+    (None: there is none), which only later trainings read. ``spec_sha256`` is the SHA-256 of ``bundle.json``.
     """
 
     folder: Path
@@ -208,7 +197,6 @@ class Bundle:
     contradict: float
     distance: float | None
     training: Mapping[str, Any]
-    created_with: Mapping[str, str]
     model_sha256: str
     model_size: int
     spec_sha256: str

@@ -8,17 +8,15 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dicomsort.bundle.spec import EVALUATION_NAME, FORMAT_VERSION, MODEL_NAME, SPEC_NAME, check
 from dicomsort.content import kind_of
 from dicomsort.errors import BundleError, UsageError
 from dicomsort.files import Files, flush_path
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 
 @contextmanager

@@ -6,11 +6,9 @@ Nothing is allocated that the file does not hold already.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+from typing import Any
 
 PROBABILITIES, DISTANCE, MAPS = "probabilities", "distance", "maps"
 MAX_BYTES = 1 << 30  # of all tensors whose content is not in the file; VGG-16 needs 0.6 GB, unpacked weights included

@@ -6,36 +6,34 @@ scan -> render -> split and fit -> export, with held-out predictions of what shi
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from dicomsort.bundle import Bundle, check_target, staged
+from dicomsort.engines.engine import Engine
 from dicomsort.errors import DicomsortError, counted
 from dicomsort.report import visible
 from dicomsort.training.data.augment import varied_by
 from dicomsort.training.data.dataset import MIN_IMAGES, Dataset, relabelled, require_trainable, scan_with_tables
 from dicomsort.training.data.rendered import SHOWN, Rendered, open_cache, render_all, skipped_lines
+from dicomsort.training.data.splitting import ImageGroups
 from dicomsort.training.evaluate import calibration
-from dicomsort.training.evaluate.compare import beside_of, compared, refusal, rival_at
+from dicomsort.training.evaluate.compare import compared, refusal, rival_at
 from dicomsort.training.evaluate.predictions import name_clusters
-from dicomsort.training.export.bundle import OUTPUTS, TrainingResult, sheet_of, write
+from dicomsort.training.export import tflite
+from dicomsort.training.export.bundle import OUTPUTS, TrainingResult, write
 from dicomsort.training.fit.checkpoint import forget
 from dicomsort.training.fit.finetune import Finetune
+from dicomsort.training.models.architectures import Architecture
 from dicomsort.training.progress import Reporter, load_tensorflow
 from dicomsort.training.settings import Settings, checked
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from dicomsort.engines.engine import Engine
-    from dicomsort.training.data.splitting import ImageGroups
-    from dicomsort.training.models.architectures import Architecture
-
 TRIALS = frozenset({"trials.csv", "trials.png"})  # what a search adds to its bundle
-EARLIER = "screen.tflite"  # a second network, which bundles had until there was one
-MAYBE = TRIALS | {EARLIER}  # what an earlier bundle may have beside ``OUTPUTS``
+# What a bundle that is replaced may hold; the last is a second network, which bundles had once.
+REPLACEABLE = OUTPUTS | TRIALS | {"screen.tflite"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +61,12 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
     hyper = settings.hyperparameters()
     rival = _rival(settings, architecture)
     dataset = scanned(settings, architecture)
-    with staged(settings.out, OUTPUTS | MAYBE) as folder:
+    with staged(settings.out, REPLACEABLE) as folder:
         reporter.note(f"Network {settings.arch}: {architecture.summary}")
         with rendering(dataset, settings, architecture, open_workers, reporter) as rendered:
             _note_groups(rendered.grouping, reporter)
             reporter.note("Loading TensorFlow")
             load_tensorflow()
-            from dicomsort.training.export import tflite
             from dicomsort.training.fit import recipes
 
             trained = recipes.fit(architecture, rendered, hyper, reporter)
@@ -84,7 +81,7 @@ def train(settings: Settings, open_workers: Callable[[], Engine], reporter: Repo
                 _refuse(result, rival, comparison.worse)
             figures = _written(folder, result)
     forget(hyper.checkpoint)
-    return Trained(settings.out, figures, exported.held_out.how, rendered.skipped, sheet_of(settings.out))
+    return Trained(settings.out, figures, exported.held_out.how, rendered.skipped, settings.sheet)
 
 
 @contextmanager
@@ -125,17 +122,16 @@ def _rival(settings: Settings, architecture: Architecture) -> Bundle | None:
         return None
     rival = rival_at(settings.out, architecture.bundle, anyway=settings.replace_worse)
     if rival:
-        check_target(beside_of(settings.out), OUTPUTS | MAYBE)
+        check_target(settings.refused, REPLACEABLE)
     return rival
 
 
 def _refuse(result: TrainingResult, rival: Bundle, reasons: tuple[str, ...]) -> NoReturn:
     """Write the bundle beside ``rival``, which it is not to replace, and raise DicomsortError."""
-    out = result.settings.out
-    beside = beside_of(out)
-    with staged(beside, OUTPUTS | MAYBE) as folder:
+    out, beside = result.settings.out, result.settings.refused
+    with staged(beside, REPLACEABLE) as folder:
         _written(folder, replace(result, settings=replace(result.settings, out=beside)))
-    forget(result.settings.hyperparameters().checkpoint)
+    forget(result.settings.checkpoint)
     raise DicomsortError(refusal(out, rival, reasons, beside))
 
 
@@ -153,7 +149,5 @@ def _note_groups(grouping: ImageGroups, reporter: Reporter) -> None:
     for names in grouping.joined[:SHOWN]:
         reporter.note(f"  one source, for a shared patient, near-duplicate or name: {visible(', '.join(names))}")
     if grouping.blank:
-        reporter.note(
-            counted(grouping.blank, "image is of one colour, and tells", "images are of one colour, and tell")
-            + " nothing"
-        )
+        words = "image is of one colour, and tells nothing", "images are of one colour, and tell nothing"
+        reporter.note(counted(grouping.blank, *words))

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from dicomsort.progress import Reporter, Step
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["Reporter", "Step", "load_tensorflow", "stderr_captured"]
 

@@ -14,7 +14,6 @@ from dicomsort.errors import UsageError
 from dicomsort.outputs import Gate
 from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.rendered import place_of
-from dicomsort.training.evaluate.compare import beside_of
 from dicomsort.training.evaluate.reporting import SHEET as SHEET_NAME
 from dicomsort.training.fit.checkpoint import NAME, PART
 from dicomsort.training.fit.finetune import from_bundle
@@ -34,12 +33,35 @@ class Settings(TrainSettings):
 
     variation: tuple[tuple[str, Any], ...] = ()
 
-    def hyperparameters(self) -> Hyperparameters:
-        """Return the numbers of the training; its checkpoint lies beside the bundle."""
+    @property
+    def checkpoint(self) -> Path:
+        """The folder from which an interrupted training resumes."""
+        return self._beside(".checkpoint")
+
+    @property
+    def refused(self) -> Path:
+        """Where a bundle is written that must not replace the one at ``out``."""
+        return self._beside(".refused")
+
+    @property
+    def sheet(self) -> Path:
+        """The sheet of mistakes: beside the bundle, because it shows images of the data set."""
+        return self._beside(f"-{SHEET_NAME}")
+
+    @property
+    def trials(self) -> Path:
+        """The journal of a search."""
+        return self._beside(".trials")
+
+    def _beside(self, ending: str) -> Path:
         out = Path(os.path.abspath(self.out))
+        return out.with_name(f"{out.name}{ending}")
+
+    def hyperparameters(self) -> Hyperparameters:
+        """Return the numbers of the training."""
         return Hyperparameters(
             self.epochs, self.batch_size, self.learning_rate, self.validation_split, self.seed,
-            self.augment, self.patience, self.balance, self.split, out.with_name(f"{out.name}.checkpoint"), self.fresh,
+            self.augment, self.patience, self.balance, self.split, self.checkpoint, self.fresh,
         )  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
@@ -90,7 +112,7 @@ def _check_outputs(settings: Settings) -> Settings:
         settings = replace(settings, out=out)
     gate = Gate({"data set": str(settings.dataset)})  # what lies there is taken for a class by the next training
     gate.check_folder("--out", out)
-    beside = beside_of(out) if settings.start else out
+    beside = settings.refused if settings.start else out
     gate.check_folder("--out", beside)
     if settings.cache:
         cache = Path(gate.check_folder("--cache", settings.cache))
@@ -98,14 +120,12 @@ def _check_outputs(settings: Settings) -> Settings:
         for each in (out, beside):  # what lies in a bundle's folder keeps it from being replaced
             Gate({f"folder {each.name!r} of --out": str(each)}).check_folder("--cache", cache)
             Gate({"renderings of --cache": str(place_of(cache))}).check_folder("--out", each)
-    checkpoint = settings.hyperparameters().checkpoint or out
-    trials = out.with_name(f"{out.name}.trials")
-    if os.path.islink(trials):  # `tune` would not follow it, after hours of work
-        raise UsageError(f"--out: expected {trials.name} beside it to be a file, received a link")
+    if os.path.islink(settings.trials):  # `tune` would not follow it, after hours of work
+        raise UsageError(f"--out: expected {settings.trials.name} beside it to be a file, received a link")
     for path, content in (
-        *((each.with_name(f"{each.name}-{SHEET_NAME}"), SHEET) for each in (out, beside)),
-        (trials, TRIALS),
-        *((checkpoint / name, CHECKPOINT) for name in (NAME, PART)),
+        *((replace(settings, out=each).sheet, SHEET) for each in (out, beside)),
+        (settings.trials, TRIALS),
+        *((settings.checkpoint / name, CHECKPOINT) for name in (NAME, PART)),
     ):
         if os.path.lexists(path):
             gate.check_file("--out", path, content, devices=False)

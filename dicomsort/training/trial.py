@@ -5,27 +5,22 @@ Imports Keras: import this module inside a function, after everything that can f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.training.data.prefetch import Feed
+from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import split
 from dicomsort.training.fit.feeding import balanced_accuracy, compiled, predict_rows, run, training_batches
 from dicomsort.training.fit.transfer import opened
+from dicomsort.training.progress import Reporter
 from dicomsort.training.settings import Settings, checked
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.progress import Reporter
-
-    Report = Callable[[int, float], None]
+Report = Callable[[int, float], None]
 
 
 class Scores(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
@@ -56,7 +51,7 @@ def attempt(settings: Settings, rendered: Rendered, reporter: Reporter, report: 
     try:
         if architecture.recipe == "transfer":
             with opened(architecture, rendered, hyper, reporter) as trainer:
-                scores = Scores(lambda: trainer.predict(trainer.views.activations[0][held_out])[1], classes, report)
+                scores = Scores(lambda: trainer.predict(trainer.views[0][held_out])[1], classes, report)
                 trainer.fit(train, None, "Training", [scores])
             return max(scores.values)
         build = partial(architecture.build, images.shape[1:], len(dataset.labels))

@@ -10,43 +10,41 @@ import csv
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dicomsort.config import TRAINING
 from dicomsort.config import checked as in_range
+from dicomsort.engines.engine import Engine
 from dicomsort.errors import UsageError, counted, missing_extra
 from dicomsort.files import Files, closing_descriptor
 from dicomsort.jsonlines import whole_lines
-from dicomsort.training.data.dataset import fingerprint
+from dicomsort.training.data import fingerprint
+from dicomsort.training.data.augment import STRENGTHS
+from dicomsort.training.data.rendered import Rendered
+from dicomsort.training.evaluate.plots import plot_trials
 from dicomsort.training.fit.checkpoint import resumable
+from dicomsort.training.models.architectures import VARIATIONS
 from dicomsort.training.pipeline import Trained, rendering, scanned, train
 from dicomsort.training.progress import Reporter, load_tensorflow
 from dicomsort.training.settings import Settings, checked
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from dicomsort.engines.engine import Engine
-    from dicomsort.training.data.rendered import Rendered
-
 TABLE, PICTURE = "trials.csv", "trials.png"
 RATES = (1e-4, 1e-2)
 BATCHES = (16, 32, 64)
-STRENGTHS = ("none", "light", "strong")
-STRONGEST = STRENGTHS[-1]
+AUGMENTS = tuple(STRENGTHS)  # the strongest is the last
 WARM_UP_TRIALS = 5  # that are never ended early
 ENDED = ("COMPLETE", "PRUNED")
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The bundle of the best recipe, that recipe, its balanced accuracy in the search, and the number of trials."""
+    """The bundle of the best recipe, the balanced accuracy of that in the search, and the number of trials."""
 
     trained: Trained
-    best: Settings
     score: float
     trials: int
 
@@ -62,19 +60,19 @@ def tune(settings: Settings, trials: int, open_workers: Callable[[], Engine], re
     settings, architecture = checked(settings)
     dataset = scanned(settings, architecture)
     with ExitStack() as search:
-        with rendering(dataset, settings, architecture, open_workers, reporter, STRONGEST) as rendered:
+        with rendering(dataset, settings, architecture, open_workers, reporter, AUGMENTS[-1]) as rendered:
             search.enter_context(_locked(settings))
             study = _open_study(optuna, settings, rendered, reporter)
             reporter.note("Loading TensorFlow")
             load_tensorflow()
-            with resumable(_journal(settings), reporter):
+            with resumable(settings.trials, reporter):
                 _search(optuna, study, settings, trials, rendered, reporter)
         best, score, count = _with(settings, study.best_trial.params), study.best_value, len(_ended(study))
         reporter.note(f"The best of {counted(count, 'trial')}: {_words(study.best_trial.params)}")
         trained = train(best, open_workers, reporter)
         _write(trained.folder, study)
-        _journal(settings).unlink(missing_ok=True)
-    return Tuned(trained, best, score, count)
+        settings.trials.unlink(missing_ok=True)
+    return Tuned(trained, score, count)
 
 
 def _require_optuna() -> Any:
@@ -86,13 +84,8 @@ def _require_optuna() -> Any:
     return optuna
 
 
-def _journal(settings: Settings) -> Path:
-    out = settings.out.absolute()
-    return out.with_name(f"{out.name}.trials")
-
-
 def _expected(settings: Settings) -> str:
-    beside = f"expected {_journal(settings).name} beside it to be writable and of a search"
+    beside = f"expected {settings.trials.name} beside it to be writable and of a search"
     return f"--out {str(settings.out)!r}: {beside}, received "
 
 
@@ -109,7 +102,7 @@ class _NoLock:
 @contextmanager
 def _locked(settings: Settings) -> Iterator[None]:
     """Lock the journal of the trials, made where there is none; UsageError where that fails, or another has it."""
-    path, files = _journal(settings), Files()
+    path, files = settings.trials, Files()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = files.open_append(str(path))
@@ -126,9 +119,9 @@ def _locked(settings: Settings) -> Iterator[None]:
 
 def _open_study(optuna: Any, settings: Settings, rendered: Rendered, reporter: Reporter) -> Any:
     """Return the study of these settings and this data set, with the trials that it had."""
-    path = _journal(settings)
+    path = settings.trials
     options = {name: str(value) for name, value in asdict(settings).items() if name not in {"out", "cache", "fresh"}}
-    content = json.dumps([options, fingerprint(rendered.dataset.items, rendered.digests)], sort_keys=True)
+    content = json.dumps([options, fingerprint.of_files(rendered.dataset.items, rendered.digests)], sort_keys=True)
     name = hashlib.sha256(content.encode()).hexdigest()[:16]
     try:
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path), _NoLock()))
@@ -213,9 +206,7 @@ def _suggest(trial: Any, settings: Settings) -> dict[str, Any]:
 
 
 def _choices(settings: Settings) -> dict[str, tuple[Any, ...]]:
-    from dicomsort.training.models.architectures import VARIATIONS
-
-    return {"batch_size": BATCHES, "augment": STRENGTHS, **VARIATIONS[settings.arch or ""]}
+    return {"batch_size": BATCHES, "augment": AUGMENTS, **VARIATIONS[settings.arch or ""]}
 
 
 def _with(settings: Settings, params: dict[str, Any]) -> Settings:
@@ -231,8 +222,6 @@ def _words(params: dict[str, Any]) -> str:
 
 
 def _write(folder: Path, study: Any) -> None:
-    from dicomsort.training.evaluate.plots import plot_trials
-
     trials = _ended(study)
     names = sorted({name for trial in trials for name in trial.params})
     with (folder / TABLE).open("w", encoding="utf-8", newline="") as stream:

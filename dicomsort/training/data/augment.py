@@ -6,12 +6,10 @@ where threads cannot use all cores.
 
 from __future__ import annotations
 
-import io
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,16 +98,11 @@ def varied_by(engine: Engine, augment: str) -> Vary:
     return partial(_vary_by, engine)
 
 
-def _vary_by(engine: Engine, *task: Any) -> Images:
+def _vary_by(engine: Engine, images: Images, strength: Strength, seeds: Sequence[tuple[int, ...]]) -> Images:
     try:
-        return engine.submit(vary_task, task).result()
+        return engine.submit(partial(vary, images, strength), seeds).result()
     except WorkerLost:  # to whatever: the images are no hostile file's
-        return vary(*task)
-
-
-def vary_task(task: tuple[Images, Strength, Sequence[tuple[int, ...]]]) -> Images:
-    """Vary a batch of images; runs in a worker."""
-    return vary(*task)
+        return vary(images, strength, seeds)
 
 
 def _steps(s: Strength, random: Random) -> list[Step]:
@@ -262,7 +255,4 @@ def photograph(picture: Image.Image, random: Random) -> Image.Image:
 
 def recompress(picture: Image.Image, random: Random) -> Image.Image:
     """Save as JPEG of quality 25 to 90, and load again."""
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=int(random.integers(25, 91)))
-    stream.seek(0)
-    return Image.open(stream).convert(picture.mode)
+    return robustness.as_jpeg(picture, int(random.integers(25, 91)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -74,11 +73,14 @@ class Dataset:
         """Return the label index of each item, int64 (N,)."""
         return np.array([item.label for item in self.items], np.int64)
 
+    def other(self) -> int | None:
+        """Return the index of the label OTHER where there are two more classes, else None."""
+        return self.labels.index(OTHER) if OTHER in self.labels and len(self.labels) > MIN_CLASSES else None
+
     def known(self, items: Indices) -> Indices:
-        """Return those of ``items`` that are not of class OTHER, where there are two more classes; else all."""
-        if OTHER not in self.labels or len(self.labels) <= MIN_CLASSES:
-            return items
-        known: Indices = items[self.classes()[items] != self.labels.index(OTHER)]
+        """Return those of ``items`` that are not of the class ``other``; all where none are left."""
+        other = self.other()
+        known: Indices = items if other is None else items[self.classes()[items] != other]
         return known if len(known) else items
 
     def subclasses(self) -> NDArray[np.float32]:
@@ -215,7 +217,7 @@ def _expecting(where: str, columns: str, more: str = "") -> Iterator[None]:
         raise UsageError(f"{where}: {expected}, received {received}{more}") from error
 
 
-def require_trainable(dataset: Dataset, files: Mapping[str, int], skipped: int, least: int = MIN_IMAGES) -> None:
+def require_trainable(dataset: Dataset, files: Mapping[str, int], skipped: int, least: int) -> None:
     """Raise DatasetError unless every class that has any of the ``files`` (label -> number) has ``least`` images."""
     for label, count in dataset.counts().items():
         if files[label] and count < least:
@@ -224,19 +226,11 @@ def require_trainable(dataset: Dataset, files: Mapping[str, int], skipped: int, 
             raise DatasetError(f"data set {str(dataset.root)!r}: class {label!r}: {expected}, {received}")
 
 
-def fingerprint(items: Sequence[Item], digests: Sequence[str]) -> str:
-    """Return the SHA-256 over the sorted (relative path, SHA-256 of the file) pairs."""
-    whole = hashlib.sha256()
-    for path, digest in sorted(zip((item.path for item in items), digests, strict=True)):
-        whole.update(f"{path}\0{digest}\n".encode("utf-8", "surrogateescape"))
-    return whole.hexdigest()
-
-
 def _files(folder: Path) -> Iterator[str]:
     """Yield the regular files below ``folder``, relative to it, hidden ones and links to folders left out."""
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = os.path.relpath(parent, folder).replace(os.sep, "/")
+        below = os.path.relpath(parent, folder)
         for name in names:
             if not name.startswith(".") and os.path.isfile(os.path.join(parent, name)):
                 yield name if below == "." else f"{below}/{name}"

@@ -1,4 +1,4 @@
-"""Whether a bundle's model was trained on an image: the bundle has the first 32 bits of each file's SHA-256.
+"""Which files a model was trained on: a bundle has their fingerprint, and the first 32 bits of each one's SHA-256.
 
 Of 100,000 files that it was not trained on, the digests of as many others name two by chance.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicomsort.errors import counted
-from dicomsort.training.data.dataset import Item, fingerprint
+from dicomsort.training.data.dataset import Item
 
 KEY = "files"
 HEX_DIGITS = 8
@@ -39,6 +40,14 @@ class Overlap:
             images = f"{self.count:,} of these {counted(self.images, 'image')}"
             return f"NOT all held out: the model was trained on {images}, so these figures flatter it"
         return "the model was trained on none of these files; whether it knows their sources or patients is not known"
+
+
+def of_files(items: Sequence[Item], digests: Sequence[str]) -> str:
+    """Return the fingerprint: the SHA-256 over the sorted (relative path, SHA-256 of the file) pairs."""
+    whole = hashlib.sha256()
+    for path, digest in sorted(zip((item.path for item in items), digests, strict=True)):
+        whole.update(f"{path}\0{digest}\n".encode("utf-8", "surrogateescape"))
+    return whole.hexdigest()
 
 
 def encode(digests: Sequence[str], earlier: Mapping[str, Any] | None = None) -> str:
@@ -69,7 +78,7 @@ def known(training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[
 
 def _find(training: Mapping[str, Any], items: Sequence[Item], digests: Sequence[str]) -> NDArray[np.bool_] | None:
     """Return which of these files ``training`` was on, bool (N,), None where it names none."""
-    if training.get("fingerprint") == fingerprint(items, digests):
+    if training.get("fingerprint") == of_files(items, digests):
         return np.ones(len(digests), bool)
     stored = _decode(training)
     return np.isin(keys(digests), stored) if len(stored) else None

@@ -10,7 +10,6 @@ shows the images.
 from __future__ import annotations
 
 import errno
-import hashlib
 import math
 import os
 import secrets
@@ -29,7 +28,7 @@ from numpy.typing import DTypeLike, NDArray
 from dicomsort import pixels
 from dicomsort.engines.engine import Engine, map_in_order
 from dicomsort.errors import DicomsortError, UsageError, WorkerLost, counted
-from dicomsort.files import opened_file
+from dicomsort.files import hashed, opened_file
 from dicomsort.pixels import INPUT_SHAPE, PixelsError
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.report import visible
@@ -84,13 +83,13 @@ def load_cached(place: Path, digest: str) -> RenderedImage | None:
     try:
         with opened_file(str(_path(place, digest))) as file:
             data = imagecodecs.lz4f_decode(file.read(2 * _LARGEST), out=_LARGEST + 1)
-        format_, channels, hashed = data[: len(_HEAD)]
+        format_, channels, has_hash = data[: len(_HEAD)]
         pixels = np.frombuffer(data, np.uint8, offset=len(_HEAD) + HASH_BYTES).reshape(*INPUT_SHAPE[:2], channels)
     except (OSError, RuntimeError, ValueError):
         return None
     if format_ != _HEAD[0] or channels not in {1, 3}:
         return None
-    phash = np.frombuffer(data, np.uint64, HASH_BYTES // 8, len(_HEAD)) if hashed else None
+    phash = np.frombuffer(data, np.uint64, HASH_BYTES // 8, len(_HEAD)) if has_hash else None
     return RenderedImage(np.repeat(pixels, 3, axis=2) if channels == 1 else pixels, phash)
 
 
@@ -100,17 +99,18 @@ def store_cached(place: Path, digest: str, picture: RenderedImage) -> None:
     red, green, blue = (picture.image[..., channel] for channel in range(3))
     grey = bool((red == green).all() and (red == blue).all())
     head = bytes([_HEAD[0], 1 if grey else 3, picture.phash is not None])
-    hashed = bytes(HASH_BYTES) if picture.phash is None else picture.phash.tobytes()
+    phash = bytes(HASH_BYTES) if picture.phash is None else picture.phash.tobytes()
     part = ""
     try:
         _make(path.parent)
         handle, part = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(handle, "wb") as stream:
-            data = head + hashed + (red if grey else picture.image).tobytes()
+            data = head + phash + (red if grey else picture.image).tobytes()
             stream.write(imagecodecs.lz4f_encode(data, contentchecksum=True))
         os.replace(part, path)
     except OSError as error:
-        Path(part).unlink(missing_ok=True) if part else None
+        if part:
+            Path(part).unlink(missing_ok=True)
         if isinstance(error, IsADirectoryError):
             return  # it has the name, and will be rendered each time
         raise DicomsortError(
@@ -124,7 +124,6 @@ def _path(place: Path, digest: str) -> Path:
 
 BATCH, MOST = 8, 64  # files a task, and how many where they are small: its time limit holds for all of them
 BYTES = 1 << 20  # of a task's files, from which on they are not small
-SMALL = 1 << 20  # bytes of a file that is read at once
 SALT_BYTES = 16
 
 
@@ -164,13 +163,13 @@ def render_all(
     ends no image is left behind. DicomsortError where there is no room for ``place`` or ``cache``.
     """
     paths = [item.path for item in dataset.items]
-    images = claim(place, (len(paths), *INPUT_SHAPE))
+    images = allocated_memmap(place, (len(paths), *INPUT_SHAPE))
     task = partial(render_into, place, images.offset, cache, dataset.root, secrets.token_bytes(SALT_BYTES))
     results: list[RenderedFile] = []
     with reporter.step("Rendering images", len(paths)) as step:
-        for answer in map_in_order(engine, task, _batches(dataset.root, paths), _lost):
-            results += answer
-            step.advance(len(answer))
+        for answers in map_in_order(engine, task, _batches(dataset.root, paths), _lost):
+            results += answers
+            step.advance(len(answers))
     place.unlink()  # the mapping lasts
     good = [i for i, answer in enumerate(results) if not answer.problem]
     skipped = tuple((path, answer.problem) for path, answer in zip(paths, results, strict=True) if answer.problem)
@@ -213,9 +212,7 @@ def _rendered(path: Path) -> RenderedImage:
 
 def _sha256(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
-        if os.fstat(file.fileno()).st_size <= SMALL:  # a buffer for more would cost more than hashing
-            return hashlib.sha256(file.readall()).hexdigest()
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashed(file.fileno())
 
 
 def _put(handle: int, offset: int, image: NDArray[np.uint8]) -> None:
@@ -248,7 +245,7 @@ def _batches(root: Path, paths: Sequence[str]) -> Iterator[list[tuple[int, str]]
         yield batch
 
 
-def claim(
+def allocated_memmap(
     place: Path, shape: tuple[int, ...], dtype: DTypeLike = np.uint8, *, named: bool = True
 ) -> np.memmap[Any, Any]:
     """Return a new mapped file of an array, all of it allocated now: a full disk would kill the process later.

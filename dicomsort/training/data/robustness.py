@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from dicomsort.pixels.render import as_array, fit
+
 Pixels = NDArray[np.uint8]
 
 BORDER = 0.1
@@ -68,11 +70,16 @@ def invert(image: Pixels) -> Pixels:
     return changed
 
 
+def as_jpeg(picture: Image.Image, quality: int) -> Image.Image:
+    """Save as JPEG, and load again."""
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=quality)
+    return Image.open(stream).convert(picture.mode)
+
+
 def recompress(image: Pixels) -> Pixels:
     """Save as JPEG of quality 30, and load again."""
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "JPEG", quality=QUALITY)
-    return np.array(Image.open(stream).convert("RGB"))
+    return np.array(as_jpeg(Image.fromarray(image), QUALITY))
 
 
 def downscale(image: Pixels) -> Pixels:
@@ -83,8 +90,6 @@ def downscale(image: Pixels) -> Pixels:
 
 def crop(place: float, image: Pixels) -> Pixels:
     """Cut out 75 % of each side, from the top left (``place`` 0) to the bottom right (1), and render that."""
-    from dicomsort.pixels.render import as_array, fit
-
     top, left, bottom, right = _box(image)
     high, wide = round((bottom - top) * CROP), round((right - left) * CROP)
     first, start = top + round((bottom - top - high) * place), left + round((right - left - wide) * place)

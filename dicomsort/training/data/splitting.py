@@ -10,10 +10,9 @@ import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,10 +54,6 @@ class ImageGroups:
         near = f"{counted(self.near_duplicates, 'near-duplicate')} in {counted(self.clusters, 'cluster')}"
         named = f", {counted(self.groups, 'named group')}" if self.groups else ""
         return f"{near}, {counted(self.patients, 'patient')}{named}, {counted(self.sources, 'source')}"
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the counts for metrics.json."""
-        return asdict(self)
 
 
 def keep_together(dataset: Dataset, hashes: Hashes, patients: Sequence[str]) -> tuple[Dataset, ImageGroups]:
@@ -148,8 +143,7 @@ def perceptual_hash(picture: Image.Image) -> NDArray[np.uint64] | None:
     if pixels.std() < BLANK:
         return None
     spectrum = (_cosines() @ pixels @ _cosines().T).ravel()
-    middle = (spectrum.size - 1) // 2
-    bits = spectrum > np.partition(spectrum[1:], middle)[middle]  # the median of an odd number
+    bits = spectrum > np.median(spectrum[1:])
     bits[0] = False  # the mean grey
     return np.packbits(bits).view(np.uint64)
 
@@ -233,8 +227,7 @@ def balance(dataset: Dataset, evenness: float = 1.0) -> NDArray[np.float32]:
     _, source, counts = np.unique(keys, return_inverse=True, return_counts=True)
     weights = 1.0 / counts[source] ** evenness
     weights /= np.bincount(dataset.classes(), weights)[dataset.classes()]
-    result: NDArray[np.float32] = (weights / weights.mean()).astype(np.float32)
-    return result
+    return np.asarray(weights / weights.mean(), np.float32)
 
 
 def draw(dataset: Dataset, count: int, seed: int) -> Indices:

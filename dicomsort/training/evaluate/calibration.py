@@ -8,29 +8,24 @@ do not, the threshold is that of an accuracy of 99 %, and a note says so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import dropwhile, takewhile
-from typing import TYPE_CHECKING
+from itertools import compress, dropwhile, takewhile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.bundle import Bundle, calibrate
 from dicomsort.errors import counted
 from dicomsort.records import OTHER
 from dicomsort.training.fit.finetune import Finetune
 from dicomsort.training.fit.held_out import HeldOutPredictions, losses
+from dicomsort.training.fit.hyperparameters import TrainedModel
 from dicomsort.training.models import ood
+from dicomsort.training.models.architectures import Architecture
+from dicomsort.training.models.ood import MahalanobisModel
 from dicomsort.training.models.replay_set import predictions_of
 from dicomsort.training.models.tflite_head import predict_head
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.fit.hyperparameters import TrainedModel
-    from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.models.ood import MahalanobisModel
 
 # Fewer held-out predictions than this say nothing about the last percent.
 MIN_HELD_OUT, MIN_OF_CLASS = 50, 10  # of every class in fine-tuning: corrections are few, and none typical
@@ -78,7 +73,7 @@ def of_training(
     held_out: HeldOutPredictions,
     labels: Sequence[str],
     clusters: Sequence[str],
-    target: float = TARGET,
+    target: float,
 ) -> Calibration:
     """Return the calibration by the held-out predictions of the network that ships; see ``finetuned``."""
     other = list(labels).index(OTHER) if OTHER in labels else None
@@ -113,8 +108,8 @@ def fit(
         few = f"Only {counted(len(truth), 'image was', 'images were')} held out (at least {MIN_HELD_OUT} are needed)"
         note = f"{few}: temperature and thresholds are not fitted but set to careful values."
         return Calibration(1.0, DECIDE_BOUNDS[1], CONTRADICT_BOUNDS[1], (note,))
-    mean_losses = [float(losses(calibrate(probabilities, float(t)), truth).mean()) for t in TEMPERATURES]
-    temperature = round(float(TEMPERATURES[int(np.argmin(mean_losses))]), 4)
+    best = min(TEMPERATURES, key=lambda each: losses(calibrate(probabilities, each), truth).mean())
+    temperature = round(float(best), 4)
     calibrated = calibrate(probabilities, temperature)
     known = np.zeros(0, np.float32) if distances is None else distances[truth != other]
     limit = ood.threshold(known) if len(known) else None
@@ -188,10 +183,8 @@ def _careful(right: NDArray[np.bool_], confidence: NDArray[np.float32]) -> tuple
             break
         if right[above].mean() >= DECIDE_ACCURACY:
             return threshold, ""
-    return (
-        high,
-        f"No confidence up to {high} gave {DECIDE_ACCURACY:.0%} accuracy on held-out images: it is set to {high}.",
-    )
+    note = f"No confidence up to {high} gave {DECIDE_ACCURACY:.0%} accuracy on held-out images: it is set to {high}."
+    return high, note
 
 
 def _steps(bounds: tuple[float, float]) -> list[float]:
@@ -217,10 +210,10 @@ def _contradict(
 
 def keeps(wrong: int, count: int, share: float) -> bool:
     """Return whether ``wrong`` of ``count`` show, with 90 % confidence, that at most ``share`` is wrong."""
-    return count > wrong and chance(wrong, count, share) <= RISK
+    return count > wrong and binomial_cdf(wrong, count, share) <= RISK
 
 
-def chance(wrong: int, count: int, risk: float) -> float:
+def binomial_cdf(wrong: int, count: int, risk: float) -> float:
     """Return the probability of at most ``wrong`` mistakes among ``count`` where each is made with ``risk``."""
     if not risk or wrong >= count:
         return 1.0
@@ -253,8 +246,7 @@ def as_sure(before: NDArray[np.float32], after: NDArray[np.float32], temperature
     all others, and unchanged thresholds would then leave far more of them undecided.
     """
     wanted = calibrate(before, temperature).max(1).mean()
-    means = [calibrate(after, each).max(1).mean() for each in TEMPERATURES]
-    return float(TEMPERATURES[int(np.abs(np.array(means) - wanted).argmin())])
+    return float(min(TEMPERATURES, key=lambda each: abs(calibrate(after, each).max(1).mean() - wanted)))
 
 
 def finetuned(
@@ -308,7 +300,7 @@ def nested(
     for k in np.unique(fold):
         rest, inside = fold != k, fold == k
         others = None if distances is None else distances[rest]
-        names = [clusters[int(i)] for i in np.flatnonzero(rest)] if clusters else ()
+        names = list(compress(clusters, rest))
         fitted = fit(probabilities[rest], truth[rest], others, other, target=target, clusters=names)
         calibrated[inside] = calibrate(probabilities[inside], fitted.temperature)
         temperatures[inside], decide[inside] = fitted.temperature, fitted.decide

@@ -6,7 +6,8 @@ was measured or counted.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from dicomsort.errors import counted
 from dicomsort.records import OTHER
@@ -19,17 +20,10 @@ from dicomsort.training.fit.quantize import words
 from dicomsort.training.models import replay_set
 from dicomsort.training.models.tflite_weights import INT8
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    Content = Mapping[str, Any]  # of bundle.json (spec), of metrics.json (report), of its part on the training (run)
-
+Content = Mapping[str, Any]  # of bundle.json (spec), of metrics.json (report), of its part on the training (run)
 LISTED = 20
-WEAK, WEAK_LISTED, MIN_OF_SOURCE = (
-    0.8,
-    12,
-    10,
-)  # recall below which a source is named, sources named, images it must have
+WEAK, WEAK_LISTED = 0.8, 12  # the recall below which a source is named; sources named at most
+MIN_OF_SOURCE = 10  # images of a source that is named
 USE = [
     "## Intended use",
     "",
@@ -74,10 +68,10 @@ def _in_short(report: Content) -> list[str]:
     where = "of sources that it never saw" if report["by_source"] else "that it never saw, of sources that it knows"
     if report.get("trained_on"):
         where = "some of which it was trained on"
-    rows = [
-        (label, f"{row['support']:,}", percent(row["recall"]), *(percent(part[key]) for key in ("share", "right")))
-        for label, row, part in ((label, row, report["decided"][label]) for label, row in report["classes"].items())
-    ]
+    rows = []
+    for label, row in report["classes"].items():
+        part = report["decided"][label]
+        rows.append((label, f"{row['support']:,}", *map(percent, (row["recall"], part["share"], part["right"]))))
     head = ("class", "images", "first choice is right", "decided alone", "right among those named so")
     return [
         "## In short",
@@ -150,7 +144,7 @@ def _measured(spec: Content, report: Content, run: Content) -> list[str]:
     if other := run.get("course", {}).get(OTHER_SOURCES):
         lines += ["", *on_other_sources(other)]
     if started := run.get(compare.KEY):
-        lines += ["", f"{compare.words(started)}."]
+        lines += ["", f"{'. '.join(compare.sentences(started))}."]
     lines += ["", "What flatters these figures:", "", *_flatters(report)]
     for table in tables(report, spec["thresholds"]):
         lines += ["", f"**{table.title}**", "", *markdown(table)]

@@ -18,39 +18,33 @@ said nothing of either.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.bundle import Bundle, Predictor, calibrate, load
 from dicomsort.bundle.spec import SPEC_NAME, fail
 from dicomsort.errors import BundleError, UsageError, counted
 from dicomsort.training.data import fingerprint
+from dicomsort.training.data.dataset import Indices
+from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.evaluate import metrics
-from dicomsort.training.evaluate.metrics import Tally
+from dicomsort.training.evaluate.calibration import Calibration
+from dicomsort.training.evaluate.metrics import Figures, Tally, Values
 from dicomsort.training.evaluate.tables import at, interval, points
 from dicomsort.training.fit.finetune import Finetune
+from dicomsort.training.fit.hyperparameters import TrainedModel
+from dicomsort.training.models.architectures import Architecture
 from dicomsort.training.models.replay_set import ReplaySet, predictions_of
 from dicomsort.training.models.tflite_head import predict_head
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Indices
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.evaluate.calibration import Calibration
-    from dicomsort.training.evaluate.metrics import Figures, Values
-    from dicomsort.training.fit.hyperparameters import TrainedModel
-    from dicomsort.training.models.architectures import Architecture
 
 KEY, EVALUATION = "started_from", "evaluation"
 UNKNOWN = "What got worse on images of other sources is not known: {name} keeps none to tell by"
 BALANCED, LOST, RECALL = 0.02, 3, 0.08
 ANYWAY = "--replace-worse replaces it all the same, another --out keeps both"
-DIGITS = 4
 BATCH = 256  # images in memory at a time
 
 
@@ -76,7 +70,8 @@ def changes(first: Tally, second: Tally, seed: int = 0) -> dict[str, Any]:
     paths = [path for path in one if np.isfinite([one[path], two.get(path, np.nan)]).all()]
     figures = {"first": one, "second": two, "change": {path: two[path] - one[path] for path in paths}}
     report: dict[str, Any] = {
-        name: metrics.nest({path: round(each[path], DIGITS) for path in paths}) for name, each in figures.items()
+        name: metrics.nest({path: round(each[path], metrics.DIGITS) for path in paths})
+        for name, each in figures.items()
     }
     if first.clusters >= metrics.MIN_CLUSTERS:
 
@@ -178,13 +173,8 @@ def _predict(bundle: Bundle, rendered: Rendered, items: Indices) -> NDArray[np.f
     return np.concatenate([predictor.predict(rendered.images[part]).probabilities for part in parts])
 
 
-def words(report: Mapping[str, Any]) -> str:
-    """Return the comparison in sentences, the last without a stop."""
-    return ". ".join(sentences(report))
-
-
 def sentences(report: Mapping[str, Any]) -> list[str]:
-    """Return a sentence on the images at hand, and one on those that the bundle keeps, without stops."""
+    """Return the comparison: a sentence on the images at hand, one on those that the bundle keeps; without stops."""
     before, after = report["before"], report["after"]
     whose = f" ({report['name']} was trained on all of them)" if report["trained_on"] else ""
     images = counted(report["images"], "image")
@@ -324,11 +314,6 @@ def _worse_on(figures: Mapping[str, Any]) -> list[str]:
         if new[label] - old[label] < -RECALL and bounds and bounds[1] < 0:
             worse.append(f"recall of {label} there {old[label]:.1%} → {new[label]:.1%}")
     return worse
-
-
-def beside_of(out: Path) -> Path:
-    """Return the folder of a bundle that is not to replace the one at ``out``: beside it."""
-    return out.absolute().with_name(f"{out.absolute().name}.refused")
 
 
 def refusal(out: Path, rival: Bundle, why: tuple[str, ...], beside: Path) -> str:

@@ -6,13 +6,16 @@ The comparison is written as tables, as ``metrics.json`` and as a plot.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dicomsort.bundle import Bundle, calibrate
 from dicomsort.content import COMPARED
+from dicomsort.engines.engine import Engine
 from dicomsort.errors import UsageError, counted
 from dicomsort.report import visible
 from dicomsort.training.data.dataset import relabelled
@@ -25,22 +28,15 @@ from dicomsort.training.evaluate.evaluation import (
     rendered_once,
     scanned,
 )
+from dicomsort.training.evaluate.metrics import KeyPath
 from dicomsort.training.evaluate.plots import HELD_OUT, INK, MUTED, TRAINING, in_percent, new_figure
 from dicomsort.training.evaluate.predictions import Predictions, own_thresholds
 from dicomsort.training.evaluate.reporting import FIGURES, figures_in, write_figures
 from dicomsort.training.evaluate.tables import NUMBERS, ROWS, Table, at, interval, number, percent, points, source_of
 from dicomsort.training.models.replay_set import load_replay_set, predictions_of
+from dicomsort.training.progress import Reporter
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from dicomsort.engines.engine import Engine
-    from dicomsort.training.evaluate.tables import KeyPath
-    from dicomsort.training.progress import Reporter
-
-    Bundles = tuple[Bundle, Bundle]
-
+Bundles = tuple[Bundle, Bundle]
 SAME, REPLAY_SET, OWN = COMPARED
 BOTH = ("first", "second")
 LISTED = 200  # paths of images that changed, of each kind

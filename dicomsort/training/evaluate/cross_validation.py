@@ -5,13 +5,12 @@ Keras is imported inside functions only.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from dicomsort.bundle import Bundle
 from dicomsort.bundle.spec import read_model
 from dicomsort.config import TRAINING, checked
 from dicomsort.errors import UsageError
 from dicomsort.training.data.augment import STRENGTHS
+from dicomsort.training.data.dataset import Dataset
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.splitting import folds
 from dicomsort.training.evaluate import calibration, compare
@@ -22,9 +21,6 @@ from dicomsort.training.fit.quantize import Quantizer
 from dicomsort.training.models.architectures import ARCHITECTURES, Architecture, varied
 from dicomsort.training.models.tflite_weights import INT8, precision
 from dicomsort.training.progress import Reporter, load_tensorflow
-
-if TYPE_CHECKING:
-    from dicomsort.training.data.dataset import Dataset
 
 RECIPE = ("epochs", "batch_size", "learning_rate", "validation_split", "seed", "augment")
 
@@ -50,7 +46,7 @@ def by_folds(bundle: Bundle, rendered: Rendered, count: int, seed: int, reporter
     count = min(count or sources, sources)
     fold = folds(dataset, count, seed, grouped=True)
     hyper = Hyperparameters(**{key: bundle.training["recipe"][key] for key in RECIPE})
-    held_out = HeldOutPredictions.room(dataset, fold, _words(dataset, count, sources), by_source=True)
+    held_out = HeldOutPredictions.zeros(dataset, fold, _words(dataset, count, sources), by_source=True)
     quantizer = Quantizer(rendered, hyper.seed, reporter) if is_int8 else None
     with opened(crossable(bundle), rendered, hyper, reporter) as trainer:
         int8, _ = cross_validate(trainer, held_out, None, quantizer)
@@ -72,10 +68,9 @@ def crossable(bundle: Bundle) -> Architecture:
     recipe = bundle.training.get("recipe") or {}
     if not set(RECIPE) <= set(recipe):
         raise UsageError(f"{expected} that tells its recipe ({', '.join(RECIPE)}), received {recipe!r}")
-    for name in RECIPE:
-        checked(TRAINING[name], recipe[name], f"bundle {str(bundle.folder)!r}: training.recipe.{name}")
-    if "target" in recipe:
-        checked(TRAINING["target"], recipe["target"], f"bundle {str(bundle.folder)!r}: training.recipe.target")
+    for name in (*RECIPE, "target"):
+        if name in recipe:
+            checked(TRAINING[name], recipe[name], f"bundle {str(bundle.folder)!r}: training.recipe.{name}")
     if recipe["augment"] not in STRENGTHS:
         raise UsageError(f"{expected} with augment among {', '.join(STRENGTHS)}, received {recipe['augment']!r}")
     return varied(architecture, bundle.arch, recipe.get("variation") or {})

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dicomsort.bundle import SPEC_NAME, Bundle, require_answer
+from dicomsort.bundle.predictor import ModelOutput
 from dicomsort.bundle.spec import load_reference
 from dicomsort.content import kind_of
-from dicomsort.engines.engine import batched, map_in_order
-from dicomsort.errors import UsageError
+from dicomsort.engines.engine import Engine, batched, map_in_order
+from dicomsort.errors import UsageError, WorkerLost
 from dicomsort.files import look_up
 from dicomsort.outputs import Gate
 from dicomsort.report import visible
@@ -37,14 +39,7 @@ from dicomsort.training.evaluate.predictions import (
     require_images,
 )
 from dicomsort.training.evaluate.reporting import CARD, FIGURES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from dicomsort.bundle.predictor import ModelOutput
-    from dicomsort.engines.engine import Engine
-    from dicomsort.errors import WorkerLost
-    from dicomsort.training.progress import Reporter
+from dicomsort.training.progress import Reporter
 
 WARM = ("dicomsort.training.evaluate.predictions", "dicomsort.training.data.rendered")
 BATCH = 8  # images a task

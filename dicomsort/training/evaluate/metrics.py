@@ -6,30 +6,26 @@ cluster counts. So one computation gives the metric (each cluster once) and its 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from dicomsort.records import OTHER
 from dicomsort.training.evaluate.calibration import BINS, bin_of
 from dicomsort.training.evaluate.predictions import Predictions
 from dicomsort.training.fit.held_out import losses
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from numpy.typing import ArrayLike, NDArray
-
-    Values = NDArray[np.float64]
-    Figures = dict[tuple[str, ...], Values]
-
+Values = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+KeyPath = tuple[str, ...]  # names in nested dictionaries
+Figures = dict[KeyPath, Values]
 CONFIDENT = 0.9
 RESAMPLES = 1000
 LEVEL = 0.95
 MIN_CLUSTERS = 2
 ROOM = 4_000_000  # numbers in memory at a time
 DIGITS = 4
-MIN_LABELS_BESIDE_OTHER = 2
 
 
 class Tally:
@@ -74,7 +70,7 @@ class Tally:
         whole[:, self._cells] = weights @ self._counts
         return whole.reshape(-1, len(self.labels), len(self.labels))
 
-    def add_distance(self, other: int | None, outside: NDArray[np.bool_], alone: NDArray[np.bool_]) -> None:
+    def add_distance(self, other: int | None, outside: Mask, alone: Mask) -> None:
         """Add what lies ``outside`` the limit of distance, and what is decided ``alone``, both (N,)."""
         known = self.truth != other
         if other is not None:
@@ -83,14 +79,14 @@ class Tally:
         self._mean(("out_of_distribution",), outside)
         self._add_coverage("decide_and_distance", alone)
 
-    def add_decided(self, alone: NDArray[np.bool_]) -> None:
+    def add_decided(self, alone: Mask) -> None:
         """Add for each class what is decided ``alone``: the share of its images, and how many named so are right."""
         for index, label in enumerate(self.labels):
             own, named = self.truth == index, alone & (self._predicted == index)
             self._ratio(("decided", label, "share"), alone & own, own)
             self._ratio(("decided", label, "right"), named & own, named)
 
-    def add_other(self, column: int, keys: Sequence[str], alone: NDArray[np.bool_]) -> None:
+    def add_other(self, column: int, keys: Sequence[str], alone: Mask) -> None:
         """Add what concerns the class of all the rest, and how the other classes' images fare without it.
 
         What does harm is an image of the rest that is given a class's name ``alone``, (N,).
@@ -116,16 +112,14 @@ class Tally:
         self._mean(("shortcuts", name, "accuracy"), right)
         self._mean(("shortcuts", name, "change"), right.astype(float) - before)
 
-    def _sum(self, values: NDArray[np.float64 | np.bool_]) -> Values:
+    def _sum(self, values: Values | Mask) -> Values:
         """Return the sums of ``values`` (N,) by cluster, (K,)."""
         return np.bincount(self._cluster, values, self.clusters).astype(np.float64)
 
-    def _mean(self, path: tuple[str, ...], values: NDArray[np.float64 | np.bool_]) -> None:
+    def _mean(self, path: KeyPath, values: Values | Mask) -> None:
         self._ratio(path, values, np.ones(len(self.truth)))
 
-    def _ratio(
-        self, path: tuple[str, ...], above: NDArray[np.float64 | np.bool_], below: NDArray[np.float64 | np.bool_]
-    ) -> None:
+    def _ratio(self, path: KeyPath, above: Values | Mask, below: Values | Mask) -> None:
         """Add the sum of ``above`` over the sum of ``below``, both (N,)."""
         top, bottom = self._sum(above), self._sum(below)
         self._measures.append(lambda weights: {path: over(weights @ top, weights @ bottom)})
@@ -145,16 +139,14 @@ class Tally:
             figures["classes", label, "f1"] = f1[:, i]
         return figures
 
-    def _add_balanced(self, path: tuple[str, ...], right: NDArray[np.bool_], among: NDArray[np.bool_]) -> None:
+    def _add_balanced(self, path: KeyPath, right: Mask, among: Mask) -> None:
         """Add the mean over the classes of the share that is ``right``, ``among`` some of the images."""
         members = [among & (self.truth == i) for i in range(len(self.labels))]
         hits = np.stack([self._sum(right & member) for member in members], axis=1)
         counts = np.stack([self._sum(member) for member in members], axis=1)
         self._measures.append(lambda weights: {path: mean_of_known(over(weights @ hits, weights @ counts))})
 
-    def add_mean_recall(
-        self, path: tuple[str, ...], keys: Sequence[str], right: NDArray[np.bool_], among: NDArray[np.bool_]
-    ) -> None:
+    def add_mean_recall(self, path: KeyPath, keys: Sequence[str], right: Mask, among: Mask) -> None:
         """Add the mean of the recall by class and source, which ``keys`` name; a source must lie in one cluster."""
         _, first, row = np.unique(np.array(keys)[among], return_index=True, return_inverse=True)
         recall, home = np.bincount(row, right[among]) / np.bincount(row), self._cluster[among][first]
@@ -184,7 +176,7 @@ class Tally:
 
         self._measures.append(measure)
 
-    def _add_coverage(self, name: str, above: NDArray[np.bool_]) -> None:
+    def _add_coverage(self, name: str, above: Mask) -> None:
         """Add the share of the images ``above`` a threshold, and the accuracy among them."""
         self._mean(("thresholds", name, "coverage"), above)
         self._ratio(("thresholds", name, "accuracy"), self.right & above, above)
@@ -192,8 +184,7 @@ class Tally:
 
 def over(top: Values, bottom: Values) -> Values:
     """Return ``top`` / ``bottom``, NaN where the latter is 0."""
-    quotient: Values = np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)
-    return quotient
+    return np.asarray(np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0))
 
 
 def mean_of_known(values: Values) -> Values:
@@ -202,7 +193,7 @@ def mean_of_known(values: Values) -> Values:
     return over(np.where(known, values, 0).sum(1), known.sum(1).astype(float))
 
 
-def resamples(clusters: int, room: int, seed: int) -> Iterator[NDArray[np.float64]]:
+def resamples(clusters: int, room: int, seed: int) -> Iterator[Values]:
     """Yield how often each cluster is drawn, float64 (r, clusters), in parts whose r add up to 1,000.
 
     Each row draws as many clusters as there are, with replacement. Parts are so small that r rows of ``room`` numbers
@@ -222,7 +213,7 @@ def bootstrap(measure: Callable[[Values], Figures], tally: Tally, seed: int) -> 
     return {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
 
 
-def interval(values: NDArray[np.float64]) -> list[float] | None:
+def interval(values: Values) -> list[float] | None:
     """Return the middle 95 % of ``values`` (R,) as [low, high] (percentile interval; Efron and Tibshirani 1993, 13.3).
 
     NaN, where a resample has none of what is measured, is left out; None where nothing remains.
@@ -231,10 +222,10 @@ def interval(values: NDArray[np.float64]) -> list[float] | None:
     if not len(known):
         return None
     low, high = np.quantile(known, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return [round(float(low), 4), round(float(high), 4)]
+    return [_round(low), _round(high)]
 
 
-def centred(values: NDArray[np.float64], figure: float) -> NDArray[np.float64]:
+def centred(values: Values, figure: float) -> Values:
     """Return ``values`` (R,), none below 0, less their bias: the distance of their mean from ``figure``.
 
     The expected calibration error is a sum of magnitudes: whatever is drawn anew adds to it, so the resampled values
@@ -243,7 +234,7 @@ def centred(values: NDArray[np.float64], figure: float) -> NDArray[np.float64]:
     return np.maximum(values - (np.nanmean(values) - figure), 0)
 
 
-def nest(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+def nest(flat: Mapping[KeyPath, Any]) -> dict[str, Any]:
     """Return ``flat`` (a path of names -> value) as dictionaries in dictionaries."""
     whole: dict[str, Any] = {}
     for path, value in flat.items():
@@ -311,8 +302,7 @@ def tally_of(predictions: Predictions) -> Tally:
     dataset, truth = predictions.dataset, predictions.dataset.classes()
     tally = Tally(predictions.probabilities, truth, dataset.labels, predictions.clusters, predictions.thresholds)
     alone = predictions.alone
-    beside = OTHER in dataset.labels and len(dataset.labels) > MIN_LABELS_BESIDE_OTHER
-    other = dataset.labels.index(OTHER) if beside else None
+    other = dataset.other()
     keys = [f"{item.label}/{item.source}" for item in dataset.items] if predictions.unit == "source" else []
     if keys:
         tally.add_mean_recall(("mean_recall_by_source",), keys, tally.right, np.ones(len(truth), bool))
@@ -327,9 +317,9 @@ def tally_of(predictions: Predictions) -> Tally:
     return tally
 
 
-def _figures(tally: Tally, thresholds: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:
+def _figures(tally: Tally, thresholds: Mapping[str, Values]) -> dict[str, Any]:
     """Return the figures where every cluster counts once; what is undefined is 0 for a class, else None."""
-    flat: dict[tuple[str, ...], Any] = {("images",): len(tally.truth)}
+    flat: dict[KeyPath, Any] = {("images",): len(tally.truth)}
     for path, (value,) in tally.figures(np.ones((1, tally.clusters))).items():
         flat[path] = _round(value) if np.isfinite(value) else 0.0 if path[0] == "classes" else None
     for name, values in thresholds.items():

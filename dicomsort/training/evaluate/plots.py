@@ -5,23 +5,20 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dicomsort.errors import counted
 from dicomsort.report import visible
 from dicomsort.training.evaluate.calibration import BINS, bin_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 TRAINING, HELD_OUT, INK, MUTED, FAINT = "#5b7fa6", "#c2410c", "#1f2933", "#9aa5b1", "#d9dee4"
 STYLE: dict[Any, Any] = {

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dicomsort.bundle import BundleReference, predictor_of
+from dicomsort.bundle import Bundle, BundleReference, predictor_of
+from dicomsort.bundle.predictor import ModelOutput
 from dicomsort.errors import counted
 from dicomsort.records import OTHER
 from dicomsort.training.data.dataset import Dataset, DatasetError
 from dicomsort.training.data.robustness import SHORTCUTS
 from dicomsort.training.evaluate.calibration import by_image, nested
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from dicomsort.bundle import Bundle
-    from dicomsort.bundle.predictor import ModelOutput
-    from dicomsort.training.fit.held_out import HeldOutPredictions
+from dicomsort.training.fit.held_out import HeldOutPredictions
 
 NESTED = "nested"
 
@@ -30,16 +25,15 @@ NESTED = "nested"
 class Predictions:
     """Predictions for the items of ``dataset``, from wherever they come.
 
-    ``probabilities``: float32 (N, C), calibrated, in the order of the labels. ``thresholds``: ``decide`` ->
-    float64 (N,), on confidence, each image's own where they were fitted without it. ``held_out``
-    says in words how the images relate to those that the model was trained on; ``by_source`` says whether whole
-    sources were held out. ``clusters`` names for each item what is resampled as one, ``unit`` what that is (source,
-    patient, file). ``distances``: float32 (N,), the feature-space distance from the training images, or None;
-    ``limits``: float64 (N,), beyond which an image is out of distribution. ``variants``: name of a robustness test ->
-    probabilities of the changed images, like the others.
-    ``unchanged``: those of the unchanged images by the models behind ``variants``, None where they are
-    ``probabilities``. ``calibration`` says where temperatures and thresholds come from: ``the bundle's``, or
-    ``nested`` (other folds).
+    ``probabilities``: float32 (N, C), calibrated, in the order of the labels. ``thresholds``: ``decide`` -> float64
+    (N,), on confidence, each image's own where they were fitted without it. ``held_out`` says in words how the images
+    relate to those that the model was trained on; ``by_source`` says whether whole sources were held out. ``clusters``
+    names for each item what is resampled as one, ``unit`` what that is (source, patient, file). ``distances``: float32
+    (N,), the feature-space distance from the training images, or None; ``limits``: float64 (N,), beyond which an image
+    is out of distribution. ``variants``: name of a robustness test -> probabilities of the changed images, like the
+    others. ``unchanged``: those of the unchanged images by the models behind ``variants``, None where they are
+    ``probabilities``. ``calibration`` says where temperatures and thresholds come from: ``the bundle's``, or ``nested``
+    (other folds).
     """
 
     dataset: Dataset

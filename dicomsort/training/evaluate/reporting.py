@@ -5,27 +5,22 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort import content
 from dicomsort.content import Replaced
 from dicomsort.errors import counted
 from dicomsort.files import Files, opened_file
 from dicomsort.jsonlines import parse
-from dicomsort.training.data.dataset import read_table
+from dicomsort.training.data.dataset import Dataset, read_table
 from dicomsort.training.evaluate import metrics, plots
 from dicomsort.training.evaluate.card import write_card
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.dataset import Dataset
-    from dicomsort.training.evaluate.predictions import Predictions
+from dicomsort.training.evaluate.predictions import Predictions
 
 CARD, FIGURES = "card.md", "metrics.json"
 PICTURES = ("confusion.png", "reliability.png", "coverage.png", "sources.png")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dicomsort.records import OTHER
 from dicomsort.report import visible
+from dicomsort.training.evaluate.metrics import KeyPath
 from dicomsort.training.evaluate.predictions import NESTED
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    KeyPath = tuple[str, ...]  # names in nested dictionaries
 
 WORST = 12
 # what a figure is called -> where it stands in metrics.json

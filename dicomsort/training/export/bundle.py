@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import csv
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import dicomsort
 from dicomsort.bundle import EVALUATION_NAME, MODEL_NAME, SPEC_NAME, Bundle, seal
 from dicomsort.pixels import INPUT_SHAPE
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.report import visible
-from dicomsort.training.data import fingerprint as fingerprint_module
-from dicomsort.training.data.dataset import fingerprint
+from dicomsort.training.data import fingerprint
+from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.evaluate import compare, plots, reporting
+from dicomsort.training.evaluate.calibration import Calibration
+from dicomsort.training.evaluate.compare import Comparison
 from dicomsort.training.evaluate.predictions import cross_calibrated
 from dicomsort.training.evaluate.tables import MEGABYTES, PURPOSES
+from dicomsort.training.export.tflite import Exported, save_keras
 from dicomsort.training.fit.finetune import Finetune
+from dicomsort.training.fit.hyperparameters import TrainedModel
 from dicomsort.training.models import replay_set
+from dicomsort.training.models.architectures import Architecture
 from dicomsort.training.models.tflite_weights import INT8
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.evaluate.calibration import Calibration
-    from dicomsort.training.evaluate.compare import Comparison
-    from dicomsort.training.export.tflite import Exported
-    from dicomsort.training.fit.hyperparameters import TrainedModel
-    from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.settings import Settings
+from dicomsort.training.settings import Settings
 
 HISTORY = ("history.csv", "accuracy.png", "loss.png")
 OUTPUTS = frozenset(
@@ -63,8 +59,6 @@ class TrainingResult:
 
 def write(folder: Path, result: TrainingResult) -> dict[str, Any]:
     """Write the bundle into ``folder``; return the figures."""
-    from dicomsort.training.export.tflite import save_keras
-
     trained, exported, rendered = result.trained, result.exported, result.rendered
     save_keras(trained.model, folder)
     (folder / MODEL_NAME).write_bytes(exported.model.model)
@@ -86,14 +80,9 @@ def write(folder: Path, result: TrainingResult) -> dict[str, Any]:
         plots.plot_history(trained.history, column, folder / f"{column}.png", trained.course.get("epoch_kept"))
     chosen = reporting.mistakes(predictions)
     images = [rendered.images[row] for row in rendered.rows[exported.held_out.items[chosen]]]
-    reporting.draw_mistakes(sheet_of(result.settings.out), predictions, chosen, images)
+    reporting.draw_mistakes(result.settings.sheet, predictions, chosen, images)
     seal(folder, spec)
     return figures
-
-
-def sheet_of(out: Path) -> Path:
-    """Return where the sheet of mistakes of the bundle ``out`` lies: beside it, for it shows images of the data set."""
-    return out.absolute().with_name(f"{out.absolute().name}-{reporting.SHEET}")
 
 
 def _training_run(result: TrainingResult, folder: Path) -> dict[str, Any]:
@@ -104,7 +93,7 @@ def _training_run(result: TrainingResult, folder: Path) -> dict[str, Any]:
         "summary": result.architecture.summary,
         "split": result.trained.split,
         "course": result.trained.course,
-        "kept_together": result.rendered.grouping.as_json(),
+        "kept_together": asdict(result.rendered.grouping),
         "data": reporting.describe(result.rendered.dataset),
         "notes": list(result.calibration.notes),
         replay_set.KEY: replay if isinstance(replay, str) else replay_set.report_of(replay),
@@ -131,8 +120,8 @@ def _spec(result: TrainingResult) -> dict[str, Any]:
         "thresholds": {"decide": fit.decide, "contradict": fit.contradict, "distance": fit.distance},
         "training": training
         | {
-            "fingerprint": fingerprint(dataset.items, rendered.digests),
-            fingerprint_module.KEY: fingerprint_module.encode(rendered.digests, start.training if start else None),
+            "fingerprint": fingerprint.of_files(dataset.items, rendered.digests),
+            fingerprint.KEY: fingerprint.encode(rendered.digests, start.training if start else None),
             "images": dataset.counts(),
             "recipe": settings.as_json(),
         },

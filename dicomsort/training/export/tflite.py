@@ -2,43 +2,37 @@
 
 What ships computes in integers of 8 bits (static quantisation, Jacob et al. 2018, arXiv:1712.05877), which a processor
 with the instructions for it multiplies several times as fast, unless that loses accuracy on held-out images.
-
-Imports Keras and TensorFlow: import this module inside a function, after everything that can fail early.
 """
 
 from __future__ import annotations
 
 import timeit
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dicomsort.bundle import EVALUATION_NAME
 from dicomsort.bundle.predictor import LiteRTModel
 from dicomsort.bundle.spec import read_model
 from dicomsort.bundle.tensors import DISTANCE, PROBABILITIES
 from dicomsort.errors import DicomsortError
+from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.fit.finetune import Finetune
+from dicomsort.training.fit.held_out import HeldOutPredictions
+from dicomsort.training.fit.hyperparameters import TrainedModel
 from dicomsort.training.fit.quantize import Quantizer, converting, words
+from dicomsort.training.models.architectures import Architecture
+from dicomsort.training.models.ood import MahalanobisModel
 from dicomsort.training.models.outputs import complete
 from dicomsort.training.models.replay_set import keep_features
 from dicomsort.training.models.tflite_head import FeatureExtractor, predict_head, with_head
 from dicomsort.training.models.tflite_weights import INT8, precision
 from dicomsort.training.progress import Reporter, stderr_captured
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from dicomsort.training.data.rendered import Rendered
-    from dicomsort.training.fit.held_out import HeldOutPredictions
-    from dicomsort.training.fit.hyperparameters import TrainedModel
-    from dicomsort.training.models.architectures import Architecture
-    from dicomsort.training.models.ood import MahalanobisModel
 
 TOLERANCE = 0.01
 DISTANCE_TOLERANCE = 0.05
@@ -100,7 +94,7 @@ def export(
         reporter.note(words(report))
         replay_set = read_model(start, EVALUATION_NAME) if start.evaluation else f"{start.name} keeps none"
         return Exported(model, [model], report, held_out, replay_set)
-    quantizer = Quantizer.fitting(architecture, rendered, seed, reporter, len(trained.held_out.items))
+    quantizer = Quantizer.for_training(architecture, rendered, seed, reporter, len(trained.held_out.items))
     precisions = [each for each in architecture.precisions if each != INT8]
     model, conversions = convert(trained.model, precisions, probes, trained.mahalanobis)
     held_out = trained.held_out

@@ -6,7 +6,6 @@ everything can be saved.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from dicomsort.records import RENDERING_VERSION
 from dicomsort.signals import restore, set_handlers
-from dicomsort.training.data.dataset import fingerprint
+from dicomsort.training.data import fingerprint
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.fit.hyperparameters import Hyperparameters
 from dicomsort.training.progress import Reporter
@@ -143,7 +142,7 @@ def checkpoint_of(model: Any, rendered: Rendered, hyper: Hyperparameters, **more
     identity = {
         **asdict(replace(hyper, checkpoint=None, fresh=False)),
         "network": digest([model.name, *(list(variable.shape) for variable in model.variables)]),
-        "data set": fingerprint(items, rendered.digests),
+        "data set": fingerprint.of_files(items, rendered.digests),
         "groups": digest([(item.path, item.group, item.kin) for item in items]),
         "rendering": RENDERING_VERSION,
         "Keras": keras.__version__,
@@ -174,9 +173,8 @@ def are_like(arrays: Arrays, others: Sequence[Any]) -> bool:
 
 def is_history(history: Mapping[str, Sequence[float]], epochs: int) -> bool:
     """Return whether a history has all columns, with a value for each of so many epochs; none for no epoch."""
-    return {column: len(values) for column, values in history.items()} == dict.fromkeys(
-        COLUMNS if epochs else (), epochs
-    )
+    expected = dict.fromkeys(COLUMNS if epochs else (), epochs)
+    return {column: len(values) for column, values in history.items()} == expected
 
 
 @contextmanager
@@ -196,7 +194,7 @@ def forget(folder: Path | None) -> None:
         return
     for name in (NAME, PART):
         (folder / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         folder.rmdir()
 
 

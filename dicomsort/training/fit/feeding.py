@@ -204,10 +204,3 @@ def has_gpu() -> bool:
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))
-
-
-def in_float32(model: Any, build: Callable[[], Any]) -> Any:
-    """Return a model of ``build``, in float32, with the weights of ``model``, trained in mixed precision."""
-    plain = build()
-    plain.set_weights(model.get_weights())
-    return plain

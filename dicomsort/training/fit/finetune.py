@@ -75,10 +75,10 @@ def network(bundle: Bundle, shape: Shape, classes: int) -> Any:
 def _lite0(bundle: Bundle) -> Any:
     """Return the network with the weights of its LiteRT model."""
     count = 2 + sum(stage.repeats * (3 if stage.expansion > 1 else 2) for stage in efficientnet_lite0.STAGES)
-    weights = read_weights(read_model(bundle), count)
+    *units, head = read_weights(read_model(bundle), count)
     try:
-        model = classifier(efficientnet_lite0.backbone(INPUT_SHAPE, weights.units), len(bundle.labels))
-        model.get_layer("probabilities").set_weights([weights.kernel, weights.bias])
+        model = classifier(efficientnet_lite0.backbone(INPUT_SHAPE, units), len(bundle.labels))
+        model.get_layer("probabilities").set_weights(list(head))
     except (ValueError, TypeError) as error:
         raise BundleError(_unlike(bundle, "model.tflite", error)) from error
     return model

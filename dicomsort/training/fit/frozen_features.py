@@ -22,7 +22,7 @@ from dicomsort.errors import DicomsortError
 from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.dataset import Dataset, Indices
 from dicomsort.training.data.prefetch import Feed
-from dicomsort.training.data.rendered import Rendered, claim
+from dicomsort.training.data.rendered import Rendered, allocated_memmap
 from dicomsort.training.data.splitting import balance
 from dicomsort.training.fit.feeding import one_hot
 from dicomsort.training.fit.hyperparameters import Hyperparameters
@@ -40,29 +40,14 @@ EVENNESS = 0.5  # of sources: one of 16 times as many images is drawn four times
 REPLAYED = 0.75  # the share of a batch that is replayed
 
 
-@dataclass(frozen=True, slots=True)
-class Views:
-    """Activations of the frozen layers, float16 (views, N, …), mapped; the first view is of the unchanged images."""
-
-    activations: NDArray[np.float16]
-
-    def batch(self, items: Indices, random: np.random.Generator) -> NDArray[np.float32]:
-        """Return float32 (n, …) for these items, each in a view that ``random`` draws."""
-        view = np.zeros(len(items), np.intp)
-        if len(self.activations) > 1:
-            varied = random.random(len(items)) >= CLEAN
-            view[varied] = random.integers(1, len(self.activations), varied.sum())
-        return self.activations[view, items].astype(np.float32)
-
-
 class BalancedSampler:
     """Batches of float32 activations (n, …) and truth (n, C + K), drawn from ``items`` by their weights.
 
-    The truth is of the classes, and then of the subclasses; see ``truth_of``.
-    What is drawn depends on seed, epoch and index alone; see ``prefetch.BatchSource``.
+    ``views``: see ``view_all``; one of each item is drawn. The truth is of the classes, and then of the subclasses; see
+    ``truth_of``. What is drawn depends on seed, epoch and index alone; see ``prefetch.BatchSource``.
     """
 
-    def __init__(self, views: Views, dataset: Dataset, items: Indices, hyper: Hyperparameters) -> None:
+    def __init__(self, views: NDArray[np.float16], dataset: Dataset, items: Indices, hyper: Hyperparameters) -> None:
         self._views, self._items, self._truth = views, items, truth_of(dataset)
         weights = balance(dataset.only(items), EVENNESS).astype(np.float64)
         self._shares, self._size, self._seed = weights / weights.sum(), hyper.batch_size, hyper.seed
@@ -74,7 +59,11 @@ class BalancedSampler:
         """Draw a batch."""
         random = np.random.default_rng((self._seed, 1 + epoch, index))
         drawn = random.choice(self._items, self._size, p=self._shares)
-        return self._views.batch(drawn, random), self._truth[drawn]
+        view = np.zeros(len(drawn), np.intp)
+        if len(self._views) > 1:
+            varied = random.random(len(drawn)) >= CLEAN
+            view[varied] = random.integers(1, len(self._views), varied.sum())
+        return self._views[view, drawn].astype(np.float32), self._truth[drawn]
 
 
 def truth_of(dataset: Dataset) -> NDArray[np.float32]:
@@ -127,15 +116,15 @@ def _behind_features(network: Any) -> tuple[Any, Any]:
 
 def view_all(
     frozen: Any, rendered: Rendered, strength: str, seed: int, place: Path, reporter: Reporter, spent: Spent
-) -> Views:
+) -> NDArray[np.float16]:
     """Return the activations of frozen layers for a data set, and ``VIEWS`` variations of each image by ``strength``.
 
-    They are in the new file ``place``, in float16; DicomsortError where there is no room, or they are too large for it.
-    ``spent``: see ``activations_of``.
+    They are float16 (views, N, …), mapped from the new file ``place``; the first view is of the unchanged images.
+    DicomsortError where there is no room, or they are too large for float16. ``spent``: see ``activations_of``.
     """
     chosen = STRENGTHS[strength]
     count = 1 if chosen is None else 1 + VIEWS
-    room = claim(place, (count, len(rendered.rows), *frozen.output.shape[1:]), np.float16, named=False)
+    views = allocated_memmap(place, (count, len(rendered.rows), *frozen.output.shape[1:]), np.float16, named=False)
 
     def change(view: int, items: Indices, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if not view or not chosen:
@@ -151,8 +140,8 @@ def view_all(
                     f"frozen layers: expected activations up to {MOST_FLOAT16:,.0f}, received {largest:.3g}; start "
                     "from other weights, or train these anew with a smaller --learning-rate"
                 )
-            room[view, items] = activations
-    return Views(room)
+            views[view, items] = activations
+    return views
 
 
 @dataclass(frozen=True, slots=True)

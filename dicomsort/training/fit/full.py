@@ -65,7 +65,9 @@ def fit_full(
     checkpoint = checkpoint_of(model, rendered, hyper, precision="mixed" if mixed else "float32")
     callback = CheckpointCallback(model, hyper, checkpoint, reporter)
     _train(callback, rendered, train, items)
-    model = feeding.in_float32(model, build) if mixed else model
+    if mixed:
+        model = build()  # in float32
+        model.set_weights(callback.trained.get_weights())
     with reporter.step("Predicting held-out images", len(items)) as step:
         probabilities = predict_rows(model, rendered.images, rendered.rows[items], step)
     mahalanobis, distances = _measured(model, rendered, train, items, reporter)

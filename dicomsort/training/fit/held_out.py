@@ -42,12 +42,12 @@ class HeldOutPredictions:
     unchanged: NDArray[np.float32] | None = None
 
     @classmethod
-    def room(cls, dataset: Dataset, fold: NDArray[np.int64], how: str, *, by_source: bool) -> Self:
+    def zeros(cls, dataset: Dataset, fold: NDArray[np.int64], how: str, *, by_source: bool) -> Self:
         """Return arrays of zeros for the predictions of every image of ``dataset``."""
-        room = np.zeros((1 + len(SHORTCUTS), len(fold), len(dataset.labels)), np.float32)
-        variants = dict(zip(SHORTCUTS, room[1:], strict=True))
+        probabilities, *changed = np.zeros((1 + len(SHORTCUTS), len(fold), len(dataset.labels)), np.float32)
+        variants = dict(zip(SHORTCUTS, changed, strict=True))
         distances = np.zeros(len(fold), np.float32)
-        return cls(np.arange(len(fold)), dataset.classes(), fold, how, by_source, room[0], distances, variants)
+        return cls(np.arange(len(fold)), dataset.classes(), fold, how, by_source, probabilities, distances, variants)
 
     def arrays(self) -> list[NDArray[np.float32]]:
         """Return the arrays to be filled, in a fixed order: probabilities, distances where there are some, variants."""
@@ -98,8 +98,7 @@ class HeldOutPredictions:
 def add_bias(probabilities: NDArray[np.float32], bias: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return softmax(log(p) + bias) row by row, float32 (N, C)."""
     shifted = probabilities.astype(np.float64) * np.exp(bias - bias.max())
-    shares: NDArray[np.float32] = (shifted / np.maximum(shifted.sum(1, keepdims=True), _TINY)).astype(np.float32)
-    return shares
+    return np.asarray(shifted / np.maximum(shifted.sum(1, keepdims=True), _TINY), np.float32)
 
 
 def losses(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> NDArray[np.float64]:

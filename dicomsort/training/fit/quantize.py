@@ -78,7 +78,7 @@ class Quantizer:
     reporter: Reporter
 
     @classmethod
-    def fitting(
+    def for_training(
         cls, architecture: Architecture, rendered: Rendered, seed: int, reporter: Reporter, held: int
     ) -> Self | str:
         """Return one for a training that holds out ``held`` images, or why its network stays in floating point."""
@@ -120,8 +120,7 @@ class Quantizer:
         return self._images(items[draw(self.rendered.dataset.only(items), EXAMPLES, self.seed)])
 
     def _images(self, items: Indices) -> NDArray[np.uint8]:
-        images: NDArray[np.uint8] = self.rendered.images[self.rendered.rows[items]]
-        return images
+        return np.asarray(self.rendered.images[self.rendered.rows[items]])
 
 
 def words(report: Mapping[str, Any]) -> str:

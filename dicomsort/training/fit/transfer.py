@@ -43,7 +43,6 @@ from dicomsort.training.fit.frozen_features import (
     ChangedImages,
     ReplaySampler,
     ReplayTargets,
-    Views,
     activations_of,
     divide,
     truth_of,
@@ -68,7 +67,7 @@ CHECKPOINT_LAYOUT = "probabilities, distances, variants, integers, integer_dista
 def fit_mahalanobis(trainer: TransferTrainer, items: Indices) -> ood.MahalanobisModel | None:
     """Return the Mahalanobis model of ``items``, without OTHER where there are other classes."""
     known = trainer.dataset.known(items)
-    features, _ = trainer.predict(trainer.views.activations[0][known])
+    features, _ = trainer.predict(trainer.views[0][known])
     return ood.fit(features, trainer.dataset.classes()[known])
 
 
@@ -77,10 +76,10 @@ class TransferTrainer:
     """A network in training: its ``frozen`` layers, and the ``trainable``, trained anew for each fold from ``start``.
 
     ``with_features`` are the trainable layers with two outputs, features and probabilities; ``trainable`` gives
-    subclasses as well, where the data set has some: see ``frozen_features.divide``. ``views`` are the
-    activations of the frozen ones; ``spent``: see ``feeding.ProgressCallback``; ``replay`` is shown between the images,
-    None for nothing; ``start_share`` is the share of ``start`` in the final weights; ``mahalanobis(self, items)``
-    returns the Mahalanobis model of the training images, None where that is not known.
+    subclasses as well, where the data set has some: see ``frozen_features.divide``. ``views``: see ``view_all``;
+    ``spent``: see ``feeding.ProgressCallback``; ``replay`` is shown between the images, None for nothing;
+    ``start_share`` is the share of ``start`` in the final weights; ``mahalanobis(self, items)`` returns the Mahalanobis
+    model of the training images, None where that is not known.
     """
 
     network: Any
@@ -88,7 +87,7 @@ class TransferTrainer:
     trainable: Any
     with_features: Any
     start: list[NDArray[Any]]
-    views: Views
+    views: NDArray[np.float16]
     rendered: Rendered
     hyper: Hyperparameters
     reporter: Reporter
@@ -126,7 +125,7 @@ class TransferTrainer:
         self.trainable.compile(optimizer, self._loss(), metrics=[self._accuracy()])
         validation = None
         if held_out is not None:
-            validation = self.views.activations[0, held_out].astype(np.float32), truth_of(self.dataset)[held_out]
+            validation = self.views[0, held_out].astype(np.float32), truth_of(self.dataset)[held_out]
         with self.reporter.step(name, steps) as step, Feed(data, hyper.epochs) as feed:
             history, spent = run(self.trainable, feed, validation, hyper.epochs, step, callbacks)
         self.spent.extend(spent)
@@ -210,7 +209,7 @@ def fit_transfer(
     fold = folds(dataset, FOLDS, hyper.seed, grouped=grouped)
     if len(np.unique(fold)) < 2:  # noqa: PLR2004 - one to train on and one to hold out
         raise DatasetError(held_together(dataset))
-    made = Quantizer.fitting(architecture, rendered, hyper.seed, reporter, len(fold))
+    made = Quantizer.for_training(architecture, rendered, hyper.seed, reporter, len(fold))
     quantizer = made if isinstance(made, Quantizer) else None
     with opened(architecture, rendered, hyper, reporter) as trainer:
         weights = f"{architecture.summary}, from {architecture.trained_from}"
@@ -241,7 +240,7 @@ def fit_in_folds(
     if not by_source:
         unit = "images at random (there are no sources to tell apart), patients and near-duplicates kept together"
     how = f"cross-validation in {count} folds by {unit}: each image is judged by a model not trained on its fold"
-    held_out = HeldOutPredictions.room(trainer.dataset, fold, how, by_source=by_source)
+    held_out = HeldOutPredictions.zeros(trainer.dataset, fold, how, by_source=by_source)
     everything = np.arange(len(fold))
     with resumable(trainer.hyper.checkpoint, trainer.reporter):
         checkpoint = checkpoint_of(
@@ -263,8 +262,8 @@ def fit_in_folds(
 def cross_validate(
     trainer: TransferTrainer,
     held_out: HeldOutPredictions,
-    checkpoint: Checkpoint | None = None,
-    quantizer: Quantizer | None = None,
+    checkpoint: Checkpoint | None,
+    quantizer: Quantizer | None,
 ) -> tuple[HeldOutPredictions | None, dict[str, list[float]]]:
     """Fill ``held_out``: each of its folds is predicted by a network trained on the others.
 
@@ -316,7 +315,7 @@ def predict_fold(
     Returns the Mahalanobis model of ``outside``.
     """
     mahalanobis = trainer.mahalanobis(trainer, outside)
-    features, held_out.probabilities[inside] = trainer.predict(trainer.views.activations[0][inside])
+    features, held_out.probabilities[inside] = trainer.predict(trainer.views[0][inside])
     if mahalanobis is not None and held_out.distances is not None:
         held_out.distances[inside] = mahalanobis.distances(features)
     with trainer.reporter.step("Predicting changed images", len(inside) * len(SHORTCUTS)) as step:

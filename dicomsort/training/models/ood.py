@@ -25,16 +25,18 @@ TINY = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class MahalanobisModel:
-    """Where the training's features lie; D features, C classes, K directions, all float32.
+    """Where the training's features lie; D features, C classes, K directions.
 
-    ``centre`` (D,): the mean of the class means; ``directions`` (D, K): the first principal directions within classes,
-    each scaled by sqrt(1 - rest / its variance); ``means`` (C, D): the class means less the centre; ``rest``: the
-    variance in every other direction.
+    ``centre``: float32 (D,), the mean of the class means; ``directions``: float32 (D, K), the first principal
+    directions within classes, each scaled by sqrt(1 - rest / its variance); ``slopes``: float64 (D, C) and ``offsets``:
+    float64 (C,), what a class's squared distance adds to that of the centre; ``rest``: the variance in every other
+    direction.
     """
 
     centre: NDArray[np.float32]
     directions: NDArray[np.float32]
-    means: NDArray[np.float32]
+    slopes: NDArray[np.float64]
+    offsets: NDArray[np.float64]
     rest: float
 
     def distances(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -43,18 +45,9 @@ class MahalanobisModel:
         About 1 for images like the training's.
         """
         unit = _unit(features.astype(np.float64)) - self.centre
-        slopes, offsets = self.lines()
         whole = (unit**2).sum(axis=1) - ((unit @ self.directions) ** 2).sum(axis=1)
-        squared = whole + (unit @ slopes + offsets).min(axis=1)
-        result: NDArray[np.float32] = (np.maximum(squared, 0) / self.scale).astype(np.float32)
-        return result
-
-    def lines(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return slopes (D, C), offsets (C,) of what a class's squared distance adds to that of the centre."""
-        means, directions = self.means.astype(np.float64), self.directions.astype(np.float64)
-        projected = means @ directions
-        slopes = -2 * (means - projected @ directions.T)
-        return slopes.T, (means**2).sum(axis=1) - (projected**2).sum(axis=1)
+        squared = whole + (unit @ self.slopes + self.offsets).min(axis=1)
+        return np.asarray(np.maximum(squared, 0) / self.scale, np.float32)
 
     @property
     def scale(self) -> float:
@@ -76,10 +69,14 @@ def fit(features: NDArray[np.float32], classes: NDArray[np.int64]) -> Mahalanobi
     variances, vectors = np.maximum(variances[::-1], TINY), vectors[:, ::-1]
     size = max(0, min(SIZE, len(variances) // SHARE, len(unit) - len(numbers) - 1))
     rest = max(float(variances[size:].mean()), LEAST * float(variances.mean()), ROUNDING / len(variances))
-    scaled = vectors[:, :size] * np.sqrt(np.maximum(0, 1 - rest / variances[:size]))
+    directions = vectors[:, :size] * np.sqrt(np.maximum(0, 1 - rest / variances[:size]))
     centre = means.mean(axis=0)
-    single = np.float32
-    return MahalanobisModel(centre.astype(single), scaled.astype(single), (means - centre).astype(single), rest)
+    # Rounded to float32, as the model that ships is.
+    shifts, rounded = (part.astype(np.float32).astype(np.float64) for part in (means - centre, directions))
+    projected = shifts @ rounded
+    slopes = -2 * (shifts - projected @ rounded.T)
+    offsets = (shifts**2).sum(axis=1) - (projected**2).sum(axis=1)
+    return MahalanobisModel(centre.astype(np.float32), directions.astype(np.float32), slopes.T, offsets, rest)
 
 
 def append(mahalanobis: MahalanobisModel, features: Any) -> Any:
@@ -88,7 +85,7 @@ def append(mahalanobis: MahalanobisModel, features: Any) -> Any:
 
     unit = ops.multiply(features, ops.rsqrt(ops.maximum(_squares(features), TINY)))
     centred = ops.subtract(unit, mahalanobis.centre)
-    slopes, offsets = (part.astype(np.float32) for part in mahalanobis.lines())
+    slopes, offsets = (part.astype(np.float32) for part in (mahalanobis.slopes, mahalanobis.offsets))
     nearest = ops.min(ops.add(ops.matmul(centred, slopes), offsets), axis=1)
     whole = _squares(centred)
     if mahalanobis.directions.shape[1]:
@@ -110,5 +107,4 @@ def _squares(tensor: Any) -> Any:
 
 
 def _unit(features: NDArray[np.float64]) -> NDArray[np.float64]:
-    result: NDArray[np.float64] = features / np.sqrt(np.maximum((features**2).sum(axis=1, keepdims=True), TINY))
-    return result
+    return np.asarray(features / np.sqrt(np.maximum((features**2).sum(axis=1, keepdims=True), TINY)))

@@ -11,7 +11,6 @@ Keras.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,16 +21,11 @@ from dicomsort.errors import DicomsortError
 from dicomsort.training.models import ood
 
 
-@dataclass(frozen=True, slots=True)
-class Top:
-    """The end of a network: the layer that pools or flattens a convolution's output, and the layers behind it."""
+def find_top(model: Any) -> list[Any]:
+    """Return the last layers of ``model``, from the one on that pools or flattens a convolution's output.
 
-    pool: Any
-    layers: tuple[Any, ...]
-
-
-def find_top(model: Any) -> Top | None:
-    """Return the end of ``model`` where it is pooling or flattening, then dense and dropout layers; else None."""
+    None are returned unless those behind it are dense and dropout layers, with softmax at the end.
+    """
     import keras
 
     layers = list(model.layers)
@@ -40,16 +34,16 @@ def find_top(model: Any) -> Top | None:
     kinds = (keras.layers.GlobalAveragePooling2D, keras.layers.Flatten)
     places = [i for i, layer in enumerate(layers) if isinstance(layer, kinds)]
     if not places:
-        return None
-    pool, behind = layers[places[-1]], tuple(layers[places[-1] + 1 :])
+        return []
+    pool, *behind = layers[places[-1] :]
     dense = [layer for layer in behind if isinstance(layer, keras.layers.Dense)]
     plain = all(isinstance(layer, keras.layers.Dense | keras.layers.Dropout) for layer in behind)
     activations = [layer.activation.__name__ for layer in dense]
     if not plain or len(pool.input.shape) != 4 or not dense or behind[-1] is not dense[-1]:  # noqa: PLR2004
-        return None
+        return []
     if activations[-1] != "softmax" or not set(activations[:-1]) <= {"relu", "linear"}:
-        return None
-    return Top(pool, behind)
+        return []
+    return [pool, *behind]
 
 
 def complete(model: Any, mahalanobis: ood.MahalanobisModel | None = None) -> Any:
@@ -61,7 +55,7 @@ def complete(model: Any, mahalanobis: ood.MahalanobisModel | None = None) -> Any
     """
     import keras
 
-    if mahalanobis is None and find_top(model) is None:
+    if mahalanobis is None and not find_top(model):
         return keras.Model(model.inputs[0], {PROBABILITIES: model.outputs[0]})
     pool, features, active = _run(model)
     outputs = {PROBABILITIES: active[-1][1], MAPS: _maps(pool, active)}
@@ -88,19 +82,20 @@ def _run(model: Any) -> tuple[Any, Any, list[tuple[Any, Any]]]:
     import keras
 
     top = find_top(model)
-    if top is None:
+    if not top:
         raise DicomsortError(
             f"network {model.name!r}: expected one that ends in pooling or flattening, dense and dropout layers, with "
             "ReLU between and softmax at the end, received another: it tells no distances"
         )
-    x = features = top.pool.output
+    pool, *behind = top
+    x = features = pool.output
     active: list[tuple[Any, Any]] = []
-    for layer in top.layers:
+    for layer in behind:
         if isinstance(layer, keras.layers.Dense):
             features = x
             x = layer(x)
             active.append((layer, x))
-    return top.pool, features, active
+    return pool, features, active
 
 
 def _maps(pool: Any, active: list[tuple[Any, Any]]) -> Any:

@@ -105,8 +105,7 @@ class ReplaySet:
         )
         weights = 1 / counts[cell]
         weights /= np.bincount(self.classes, weights)[self.classes]
-        result: NDArray[np.float64] = weights / weights.sum()
-        return result
+        return np.asarray(weights / weights.sum(), np.float64)
 
     def counts(self) -> dict[str, int]:
         """Return label -> number of images."""

@@ -49,8 +49,7 @@ def predict_head(features: NDArray[Any], kernel: NDArray[Any], bias: NDArray[Any
     """Return the probabilities, float32 (n, C), of features (n, D) by a last layer, kernel (D, C) and bias (C,)."""
     logits = features.astype(np.float32) @ kernel + bias
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: NDArray[np.float32] = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
-    return result
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True), np.float32)
 
 
 def with_head(model: bytes, kernel: NDArray[np.float32], bias: NDArray[np.float32]) -> bytes:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dicomsort.bundle.tensors import DISTANCE, read_outputs
 from dicomsort.errors import BundleError
-from dicomsort.training.models.efficientnet_lite0 import Array, Unit
+from dicomsort.training.models.efficientnet_lite0 import Unit
 from dicomsort.training.models.ood import MahalanobisModel
 
 # What the parser, LiteRT, or the checks here raise for damaged content.
@@ -46,27 +46,19 @@ def reading(expected: str) -> Iterator[None]:
         raise BundleError(f"model.tflite: expected {expected}, received {received}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """A network's weights as Keras has them, float32: its convolutions in order, and its softmax layer."""
+def read_weights(model: bytes, convolutions: int) -> list[Unit]:
+    """Return the first ``convolutions`` convolutions of a LiteRT model, and as the last its softmax layer.
 
-    units: tuple[Unit, ...]
-    kernel: Array
-    bias: Array
-
-
-def read_weights(model: bytes, convolutions: int) -> Weights:
-    """Return the first ``convolutions`` convolutions of a LiteRT model and the dense layer before its softmax.
-
-    Weights in int8 are dequantized. BundleError where it has no such weights.
+    Each is kernel and bias as Keras has them, float32; weights in int8 are dequantized. BundleError where it has no
+    such weights.
     """
     with reading("weights as dicomsort exports them"):
         graph = Graph.read(model)
-        units = tuple(graph.units())[:convolutions]
-        kernel, bias = graph.head()
+        units = list(graph.units())[:convolutions]
+        head = graph.head()
     if len(units) != convolutions:
         raise BundleError(f"model.tflite: expected {convolutions} convolutions, received {len(units)}")
-    return Weights(units, kernel, bias)
+    return [*units, head]
 
 
 def read_head(model: bytes) -> Unit:
@@ -86,21 +78,6 @@ def precision(model: bytes) -> str:
         return PRECISIONS[graph.graph.Tensors(graph.stored(int(kernel))).Type()]
     except UNREADABLE:
         return "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredMahalanobisModel(MahalanobisModel):
-    """A Mahalanobis model as a LiteRT file holds it: ``lines`` instead of the ``means`` that they are made of.
-
-    ``slopes`` (D, C) and ``offsets`` (C,) are float64.
-    """
-
-    slopes: NDArray[np.float64]
-    offsets: NDArray[np.float64]
-
-    def lines(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return slopes and offsets."""
-        return self.slopes, self.offsets
 
 
 def read_mahalanobis(model: bytes) -> MahalanobisModel:
@@ -188,8 +165,7 @@ class Graph:
             raise ValueError(f"expected distances of {len(centre)} features, received {slopes.shape[1:]}")
         if not 0 < size < np.inf:
             raise ValueError(f"expected the scale of the distance to be over 0, received {size}")
-        unknown = np.full((len(offsets), len(centre)), np.nan, np.float32)
-        return StoredMahalanobisModel(centre, directions, unknown, 1 / size / len(centre), slopes.T, offsets)
+        return MahalanobisModel(centre, directions, slopes.T, offsets, 1 / size / len(centre))
 
     def users(self, index: int) -> list[Any]:
         """Return the operators that have a tensor as input."""
@@ -232,8 +208,7 @@ class Graph:
             scales, zeros = quantization.ScaleAsNumpy(), quantization.ZeroPointAsNumpy()  # one, or one a channel
             channels[quantization.QuantizedDimension()] = len(scales)
             value = (value - zeros.reshape(channels)) * scales.reshape(channels)
-        result: NDArray[np.float32] = value.astype(np.float32)
-        return result
+        return np.asarray(value, np.float32)
 
 
 def inputs_of(operator: Any) -> list[int]:
