@@ -28,7 +28,7 @@ from dicomsort.errors import DicomsortError
 from dicomsort.modalities import is_derived_map
 from dicomsort.pixels.render import picture
 from dicomsort.tasks import MIN_SIDE
-from dicomsort.training.data.splitting import perceptual_hash
+from dicomsort.training.data.grouping import perceptual_hash
 
 OTHERS = {"US", "SM", "NM", "OP", "PT"}  # Modality (0008,0060) of images that belong to OTHER
 MADE = "crafted"  # sources whose headers were changed on purpose

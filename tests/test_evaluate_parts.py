@@ -15,8 +15,8 @@ from dicomsort.bundle import default_path
 from dicomsort.errors import UsageError
 from dicomsort.training.data import fingerprint
 from dicomsort.training.data.dataset import Dataset, Item
+from dicomsort.training.data.grouping import keep_together
 from dicomsort.training.data.robustness import SHORTCUTS
-from dicomsort.training.data.splitting import keep_together
 from dicomsort.training.evaluate import calibration, metrics, reporting
 from dicomsort.training.evaluate.card import write_card
 from dicomsort.training.evaluate.predictions import Predictions, cross_calibrated, name_clusters

@@ -19,8 +19,8 @@ import pytest
 from networks import rewritten
 
 from dicomsort.training.data.dataset import Dataset, Item
+from dicomsort.training.data.grouping import keep_together
 from dicomsort.training.data.rendered import Rendered
-from dicomsort.training.data.splitting import keep_together
 from dicomsort.training.evaluate.card import on_other_sources
 from dicomsort.training.fit.checkpoint import Checkpoint, forget, resumable
 from dicomsort.training.fit.hyperparameters import Hyperparameters, TrainedModel

@@ -10,7 +10,8 @@ from PIL import Image, ImageFilter
 
 from dicomsort.errors import UsageError
 from dicomsort.training.data.dataset import Dataset, DatasetError, Item, read_groups, read_subclasses, scan
-from dicomsort.training.data.splitting import folds, keep_together, near_duplicates, patient, perceptual_hash, split
+from dicomsort.training.data.grouping import keep_together, near_duplicates, patient, perceptual_hash
+from dicomsort.training.data.splitting import folds, split
 
 LABELS = ("CT", "MRI")
 

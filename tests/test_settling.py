@@ -21,7 +21,7 @@ from dicomsort.files import Files
 from dicomsort.records import Found
 from dicomsort.report import Summary
 from dicomsort.sorting import RunContext, check, sort_inbox
-from dicomsort.sorting.examine import Clock
+from dicomsort.sorting.settling import Clock
 
 HOUR, YEAR = 3600 * SECOND, 365 * 86_400 * SECOND
 DATED = "time in the future"

@@ -19,8 +19,8 @@ from dicomsort.errors import DicomsortError, UsageError, WorkerLost
 from dicomsort.pixels import INPUT_SHAPE, render
 from dicomsort.training.data import rendered as rendered_module
 from dicomsort.training.data.dataset import Dataset, scan
+from dicomsort.training.data.grouping import perceptual_hash
 from dicomsort.training.data.rendered import Rendered, render_all
-from dicomsort.training.data.splitting import perceptual_hash
 from dicomsort.training.progress import Reporter
 
 

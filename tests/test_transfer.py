@@ -14,9 +14,9 @@ from networks import TINY, answers, rewritten, tiny
 
 from dicomsort.errors import BundleError, DicomsortError
 from dicomsort.training.data.dataset import Dataset, Item
+from dicomsort.training.data.grouping import keep_together
 from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.data.robustness import SHORTCUTS
-from dicomsort.training.data.splitting import keep_together
 from dicomsort.training.fit.checkpoint import COLUMNS
 from dicomsort.training.fit.hyperparameters import Hyperparameters, TrainedModel
 from dicomsort.training.models import replay_set

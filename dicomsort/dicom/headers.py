@@ -1,7 +1,7 @@
 """The header of a DICOM, PNG or JPEG file, as a record: what it is by content, and the tags that matter.
 
-``ElementReader`` reads plain data sets. Unusual ones go to pydicom (``full_parser``), which is imported only then. Both
-collect raw values (``RawValues``), so there is one way from bytes to fields.
+``ElementReader`` reads plain data sets. Unusual ones go to pydicom (``pydicom_parser``), which is imported only then.
+Both collect raw values (``RawValues``), so there is one way from bytes to fields.
 
 Reason codes of ``Header.problem``: ``empty-file``, ``not-dicom``, ``not-an-image-despite-name`` (the name says so, the
 content does not); ``truncated-header``, ``damaged-header``, ``deflate-broken``, ``nesting-beyond-limit``,
@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 from dicomsort import modalities
-from dicomsort.dicom import file_meta, full_parser, magic, tags
+from dicomsort.dicom import file_meta, magic, pydicom_parser, tags
 from dicomsort.dicom.elements import (
     DELIMITERS,
     UNDEFINED,
@@ -146,7 +146,7 @@ def _read(source: ByteSource, start: int, encoding: Encoding) -> tuple[tags.RawV
         try:
             _scan(reader, raw, tags.COLUMNS)
         except NeedsFullParser:
-            full_parser.read(source, start, encoding, raw)
+            pydicom_parser.read(source, start, encoding, raw)
     except ReadingEnded as ended:
         code = ended.code
     if not raw.values.keys() - {tags.CHARACTER_SET}:
@@ -223,7 +223,7 @@ def _header(raw: tags.RawValues, code: str | None, syntax: str, size: int) -> He
 
 def _text(value: bytes, character_set: str) -> str:
     plain = value.isascii() and _ESCAPE not in value
-    text = value.decode("ascii") if plain else full_parser.decode(value, character_set)
+    text = value.decode("ascii") if plain else pydicom_parser.decode(value, character_set)
     return text.strip(tags.PADDING)[:_TEXT_LIMIT]
 
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pydicom import uid
 from pydicom.dataset import Dataset
 
-from dicomsort.dicom import file_meta, full_parser
+from dicomsort.dicom import file_meta, pydicom_parser
 from dicomsort.dicom.elements import ByteSource, NeedsFullParser, ReadingEnded
 from dicomsort.dicom.encoding import HEADER_SIZE, Encoding
-from dicomsort.dicom.full_parser import ElementStart
 from dicomsort.dicom.magic import archive_of
+from dicomsort.dicom.pydicom_parser import ElementStart
 from dicomsort.pixels.limits import MAX_INFLATED, PixelsError
 from dicomsort.pixels.values import TAGS, make_reader, read_elements, text
 
@@ -69,7 +69,7 @@ def _read_plain(content: ByteSource, start: int, encoding: Encoding) -> tuple[Da
 
 
 def _read_full(content: ByteSource, start: int, encoding: Encoding) -> tuple[Dataset, ElementStart]:
-    dataset, _, element = full_parser.read_until(content, start, encoding, PIXEL_ELEMENTS.__contains__, TAGS)
+    dataset, _, element = pydicom_parser.read_until(content, start, encoding, PIXEL_ELEMENTS.__contains__, TAGS)
     if element is None:
         raise PixelsError("no pixel data")
     return dataset, element
@@ -91,7 +91,7 @@ def _read_syntax(content: ByteSource, start: int, group: bytes) -> tuple[str, in
 
 
 def _read_group(content: ByteSource, start: int, group: int, encoding: Encoding) -> tuple[Dataset, int]:
-    dataset, end, _ = full_parser.read_until(content, start, encoding, lambda tag: tag >> 16 != group)
+    dataset, end, _ = pydicom_parser.read_until(content, start, encoding, lambda tag: tag >> 16 != group)
     return dataset, end
 
 

@@ -36,6 +36,7 @@ from dicomsort.sorting import (
     read_new_runs,
     recheck_runs,
     resume,
+    settled_before,
     sort_new_files,
     walk_inbox,
 )
@@ -96,7 +97,7 @@ class Rounds:
         round_.scan = self._scan()
         if not round_.scan.ripe:
             return
-        before = self._clock() - self._settle_ns if self._settle_ns else None
+        before = settled_before(self._clock(), self._settle_ns)
         request = replace(self._request, criteria=replace(self._request.criteria, settled_before_ns=before))
         with self._open_engine() as engine:
             summary = sort_new_files(request, context, engine, self._known_files, self._settled or "")

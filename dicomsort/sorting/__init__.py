@@ -13,7 +13,9 @@ from dicomsort.sorting.outbox import RunContext, count_waiting, locked
 from dicomsort.sorting.pipeline import SortRequest, check, check_places, check_settings, sort_inbox
 from dicomsort.sorting.pruning import prune
 from dicomsort.sorting.review import ReviewService
-from dicomsort.sorting.running import rehearse_undo, resume, undo
+from dicomsort.sorting.running import resume
+from dicomsort.sorting.settling import settled_before
+from dicomsort.sorting.undo import rehearse_undo, undo
 
 __all__ = [
     "Corrections",
@@ -33,6 +35,7 @@ __all__ = [
     "rehearse_undo",
     "repair",
     "resume",
+    "settled_before",
     "sort_inbox",
     "sort_new_files",
     "survey",

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import filterfalse
 from typing import Protocol
@@ -24,7 +23,7 @@ from dicomsort.errors import WorkerLost
 from dicomsort.files import sha256_of
 from dicomsort.files.beneath import Beneath
 from dicomsort.progress import Progress
-from dicomsort.records import Examined, Found, Group, Grouping, Header, Kind, Prediction, Row
+from dicomsort.records import Examined, Found, Grouping, Header, Kind, Row
 from dicomsort.tasks import examine, location
 
 BATCH_FILES = 64
@@ -116,9 +115,6 @@ def _passed(passed: Passed) -> Examined:
     return Examined(found, Header(Kind.UNKNOWN, ignored=passed.reason, message=passed.message))
 
 
-PAUSE = 1.0  # seconds between two steps of the progress while nothing else is done
-
-
 class Arrivals(Protocol):
     """What a service remembers between its rounds."""
 
@@ -126,7 +122,7 @@ class Arrivals(Protocol):
         """Whether an earlier round has dealt with this."""
 
     def changed_ns(self, found: Found) -> int:
-        """Return when the file changed, or was first found; compared with ``Criteria.settled_before_ns``."""
+        """Return when the file changed, or was first found; compared with ``settling.settled_before``."""
 
     def note(self, row: Row) -> None:
         """Note what becomes of one of the files; called again where it is planned again."""
@@ -140,15 +136,6 @@ class Survey:
     oldest_ns: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """The source of times, and how to wait; ``now_ns`` returns nanoseconds since 1970, and may be wrong, or jump."""
-
-    now_ns: Callable[[], int] = time.time_ns
-    monotonic: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-
-
 def walk_inbox(
     inbox: str, outbox: str | None, clock: Callable[[], int] = time.time_ns
 ) -> Iterator[Found | Passed | Folder]:
@@ -160,47 +147,6 @@ def walk_inbox(
     return walk(inbox, lambda status: own is not None and os.path.samestat(status, own), clock)
 
 
-@dataclass
-class SecondLook:
-    """Finds out whether files still change whose mtime and ctime both lie ahead of the clock: it reads them twice."""
-
-    inbox: str
-    settle: float  # seconds between the two, at least
-    clock: Clock
-    _last: float | None = None  # when the last of them was found, by the monotonic clock
-
-    def watch(self, entries: Iterable[Found | Passed | Folder]) -> Iterator[Found | Passed | Folder]:
-        """Yield the entries of a walk, and note when the last such file was found."""
-        for entry in entries:
-            if isinstance(entry, Found) and entry.is_ahead:
-                self._last = self.clock.monotonic()
-            yield entry
-
-    def take(self, catalog: Catalog, progress: Progress) -> None:
-        """Wait as long as needed, then compare; the groups of files that changed are unsettled."""
-        if self._last is None:
-            return
-        due = self._last + self.settle
-        left = due - self.clock.monotonic()
-        if left > 0:
-            progress.stage("waiting until files dated in the future have settled", math.ceil(left / PAUSE))
-        while left > 0:
-            self.clock.sleep(min(left, PAUSE))
-            progress.advance()
-            left = due - self.clock.monotonic()
-        for group, found in catalog.dated_ahead():
-            if not self._is_unchanged(found):
-                catalog.unsettle(group)
-
-    def _is_unchanged(self, found: Found) -> bool:
-        try:
-            status = os.lstat(f"{self.inbox}/{found.path}")
-        except OSError:
-            return False
-        now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-        return now == (found.size, found.mtime_ns, found.ctime_ns, found.inode)
-
-
 def survey(inbox: str, outbox: str | None) -> Survey:
     """Count the regular files of an inbox."""
     files, oldest = 0, None
@@ -209,9 +155,3 @@ def survey(inbox: str, outbox: str | None) -> Survey:
             files += 1
             oldest = entry.mtime_ns if oldest is None else min(oldest, entry.mtime_ns)
     return Survey(files, oldest)
-
-
-def as_one(study: Sequence[tuple[Group, Prediction]]) -> list[tuple[Group, Prediction]]:
-    """Return the groups of a study as if all had changed with the newest, so that it waits whole."""
-    newest = max(group.newest_mtime_ns for group, _ in study)
-    return [(replace(group, newest_mtime_ns=newest), prediction) for group, prediction in study]

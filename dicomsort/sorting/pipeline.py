@@ -27,7 +27,7 @@ from dicomsort.progress import Timed
 from dicomsort.records import ARCHIVES, OTHER, REVIEW, UNREADABLE, Operation, Outcome, Result, Verb
 from dicomsort.report import Damages, Summary, final_row, history, write_summary
 from dicomsort.sorting.archives import ArchiveOpener, clear_unsealed, discard, is_archive, staging_of
-from dicomsort.sorting.examine import Arrivals, Clock, SecondLook, as_one, examine_inbox, walk_inbox
+from dicomsort.sorting.examine import Arrivals, examine_inbox, walk_inbox
 from dicomsort.sorting.outbox import (
     OutboxState,
     RunContext,
@@ -43,8 +43,8 @@ from dicomsort.sorting.outbox import (
 from dicomsort.sorting.pixel_sampling import PixelSampler
 from dicomsort.sorting.running import carry_out, complete_reports, finish_first
 from dicomsort.sorting.runs import Runs, load_runs, new_run, require_outbox_mounts, seal_plan
+from dicomsort.sorting.settling import SETTLE, Clock, SecondLook, as_one, settled_before
 
-SETTLE = 60.0
 _VERBS = {"copy": Verb.COPY, "move": Verb.MOVE, "link": Verb.LINK}
 
 
@@ -75,7 +75,7 @@ def check(inbox: str, outbox: str | None, settings: SortSettings, clock: Clock |
         check_places(source, target, bundle)
     settle = settings.settle if settings.settle is not None else SETTLE if settings.mode == "move" else 0.0
     clock = clock or Clock()
-    before = clock.now_ns() - int(settle * 1e9) if settle > 0 else None
+    before = settled_before(clock.now_ns(), int(settle * 1e9))
     classes, thresholds = bundle.header_classes, (bundle.decide, bundle.contradict)
     criteria = Criteria(bundle.labels, classes, *thresholds, settings.evidence, before, bundle.distance)
     return SortRequest(source, target, settings, bundle, layout, criteria, settle, clock)

@@ -18,8 +18,8 @@ from dicomsort.errors import DicomsortError, counted
 from dicomsort.report import visible
 from dicomsort.training.data.augment import varied_by
 from dicomsort.training.data.dataset import MIN_IMAGES, Dataset, relabelled, require_trainable, scan_with_tables
+from dicomsort.training.data.grouping import ImageGroups
 from dicomsort.training.data.rendered import SHOWN, Rendered, open_cache, render_all, skipped_lines
-from dicomsort.training.data.splitting import ImageGroups
 from dicomsort.training.evaluate import calibration
 from dicomsort.training.evaluate.compare import compared, refusal, rival_at
 from dicomsort.training.evaluate.predictions import name_clusters

@@ -34,12 +34,12 @@ from dicomsort.records import RENDERING_VERSION
 from dicomsort.report import visible
 from dicomsort.training.data.augment import Vary, vary
 from dicomsort.training.data.dataset import Dataset
-from dicomsort.training.data.splitting import ImageGroups, keep_together, patient, perceptual_hash
+from dicomsort.training.data.grouping import ImageGroups, keep_together, patient, perceptual_hash
 from dicomsort.training.progress import Reporter
 
 HASH_BYTES = 32
 SHOWN = 10  # files, or groups, that a training lists
-_HEAD = b"\1\0\0"  # version of this layout and of ``splitting.perceptual_hash``; channels; whether there is a hash
+_HEAD = b"\1\0\0"  # version of this layout and of ``grouping.perceptual_hash``; channels; whether there is a hash
 _LARGEST = len(_HEAD) + HASH_BYTES + math.prod(INPUT_SHAPE)
 
 

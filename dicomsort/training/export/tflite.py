@@ -1,7 +1,6 @@
-"""Writes a trained model in its three formats, and proves that they say the same.
+"""Writes a trained model in its three formats. In floating point they must agree; see ``convert``.
 
-What ships computes in integers of 8 bits (static quantisation, Jacob et al. 2018, arXiv:1712.05877), which a processor
-with the instructions for it multiplies several times as fast, unless that loses accuracy on held-out images.
+What ships is in int8 unless that loses accuracy on held-out images; see ``fit.quantize``.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from dicomsort.training.data.rendered import Rendered
 from dicomsort.training.fit.finetune import Finetune
 from dicomsort.training.fit.held_out import HeldOutPredictions
 from dicomsort.training.fit.hyperparameters import TrainedModel
-from dicomsort.training.fit.quantize import Quantizer, converting, words
+from dicomsort.training.fit.quantize import Quantizer, compare, converting, words
 from dicomsort.training.models.architectures import Architecture
 from dicomsort.training.models.ood import MahalanobisModel
 from dicomsort.training.models.outputs import complete
@@ -38,7 +37,6 @@ TOLERANCE = 0.01
 DISTANCE_TOLERANCE = 0.05
 PROBES = 32
 REPEATS = 3
-LOST = 0.005  # of accuracy: so much may integers cost
 FINETUNED = "all but the last layer is that of the bundle from which it went on"
 
 
@@ -103,7 +101,7 @@ def export(
         report = {"kept": False, "reason": made}
     else:
         conversion, int8 = made
-        report = _compared(held_out.probabilities, int8.probabilities, held_out.truth, model.precision)
+        report = compare(held_out.probabilities, int8.probabilities, held_out.truth, model.precision)
         conversions = [conversion, *conversions] if report["kept"] else [*conversions, conversion]
         model, held_out = (conversion, int8) if report["kept"] else (model, held_out)
     reporter.note(words(report))
@@ -126,23 +124,6 @@ def _int8(
     if int8 is None:
         return "the networks of the folds could not be made so"
     return _measured(INT8, made, complete(trained.model, trained.mahalanobis), probes), int8
-
-
-def _compared(
-    floats: NDArray[np.float32], integers: NDArray[np.float32], truth: NDArray[np.int64], stays: str
-) -> dict[str, Any]:
-    """Return what metrics.json reports of integers beside ``floats``, probabilities (N, C) of the same held-out images.
-
-    ``stays`` is what the model computes in where they lose too much.
-    """
-    before, after = (int((each.argmax(1) == truth).sum()) for each in (floats, integers))
-    count, changed = len(truth), int((floats.argmax(1) != integers.argmax(1)).sum())
-    accuracies = {"accuracy": round(after / count, 4), "float_accuracy": round(before / count, 4)}
-    report = {"images": count, **accuracies, "changed": changed}
-    if before - after <= LOST * count:
-        return {"kept": True, **report}
-    reason = f"it loses {100 * (before - after) / count:.1f} points of accuracy, and {100 * LOST} are allowed"
-    return {"kept": False, "reason": f"{reason}, so the model is {stays}", **report}
 
 
 def _finetuned(start: bytes, trained: TrainedModel, probes: NDArray[np.uint8]) -> Conversion:
