@@ -17,9 +17,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from measuring import ROOT, descendants, status_of
 
@@ -34,14 +35,16 @@ def main() -> None:
     profiles = [cProfile.Profile()] if what == "functions" else []
     from dicomsort import cli
 
+    watched: AbstractContextManager[Any] = nullcontext()
     if profiles:
         profile_threads(profiles)
         profiles[0].enable()
     else:
         command: Any = importlib.import_module("dicomsort.cli.sort")
-        command.watching = stages.watching
+        watched = mock.patch.object(command, "progress_bars", stages.progress_bars)
     try:
-        cli.main()
+        with watched:
+            cli.main()
     finally:
         for profile in profiles:
             with suppress(ValueError):
@@ -58,7 +61,7 @@ class Stages:
         self.seen: list[tuple[str, float, float, float]] = []
 
     @contextmanager
-    def watching(self, *, quiet: bool) -> Iterator[Stages]:
+    def progress_bars(self, *, quiet: bool) -> Iterator[Stages]:
         """In place of the progress that a person sees."""
         del quiet
         yield self

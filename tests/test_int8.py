@@ -140,11 +140,11 @@ def probabilities(labels: list[int]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize(("wrong", "kept"), [(0, True), (5, True), (6, False)])
 def test_it_is_kept_unless_it_loses_half_a_point(wrong: int, kept: bool) -> None:  # noqa: FBT001
-    from dicomsort.training.export.tflite import _compared
+    from dicomsort.training.fit.quantize import compare
 
     truth = [0, 1] * 500
     integers = [2] * wrong + truth[wrong:]
-    report = _compared(probabilities(truth), probabilities(integers), np.array(truth), "float16")
+    report = compare(probabilities(truth), probabilities(integers), np.array(truth), "float16")
     assert report["kept"] is kept
     assert (report["images"], report["changed"]) == (1000, wrong)
     assert (

@@ -107,6 +107,8 @@ def test_the_argument_comes_back_unchanged(tmp_path: Path, monkeypatch: pytest.M
     assert answer["path"] == odd
     assert answer["class"]
     assert run("predict", odd).out.startswith("sub/../n\\xe9 \\x1b[1m.dcm,")
+    (tmp_path / "two\nlines\x9b1m").write_bytes(b"")
+    assert run("predict", "two\nlines\x9b1m").out.startswith("two\\nlines\\x9b1m,")
     Path("=cmd.dcm").write_bytes(b"")
     assert run("predict", "=cmd.dcm").out.startswith("'=cmd.dcm,")  # no spreadsheet runs it
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dicomsort.engines import open_engine
 from dicomsort.engines.engine import SerialEngine, TaskLimits
+from dicomsort.engines.processes import ProcessEngine
 from dicomsort.errors import WorkerLost
 from dicomsort.training.data import augment as augment_module
 from dicomsort.training.data import prefetch
@@ -134,6 +135,10 @@ def test_workers_vary_as_threads_do(images: NDArray[np.uint8], strength: str, mo
         apart = varied_by(engine, strength)
         assert apart is not vary
         np.testing.assert_array_equal(apart(images, chosen, seeds), expected)
+        apart(images[:2], chosen, seeds[:2])
+        assert isinstance(engine, ProcessEngine)
+        (worker,) = engine._running.values()
+        assert len(worker.known) == 1  # function, which it keeps: no batch is part of it
 
 
 def test_few_cores_and_nothing_to_vary_need_no_workers() -> None:

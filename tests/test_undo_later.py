@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -445,7 +446,7 @@ def test_an_undo_that_dies_before_its_plan_is_sealed_leaves_the_run_to_a_resume(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr("dicomsort.sorting.undo.seal_plan", die)
+        patch.setattr(sys.modules["dicomsort.sorting.undo"], "seal_plan", die)
         assert run("undo", outbox).code == 1
     ran = run("resume", outbox)
     assert (ran.code, {row["status"] for row in rows(outbox)} & {"failed"}) == (0, set()), ran

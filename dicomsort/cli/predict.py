@@ -21,7 +21,7 @@ import typer
 
 from dicomsort.cli.options import bundle_of, open_workers, with_options
 from dicomsort.config.settings import PREDICT, PredictSettings
-from dicomsort.errors import UsageError
+from dicomsort.errors import UsageError, escaped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,7 +127,7 @@ def _write_csv(answer: dict[str, Any]) -> None:
     path, class_, confidence, probabilities, abstained, reason = answer.values()
     shares = " ".join(f"{label}={share:.4f}" for label, share in probabilities.items())
     cells = (cell(path), class_, f"{confidence:.4f}", shares, "yes" if abstained else "no", cell(reason))
-    csv.writer(sys.stdout, lineterminator="\n").writerow(cells)
+    csv.writer(sys.stdout, lineterminator="\n").writerow(map(escaped, cells))
 
 
 def _prepare(folder: Path, bundle: Bundle) -> None:

@@ -342,7 +342,7 @@ class TrainSettings:
     balance: bool | None = setting(
         None,
         "Give all classes the same weight, and all sources of a class (default: off). Networks with pretrained weights "
-        "always do.",
+        "always give classes the same weight, and a source that of the square root of its images.",
         flag="--balance/--no-balance",
     )
     augment: str = setting(

@@ -219,7 +219,8 @@ class _Worker:
         with self._lock:
             self._is_over = True
         self._exit_code = self._server.exit_code(self.pid)
-        self._close()
+        with self._lock:  # a kill at this moment must not shut another file of that number
+            self._close()
 
     def _wait(self) -> None:
         """Wait for its end where the system can: a disk that stands still may delay it, and others ask the server."""

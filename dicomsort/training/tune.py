@@ -120,7 +120,8 @@ def _locked(settings: Settings) -> Iterator[None]:
 def _open_study(optuna: Any, settings: Settings, rendered: Rendered, reporter: Reporter) -> Any:
     """Return the study of these settings and this data set, with the trials that it had."""
     path = settings.trials
-    options = {name: str(value) for name, value in asdict(settings).items() if name not in {"out", "cache", "fresh"}}
+    ignored = {"out", "cache", "fresh", "subclasses"}  # `tune` takes no subclasses
+    options = {name: str(value) for name, value in asdict(settings).items() if name not in ignored}
     content = json.dumps([options, fingerprint.of_files(rendered.dataset.items, rendered.digests)], sort_keys=True)
     name = hashlib.sha256(content.encode()).hexdigest()[:16]
     try:

@@ -100,9 +100,13 @@ def varied_by(engine: Engine, augment: str) -> Vary:
 
 def _vary_by(engine: Engine, images: Images, strength: Strength, seeds: Sequence[tuple[int, ...]]) -> Images:
     try:
-        return engine.submit(partial(vary, images, strength), seeds).result()
+        return engine.submit(_vary_task, (images, strength, seeds)).result()
     except WorkerLost:  # to whatever: the images are no hostile file's
         return vary(images, strength, seeds)
+
+
+def _vary_task(task: tuple[Images, Strength, Sequence[tuple[int, ...]]]) -> Images:
+    return vary(*task)  # a worker keeps each function that it was sent, and no task
 
 
 def _steps(s: Strength, random: Random) -> list[Step]:
