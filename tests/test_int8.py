@@ -227,9 +227,7 @@ def test_a_whole_training_asks_it_about_the_validation_split(dataset: Path, tmp_
 
 
 def test_what_loses_too_much_stays_in_floating_point(dataset: Path, tmp_path: Path) -> None:
-    from dicomsort.training.export import tflite
-
-    with mock.patch.object(tflite, "LOST", -2):
+    with mock.patch("dicomsort.training.fit.quantize.LOST", -2):
         ran = _train(dataset, tmp_path / "out", "transfer")
     assert ran.code == 0, ran.err
     report = _report(tmp_path / "out")

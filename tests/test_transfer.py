@@ -182,7 +182,8 @@ def test_subclasses_are_learnt_beside_the_classes_and_the_network_names_none(ren
     finer = {"CT0": "a", "CT1": "b", "MRI0": "a", "MRI1": "b"}  # of the third source of each it is not known
     items = tuple(replace(item, subclass=finer.get(item.group, "")) for item in rendered.dataset.items)
     images = rendered.images.copy()
-    images[[item.subclass == "b" for item in items], :112] = 120
+    stripes = [row for row in range(224) if row // 28 % 2]
+    images[np.ix_([item.subclass == "b" for item in items], stripes)] ^= 255
     finely = replace(rendered, images=images, dataset=replace(rendered.dataset, items=items))
     truth = truth_of(finely.dataset)
     assert truth.shape == (len(items), 2 + 4)
@@ -191,7 +192,7 @@ def test_subclasses_are_learnt_beside_the_classes_and_the_network_names_none(ren
         (0, "", 0, 0, 0, 0), (1, "", 0, 0, 0, 0),
     }  # fmt: skip
     everything, recipe = np.arange(len(items)), replace(RECIPE, epochs=40, augment="none")
-    keras.utils.set_random_seed(recipe.seed)  # else the weights begin as the tests before have left the generator
+    keras.utils.set_random_seed(0)  # else the weights begin as the tests before have left the generator
     with Reporter() as reporter, opened(TINY, finely, recipe, reporter) as trainer:
         history = trainer.fit(everything, everything, "subclasses")
         both = answers(trainer.trainable, trainer.views[0].astype(np.float32))
