@@ -165,7 +165,8 @@ def compiled(build: Callable[[], Any], learning_rate: float) -> Any:
     keras.config.set_dtype_policy("mixed_float16" if has_gpu() else "float32")
     try:
         model = build()
-        model.compile(keras.optimizers.Adam(learning_rate), "categorical_crossentropy", metrics=["accuracy"])
+        accuracy = keras.metrics.CategoricalAccuracy("accuracy")  # by its name it would be made in the training step
+        model.compile(keras.optimizers.Adam(learning_rate), "categorical_crossentropy", metrics=[accuracy])
         model.optimizer.build(model.trainable_variables)
         return model
     finally:

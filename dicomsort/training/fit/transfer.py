@@ -121,7 +121,8 @@ class TransferTrainer:
         optimizer = keras.optimizers.AdamW(
             rate, weight_decay=DECAY, global_clipnorm=CLIP, use_ema=True, ema_momentum=momentum
         )
-        optimizer.build(self.trainable.trainable_variables)  # else TensorFlow traces the training step twice
+        # Optimizer and metric have their variables now, else TensorFlow traces the training step twice.
+        optimizer.build(self.trainable.trainable_variables)
         self.trainable.compile(optimizer, self._loss(), metrics=[self._accuracy()])
         validation = None
         if held_out is not None:
@@ -148,7 +149,7 @@ class TransferTrainer:
         def accuracy(truth: Any, given: Any) -> Any:
             return keras.metrics.categorical_accuracy(truth[:, :classes], given[:, :classes])
 
-        return accuracy
+        return keras.metrics.MeanMetricWrapper(accuracy, "accuracy")
 
     def _loss(self) -> Any:
         """Return the cross-entropy among the classes that have images, and that of the subclasses where there are some.
