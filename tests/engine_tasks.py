@@ -45,6 +45,14 @@ def whoami(_: object) -> tuple[int, int]:
     return os.getpid(), parent_of(os.getppid())
 
 
+def is_alive(process: int) -> bool:
+    """Whether a process runs: one that has ended does not, reaped or not."""
+    try:
+        return " Z " not in Path("/proc", str(process), "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it may end between open and read
+        return False
+
+
 def parent_of(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 

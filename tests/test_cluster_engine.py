@@ -35,13 +35,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-def is_alive(process: int) -> bool:
-    try:
-        return " Z " not in Path("/proc", str(process), "stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):  # it may end between open and read
-        return False
-
-
 def known_tasks(cluster: Cluster) -> int:
     count: int = cluster.client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
     return count
@@ -100,15 +93,15 @@ def test_its_processes_end_with_a_dask_worker(
         if how == signal.SIGKILL:  # at work; told to end, a worker gives a task half a minute
             engine.submit(tasks.wait_for, str(tmp_path / "never"))
             cluster.wait(lambda: any(cluster.client.processing().values()))
-        assert is_alive(process)
+        assert tasks.is_alive(process)
         os.kill(worker, how)
-        cluster.wait(lambda: not is_alive(process))
+        cluster.wait(lambda: not tasks.is_alive(process))
     if nanny:  # it has started another worker, which ends with it
         cluster.wait(cluster.workers)
         with open_engine("dask", None, cluster.address, limits=PATIENT) as engine:
             process, worker = engine.submit(tasks.whoami, None).result()
         started.kill()
-        cluster.wait(lambda: not is_alive(process) and not is_alive(worker))
+        cluster.wait(lambda: not tasks.is_alive(process) and not tasks.is_alive(worker))
 
 
 def test_the_memory_limit_of_a_dask_worker_bounds_its_processes(cluster: Cluster) -> None:
@@ -134,9 +127,9 @@ def test_processes_that_nobody_asks_are_ended(monkeypatch: pytest.MonkeyPatch) -
         with dask_worker._local_engine(worker, dask_worker.WorkerSettings(PATIENT, ())) as engine:
             process, _ = engine.submit(tasks.whoami, None).result()
             time.sleep(0.5)  # a task that lasts is no idleness
-            assert is_alive(process)
+            assert tasks.is_alive(process)
         seen.add(process)
-        while dask_worker._locals or is_alive(process):
+        while dask_worker._locals or tasks.is_alive(process):
             time.sleep(0.01)
     assert len(seen) == 2
 

@@ -70,14 +70,6 @@ def processes_of(parent: int, session: int) -> set[int]:
     return found
 
 
-def is_gone(process: int) -> bool:
-    """Whether a process has ended, reaped or not."""
-    try:
-        return " Z " in Path(f"/proc/{process}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 def test_results_belong_to_their_tasks(engine: Engine) -> None:
     futures = {number: engine.submit(tasks.double, number) for number in range(40)}
     assert {number: future.result() for number, future in reversed(futures.items())} == {n: 2 * n for n in range(40)}
@@ -191,7 +183,7 @@ def test_a_worker_that_dies_idle_is_replaced_unnoticed() -> None:
         worker, parent = engine.submit(tasks.whoami, None).result()
         assert parent == os.getpid()
         os.kill(worker, signal.SIGKILL)
-        while not is_gone(worker):
+        while tasks.is_alive(worker):
             time.sleep(0.01)
         assert engine.submit(tasks.whoami, None).result()[0] != worker
 
@@ -203,7 +195,7 @@ def test_a_fork_server_that_dies_is_replaced_and_blames_no_task() -> None:
         assert isinstance(error, WorkerLost)
         assert error.from_outside
         assert {engine.submit(tasks.double, number).result() for number in range(4)} == {0, 2, 4, 6}
-        while not is_gone(first):  # its workers are, too
+        while tasks.is_alive(first):  # its workers are, too
             time.sleep(0.01)
 
 
@@ -335,10 +327,10 @@ def test_workers_die_with_their_parent(tmp_path: Path, how: signal.Signals) -> N
     with run_script(script, tmp_path) as parent:
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
-        assert not is_gone(worker)
+        assert tasks.is_alive(worker)
         os.killpg(parent.pid, how)
         assert parent.wait() == -how
-        while not is_gone(worker):
+        while tasks.is_alive(worker):
             time.sleep(0.01)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dicomsort.config import TRAINING, TrainSettings
 from dicomsort.config import checked as in_range
+from dicomsort.config.fields import flag_of
 from dicomsort.content import CHECKPOINT, SHEET, TRIALS
 from dicomsort.errors import UsageError
 from dicomsort.outputs import Gate
@@ -81,7 +82,7 @@ def checked(settings: Settings) -> tuple[Settings, Architecture]:
     """
     arch = settings.arch or DEFAULT
     for name in ("epochs", "batch_size", "learning_rate", "validation_split", "seed", "patience", "target"):
-        in_range(TRAINING[name], getattr(settings, name), "--" + name.replace("_", "-"))
+        in_range(TRAINING[name], getattr(settings, name), flag_of(name))
     for option, chosen, known in (
         ("--arch", arch, tuple(ARCHITECTURES)),
         ("--augment", settings.augment, tuple(STRENGTHS)),
