@@ -2,7 +2,8 @@
 
 ``plan.jsonl`` holds a head, a line an operation, and a seal (count and SHA-256 of the lines before it); without its
 seal it is no plan. ``journal.jsonl`` gets ``begin`` lines before, and ``end`` lines after, what they speak of. A torn
-last line is cut off when the journal is opened again: it was never flushed, so nothing relied on it.
+last line is cut off when the journal is opened again: it was never flushed, so nothing relied on it. When its lines are
+flushed, among what else is written, ``execute.executor`` says.
 
 Types, ranges and paths are checked here when the files are read: another program, or a disk, may have changed them.
 """

@@ -1,7 +1,7 @@
 """The one gate for outputs that an option names: a log, metrics, a page, a journal, a folder of results.
 
 A path is refused where it would damage what the command reads, what an outbox holds, or a file of somebody else's.
-Links are resolved first. ``content.Replaced`` and the log check again when they write. The log's file is here, too:
+Links are resolved first. ``own_files.Replaced`` and the log check again when they write. The log's file is here, too:
 ``cli.logs`` makes its lines.
 """
 
@@ -19,10 +19,10 @@ from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from dicomsort.content import DEVICES, LOG, LOG_BEGINS, Content
 from dicomsort.errors import DicomsortError, UsageError, quoted
 from dicomsort.files import Files, look_up
 from dicomsort.journal import STATE
+from dicomsort.own_files import DEVICES, LOG, LOG_BEGINS, FileKind
 from dicomsort.records import ARCHIVES, OTHER, REVIEW, UNREADABLE
 from dicomsort.report import MANIFEST, history
 
@@ -43,7 +43,7 @@ class Gate:
     labels: Collection[str] = ()
     _options: dict[str, str] = field(default_factory=dict)  # real path -> the option that names it
 
-    def check_file(self, option: str, path: Path, content: Content, *, devices: bool = True) -> str:
+    def check_file(self, option: str, path: Path, content: FileKind, *, devices: bool = True) -> str:
         """Return the real path of a file that may be written or replaced; UsageError where it may not.
 
         Where ``devices``, the standard streams and ``/dev/null`` are accepted by their names.

@@ -16,7 +16,8 @@ from command import by_source, placed, run
 
 from dicomsort.classify import RULES
 from dicomsort.cli import app
-from dicomsort.config import PREFIX, SCOPED, TABLES
+from dicomsort.config import TABLES
+from dicomsort.config.resolve import PREFIX, SCOPED
 from dicomsort.plan import TOKENS
 from dicomsort.report.metrics import FAMILIES
 

@@ -34,7 +34,9 @@ from dicomsort.execute import Placer, Roots
 from dicomsort.files import Files
 from dicomsort.journal import JOURNAL, Replay
 from dicomsort.records import Action, Kind, Operation, Result, Row, Status, Verb
-from dicomsort.sorting import locked, resume, running, undo
+from dicomsort.report import write_summary
+from dicomsort.sorting import locked, resume, undo
+from dicomsort.sorting.resume import carry_out
 from dicomsort.sorting.runs import new_run, seal_plan
 
 FILES = {"a/1": b"one" * 50, "a/2": b"two" * 60, "b/c/3": b"three" * 70, "copy of 1": b"one" * 50, "b/empty": b""}
@@ -167,8 +169,8 @@ def start(files: Files, inbox: Path, outbox: Path, verb: Verb) -> None:
     with locked(context, create=True):
         run = new_run(context)
         plan = seal_plan(context, run, head_of(inbox, outbox, verb), operations(inbox, verb))
-        summary = running.carry_out(context, run, plan)
-        running.write_summary(files, str(outbox), summary)
+        summary = carry_out(context, run, plan)
+        write_summary(files, str(outbox), summary)
 
 
 def check_nothing_lost(inbox: Path, outbox: Path) -> None:

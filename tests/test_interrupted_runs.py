@@ -416,7 +416,7 @@ def test_a_sort_does_not_go_on_beside_an_undo_that_cannot_be_closed(tmp_path: Pa
     inbox, other, outbox = tmp_path / "inbox", tmp_path / "other", tmp_path / "outbox"
     _, undo = half_undone(inbox, outbox)
     make_dicom(other / "9.dcm", study=9)
-    with mock.patch("dicomsort.sorting.running.require_mounts", side_effect=DicomsortError("MRI is not mounted")):
+    with mock.patch("dicomsort.sorting.resume.require_mounts", side_effect=DicomsortError("MRI is not mounted")):
         ran = sort("--move", "--settle", 0, other, outbox)
     assert (ran.code, "MRI is not mounted" in ran.err, list(read_tree(other))) == (1, True, ["9.dcm"])
     assert sort("--move", "--settle", 0, other, outbox).code == 0

@@ -24,8 +24,8 @@ from PIL.PngImagePlugin import PngInfo
 from dicomsort.bundle import check_target, staged
 from dicomsort.cli import app
 from dicomsort.cli.logs import logging_to
-from dicomsort.content import DEVICES
 from dicomsort.errors import UsageError
+from dicomsort.own_files import DEVICES
 from dicomsort.training.data.rendered import open_cache
 from dicomsort.training.evaluate.evaluation import foreign_in
 from dicomsort.training.export.bundle import OUTPUTS

@@ -22,7 +22,8 @@ from dicomsort.execute.outcomes import Fatal
 from dicomsort.files import Files
 from dicomsort.journal import Journal, Replay
 from dicomsort.records import Operation, Outcome, Result, Verb
-from dicomsort.sorting import locked, resume, running
+from dicomsort.sorting import locked, resume
+from dicomsort.sorting.resume import carry_out as carry_out_plan
 from dicomsort.sorting.runs import new_run, seal_plan
 
 
@@ -135,7 +136,7 @@ def test_a_full_disk_ends_the_run_with_a_message_and_resume_goes_on(tmp_path: Pa
         plan = seal_plan(context, run, head_of(inbox, outbox, Verb.COPY), operations(inbox, Verb.COPY))
     files.room = room
     with contextlib.suppress(PlacingFailed, OSError), locked(unbounded, create=False):
-        running.carry_out(context, run, plan)
+        carry_out_plan(context, run, plan)
     assert read_tree(inbox) == FILES
     assert resume(unbounded).actions["moved"] == 4
     assert (outbox / "CT/s/1").read_bytes() == FILES["a/1"]

@@ -19,8 +19,8 @@ from reports import holding, read, report
 from test_faults import Broken
 from watching import runs_of
 
-from dicomsort.content import REPORT_BEGINS
 from dicomsort.files import Files
+from dicomsort.own_files import REPORT_BEGINS
 from dicomsort.pages.report_page import FILE
 from dicomsort.report import read_summary
 

@@ -18,7 +18,8 @@ from dicomsort.config import SendSettings
 from dicomsort.files import Files
 from dicomsort.pacs.send import send as deliver
 from dicomsort.pacs.send.records import Answer, Batch, Instance, Temporary
-from dicomsort.pacs.send.workers import MOST_BYTES, SendWorkers, _Pace
+from dicomsort.pacs.send.retry import MOST_BYTES, Pace
+from dicomsort.pacs.send.workers import SendWorkers
 from dicomsort.progress import Silent
 
 pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
@@ -277,7 +278,7 @@ def test_orthanc_refuses_what_has_no_study(folder: Path, tmp_path: Path) -> None
     ],
 )
 def test_how_often_a_peer_that_takes_nothing_is_asked(retries: int, size: int, *, is_broken: bool, most: int) -> None:
-    pace = _Pace(retries, 0.01)
+    pace = Pace(retries, 0.01)
     calls: Callable[[], bool] = lambda: pace.failed(size, is_broken=is_broken)
     assert next(number for number in range(1, 1000) if calls()) == most
     pace.answered()

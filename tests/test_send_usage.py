@@ -31,7 +31,8 @@ from dicomsort.pacs.send import SendStatus, destination, stow
 from dicomsort.pacs.send import send as deliver
 from dicomsort.pacs.send.acknowledged import Acknowledged
 from dicomsort.pacs.send.destination import file_name
-from dicomsort.pacs.send.workers import GIVEN_UP, LONGEST_WAIT
+from dicomsort.pacs.send.retry import GIVEN_UP
+from dicomsort.pacs.send.workers import LONGEST_WAIT
 from dicomsort.progress import Silent
 from dicomsort.records import Found
 

@@ -15,9 +15,10 @@ from building import make_files
 
 from dicomsort.bundle import calibrate
 from dicomsort.errors import UsageError
+from dicomsort.training.data.balancing import balance
 from dicomsort.training.data.dataset import Dataset, Item, read_groups, scan
 from dicomsort.training.data.fingerprint import of_files
-from dicomsort.training.data.splitting import balance, folds, split
+from dicomsort.training.data.splitting import folds, split
 from dicomsort.training.evaluate import calibration, metrics
 from dicomsort.training.evaluate.reporting import describe
 from dicomsort.training.models.efficientnet_lite0 import read_tensors

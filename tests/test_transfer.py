@@ -86,7 +86,7 @@ def test_trunk_and_tail_are_the_network(build: Any, start: str) -> None:
 
 
 def test_batches_are_drawn_by_source_and_class_and_by_seed_alone(rendered: Rendered) -> None:
-    from dicomsort.training.fit.frozen_features import CLEAN, EVENNESS
+    from dicomsort.training.fit.samplers import CLEAN, EVENNESS
     from dicomsort.training.fit.transfer import BalancedSampler
 
     count, views = len(rendered.dataset.items), 5
@@ -176,7 +176,7 @@ def test_every_item_is_predicted_by_a_model_not_trained_on_its_source(
 def test_subclasses_are_learnt_beside_the_classes_and_the_network_names_none(rendered: Rendered) -> None:
     import keras
 
-    from dicomsort.training.fit.frozen_features import truth_of
+    from dicomsort.training.fit.samplers import truth_of
     from dicomsort.training.fit.transfer import opened
 
     finer = {"CT0": "a", "CT1": "b", "MRI0": "a", "MRI1": "b"}  # of the third source of each it is not known

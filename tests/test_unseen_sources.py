@@ -243,7 +243,7 @@ def test_an_undo_is_closed_though_a_folder_of_the_outbox_cannot_be_looked_into(t
     name = all_runs(str(outbox))[0]
     make_dicom(other / "9.dcm", study=9)
     closed = mock.Mock(side_effect=PermissionError(errno.EACCES, "closed"))
-    with away(inbox, "gone"), mock.patch("dicomsort.sorting.running.look_up", closed):
+    with away(inbox, "gone"), mock.patch("dicomsort.sorting.resume.look_up", closed):
         assert sort("--settle", 0, other, outbox).code in {0, 3}
     assert closed.called
     assert run("undo", outbox, name).code == 0

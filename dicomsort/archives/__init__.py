@@ -4,7 +4,8 @@ A member's name is never used as a path. An archive is either unpacked whole, or
 a ZIP file costs only itself.
 """
 
-from dicomsort.archives.members import DAMAGED, ENCRYPTED, UNSAFE_NAME, ArchiveLimits
+from dicomsort.archives.limits import ArchiveLimits
+from dicomsort.archives.members import DAMAGED, ENCRYPTED, UNSAFE_NAME
 from dicomsort.archives.unpack import Unpacked, UnpackedMember, UnpackRequest, remove_staging, unpack
 
 __all__ = [

@@ -18,7 +18,8 @@ from typing import IO, Any, BinaryIO
 
 from backports import zstd
 
-from dicomsort.archives.members import DAMAGED, PIECE, ArchiveRefused, Budget, Member, said
+from dicomsort.archives.limits import ArchiveRefused, Budget
+from dicomsort.archives.members import DAMAGED, PIECE, Member, said
 from dicomsort.records import ARCHIVE
 
 BLOCK = tarfile.BLOCKSIZE

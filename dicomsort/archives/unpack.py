@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from dicomsort.archives.limits import ArchiveLimits, ArchiveRefused, Budget
 from dicomsort.archives.members import (
     DAMAGED,
     UNSAFE_NAME,
-    ArchiveLimits,
-    ArchiveRefused,
-    Budget,
     Member,
     MemberDamaged,
     safe_name,

@@ -14,7 +14,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from dicomsort.archives.members import DAMAGED, ENCRYPTED, PIECE, ArchiveRefused, Budget, Member, MemberDamaged, said
+from dicomsort.archives.limits import ArchiveRefused, Budget
+from dicomsort.archives.members import DAMAGED, ENCRYPTED, PIECE, Member, MemberDamaged, said
 
 _LOCAL, _LOCAL_SIZE = b"PK\x03\x04", 30
 _ENCRYPTED_FLAGS = 0x1 | 0x40 | 0x2000  # encrypted, strongly encrypted, masked headers (APPNOTE 4.4.4)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dicomsort.bundle.spec import EVALUATION_NAME, FORMAT_VERSION, MODEL_NAME, SPEC_NAME, check
-from dicomsort.content import kind_of
 from dicomsort.errors import BundleError, UsageError
 from dicomsort.files import Files, flush_path
+from dicomsort.own_files import kind_of
 
 
 @contextmanager

@@ -17,6 +17,9 @@ from dicomsort.dicom.tags import is_uid
 from dicomsort.modalities import CT, MRI, OTHER_PREFIX, XRAY, modality_category, sop_class_category
 from dicomsort.records import OTHER, Examined, Group, Grouping, Header, Kind, Prediction, Status, Verdict
 
+# Pixels of a frame's longer side from which on it is evidence. Measured on real files without their headers: of at most
+# 32 pixels 10 of 13 decisions were wrong, of 33 to 64 pixels none of 13.
+LEAST_SIDE: Final = 48
 _OTHERS: Final = "OTHER"
 _WORDS: Final[dict[str, str]] = {
     word: category

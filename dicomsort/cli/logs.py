@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dicomsort.config import INHERITS, PREFIX, SCOPED
 from dicomsort.config.file import parse_file
+from dicomsort.config.resolve import INHERITS, PREFIX, SCOPED
 from dicomsort.config.settings import LOG_COUNT, LOG_MIB
 from dicomsort.errors import DicomsortError, UsageError
 from dicomsort.signals import code_of, number_of
@@ -124,7 +124,7 @@ def log_refusal(arguments: Sequence[str], environ: Mapping[str, str], code: int,
 
 def _may_be_written(path: Path, arguments: Sequence[str]) -> bool:
     """Whether it is a log of ours, with one name, and in no folder that the command line names."""
-    from dicomsort.content import LOG
+    from dicomsort.own_files import LOG
 
     target = os.path.realpath(path)
     folders = [os.path.realpath(each) for each in arguments if os.path.isdir(each)]

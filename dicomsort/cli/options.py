@@ -108,13 +108,13 @@ def gathered(table: Mapping[str, Option], values: dict[str, object]) -> dict[str
 
 def check_outputs(settings: SortSettings, inbox: str, outbox: str | None, labels: Collection[str]) -> None:
     """UsageError where the log or the figures would spoil the inbox, the outbox, or somebody else's file."""
-    from dicomsort.content import LOG
     from dicomsort.outputs import Gate
+    from dicomsort.own_files import LOG
     from dicomsort.report.metrics import FILE
 
     gate = Gate({"INBOX": inbox}, outbox, labels)
     if settings.metrics is not None:
-        gate.check_file(FILE.option, settings.metrics, FILE.content)
+        gate.check_file(FILE.option, settings.metrics, FILE.kind)
     if settings.log_file is not None:
         gate.check_file("--log-file", settings.log_file, LOG)
 

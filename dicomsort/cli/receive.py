@@ -38,9 +38,9 @@ def receive(
 
     Example: dicomsort receive --ae-title SORTER --allow CT1 --allow ARCHIVE --log-file receive.log inbox/
     """
-    from dicomsort.content import LOG
     from dicomsort.files import Files
     from dicomsort.outputs import Gate
+    from dicomsort.own_files import LOG
     from dicomsort.pacs.receive import GRACE, check_titles, open_receiver
 
     given = {**flags, "allow": flags["allow"] or None}

@@ -65,15 +65,15 @@ def _show(run: ReportedRun, settings: ReportSettings) -> None:
 
 
 def _write(run: ReportedRun, html: str, settings: ReportSettings) -> None:
-    from dicomsort.content import DEVICES
     from dicomsort.files import Files
     from dicomsort.outputs import Gate
+    from dicomsort.own_files import DEVICES
     from dicomsort.pages.report_page import FILE, page
     from dicomsort.report.text import size, visible
 
     if html != STDOUT:
         reads = {"inbox": run.head["inbox"]} if run.head else {}
-        Gate(reads, run.outbox).check_file("--html", Path(html), FILE.content)
+        Gate(reads, run.outbox).check_file("--html", Path(html), FILE.kind)
     with progress_bars(quiet=settings.quiet) as progress:
         content = page(_make(run, settings, progress))
     if html == STDOUT:

@@ -47,9 +47,9 @@ def send(
 
 
 def _send(folder: str, settings: SendSettings) -> int:
-    from dicomsort.content import JOURNAL, LOG
     from dicomsort.files import Files
     from dicomsort.outputs import Gate
+    from dicomsort.own_files import JOURNAL, LOG
     from dicomsort.pacs.send import send as deliver
 
     gate = Gate({"FOLDER": folder})

@@ -29,11 +29,11 @@ from dicomsort.config.fields import flag_of
 from dicomsort.config.file import DESTINATIONS, ROUTES, TOP, Written, read
 from dicomsort.config.routes import check_classes, check_routes
 from dicomsort.config.settings import DESTINATION, STDOUT
-from dicomsort.content import DEVICES, JOURNAL, LOG, REPORT, Content
 from dicomsort.doctor.finding import Finding, State, fine, refused, wrong
 from dicomsort.engines import check_engine
 from dicomsort.errors import DicomsortError, UsageError, counted, quoted
 from dicomsort.outputs import Gate
+from dicomsort.own_files import DEVICES, JOURNAL, LOG, REPORT, FileKind
 from dicomsort.pacs import receive, send
 from dicomsort.pacs.send.selection import select
 from dicomsort.report.metrics import FILE as METRICS
@@ -41,7 +41,7 @@ from dicomsort.sorting import check, check_settings
 from dicomsort.sorting.inspection import reported_run
 from dicomsort.sorting.outbox import absolute
 
-_FILES: dict[str, Content] = {"log_file": LOG, "metrics": METRICS.content, "journal": JOURNAL}
+_FILES: dict[str, FileKind] = {"log_file": LOG, "metrics": METRICS.kind, "journal": JOURNAL}
 _FOLDERS = frozenset({"out", "explain", "cache"})  # which a command makes where they are missing
 
 
@@ -194,7 +194,7 @@ def _examine_values(what: str, values: Mapping[str, object], gate: Gate) -> Iter
             yield wrong(f"{option}: expected what can be read, received {quoted(path)}", f"make it, or {rights}", what)
 
 
-def _examine_file(what: str, option: str, path: Path, content: Content, gate: Gate) -> Finding:
+def _examine_file(what: str, option: str, path: Path, content: FileKind, gate: Gate) -> Finding:
     try:
         target = gate.check_file(option, path, content)
     except UsageError as error:

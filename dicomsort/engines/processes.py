@@ -2,7 +2,7 @@
 
 Workers are forked, as tasks come, from a subprocess that has imported their modules and has no threads; each has a
 private socket pair. One thread a worker feeds it; a watchdog thread kills a worker whose task runs past its time, which
-the feeder sees as the end of the pipe.
+the feeder sees as the end of the pipe. Memory is limited in the worker itself: ``fork_server.limit_memory``.
 """
 
 from __future__ import annotations

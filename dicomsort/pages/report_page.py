@@ -14,8 +14,8 @@ from typing import Any, Final
 from dicomsort import __version__
 from dicomsort.bundle import Bundle
 from dicomsort.classify import is_out_of_distribution
-from dicomsort.content import REPORT, REPORT_BEGINS, Replaced
 from dicomsort.errors import counted, word
+from dicomsort.own_files import REPORT, REPORT_BEGINS, Replaced
 from dicomsort.pages.rendering import TEMPLATES, Fact, rendered, shown
 from dicomsort.pages.report import Report, Subject
 from dicomsort.pages.run_statistics import Cell

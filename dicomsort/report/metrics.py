@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from dicomsort.content import Replaced, beginning
 from dicomsort.files import Files
+from dicomsort.own_files import Replaced, beginning
 from dicomsort.report import Summary
 from dicomsort.report.text import printable
 

@@ -12,8 +12,8 @@ from dicomsort.sorting.inspection import list_runs, repair, verify
 from dicomsort.sorting.outbox import RunContext, count_waiting, locked
 from dicomsort.sorting.pipeline import SortRequest, check, check_places, check_settings, sort_inbox
 from dicomsort.sorting.pruning import prune
+from dicomsort.sorting.resume import resume
 from dicomsort.sorting.review import ReviewService
-from dicomsort.sorting.running import resume
 from dicomsort.sorting.settling import settled_before
 from dicomsort.sorting.undo import rehearse_undo, undo
 

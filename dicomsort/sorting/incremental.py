@@ -19,7 +19,7 @@ from dicomsort.sorting.archives import clear_unsealed, discard
 from dicomsort.sorting.examine import Arrivals
 from dicomsort.sorting.outbox import RunContext, locked
 from dicomsort.sorting.pipeline import Job, SortRequest
-from dicomsort.sorting.running import complete_reports
+from dicomsort.sorting.resume import complete_reports
 from dicomsort.sorting.runs import RunState, all_runs, load_run, load_runs, require_outbox_mounts
 
 _UNDECIDED = "undecided"  # the queue of operations that wait until one of them is new

@@ -15,7 +15,7 @@ from dicomsort.report import MANIFEST, NEEDS_PERSON, Damages, Summary, has_rows,
 from dicomsort.report.manifest import PLACED, Repaired, count_rows, plan_repair, rows_of
 from dicomsort.report.manifest import repair as repair_manifest
 from dicomsort.sorting.outbox import RunContext, absolute, count_waiting, held_by, locked, waiting_in
-from dicomsort.sorting.running import complete_reports
+from dicomsort.sorting.resume import complete_reports
 from dicomsort.sorting.runs import AFTER, Run, Runs, RunState, journal_of, load_runs
 
 _DECISION = "a person's decision"

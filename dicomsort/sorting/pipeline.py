@@ -41,7 +41,7 @@ from dicomsort.sorting.outbox import (
     with_room,
 )
 from dicomsort.sorting.pixel_sampling import PixelSampler
-from dicomsort.sorting.running import carry_out, complete_reports, finish_first
+from dicomsort.sorting.resume import carry_out, complete_reports, finish_first
 from dicomsort.sorting.runs import Runs, load_runs, new_run, require_outbox_mounts, seal_plan
 from dicomsort.sorting.settling import SETTLE, Clock, SecondLook, as_one, settled_before
 

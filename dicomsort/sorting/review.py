@@ -25,7 +25,7 @@ from dicomsort.sorting.corrections import Corrections
 from dicomsort.sorting.examine import hashed_here
 from dicomsort.sorting.later_runs import look_for
 from dicomsort.sorting.outbox import REVIEW_VERB, RunContext, holds, locked, mounts_below, now, passable
-from dicomsort.sorting.running import carry_out, complete_reports, finish
+from dicomsort.sorting.resume import carry_out, complete_reports, finish
 from dicomsort.sorting.runs import (
     Run,
     Runs,

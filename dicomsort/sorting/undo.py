@@ -33,7 +33,7 @@ from dicomsort.sorting.outbox import (
     require_inbox,
     room_for_undo,
 )
-from dicomsort.sorting.running import clear_unfinished, complete_reports, end_run, executor_for, open_journal
+from dicomsort.sorting.resume import clear_unfinished, complete_reports, end_run, executor_for, open_journal
 from dicomsort.sorting.runs import (
     BEGUN,
     UNDONE_BY,

@@ -10,9 +10,9 @@ from typing import Any
 from dicomsort.config import TRAINING, TrainSettings
 from dicomsort.config import checked as in_range
 from dicomsort.config.fields import flag_of
-from dicomsort.content import CHECKPOINT, SHEET, TRIALS
 from dicomsort.errors import UsageError
 from dicomsort.outputs import Gate
+from dicomsort.own_files import CHECKPOINT, SHEET, TRIALS
 from dicomsort.training.data.augment import STRENGTHS
 from dicomsort.training.data.rendered import place_of
 from dicomsort.training.evaluate.reporting import SHEET as SHEET_NAME

@@ -7,7 +7,6 @@ sent. Only a peer that takes nothing at all gets pauses between bursts of instan
 from __future__ import annotations
 
 import heapq
-import random
 import threading
 import time
 from collections import deque
@@ -17,12 +16,9 @@ from itertools import count
 
 from dicomsort.config import SendSettings
 from dicomsort.pacs.send.records import Answer, Batch, Channel, Instance, Permanent, Temporary
+from dicomsort.pacs.send.retry import Pace, backoff
 
-LONGEST_PAUSE = 60.0  # seconds between two attempts
 LONGEST_WAIT = 300.0  # seconds that a peer may ask us to wait; beyond that another run is the better answer
-GIVEN_UP = 3  # deliveries in a row that came to nothing before the first pause
-MOST_DOUBLED = 6  # how often the deliveries between two pauses are doubled
-MOST_BYTES = 256 << 20  # sent for nothing between two pauses
 LONGEST_IDLE = 5.0  # seconds that a connection may wait for something to send before it is closed
 GRACE = 10.0  # seconds that an interrupted instance has to be finished
 _TICK = 0.2  # seconds between two looks at whether to stop
@@ -42,47 +38,6 @@ class _Job:
     answers: dict[Instance, Answer] = field(default_factory=dict)  # the last one to each instance
 
 
-class _Pace:
-    """How long to go on with a peer that takes nothing: bursts of deliveries, and a longer pause after each.
-
-    There are as many pauses as ``retries``, the first of ``retry_wait`` seconds. One delivery that the peer answers
-    proves that it is not full, and all begins anew.
-    """
-
-    def __init__(self, retries: int, retry_wait: float) -> None:
-        self._retries, self._retry_wait = retries, retry_wait
-        self.answered()
-
-    def answered(self) -> None:
-        """Begin anew: a delivery was accepted, or refused for good."""
-        self.in_vain = 0  # deliveries in a row
-        self.until = 0.0  # nothing is sent before (monotonic seconds)
-        self._pauses, self._paused_at, self._room, self._bytes = 0, 0, GIVEN_UP, 0
-
-    @property
-    def wants_retry(self) -> bool:
-        """Whether to retry what is due: where the peer takes something, else once after every second pause."""
-        return self.in_vain == self._paused_at and self._pauses % 2 == 0
-
-    def failed(self, size: int, *, is_broken: bool) -> bool:
-        """Count a delivery of so many bytes that came to nothing; whether to give the peer up.
-
-        A refusal costs little time, so bursts grow, and many bad instances do not hide a good one. Where the
-        connection broke, or the peer was silent, there is one delivery a burst.
-        """
-        self.in_vain += 1
-        self._bytes += size
-        if self.in_vain < self._room and self._bytes < MOST_BYTES:
-            return False
-        self._pauses += 1
-        if self._pauses > self._retries:
-            return True
-        self.until = time.monotonic() + _backoff(self._retry_wait, self._pauses)
-        self._room = self.in_vain + (1 if is_broken else GIVEN_UP << min(self._pauses, MOST_DOUBLED))
-        self._paused_at, self._bytes = self.in_vain, 0
-        return False
-
-
 class SendWorkers:
     """Delivers batches, a thread a channel; ``on_answer(instance, answer, attempts)`` gets each instance once.
 
@@ -100,7 +55,7 @@ class SendWorkers:
         self._numbers = count()
         self._busy: set[Channel] = set()  # with a job at hand
         self._is_fed = False
-        self._pace = _Pace(settings.retries, settings.retry_wait)
+        self._pace = Pace(settings.retries, settings.retry_wait)
         self._answered = 0  # deliveries from which the peer accepted an instance, or refused one for good
         self._last = ""  # why the last delivery came to nothing
         self._was_open = False  # the peer accepted an association, whatever followed
@@ -314,7 +269,7 @@ class SendWorkers:
         return not self._is_over()
 
     def _backoff(self, times: int) -> float:
-        return _backoff(self._settings.retry_wait, times)
+        return backoff(self._settings.retry_wait, times)
 
     def _give_up(self, problem: str) -> None:
         with self._changed:
@@ -339,8 +294,3 @@ class SendWorkers:
         if job.batch.once:
             return "; it failed before, so it was tried last, and once"
         return "; others were accepted meanwhile" if self._answered > job.answered_before else ""
-
-
-def _backoff(retry_wait: float, times: int) -> float:
-    """Seconds, longer each time, and not the same for all, so that senders do not come back together."""
-    return min(retry_wait * 2.0 ** (times - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from dicomsort.bundle import Bundle, calibrate
-from dicomsort.content import COMPARED
 from dicomsort.engines.engine import Engine
 from dicomsort.errors import UsageError, counted
+from dicomsort.own_files import COMPARED
 from dicomsort.report import visible
 from dicomsort.training.data.dataset import relabelled
 from dicomsort.training.evaluate import compare, metrics

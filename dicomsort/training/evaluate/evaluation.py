@@ -17,11 +17,11 @@ import numpy as np
 from dicomsort.bundle import SPEC_NAME, Bundle, require_answer
 from dicomsort.bundle.predictor import ModelOutput
 from dicomsort.bundle.spec import load_reference
-from dicomsort.content import kind_of
 from dicomsort.engines.engine import Engine, batched, map_in_order
 from dicomsort.errors import UsageError, WorkerLost
 from dicomsort.files import look_up
 from dicomsort.outputs import Gate
+from dicomsort.own_files import kind_of
 from dicomsort.report import visible
 from dicomsort.training.data import fingerprint
 from dicomsort.training.data.dataset import Dataset, relabelled, scan_with_tables

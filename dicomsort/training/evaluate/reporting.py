@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dicomsort import content
-from dicomsort.content import Replaced
+from dicomsort import own_files
 from dicomsort.errors import counted
 from dicomsort.files import Files, opened_file
 from dicomsort.jsonlines import parse
@@ -26,14 +25,14 @@ CARD, FIGURES = "card.md", "metrics.json"
 PICTURES = ("confusion.png", "reliability.png", "coverage.png", "sources.png")
 SHEET = "mistakes.png"
 MISTAKES = 24
-MISTAKES_FILE = Replaced("--out", content.SHEET, 0o666)
+MISTAKES_FILE = own_files.Replaced("--out", own_files.SHEET, 0o666)
 NO_LICENCE = "not listed"
 
 
 def figures_in(folder: Path) -> dict[str, Any]:
     """Return the content of a bundle's own metrics.json; OSError or ValueError where there is none that can be read."""
     with opened_file(str(folder / FIGURES)) as stream:
-        report = parse(stream.read(content.METRICS.most))
+        report = parse(stream.read(own_files.METRICS.most))
     if not isinstance(report, dict):
         raise ValueError("expected an object")  # noqa: TRY004 - as for other content
     return report

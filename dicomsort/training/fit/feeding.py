@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from dicomsort.errors import DicomsortError
 from dicomsort.training.data.augment import STRENGTHS, Strength, Vary, vary
+from dicomsort.training.data.balancing import balance
 from dicomsort.training.data.dataset import Dataset, Indices
 from dicomsort.training.data.prefetch import Feed, as_dataset
 from dicomsort.training.data.rendered import Rendered
-from dicomsort.training.data.splitting import balance
 from dicomsort.training.fit.hyperparameters import Hyperparameters
 from dicomsort.training.progress import Step
 

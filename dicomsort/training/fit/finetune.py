@@ -202,7 +202,7 @@ def _opened(
 ) -> Iterator[TransferTrainer]:
     """Yield the network; its frozen layers run in LiteRT, so that the features are those of the network that ships."""
     from dicomsort.training.fit import transfer
-    from dicomsort.training.fit.frozen_features import ReplayTargets
+    from dicomsort.training.fit.samplers import ReplayTargets
 
     extractor, replay_set = FeatureExtractor(read_model(architecture.bundle)), architecture.replay_set
     if replay_set:

@@ -158,7 +158,7 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         )
 
     def finished(self) -> bool:
-        """Return whether the last epoch, or the last that patience allows, has ended."""
+        """Return whether the last epoch has ended, or early stopping ends the training: see ``patience``."""
         waited = self.progress.epoch - 1 - self.progress.best
         return self.progress.epoch >= self.hyper.epochs or bool(self.hyper.patience and waited >= self.hyper.patience)
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from dicomsort.bundle.predictor import LiteRTModel
 from dicomsort.bundle.tensors import DISTANCE, PROBABILITIES
 from dicomsort.errors import counted
+from dicomsort.training.data.balancing import draw
 from dicomsort.training.data.dataset import Indices
 from dicomsort.training.data.rendered import Rendered
-from dicomsort.training.data.splitting import draw
 from dicomsort.training.models.architectures import Architecture
 from dicomsort.training.models.ood import MahalanobisModel
 from dicomsort.training.models.outputs import complete

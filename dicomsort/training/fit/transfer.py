@@ -39,18 +39,15 @@ from dicomsort.training.fit.checkpoint import (
 )
 from dicomsort.training.fit.feeding import DivergenceCallback, run, waiting
 from dicomsort.training.fit.frozen_features import (
-    BalancedSampler,
     ChangedImages,
-    ReplaySampler,
-    ReplayTargets,
     activations_of,
     divide,
-    truth_of,
     view_all,
 )
 from dicomsort.training.fit.held_out import HeldOutPredictions
 from dicomsort.training.fit.hyperparameters import Hyperparameters, TrainedModel
 from dicomsort.training.fit.quantize import Quantizer
+from dicomsort.training.fit.samplers import BalancedSampler, ReplaySampler, ReplayTargets, truth_of
 from dicomsort.training.models import ood
 from dicomsort.training.models.architectures import Architecture
 from dicomsort.training.models.tflite_head import FeatureExtractor

@@ -5,7 +5,8 @@ features of unit length (Mueller & Hein 2025, arXiv:2505.18032); the covariance 
 components (Tipping & Bishop 1999): as measured in the first ``SIZE`` directions, and equal in all others. Those others
 matter most: images unlike all training images leave the subspace that these span (Wang et al. 2022, arXiv:2203.10807).
 
-Fit it on the classes of interest and not on OTHER: an image near to one odd kind of image is no less odd.
+Fit it on the classes of interest and not on OTHER: an image near to one odd kind of image is no less odd. The model
+that ships computes the distance; ``classify.is_out_of_distribution`` compares it with the bundle's threshold.
 """
 
 from __future__ import annotations

@@ -25,9 +25,10 @@ from dicomsort.bundle import EVALUATION_NAME, Bundle
 from dicomsort.bundle.spec import read_model
 from dicomsort.errors import BundleError, counted
 from dicomsort.training.data import fingerprint
+from dicomsort.training.data.balancing import draw
 from dicomsort.training.data.dataset import Dataset, Indices
 from dicomsort.training.data.rendered import Rendered
-from dicomsort.training.data.splitting import draw, folds
+from dicomsort.training.data.splitting import folds
 from dicomsort.training.models.tflite_head import FeatureExtractor, predict_head
 from dicomsort.training.models.tflite_weights import read_head
 from dicomsort.training.progress import Reporter

@@ -24,7 +24,7 @@ _HEAD = 4096  # bytes that show what a file is
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class FileKind:
     """A kind of file that dicomsort writes: its name in messages, and whether bytes are the first of one.
 
     ``literal`` are bytes that each one begins with, if any; ``most`` is how many bytes are read.
@@ -63,9 +63,9 @@ class Content:
         return "" if not first or self.holds(first) else "it holds something else"
 
 
-def beginning(name: str, literal: bytes) -> Content:
+def beginning(name: str, literal: bytes) -> FileKind:
     """Return a kind of file that begins with some bytes."""
-    return Content(name, lambda first: first.startswith(literal), literal)
+    return FileKind(name, lambda first: first.startswith(literal), literal)
 
 
 LOG_BEGINS = "dicomsort log"  # the event of each log's first line; an older log has one of these there
@@ -77,7 +77,7 @@ _EVENTS = (
     "|watch begins|watch ends|a run of another inbox was cut short; `dicomsort resume` finishes it"
 )
 _LOG_TIME, _LOG_LEVEL = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "(DEBUG|INFO|WARNING|ERROR|CRITICAL)"
-LOG = Content(
+LOG = FileKind(
     "a log of dicomsort",
     re.compile(
         rf"{_LOG_TIME} {_LOG_LEVEL} ({LOG_BEGINS}|{_EVENTS})( [a-z_]+=|\n)"
@@ -127,10 +127,10 @@ def _chunks(first: bytes) -> list[tuple[bytes, bytes]]:
 
 
 _PNG, _MARK = b"\x89PNG\r\n\x1a\n", b"Software\0dicomsort"
-FIGURE = Content("an earlier picture of figures", _is_figure)
-SHEET = Content("an earlier picture of mistakes", _is_sheet)
+FIGURE = FileKind("an earlier picture of figures", _is_figure)
+SHEET = FileKind("an earlier picture of mistakes", _is_sheet)
 COMPARED = ("data set", "evaluation images", "own figures")  # what two bundles are compared by
-METRICS = Content(
+METRICS = FileKind(
     "earlier figures",
     _json_with(
         {"held_out": str, "by_source": bool, "calibration": str},
@@ -142,22 +142,22 @@ METRICS = Content(
 REPORT_BEGINS = b"<!DOCTYPE html>\n<!-- dicomsort report -->\n"
 REPORT = beginning("an earlier report", REPORT_BEGINS)
 MODEL_CARD = beginning("an earlier card", b"# Model card: ")
-BUNDLE = Content("a bundle", _json_with({"format_version": int, "labels": list, "model_sha256": str}), most=1 << 20)
-CHECKPOINT = Content("a checkpoint", re.compile(rb"PK\x03\x04.{26}story\.npy|(?:PK.{0,33})?\Z", re.DOTALL).match)
-TRIALS = Content("the trials of a search", re.compile(rb'\{"op_code": ?\d').match)
-JOURNAL = Content("a journal of `dicomsort send`", lambda _: True)  # its head is checked under its lock
+BUNDLE = FileKind("a bundle", _json_with({"format_version": int, "labels": list, "model_sha256": str}), most=1 << 20)
+CHECKPOINT = FileKind("a checkpoint", re.compile(rb"PK\x03\x04.{26}story\.npy|(?:PK.{0,33})?\Z", re.DOTALL).match)
+TRIALS = FileKind("the trials of a search", re.compile(rb'\{"op_code": ?\d').match)
+JOURNAL = FileKind("a journal of `dicomsort send`", lambda _: True)  # its head is checked under its lock
 _BY_NAME = {"bundle.json": BUNDLE, "metrics.json": METRICS, "card.md": MODEL_CARD, "mistakes.png": SHEET}
 _BY_ENDING = {
     ".png": FIGURE,
-    ".csv": Content("an earlier table", re.compile(rb"(epoch|trial),").match),
+    ".csv": FileKind("an earlier table", re.compile(rb"(epoch|trial),").match),
     ".keras": beginning("a model of Keras", b"PK\x03\x04"),
     ".npz": beginning("arrays", b"PK\x03\x04"),
     ".h5": beginning("a model in HDF5", b"\x89HDF\r\n\x1a\n"),
-    ".tflite": Content("a model of LiteRT", re.compile(rb".{4}TFL3", re.DOTALL).match),
+    ".tflite": FileKind("a model of LiteRT", re.compile(rb".{4}TFL3", re.DOTALL).match),
 }
 
 
-def kind_of(name: str) -> Content | None:
+def kind_of(name: str) -> FileKind | None:
     """Return the kind of a file of results with this name; None where the name is not one of ours."""
     return _BY_NAME.get(name) or _BY_ENDING.get(os.path.splitext(name)[1])
 
@@ -167,7 +167,7 @@ class Replaced:
     """A file that is replaced: the option that names it, its kind, its mode."""
 
     option: str
-    content: Content
+    kind: FileKind
     mode: int
 
     def write(self, files: Files, path: Path, data: bytes) -> None:
@@ -183,9 +183,9 @@ class Replaced:
         folder, name = os.path.split(target)
         part = f"{folder}/.{name}.part"
         for each in (target, part):
-            if problem := self.content.problem(each, torn=each == part):
+            if problem := self.kind.problem(each, torn=each == part):
                 raise UsageError(
-                    f"{self.option}: expected a new file or {self.content.name}, received {each!r}: {problem}"
+                    f"{self.option}: expected a new file or {self.kind.name}, received {each!r}: {problem}"
                 )
         if look_up(part) is not None:
             files.unlink(part)

@@ -1,4 +1,4 @@
-"""Executes a sealed plan and reports on it: the second half of ``sort`` and of ``undo``, all of ``resume``.
+"""Executes a sealed plan and reports on it: the second half of ``sort`` and of ``undo``; resumes what was cut short.
 
 Each run keeps room on the disk for its undo: bytes, and inodes, which a disk may lack while it has bytes.
 """
