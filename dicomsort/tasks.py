@@ -1,4 +1,7 @@
-"""What workers do: examine files and predict frames, by module-level functions on picklable records."""
+"""What workers do: examine files, predict frames, and make the pictures that pages show.
+
+Module-level functions on picklable records. A picture is made of pixels alone: no header comes with it.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from command import by_source, rows, run, sort
 from PIL import Image, PngImagePlugin
 from reports import add_row, report
 
-from dicomsort.pages.rendering import LONGEST, of_header, shown
+from dicomsort.pages.templating import LONGEST, of_header, shown
 from dicomsort.records import Header, Kind
 from dicomsort.tasks import PictureRequest, make_pictures
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from dicomsort.errors import command, counted
 from dicomsort.pages import report_page, run_statistics
-from dicomsort.pages.rendering import sop_class, title, why
 from dicomsort.pages.report import LISTED, make, spread
 from dicomsort.pages.report_page import Part, _without_folders, page, seconds
 from dicomsort.pages.run_statistics import SAMPLES, RunStatistics, allotted
+from dicomsort.pages.templating import sop_class, title, why
 from dicomsort.progress import Silent, Timed
 from dicomsort.records import Action, DecidedBy, Row, Status
 from dicomsort.report.manifest import rows_of, since

@@ -16,8 +16,8 @@ from dicomsort.bundle import Bundle, BundleReference
 from dicomsort.engines.engine import Engine, batched, map_in_order
 from dicomsort.errors import WorkerLost, counted
 from dicomsort.files import is_straight
-from dicomsort.pages.rendering import Fact, of_header, shown, title, why
 from dicomsort.pages.run_statistics import RunStatistics, allotted
+from dicomsort.pages.templating import Fact, of_header, shown, title, why
 from dicomsort.progress import Progress
 from dicomsort.records import Header, Prediction, Row, Status
 from dicomsort.report.manifest import Since, rows_of, since

@@ -16,9 +16,9 @@ from dicomsort.bundle import Bundle
 from dicomsort.classify import is_out_of_distribution
 from dicomsort.errors import counted, word
 from dicomsort.own_files import REPORT, REPORT_BEGINS, Replaced
-from dicomsort.pages.rendering import TEMPLATES, Fact, rendered, shown
 from dicomsort.pages.report import Report, Subject
 from dicomsort.pages.run_statistics import Cell
+from dicomsort.pages.templating import TEMPLATES, Fact, rendered, shown
 from dicomsort.records import OTHER, Status
 from dicomsort.report import NEEDS_PERSON
 from dicomsort.report.text import size

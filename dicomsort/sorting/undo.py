@@ -1,7 +1,7 @@
 """``undo``: a run of its own, whose plan is the reverse of what another run did; and its rehearsal, ``--dry-run``.
 
 Decisions about what the run put up for review may be undone first. The reverse plan is made by ``plan.reverse``; what
-later runs need, or placed since, is told by ``later_runs``. ``running`` carries the plan out.
+later runs need, or placed since, is told by ``later_runs``. ``resume.end_run`` carries the plan out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The threads that send, one a channel: what is retried, when, and when the peer itself is given up.
+"""The threads that send, one a channel: what is sent next, what is retried, what is left. ``retry`` says when.
 
 An instance that the peer refuses for now, or at which the connection breaks, is retried later; meanwhile others are
 sent. Only a peer that takes nothing at all gets pauses between bursts of instances, and is given up in the end.

@@ -25,8 +25,8 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from dicomsort.errors import DicomsortError, OutboxLocked, Outdated, UsageError
 from dicomsort.jsonlines import parse
-from dicomsort.pages.rendering import TEMPLATES, rendered
 from dicomsort.pages.review.session import Session, keys_for
+from dicomsort.pages.templating import TEMPLATES, rendered
 
 TOKEN_BYTES = 24
 HEADERS = {

@@ -17,7 +17,7 @@ from dicomsort.bundle import Bundle
 from dicomsort.engines.engine import Engine
 from dicomsort.errors import BundleChanged, Outdated, UsageError, WorkerLost, counted
 from dicomsort.files import is_straight
-from dicomsort.pages.rendering import of_header, shown, title, why
+from dicomsort.pages.templating import of_header, shown, title, why
 from dicomsort.records import OTHER
 from dicomsort.report.manifest_reader import RunRow, reviewer, who_of
 from dicomsort.report.review_queue import Item

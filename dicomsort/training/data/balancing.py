@@ -1,4 +1,7 @@
-"""Balances a data set: how much each image weighs, so that classes count alike, and in each class its sources."""
+"""Balances a data set: how much each image weighs, so that classes count alike, and in each class its sources.
+
+``fit.samplers`` draws batches by these weights, ``fit.feeding`` weighs losses by them.
+"""
 
 from __future__ import annotations
 
