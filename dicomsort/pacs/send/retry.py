@@ -1,6 +1,6 @@
 """When to retry: how long to wait before the next attempt, and when a peer that takes nothing is given up.
 
-``workers`` asks; how often an instance is retried at most are ``SendSettings.retries``.
+``workers`` asks; ``SendSettings.retries`` says how often an instance is retried at most.
 """
 
 from __future__ import annotations

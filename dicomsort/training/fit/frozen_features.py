@@ -1,6 +1,4 @@
-"""Activations of a network's frozen layers for a data set and its variations, computed once, and batches of them.
-
-In fine-tuning, each batch has features of the bundle's replay set beside those of the new images.
+"""Activations of a network's frozen layers for a data set and its variations, computed once.
 
 Imports Keras: import this module inside a function, after everything that can fail early.
 """
