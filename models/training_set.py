@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from dicomsort.classify import LEAST_SIDE
 from dicomsort.errors import DicomsortError
 from dicomsort.modalities import is_derived_map
 from dicomsort.pixels.render import picture
-from dicomsort.tasks import MIN_SIDE
 from dicomsort.training.data.grouping import perceptual_hash
 
 OTHERS = {"US", "SM", "NM", "OP", "PT"}  # Modality (0008,0060) of images that belong to OTHER
@@ -67,7 +67,7 @@ def is_decided_by_pixels(row: dict[str, str]) -> bool:
     sides = [int(row[name]) for name in ("rows", "cols") if row[name].isdecimal()]
     values = ast.literal_eval(row["image_type"] or "[]")
     is_shown = row["has_pixels"] == "yes" and "LOCALIZER" not in values and not is_derived_map("\\".join(values))
-    return is_shown and max(sides, default=0) >= MIN_SIDE
+    return is_shown and max(sides, default=0) >= LEAST_SIDE
 
 
 def is_new(path: Path, known: list[Any]) -> bool:
