@@ -43,7 +43,7 @@ class Gate:
     labels: Collection[str] = ()
     _options: dict[str, str] = field(default_factory=dict)  # real path -> the option that names it
 
-    def check_file(self, option: str, path: Path, content: FileKind, *, devices: bool = True) -> str:
+    def check_file(self, option: str, path: Path, kind: FileKind, *, devices: bool = True) -> str:
         """Return the real path of a file that may be written or replaced; UsageError where it may not.
 
         Where ``devices``, the standard streams and ``/dev/null`` are accepted by their names.
@@ -59,8 +59,8 @@ class Gate:
         there = look_up(target)
         if there and stat.S_ISREG(there.st_mode) and there.st_nlink > 1:
             raise UsageError(f"{option}: expected a file of one name, received {str(path)!r}: it has other names")
-        if problem := content.problem(target):
-            raise UsageError(f"{option}: expected a new file or {content.name}, received {quoted(path)}: {problem}")
+        if problem := kind.problem(target):
+            raise UsageError(f"{option}: expected a new file or {kind.name}, received {quoted(path)}: {problem}")
         return target
 
     def check_folder(self, option: str, path: Path, problem: Callable[[str], str] = lambda _: "") -> str:

@@ -11,6 +11,9 @@ from typing import NamedTuple, Self
 
 RENDERING_VERSION = 2  # of ``pixels.render``; a bundle trained on another rendering is refused
 INPUT_SHAPE = (224, 224, 3)  # of what ``pixels.render`` returns; a bundle whose model takes another is refused
+# Pixels of a frame's longer side from which on it is evidence. Measured on real files without their headers: of at most
+# 32 pixels 10 of 13 decisions were wrong, of 33 to 64 pixels none of 13.
+LEAST_SIDE = 48
 
 OTHER = "OTHER"
 REVIEW = "REVIEW"
@@ -164,7 +167,7 @@ class Prediction:
 
     ``probabilities`` sum to 1, in the order of the bundle's labels. Without them, ``problem`` says why in a short
     phrase; both are empty where nothing was predicted. ``distance`` is the Mahalanobis distance, 0 or more, None where
-    the model computes none. ``too_small``: every frame has too few pixels to decide anything.
+    the model computes none. ``too_small``: every frame has fewer pixels than ``LEAST_SIDE``, and decides nothing.
     """
 
     probabilities: tuple[float, ...] = ()

@@ -16,7 +16,7 @@ from dicomsort.bundle import BundleReference, predictor_of
 from dicomsort.dicom.headers import read_header
 from dicomsort.files import hashed, opened
 from dicomsort.files.beneath import Beneath
-from dicomsort.records import Examined, Found, Header, Kind, Prediction
+from dicomsort.records import LEAST_SIDE, Examined, Found, Header, Kind, Prediction
 
 if TYPE_CHECKING:
     import numpy as np
@@ -203,8 +203,6 @@ def _rendered(path: str, frame: int | None) -> tuple[NDArray[np.uint8], int] | P
 
 def _predict(bundle: BundleReference, image: NDArray[np.uint8], side: int) -> ExplainedPrediction:
     """Predict a rendered frame whose longer side has ``side`` pixels."""
-    from dicomsort.classify import LEAST_SIDE
-
     predictor = predictor_of(bundle)
     output = predictor.predict(image[None])
     distance = None if predictor.bundle.distance is None else float(output.distances[0])

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from dicomsort.classify import LEAST_SIDE
 from dicomsort.errors import DicomsortError
 from dicomsort.modalities import is_derived_map
 from dicomsort.pixels.render import picture
+from dicomsort.records import LEAST_SIDE
 from dicomsort.training.data.grouping import perceptual_hash
 
 OTHERS = {"US", "SM", "NM", "OP", "PT"}  # Modality (0008,0060) of images that belong to OTHER

@@ -10,14 +10,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from dicomsort.archives.limits import ArchiveLimits, ArchiveRefused, Budget
-from dicomsort.archives.members import (
-    DAMAGED,
-    UNSAFE_NAME,
-    Member,
-    MemberDamaged,
-    safe_name,
-    shown_name,
-)
+from dicomsort.archives.members import DAMAGED, UNSAFE_NAME, Member, MemberDamaged, safe_name, shown_name
 from dicomsort.dicom.magic import OPENED, archive_of
 from dicomsort.files import Files, flush_path, is_network, look_up, opened_file
 from dicomsort.files.beneath import one_below

@@ -7,7 +7,6 @@ decides for those of its series whose headers say nothing. Pure: no file is touc
 from __future__ import annotations
 
 from dicomsort.classify.evidence import (
-    LEAST_SIDE,
     Criteria,
     folder_of,
     grouping_of,
@@ -20,7 +19,6 @@ from dicomsort.classify.rules import RULES
 from dicomsort.classify.study import classify_study, is_clear, is_contradicted
 
 __all__ = [
-    "LEAST_SIDE",
     "RULES",
     "Criteria",
     "classify_study",

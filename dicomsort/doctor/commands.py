@@ -194,9 +194,9 @@ def _examine_values(what: str, values: Mapping[str, object], gate: Gate) -> Iter
             yield wrong(f"{option}: expected what can be read, received {quoted(path)}", f"make it, or {rights}", what)
 
 
-def _examine_file(what: str, option: str, path: Path, content: FileKind, gate: Gate) -> Finding:
+def _examine_file(what: str, option: str, path: Path, kind: FileKind, gate: Gate) -> Finding:
     try:
-        target = gate.check_file(option, path, content)
+        target = gate.check_file(option, path, kind)
     except UsageError as error:
         folder = os.path.dirname(os.path.abspath(path))
         return wrong(str(error), f"as root: install -d -o USER {folder}, with the user that runs dicomsort", what)
@@ -239,9 +239,9 @@ def _check_sorting(call: Call, settings: SortSettings) -> Collection[str]:
 
 
 def _check_files(gate: Gate, settings: SortSettings | SendSettings | ReceiveSettings) -> None:
-    for name, content in _FILES.items():
+    for name, kind in _FILES.items():
         if (path := getattr(settings, name, None)) is not None:
-            gate.check_file(flag_of(name), path, content, devices=name != "journal")
+            gate.check_file(flag_of(name), path, kind, devices=name != "journal")
 
 
 def _send(call: Call) -> None:

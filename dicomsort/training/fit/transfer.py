@@ -38,12 +38,7 @@ from dicomsort.training.fit.checkpoint import (
     resumable,
 )
 from dicomsort.training.fit.feeding import DivergenceCallback, run, waiting
-from dicomsort.training.fit.frozen_features import (
-    ChangedImages,
-    activations_of,
-    divide,
-    view_all,
-)
+from dicomsort.training.fit.frozen_features import ChangedImages, activations_of, divide, view_all
 from dicomsort.training.fit.held_out import HeldOutPredictions
 from dicomsort.training.fit.hyperparameters import Hyperparameters, TrainedModel
 from dicomsort.training.fit.quantize import Quantizer
